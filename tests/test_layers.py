@@ -1,0 +1,78 @@
+"""Imports point downwards, and files stay readable. Pure `ast`, no torch."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parent.parent / "lightning_paf"
+LEVELS = {
+    -1: ["types"],
+    0: ["functional", "specs", "schedules"],
+    1: ["nn"],
+    2: ["attacks", "nets"],
+    3: ["objectives", "evaluation"],
+    4: ["module", "callbacks", "data"],
+    5: ["cli", "tools", "__main__"],
+}
+LEVEL = {unit: level for level, units in LEVELS.items() for unit in units}
+FILES = sorted(PACKAGE.rglob("*.py"))
+HEAVY = {"timm", "torchvision", "pyautoattack", "autoattack", "sklearn", "matplotlib", "scipy"}
+
+
+def unit(path: Path) -> str:
+    first = path.relative_to(PACKAGE).parts[0]
+    return first.removesuffix(".py")
+
+
+def imports(tree: ast.AST) -> list[str]:
+    found = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "relative import"
+            found.append(node.module)
+            found += [f"{node.module}.{alias.name}" for alias in node.names]
+    return found
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_imports_point_downwards(path):
+    here = unit(path)
+    if here == "__init__":
+        return
+    for name in imports(ast.parse(path.read_text())):
+        parts = name.split(".")
+        if parts[0] == "lightning":
+            assert LEVEL[here] >= 4, f"{path} imports lightning"
+        if parts[0] != "lightning_paf" or len(parts) == 1 or parts[1] not in LEVEL:
+            continue
+        there = parts[1]
+        allowed = here == there or LEVEL[there] < LEVEL[here] or LEVEL[here] == 5
+        assert allowed, f"{path} ({here}) imports {name}"
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_heavy_libraries_are_imported_where_they_are_used(path):
+    for name in top_imports(path):
+        assert name.split(".")[0] not in HEAVY, f"{path} imports {name} at the top; import it inside the function"
+
+
+def top_imports(path: Path) -> list[str]:
+    body = ast.parse(path.read_text()).body
+    return [name for node in body if isinstance(node, ast.Import | ast.ImportFrom) for name in imports(node)]
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_files_and_functions_stay_readable(path):
+    source = path.read_text()
+    assert len(source.splitlines()) <= 400
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.FunctionDef):
+            lines = node.end_lineno - node.lineno + 1 - len((ast.get_docstring(node) or "").splitlines())
+            assert lines <= 40, f"{node.name} has {lines} lines"
+
+
+def test_every_unit_has_a_level():
+    assert {unit(path) for path in FILES} - {"__init__"} <= LEVEL.keys()
