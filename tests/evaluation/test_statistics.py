@@ -1,0 +1,66 @@
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lightning_paf.evaluation import exact_accuracy, paired_difference
+
+
+def test_closed_forms_at_the_ends():
+    # With no success in n trials the upper end p solves (1 - p)^n = 0.025.
+    nothing = exact_accuracy(0, 20)
+    assert nothing.low == 0
+    assert math.isclose(nothing.high, 1 - 0.025 ** (1 / 20), rel_tol=1e-9)
+    everything = exact_accuracy(20, 20)
+    assert everything.high == 1
+    assert math.isclose(everything.low, 0.025 ** (1 / 20), rel_tol=1e-9)
+
+
+@given(st.integers(1, 400).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))
+def test_the_interval_holds_the_accuracy(counts):
+    accuracy = exact_accuracy(*counts)
+    assert 0 <= accuracy.low <= accuracy.value <= accuracy.high <= 1
+
+
+def test_the_interval_covers_at_least_what_it_says():
+    rng = np.random.default_rng(0)
+    truth, n = 0.6, 60
+    intervals = [exact_accuracy(int(correct), n) for correct in rng.binomial(n, truth, 1000)]
+    assert np.mean([i.low <= truth <= i.high for i in intervals]) > 0.935
+
+
+def test_it_reads_as_a_person_writes_it():
+    assert str(exact_accuracy(615, 1000)) == "61.5 % [58.4, 64.5]"
+
+
+@pytest.mark.parametrize("counts", [(3, 2), (-1, 2), (0, 0)])
+def test_impossible_counts_are_refused(counts):
+    with pytest.raises(ValueError, match="correct <= total"):
+        exact_accuracy(*counts)
+
+
+def test_difference_is_antisymmetric_and_holds_its_value():
+    one, other = paired_difference(30, 10, 200), paired_difference(10, 30, 200)
+    assert one.value == -other.value == 0.1
+    assert math.isclose(one.low, -other.high)
+    assert one.low < 0.1 < one.high
+
+
+def test_no_disputed_sample_still_leaves_doubt():
+    same = paired_difference(0, 0, 100)
+    assert same.low < 0 < same.high
+
+
+def test_difference_interval_covers():
+    rng = np.random.default_rng(0)
+    n, draws = 300, 1000
+    table = rng.multinomial(n, [0.5, 0.15, 0.1, 0.25], draws)
+    covered = [(lambda d: d.low <= 0.05 <= d.high)(paired_difference(int(row[1]), int(row[2]), n)) for row in table]
+    assert np.mean(covered) > 0.93
+
+
+def test_more_disputes_than_samples_are_refused():
+    with pytest.raises(ValueError, match="do not fit"):
+        paired_difference(3, 3, 5)
