@@ -1,0 +1,26 @@
+"""Network architectures; every one maps images (N, C, H, W) to logits (N, num_classes).
+
+Activations are `nn.ReLU` or `nn.SiLU` modules, so that `swap_activations` can replace them; keys and parameter
+counts are those of published checkpoints where there are any.
+"""
+
+from lightning_paf.nets.dm_preact_resnet import DMPreActResNet
+from lightning_paf.nets.dm_wide_resnet import DMWideResNet
+from lightning_paf.nets.factory import timm_net, torchvision_net
+from lightning_paf.nets.preact_resnet import PreActResNet
+from lightning_paf.nets.resnet import CifarResNet
+from lightning_paf.nets.small import SmallConvNet
+from lightning_paf.nets.vgg import VGG16BN
+from lightning_paf.nets.wide_resnet import WideResNet
+
+__all__ = [
+    "VGG16BN",
+    "CifarResNet",
+    "DMPreActResNet",
+    "DMWideResNet",
+    "PreActResNet",
+    "SmallConvNet",
+    "WideResNet",
+    "timm_net",
+    "torchvision_net",
+]

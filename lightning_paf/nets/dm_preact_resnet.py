@@ -1,0 +1,102 @@
+"""Pre-activation ResNet with the layout, the padding and the state-dict keys of DeepMind's robust models."""
+
+from typing import Literal
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lightning_paf.nets.layers import (
+    SameConv2d,
+    Standardize,
+    basic_block_counts,
+    conv3x3,
+    init_convolutions,
+    set_batchnorm_momentum,
+    stage,
+)
+
+
+class DMPreActBlock(nn.Module):
+    """Pre-activation block with `SAME` padding, whose shortcut is a 3x3 convolution of the block's input.
+
+    Args:
+        in_channels: Channels that enter.
+        out_channels: Channels that leave.
+        stride: Stride of the first convolution and of the shortcut.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
+        super().__init__()
+        self.batchnorm_0 = nn.BatchNorm2d(in_channels)
+        self.relu_0 = nn.SiLU()
+        self.conv_2d_1 = SameConv2d(in_channels, out_channels, stride)
+        self.batchnorm_1 = nn.BatchNorm2d(out_channels)
+        self.relu_1 = nn.SiLU()
+        self.conv_2d_2 = conv3x3(out_channels, out_channels)
+        projects = stride != 1 or in_channels != out_channels
+        self.shortcut = SameConv2d(in_channels, out_channels, stride) if projects else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (N, in_channels, H, W) to (N, out_channels, ceil(H / stride), ceil(W / stride))."""
+        residual = self.conv_2d_1(self.relu_0(self.batchnorm_0(x)))
+        residual = self.conv_2d_2(self.relu_1(self.batchnorm_1(residual)))
+        out: Tensor = residual + (x if self.shortcut is None else self.shortcut(x))
+        return out
+
+
+class DMPreActResNet(nn.Module):
+    """PreActResNet-18 and -34 with SiLU of Gowal et al. 2021, Rebuffi et al. 2021 and Rade 2021.
+
+    17 SiLU at depth 18. Parameters differ from `PreActResNet`, as the shortcuts are 3x3 convolutions.
+
+    Args:
+        depth: 18 or 34.
+        num_classes: Width of the logits.
+        in_channels: Channels of the images.
+        width: Channels of the first stage, doubled in each of the three others; 64 in the literature.
+        mean: Per-channel mean that the network itself subtracts, for a network that is used without `Classifier` or
+            with `normalize=False`; empty: images arrive normalised.
+        std: Per-channel standard deviation that goes with `mean`.
+        bn_momentum: Share of the newest batch in the running statistics. Wang et al. 2023 use 0.01, which takes
+            hundreds of steps to forget the initial statistics.
+
+    Raises:
+        ValueError: Unknown depth, or the lengths of `mean` and `std` do not suit the channels.
+    """
+
+    def __init__(
+        self,
+        depth: Literal[18, 34] = 18,
+        num_classes: int = 10,
+        in_channels: int = 3,
+        width: int = 64,
+        mean: tuple[float, ...] = (),
+        std: tuple[float, ...] = (),
+        bn_momentum: float = 0.1,
+    ) -> None:
+        super().__init__()
+        counts = basic_block_counts(depth)
+        self.num_classes = num_classes
+        self.normalize = Standardize(mean, std, in_channels)
+        self.conv_2d = conv3x3(in_channels, width)
+        self.layer_0 = stage(DMPreActBlock, counts[0], width, width, stride=1)
+        self.layer_1 = stage(DMPreActBlock, counts[1], width, 2 * width, stride=2)
+        self.layer_2 = stage(DMPreActBlock, counts[2], 2 * width, 4 * width, stride=2)
+        self.layer_3 = stage(DMPreActBlock, counts[3], 4 * width, 8 * width, stride=2)
+        self.batchnorm = nn.BatchNorm2d(8 * width)
+        self.relu = nn.SiLU()
+        self.logits = nn.Linear(8 * width, num_classes)
+        init_convolutions(self)
+        set_batchnorm_momentum(self, bn_momentum)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Images (N, in_channels, H, W) to logits (N, num_classes)."""
+        x = self.conv_2d(self.normalize(x))
+        x = self.layer_3(self.layer_2(self.layer_1(self.layer_0(x))))
+        x = self.relu(self.batchnorm(x))
+        logits: Tensor = self.logits(F.adaptive_avg_pool2d(x, 1).flatten(1))
+        return logits
+
+    def get_classifier(self) -> nn.Linear:
+        """The layer that makes the logits."""
+        return self.logits

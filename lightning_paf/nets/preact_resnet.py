@@ -1,0 +1,81 @@
+"""Pre-activation ResNet-18 and ResNet-34 for 32x32 images."""
+
+from typing import Literal
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lightning_paf.nets.layers import basic_block_counts, conv1x1, conv3x3, init_convolutions, stage
+
+
+class PreActBlock(nn.Module):
+    """Batch norm and activation before each 3x3 convolution; a shortcut projects the activated input.
+
+    Args:
+        in_channels: Channels that enter.
+        out_channels: Channels that leave.
+        stride: Stride of the first convolution and of the shortcut.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
+        super().__init__()
+        self.bn1 = nn.BatchNorm2d(in_channels)
+        self.activation1 = nn.ReLU()
+        self.conv1 = conv3x3(in_channels, out_channels, stride)
+        self.bn2 = nn.BatchNorm2d(out_channels)
+        self.activation2 = nn.ReLU()
+        self.conv2 = conv3x3(out_channels, out_channels)
+        self.shortcut: nn.Sequential | None = None
+        if stride != 1 or in_channels != out_channels:
+            self.shortcut = nn.Sequential(conv1x1(in_channels, out_channels, stride))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (N, in_channels, H, W) to (N, out_channels, H / stride, W / stride)."""
+        activated = self.activation1(self.bn1(x))
+        residual: Tensor = self.conv2(self.activation2(self.bn2(self.conv1(activated))))
+        return residual + (x if self.shortcut is None else self.shortcut(activated))
+
+
+class PreActResNet(nn.Module):
+    """Pre-activation ResNet (He et al. 2016, "Identity Mappings") with a final batch norm, as in Rice et al. 2020.
+
+    PreActResNet-18 has 17 activations and 11,172,170 parameters for 10 classes. The keys are those of the common CIFAR
+    implementations (`conv1`, `layerL.B`, `bn`, `linear`). Some of their checkpoints project the input of the block
+    instead of its activation (e.g. Wong et al. 2020): these load without complaint and compute something else.
+
+    Args:
+        depth: 18 or 34.
+        num_classes: Width of the logits.
+        in_channels: Channels of the images.
+        width: Channels of the first stage, doubled in each of the three others; 64 in the literature.
+
+    Raises:
+        ValueError: Unknown depth.
+    """
+
+    def __init__(
+        self, depth: Literal[18, 34] = 18, num_classes: int = 10, in_channels: int = 3, width: int = 64
+    ) -> None:
+        super().__init__()
+        counts = basic_block_counts(depth)
+        self.num_classes = num_classes
+        self.conv1 = conv3x3(in_channels, width)
+        self.layer1 = stage(PreActBlock, counts[0], width, width, stride=1)
+        self.layer2 = stage(PreActBlock, counts[1], width, 2 * width, stride=2)
+        self.layer3 = stage(PreActBlock, counts[2], 2 * width, 4 * width, stride=2)
+        self.layer4 = stage(PreActBlock, counts[3], 4 * width, 8 * width, stride=2)
+        self.bn = nn.BatchNorm2d(8 * width)
+        self.activation = nn.ReLU()
+        self.linear = nn.Linear(8 * width, num_classes)
+        init_convolutions(self)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Images (N, in_channels, H, W) to logits (N, num_classes)."""
+        x = self.layer4(self.layer3(self.layer2(self.layer1(self.conv1(x)))))
+        x = self.activation(self.bn(x))
+        logits: Tensor = self.linear(F.adaptive_avg_pool2d(x, 1).flatten(1))
+        return logits
+
+    def get_classifier(self) -> nn.Linear:
+        """The layer that makes the logits."""
+        return self.linear

@@ -1,0 +1,45 @@
+"""A network that trains within seconds on a CPU."""
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lightning_paf.nets.layers import init_convolutions
+
+
+class SmallConvNet(nn.Module):
+    """Four 3x3 convolutions without batch norm, for the 8x8 digits of scikit-learn, for demonstrations and for tests.
+
+    Not from a paper. Without batch norm its output depends on each image alone, in training as in evaluation. The
+    activation is applied 4 times.
+
+    Args:
+        in_channels: Channels of the images, of any size from 4x4 upwards.
+        num_classes: Width of the logits.
+        width: Channels of the first two convolutions; the other two have twice as many.
+    """
+
+    def __init__(self, in_channels: int = 1, num_classes: int = 10, width: int = 16) -> None:
+        super().__init__()
+        self.num_classes = num_classes
+        self.features = nn.Sequential(
+            nn.Conv2d(in_channels, width, kernel_size=3, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(width, width, kernel_size=3, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(width, 2 * width, kernel_size=3, stride=2, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(2 * width, 2 * width, kernel_size=3, padding=1),
+            nn.ReLU(),
+        )
+        self.fc = nn.Linear(2 * width * 4 * 4, num_classes)
+        init_convolutions(self)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Images (N, in_channels, H, W) to logits (N, num_classes)."""
+        # The 4x4 grid of means keeps where a stroke is; at 8x8 it is the features themselves.
+        logits: Tensor = self.fc(F.adaptive_avg_pool2d(self.features(x), 4).flatten(1))
+        return logits
+
+    def get_classifier(self) -> nn.Linear:
+        """The layer that makes the logits."""
+        return self.fc

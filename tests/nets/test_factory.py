@@ -1,0 +1,64 @@
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import lightning_paf
+from lightning_paf.nets import timm_net, torchvision_net
+
+
+def test_nothing_heavy_is_imported_before_a_network_is_asked_for():
+    code = "import sys, lightning_paf.nets; print(sorted({'timm', 'torchvision'} & set(sys.modules)))"
+    root = Path(lightning_paf.__file__).parents[1]
+    done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnet18.a1_in1k"])
+def test_timm_passes_arguments_on(name):
+    net = timm_net(name, num_classes=7, in_chans=1).eval()
+    assert net(torch.rand(2, 1, 32, 32)).shape == (2, 7)
+    assert net.get_classifier().out_features == 7
+
+
+def test_torchvision_passes_arguments_on():
+    net = torchvision_net("mobilenet_v3_small", num_classes=7, dropout=0.75).eval()
+    assert net(torch.rand(2, 3, 32, 32)).shape == (2, 7)
+    assert net.classifier[2].p == 0.75
+
+
+@pytest.mark.parametrize("make", [timm_net, torchvision_net])
+def test_ten_fresh_classes_by_default(make):
+    torch.manual_seed(0)
+    first = make("resnet18")
+    assert first.fc.out_features == 10
+    assert not torch.equal(first.conv1.weight, make("resnet18").conv1.weight)
+
+
+@pytest.mark.parametrize(
+    ("make", "name", "close"),
+    [
+        (timm_net, "resnt18", "resnet18"),
+        (timm_net, "resnet18.a1_in1kk", "resnet18.a1_in1k"),
+        (torchvision_net, "vgg16bn", "vgg16_bn"),
+        (torchvision_net, "vit_b16", "vit_b_16"),
+    ],
+)
+def test_unknown_names_list_the_closest(make, name, close):
+    with pytest.raises(ValueError, match=f"has no network called '{name}'") as error:
+        make(name)
+    assert close in str(error.value)
+
+
+@pytest.mark.parametrize("make", [timm_net, torchvision_net])
+@pytest.mark.parametrize("name", ["", "???", "hf-hub:someone/something"])
+def test_names_like_nothing_are_refused_without_touching_the_network(make, name):
+    with pytest.raises(ValueError, match="has no network called"):
+        make(name)
+
+
+def test_torchvision_offers_classifiers_only():
+    with pytest.raises(ValueError, match="has no network called 'fcn_resnet50'"):
+        torchvision_net("fcn_resnet50")

@@ -1,0 +1,133 @@
+"""What every network of the package promises."""
+
+import copy
+import inspect
+
+import pytest
+import torch
+from torch import nn
+
+from lightning_paf import nets
+from lightning_paf.nets import (
+    VGG16BN,
+    CifarResNet,
+    DMPreActResNet,
+    DMWideResNet,
+    PreActResNet,
+    SmallConvNet,
+    WideResNet,
+)
+from lightning_paf.nn.activations import PSSiLU
+from lightning_paf.nn.swap import swap_activations
+
+# How to build each class small, with the number of times that its forward pass applies an activation.
+SMALL = {
+    CifarResNet: ({"width": 4}, 17),
+    DMPreActResNet: ({"width": 4}, 17),
+    DMWideResNet: ({"depth": 10, "width": 1}, 7),
+    PreActResNet: ({"width": 4}, 17),
+    SmallConvNet: ({"width": 4}, 4),
+    VGG16BN: ({"width": 4}, 15),
+    WideResNet: ({"depth": 10, "width": 1}, 7),
+}
+
+
+@pytest.fixture(params=SMALL, ids=lambda cls: cls.__name__)
+def cls(request):
+    return request.param
+
+
+@pytest.fixture(autouse=True)
+def _seed():
+    torch.manual_seed(0)
+
+
+def build(cls, **kwargs):
+    return cls(**SMALL[cls][0], **kwargs)
+
+
+def test_every_exported_network_is_covered():
+    exported = {getattr(nets, name) for name in nets.__all__ if inspect.isclass(getattr(nets, name))}
+    assert exported == set(SMALL)
+
+
+@pytest.mark.parametrize("in_channels", [1, 3])
+def test_logits_and_classifier(cls, in_channels):
+    net = build(cls, num_classes=7, in_channels=in_channels).eval()
+    assert net(torch.rand(2, in_channels, 32, 32)).shape == (2, 7)
+    head = net.get_classifier()
+    assert isinstance(head, nn.Linear)
+    assert head.out_features == net.num_classes == 7
+    linear = [module for module in net.modules() if isinstance(module, nn.Linear)]
+    assert head is linear[-1]
+
+
+@pytest.mark.parametrize("size", [(64, 64), (40, 48)])
+def test_larger_images_of_any_shape(cls, size):
+    assert build(cls, in_channels=3).eval()(torch.rand(1, 3, *size)).shape == (1, 10)
+
+
+def test_images_of_eight_pixels(cls):
+    if cls is VGG16BN:
+        pytest.skip("halves the image five times")
+    assert build(cls, in_channels=1).eval()(torch.rand(1, 1, 8, 8)).shape == (1, 10)
+
+
+def test_every_parameter_and_the_input_receive_a_gradient(cls):
+    net, x = build(cls, in_channels=3), torch.rand(8, 3, 32, 32, requires_grad=True)
+    net(x).square().sum().backward()
+    assert [name for name, parameter in net.named_parameters() if parameter.grad is None] == []
+    assert torch.isfinite(x.grad).all()
+    assert (x.grad != 0).any(dim=(1, 2, 3)).all()
+
+
+def test_number_of_activations_in_a_forward_pass(cls):
+    net, calls = build(cls, in_channels=3).eval(), []
+    for module in net.modules():
+        if isinstance(module, nn.ReLU | nn.SiLU):
+            assert not module.inplace
+            module.register_forward_hook(lambda *_: calls.append(1))
+    net(torch.rand(1, 3, 32, 32))
+    assert len(calls) == SMALL[cls][1]
+
+
+def test_one_shared_activation_serves_the_whole_forward_pass(cls):
+    net, calls = build(cls, in_channels=3).eval(), []
+    swap_activations(net, PSSiLU)
+    (shared,) = {module for module in net.modules() if isinstance(module, PSSiLU)}
+    assert not [module for module in net.modules() if isinstance(module, nn.ReLU | nn.SiLU)]
+    shared.register_forward_hook(lambda *_: calls.append(1))
+    net(torch.rand(1, 3, 32, 32)).sum().backward()
+    assert len(calls) == SMALL[cls][1]
+    assert shared.alpha.grad.abs() > 0
+    assert shared.beta.grad.abs() > 0
+
+
+def test_initial_logits_have_a_sensible_size(cls):
+    logits = build(cls, in_channels=3)(torch.randn(32, 3, 32, 32))
+    assert 1e-3 < logits.std() < 30
+
+
+def test_convolutions_start_with_the_variance_of_he(cls):
+    net = cls(in_channels=3)
+    for module in net.modules():
+        if isinstance(module, nn.Conv2d) and module.weight.numel() > 4000:
+            expected = 2 / (module.kernel_size[0] * module.kernel_size[1] * module.out_channels)
+            assert module.weight.var().item() == pytest.approx(expected, rel=0.1)
+            assert module.bias is None or not module.bias.any()
+
+
+def test_evaluation_treats_images_one_by_one_and_keeps_the_input(cls):
+    net, x = build(cls, in_channels=3).eval(), torch.rand(3, 3, 32, 32)
+    before = x.clone()
+    together = net(x)
+    torch.testing.assert_close(together, torch.cat([net(image[None]) for image in x]), atol=1e-5, rtol=1e-4)
+    assert torch.equal(x, before)
+
+
+def test_copies_are_equal_and_independent(cls):
+    net = build(cls, in_channels=3).eval()
+    twin, x = copy.deepcopy(net), torch.rand(1, 3, 32, 32)
+    assert torch.equal(net(x), twin(x))
+    nn.init.ones_(twin.get_classifier().bias)
+    assert not torch.equal(net(x), twin(x))
