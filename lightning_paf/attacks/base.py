@@ -1,0 +1,205 @@
+"""The contract of every attack."""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from fractions import Fraction
+from types import MappingProxyType
+from typing import Any, final
+
+import torch
+from torch import Tensor, nn
+
+from lightning_paf.functional.geometry import Bounds, geometry_of
+from lightning_paf.functional.losses import cross_entropy
+from lightning_paf.nn.modes import Mode, frozen
+from lightning_paf.types import Forward, Norm, PerExampleLoss, Radius
+
+# Far above every published threat model in [0, 1], far below one that was typed in grey levels.
+_LARGEST_EPS: Mapping[Norm, float] = MappingProxyType({"linf": 1.0, "l2": 50.0, "l1": 1000.0})
+
+_PIXEL_TOLERANCE = 1e-4
+"""Pixels may leave the bounds by this much at entry: interpolating augmentations overshoot by a rounding error."""
+
+
+class Attack(ABC):
+    """Finds a perturbation of at most `eps` that raises a loss. Configuration only; the model comes with the call.
+
+    Subclasses write `perturb`, which is mathematics alone; the call around it takes care of the model, of autograd and
+    of the inputs. It leaves the model as found: state dict, training flags, `requires_grad` and `.grad`. It works under
+    `torch.no_grad` and `torch.inference_mode`, and runs in the precision (autocast) of the caller.
+
+    Args:
+        eps: Largest perturbation, in units of pixels in [0, 1]: `8/255`, `0.031`.
+        norm: How a perturbation is measured.
+        mode: Whether the attacked model is in eval mode, or in train mode with its buffers protected.
+        bounds: Smallest and largest pixel value; null for inputs without bounds.
+        loss: What to increase where the call does not say it: `(output, target) -> (N,)`. Default: cross-entropy.
+
+    Raises:
+        TypeError: `eps` is not a number.
+        ValueError: `eps` is not positive, or so large that it must be grey levels; unknown norm or mode; empty bounds.
+    """
+
+    fixed_loss: bool = False
+    """Whether the attack brings its own losses and refuses `loss` and `forward` in the call."""
+
+    def __init__(
+        self,
+        eps: Radius = Fraction(8, 255),
+        *,
+        norm: Norm = "linf",
+        mode: Mode = "eval",
+        bounds: Bounds = (0.0, 1.0),
+        loss: PerExampleLoss | None = None,
+    ) -> None:
+        geometry_of(norm)  # refuses an unknown norm
+        if mode not in ("eval", "train"):
+            raise ValueError(f"mode must be eval or train, but is {mode!r}. Use eval unless the method asks for train.")
+        if bounds is not None and not bounds[0] < bounds[1]:
+            raise ValueError(f"bounds must be increasing, but are {bounds}. Write bounds=[0, 1], or null for none.")
+        _check_eps(eps, norm, bounds)
+        self.eps = eps
+        self.norm = norm
+        self.mode = mode
+        self.bounds = bounds
+        self.loss = loss
+        self._seen_pixels = False
+
+    @property
+    def radius(self) -> float:
+        """How far a result may be from its image, in `norm`. Equals `eps` unless the subclass says otherwise."""
+        return float(self.eps)
+
+    def describe(self) -> dict[str, Any]:
+        """The threat model and the settings as plain values, for result files."""
+        return {
+            "attack": type(self).__name__,
+            "norm": self.norm,
+            "eps": radius_text(self.eps),
+            "eps_value": float(self.eps),
+            "mode": self.mode,
+            "bounds": None if self.bounds is None else list(self.bounds),
+            "loss": getattr(self.loss or cross_entropy, "__name__", type(self.loss).__name__),
+        }
+
+    @final
+    def __call__(
+        self,
+        model: nn.Module,
+        x: Tensor,
+        y: Tensor,
+        *,
+        loss: PerExampleLoss | None = None,
+        forward: Forward | None = None,
+    ) -> Tensor:
+        """Attack a batch.
+
+        Args:
+            model: What to freeze during the attack; and to call, unless `forward` is given.
+            x: Images (N, C, H, W), floating point, inside `bounds`. Not modified.
+            y: What the loss compares with: labels (N,), a distribution (N, C), a clean image. Not modified.
+            loss: What to increase, `(output, y) -> (N,)`. Default: the attack's own loss, else cross-entropy.
+            forward: How to call the model. Default: `model` itself.
+
+        Returns:
+            Perturbed images, shaped like `x`, without a graph.
+
+        Raises:
+            ValueError: Pixels outside `bounds`. Looked at in every call on the CPU, elsewhere in the first call only,
+                since reading the answer makes the device wait.
+        """
+        if self.fixed_loss and (loss is not None or forward is not None):
+            raise ValueError(
+                f"{type(self).__name__} brings its own losses and attacks the logits of the model, but got a custom "
+                "loss or forward. Leave both out, or use PGD."
+            )
+        with self._ready(model):
+            x, y = self._own(x), y.detach().clone()
+            if len(x) == 0:
+                return x
+            return self.perturb(forward or model, x, y, loss or self.loss or cross_entropy).detach()
+
+    @abstractmethod
+    def perturb(self, forward: Forward, x: Tensor, y: Tensor, loss: PerExampleLoss) -> Tensor:
+        """The mathematics. Gradients are on, the model behind `forward` is frozen, `x` and `y` belong to the attack."""
+
+    @contextmanager
+    def _ready(self, model: nn.Module) -> Iterator[None]:
+        """Leave inference mode (gradients do not exist there), enable gradients, freeze the model."""
+        with torch.inference_mode(False), torch.enable_grad(), frozen(model, self.mode):
+            yield
+
+    def _own(self, x: Tensor) -> Tensor:
+        """A checked copy of the images; a copy because autograd may not save an inference tensor."""
+        if not x.is_floating_point():
+            raise ValueError(f"Images must be floating point, but are {x.dtype}. Divide uint8 images by 255.")
+        x = x.detach().clone()
+        known = self._seen_pixels and x.device.type != "cpu"
+        if self.bounds is not None and x.numel() > 0 and not known:
+            low, high = (limit.item() for limit in x.aminmax())
+            if not (low >= self.bounds[0] - _PIXEL_TOLERANCE and high <= self.bounds[1] + _PIXEL_TOLERANCE):
+                raise ValueError(
+                    f"Pixels outside [{self.bounds[0]:g}, {self.bounds[1]:g}] reached {type(self).__name__}: they lie "
+                    f"in [{low:g}, {high:g}]. Give images in this range; normalisation belongs inside the model."
+                )
+            self._seen_pixels = True
+        return x
+
+
+def loss_and_gradient(forward: Forward, x: Tensor, y: Tensor, loss: PerExampleLoss) -> tuple[Tensor, Tensor]:
+    """The loss per example (N,) at `x` and its gradient with respect to `x`, neither with a graph.
+
+    The gradient is that of the sum: independent of the batch size, and further from underflow in half precision than
+    that of the mean. `.grad` is never written.
+
+    Raises:
+        ValueError: The loss does not return one value per example.
+    """
+    x = x.detach().requires_grad_()
+    values = loss(forward(x), y)
+    if values.shape != x.shape[:1]:
+        raise ValueError(
+            f"An attack's loss must return one value per example, shape ({len(x)},), but returned shape "
+            f"{tuple(values.shape)}. Use reduction='none', and average over everything but the first dimension."
+        )
+    (gradient,) = torch.autograd.grad(values.sum(), x)
+    return values.detach(), gradient
+
+
+class Best:
+    """The image with the largest score so far, for each example.
+
+    Args:
+        x: Images (N, ...) that stand in until the first `update`.
+    """
+
+    def __init__(self, x: Tensor) -> None:
+        self.x = x
+        self.scores = torch.full((len(x),), -torch.inf, device=x.device)
+
+    def update(self, x: Tensor, scores: Tensor) -> None:
+        """Take over the examples whose score (N,) is larger than before."""
+        better = scores > self.scores
+        self.x = torch.where(better.view(-1, *[1] * (x.dim() - 1)), x, self.x)
+        self.scores = torch.where(better, scores.to(self.scores.dtype), self.scores)
+
+
+def radius_text(radius: Radius) -> str:
+    """A radius as people write it: `8/255` for a whole number of grey levels (also 12/255, which reduces to 4/85)."""
+    if isinstance(radius, Fraction) and radius.denominator > 1 and 255 % radius.denominator == 0:
+        return f"{radius * 255}/255"
+    return str(radius)
+
+
+def _check_eps(eps: Radius, norm: Norm, bounds: Bounds) -> None:
+    if isinstance(eps, bool) or not isinstance(eps, int | float | Fraction):
+        raise TypeError(f"eps must be a number, but is {eps!r}. Write 8/255 in YAML, Fraction(8, 255) in Python.")
+    if not 0 < eps < math.inf:
+        raise ValueError(f"eps={eps} is not a perturbation size. Give a positive number such as 8/255.")
+    if bounds is not None and eps > _LARGEST_EPS[norm] * (bounds[1] - bounds[0]):
+        raise ValueError(
+            f"eps={eps} is too large for the {norm} norm of images in [{bounds[0]:g}, {bounds[1]:g}]. "
+            f"If it is meant in grey levels, write {float(eps):g}/255."
+        )

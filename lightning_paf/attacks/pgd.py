@@ -1,0 +1,109 @@
+"""Projected gradient descent."""
+
+import warnings
+from fractions import Fraction
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from lightning_paf.attacks.base import Attack, Best, loss_and_gradient, radius_text
+from lightning_paf.functional.geometry import Bounds, geometry_of
+from lightning_paf.nn.modes import Mode
+from lightning_paf.types import Forward, Norm, PerExampleLoss, Radius
+
+Start = Literal["uniform", "gaussian", "none"]
+
+_GAUSSIAN_STD = 0.001  # TRADES' starting noise
+
+
+class PGD(Attack):
+    """Steepest ascent on the loss with a projection after each step (Madry et al. 2018).
+
+    With `norm=linf` and the defaults this is the attack of Dai et al. 2021, except for the start: their noise is not
+    clamped to the pixel range before the first gradient (`clamp_start=False`). For l2 they start on the sphere, this
+    attack anywhere in the ball, which for images is the same up to a few thousandths of the radius. For l1, see
+    `functional.geometry.L1`; the projection onto ball and pixel range together is exact for linf only.
+
+    Args:
+        eps: Largest perturbation, in units of pixels in [0, 1]: `8/255`, `0.031`.
+        step_size: Length of a step, measured like `eps`.
+        steps: Number of gradients.
+        start: `uniform` in the ball, `gaussian` with standard deviation 0.001 (TRADES), or `none` (the image itself).
+        clamp_start: Clamp the starting point to `bounds` before the first gradient.
+        best: Return for each example the iterate with the largest loss (one more forward pass), not the last one.
+        norm: How a perturbation is measured.
+        mode: Whether the attacked model is in eval mode, or in train mode with its buffers protected.
+        bounds: Smallest and largest pixel value; null for inputs without bounds.
+        loss: What to increase where the call does not say it: `(output, target) -> (N,)`. Default: cross-entropy.
+
+    Raises:
+        ValueError: As for every attack; no step, or a step size that is not positive; unknown start.
+    """
+
+    def __init__(
+        self,
+        eps: Radius = Fraction(8, 255),
+        *,
+        step_size: Radius = Fraction(2, 255),
+        steps: int = 10,
+        start: Start = "uniform",
+        clamp_start: bool = True,
+        best: bool = False,
+        norm: Norm = "linf",
+        mode: Mode = "eval",
+        bounds: Bounds = (0.0, 1.0),
+        loss: PerExampleLoss | None = None,
+    ) -> None:
+        super().__init__(eps, norm=norm, mode=mode, bounds=bounds, loss=loss)
+        if steps < 1:
+            raise ValueError(f"steps={steps} makes no attack. Give at least 1.")
+        if not step_size > 0:
+            raise ValueError(f"step_size={step_size} must be positive. Usual is eps / 4.")
+        if start not in ("uniform", "gaussian", "none"):
+            raise ValueError(f"start must be uniform, gaussian or none, but is {start!r}. Choose one of these.")
+        if steps * float(step_size) < float(eps):
+            warnings.warn(
+                f"PGD cannot cross the ball: {steps} steps of {radius_text(step_size)} are shorter than "
+                f"eps={radius_text(eps)}. Raise steps or step_size.",
+                stacklevel=2,
+            )
+        self.step_size = step_size
+        self.steps = steps
+        self.start = start
+        self.clamp_start = clamp_start
+        self.best = best
+
+    def describe(self) -> dict[str, Any]:
+        """The threat model and the settings as plain values, for result files."""
+        return super().describe() | {
+            "step_size": radius_text(self.step_size),
+            "steps": self.steps,
+            "start": self.start,
+            "clamp_start": self.clamp_start,
+            "best": self.best,
+        }
+
+    def perturb(self, forward: Forward, x: Tensor, y: Tensor, loss: PerExampleLoss) -> Tensor:
+        """Run `steps` steps from the start."""
+        ball, step_size = geometry_of(self.norm), float(self.step_size)
+        x_adv = self._starting_point(x)
+        best = Best(x)
+        for step in range(self.steps):
+            values, gradient = loss_and_gradient(forward, x_adv, y, loss)
+            if self.best and (step > 0 or self.clamp_start):  # an unclamped start is no valid image
+                best.update(x_adv, values)
+            delta = x_adv - x + step_size * ball.ascent(gradient, x_adv, self.bounds)
+            x_adv = ball.move(x, delta, self.radius, self.bounds)
+        if not self.best:
+            return x_adv
+        with torch.no_grad():
+            best.update(x_adv, loss(forward(x_adv), y))
+        return best.x
+
+    def _starting_point(self, x: Tensor) -> Tensor:
+        if self.start == "none":
+            return x
+        ball = geometry_of(self.norm)
+        noise = ball.uniform(x, self.radius) if self.start == "uniform" else _GAUSSIAN_STD * torch.randn_like(x)
+        return ball.move(x, noise, self.radius, self.bounds if self.clamp_start else None)

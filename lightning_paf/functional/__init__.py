@@ -1,0 +1,6 @@
+"""Tensor mathematics without state: losses per example and the geometry of perturbations."""
+
+from lightning_paf.functional.geometry import Geometry, geometry_of
+from lightning_paf.functional.losses import cross_entropy, dlr, kl_divergence, margin
+
+__all__ = ["Geometry", "cross_entropy", "dlr", "geometry_of", "kl_divergence", "margin"]

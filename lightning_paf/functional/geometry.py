@@ -1,0 +1,183 @@
+"""Balls of images in the l-infinity, l2 and l1 norm: random points, steepest directions, projections.
+
+Everything works on perturbations of shape (N, ...), one ball per example, centred at zero or at the image `x`.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from lightning_paf.types import Norm
+
+Bounds = tuple[float, float] | None
+"""Smallest and largest pixel value, or None where the pixels are not bounded."""
+
+
+class Geometry(ABC):
+    """What an attack must know of a norm. Stateless; get one from `geometry_of`."""
+
+    share_of_radius: ClassVar[float] = 1 - 1e-6
+    """What `move` uses of the radius; the rest is for the rounding of a sum over many pixels."""
+
+    @abstractmethod
+    def size(self, delta: Tensor) -> Tensor:
+        """Norm of each perturbation, (N,)."""
+
+    @abstractmethod
+    def uniform(self, x: Tensor, radius: float) -> Tensor:
+        """Perturbations shaped like `x`, drawn uniformly from the ball (global random generator of the device)."""
+
+    @abstractmethod
+    def ascent(self, gradient: Tensor, x: Tensor, bounds: Bounds) -> Tensor:
+        """Direction of norm 1 from `x` along which a step increases the loss; zero where the gradient is zero."""
+
+    @abstractmethod
+    def project(self, delta: Tensor, radius: float) -> Tensor:
+        """The nearest points (in l2 distance) of the ball; perturbations inside it are returned unchanged."""
+
+    def move(self, x: Tensor, delta: Tensor, radius: float, bounds: Bounds) -> Tensor:
+        """`x + delta`, brought back into the ball around `x`, then into `bounds`.
+
+        With `x` inside `bounds` the result lies in both sets, in floating point too: the sum is rounded towards `x`.
+        For l-infinity it is the nearest such point, for l2 and l1 a near one.
+        """
+        delta = self.project(delta, self.share_of_radius * radius)
+        moved = x + delta
+        moved = torch.where((moved - x).abs() > delta.abs(), torch.nextafter(moved, x), moved)
+        return moved if bounds is None else moved.clamp(*bounds)
+
+
+class Linf(Geometry):
+    """Largest change of a pixel."""
+
+    share_of_radius = 1.0
+
+    def size(self, delta: Tensor) -> Tensor:
+        """Norm of each perturbation, (N,)."""
+        return delta.flatten(1).abs().amax(dim=1)
+
+    def uniform(self, x: Tensor, radius: float) -> Tensor:
+        """Each pixel uniform in [-radius, radius]."""
+        return torch.empty_like(x).uniform_(-radius, radius)
+
+    def ascent(self, gradient: Tensor, x: Tensor, bounds: Bounds) -> Tensor:
+        """The sign of the gradient."""
+        del x, bounds
+        return gradient.sign()
+
+    def project(self, delta: Tensor, radius: float) -> Tensor:
+        """Clamp each pixel, to a radius rounded down."""
+        limit = _rounded_down(radius, delta.dtype)
+        return delta.clamp(-limit, limit)
+
+
+class L2(Geometry):
+    """Euclidean length over all pixels and channels."""
+
+    def size(self, delta: Tensor) -> Tensor:
+        """Norm of each perturbation, (N,)."""
+        length: Tensor = torch.linalg.vector_norm(delta.flatten(1), dim=1)
+        return length
+
+    def uniform(self, x: Tensor, radius: float) -> Tensor:
+        """A uniform direction, and the length that makes the volume uniform (close to `radius` for images)."""
+        noise = torch.randn_like(x)
+        pixels = x[0].numel()
+        length = torch.rand(len(x), device=x.device, dtype=x.dtype) ** (1 / pixels)
+        return noise * _per_example(radius * length / _positive(self.size(noise)), x)
+
+    def ascent(self, gradient: Tensor, x: Tensor, bounds: Bounds) -> Tensor:
+        """The gradient over its length."""
+        del x, bounds
+        # Scaled by the largest entry first: the squares of a saturated loss's gradient are zero in single precision.
+        gradient = gradient / _per_example(_positive(gradient.flatten(1).abs().amax(dim=1)), gradient)
+        return gradient / _per_example(_positive(self.size(gradient)), gradient)
+
+    def project(self, delta: Tensor, radius: float) -> Tensor:
+        """Shrink to length `radius`."""
+        return delta * _per_example((radius / _positive(self.size(delta))).clamp_max(1), delta)
+
+
+class L1(Geometry):
+    """Sum of the absolute changes of all pixels and channels.
+
+    The exact steepest direction changes a single pixel; following SLIDE (Tramèr & Boneh 2019) `ascent` uses the
+    largest 1 % of the gradient's entries. They keep their sizes (SLIDE: only their signs), so that on a linear loss the
+    steps still converge to the optimum.
+    """
+
+    share: ClassVar[float] = 0.01
+    """Part of the pixels that one step changes (at least one pixel)."""
+
+    def size(self, delta: Tensor) -> Tensor:
+        """Norm of each perturbation, (N,)."""
+        return delta.flatten(1).abs().sum(dim=1)
+
+    def uniform(self, x: Tensor, radius: float) -> Tensor:
+        """Exponential spacings with random signs: D of D + 1 random shares of the radius are uniform in the ball."""
+        shares = torch.empty_like(x).exponential_()
+        rest = torch.empty(len(x), device=x.device, dtype=x.dtype).exponential_()
+        signs = torch.randint_like(x, 2).mul_(2).sub_(1)
+        return signs * shares * _per_example(radius / _positive(self.size(shares) + rest), x)
+
+    def ascent(self, gradient: Tensor, x: Tensor, bounds: Bounds) -> Tensor:
+        """The largest 1 % of the gradient, among the pixels that can still move, over the sum of their sizes."""
+        if bounds is not None:
+            stuck = ((x <= bounds[0]) & (gradient < 0)) | ((x >= bounds[1]) & (gradient > 0))
+            gradient = gradient.masked_fill(stuck, 0.0)
+        flat = gradient.flatten(1)
+        count = max(1, round(self.share * flat.shape[1]))
+        indices = flat.abs().topk(count, dim=1).indices
+        sparse = torch.zeros_like(flat).scatter(1, indices, flat.gather(1, indices))
+        return (sparse / _positive(self.size(sparse))[:, None]).view_as(gradient)
+
+    def project(self, delta: Tensor, radius: float) -> Tensor:
+        """Soft thresholding with the threshold from the sorted sizes (Duchi et al. 2008, fig. 1)."""
+        flat = delta.flatten(1)
+        sizes = flat.abs().sort(dim=1, descending=True).values
+        excess = sizes.cumsum(dim=1) - radius
+        rank = torch.arange(1, flat.shape[1] + 1, device=flat.device)
+        active = (sizes * rank > excess).sum(dim=1, keepdim=True).clamp_min(1)
+        threshold = (excess.gather(1, active - 1) / active).clamp_min(0)
+        thinned = flat.sign() * (flat.abs() - threshold).clamp_min(0)
+        # The threshold is a difference of large sums: scale what its rounding has left outside.
+        return (thinned * (radius / _positive(self.size(thinned)))[:, None].clamp_max(1)).view_as(delta)
+
+
+_GEOMETRIES: Mapping[Norm, Geometry] = MappingProxyType({"linf": Linf(), "l2": L2(), "l1": L1()})
+
+
+def geometry_of(norm: Norm) -> Geometry:
+    """The geometry of a norm.
+
+    Args:
+        norm: `linf`, `l2` or `l1`.
+
+    Raises:
+        ValueError: Unknown norm.
+    """
+    if norm not in _GEOMETRIES:
+        raise ValueError(f"norm must be one of {', '.join(_GEOMETRIES)}, but is {norm!r}. Choose one of these.")
+    return _GEOMETRIES[norm]
+
+
+def _per_example(values: Tensor, like: Tensor) -> Tensor:
+    """(N,) -> (N, 1, ...), to be multiplied with `like`."""
+    return values.view(-1, *[1] * (like.dim() - 1))
+
+
+def _positive(values: Tensor) -> Tensor:
+    """A divisor: zero becomes the smallest normal number, so that 0 / 0 is 0."""
+    return values.clamp_min(torch.finfo(values.dtype).tiny)
+
+
+def _rounded_down(radius: float, dtype: torch.dtype) -> float:
+    """The largest number of `dtype` that is not above `radius`."""
+    rounded = torch.tensor(radius, dtype=dtype)
+    if rounded.item() > radius:
+        rounded = torch.nextafter(rounded, torch.zeros_like(rounded))
+    return rounded.item()

@@ -1,0 +1,80 @@
+"""Losses per example, `(output, target) -> (N,)`: what an attack increases and what training averages."""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def cross_entropy(logits: Tensor, y: Tensor, label_smoothing: float = 0.0) -> Tensor:
+    """Cross-entropy of the softmax.
+
+    Args:
+        logits: (N, C).
+        y: Labels (N,) int64, or a distribution over the classes (N, C).
+        label_smoothing: Share of the target, in [0, 1), spread evenly over all classes.
+
+    Returns:
+        (N,), at least 0.
+    """
+    return F.cross_entropy(logits, y, reduction="none", label_smoothing=label_smoothing)
+
+
+def kl_divergence(logits: Tensor, p: Tensor) -> Tensor:
+    """`KL(p || softmax(logits))`, the regulariser of TRADES (Zhang et al. 2019, eq. 5).
+
+    Args:
+        logits: (N, C).
+        p: Distribution over the classes (N, C), zeros allowed; or labels (N,) int64, which stand for a one-hot row and
+            make this the cross-entropy.
+
+    Returns:
+        (N,), at least 0 up to rounding.
+    """
+    if not p.is_floating_point():
+        return cross_entropy(logits, p)
+    # A zero stays zero; the clamp keeps the derivative with respect to p finite there (0 log 0 has slope -inf).
+    log_p = p.clamp_min(torch.finfo(p.dtype).tiny).log()
+    return (p * (log_p - logits.log_softmax(dim=1))).sum(dim=1)
+
+
+def margin(logits: Tensor, y: Tensor) -> Tensor:
+    """`max_{j != y} z_j - z_y`: negative exactly while the example is classified correctly (Carlini & Wagner 2017).
+
+    Args:
+        logits: (N, C), C >= 2.
+        y: Labels (N,) int64.
+
+    Returns:
+        (N,), in units of the logits.
+    """
+    own = logits.gather(1, y[:, None]).squeeze(1)
+    return _largest_other(logits, y) - own
+
+
+def dlr(logits: Tensor, y: Tensor) -> Tensor:
+    """Difference-of-logits ratio: the margin over `z_(1) - z_(3)` of the sorted logits (Croce & Hein 2020, eq. 6).
+
+    Unlike the margin it does not change when the logits are scaled or shifted.
+
+    Args:
+        logits: (N, C), C >= 3.
+        y: Labels (N,) int64.
+
+    Returns:
+        (N,), in [-1, 1] for a prediction among the three largest logits.
+
+    Raises:
+        ValueError: Fewer than three classes, for which the ratio is not defined.
+    """
+    if logits.shape[1] < 3:
+        raise ValueError(
+            f"The DLR loss needs at least 3 classes, but the model has {logits.shape[1]}. "
+            "Use lightning_paf.functional.margin, which orders two classes in the same way."
+        )
+    top = logits.topk(3, dim=1).values
+    return margin(logits, y) / (top[:, 0] - top[:, 2] + 1e-12)
+
+
+def _largest_other(logits: Tensor, y: Tensor) -> Tensor:
+    """Largest logit (N,) of a class other than `y`."""
+    return logits.scatter(1, y[:, None], -torch.inf).amax(dim=1)

@@ -1,0 +1,51 @@
+"""Put a model into a known state for a while, and put everything back."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Literal
+
+from torch import nn
+
+Mode = Literal["eval", "train"]
+"""How the attacked model behaves: `eval` (running statistics, no dropout) or `train` (batch statistics, dropout)."""
+
+
+@contextmanager
+def frozen(model: nn.Module, mode: Mode = "eval") -> Iterator[None]:
+    """Fix `model` for the length of a `with` block, as an attack needs it.
+
+    Inside, every module is in `mode` and no parameter requires a gradient (which saves the memory of weight gradients
+    and lets none reach `.grad`). On leaving, normally or by an exception, each module's training flag and each
+    parameter's `requires_grad` is what it was, module by module: a part that the caller keeps in eval mode stays so.
+
+    In mode `train` the forward passes work on copies of the buffers: batch normalisation uses the statistics of the
+    batch, but its running statistics (and any other buffer) keep their values.
+
+    Args:
+        model: What to freeze, with all its submodules.
+        mode: `eval` or `train`.
+
+    Raises:
+        ValueError: Unknown mode.
+    """
+    if mode not in ("eval", "train"):
+        raise ValueError(f"mode must be eval or train, but is {mode!r}. Use eval unless the method asks for train.")
+    flags = [(module, module.training) for module in model.modules()]
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    # The buffers are exchanged, not overwritten and written back: a write would invalidate the graph of an earlier
+    # forward pass (TRADES keeps one over the attack), which autograd reports as a modification in place.
+    buffers = [(module, dict(module._buffers)) for module in model.modules()] if mode == "train" else []
+    try:
+        model.train(mode == "train")
+        for parameter in trainable:
+            parameter.requires_grad_(False)
+        for module, originals in buffers:
+            module._buffers.update({k: b.clone() for k, b in originals.items() if b is not None})
+        yield
+    finally:
+        for module, originals in buffers:
+            module._buffers.update(originals)
+        for parameter in trainable:
+            parameter.requires_grad_(True)
+        for module, training in flags:
+            module.training = training

@@ -1,0 +1,277 @@
+"""What every attack promises, for every subclass of `Attack` in the package: a new one needs no edit here."""
+
+import copy
+import importlib
+import inspect
+import pkgutil
+import random
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import lightning_paf.attacks
+from lightning_paf.attacks import FGSM, PGD, Attack, AutoAttack, Restarts, WorstOf
+from lightning_paf.functional import cross_entropy, geometry_of, kl_divergence
+from lightning_paf.nn.modes import frozen
+
+pytestmark = pytest.mark.usefixtures("short_budgets")
+
+for info in pkgutil.iter_modules(lightning_paf.attacks.__path__):
+    importlib.import_module(f"lightning_paf.attacks.{info.name}")
+
+
+def concrete(cls=Attack):
+    for sub in cls.__subclasses__():
+        yield from concrete(sub)
+        if not inspect.isabstract(sub) and sub.__module__.startswith("lightning_paf."):
+            yield sub
+
+
+# Only for classes whose defaults are missing or slow; all others are built without arguments.
+MAKE = {
+    AutoAttack: lambda: AutoAttack(version="custom", attacks=["apgd-ce", "fab-t"]),
+    WorstOf: lambda: WorstOf([PGD(norm="l2", eps=0.5, step_size=0.1), FGSM(norm="l2", eps=0.3)]),
+    Restarts: lambda: Restarts(PGD(steps=5), 2),
+}
+ATTACKS = sorted(set(concrete()), key=lambda cls: cls.__name__)
+attacks = pytest.mark.parametrize(
+    "attack", [MAKE.get(cls, cls)() for cls in ATTACKS], ids=[cls.__name__ for cls in ATTACKS]
+)
+losses = pytest.mark.parametrize(
+    "attack",
+    [MAKE.get(cls, cls)() for cls in ATTACKS if not cls.fixed_loss],
+    ids=[cls.__name__ for cls in ATTACKS if not cls.fixed_loss],
+)
+
+
+def network():
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        nn.Conv2d(1, 4, 3, stride=2), nn.BatchNorm2d(4), nn.SiLU(), nn.Dropout(0.3), nn.Flatten(), nn.Linear(36, 5)
+    )
+    for _ in range(3):
+        net(torch.rand(16, 1, 8, 8))  # statistics that are not the initial ones
+    net.eval()
+    net[5].weight.data *= 5
+    net[5].bias.data -= net(torch.full((1, 1, 8, 8), 0.5)).detach()[0]  # nothing is far from a decision boundary
+    net.train()
+    net[1].eval()
+    net[0].bias.requires_grad_(False)
+    return net
+
+
+def batch():
+    """Images, some pixels at the ends of the range, in the classes the network sees; the first is misclassified."""
+    torch.manual_seed(1)
+    x = (0.5 + torch.randn(6, 1, 8, 8) / 3).clamp(0, 1)
+    with torch.no_grad():
+        y = copy.deepcopy(network()).eval()(x).argmax(1)
+    y[0] = (y[0] + 1) % 5
+    return x, y
+
+
+def state(net):
+    flags = [module.training for module in net.modules()]
+    gradients = [(parameter.requires_grad, parameter.grad) for parameter in net.parameters()]
+    identities = [id(tensor) for tensor in [*net.parameters(), *net.buffers()]]
+    return flags, gradients, identities, copy.deepcopy(net.state_dict())
+
+
+def assert_untouched(before, net):
+    after = state(net)
+    assert before[:3] == after[:3]
+    assert all(torch.equal(tensor, after[3][key]) for key, tensor in before[3].items())
+
+
+def test_subclasses_are_found():
+    assert {PGD, FGSM, AutoAttack, Restarts, WorstOf} <= set(ATTACKS)
+
+
+@attacks
+def test_within_radius_and_box_same_shape_no_graph(attack):
+    net, (x, y) = network(), batch()
+    x_adv = attack(net, x, y)
+    assert x_adv.shape == x.shape
+    assert x_adv.dtype == x.dtype
+    assert not x_adv.requires_grad
+    assert x_adv.min() >= 0
+    assert x_adv.max() <= 1
+    assert (geometry_of(attack.norm).size(x_adv - x) <= attack.radius + 1e-6).all()
+    assert not torch.equal(x_adv, x)
+
+
+@attacks
+def test_does_not_share_memory_with_the_input(attack):
+    net, (x, y) = network(), batch()
+    x_before, y_before = x.clone(), y.clone()
+    attack(net, x, y).fill_(0.5)
+    assert torch.equal(x, x_before)
+    assert torch.equal(y, y_before)
+
+
+@pytest.mark.parametrize("mode", ["eval", "train"])
+@attacks
+def test_model_is_left_as_found(attack, mode):
+    attack = copy.copy(attack)
+    attack.mode = mode
+    net, (x, y) = network(), batch()
+    before = state(net)
+    attack(net, x, y)
+    assert_untouched(before, net)
+
+
+@attacks
+def test_gradients_already_there_are_kept(attack):
+    net, (x, y) = network(), batch()
+    cross_entropy(net(x), y).mean().backward()
+    before = [None if p.grad is None else p.grad.clone() for p in net.parameters()]
+    attack(net, x, y)
+    for parameter, gradient in zip(net.parameters(), before, strict=True):
+        assert (parameter.grad is None) == (gradient is None)
+        assert gradient is None or torch.equal(parameter.grad, gradient)
+
+
+@attacks
+def test_model_is_left_as_found_when_it_fails(attack):
+    net, (x, y) = network(), batch()
+
+    def fail(*_):
+        raise RuntimeError("lost the device")
+
+    handle = net[4].register_forward_hook(fail)
+    before = state(net)
+    with pytest.raises(RuntimeError, match="lost the device"):
+        attack(net, x, y)
+    handle.remove()
+    assert_untouched(before, net)
+
+
+@pytest.mark.parametrize("context", [torch.inference_mode, torch.no_grad])
+@attacks
+def test_works_where_the_caller_has_no_gradients(attack, context):
+    net, (x, y) = network(), batch()
+    torch.manual_seed(7)
+    outside = attack(net, x, y)
+    with context():
+        x, y = batch()  # these are inference tensors, which autograd refuses to save
+        torch.manual_seed(7)
+        inside = attack(net, x, y)
+        assert not torch.is_grad_enabled()
+    torch.testing.assert_close(inside, outside)
+
+
+@attacks
+def test_single_example(attack):
+    net, (x, y) = network(), batch()
+    assert attack(net, x[:1], y[:1]).shape == (1, 1, 8, 8)
+    assert attack(net, x[5:], y[5:]).shape == (1, 1, 8, 8)
+
+
+@attacks
+def test_empty_batch(attack):
+    net, (x, y) = network(), batch()
+    assert attack(net, x[:0], y[:0]).shape == (0, 1, 8, 8)
+
+
+@attacks
+def test_pixels_must_lie_in_the_bounds(attack):
+    net, (x, y) = network(), batch()
+    before = state(net)
+    with pytest.raises(ValueError, match=r"Pixels outside \[0, 1\] .* normalisation belongs inside the model"):
+        attack(net, 4 * x - 2, y)
+    with pytest.raises(ValueError, match="Pixels outside"):
+        attack(net, torch.full_like(x, torch.nan), y)
+    with pytest.raises(ValueError, match="Divide uint8 images by 255"):
+        attack(net, (255 * x).byte(), y)
+    assert_untouched(before, net)
+
+
+@attacks
+def test_parameter_hooks_do_not_fire(attack):
+    # DistributedDataParallel reduces gradients in such hooks; an attack must not set them off.
+    net, (x, y) = network(), batch()
+    fired = []
+    for parameter in net.parameters():
+        if parameter.requires_grad:
+            parameter.register_hook(fired.append)
+            parameter.register_post_accumulate_grad_hook(fired.append)
+    attack(net, x, y)
+    assert fired == []
+    cross_entropy(net(x), y).mean().backward()
+    assert fired
+
+
+@attacks
+def test_description_is_plain_and_names_the_threat_model(attack):
+    described = attack.describe()
+    assert described["attack"] == type(attack).__name__
+    assert described["norm"] == attack.norm
+    assert described["eps_value"] == float(attack.eps)
+    assert plain(described)
+
+
+def plain(value):
+    if isinstance(value, dict):
+        return all(isinstance(key, str) and plain(item) for key, item in value.items())
+    if isinstance(value, list):
+        return all(plain(item) for item in value)
+    return value is None or isinstance(value, str | int | float | bool)
+
+
+@losses
+def test_custom_loss_and_forward_are_used(attack):
+    net, x = network(), batch()[0]
+    target = torch.full((6, 5), 0.2)
+    calls = []
+
+    def forward(z):
+        calls.append(z.shape)
+        return {"logits": net(z)}
+
+    def loss(output, p):
+        assert p.equal(target)
+        return kl_divergence(output["logits"], p)
+
+    x_adv = attack(net, x, target, loss=loss, forward=forward)
+    assert calls
+    with torch.no_grad(), frozen(net):
+        assert (loss(forward(x_adv), target) > loss(forward(x), target)).float().mean() > 0.6
+
+
+@losses
+def test_loss_must_be_per_example(attack):
+    net, (x, y) = network(), batch()
+    with pytest.raises(ValueError, match=r"one value per example, shape \(6,\), but returned shape \(\)"):
+        attack(net, x, y, loss=lambda z, t: cross_entropy(z, t).mean())
+
+
+@pytest.mark.parametrize("cls", [cls for cls in ATTACKS if cls.fixed_loss])
+def test_fixed_losses_refuse_another(cls):
+    net, (x, y) = network(), batch()
+    attack = MAKE.get(cls, cls)()
+    with pytest.raises(ValueError, match="got a custom loss or forward"):
+        attack(net, x, y, loss=cross_entropy)
+    with pytest.raises(ValueError, match="got a custom loss or forward"):
+        attack(net, x, y, forward=net)
+    with pytest.raises(ValueError, match="got a custom loss or forward"):
+        Restarts(attack, 2)(net, x, y, loss=cross_entropy)
+
+
+@attacks
+def test_python_and_numpy_generators_are_untouched(attack):
+    net, (x, y) = network(), batch()
+    python_state, numpy_state = random.getstate(), np.random.get_state()[1].copy()  # noqa: NPY002
+    attack(net, x, y)
+    assert random.getstate() == python_state
+    assert (np.random.get_state()[1] == numpy_state).all()  # noqa: NPY002
+
+
+@attacks
+def test_repeatable_under_a_seed(attack):
+    net, (x, y) = network(), batch()
+    torch.manual_seed(3)
+    first = attack(net, x, y)
+    torch.manual_seed(3)
+    assert torch.equal(attack(net, x, y), first)

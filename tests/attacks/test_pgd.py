@@ -1,0 +1,192 @@
+import warnings
+from fractions import Fraction
+
+import pytest
+import torch
+from torch import nn
+
+from lightning_paf.attacks import PGD
+from lightning_paf.functional import cross_entropy, geometry_of, kl_divergence
+
+
+def network(seed=0):
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Flatten(), nn.Linear(16, 32), nn.Tanh(), nn.Linear(32, 4))
+
+
+def batch(n=8):
+    return torch.rand(n, 1, 4, 4), torch.randint(4, (n,))
+
+
+def recorded(model):
+    """A forward that keeps the images it is given."""
+    seen = []
+
+    def forward(x):
+        seen.append(x.detach().clone())
+        return model(x)
+
+    return seen, forward
+
+
+def test_one_step_by_hand():
+    model, (x, y) = network(), batch()
+    images = x.clone().requires_grad_()
+    cross_entropy(model(images), y).sum().backward()
+    expected = (x + 0.01 * images.grad.sign()).clamp(0, 1)
+    torch.testing.assert_close(PGD(0.01, steps=1, step_size=0.01, start="none")(model, x, y), expected)
+
+
+def test_number_of_gradients():
+    model, (x, y) = network(), batch()
+    for best, calls in ((False, 7), (True, 8)):
+        seen, forward = recorded(model)
+        PGD(steps=7, best=best)(model, x, y, forward=forward)
+        assert len(seen) == calls
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
+def test_starts(norm):
+    model, (x, y) = network(), batch()
+    first = {}
+    for start in ("uniform", "gaussian", "none"):
+        seen, forward = recorded(model)
+        PGD(0.5, step_size=0.1, norm=norm, start=start)(model, x, y, forward=forward)
+        first[start] = geometry_of(norm).size(seen[0] - x)
+        assert seen[0].min() >= 0
+        assert seen[0].max() <= 1
+    assert (first["none"] == 0).all()
+    assert (first["gaussian"] > 0).all()
+    assert (first["gaussian"] < 0.05).all()
+    assert (first["uniform"] > 0.1).all()
+    assert (first["uniform"] <= 0.5).all()
+
+
+def test_unclamped_start_leaves_the_pixel_range_and_the_result_does_not():
+    model, (x, y) = network(), batch()
+    x = x.round()
+    for best in (False, True):
+        seen, forward = recorded(model)
+        x_adv = PGD(0.1, step_size=0.05, clamp_start=False, best=best)(model, x, y, forward=forward)
+        assert seen[0].max() > 1
+        assert all(images.max() <= 1 for images in seen[1:])
+        assert x_adv.max() <= 1
+
+
+def test_unclamped_start_is_never_the_best():
+    model, (x, y) = network(), batch()
+
+    def outside(images, _):
+        return (images - images.clamp(0, 1)).abs().flatten(1).sum(1)
+
+    attack = PGD(0.1, step_size=0.05, clamp_start=False, best=True)
+    x_adv = attack(model, x.round(), y, forward=lambda images: images, loss=outside)
+    assert x_adv.min() >= 0
+    assert x_adv.max() <= 1
+
+
+def test_best_is_the_largest_loss_of_all_iterates():
+    model, (x, y) = network(), batch()
+    seen, forward = recorded(model)
+    x_adv = PGD(0.3, step_size=0.3, steps=5, best=True)(model, x, y, forward=forward)
+    losses = torch.stack([cross_entropy(model(images), y) for images in seen]).detach()
+    assert len(losses) == 6  # start, four in between, the last
+    torch.testing.assert_close(cross_entropy(model(x_adv), y).detach(), losses.amax(0))
+    assert (losses.argmax(0) < 5).any(), "steps of this size must overshoot somewhere, or nothing is tested"
+
+
+def test_best_is_not_worse_than_the_last():
+    model, (x, y) = network(), batch(32)
+    results = []
+    for best in (False, True):
+        torch.manual_seed(5)
+        results.append(cross_entropy(model(PGD(0.3, step_size=0.2, best=best)(model, x, y)), y))
+    assert (results[1] >= results[0]).all()
+    assert (results[1] > results[0]).any()
+
+
+def test_result_does_not_depend_on_the_rest_of_the_batch():
+    model, (x, y) = network(), batch()
+    attack = PGD(start="none")
+    torch.testing.assert_close(attack(model, x, y)[:3], attack(model, x[:3], y[:3]))
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
+def test_zero_gradient_changes_nothing(norm):
+    model, (x, y) = network(), batch()
+    dead = PGD(0.5, norm=norm, step_size=0.1, start="none")(model, x, y, loss=lambda z, _: 0 * z.sum(1))
+    assert torch.equal(dead, x)
+
+
+def test_trades_inner_problem_raises_the_divergence():
+    # At the clean image the gradient of the divergence is zero: it takes the Gaussian start to leave it.
+    model, (x, _) = network(), batch()
+    p = model(x).softmax(1).detach()
+    still, moved = (
+        PGD(0.3, step_size=0.1, start=start)(model, x, p, loss=kl_divergence) for start in ("none", "gaussian")
+    )
+    assert kl_divergence(model(moved), p).min() > 1e-3
+    assert kl_divergence(model(moved), p).mean() > kl_divergence(model(still), p).mean()
+
+
+def test_soft_labels():
+    model, (x, _) = network(), batch()
+    soft = torch.softmax(torch.randn(8, 4), 1)
+    assert (cross_entropy(model(PGD()(model, x, soft)), soft) > cross_entropy(model(x), soft)).all()
+
+
+def test_train_mode_attacks_batch_statistics_and_protects_the_running_ones():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(16, 4))
+    model[1].running_mean.fill_(5.0)
+    x, y = batch()
+    modes = []
+    model[1].register_forward_hook(lambda module, *_: modes.append(module.training))
+    in_train, in_eval = (PGD(start="none", mode=mode)(model, x, y) for mode in ("train", "eval"))
+    assert modes == [True] * 10 + [False] * 10
+    assert not torch.equal(in_train, in_eval)
+    assert (model[1].running_mean == 5).all()
+    assert model[1].num_batches_tracked == 0
+    assert model.training
+
+
+def test_steps_that_cannot_cross_the_ball_are_warned_of_once():
+    with pytest.warns(UserWarning, match="3 steps of 2/255 are shorter than eps=8/255") as caught:
+        attack = PGD(steps=3)
+    assert len(caught) == 1
+    model, (x, y) = network(), batch()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        attack(model, x, y)
+        PGD(steps=4)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"steps": 0}, "steps=0 makes no attack"),
+        ({"step_size": 0}, "step_size=0 must be positive"),
+        ({"step_size": Fraction(-1, 255)}, "must be positive"),
+        ({"start": "zero"}, "start must be uniform, gaussian or none"),
+    ],
+)
+def test_bad_settings(options, message):
+    with pytest.raises(ValueError, match=message):
+        PGD(**options)
+
+
+def test_defaults_are_the_papers_rounded_to_grey_levels():
+    assert PGD().describe() == {
+        "attack": "PGD",
+        "norm": "linf",
+        "eps": "8/255",
+        "eps_value": 8 / 255,
+        "mode": "eval",
+        "bounds": [0.0, 1.0],
+        "loss": "cross_entropy",
+        "step_size": "2/255",
+        "steps": 10,
+        "start": "uniform",
+        "clamp_start": True,
+        "best": False,
+    }
