@@ -13,7 +13,7 @@ CONFIGS = Path(__file__).parent.parent / "configs"
 
 
 def spec(num_classes: int = 10, channels: int = 3) -> DatasetSpec:
-    return DatasetSpec("stand-in", num_classes, (0.5,) * channels, (0.25,) * channels)
+    return DatasetSpec("stand-in", num_classes, 8, (0.5,) * channels, (0.25,) * channels)
 
 
 class TinyNet(nn.Module):

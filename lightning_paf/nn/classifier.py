@@ -31,8 +31,8 @@ class Classifier(nn.Module):
     Args:
         net: Any network from (N, C, H, W) to (N, num_classes) whose last layer is linear.
         spec: Number of classes, channel mean and standard deviation.
-        normalize: Subtract the mean and divide by the standard deviation. The networks of Dai et al. (2021) and the
-            DeepMind networks (which normalise themselves) want False.
+        normalize: Subtract the mean and divide by the standard deviation. The networks of Dai et al. (2021) want False,
+            and so does a network that normalises by itself (`DMWideResNet` with `mean` and `std`).
 
     Raises:
         ValueError: The network has no linear classification layer, or one with another number of classes.
@@ -93,7 +93,7 @@ class Classifier(nn.Module):
 
 def _find_head(net: nn.Module, num_classes: int) -> str:
     """Name of the linear layer that makes the logits."""
-    names = {module: name for name, module in net.named_modules()}
+    names: dict[nn.Module, str] = {module: name for name, module in net.named_modules()}
     get_classifier = getattr(net, "get_classifier", None)
     if get_classifier is not None and isinstance(own := get_classifier(), nn.Linear) and own in names:
         head: nn.Linear = own

@@ -26,7 +26,8 @@ def parameter_groups(model: nn.Module, decay: DecayRule) -> list[dict[str, Any]]
     of_activations = {
         id(parameter) for layer in model.modules() if isinstance(layer, Activation) for parameter in layer.parameters()
     }
-    decayed, spared = [], []
+    decayed: list[nn.Parameter] = []
+    spared: list[nn.Parameter] = []
     for parameter in model.parameters():
         if not parameter.requires_grad:
             continue

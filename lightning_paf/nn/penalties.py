@@ -23,10 +23,8 @@ def total_penalty(model: nn.Module) -> Tensor:
         model: Any module.
 
     Returns:
-        Scalar tensor; zero on the model's device where no layer is penalised.
+        Scalar tensor; a zero on the CPU where no layer is penalised.
     """
     terms = [layer.penalty() for layer in model.modules() if isinstance(layer, Penalised)]
-    if terms:
-        return torch.stack([term.reshape(()) for term in terms]).sum()
-    parameter = next(model.parameters(), None)
-    return torch.zeros((), device=None if parameter is None else parameter.device)
+    # A plain sum: layers without a penalty answer with a scalar on the CPU, which may meet scalars of any device.
+    return sum((term.reshape(()) for term in terms), torch.zeros(()))

@@ -1,0 +1,57 @@
+"""Activations without parameters: the baselines."""
+
+import math
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from lightning_paf.nn.activation_shape import ActivationShape, elu_shape, psoftplus_shape, pssilu_shape
+from lightning_paf.nn.activations.base import Activation
+
+
+class ReLU(Activation):
+    """max(x, 0); the derivative at 0 is 0."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Apply the function to every element; shape and dtype stay."""
+        return F.relu(x)
+
+    def shape(self) -> ActivationShape:
+        """Describe the curve."""
+        return ActivationShape(mean_on_negative=0.0, most_negative_output=0.0, max_slope=1.0, max_curvature=math.inf)
+
+
+class ELU(Activation):
+    """x for x > 0, exp(x) - 1 below (Clevert et al. 2016)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Apply the function to every element; shape and dtype stay."""
+        return F.elu(x)
+
+    def shape(self) -> ActivationShape:
+        """Describe the curve."""
+        return elu_shape(1.0)
+
+
+class SiLU(Activation):
+    """x * sigmoid(x) (Elfwing et al. 2018)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Apply the function to every element; shape and dtype stay."""
+        return F.silu(x)
+
+    def shape(self) -> ActivationShape:
+        """Describe the curve."""
+        return pssilu_shape(1.0, beta=0.0)
+
+
+class Softplus(Activation):
+    """ln(1 + exp(x)) (Dugas et al. 2001)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Apply the function to every element; shape and dtype stay."""
+        return -F.logsigmoid(-x)  # F.softplus switches to the identity at 20, with a jump of 2e-9
+
+    def shape(self) -> ActivationShape:
+        """Describe the curve."""
+        return psoftplus_shape(1.0)

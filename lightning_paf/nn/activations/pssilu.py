@@ -1,0 +1,136 @@
+"""PSSiLU, the activation that Dai et al. (2021) propose: positive on negative inputs, high but finite curvature."""
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from lightning_paf.nn.activation_shape import ActivationShape, pssilu_shape
+from lightning_paf.nn.activations.base import ParametricActivation, require_nonzero
+from lightning_paf.nn.activations.pointwise import Formula
+from lightning_paf.nn.activations.smooth import gate, gated_alpha_slope, gated_slope
+
+MAX_BETA = 0.9
+"""The function uses at most this |beta|: it divides by 1 - |beta|, and nothing else keeps beta from reaching 1."""
+
+_LINEAR = "is linear, and |alpha| has no gradient to leave it"
+
+
+def _bounded(beta: Tensor) -> Tensor:
+    return beta.abs().clamp(max=MAX_BETA)
+
+
+def _beta_slope(x: Tensor, beta: Tensor, alpha: Tensor) -> Tensor:
+    """Derivative by beta, 0 beyond the bound: there the data have no say and the penalty on |beta| leads back."""
+    inside = beta.abs() <= MAX_BETA
+    return -(beta.sign() * inside) * (x * (1 - gate(x, alpha))) / (1 - _bounded(beta)).square()
+
+
+PSSILU_FORMULA = Formula(
+    value=lambda x, beta, alpha: x * ((gate(x, alpha) - _bounded(beta)) / (1 - _bounded(beta))),
+    slope=lambda x, beta, alpha: (gated_slope(x, alpha) - _bounded(beta)) / (1 - _bounded(beta)),
+    parameter_slopes=(_beta_slope, lambda x, beta, alpha: gated_alpha_slope(x, alpha) / (1 - _bounded(beta))),
+)
+
+
+class PSSiLUFixed(ParametricActivation):
+    """x (sigmoid(|alpha| x) - beta) / (1 - beta) with a constant beta.
+
+    beta is a buffer and travels in the checkpoint, so that a network is always evaluated with the function it was
+    trained with.
+
+    Args:
+        alpha: Initial value, not 0.
+        beta: Constant, 0 <= beta <= 0.9.
+        learn_alpha: False fixes alpha.
+
+    Raises:
+        ValueError: alpha is 0 or not finite, or beta is out of range.
+    """
+
+    formula = PSSILU_FORMULA
+    beta: Tensor
+
+    def __init__(self, alpha: float = 1.0, beta: float = 0.3, learn_alpha: bool = True) -> None:
+        require_nonzero(alpha, _LINEAR)
+        if not 0 <= beta <= MAX_BETA:
+            raise ValueError(
+                f"beta must be in [0, {MAX_BETA}] (the function divides by 1 - beta), but is {beta}. "
+                "Pass --model.activation.beta 0.3, as the paper's code does."
+            )
+        super().__init__(alpha, learn_alpha)
+        self.register_buffer("beta", torch.tensor([float(beta)]))
+
+    def scalars(self) -> tuple[Tensor, ...]:
+        """The parameters of the formula, in its order."""
+        return (self.beta, self.alpha)
+
+    def shape(self) -> ActivationShape:
+        """Describe the curve at the present alpha; the mean on negative inputs is by quadrature."""
+        return pssilu_shape(float(self.alpha.detach().abs().mean()), float(_bounded(self.beta)))
+
+
+class PSSiLU(ParametricActivation):
+    """x (sigmoid(|alpha| x) - |beta|) / (1 - |beta|) with both learned (Dai et al. 2021, the main tables).
+
+    The loss gets `penalty_weight * |beta| ** penalty_power`, and the gradient of beta (penalty included) is clipped on
+    its own. The function bounds |beta| at 0.9; the penalty acts on beta itself and leads it back from beyond, where
+    without a penalty only weight decay would.
+
+    Args:
+        alpha: Initial value, not 0.
+        beta: Initial value, 0 < |beta| <= 0.9. Not 0: |beta| has gradient 0 there, so it could never leave.
+        learn_alpha: False fixes alpha; beta is learned all the same.
+        penalty_weight: Weight of the penalty on beta; 10 in the paper's code.
+        penalty_power: 1 as in the paper, or 2.
+        beta_clip: Largest norm of beta's gradient; 0.01 in the paper's code for PGD training, 0.1 for TRADES.
+
+    Raises:
+        ValueError: An argument is out of range.
+    """
+
+    formula = PSSILU_FORMULA
+    beta: nn.Parameter
+
+    def __init__(
+        self,
+        alpha: float = 1.0,
+        beta: float = 1e-8,
+        learn_alpha: bool = True,
+        *,
+        penalty_weight: float = 10.0,
+        penalty_power: Literal[1, 2] = 1,
+        beta_clip: float = 0.01,
+    ) -> None:
+        require_nonzero(alpha, _LINEAR)
+        if not 0 < abs(beta) <= MAX_BETA:
+            raise ValueError(
+                f"beta must satisfy 0 < |beta| <= {MAX_BETA} (it cannot leave 0, and the function divides by "
+                f"1 - |beta|), but is {beta}. Pass --model.activation.beta 1e-8, the published start."
+            )
+        if penalty_weight < 0 or beta_clip <= 0 or penalty_power not in (1, 2):
+            raise ValueError(
+                "penalty_weight must be >= 0, penalty_power 1 or 2 and beta_clip > 0, but they are "
+                f"{penalty_weight}, {penalty_power} and {beta_clip}. "
+                "Leave --model.activation.penalty_weight, .penalty_power and .beta_clip at their defaults."
+            )
+        super().__init__(alpha, learn_alpha, beta=beta)
+        self.penalty_weight = penalty_weight
+        self.penalty_power = penalty_power
+        self.beta_clip = beta_clip
+
+    def scalars(self) -> tuple[Tensor, ...]:
+        """The parameters of the formula, in its order."""
+        return (self.beta, self.alpha)
+
+    def penalty(self) -> Tensor:
+        """`penalty_weight * |beta| ** penalty_power`, a scalar; summed over channels where each has its own beta."""
+        return self.penalty_weight * self.beta.abs().pow(self.penalty_power).sum()
+
+    def clip_gradients(self) -> None:
+        """Clip the gradient of beta, and of nothing else, to norm `beta_clip`."""
+        nn.utils.clip_grad_norm_(self.beta, self.beta_clip)
+
+    def shape(self) -> ActivationShape:
+        """Describe the curve at the present parameters; the mean on negative inputs is by quadrature."""
+        return pssilu_shape(float(self.alpha.detach().abs().mean()), float(_bounded(self.beta.detach()).mean()))

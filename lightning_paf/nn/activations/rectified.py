@@ -1,0 +1,144 @@
+"""Parametric activations with separate formulas for positive and negative inputs (Dai et al. 2021).
+
+At x = 0 all are 0; the derivative there is 0, for PELU alpha.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+from lightning_paf.nn.activation_shape import NEGATIVE_MEAN, ActivationShape, elu_shape
+from lightning_paf.nn.activations.base import ParametricActivation, require_nonzero
+from lightning_paf.nn.activations.pointwise import Formula
+
+
+class PReLU(ParametricActivation):
+    """x for x > 0, alpha x below (He et al. 2015); starts as ReLU, unlike torch's own, which starts at 0.25.
+
+    Args:
+        alpha: Initial slope on negative inputs; negative values give positive outputs there.
+        learn_alpha: False fixes alpha.
+
+    Raises:
+        ValueError: alpha is not finite, or fixed at 1, which makes the network linear.
+    """
+
+    formula = Formula(
+        value=lambda x, alpha: x.clamp(min=0) + alpha * x.clamp(max=0),
+        slope=lambda x, alpha: (x > 0) + alpha * (x < 0),
+        parameter_slopes=(lambda x, alpha: x.clamp(max=0),),
+    )
+
+    def __init__(self, alpha: float = 0.0, learn_alpha: bool = True) -> None:
+        if alpha == 1 and not learn_alpha:
+            raise ValueError(
+                "PReLU with alpha fixed at 1 is the identity and makes the network linear. "
+                "Pass another --model.activation.alpha, or --model.activation.learn_alpha true."
+            )
+        super().__init__(alpha, learn_alpha)
+
+    def shape(self) -> ActivationShape:
+        """Describe the curve at the present alpha."""
+        alpha = float(self.alpha.detach().mean())
+        return ActivationShape(
+            mean_on_negative=alpha * NEGATIVE_MEAN,
+            most_negative_output=-math.inf if alpha > 0 else 0.0,
+            max_slope=max(1.0, abs(alpha)),
+            max_curvature=0.0 if alpha == 1 else math.inf,
+        )
+
+
+class PReLUPlus(ParametricActivation):
+    """alpha x for x > 0, else 0 (PReLU+ of Dai et al. 2021); starts as ReLU.
+
+    Args:
+        alpha: Initial slope on positive inputs, not 0.
+        learn_alpha: False fixes alpha.
+
+    Raises:
+        ValueError: alpha is 0 or not finite.
+    """
+
+    formula = Formula(
+        value=lambda x, alpha: alpha * x.clamp(min=0),
+        slope=lambda x, alpha: alpha * (x > 0),
+        parameter_slopes=(lambda x, alpha: x.clamp(min=0),),
+    )
+
+    def __init__(self, alpha: float = 1.0, learn_alpha: bool = True) -> None:
+        require_nonzero(alpha, "is 0 everywhere")
+        super().__init__(alpha, learn_alpha)
+
+    def shape(self) -> ActivationShape:
+        """Describe the curve at the present alpha."""
+        alpha = float(self.alpha.detach().mean())
+        return ActivationShape(
+            mean_on_negative=0.0,
+            most_negative_output=-math.inf if alpha < 0 else 0.0,
+            max_slope=abs(alpha),
+            max_curvature=0.0 if alpha == 0 else math.inf,
+        )
+
+
+class PELU(ParametricActivation):
+    """x for x > 0, alpha (exp(x) - 1) below; starts as ELU.
+
+    Args:
+        alpha: Initial height of the negative branch; negative values give positive outputs there.
+        learn_alpha: False fixes alpha.
+
+    Raises:
+        ValueError: alpha is not finite.
+    """
+
+    # The exponential only ever sees x <= 0: evaluated everywhere and masked, it would give inf * 0.
+    formula = Formula(
+        value=lambda x, alpha: x.clamp(min=0) + alpha * x.clamp(max=0).expm1(),
+        slope=lambda x, alpha: torch.where(x > 0, 1.0, alpha * x.clamp(max=0).exp()),
+        parameter_slopes=(lambda x, alpha: x.clamp(max=0).expm1(),),
+    )
+
+    def __init__(self, alpha: float = 1.0, learn_alpha: bool = True) -> None:
+        super().__init__(alpha, learn_alpha)
+
+    def shape(self) -> ActivationShape:
+        """Describe the curve at the present alpha."""
+        return elu_shape(float(self.alpha.detach().mean()))
+
+
+def _root_minus_one(x: Tensor) -> Tensor:
+    """sqrt(x^2 + 1) - 1 for x > 0, else 0, without cancellation near 0 and without x^2 overflowing."""
+    x = x.clamp(min=0)
+    return x * (x / (torch.hypot(x, torch.ones_like(x)) + 1))
+
+
+class ReBLU(ParametricActivation):
+    """x + alpha (sqrt(x^2 + 1) - 1) for x > 0, else 0 (ReBLU, also PBLU; Dai et al. 2021); starts as ReLU.
+
+    Args:
+        alpha: Initial bend of the positive branch, whose slope grows from 1 to 1 + alpha.
+        learn_alpha: False fixes alpha.
+
+    Raises:
+        ValueError: alpha is not finite.
+    """
+
+    formula = Formula(
+        value=lambda x, alpha: x.clamp(min=0) + alpha * _root_minus_one(x),
+        slope=lambda x, alpha: (x > 0) * (1 + alpha * (x / torch.hypot(x, torch.ones_like(x)))),
+        parameter_slopes=(lambda x, alpha: _root_minus_one(x),),
+    )
+
+    def __init__(self, alpha: float = 0.0, learn_alpha: bool = True) -> None:
+        super().__init__(alpha, learn_alpha)
+
+    def shape(self) -> ActivationShape:
+        """Describe the curve at the present alpha."""
+        alpha = float(self.alpha.detach().mean())
+        return ActivationShape(
+            mean_on_negative=0.0,
+            most_negative_output=-math.inf if alpha < -1 else 0.0,
+            max_slope=max(1.0, abs(1 + alpha)),
+            max_curvature=math.inf,
+        )

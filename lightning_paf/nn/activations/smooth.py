@@ -1,0 +1,99 @@
+"""Parametric activations that are smooth everywhere (Dai et al. 2021)."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lightning_paf.nn.activation_shape import ActivationShape, psoftplus_shape, pssilu_shape
+from lightning_paf.nn.activations.base import ParametricActivation, require_nonzero
+from lightning_paf.nn.activations.pointwise import Formula
+
+ALPHA_FLOOR = 0.01
+"""PSoftplus uses at least this |alpha|: its value at 0, ln(2) / |alpha|, would go to infinity under weight decay."""
+
+
+def _magnitude(alpha: Tensor) -> Tensor:
+    return alpha.abs().clamp(min=ALPHA_FLOOR)
+
+
+def _psoftplus(x: Tensor, alpha: Tensor) -> Tensor:
+    """max(x, 0) + softplus(-|alpha x|) / |alpha|: alpha * x may overflow without harm."""
+    a = _magnitude(alpha)
+    return x.clamp(min=0) + F.softplus(-a * x.abs()) / a
+
+
+def _psoftplus_alpha_slope(x: Tensor, alpha: Tensor) -> Tensor:
+    """-H / alpha^2, where H = softplus(-|u|) + |u| sigmoid(-|u|) at u = alpha x is the entropy of sigmoid(u)."""
+    a, x = _magnitude(alpha), x.abs()
+    entropy = F.softplus(-a * x) + a * (x * (-a * x).sigmoid())
+    return -alpha.sign() * entropy / a.square()
+
+
+class PSoftplus(ParametricActivation):
+    """softplus(|alpha| x) / |alpha|; starts as Softplus and tends to ReLU as alpha grows.
+
+    Below |alpha| = 0.01 the function stays what it is at 0.01, while the gradient by alpha is passed on as if it did
+    not, so that alpha can come back.
+
+    Args:
+        alpha: Initial value, not 0.
+        learn_alpha: False fixes alpha.
+
+    Raises:
+        ValueError: alpha is 0 or not finite.
+    """
+
+    formula = Formula(
+        value=_psoftplus,
+        slope=lambda x, alpha: (_magnitude(alpha) * x).sigmoid(),
+        parameter_slopes=(_psoftplus_alpha_slope,),
+    )
+
+    def __init__(self, alpha: float = 1.0, learn_alpha: bool = True) -> None:
+        require_nonzero(alpha, "has no limit")
+        super().__init__(alpha, learn_alpha)
+
+    def shape(self) -> ActivationShape:
+        """Describe the curve at the present alpha; the mean on negative inputs is by quadrature."""
+        return psoftplus_shape(float(_magnitude(self.alpha.detach()).mean()))
+
+
+def gate(x: Tensor, alpha: Tensor) -> Tensor:
+    """sigmoid(|alpha| x)."""
+    return (alpha.abs() * x).sigmoid()
+
+
+def gated_slope(x: Tensor, alpha: Tensor) -> Tensor:
+    """Derivative by x of x * sigmoid(|alpha| x)."""
+    s = gate(x, alpha)
+    return torch.addcmul(s, x * (s - s * s), alpha.abs())  # |alpha| x on its own could overflow where s - s^2 is 0
+
+
+def gated_alpha_slope(x: Tensor, alpha: Tensor) -> Tensor:
+    """Derivative by alpha of x * sigmoid(|alpha| x); x^2 on its own could overflow where the result is 0."""
+    s = gate(x, alpha)
+    return alpha.sign() * (x * (x * (s - s * s)))
+
+
+class PSiLU(ParametricActivation):
+    """x sigmoid(|alpha| x); starts as SiLU and tends to ReLU as alpha grows.
+
+    Args:
+        alpha: Initial value, not 0.
+        learn_alpha: False fixes alpha.
+
+    Raises:
+        ValueError: alpha is 0 or not finite.
+    """
+
+    formula = Formula(
+        value=lambda x, alpha: x * gate(x, alpha), slope=gated_slope, parameter_slopes=(gated_alpha_slope,)
+    )
+
+    def __init__(self, alpha: float = 1.0, learn_alpha: bool = True) -> None:
+        require_nonzero(alpha, "is the linear x / 2, and |alpha| has no gradient to leave it")
+        super().__init__(alpha, learn_alpha)
+
+    def shape(self) -> ActivationShape:
+        """Describe the curve at the present alpha; the mean on negative inputs is by quadrature."""
+        return pssilu_shape(float(self.alpha.detach().abs().mean()), beta=0.0)

@@ -1,0 +1,302 @@
+"""Swapping activations: small nets made here, then families of timm and torchvision."""
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from lightning_paf.nn.activations import PReLU, PSiLU, PSSiLU, ReLU
+from lightning_paf.nn.swap import swap_activations
+
+
+class Block(nn.Module):
+    def __init__(self, channels):
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 1)
+        self.act1 = nn.ReLU(inplace=True)
+        self.act2 = nn.SiLU(inplace=True)
+
+    def forward(self, x):
+        return self.act2(x + self.conv(self.act1(x)))
+
+
+class Net(nn.Module):
+    """A stem with an activation and two stages; `alias` is a second name of the stem's activation."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Conv2d(3, 4, 1)
+        self.act = nn.ReLU()
+        self.alias = self.act
+        self.stage1 = nn.Sequential(Block(4), Block(4))
+        self.stage2 = nn.ModuleList([nn.Sequential(nn.Conv2d(4, 6, 1), Block(6))])
+        self.head = nn.Linear(6, 2)
+
+    def forward(self, x):
+        x = self.stage2[0](self.stage1(self.act(self.stem(x))))
+        return self.head(self.alias(x).mean((2, 3)))
+
+
+class Functional(nn.Module):
+    def forward(self, x):
+        return F.relu(x)
+
+
+def activations(net, kind=PSSiLU):
+    """Distinct activation objects, in order."""
+    return [module for module in net.modules() if isinstance(module, kind)]
+
+
+@pytest.mark.parametrize(("scope", "objects"), [("network", 1), ("stage", 4), ("module", 8)])
+def test_places_and_objects(scope, objects):
+    net = Net()
+    assert swap_activations(net, PSSiLU, scope=scope) == 8
+    assert len(activations(net)) == objects
+    assert not any(isinstance(module, nn.ReLU | nn.SiLU) for module in net.modules())
+    net(torch.randn(2, 3, 4, 4)).sum().backward()
+    assert all(activation.alpha.grad is not None for activation in activations(net))
+
+
+def test_network_is_one_object_in_all_places_and_stays_one_in_a_copy():
+    net = Net()
+    before = len(list(net.parameters()))
+    swap_activations(net, PSSiLU)
+    assert len(list(net.parameters())) == before + 2
+    assert sum(key.endswith("alpha") for key in net.state_dict()) == 8
+    assert len(activations(copy.deepcopy(net))) == 1
+
+
+def test_stage_is_a_child_of_the_innermost_container_of_all_places():
+    net = Net()
+    swap_activations(net, PSSiLU, scope="stage")
+    assert net.stage1[0].act1 is net.stage1[1].act2
+    assert net.stage1[0].act1 is not net.stage2[0][1].act1
+    assert net.act is not net.alias  # two children, although they held the same object
+
+    wrapped = nn.Sequential(nn.Sequential(nn.Sequential(Block(2), Block(2)), nn.Sequential(Block(2)), nn.Identity()))
+    swap_activations(wrapped, PSSiLU, scope="stage")
+    assert len(activations(wrapped)) == 2
+
+    flat = nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 2), nn.ReLU())
+    swap_activations(flat, PSSiLU, scope="stage")
+    assert len(activations(flat)) == 2
+
+    single = nn.Sequential(nn.Sequential(nn.ReLU()))
+    assert swap_activations(single, PSSiLU, scope="stage") == 1
+
+
+def test_a_shared_parent_is_one_place():
+    block = Block(3)
+    net = nn.Sequential(block, block)
+    assert swap_activations(net, PSSiLU, scope="module") == 2
+    assert len(activations(net)) == 2
+
+
+def test_channel():
+    net, x = Net(), torch.randn(2, 3, 5, 5)
+    assert swap_activations(net, lambda: PSiLU(2.0), scope="channel", example=x[:1]) == 8
+    assert [tuple(a.alpha.shape) for a in activations(net, PSiLU)] == [(4,)] + [(6,)] + [(4,)] * 4 + [(6,)] * 2
+    torch.manual_seed(0)
+    same = Net()
+    same.load_state_dict(net.state_dict(), strict=False)
+    swap_activations(same, lambda: PSiLU(2.0))
+    torch.testing.assert_close(net(x), same(x))
+
+
+def test_channel_tells_channels_last_from_channels_first():
+    class Last(nn.Sequential):
+        def forward(self, x):
+            return super().forward(x.permute(0, 2, 3, 1))
+
+    net = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(), Last(nn.Linear(4, 7), nn.GELU()))
+    swap_activations(net, PSSiLU, scope="channel", example=torch.zeros(1, 3, 5, 6))
+    assert [(a.alpha.numel(), a.channel_dim) for a in activations(net)] == [(4, 1), (7, -1)]
+    assert net(torch.zeros(2, 3, 8, 9)).shape == (2, 8, 9, 7)  # another size than the example's
+
+
+def test_channel_leaves_flags_and_statistics_as_they_were():
+    net = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.ReLU(), nn.Dropout())
+    net[3].eval()
+    before = copy.deepcopy(net[1].state_dict())
+    swap_activations(net, PSSiLU, scope="channel", example=torch.randn(2, 3, 5, 5))
+    torch.testing.assert_close(net[1].state_dict(), before)
+    assert [module.training for module in net] == [True, True, True, False]
+    assert all(parameter.requires_grad for parameter in net.parameters())
+    assert not net[0]._forward_hooks
+
+
+class Bottleneck(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.widen = nn.Conv2d(3, 6, 1)
+        self.relu = nn.ReLU()
+        self.unused = nn.ReLU()
+
+    def forward(self, x):
+        return self.relu(self.widen(self.relu(x)))
+
+
+@pytest.mark.parametrize(
+    ("net", "make", "example", "message"),
+    [
+        (Net(), PSSiLU, None, "example is None. Pass an input batch"),
+        (
+            Bottleneck(),
+            PSSiLU,
+            torch.zeros(1, 3, 4, 4),
+            "'relu' of Bottleneck is used with 3 and 6. Use scope='module'",
+        ),
+        (Net(), ReLU, torch.zeros(1, 3, 4, 4), "needs a parametric activation, but ReLU is none"),
+    ],
+)
+def test_channel_refuses_and_leaves_the_network_alone(net, make, example, message):
+    keys, layers = list(net.state_dict()), [type(module) for module in net.modules()]
+    with pytest.raises(ValueError, match=message):
+        swap_activations(net, make, scope="channel", example=example)
+    assert list(net.state_dict()) == keys
+    assert [type(module) for module in net.modules()] == layers
+
+
+def test_channel_refuses_an_activation_that_is_never_reached():
+    net = Bottleneck()
+    net.relu = nn.Identity()
+    with pytest.raises(
+        ValueError, match="'unused' of Bottleneck is used with none: the forward pass does not reach it"
+    ):
+        swap_activations(net, PSSiLU, scope="channel", example=torch.zeros(1, 3, 4, 4))
+
+
+def test_swapping_again_replaces_everything():
+    net = Net()
+    swap_activations(net, PSSiLU)
+    assert swap_activations(net, PReLU, scope="module") == 8
+    assert not activations(net)
+    assert len(activations(net, PReLU)) == 8
+
+
+def test_targets_subclasses_and_namesakes():
+    class Special(nn.ReLU):
+        pass
+
+    class GELU(nn.Module):  # timm has one of its own
+        def forward(self, x):
+            return F.gelu(x)
+
+    def net():
+        return nn.Sequential(Special(), GELU(), nn.Sigmoid(), nn.ReLU6(), nn.SiLU())
+
+    assert swap_activations(net(), PSSiLU) == 3
+    assert swap_activations(net(), PSSiLU, targets=(nn.ReLU6,)) == 1
+    assert swap_activations(net(), PSSiLU, targets=(nn.GELU, nn.Sigmoid)) == 2
+
+
+def test_any_module_may_be_the_replacement_and_training_flags_follow():
+    net = nn.Sequential(nn.ReLU()).eval()
+    swap_activations(net, nn.Tanh)
+    assert isinstance(net[0], nn.Tanh)
+    assert not net[0].training
+
+
+def test_replacements_follow_the_device_of_the_network():
+    with torch.device("meta"):
+        net = Net()
+    swap_activations(net, PSSiLU)
+    assert {parameter.device.type for parameter in net.parameters()} == {"meta"}
+
+
+@pytest.mark.parametrize(
+    ("net", "message"),
+    [
+        (Functional(), "Functional has no module to replace .* calls functions such as F.relu .* timm_net"),
+        (nn.Sequential(nn.ReLU6()), "it does have ReLU6. Pass targets="),
+    ],
+)
+def test_refusal_where_nothing_can_be_swapped(net, message):
+    with pytest.raises(ValueError, match=message):
+        swap_activations(net, PSSiLU)
+
+
+def test_unknown_scope():
+    with pytest.raises(ValueError, match="scope must be network, stage, module or channel, but is 'layer'"):
+        swap_activations(Net(), PSSiLU, scope="layer")
+
+
+# ---- families; on the meta device, where a network costs nothing
+
+
+def timm_net(name, **kwargs):
+    import timm
+
+    return timm.create_model(name, pretrained=False, **kwargs)
+
+
+def torchvision_net(name, **kwargs):
+    import torchvision
+
+    return torchvision.models.get_model(name, weights=None, **kwargs)
+
+
+MORE = {"mobilenetv3_small_050": (nn.ReLU, nn.Hardswish), "mobilenet_v2": (nn.ReLU6,)}
+
+
+@pytest.mark.parametrize(
+    ("build", "name", "places", "stages"),
+    [
+        (timm_net, "resnet18", 17, 5),
+        (timm_net, "resnetv2_50", 49, 2),
+        (timm_net, "vgg11_bn", 10, 2),
+        (timm_net, "convnext_atto", 12, 4),
+        (timm_net, "efficientnet_b0", 49, 3),
+        (timm_net, "vit_tiny_patch16_224", 12, 12),
+        (timm_net, "mobilenetv3_small_050", 33, 3),
+        (timm_net, "densenet121", 121, 9),
+        (timm_net, "regnetx_002", 40, 5),
+        (timm_net, "mixer_s32_224", 16, 8),
+        (torchvision_net, "resnet18", 9, 5),  # each block has one nn.ReLU and calls it twice
+        (torchvision_net, "mobilenet_v2", 35, 19),
+        (torchvision_net, "swin_t", 12, 4),
+    ],
+)
+def test_families(build, name, places, stages):
+    with torch.device("meta"):
+        net = build(name)
+    targets = {"targets": MORE[name]} if name in MORE else {}
+    assert swap_activations(net, PSSiLU, scope="stage", **targets) == places
+    assert len(activations(net)) == stages
+    assert swap_activations(net, PSSiLU) == places
+    assert len(activations(net)) == 1
+    example = torch.zeros(1, 3, 224, 224, device="meta")
+    assert swap_activations(net, PSSiLU, scope="channel", example=example) == places
+    assert net(example).shape == (1, 1000)
+
+
+@pytest.mark.parametrize(
+    ("build", "name", "kwargs"),
+    [
+        (timm_net, "resnet10t", {}),
+        (timm_net, "convnext_atto", {}),
+        (timm_net, "efficientnet_lite0", {"act_layer": "silu"}),
+        (timm_net, "vit_tiny_patch16_224", {"img_size": 32, "patch_size": 8, "depth": 2}),
+        (timm_net, "regnetx_002", {}),
+        (torchvision_net, "squeezenet1_1", {}),
+    ],
+)
+def test_families_learn_alpha_and_beta(build, name, kwargs):
+    net = build(name, num_classes=3, **kwargs).eval()
+    swap_activations(net, PSSiLU)
+    x = torch.randn(2, 3, 32, 32, requires_grad=True)
+    F.cross_entropy(net(x), torch.tensor([0, 1])).backward()
+    (activation,) = activations(net)
+    for gradient in (x.grad, activation.alpha.grad, activation.beta.grad):
+        assert gradient.isfinite().all()
+        assert gradient.abs().max() > 0
+
+
+@pytest.mark.parametrize("name", ["googlenet", "inception_v3"])
+def test_networks_that_call_functions_are_refused(name):
+    with torch.device("meta"):
+        net = torchvision_net(name, init_weights=False)
+    with pytest.raises(ValueError, match=f"{type(net).__name__} has no module to replace"):
+        swap_activations(net, PSSiLU)
