@@ -1,0 +1,58 @@
+"""What happens to a training batch on the device."""
+
+from abc import ABC, abstractmethod
+
+from torch import Tensor
+
+from lightning_paf.functional.augment import random_crop, random_flip
+from lightning_paf.specs import DatasetName
+
+
+class Augment(ABC):
+    """A random change of training images that keeps their labels."""
+
+    @abstractmethod
+    def __call__(self, images: Tensor) -> Tensor:
+        """Augment a batch.
+
+        Args:
+            images: Images (N, C, H, W), uint8.
+
+        Returns:
+            Images of the same shape and dtype.
+        """
+
+
+class CropFlip(Augment):
+    """Zero-padded random crop, then a random mirror image: the usual augmentation for CIFAR.
+
+    Args:
+        padding: Pixels added on each side before the crop.
+        flip: Mirror left to right with probability 1/2. Switch it off where left and right matter, as in digits.
+    """
+
+    def __init__(self, padding: int = 4, flip: bool = True) -> None:
+        if padding < 0:
+            raise ValueError(f"padding must not be negative, but is {padding}. Pass --data.augment.padding 0 or more.")
+        self.padding = padding
+        self.flip = flip
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Crop and mirror a batch (N, C, H, W)."""
+        images = random_crop(images, self.padding) if self.padding else images
+        return random_flip(images) if self.flip else images
+
+
+# digits: a shift by one pixel is an eighth of the image; npz: nothing is known of what keeps the label.
+_STANDARD: dict[DatasetName, Augment | None] = {
+    "digits": None,
+    "cifar10": CropFlip(),
+    "cifar100": CropFlip(),
+    "svhn": CropFlip(flip=False),
+    "npz": None,
+}
+
+
+def standard_augment(dataset: DatasetName) -> Augment | None:
+    """Return the customary augmentation of a dataset, None where there is none."""
+    return _STANDARD[dataset]

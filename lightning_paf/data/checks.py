@@ -1,0 +1,90 @@
+"""What images and labels must look like. `where` opens every message: a file, or the name of a dataset."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+def check_images(shape: Sequence[int], dtype: np.dtype, channels: int, where: str) -> None:
+    """Check what the header of an image array says: uint8, (N, H, W, C), N > 0.
+
+    Raises:
+        ValueError: One of them does not hold.
+    """
+    rule = f"{where}: images must be uint8 of shape (N, H, W, {channels}), but are {dtype} of shape {tuple(shape)}."
+    if len(shape) == 3:
+        raise ValueError(f"{rule} Grey images need a channel axis: np.repeat(images[..., None], {channels}, axis=3).")
+    if len(shape) != 4:
+        raise ValueError(f"{rule} Reshape them.")
+    if shape[3] != channels and shape[1] == channels:
+        raise ValueError(f"{rule} This is NCHW: store images.transpose(0, 2, 3, 1).")
+    if shape[3] != channels:
+        raise ValueError(f"{rule} Convert them to {channels} channel(s).")
+    if dtype != np.uint8:
+        raise ValueError(
+            f"{rule} Store pixels 0 to 255; for floats in [0, 1]: np.round(255 * images).astype(np.uint8)."
+        )
+    if 0 in shape:
+        raise ValueError(f"{rule} Give at least one image.")
+
+
+def check_same_size(shape: Sequence[int], expected: Sequence[int], where: str) -> None:
+    """Check that images have the (H, W, C) of the real training images.
+
+    Raises:
+        ValueError: They do not.
+    """
+    if tuple(shape[1:]) != tuple(expected[1:]):
+        raise ValueError(
+            f"{where}: images must have the size of the real ones (H, W, C) = {tuple(expected[1:])}, "
+            f"but have {tuple(shape[1:])}. Resize them, or choose the --data.dataset they belong to."
+        )
+
+
+def check_label_header(shape: Sequence[int], dtype: np.dtype, count: int, where: str) -> None:
+    """Check what the header of a label array says: integers, one for each image.
+
+    Raises:
+        ValueError: One of them does not hold.
+    """
+    if dtype.kind not in "iu":
+        raise ValueError(f"{where}: labels must be integers, but are {dtype}. Store class numbers, e.g. as int64.")
+    if tuple(shape) != (count,):
+        raise ValueError(
+            f"{where}: {count} images need labels of shape ({count},), but these have {tuple(shape)}. "
+            "Store one class number for each image."
+        )
+
+
+def check_labels(labels: NDArray[np.int64], num_classes: int, where: str) -> None:
+    """Check that every label is one of 0 .. num_classes - 1.
+
+    Raises:
+        ValueError: One is not.
+    """
+    low, high = int(labels.min()), int(labels.max())
+    if low < 0 or high >= num_classes:
+        raise ValueError(
+            f"{where}: labels must be 0 to {num_classes - 1}, but range from {low} to {high}. "
+            "Renumber them, or set --data.dataset (and --data.num_classes for npz) to what they belong to."
+        )
+
+
+def check_classes(counts: NDArray[np.int64], where: str) -> None:
+    """Check that every class occurs.
+
+    Args:
+        counts: Number of images of each class (K,).
+        where: Opens the message.
+
+    Raises:
+        ValueError: A class has no image.
+    """
+    missing = np.flatnonzero(counts == 0)
+    if missing.size:
+        named = ", ".join(map(str, missing[:10])) + (", …" if missing.size > 10 else "")
+        raise ValueError(
+            f"{where}: all {len(counts)} classes must occur, but there is no image of {named}. "
+            "Add the missing classes; a file sorted by class may have been cut off."
+        )

@@ -1,0 +1,267 @@
+"""Images for training and evaluation."""
+
+from pathlib import Path
+from typing import Literal
+
+import torch
+from lightning import LightningDataModule
+from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities import rank_zero_warn
+from torch.utils.data import DataLoader
+
+from lightning_paf.data.augment import Augment, standard_augment
+from lightning_paf.data.convert import convert, converted_folder, find_sources
+from lightning_paf.data.datasets import EvalDataset, MixedDataset, RawBatch, as_fetched
+from lightning_paf.data.pool import SyntheticPool
+from lightning_paf.data.samplers import MixedSampler, ShardSampler, batches_per_epoch, even_batch_size, real_per_batch
+from lightning_paf.data.sources import ImageSet, RealData, hold_out, read_dataset
+from lightning_paf.specs import DatasetName, dataset_spec
+from lightning_paf.types import Batch
+
+
+class RobustDataModule(LightningDataModule):
+    """Real images, mixed with synthetic ones for training; batches are floats (N, C, H, W) in [0, 1] and labels (N,).
+
+    Every global batch holds exactly `round(real_fraction * batch_size)` real images, on any number of devices. Images
+    travel to the device as uint8 and become floats, and are augmented, there.
+
+    Args:
+        dataset: Which real images. `digits` come with scikit-learn; `npz` are your own: `root` holds `train.npz` and
+            `test.npz`, each with `image` uint8 (N, H, W, 3) and `label` (N,).
+        root: Folder of the real images; CIFAR and SVHN are downloaded into it when it lacks them.
+        num_classes: Only for `npz`.
+        synthetic: Synthetic images: one or several `.npz` files (keys `image` + `label`, or `X` + `Y`), TI-500K's
+            pickle, or folders of such files. Converted once, beside the file, to arrays that can be memory-mapped.
+        cache_dir: Where to put the converted arrays instead, as when the file's own folder is read-only.
+        real_fraction: Share of real images in a batch; 1 for no synthetic ones.
+        batch_size: Images in a global batch, over all devices and nodes.
+        eval_batch_size: Images in a batch of validation and test, on each device; reduced (or raised) a little
+            where the devices would otherwise run different numbers of batches.
+        val_size: Number of training images held out for validation: the first ones, as Gowal et al. 2020 do.
+        selection: What validation, and so the choice of the best checkpoint, looks at: `val`, the images held out, or
+            `test`, the test set itself, as the code of Dai et al. 2021 does. The latter makes results too good and is
+            meant for comparison only; no training image is held out then.
+        epoch: `real_pass`: an epoch shows every real image once (Dai et al. 2021), and its last batch is topped up with
+            others; a number: it shows that many images of either kind (50000 in Gowal et al. 2021, Wang et al. 2023).
+        train_examples: Use only the first n real training images, for quick runs.
+        num_workers: Processes that fetch batches, on each device; 0 fetches in the main process.
+        augment: Random change of training images; `standard` means crop and flip for CIFAR, crop for SVHN, none for
+            `digits` and `npz`.
+        augment_synthetic: Augment synthetic images too; Dai et al. 2021 do not.
+        seed: Of the order of the training images and the draws from the synthetic ones.
+
+    Raises:
+        ValueError: An argument is out of its range (at once); images, labels or files are not what they must be (in
+            `prepare_data` or `setup`, before training).
+    """
+
+    def __init__(
+        self,
+        dataset: DatasetName = "cifar10",
+        root: Path = Path("data"),
+        num_classes: int | None = None,
+        synthetic: list[Path] | Path | None = None,
+        cache_dir: Path | None = None,
+        real_fraction: float = 0.3,
+        batch_size: int = 512,
+        eval_batch_size: int = 256,
+        val_size: int = 1024,
+        selection: Literal["val", "test"] = "val",
+        epoch: Literal["real_pass"] | int = "real_pass",
+        train_examples: int | None = None,
+        num_workers: int = 4,
+        augment: Augment | Literal["standard"] | None = "standard",
+        augment_synthetic: bool = True,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.spec = dataset_spec(dataset, num_classes)
+        self.root = Path(root)
+        self.synthetic = [Path(path) for path in (synthetic if isinstance(synthetic, list) else [synthetic]) if path]
+        self.cache_dir = Path(cache_dir) if cache_dir else None
+        self.real_fraction = real_fraction
+        self.batch_size = batch_size
+        self.eval_batch_size = eval_batch_size
+        self.val_size = val_size
+        self.selection = selection
+        self.epoch = epoch
+        self.train_examples = train_examples
+        self.num_workers = num_workers
+        self.augment = standard_augment(dataset) if augment == "standard" else augment
+        self.augment_synthetic = augment_synthetic
+        self.seed = seed
+        self._check_arguments()
+
+    def _check_arguments(self) -> None:
+        sizes = {name: getattr(self, name) for name in ("batch_size", "eval_batch_size", "train_examples", "epoch")}
+        for name, size in sizes.items():
+            if isinstance(size, int) and size < 1:
+                raise ValueError(f"{name} must be at least 1, but is {size}. Pass --data.{name} N with N >= 1.")
+        if not 0 <= self.real_fraction <= 1:
+            raise ValueError(
+                f"real_fraction must be from 0 to 1, but is {self.real_fraction}. Pass e.g. --data.real_fraction 0.3."
+            )
+        real = real_per_batch(self.batch_size, self.real_fraction)
+        if real == 0 and (self.real_fraction > 0 or self.epoch == "real_pass"):
+            raise ValueError(
+                f"real_fraction={self.real_fraction} of batch_size={self.batch_size} leaves no real image in a batch. "
+                "Raise one of them, or train on synthetic images alone: --data.real_fraction 0 --data.epoch 50000."
+            )
+        if real == self.batch_size and self.real_fraction < 1:
+            raise ValueError(
+                f"real_fraction={self.real_fraction} of batch_size={self.batch_size} leaves no synthetic image in a "
+                "batch. Lower the fraction, or pass --data.real_fraction 1 for real images alone."
+            )
+
+    def prepare_data(self) -> None:
+        """Download what is missing and convert the synthetic images; once on each node.
+
+        Raises:
+            ValueError: See the class.
+        """
+        conversions = []
+        if self._is_fitting():
+            self._check_mixture()
+            conversions = self._conversions()
+        like = read_dataset(self.spec, self.root, download=True).train.images.shape
+        for source, folder in conversions:
+            convert(source, folder, like, self.spec.num_classes)
+
+    def setup(self, stage: str) -> None:
+        """Read the images and divide them.
+
+        Args:
+            stage: One of fit, validate, test, predict. Only `fit` touches the synthetic images, so that a trained model
+                can be tested where they are not.
+
+        Raises:
+            ValueError: See the class.
+        """
+        data = read_dataset(self.spec, self.root, download=False)
+        train, val = self._split(data)
+        self._eval_sets = {"val": val, "test": data.test}
+        for name, part in self._eval_sets.items():
+            if len(part) < self._world_size:
+                raise ValueError(
+                    f"{len(part)} {name} images are too few for {self._world_size} devices. "
+                    "Pass a larger --data.val_size or a smaller --trainer.devices."
+                )
+        if stage == "fit":
+            self._check_mixture()
+            self._train_set = MixedDataset(self._shorten(train), self._open_pool(train))
+
+    def train_dataloader(self) -> DataLoader[RawBatch]:
+        """Mixed batches of `batch_size` over all ranks."""
+        sampler = MixedSampler(
+            self._train_set,
+            batch_size=self.batch_size,
+            real_per_batch=real_per_batch(self.batch_size, self.real_fraction),
+            batches=batches_per_epoch(self._train_set.real_size, self.batch_size, self.real_fraction, self.epoch),
+            num_replicas=self._world_size,
+            rank=self._rank,
+            seed=self.seed,
+        )
+        return self._loader(self._train_set, sampler, self.batch_size // self._world_size)
+
+    def val_dataloader(self) -> DataLoader[RawBatch]:
+        """The images that choose the checkpoint."""
+        return self._eval_loader(self._eval_sets["val"])
+
+    def test_dataloader(self) -> DataLoader[RawBatch]:
+        """The test images, in their order."""
+        return self._eval_loader(self._eval_sets["test"])
+
+    def predict_dataloader(self) -> DataLoader[RawBatch]:
+        """The test images, in their order."""
+        return self.test_dataloader()
+
+    def on_after_batch_transfer(self, batch: RawBatch, dataloader_idx: int) -> Batch:
+        """Augment a training batch and make floats, on the device.
+
+        Args:
+            batch: uint8 images (N, H, W, C), labels, and which of them are synthetic.
+            dataloader_idx: Not used.
+
+        Returns:
+            Images (N, C, H, W) in [0, 1] and labels (N,).
+        """
+        images = batch.images.permute(0, 3, 1, 2).contiguous()
+        if batch.synthetic is not None and self.augment is not None:
+            keep = batch.synthetic[:, None, None, None] & (not self.augment_synthetic)
+            images = torch.where(keep, images, self.augment(images))
+        return images.float() / 255, batch.labels
+
+    @property
+    def _world_size(self) -> int:
+        return self.trainer.world_size if self.trainer else 1
+
+    @property
+    def _rank(self) -> int:
+        return self.trainer.global_rank if self.trainer else 0
+
+    def _is_fitting(self) -> bool:
+        return self.trainer is None or self.trainer.state.fn == TrainerFn.FITTING
+
+    def _check_mixture(self) -> None:
+        if self.real_fraction < 1 and not self.synthetic:
+            raise ValueError(
+                f"real_fraction={self.real_fraction} needs synthetic images, but data.synthetic is not set. "
+                "Pass --data.synthetic PATH.npz or --data.real_fraction 1."
+            )
+        if self.real_fraction == 1 and self.synthetic:
+            raise ValueError(
+                f"real_fraction=1 leaves no room for the synthetic images of data.synthetic={self.synthetic[0]}. "
+                "Pass --data.real_fraction 0.3 to use them or --data.synthetic null to leave them out."
+            )
+        if self.batch_size % self._world_size:
+            smaller = self.batch_size - self.batch_size % self._world_size
+            raise ValueError(
+                f"batch_size={self.batch_size} is the number of images over all devices and does not divide by "
+                f"{self._world_size} of them. Pass --data.batch_size {smaller or self._world_size}."
+            )
+
+    def _conversions(self) -> list[tuple[Path, Path]]:
+        return [(source, converted_folder(source, self.cache_dir)) for source in find_sources(self.synthetic)]
+
+    def _open_pool(self, real: ImageSet) -> SyntheticPool | None:
+        if not self.synthetic:
+            return None
+        pool = SyntheticPool([folder for _, folder in self._conversions()])
+        pool.check(real.images.shape, self.spec.num_classes)
+        return pool
+
+    def _split(self, data: RealData) -> tuple[ImageSet, ImageSet]:
+        if self.selection == "val":
+            return hold_out(data.train, self.val_size)
+        rank_zero_warn(
+            "data.selection=test: the best checkpoint is chosen on the test set, so its test results are too good. "
+            "Use it only to compare with results that were obtained in this way."
+        )
+        return data.train, data.test
+
+    def _shorten(self, train: ImageSet) -> ImageSet:
+        wanted = self.train_examples or len(train)
+        if wanted > len(train):
+            raise ValueError(
+                f"train_examples={wanted} is more than the {len(train)} training images beside those of validation. "
+                f"Pass --data.train_examples {len(train)} or fewer."
+            )
+        return train.take(slice(wanted))
+
+    def _eval_loader(self, data: ImageSet) -> DataLoader[RawBatch]:
+        dataset = EvalDataset(data)
+        batch_size = even_batch_size(len(data), self._world_size, self.eval_batch_size)
+        return self._loader(dataset, ShardSampler(dataset, self._world_size, self._rank), batch_size)
+
+    def _loader(
+        self, dataset: EvalDataset | MixedDataset, sampler: MixedSampler | ShardSampler, batch_size: int
+    ) -> DataLoader[RawBatch]:
+        return DataLoader(
+            dataset,
+            batch_size=batch_size,  # by name: Lightning rebuilds the loader of `predict`, with a new one
+            sampler=sampler,
+            num_workers=self.num_workers,
+            collate_fn=as_fetched,
+            pin_memory=torch.cuda.is_available(),
+            persistent_workers=self.num_workers > 0,
+        )

@@ -1,0 +1,147 @@
+"""Real images, read into memory as uint8 (N, H, W, C)."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lightning_paf.data.archives import open_archive
+from lightning_paf.data.checks import check_classes, check_images, check_label_header, check_labels, check_same_size
+from lightning_paf.specs import DatasetSpec
+
+DIGITS_TEST_SIZE = 450
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """Images and their labels.
+
+    Args:
+        images: uint8 (N, H, W, C).
+        labels: int64 (N,).
+    """
+
+    images: NDArray[np.uint8]
+    labels: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def take(self, index: slice | NDArray[Any]) -> "ImageSet":
+        """Select images; a slice copies nothing."""
+        return ImageSet(self.images[index], self.labels[index])
+
+
+class RealData(NamedTuple):
+    """The two halves of a dataset; the training images stand in an order whose beginning is a fair sample of them."""
+
+    train: ImageSet
+    test: ImageSet
+
+
+def read_dataset(spec: DatasetSpec, root: Path, download: bool) -> RealData:
+    """Read a dataset and check it.
+
+    Args:
+        spec: Which, with how many classes.
+        root: Folder that holds it (in torchvision's layout; `npz`: with `train.npz` and `test.npz`), or shall.
+        download: Fetch what torchvision does not find there.
+
+    Raises:
+        ValueError: It cannot be read, or its images or labels are not what they must be.
+    """
+    data = _READERS[spec.name](spec, root, download)
+    for part, name in zip(data, ("training", "test"), strict=True):
+        check_labels(part.labels, spec.num_classes, f"{spec.name} in {root}, {name} set")
+    check_same_size(data.test.images.shape, data.train.images.shape, f"{spec.name} in {root}, test set")
+    check_classes(np.bincount(data.train.labels, minlength=spec.num_classes), f"{spec.name} in {root}, training set")
+    return data
+
+
+def hold_out(train: ImageSet, size: int) -> tuple[ImageSet, ImageSet]:
+    """Split training images into (the rest, the first `size` for validation).
+
+    Gowal et al. 2020, Rade & Moosavi-Dezfooli 2022 and Wang et al. 2023 hold out the first 1,024 CIFAR images.
+
+    Raises:
+        ValueError: Fewer than one image, or more than half of them, would be held out.
+    """
+    if not 1 <= size <= len(train) // 2:
+        raise ValueError(
+            f"val_size must be 1 to {len(train) // 2}, half of the {len(train)} training images, but is {size}. "
+            f"Pass --data.val_size {max(1, len(train) // 10)}, or --data.selection test for none."
+        )
+    return train.take(slice(size, None)), train.take(slice(size))
+
+
+def _read_digits(spec: DatasetSpec, root: Path, download: bool) -> RealData:
+    """The 8x8 digits of scikit-learn, 16 grey levels spread over 0 to 255; they need no folder."""
+    from sklearn.datasets import load_digits
+    from sklearn.model_selection import train_test_split
+
+    digits = load_digits()
+    images = np.round(digits.images * (255 / 16)).astype(np.uint8)[..., None]
+    everything = ImageSet(images, digits.target.astype(np.int64))
+    train, test = train_test_split(
+        np.arange(len(everything)), test_size=DIGITS_TEST_SIZE, stratify=everything.labels, random_state=0
+    )
+    return RealData(everything.take(train), everything.take(test))
+
+
+def _read_cifar(spec: DatasetSpec, root: Path, download: bool) -> RealData:
+    from torchvision.datasets import CIFAR10, CIFAR100
+
+    dataset = {"cifar10": CIFAR10, "cifar100": CIFAR100}[spec.name]
+
+    def read(train: bool) -> ImageSet:
+        part = _open_torchvision(lambda: dataset(root, train=train, download=download), root)
+        return ImageSet(np.ascontiguousarray(part.data), np.asarray(part.targets, np.int64))
+
+    return RealData(read(True), read(False))
+
+
+def _read_svhn(spec: DatasetSpec, root: Path, download: bool) -> RealData:
+    from torchvision.datasets import SVHN
+
+    def read(split: str) -> ImageSet:
+        part = _open_torchvision(lambda: SVHN(root, split=split, download=download), root)
+        return ImageSet(np.ascontiguousarray(part.data.transpose(0, 2, 3, 1)), np.asarray(part.labels, np.int64))
+
+    return RealData(read("train"), read("test"))
+
+
+def _open_torchvision(open_it: Callable[[], Any], root: Path) -> Any:
+    try:
+        return open_it()
+    except (RuntimeError, OSError) as error:
+        raise ValueError(
+            f"data.root={root} holds no complete copy of the dataset, and none could be downloaded ({error}). "
+            "Unpack its archive there, or pass the folder that holds it as --data.root."
+        ) from error
+
+
+def _read_npz_pair(spec: DatasetSpec, root: Path, download: bool) -> RealData:
+    """`train.npz` and `test.npz`; the training images are shuffled, because a file may be sorted by class."""
+    train, test = (_load(root / f"{part}.npz", spec.channels) for part in ("train", "test"))
+    return RealData(train.take(np.random.default_rng(0).permutation(len(train))), test)
+
+
+def _load(path: Path, channels: int) -> ImageSet:
+    with open_archive(path) as archive:
+        check_images(archive.image.shape, archive.image.dtype, channels, str(path))
+        check_label_header(archive.label.shape, archive.label.dtype, archive.image.shape[0], str(path))
+        images = np.concatenate(list(archive.image.chunks()))
+        labels = np.concatenate(list(archive.label.chunks())).astype(np.int64)
+    return ImageSet(images, labels)
+
+
+_READERS: dict[str, Callable[[DatasetSpec, Path, bool], RealData]] = {
+    "digits": _read_digits,
+    "cifar10": _read_cifar,
+    "cifar100": _read_cifar,
+    "svhn": _read_svhn,
+    "npz": _read_npz_pair,
+}

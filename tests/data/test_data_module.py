@@ -1,0 +1,284 @@
+import pickle
+from itertools import chain
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from data_files import arrays, write_npz
+from lightning.pytorch.trainer.states import TrainerFn
+
+from lightning_paf.data import Augment, CropFlip, RobustDataModule
+
+
+class Blacken(Augment):
+    def __call__(self, images):
+        return torch.zeros_like(images)
+
+
+@pytest.fixture
+def root(tmp_path):
+    """Thirty training images, of which each has one value all over, 1 to 30; eleven test images."""
+    image = np.broadcast_to(np.arange(1, 31, dtype=np.uint8)[:, None, None, None], (30, 4, 4, 3))
+    np.savez(tmp_path / "train.npz", image=image, label=np.arange(30) % 3)
+    write_npz(tmp_path / "test.npz", n=11, seed=1)
+    return tmp_path
+
+
+@pytest.fixture
+def pool(root):
+    """Twelve synthetic images with values 101 to 112."""
+    image = np.broadcast_to(np.arange(101, 113, dtype=np.uint8)[:, None, None, None], (12, 4, 4, 3))
+    np.savez(root / "pool.npz", image=image, label=np.arange(12) % 3)
+    return root / "pool.npz"
+
+
+def make(root, **options):
+    defaults = {"real_fraction": 1.0, "batch_size": 8, "val_size": 6, "num_workers": 0}
+    return RobustDataModule("npz", root, 3, **{**defaults, **options})
+
+
+def ready(data, stage="fit", ranks=1, rank=0, fn=TrainerFn.FITTING):
+    if ranks > 1 or fn != TrainerFn.FITTING:
+        data.trainer = SimpleNamespace(world_size=ranks, global_rank=rank, state=SimpleNamespace(fn=fn))
+    data.prepare_data()
+    data.setup(stage)
+    return data
+
+
+def values(data, loader):
+    """The value of every image, batch by batch, as training would see them."""
+    batches = [data.on_after_batch_transfer(batch, 0) for batch in loader]
+    return [(images[:, 0, 0, 0] * 255).round().int().tolist() for images, _ in batches]
+
+
+def test_batches_are_floats_in_the_unit_interval_with_channels_first(root):
+    data = ready(make(root))
+    images, labels = data.on_after_batch_transfer(next(iter(data.test_dataloader())), 0)
+    expected_images, expected_labels = arrays(n=11, seed=1)
+    assert images.dtype == torch.float32
+    assert images.is_contiguous()
+    assert torch.equal(images, torch.from_numpy(expected_images).permute(0, 3, 1, 2) / 255)
+    assert torch.equal(labels, torch.from_numpy(expected_labels))
+    assert labels.dtype == torch.int64
+
+
+def test_training_validation_and_test_images_are_disjoint_and_complete(root):
+    data = ready(make(root))
+    train = {value for batch in values(data, data.train_dataloader()) for value in batch}
+    val = {value for batch in values(data, data.val_dataloader()) for value in batch}
+    assert len(val) == 6
+    assert not train & val
+    assert train | val == set(range(1, 31))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_real_and_synthetic_images_in_the_exact_share(root, pool, workers):
+    data = ready(make(root, synthetic=pool, real_fraction=0.3, num_workers=workers))
+    batches = values(data, data.train_dataloader())
+    assert len(batches) == 12  # 24 real images, 2 in a batch
+    assert [sum(value <= 30 for value in batch) for batch in batches] == [2] * 12
+    assert all(len(batch) == 8 for batch in batches)
+    real = [value for batch in batches for value in batch if value <= 30]
+    assert len(set(real)) == 24
+
+
+def test_labels_belong_to_their_images(root, pool):
+    data = ready(make(root, synthetic=pool, real_fraction=0.5))
+    for batch in data.train_dataloader():
+        value = batch.images[:, 0, 0, 0].long()
+        assert torch.equal(batch.labels, torch.where(value > 100, value - 101, value - 1) % 3)
+        assert torch.equal(batch.synthetic, value > 100)
+
+
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_ranks_divide_every_batch_of_one_rank(root, pool, ranks):
+    options = {"synthetic": pool, "real_fraction": 0.3}
+    alone = ready(make(root, **options))
+    expected = values(alone, alone.train_dataloader())
+    parts = [ready(make(root, **options), ranks=ranks, rank=rank) for rank in range(ranks)]
+    got = [values(part, part.train_dataloader()) for part in parts]
+    assert [list(chain(*slices)) for slices in zip(*got, strict=True)] == expected
+
+
+@pytest.mark.parametrize("eval_batch_size", [1, 2, 5, 256])
+def test_eleven_test_images_on_two_ranks_are_eleven_in_equally_many_batches(root, eval_batch_size):
+    parts = [ready(make(root, eval_batch_size=eval_batch_size), ranks=2, rank=rank) for rank in range(2)]
+    batches = [[len(batch.labels) for batch in part.test_dataloader()] for part in parts]
+    assert [sum(sizes) for sizes in batches] == [6, 5]
+    assert len(batches[0]) == len(batches[1])
+
+
+def test_epochs_differ_and_a_seed_repeats_them(root):
+    def epoch(seed, number):
+        data = ready(make(root, seed=seed))
+        loader = data.train_dataloader()
+        loader.sampler.set_epoch(number)
+        return values(data, loader)
+
+    assert epoch(0, 0) == epoch(0, 0)
+    assert epoch(0, 0) != epoch(0, 1)
+    assert epoch(0, 0) != epoch(1, 0)
+
+
+def test_validation_images_do_not_depend_on_the_seed(root):
+    first, second = (ready(make(root, seed=seed)) for seed in (0, 1))
+    assert values(first, first.val_dataloader()) == values(second, second.val_dataloader())
+
+
+@pytest.mark.parametrize(("augment_synthetic", "blackened"), [(True, {True, False}), (False, {False})])
+def test_augmentation_of_synthetic_images_is_optional(root, pool, augment_synthetic, blackened):
+    options = {"synthetic": pool, "real_fraction": 0.5, "augment": Blacken()}
+    data = ready(make(root, **options, augment_synthetic=augment_synthetic))
+    batch = next(iter(data.train_dataloader()))
+    images, _ = data.on_after_batch_transfer(batch, 0)
+    black = (images == 0).flatten(1).all(1)
+    assert black[~batch.synthetic].all()
+    assert set(batch.synthetic[black].tolist()) == blackened
+
+
+def test_evaluation_is_never_augmented(root):
+    data = ready(make(root, augment=Blacken()))
+    for loader in (data.val_dataloader(), data.test_dataloader(), data.predict_dataloader()):
+        images, _ = data.on_after_batch_transfer(next(iter(loader)), 0)
+        assert (images > 0).any()
+
+
+def test_evaluation_draws_no_random_numbers(root):
+    data = ready(make(root, augment=CropFlip()))
+    batch = next(iter(data.val_dataloader()))
+    before = torch.get_rng_state()
+    data.on_after_batch_transfer(batch, 0)
+    assert torch.equal(torch.get_rng_state(), before)
+    data.on_after_batch_transfer(next(iter(data.train_dataloader())), 0)
+    assert not torch.equal(torch.get_rng_state(), before)
+
+
+def test_standard_augmentation_follows_the_dataset(root):
+    assert isinstance(RobustDataModule("cifar10").augment, CropFlip)
+    assert RobustDataModule("cifar10", augment=None).augment is None
+    assert make(root).augment is None
+
+
+def test_epochs_of_a_number_of_samples(root, pool):
+    data = ready(make(root, synthetic=pool, real_fraction=0.25, epoch=30))
+    assert [len(batch) for batch in values(data, data.train_dataloader())] == [8] * 4
+
+
+def test_synthetic_images_alone(root, pool):
+    data = ready(make(root, synthetic=pool, real_fraction=0.0, epoch=16))
+    assert all(value > 100 for batch in values(data, data.train_dataloader()) for value in batch)
+
+
+def test_few_training_images_for_quick_runs(root):
+    data = ready(make(root, train_examples=9))
+    seen = [value for batch in values(data, data.train_dataloader()) for value in batch]
+    assert len(set(seen)) == 9
+    assert len(seen) == 16
+    with pytest.raises(ValueError, match=r"train_examples=25 is more than the 24 .* Pass --data\.train_examples 24"):
+        ready(make(root, train_examples=25))
+
+
+def test_several_sources_are_chained(root, pool):
+    write_npz(root / "more" / "a.npz", ("X", "Y"), seed=2)
+    write_npz(root / "more" / "b.npz", seed=3)
+    data = ready(make(root, synthetic=[pool, root / "more"], real_fraction=0.5))
+    assert data._train_set.synthetic_size == 36
+
+
+def test_conversion_into_cache_dir(root, pool, tmp_path):
+    before = set(root.iterdir())
+    data = ready(make(root, synthetic=pool, real_fraction=0.5, cache_dir=tmp_path / "cache"))
+    assert set(root.iterdir()) - before == {tmp_path / "cache"}
+    assert data._train_set.synthetic_size == 12
+
+
+def test_test_set_selection_is_announced_and_holds_nothing_out(root):
+    with pytest.warns(UserWarning, match=r"data\.selection=test: the best checkpoint is chosen on the test set"):
+        data = ready(make(root, selection="test", val_size=1000))
+    assert len(data.val_dataloader().dataset) == 11
+    assert len(data.train_dataloader().dataset) == 30
+
+
+def test_testing_does_not_need_the_synthetic_images(root):
+    data = make(root, synthetic=root / "gone.npz", real_fraction=0.5)
+    ready(data, stage="test", fn=TrainerFn.TESTING)
+    assert len(values(data, data.test_dataloader())[0]) == 11
+
+
+def test_datasets_travel_to_workers_without_the_pool(root, pool):
+    data = ready(make(root, synthetic=pool, real_fraction=0.5))
+    copy = pickle.loads(pickle.dumps(data._train_set))
+    torch.testing.assert_close(copy[29].images, data._train_set[29].images)
+    assert copy[29].synthetic.tolist() == [True]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"batch_size": 0}, r"batch_size must be at least 1, but is 0\. Pass --data\.batch_size"),
+        ({"eval_batch_size": 0}, "eval_batch_size must be at least 1"),
+        ({"epoch": 0}, "epoch must be at least 1"),
+        ({"train_examples": 0}, "train_examples must be at least 1"),
+        ({"real_fraction": 1.5}, r"real_fraction must be from 0 to 1, but is 1\.5"),
+        ({"real_fraction": float("nan")}, "real_fraction must be from 0 to 1, but is nan"),
+        ({"real_fraction": 0.01}, "leaves no real image in a batch"),
+        ({"real_fraction": 0.0}, r"leaves no real image .*--data\.real_fraction 0 --data\.epoch 50000"),
+        ({"real_fraction": 0.99}, r"leaves no synthetic image in a batch.*--data\.real_fraction 1 for"),
+    ],
+)
+def test_arguments_out_of_range_are_refused_at_once(root, options, message):
+    with pytest.raises(ValueError, match=message):
+        make(root, **options)
+
+
+def test_number_of_classes_is_asked_for(root):
+    with pytest.raises(ValueError, match=r"Pass --data\.num_classes K"):
+        RobustDataModule("npz", root)
+
+
+@pytest.mark.parametrize("hook", ["prepare_data", "setup"])
+@pytest.mark.parametrize(
+    ("options", "ranks", "message"),
+    [
+        (
+            {"real_fraction": 0.3},
+            1,
+            r"real_fraction=0\.3 needs synthetic images, but data\.synthetic is not set\. "
+            r"Pass --data\.synthetic PATH\.npz or --data\.real_fraction 1\.",
+        ),
+        ({"synthetic": "pool.npz"}, 1, r"leaves no room for the synthetic images of data\.synthetic=pool\.npz"),
+        ({"batch_size": 8}, 3, r"batch_size=8 .* does not divide by 3 of them\. Pass --data\.batch_size 6\."),
+        ({"batch_size": 2}, 3, r"Pass --data\.batch_size 3\."),
+    ],
+)
+def test_mixtures_that_cannot_be_are_refused_before_training(root, hook, options, ranks, message):
+    data = make(root, **options)
+    data.trainer = SimpleNamespace(world_size=ranks, global_rank=0, state=SimpleNamespace(fn=TrainerFn.FITTING))
+    with pytest.raises(ValueError, match=message):
+        getattr(data, hook)(*(["fit"] if hook == "setup" else []))
+
+
+def test_splits_that_cannot_be_are_refused(root):
+    with pytest.raises(ValueError, match=r"val_size must be 1 to 15"):
+        ready(make(root, val_size=1024))
+    with pytest.raises(ValueError, match=r"2 val images are too few for 4 devices"):
+        ready(make(root, val_size=2), ranks=4)
+
+
+def test_bad_pools_are_refused_and_leave_nothing(root):
+    files = set(root.iterdir())
+    with pytest.raises(ValueError, match=r"gone\.npz: there is no such file"):
+        ready(make(root, synthetic=root / "gone.npz", real_fraction=0.5))
+    pool = write_npz(root / "pool.npz", size=8)
+    with pytest.raises(ValueError, match=r"pool\.npz: images must have the size of the real ones"):
+        ready(make(root, synthetic=pool, real_fraction=0.5))
+    assert set(root.iterdir()) == files | {pool}
+    write_npz(pool, num_classes=2)
+    with pytest.raises(ValueError, match="all 3 classes must occur, but there is no image of 2"):
+        ready(make(root, synthetic=pool, real_fraction=0.5))
+
+
+def test_setup_without_preparation_says_so(root, pool):
+    with pytest.raises(ValueError, match=r"not converted yet\. Call prepare_data"):
+        make(root, synthetic=pool, real_fraction=0.5).setup("fit")

@@ -1,0 +1,138 @@
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.utils.data import DistributedSampler
+
+from lightning_paf.data.samplers import MixedSampler, ShardSampler, batches_per_epoch, even_batch_size, real_per_batch
+
+
+class Sizes:
+    """All that the sampler needs of a dataset."""
+
+    def __init__(self, real, synthetic):
+        self.real_size, self.synthetic_size = real, synthetic
+
+    def __len__(self):
+        return self.real_size + self.synthetic_size
+
+
+def rank_batches(real=23, synthetic=100, batch_size=8, n_real=3, batches=8, ranks=1, rank=0, seed=0, epoch=0):
+    sampler = MixedSampler(
+        Sizes(real, synthetic),
+        batch_size=batch_size,
+        real_per_batch=n_real,
+        batches=batches,
+        num_replicas=ranks,
+        rank=rank,
+        seed=seed,
+    )
+    sampler.set_epoch(epoch)
+    indices = list(sampler)
+    assert len(indices) == len(sampler)
+    return np.asarray(indices).reshape(batches, batch_size // ranks)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    real=st.integers(1, 50),
+    synthetic=st.integers(1, 30),
+    per_rank=st.integers(1, 4),
+    share=st.floats(0, 1),
+    batches=st.integers(1, 6),
+    seed=st.integers(0, 2**32),
+    epoch=st.integers(0, 500),
+)
+@pytest.mark.parametrize("ranks", [1, 2, 4])
+def test_every_global_batch_has_the_exact_share_on_any_number_of_ranks(
+    ranks, real, synthetic, per_rank, share, batches, seed, epoch
+):
+    size = 4 * per_rank
+    n_real = real_per_batch(size, share)
+    sizes = {"real": real, "synthetic": synthetic, "batch_size": size, "n_real": n_real, "batches": batches}
+    alone = rank_batches(**sizes, seed=seed, epoch=epoch)
+    together = np.hstack([rank_batches(**sizes, seed=seed, epoch=epoch, ranks=ranks, rank=r) for r in range(ranks)])
+    np.testing.assert_array_equal(together, alone)
+    assert ((alone < real).sum(1) == n_real).all()
+    assert alone.min() >= 0
+    assert alone.max() < real + synthetic
+    seen = np.bincount(alone[alone < real], minlength=real)
+    assert seen.max() - seen.min() <= 1, "an image came again before all had come"
+
+
+def test_a_real_pass_shows_every_real_image():
+    batches = batches_per_epoch(23, 8, 3 / 8, "real_pass")
+    assert batches == 8
+    seen = np.bincount(rank_batches(batches=batches).ravel(), minlength=123)[:23]
+    assert seen.sum() == 24
+    assert seen.min() == 1
+
+
+@pytest.mark.parametrize(
+    ("real", "batch_size", "share", "epoch", "expected"),
+    [
+        (50_000, 512, 0.5, "real_pass", 196),  # 256 + 256 in Dai et al. 2021
+        (50_000, 512, 1.0, "real_pass", 98),
+        (48_976, 512, 0.3, 50_000, 98),
+        (100, 10, 0.0, 25, 3),
+    ],
+)
+def test_length_of_an_epoch(real, batch_size, share, epoch, expected):
+    assert batches_per_epoch(real, batch_size, share, epoch) == expected
+
+
+def test_order_is_a_function_of_seed_and_epoch():
+    first = rank_batches(seed=1, epoch=2)
+    np.testing.assert_array_equal(first, rank_batches(seed=1, epoch=2))
+    assert (first != rank_batches(seed=1, epoch=3)).any()
+    assert (first != rank_batches(seed=2, epoch=1)).any()
+
+
+def test_real_and_synthetic_images_are_mixed_within_the_batch():
+    real = rank_batches(real=400, n_real=4, batches=100) < 400
+    assert (np.abs(real.mean(0) - 0.5) < 0.2).all(), "a place in the batch is reserved"
+
+
+def test_a_pool_sorted_by_class_and_shorter_than_the_epoch_is_shuffled():
+    drawn = rank_batches(real=23, synthetic=10, batches=100)
+    drawn = drawn[drawn >= 23] - 23
+    counts = np.bincount(drawn, minlength=10)
+    assert counts.min() > 20
+    assert (np.diff(drawn[:50]) < 0).any()
+
+
+def test_no_synthetic_and_only_synthetic_images():
+    assert (rank_batches(synthetic=0, n_real=8) < 23).all()
+    assert (rank_batches(n_real=0) >= 23).all()
+
+
+@pytest.mark.parametrize("sampler", [MixedSampler, ShardSampler])
+def test_lightning_leaves_the_samplers_alone(sampler):
+    assert issubclass(sampler, DistributedSampler)
+
+
+def test_eleven_images_on_two_ranks_are_eleven():
+    shards = [list(ShardSampler(range(11), 2, rank)) for rank in range(2)]
+    assert shards == [[0, 2, 4, 6, 8, 10], [1, 3, 5, 7, 9]]
+    assert [len(ShardSampler(range(11), 2, rank)) for rank in range(2)] == [6, 5]
+
+
+@settings(max_examples=200, deadline=None)
+@given(size=st.integers(1, 3000), ranks=st.integers(1, 40), wanted=st.integers(1, 600))
+def test_all_ranks_evaluate_the_same_number_of_batches(size, ranks, wanted):
+    if size < ranks:
+        return
+    chosen = even_batch_size(size, ranks, wanted)
+    counts = {-(-len(ShardSampler(range(size), ranks, rank)) // chosen) for rank in range(ranks)}
+    assert len(counts) == 1
+    if size % ranks == 0:
+        assert chosen == wanted
+    if chosen > wanted:  # nothing up to `wanted` would do
+        smallest = size // ranks
+        assert all(smallest % b == 0 for b in range(1, wanted + 1))
+
+
+def test_even_batch_size_stays_close_to_what_was_asked():
+    assert even_batch_size(11, 2, 5) == 4
+    assert even_batch_size(11, 2, 256) == 256
+    assert even_batch_size(3, 2, 1) == 2
