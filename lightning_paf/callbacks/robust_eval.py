@@ -8,8 +8,10 @@ from typing import Any, Literal
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
-from torch import Tensor
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
 from lightning_paf.attacks import Attack
 from lightning_paf.evaluation import EvaluationResult, Verdict
@@ -60,7 +62,9 @@ class RobustEval(Callback):
             ("batch_size", batch_size, 1),
         ):
             if value is not None and value < least:
-                raise ValueError(f"{option} must be at least {least}, but {option}={value}. Pass --SLOT.{option} {least}.")
+                raise ValueError(
+                    f"{option} must be at least {least}, but {option}={value}. Pass --SLOT.{option} {least}."
+                )
         self.attack = attack
         self.name = name
         self.every_n_epochs = every_n_epochs
@@ -92,7 +96,7 @@ class RobustEval(Callback):
     ) -> None:
         """Attack this batch."""
         if self._due(trainer):
-            self._judge(pl_module, batch)
+            self._judge(_classifier(pl_module), batch)
 
     def on_test_batch_end(
         self,
@@ -104,7 +108,7 @@ class RobustEval(Callback):
         dataloader_idx: int = 0,
     ) -> None:
         """Attack this batch."""
-        self._judge(pl_module, batch)
+        self._judge(_classifier(pl_module), batch)
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Put the ranks' verdicts together and log the accuracy."""
@@ -126,34 +130,36 @@ class RobustEval(Callback):
     def _due(self, trainer: Trainer) -> bool:
         if trainer.sanity_checking or self.every_n_epochs == 0:
             return False
-        return not trainer.training or (trainer.current_epoch + 1) % self.every_n_epochs == 0
+        fitting = trainer.state.fn == TrainerFn.FITTING
+        return not fitting or (trainer.current_epoch + 1) % self.every_n_epochs == 0
 
     def _start(self, stage: Stage, trainer: Trainer) -> None:
         loaders = trainer.val_dataloaders if stage == "val" else trainer.test_dataloaders
-        if not hasattr(loaders, "sampler") or not hasattr(loaders, "dataset"):
+        if not isinstance(loaders, DataLoader):
             raise ValueError(
-                f"RobustEval needs one DataLoader with a sampler, but the {stage} loader is {type(loaders).__name__}. "
+                f"RobustEval needs one DataLoader, but the {stage} loader is {type(loaders).__name__}. "
                 f"Return a single DataLoader from {stage}_dataloader."
             )
         self._ids = [int(i) for i in loaders.sampler]
-        self._verdicts = torch.zeros(min(len(loaders.dataset), self.examples[stage] or len(loaders.dataset)), dtype=torch.int32)
+        self._verdicts = torch.zeros(
+            min(len(loaders.dataset), self.examples[stage] or len(loaders.dataset)), dtype=torch.int32
+        )
         self._seconds = 0.0
         self._seen = 0
 
-    def _judge(self, pl_module: LightningModule, batch: Batch) -> None:
+    def _judge(self, model: nn.Module, batch: Batch) -> None:
         x, y = batch
         ids = torch.tensor(self._ids[self._seen : self._seen + len(y)])
         self._seen += len(y)
-        wanted = ids < len(self._verdicts)
         started = time.perf_counter()
-        for part in torch.nonzero(wanted).flatten().split(self.batch_size):
-            if not len(part):  # nothing of this batch is wanted
-                break
+        places = [place for place, i in enumerate(ids.tolist()) if i < len(self._verdicts)]
+        for first in range(0, len(places), self.batch_size):
+            part = torch.tensor(places[first : first + self.batch_size])
             with _own_random_numbers(self.seed + int(ids[part[0]]), x.device):
-                self._verdicts[ids[part]] = self._attacked(pl_module.model, x[part], y[part])
+                self._verdicts[ids[part]] = self._attacked(model, x[part], y[part])
         self._seconds += time.perf_counter() - started
 
-    def _attacked(self, model: torch.nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    def _attacked(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         """Verdicts (N,) int32; clean errors are not attacked."""
         with torch.no_grad(), frozen(model):
             verdicts = torch.where(model(x).argmax(1) == y, Verdict.ROBUST, Verdict.CLEAN_ERROR).int()
@@ -173,6 +179,13 @@ class RobustEval(Callback):
         self.results[stage] = result
         pl_module.log(f"{stage}/acc_{self.name}", result.robust.value, prog_bar=True, rank_zero_only=False)
         return result
+
+
+def _classifier(pl_module: LightningModule) -> nn.Module:
+    """What is judged: the module's `model`, unwrapped."""
+    model = pl_module.model
+    assert isinstance(model, nn.Module)
+    return model
 
 
 @contextmanager

@@ -42,9 +42,7 @@ class AdversarialCE(Objective):
         label_smoothing: Share of the target that is spread evenly over all classes.
     """
 
-    def __init__(
-        self, bn_statistics: Literal["mixed", "adversarial"] = "mixed", label_smoothing: float = 0.0
-    ) -> None:
+    def __init__(self, bn_statistics: Literal["mixed", "adversarial"] = "mixed", label_smoothing: float = 0.0) -> None:
         super().__init__()
         self.bn_statistics = bn_statistics
         self.label_smoothing = checked_smoothing(label_smoothing)
@@ -63,7 +61,5 @@ class AdversarialCE(Objective):
 def checked_smoothing(label_smoothing: float) -> float:
     """The same number, if it is a share."""
     if not 0 <= label_smoothing < 1:
-        raise ValueError(
-            f"label_smoothing is a share in [0, 1), but label_smoothing={label_smoothing}. Pass e.g. 0.1."
-        )
+        raise ValueError(f"label_smoothing is a share in [0, 1), but label_smoothing={label_smoothing}. Pass e.g. 0.1.")
     return label_smoothing

@@ -30,7 +30,9 @@ class TRADES(Objective):
     def __init__(self, beta: float = 6.0, label_smoothing: float = 0.0) -> None:
         super().__init__()
         if beta < 0:
-            raise ValueError(f"beta is the weight of a divergence, >= 0, but beta={beta}. Pass --model.objective.beta 6.")
+            raise ValueError(
+                f"beta is the weight of a divergence, >= 0, but beta={beta}. Pass --model.objective.beta 6."
+            )
         self.beta = beta
         self.label_smoothing = checked_smoothing(label_smoothing)
 

@@ -4,7 +4,9 @@ from lightning_paf.evaluation import EvaluationResult, Verdict
 
 
 def result() -> EvaluationResult:
-    verdicts = np.array([Verdict.ROBUST] * 5 + [Verdict.BROKEN] * 2 + [Verdict.CLEAN_ERROR, Verdict.NOT_JUDGED], np.uint8)
+    verdicts = np.array(
+        [Verdict.ROBUST] * 5 + [Verdict.BROKEN] * 2 + [Verdict.CLEAN_ERROR, Verdict.NOT_JUDGED], np.uint8
+    )
     return EvaluationResult("pgd", {"attack": "PGD", "norm": "linf", "eps": "8/255"}, verdicts, 1.5)
 
 

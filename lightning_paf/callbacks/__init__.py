@@ -1,0 +1,8 @@
+"""What happens around the training: evaluation, weight averaging, monitoring, predictions."""
+
+from lightning_paf.callbacks.activation_monitor import ActivationMonitor
+from lightning_paf.callbacks.averaging import WarmupEMA
+from lightning_paf.callbacks.predictions import PredictionWriter
+from lightning_paf.callbacks.robust_eval import RobustEval
+
+__all__ = ["ActivationMonitor", "PredictionWriter", "RobustEval", "WarmupEMA"]

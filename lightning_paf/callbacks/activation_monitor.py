@@ -1,0 +1,190 @@
+"""What the learned activations look like while they are learned."""
+
+import math
+import shutil
+from collections.abc import Mapping
+from copy import deepcopy
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities import rank_zero_warn
+from torch import Tensor, nn
+
+from lightning_paf.evaluation.activation_picture import ActivationSite, draw_activations, inputs_of
+from lightning_paf.nn.activations import Activation
+from lightning_paf.types import Batch
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+LARGE_BETA = 0.8
+"""The activation divides by 1 - |beta|: from here on its curvature is above 5 times that at beta = 0."""
+
+SMALL_ALPHA = 0.05
+"""PSiLU is nearly linear, PSoftplus nearly constant, PReLU+ nearly zero with an alpha of this size."""
+
+
+class ActivationMonitor(Callback):
+    """Logs the parameters and the shape of every activation, and draws it over the inputs that reach it.
+
+    Logs `activation/alpha`, `activation/beta` (the mean over channels), `activation/max_curvature`,
+    `activation/max_slope` and `activation/mean_on_negative`; where a network has several activations,
+    `activation/{layer}/alpha` and so on. Infinite quantities (the curvature of ReLU) are left out. The picture goes to
+    `activations/epoch_XXXX.png` and `activation.png` (the latest) in the run folder, and to TensorBoard.
+
+    It works on the first batch of a validation within `fit`, never in the sanity check: there the averaged weights are
+    in place, so that the curve belongs to the network that is validated. Without a validation it stays silent, as it
+    does where the network has no `Activation`. Only the first process draws and writes.
+
+    Args:
+        every_n_epochs: Training epochs between two looks; the last epoch is always looked at.
+        picture: Draw, or only log.
+        max_examples: Images (of the first validation batch) whose pre-activations make the histogram.
+
+    Raises:
+        ValueError: A number below 1.
+    """
+
+    def __init__(self, every_n_epochs: int = 1, picture: bool = True, max_examples: int = 256) -> None:
+        for option, value in (("every_n_epochs", every_n_epochs), ("max_examples", max_examples)):
+            if value < 1:
+                raise ValueError(f"{option} must be at least 1, but {option}={value}. Pass --monitor.{option} 1.")
+        self.every_n_epochs = every_n_epochs
+        self.picture = picture
+        self.max_examples = max_examples
+        self._initial: dict[str, dict[str, Tensor]] = {}
+        self._folder = Path()
+        self._warned: set[str] = set()
+
+    def state_dict(self) -> dict[str, Any]:
+        """The initial parameters of every activation, so that a resumed run still draws the initial curve."""
+        return {"initial": self._initial}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take over the initial parameters."""
+        self._initial = state_dict["initial"]
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Remember the initial curves, unless a checkpoint did, and the run folder."""
+        activations = _activations(pl_module)
+        if self._initial.keys() != activations.keys():
+            self._initial = {
+                name: {key: value.cpu().clone() for key, value in activation.state_dict().items()}
+                for name, activation in activations.items()
+            }
+        # `log_dir` is agreed upon among the processes: all of them must ask, so it is asked here and
+        # not where only the first one draws.
+        self._folder = Path(trainer.log_dir or trainer.default_root_dir)
+
+    @torch.no_grad()
+    def on_validation_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Batch,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Look at the activations when the first batch has passed."""
+        activations = _activations(pl_module)
+        if batch_idx or dataloader_idx or not activations or not self._due(trainer):
+            return
+        for name, activation in activations.items():
+            quantities = _quantities(activation)
+            place = "activation" if len(activations) == 1 else f"activation/{name}"
+            logs = {f"{place}/{key}": value for key, value in quantities.items()}
+            # All processes log the same; Lightning warns of epoch metrics that are not reduced all the same.
+            pl_module.log_dict(logs, on_step=False, on_epoch=True, batch_size=1, sync_dist=True)
+            self._warn(name, activation)
+        if self.picture and trainer.is_global_zero and not getattr(trainer, "fast_dev_run", False):
+            inputs = inputs_of(activations, lambda: pl_module(batch[0][: self.max_examples]))
+            if inputs:
+                self._save(trainer, self._draw(trainer, activations, inputs))
+
+    def _due(self, trainer: Trainer) -> bool:
+        if trainer.state.fn != TrainerFn.FITTING or trainer.sanity_checking:
+            return False
+        done = trainer.current_epoch + 1
+        return done % self.every_n_epochs == 0 or done == trainer.max_epochs
+
+    def _warn(self, name: str, activation: Activation) -> None:
+        """Say once that a beta comes close to 1, and once that an alpha has collapsed."""
+        beta, alpha = _magnitudes(activation, "beta"), _magnitudes(activation, "alpha")
+        if "beta" not in self._warned and (beta > LARGE_BETA).any():
+            self._warned.add("beta")
+            rank_zero_warn(
+                f"|beta| of activation {name} is {float(beta.max()):.3g}, and the activation divides by 1 - |beta|. "
+                "Raise --model.activation.penalty_weight, or lower the learning rate."
+            )
+        # PReLU and ReBLU start at 0, as ReLU: nothing collapses there.
+        at_the_start = self._initial[name].get("alpha", alpha).abs()
+        if "alpha" not in self._warned and ((alpha < SMALL_ALPHA) & (at_the_start >= SMALL_ALPHA)).any():
+            self._warned.add("alpha")
+            rank_zero_warn(
+                f"|alpha| of activation {name} has collapsed to {float(alpha.min()):.3g}. Lower the learning rate, or "
+                "keep weight decay away from alpha with --model.decay weights."
+            )
+
+    def _draw(self, trainer: Trainer, activations: Mapping[str, Activation], inputs: Mapping[str, Tensor]) -> "Figure":
+        sites = []
+        for name, reached in inputs.items():
+            activation = activations[name]
+            initial = deepcopy(activation) if self._initial[name] else None
+            if initial is not None:
+                initial.load_state_dict(self._initial[name])
+            title = "" if len(activations) == 1 else f"{name}\n"
+            sites.append(ActivationSite(title + _describe(activation), activation, initial, reached))
+        kinds = ", ".join(sorted({type(activation).__name__ for activation in activations.values()}))
+        return draw_activations(sites, f"{kinds} after epoch {trainer.current_epoch + 1}")
+
+    def _save(self, trainer: Trainer, figure: "Figure") -> None:
+        path = self._folder / "activations" / f"epoch_{trainer.current_epoch:04d}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path)
+        shutil.copyfile(path, self._folder / "activation.png")
+        for logger in trainer.loggers:
+            if isinstance(logger, TensorBoardLogger):
+                pixels = np.asarray(figure.canvas.buffer_rgba())  # type: ignore[attr-defined]  # the canvas is Agg's
+                logger.experiment.add_image("activation", pixels, trainer.global_step, dataformats="HWC")
+
+
+def _activations(module: nn.Module) -> dict[str, Activation]:
+    """Every activation once, by the name of the first place where it sits."""
+    found = {name: layer for name, layer in module.named_modules() if isinstance(layer, Activation)}
+    return {name.removeprefix("model.").removeprefix("net."): layer for name, layer in found.items()}
+
+
+def _quantities(activation: Activation) -> dict[str, float]:
+    """What is logged; only what is finite."""
+    shape = activation.shape()
+    found = {key: getattr(shape, key) for key in ("max_curvature", "max_slope", "mean_on_negative")}
+    for key in ("alpha", "beta"):
+        value = getattr(activation, key, None)
+        if isinstance(value, Tensor):
+            found[key] = float(value.mean())
+    return {key: value for key, value in found.items() if math.isfinite(value)}
+
+
+def _magnitudes(activation: Activation, name: str) -> Tensor:
+    """|alpha| or |beta| of all channels, (C,); empty where the activation has none."""
+    value = getattr(activation, name, None)
+    return value.detach().abs().flatten().cpu() if isinstance(value, Tensor) else torch.empty(0)
+
+
+def _describe(activation: Activation) -> str:
+    """Title of a panel: `α = 2.6, β = 0.01, max curvature 1.3`."""
+    found = []
+    for name, letter in (("alpha", "α"), ("beta", "β")):
+        value = getattr(activation, name, None)
+        if isinstance(value, Tensor):
+            spread = f" ({float(value.min()):.3g} … {float(value.max()):.3g})" if value.numel() > 1 else ""
+            found.append(f"{letter} = {float(value.mean()):.3g}{spread}")
+    curvature = activation.shape().max_curvature
+    found.append(f"max curvature {curvature:.3g}" if math.isfinite(curvature) else "max curvature ∞")
+    return ", ".join(found)

@@ -1,0 +1,106 @@
+"""An exponential moving average of the weights whose memory grows while training begins."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import WeightAveraging
+from torch import Tensor
+
+
+class WarmupDecay:
+    """Update rule `average <- d * average + (1 - d) * current` with `d = min(decay, (1 + t) / (10 + t))`.
+
+    A class and not a closure, so that processes can be spawned with it.
+
+    Args:
+        decay: Upper bound of `d`.
+    """
+
+    def __init__(self, decay: float) -> None:
+        self.decay = decay
+
+    def at(self, step: int) -> float:
+        """`d` after `step` updates."""
+        return min(self.decay, (1 + step) / (10 + step))
+
+    @torch.no_grad()
+    def __call__(self, averages: Sequence[Tensor], currents: Sequence[Tensor], count: Tensor | int) -> None:
+        """Update `averages` in place; tensors of one call share their dtype and device.
+
+        Args:
+            averages: The averaged tensors.
+            currents: The tensors of the trained model, in the same order.
+            count: Number of updates so far.
+        """
+        weight = 1 - self.at(int(count))
+        for average, current in zip(averages, currents, strict=True):
+            if average.is_floating_point():
+                average.lerp_(current, weight)
+            else:
+                average.copy_(current)  # a counter (`num_batches_tracked`) has no meaningful average
+
+
+class WarmupEMA(WeightAveraging):
+    """Averages the weights over the training; validation, checkpoints and tests see the average.
+
+    The average is updated after every optimiser step with the decay `min(decay, (1 + t) / (10 + t))`, t being the
+    number of updates before (Gowal et al., 2020, section on model weight averaging): it starts as a copy of the weights
+    after the first step and forgets the early ones quickly. A checkpoint holds the average under `state_dict` and what
+    the optimiser works on under `current_model_state`; resuming continues both. In `validate`, `test` and `predict`
+    it does nothing: the checkpoint is the average.
+
+    Args:
+        decay: Upper bound of the decay; 0.995 remembers about 200 steps.
+        use_buffers: Average the statistics of BatchNorm too. False copies the current ones, as the code of Wang et al.
+            (2023) does. Integer counters are copied either way.
+
+    Raises:
+        ValueError: A decay outside [0, 1), or checkpoints without callback states, which would lose the average.
+    """
+
+    def __init__(self, decay: float = 0.995, use_buffers: bool = True) -> None:
+        if not 0 <= decay < 1:
+            raise ValueError(f"decay is a factor in [0, 1), but decay={decay}. Pass e.g. --averaging.decay 0.995.")
+        super().__init__(use_buffers=use_buffers, multi_avg_fn=WarmupDecay(decay))
+        self._swapped = False
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Create the average where `fit` begins, and forget it where anything else does."""
+        self._swapped = False
+        if stage != "fit":
+            # After `fit` the model holds the average. Kept, it would overwrite what is loaded for `test`
+            # by the weights under `current_model_state`.
+            self._average_model = None
+            return
+        if any(getattr(callback, "save_weights_only", False) for callback in trainer.checkpoint_callbacks):
+            raise ValueError(
+                "Averaging needs complete checkpoints, but save_weights_only=True saves the weights before averaging. "
+                "Pass --checkpoint.save_weights_only false, or --averaging null."
+            )
+        # The model itself reaches its device only later; an average left on the CPU would slow down every step.
+        self._device = trainer.strategy.root_device
+        super().setup(trainer, pl_module, stage)
+
+    def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Put the average into the model."""
+        super().on_validation_epoch_start(trainer, pl_module)
+        self._swapped = self._average_model is not None
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Put back what the optimiser works on."""
+        super().on_validation_epoch_end(trainer, pl_module)
+        self._swapped = False
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Save both, the average under `state_dict`, also where a signal asks for it in the middle of a validation."""
+        super().on_save_checkpoint(trainer, pl_module, checkpoint)
+        if self._swapped:
+            average, current = checkpoint["current_model_state"], checkpoint["state_dict"]
+            checkpoint.update(state_dict=average, current_model_state=current)
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Restore both where `fit` resumes; elsewhere the model already holds the average."""
+        if self._average_model is not None:
+            super().on_load_checkpoint(trainer, pl_module, checkpoint)

@@ -1,0 +1,193 @@
+"""The LightningModule: the inner maximisation and the outer step, whatever the method."""
+
+from collections.abc import Mapping
+from copy import deepcopy
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule
+from lightning.pytorch.cli import OptimizerCallable
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor, nn
+from torch.optim import SGD
+from torch.optim.lr_scheduler import LambdaLR
+from torchmetrics.classification import MulticlassAccuracy
+
+from lightning_paf.attacks import Attack
+from lightning_paf.nn.activations import Activation
+from lightning_paf.nn.classifier import Classifier
+from lightning_paf.nn.parameter_groups import DecayRule, parameter_groups
+from lightning_paf.nn.swap import Scope, swap_activations
+from lightning_paf.objectives import Objective
+from lightning_paf.schedules import Cosine, Schedule
+from lightning_paf.specs import DatasetName, dataset_spec
+from lightning_paf.types import Batch
+
+
+class RobustModule(LightningModule):
+    """Adversarial training of one classifier.
+
+    The module trains, callbacks evaluate: validation here is clean accuracy only.
+
+    Args:
+        net: Network from images (N, C, H, W) to logits (N, num_classes).
+        attack: The inner maximisation of the training. What judges the model is given to `--val_attack` and
+            `--autoattack` instead.
+        objective: The training loss.
+        dataset: Statistics and number of classes; follows `--data.dataset`.
+        num_classes: Only for `--data.dataset npz`; follows `--data.num_classes`.
+        activation: Replaces every ReLU, SiLU and GELU of the network; null keeps the network as it is.
+        activation_scope: One activation for the whole network (Dai et al., 2021), or one per stage, module or channel.
+        normalize: Normalise inside the model. The networks of Dai et al. (2021) are trained on raw [0, 1] images and
+            want false; so does a network that normalises by itself.
+        optimizer: Optimiser of all parameters; by default that of Dai et al. (2021).
+        schedule: Factor of the learning rate over the training.
+        decay: What weight decay acts on: `all` (Dai et al., 2021: alpha, beta, BatchNorm and biases too),
+            `activation_free` (all but alpha and beta), or `weights` (neither activation, BatchNorm nor biases).
+
+    Raises:
+        ValueError: Parts that do not fit together.
+    """
+
+    def __init__(
+        self,
+        net: nn.Module,
+        attack: Attack,
+        objective: Objective,
+        dataset: DatasetName = "cifar10",
+        num_classes: int | None = None,
+        activation: Activation | None = None,
+        activation_scope: Scope = "network",
+        normalize: bool = True,
+        optimizer: OptimizerCallable = lambda p: SGD(p, lr=0.1, momentum=0.9, nesterov=True, weight_decay=5e-4),
+        schedule: Schedule | None = None,
+        decay: DecayRule = "weights",
+    ) -> None:
+        super().__init__()
+        self.save_hyperparameters()
+        if isinstance(self.hparams.get("net"), nn.Module):
+            # Built by hand rather than from a config: live modules would make the checkpoint unreadable.
+            self.hparams.clear()
+        spec = dataset_spec(dataset, num_classes)
+        if activation is not None:
+            example = torch.zeros(2, spec.channels, spec.size, spec.size)
+            swap_activations(net, lambda: deepcopy(activation), scope=activation_scope, example=example)
+        self.model = Classifier(net, spec, normalize)
+        self.attack = attack
+        self.objective = objective
+        self.objective.bind(self.model)
+        self.optimizer = optimizer
+        self.schedule = schedule or Cosine()
+        self.decay: DecayRule = decay
+        self.train_accuracy, self.val_accuracy, self.test_accuracy = (
+            MulticlassAccuracy(spec.num_classes, average="micro") for _ in range(3)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Images (N, C, H, W) in [0, 1] to logits (N, num_classes)."""
+        logits: Tensor = self.model(x)
+        return logits
+
+    def on_fit_start(self) -> None:
+        """Give every rank its own random starts and augmentations; `seed_everything` gives all ranks the same."""
+        if self.trainer.world_size > 1:
+            torch.manual_seed(torch.initial_seed() + self.global_rank)
+
+    def on_train_epoch_start(self) -> None:
+        """Tell the objective the epoch."""
+        self.objective.on_epoch_start(self.current_epoch)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """The whole inner maximisation, and the loss of the outer step."""
+        x, y = batch
+        result = self.objective(self.model, x, y, self.attack)
+        loss: Tensor = result.loss + self.model.penalty()
+        self._refuse_nan(loss)
+        self.train_accuracy(result.logits.detach(), y)
+        self.log("train/loss", loss.detach(), prog_bar=True, on_epoch=True, on_step=False, sync_dist=True)
+        self.log("train/acc_adv", self.train_accuracy, prog_bar=True, on_epoch=True, on_step=False)
+        logs = {f"train/{name}": value for name, value in result.logs.items()}
+        self.log_dict(logs, on_epoch=True, on_step=False, sync_dist=True)
+        return loss
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Clean accuracy; robust accuracy is a callback's."""
+        x, y = batch
+        self.val_accuracy(self.model(x), y)
+        self.log("val/acc", self.val_accuracy, prog_bar=True)
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        """Clean accuracy; robust accuracy is a callback's."""
+        x, y = batch
+        self.test_accuracy(self.model(x), y)
+        self.log("test/acc", self.test_accuracy)
+
+    def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
+        """Probabilities (N, num_classes) and labels (N,)."""
+        x, y = batch
+        return {"probabilities": self.model(x).softmax(1), "label": y}
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip globally as the trainer says, then let activations clip their own, in the order of Dai et al. (2021)."""
+        self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+        for layer in self.model.modules():
+            if isinstance(layer, Activation):
+                layer.clip_gradients()
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """The optimiser over decay groups, and the schedule stepped at every optimiser step."""
+        optimizer = self.optimizer(parameter_groups(self, self.decay))
+        steps = self.trainer.estimated_stepping_batches
+        if steps == float("inf"):
+            raise ValueError(
+                "The schedule needs to know how long the training is, but the trainer has no end. "
+                "Pass --trainer.max_epochs or --trainer.max_steps."
+            )
+        scheduler = LambdaLR(optimizer, lambda step: self.schedule(step / steps))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step", "name": "lr"}}
+
+    def on_load_checkpoint(self, checkpoint: Mapping[str, Any]) -> None:
+        """Refuse weights of another network with a short key difference."""
+        difference = _key_difference(self.state_dict(), checkpoint["state_dict"])
+        if difference:
+            raise ValueError(
+                f"The checkpoint holds another network than {type(self.model.net).__name__} with this configuration:\n"
+                f"{difference}\nPass the config.yaml that was saved beside the checkpoint: --config RUN/config.yaml."
+            )
+
+    def _refuse_nan(self, loss: Tensor) -> None:
+        """Stop at the first loss that is not finite, before it reaches the weights."""
+        if torch.isfinite(loss):
+            return
+        broken = [name for name, value in self.named_parameters() if not torch.isfinite(value).all()]
+        scalars = {name: round(float(value), 4) for name, value in self.named_parameters() if value.numel() == 1}
+        where = f"not finite: {', '.join(broken)}" if broken else "all parameters are still finite"
+        raise ValueError(
+            f"The loss must be finite, but it is {loss.item()} at step {self.global_step} ({where}; parameters of one "
+            f"number: {scalars}). Lower the learning rate, or pass --trainer.gradient_clip_val 1 or "
+            "--trainer.precision 32."
+        )
+
+
+def _key_difference(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor], most: int = 5) -> str:
+    """What a state dict lacks, has too much, or has in another shape; empty where nothing differs."""
+    shapes = [
+        f"{key}: {tuple(theirs[key].shape)} instead of {tuple(ours[key].shape)}"
+        for key in ours.keys() & theirs.keys()
+        if theirs[key].shape != ours[key].shape
+    ]
+    found = {
+        "missing": sorted(ours.keys() - theirs.keys()),
+        "not expected": sorted(theirs.keys() - ours.keys()),
+        "of another shape": sorted(shapes),
+    }
+    return "\n".join(
+        f"  {len(keys)} {what}: {', '.join(keys[:most])}{', ...' if len(keys) > most else ''}"
+        for what, keys in found.items()
+        if keys
+    )
