@@ -1,0 +1,89 @@
+"""`lightning-paf` and `python -m lightning_paf`: training commands go to LightningCLI, the others to `tools/`."""
+
+import ast
+import difflib
+import importlib
+import os
+import pkgutil
+import sys
+import traceback
+from pathlib import Path
+
+from lightning_paf import __version__
+
+TRAINING = {
+    "fit": "train, e.g. fit -c configs/paper/resnet18_pssilu_linf.yaml --data.root DATA --run runs/pssilu",
+    "validate": "clean and robust accuracy on the validation set",
+    "test": "clean and robust accuracy on the test set, e.g. test --ckpt_path runs/pssilu/checkpoints/last.ckpt",
+    "predict": "write class probabilities of the test set",
+}
+_PACKAGE = Path(__file__).parent
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command.
+
+    Args:
+        argv: Words after the program's name; by default those of the command line.
+
+    Returns:
+        Exit status: 0, or 1 after an error of ours, or 2 after an unknown command. Errors of the command-line parser
+        exit with 2.
+    """
+    words = sys.argv[1:] if argv is None else argv
+    if not words or words[0] in ("-h", "--help", "help"):
+        print(_usage())  # noqa: T201
+        return 0
+    if words[0] == "--version":
+        print(__version__)  # noqa: T201
+        return 0
+    command, rest = words[0], words[1:]
+    try:
+        if command in TRAINING:
+            from lightning_paf.cli import train
+
+            train(words)
+            return 0
+        if command in _tools():
+            status: int = importlib.import_module(f"lightning_paf.tools.{command}").main(rest)
+            return status
+    except (ValueError, TypeError, OSError) as error:
+        return _report(error)
+    known = [*TRAINING, *_tools()]
+    near = difflib.get_close_matches(command, known, 1)
+    hint = f" Did you mean {near[0]}?" if near else ""
+    print(f"lightning-paf: unknown command {command!r}.{hint} Known: {', '.join(known)}.", file=sys.stderr)  # noqa: T201
+    return 2
+
+
+def _tools() -> dict[str, str]:
+    """Name and first docstring line of every file in `tools/`, read without importing it."""
+    found = {}
+    for info in pkgutil.iter_modules([str(_PACKAGE / "tools")]):
+        source = (_PACKAGE / "tools" / f"{info.name}.py").read_text()
+        found[info.name] = (ast.get_docstring(ast.parse(source)) or "").split("\n")[0]
+    return found
+
+
+def _usage() -> str:
+    rows = {**TRAINING, **_tools()}
+    width = max(map(len, rows)) + 2
+    table = "\n".join(f"  {name:{width}}{text}" for name, text in rows.items())
+    return (
+        "usage: lightning-paf COMMAND [options]     (also: python -m lightning_paf)\n\n"
+        "Adversarially robust image classifiers with parametric activation functions.\n\n"
+        f"{table}\n\nlightning-paf COMMAND --help lists the options of one command."
+    )
+
+
+def _report(error: Exception) -> int:
+    """Print one of our own errors without a traceback; anything else is a bug and keeps it."""
+    raised_in = Path(traceback.extract_tb(error.__traceback__)[-1].filename)
+    if os.environ.get("LIGHTNING_PAF_DEBUG") or not raised_in.is_relative_to(_PACKAGE):
+        raise error
+    print(f"lightning-paf: error: {error}", file=sys.stderr)  # noqa: T201
+    return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,241 @@
+"""Every file in configs/ is understood by the real parser, builds, and says what it is; no data is needed for that."""
+
+import re
+import shlex
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+import yaml
+from stand_ins import CONFIGS, images, spec
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
+
+from lightning_paf.cli import SLOTS, train
+from lightning_paf.data.samplers import batches_per_epoch, real_per_batch
+from lightning_paf.nets import SmallConvNet
+from lightning_paf.nn.classifier import Classifier
+
+ROOT = CONFIGS.parent
+KEYS = {  # folder: the argument that its files are values of
+    "activation": "model.activation",
+    "attack": "model.attack",
+    "checkpoint": "checkpoint",
+    "data": "data",
+    "eval": "val_attack",
+    "net": "model.net",
+    "trainer": "trainer",
+}
+BASE = {
+    "model": {"net": {"class_path": "SmallConvNet"}, "attack": {"class_path": "PGD"}, "objective": "Natural"},
+    "data": {"dataset": "cifar10", "real_fraction": 1.0},
+}
+EXPERIMENTS = [path for folder in ("paper", "methods") for path in sorted((CONFIGS / folder).glob("*.yaml"))]
+PARTS = [path for folder in KEYS for path in sorted((CONFIGS / folder).glob("*.yaml"))]
+FUNCTIONS = [path for path in PARTS if path.stem.startswith(("timm", "torchvision"))]
+CIFAR_TRAINING_IMAGES = 50_000
+
+
+def name(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+def of_kind(folder: str) -> list[Path]:
+    return [path for path in PARTS if path.parent.name == folder and path not in FUNCTIONS]
+
+
+def combinations() -> list[dict[str, Path]]:
+    """One part of every kind, until every part has had its turn."""
+    kinds = {folder: of_kind(folder) for folder in KEYS}
+    return [{k: parts[i % len(parts)] for k, parts in kinds.items()} for i in range(max(map(len, kinds.values())))]
+
+
+def typed(parts: dict[str, Path]) -> list[str]:
+    return [word for folder, path in parts.items() for word in (f"--{KEYS[folder]}", name(path))]
+
+
+experiments = pytest.mark.parametrize("experiment", EXPERIMENTS, ids=name)
+mixtures = pytest.mark.parametrize("parts", combinations(), ids=lambda parts: "+".join(p.stem for p in parts.values()))
+
+
+@pytest.fixture(scope="module")
+def parser():
+    """The parser of the command line, with one experiment's worth of arguments, but without a command."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(ROOT)  # commands are typed in the root of the repository
+        yield train(["-c", "configs/demo/digits.yaml"], run=False).parser
+
+
+@pytest.fixture(scope="module", params=EXPERIMENTS, ids=name)
+def recipe(parser, request):
+    """An experiment as configured, and all objects that it names."""
+    config = parser.parse_args(["-c", name(request.param)])
+    return SimpleNamespace(path=request.param, config=config, objects=built(parser, config))
+
+
+def built(parser, config):
+    """Everything that the configuration names; on the meta device WRN-70-16 costs nothing."""
+    with torch.device("meta"):
+        return parser.instantiate_classes(config)
+
+
+def with_paths(tree: dict, parts: dict[str, Path]) -> dict:
+    """A copy in which parts stand for their arguments."""
+    filled = {**tree, "model": dict(tree["model"])}
+    for folder, path in parts.items():
+        *above, last = KEYS[folder].split(".")
+        (filled[above[0]] if above else filled)[last] = str(path)
+    return filled
+
+
+def dump(parser, *words: str) -> str:
+    return parser.dump(parser.parse_args(list(words)), skip_validation=True)
+
+
+@pytest.fixture
+def base(tmp_path) -> str:
+    path = tmp_path / "base.yaml"
+    path.write_text(yaml.safe_dump(BASE))
+    return str(path)
+
+
+@mixtures
+def test_parts_are_values_on_the_command_line_and_in_an_experiment(parser, parts, base, tmp_path):
+    (tmp_path / "named.yaml").write_text(yaml.safe_dump(with_paths(BASE, parts)))
+    assert dump(parser, "-c", base, *typed(parts)) == dump(parser, "-c", str(tmp_path / "named.yaml"))
+
+
+@mixtures
+def test_parts_replace_all_others_of_their_kind(parser, parts, base):
+    """Arguments that two classes share survive a change of class, so a part must say what any other part says."""
+    others = [{folder: path} for folder in KEYS for path in of_kind(folder) if path not in parts.values()]
+    earlier = [word for other in others for word in typed(other)]
+    assert dump(parser, "-c", base, *earlier, *typed(parts)) == dump(parser, "-c", base, *typed(parts))
+
+
+@mixtures
+def test_parts_build(parser, parts, base):
+    objects = built(parser, parser.parse_args(["-c", base, *typed(parts)]))
+    assert objects.model.model.num_classes == objects.data.spec.num_classes
+    assert objects.val_attack.attack.eps < 1
+    assert objects.checkpoint.save_last
+
+
+@pytest.mark.parametrize("part", FUNCTIONS, ids=name)
+@pytest.mark.xfail(strict=True, raises=SystemExit, reason="the parser cannot link num_classes into a function")
+def test_networks_of_libraries_build(parser, part, base):
+    objects = built(parser, parser.parse_args(["-c", base, "--model.net", name(part)]))
+    assert objects.model.model.num_classes == 10
+
+
+def test_an_experiment_builds(recipe):
+    objects = recipe.objects
+    assert objects.model.model.num_classes == objects.data.spec.num_classes
+    assert all(objects.get(slot) is None or isinstance(objects[slot], SLOTS[slot]) for slot in SLOTS)
+
+
+def test_the_checkpoint_monitors_what_the_experiment_logs(recipe):
+    judges = [recipe.objects.get(slot) for slot in ("val_attack", "autoattack")]
+    logged = {"val/acc"} | {f"val/acc_{judge.name}" for judge in judges if judge and judge.every_n_epochs == 1}
+    assert recipe.objects.checkpoint.monitor in logged
+
+
+@experiments
+def test_an_experiment_is_short(experiment):
+    assert len([line for line in experiment.read_text().splitlines() if not line.startswith("#")]) <= 20
+
+
+def commands(experiment: Path) -> list[list[str]]:
+    """Words of every command in the header, after `lightning-paf`; a loop stands for its first turn."""
+    found = []
+    for line in re.findall(r"^# \w+: +(.*lightning-paf .*)$", experiment.read_text(), re.MULTILINE):
+        loop = re.fullmatch(r"for (\w+) in (\S+) .*; do (.*); done", line)
+        command = loop[3].replace(f"${loop[1]}", loop[2]) if loop else line
+        found.append(shlex.split(command)[1:])
+    return found
+
+
+def option(words: list[str], key: str) -> str:
+    return words[words.index(key) + 1]
+
+
+@experiments
+def test_the_commands_of_the_header_are_accepted(parser, experiment):
+    fits = [words for words in commands(experiment) if words[0] == "fit"]
+    assert fits, "the header names no command that trains"
+    for _, *options in fits:
+        assert option(options, "-c") == name(experiment)
+        parser.parse_args(options)
+
+
+@experiments
+def test_the_header_says_how_to_judge_what_it_trains(parser, experiment):
+    runs = {option(words, "--run") for words in commands(experiment) if words[0] == "fit"}
+    tests = [words[1:] for words in commands(experiment) if words[0] == "test"]
+    assert tests, "the header names no command that judges"
+    for options in tests:
+        checkpoint = Path(option(options, "--ckpt_path"))
+        assert str(checkpoint.parent.parent) in runs
+        assert checkpoint.name in ("best.ckpt", "last.ckpt")
+        parser.parse_args(["-c", name(experiment), *options[2:]])
+
+
+@experiments
+def test_the_header_has_its_numbers_or_leaves_them_empty(experiment):
+    header = [line for line in experiment.read_text().splitlines() if line.startswith("#")]
+    for field in ("Cost (derived):", "Published", "Ours:"):
+        lines = [line for line in header if line.startswith(f"# {field}")]
+        assert len(lines) == 1, field
+        has_number = re.search(r"\d+\.\d", lines[0])
+        if field == "Published" and has_number:
+            assert re.search(r"\((abstract|README|RobustBench)", lines[0]), "a number without its source"
+
+
+def test_the_cost_in_the_header_is_what_the_recipe_costs(recipe):
+    text, model = recipe.path.read_text(), recipe.objects.model
+    forwards, exaflop = map(float, re.search(r"([\d.e]+) image forwards = ([\d.]+) EFLOP", text).groups())
+    images_seen = images_per_epoch(recipe.objects.data) * recipe.config.trainer.max_epochs
+    assert forwards == pytest.approx(passes(model.objective, model.attack) * images_seen, rel=0.1)
+    with torch.device("meta"), FlopCounterMode(display=False) as counter:
+        model.model.eval()(torch.zeros(1, 3, 32, 32))
+    assert exaflop == pytest.approx(forwards * counter.get_total_flops() / 1e18, rel=0.1)
+
+
+def images_per_epoch(data) -> int:
+    real = CIFAR_TRAINING_IMAGES - data.val_size
+    return data.batch_size * batches_per_epoch(real, data.batch_size, data.real_fraction, data.epoch)
+
+
+class Convolutions(TorchDispatchMode):
+    """Counts convolutions; each of the two gradients of one costs as much as itself."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func is torch.ops.aten.convolution.default:
+            self.count += 1
+        if func is torch.ops.aten.convolution_backward.default:
+            self.count += sum(args[-1][:2])
+        return func(*args, **(kwargs or {}))
+
+
+def passes(objective, attack) -> float:
+    """What a training step costs, in forward passes; counted on a small network."""
+    model, (x, y) = Classifier(SmallConvNet(3), spec()).train(), images(2, size=16)
+    with Convolutions() as once:
+        model(x)
+    with Convolutions() as step:
+        objective(model, x, y, attack).loss.backward()
+    return step.count / once.count
+
+
+def test_data_parts_share_real_images_as_their_recipes_say():
+    shares = {}
+    for path in sorted((CONFIGS / "data").glob("*.yaml")):
+        part = yaml.safe_load(path.read_text())
+        shares[path.stem] = (real_per_batch(part["batch_size"], part["real_fraction"]), part["batch_size"])
+        assert (part["real_fraction"] < 1) == (part["synthetic"] is not None), path.stem
+    assert shares["cifar10_ddpm6m"] == (256, 512)
+    assert shares["cifar10_edm1m"] == (154, 512)
+    assert shares["cifar10_synthetic"] == (307, 1024)
