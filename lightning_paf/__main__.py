@@ -12,7 +12,7 @@ from pathlib import Path
 from lightning_paf import __version__
 
 TRAINING = {
-    "fit": "train, e.g. fit -c configs/paper/resnet18_pssilu_linf.yaml --data.root DATA --run runs/pssilu",
+    "fit": "train, e.g. fit -c configs/paper/resnet18_linf.yaml --data.root DATA --run runs/pssilu",
     "validate": "clean and robust accuracy on the validation set",
     "test": "clean and robust accuracy on the test set, e.g. test --ckpt_path runs/pssilu/checkpoints/last.ckpt",
     "predict": "write class probabilities of the test set",

@@ -48,7 +48,8 @@ _PLUG_INS: dict[str, type | ModuleType] = {
 }
 """What the arguments that name classes accept, for the error message of a mistyped one."""
 
-_DEFAULT_CHECKPOINT = {"class_path": "ModelCheckpoint", "init_args": {"save_last": True}}
+_LAST: dict[str, Any] = {"filename": "last", "enable_version_counter": False}
+"""`last.ckpt`, overwritten after every epoch. Lightning's `save_last` writes it only when a better one is saved."""
 
 
 class HelpfulParser(LightningArgumentParser):
@@ -91,7 +92,7 @@ class PafCLI(LightningCLI):
         """One optional argument per slot, the run folder, and what the model takes from the data."""
         for slot, callback in SLOTS.items():
             parser.add_subclass_arguments(callback, slot, required=False, help=f"{callback.__name__}; null: none")
-        parser.set_defaults({"checkpoint": _DEFAULT_CHECKPOINT})
+        parser.set_defaults({"checkpoint": {"class_path": "ModelCheckpoint", "init_args": _LAST}})
         parser.add_argument(
             "--run",
             type=Path | None,
@@ -121,6 +122,7 @@ class PafCLI(LightningCLI):
         if run is not None and config.get("logger") in (None, True):
             config["logger"] = _loggers(run, str(self.subcommand))
         filled = [callback for callback in slots if callback is not None]
+        filled += [ModelCheckpoint(**_LAST) for slot in filled if isinstance(slot, ModelCheckpoint) and slot.monitor]
         return super()._instantiate_trainer(config, [*callbacks, *filled, PredictionWriter()])
 
 
@@ -189,7 +191,7 @@ def _concrete_names(base: type | ModuleType) -> list[str]:
     below: set[type] = {base}
     waiting: list[type] = [base]
     while waiting:
-        children = set(waiting.pop().__subclasses__()) - below
+        children: set[type] = set(waiting.pop().__subclasses__()) - below
         below |= children
         waiting += children
     return sorted(cls.__name__ for cls in below if not inspect.isabstract(cls))

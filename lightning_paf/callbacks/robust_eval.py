@@ -141,9 +141,8 @@ class RobustEval(Callback):
                 f"Return a single DataLoader from {stage}_dataloader."
             )
         self._ids = [int(i) for i in loaders.sampler]
-        self._verdicts = torch.zeros(
-            min(len(loaders.dataset), self.examples[stage] or len(loaders.dataset)), dtype=torch.int32
-        )
+        size = len(loaders.dataset)  # type: ignore[arg-type]  # a dataset behind a sampler has a length
+        self._verdicts = torch.zeros(min(size, self.examples[stage] or size), dtype=torch.int32)
         self._seconds = 0.0
         self._seen = 0
 

@@ -4,7 +4,65 @@ from collections.abc import Collection
 from difflib import get_close_matches
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
+
+
+class LibraryNet(nn.Module):
+    """A network of a library, as a class that a configuration can name.
+
+    Args:
+        net: The network itself.
+        num_classes: Width of its logits.
+    """
+
+    def __init__(self, net: nn.Module, num_classes: int) -> None:
+        super().__init__()
+        self.net = net
+        self.num_classes = num_classes
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Images (N, C, H, W) to logits (N, num_classes)."""
+        logits: Tensor = self.net(x)
+        return logits
+
+
+class TimmNet(LibraryNet):
+    """Any network of timm, with fresh weights; nothing is downloaded.
+
+    Args:
+        name: As in `timm.list_models()`, with or without the tag of pretrained weights.
+        num_classes: Width of the logits.
+        **kwargs: Passed to `timm.create_model`, e.g. `in_chans=1` or `img_size=32` (in YAML under `dict_kwargs`), or
+            `pretrained=True` to download weights.
+
+    Raises:
+        ValueError: timm has no network of this name.
+    """
+
+    def __init__(self, name: str, num_classes: int = 10, **kwargs: Any) -> None:
+        super().__init__(timm_net(name, num_classes, **kwargs), num_classes)
+
+    def get_classifier(self) -> nn.Module:
+        """The layer that makes the logits."""
+        head: nn.Module = self.net.get_classifier()  # type: ignore[operator]
+        return head
+
+
+class TorchvisionNet(LibraryNet):
+    """Any classification network of torchvision, with fresh weights; nothing is downloaded.
+
+    Args:
+        name: As in `torchvision.models.list_models(module=torchvision.models)`.
+        num_classes: Width of the logits.
+        **kwargs: Passed to the constructor (in YAML under `dict_kwargs`), e.g. `aux_logits=False` for inception_v3,
+            whose training output is a tuple otherwise.
+
+    Raises:
+        ValueError: torchvision has no classification network of this name.
+    """
+
+    def __init__(self, name: str, num_classes: int = 10, **kwargs: Any) -> None:
+        super().__init__(torchvision_net(name, num_classes, **kwargs), num_classes)
 
 
 def timm_net(name: str, num_classes: int = 10, **kwargs: Any) -> nn.Module:

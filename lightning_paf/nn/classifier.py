@@ -103,7 +103,7 @@ def _find_head(net: nn.Module, num_classes: int) -> str:
             layers = sorted({type(module).__name__ for module in net.modules() if not list(module.children())})
             raise ValueError(
                 f"The classifier needs a linear last layer, but {type(net).__name__} has none (it has "
-                f"{', '.join(layers)}). Use a network that ends in nn.Linear, e.g. timm_net('resnet18')."
+                f"{', '.join(layers)}). Use a network that ends in nn.Linear, e.g. TimmNet('resnet18')."
             )
         head = next((layer for layer in reversed(linear) if layer.out_features == num_classes), linear[-1])
     if head.out_features != num_classes:

@@ -2,6 +2,10 @@
 
 import argparse
 import json
+import os
+import shlex
+import subprocess
+import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,26 +36,27 @@ def main(argv: list[str]) -> int:
 
     Args:
         argv: Options, see `--help`.
+
+    Raises:
+        ValueError: The configuration is not there.
     """
     parser = argparse.ArgumentParser("lightning-paf demo", description=__doc__)
     parser.add_argument("--config", type=Path, default=Path("configs/demo/digits.yaml"), help="the experiment")
-    parser.add_argument(
-        "--out", type=Path, default=Path("runs/demo"), help="run folder; a number is added if it exists"
-    )
+    parser.add_argument("--out", type=Path, default=Path("runs/demo"), help="run folder; numbered where it exists")
     parser.add_argument("--count", type=int, default=10_000, help="synthetic images to make")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument(
-        "overrides", nargs=argparse.REMAINDER, help="after --: options of fit, e.g. --trainer.max_epochs 2"
-    )
+    parser.add_argument("--seed", type=int, default=0, help="of weights, order of the images, attacks and the pool")
+    parser.add_argument("--epochs", type=int, default=20, help="passes over the real images")
     options = parser.parse_args(argv)
     if not options.config.is_file():
         raise ValueError(
-            f"The demo needs {options.config}, which does not exist. Run it from a clone, or pass --config."
+            f"The demo needs {options.config}, which does not exist. Run it in a clone, or pass --config FILE."
         )
     folder = _free(options.out)
-    pool = _synthesize(folder, options.count, options.seed)
-    overrides = [word for word in options.overrides if word != "--"]
-    common = ["--data.synthetic", str(pool), "--seed_everything", str(options.seed), *overrides]
+    pool = folder / "pool.npz"
+    synthesize = ["--dataset", "digits", "--val_size", "200", "--count", str(options.count)]
+    _command("synthesize", *synthesize, "--seed", str(options.seed), "--out", str(pool))
+    common = ["--data.synthetic", str(pool), "--seed_everything", str(options.seed)]
+    common += ["--trainer.max_epochs", str(options.epochs)]
     arms = [_run(name, file, options.config, folder, common) for name, file in ACTIVATIONS.items()]
     _show(arms, folder)
     return 0
@@ -66,36 +71,46 @@ def _free(folder: Path) -> Path:
     return candidate
 
 
-def _synthesize(folder: Path, count: int, seed: int) -> Path:
-    from lightning_paf.tools import synthesize
-
-    pool = folder / "pool.npz"
-    synthesize.main(["--dataset", "digits", "--count", str(count), "--seed", str(seed), "--out", str(pool)])
-    return pool
-
-
 def _run(name: str, file: str, config: Path, folder: Path, common: list[str]) -> Arm:
     """Train and judge one activation."""
-    from lightning_paf.cli import train
     from lightning_paf.evaluation import EvaluationResult
 
-    print(f"\n== {name}: training ==", flush=True)
     run = folder / file
+    checkpoint = run / "checkpoints" / "last.ckpt"
     started = time.perf_counter()
     activation = str(config.parent.parent / "activation" / f"{file}.yaml")
-    train(["fit", "-c", str(config), "--model.activation", activation, "--run", str(run), *common])
+    _command("fit", "-c", str(config), "--model.activation", activation, "--run", str(run), *common)
     trained = time.perf_counter()
-    print(f"\n== {name}: PGD-20 and standard AutoAttack on the whole test split ==", flush=True)
-    cli = train(["test", "--ckpt_path", str(run / "checkpoints" / "last.ckpt")])
+    # One process per core, each with its own test images: at this size a second thread gains nothing.
+    processes = ["--trainer.devices", str(min(2, os.cpu_count() or 1)), "--trainer.strategy", "ddp"]
+    _command("test", "--ckpt_path", str(checkpoint), *processes)
     judged = time.perf_counter()
     results = {path.name.split("_")[0]: EvaluationResult.load(path) for path in (run / "test").glob("*_linf_*.json")}
-    learned = {
-        parameter: abs(float(value))
-        for parameter, value in cli.model.named_parameters()
-        if parameter.endswith((".alpha", ".beta"))
+    parameters = _learned(checkpoint)
+    return Arm(name, results["pgd20"], results["autoattack"], parameters, trained - started, judged - trained)
+
+
+def _command(*words: str) -> None:
+    """Run one command of ours as a user would, and show it.
+
+    Raises:
+        ValueError: It failed; its own message stands above.
+    """
+    print(f"\n$ lightning-paf {shlex.join(words)}", flush=True)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    status = subprocess.run([sys.executable, "-m", "lightning_paf", *words], env=environment, check=False).returncode
+    if status:
+        raise ValueError(f"lightning-paf {words[0]} ended with status {status}. Its message stands above.")
+
+
+def _learned(checkpoint: Path) -> dict[str, float]:
+    """Magnitudes of alpha and beta; the network shares one of each."""
+    import torch
+
+    weights = torch.load(checkpoint, map_location="cpu", weights_only=True)["state_dict"]
+    return {
+        key.rpartition(".")[2]: abs(float(value)) for key, value in weights.items() if key.endswith((".alpha", ".beta"))
     }
-    short = {key.rsplit(".", 1)[1]: value for key, value in learned.items()}
-    return Arm(name, results["pgd20"], results["autoattack"], short, trained - started, judged - trained)
 
 
 def _show(arms: list[Arm], folder: Path) -> None:
@@ -104,32 +119,31 @@ def _show(arms: list[Arm], folder: Path) -> None:
 
     from lightning_paf.evaluation import Verdict, paired_difference
 
-    console = Console()
+    console = Console(highlight=False)
     console.print(_table(arms))
-    first = arms[0]
-    total = first.autoattack.judged
+    reference, total = arms[0], arms[0].autoattack.judged
     for arm in arms[1:]:
-        ours, theirs = (a.autoattack.verdicts == Verdict.ROBUST for a in (arm, first))
+        ours, theirs = (a.autoattack.verdicts == Verdict.ROBUST for a in (arm, reference))
         difference = paired_difference(int((ours & ~theirs).sum()), int((theirs & ~ours).sum()), total)
-        console.print(
-            f"AutoAttack, {arm.activation} minus {first.activation}, same {total} images: {difference}", highlight=False
-        )
+        console.print(f"AutoAttack, {arm.activation} minus {reference.activation}, same {total} images: {difference}")
     console.print("Intervals: 95 %, over test images of one training run each; another seed moves the numbers too.")
-    summary = folder / "summary.json"
-    summary.write_text(json.dumps([_row(arm) for arm in arms], indent=2) + "\n")
-    console.print(
-        f"Run folder: {folder} (config.yaml, metrics.csv, checkpoints/, activation.png in each run; {summary.name})"
-    )
+    (folder / "summary.json").write_text(json.dumps([_row(arm) for arm in arms], indent=2) + "\n")
+    console.print(f"Run folder: {folder}", soft_wrap=True)
+    for file in ACTIVATIONS.values():
+        console.print(
+            f"  {file}/: config.yaml, metrics.csv, checkpoints/last.ckpt, activation.png, test/", soft_wrap=True
+        )
 
 
 def _table(arms: list[Arm]) -> "Table":
     from rich.table import Table
 
     eps = arms[0].autoattack.attack["eps"]
-    table = Table("activation", "clean %", "PGD-20 %", "AutoAttack %", "alpha", "beta", "train s", "judge s")
-    table.title = f"Digits 8x8, linf eps {eps}, {arms[0].autoattack.judged} test images"
+    table = Table(title=f"Digits 8x8, linf eps {eps}, {arms[0].autoattack.judged} test images")
+    for column in ("activation", "clean", "PGD-20", "AutoAttack", "alpha", "beta", "train s", "judge s"):
+        table.add_column(column, overflow="fold")
     for arm in arms:
-        table.add_row(*(str(cell) for cell in _row(arm).values()))
+        table.add_row(*_row(arm).values())
     return table
 
 

@@ -1,0 +1,72 @@
+"""The examples in the documentation run, and the files that it names exist."""
+
+import re
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from stand_ins import CONFIGS
+
+from lightning_paf.cli import train
+
+ROOT = CONFIGS.parent
+DOCS = sorted((ROOT / "docs").glob("*.md"))
+SECTIONS = dict(part.split("\n", 1) for part in (ROOT / "docs" / "extending.md").read_text().split("\n## ")[1:])
+EXAMPLES = {
+    title: block[1] for title, text in SECTIONS.items() if (block := re.search(r"```python\n(.*?)```", text, re.S))
+}
+IMPORTED = ["An activation", "An attack", "An objective", "A network", "A schedule", "An augmentation", "A callback"]
+
+
+def test_every_extension_point_has_an_example():
+    assert SECTIONS.keys() - EXAMPLES.keys() == {"A recipe"}
+    assert set(IMPORTED) <= EXAMPLES.keys()
+
+
+@pytest.mark.parametrize("section", EXAMPLES)
+def test_an_example_runs(section):
+    exec(compile(EXAMPLES[section], section, "exec"), {"__name__": "my_project", "__doc__": ""})
+
+
+def test_the_examples_are_found_by_their_import_path(tmp_path, monkeypatch):
+    (tmp_path / "my_project.py").write_text("\n\n".join(EXAMPLES[section] for section in IMPORTED))
+    monkeypatch.syspath_prepend(tmp_path)
+    named = {
+        "model": {
+            "net": "my_project.Perceptron",
+            "activation": {"class_path": "my_project.HalfSiLU", "init_args": {"alpha": 4.0}},
+            "attack": "my_project.RandomSearch",
+            "objective": "my_project.HalfAndHalf",
+            "schedule": "my_project.Linear",
+        },
+        "data": {"dataset": "digits", "real_fraction": 1.0, "augment": "my_project.Cutout"},
+        "trainer": {"accelerator": "cpu"},
+    }
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(named))
+    try:
+        cli = train(["-c", str(tmp_path / "mine.yaml"), "--trainer.callbacks+=my_project.StopWhenRobust"], run=False)
+    finally:
+        sys.modules.pop("my_project", None)
+    alphas = [value for key, value in cli.model.named_parameters() if key.endswith(".alpha")]
+    assert torch.equal(torch.stack(list(alphas)), torch.tensor([[4.0]]))
+    assert type(cli.model.objective).__name__ == "HalfAndHalf"
+    assert "StopWhenRobust" in {type(callback).__name__ for callback in cli.trainer.callbacks}
+
+
+@pytest.mark.parametrize("document", DOCS, ids=lambda path: path.name)
+def test_files_that_a_document_names_exist(document):
+    text = document.read_text()
+    named = set(re.findall(r"\b(?:configs|lightning_paf|tests|docs)/[\w/.]*\w/?", text))
+    named |= {str(Path("docs") / link) for link in re.findall(r"\]\(([\w/.]+)\)", text)}
+    missing = [path for path in sorted(named) if not (ROOT / path).exists()]
+    assert not missing
+
+
+@pytest.mark.parametrize("document", DOCS, ids=lambda path: path.name)
+def test_headings_that_a_document_links_to_exist(document):
+    text = document.read_text()
+    headings = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
+    anchors = {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+    assert set(re.findall(r"\]\(#([^)]+)\)", text)) <= anchors
