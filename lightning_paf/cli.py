@@ -2,10 +2,8 @@
 
 import difflib
 import inspect
-import logging
 import re
 import sys
-import warnings
 from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
@@ -20,6 +18,7 @@ from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 
 # Importing the packages makes their classes known, so that configs may say `attack: PGD` instead of the whole path.
 import lightning_paf.nets
+from lightning_paf import console
 from lightning_paf.attacks import Attack
 from lightning_paf.callbacks import ActivationMonitor, PredictionWriter, RobustEval
 from lightning_paf.data import RobustDataModule
@@ -133,6 +132,7 @@ def train(args: Sequence[str], run: bool = True) -> PafCLI:
         args: The command and its options.
         run: False builds everything and runs nothing.
     """
+    console.set_up()
     return PafCLI(
         RobustModule,
         RobustDataModule,
@@ -200,16 +200,6 @@ def _concrete_names(base: type | ModuleType) -> list[str]:
 def _fraction(text: str) -> Fraction:
     return Fraction(text.replace(" ", ""))
 
-
-def _is_no_advertisement(record: logging.LogRecord) -> bool:
-    return "litlogger" not in record.getMessage()
-
-
-logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_is_no_advertisement)
-# Lightning 2.6 with torch >= 2.13; harmless, and printed at every start.
-warnings.filterwarnings("ignore", r".*LeafSpec.* is deprecated")
-# Only `fit` has the callbacks of the training, on purpose.
-warnings.filterwarnings("ignore", r".*callbacks used to create the checkpoint need to be provided")
 
 # So that `8/255` is read as typed, kept exact, and written back as typed.
 register_type(Fraction, serializer=str, deserializer=_fraction, fail_already_registered=False)

@@ -83,7 +83,7 @@ def _run(name: str, file: str, config: Path, folder: Path, common: list[str]) ->
     trained = time.perf_counter()
     # One process per core, each with its own test images: at this size a second thread gains nothing.
     processes = ["--trainer.devices", str(min(2, os.cpu_count() or 1)), "--trainer.strategy", "ddp"]
-    _command("test", "--ckpt_path", str(checkpoint), *processes)
+    _command("test", "--ckpt_path", str(checkpoint), "--data.eval_batch_size", "128", *processes)
     judged = time.perf_counter()
     results = {path.name.split("_")[0]: EvaluationResult.load(path) for path in (run / "test").glob("*_linf_*.json")}
     parameters = _learned(checkpoint)

@@ -1,0 +1,37 @@
+"""What the training commands print besides Lightning's own lines."""
+
+import logging
+import sys
+import warnings
+
+from lightning.pytorch.utilities.rank_zero import rank_zero_only  # type: ignore[attr-defined]
+
+
+class _Progress(logging.Handler):
+    """Prints to the standard error of the moment, which a live progress bar may have replaced; on rank zero only."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Print one record."""
+        if getattr(rank_zero_only, "rank", 0) == 0:
+            print(self.format(record), file=sys.stderr)  # noqa: T201
+
+
+def _is_no_advertisement(record: logging.LogRecord) -> bool:
+    return "litlogger" not in record.getMessage()
+
+
+def set_up() -> None:
+    """Show the progress of AutoAttack, and hide lines that say nothing about the run."""
+    ours = logging.getLogger("lightning_paf")
+    if not any(isinstance(handler, _Progress) for handler in ours.handlers):
+        ours.addHandler(_Progress())
+    ours.setLevel(logging.INFO)
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_is_no_advertisement)
+    for message in (
+        r".*LeafSpec.* is deprecated",  # Lightning 2.6 with torch >= 2.13
+        r"(?s).*skip_none parameter was deprecated",  # Lightning 2.6 with jsonargparse >= 4.50
+        r".*callbacks used to create the checkpoint need to be provided",  # only `fit` has those of the training
+        r".*does not have many workers",  # small data is fetched in the main process on purpose
+        r"Experiment logs directory .* exists and is not empty",  # a continued run appends to its own metrics
+    ):
+        warnings.filterwarnings("ignore", message)
