@@ -78,11 +78,18 @@ def _usage() -> str:
 
 def _report(error: Exception) -> int:
     """Print one of our own errors without a traceback; anything else is a bug and keeps it."""
-    raised_in = Path(traceback.extract_tb(error.__traceback__)[-1].filename)
-    if os.environ.get("LIGHTNING_PAF_DEBUG") or not raised_in.is_relative_to(_PACKAGE):
+    ours: BaseException | None = error
+    # The parser wraps an error of a class that may also be null into a list of what it tried.
+    while ours is not None and not _raised_here(ours):
+        ours = ours.__cause__
+    if ours is None or os.environ.get("LIGHTNING_PAF_DEBUG"):
         raise error
-    print(f"lightning-paf: error: {error}", file=sys.stderr)  # noqa: T201
+    print(f"lightning-paf: error: {ours}", file=sys.stderr)  # noqa: T201
     return 1
+
+
+def _raised_here(error: BaseException) -> bool:
+    return Path(traceback.extract_tb(error.__traceback__)[-1].filename).is_relative_to(_PACKAGE)
 
 
 if __name__ == "__main__":

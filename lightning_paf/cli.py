@@ -1,5 +1,6 @@
 """The training commands: LightningCLI with named slots for callbacks, part files, and errors that help."""
 
+import csv
 import difflib
 import inspect
 import re
@@ -10,18 +11,21 @@ from pathlib import Path
 from types import ModuleType
 from typing import IO, Any, NoReturn
 
+import torch
 from jsonargparse.typing import register_type
+from lightning.fabric.loggers.logger import rank_zero_experiment
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint, WeightAveraging
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
+from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 
 # Importing the packages makes their classes known, so that configs may say `attack: PGD` instead of the whole path.
 import lightning_paf.nets
 from lightning_paf import console
-from lightning_paf.attacks import Attack
+from lightning_paf.attacks import Attack, radius_text
 from lightning_paf.callbacks import ActivationMonitor, PredictionWriter, RobustEval
-from lightning_paf.data import RobustDataModule
+from lightning_paf.data import Augment, RobustDataModule
 from lightning_paf.module import RobustModule
 from lightning_paf.nn.activations import Activation
 from lightning_paf.objectives import Objective
@@ -44,11 +48,16 @@ _PLUG_INS: dict[str, type | ModuleType] = {
     "objective": Objective,
     "activation": Activation,
     "schedule": Schedule,
+    "augment": Augment,
 }
 """What the arguments that name classes accept, for the error message of a mistyped one."""
 
-_LAST: dict[str, Any] = {"filename": "last", "enable_version_counter": False}
-"""`last.ckpt`, overwritten after every epoch. Lightning's `save_last` writes it only when a better one is saved."""
+_LAST: dict[str, Any] = {"filename": "last", "enable_version_counter": False, "save_on_train_epoch_end": True}
+"""`last.ckpt`, written after every epoch, validated or not; `save_last` would wait until a better one is saved."""
+
+
+_WORDS_FOR_CHECKPOINTS = ("last", "best", "hpc")
+_NO_CLASS = "names no known class"
 
 
 class HelpfulParser(LightningArgumentParser):
@@ -64,21 +73,36 @@ class HelpfulParser(LightningArgumentParser):
 
 
 class RunFolder(SaveConfigCallback):
-    """Saves the merged configuration of `fit` beside the checkpoints, and refuses a folder that holds another run."""
+    """Saves the merged configuration of `fit` beside the checkpoints; other commands leave it alone."""
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Check and write; other commands leave the configuration of the training alone."""
+        """Write it; how a run was continued is no part of it, or a copy of the run would start at its end."""
         if stage != "fit":
             return
-        config = Path(trainer.log_dir or ".") / self.config_filename
-        self.overwrite = trainer.ckpt_path is not None
-        held = trainer.strategy.broadcast(config.is_file())
-        if held and not self.overwrite:
-            raise ValueError(
-                f"A run folder holds one run, but {config.parent} already holds one. "
-                f"Pass another --run, or --ckpt_path {config.parent}/checkpoints/last.ckpt to continue it."
-            )
+        if _continues(Path(trainer.log_dir or "."), self.config.get("ckpt_path")):
+            self.config["ckpt_path"] = None
         super().setup(trainer, pl_module, stage)
+
+
+class RunMetrics(CSVLogger):
+    """Appends to the `metrics.csv` of a run that is continued; Lightning's own logger would delete it."""
+
+    @property
+    @rank_zero_experiment
+    def experiment(self) -> Any:
+        """The writer, opened at the first call."""
+        if self._experiment is None:
+            self._experiment = _AppendingWriter(self.log_dir)
+        return self._experiment
+
+
+class _AppendingWriter(ExperimentWriter):
+    def _check_log_dir_exists(self) -> None:
+        """Read the header that is there, instead of deleting the file."""
+        table = Path(self.metrics_file_path)
+        if table.is_file():
+            with table.open(newline="") as lines:
+                self.metrics_keys = next(csv.reader(lines), [])
 
 
 class PafCLI(LightningCLI):
@@ -108,18 +132,42 @@ class PafCLI(LightningCLI):
         """Parse; without LightningCLI's warning that `args` and a command line are there at the same time."""
         self.config = parser.parse_args(args)  # type: ignore[arg-type]  # `train` gives a list
 
+    def setup_parser(self, add_subcommands: bool, *kwargs: dict[str, Any]) -> None:
+        """Without a command to run, know its arguments all the same: a saved configuration names them."""
+        super().setup_parser(add_subcommands, *kwargs)
+        if not add_subcommands:
+            self.parser.add_method_arguments(Trainer, "fit", skip=set(self.subcommands()["fit"]))
+
     def _parse_ckpt_path(self) -> None:
         """Leave the command line alone; the checkpoint's own configuration lies beside it as `config.yaml`."""
+
+    def before_instantiate_classes(self) -> None:
+        """Look at the checkpoint before anything is built."""
+        _check_checkpoint(self._get(self.config, "ckpt_path"))
+
+    def after_instantiate_classes(self) -> None:
+        """Look at the run folder before the loggers open it."""
+        folder = Path(self.trainer.log_dir or ".")
+        held = (folder / "config.yaml").exists() or (folder / "checkpoints").exists()
+        writes = self.subcommand == "fit" and not self.trainer.fast_dev_run  # type: ignore[attr-defined]
+        if writes and held and not _continues(folder, self._get(self.config, "ckpt_path")):
+            raise ValueError(
+                f"A run folder holds one run, but {folder} already holds one. "
+                "Pass another --run, or --ckpt_path last to continue it."
+            )
+        _check_monitor(self.trainer)
 
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> Trainer:
         """Fill the slots and open the run folder."""
         training = self.subcommand in (None, "fit")
         slots = [self._get(self.config_init, slot) for slot in (SLOTS if training else JUDGING_SLOTS)]
-        if not training:
+        if not training or self._get(self.config_init, "checkpoint") is None:
             config["enable_checkpointing"] = False
         run = self._get(self.config_init, "run")
-        if run is not None and config.get("logger") in (None, True):
-            config["logger"] = _loggers(run, str(self.subcommand))
+        if run is not None:
+            # Other commands get a subfolder, to leave the metrics of the training alone.
+            config["default_root_dir"] = run if training else run / str(self.subcommand)
+            config["logger"] = _loggers(config["default_root_dir"], config.get("logger"))
         filled = [callback for callback in slots if callback is not None]
         filled += [ModelCheckpoint(**_LAST) for slot in filled if isinstance(slot, ModelCheckpoint) and slot.monitor]
         return super()._instantiate_trainer(config, [*callbacks, *filled, PredictionWriter()])
@@ -137,7 +185,10 @@ def train(args: Sequence[str], run: bool = True) -> PafCLI:
         RobustModule,
         RobustDataModule,
         parser_class=HelpfulParser,
+        parser_kwargs={"prog": "lightning-paf"},
         save_config_callback=RunFolder,
+        # `PafCLI` has looked before; without a command nobody has.
+        save_config_kwargs={"overwrite": run},
         seed_everything_default=0,
         # Attacks need gradients in validation and test, which inference mode forbids for good.
         trainer_defaults={"inference_mode": False},
@@ -157,15 +208,64 @@ def _with_saved_config(words: list[str]) -> list[str]:
     checkpoint = words[place].partition("=")[2] or "".join(words[place + 1 : place + 2])
     config = Path(checkpoint).parent.parent / "config.yaml"
     if not config.is_file():
+        _check_checkpoint(checkpoint)
         return words
     print(f"Configuration of the checkpoint: {config}", file=sys.stderr)  # noqa: T201
-    return [words[0], "--config", str(config), *words[1:]]
+    # The run may have been moved since its configuration was written.
+    return [words[0], "--config", str(config), "--run", str(config.parent), *words[1:]]
 
 
-def _loggers(run: Path, command: str) -> list[Logger]:
-    """CSV and TensorBoard in exactly the run folder; other commands get a subfolder, to leave its metrics alone."""
-    version = "" if command == "fit" else command
-    return [logger(run.parent, name=run.name, version=version) for logger in (CSVLogger, TensorBoardLogger)]
+def _check_monitor(trainer: Trainer) -> None:
+    """Refuse a checkpoint that waits for a robust accuracy which nobody measures; Lightning notices after an epoch."""
+    judges = [callback for callback in trainer.callbacks if isinstance(callback, RobustEval)]  # type: ignore[attr-defined]
+    measured = ["val/acc", *(f"val/acc_{judge.name}" for judge in judges if judge.every_n_epochs)]
+    for checkpoint in trainer.checkpoint_callbacks:
+        monitor = getattr(checkpoint, "monitor", None) or ""
+        if monitor.startswith("val/acc_") and monitor not in measured:
+            raise ValueError(
+                f"checkpoint.monitor={monitor} is measured by neither --val_attack nor --autoattack during training. "
+                f"Pass --checkpoint.monitor with one of {', '.join(measured)}."
+            )
+
+
+def _check_checkpoint(name: str | None) -> None:
+    """Refuse what is no checkpoint of a training. Nothing in the file is executed.
+
+    Args:
+        name: A file, or a word that Lightning knows.
+    """
+    if name is None or name in _WORDS_FOR_CHECKPOINTS:
+        return
+    if not Path(name).is_file():
+        raise ValueError(f"--ckpt_path names a checkpoint, but there is no file {name}. Check the path.")
+    try:
+        found = torch.load(name, map_location="cpu", weights_only=True, mmap=True).keys()
+    except Exception as error:  # a damaged file fails in any way it likes
+        raise ValueError(
+            f"{name} is damaged, or holds other things than weights and plain values, which are not unpickled because "
+            f"that can run any code ({type(error).__name__}). Pass a file that `fit` wrote: RUN/checkpoints/last.ckpt."
+        ) from error
+    if not {"state_dict", "pytorch-lightning_version"} <= set(found):
+        raise ValueError(
+            f"A checkpoint holds state_dict and what belongs to it, but {name} holds {', '.join(map(str, found))}. "
+            "Pass a file that `fit` wrote: RUN/checkpoints/last.ckpt."
+        )
+
+
+def _continues(folder: Path, checkpoint: str | None) -> bool:
+    """Whether a training that starts from `checkpoint` goes on in its own run folder."""
+    if checkpoint is None or checkpoint in _WORDS_FOR_CHECKPOINTS:
+        return checkpoint is not None
+    return Path(checkpoint).resolve().is_relative_to(folder.resolve())
+
+
+def _loggers(folder: Path, others: Logger | list[Logger] | bool | None) -> list[Logger]:
+    """CSV and TensorBoard in exactly this folder, then those that the user asked for; none if false was typed."""
+    if others is False:
+        return []
+    more = others if isinstance(others, list) else [others]
+    ours = [logger(folder.parent, name=folder.name, version="") for logger in (RunMetrics, TensorBoardLogger)]
+    return [*ours, *(logger for logger in more if isinstance(logger, Logger))]
 
 
 def _number_of_classes(dataset: str, num_classes: int | None) -> int:
@@ -176,18 +276,18 @@ def _known_classes(message: str) -> str:
     """The classes that an argument accepts, if the message is about a class that does not exist."""
     found = re.search(r'Parser key "([\w.]+)":.*Expected a dot import path string: ([\w.]+)', message, re.DOTALL)
     argument = found[1].rpartition(".")[2] if found else ""
-    if found is None or argument not in _PLUG_INS:
+    if found is None or argument not in _PLUG_INS or _NO_CLASS in message:  # told already, of a class inside this one
         return ""
     names = _concrete_names(_PLUG_INS[argument])
     near = difflib.get_close_matches(found[2], names, 1)
     hint = f" Did you mean {near[0]}?" if near else ""
-    return f"\n{argument}={found[2]} names no known class.{hint} Known: {', '.join(names)}."
+    return f"\n{argument}={found[2]} {_NO_CLASS}.{hint} Known: {', '.join(names)}."
 
 
 def _concrete_names(base: type | ModuleType) -> list[str]:
     """Names of the classes that a configuration may name without their path."""
     if isinstance(base, ModuleType):
-        return sorted(base.__all__)
+        return sorted(name for name in base.__all__ if inspect.isclass(getattr(base, name)))
     below: set[type] = {base}
     waiting: list[type] = [base]
     while waiting:
@@ -202,4 +302,4 @@ def _fraction(text: str) -> Fraction:
 
 
 # So that `8/255` is read as typed, kept exact, and written back as typed.
-register_type(Fraction, serializer=str, deserializer=_fraction, fail_already_registered=False)
+register_type(Fraction, serializer=radius_text, deserializer=_fraction, fail_already_registered=False)

@@ -165,7 +165,7 @@ class RobustModule(LightningModule):
         if torch.isfinite(loss):
             return
         broken = [name for name, value in self.named_parameters() if not torch.isfinite(value).all()]
-        scalars = {name: round(float(value), 4) for name, value in self.named_parameters() if value.numel() == 1}
+        scalars = {name: round(value.item(), 4) for name, value in self.named_parameters() if value.numel() == 1}
         where = f"not finite: {', '.join(broken)}" if broken else "all parameters are still finite"
         raise ValueError(
             f"The loss must be finite, but it is {loss.item()} at step {self.global_step} ({where}; parameters of one "

@@ -176,7 +176,8 @@ class RobustEval(Callback):
             self.name, self.attack.describe(), verdicts.cpu().numpy().astype("uint8"), float(seconds)
         )
         self.results[stage] = result
-        pl_module.log(f"{stage}/acc_{self.name}", result.robust.value, prog_bar=True, rank_zero_only=False)
+        # All ranks log the same; Lightning warns of epoch metrics that are not reduced all the same.
+        pl_module.log(f"{stage}/acc_{self.name}", result.robust.value, prog_bar=True, sync_dist=True)
         return result
 
 

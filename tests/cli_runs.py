@@ -1,0 +1,62 @@
+"""Commands in this process, on images and networks so small that a whole run takes a second."""
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+from stand_ins import write_npz_dataset
+
+from lightning_paf.__main__ import main
+from lightning_paf.cli import PafCLI, train
+
+
+def experiment(num_classes: int = 3) -> dict[str, Any]:
+    """An experiment of one epoch; `data.root` is missing."""
+    attack = {"class_path": "PGD", "init_args": {"steps": 2, "step_size": "4/255"}}
+    return {
+        "data": {
+            "dataset": "npz",
+            "num_classes": num_classes,
+            "real_fraction": 1.0,
+            "batch_size": 16,
+            "val_size": 12,
+            "num_workers": 0,
+        },
+        "model": {
+            "net": {"class_path": "SmallConvNet", "init_args": {"in_channels": 3, "width": 4}},
+            "activation": "PSSiLU",
+            "attack": attack,
+            "objective": "AdversarialCE",
+        },
+        "trainer": {
+            "accelerator": "cpu",
+            "max_epochs": 1,
+            "log_every_n_steps": 1,
+            "enable_progress_bar": False,
+            "enable_model_summary": False,
+        },
+        "val_attack": {"class_path": "RobustEval", "init_args": {"attack": attack}},
+    }
+
+
+def write_experiment(folder: Path, num_classes: int = 3) -> str:
+    """Write `experiment` and its images into a folder, and return the path of the file."""
+    root = write_npz_dataset(folder / "images", num_classes=num_classes)
+    written = experiment(num_classes)
+    written["data"]["root"] = str(root)
+    path = folder / "tiny.yaml"
+    path.write_text(yaml.safe_dump(written))
+    return str(path)
+
+
+def status(*words: str | Path) -> int:
+    """Exit status of `lightning-paf WORDS`."""
+    try:
+        return main([str(word) for word in words])
+    except SystemExit as stop:
+        return int(stop.code or 0)
+
+
+def built(*words: str | Path) -> PafCLI:
+    """Everything that `lightning-paf fit WORDS` would build; nothing runs."""
+    return train([str(word) for word in words], run=False)

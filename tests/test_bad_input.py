@@ -1,0 +1,337 @@
+"""Bad input: a clear error before training starts, an exit status that is not 0, and nothing written over."""
+
+import os
+import pickle
+import re
+import warnings
+from collections.abc import Callable
+from fractions import Fraction
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from cli_runs import built, status, write_experiment
+from stand_ins import images, tiny_classifier
+
+from lightning_paf.attacks import FGSM, PGD
+from lightning_paf.data import RobustDataModule
+
+
+@pytest.fixture
+def tiny(tmp_path) -> str:
+    return write_experiment(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("trained")
+    assert status("fit", "-c", write_experiment(folder), "--run", folder / "run") == 0
+    return folder / "run"
+
+
+def refused(capsys, run: Path, *words: str | Path, code: int = 1) -> str:
+    """What `fit WORDS` complains about; nothing was learned, so no checkpoint was written."""
+    assert status("fit", *words, "--run", run) == code
+    assert not (run / "checkpoints").exists()
+    assert not (run / "metrics.csv").exists()
+    said = capsys.readouterr().err
+    assert "Traceback" not in said
+    error = said[said.index("error: ") + len("error: ") :]
+    return " ".join(error.split())
+
+
+# ------------------------------------------------------------------ images and labels
+
+
+def arrays(n: int = 12, seed: int = 0) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    return {"image": rng.integers(0, 256, (n, 8, 8, 3), np.uint8), "label": np.arange(n) % 3}
+
+
+def save(path: Path, **changed) -> None:
+    np.savez(path, **{key: value for key, value in {**arrays(), **changed}.items() if value is not None})
+
+
+def truncated(path: Path) -> None:
+    save(path)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def changed(**arrays_of) -> Callable[[Path], None]:
+    """Writes a file that is good but for this."""
+    return lambda path: save(path, **arrays_of)
+
+
+IMAGE = arrays()["image"]
+BAD_FILES = {
+    "missing": (lambda path: path.unlink(missing_ok=True), "there is no such file"),
+    "zero length": (lambda path: path.write_bytes(b""), r"the file is empty \(0 bytes\)"),
+    "truncated": (truncated, "damaged, or not an npz file"),
+    "no archive": (lambda path: path.write_text("not an npz"), "damaged, or not an npz file"),
+    "wrong keys": (
+        changed(image=None, pictures=IMAGE),
+        r"needs the arrays image \+ label .* but holds pictures, label",
+    ),
+    "float images": (changed(image=IMAGE / 255), r"must be uint8 .* but are float64"),
+    "wrong dtype": (changed(image=IMAGE.astype(np.int16)), "must be uint8 .* int16"),
+    "channels first": (changed(image=IMAGE.transpose(0, 3, 1, 2).copy()), "This is NCHW"),
+    "grey": (changed(image=IMAGE[..., 0].copy()), "Grey images need a channel axis"),
+    "one channel": (changed(image=IMAGE[..., :1].copy()), r"Convert them to 3 channel\(s\)"),
+    "label too large": (changed(label=np.arange(12)), "labels must be 0 to 2, but range from 0 to 11"),
+    "label negative": (changed(label=np.arange(12) % 3 - 1), "labels must be 0 to 2, but range from -1"),
+    "other number of labels": (changed(label=np.arange(11) % 3), r"12 images need labels .* \(11,\)"),
+    "float labels": (changed(label=np.zeros(12)), "labels must be integers, but are float64"),
+    "empty": (changed(**arrays(n=0)), "Give at least one image"),
+    "fewer classes": (changed(label=np.arange(12) % 2), "all 3 classes must occur, .* no image of 2"),
+}
+
+
+@pytest.mark.parametrize(("spoil", "message"), BAD_FILES.values(), ids=BAD_FILES)
+def test_bad_training_images(spoil, message, tiny, tmp_path, capsys):
+    spoil(tmp_path / "images" / "train.npz")
+    said = refused(capsys, tmp_path / "run", "-c", tiny)
+    assert re.search(message, said)
+    assert "images/train.npz" in said or "images, training set" in said
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("fault", ["missing", "truncated", "wrong keys", "label too large", "fewer classes"])
+def test_bad_synthetic_images(fault, tiny, tmp_path, capsys):
+    spoil, message = BAD_FILES[fault]
+    pool = tmp_path / "pool.npz"
+    spoil(pool)
+    before = set(tmp_path.rglob("*"))
+    words = ["--data.synthetic", pool, "--data.real_fraction", "0.5"]
+    said = refused(capsys, tmp_path / "run", "-c", tiny, *words)
+    assert re.search(message, said)
+    assert str(pool) in said
+    # A class may be in another part of the pool, so that it is missed only after the conversion.
+    assert fault == "fewer classes" or set(tmp_path.rglob("*")) == before
+
+
+def test_synthetic_images_of_another_size(tiny, tmp_path, capsys):
+    np.savez(tmp_path / "pool.npz", image=np.zeros((6, 4, 4, 3), np.uint8), label=np.arange(6) % 3)
+    words = ["--data.synthetic", tmp_path / "pool.npz", "--data.real_fraction", "0.5"]
+    said = refused(capsys, tmp_path / "run", "-c", tiny, *words)
+    assert "the size of the real ones (H, W, C) = (8, 8, 3), but have (4, 4, 3)" in said
+
+
+def test_bad_test_images_are_noticed_before_the_training(tiny, tmp_path, capsys):
+    save(tmp_path / "images" / "test.npz", image=np.zeros((12, 4, 4, 3), np.uint8))
+    assert "test set: images must have the size" in refused(capsys, tmp_path / "run", "-c", tiny)
+
+
+def test_a_class_sorted_pool_that_is_shorter_than_asked_is_shuffled_and_repeated(tiny, tmp_path):
+    image = np.random.default_rng(0).integers(0, 256, (9, 8, 8, 3), np.uint8)
+    np.savez(tmp_path / "pool.npz", image=image, label=np.repeat(np.arange(3), 3))
+    words = ["--data.synthetic", tmp_path / "pool.npz", "--data.real_fraction", "0.25"]
+    assert status("fit", "-c", tiny, *words, "--run", tmp_path / "run") == 0
+    mixed = {"synthetic": tmp_path / "pool.npz", "real_fraction": 0.25, "batch_size": 16}
+    data = RobustDataModule("npz", tmp_path / "images", 3, val_size=12, num_workers=0, **mixed)
+    data.prepare_data()
+    data.setup("fit")
+    labels = [batch.labels[batch.synthetic].tolist() for batch in data.train_dataloader()]
+    assert all(len(batch) == 12 for batch in labels)
+    assert sum(len(set(batch)) == 3 for batch in labels) > len(labels) / 2
+    assert all(batch != sorted(batch) for batch in labels)
+
+
+# ------------------------------------------------------------------ numbers that do not fit
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("--data.batch_size 0", "batch_size must be at least 1, but is 0. Pass --data.batch_size N"),
+        ("--data.real_fraction 0.5", "real_fraction=0.5 needs synthetic images, but data.synthetic is not set"),
+        ("--data.real_fraction 1.5", "real_fraction must be from 0 to 1, but is 1.5"),
+        ("--data.val_size 1000", "val_size must be 1 to 32, half of the 64 training images, but is 1000"),
+        ("--trainer.max_epochs -1", "the trainer has no end. Pass --trainer.max_epochs or --trainer.max_steps"),
+        ("--checkpoint.monitor val/acc_pgdx", "checkpoint.monitor=val/acc_pgdx is measured by neither"),
+        ("--val_attack.every_n_epochs 0 --checkpoint.monitor val/acc_pgd", "one of val/acc."),
+        ("--averaging WarmupEMA --averaging.decay 1.5", "decay is a factor in [0, 1), but decay=1.5"),
+        ("--model.attack.eps 8", "eps=8.0 is too large for the linf norm of images in [0, 1]. If it is meant in grey"),
+        ("--model.attack.eps 0", "eps=0.0 is not a perturbation size. Give a positive number such as 8/255"),
+        ("--model.attack.eps=-8/255", "eps=-8/255 is not a perturbation size"),
+        ("--val_attack.attack.eps 8", "If it is meant in grey levels, write 8/255"),
+        (
+            "--model.net TimmNet --model.net.name resnet-18",
+            "timm has no network called 'resnet-18'. Did you mean resnet18",
+        ),
+    ],
+)
+def test_numbers_that_do_not_fit(words, message, tiny, tmp_path, capsys):
+    assert message in refused(capsys, tmp_path / "run", "-c", tiny, *words.split())
+
+
+@pytest.mark.parametrize("eps", ["abc", "8/0", "nan"])
+def test_an_eps_that_is_no_number(eps, tiny, tmp_path, capsys):
+    said = refused(capsys, tmp_path / "run", "-c", tiny, "--model.attack.eps", eps, code=2)
+    assert 'Parser key "eps"' in said
+
+
+def test_steps_that_cannot_cross_the_ball_are_a_warning(tiny, tmp_path):
+    with pytest.warns(UserWarning, match=r"2 steps of 1/255 are shorter than eps=8/255. Raise steps or step_size"):
+        built("-c", tiny, "--model.attack.step_size", "1/255")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", "PGD cannot")
+        built("-c", tiny, "--model.attack.step_size", "4/255")
+
+
+@pytest.mark.parametrize("attack", [FGSM(), PGD(Fraction(8, 255), steps=1, step_size=1.0)])
+def test_pixels_outside_the_unit_interval(attack):
+    x, y = images()
+    with pytest.raises(ValueError, match=r"Pixels outside \[0, 1\] reached .*normalisation belongs inside the model"):
+        attack(tiny_classifier(), x * 255, y)
+
+
+def test_a_batch_that_does_not_divide_by_the_ranks(tmp_path, tiny):
+    data = RobustDataModule("npz", tmp_path / "images", 3, real_fraction=1.0, batch_size=16, val_size=12, num_workers=0)
+    data.trainer = SimpleNamespace(world_size=3, global_rank=0)
+    with pytest.raises(ValueError, match=r"batch_size=16 .* does not divide by 3 of them. Pass --data.batch_size 15"):
+        data.setup("fit")
+
+
+# ------------------------------------------------------------------ names
+
+
+@pytest.mark.parametrize(
+    ("argument", "typed", "meant", "others"),
+    [
+        ("model.attack", "PDG", "PGD", "FGSM, NFGSM"),
+        ("model.net", "SmallConvnet", "SmallConvNet", "CifarResNet"),
+        ("model.objective", "TRADE", "TRADES", "AdversarialCE, Natural"),
+        ("model.activation", "PSSiLu", "PSSiLU", "PSSiLUFixed, PSiLU"),
+        ("model.schedule", "Cosin", "Cosine", "Constant"),
+        ("data.augment", "CropFlp", "CropFlip", "CropFlip"),
+        ("val_attack", "RobustEvl", "RobustEval", "RobustEval"),
+        ("val_attack.attack", "PDG", "PGD", "AutoAttack, FGSM"),
+        ("monitor", "ActivationMonitr", "ActivationMonitor", "ActivationMonitor"),
+    ],
+)
+def test_a_mistyped_class_lists_the_known_ones(argument, typed, meant, others, tiny, tmp_path, capsys):
+    said = refused(capsys, tmp_path / "run", "-c", tiny, f"--{argument}", typed, code=2)
+    key = argument.rpartition(".")[2]
+    assert said.count("names no known class") == 1
+    assert f"{key}={typed} names no known class. Did you mean {meant}? Known: " in said
+    assert others in said
+
+
+def test_a_class_unlike_any_other_has_no_suggestion(tiny, tmp_path, capsys):
+    said = refused(capsys, tmp_path / "run", "-c", tiny, "--model.net", "Xyz", code=2)
+    assert "net=Xyz names no known class. Known: CifarResNet" in said
+    assert "timm_net" not in said
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("--model.attack.stepz 3", "Option 'stepz' is not accepted"),
+        ("--model.nett SmallConvNet", "nett"),
+        ("--data.dataset cifar11", "Got value: cifar11"),
+        ("--config nowhere.yaml", "nowhere.yaml"),
+        ("--data.num_classes null", "needs the number of classes, but data.num_classes=None"),
+        ("--data.dataset cifar10", "data.dataset=cifar10 has 10 classes, but data.num_classes=3"),
+    ],
+)
+def test_a_mistyped_option(words, message, tiny, tmp_path, capsys):
+    assert message in refused(capsys, tmp_path / "run", "-c", tiny, *words.split(), code=2)
+    assert not (tmp_path / "run").exists()
+
+
+# ------------------------------------------------------------------ checkpoints
+
+
+class TouchesFile:
+    """A pickle that runs a command where it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self):
+        return os.system, (f"touch {self.path}",)
+
+
+def malicious_pickle(path: Path, touched: Path) -> None:
+    path.write_bytes(pickle.dumps({"state_dict": TouchesFile(touched)}))
+
+
+def malicious_archive(path: Path, touched: Path) -> None:
+    torch.save({"state_dict": TouchesFile(touched), "pytorch-lightning_version": "2.6.4"}, path)
+
+
+@pytest.mark.parametrize(("command", "make"), [("fit", malicious_pickle), ("test", malicious_archive)])
+def test_a_pickle_is_not_unpickled(make, command, trained, tmp_path, capsys):
+    make(tmp_path / "evil.ckpt", tmp_path / "touched")
+    words = ["-c", trained / "config.yaml", "--ckpt_path", tmp_path / "evil.ckpt", "--run", tmp_path / "run"]
+    assert status(command, *words) == 1
+    said = capsys.readouterr().err
+    assert "evil.ckpt is damaged, or holds other things than weights and plain values, which are not unpickled" in said
+    assert "Traceback" not in said
+    assert not (tmp_path / "touched").exists()
+    assert not (tmp_path / "run").exists()
+
+
+def half(trained: Path, path: Path) -> None:
+    content = (trained / "checkpoints" / "last.ckpt").read_bytes()
+    path.write_bytes(content[: len(content) // 2])
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda trained, path: None, "there is no file"),
+        (lambda trained, path: path.write_bytes(b""), "is damaged"),
+        (lambda trained, path: path.write_text("weights"), "is damaged"),
+        (half, "is damaged"),
+        (lambda trained, path: torch.save({"net.weight": torch.ones(1)}, path), "holds net.weight"),
+        (lambda trained, path: torch.save(torch.ones(1), path), "is damaged, or holds other things"),
+    ],
+)
+def test_a_file_that_is_no_checkpoint(make, message, trained, tmp_path, capsys):
+    make(trained, tmp_path / "bad.ckpt")
+    words = ["--config", trained / "config.yaml", "--ckpt_path", tmp_path / "bad.ckpt"]
+    assert status("test", *words, "--run", tmp_path / "run") == 1
+    said = capsys.readouterr().err
+    assert message in said
+    assert "bad.ckpt" in said
+    assert "Traceback" not in said
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_checkpoint_that_is_missing_without_a_config(capsys, tmp_path):
+    assert status("test", "--ckpt_path", tmp_path / "nowhere.ckpt") == 1
+    assert f"there is no file {tmp_path / 'nowhere.ckpt'}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("command", "words", "message"),
+    [
+        ("fit", "--model.net.width 8", "of another shape: model.net.fc.weight: (3, 128) instead of (3, 256)"),
+        ("test", "--model.net.width 8", "(4, 3, 3, 3) instead of (8, 3, 3, 3)"),
+        ("test", "--model.activation ReLU", "8 not expected: model.net.features.1.alpha, model.net.features.1.beta"),
+    ],
+)
+def test_a_checkpoint_of_another_architecture(command, words, message, trained, tmp_path, capsys):
+    checkpoint = trained / "checkpoints" / "last.ckpt"
+    options = ["-c", trained / "config.yaml", "--ckpt_path", checkpoint, "--run", tmp_path / "run", *words.split()]
+    assert status(command, *options) == 1
+    said = capsys.readouterr().err
+    assert "The checkpoint holds another network than" in said
+    assert message in said
+    assert "--config RUN/config.yaml" in said
+    assert "Traceback" not in said
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+# ------------------------------------------------------------------ a loss that is not finite
+
+
+def test_a_loss_that_is_not_finite_ends_the_training(tiny, tmp_path, capsys):
+    words = ["--model.optimizer", "SGD", "--model.optimizer.lr", "1e30"]
+    said = refused(capsys, tmp_path / "run", "-c", tiny, *words)
+    assert re.search(r"The loss must be finite, but it is nan at step [1-4] ", said)
+    assert "model.net.features.1.alpha" in said
+    assert "Lower the learning rate" in said

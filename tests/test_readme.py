@@ -1,0 +1,63 @@
+"""What the README tells a stranger to type works."""
+
+import re
+import shlex
+
+import pytest
+from stand_ins import CONFIGS
+
+from lightning_paf.__main__ import main
+
+ROOT = CONFIGS.parent
+README = (ROOT / "README.md").read_text()
+SHELL = "\n".join(re.findall(r"```bash\n(.*?)```", README, re.DOTALL))
+COMMANDS = [line for line in SHELL.splitlines() if line.startswith("lightning-paf")]
+
+
+def test_the_readme_has_commands():
+    assert len(COMMANDS) >= 6
+
+
+@pytest.mark.parametrize("command", [c for c in COMMANDS if "runs/" not in c or " -c configs/" in c])
+def test_training_commands_are_accepted(command, monkeypatch, capsys):
+    monkeypatch.chdir(ROOT)
+    with pytest.raises(SystemExit) as stopped:
+        main([*shlex.split(command)[1:], "--print_config"])
+    assert stopped.value.code == 0
+    assert "class_path" in capsys.readouterr().out
+
+
+def saved_run(folder, monkeypatch) -> None:
+    """A run folder as the README's first command leaves it: with a configuration, and some file as checkpoint."""
+    monkeypatch.chdir(ROOT)
+    config = (CONFIGS / "paper" / "resnet18_linf.yaml").read_text().replace("../", f"{CONFIGS}/")
+    (folder / "checkpoints").mkdir(parents=True)
+    (folder / "config.yaml").write_text(config)
+    for name in ("best", "last"):
+        (folder / "checkpoints" / f"{name}.ckpt").touch()
+
+
+@pytest.mark.parametrize("command", [c for c in COMMANDS if "--ckpt_path" in c])
+def test_commands_on_a_run_are_accepted(command, tmp_path, monkeypatch, capsys):
+    (place,) = set(re.findall(r"(\S+)/checkpoints/", command))
+    saved_run(tmp_path / place, monkeypatch)
+    with pytest.raises(SystemExit) as stopped:
+        main([*shlex.split(command.replace(f" {place}/", f" {tmp_path / place}/"))[1:], "--print_config"])
+    assert stopped.value.code == 0
+    assert "class_path" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("code", re.findall(r"```python\n(.*?)```", README, re.DOTALL))
+def test_python_examples_run(code):
+    exec(compile(code, "README", "exec"), {})
+
+
+def test_make_targets_exist():
+    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    assert set(re.findall(r"^make (\w+)", SHELL, re.MULTILINE)) <= targets
+
+
+def test_links_lead_somewhere():
+    links = [link for link in re.findall(r"\]\(([^)#]+)\)", README) if not link.startswith("http")]
+    assert links
+    assert not [link for link in links if not (ROOT / link).exists()]

@@ -1,0 +1,53 @@
+"""The demonstration from the first command to the table, on a network and a test set that take seconds."""
+
+import json
+import shutil
+
+import pytest
+import yaml
+from stand_ins import CONFIGS
+
+from lightning_paf.__main__ import main
+from lightning_paf.evaluation import EvaluationResult
+
+
+@pytest.mark.slow
+def test_the_demo_ends_with_a_table(tmp_path, capfd):
+    configs = shutil.copytree(CONFIGS, tmp_path / "configs")
+    path = configs / "demo" / "digits.yaml"
+    config = yaml.safe_load(path.read_text())
+    config["model"]["net"] = {"class_path": "SmallConvNet", "init_args": {"width": 2}}
+    config["model"]["attack"]["init_args"]["steps"] = 4
+    config["trainer"]["check_val_every_n_epoch"] = 1
+    config["autoattack"]["init_args"]["test_examples"] = 20
+    path.write_text(yaml.safe_dump(config))
+    out = tmp_path / "demo"
+    assert main(["demo", "--config", str(path), "--out", str(out), "--count", "60", "--epochs", "1"]) == 0
+
+    printed = capfd.readouterr().out
+    rows = json.loads((out / "summary.json").read_text())
+    assert [row["activation"] for row in rows] == ["ReLU", "SiLU", "PSSiLU"]
+    assert rows[0]["alpha"] == "-"
+    assert float(rows[2]["alpha"]) > 0
+    assert "PSSiLU minus ReLU, same 20 images" in printed
+    for name in ("relu", "silu", "pssilu"):
+        assert (out / name / "config.yaml").is_file()
+        assert (out / name / "activation.png").is_file()
+        assert (out / name / "metrics.csv").is_file()
+        result = EvaluationResult.load(out / name / "test" / "autoattack_linf_0.25.json")
+        assert result.judged == 20
+        assert result.attack["attacks"] == ["apgd-ce", "apgd-t", "fab-t", "square"]
+
+
+def test_the_demo_outside_a_clone_says_where_to_go(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["demo"]) == 1
+    assert "Run it in a clone" in capsys.readouterr().err
+
+
+def test_an_existing_demo_is_left_alone(tmp_path):
+    from lightning_paf.tools.demo import _free
+
+    (tmp_path / "demo").mkdir()
+    (tmp_path / "demo-2").mkdir()
+    assert _free(tmp_path / "demo") == tmp_path / "demo-3"
