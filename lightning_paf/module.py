@@ -91,7 +91,8 @@ class RobustModule(LightningModule):
     def on_fit_start(self) -> None:
         """Give every rank its own random starts and augmentations; `seed_everything` gives all ranks the same."""
         if self.trainer.world_size > 1:
-            torch.manual_seed(torch.initial_seed() + self.global_rank)
+            # Far apart: rank 1 of seed 0 must not repeat rank 0 of seed 1.
+            torch.manual_seed(torch.initial_seed() + 1_000_003 * self.global_rank)
 
     def on_train_epoch_start(self) -> None:
         """Tell the objective the epoch."""

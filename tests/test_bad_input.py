@@ -72,7 +72,7 @@ BAD_FILES = {
     "no archive": (lambda path: path.write_text("not an npz"), "damaged, or not an npz file"),
     "wrong keys": (
         changed(image=None, pictures=IMAGE),
-        r"needs the arrays image \+ label .* but holds pictures, label",
+        r"needs the arrays image \+ label .* but holds label, pictures",
     ),
     "float images": (changed(image=IMAGE / 255), r"must be uint8 .* but are float64"),
     "wrong dtype": (changed(image=IMAGE.astype(np.int16)), "must be uint8 .* int16"),

@@ -55,7 +55,7 @@ def main(argv: list[str]) -> int:
     pool = folder / "pool.npz"
     synthesize = ["--dataset", "digits", "--val_size", "200", "--count", str(options.count)]
     _command("synthesize", *synthesize, "--seed", str(options.seed), "--out", str(pool))
-    common = ["--data.synthetic", str(pool), "--seed_everything", str(options.seed)]
+    common = ["--data.synthetic", str(pool), "--seed_everything", str(options.seed), "--data.seed", str(options.seed)]
     common += ["--trainer.max_epochs", str(options.epochs)]
     arms = [_run(name, file, options.config, folder, common) for name, file in ACTIVATIONS.items()]
     _show(arms, folder)

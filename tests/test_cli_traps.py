@@ -1,0 +1,127 @@
+"""What Lightning's command line does by default and this one must not, each a trap that others fell into."""
+
+import tomllib
+from fractions import Fraction
+from pathlib import Path
+
+import pytest
+import torch
+from cli_runs import built, status, write_experiment
+from stand_ins import CONFIGS
+
+from lightning_paf.cli import train
+from lightning_paf.module import RobustModule
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory) -> str:
+    return write_experiment(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="module")
+def trained(tiny, tmp_path_factory) -> Path:
+    run = tmp_path_factory.mktemp("runs") / "trained"
+    assert status("fit", "-c", tiny, "--run", run) == 0
+    return run
+
+
+@pytest.fixture
+def checkpoint(trained) -> Path:
+    return trained / "checkpoints" / "last.ckpt"
+
+
+def plain(value) -> bool:
+    """Whether a value consists of what YAML knows."""
+    if isinstance(value, dict):
+        return all(isinstance(key, str) and plain(inside) for key, inside in value.items())
+    if isinstance(value, list):
+        return all(map(plain, value))
+    return value is None or type(value) in (bool, int, float, str)
+
+
+def test_what_was_typed_wins_over_the_checkpoint(trained, checkpoint, tmp_path):
+    """LightningCLI would merge the hyper-parameters of the checkpoint over the command line, silently."""
+    typed = ["--model.attack.eps", "16/255", "--model.attack.step_size", "9/255", "--model.decay", "all"]
+    words = ["test", "-c", trained / "config.yaml", "--ckpt_path", checkpoint, *typed, "--run", tmp_path]
+    cli = train([str(word) for word in words])
+    assert cli.trainer.ckpt_path == str(checkpoint)
+    assert cli.model.attack.radius == 16 / 255
+    assert cli.model.decay == "all"
+    assert torch.load(checkpoint, weights_only=True)["hyper_parameters"]["attack"]["init_args"]["eps"] == "8/255"
+
+
+def test_hyper_parameters_are_plain_values(checkpoint):
+    """`torch.load` with `weights_only` refuses anything else."""
+    saved = torch.load(checkpoint, weights_only=True)["hyper_parameters"]
+    assert saved["net"]["class_path"] == "lightning_paf.nets.SmallConvNet"
+    assert plain(dict(saved))
+
+
+def test_a_checkpoint_loads_without_a_command_line(checkpoint):
+    """Linked values are in the hyper-parameters, because they are linked when parsing and not when building."""
+    module = RobustModule.load_from_checkpoint(checkpoint)
+    assert module.model.num_classes == module.model.head.out_features == 3
+    weights = torch.load(checkpoint, weights_only=True)["state_dict"]
+    assert all(torch.equal(value, weights[key]) for key, value in module.state_dict().items())
+
+
+def test_there_is_no_second_way_to_name_an_optimiser(tiny):
+    """Lightning's `--optimizer` would put all parameters into one group, and `--lr_scheduler` steps once an epoch."""
+    for words in (["--optimizer", "SGD"], ["--lr_scheduler", "StepLR"]):
+        assert status("fit", "-c", tiny, *words) == 2
+
+
+def test_a_class_keeps_the_arguments_that_the_next_one_shares(tiny):
+    cli = built("-c", tiny, "--model.attack.eps", "4/255", "--model.attack", "RSFGSM")
+    assert type(cli.model.attack).__name__ == "RSFGSM"
+    assert cli.model.attack.eps == Fraction(4, 255)
+
+
+def test_another_callback_leaves_the_slots_alone(tiny):
+    """Callbacks in a list with defaults would be lost or doubled where one more is added."""
+    before = [type(callback).__name__ for callback in built("-c", tiny).trainer.callbacks]
+    more = built("-c", tiny, "--trainer.callbacks+=LearningRateMonitor").trainer.callbacks
+    assert sorted(type(callback).__name__ for callback in more) == sorted([*before, "LearningRateMonitor"])
+
+
+def test_the_config_lies_in_the_run_folder_also_with_several_loggers(trained):
+    assert (trained / "config.yaml").is_file()
+    assert (trained / "metrics.csv").is_file()
+    assert list(trained.glob("events.out.tfevents.*"))
+
+
+def test_judging_writes_no_config_and_needs_no_free_folder(trained, checkpoint):
+    before = (trained / "config.yaml").read_bytes()
+    for _ in range(2):
+        assert status("test", "--ckpt_path", checkpoint) == 0
+    assert (trained / "config.yaml").read_bytes() == before
+    assert not (trained / "test" / "config.yaml").exists()
+    assert not (trained / "test" / "checkpoints").exists()
+
+
+def test_attacks_have_gradients_in_validation_and_test_whatever_the_trainer_says(trained, checkpoint, tmp_path):
+    words = ["--ckpt_path", checkpoint, "--trainer.inference_mode", "true", "--run", tmp_path]
+    assert status("validate", "-c", trained / "config.yaml", *words) == 0
+    assert status("test", "-c", trained / "config.yaml", *words) == 0
+
+
+def test_tools_are_no_commands_of_lightning(capsys):
+    """They would need a model and a trainer there."""
+    assert status("synthesize", "--help") == 0
+    assert "--trainer" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("typed", "radius"), [("8/255", 8 / 255), ("12/255", 12 / 255), ("0.031", 0.031)])
+def test_a_radius_is_read_and_written_as_typed(typed, radius, tiny, tmp_path, capsys):
+    words = ["-c", tiny, "--model.attack.eps", typed, "--model.attack.step_size", "0.1"]
+    assert status("fit", *words, "--print_config") == 0
+    printed = capsys.readouterr().out
+    assert f"eps: {typed}\n" in printed
+    (tmp_path / "printed.yaml").write_text(printed)
+    assert built("-c", tmp_path / "printed.yaml").model.attack.radius == radius
+
+
+def test_compromised_releases_of_lightning_are_excluded():
+    project = tomllib.loads((CONFIGS.parent / "pyproject.toml").read_text())["project"]
+    (bound,) = [line for line in project["dependencies"] if line.startswith("lightning>")]
+    assert {"!=2.6.2", "!=2.6.3"} <= set(bound.split(","))

@@ -1,0 +1,198 @@
+"""The training step, the optimiser and the checkpoint of the module, without a command line."""
+
+import math
+
+import pytest
+import torch
+from lightning.pytorch import Callback, Trainer
+from stand_ins import TinyNet, images
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from lightning_paf.attacks import PGD
+from lightning_paf.module import RobustModule
+from lightning_paf.nn.activations import PSSiLU
+from lightning_paf.objectives import AdversarialCE, Natural
+from lightning_paf.schedules import Cosine
+
+STEPS = 4  # in an epoch
+
+
+def make(**options) -> RobustModule:
+    torch.manual_seed(0)
+    defaults = {"attack": PGD(steps=1, step_size=0.1), "objective": Natural(), "dataset": "npz", "num_classes": 3}
+    return RobustModule(TinyNet(3), **{**defaults, "activation": PSSiLU(), **options})
+
+
+def loader() -> DataLoader:
+    return DataLoader(TensorDataset(*images(4 * STEPS, num_classes=3)), batch_size=4)
+
+
+def trainer(*callbacks: Callback, **options) -> Trainer:
+    quiet = {"enable_progress_bar": False, "enable_model_summary": False, "logger": False}
+    defaults = {"accelerator": "cpu", "max_epochs": 1, "enable_checkpointing": False, "callbacks": list(callbacks)}
+    return Trainer(**{**quiet, **defaults, **options})
+
+
+class Watch(Callback):
+    """Learning rates, and gradients as the optimiser has met them, step by step."""
+
+    def __init__(self) -> None:
+        self.rates: list[float] = []
+        self.gradients: list[dict[str, torch.Tensor]] = []
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        self.rates.append(trainer.optimizers[0].param_groups[0]["lr"])
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        self.gradients.append({name: value.grad.clone() for name, value in pl_module.named_parameters()})
+
+    def norms(self, name: str) -> list[float]:
+        return [float(gradients[name].norm()) for gradients in self.gradients]
+
+    def total_norms(self) -> list[float]:
+        return [float(torch.stack([g.norm() for g in gradients.values()]).norm()) for gradients in self.gradients]
+
+
+def test_one_activation_is_shared_and_found_by_the_optimiser():
+    module = make()
+    assert isinstance(module.model.net.activation, PSSiLU)
+    assert make(activation=None).model.net.activation.__class__ is nn.ReLU
+    assert {"model.net.activation.alpha", "model.net.activation.beta"} <= dict(module.named_parameters()).keys()
+
+
+def test_the_penalty_on_beta_is_in_the_loss():
+    x, y = images(4, num_classes=3)
+    losses = {
+        weight: make(activation=PSSiLU(beta=0.25, penalty_weight=weight)).training_step((x, y), 0).item()
+        for weight in (0.0, 10.0)
+    }
+    assert losses[10.0] - losses[0.0] == pytest.approx(2.5, rel=1e-5)
+
+
+def test_beta_is_clipped_after_the_backward_pass():
+    """The penalty alone has the gradient 10; what the optimiser meets is at most 0.01."""
+    watch = Watch()
+    trainer(watch).fit(make(activation=PSSiLU(beta=0.25)), loader())
+    assert watch.norms("model.net.activation.beta") == pytest.approx([0.01] * STEPS, rel=1e-4)
+    assert max(watch.norms("model.net.fc.weight")) > 0.02
+
+
+def test_the_trainers_own_clip_comes_first():
+    watch = Watch()
+    trainer(watch, gradient_clip_val=0.5).fit(make(activation=PSSiLU(beta=0.25)), loader())
+    assert max(watch.norms("model.net.activation.beta")) <= 0.01 * (1 + 1e-4)
+    # The penalty's gradient takes up nearly the whole norm before beta's own clip.
+    assert max(watch.total_norms()) < 0.1
+    free = Watch()
+    trainer(free, gradient_clip_val=1e-3).fit(make(activation=None), loader())
+    assert free.total_norms() == pytest.approx([1e-3] * STEPS, rel=1e-3)
+
+
+def test_the_learning_rate_follows_the_schedule_at_every_step():
+    watch = Watch()
+    module = make(optimizer=lambda p: torch.optim.SGD(p, lr=0.1), schedule=Cosine(final=0.01))
+    trainer(watch, max_epochs=2).fit(module, loader())
+    steps = 2 * STEPS
+    expected = [0.1 * (0.01 + 0.99 * (1 + math.cos(math.pi * step / steps)) / 2) for step in range(steps)]
+    assert watch.rates == pytest.approx(expected)
+
+
+def test_the_learning_rate_counts_optimiser_steps_not_batches():
+    watch = Watch()
+    module = make(optimizer=lambda p: torch.optim.SGD(p, lr=0.1), schedule=Cosine())
+    trainer(watch, accumulate_grad_batches=2).fit(module, loader())
+    assert watch.rates == pytest.approx([0.1, 0.1, 0.05, 0.05])
+
+
+@pytest.mark.parametrize(
+    ("decay", "spared"),
+    [
+        ("all", set()),
+        ("activation_free", {"activation.alpha", "activation.beta"}),
+        ("weights", {"activation.alpha", "activation.beta", "bn.weight", "bn.bias", "fc.bias"}),
+    ],
+)
+def test_weight_decay_acts_on_its_groups(decay, spared):
+    module = make(decay=decay, optimizer=lambda p: torch.optim.SGD(p, lr=0.1, weight_decay=0.5))
+    run = trainer(limit_train_batches=1)
+    run.fit(module, loader())
+    names = {id(value): name.removeprefix("model.net.") for name, value in module.named_parameters()}
+    groups = run.optimizers[0].param_groups
+    decays = {names[id(value)]: group["weight_decay"] for group in groups for value in group["params"]}
+    assert decays.keys() == set(names.values())
+    assert {name for name, value in decays.items() if value == 0} == spared
+    assert {value for name, value in decays.items() if name not in spared} == {0.5}
+
+
+def test_a_training_without_end_is_refused():
+    with pytest.raises(ValueError, match=r"no end. Pass --trainer.max_epochs or --trainer.max_steps"):
+        trainer(max_epochs=-1).fit(make(), loader())
+
+
+def test_a_loss_that_is_not_finite_names_the_step_and_the_parameters():
+    class Break(Callback):
+        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+            if batch_idx == 2:
+                pl_module.model.net.fc.bias.data[1] = torch.nan
+
+    watch, module = Watch(), make()
+    with pytest.raises(ValueError, match=r"it is nan at step 2 \(not finite: model.net.fc.bias;") as caught:
+        trainer(Break(), watch).fit(module, loader())
+    assert "'model.net.activation.alpha': " in str(caught.value)
+    assert "Lower the learning rate" in str(caught.value)
+    assert len(watch.gradients) == 2
+    assert torch.isfinite(module.model.net.fc.weight).all(), "the broken step reached the weights"
+
+
+def test_a_module_that_was_built_by_hand_saves_a_checkpoint_that_loads(tmp_path):
+    module = make(objective=AdversarialCE())
+    assert not module.hparams
+    run = trainer()
+    run.fit(module, loader())
+    run.save_checkpoint(tmp_path / "by_hand.ckpt")
+    saved = torch.load(tmp_path / "by_hand.ckpt", weights_only=True)
+    assert "net" not in saved.get("hyper_parameters", {})
+    twin = make(objective=AdversarialCE())
+    twin.load_state_dict(saved["state_dict"])
+    x, _ = images(4, num_classes=3)
+    assert torch.equal(twin.eval()(x), module.eval()(x))
+
+
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        ({"activation": None}, "2 not expected: model.net.activation.alpha, model.net.activation.beta"),
+        ({"num_classes": 4}, r"2 of another shape: model.net.fc.bias: \(3,\) instead of \(4,\)"),
+    ],
+)
+def test_weights_of_another_network_are_refused_with_the_difference(other, message):
+    checkpoint = {"state_dict": make().state_dict()}
+    make().on_load_checkpoint(checkpoint)
+    options = {"attack": PGD(steps=1, step_size=0.1), "objective": Natural(), "dataset": "npz", "activation": PSSiLU()}
+    classes = other.get("num_classes", 3)
+    module = RobustModule(TinyNet(classes), **{**options, "num_classes": classes, **other})
+    with pytest.raises(ValueError, match=f"another network than TinyNet(.|\n)*{message}"):
+        module.on_load_checkpoint(checkpoint)
+
+
+def test_validation_and_test_are_clean_accuracies(tmp_path):
+    module, (x, y) = make(), images(4 * STEPS, num_classes=3)
+    expected = float((module.eval()(x).argmax(1) == y).float().mean())
+    run = trainer()
+    assert run.validate(module, loader(), verbose=False)[0]["val/acc"] == pytest.approx(expected)
+    assert run.test(module, loader(), verbose=False)[0]["test/acc"] == pytest.approx(expected)
+    predicted = torch.cat([batch["probabilities"] for batch in run.predict(module, loader())])
+    assert torch.allclose(predicted, module(x).softmax(1), atol=1e-6)
+
+
+def test_the_training_attack_and_objective_are_those_that_were_given():
+    seen = []
+
+    class Spy(PGD):
+        def perturb(self, forward, x, y, loss):
+            seen.append(len(x))
+            return super().perturb(forward, x, y, loss)
+
+    trainer().fit(make(attack=Spy(steps=1, step_size=0.1), objective=AdversarialCE()), loader())
+    assert seen == [4] * STEPS
