@@ -31,9 +31,16 @@ def trained(tmp_path_factory) -> Path:
     return folder / "run"
 
 
-def refused(capsys, run: Path, *words: str | Path, code: int = 1) -> str:
+def misread(capsys, *words: str | Path) -> str:
+    """What the parser complains about; nothing was built."""
+    with pytest.raises(SystemExit, match="2"):
+        built(*words)
+    return " ".join(capsys.readouterr().err.split())
+
+
+def refused(capsys, run: Path, *words: str | Path) -> str:
     """What `fit WORDS` complains about; nothing was learned, so no checkpoint was written."""
-    assert status("fit", *words, "--run", run) == code
+    assert status("fit", *words, "--run", run) == 1
     assert not (run / "checkpoints").exists()
     assert not (run / "metrics.csv").exists()
     said = capsys.readouterr().err
@@ -69,20 +76,16 @@ BAD_FILES = {
     "missing": (lambda path: path.unlink(missing_ok=True), "there is no such file"),
     "zero length": (lambda path: path.write_bytes(b""), r"the file is empty \(0 bytes\)"),
     "truncated": (truncated, "damaged, or not an npz file"),
-    "no archive": (lambda path: path.write_text("not an npz"), "damaged, or not an npz file"),
     "wrong keys": (
         changed(image=None, pictures=IMAGE),
         r"needs the arrays image \+ label .* but holds label, pictures",
     ),
     "float images": (changed(image=IMAGE / 255), r"must be uint8 .* but are float64"),
-    "wrong dtype": (changed(image=IMAGE.astype(np.int16)), "must be uint8 .* int16"),
     "channels first": (changed(image=IMAGE.transpose(0, 3, 1, 2).copy()), "This is NCHW"),
     "grey": (changed(image=IMAGE[..., 0].copy()), "Grey images need a channel axis"),
-    "one channel": (changed(image=IMAGE[..., :1].copy()), r"Convert them to 3 channel\(s\)"),
     "label too large": (changed(label=np.arange(12)), "labels must be 0 to 2, but range from 0 to 11"),
     "label negative": (changed(label=np.arange(12) % 3 - 1), "labels must be 0 to 2, but range from -1"),
     "other number of labels": (changed(label=np.arange(11) % 3), r"12 images need labels .* \(11,\)"),
-    "float labels": (changed(label=np.zeros(12)), "labels must be integers, but are float64"),
     "empty": (changed(**arrays(n=0)), "Give at least one image"),
     "fewer classes": (changed(label=np.arange(12) % 2), "all 3 classes must occur, .* no image of 2"),
 }
@@ -167,8 +170,8 @@ def test_numbers_that_do_not_fit(words, message, tiny, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("eps", ["abc", "8/0", "nan"])
-def test_an_eps_that_is_no_number(eps, tiny, tmp_path, capsys):
-    said = refused(capsys, tmp_path / "run", "-c", tiny, "--model.attack.eps", eps, code=2)
+def test_an_eps_that_is_no_number(eps, tiny, capsys):
+    said = misread(capsys, "-c", tiny, "--model.attack.eps", eps)
     assert 'Parser key "eps"' in said
 
 
@@ -211,16 +214,16 @@ def test_a_batch_that_does_not_divide_by_the_ranks(tmp_path, tiny):
         ("monitor", "ActivationMonitr", "ActivationMonitor", "ActivationMonitor"),
     ],
 )
-def test_a_mistyped_class_lists_the_known_ones(argument, typed, meant, others, tiny, tmp_path, capsys):
-    said = refused(capsys, tmp_path / "run", "-c", tiny, f"--{argument}", typed, code=2)
+def test_a_mistyped_class_lists_the_known_ones(argument, typed, meant, others, tiny, capsys):
+    said = misread(capsys, "-c", tiny, f"--{argument}", typed)
     key = argument.rpartition(".")[2]
     assert said.count("names no known class") == 1
     assert f"{key}={typed} names no known class. Did you mean {meant}? Known: " in said
     assert others in said
 
 
-def test_a_class_unlike_any_other_has_no_suggestion(tiny, tmp_path, capsys):
-    said = refused(capsys, tmp_path / "run", "-c", tiny, "--model.net", "Xyz", code=2)
+def test_a_class_unlike_any_other_has_no_suggestion(tiny, capsys):
+    said = misread(capsys, "-c", tiny, "--model.net", "Xyz")
     assert "net=Xyz names no known class. Known: CifarResNet" in said
     assert "timm_net" not in said
 
@@ -236,9 +239,8 @@ def test_a_class_unlike_any_other_has_no_suggestion(tiny, tmp_path, capsys):
         ("--data.dataset cifar10", "data.dataset=cifar10 has 10 classes, but data.num_classes=3"),
     ],
 )
-def test_a_mistyped_option(words, message, tiny, tmp_path, capsys):
-    assert message in refused(capsys, tmp_path / "run", "-c", tiny, *words.split(), code=2)
-    assert not (tmp_path / "run").exists()
+def test_a_mistyped_option(words, message, tiny, capsys):
+    assert message in misread(capsys, "-c", tiny, *words.split())
 
 
 # ------------------------------------------------------------------ checkpoints

@@ -6,7 +6,9 @@ import pytest
 import torch
 
 import lightning_paf
-from lightning_paf.nets import timm_net, torchvision_net
+from lightning_paf.nets import TimmNet, TorchvisionNet, timm_net, torchvision_net
+from lightning_paf.nn.classifier import Classifier
+from lightning_paf.specs import DatasetSpec
 
 
 def test_nothing_heavy_is_imported_before_a_network_is_asked_for():
@@ -62,3 +64,22 @@ def test_names_like_nothing_are_refused_without_touching_the_network(make, name)
 def test_torchvision_offers_classifiers_only():
     with pytest.raises(ValueError, match="has no network called 'fcn_resnet50'"):
         torchvision_net("fcn_resnet50")
+
+
+def test_a_network_of_a_library_is_one_for_the_classifier():
+    """A configuration names these classes; the classifier finds their last layer, whatever the library calls it."""
+    for net in (TimmNet("resnet10t", num_classes=7), TorchvisionNet("mobilenet_v3_small", num_classes=7)):
+        model = Classifier(net, DatasetSpec("mine", 7, 32, (0.5,) * 3, (0.25,) * 3)).eval()
+        logits, features, _ = model.outputs(torch.rand(2, 3, 32, 32))
+        torch.testing.assert_close(model.head(features), logits)
+        assert logits.shape == (2, 7)
+
+
+def test_a_network_of_a_library_is_the_librarys():
+    torch.manual_seed(0)
+    ours = TimmNet("resnet10t").eval()
+    torch.manual_seed(0)
+    theirs = timm_net("resnet10t").eval()
+    x = torch.rand(2, 3, 32, 32)
+    assert torch.equal(ours(x), theirs(x))
+    assert ours.get_classifier() is ours.net.get_classifier()
