@@ -12,7 +12,7 @@ from lightning_paf.data.archives import open_archive
 from lightning_paf.data.checks import check_classes, check_images, check_label_header, check_labels, check_same_size
 from lightning_paf.specs import DatasetSpec
 
-DIGITS_TEST_SIZE = 450
+DIGITS_TEST_SIZE = 360
 
 
 @dataclass(frozen=True)

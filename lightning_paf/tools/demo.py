@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lightning_paf.__main__ import main as main_command
+
 if TYPE_CHECKING:
     from rich.table import Table
 
@@ -45,7 +47,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--out", type=Path, default=Path("runs/demo"), help="run folder; numbered where it exists")
     parser.add_argument("--count", type=int, default=10_000, help="synthetic images to make")
     parser.add_argument("--seed", type=int, default=0, help="of weights, order of the images, attacks and the pool")
-    parser.add_argument("--epochs", type=int, default=20, help="passes over the real images")
+    parser.add_argument("--epochs", type=int, default=12, help="passes over the real images")
     options = parser.parse_args(argv)
     if not options.config.is_file():
         raise ValueError(
@@ -83,7 +85,7 @@ def _run(name: str, file: str, config: Path, folder: Path, common: list[str]) ->
     trained = time.perf_counter()
     # One process per core, each with its own test images: at this size a second thread gains nothing.
     processes = ["--trainer.devices", str(min(2, os.cpu_count() or 1)), "--trainer.strategy", "ddp"]
-    _command("test", "--ckpt_path", str(checkpoint), "--data.eval_batch_size", "128", *processes)
+    _command_in_processes("test", "--ckpt_path", str(checkpoint), "--data.eval_batch_size", "256", *processes)
     judged = time.perf_counter()
     results = {path.name.split("_")[0]: EvaluationResult.load(path) for path in (run / "test").glob("*_linf_*.json")}
     parameters = _learned(checkpoint)
@@ -91,16 +93,22 @@ def _run(name: str, file: str, config: Path, folder: Path, common: list[str]) ->
 
 
 def _command(*words: str) -> None:
-    """Run one command of ours as a user would, and show it.
+    """Run one command of ours in this process, and show what a user would type."""
+    print(f"\n$ lightning-paf {shlex.join(words)}", flush=True)
+    _refuse_failure(words[0], main_command(list(words)))
 
-    Raises:
-        ValueError: It failed; its own message stands above.
-    """
+
+def _command_in_processes(*words: str) -> None:
+    """The same in a process of its own, which starts the others: Lightning starts them by repeating its command."""
     print(f"\n$ lightning-paf {shlex.join(words)}", flush=True)
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    status = subprocess.run([sys.executable, "-m", "lightning_paf", *words], env=environment, check=False).returncode
+    done = subprocess.run([sys.executable, "-m", "lightning_paf", *words], env=environment, check=False)
+    _refuse_failure(words[0], done.returncode)
+
+
+def _refuse_failure(command: str, status: int) -> None:
     if status:
-        raise ValueError(f"lightning-paf {words[0]} ended with status {status}. Its message stands above.")
+        raise ValueError(f"lightning-paf {command} ended with status {status}. Its message stands above.")
 
 
 def _learned(checkpoint: Path) -> dict[str, float]:

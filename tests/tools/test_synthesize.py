@@ -26,7 +26,7 @@ def test_the_pool_is_what_training_accepts(tmp_path, capsys):
     assert run(out, "--val_size", "200") == 0
     summary = capsys.readouterr().out
     assert "105 images (8, 8, 1) of 10 classes" in summary
-    assert "fitted on 1147 training images" in summary
+    assert "fitted on 1237 training images" in summary
     data = RobustDataModule("digits", synthetic=out, real_fraction=0.5, batch_size=64, val_size=200, num_workers=0)
     data.prepare_data()
     data.setup("fit")
