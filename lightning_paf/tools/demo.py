@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 
     from lightning_paf.evaluation import EvaluationResult
 
+ATTACKS = 4
+"""Sub-attacks of standard AutoAttack; each prints a line when it is done."""
+
 ACTIVATIONS = {"ReLU": "relu", "SiLU": "silu", "PSSiLU": "pssilu"}
 
 
@@ -47,7 +50,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--out", type=Path, default=Path("runs/demo"), help="run folder; numbered where it exists")
     parser.add_argument("--count", type=int, default=10_000, help="synthetic images to make")
     parser.add_argument("--seed", type=int, default=0, help="of weights, order of the images, attacks and the pool")
-    parser.add_argument("--epochs", type=int, default=12, help="passes over the real images")
+    parser.add_argument("--epochs", type=int, default=15, help="passes over the real images")
     options = parser.parse_args(argv)
     if not options.config.is_file():
         raise ValueError(
@@ -59,7 +62,10 @@ def main(argv: list[str]) -> int:
     _command("synthesize", *synthesize, "--seed", str(options.seed), "--out", str(pool))
     common = ["--data.synthetic", str(pool), "--seed_everything", str(options.seed), "--data.seed", str(options.seed)]
     common += ["--trainer.max_epochs", str(options.epochs)]
-    arms = [_run(name, file, options.config, folder, common) for name, file in ACTIVATIONS.items()]
+    runs = [folder / file for file in ACTIVATIONS.values()]
+    trained = [_train(run.name, options.config, run, common) for run in runs]
+    judged = _judge(runs)
+    arms = [_arm(*of_one) for of_one in zip(ACTIVATIONS, runs, trained, judged, strict=True)]
     _show(arms, folder)
     return 0
 
@@ -73,37 +79,56 @@ def _free(folder: Path) -> Path:
     return candidate
 
 
-def _run(name: str, file: str, config: Path, folder: Path, common: list[str]) -> Arm:
-    """Train and judge one activation."""
-    from lightning_paf.evaluation import EvaluationResult
-
-    run = folder / file
-    checkpoint = run / "checkpoints" / "last.ckpt"
+def _train(file: str, config: Path, run: Path, common: list[str]) -> float:
+    """Train one activation; seconds."""
     started = time.perf_counter()
     activation = str(config.parent.parent / "activation" / f"{file}.yaml")
     _command("fit", "-c", str(config), "--model.activation", activation, "--run", str(run), *common)
-    trained = time.perf_counter()
-    # One process per core, each with its own test images: at this size a second thread gains nothing.
-    processes = ["--trainer.devices", str(min(2, os.cpu_count() or 1)), "--trainer.strategy", "ddp"]
-    _command_in_processes("test", "--ckpt_path", str(checkpoint), "--data.eval_batch_size", "256", *processes)
-    judged = time.perf_counter()
+    return time.perf_counter() - started
+
+
+def _judge(runs: list[Path]) -> list[float]:
+    """Judge all runs at the same time, one process each, and show how far AutoAttack is; seconds of each."""
+    from rich.progress import Progress
+
+    started, waiting, seconds = time.perf_counter(), {}, dict.fromkeys(runs, 0.0)
+    for run in runs:
+        words = ["test", "--ckpt_path", str(run / "checkpoints" / "last.ckpt"), "--data.eval_batch_size", "512"]
+        print(f"\n$ lightning-paf {shlex.join(words)} > {run}/test.log 2>&1 &", flush=True)
+        with (run / "test.log").open("w") as log:
+            command = [sys.executable, "-m", "lightning_paf", *words]
+            environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+            waiting[run] = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment)
+    with Progress() as progress:
+        bars = {run: progress.add_task(run.name, total=ATTACKS) for run in runs}
+        while waiting:
+            time.sleep(0.5)
+            for run, process in list(waiting.items()):
+                lines = [
+                    line for line in (run / "test.log").read_text().splitlines() if " (" in line and ": robust" in line
+                ]
+                note = f"{run.name}: {lines[-1]}" if lines else f"{run.name}: starting"
+                progress.update(bars[run], completed=len(lines), description=note)
+                if process.poll() is not None:
+                    del waiting[run]
+                    seconds[run] = time.perf_counter() - started
+                    _refuse_failure(f"test (see {run}/test.log)", process.returncode)
+    return list(seconds.values())
+
+
+def _arm(name: str, run: Path, train_seconds: float, test_seconds: float) -> Arm:
+    """Collect what a run left behind."""
+    from lightning_paf.evaluation import EvaluationResult
+
     results = {path.name.split("_")[0]: EvaluationResult.load(path) for path in (run / "test").glob("*_linf_*.json")}
-    parameters = _learned(checkpoint)
-    return Arm(name, results["pgd20"], results["autoattack"], parameters, trained - started, judged - trained)
+    parameters = _learned(run / "checkpoints" / "last.ckpt")
+    return Arm(name, results["pgd20"], results["autoattack"], parameters, train_seconds, test_seconds)
 
 
 def _command(*words: str) -> None:
     """Run one command of ours in this process, and show what a user would type."""
     print(f"\n$ lightning-paf {shlex.join(words)}", flush=True)
     _refuse_failure(words[0], main_command(list(words)))
-
-
-def _command_in_processes(*words: str) -> None:
-    """The same in a process of its own, which starts the others: Lightning starts them by repeating its command."""
-    print(f"\n$ lightning-paf {shlex.join(words)}", flush=True)
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, "-m", "lightning_paf", *words], env=environment, check=False)
-    _refuse_failure(words[0], done.returncode)
 
 
 def _refuse_failure(command: str, status: int) -> None:
@@ -148,7 +173,7 @@ def _table(arms: list[Arm]) -> "Table":
 
     eps = arms[0].autoattack.attack["eps"]
     table = Table(title=f"Digits 8x8, linf eps {eps}, {arms[0].autoattack.judged} test images")
-    for column in ("activation", "clean", "PGD-20", "AutoAttack", "alpha", "beta", "train s", "judge s"):
+    for column in ("activation", "clean", "PGD-20", "AutoAttack", "alpha", "beta", "train s", "judged s"):
         table.add_column(column, overflow="fold")
     for arm in arms:
         table.add_row(*_row(arm).values())
