@@ -39,7 +39,7 @@ def saved_run(folder, monkeypatch) -> None:
 
 @pytest.mark.parametrize("command", [c for c in COMMANDS if "--ckpt_path" in c])
 def test_commands_on_a_run_are_accepted(command, tmp_path, monkeypatch, capsys):
-    (place,) = set(re.findall(r"(\S+)/checkpoints/", command))
+    (place,) = set(re.findall(r"(runs/\w+)/", command))
     saved_run(tmp_path / place, monkeypatch)
     with pytest.raises(SystemExit) as stopped:
         main([*shlex.split(command.replace(f" {place}/", f" {tmp_path / place}/"))[1:], "--print_config"])

@@ -91,7 +91,7 @@ def test_digits_need_no_folder_and_have_the_statistics_of_their_spec(tmp_path):
     assert everything.max() == 1
     assert everything.mean() == pytest.approx(DIGITS.mean[0], abs=1e-3)
     assert everything.std() == pytest.approx(DIGITS.std[0], abs=1e-3)
-    assert np.bincount(data.test.labels).min() >= 43
+    assert np.bincount(data.test.labels).min() >= 34
     again = read_dataset(DIGITS, tmp_path, download=False)
     np.testing.assert_array_equal(again.test.images, data.test.images)
     assert not {i.tobytes() for i in data.train.images} & {i.tobytes() for i in data.test.images}

@@ -115,7 +115,7 @@ def test_nothing_is_written_over_without_force(tmp_path, existing):
         (["--pca", "65"], r"only 64 principal components, but pca is 65\. Pass --pca 64"),
         (["--dataset", "digitz"], "digitz"),
         (["--dataset", "npz"], "num_classes"),
-        (["--val_size", "700"], "val_size must be 1 to 673"),
+        (["--val_size", "719"], "val_size must be 1 to 718"),
     ],
 )
 def test_bad_options_are_refused_and_nothing_is_written(tmp_path, options, message):
