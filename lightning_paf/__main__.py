@@ -45,7 +45,7 @@ def main(argv: list[str] | None = None) -> int:
             train(words)
             return 0
         if command in _tools():
-            status: int = importlib.import_module(f"lightning_paf.tools.{command}").main(rest)
+            status: int = importlib.import_module(f"lightning_paf.tools.{command.replace('-', '_')}").main(rest)
             return status
     except (ValueError, TypeError, OSError) as error:
         return _report(error)
@@ -61,7 +61,7 @@ def _tools() -> dict[str, str]:
     found = {}
     for info in pkgutil.iter_modules([str(_PACKAGE / "tools")]):
         source = (_PACKAGE / "tools" / f"{info.name}.py").read_text()
-        found[info.name] = (ast.get_docstring(ast.parse(source)) or "").split("\n")[0]
+        found[info.name.replace("_", "-")] = (ast.get_docstring(ast.parse(source)) or "").split("\n")[0]
     return found
 
 

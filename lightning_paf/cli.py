@@ -143,7 +143,7 @@ class PafCLI(LightningCLI):
 
     def before_instantiate_classes(self) -> None:
         """Look at the checkpoint before anything is built."""
-        _check_checkpoint(self._get(self.config, "ckpt_path"))
+        check_checkpoint(self._get(self.config, "ckpt_path"))
 
     def after_instantiate_classes(self) -> None:
         """Look at the run folder before the loggers open it."""
@@ -208,7 +208,7 @@ def _with_saved_config(words: list[str]) -> list[str]:
     checkpoint = words[place].partition("=")[2] or "".join(words[place + 1 : place + 2])
     config = Path(checkpoint).parent.parent / "config.yaml"
     if not config.is_file():
-        _check_checkpoint(checkpoint)
+        check_checkpoint(checkpoint)
         return words
     print(f"Configuration of the checkpoint: {config}", file=sys.stderr)  # noqa: T201
     # The run may have been moved since its configuration was written.
@@ -228,7 +228,7 @@ def _check_monitor(trainer: Trainer) -> None:
             )
 
 
-def _check_checkpoint(name: str | None) -> None:
+def check_checkpoint(name: str | None) -> None:
     """Refuse what is no checkpoint of a training. Nothing in the file is executed.
 
     Args:

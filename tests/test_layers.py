@@ -13,11 +13,11 @@ LEVELS = {
     2: ["attacks", "nets"],
     3: ["objectives", "evaluation"],
     4: ["module", "callbacks", "data"],
-    5: ["cli", "console", "tools", "__main__"],
+    5: ["cli", "console", "loading", "tools", "__main__"],
 }
 LEVEL = {unit: level for level, units in LEVELS.items() for unit in units}
 FILES = sorted(PACKAGE.rglob("*.py"))
-HEAVY = {"timm", "torchvision", "pyautoattack", "autoattack", "sklearn", "matplotlib", "scipy"}
+HEAVY = {"timm", "torchvision", "pyautoattack", "autoattack", "sklearn", "matplotlib", "scipy", "onnx", "onnxruntime"}
 
 
 def unit(path: Path) -> str:

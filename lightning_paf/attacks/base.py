@@ -72,6 +72,19 @@ class Attack(ABC):
         """How far a result may be from its image, in `norm`. Equals `eps` unless the subclass says otherwise."""
         return float(self.eps)
 
+    @property
+    def label(self) -> str:
+        """A short name for tables and records, such as `pgd` or `apgd-ce`."""
+        return type(self).__name__.lower()
+
+    def stages(self) -> "tuple[Attack, ...]":
+        """The attacks that a verdict runs in turn, each on the examples that those before left correctly classified.
+
+        By default the attack itself. An attack made of several returns them, so that each is recorded, seeded and
+        resumed on its own.
+        """
+        return (self,)
+
     def describe(self) -> dict[str, Any]:
         """The threat model and the settings as plain values, for result files."""
         return {

@@ -42,6 +42,10 @@ class WorstOf(Attack):
         """The largest of the attacks."""
         return max(attack.radius for attack in self.attacks)
 
+    def stages(self) -> tuple[Attack, ...]:
+        """Those of its attacks: where only misclassification counts, the worst of several is what any of them finds."""
+        return tuple(stage for attack in self.attacks for stage in attack.stages())
+
     def describe(self) -> dict[str, Any]:
         """The threat model and the settings as plain values, for result files."""
         return super().describe() | {"attacks": [attack.describe() for attack in self.attacks]}

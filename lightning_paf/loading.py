@@ -1,0 +1,100 @@
+"""A trained run as objects, for the commands that are not trainings."""
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from lightning_paf.data import RobustDataModule
+from lightning_paf.evaluation.samples import Samples
+from lightning_paf.module import RobustModule
+from lightning_paf.nn.classifier import Classifier
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run that `fit` or `import-weights` wrote, loaded from one of its checkpoints.
+
+    Attributes:
+        module: With the weights of the checkpoint, in eval mode, on `device`.
+        datamodule: As configured; the images are read by `samples`.
+        checkpoint: The file.
+        config: The merged configuration, as plain values.
+        device: Where the model is.
+    """
+
+    module: RobustModule
+    datamodule: RobustDataModule
+    checkpoint: Path
+    config: dict[str, Any]
+    device: torch.device
+
+    @property
+    def model(self) -> Classifier:
+        """Images in [0, 1] to logits."""
+        return self.module.model
+
+    def samples(self, examples: int | None = None) -> Samples:
+        """The first so many test images, or all, in their order.
+
+        Raises:
+            ValueError: The data is missing; see `RobustDataModule`.
+        """
+        self.datamodule.prepare_data()
+        self.datamodule.setup("test")
+        loader = self.datamodule.test_dataloader()
+        dataset = loader.dataset
+
+        def fetch(ids: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
+            raw = dataset.__getitems__(ids.tolist())  # type: ignore[attr-defined]
+            moved = type(raw)(*(part if part is None else part.to(self.device) for part in raw))
+            return self.datamodule.on_after_batch_transfer(moved, 0)
+
+        size = len(dataset)  # type: ignore[arg-type]
+        return Samples(np.arange(min(size, examples or size)), fetch)
+
+
+def add_run_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options that name a run; `--data.*` and other options of `fit` may follow them."""
+    parser.add_argument("--ckpt", "--ckpt_path", type=Path, required=True, help="e.g. RUN/checkpoints/last.ckpt")
+    parser.add_argument("--config", "-c", type=Path, help="default: config.yaml of the checkpoint's run")
+    parser.add_argument(
+        "--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu, cuda, cuda:1, ..."
+    )
+
+
+def load_run(checkpoint: Path, config: Path | None = None, device: str = "cpu", options: Sequence[str] = ()) -> Run:
+    """Build what a configuration describes, and load a checkpoint into it.
+
+    Args:
+        checkpoint: File that `fit` or `import-weights` wrote.
+        config: Its configuration; by default `config.yaml` of the run that the checkpoint lies in.
+        device: Where to put the model.
+        options: Further options of `fit`, such as `--data.root DIR`; they win over the configuration.
+
+    Raises:
+        ValueError: A file is missing, damaged, or does not fit the configuration.
+    """
+    from lightning_paf.cli import check_checkpoint, train
+
+    check_checkpoint(str(checkpoint))
+    config = config or checkpoint.parent.parent / "config.yaml"
+    if not config.is_file():
+        raise ValueError(
+            f"A checkpoint is read with its configuration, but there is no {config}. Pass --config RUN/config.yaml."
+        )
+    quiet = ["--run", "null", "--trainer.logger", "false", "--trainer.precision", "32-true"]
+    cli = train(["--config", str(config), *quiet, *options], run=False)
+    weights = torch.load(checkpoint, map_location="cpu", weights_only=True)["state_dict"]
+    try:
+        cli.model.load_state_dict(weights)
+    except RuntimeError as error:
+        raise ValueError(f"{checkpoint} does not fit {config}. Pass the --config of its own run. {error}") from error
+    module = cli.model.eval().to(device)
+    return Run(module, cli.datamodule, checkpoint, cli.config.as_dict(), torch.device(device))
