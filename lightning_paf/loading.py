@@ -4,17 +4,18 @@ import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import torch
-from numpy.typing import NDArray
-from torch import Tensor
+if TYPE_CHECKING:  # the `--help` of a command that loads a run is to be fast
+    import numpy as np
+    import torch
+    from numpy.typing import NDArray
+    from torch import Tensor
 
-from lightning_paf.data import RobustDataModule
-from lightning_paf.evaluation.samples import Samples
-from lightning_paf.module import RobustModule
-from lightning_paf.nn.classifier import Classifier
+    from lightning_paf.data import RobustDataModule
+    from lightning_paf.evaluation.samples import Samples
+    from lightning_paf.module import RobustModule
+    from lightning_paf.nn.classifier import Classifier
 
 
 @dataclass(frozen=True)
@@ -29,29 +30,33 @@ class Run:
         device: Where the model is.
     """
 
-    module: RobustModule
-    datamodule: RobustDataModule
+    module: "RobustModule"
+    datamodule: "RobustDataModule"
     checkpoint: Path
     config: dict[str, Any]
-    device: torch.device
+    device: "torch.device"
 
     @property
-    def model(self) -> Classifier:
+    def model(self) -> "Classifier":
         """Images in [0, 1] to logits."""
         return self.module.model
 
-    def samples(self, examples: int | None = None) -> Samples:
+    def samples(self, examples: int | None = None) -> "Samples":
         """The first so many test images, or all, in their order.
 
         Raises:
             ValueError: The data is missing; see `RobustDataModule`.
         """
+        import numpy as np
+
+        from lightning_paf.evaluation.samples import Samples
+
         self.datamodule.prepare_data()
         self.datamodule.setup("test")
         loader = self.datamodule.test_dataloader()
         dataset = loader.dataset
 
-        def fetch(ids: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
+        def fetch(ids: "NDArray[np.int64]") -> "tuple[Tensor, Tensor]":
             raw = dataset.__getitems__(ids.tolist())  # type: ignore[attr-defined]
             moved = type(raw)(*(part if part is None else part.to(self.device) for part in raw))
             return self.datamodule.on_after_batch_transfer(moved, 0)
@@ -64,23 +69,25 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     """The options that name a run; `--data.*` and other options of `fit` may follow them."""
     parser.add_argument("--ckpt", "--ckpt_path", type=Path, required=True, help="e.g. RUN/checkpoints/last.ckpt")
     parser.add_argument("--config", "-c", type=Path, help="default: config.yaml of the checkpoint's run")
-    parser.add_argument(
-        "--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu, cuda, cuda:1, ..."
-    )
+    parser.add_argument("--device", help="cpu, cuda, cuda:1, ...; default: cuda where there is one")
 
 
-def load_run(checkpoint: Path, config: Path | None = None, device: str = "cpu", options: Sequence[str] = ()) -> Run:
+def load_run(
+    checkpoint: Path, config: Path | None = None, device: str | None = None, options: Sequence[str] = ()
+) -> Run:
     """Build what a configuration describes, and load a checkpoint into it.
 
     Args:
         checkpoint: File that `fit` or `import-weights` wrote.
         config: Its configuration; by default `config.yaml` of the run that the checkpoint lies in.
-        device: Where to put the model.
+        device: Where to put the model; by default on a GPU, where there is one.
         options: Further options of `fit`, such as `--data.root DIR`; they win over the configuration.
 
     Raises:
         ValueError: A file is missing, damaged, or does not fit the configuration.
     """
+    import torch
+
     from lightning_paf.cli import check_checkpoint, train
 
     check_checkpoint(str(checkpoint))
@@ -96,5 +103,5 @@ def load_run(checkpoint: Path, config: Path | None = None, device: str = "cpu", 
         cli.model.load_state_dict(weights)
     except RuntimeError as error:
         raise ValueError(f"{checkpoint} does not fit {config}. Pass the --config of its own run. {error}") from error
-    module = cli.model.eval().to(device)
-    return Run(module, cli.datamodule, checkpoint, cli.config.as_dict(), torch.device(device))
+    place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    return Run(cli.model.eval().to(place), cli.datamodule, checkpoint, cli.config.as_dict(), place)

@@ -12,7 +12,7 @@ LEVELS = {
     1: ["nn"],
     2: ["attacks", "nets"],
     3: ["objectives", "evaluation"],
-    4: ["module", "callbacks", "data"],
+    4: ["module", "callbacks", "data", "interop"],
     5: ["cli", "console", "loading", "tools", "__main__"],
 }
 LEVEL = {unit: level for level, units in LEVELS.items() for unit in units}

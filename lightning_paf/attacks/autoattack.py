@@ -1,33 +1,33 @@
-"""AutoAttack behind the same call as every other attack."""
+"""AutoAttack, as an ensemble of attacks that share one fast path through the model."""
 
-import importlib.metadata
 import logging
-import random
-import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from copy import copy
+from dataclasses import dataclass, field
 from fractions import Fraction
 from types import MappingProxyType
 from typing import Any, Literal, get_args
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
+from lightning_paf.attacks.apgd import APGD, FEWEST_CLASSES
 from lightning_paf.attacks.base import Attack
+from lightning_paf.attacks.fab import FAB
+from lightning_paf.attacks.square import Square
+from lightning_paf.attacks.stage import run_stage
+from lightning_paf.nn.search_model import Passes, Precision, SearchModel
 from lightning_paf.types import Forward, Norm, PerExampleLoss, Radius
 
-Version = Literal["standard", "rand", "custom"]
-SubAttack = Literal["apgd-ce", "apgd-t", "apgd-dlr", "fab", "fab-t", "square"]
+Version = Literal["standard", "custom"]
+SubAttack = Literal["apgd-ce", "apgd-t", "apgd-dlr", "fab-t", "square"]
 
-_ATTACKS: Mapping[Version, tuple[SubAttack, ...]] = MappingProxyType(
-    {"standard": ("apgd-ce", "apgd-t", "fab-t", "square"), "rand": ("apgd-ce", "apgd-dlr")}
+_STANDARD: tuple[SubAttack, ...] = ("apgd-ce", "apgd-t", "fab-t", "square")
+_FEWEST: Mapping[SubAttack, int] = MappingProxyType(
+    {"apgd-dlr": FEWEST_CLASSES["dlr"], "apgd-t": FEWEST_CLASSES["dlr-targeted"]}  # others: 2
 )
-_FEWEST_CLASSES: Mapping[SubAttack, int] = MappingProxyType({"apgd-dlr": 3, "apgd-t": 4})  # others: 2
-_PACKAGE_NORMS: Mapping[Norm, str] = MappingProxyType({"linf": "Linf", "l2": "L2", "l1": "L1"})
-_SQUARE_TILE = 5  # its l2 and l1 starts tile the image 5 x 5
+_SQUARE_TILE = 5  # its l2 start tiles the image 5 x 5
 
 log = logging.getLogger(__name__)
 
@@ -40,37 +40,43 @@ class AutoAttackResult:
         x_adv: Images (N, C, H, W); the clean image where none was found or none was needed.
         robust: Whether each example is classified correctly before and after, (N,) bool.
         robust_after: Number of robust examples after each attack that ran, in order; first `clean`.
+        passes: Images that went through the model in each attack, under the same names; none where not counted.
+        seconds: Time of each attack, under the same names.
     """
 
     x_adv: Tensor
     robust: Tensor
     robust_after: Mapping[str, int]
+    passes: Mapping[str, Passes] = field(default_factory=dict)
+    seconds: Mapping[str, float] = field(default_factory=dict)
 
 
 class AutoAttack(Attack):
-    """The ensemble of Croce & Hein 2020, with the attacks and settings of the published package.
+    """The ensemble of Croce & Hein 2020 with its published budgets.
 
-    `standard` runs APGD on the cross-entropy, APGD on the targeted DLR loss, targeted FAB and Square, each on what the
-    ones before left robust; `rand` (for randomised defences) averages gradients over 20 passes. The number of target
-    classes is the package's (9; 5 for APGD in l1) or all other classes, if they are fewer. With fewer than 4 classes
-    the targeted DLR loss is not defined: use `custom` there.
+    `standard` runs four attacks, each on what the ones before left robust: APGD on the cross-entropy (100 steps), APGD
+    on the targeted DLR loss (9 targets of 100 steps), targeted FAB (9 targets of 100 steps) and Square (5,000 queries).
+    An image is not attacked again after its first success, also inside an attack. With fewer than 10 classes the
+    targets are all other classes; with fewer than 4 the targeted DLR loss is not defined: use `custom` there.
 
-    It runs in eval mode, on images in [0, 1], in single precision also under autocast. The global random generators
-    (torch, numpy, python) and the trace function, which the package overwrites, are left as found. Progress goes to the
-    logger of this module at INFO. One of the packages `pyautoattack` or `autoattack` must be installed.
+    It runs in eval mode, on images in [0, 1], in single precision also under autocast; searches use the fast path of
+    `SearchModel`, and the model itself confirms every success. The random generators are left as found. Progress goes
+    to the logger of this module at INFO. For l1, and for `rand` and untargeted FAB, see `ReferenceAutoAttack`.
 
     Args:
         eps: Largest perturbation, in units of pixels in [0, 1]: `8/255`, `0.031`.
-        norm: How a perturbation is measured.
-        version: `standard`, `rand`, or `custom` for the attacks in `attacks`.
-        attacks: With `custom` only: any of apgd-ce, apgd-t, apgd-dlr, fab, fab-t, square, in the order to run; each has
-            the settings that it has in `standard` (one restart).
-        seed: Seed of every sub-attack.
-        batch_size: Images attacked at once. Sub-attacks draw their noise per batch, so results depend on it slightly.
+        norm: `linf` or `l2`.
+        version: `standard`, or `custom` for the attacks in `attacks`.
+        attacks: With `custom` only: any of apgd-ce, apgd-t, apgd-dlr, fab-t, square, in the order to run; each has the
+            settings that it has in `standard`.
+        seed: Seed of the first sub-attack; those of the others derive from it.
+        batch_size: Images attacked at once. Results depend on it slightly, by the order of additions.
+        search_precision: Of the searches. `bf16` is faster on hardware with such instructions, but may leave an image
+            standing that the exact search, `fp32`, would break.
 
     Raises:
-        ValueError: As for every attack; `attacks` missing, unknown, or given without `custom`. In the call: `loss` or
-            `forward` given; images that are not float32; too few classes, or too small images, for an attack.
+        ValueError: As for every attack; l1; `attacks` missing, unknown, or given without `custom`. In the call: `loss`
+            or `forward` given; images that are not float32; too few classes, or too small images, for an attack.
     """
 
     fixed_loss = True
@@ -84,34 +90,28 @@ class AutoAttack(Attack):
         attacks: list[SubAttack] | None = None,
         seed: int = 0,
         batch_size: int = 250,
+        search_precision: Precision = "fp32",
     ) -> None:
         super().__init__(eps, norm=norm)
-        if version not in get_args(Version):
-            raise ValueError(f"version must be one of {', '.join(get_args(Version))}, but is {version!r}. Choose one.")
-        if (version == "custom") != bool(attacks):
-            raise ValueError(
-                f"version={version} with attacks={attacks} does not fit: attacks are listed with version=custom, and "
-                "only then. Set both or none."
-            )
-        unknown = set(attacks or ()) - set(get_args(SubAttack))
-        if unknown:
-            raise ValueError(f"Unknown attacks {sorted(unknown)}. Known: {', '.join(get_args(SubAttack))}.")
-        if batch_size < 1:
-            raise ValueError(f"batch_size={batch_size} must be at least 1. The default is 250.")
+        _check_options(norm, version, attacks, batch_size, search_precision)
         self.version = version
-        self.attacks: tuple[SubAttack, ...] = tuple(attacks or _ATTACKS[version])
+        self.attacks: tuple[SubAttack, ...] = tuple(attacks or _STANDARD)
         self.seed = seed
         self.batch_size = batch_size
+        self.search_precision = search_precision
+
+    def stages(self) -> tuple[Attack, ...]:
+        """The attacks, in the order to run."""
+        return tuple(_MAKE[name](self) for name in self.attacks)
 
     def describe(self) -> dict[str, Any]:
         """The threat model and the settings as plain values, for result files."""
-        package = _package().name
         own = {
             "version": self.version,
             "attacks": list(self.attacks),
             "seed": self.seed,
             "batch_size": self.batch_size,
-            "package": f"{package} {importlib.metadata.version(package)}",
+            "search_precision": self.search_precision,
         }
         return {key: value for key, value in super().describe().items() if key != "loss"} | own
 
@@ -129,63 +129,41 @@ class AutoAttack(Attack):
     def perturb(self, forward: Forward, x: Tensor, y: Tensor, loss: PerExampleLoss) -> Tensor:
         """Run all attacks in turn."""
         del loss
+        assert isinstance(forward, nn.Module)  # `fixed_loss` admits no other
         return self._evaluate(forward, x, y).x_adv
 
-    def _evaluate(self, forward: Forward, x: Tensor, y: Tensor) -> AutoAttackResult:
+    def _evaluate(self, model: nn.Module, x: Tensor, y: Tensor) -> AutoAttackResult:
         if x.dtype != torch.float32:
             raise ValueError(
                 f"AutoAttack works on float32 images, but got {x.dtype}. Convert, or use precision 32-true."
             )
-        x, model = x.contiguous(), _Logits(forward)  # the package flattens gradients with `view`: rows must be whole
-        with _isolated(x.device), torch.autocast(x.device.type, enabled=False):
-            adversary, run = self._adversary(model, x)
-            x_adv, robust = x.clone(), self._correct(model, x, y)
-            robust_after = {"clean": int(robust.sum())}
-            for name in self.attacks:
-                started, alive = time.perf_counter(), robust.nonzero().squeeze(1)
-                if len(alive) == 0:
-                    break
-                adversary.attacks_to_run = [name]
-                found = run(x[alive], y[alive])
-                robust[alive] = self._correct(model, found, y[alive])
-                x_adv[alive] = torch.where(robust[alive].view(-1, 1, 1, 1), x[alive], found)
-                robust_after[name] = int(robust.sum())
-                seconds = time.perf_counter() - started
-                log.info("%s: robust %d/%d (%.1f s)", name, robust_after[name], len(x), seconds)
-        _warn_of_masking(robust_after, len(x))
-        return AutoAttackResult(x_adv, robust, MappingProxyType(robust_after))
+        count = _Count(SearchModel(model, self.search_precision), len(x))
+        robust, x_adv = self._correct(count.model, x, y), x.clone()
+        count.close("clean", robust)
+        for number, stage in enumerate(self.stages()):
+            alive = robust.nonzero().squeeze(1)
+            if len(alive) == 0:
+                break
+            seed = self.seed * len(self.attacks) + number
+            x_adv[alive], fooled = run_stage(stage, count.model, x[alive], y[alive], seed)
+            robust[alive] = ~fooled
+            count.close(stage.label, robust)
+        warn_of_masking(count.robust_after, len(x))
+        return AutoAttackResult(x_adv, robust, count.robust_after, count.passes, count.seconds)
 
-    def _adversary(self, model: "_Logits", x: Tensor) -> tuple[Any, Callable[[Tensor, Tensor], Tensor]]:
-        """The package's object with at most as many target classes as there are, and how to run it."""
-        with torch.no_grad():
-            classes = model(x[:1]).shape[1]
-        self._check(classes, x.shape[-2:])
-        package = _package()
-        adversary = package.make(
-            model,
-            norm=_PACKAGE_NORMS[self.norm],
-            eps=float(self.eps),
-            seed=self.seed,
-            version="rand" if self.version == "rand" else "standard",
-            device=x.device,
-            **package.quiet,
-        )
-        for targeted in (adversary.apgd_targeted, adversary.fab):
-            targeted.n_target_classes = min(targeted.n_target_classes, classes - 1)
-
-        def run(x: Tensor, y: Tensor) -> Tensor:
-            found = adversary.run_standard_evaluation(x, y, **{package.batch_argument: self.batch_size})
-            images: Tensor = found[0] if isinstance(found, tuple) else found
-            return images
-
-        return adversary, run
+    @torch.no_grad()
+    def _correct(self, model: SearchModel, x: Tensor, y: Tensor) -> Tensor:
+        """Whether each example is classified correctly, (N,) bool; refuses what the attacks cannot work on."""
+        logits = torch.cat([model.exact(part) for part in torch.split(x, self.batch_size)])
+        self._check(logits.shape[1], x.shape[-2:])
+        return logits.argmax(dim=1) == y
 
     def _check(self, classes: int, size: torch.Size) -> None:
-        unfit = [name for name in self.attacks if classes < _FEWEST_CLASSES.get(name, 2)]
+        unfit = [name for name in self.attacks if classes < _FEWEST.get(name, 2)]
         if unfit:
-            fit = [name for name in _ATTACKS["standard"] if classes >= _FEWEST_CLASSES.get(name, 2)]
+            fit = [name for name in _STANDARD if classes >= _FEWEST.get(name, 2)]
             raise ValueError(
-                f"{unfit[0]} of AutoAttack needs at least {_FEWEST_CLASSES[unfit[0]]} classes, but the model has "
+                f"{unfit[0]} of AutoAttack needs at least {_FEWEST[unfit[0]]} classes, but the model has "
                 f"{classes} outputs. Use version=custom with attacks=[{', '.join(fit)}]."
             )
         if "square" in self.attacks and self.norm != "linf" and min(size) < _SQUARE_TILE:
@@ -194,69 +172,69 @@ class AutoAttack(Attack):
                 f"they are {size[0]} x {size[1]}. Use version=custom without square."
             )
 
-    def _correct(self, model: "_Logits", x: Tensor, y: Tensor) -> Tensor:
-        """Whether each example is classified correctly, (N,) bool."""
-        parts = [slice(start, start + self.batch_size) for start in range(0, len(x), self.batch_size)]
-        with torch.no_grad():
-            return torch.cat([model(x[part]).argmax(dim=1) == y[part] for part in parts])
+
+_MAKE: Mapping[SubAttack, Callable[[AutoAttack], Attack]] = MappingProxyType(
+    {
+        "apgd-ce": lambda own: APGD(own.eps, norm=own.norm, batch_size=own.batch_size),
+        "apgd-t": lambda own: APGD(own.eps, norm=own.norm, search_loss="dlr-targeted", batch_size=own.batch_size),
+        "apgd-dlr": lambda own: APGD(own.eps, norm=own.norm, search_loss="dlr", batch_size=own.batch_size),
+        "fab-t": lambda own: FAB(own.eps, norm=own.norm, batch_size=own.batch_size),
+        "square": lambda own: Square(own.eps, norm=own.norm, batch_size=own.batch_size),
+    }
+)
 
 
-class _Logits:
-    """The model as the package sees it. It writes into the logits, which the model may keep: give away a copy."""
+class _Count:
+    """Robust examples, passes and seconds of each attack."""
 
-    def __init__(self, forward: Forward) -> None:
-        self.forward = forward
+    def __init__(self, model: SearchModel, total: int) -> None:
+        self.model = model
+        self.total = total
+        self.robust_after: dict[str, int] = {}
+        self.passes: dict[str, Passes] = {}
+        self.seconds: dict[str, float] = {}
+        self._before = copy(model.passes)
+        self._started = time.perf_counter()
 
-    def __call__(self, x: Tensor) -> Tensor:
-        logits: Tensor = self.forward(x)
-        return logits.clone()
-
-
-@dataclass(frozen=True)
-class _Package:
-    """The two releases of AutoAttack differ in names only."""
-
-    name: str
-    make: Callable[..., Any]
-    batch_argument: str
-    quiet: Mapping[str, Any]
-
-
-def _package() -> _Package:
-    try:
-        import pyautoattack
-
-        return _Package("pyautoattack", pyautoattack.AutoAttack, "batch_size", {})
-    except ModuleNotFoundError:
-        pass
-    try:
-        import autoattack
-
-        return _Package("autoattack", autoattack.AutoAttack, "bs", {"verbose": False})
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            "AutoAttack needs the package pyautoattack, which is not installed. Run: pip install pyautoattack"
-        ) from error
+    def close(self, name: str, robust: Tensor) -> None:
+        """Note that an attack has ended."""
+        self.robust_after[name] = int(robust.sum())
+        self.seconds[name] = time.perf_counter() - self._started
+        self.passes[name] = self.model.passes - self._before
+        self._before, self._started = copy(self.model.passes), time.perf_counter()
+        if name != "clean":
+            log.info("%s: robust %d/%d (%.1f s)", name, self.robust_after[name], self.total, self.seconds[name])
 
 
-@contextmanager
-def _isolated(device: torch.device) -> Iterator[None]:
-    """Leave the global random generators and the trace function as found; the package seeds and clears them."""
-    used = {device} if device.type == "cuda" else set()
-    initialized: Callable[[], bool] = torch.cuda.is_initialized
-    if initialized():
-        used.add(torch.device("cuda", torch.cuda.current_device()))  # seeded even when the images are on the CPU
-    trace, python_state, numpy_state = sys.gettrace(), random.getstate(), np.random.get_state()  # noqa: NPY002
-    try:
-        with torch.random.fork_rng(list(used)):
-            yield
-    finally:
-        np.random.set_state(numpy_state)  # noqa: NPY002
-        random.setstate(python_state)
-        sys.settrace(trace)
+def _check_options(
+    norm: Norm, version: str, attacks: list[SubAttack] | None, batch_size: int, search_precision: str
+) -> None:
+    if norm == "l1":
+        raise ValueError("AutoAttack works in linf and l2, but norm is 'l1'. Use ReferenceAutoAttack for l1.")
+    if version not in get_args(Version):
+        raise ValueError(
+            f"version must be standard or custom, but is {version!r}. Choose one, or use ReferenceAutoAttack for rand."
+        )
+    if (version == "custom") != bool(attacks):
+        raise ValueError(
+            f"version={version} with attacks={attacks} does not fit: attacks are listed with version=custom, and "
+            "only then. Set both or none."
+        )
+    unknown = set(attacks or ()) - set(get_args(SubAttack))
+    if unknown:
+        raise ValueError(
+            f"Unknown attacks {sorted(unknown)}. Known: {', '.join(get_args(SubAttack))}; ReferenceAutoAttack also has "
+            "the untargeted fab."
+        )
+    if len(set(attacks or ())) < len(attacks or ()):
+        raise ValueError(f"attacks={attacks} names one twice. List each once.")
+    if batch_size < 1:
+        raise ValueError(f"batch_size={batch_size} must be at least 1. The default is 250.")
+    if search_precision not in get_args(Precision):
+        raise ValueError(f"search_precision must be fp32 or bf16, but is {search_precision!r}. The default is fp32.")
 
 
-def _warn_of_masking(robust_after: Mapping[str, int], total: int) -> None:
+def warn_of_masking(robust_after: Mapping[str, int], total: int) -> None:
     """Square sees no gradients; where it still finds what three gradient attacks missed, these may be masked."""
     counts = list(robust_after.items())
     if len(counts) < 3 or counts[-1][0] != "square":

@@ -1,21 +1,28 @@
 """Robust accuracy in validation and test."""
 
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from lightning_paf.attacks import Attack
-from lightning_paf.evaluation import EvaluationResult, Verdict
-from lightning_paf.nn.modes import frozen
+from lightning_paf.callbacks.verdict_files import VerdictFiles
+from lightning_paf.evaluation.header import Header
+from lightning_paf.evaluation.judgement import Judgement
+from lightning_paf.evaluation.ledger import Ledger, MemoryLedger
+from lightning_paf.evaluation.result import EvaluationResult
+from lightning_paf.evaluation.samples import Samples
+from lightning_paf.evaluation.sequential import StopRule
+from lightning_paf.evaluation.verdict import judge
+from lightning_paf.nn.search_model import Precision
 from lightning_paf.types import Batch
 
 Stage = Literal["val", "test"]
@@ -24,25 +31,34 @@ Stage = Literal["val", "test"]
 class RobustEval(Callback):
     """Attacks the model in validation every few epochs, and in test.
 
-    Logs `val/acc_{name}` and `test/acc_{name}` (a checkpoint may monitor them), and writes the test's verdict of every
-    sample with the threat model and the 95 % interval to a JSON file in the run folder. It works while batches pass
-    (`on_validation_batch_end`, `on_test_batch_end`), because averaged weights are in place only between the epoch
-    hooks; outside autocast, so in fp32; never in the sanity check. Every rank attacks its own samples without talking
-    to the others, and the verdicts are put together once, at the end of the epoch: each sample counts once, also where
-    a padded sampler shows it twice. The random generators are left as found, so that a check does not change the
-    training.
+    Logs `val/acc_{name}` and `test/acc_{name}` (a checkpoint may monitor them). Each sample counts once, also where a
+    padded sampler shows it twice. Verdicts are in fp32 whatever the precision of the training, never in the sanity
+    check, and leave the random generators as found, so that a check does not change the training.
+
+    In test, the verdict of every block of samples under every attack is a record of a ledger on disk. Killed at any
+    moment, the same command continues; ranks, and further processes with the same command, share the blocks, and the
+    ledger is the same for any number of them. At the end the test folder holds a result (JSON), a receipt (the
+    adversarial examples and all hashes, for `lightning-paf verify`) and a report (HTML).
+
+    In validation every rank judges its own samples, in memory, on the last batch: only between the epoch hooks are
+    averaged weights in place.
 
     Args:
         attack: The attack that judges; not the one that trains.
-        name: Suffix of the metric and of the result file.
+        name: Suffix of the metric and of the files.
         every_n_epochs: Validation epochs between two checks; 0 judges only in test.
         max_examples: Judge only the first so many samples of the validation set (a fixed subset); null judges all.
         test_examples: Judge only the first so many samples of the test set; null judges all.
-        batch_size: Samples attacked at once.
-        seed: Seed of the attack; the same samples meet the same random starts at every check.
+        batch_size: Samples in a block: judged together, recorded together.
+        seed: Run seed of the attack; every block derives its own from it.
+        search_precision: `bf16` searches faster on hardware that has it, and confirms every success in fp32.
+        stop: Ends a test early, when its rule is met; samples are then judged in random order. Null judges all.
+        ledger: Folder of the test's ledger; null puts it into the test folder, one for each set of weights, data and
+            settings. Several machines can share it.
+        receipt: Whether to write the receipt and the report.
 
     Raises:
-        ValueError: A number that makes no sense.
+        ValueError: A number that makes no sense; a ledger of something else.
     """
 
     def __init__(
@@ -54,6 +70,10 @@ class RobustEval(Callback):
         test_examples: int | None = None,
         batch_size: int = 256,
         seed: int = 0,
+        search_precision: Precision = "fp32",
+        stop: StopRule | None = None,
+        ledger: Path | None = None,
+        receipt: bool = True,
     ) -> None:
         for option, value, least in (
             ("every_n_epochs", every_n_epochs, 0),
@@ -71,11 +91,14 @@ class RobustEval(Callback):
         self.examples: dict[Stage, int | None] = {"val": max_examples, "test": test_examples}
         self.batch_size = batch_size
         self.seed = seed
+        self.search_precision = search_precision
+        self.stop = stop
+        self.ledger = ledger
+        self.receipt = receipt
         self.results: dict[Stage, EvaluationResult] = {}
         self._ids: list[int] = []
-        self._verdicts = torch.empty(0, dtype=torch.int32)
         self._seen = 0
-        self._seconds = 0.0
+        self._verdicts = torch.empty(0, dtype=torch.int32)
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Forget the last check."""
@@ -94,9 +117,12 @@ class RobustEval(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Attack this batch."""
-        if self._due(trainer):
-            self._judge(_classifier(pl_module), batch)
+        """On the last batch, attack what this rank has seen."""
+        self._seen += len(batch[1])
+        if self._due(trainer) and batch_idx + 1 == trainer.num_val_batches[0]:
+            ids = np.array([i for i in dict.fromkeys(self._ids[: self._seen]) if i < len(self._verdicts)], np.int64)
+            with torch.inference_mode(False):  # where it is on, the tensors made inside it know no gradients
+                self._check(trainer, _classifier(pl_module), _samples(trainer, trainer.val_dataloaders, ids))
 
     def on_test_batch_end(
         self,
@@ -107,25 +133,35 @@ class RobustEval(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Attack this batch."""
-        self._judge(_classifier(pl_module), batch)
+        """Remember what has passed."""
+        self._seen += len(batch[1])
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Put the ranks' verdicts together and log the accuracy."""
         if self._due(trainer):
-            self._finish("val", trainer, pl_module)
+            verdicts = trainer.strategy.reduce(self._verdicts.to(pl_module.device), reduce_op="max")
+            self._log("val", pl_module, EvaluationResult(self.name, self.attack.describe(), _codes(verdicts), 0.0))
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Put the ranks' verdicts together, log the accuracy, write the result."""
-        result = self._finish("test", trainer, pl_module)
-        folder = Path(trainer.log_dir or trainer.default_root_dir)  # all ranks: the property broadcasts
-        path = folder / f"{self.name}_{_label(result)}.json"
-        if trainer.is_global_zero:
-            result.save(path)
-            rank_zero_info(
-                f"{self.name}: robust {result.robust}, clean {result.clean} on {result.judged} samples; "
-                f"{result.attack['attack']} {result.attack['norm']} eps {result.attack['eps']}. Verdicts: {path}"
-            )
+        """Judge everything that has passed, on any rank, through the ledger; log the accuracy, write the files."""
+        passed = torch.zeros(len(self._verdicts), dtype=torch.int32)
+        passed[[i for i in self._ids[: self._seen] if i < len(passed)]] = 1
+        passed = trainer.strategy.reduce(passed.to(pl_module.device), reduce_op="max")
+        ids = passed.nonzero().flatten().cpu().numpy()
+        if self.stop is not None:
+            ids = np.random.default_rng(self.seed).permutation(ids)
+        files = VerdictFiles.of(trainer, self.name, self.attack)
+        model = _classifier(pl_module)
+        with torch.inference_mode(False):
+            samples = _samples(trainer, trainer.test_dataloaders, ids)
+            judgement = self._judge(model, samples, self._open_ledger(files, model, samples), self.stop, _say(trainer))
+            result = EvaluationResult.from_judgement(self.name, judgement)
+            self._log("test", pl_module, result)
+            if trainer.is_global_zero:
+                result.save(files.result)
+                if self.receipt:
+                    files.write_evidence(result, judgement, model, samples, self.attack)
+                rank_zero_info(_summary(self.name, result, files))
 
     def _due(self, trainer: Trainer) -> bool:
         if trainer.sanity_checking or self.every_n_epochs == 0:
@@ -143,42 +179,50 @@ class RobustEval(Callback):
         self._ids = [int(i) for i in loaders.sampler]
         size = len(loaders.dataset)  # type: ignore[arg-type]  # a dataset behind a sampler has a length
         self._verdicts = torch.zeros(min(size, self.examples[stage] or size), dtype=torch.int32)
-        self._seconds = 0.0
         self._seen = 0
 
-    def _judge(self, model: nn.Module, batch: Batch) -> None:
-        x, y = batch
-        ids = torch.tensor(self._ids[self._seen : self._seen + len(y)])
-        self._seen += len(y)
-        started = time.perf_counter()
-        places = [place for place, i in enumerate(ids.tolist()) if i < len(self._verdicts)]
-        for first in range(0, len(places), self.batch_size):
-            part = torch.tensor(places[first : first + self.batch_size])
-            with _own_random_numbers(self.seed + int(ids[part[0]]), x.device):
-                self._verdicts[ids[part]] = self._attacked(model, x[part], y[part])
-        self._seconds += time.perf_counter() - started
+    def _check(self, trainer: Trainer, model: nn.Module, samples: Samples) -> None:
+        """Judge in memory; subclasses may do it in another way."""
+        judgement = self._judge(model, samples, MemoryLedger())
+        self._verdicts[torch.from_numpy(judgement.ids)] = torch.from_numpy(judgement.verdicts).int()
 
-    def _attacked(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-        """Verdicts (N,) int32; clean errors are not attacked."""
-        with torch.no_grad(), frozen(model):
-            verdicts = torch.where(model(x).argmax(1) == y, Verdict.ROBUST, Verdict.CLEAN_ERROR).int()
-            correct = torch.nonzero(verdicts == Verdict.ROBUST).flatten()
-            if len(correct):
-                x_adv = self.attack(model, x[correct], y[correct])
-                fooled = model(x_adv).argmax(1) != y[correct]
-                verdicts[correct[fooled]] = Verdict.BROKEN
-        return verdicts.cpu()
-
-    def _finish(self, stage: Stage, trainer: Trainer, pl_module: LightningModule) -> EvaluationResult:
-        verdicts = trainer.strategy.reduce(self._verdicts.to(pl_module.device), reduce_op="max")
-        seconds = trainer.strategy.reduce(torch.tensor(self._seconds, device=pl_module.device), reduce_op="sum")
-        result = EvaluationResult(
-            self.name, self.attack.describe(), verdicts.cpu().numpy().astype("uint8"), float(seconds)
+    def _open_ledger(self, files: VerdictFiles, model: nn.Module, samples: Samples) -> Ledger:
+        if self.ledger is not None:
+            return Ledger(self.ledger)
+        header = Header.of(
+            model,
+            self.attack,
+            samples,
+            seed=self.seed,
+            block_size=self.batch_size,
+            precision=self.search_precision,
         )
+        return files.ledger(header)
+
+    def _judge(
+        self,
+        model: nn.Module,
+        samples: Samples,
+        ledger: Ledger | MemoryLedger,
+        stop: StopRule | None = None,
+        progress: Callable[[str], None] | None = None,
+    ) -> Judgement:
+        return judge(
+            model,
+            self.attack,
+            samples,
+            ledger,
+            seed=self.seed,
+            block_size=self.batch_size,
+            precision=self.search_precision,
+            stop=stop,
+            progress=progress,
+        )
+
+    def _log(self, stage: Stage, pl_module: LightningModule, result: EvaluationResult) -> None:
         self.results[stage] = result
         # All ranks log the same; Lightning warns of epoch metrics that are not reduced all the same.
         pl_module.log(f"{stage}/acc_{self.name}", result.robust.value, prog_bar=True, sync_dist=True)
-        return result
 
 
 def _classifier(pl_module: LightningModule) -> nn.Module:
@@ -188,15 +232,31 @@ def _classifier(pl_module: LightningModule) -> nn.Module:
     return model
 
 
-@contextmanager
-def _own_random_numbers(seed: int, device: torch.device) -> Iterator[None]:
-    """A fixed seed inside, the generators as they were outside."""
-    devices = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices):
-        torch.manual_seed(seed)
-        yield
+def _samples(trainer: Trainer, loader: Any, ids: NDArray[np.int64]) -> Samples:
+    """Samples of a loader's dataset, prepared and moved as the loader's batches are."""
+
+    def fetch(ids: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
+        dataset, numbers = loader.dataset, ids.tolist()
+        whole = hasattr(dataset, "__getitems__") and dataset.__getitems__
+        rows = dataset.__getitems__(numbers) if whole else [dataset[i] for i in numbers]
+        x, y = trainer.strategy.batch_to_device(loader.collate_fn(rows))
+        return x.float(), y
+
+    return Samples(ids, fetch)
 
 
-def _label(result: EvaluationResult) -> str:
-    """Threat model as part of a file name: `linf_8-255`."""
-    return f"{result.attack['norm']}_{str(result.attack['eps']).replace('/', '-')}"
+def _codes(verdicts: Tensor) -> NDArray[np.uint8]:
+    return verdicts.cpu().numpy().astype(np.uint8)
+
+
+def _say(trainer: Trainer) -> Callable[[str], None] | None:
+    """Where the lines about progress go: one process of several speaks."""
+    return rank_zero_info if trainer.is_global_zero else None
+
+
+def _summary(name: str, result: EvaluationResult, files: VerdictFiles) -> str:
+    attack = result.attack
+    return (
+        f"{name}: robust {result.robust}, clean {result.clean} on {result.judged} samples; "
+        f"{attack['attack']} {attack['norm']} eps {attack['eps']}. Verdicts: {files.result}"
+    )

@@ -2,15 +2,19 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from enum import IntEnum
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
+from lightning_paf.evaluation.files import write_whole
 from lightning_paf.evaluation.statistics import Accuracy, exact_accuracy
+
+if TYPE_CHECKING:
+    from lightning_paf.evaluation.judgement import Judgement
 
 
 class Verdict(IntEnum):
@@ -23,20 +27,78 @@ class Verdict(IntEnum):
 
 
 @dataclass(frozen=True)
+class StageSummary:
+    """What one stage did.
+
+    Attributes:
+        label: `clean`, or the attack's label.
+        attacked: Samples that it met.
+        broken: Those that were misclassified after it.
+        forward: Images passed forward by the search.
+        backward: Images passed backward.
+        exact: Images passed forward by the untouched model in float32.
+        seconds: Time, summed over workers.
+    """
+
+    label: str
+    attacked: int
+    broken: int
+    forward: int
+    backward: int
+    exact: int
+    seconds: float
+
+
+@dataclass(frozen=True)
 class EvaluationResult:
     """Clean and robust accuracy of one model under one attack.
 
     Attributes:
         name: As in `test/acc_{name}`.
         attack: What the attack says of itself: class, norm, eps, steps, ...
-        verdicts: One `Verdict` a sample, in the order of the dataset; samples that were not judged are 0.
-        seconds: Time inside the attack, summed over ranks.
+        verdicts: One `Verdict` a sample; samples that were not judged are 0.
+        seconds: Time inside the attack, summed over processes.
+        ids: Number in the dataset of each entry of `verdicts`, int64; None where they are 0, 1, 2, ...
+        labels: Label of each entry, int64; None where it is not known.
+        broken_by: Index into `stages` of what broke each entry, int8, -1 for nothing; None where it is not known.
+        stages: What each stage did, first `clean`; empty where it is not known.
+        fingerprints: Of `model`, `network`, `data` and `code`.
+        seed: Of the attack; None where it is not known.
+        precision: Of the search; every success is confirmed in float32.
+        total: Samples asked for, also where a stop rule ended the evaluation before; None where it is not known.
     """
 
     name: str
     attack: Mapping[str, Any]
     verdicts: npt.NDArray[np.uint8]
     seconds: float
+    ids: npt.NDArray[np.int64] | None = None
+    labels: npt.NDArray[np.int64] | None = None
+    broken_by: npt.NDArray[np.int8] | None = None
+    stages: tuple[StageSummary, ...] = ()
+    fingerprints: Mapping[str, str] = field(default_factory=dict)
+    seed: int | None = None
+    precision: str = "fp32"
+    total: int | None = None
+
+    @classmethod
+    def from_judgement(cls, name: str, judgement: "Judgement") -> "EvaluationResult":
+        """What `judge` found, without the images."""
+        header = judgement.header
+        return cls(
+            name,
+            header.attack,
+            judgement.verdicts,
+            sum(stage.seconds for stage in judgement.stages),
+            judgement.ids,
+            judgement.labels,
+            judgement.broken_by,
+            judgement.stages,
+            {part: getattr(header, part) for part in ("model", "network", "data", "code")},
+            header.seed,
+            header.precision,
+            judgement.total,
+        )
 
     @property
     def judged(self) -> int:
@@ -64,16 +126,39 @@ class EvaluationResult:
             "robust": {**asdict(self.robust), "accuracy": self.robust.value},
             "confidence": 0.95,
             "seconds": round(self.seconds, 3),
+            "seed": self.seed,
+            "precision": self.precision,
+            "total": self.total,
+            "fingerprints": dict(self.fingerprints),
+            "stages": [asdict(stage) for stage in self.stages],
             "verdict_codes": {verdict.name.lower(): int(verdict) for verdict in Verdict},
             "verdicts": "".join(str(int(verdict)) for verdict in self.verdicts),
+            **{name: None if (array := getattr(self, name)) is None else array.tolist() for name in _PER_SAMPLE},
         }
-        partial = path.with_suffix(".partial")
-        partial.write_text(json.dumps(content, indent=2) + "\n")
-        partial.replace(path)
+        fields = ",\n".join(f"  {json.dumps(name)}: {json.dumps(value)}" for name, value in content.items())
+        write_whole(path, f"{{\n{fields}\n}}\n".encode())  # a field a line: arrays of 10,000 do not fill the screen
 
     @classmethod
     def load(cls, path: Path) -> "EvaluationResult":
-        """Read what `save` wrote."""
+        """Read what `save` wrote, in this version or before there were ids, labels, stages and fingerprints."""
         content = json.loads(path.read_text())
         verdicts = np.array([int(code) for code in content["verdicts"]], dtype=np.uint8)
-        return cls(content["name"], content["attack"], verdicts, content["seconds"])
+        arrays: dict[str, Any] = {
+            name: None if content.get(name) is None else np.array(content[name], dtype=kind)
+            for name, kind in _PER_SAMPLE.items()
+        }
+        return cls(
+            content["name"],
+            content["attack"],
+            verdicts,
+            content["seconds"],
+            **arrays,
+            stages=tuple(StageSummary(**stage) for stage in content.get("stages", ())),
+            fingerprints=content.get("fingerprints", {}),
+            seed=content.get("seed"),
+            precision=content.get("precision", "fp32"),
+            total=content.get("total"),
+        )
+
+
+_PER_SAMPLE: Mapping[str, type] = {"ids": np.int64, "labels": np.int64, "broken_by": np.int8}

@@ -1,4 +1,4 @@
-"""Intervals for accuracies."""
+"""Intervals for accuracies, and tests of their differences."""
 
 import math
 from dataclasses import dataclass
@@ -43,10 +43,12 @@ def exact_accuracy(correct: int, total: int, confidence: float = 0.95) -> Accura
     """
     if not 0 <= correct <= total or total < 1:
         raise ValueError(f"An accuracy needs 0 <= correct <= total and total >= 1, but got {correct} of {total}.")
-    from scipy.stats import binomtest
+    from scipy.special import betaincinv
 
-    interval = binomtest(correct, total).proportion_ci(confidence, method="exact")
-    return Accuracy(correct, total, float(interval.low), float(interval.high))
+    tail, wrong = (1 - confidence) / 2, total - correct
+    low = float(betaincinv(correct, wrong + 1, tail)) if correct else 0.0
+    high = float(betaincinv(correct + 1, wrong, 1 - tail)) if wrong else 1.0
+    return Accuracy(correct, total, low, high)
 
 
 @dataclass(frozen=True)
@@ -95,3 +97,63 @@ def paired_difference(only_first: int, only_second: int, total: int, confidence:
     half_width = float(norm.ppf((1 + confidence) / 2)) * math.sqrt(disputed - surplus**2 / adjusted) / adjusted
     centre = surplus / adjusted
     return Difference(surplus / total, centre - half_width, centre + half_width, only_first, only_second)
+
+
+def mcnemar(only_first: int, only_second: int) -> float:
+    """Two-sided p-value of the exact McNemar (1947) test that two models are equally often right.
+
+    Under this hypothesis each disputed sample is a fair coin: the test is a binomial one. Samples that both models have
+    right, or both wrong, say nothing about it.
+
+    Args:
+        only_first: Samples that only the first model has right.
+        only_second: Samples that only the second model has right.
+
+    Returns:
+        The p-value; 1 without disputed samples.
+
+    Raises:
+        ValueError: A negative count.
+    """
+    if only_first < 0 or only_second < 0:
+        raise ValueError(f"Disputed samples are counts, but got {only_first} and {only_second}. Give none below 0.")
+    if only_first + only_second == 0:
+        return 1.0
+    from scipy.stats import binomtest
+
+    return float(binomtest(only_first, only_first + only_second).pvalue)
+
+
+def needed_samples(
+    only_first: int, only_second: int, total: int, significance: float = 0.05, power: float = 0.8
+) -> int | None:
+    """How many more samples McNemar's test would need to tell two models apart, at the rates seen so far.
+
+    With the share d of disputed samples and the difference s of the two accuracies, Connor (1987) needs
+    `n = ((z_a sqrt(d) + z_b sqrt(d - s^2)) / s)^2` samples, where z_a and z_b are the quantiles of the normal
+    distribution at `1 - significance / 2` and at `power`. The rates are estimates themselves: an order of magnitude.
+
+    Args:
+        only_first: Samples that only the first model has right.
+        only_second: Samples that only the second model has right.
+        total: Samples that both models were judged on.
+        significance: Of the two-sided test.
+        power: Probability that the test then decides.
+
+    Returns:
+        0 where the test decides already; None where the models are right equally often, so that no number is enough.
+
+    Raises:
+        ValueError: More disputed samples than samples.
+    """
+    difference = paired_difference(only_first, only_second, total).value  # refuses impossible counts
+    if mcnemar(only_first, only_second) <= significance:
+        return 0
+    if difference == 0:
+        return None
+    from scipy.stats import norm
+
+    disputed = (only_first + only_second) / total
+    spread = float(norm.ppf(1 - significance / 2)) * math.sqrt(disputed)
+    spread += float(norm.ppf(power)) * math.sqrt(disputed - difference**2)
+    return max(1, math.ceil((spread / difference) ** 2) - total)

@@ -12,7 +12,18 @@ import torch
 from torch import nn
 
 import lightning_paf.attacks
-from lightning_paf.attacks import FGSM, PGD, Attack, AutoAttack, Restarts, WorstOf
+from lightning_paf.attacks import (
+    APGD,
+    FAB,
+    FGSM,
+    PGD,
+    Attack,
+    AutoAttack,
+    ReferenceAutoAttack,
+    Restarts,
+    Square,
+    WorstOf,
+)
 from lightning_paf.functional import cross_entropy, geometry_of, kl_divergence
 from lightning_paf.nn.modes import frozen
 
@@ -31,7 +42,11 @@ def concrete(cls=Attack):
 
 # Only for classes whose defaults are missing or slow; all others are built without arguments.
 MAKE = {
-    AutoAttack: lambda: AutoAttack(version="custom", attacks=["apgd-ce", "fab-t"]),
+    APGD: lambda: APGD(steps=10, search_loss="dlr-targeted", batch_size=4),
+    AutoAttack: lambda: AutoAttack(version="custom", attacks=["apgd-ce"]),
+    FAB: lambda: FAB(steps=10),
+    ReferenceAutoAttack: lambda: ReferenceAutoAttack(version="custom", attacks=["apgd-ce", "fab-t"]),
+    Square: lambda: Square(queries=60),
     WorstOf: lambda: WorstOf([PGD(norm="l2", eps=0.5, step_size=0.1), FGSM(norm="l2", eps=0.3)]),
     Restarts: lambda: Restarts(PGD(steps=5), 2),
 }
@@ -86,7 +101,7 @@ def assert_untouched(before, net):
 
 
 def test_subclasses_are_found():
-    assert {PGD, FGSM, AutoAttack, Restarts, WorstOf} <= set(ATTACKS)
+    assert {APGD, PGD, FGSM, AutoAttack, ReferenceAutoAttack, Restarts, WorstOf} <= set(ATTACKS)
 
 
 @attacks

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_paf.attacks import FGSM, NFGSM, PGD, RSFGSM, AutoAttack, Restarts, WorstOf
+from lightning_paf.attacks import FGSM, NFGSM, PGD, RSFGSM, AutoAttack, ReferenceAutoAttack, Restarts, WorstOf
 from lightning_paf.functional import cross_entropy, dlr, margin
 
 PIXELS = 16
@@ -109,7 +109,7 @@ def multiclass(classes, norm, n=24):
     return model, x[clear], y[clear], eps, (radius > eps)[clear]
 
 
-class QuickAutoAttack(AutoAttack):
+class QuickReference(ReferenceAutoAttack):
     """The complete ensemble, with fewer queries for Square."""
 
     def _adversary(self, model, x):
@@ -118,26 +118,32 @@ class QuickAutoAttack(AutoAttack):
         return adversary, run
 
 
+OWN = [("linf", 2), ("linf", 4), ("linf", 12), ("l2", 3), ("l2", 5)]
+
+
 @pytest.mark.parametrize(
-    ("norm", "classes"), [("linf", 2), ("linf", 4), ("linf", 12), ("l2", 3), ("l2", 5), ("l1", 2), ("l1", 4)]
+    ("ensemble", "norm", "classes"),
+    [(AutoAttack, *case) for case in OWN]
+    + [(ReferenceAutoAttack, *case) for case in [("linf", 2), ("l2", 5), ("l1", 2), ("l1", 4)]],
 )
-def test_autoattack_finds_the_exact_robust_accuracy(norm, classes):
+def test_autoattack_finds_the_exact_robust_accuracy(ensemble, norm, classes):
     model, x, y, eps, robust = multiclass(classes, norm)
     assert 0 < robust.sum() < len(y)
     targeted = ["apgd-t"] if classes >= 4 else []
-    attack = AutoAttack(eps, norm=norm, version="custom", attacks=["apgd-ce", *targeted, "fab-t"])
+    attack = ensemble(eps, norm=norm, version="custom", attacks=["apgd-ce", *targeted, "fab-t"])
     result = attack.run(model, x, y)
     assert torch.equal(result.robust, robust)
     assert torch.equal(model(result.x_adv).argmax(1) == y, robust)
 
 
+@pytest.mark.parametrize("ensemble", [AutoAttack, QuickReference])
 @pytest.mark.parametrize("norm", ["linf", "l2"])
-def test_standard_autoattack_finds_the_exact_robust_accuracy(norm):
+def test_standard_autoattack_finds_the_exact_robust_accuracy(ensemble, norm):
     model, x, y, eps, robust = multiclass(5, norm)
     if norm == "l2":  # Square's l2 start tiles the image 5 x 5
         model = nn.Sequential(nn.AvgPool2d(2), model)
         x, eps = x.repeat_interleave(2, 2).repeat_interleave(2, 3), 2 * eps
-    result = QuickAutoAttack(eps, norm=norm).run(model, x, y)
+    result = ensemble(eps, norm=norm).run(model, x, y)
     assert torch.equal(result.robust, robust)
     assert list(result.robust_after) == ["clean", "apgd-ce", "apgd-t", "fab-t", "square"]
     assert list(result.robust_after.values()) == sorted(result.robust_after.values(), reverse=True)

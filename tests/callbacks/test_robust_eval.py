@@ -11,6 +11,8 @@ from torch.utils.data import DataLoader, Subset, TensorDataset
 from lightning_paf.attacks import PGD, Attack
 from lightning_paf.callbacks.robust_eval import RobustEval
 from lightning_paf.evaluation import EvaluationResult, Verdict
+from lightning_paf.evaluation.receipt import read_receipt
+from lightning_paf.evaluation.sequential import StopRule
 
 
 class Brightness(torch.nn.Module):
@@ -178,15 +180,15 @@ def test_nonsense_is_refused(option):
         RobustEval(pgd(), **option)
 
 
-def test_batch_norm_and_flags_are_left_alone():
-    model = tiny_classifier().train()
-    model.net.bn.eval()
-    before = {key: value.clone() for key, value in model.state_dict().items()}
-    verdicts = RobustEval(pgd())._attacked(model, *images())
-    assert verdicts.shape == (8,)
-    assert model.training
-    assert not model.net.bn.training
-    assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
+def test_batch_norm_and_flags_are_left_alone(tmp_path):
+    module = Module()
+    module.model = tiny_classifier().train()
+    module.model.net.bn.eval()
+    before = {key: value.clone() for key, value in module.model.state_dict().items()}
+    trainer(tmp_path, RobustEval(pgd())).test(module, DataLoader(TensorDataset(*images()), batch_size=4), verbose=False)
+    assert module.model.training
+    assert not module.model.net.bn.training
+    assert all(torch.equal(before[key], value) for key, value in module.model.state_dict().items())
 
 
 def test_subset_datasets_work(tmp_path):
@@ -195,3 +197,50 @@ def test_subset_datasets_work(tmp_path):
     check = RobustEval(pgd())
     trainer(tmp_path, check).test(Module(), loader, verbose=False)
     assert check.results["test"].verdicts.tolist() == EXPECTED[[4, 0, 7]].tolist()
+
+
+def judged(tmp_path, **options) -> RobustEval:
+    check = RobustEval(pgd(), batch_size=3, **options)
+    trainer(tmp_path, check).test(Module(), data(), verbose=False)
+    return check
+
+
+def test_a_test_leaves_result_receipt_report_and_ledger(tmp_path):
+    judged(tmp_path)
+    names = {path.name for path in tmp_path.iterdir()}
+    stem = f"pgd_linf_{EPS}"
+    assert {f"{stem}.json", f"{stem}.receipt.safetensors", f"{stem}.html", "ledger"} <= names
+    receipt = read_receipt(tmp_path / f"{stem}.receipt.safetensors")
+    assert receipt.verdicts.tolist() == EXPECTED.tolist()
+
+
+def test_the_same_test_again_finds_its_records(tmp_path, monkeypatch):
+    judged(tmp_path)
+    monkeypatch.setattr(PGD, "perturb", lambda *_: pytest.fail("attacked what is in the ledger"))
+    assert judged(tmp_path).results["test"].verdicts.tolist() == EXPECTED.tolist()
+
+
+def test_another_seed_gets_another_ledger(tmp_path):
+    judged(tmp_path)
+    judged(tmp_path, seed=1)
+    assert len(list((tmp_path / "ledger").iterdir())) == 2
+
+
+def test_a_named_ledger_refuses_another_evaluation(tmp_path):
+    judged(tmp_path, ledger=tmp_path / "mine")
+    with pytest.raises(ValueError, match="seed: here 1, ledger 0"):
+        judged(tmp_path, ledger=tmp_path / "mine", seed=1)
+
+
+def test_a_stop_rule_judges_a_random_part(tmp_path):
+    class AfterSix(StopRule):
+        reason = "six are enough"
+
+        def __call__(self, robust, judged, total):
+            return judged >= 6
+
+    result = judged(tmp_path, stop=AfterSix()).results["test"]
+    assert result.judged == 6
+    assert result.total == 11
+    assert result.ids.tolist() != sorted(result.ids.tolist()) or result.ids.tolist() != list(range(6))
+    assert result.verdicts.tolist() == EXPECTED[result.ids].tolist()

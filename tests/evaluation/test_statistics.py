@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lightning_paf.evaluation import exact_accuracy, paired_difference
+from lightning_paf.evaluation.statistics import exact_accuracy, mcnemar, needed_samples, paired_difference
 
 
 def test_closed_forms_at_the_ends():
@@ -64,3 +64,47 @@ def test_difference_interval_covers():
 def test_more_disputes_than_samples_are_refused():
     with pytest.raises(ValueError, match="do not fit"):
         paired_difference(3, 3, 5)
+
+
+def test_mcnemar_is_a_fair_coin():
+    assert mcnemar(0, 0) == mcnemar(7, 7) == 1
+    assert math.isclose(mcnemar(6, 0), 2 * 0.5**6)
+    assert math.isclose(mcnemar(1, 8), 2 * (1 + 9) * 0.5**9)
+    assert mcnemar(3, 12) == mcnemar(12, 3)
+
+
+def test_mcnemar_seldom_finds_what_is_not_there():
+    rng = np.random.default_rng(0)
+    firsts = rng.binomial(30, 0.5, 500)
+    assert np.mean([mcnemar(int(first), 30 - int(first)) < 0.05 for first in firsts]) < 0.05 + 0.02
+
+
+def test_negative_disputes_are_refused():
+    with pytest.raises(ValueError, match="none below 0"):
+        mcnemar(-1, 3)
+
+
+def test_needed_samples_where_the_question_is_settled_or_hopeless():
+    assert needed_samples(30, 5, 200) == 0
+    assert needed_samples(0, 0, 200) is None
+    assert needed_samples(9, 9, 200) is None
+    assert needed_samples(1, 0, 10) > 50
+
+
+def test_needed_samples_is_connors_formula():
+    # 10 % disputed, 2 points apart: ((1.9600 sqrt(.1) + .8416 sqrt(.0996)) / .02)^2 = 1958.0
+    assert needed_samples(6, 4, 100) == pytest.approx(1958 - 100, abs=2)
+    assert needed_samples(4, 6, 100) == needed_samples(6, 4, 100)
+
+
+def test_the_needed_samples_decide_four_times_out_of_five():
+    rng = np.random.default_rng(0)
+    n = 300 + needed_samples(24, 15, 300)
+    table = rng.multinomial(n, [24 / 300, 15 / 300, 261 / 300], 400)
+    decided = np.mean([mcnemar(int(row[0]), int(row[1])) <= 0.05 for row in table])
+    assert 0.72 < decided < 0.86
+
+
+def test_needed_samples_refuses_impossible_counts():
+    with pytest.raises(ValueError, match="do not fit"):
+        needed_samples(3, 3, 5)

@@ -1,0 +1,207 @@
+"""Time of our AutoAttack over that of the reference package: same network, same samples, interleaved runs.
+
+    python benchmarks/autoattack.py                                     # a small network on digits; nothing to download
+    python benchmarks/autoattack.py --case resnet18 --data DIR --images 16 --eps 2/255
+
+`resnet18` is the CIFAR-10 network that pyautoattack ships; DIR holds CIFAR-10 as `--data.root` does (or test.npz).
+Every repetition takes other samples. Each attack runs on what its own predecessors left robust, as in `standard`.
+"""
+
+import argparse
+import copy
+import json
+import platform
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
+from fractions import Fraction
+from importlib import metadata
+from pathlib import Path
+from statistics import median
+
+import torch
+from networks import CASES, clean_accuracy
+from torch import Tensor, nn
+
+from lightning_paf.attacks import AutoAttack
+from lightning_paf.attacks.stage import run_stage
+from lightning_paf.nn.modes import frozen
+from lightning_paf.nn.search_model import SearchModel
+
+NORMS = {"linf": "Linf", "l2": "L2"}
+
+
+@dataclass
+class Timing:
+    """One run of one engine: seconds, images forward and backward, robust samples; for every attack, in order."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+    forward: dict[str, int] = field(default_factory=dict)
+    backward: dict[str, int] = field(default_factory=dict)
+    robust: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def total(self) -> float:
+        return sum(self.seconds.values())
+
+
+class Counted(nn.Module):
+    """Counts the images that pass, there and back."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model, self.forwards, self.backwards = model, 0, 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.forwards += len(x)
+        logits: Tensor = self.model(x)
+        if logits.requires_grad:
+            logits.register_hook(self._back)
+        return logits.clone()  # the package writes into them
+
+    def _back(self, gradient: Tensor) -> None:
+        self.backwards += len(gradient)
+
+
+def reference(model: nn.Module, x: Tensor, y: Tensor, options: argparse.Namespace) -> Timing:
+    import pyautoattack
+
+    counted, timing = Counted(model), Timing()
+    adversary = pyautoattack.AutoAttack(counted, norm=NORMS[options.norm], eps=float(options.eps), seed=options.seed)
+    shorten(adversary, options.budget)
+    alive = (model(x).argmax(1) == y).nonzero().flatten()
+    for label in list(adversary.attacks_to_run):
+        adversary.attacks_to_run = [label]
+        started, before = time.perf_counter(), (counted.forwards, counted.backwards)
+        if len(alive):
+            x_adv, _ = adversary.run_standard_evaluation(x[alive], y[alive], batch_size=options.batch_size)
+        timing.seconds[label] = time.perf_counter() - started
+        timing.forward[label] = counted.forwards - before[0]
+        timing.backward[label] = counted.backwards - before[1]
+        alive = alive[model(x_adv).argmax(1) == y[alive]] if len(alive) else alive
+        timing.robust[label] = len(alive)
+    return timing
+
+
+def shorten(adversary: object, budget: float) -> None:
+    """The same share of every attack's iterations; 1 is `standard`."""
+    if budget == 1:
+        return
+    for apgd in (adversary.apgd, adversary.apgd_targeted):
+        n = apgd.n_iter = apgd.n_iter_orig = round(100 * budget)
+        apgd.n_iter_2, apgd.n_iter_min, apgd.size_decr = (max(int(s * n), 1) for s in (0.22, 0.06, 0.03))
+    adversary.fab.n_iter = round(100 * budget)
+    adversary.square.n_queries = round(5000 * budget)
+
+
+def ours(precision: str) -> Callable[[nn.Module, Tensor, Tensor, argparse.Namespace], Timing]:
+    def run(model: nn.Module, x: Tensor, y: Tensor, options: argparse.Namespace) -> Timing:
+        timing = Timing()
+        started = time.perf_counter()
+        search = SearchModel(model, precision)
+        prepared = time.perf_counter() - started
+        attack = AutoAttack(options.eps, norm=options.norm, batch_size=options.batch_size)
+        alive = (model(x).argmax(1) == y).nonzero().flatten()
+        for stage in map(copy.copy, attack.stages()):
+            for name in ("steps", "queries"):
+                if hasattr(stage, name):
+                    setattr(stage, name, round(getattr(stage, name) * options.budget))
+            started, before = time.perf_counter(), copy.copy(search.passes)
+            if len(alive):
+                _, fooled = run_stage(stage, search, x[alive], y[alive], options.seed)
+                alive = alive[~fooled]
+            timing.seconds[stage.label] = time.perf_counter() - started + prepared
+            prepared = 0.0
+            passed = search.passes
+            timing.forward[stage.label] = passed.forward - before.forward + passed.exact - before.exact
+            timing.backward[stage.label] = passed.backward - before.backward
+            timing.robust[stage.label] = len(alive)
+        return timing
+
+    return run
+
+
+def repetitions(x: Tensor, y: Tensor, options: argparse.Namespace) -> Iterator[tuple[Tensor, Tensor]]:
+    for repeat in range(options.repeats):
+        part = slice(repeat * options.images, (repeat + 1) * options.images)
+        yield x[part], y[part]
+
+
+def main() -> None:
+    options = parse()
+    torch.set_num_threads(options.threads)
+    model, x, y = CASES[options.case](options)
+    clean = clean_accuracy(model, x, y)
+    print(f"{options.case}: clean accuracy {clean:.1%} of {len(x)}; eps {options.eps} {options.norm}")
+    engines = {"reference": reference, **{f"ours {p}": ours(p) for p in options.precisions}}
+    runs: dict[str, list[Timing]] = {name: [] for name in engines}
+    with frozen(model):
+        for number, (images, labels) in enumerate(repetitions(x, y, options)):
+            order = list(engines) if number % 2 == 0 else list(engines)[::-1]
+            for name in order:
+                timing = engines[name](model, images, labels, options)
+                runs[name].append(timing)
+                left = list(timing.robust.values())
+                print(
+                    f"  run {number + 1}: {name:10} {timing.total:8.1f} s, robust {left} of {len(labels)}", flush=True
+                )
+    report(runs, options, clean)
+
+
+def report(runs: dict[str, list[Timing]], options: argparse.Namespace, clean: float) -> None:
+    base = runs.pop("reference")
+    rows = {}
+    for name, timings in runs.items():
+        print(f"\n{name} over reference{'':12}  min  median   max   forward  backward (images, ours / reference)")
+        for label in [*base[0].seconds, "all"]:
+            pick = (lambda t: t.total) if label == "all" else (lambda t, label=label: t.seconds[label])
+            ratios = [pick(a) / pick(b) for a, b in zip(timings, base, strict=True) if pick(b) > 0]
+            there, back = (
+                passes(timings, way, label) / max(1, passes(base, way, label)) for way in ("forward", "backward")
+            )
+            print(f"{label:30} {min(ratios):6.2f} {median(ratios):6.2f} {max(ratios):6.2f} {there:8.2f} {back:8.2f}")
+            rows[f"{name} {label}"] = {"min": min(ratios), "median": median(ratios), "max": max(ratios)}
+    machine = {
+        "cpu": cpu(),
+        "threads": options.threads,
+        "torch": torch.__version__,
+        "reference": metadata.version("pyautoattack"),
+    }
+    print(f"\n{machine}; {options.images} samples, {options.repeats} runs, {options.budget:g} of the standard budget")
+    if options.json:
+        everything = {k: [asdict(t) for t in v] for k, v in {"reference": base, **runs}.items()}
+        settings = {k: str(v) for k, v in vars(options).items()}
+        content = {"machine": machine, "settings": settings, "clean": clean, "ratios": rows, "runs": everything}
+        options.json.write_text(json.dumps(content, indent=1))
+
+
+def passes(timings: list[Timing], way: str, label: str) -> int:
+    return sum(sum(getattr(t, way).values()) if label == "all" else getattr(t, way)[label] for t in timings)
+
+
+def cpu() -> str:
+    names = [
+        line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line
+    ]
+    return names[0] if names else platform.processor()
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--case", choices=CASES, default="digits_relu")
+    parser.add_argument("--data", type=Path, default=Path("data"))
+    parser.add_argument("--norm", choices=NORMS, default="linf")
+    parser.add_argument("--eps", type=Fraction, default=Fraction(1, 5))
+    parser.add_argument("--images", type=int, default=40, help="samples in a repetition")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--budget", type=float, default=1.0, help="share of the standard iterations, for both engines")
+    parser.add_argument("--precisions", nargs="+", default=["fp32"], choices=["fp32", "bf16"])
+    parser.add_argument("--batch_size", type=int, default=250)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--json", type=Path)
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,397 @@
+"""Auto-PGD, on batches that stay full."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+from fractions import Fraction
+from itertools import count
+from types import MappingProxyType
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor
+
+from lightning_paf.attacks.base import Attack
+from lightning_paf.functional.geometry import geometry_of
+from lightning_paf.functional.losses import cross_entropy, dlr
+from lightning_paf.types import Forward, Norm, PerExampleLoss, Radius
+
+SearchLoss = Literal["ce", "dlr", "dlr-targeted"]
+
+_LABELS: Mapping[SearchLoss, str] = MappingProxyType({"ce": "apgd-ce", "dlr": "apgd-dlr", "dlr-targeted": "apgd-t"})
+FEWEST_CLASSES: Mapping[SearchLoss, int] = MappingProxyType({"ce": 2, "dlr": 3, "dlr-targeted": 4})
+_MOMENTUM = 0.75  # alpha of eq. (3.1)
+_RHO = 0.75  # share of rising steps below which the step size is halved
+_LOOK_EVERY = {"cpu": 1}  # iterations between two looks at who fell; elsewhere a look makes the device wait
+_LOOK_ELSEWHERE = 10
+
+
+class APGD(Attack):
+    """Auto-PGD (Croce & Hein 2020): PGD with momentum that halves its step size where the loss stops rising.
+
+    It starts on the sphere of radius `eps` with a step size of `2 eps`, and checks at 22 %, 41 %, 57 %, ... of its
+    steps: where fewer than three quarters of the steps since the last check raised the loss, or where the best loss
+    did not change between two checks without a halving, the step size is halved and the search goes on from the best
+    image. It ends for an image when that is misclassified, and returns it then; images it could not change the class
+    of are returned as they are.
+
+    The search works on up to `batch_size` lanes, each one image with one target. A lane that ends makes place for
+    the next waiting pair, and all lanes of an image end with the first success. A `forward` that has a method `exact`
+    (see `SearchModel`) decides by it: what only looks misclassified goes on being searched. The result is a function
+    of the images, the labels, the random generator's state, the model and `batch_size`.
+
+    Args:
+        eps: Largest perturbation, in units of pixels in [0, 1]: `8/255`, `0.031`.
+        norm: `linf` or `l2`.
+        search_loss: `ce` is the cross-entropy, `dlr` the difference-of-logits ratio (3 classes or more),
+            `dlr-targeted` its targeted form (4 classes or more).
+        steps: Steps from every start; there is one more forward pass, at the start.
+        targets: With `dlr-targeted`: how many classes are tried, in the order of the clean logits. All others, where
+            there are fewer.
+        restarts: Random starts, for every target.
+        eot: Gradients that are averaged in every step, for randomised models.
+        batch_size: Lanes searched at once.
+
+    Raises:
+        ValueError: As for every attack; the l1 norm; unknown loss; a number below 1. In the call: `loss` or `forward`
+            given; too few classes for the loss.
+    """
+
+    fixed_loss = True
+
+    def __init__(
+        self,
+        eps: Radius = Fraction(8, 255),
+        *,
+        norm: Norm = "linf",
+        search_loss: SearchLoss = "ce",
+        steps: int = 100,
+        targets: int = 9,
+        restarts: int = 1,
+        eot: int = 1,
+        batch_size: int = 250,
+    ) -> None:
+        if norm == "l1":
+            raise ValueError("APGD searches in linf or l2, but norm is 'l1'. Use ReferenceAutoAttack for l1.")
+        super().__init__(eps, norm=norm)
+        if search_loss not in get_args(SearchLoss):
+            raise ValueError(f"search_loss must be one of {', '.join(_LABELS)}, but is {search_loss!r}. Choose one.")
+        counts = {"steps": steps, "targets": targets, "restarts": restarts, "eot": eot, "batch_size": batch_size}
+        for option, value in counts.items():
+            if value < 1:
+                raise ValueError(f"{option}={value} must be at least 1. Give a positive number.")
+        self.search_loss = search_loss
+        self.steps = steps
+        self.targets = targets
+        self.restarts = restarts
+        self.eot = eot
+        self.batch_size = batch_size
+
+    @property
+    def label(self) -> str:
+        """`apgd-ce`, `apgd-dlr` or `apgd-t`."""
+        return _LABELS[self.search_loss]
+
+    def describe(self) -> dict[str, Any]:
+        """The threat model and the settings as plain values, for result files."""
+        own = {"search_loss": self.search_loss, "steps": self.steps, "restarts": self.restarts, "eot": self.eot}
+        targeted = {"targets": self.targets} if self.search_loss == "dlr-targeted" else {}
+        described = {key: value for key, value in super().describe().items() if key != "loss"}
+        return described | own | targeted | {"batch_size": self.batch_size}
+
+    def perturb(self, forward: Forward, x: Tensor, y: Tensor, loss: PerExampleLoss) -> Tensor:
+        """Search from random starts."""
+        del loss
+        return self.search(forward, x, y)
+
+    def search(
+        self, forward: Forward, x: Tensor, y: Tensor, start: Tensor | None = None, nearest: Tensor | None = None
+    ) -> Tensor:
+        """As `perturb`, but where starts (N, C, H, W) are given, the first search for each target begins there.
+
+        The model behind `forward` is frozen and gradients are enabled, as in `perturb`. Starts outside the ball are
+        moved to its surface. Into `nearest` (N, C, H, W), where given, goes the image with the largest loss of each
+        example's last search that did not succeed.
+        """
+        waiting = _Waiting(self, x, self._target_classes(forward, x, y), start)
+        windows, look_every = check_windows(self.steps), _LOOK_EVERY.get(x.device.type, _LOOK_ELSEWHERE)
+        x_adv, standing = x.clone(), torch.ones(len(x), dtype=torch.bool)
+        lanes = waiting.take(0, standing)
+        for iteration in count():
+            lanes = lanes.joined(waiting.take(self.batch_size - len(lanes), standing))
+            if len(lanes) == 0:
+                break
+            self._evaluate(forward, lanes, y[lanes.sample])
+            lanes.adapt(windows[lanes.age])
+            ended = lanes.age == self.steps
+            if nearest is not None and bool(ended.any()):
+                rows = ended.nonzero().squeeze(1).to(x.device)
+                nearest[lanes.sample[rows]] = lanes.best_x[rows]
+            if iteration % look_every == 0 or bool(ended.any()):
+                self._harvest(forward, lanes, x, y, x_adv, standing)
+                lanes = lanes.picked(standing[lanes.sample.cpu()] & ~ended)
+            self._move(lanes, x[lanes.sample])
+        return x_adv
+
+    def move_inside(self, moved: Tensor, x: Tensor) -> Tensor:
+        """The points of the ball around `x`, and of the pixel range, near to `moved`; up to rounding."""
+        delta = geometry_of(self.norm).project(moved - x, float(self.eps))
+        return delta.add_(x).clamp_(0, 1)
+
+    def _evaluate(self, forward: Forward, lanes: "_Lanes", y: Tensor) -> None:
+        """Losses and gradients at the present images, averaged over `eot` passes; the last pass decides the rest."""
+        total = torch.zeros_like(lanes.x)
+        for _ in range(self.eot):
+            x = lanes.x.detach().requires_grad_()
+            logits = forward(x)
+            loss = _LOSSES[self.search_loss](logits, y, lanes.target)
+            total += torch.autograd.grad(loss.sum(), x)[0]
+        lanes.gradient = total.div_(self.eot).nan_to_num_()
+        lanes.record(loss.detach(), logits.detach().argmax(1) != y)
+
+    def _move(self, lanes: "_Lanes", x: Tensor) -> None:
+        """One step of every lane, with momentum from its second step on (eq. 3.1)."""
+        direction = geometry_of(self.norm).ascent(lanes.gradient, lanes.x, self.bounds)
+        ahead = self.move_inside(lanes.x + _wide(lanes.step_size) * direction, x)
+        share = _wide(lanes.share)
+        moved = lanes.x + share * (ahead - lanes.x) + (1 - share) * (lanes.x - lanes.previous)
+        lanes.previous, lanes.x = lanes.x, self.move_inside(moved, x)
+        lanes.share = torch.full_like(lanes.share, _MOMENTUM)
+        lanes.age = lanes.age + 1
+
+    @torch.no_grad()
+    def _harvest(
+        self, forward: Forward, lanes: "_Lanes", x: Tensor, y: Tensor, x_adv: Tensor, standing: Tensor
+    ) -> None:
+        """Take the images that look misclassified out of the lanes, and keep those that are."""
+        fell = lanes.fell.nonzero().squeeze(1)
+        lanes.fell = torch.zeros_like(lanes.fell)
+        if len(fell) == 0:
+            return
+        first = {sample: row for row, sample in reversed(list(enumerate(lanes.sample[fell].tolist())))}
+        samples = torch.tensor(list(first), device=x.device)
+        found = lanes.found[fell[list(first.values())]]
+        found = geometry_of(self.norm).move(x[samples], found - x[samples], float(self.eps), self.bounds)
+        confirmed = getattr(forward, "exact", forward)(found).argmax(1) != y[samples]
+        x_adv[samples[confirmed]] = found[confirmed]
+        standing[samples[confirmed].cpu()] = False
+
+    @torch.no_grad()
+    def _target_classes(self, forward: Forward, x: Tensor, y: Tensor) -> Tensor:
+        """Classes (N, T) to search for, the most likely first; of no meaning for the losses without a target."""
+        if self.search_loss != "dlr-targeted":
+            return y[:, None]
+        logits = torch.cat([forward(part) for part in torch.split(x, self.batch_size)])
+        classes = logits.shape[1]
+        if classes < FEWEST_CLASSES[self.search_loss]:
+            raise ValueError(
+                f"The targeted DLR loss needs at least 4 classes, but the model has {classes} outputs. "
+                "Use search_loss=ce."
+            )
+        others = logits.scatter(1, y[:, None], -torch.inf)
+        return others.topk(min(self.targets, classes - 1), dim=1).indices
+
+
+def check_windows(steps: int) -> Tensor:
+    """For each number of steps done, 0 ... `steps`: how many a check at this point looks back on, or 0 for no check.
+
+    The first check is after 22 % of the steps; each interval is 3 % shorter than the one before, but at least 6 %.
+    """
+    window, shrink, least = (max(int(share * steps), 1) for share in (0.22, 0.03, 0.06))
+    windows, done = torch.zeros(steps + 1, dtype=torch.int64), 0
+    while done + window <= steps:
+        done += window
+        windows[done] = window
+        window = max(window - shrink, least)
+    return windows
+
+
+def _targeted_dlr(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
+    """`(z_t - z_y) / (z_(1) - (z_(3) + z_(4)) / 2)` with the sorted logits `z_(i)` (Croce & Hein 2020, eq. 7)."""
+    top = logits.topk(4, dim=1).values
+    own, goal = (logits.gather(1, labels[:, None]).squeeze(1) for labels in (y, target))
+    return (goal - own) / (top[:, 0] - (top[:, 2] + top[:, 3]) / 2 + 1e-12)
+
+
+_LOSSES: Mapping[SearchLoss, Callable[[Tensor, Tensor, Tensor], Tensor]] = MappingProxyType(
+    {
+        "ce": lambda logits, y, _: cross_entropy(logits, y),
+        "dlr": lambda logits, y, _: dlr(logits, y),
+        "dlr-targeted": _targeted_dlr,
+    }
+)
+
+
+@dataclass
+class _Lanes:
+    """The searches in progress, one row each.
+
+    Attributes:
+        sample: Which image is searched.
+        target: The class that is aimed at.
+        age: Steps done; on the CPU, so that reading it does not make the device wait.
+        x: The present image.
+        previous: The image before the last step.
+        gradient: Of the loss, at `x`.
+        best_x: The image with the largest loss so far.
+        best_gradient: The gradient there.
+        found: The last image that looked misclassified, since the last look.
+        step_size: Length of a step.
+        share: Of the new step in the move; the rest repeats the last move.
+        best_loss: Largest loss so far.
+        last_loss: Loss before the last step; the first step counts as one from 0, as in the published code.
+        checked_loss: `best_loss` at the last check.
+        rises: Steps since the last check that raised the loss.
+        halved: Whether the last check halved the step size; true before the first.
+        fell: Whether `found` holds an image.
+    """
+
+    sample: Tensor
+    target: Tensor
+    age: Tensor
+    x: Tensor
+    previous: Tensor
+    gradient: Tensor
+    best_x: Tensor
+    best_gradient: Tensor
+    found: Tensor
+    step_size: Tensor
+    share: Tensor
+    best_loss: Tensor
+    last_loss: Tensor
+    checked_loss: Tensor
+    rises: Tensor
+    halved: Tensor
+    fell: Tensor
+
+    @classmethod
+    def at(cls, x: Tensor, sample: Tensor, target: Tensor, step_size: float) -> "_Lanes":
+        """New lanes at images (B, C, H, W) that are not evaluated yet."""
+        zeros = x.new_zeros(len(x), dtype=torch.float32)
+        lowest = torch.full_like(zeros, -torch.inf)
+        age = torch.zeros(len(x), dtype=torch.int64)
+        images = dict.fromkeys(("x", "previous", "gradient", "best_x", "best_gradient", "found"), x)
+        losses = {"best_loss": lowest, "last_loss": zeros, "checked_loss": lowest, "rises": zeros}
+        flags = {"halved": zeros == 0, "fell": zeros != 0}
+        step_sizes = {"step_size": torch.full_like(zeros, step_size), "share": zeros + 1}
+        return cls(sample=sample, target=target, age=age, **images, **losses, **flags, **step_sizes)
+
+    def __len__(self) -> int:
+        return len(self.age)
+
+    def picked(self, keep: Tensor) -> "_Lanes":
+        """Those where `keep` (B,), on the CPU, is true."""
+        if bool(keep.all()):
+            return self
+        rows = keep.nonzero().squeeze(1)
+        there = rows.to(self.x.device)
+        return _Lanes(**{name: value[rows if name == "age" else there] for name, value in self._items()})
+
+    def joined(self, new: "_Lanes") -> "_Lanes":
+        """These and others."""
+        if len(new) == 0:
+            return self
+        return _Lanes(**{name: torch.cat([value, getattr(new, name)]) for name, value in self._items()})
+
+    def record(self, loss: Tensor, wrong: Tensor) -> None:
+        """Note the loss (B,) at the present image, and whether it looks misclassified (B,)."""
+        self.found = torch.where(_wide(wrong), self.x, self.found)
+        self.fell = self.fell | wrong
+        better = loss > self.best_loss
+        self.best_x = torch.where(_wide(better), self.x, self.best_x)
+        self.best_gradient = torch.where(_wide(better), self.gradient, self.best_gradient)
+        self.best_loss = torch.where(better, loss, self.best_loss)
+        self.rises = self.rises + (loss > self.last_loss)
+        self.last_loss = loss
+        fresh = self.age == 0
+        if bool(fresh.any()):
+            fresh = fresh.to(loss.device)
+            self.rises, self.last_loss = (torch.where(fresh, 0.0, value) for value in (self.rises, self.last_loss))
+            self.checked_loss = torch.where(fresh, loss, self.checked_loss)
+
+    def adapt(self, window: Tensor) -> None:
+        """Where the window (B,), on the CPU, is not 0: halve the step size of stalled searches, back at their best."""
+        if not bool(window.any()):
+            return
+        window = window.to(self.x.device)
+        stuck = ~self.halved & (self.checked_loss >= self.best_loss)
+        checked = window > 0
+        halve = checked & ((self.rises <= _RHO * window) | stuck)
+        self.step_size = torch.where(halve, self.step_size / 2, self.step_size)
+        self.x = torch.where(_wide(halve), self.best_x, self.x)
+        self.gradient = torch.where(_wide(halve), self.best_gradient, self.gradient)
+        self.halved = torch.where(checked, halve, self.halved)
+        self.checked_loss = torch.where(checked, self.best_loss, self.checked_loss)
+        self.rises = torch.where(checked, 0.0, self.rises)
+
+    def _items(self) -> list[tuple[str, Tensor]]:
+        return [(field.name, getattr(self, field.name)) for field in fields(self)]
+
+
+class _Waiting:
+    """The searches to come: all images with their first target, then all with their second, and so on.
+
+    The starts of a round are drawn for all images at once and from a generator of their own, so that they depend
+    neither on which images fell nor on random numbers drawn by the model.
+
+    Args:
+        attack: Its settings.
+        x: Images (N, C, H, W).
+        targets: Classes (N, T).
+        start: Where the first search for each target begins, (N, C, H, W).
+    """
+
+    pending: Tensor
+    starts: Tensor
+    target: Tensor
+
+    def __init__(self, attack: APGD, x: Tensor, targets: Tensor, start: Tensor | None) -> None:
+        self.attack = attack
+        self.x = x
+        self.start = start
+        self.rounds = [
+            (targets[:, rank], again) for rank in range(targets.shape[1]) for again in range(attack.restarts)
+        ]
+        self.generator = torch.Generator(x.device).manual_seed(int(torch.randint(2**62, ())))
+        self._open_round()
+
+    def take(self, most: int, standing: Tensor) -> _Lanes:
+        """At most so many new lanes, for images that stand (N,), on the CPU."""
+        lanes = self._lanes(self.pending[:0])
+        while len(lanes) < most and self.rounds:
+            self.pending = self.pending[standing[self.pending]]
+            chosen, self.pending = self.pending.tensor_split([most - len(lanes)])
+            lanes = lanes.joined(self._lanes(chosen))
+            if len(self.pending) == 0:
+                self.rounds.pop(0)
+                self._open_round()
+        return lanes
+
+    def _open_round(self) -> None:
+        self.pending = torch.arange(len(self.x) if self.rounds else 0)
+        if not self.rounds:
+            return
+        self.target, again = self.rounds[0]
+        drawn = self._drawn()
+        self.starts = drawn if self.start is None or again else self.start
+
+    def _drawn(self) -> Tensor:
+        """Random points on the sphere."""
+        options = {"generator": self.generator, "device": self.x.device, "dtype": self.x.dtype}
+        noise = _NOISE[self.attack.norm](self.x.shape, **options)
+        size = geometry_of(self.attack.norm).size(noise).clamp_min(1e-12)
+        return self.x + noise * _wide(float(self.attack.eps) / size)
+
+    def _lanes(self, chosen: Tensor) -> _Lanes:
+        rows = chosen.to(self.x.device)
+        start = self.attack.move_inside(self.starts[rows], self.x[rows])
+        return _Lanes.at(start, rows, self.target[rows], 2 * float(self.attack.eps))
+
+
+_NOISE: Mapping[Norm, Callable[..., Tensor]] = MappingProxyType(
+    {"linf": lambda shape, **options: 2 * torch.rand(shape, **options) - 1, "l2": torch.randn}
+)
+
+
+def _wide(values: Tensor) -> Tensor:
+    """(B,) -> (B, 1, 1, 1), to go with images."""
+    return values.view(-1, 1, 1, 1)

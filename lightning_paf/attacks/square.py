@@ -1,0 +1,329 @@
+"""The Square attack, which asks for scores only."""
+
+import math
+from abc import ABC, abstractmethod
+from bisect import bisect_left
+from collections.abc import Mapping
+from fractions import Fraction
+from types import MappingProxyType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_paf.attacks.base import Attack
+from lightning_paf.functional.geometry import geometry_of
+from lightning_paf.functional.losses import margin
+from lightning_paf.types import Forward, Norm, PerExampleLoss, Radius
+
+_HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
+"""After these queries the squares' area halves (the paper's schedule for 10,000 queries, used as it is for fewer)."""
+
+_TILES = 5  # the l2 start has 5 x 5 of them
+
+_LOOK_EVERY = 10
+"""Queries between two looks at what was found, on devices where looking makes the host wait."""
+
+_MOST = 0.9
+"""Share of the batch above which all of it is queried rather than the rows that need it."""
+
+_SMALL = 64
+"""Numbers in a window up to which a proposal may well be what is there already."""
+
+
+class Square(Attack):
+    """Random search by squares (Andriushchenko et al. 2020), on the margin, with the settings of AutoAttack.
+
+    Every query changes one window of the image, the same window for all images of a batch, and keeps the change where
+    the margin of the wrong classes grows. An image is not queried again after its first success. A batch makes
+    `1 + queries` forward passes for the images that resist.
+
+    Where a window can lie follows the paper: anywhere in the image. (The published code never reaches the last row and
+    column.) All random numbers are drawn on the host at the start of a batch, so they depend neither on the device nor
+    on which images fall.
+
+    A `forward` may carry `forward.exact`, the logits of the model without shortcuts: no success counts before it
+    confirms it; an unconfirmed one goes on searching.
+
+    Args:
+        eps: Largest perturbation, in units of pixels in [0, 1]: `8/255`, `0.031`.
+        norm: `linf` or `l2`.
+        queries: Forward passes after that of the starting point.
+        p_init: Share of the image that the first squares cover.
+        batch_size: Images attacked at once.
+
+    Raises:
+        ValueError: As for every attack; norm l1; no query or image at once; a share outside (0, 1].
+    """
+
+    fixed_loss = True
+
+    def __init__(
+        self,
+        eps: Radius = Fraction(8, 255),
+        *,
+        norm: Norm = "linf",
+        queries: int = 5000,
+        p_init: float = 0.8,
+        batch_size: int = 250,
+    ) -> None:
+        super().__init__(eps, norm=norm)
+        if norm not in _WALKS:
+            raise ValueError(f"Square works in linf and l2, not in {norm}. Use ReferenceAutoAttack for l1.")
+        for name, value in (("queries", queries), ("batch_size", batch_size)):
+            if value < 1:
+                raise ValueError(f"{name}={value} must be at least 1. AutoAttack uses 5000 queries.")
+        if not 0 < p_init <= 1:
+            raise ValueError(f"p_init={p_init} must be a share of the image, in (0, 1]. AutoAttack uses 0.8.")
+        self.queries = queries
+        self.p_init = p_init
+        self.batch_size = batch_size
+
+    def describe(self) -> dict[str, Any]:
+        """The threat model and the settings as plain values, for result files."""
+        own = {"queries": self.queries, "p_init": self.p_init, "batch_size": self.batch_size}
+        return {key: value for key, value in super().describe().items() if key != "loss"} | own
+
+    @torch.no_grad()
+    def perturb(self, forward: Forward, x: Tensor, y: Tensor, loss: PerExampleLoss) -> Tensor:
+        """The first adversarial image found for each, or the image itself."""
+        del loss
+        parts = zip(*(torch.split(whole, self.batch_size) for whole in (x, y)), strict=True)
+        return torch.cat([self._search(forward, *part) for part in parts])
+
+    def _search(self, forward: Forward, x: Tensor, y: Tensor) -> Tensor:
+        """Attack one batch."""
+        walk = _WALKS[self.norm](x, self.radius, self.queries, self.p_init)
+        x_adv, places = x.clone(), torch.arange(len(x), device=x.device)
+        best = torch.fmax(margin(forward(walk.images), y), x.new_tensor(-torch.inf))  # no NaN
+        refuted = torch.zeros_like(best)  # the largest margin that the exact model did not confirm
+        every = 1 if x.is_cpu else _LOOK_EVERY
+        for query in range(self.queries + 1):
+            if query % every == 0 or query == self.queries:
+                hits = _confirmed(best > refuted, forward, walk.images, y, best, refuted)
+                if hits.any():
+                    x_adv[places[hits]] = walk.images[hits]
+                    alive = (~hits).nonzero().squeeze(1)
+                    places, y, best, refuted = places[alive], y[alive], best[alive], refuted[alive]
+                    walk.select(alive)
+                if len(places) == 0 or query == self.queries:
+                    break
+            walk.propose(query)
+            found = _margins(forward, walk, y)
+            walk.revert(~(found > best))
+            best = torch.fmax(best, found)
+        return x_adv
+
+
+def _margins(forward: Forward, walk: "_Walk", y: Tensor) -> Tensor:
+    """The margins (n,) of the proposals; minus infinity, without a forward pass, for those that change nothing.
+
+    The latter pays off where they are many, as they are on grey images, and on the host, which knows their number.
+    """
+    changed = walk.really_changed() if walk.images.is_cpu else None
+    rows = y if changed is None else changed.nonzero().squeeze(1)
+    if len(rows) > _MOST * len(y):
+        return margin(forward(walk.images), y)
+    found = torch.full_like(walk.images[:, 0, 0, 0], -torch.inf)
+    if len(rows):
+        found[rows] = margin(forward(walk.images[rows]), y[rows])
+    return found
+
+
+def _confirmed(
+    candidates: Tensor, forward: Forward, images: Tensor, y: Tensor, margins: Tensor, refuted: Tensor
+) -> Tensor:
+    """Which candidates (n,) are successes; `refuted` takes note of the others, which may try again at a larger margin.
+
+    The exact model, where there is one, sees the candidates only.
+    """
+    exact: Forward | None = getattr(forward, "exact", None)
+    if exact is None or not candidates.any():
+        return candidates
+    rows = candidates.nonzero().squeeze(1)
+    wrong = margin(exact(images[rows]), y[rows]) > 0
+    refuted[rows[~wrong]] = margins[rows[~wrong]]
+    return candidates.index_put((rows,), wrong)
+
+
+class _Walk(ABC):
+    """The images of a batch on their way, and the random numbers of all queries.
+
+    `propose` writes the next change into `images` in place, window by window, since whole images would cost more than a
+    small network does; `revert` takes it back where it did not help.
+    """
+
+    smallest = 1
+
+    def __init__(self, x: Tensor, radius: float, queries: int, p_init: float) -> None:
+        self.x, self.radius = x, radius
+        self.height, self.width = x.shape[-2:]
+        self.images = self._start()
+        self.p_init = p_init
+        self.places: list[list[float]] = torch.rand(queries, 4).tolist()
+        self.changed: list[tuple[Tensor, Tensor]] = []  # windows of `images`, and what they showed before
+
+    @abstractmethod
+    def _start(self) -> Tensor:
+        """The first images."""
+
+    @abstractmethod
+    def propose(self, query: int) -> None:
+        """Change `images`."""
+
+    def revert(self, rejected: Tensor) -> None:
+        """Take the last change back for some images (n,)."""
+        back = rejected.to(self.x.dtype).view(-1, 1, 1, 1)
+        for window, before in self.changed:
+            window.lerp_(before, back)  # 0 or 1, which lerp treats exactly; far cheaper than a masked copy
+
+    def really_changed(self) -> Tensor | None:
+        """For which images (n,) the last proposal looks different from what was there; None for perhaps all."""
+        window, before = self.changed[0]
+        return None if before[0].numel() > _SMALL else (window != before).flatten(1).any(1)
+
+    @abstractmethod
+    def select(self, rows: Tensor) -> None:
+        """Go on with some images only."""
+
+    def side(self, query: int) -> int:
+        """How wide the squares are."""
+        share = self.p_init / 2 ** bisect_left(_HALVINGS, query)
+        return min(max(round(math.sqrt(share * self.height * self.width)), self.smallest), self.height, self.width)
+
+    def corner(self, query: int, side: int, second: bool = False) -> tuple[int, int]:
+        """First row and column of a random window; all positions are equally likely."""
+        down, right = self.places[query][2 * second : 2 * second + 2]
+        return int(down * (self.height - side + 1)), int(right * (self.width - side + 1))
+
+    def window(self, images: Tensor, corner: tuple[int, int], side: int) -> Tensor:
+        """A view of the window (n, C, side, side)."""
+        return images[..., corner[0] : corner[0] + side, corner[1] : corner[1] + side]
+
+
+class _LinfWalk(_Walk):
+    """Every pixel is as far up or down as it may be: in stripes at first, then in squares, channel by channel."""
+
+    def __init__(self, x: Tensor, radius: float, queries: int, p_init: float) -> None:
+        ball, step = geometry_of("linf"), torch.full_like(x, radius)
+        self.low, self.high = (ball.move(x, delta, radius, (0.0, 1.0)) for delta in (-step, step))
+        super().__init__(x, radius, queries, p_init)
+        self.up = torch.randint(2, (queries, x.shape[1], 1, 1)).to(x)
+
+    def _start(self) -> Tensor:
+        n, channels, _, width = self.x.shape
+        return torch.lerp(self.low, self.high, torch.randint(2, (n, channels, 1, width)).to(self.x))
+
+    def propose(self, query: int) -> None:
+        """Move one square up or down."""
+        side = self.side(query)
+        corner = self.corner(query, side)
+        window, low, high = (self.window(images, corner, side) for images in (self.images, self.low, self.high))
+        self.changed = [(window, window.clone())]
+        torch.lerp(low, high, self.up[query], out=window)
+
+    def select(self, rows: Tensor) -> None:
+        """Go on with some images only."""
+        self.images, self.low, self.high = self.images[rows], self.low[rows], self.high[rows]
+
+
+class _L2Walk(_Walk):
+    """The perturbation's energy moves: one window gives it all up, another one takes it, and what was left over.
+
+    Its squared length after every proposal is `radius` squared, before pixels are clamped. So nothing outside the two
+    windows needs to be rescaled.
+    """
+
+    smallest = 3
+
+    def __init__(self, x: Tensor, radius: float, queries: int, p_init: float) -> None:
+        self.ball = geometry_of("l2")
+        self.bumps: dict[int, Tensor] = {}
+        super().__init__(x, self.ball.share_of_radius * radius, queries, p_init)
+        self.lying: list[int] = torch.randint(2, (queries,)).tolist()
+        self.signs = torch.randint(2, (queries, *x.shape[:2]), dtype=torch.int8).to(x.device)
+        self.rows = torch.arange(len(x), device=x.device)
+
+    def _start(self) -> Tensor:
+        side = max(min(self.height, self.width) // _TILES, 1)
+        first = [max((length - _TILES * side) // 2, 0) for length in (self.height, self.width)]
+        delta = torch.zeros_like(self.x)
+        for top in range(first[0], self.height - side + 1, side):
+            for left in range(first[1], self.width - side + 1, side):
+                sign = 2 * torch.randint(2, self.x.shape[:2]).to(self.x) - 1
+                bump = self._bump(side, int(torch.randint(2, ())))
+                self.window(delta, (top, left), side).copy_(bump * sign[..., None, None])
+        delta *= (self.radius / self.ball.size(delta)).view(-1, 1, 1, 1)
+        return (self.x + delta).clamp_(0, 1)
+
+    def propose(self, query: int) -> None:
+        """Empty the second window and fill the first."""
+        side = self.side(query)
+        corners = self.corner(query, side), self.corner(query, side, second=True)
+        (taker, clean), (giver, background) = (
+            (self.window(self.images, corner, side), self.window(self.x, corner, side)) for corner in corners
+        )
+        gap = (self.radius**2 - self.ball.size(self.images - self.x) ** 2) / self.x.shape[1]
+        self.changed = [(taker, taker.clone()), (giver, giver.clone())]
+        old, given = taker - clean, giver - background
+        _clear_overlap(given, corners, side)
+        mass = _mass(old)
+        energy = (mass + _mass(given) + gap.view(-1, 1, 1, 1)).clamp_min_(0)  # of each channel
+        new = self._bump(side, self.lying[query]) * self._sign(query) + old / (mass.sqrt() + 1e-12)
+        new *= energy.sqrt() / (_mass(new).sqrt() + 1e-12)
+        giver.copy_(background)
+        taker.copy_(new.add_(clean).clamp_(0, 1))
+
+    def select(self, rows: Tensor) -> None:
+        """Go on with some images only."""
+        self.images, self.x, self.rows = self.images[rows], self.x[rows], self.rows[rows]
+
+    def side(self, query: int) -> int:
+        """How wide the squares are: an odd number, unless the image is smaller."""
+        return min(super().side(query) | 1, self.height, self.width)
+
+    def _sign(self, query: int) -> Tensor:
+        drawn = self.signs[query].index_select(0, self.rows).to(self.x.dtype)
+        return (2 * drawn - 1)[..., None, None]
+
+    def _bump(self, side: int, lying: int) -> Tensor:
+        if side not in self.bumps:
+            bump = _two_hills(side).to(self.x)
+            self.bumps[side] = torch.stack((bump, bump.t()))
+        return self.bumps[side][lying]
+
+
+_WALKS: Mapping[Norm, type[_Walk]] = MappingProxyType({"linf": _LinfWalk, "l2": _L2Walk})
+
+
+def _mass(delta: Tensor) -> Tensor:
+    """Squared length of each channel, (n, C, 1, 1)."""
+    return delta.square().sum((2, 3), keepdim=True)
+
+
+def _clear_overlap(second: Tensor, corners: tuple[tuple[int, int], tuple[int, int]], side: int) -> None:
+    """Set to zero what a window (n, C, side, side) at the second corner shares with that at the first."""
+    rows, columns = (
+        slice(max(first - here, 0), max(side + min(first - here, 0), 0)) for first, here in zip(*corners, strict=True)
+    )
+    second[..., rows, columns] = 0
+
+
+def _two_hills(side: int) -> Tensor:
+    """The paper's window for l2 (section 3, its figure 2), of length 1: a hill above a valley, (side, side)."""
+    upper, lower = _hill(side // 2, side), -_hill(side - side // 2, side)
+    both: Tensor = torch.cat((upper, lower))
+    both /= torch.linalg.vector_norm(both)
+    return both
+
+
+def _hill(height: int, width: int) -> Tensor:
+    """Falls off from the middle in rectangular rings: ring r has the sum of 1 / (k + 1)^2 over all k >= r."""
+    if height == 0:
+        return torch.zeros(0, width)
+    rings = max(height, width) // 2 + 1
+    falling = (1 / torch.arange(1, rings + 1) ** 2).flip(0).cumsum(0).flip(0)
+    down, right = ((torch.arange(length) - length // 2).abs() for length in (height, width))
+    hill: Tensor = falling[torch.maximum(down[:, None], right[None, :])]
+    hill /= torch.linalg.vector_norm(hill)
+    return hill

@@ -1,0 +1,191 @@
+"""A cheaper twin of a frozen model, for attacks that look for adversarial images and confirm what they find."""
+
+import copy
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor, fx, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from lightning_paf.nn.activations import Activation
+
+Precision = Literal["fp32", "bf16"]
+"""How a search computes: in single precision, or mostly in bfloat16."""
+
+_PROBES = 8  # images that show whether the twin computes the same function
+_TOLERANCE = 1e-2  # of the largest logit: wrong twins miss by more, TensorFloat-32 convolutions by less
+
+
+@dataclass
+class Passes:
+    """Images that went through a model.
+
+    Attributes:
+        forward: Through the fast path.
+        backward: Whose gradient was taken, on either path.
+        exact: Through the untouched model.
+    """
+
+    forward: int = 0
+    backward: int = 0
+    exact: int = 0
+
+    def __sub__(self, earlier: "Passes") -> "Passes":
+        return Passes(self.forward - earlier.forward, self.backward - earlier.backward, self.exact - earlier.exact)
+
+
+class SearchModel(nn.Module):
+    """Computes the logits of a model in eval mode by a faster path, and exactly where a decision depends on it.
+
+    The fast path is a copy with BatchNorm folded into the convolutions before it, in channels-last layout, without
+    parameter gradients. The first images of the first call check that it computes the same function; a network that
+    cannot be traced, or whose trace differs (random layers, hooks that change results), is used as it is. With
+    `bf16` everything between the first convolution and the classification layer runs in bfloat16: images and logits
+    keep single precision, since a perturbation may be smaller than what bfloat16 resolves.
+
+    Weights that change after the construction do not reach the fast path. Make a new `SearchModel` then.
+
+    Args:
+        model: Images (N, C, H, W) to logits (N, K). It is neither changed nor copied into the result of `exact`.
+        precision: Of the fast path. `bf16` pays off on hardware with such instructions.
+        fold: False uses the model itself as the fast path.
+
+    Raises:
+        ValueError: Unknown precision.
+    """
+
+    def __init__(self, model: nn.Module, precision: Precision = "fp32", fold: bool = True) -> None:
+        if precision not in get_args(Precision):
+            raise ValueError(f"precision must be fp32 or bf16, but is {precision!r}. The exact verdict is fp32.")
+        super().__init__()
+        self.model = model
+        self.precision = precision
+        self.passes = Passes()
+        self._twin = _twin(model) if fold else None
+        self._checked = False
+
+    @property
+    def folded(self) -> bool:
+        """Whether the fast path is the folded copy; known after the first call."""
+        return self._twin is not None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits (N, K) in float32 by the fast path, with gradients for `x`."""
+        if not self._checked and len(x) > 0:
+            self._check(x[:_PROBES].detach())
+        self.passes.forward += len(x)
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
+            if self._twin is None:
+                logits: Tensor = self.model(x)
+            else:
+                logits = self._twin(x.contiguous(memory_format=torch.channels_last))
+        return self._counted(logits.float())
+
+    def exact(self, x: Tensor) -> Tensor:
+        """Logits (N, K) of the untouched model in float32, with gradients for `x` where these are enabled."""
+        self.passes.exact += len(x)
+        with torch.autocast(x.device.type, enabled=False):
+            logits: Tensor = self.model(x)
+        return self._counted(logits.float())
+
+    def _counted(self, logits: Tensor) -> Tensor:
+        if logits.requires_grad:
+            logits.register_hook(self._count_backward)  # type: ignore[no-untyped-call]
+        return logits
+
+    def _count_backward(self, gradient: Tensor) -> None:
+        self.passes.backward += len(gradient)
+
+    @torch.no_grad()
+    def _check(self, x: Tensor) -> None:
+        """Keep the twin only if it computes the same function; then give it its precision."""
+        self._checked = True
+        if self._twin is None:
+            return
+        with torch.autocast(x.device.type, enabled=False):
+            found, expected = self._twin(x.contiguous(memory_format=torch.channels_last)), self.exact(x)
+        if not torch.allclose(found, expected, rtol=0, atol=_TOLERANCE * float(expected.abs().max())):
+            self._twin = None
+        elif self.precision == "bf16":
+            _halve(self._twin)
+
+
+class _Tracer(fx.Tracer):
+    """Follows `forward` down to layers; activations and convolutions of our own are layers as well."""
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return isinstance(m, Activation | nn.Conv2d) or super().is_leaf_module(m, module_qualified_name)
+
+
+def _twin(model: nn.Module) -> fx.GraphModule | None:
+    """A folded copy of the model, or None where its `forward` cannot be followed."""
+    try:
+        twin = copy.deepcopy(model).eval().requires_grad_(False)
+        graph = _Tracer().trace(twin)
+    except Exception:  # copying and tracing run code of the network, which may fail in any way
+        return None
+    if any(node.op == "get_attr" and str(node.target).startswith("_tensor_constant") for node in graph.nodes):
+        return None  # a tensor made during tracing: perhaps a random one, which would be frozen
+    return _fold(fx.GraphModule(twin, graph)).to(memory_format=torch.channels_last)
+
+
+def _fold(net: fx.GraphModule) -> fx.GraphModule:
+    """Fold each BatchNorm into the convolution before it, where that one has no other use."""
+    calls = Counter(node.target for node in net.graph.nodes if node.op == "call_module")
+    for node in list(net.graph.nodes):
+        norm = _layer(net, node)
+        if type(norm) is not nn.BatchNorm2d or norm.running_mean is None:
+            continue
+        source = node.args[0]
+        conv = _layer(net, source)
+        if not isinstance(conv, nn.Conv2d) or calls[source.target] > 1 or len(source.users) > 1:
+            continue
+        fused = fuse_conv_bn_eval(conv, norm).requires_grad_(False)
+        if _equal(fused, conv, norm):
+            net.set_submodule(source.target, fused)
+            node.replace_all_uses_with(source)
+            net.graph.erase_node(node)
+    net.delete_all_unused_submodules()
+    net.recompile()
+    return net
+
+
+def _equal(fused: nn.Conv2d, conv: nn.Conv2d, norm: nn.BatchNorm2d) -> bool:
+    """Whether folding was right; a subclass may do more with its weights than convolve, and so may hooks."""
+    side = max(conv.kernel_size[0] * conv.dilation[0], conv.kernel_size[1] * conv.dilation[1]) + 1
+    x = torch.ones(1, conv.in_channels, side, side, dtype=conv.weight.dtype, device=conv.weight.device)
+    x[..., ::2] = -0.5
+    with torch.no_grad():
+        found, expected = fused(x), norm(conv(x))
+    return torch.allclose(found, expected, rtol=1e-3, atol=_TOLERANCE * float(1 + expected.abs().max()))
+
+
+def _halve(net: fx.GraphModule) -> None:
+    """Store weights in bfloat16 (autocast does the rest), except those that meet images or make logits."""
+    targets = [str(node.target) for node in net.graph.nodes if isinstance(_layer(net, node), nn.Conv2d | nn.Linear)]
+    outer = dict.fromkeys(targets[:1], torch.bfloat16) | dict.fromkeys(targets[-1:], torch.float32)
+    for target in set(targets) - outer.keys():
+        net.get_submodule(target).bfloat16()
+    for target, dtype in outer.items():
+        net.set_submodule(target, _Single(net.get_submodule(target), dtype))
+
+
+class _Single(nn.Module):
+    """Runs a layer in single precision, also under autocast."""
+
+    def __init__(self, layer: nn.Module, out: torch.dtype) -> None:
+        super().__init__()
+        self.layer = layer
+        self.out = out
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.autocast(x.device.type, enabled=False):
+            result: Tensor = self.layer(x.float()).to(self.out)
+        return result
+
+
+def _layer(net: fx.GraphModule, node: Any) -> nn.Module | None:
+    """The module that a node of the graph calls, if it calls one."""
+    return net.get_submodule(str(node.target)) if isinstance(node, fx.Node) and node.op == "call_module" else None

@@ -1,0 +1,74 @@
+"""Tell which of two models is more robust, from their results on the same samples."""
+
+import argparse
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from lightning_paf.evaluation.comparison import Comparison
+
+
+def main(argv: list[str]) -> int:
+    """Print a comparison.
+
+    Args:
+        argv: Options, see `--help`.
+
+    Returns:
+        Exit status 0, whatever the outcome.
+
+    Raises:
+        ValueError: A result is missing, or the two cannot be compared.
+    """
+    options = _parse(argv)
+    from lightning_paf.evaluation.comparison import compare, find_result, load_result
+    from lightning_paf.evaluation.files import explained, write_whole
+
+    paths = find_result(options.a), find_result(options.b)
+    results = load_result(paths[0]), load_result(paths[1])
+    comparison = compare(*results)
+    attack = results[0].attack
+    print(f"A: {paths[0]}\nB: {paths[1]}")
+    print(f"{comparison.samples} samples, {attack.get('norm')} eps {attack.get('eps')}, {attack.get('attack')}\n")
+    _print(comparison)
+    if options.json:
+        content = {"a": str(paths[0]), "b": str(paths[1]), "attack": dict(attack), **comparison.content()}
+        with explained(options.json, "the --json file"):
+            options.json.parent.mkdir(parents=True, exist_ok=True)
+            write_whole(options.json, (json.dumps(content, indent=2) + "\n").encode())
+    return 0
+
+
+def _parse(argv: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser("lightning-paf compare", description=__doc__)
+    parser.add_argument("a", type=Path, metavar="A", help="result file that `test` wrote, or a run folder with one")
+    parser.add_argument("b", type=Path, metavar="B", help="the other one")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers to this file, too")
+    return parser.parse_args(argv)
+
+
+def _print(comparison: "Comparison") -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(highlight=False)
+    accuracies = Table("accuracy, 95 % interval", "A", "B")
+    accuracies.add_row("clean", *map(str, comparison.clean))
+    accuracies.add_row("robust", *map(str, comparison.robust))
+    console.print(accuracies)
+    if comparison.classes:
+        classes = Table("class", "samples", "A robust", "B robust", "A - B", title="Robust accuracy by class")
+        for column in classes.columns:
+            column.justify = "right"
+        for row in comparison.classes:
+            shares = (f"{100 * robust / row.total:.1f} %" for robust in row.robust)
+            classes.add_row(str(row.label), str(row.total), *shares, f"{100 * row.difference:+.1f}")
+        console.print(classes)
+    difference = comparison.difference
+    print(f"\nDifference of robust accuracy, A - B: {difference}")
+    print(f"Disputed samples: {difference.only_first} only A withstands, {difference.only_second} only B")
+    print(f"McNemar's exact test: p = {comparison.p_value:.3g}")
+    for note in comparison.notes:
+        print(f"Note: {note}")
+    print(comparison.verdict)

@@ -1,0 +1,172 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import asdict, replace
+
+import pytest
+
+from lightning_paf.evaluation import lease as lease_file
+from lightning_paf.evaluation.lease import Holder, read_holder, silence, take
+
+LINUX = pytest.mark.skipif(not os.path.exists("/proc/self/stat"), reason="processes are looked up in /proc")  # noqa: PTH110
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "block-00000.lease"
+
+
+def leave(path, **change):
+    """A lease of somebody who does nothing more about it."""
+    path.write_text(json.dumps(asdict(replace(Holder.here(), **change))))
+
+
+def test_only_one_holds_a_lease(path):
+    with take(path, 60) as first:
+        assert first.is_ours()
+        assert take(path, 60) is None
+    assert list(path.parent.iterdir()) == []
+    with take(path, 60):
+        pass
+
+
+def test_of_many_at_once_one_gets_it(path):
+    barrier, taken = threading.Barrier(8), []
+
+    def compete():
+        barrier.wait()
+        taken.append(take(path, 60))
+
+    threads = [threading.Thread(target=compete) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sum(lease is not None for lease in taken) == 1
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+def test_an_error_gives_the_lease_back(path, error):
+    with pytest.raises(error), take(path, 60):
+        raise error
+    assert not path.exists()
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("lease")]
+
+
+def test_a_silent_holder_elsewhere_is_relieved_after_the_time_out(path):
+    leave(path, system="another machine")
+    assert take(path, 60) is None
+    os.utime(path, (time.time() - 61, time.time() - 61))
+    with take(path, 60) as lease:
+        assert lease.is_ours()
+    assert list(path.parent.iterdir()) == []
+
+
+def test_time_is_told_by_the_folder_not_by_this_machine(path, monkeypatch):
+    leave(path, system="another machine")
+    monkeypatch.setattr(time, "time", lambda: 0.0)
+    assert silence(path) < 5
+    assert take(path, 60) is None
+    assert [file.name for file in path.parent.iterdir()] == [path.name]
+
+
+def test_signs_of_life_keep_a_lease(path):
+    with take(path, 1.0):
+        time.sleep(1.5)
+        assert silence(path) < 1.0
+        assert take(path, 1.0) is None
+
+
+@LINUX
+def test_a_dead_process_of_this_machine_is_relieved_at_once(path):
+    process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    leave(path, pid=process.pid, started=lease_file._start_of(process.pid))
+    assert take(path, 60) is None
+    process.send_signal(signal.SIGKILL)
+    os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)  # dead, but nobody has asked for its status
+    with take(path, 60) as lease:
+        assert lease.is_ours()
+    process.communicate()
+    leave(path, pid=process.pid, started="1")
+    with take(path, 60):
+        pass
+
+
+@LINUX
+def test_a_process_that_got_the_number_of_a_dead_one_is_another(path):
+    leave(path, started=str(int(Holder.here().started) - 1))
+    assert take(path, 60) is not None
+
+
+def test_where_processes_cannot_be_looked_up_the_time_out_decides(path, monkeypatch):
+    monkeypatch.setattr(lease_file, "_system", lambda: "")
+    monkeypatch.setattr(lease_file, "_start_of", lambda pid: "")
+    leave(path, pid=2**22)
+    assert take(path, 60) is None
+    os.utime(path, (time.time() - 61, time.time() - 61))
+    assert take(path, 60) is not None
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "7", '{"pid": 3}'])
+def test_an_unreadable_lease_lasts_until_the_time_out(path, content):
+    path.write_text(content)
+    assert read_holder(path) is None
+    assert take(path, 60) is None
+    os.utime(path, (0, 0))
+    assert take(path, 60) is not None
+
+
+def test_who_lost_the_lease_leaves_that_of_the_next_alone(path):
+    with take(path, 0.2) as first:
+        leave(path)  # taken over, say after a long pause
+        stamp = path.stat().st_mtime_ns
+        time.sleep(0.2)
+        assert path.stat().st_mtime_ns == stamp, "a sign of life for somebody else"
+        assert not first.is_ours()
+    assert path.exists()
+
+
+def test_a_fresh_lease_in_place_of_the_stale_one_is_put_back(path, monkeypatch):
+    leave(path, system="another machine")
+    os.utime(path, (0, 0))
+    is_stale = lease_file._is_stale
+
+    def overtaken(path, timeout):
+        stale = is_stale(path, timeout)
+        leave(path, pid=1)  # by a process that was faster
+        return stale
+
+    monkeypatch.setattr(lease_file, "_is_stale", overtaken)
+    assert take(path, 60) is None
+    assert read_holder(path).pid == 1
+    assert [file.name for file in path.parent.iterdir()] == [path.name]
+
+
+def test_a_lease_that_is_given_back_while_we_look_is_left_for_the_next_look(path, monkeypatch):
+    leave(path)
+    monkeypatch.setattr(lease_file, "_is_stale", lambda path, timeout: path.unlink() or True)
+    assert take(path, 60) is None
+    monkeypatch.undo()
+    assert take(path, 60) is not None
+
+
+def test_a_lease_never_exists_without_its_holder(path, monkeypatch):
+    """Killed at any moment, a process leaves a lease that says so, or none."""
+    link, seen = os.link, []
+
+    def look(source, target):
+        seen.append((target.exists(), read_holder(source)))
+        link(source, target)
+        seen.append((target.exists(), read_holder(target)))
+
+    monkeypatch.setattr(os, "link", look)
+    lease = take(path, 60)
+    assert seen == [(False, lease.holder), (True, lease.holder)]
+
+
+def test_a_holder_is_named_for_people():
+    assert str(Holder("box", 12, "", "", "")) == "process 12 on box"

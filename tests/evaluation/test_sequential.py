@@ -1,0 +1,227 @@
+"""The interval holds at all times together, in simulations and at the ends where it is known exactly."""
+
+import math
+from functools import cache
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.stats import betabinom, hypergeom
+
+from lightning_paf.evaluation import exact_accuracy, sequential
+from lightning_paf.evaluation.sequential import (
+    AnyOf,
+    ConfidenceSequence,
+    Decide,
+    HalfWidth,
+    Interval,
+    StopRule,
+    TimeLimit,
+    anytime_interval,
+)
+
+interval_of = cache(anytime_interval)
+counts = st.integers(1, 60).flatmap(
+    lambda total: st.integers(0, total).flatmap(
+        lambda judged: st.tuples(st.integers(0, judged), st.just(judged), st.just(total))
+    )
+)
+
+
+@settings(deadline=None, max_examples=60)
+@given(counts, st.sampled_from([0.5, 0.95, 0.99]))
+def test_it_is_the_set_that_the_ratio_of_prior_and_posterior_leaves(count, confidence):
+    correct, judged, total = count
+    successes = np.arange(total + 1)
+    prior = betabinom(total, 1, 1).pmf(successes)
+    likelihood = hypergeom(total, successes, judged).pmf(correct)
+    posterior = prior * likelihood / (prior * likelihood).sum()
+    with np.errstate(divide="ignore"):
+        kept = successes[prior / posterior < (1 + 1e-9) / (1 - confidence)] / total
+    interval = anytime_interval(*count, confidence)
+    assert (interval.low, interval.high) == (kept[0], kept[-1])
+
+
+@settings(deadline=None, max_examples=60)
+@given(counts)
+def test_it_holds_the_accuracy_so_far_and_nothing_that_was_ruled_out(count):
+    correct, judged, total = count
+    interval = anytime_interval(*count)
+    assert correct / total <= interval.low <= interval.high <= (total - judged + correct) / total
+    if judged:
+        nearest = round(correct / judged * total)
+        assert interval.low <= nearest / total <= interval.high
+
+
+def test_the_mirror_image_has_the_mirrored_interval():
+    one, other = anytime_interval(13, 40, 200), anytime_interval(27, 40, 200)
+    assert math.isclose(one.low, 1 - other.high)
+    assert math.isclose(one.high, 1 - other.low)
+
+
+@pytest.mark.parametrize("correct", [0, 1, 77, 299, 300])
+def test_all_samples_leave_no_doubt(correct):
+    assert anytime_interval(correct, 300, 300) == Interval(correct / 300, correct / 300)
+
+
+def test_no_sample_says_nothing():
+    assert anytime_interval(0, 0, 300) == Interval(0, 1)
+
+
+@pytest.mark.parametrize("truth", [3, 75, 150, 183, 297])
+def test_not_more_than_one_path_in_twenty_ever_misses_the_truth(truth):
+    total, paths = 300, 400
+    rng = np.random.default_rng(truth)
+    population = np.arange(total) < truth
+    missed = 0
+    for _ in range(paths):
+        correct = np.cumsum(rng.permutation(population))
+        intervals = [interval_of(int(correct[n - 1]), n, total) for n in range(1, total + 1)]
+        missed += not all(truth / total in interval for interval in intervals)
+    assert missed / paths <= 0.05 + 2 * math.sqrt(0.05 * 0.95 / paths)
+
+
+def test_looking_often_at_fixed_intervals_would_miss_far_more():
+    """The test above can fail: what it tests is not true of intervals for one number of samples."""
+    rng = np.random.default_rng(0)
+    fixed = cache(exact_accuracy)
+    missed = 0
+    for _ in range(60):
+        correct = np.cumsum(rng.random(300) < 0.5)
+        looks = [fixed(int(correct[n - 1]), n) for n in range(15, 301, 15)]
+        missed += not all(look.low <= 0.5 <= look.high for look in looks)
+    assert missed > 6  # 5 % would be 3
+
+
+@pytest.mark.parametrize(("judged", "factor"), [(50, 1.8), (200, 1.8), (1000, 1.8), (5000, 1.4)])
+def test_it_costs_less_than_twice_the_width_of_a_fixed_interval(judged, factor):
+    anytime, fixed = anytime_interval(int(0.61 * judged), judged, 10_000), exact_accuracy(int(0.61 * judged), judged)
+    ratio = (anytime.high - anytime.low) / (fixed.high - fixed.low)
+    assert 1 < ratio < factor
+
+
+def test_drawing_without_replacement_is_made_use_of():
+    assert anytime_interval(550, 900, 1000).half_width < 0.4 * anytime_interval(550, 900, 10**6).half_width
+
+
+def test_the_sequence_never_grows_and_ends_exactly():
+    rng = np.random.default_rng(3)
+    outcomes = rng.permutation(np.arange(200) < 120)
+    sequence = ConfidenceSequence(200)
+    last = Interval(0, 1)
+    for n in range(10, 201, 10):
+        interval = sequence.update(int(outcomes[:n].sum()), n)
+        assert last.low <= interval.low <= interval.high <= last.high
+        assert interval.half_width <= anytime_interval(int(outcomes[:n].sum()), n, 200).half_width
+        last = interval
+    assert last == Interval(0.6, 0.6)
+
+
+def test_a_sequence_that_has_missed_starts_anew():
+    sequence = ConfidenceSequence(1000)
+    sequence.update(100, 100)
+    after = sequence.update(100, 500)  # no random order does this
+    assert after == anytime_interval(100, 500, 1000)
+
+
+def test_intervals_read_as_a_person_writes_them():
+    assert str(Interval(0.584, 0.645)) == "[58.4, 64.5] %"
+
+
+@pytest.mark.parametrize("count", [(3, 2, 10), (-1, 2, 10), (1, 11, 10), (0, 0, 0)])
+def test_impossible_counts_are_refused(count):
+    with pytest.raises(ValueError, match="correct <= judged <= total"):
+        anytime_interval(*count)
+
+
+@pytest.mark.parametrize("confidence", [0, 1, 95])
+def test_impossible_confidences_are_refused(confidence):
+    with pytest.raises(ValueError, match="between 0 and 1"):
+        anytime_interval(1, 2, 10, confidence)
+
+
+def rules() -> list[StopRule]:
+    return [HalfWidth(0.05), Decide(0.5), TimeLimit(1e-9), AnyOf([HalfWidth(0.01), Decide(0.5)])]
+
+
+@pytest.mark.parametrize("rule", rules(), ids=lambda rule: type(rule).__name__)
+def test_every_rule_says_why_and_stops_before_the_end(rule):
+    assert not isinstance(rule(0, 0, 1000), str)
+    assert rule(700, 900, 1000)
+    assert len(rule.reason) > 10
+    rule.reset()
+
+
+def test_every_rule_is_tested():
+    named = {value for value in vars(sequential).values() if isinstance(value, type) and issubclass(value, StopRule)}
+    assert named - {StopRule} == {type(rule) for rule in rules()}
+
+
+@pytest.mark.parametrize("rule", [HalfWidth(0.1), Decide(0.5), AnyOf([HalfWidth(0.1), Decide(0.5)])])
+def test_rules_depend_on_the_counts_alone(rule):
+    questions = [(5, 10, 100), (40, 50, 100), (50, 90, 100)]
+    assert [rule(*q) for q in questions] == [rule(*q) for q in questions[::-1]][::-1]
+
+
+def test_half_width_stops_at_its_width():
+    rule = HalfWidth(0.05)
+    stopped = next(n for n in range(10, 1001, 10) if rule(int(0.6 * n), n, 1000))
+    assert anytime_interval(int(0.6 * stopped), stopped, 1000).half_width <= 0.05
+    assert anytime_interval(int(0.6 * (stopped - 10)), stopped - 10, 1000).half_width > 0.05
+
+
+@pytest.mark.parametrize(("truth", "above"), [(0.5, 0.6), (0.6, 0.5)])
+def test_decisions_come_early_and_are_rarely_wrong(truth, above):
+    rng = np.random.default_rng(1)
+    rule, total = Decide(above), 2000
+    needed, wrong = [], 0
+    for _ in range(30):
+        correct = np.cumsum(rng.permutation(np.arange(total) < truth * total))
+        stop = next(n for n in range(20, total + 1, 20) if rule(int(correct[n - 1]), n, total))
+        needed.append(stop)
+        wrong += (correct[stop - 1] / stop > above) != (truth > above)
+    assert wrong <= 3
+    assert np.mean(needed) < 450
+
+
+def test_the_clock_starts_at_the_first_question(monkeypatch):
+    now = [1000.0]
+    monkeypatch.setattr(sequential.time, "monotonic", lambda: now[0])
+    rule = TimeLimit(minutes=2)
+    now[0] = 5000.0
+    assert not rule(1, 2, 10)
+    now[0] += 119
+    assert not rule(1, 2, 10)
+    now[0] += 1
+    assert rule(1, 2, 10)
+    rule.reset()
+    assert not rule(1, 2, 10)
+
+
+def test_any_of_asks_every_rule_each_time_and_passes_reset_on(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(sequential.time, "monotonic", lambda: now[0])
+    clock = TimeLimit(1)
+    rule = AnyOf([HalfWidth(0.4), clock])
+    assert rule(50, 100, 1000)  # the first rule is enough, but the clock runs
+    now[0] = 60.0
+    assert clock(0, 1, 1000)
+    rule.reset()
+    assert not clock(0, 1, 1000)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: HalfWidth(0), "half_width must lie between"),
+        (lambda: HalfWidth(1), "0.01 for one percentage point"),
+        (lambda: Decide(55), "Write 0.55 for 55 %"),
+        (lambda: TimeLimit(0), "minutes must be positive"),
+        (lambda: TimeLimit(float("nan")), "minutes must be positive"),
+        (lambda: AnyOf([]), "got no rule"),
+    ],
+)
+def test_rules_that_make_no_sense_are_refused(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()

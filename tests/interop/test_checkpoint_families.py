@@ -1,0 +1,86 @@
+"""A file of every family loads into a fresh network that computes what the original computes."""
+
+import copy
+
+import pytest
+import torch
+from originals import FAMILIES, MEAN, STD, Normalize, resnet, wide, write
+from torch import nn
+
+from lightning_paf.interop import map_keys, read_checkpoint, split_statistics
+from lightning_paf.nets import CifarResNet, TimmNet
+
+
+def fresh(net: nn.Module) -> nn.Module:
+    """The same architecture with other weights; layers that share their parameters still do."""
+    other = copy.deepcopy(net)
+    for tensor in other.state_dict().values():
+        tensor.fill_(0.3 if tensor.is_floating_point() else 0)
+    return other
+
+
+def logits(net: nn.Module) -> torch.Tensor:
+    x = torch.rand(4, 3, 32, 32, generator=torch.Generator().manual_seed(3))
+    with torch.no_grad():
+        return net.eval()(x)
+
+
+def load(path, net: nn.Module) -> nn.Module:
+    tensors, _ = split_statistics(read_checkpoint(path).choose().tensors)
+    net.load_state_dict(map_keys(tensors, net).state)
+    return net
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_logits_of_every_family_are_those_of_the_original(name, tmp_path):
+    original = write(tmp_path / "weights.pt", name)
+    loaded = fresh(original)
+    assert not torch.allclose(logits(loaded), logits(original), atol=1e-3)
+    torch.testing.assert_close(logits(load(tmp_path / "weights.pt", loaded)), logits(original), atol=1e-6, rtol=1e-6)
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_sequential_with_a_normalisation_gives_its_statistics(wrapped, tmp_path):
+    original = nn.Sequential(Normalize(MEAN, STD), resnet()).eval()
+    torch.save((nn.DataParallel(original) if wrapped else original).state_dict(), tmp_path / "weights.pt")
+    tensors, statistics = split_statistics(read_checkpoint(tmp_path / "weights.pt").choose().tensors)
+    assert statistics.mean == pytest.approx(MEAN)
+    assert statistics.std == pytest.approx(STD)
+    assert set(map_keys(tensors, resnet()).state) == set(resnet().state_dict())
+
+
+def test_timm_networks_load_the_keys_of_timm(tmp_path):
+    import timm
+
+    original = timm.create_model("resnet18", num_classes=10).eval()
+    torch.save({"state_dict": original.state_dict()}, tmp_path / "weights.pth")
+    loaded = load(tmp_path / "weights.pth", TimmNet("resnet18", num_classes=10))
+    torch.testing.assert_close(logits(loaded), logits(original), atol=1e-6, rtol=1e-6)
+
+
+def test_the_checkpoint_of_the_autoattack_package_computes_what_its_own_class_computes():
+    package = pytest.importorskip("pyautoattack")
+    import importlib.util
+    from pathlib import Path
+
+    examples = Path(package.__file__).parent / "examples"
+    if not (examples / "model_test.pt").exists():
+        pytest.skip("this release ships no checkpoint")
+    found = importlib.util.spec_from_file_location("their_resnet", examples / "resnet.py")
+    theirs = importlib.util.module_from_spec(found)
+    found.loader.exec_module(theirs)
+    original = theirs.ResNet18()
+    original.load_state_dict(torch.load(examples / "model_test.pt", map_location="cpu", weights_only=True))
+    ours = load(examples / "model_test.pt", CifarResNet())
+    torch.testing.assert_close(logits(ours), logits(original), atol=1e-6, rtol=1e-6)
+
+
+@pytest.mark.parametrize(("head", "make"), [("linear", resnet), ("classifier", wide)])
+def test_only_known_names_of_the_head_are_translated(head, make, tmp_path):
+    net = make()
+    state = {key.replace("fc.", f"{head}."): value for key, value in net.state_dict().items()}
+    if head == "linear":
+        torch.testing.assert_close(map_keys(state, net).state["fc.weight"], net.fc.weight.data)
+    else:
+        with pytest.raises(ValueError, match=r"2 missing in the file: fc\.weight, fc\.bias"):
+            map_keys(state, net)

@@ -1,0 +1,57 @@
+"""The ONNX file computes what the model computes, for any number of images."""
+
+import pytest
+import torch
+from originals import MEAN, STD, randomised
+from stand_ins import TinyNet, images, tiny_classifier
+
+from lightning_paf.interop import NormalizedNet, onnx_model
+from lightning_paf.interop.onnx_model import OnnxModel, save_onnx
+from lightning_paf.nn.activations import PSSiLU
+from lightning_paf.nn.classifier import Classifier
+from lightning_paf.nn.swap import swap_activations
+from lightning_paf.specs import dataset_spec
+
+for package in ("onnx", "onnxscript", "onnxruntime"):
+    pytest.importorskip(package)
+
+
+def network(normalised: bool) -> Classifier:
+    net = TinyNet()
+    swap_activations(net, PSSiLU)
+    net = NormalizedNet(net, list(MEAN), list(STD)) if normalised else net
+    return Classifier(randomised(net), dataset_spec("cifar10"), normalize=not normalised)
+
+
+@pytest.mark.parametrize("normalised", [False, True])
+def test_logits_are_equal_for_any_number_of_images(tmp_path, normalised):
+    model = network(normalised)
+    save_onnx(model, torch.rand(2, 3, 8, 8), tmp_path / "model.onnx")
+    session = OnnxModel(tmp_path / "model.onnx")
+    for n in (1, 2, 7):
+        x, _ = images(n)
+        torch.testing.assert_close(session(x), model(x).detach(), atol=1e-5, rtol=1e-5)
+
+
+def test_the_model_is_left_as_found(tmp_path):
+    model = tiny_classifier().train()
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    save_onnx(model, torch.rand(2, 3, 8, 8), tmp_path / "model.onnx")
+    assert model.training
+    assert all(parameter.requires_grad for parameter in model.parameters())
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+
+
+def test_missing_packages_are_named(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "onnxscript" else object())
+    with pytest.raises(ValueError, match=r"need onnxscript, not installed here.*lightning-paf\[export\]"):
+        onnx_model.require_onnx()
+
+
+def test_what_onnx_cannot_say_is_refused(tmp_path):
+    class Odd(torch.nn.Module):
+        def forward(self, x):
+            return x.flatten(1)[:, :10] * (2.0 if x.sum().item() > 0 else 1.0)
+
+    with pytest.raises(ValueError, match=r"Odd does something that ONNX cannot say.*--formats"):
+        save_onnx(Odd(), torch.rand(2, 3, 8, 8), tmp_path / "model.onnx")

@@ -1,0 +1,97 @@
+import argparse
+import json
+from fractions import Fraction
+
+import pytest
+from cli_runs import status, write_experiment
+
+from lightning_paf.attacks import Attack
+from lightning_paf.tools import curve
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("curve")
+    assert status("fit", "-c", write_experiment(folder), "--run", folder / "run") == 0
+    return folder / "run" / "checkpoints" / "last.ckpt"
+
+
+def run(checkpoint, *options):
+    return status("curve", "--ckpt", checkpoint, "--device", "cpu", "--steps", "5", *options)
+
+
+@pytest.mark.parametrize("method", ["bisection", "minimum-norm"])
+def test_it_writes_table_picture_and_numbers(checkpoint, method, tmp_path, capsys):
+    out = tmp_path / "new"
+    assert run(checkpoint, "--grid", "0,2/255,8/255,32/255", "--method", method, "--out", out) == 0
+    assert sorted(file.name for file in out.iterdir()) == ["curve_linf.json", "curve_linf.png"]
+    content = json.loads((out / "curve_linf.json").read_text())
+    assert [point["eps"] for point in content["points"]] == ["0", "2/255", "8/255", "32/255"]
+    accuracies = [point["accuracy"] for point in content["points"]]
+    assert accuracies == sorted(accuracies, reverse=True)
+    assert content["points"][0]["total"] == len(content["ids"]) == 22
+    assert content["search"]["method"] == method
+    assert content["check"]["robust_at_one"] == 0
+    printed = capsys.readouterr().out
+    assert "32/255" in printed
+    assert "Withstand eps 1 (0 expected): 0 of 22" in printed
+    assert "ALARM" not in printed
+
+
+def test_by_default_it_covers_twice_the_eps_of_the_training_and_lies_in_the_run(checkpoint):
+    assert run(checkpoint, "--examples", "4") == 0
+    content = json.loads((checkpoint.parent.parent / "curve" / "curve_linf.json").read_text())
+    assert [point["eps"] for point in content["points"]] == [
+        f"{n}/255" if n else "0" for n in (0, 2, 4, 6, 8, 10, 12, 16)
+    ]
+    assert content["points"][0]["total"] == 4
+
+
+def test_another_norm(checkpoint, tmp_path):
+    assert run(checkpoint, "--norm", "l2", "--examples", "4", "--grid", "0.1,0.5", "--out", tmp_path) == 0
+    content = json.loads((tmp_path / "curve_l2.json").read_text())
+    assert content["norm"] == "l2"
+    assert content["check"]["robust_at_one"] is None
+
+
+class Idle(Attack):
+    def perturb(self, forward, x, y, loss):
+        return x
+
+
+def test_an_attack_that_finds_nothing_raises_the_alarm(checkpoint, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(curve, "_attack_at", lambda norm, *_: lambda eps: Idle(eps, norm=norm))
+    assert run(checkpoint, "--grid", "8/255", "--out", tmp_path) == 1
+    printed = capsys.readouterr().out
+    assert "ALARM: " in printed
+    assert "withstand eps 1" in printed
+    assert json.loads((tmp_path / "curve_linf.json").read_text())["check"]["alarms"]
+
+
+def test_grids_are_fractions():
+    assert curve._grid("0, 2/255,0.5") == [Fraction(2, 255), Fraction(1, 2)]
+    assert curve._grid("8/255") == [Fraction(8, 255)]
+
+
+@pytest.mark.parametrize("text", ["", "a", "1/0", "0.1;0.2"])
+def test_what_is_no_grid_is_refused(text):
+    with pytest.raises(argparse.ArgumentTypeError, match="no list of numbers"):
+        curve._grid(text)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--examples", "0"], "examples must be at least 1"),
+        (["--steps", "0"], "steps must be at least 1"),
+        (["--batch_size", "0"], "batch_size must be at least 1"),
+    ],
+)
+def test_bad_options_are_refused(checkpoint, options, message, capsys):
+    assert status("curve", "--ckpt", checkpoint, *options) == 1
+    assert message in capsys.readouterr().err
+
+
+def test_a_grid_that_falls_is_refused(checkpoint, capsys):
+    assert run(checkpoint, "--grid", "0.2,0.1") == 1
+    assert "must increase" in capsys.readouterr().err
