@@ -24,8 +24,8 @@ _TILES = 5  # the l2 start has 5 x 5 of them
 _LOOK_EVERY = 10
 """Queries between two looks at what was found, on devices where looking makes the host wait."""
 
-_MOST = 0.9
-"""Share of the batch above which all of it is queried rather than the rows that need it."""
+_PARTS = 4
+"""A batch is queried whole or without some quarters: CPU kernels are prepared anew for every batch size they meet."""
 
 _SMALL = 64
 """Numbers in a window up to which a proposal may well be what is there already."""
@@ -121,11 +121,13 @@ def _margins(forward: Forward, walk: "_Walk", y: Tensor) -> Tensor:
     The latter pays off where they are many, as they are on grey images, and on the host, which knows their number.
     """
     changed = walk.really_changed() if walk.images.is_cpu else None
-    rows = y if changed is None else changed.nonzero().squeeze(1)
-    if len(rows) > _MOST * len(y):
+    part = -(-len(y) // _PARTS)
+    count = len(y) if changed is None else -(-int(changed.sum()) // part) * part
+    if changed is None or count >= len(y):
         return margin(forward(walk.images), y)
     found = torch.full_like(walk.images[:, 0, 0, 0], -torch.inf)
-    if len(rows):
+    if count:
+        rows = changed.argsort(descending=True)[:count]
         found[rows] = margin(forward(walk.images[rows]), y[rows])
     return found
 

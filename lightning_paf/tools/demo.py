@@ -3,6 +3,7 @@
 import argparse
 import json
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 
 ATTACKS = 4
 """Sub-attacks of standard AutoAttack; each prints a line when it is done."""
+
+ATTACK_DONE = re.compile(r", (apgd-ce|apgd-t|fab-t|square): ")
 
 ACTIVATIONS = {"ReLU": "relu", "SiLU": "silu", "PSSiLU": "pssilu"}
 
@@ -104,9 +107,7 @@ def _judge(runs: list[Path]) -> list[float]:
         while waiting:
             time.sleep(0.5)
             for run, process in list(waiting.items()):
-                lines = [
-                    line for line in (run / "test.log").read_text().splitlines() if " (" in line and ": robust" in line
-                ]
+                lines = [line for line in (run / "test.log").read_text().splitlines() if ATTACK_DONE.search(line)]
                 note = f"{run.name}: {lines[-1]}" if lines else f"{run.name}: starting"
                 progress.update(bars[run], completed=len(lines), description=note)
                 if process.poll() is not None:

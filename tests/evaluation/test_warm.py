@@ -1,0 +1,108 @@
+"""A check that begins where the last one ended finds what a cold one finds, for less."""
+
+import numpy as np
+import pytest
+import torch
+from stand_ins import TinyNet
+from torch import Tensor, nn
+
+from lightning_paf.attacks import APGD, PGD, AutoAttack
+from lightning_paf.evaluation import Samples, Verdict
+from lightning_paf.evaluation.warm import WarmCheck
+
+EPS = 0.057  # no sample lies within rounding of it
+
+
+class Threshold(nn.Module):
+    """Class 1 where the mean pixel is above a level: broken under linf eps exactly within eps of it."""
+
+    def __init__(self, level: float = 0.5) -> None:
+        super().__init__()
+        self.level = level
+
+    def forward(self, x: Tensor) -> Tensor:
+        mean = x.mean((1, 2, 3)) - self.level
+        return torch.stack([-mean, mean], 1) * 10
+
+
+def samples() -> tuple[Tensor, Tensor]:
+    levels = torch.linspace(0.1, 0.9, 41)
+    return levels.view(-1, 1, 1, 1).expand(-1, 1, 4, 4).clone(), (levels > 0.5).long()
+
+
+def truth(model: Threshold, x: Tensor, y: Tensor) -> list[int]:
+    level = x.mean((1, 2, 3))
+    verdicts = torch.where((level - model.level).abs() < EPS, Verdict.BROKEN, Verdict.ROBUST)
+    verdicts[(level > model.level).long() != y] = Verdict.CLEAN_ERROR
+    return verdicts.tolist()
+
+
+def verdicts(result, n: int) -> list[int]:
+    found = np.zeros(n, np.uint8)
+    found[result.ids] = result.verdicts
+    return found.tolist()
+
+
+def test_a_warm_check_finds_the_truth_as_the_network_moves():
+    x, y = samples()
+    check = WarmCheck(APGD(EPS, steps=20), steps=5, block_size=7)
+    for number, level in enumerate((0.5, 0.505, 0.495, 0.52)):
+        model = Threshold(level)
+        result = check.run(model, Samples.of(x, y))
+        assert verdicts(result, len(y)) == truth(model, x, y)
+        assert result.cold == (number == 0)
+
+
+def test_what_fooled_the_last_network_is_replayed_and_saves_passes():
+    x, y = samples()
+    check = WarmCheck(APGD(EPS, steps=20), steps=5)
+    cold, warm = (check.run(Threshold(), Samples.of(x, y)) for _ in range(2))
+    assert cold.replayed == 0
+    assert warm.replayed == int((cold.verdicts == Verdict.BROKEN).sum()) > 0
+    assert warm.passes < 0.5 * cold.passes
+
+
+def test_a_stop_rule_ends_a_check_after_a_block():
+    x, y = samples()
+    asked = []
+
+    def stop(robust: int, judged: int, total: int) -> bool:
+        asked.append((robust, judged, total))
+        return judged >= 14
+
+    result = WarmCheck(APGD(EPS, steps=5), block_size=7).run(Threshold(), Samples.of(x, y), stop)
+    assert [judged for _, judged, _ in asked] == [7, 14]
+    assert len(result.ids) == 14
+    assert asked[-1][0] == result.robust
+
+
+def test_the_memory_survives_a_checkpoint():
+    x, y = samples()
+    first = WarmCheck(APGD(EPS, steps=20), steps=5)
+    first.run(Threshold(), Samples.of(x, y))
+    second = WarmCheck(APGD(EPS, steps=20), steps=5)
+    second.load_state_dict(first.state_dict())
+    a, b = (check.run(Threshold(0.505), Samples.of(x, y)) for check in (first, second))
+    assert not b.cold
+    assert (a.passes, a.replayed) == (b.passes, b.replayed)
+
+
+def test_the_model_is_left_alone():
+    torch.manual_seed(0)
+    model = TinyNet().train()
+    x = torch.rand(12, 3, 8, 8)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    WarmCheck(APGD(EPS, steps=3)).run(model, Samples.of(x, torch.arange(12) % 10))
+    assert model.training
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize("attack", [PGD(EPS), AutoAttack(EPS)])
+def test_attacks_without_starts_are_refused(attack):
+    with pytest.raises(ValueError, match="only APGD can"):
+        WarmCheck(attack)
+
+
+def test_no_steps_are_refused():
+    with pytest.raises(ValueError, match="steps=0"):
+        WarmCheck(APGD(EPS), steps=0)
