@@ -47,7 +47,8 @@ def _misled(model: nn.Module, logits_of: Callable[[Tensor], Tensor], x: Tensor, 
     with frozen(model):
         for rows in torch.split(misled.nonzero().squeeze(1), _AT_ONCE):
             if len(rows):
-                misled[rows] = logits_of(x_adv[rows]).argmax(dim=1) != y[rows]
+                logits = logits_of(x_adv[rows])
+                misled[rows] = (logits.argmax(dim=1) != y[rows]) | ~logits.isfinite().all(dim=1)
     return misled
 
 

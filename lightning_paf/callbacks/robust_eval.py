@@ -183,6 +183,8 @@ class RobustEval(Callback):
 
     def _check(self, trainer: Trainer, model: nn.Module, samples: Samples) -> None:
         """Judge in memory; subclasses may do it in another way."""
+        if len(samples) == 0:
+            return  # a rank whose samples all lie beyond `max_examples`
         judgement = self._judge(model, samples, MemoryLedger())
         self._verdicts[torch.from_numpy(judgement.ids)] = torch.from_numpy(judgement.verdicts).int()
 

@@ -140,10 +140,20 @@ def _read_safetensors(path: Path) -> CheckpointFile:
         raise ValueError(f"A checkpoint holds tensors, but {path} holds none. Pass another file.")
     # `safetensors.torch.save_model` keeps one of several names of a tensor, and notes which name stands for which.
     tensors |= {alias: tensors[kept] for alias, kept in notes.items() if kept in tensors and alias not in tensors}
-    statistics = None
-    if {"mean", "std"} <= notes.keys():
-        statistics = Statistics(*(tuple(map(float, json.loads(notes[name]))) for name in ("mean", "std")))
-    return CheckpointFile(path, (WeightSet("", False, tensors),), statistics=statistics)
+    return CheckpointFile(path, (WeightSet("", False, tensors),), statistics=_noted_statistics(notes, path))
+
+
+def _noted_statistics(notes: Mapping[str, str], path: Path) -> Statistics | None:
+    """The normalisation that `export` notes in a file's metadata."""
+    if not {"mean", "std"} <= notes.keys():
+        return None
+    try:
+        return Statistics(*(tuple(map(float, json.loads(notes[name]))) for name in ("mean", "std")))
+    except (ValueError, TypeError) as error:
+        raise ValueError(
+            f"{path} notes a normalisation that is no list of numbers: mean {notes['mean']}, std {notes['std']}. "
+            "Remove the note, and pass --mean and --std."
+        ) from error
 
 
 def _weight_sets(content: Mapping[str, Any]) -> tuple[WeightSet, ...]:

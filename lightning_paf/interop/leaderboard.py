@@ -78,6 +78,6 @@ def _footnote(data: Mapping[str, Any], result: EvaluationResult | None) -> str:
     notes = []
     if data.get("synthetic"):
         notes.append("It uses additional synthetic images in training.")
-    if result is not None and result.judged != STANDARD_TEST_SETS.get(data["dataset"], result.judged):
-        notes.append(f"Accuracies on {result.judged} test images only.")
+    if result is not None and result.judged != STANDARD_TEST_SETS.get(data["dataset"]):
+        notes.append(f"Accuracies on {result.judged} test images.")
     return " ".join(notes)

@@ -106,7 +106,7 @@ class SearchModel(nn.Module):
             return
         with torch.autocast(x.device.type, enabled=False):
             found, expected = self._twin(x.contiguous(memory_format=torch.channels_last)), self.exact(x)
-        if not torch.allclose(found, expected, rtol=0, atol=_TOLERANCE * float(expected.abs().max())):
+        if not _close(found, expected, rtol=0.0, least=0.0):
             self._twin = None
         elif self.precision == "bf16":
             _halve(self._twin)
@@ -159,7 +159,13 @@ def _equal(fused: nn.Conv2d, conv: nn.Conv2d, norm: nn.BatchNorm2d) -> bool:
     x[..., ::2] = -0.5
     with torch.no_grad():
         found, expected = fused(x), norm(conv(x))
-    return torch.allclose(found, expected, rtol=1e-3, atol=_TOLERANCE * float(1 + expected.abs().max()))
+    return _close(found, expected, rtol=1e-3, least=1.0)
+
+
+def _close(found: Tensor, expected: Tensor, rtol: float, least: float) -> bool:
+    """Whether outputs agree up to rounding; where one is not finite, the other must be the same."""
+    scale = float(expected.nan_to_num(0.0, 0.0, 0.0).abs().max())
+    return torch.allclose(found, expected, rtol=rtol, atol=_TOLERANCE * (least + scale), equal_nan=True)
 
 
 def _halve(net: fx.GraphModule) -> None:

@@ -133,6 +133,15 @@ def test_damaged_safetensors_are_refused(tmp_path):
         read_checkpoint(tmp_path / "weights.safetensors")
 
 
+@pytest.mark.parametrize("mean", ["grey", "0.5", "[[1]]"])
+def test_a_note_that_is_no_normalisation_is_refused(tmp_path, mean):
+    from safetensors.torch import save_file
+
+    save_file({"a": torch.ones(1)}, tmp_path / "weights.safetensors", metadata={"mean": mean, "std": "[1]"})
+    with pytest.raises(ValueError, match="no list of numbers"):
+        read_checkpoint(tmp_path / "weights.safetensors")
+
+
 def test_a_set_of_weights_is_that_of_its_name(tmp_path):
     net = dm_wide()
     file = saved(tmp_path, {"net": shifted(net.state_dict()), "ema": net.state_dict()})

@@ -65,12 +65,13 @@ def test_only_standard_autoattack_counts(other):
 def test_a_part_of_the_test_set_and_synthetic_images_are_said():
     config = {**CONFIG, "data": {"dataset": "cifar10", "synthetic": ["pool.npz"]}}
     footnote = model_info(config, result(judged=1000))[0]["footnote"]
-    assert footnote == "It uses additional synthetic images in training. Accuracies on 1000 test images only."
+    assert footnote == "It uses additional synthetic images in training. Accuracies on 1000 test images."
 
 
 def test_other_data_are_not_of_the_leaderboard():
     entry, missing = model_info({**CONFIG, "data": {"dataset": "npz"}}, result(judged=50))
     assert entry["dataset"] == ""
+    assert entry["footnote"] == "Accuracies on 50 test images."
     assert "dataset" in missing
 
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from originals import MEAN, STD, randomised
-from stand_ins import TinyNet, images, tiny_classifier
+from stand_ins import TinyNet, images
 
 from lightning_paf.interop import NormalizedNet, onnx_model
 from lightning_paf.interop.onnx_model import OnnxModel, save_onnx
@@ -24,22 +24,18 @@ def network(normalised: bool) -> Classifier:
 
 
 @pytest.mark.parametrize("normalised", [False, True])
-def test_logits_are_equal_for_any_number_of_images(tmp_path, normalised):
-    model = network(normalised)
+def test_logits_are_equal_for_any_number_of_images_and_the_model_is_left_as_found(tmp_path, normalised):
+    model = network(normalised).train(normalised)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
     save_onnx(model, torch.rand(2, 3, 8, 8), tmp_path / "model.onnx")
     session = OnnxModel(tmp_path / "model.onnx")
+    assert model.training is normalised
+    assert all(parameter.requires_grad for parameter in model.parameters())
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+    model.eval()
     for n in (1, 2, 7):
         x, _ = images(n)
         torch.testing.assert_close(session(x), model(x).detach(), atol=1e-5, rtol=1e-5)
-
-
-def test_the_model_is_left_as_found(tmp_path):
-    model = tiny_classifier().train()
-    before = {key: value.clone() for key, value in model.state_dict().items()}
-    save_onnx(model, torch.rand(2, 3, 8, 8), tmp_path / "model.onnx")
-    assert model.training
-    assert all(parameter.requires_grad for parameter in model.parameters())
-    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
 
 
 def test_missing_packages_are_named(monkeypatch):

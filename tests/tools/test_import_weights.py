@@ -53,6 +53,9 @@ def test_the_run_computes_what_the_original_computes(folder, capsys):
     original = wide()
     original.load_state_dict({k.removeprefix("module."): v for k, v in torch.load(folder / "weights.pt").items()})
     torch.testing.assert_close(imported(folder)(X), original(X), atol=1e-6, rtol=1e-6)
+    origin = torch.load(folder / "run" / "checkpoints" / "imported.ckpt", weights_only=True)["imported"]
+    assert (origin["file"], origin["averaged"]) == ("weights.pt", False)
+    assert len(origin["sha256"]) == 64
     printed = said(capsys)
     assert "module.block1.layer.0.conv1.weight" in printed
     assert "(16, 16, 3, 3)" in printed
@@ -179,13 +182,6 @@ def test_a_run_is_not_written_over(folder):
     with pytest.raises(ValueError, match="already holds one"):
         import_(folder, "--normalize", "true")
     assert (folder / "run" / "checkpoints" / "imported.ckpt").read_bytes() == before
-
-
-def test_the_checkpoint_says_where_it_came_from(folder):
-    import_(folder)
-    origin = torch.load(folder / "run" / "checkpoints" / "imported.ckpt", weights_only=True)["imported"]
-    assert (origin["file"], origin["averaged"]) == ("weights.pt", False)
-    assert len(origin["sha256"]) == 64
 
 
 def test_help_is_quick_because_nothing_heavy_is_imported():

@@ -6,7 +6,7 @@ from lightning_paf.evaluation.symptoms.patient import Patient
 from lightning_paf.evaluation.symptoms.smoothing import MeasuredGradient, pixel_spread
 from lightning_paf.functional.losses import margin
 
-_QUERIES = 500
+_QUERIES = 300
 _TRANSFER_STEPS = 10
 
 _WHY = "An attack that knows less must not find more: gradients hide the direction in which the model is weak."
