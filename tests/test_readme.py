@@ -6,12 +6,14 @@ import shlex
 import pytest
 from stand_ins import CONFIGS
 
-from lightning_paf.__main__ import main
+from lightning_paf.__main__ import TRAINING, main
 
 ROOT = CONFIGS.parent
 README = (ROOT / "README.md").read_text()
 SHELL = "\n".join(re.findall(r"```bash\n(.*?)```", README, re.DOTALL))
-COMMANDS = [line for line in SHELL.splitlines() if line.startswith("lightning-paf")]
+COMMANDS = [line for line in SHELL.replace("\\\n", " ").splitlines() if line.startswith("lightning-paf")]
+TOOLS = [c for c in COMMANDS if c.split()[1] not in TRAINING]
+COMMANDS = [c for c in COMMANDS if c not in TOOLS]
 
 
 def test_the_readme_has_commands():
@@ -45,6 +47,17 @@ def test_commands_on_a_run_are_accepted(command, tmp_path, monkeypatch, capsys):
         main([*shlex.split(command.replace(f" {place}/", f" {tmp_path / place}/"))[1:], "--print_config"])
     assert stopped.value.code == 0
     assert "class_path" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("command", TOOLS)
+def test_tools_know_the_options(command, capsys):
+    name, *words = shlex.split(command)[1:]
+    with pytest.raises(SystemExit) as stopped:
+        main([name, "--help"])
+    assert stopped.value.code == 0
+    text = capsys.readouterr().out
+    ours = [word for word in words if word.startswith("--") and not word.startswith(("--data.", "--model."))]
+    assert not [word for word in ours if word not in text]
 
 
 @pytest.mark.parametrize("code", re.findall(r"```python\n(.*?)```", README, re.DOTALL))

@@ -17,8 +17,8 @@ _ALPHA_MAX = 0.1  # largest share of the step from the clean image
 _ETA = 1.05  # how far a step goes beyond the linearised boundary
 _BETA = 0.9  # how much of its distance an adversarial point keeps
 
-_LOOK_EVERY = 10
-"""Steps between two looks at what was found, on devices where looking makes the host wait."""
+_PATIENCE = 10
+"""Steps between two looks at what was found, where looking makes the host wait for the device."""
 
 
 class FAB(Attack):
@@ -139,8 +139,7 @@ class _Search:
 
     def run(self, stop_at_success: bool) -> None:
         """Until no lane runs and none waits."""
-        every = 1 if self.clean.is_cpu else next(k for k in range(_LOOK_EVERY, 0, -1) if self.attack.steps % k == 0)
-        tick = 0
+        tick, every = 0, _patience(self.clean, self.attack.steps)
         self._seat(self._next(), keep=[], end=self.attack.steps)
         while len(self.owners):
             for _ in range(every):
@@ -202,13 +201,11 @@ class _Search:
         return torch.lerp(ahead[:, 0], ahead[:, 1], alpha).clamp_(0, 1)
 
     def _keep(self, closer: Tensor, moved: Tensor, sizes: Tensor) -> None:
-        if closer.is_cpu:  # a few rows at most, and asking costs nothing here
-            lanes = closer.nonzero().squeeze(1)
-            if len(lanes):
-                self.nearest[lanes], self.sizes[lanes] = moved[lanes], sizes[lanes]
-        else:
+        if not closer.is_cpu:
             self.nearest = torch.where(closer.unsqueeze(1), moved, self.nearest)
             self.sizes = torch.where(closer, sizes, self.sizes)
+        elif closer.any():  # asking costs nothing here, and few rows change
+            self.nearest[closer], self.sizes[closer] = moved[closer], sizes[closer]
 
     @torch.no_grad()
     def _hits(self) -> Tensor:
@@ -230,6 +227,11 @@ class _Search:
                 self.distances[owner] = size
                 if stop_at_success:
                     self.fallen.add(owner)
+
+
+def _patience(x: Tensor, steps: int) -> int:
+    """Steps between two looks at what was found: lanes end at a look."""
+    return 1 if x.is_cpu else max(k for k in range(1, _PATIENCE + 1) if steps % k == 0)
 
 
 def _lead(logits: Any, pairs: Tensor) -> Tensor:

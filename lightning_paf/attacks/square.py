@@ -21,14 +21,8 @@ _HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
 
 _TILES = 5  # the l2 start has 5 x 5 of them
 
-_LOOK_EVERY = 10
-"""Queries between two looks at what was found, on devices where looking makes the host wait."""
-
-_PARTS = 4
-"""A batch is queried whole or without some quarters: CPU kernels are prepared anew for every batch size they meet."""
-
-_SMALL = 64
-"""Numbers in a window up to which a proposal may well be what is there already."""
+_PATIENCE = 10
+"""Queries between two looks at what was found, where looking makes the host wait for the device."""
 
 
 class Square(Attack):
@@ -97,7 +91,7 @@ class Square(Attack):
         x_adv, places = x.clone(), torch.arange(len(x), device=x.device)
         best = torch.fmax(margin(forward(walk.images), y), x.new_tensor(-torch.inf))  # no NaN
         refuted = torch.zeros_like(best)  # the largest margin that the exact model did not confirm
-        every = 1 if x.is_cpu else _LOOK_EVERY
+        every = _patience(x)
         for query in range(self.queries + 1):
             if query % every == 0 or query == self.queries:
                 hits = _confirmed(best > refuted, forward, walk.images, y, best, refuted)
@@ -109,27 +103,15 @@ class Square(Attack):
                 if len(places) == 0 or query == self.queries:
                     break
             walk.propose(query)
-            found = _margins(forward, walk, y)
+            found = margin(forward(walk.images), y)
             walk.revert(~(found > best))
             best = torch.fmax(best, found)
         return x_adv
 
 
-def _margins(forward: Forward, walk: "_Walk", y: Tensor) -> Tensor:
-    """The margins (n,) of the proposals; minus infinity, without a forward pass, for those that change nothing.
-
-    The latter pays off where they are many, as they are on grey images, and on the host, which knows their number.
-    """
-    changed = walk.really_changed() if walk.images.is_cpu else None
-    part = -(-len(y) // _PARTS)
-    count = len(y) if changed is None else -(-int(changed.sum()) // part) * part
-    if changed is None or count >= len(y):
-        return margin(forward(walk.images), y)
-    found = torch.full_like(walk.images[:, 0, 0, 0], -torch.inf)
-    if count:
-        rows = changed.argsort(descending=True)[:count]
-        found[rows] = margin(forward(walk.images[rows]), y[rows])
-    return found
+def _patience(x: Tensor) -> int:
+    """Queries between two looks at what was found."""
+    return 1 if x.is_cpu else _PATIENCE
 
 
 def _confirmed(
@@ -178,11 +160,6 @@ class _Walk(ABC):
         back = rejected.to(self.x.dtype).view(-1, 1, 1, 1)
         for window, before in self.changed:
             window.lerp_(before, back)  # 0 or 1, which lerp treats exactly; far cheaper than a masked copy
-
-    def really_changed(self) -> Tensor | None:
-        """For which images (n,) the last proposal looks different from what was there; None for perhaps all."""
-        window, before = self.changed[0]
-        return None if before[0].numel() > _SMALL else (window != before).flatten(1).any(1)
 
     @abstractmethod
     def select(self, rows: Tensor) -> None:

@@ -1,0 +1,235 @@
+"""The fast path computes the model; where it cannot, it is the model."""
+
+import copy
+
+import pytest
+import torch
+from stand_ins import TinyNet, images, spec, tiny_classifier
+from torch import nn
+from torch.nn import functional as F
+
+from lightning_paf import nets
+from lightning_paf.nn.activations import PSSiLU
+from lightning_paf.nn.classifier import Classifier
+from lightning_paf.nn.search_model import Passes, SearchModel
+from lightning_paf.nn.swap import swap_activations
+
+
+def settled(net, channels=3, size=16):
+    """The network in eval mode, with statistics that are not the initial ones."""
+    torch.manual_seed(0)
+    model = Classifier(net, spec(channels=channels)).train()
+    for _ in range(3):
+        model(torch.rand(16, channels, size, size))
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+            nn.init.uniform_(module.bias, -0.5, 0.5)
+    return model.eval()
+
+
+def swapped():
+    net = nets.CifarResNet(width=4)
+    swap_activations(net, PSSiLU)
+    return net
+
+
+NETS = {
+    "post-activation": (lambda: nets.CifarResNet(width=4), 0),
+    "shared parametric activation": (swapped, 0),
+    "pre-activation": (lambda: nets.PreActResNet(width=4), 9),
+    "wide": (lambda: nets.WideResNet(depth=10, width=1), 4),
+}
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_folded_logits_and_gradients_are_those_of_the_model(name):
+    make, left = NETS[name]
+    model = settled(make())
+    x = torch.rand(5, 3, 16, 16, requires_grad=True)
+    search = SearchModel(model)
+    fast, exact = search(x), search.exact(x)
+    assert search.folded
+    assert sum(isinstance(module, nn.BatchNorm2d) for module in search._twin.modules()) == left
+    torch.testing.assert_close(fast, exact, rtol=0, atol=1e-4)
+    assert torch.equal(exact, model(x))
+    gradients = [torch.autograd.grad(F.cross_entropy(z, torch.arange(5)), x)[0] for z in (fast, exact)]
+    torch.testing.assert_close(*gradients, rtol=1e-3, atol=1e-6)
+
+
+class Branching(TinyNet):
+    def forward(self, x):
+        return super().forward(x if x.mean() < 0.3 else 1 - x)
+
+
+class Noisy(TinyNet):
+    def forward(self, x):
+        return super().forward(x) + torch.rand(10)  # tracing would take it for a constant
+
+
+class Twice(TinyNet):
+    """One convolution, two normalisations."""
+
+    def __init__(self):
+        super().__init__(channels=4)
+        self.other = nn.BatchNorm2d(4)
+
+    def forward(self, x):
+        x = torch.cat([x, x[:, :1]], dim=1)
+        return self.fc(self.other(self.conv(self.activation(self.bn(self.conv(x))))).mean((2, 3)))
+
+
+class Reused(TinyNet):
+    """What the convolution gives is used with and without normalisation."""
+
+    def forward(self, x):
+        z = self.conv(x)
+        return self.fc((z + self.bn(z)).mean((2, 3)))
+
+
+class Standardised(nn.Conv2d):
+    """Uses other weights than it holds: folding into these would be undone."""
+
+    def forward(self, x):
+        return self._conv_forward(x, self.weight / self.weight.std(), self.bias)
+
+
+class SameConvolution(nn.Conv2d):
+    """A subclass that convolves as its weights say."""
+
+    def forward(self, x):
+        return super().forward(F.pad(x, (1, 0, 1, 0)))
+
+
+def with_convolution(cls, **options):
+    net = TinyNet()
+    net.conv = cls(3, 4, 3, bias=False, **options)
+    return net
+
+
+@pytest.mark.parametrize("make", [Branching, Noisy])
+def test_a_network_that_cannot_be_followed_is_used_as_it_is(make):
+    model = settled(make())
+    search = SearchModel(model)
+    x, _ = images()
+    torch.manual_seed(0)
+    fast = search(x)
+    torch.manual_seed(0)
+    assert torch.equal(fast, model(x))
+    assert not search.folded
+
+
+@pytest.mark.parametrize(
+    ("make", "left"),
+    [
+        (Twice, 2),
+        (Reused, 1),
+        (lambda: with_convolution(Standardised), 1),
+        (lambda: with_convolution(SameConvolution, padding=1), 0),
+    ],
+)
+def test_only_what_may_be_folded_is(make, left):
+    model = settled(make())
+    search = SearchModel(model)
+    x, _ = images()
+    torch.testing.assert_close(search(x), model(x), rtol=0, atol=1e-4)
+    assert search.folded
+    assert sum(isinstance(module, nn.BatchNorm2d) for module in search._twin.modules()) == left
+
+
+def test_a_hook_that_changes_results_is_obeyed():
+    model = settled(TinyNet())
+    model.register_forward_hook(lambda _, __, logits: logits.flip(1))
+    search = SearchModel(model)
+    x, _ = images()
+    assert torch.equal(search(x), model(x))
+    assert not search.folded
+
+
+def test_a_model_that_cannot_be_copied_is_used_as_it_is():
+    model = settled(TinyNet())
+    model.kept = torch.ones(1, requires_grad=True) * 2
+    search = SearchModel(model)
+    x, _ = images()
+    assert torch.equal(search(x), model(x))
+
+
+def test_folding_can_be_switched_off():
+    search = SearchModel(settled(TinyNet()), fold=False)
+    x, _ = images()
+    assert torch.equal(search(x), search.model(x))
+    assert not search.folded
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_the_model_is_not_modified(precision):
+    model = tiny_classifier().train()
+    model.net.bn.eval()
+    before = copy.deepcopy(model.state_dict())
+    flags = [module.training for module in model.modules()]
+    wants = [parameter.requires_grad for parameter in model.parameters()]
+    search = SearchModel(model, precision)
+    x = images()[0].requires_grad_()
+    torch.autograd.grad(search(x).sum(), x)
+    assert [module.training for module in model.modules()] == flags
+    assert [parameter.requires_grad for parameter in model.parameters()] == wants
+    assert all(parameter.grad is None for parameter in model.parameters())
+    assert all(torch.equal(tensor, before[key]) for key, tensor in model.state_dict().items())
+    assert not any(parameter.requires_grad for parameter in search._twin.parameters())
+
+
+@pytest.mark.parametrize("fold", [True, False])
+def test_bf16_is_near_in_single_precision_outside(fold):
+    model = settled(nets.CifarResNet(width=4))
+    search = SearchModel(model, "bf16", fold=fold)
+    x = torch.rand(4, 3, 16, 16, requires_grad=True)
+    fast = search(x)
+    exact = search.exact(x)
+    assert fast.dtype == exact.dtype == torch.float32
+    assert torch.equal(exact, model(x))
+    assert 0 < (fast - exact).abs().max() < 0.05 * exact.abs().max()
+    (gradient,) = torch.autograd.grad(fast.sum(), x)
+    assert gradient.dtype == torch.float32
+
+
+def test_bf16_sees_perturbations_that_bfloat16_images_would_lose():
+    search = SearchModel(settled(TinyNet()), "bf16")
+    x = torch.full((1, 3, 8, 8), 0.75)
+    nudged = x + 1e-3
+    assert torch.equal(nudged.bfloat16(), x.bfloat16())
+    assert not torch.equal(search(nudged), search(x))
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_autocast_outside_changes_nothing(precision):
+    search = SearchModel(settled(TinyNet()), precision)
+    x, _ = images()
+    fast, exact = search(x), search.exact(x)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(search(x), fast)
+        assert torch.equal(search.exact(x), exact)
+
+
+@pytest.mark.parametrize("fold", [True, False])
+def test_passes_are_counted(fold):
+    search = SearchModel(settled(TinyNet()), fold=fold)
+    x = torch.rand(11, 3, 8, 8)
+    with torch.no_grad():
+        search(x)
+    probes = 8 if fold else 0
+    assert search.passes == Passes(forward=11, backward=0, exact=probes)
+    wanted = x[:3].requires_grad_()
+    search(wanted)  # no gradient taken
+    torch.autograd.grad(search(wanted).sum(), wanted)
+    torch.autograd.grad(search.exact(wanted).sum(), wanted)
+    assert search.passes == Passes(forward=17, backward=6, exact=probes + 3)
+    assert search.passes - Passes(forward=11) == Passes(forward=6, backward=6, exact=probes + 3)
+
+
+def test_empty_batch():
+    assert SearchModel(settled(TinyNet()))(torch.rand(0, 3, 8, 8)).shape == (0, 10)
+
+
+def test_unknown_precision():
+    with pytest.raises(ValueError, match="precision must be fp32 or bf16, but is 'fp16'"):
+        SearchModel(TinyNet(), "fp16")
