@@ -205,12 +205,12 @@ def test_a_batch_that_does_not_divide_by_the_ranks(tmp_path, tiny):
     [
         ("model.attack", "PDG", "PGD", "FGSM, NFGSM"),
         ("model.net", "SmallConvnet", "SmallConvNet", "CifarResNet"),
-        ("model.objective", "TRADE", "TRADES", "AdversarialCE, Natural"),
+        ("model.objective", "TRADE", "TRADES", "AdversarialCE"),
         ("model.activation", "PSSiLu", "PSSiLU", "PSSiLUFixed, PSiLU"),
         ("model.schedule", "Cosin", "Cosine", "Constant"),
         ("data.augment", "CropFlp", "CropFlip", "CropFlip"),
         ("val_attack", "RobustEvl", "RobustEval", "RobustEval"),
-        ("val_attack.attack", "PDG", "PGD", "AutoAttack, FGSM"),
+        ("val_attack.attack", "PDG", "PGD", "APGD, AutoAttack"),
         ("monitor", "ActivationMonitr", "ActivationMonitor", "ActivationMonitor"),
     ],
 )

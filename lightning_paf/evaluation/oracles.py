@@ -13,6 +13,9 @@ from lightning_paf.attacks import Attack
 from lightning_paf.functional.geometry import geometry_of
 from lightning_paf.types import Norm
 
+COUNT = 40
+"""Images of an oracle."""
+
 _SHARPNESS = 4.0  # of logits: enough that the cross-entropy follows the nearest rival, too little to make it flat
 
 Floats = NDArray[np.float64]
@@ -56,7 +59,7 @@ class Oracle:
         eps = float(np.median(radii))
         clear = np.abs(radii - eps) > margin * eps
         chosen = torch.from_numpy(clear)
-        return Case(self, norm, eps, self.x[chosen], self.y[chosen], torch.from_numpy(radii[clear] > eps))
+        return Case(self, norm, eps, self.x[chosen], self.y[chosen], torch.from_numpy(radii[clear]))
 
 
 @dataclass(frozen=True)
@@ -69,7 +72,7 @@ class Case:
         eps: Largest perturbation.
         x: Images (n, 1, 8, 8).
         y: Labels (n,).
-        robust: Whether no perturbation of at most `eps` changes the prediction, (n,) bool.
+        radii: Size of the smallest perturbation that changes the prediction, (n,).
     """
 
     oracle: Oracle
@@ -77,10 +80,21 @@ class Case:
     eps: float
     x: Tensor
     y: Tensor
-    robust: Tensor
+    radii: Tensor
 
-    def check(self, attack: Attack) -> "Finding":
-        """Compare what an attack breaks with what can be broken."""
+    @property
+    def robust(self) -> Tensor:
+        """Whether no perturbation of at most `eps` changes the prediction, (n,) bool."""
+        return self.radii > self.eps
+
+    def check(self, attack: Attack, reach: float = 1.0) -> "Finding":
+        """Compare what an attack breaks with what can be broken.
+
+        Args:
+            attack: With the threat model of this case.
+            reach: Share of `eps` up to which the attack must break every image; below 1 for one that is known to fall
+                short of the optimum.
+        """
         started = time.perf_counter()
         found = attack(self.oracle.model, self.x, self.y)
         seconds = time.perf_counter() - started
@@ -92,7 +106,7 @@ class Case:
             total=len(self.y),
             robust=int(self.robust.sum()),
             survived=int((~broken).sum()),
-            missed=int((~broken & ~self.robust).sum()),
+            missed=int((~broken & (self.radii < reach * self.eps)).sum()),
             impossible=int((outside | (broken & self.robust)).sum()),
             seconds=seconds,
         )
@@ -106,7 +120,7 @@ class Finding:
         total: Images attacked.
         robust: Images that no perturbation can break.
         survived: Images that the attack did not break.
-        missed: Images that can be broken and were not.
+        missed: Images that the attack had to break and did not.
         impossible: Images that left the ball or the pixel range, or were broken although nothing within can do that.
         seconds: Time inside the attack.
     """
@@ -124,21 +138,12 @@ class Finding:
         return self.missed == 0 and self.impossible == 0
 
 
-def oracles(count: int = 48) -> tuple[Oracle, ...]:
-    """All oracles.
-
-    Args:
-        count: Images of each.
-    """
-    return (
-        linear(2, count),
-        linear(10, count),
-        linear(10, count, saturated=True),
-        plane(count),
-    )
+def oracles() -> tuple[Oracle, ...]:
+    """All oracles; their seeds are such that no local optimum is in the way of a single gradient attack."""
+    return (linear(2), linear(10, seed=9), linear(10, seed=7, saturated=True), plane(seed=2))
 
 
-def linear(classes: int, count: int, *, saturated: bool = False, seed: int = 0) -> Oracle:
+def linear(classes: int, count: int = COUNT, *, saturated: bool = False, seed: int = 0) -> Oracle:
     """A linear classifier with random weights.
 
     The images that go to class j lie in a half-space, so the radius is the smallest over j of the distance to it. A
@@ -213,14 +218,14 @@ _REACH: Mapping[Norm, Callable[[Floats, Floats, Floats], Floats]] = {
 }
 
 
-def plane(count: int, *, seed: int = 2) -> Oracle:
+def plane(count: int = COUNT, *, seed: int = 0) -> Oracle:
     """A ReLU network with two hidden layers and 4 classes, all of whose linear pieces are enumerated.
 
     Its first layer reduces an image to two features, the contrasts between top and bottom in its left and in its right
     half. The rest is a function on a plane: every pattern of active ReLUs is a polygon, and so is the part of it where
     a class wins. The radius of an image is the distance of its features to the nearest polygon of another class. A
     step of a feature is cheapest when its 32 pixels share it, which gives the factors between the distances of features
-    and of images. The default seed makes a network without local optima in the way of a single gradient attack.
+    and of images.
 
     Args:
         count: Images.

@@ -131,6 +131,7 @@ def _describe(
 
 
 def _print(console: "Console", findings: "Sequence[Finding]", described: dict[str, Any]) -> None:
+    from rich.markup import escape
     from rich.table import Table
 
     table = Table(title=f"{described['norm']} eps {described['eps']}, {described['examples']} test images")
@@ -139,11 +140,13 @@ def _print(console: "Console", findings: "Sequence[Finding]", described: dict[st
     table.add_column("evidence", overflow="fold")
     for finding in findings:
         mark = "yes" if finding.healthy else "[bold red]NO[/]"
-        table.add_row(finding.check, mark, finding.evidence)
+        table.add_row(finding.check, mark, escape(finding.evidence))
     console.print(table)
     for finding in findings:
         if not finding.healthy:
-            console.print(f"\n[bold]{finding.check}[/]: {finding.evidence}.\n{finding.why}\n{finding.remedy}")
+            console.print(
+                f"\n[bold]{finding.check}[/]: {escape(finding.evidence)}.\n{finding.why}\n{escape(finding.remedy)}"
+            )
     if described["not_examined"]:
         names = ", ".join(described["not_examined"])
         console.print(f"\nNot examined, since {findings[-1].check} makes it meaningless: {names}.")

@@ -5,6 +5,7 @@ import json
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
+from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -86,7 +87,7 @@ def _parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--receipt", type=Path, help="of `test`: its adversarial examples must fool the ONNX file too")
     parser.add_argument("--examples", type=int, default=64, help="test images that the ONNX file is attacked on")
     parser.add_argument("--queries", type=int, default=100, help="of Square, for each image")
-    parser.add_argument("--eps", help="of Square; default: as the run's AutoAttack, else 8/255")
+    parser.add_argument("--eps", type=Fraction, help="of Square; default: as the run's AutoAttack, else 8/255")
     parser.add_argument("--norm", choices=("linf", "l2"), help="of Square; default: as the run's AutoAttack, else linf")
     parser.add_argument("--seed", type=int, default=0, help="of Square")
     return parser.parse_known_args(argv)
@@ -164,13 +165,11 @@ def _write_onnx(run: "Run", options: argparse.Namespace, path: Path) -> None:
 
 def _square(run: "Run", options: argparse.Namespace) -> "Attack":
     """The second attack, in the threat model of the run."""
-    from fractions import Fraction
-
     from lightning_paf.attacks.square import Square
 
     judge = (run.config.get("autoattack") or {}).get("init_args") or {}
     threat = (judge.get("attack") or {}).get("init_args") or {}
-    eps = Fraction(str(options.eps or threat.get("eps", "8/255")).replace(" ", ""))
+    eps = options.eps or Fraction(str(threat.get("eps", "8/255")).replace(" ", ""))
     norm = options.norm or threat.get("norm", "linf")
     if norm not in ("linf", "l2"):
         raise ValueError(f"Square attacks in linf and l2, but the run is judged in {norm}. Pass --norm and --eps.")

@@ -30,7 +30,7 @@ def main(argv: list[str]) -> int:
         ValueError: The file cannot be read, does not fit the network, or the run folder is taken.
     """
     options, rest = _parse(argv)
-    _check(options)
+    _check(options, rest)
     from lightning_paf.interop import map_keys, read_checkpoint, split_statistics
     from lightning_paf.specs import dataset_spec
 
@@ -80,7 +80,9 @@ def _parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     return parser.parse_known_args(argv)
 
 
-def _check(options: argparse.Namespace) -> None:
+def _check(options: argparse.Namespace, rest: list[str]) -> None:
+    if any(word.split("=")[0] == "--model.normalize" for word in rest):
+        raise ValueError("What images are normalised by is said by --normalize here, not --model.normalize. Pass that.")
     if (options.mean is None) != (options.std is None) or (options.mean and options.normalize):
         raise ValueError(
             "A normalisation is given by --mean and --std together, or by --normalize. Pass one of the two."
@@ -152,12 +154,11 @@ def _print_map(file: "CheckpointFile", weights: "WeightSet", keys: "KeyMap") -> 
         sites = f"  (and {row.sites - 1} more that share it)" if row.sites > 1 else ""
         table.add_row(row.theirs or "(absent: 0)", row.ours + sites, str(row.shape))
     console.print(table)
-    others = [item.name for item in file.sets if item is not weights]
+    others = [item.name + (" (--raw)" if weights.averaged > item.averaged else "") for item in file.sets]
+    others = [name for name in others if name != weights.name]
     kind = "averaged weights" if weights.averaged else "weights"
     if weights.name:
-        other = (
-            f"; the file also holds {', '.join(others)} (--{'raw' if weights.averaged else 'ema'})" if others else ""
-        )
+        other = f"; the file also holds {', '.join(others)}" if others else ""
         print(f"Took the {kind} under {weights.name}{other}.")
     if weights.left_out:
         print(f"Left out, as no part of the network: {', '.join(weights.left_out)}.")

@@ -1,18 +1,15 @@
 import logging
 import random
-import sys
-import types
 
 import numpy as np
 import pytest
 import torch
+from digits_net import trained
 from torch import nn
 
-from lightning_paf.attacks import AutoAttack, autoattack
+from lightning_paf.attacks import APGD, FAB, AutoAttack, ReferenceAutoAttack, Square
 
-pytestmark = pytest.mark.usefixtures("short_budgets")
-
-CHEAP = {"version": "custom", "attacks": ["apgd-ce", "fab-t"]}
+CHEAP = {"version": "custom", "attacks": ["apgd-ce"]}
 
 
 def network(classes=5, side=4):
@@ -27,27 +24,38 @@ def batch(net, n=12, side=4):
     return x, net(x).argmax(1).detach()
 
 
-@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
-def test_equals_the_packages_own_standard_evaluation(norm):
-    # Running the attacks one by one, to count after each, must change nothing.
-    import pyautoattack
+@pytest.mark.parametrize(("norm", "eps"), [("linf", 0.12), ("l2", 0.6)])
+def test_survivors_are_those_of_the_package(norm, eps):
+    net, x, y = trained()
+    x, y = x[:24], y[:24]
+    options = {"norm": norm, "version": "custom", "attacks": ["apgd-ce", "apgd-dlr"]}
+    ours, again = (AutoAttack(eps, seed=seed, **options).run(net, x, y).robust for seed in (0, 1))
+    theirs = ReferenceAutoAttack(eps, **options).run(net, x, y).robust
+    assert 4 < theirs.sum() < 20
+    assert (ours & again & ~theirs).sum() <= 1
+    assert (theirs & ~ours & ~again).sum() <= 1
 
-    net = network(12, side=5)
-    x, y = batch(net, 10, side=5)
-    eps = {"linf": 0.03, "l2": 0.1, "l1": 0.3}[norm]
-    result = AutoAttack(eps, norm=norm, seed=3, batch_size=4).run(net, x, y)
-    package = {"linf": "Linf", "l2": "L2", "l1": "L1"}[norm]
-    theirs, _ = pyautoattack.AutoAttack(net, norm=package, eps=eps, seed=3).run_standard_evaluation(x, y, batch_size=4)
-    assert torch.equal(result.x_adv, theirs)
-    assert 0 < result.robust.sum() < 10
-    assert result.robust.sum() == result.robust_after["square"]
+
+def test_standard_runs_the_published_attacks_with_their_budgets():
+    ce, targeted, fab, square = AutoAttack(0.5, norm="l2", batch_size=30).stages()
+    assert [stage.label for stage in (ce, targeted, fab, square)] == ["apgd-ce", "apgd-t", "fab-t", "square"]
+    assert {stage.eps for stage in (ce, targeted, fab, square)} == {0.5}
+    assert {stage.norm for stage in (ce, targeted, fab, square)} == {"l2"}
+    assert {stage.batch_size for stage in (ce, targeted, fab, square)} == {30}
+    assert isinstance(ce, APGD)
+    assert (ce.steps, ce.restarts, ce.search_loss) == (100, 1, "ce")
+    assert (targeted.steps, targeted.restarts, targeted.targets, targeted.search_loss) == (100, 1, 9, "dlr-targeted")
+    assert isinstance(fab, FAB)
+    assert (fab.steps, fab.targets) == (100, 9)
+    assert isinstance(square, Square)
+    assert square.queries == 5000
 
 
 @pytest.mark.parametrize("classes", [2, 3, 4, 5, 10])
 def test_any_number_of_classes(classes):
     net = network(classes)
     x, y = batch(net)
-    fits = ["apgd-ce", "fab", "fab-t"] + ["apgd-dlr"] * (classes >= 3) + ["apgd-t"] * (classes >= 4)
+    fits = ["apgd-ce", "fab-t"] + ["apgd-dlr"] * (classes >= 3) + ["apgd-t"] * (classes >= 4)
     result = AutoAttack(0.05, version="custom", attacks=fits).run(net, x, y)
     assert torch.equal(net(result.x_adv).argmax(1) == y, result.robust)
 
@@ -61,7 +69,7 @@ def test_any_number_of_classes(classes):
             r"apgd-t of AutoAttack needs at least 4 classes, but the model has 2 .*attacks=\[apgd-ce, fab-t, square\]",
         ),
         (3, {}, "apgd-t of AutoAttack needs at least 4 classes, but the model has 3"),
-        (2, {"version": "rand"}, "apgd-dlr of AutoAttack needs at least 3 classes"),
+        (2, {"version": "custom", "attacks": ["apgd-dlr"]}, "apgd-dlr of AutoAttack needs at least 3 classes"),
         (
             5,
             {"norm": "l2", "eps": 0.1},
@@ -79,7 +87,7 @@ def test_what_cannot_run_is_refused_with_a_remedy(classes, options, message):
 def test_odd_batches(n):
     net = network()
     x, y = batch(net, n)
-    result = AutoAttack(0.1, batch_size=2, **CHEAP).run(net, x, y)
+    result = AutoAttack(0.1, batch_size=2, version="custom", attacks=["apgd-ce", "fab-t"]).run(net, x, y)
     assert result.x_adv.shape == x.shape
     assert result.robust_after["clean"] == n
 
@@ -88,7 +96,7 @@ def test_misclassified_images_are_returned_as_they_are():
     net = network()
     x, y = batch(net, 3)
     wrong = (y + 1) % 5
-    result = AutoAttack(**CHEAP).run(net, x, wrong)
+    result = AutoAttack().run(net, x, wrong)
     assert torch.equal(result.x_adv, x)
     assert dict(result.robust_after) == {"clean": 0}
     assert not result.robust.any()
@@ -103,38 +111,53 @@ def test_images_come_back_changed_only_where_the_attack_succeeds():
     assert torch.equal(changed, ~result.robust)
 
 
-def test_global_state_is_left_as_found():
+def test_broken_images_are_not_attacked_by_the_next_stage():
+    net, x, y = trained()
+    x, y = x[:30], y[:30]
+    result = AutoAttack(0.1, version="custom", attacks=["apgd-ce", "apgd-dlr"]).run(net, x, y)
+    left, robust = result.robust_after["apgd-ce"], result.robust_after["apgd-dlr"]
+    assert 0 < left < 30
+    passes = result.passes["apgd-dlr"]
+    assert robust * 101 <= passes.forward <= left * 101 + (left - robust)
+    assert passes.exact == 2 * (left - robust)  # confirmed by the search and by the verdict
+    assert result.passes["clean"].exact == 30
+    assert list(result.seconds) == list(result.passes) == list(result.robust_after)
+    assert min(result.seconds.values()) > 0
+
+
+def test_bf16_search_confirms_every_success():
+    net, x, y = trained()
+    x, y = x[:30], y[:30]
+    result = AutoAttack(0.55, norm="l2", search_precision="bf16", **CHEAP).run(net, x, y)
+    exact = AutoAttack(0.55, norm="l2", **CHEAP).run(net, x, y)
+    assert 5 < exact.robust.sum() < 25
+    assert torch.equal(net(result.x_adv).argmax(1) == y, result.robust)
+    assert (result.robust ^ exact.robust).sum() <= 2
+    assert not torch.equal(result.x_adv, exact.x_adv)
+
+
+def test_random_generators_are_left_as_found():
     net = network()
     x, y = batch(net)
-
-    def trace(*_):
-        return None
-
-    before = sys.gettrace()
     state, python_state, numpy_state = torch.get_rng_state(), random.getstate(), np.random.get_state()  # noqa: NPY002
-    try:
-        sys.settrace(trace)
-        AutoAttack(0.05, **CHEAP)(net, x, y)
-        after = sys.gettrace()
-    finally:
-        sys.settrace(before)
-    assert after is trace
+    AutoAttack(0.05, **CHEAP)(net, x, y)
     assert torch.equal(torch.get_rng_state(), state)
     assert random.getstate() == python_state
     assert (np.random.get_state()[1] == numpy_state[1]).all()  # noqa: NPY002
 
 
-def test_global_state_is_left_as_found_when_the_model_fails():
+def test_random_generators_are_left_as_found_when_the_model_fails():
     net = network()
     x, y = batch(net)
     calls = []
 
     def fail(*_):
         calls.append(1)
-        if len(calls) == 12:  # inside the package, after it has seeded the generators
+        if len(calls) == 12:
             raise RuntimeError("lost the device")
 
-    net.register_forward_hook(fail)
+    net.register_forward_hook(fail)  # also keeps the fast path on the model itself
+    net.kept = torch.ones(1, requires_grad=True) * 2
     state = torch.get_rng_state()
     with pytest.raises(RuntimeError, match="lost the device"):
         AutoAttack(0.05, **CHEAP)(net, x, y)
@@ -168,18 +191,15 @@ def test_other_precisions_are_refused(dtype):
 
 
 def test_channels_last_images():
-    # The package's zero-gradient check calls `view` on a gradient laid out like the images.
     torch.manual_seed(0)
-    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(16, 5)).to(memory_format=torch.channels_last)
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(16, 5))
     x = torch.rand(6, 3, 4, 4)
     y = net(x).argmax(1).detach()
-    attack = AutoAttack(version="custom", attacks=["apgd-t", "apgd-dlr"])
+    attack = AutoAttack(0.01, version="custom", attacks=["apgd-t", "apgd-dlr"])
     torch.testing.assert_close(attack(net, x.to(memory_format=torch.channels_last), y), attack(net, x, y))
 
 
-def test_a_model_that_keeps_its_logits_is_not_corrupted():
-    # Square writes -inf into the logits it is given.
-
+def test_a_model_that_keeps_its_logits():
     class Keeps(nn.Module):
         def __init__(self):
             super().__init__()
@@ -192,8 +212,9 @@ def test_a_model_that_keeps_its_logits_is_not_corrupted():
 
     model = Keeps()
     x, y = batch(model.net, 4)
-    AutoAttack(0.01, version="custom", attacks=["square"])(model, x, y)
-    assert len(model.kept) > 20
+    AutoAttack(0.01, **CHEAP)(model, x, y)
+    AutoAttack(0.01, **CHEAP)(model, x, y)
+    assert len(model.kept) > 4
     assert all(logits.isfinite().all() for logits in model.kept)
 
 
@@ -201,7 +222,7 @@ def test_progress_is_logged(caplog):
     net = network()
     x, y = batch(net)
     with caplog.at_level(logging.INFO, logger="lightning_paf.attacks.autoattack"):
-        result = AutoAttack(0.05, **CHEAP).run(net, x, y)
+        result = AutoAttack(0.05, version="custom", attacks=["apgd-ce", "fab-t"]).run(net, x, y)
     lines = [record.getMessage() for record in caplog.records if record.name.startswith("lightning_paf")]
     assert lines[0].startswith(f"apgd-ce: robust {result.robust_after['apgd-ce']}/12 (")
     assert lines[1].startswith(f"fab-t: robust {result.robust_after['fab-t']}/12 (")
@@ -226,66 +247,20 @@ def test_masked_gradients_are_pointed_out(caplog):
     assert "gradients may be masked" in caplog.text
 
 
-class FakeUpstream:
-    """The names of the git release: positional norm, `bs`, a bare tensor as result."""
-
-    calls = types.SimpleNamespace()
-
-    def __init__(
-        self, model, norm="Linf", eps=0.3, seed=None, verbose=True, attacks_to_run=(), version="standard", device="cuda"
-    ):
-        self.calls.made = {
-            "norm": norm,
-            "eps": eps,
-            "seed": seed,
-            "verbose": verbose,
-            "version": version,
-            "device": str(device),
-        }
-        self.calls.runs = []
-        self.model = model
-        self.attacks_to_run = list(attacks_to_run)
-        self.apgd_targeted = types.SimpleNamespace(n_target_classes=9)
-        self.fab = types.SimpleNamespace(n_target_classes=9)
-
-    def run_standard_evaluation(self, x_orig, y_orig, bs=250, return_labels=False, state_path=None):
-        self.calls.runs.append((self.attacks_to_run, len(x_orig), bs))
-        self.calls.targets = (self.apgd_targeted.n_target_classes, self.fab.n_target_classes)
-        return (x_orig + 0.2).clamp(0, 1)
-
-
-def test_upstream_release_is_accepted(monkeypatch):
-    monkeypatch.setitem(sys.modules, "pyautoattack", None)
-    monkeypatch.setitem(sys.modules, "autoattack", types.SimpleNamespace(AutoAttack=FakeUpstream))
-    net = network()
-    x, y = batch(net, 30)
-    result = AutoAttack(0.2, seed=5, batch_size=7).run(net, x, y)
-    assert FakeUpstream.calls.made == {
-        "norm": "Linf", "eps": 0.2, "seed": 5, "verbose": False, "version": "standard", "device": "cpu"
-    }  # fmt: skip
-    after = list(result.robust_after.values())
-    assert FakeUpstream.calls.runs[0] == (["apgd-ce"], 30, 7)
-    assert FakeUpstream.calls.runs[1] == (["apgd-t"], after[1], 7)
-    assert FakeUpstream.calls.targets == (4, 4)
-    assert torch.equal(result.robust, net((x + 0.2).clamp(0, 1)).argmax(1) == y)
-
-
-def test_missing_package_is_named(monkeypatch):
-    monkeypatch.setitem(sys.modules, "pyautoattack", None)
-    monkeypatch.setitem(sys.modules, "autoattack", None)
-    net = network()
-    with pytest.raises(ModuleNotFoundError, match="pip install pyautoattack"):
-        AutoAttack(**CHEAP)(net, *batch(net))
-
-
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"version": "plus"}, "version must be one of standard, rand, custom"),
+        ({"norm": "l1"}, "Use ReferenceAutoAttack for l1"),
+        ({"version": "rand"}, "version must be standard or custom, .* use ReferenceAutoAttack for rand"),
         ({"version": "custom"}, "attacks are listed with version=custom"),
         ({"attacks": ["square"]}, "attacks are listed with version=custom"),
-        ({"version": "custom", "attacks": ["pgd"]}, r"Unknown attacks \['pgd'\]. Known: apgd-ce"),
+        (
+            {"version": "custom", "attacks": ["fab"]},
+            r"Unknown attacks \['fab'\]. Known: apgd-ce, .*ReferenceAutoAttack",
+        ),
+        ({"version": "custom", "attacks": ["square", "square"]}, "names one twice"),
         ({"batch_size": 0}, "batch_size=0 must be at least 1"),
+        ({"search_precision": "fp16"}, "search_precision must be fp32 or bf16"),
         ({"eps": 8}, "too large for the linf norm"),
     ],
 )
@@ -295,25 +270,9 @@ def test_bad_settings(options, message):
 
 
 def test_description():
-    described = AutoAttack().describe()
+    described = AutoAttack(seed=3, search_precision="bf16").describe()
     assert described["attacks"] == ["apgd-ce", "apgd-t", "fab-t", "square"]
     assert described["version"] == "standard"
-    assert described["package"].startswith("pyautoattack 0.")
+    assert described["seed"] == 3
+    assert described["search_precision"] == "bf16"
     assert "loss" not in described
-    assert autoattack.log.name == "lightning_paf.attacks.autoattack"
-
-
-def test_randomised_defences():
-    class Noisy(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.net = network()
-
-        def forward(self, x):
-            return self.net(x + 0.01 * torch.randn_like(x))
-
-    model = Noisy()
-    x, y = batch(model.net, 4)
-    result = AutoAttack(0.3, version="rand").run(model, x, y)
-    assert set(result.robust_after) <= {"clean", "apgd-ce", "apgd-dlr"}
-    assert result.robust.sum() < 4

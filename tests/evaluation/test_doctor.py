@@ -133,7 +133,8 @@ def test_missing_normalisation_is_named(data):
 
 
 @pytest.mark.parametrize("kind", [nn.BatchNorm2d, nn.Dropout, nn.Module])
-def test_train_mode_is_named_and_left_as_it_was(kind, data, batch_norm):
+def test_train_mode_is_named_and_left_as_it_was(kind, data, batch_norm, monkeypatch):
+    monkeypatch.setattr(doctor, "SYMPTOMS", SYMPTOMS[:12])  # without those that take long
     model = copy.deepcopy(batch_norm)
     for module in model.modules():
         module.training = isinstance(module, kind)

@@ -164,6 +164,7 @@ def test_a_network_that_normalises_by_itself_is_not_normalised_twice(folder, cap
         (["--dataset", "cifar100"], r"2 of another shape: module\.fc\.weight: \(10, 64\) instead of \(100, 64\)"),
         (["--model.net.depth", "16"], r"missing in the file: block1\.layer\.1"),
         (["--ema"], "asks for averaged weights"),
+        (["--model.normalize", "true"], "not --model.normalize"),
         (["--mean", "0.5", "0.5", "0.5"], "--mean and --std together"),
         (["--mean", "0.5", "--std", "0.5", "--normalize", "true"], "Pass one of the two"),
     ],

@@ -1,0 +1,320 @@
+import pytest
+import torch
+from digits_net import trained
+from torch import nn
+
+from lightning_paf.attacks import Square, square
+from lightning_paf.functional import geometry_of, margin
+
+EPS = {"linf": 0.2, "l2": 0.95}  # breaks about half of the digits in 100 queries
+norms = pytest.mark.parametrize("norm", ["linf", "l2"])
+
+
+class Recorded(nn.Module):
+    """Keeps what it was asked; may carry an exact model."""
+
+    def __init__(self, model, exact=None):
+        super().__init__()
+        self.model = model
+        self.asked = []
+        if exact is not None:
+            self.exact = exact
+
+    def forward(self, x):
+        self.asked.append(x.clone())
+        return self.model(x)
+
+
+def digits(n):
+    net, x, y = trained()
+    return net, x[:n], y[:n]
+
+
+def robust(model, x, y):
+    with torch.no_grad():
+        return model(x).argmax(1) == y
+
+
+def unmoved(x):
+    """Logits that never change."""
+    return torch.tensor([1.0, 0.0, -1.0]).expand(len(x), -1)
+
+
+def binary(n=10, size=4):
+    """A linear model of two classes and grey images of class 0."""
+    torch.manual_seed(3)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(size * size, 2))
+    x = 0.5 + 0.2 * (torch.rand(n, 1, size, size) - 0.5)
+    z = model(x).detach()
+    model[1].bias.data[0] += (z[:, 1] - z[:, 0]).amax() + 0.2
+    return model, x, torch.zeros(n, dtype=torch.long)
+
+
+@pytest.mark.parametrize("clipped", [False, True])
+def test_linf_reaches_the_optimum_of_a_linear_model(clipped):
+    # All corners of the box are reached, those of the last row and column too: the best margin is that of the optimum.
+    model, x, y = binary()
+    if clipped:
+        x = (5 * (x - 0.5) + 0.5).clamp(0, 1)
+        y = model(x).argmax(1)
+    w = (model[1].weight[1] - model[1].weight[0]).detach().view(4, 4)
+    sign = w.sign() * (1 - 2 * y.view(-1, 1, 1, 1))
+
+    def best(eps):
+        return margin(model((x + eps * sign).clamp(0, 1)), y)
+
+    low, high = torch.zeros(len(x)), torch.ones(len(x))
+    for _ in range(40):
+        middle = (low + high) / 2
+        falls = best(middle.view(-1, 1, 1, 1)) > 0
+        low, high = torch.where(falls, low, middle), torch.where(falls, middle, high)
+    for image in range(len(x)):
+        one = slice(image, image + 1)
+        if high[image] > 0.9:
+            continue
+        torch.manual_seed(0)
+        assert not robust(model, Square(1.01 * high[image].item(), queries=800)(model, x[one], y[one]), y[one]).any()
+        assert robust(model, Square(0.99 * low[image].item(), queries=20)(model, x[one], y[one]), y[one]).all()
+
+
+def test_l2_comes_near_the_optimum_of_a_linear_model():
+    model, x, y = binary(size=8)
+    distance = (-margin(model(x), y) / (model[1].weight[1] - model[1].weight[0]).norm()).detach()
+    for share, stands in ((0.99, True), (1.7, False)):
+        for image in (0, 1):
+            one = slice(image, image + 1)
+            torch.manual_seed(0)
+            attack = Square(share * distance[image].item(), norm="l2", queries=500)
+            assert robust(model, attack(model, x[one], y[one]), y[one]).item() is stands
+
+
+@norms
+def test_as_strong_as_the_package_where_that_places_squares_as_the_paper_does(norm):
+    from pyautoattack.square import SquareAttack
+
+    class Everywhere(SquareAttack):
+        def random_int(self, low=0, high=1, shape=(1,)):
+            return super().random_int(low, high + 1, shape)  # the last row and column too
+
+    net, x, y = digits(50)
+    options = {"norm": {"linf": "Linf", "l2": "L2"}[norm], "eps": EPS[norm], "n_queries": 100, "resc_schedule": False}
+    theirs, own = [], []
+    for seed in (0, 1):
+        theirs.append(robust(net, Everywhere(net, seed=seed, **options).perturb(x.clone(), y), y))
+        torch.manual_seed(seed)
+        x_adv = Square(EPS[norm], norm=norm, queries=100)(net, x, y)
+        own.append(robust(net, x_adv, y))
+        assert torch.equal(x_adv[own[-1]], x[own[-1]])
+        assert (geometry_of(norm).size(x_adv - x) <= EPS[norm]).all()
+    assert 10 < own[0].sum() < 45
+    assert abs(sum(map(torch.sum, own)) - sum(map(torch.sum, theirs))) <= 12  # four standard deviations
+    assert (own[0] & own[1] & ~theirs[0] & ~theirs[1]).sum() <= 3
+    assert (~own[0] & ~own[1] & theirs[0] & theirs[1]).sum() <= 3
+
+
+@norms
+def test_sizes_of_the_squares_as_in_the_package(norm):
+    from pyautoattack.square import SquareAttack
+
+    package = SquareAttack(None, resc_schedule=False)
+    walk = square._WALKS[norm](torch.rand(1, 3, 32, 32), 0.1, 1, 0.8)
+    for query in [*range(0, 60), *range(190, 210), 500, 501, 1000, 1001, 2000, 2001, 4000, 4001, 6001, 8000, 8001]:
+        side = round((package.p_selection(query) * 32 * 32) ** 0.5)
+        if norm == "l2":
+            side = max(side, 3) + (max(side, 3) % 2 == 0)
+        assert walk.side(query) == max(side, 1)
+
+
+@pytest.mark.parametrize("side", [1, 2, 3, 4, 5, 6, 7, 12, 13, 29])
+def test_hills_as_in_the_package(side):
+    from pyautoattack.square import SquareAttack
+
+    package = SquareAttack(None, norm="L2", device="cpu")
+    theirs, own = package.eta(side), square._two_hills(side)
+    assert torch.allclose(theirs, own, atol=1e-6) or torch.allclose(theirs.t(), own, atol=1e-6)
+    torch.testing.assert_close(own.norm(), torch.tensor(1.0))
+
+
+@norms
+@pytest.mark.parametrize("size", [(1, 1), (2, 3), (4, 4), (5, 5), (12, 12), (7, 16)])
+def test_small_and_oblong_images(norm, size):
+    x = torch.rand(3, 2, *size)
+    asked = Recorded(unmoved)
+    Square(0.1, norm=norm, queries=30)(asked, x, torch.zeros(3, dtype=torch.long))
+    for images in asked.asked:
+        assert torch.isfinite(images).all()
+        assert images.min() >= 0
+        assert images.max() <= 1
+        assert (geometry_of(norm).size(images - x) <= 0.1).all()
+
+
+@norms
+@pytest.mark.parametrize("batch_size", [2, 250])
+def test_budget_of_images_that_resist(norm, batch_size):
+    asked = Recorded(unmoved)
+    x = torch.rand(5, 3, 8, 8)
+    x_adv = Square(0.1, norm=norm, queries=40, batch_size=batch_size)(asked, x, torch.zeros(5, dtype=torch.long))
+    assert torch.equal(x_adv, x)
+    assert sum(map(len, asked.asked)) == 5 * (1 + 40)
+    assert max(map(len, asked.asked)) == min(5, batch_size)
+
+
+@norms
+def test_all_broken_at_once(norm):
+    asked = Recorded(unmoved)
+    x = torch.rand(5, 3, 8, 8)
+    x_adv = Square(0.1, norm=norm, queries=40)(asked, x, torch.ones(5, dtype=torch.long))
+    assert list(map(len, asked.asked)) == [5]
+    assert torch.equal(x_adv, asked.asked[0])
+
+
+@norms
+def test_broken_images_are_not_asked_again_and_do_not_change_the_others(norm):
+    x = torch.rand(6, 3, 8, 8)
+    y = torch.zeros(6, dtype=torch.long)
+    runs = []
+    for wrong in (False, True):
+        asked = Recorded(unmoved)
+        y[1:5] = int(wrong)  # these four are misclassified at once
+        torch.manual_seed(0)
+        Square(0.1, norm=norm, queries=25)(asked, x, y)
+        runs.append(asked.asked)
+    assert list(map(len, runs[1])) == [6] + [2] * 25
+    for alone, together in zip(runs[1][1:], runs[0][1:], strict=True):
+        torch.testing.assert_close(alone, together[[0, 5]])
+
+
+def test_linf_starts_with_stripes_and_changes_one_shared_square():
+    x = torch.rand(4, 3, 16, 16)
+    ball = geometry_of("linf")
+    high, low = (ball.move(x, torch.full_like(x, delta), 0.1, (0.0, 1.0)) for delta in (0.1, -0.1))
+    asked = Recorded(unmoved)
+    Square(0.1, queries=60)(asked, x, torch.zeros(4, dtype=torch.long))
+    start = asked.asked[0]
+    assert ((start == high) | (start == low)).all()
+    up = start > x
+    assert (up == up[:, :, :1]).all()
+    assert 0.2 < up[:, :, 0].float().mean() < 0.8
+    last = {}
+    for query, images in enumerate(asked.asked[1:]):
+        changed = (images != start).any(1).any(0)  # some pixels were there already
+        side = 14 if query <= 10 else 10
+        for axis in (0, 1):
+            places = changed.any(axis).nonzero().squeeze(1)
+            if len(places):
+                assert places[-1] - places[0] < side
+                last[axis] = max(last.get(axis, 0), int(places[-1]))
+    assert last == {0: 15, 1: 15}  # the last row and column are reached
+
+
+def test_only_improvements_are_kept():
+    asked = Recorded(lambda x: torch.stack((x.mean((1, 2, 3)), -torch.ones(len(x))), dim=1))  # darker is better
+    x = 0.5 + 0.1 * torch.rand(3, 1, 8, 8)
+    Square(0.2, queries=100)(asked, x, torch.zeros(3, dtype=torch.long))
+    best = asked.asked[0].mean((1, 2, 3))
+    previous = asked.asked[0]
+    for images in asked.asked[1:]:
+        near = (images != previous).flatten(1).float().mean(1)
+        assert (near <= 0.8 + 0.05).all()
+        better = images.mean((1, 2, 3)) < best
+        previous = torch.where(better.view(-1, 1, 1, 1), images, previous)
+        best = best.minimum(images.mean((1, 2, 3)))
+    torch.testing.assert_close(best, (x - 0.2).mean((1, 2, 3)), atol=0.02, rtol=0)
+
+
+def test_l2_proposals_use_the_whole_radius():
+    x = 0.5 + 0.01 * torch.rand(4, 3, 12, 12)  # nothing is clamped
+    asked = Recorded(lambda x: torch.stack((x.square().mean((1, 2, 3)), -torch.ones(len(x))), dim=1))
+    Square(0.3, norm="l2", queries=150)(asked, x, torch.zeros(4, dtype=torch.long))
+    for images in asked.asked:
+        size = geometry_of("l2").size(images - x)
+        assert (size <= 0.3).all()
+        torch.testing.assert_close(size, torch.full((4,), 0.3), rtol=1e-5, atol=0)
+
+
+@norms
+def test_looking_rarely_finds_as_much(norm, monkeypatch):
+    net, x, y = digits(20)
+    torch.manual_seed(0)
+    often = robust(net, Square(EPS[norm], norm=norm, queries=105)(net, x, y), y)
+    monkeypatch.setattr(square, "_patience", lambda x: 10)
+    torch.manual_seed(0)
+    x_adv = Square(EPS[norm], norm=norm, queries=105)(net, x, y)
+    assert torch.equal(robust(net, x_adv, y), often)
+    assert 0 < often.sum() < 20
+
+
+def test_success_needs_the_exact_model():
+    net, x, y = digits(60)
+    x, y = x[y == 3], y[y == 3]
+    seen = []
+
+    def harder(images):
+        """The label is ahead by 0.5 more."""
+        seen.append(images.clone())
+        return net(images) + 0.5 * nn.functional.one_hot(torch.tensor([3]), 10)
+
+    x_adv = Square(0.25, queries=200)(Recorded(net, harder), x, y)
+    changed = (x_adv != x).flatten(1).any(1)
+    assert changed.any()
+    assert (margin(net(x_adv[changed]), y[changed]) > 0.5).all()
+    assert all((margin(net(images), torch.full((len(images),), 3)) > 0).all() for images in seen)
+
+
+def test_a_denied_success_asks_again_only_when_it_has_grown():
+    x, y = torch.rand(4, 1, 8, 8), torch.ones(4, dtype=torch.long)
+    denials = []
+
+    def deny(images):
+        denials.append(len(images))
+        return torch.tensor([0.0, 1.0, 0.0]).expand(len(images), -1)
+
+    assert torch.equal(Square(0.1, queries=30)(Recorded(unmoved, deny), x, y), x)
+    assert denials == [4]
+
+
+def test_nan_is_no_success():
+    x = torch.rand(3, 1, 8, 8)
+    model = Recorded(lambda x: torch.full((len(x), 3), torch.nan))
+    assert torch.equal(Square(0.1, queries=5)(model, x, torch.zeros(3, dtype=torch.long)), x)
+    assert len(model.asked) == 6
+
+
+@norms
+def test_repeatable_and_dependent_on_the_seed(norm):
+    net, x, y = digits(12)
+    found = []
+    for seed in (0, 0, 1):
+        torch.manual_seed(seed)
+        found.append(Square(EPS[norm], norm=norm, queries=50)(net, x, y))
+    assert torch.equal(found[0], found[1])
+    assert not torch.equal(found[0], found[2])
+
+
+@norms
+def test_empty_batch_and_single_image(norm):
+    net, x, y = digits(1)
+    attack = Square(0.6 if norm == "linf" else 4, norm=norm, queries=100)
+    assert attack(net, x[:0], y[:0]).shape == (0, 1, 8, 8)
+    assert not robust(net, attack(net, x, y), y).any()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"norm": "l1"}, "not in l1. Use ReferenceAutoAttack"),
+        ({"queries": 0}, "queries=0 must be at least 1"),
+        ({"batch_size": 0}, "batch_size=0 must be at least 1"),
+        ({"p_init": 0}, r"p_init=0 must be a share of the image, in \(0, 1\]"),
+    ],
+)
+def test_bad_settings(options, message):
+    with pytest.raises(ValueError, match=message):
+        Square(**options)
+
+
+def test_name_and_description():
+    described = Square(queries=7).describe()
+    assert (described["queries"], described["p_init"], described["batch_size"]) == (7, 0.8, 250)
+    assert "loss" not in described
+    assert Square().label == "square"
