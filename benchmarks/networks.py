@@ -46,7 +46,7 @@ def resnet18(options: argparse.Namespace) -> Case:
     model.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))
     spec = dataset_spec("npz", 10) if (options.data / "test.npz").is_file() else dataset_spec("cifar10")
     data = read_dataset(spec, options.data, download=False).test
-    return model, *_tensors(data.images, data.labels)
+    return model, *tensors(data.images, data.labels)
 
 
 CASES = {f.__name__: f for f in (digits_relu, digits_pssilu, digits_standard, resnet18)}
@@ -55,7 +55,7 @@ CASES = {f.__name__: f for f in (digits_relu, digits_pssilu, digits_standard, re
 def _digits(model: nn.Module, options: argparse.Namespace, steps: int = 7) -> Case:
     """Half a minute of training; adversarial, unless `steps` is 0."""
     data = read_dataset(dataset_spec("digits"), Path("data"), download=False)
-    x, y = _tensors(data.train.images, data.train.labels)
+    x, y = tensors(data.train.images, data.train.labels)
     torch.manual_seed(options.seed)
     eps = float(options.eps)
     attack = PGD(eps, norm=options.norm, step_size=eps / 4, steps=max(1, steps))
@@ -66,10 +66,10 @@ def _digits(model: nn.Module, options: argparse.Namespace, steps: int = 7) -> Ca
             optimizer.zero_grad()
             nn.functional.cross_entropy(model(seen), y[part]).backward()
             optimizer.step()
-    return model, *_tensors(data.test.images, data.test.labels)
+    return model, *tensors(data.test.images, data.test.labels)
 
 
-def _tensors(images: NDArray, labels: NDArray) -> tuple[Tensor, Tensor]:
+def tensors(images: NDArray, labels: NDArray) -> tuple[Tensor, Tensor]:
     return torch.from_numpy(images).permute(0, 3, 1, 2).contiguous() / 255, torch.from_numpy(labels).long()
 
 

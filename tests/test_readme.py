@@ -35,7 +35,7 @@ def saved_run(folder, monkeypatch) -> None:
     config = (CONFIGS / "paper" / "resnet18_linf.yaml").read_text().replace("../", f"{CONFIGS}/")
     (folder / "checkpoints").mkdir(parents=True)
     (folder / "config.yaml").write_text(config)
-    for name in ("best", "last"):
+    for name in ("best", "last", "imported"):
         (folder / "checkpoints" / f"{name}.ckpt").touch()
 
 

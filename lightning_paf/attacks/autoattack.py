@@ -105,13 +105,14 @@ class AutoAttack(Attack):
         return tuple(_MAKE[name](self) for name in self.attacks)
 
     def describe(self) -> dict[str, Any]:
-        """The threat model and the settings as plain values, for result files."""
+        """The threat model and the settings as plain values, for result files.
+
+        Without `seed` and `search_precision`, which a verdict has of its own.
+        """
         own = {
             "version": self.version,
             "attacks": list(self.attacks),
-            "seed": self.seed,
             "batch_size": self.batch_size,
-            "search_precision": self.search_precision,
         }
         return {key: value for key, value in super().describe().items() if key != "loss"} | own
 

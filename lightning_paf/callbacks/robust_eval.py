@@ -258,7 +258,8 @@ def _say(trainer: Trainer) -> Callable[[str], None] | None:
 
 def _summary(name: str, result: EvaluationResult, files: VerdictFiles) -> str:
     attack = result.attack
+    stopped = f" (of {result.total}; on all of them {result.anytime}, whenever stopped)" if result.anytime else ""
     return (
-        f"{name}: robust {result.robust}, clean {result.clean} on {result.judged} samples; "
+        f"{name}: robust {result.robust}, clean {result.clean} on {result.judged} samples{stopped}; "
         f"{attack['attack']} {attack['norm']} eps {attack['eps']}. Verdicts: {files.result}"
     )

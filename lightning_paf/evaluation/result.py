@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lightning_paf.evaluation.files import write_whole
+from lightning_paf.evaluation.sequential import Interval, anytime_interval
 from lightning_paf.evaluation.statistics import Accuracy, exact_accuracy
 
 if TYPE_CHECKING:
@@ -116,6 +117,16 @@ class EvaluationResult:
         """Accuracy under the attack on the judged samples; a clean error counts as broken."""
         return exact_accuracy(int(np.count_nonzero(self.verdicts == Verdict.ROBUST)), self.judged)
 
+    @property
+    def anytime(self) -> Interval | None:
+        """Where a stop rule has ended the evaluation: interval of the robust accuracy on all samples asked for.
+
+        Unlike the one of `robust`, it stays valid although the end depended on what had been seen; see `sequential`.
+        """
+        if self.total is None or self.judged == self.total:
+            return None
+        return anytime_interval(self.robust.correct, self.judged, self.total)
+
     def save(self, path: Path) -> None:
         """Write a JSON file, whole or not at all."""
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -124,6 +135,7 @@ class EvaluationResult:
             "attack": dict(self.attack),
             "clean": {**asdict(self.clean), "accuracy": self.clean.value},
             "robust": {**asdict(self.robust), "accuracy": self.robust.value},
+            "anytime": None if self.anytime is None else asdict(self.anytime),
             "confidence": 0.95,
             "seconds": round(self.seconds, 3),
             "seed": self.seed,

@@ -3,6 +3,7 @@
 import argparse
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -69,6 +70,19 @@ def main(argv: list[str]) -> int:
     outcome = f"{len(failed)} of {len(rows)} checks failed" if failed else f"all {len(rows)} checks passed"
     print(f"{outcome} in {time.perf_counter() - started:.0f} s")
     return 1 if failed else 0
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Threads that wait for each other make networks of this size several times slower."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def duties_of(case: "Case", *, quick: bool = False) -> Iterator[Duty]:

@@ -25,13 +25,14 @@ def main(argv: list[str]) -> int:
     Raises:
         ValueError: The receipt is damaged or forged, or a file is missing.
     """
-    from lightning_paf.evaluation.receipt import read_receipt
     from lightning_paf.loading import add_run_arguments, load_run
 
     parser = argparse.ArgumentParser("lightning-paf verify", description=__doc__, allow_abbrev=False)
     parser.add_argument("receipt", type=Path, help="file of `test`, e.g. RUN/test/autoattack.receipt.safetensors")
     add_run_arguments(parser)
     options, rest = parser.parse_known_args(argv)
+    from lightning_paf.evaluation.receipt import read_receipt
+
     receipt = read_receipt(options.receipt)
     run = load_run(options.ckpt, options.config, options.device, rest)
     config = options.config or options.ckpt.parent.parent / "config.yaml"

@@ -211,6 +211,20 @@ def test_an_unconfirmed_success_goes_on_searching():
     assert model.passes == Passes(forward=39, backward=39, exact=39)
 
 
+def test_looking_seldom_finds_the_same(monkeypatch):
+    # On a GPU the search asks every few iterations who fell, because the answer makes the host wait.
+    net, x, y = trained()
+    x, y = x[:40], y[:40]
+    attack, model = APGD(EPS["linf"], steps=25, batch_size=15), SearchModel(net)
+    often = run(attack, model, x, y)
+    monkeypatch.setattr("lightning_paf.attacks.apgd._LOOK_EVERY", {})
+    seldom = run(attack, model, x, y)
+    robust = [net(x_adv).argmax(1) == y for x_adv in (often, seldom)]
+    assert torch.equal(*robust)
+    assert not torch.equal(often, seldom)
+    assert torch.equal((seldom == x).flatten(1).all(1), robust[1])
+
+
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_every_success_is_confirmed(precision):
     net, x, y = trained()

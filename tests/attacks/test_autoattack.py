@@ -273,6 +273,5 @@ def test_description():
     described = AutoAttack(seed=3, search_precision="bf16").describe()
     assert described["attacks"] == ["apgd-ce", "apgd-t", "fab-t", "square"]
     assert described["version"] == "standard"
-    assert described["seed"] == 3
-    assert described["search_precision"] == "bf16"
+    assert not {"seed", "search_precision"} & described.keys(), "a verdict has its own"
     assert "loss" not in described

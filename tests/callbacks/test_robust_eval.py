@@ -242,5 +242,9 @@ def test_a_stop_rule_judges_a_random_part(tmp_path):
     result = judged(tmp_path, stop=AfterSix()).results["test"]
     assert result.judged == 6
     assert result.total == 11
+    robust = int((EXPECTED == Verdict.ROBUST).sum()) / 11
+    assert result.anytime is not None
+    assert robust in result.anytime
+    assert json.loads((tmp_path / f"pgd_linf_{EPS}.json").read_text())["anytime"]["low"] == result.anytime.low
     assert result.ids.tolist() != sorted(result.ids.tolist()) or result.ids.tolist() != list(range(6))
     assert result.verdicts.tolist() == EXPECTED[result.ids].tolist()
