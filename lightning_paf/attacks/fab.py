@@ -1,7 +1,6 @@
 """The targeted Fast Adaptive Boundary attack."""
 
 from collections import deque
-from collections.abc import Iterable
 from fractions import Fraction
 from typing import Any
 
@@ -150,13 +149,9 @@ class _Search:
                 done |= self._hits().cpu()
             if done.any():
                 self._harvest(done.nonzero().squeeze(1).tolist(), stop_at_success)
-                keep = [lane for lane, owner in enumerate(self._open(done)) if owner is not None]
+                over = zip(done.tolist(), self.owners.tolist(), strict=True)
+                keep = [lane for lane, (ended, owner) in enumerate(over) if not ended and owner not in self.fallen]
                 self._seat(self._next(len(keep)), keep, end=tick + self.attack.steps)
-
-    def _open(self, done: Tensor) -> Iterable[int | None]:
-        """The owner of each lane that goes on, None for the others."""
-        for owner, ended in zip(self.owners.tolist(), done.tolist(), strict=True):
-            yield None if ended or owner in self.fallen else owner
 
     def _next(self, running: int = 0) -> list[int]:
         """Pairs for the free lanes."""

@@ -178,7 +178,8 @@ class RobustEval(Callback):
             )
         self._ids = [int(i) for i in loaders.sampler]
         size = len(loaders.dataset)  # type: ignore[arg-type]  # a dataset behind a sampler has a length
-        self._verdicts = torch.zeros(min(size, self.examples[stage] or size), dtype=torch.int32)
+        with torch.inference_mode(False):  # a tensor made under it could not be written to outside
+            self._verdicts = torch.zeros(min(size, self.examples[stage] or size), dtype=torch.int32)
         self._seen = 0
 
     def _check(self, trainer: Trainer, model: nn.Module, samples: Samples) -> None:

@@ -53,7 +53,7 @@ class WarmEval(RobustEval):
         every_n_epochs: int = 1,
         max_examples: int | None = 1024,
         test_examples: int | None = None,
-        batch_size: int = 128,
+        batch_size: int = 256,
         seed: int = 0,
         search_precision: Precision = "fp32",
         stop: StopRule | None = None,

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -164,8 +165,7 @@ def linear(classes: int, count: int = COUNT, *, saturated: bool = False, seed: i
     x = (0.5 + contrast * (random.random((count, PIXELS)) - 0.5 + 0.2 * pattern)).clip(0, 1).astype(np.float32)
     weight = (_SHARPNESS * directions).astype(np.float32)
     bias = (-0.5 * weight.sum(1)).astype(np.float32)  # no class is preferred on a grey image
-    model = nn.Sequential(nn.Flatten(), nn.Linear(PIXELS, classes))
-    model.load_state_dict({"1.weight": torch.from_numpy(weight), "1.bias": torch.from_numpy(bias)})
+    model = nn.Sequential(nn.Flatten(), _layer(weight, bias))
     logits = x.astype(np.float64) @ weight.T.astype(np.float64) + bias
     y = logits.argmax(1)
     rise = weight[None].astype(np.float64) - weight[y][:, None]  # (n, classes, pixels): gradient of z_j - z_y
@@ -287,10 +287,16 @@ def _relu_network(layers: list[_Layer]) -> nn.Module:
     """Flatten, then linear layers, with a ReLU after all but the first and the last."""
     modules: list[nn.Module] = [nn.Flatten()]
     for place, (weight, bias) in enumerate(layers):
-        linear = nn.Linear(weight.shape[1], weight.shape[0])
-        linear.load_state_dict({"weight": torch.from_numpy(weight), "bias": torch.from_numpy(bias)})
-        modules += [linear] if place in (0, len(layers) - 1) else [linear, nn.ReLU()]
+        modules += [_layer(weight, bias)] if place in (0, len(layers) - 1) else [_layer(weight, bias), nn.ReLU()]
     return nn.Sequential(*modules).eval()
+
+
+def _layer(weight: NDArray[Any], bias: NDArray[Any]) -> nn.Linear:
+    """A linear layer in float32, made without the random numbers that `nn.Linear` would draw."""
+    layer = nn.Linear(weight.shape[1], weight.shape[0], device="meta")
+    state = {"weight": torch.from_numpy(weight).float(), "bias": torch.from_numpy(bias).float()}
+    layer.load_state_dict(state, assign=True)
+    return layer
 
 
 def _values(layers: list[_Layer], points: Floats) -> Floats:

@@ -143,9 +143,20 @@ def _verdict(name: str, result: EvaluationResult) -> list[Element]:
             element("div", *blocks, class_="numbers"),
             shares(parts),
             legend(parts),
+            *_stopped_early(result),
             facts(_threat_model(result)),
         ),
     ]
+
+
+def _stopped_early(result: EvaluationResult) -> list[Element]:
+    if result.anytime is None:
+        return []
+    words = (
+        f"A stop rule ended the evaluation after {result.judged} of {result.total} samples, in random order. The robust "
+        f"accuracy on all of them lies in {result.anytime}, an interval that holds whenever one stops."
+    )
+    return [element("p", words)]
 
 
 def _threat_model(result: EvaluationResult) -> dict[str, Node]:
