@@ -1,0 +1,170 @@
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from cli_runs import status, write_experiment
+
+from lightning_paf.attacks import PGD
+from lightning_paf.evaluation.ledger import MemoryLedger
+from lightning_paf.evaluation.receipt import write_receipt
+from lightning_paf.evaluation.result import EvaluationResult
+from lightning_paf.evaluation.verdict import judge
+from lightning_paf.loading import load_run
+
+ATTACK = PGD(0.5, steps=2, step_size=0.3)
+STEM = "pgd_linf_0.5"
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A run with one evaluation: result and receipt."""
+    folder = tmp_path_factory.mktemp("report")
+    assert status("fit", "-c", write_experiment(folder), "--run", folder / "run") == 0
+    run = load_run(folder / "run" / "checkpoints" / "last.ckpt")
+    samples = run.samples()
+    judgement = judge(run.model, ATTACK, samples, MemoryLedger(), block_size=8)
+    test = folder / "run" / "test"
+    test.mkdir(exist_ok=True)
+    EvaluationResult.from_judgement("pgd", judgement).save(test / f"{STEM}.json")
+    write_receipt(
+        test / f"{STEM}.receipt.safetensors",
+        judgement,
+        run.model,
+        samples,
+        attack=ATTACK,
+        seed=0,
+        block_size=8,
+        precision="fp32",
+        config_text=None,
+        dataset="npz",
+    )
+    return folder
+
+
+@pytest.fixture
+def run(trained, tmp_path):
+    """A copy that a test may damage; its images stay where they are."""
+    return shutil.copytree(trained / "run", tmp_path / "copy")
+
+
+def test_a_run_gets_one_report_for_each_evaluation(run, capsys):
+    shutil.copy(run / "test" / f"{STEM}.json", run / "test" / "again.json")
+    (run / "test" / "other.json").write_text("{}")
+    assert status("report", run) == 0
+    printed = capsys.readouterr().out
+    assert sorted(path.name for path in (run / "test").glob("*.html")) == ["again.html", f"{STEM}.html"]
+    assert printed.count(": robust ") == 2
+    with_receipt, without = ((run / "test" / f"{name}.html").read_text() for name in (STEM, "again"))
+    assert (
+        f"lightning-paf verify {run}/test/{STEM}.receipt.safetensors --ckpt {run}/checkpoints/last.ckpt" in with_receipt
+    )
+    assert "broken by pgd" in with_receipt
+    assert "Classes under attack" in with_receipt
+    assert "There is no receipt" in without
+    assert "PGD with 20 steps made these anew" in without
+    for text in (with_receipt, without):
+        assert "Activations" in text
+        assert "://" not in text
+
+
+def test_a_receipt_alone_is_enough(run, tmp_path):
+    receipt = run / "test" / f"{STEM}.receipt.safetensors"
+    moved = shutil.move(receipt, tmp_path / f"mine{''.join(receipt.suffixes[-2:])}")
+    assert status("report", moved, "--ckpt", run / "checkpoints" / "last.ckpt", "--out", tmp_path / "o.html") == 0
+    text = (tmp_path / "o.html").read_text()
+    assert "mine" in text
+    assert "broken by pgd" in text
+
+
+def test_a_result_alone_needs_no_checkpoint(run, tmp_path):
+    result = shutil.copy(run / "test" / f"{STEM}.json", tmp_path / "alone.json")
+    assert status("report", result) == 0
+    text = (tmp_path / "alone.html").read_text()
+    assert "Verdict" in text
+    assert "Adversarial images" not in text
+
+
+def test_labels_that_an_old_result_lacks_are_read(run):
+    path = run / "test" / f"{STEM}.json"
+    content = json.loads(path.read_text())
+    kept = ("name", "attack", "verdicts", "seconds")
+    path.write_text(json.dumps({key: content[key] for key in kept}))
+    assert status("report", path) == 0
+    assert "<h2>Classes</h2>" in path.with_suffix(".html").read_text()
+
+
+def curve(norm="linf", alarms=()):
+    points = [{"eps_value": eps, "robust": robust, "total": 22} for eps, robust in ((0.0, 20), (0.5, 3))]
+    return json.dumps({"norm": norm, "points": points, "check": {"alarms": [*alarms]}})
+
+
+def test_the_curve_of_the_run_is_shown_with_its_alarms(run):
+    (run / "curve").mkdir()
+    (run / "curve" / "curve_linf.json").write_text(curve(alarms=["It rises."]))
+    assert status("report", run) == 0
+    text = (run / "test" / f"{STEM}.html").read_text()
+    assert "Security curve" in text
+    assert "Alarm: It rises." in text
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [(curve("l2"), "measures eps in l2"), ("[]", "is no curve"), ('{"points": [{}]}', "is no curve")],
+)
+def test_a_curve_that_does_not_fit_is_refused(run, tmp_path, capsys, content, words):
+    (tmp_path / "c.json").write_text(content)
+    assert status("report", run, "--curve", tmp_path / "c.json") == 1
+    assert words in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["nowhere.json"], "There is no nowhere.json"),
+        (["."], "There is no evaluation in ."),
+        (["RUN", "RESULT", "--out", "o.html"], "--out is one file, but there are 2 evaluations"),
+        (["RUN", "--curve", "none.json"], "There is no none.json"),
+    ],
+)
+def test_inputs_that_are_not_there_are_named(run, tmp_path, monkeypatch, capsys, options, words):
+    monkeypatch.chdir(tmp_path / "copy" / "checkpoints")
+    places = {"RUN": run, "RESULT": run / "test" / f"{STEM}.json"}
+    assert status("report", *(places.get(option, option) for option in options)) == 1
+    assert words in capsys.readouterr().err
+
+
+def test_files_of_something_else_are_refused(run, tmp_path, capsys):
+    for name, content in (("a.json", "[]"), ("b.json", '{"verdicts": 3}'), ("c.json", "no json")):
+        (tmp_path / name).write_text(content)
+        assert status("report", tmp_path / name) == 1
+        assert "is no result of" in capsys.readouterr().err
+
+
+def test_other_weights_are_refused(run, capsys):
+    path = run / "checkpoints" / "last.ckpt"
+    checkpoint = torch.load(path, weights_only=True)
+    name = next(name for name, value in checkpoint["state_dict"].items() if value.is_floating_point())
+    checkpoint["state_dict"][name] = checkpoint["state_dict"][name] + 1e-6
+    torch.save(checkpoint, path)
+    assert status("report", run) == 1
+    assert "judged other weights" in capsys.readouterr().err
+
+
+def test_other_images_are_refused(trained, run, tmp_path, capsys):
+    images = shutil.copytree(trained / "images", tmp_path / "images")
+    with np.load(images / "test.npz") as file:
+        image, label = file["image"], file["label"]
+    np.savez(images / "test.npz", image=255 - image, label=label)
+    assert status("report", run, "--data.root", images) == 1
+    assert "are not those that" in capsys.readouterr().err
+
+
+def test_result_and_receipt_of_different_evaluations_are_not_mixed(run, capsys):
+    path = run / "test" / f"{STEM}.json"
+    content = json.loads(path.read_text())
+    content["verdicts"] = content["verdicts"].translate(str.maketrans("12", "21"))
+    path.write_text(json.dumps(content))
+    assert status("report", run) == 1
+    assert "hold different verdicts" in capsys.readouterr().err
