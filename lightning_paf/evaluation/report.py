@@ -153,8 +153,8 @@ def _stopped_early(result: EvaluationResult) -> list[Element]:
     if result.anytime is None:
         return []
     words = (
-        f"A stop rule ended the evaluation after {result.judged} of {result.total} samples, in random order. The robust "
-        f"accuracy on all of them lies in {result.anytime}, an interval that holds whenever one stops."
+        f"A stop rule ended the evaluation after {result.judged} of {result.total} samples, in random order. The "
+        f"robust accuracy on all of them lies in {result.anytime}, an interval that holds whenever one stops."
     )
     return [element("p", words)]
 
