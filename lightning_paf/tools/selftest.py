@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from lightning_paf.types import Norm
 
 SQUARE_L2_REACH = 0.6
-"""Square gets to 60 % to 85 % of the largest rise of a linear function in l2, with any number of queries that it is
-given in practice: its perturbations are sums of bumps, and windows forget what they held."""
+"""Square gets to about 60 % to 85 % of the largest rise of a linear function in l2, whatever number of queries it is
+given: its perturbations are sums of bumps, and windows forget what they held."""
 
 SEED = 0
 
