@@ -203,7 +203,7 @@ def test_a_batch_that_does_not_divide_by_the_ranks(tmp_path, tiny):
 @pytest.mark.parametrize(
     ("argument", "typed", "meant", "others"),
     [
-        ("model.attack", "PDG", "PGD", "NFGSM, PGD"),
+        ("model.attack", "PDG", "PGD", "RSFGSM"),
         ("model.net", "SmallConvnet", "SmallConvNet", "CifarResNet"),
         ("model.objective", "TRADE", "TRADES", "AdversarialCE"),
         ("model.activation", "PSSiLu", "PSSiLU", "PSSiLUFixed, PSiLU"),
