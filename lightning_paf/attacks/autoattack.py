@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -24,10 +24,10 @@ Version = Literal["standard", "custom"]
 SubAttack = Literal["apgd-ce", "apgd-t", "apgd-dlr", "fab-t", "square"]
 
 _STANDARD: tuple[SubAttack, ...] = ("apgd-ce", "apgd-t", "fab-t", "square")
-_FEWEST: Mapping[SubAttack, int] = MappingProxyType(
+_FEWEST: Mapping[str, int] = MappingProxyType(
     {"apgd-dlr": FEWEST_CLASSES["dlr"], "apgd-t": FEWEST_CLASSES["dlr-targeted"]}  # others: 2
 )
-_SQUARE_TILE = 5  # its l2 start tiles the image 5 x 5
+_SQUARE_TILE = 5  # its l2 and l1 starts tile the image 5 x 5
 
 log = logging.getLogger(__name__)
 
@@ -156,22 +156,8 @@ class AutoAttack(Attack):
     def _correct(self, model: SearchModel, x: Tensor, y: Tensor) -> Tensor:
         """Whether each example is classified correctly, (N,) bool; refuses what the attacks cannot work on."""
         logits = torch.cat([model.exact(part) for part in torch.split(x, self.batch_size)])
-        self._check(logits.shape[1], x.shape[-2:])
+        check_fit(self, self.attacks, logits.shape[1], x.shape[-2:])
         return logits.argmax(dim=1) == y
-
-    def _check(self, classes: int, size: torch.Size) -> None:
-        unfit = [name for name in self.attacks if classes < _FEWEST.get(name, 2)]
-        if unfit:
-            fit = [name for name in _STANDARD if classes >= _FEWEST.get(name, 2)]
-            raise ValueError(
-                f"{unfit[0]} of AutoAttack needs at least {_FEWEST[unfit[0]]} classes, but the model has "
-                f"{classes} outputs. Use version=custom with attacks=[{', '.join(fit)}]."
-            )
-        if "square" in self.attacks and self.norm != "linf" and min(size) < _SQUARE_TILE:
-            raise ValueError(
-                f"Square in the {self.norm} norm needs images of at least {_SQUARE_TILE} x {_SQUARE_TILE} pixels, but "
-                f"they are {size[0]} x {size[1]}. Use version=custom without square."
-            )
 
 
 _MAKE: Mapping[SubAttack, Callable[[AutoAttack], Attack]] = MappingProxyType(
@@ -216,11 +202,7 @@ def _check_options(
         raise ValueError(
             f"version must be standard or custom, but is {version!r}. Choose one, or use ReferenceAutoAttack for rand."
         )
-    if (version == "custom") != bool(attacks):
-        raise ValueError(
-            f"version={version} with attacks={attacks} does not fit: attacks are listed with version=custom, and "
-            "only then. Set both or none."
-        )
+    check_listing(version, attacks)
     unknown = set(attacks or ()) - set(get_args(SubAttack))
     if unknown:
         raise ValueError(
@@ -233,6 +215,41 @@ def _check_options(
         raise ValueError(f"batch_size={batch_size} must be at least 1. The default is 250.")
     if search_precision not in get_args(Precision):
         raise ValueError(f"search_precision must be fp32 or bf16, but is {search_precision!r}. The default is fp32.")
+
+
+def check_fit(attack: Attack, attacks: Sequence[str], classes: int, size: torch.Size) -> None:
+    """Refuse a model or images that a sub-attack cannot work on.
+
+    Args:
+        attack: The ensemble, ours or the package's.
+        attacks: Its sub-attacks.
+        classes: Outputs of the model.
+        size: Height and width of the images.
+
+    Raises:
+        ValueError: Too few classes, or too small images.
+    """
+    unfit = [name for name in attacks if classes < _FEWEST.get(name, 2)]
+    if unfit:
+        fit = [name for name in _STANDARD if classes >= _FEWEST.get(name, 2)]
+        raise ValueError(
+            f"{unfit[0]} of {type(attack).__name__} needs at least {_FEWEST[unfit[0]]} classes, but the model has "
+            f"{classes} outputs. Use version=custom with attacks=[{', '.join(fit)}]."
+        )
+    if "square" in attacks and attack.norm != "linf" and min(size) < _SQUARE_TILE:
+        raise ValueError(
+            f"Square in the {attack.norm} norm needs images of at least {_SQUARE_TILE} x {_SQUARE_TILE} pixels, but "
+            f"they are {size[0]} x {size[1]}. Use version=custom without square."
+        )
+
+
+def check_listing(version: str, attacks: Sequence[str] | None) -> None:
+    """Refuse a list of attacks without version=custom, and the other way round."""
+    if (version == "custom") != bool(attacks):
+        raise ValueError(
+            f"version={version} with attacks={attacks} does not fit: attacks are listed with version=custom, and "
+            "only then. Set both or none."
+        )
 
 
 def warn_of_masking(robust_after: Mapping[str, int], total: int) -> None:

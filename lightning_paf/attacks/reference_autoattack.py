@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lightning_paf.attacks.autoattack import AutoAttackResult, warn_of_masking
+from lightning_paf.attacks.autoattack import AutoAttackResult, check_fit, check_listing, warn_of_masking
 from lightning_paf.attacks.base import Attack
 from lightning_paf.types import Forward, Norm, PerExampleLoss, Radius
 
@@ -26,9 +26,7 @@ ReferenceSubAttack = Literal["apgd-ce", "apgd-t", "apgd-dlr", "fab", "fab-t", "s
 _ATTACKS: Mapping[ReferenceVersion, tuple[ReferenceSubAttack, ...]] = MappingProxyType(
     {"standard": ("apgd-ce", "apgd-t", "fab-t", "square"), "rand": ("apgd-ce", "apgd-dlr")}
 )
-_FEWEST_CLASSES: Mapping[ReferenceSubAttack, int] = MappingProxyType({"apgd-dlr": 3, "apgd-t": 4})  # others: 2
 _PACKAGE_NORMS: Mapping[Norm, str] = MappingProxyType({"linf": "Linf", "l2": "L2", "l1": "L1"})
-_SQUARE_TILE = 5  # its l2 and l1 starts tile the image 5 x 5
 
 log = logging.getLogger(__name__)
 
@@ -78,11 +76,7 @@ class ReferenceAutoAttack(Attack):
             raise ValueError(
                 f"version must be one of {', '.join(get_args(ReferenceVersion))}, but is {version!r}. Choose one."
             )
-        if (version == "custom") != bool(attacks):
-            raise ValueError(
-                f"version={version} with attacks={attacks} does not fit: attacks are listed with version=custom, and "
-                "only then. Set both or none."
-            )
+        check_listing(version, attacks)
         unknown = set(attacks or ()) - set(get_args(ReferenceSubAttack))
         if unknown:
             raise ValueError(f"Unknown attacks {sorted(unknown)}. Known: {', '.join(get_args(ReferenceSubAttack))}.")
@@ -149,7 +143,7 @@ class ReferenceAutoAttack(Attack):
         """The package's object with at most as many target classes as there are, and how to run it."""
         with torch.no_grad():
             classes = model(x[:1]).shape[1]
-        self._check(classes, x.shape[-2:])
+        check_fit(self, self.attacks, classes, x.shape[-2:])
         package = _package()
         adversary = package.make(
             model,
@@ -169,20 +163,6 @@ class ReferenceAutoAttack(Attack):
             return images
 
         return adversary, run
-
-    def _check(self, classes: int, size: torch.Size) -> None:
-        unfit = [name for name in self.attacks if classes < _FEWEST_CLASSES.get(name, 2)]
-        if unfit:
-            fit = [name for name in _ATTACKS["standard"] if classes >= _FEWEST_CLASSES.get(name, 2)]
-            raise ValueError(
-                f"{unfit[0]} of ReferenceAutoAttack needs at least {_FEWEST_CLASSES[unfit[0]]} classes, but the model "
-                f"has {classes} outputs. Use version=custom with attacks=[{', '.join(fit)}]."
-            )
-        if "square" in self.attacks and self.norm != "linf" and min(size) < _SQUARE_TILE:
-            raise ValueError(
-                f"Square in the {self.norm} norm needs images of at least {_SQUARE_TILE} x {_SQUARE_TILE} pixels, but "
-                f"they are {size[0]} x {size[1]}. Use version=custom without square."
-            )
 
     def _correct(self, model: "_Logits", x: Tensor, y: Tensor) -> Tensor:
         """Whether each example is classified correctly, (N,) bool."""

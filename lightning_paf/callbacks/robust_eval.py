@@ -1,8 +1,9 @@
 """Robust accuracy in validation and test."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict
 
 import numpy as np
 import torch
@@ -26,6 +27,12 @@ from lightning_paf.nn.search_model import Precision
 from lightning_paf.types import Batch
 
 Stage = Literal["val", "test"]
+
+
+class _Settings(TypedDict):
+    seed: int
+    block_size: int
+    precision: Precision
 
 
 class RobustEval(Callback):
@@ -154,7 +161,7 @@ class RobustEval(Callback):
         model = _classifier(pl_module)
         with torch.inference_mode(False):
             samples = _samples(trainer, trainer.test_dataloaders, ids)
-            judgement = self._judge(model, samples, self._open_ledger(files, model, samples), self.stop, _say(trainer))
+            judgement = self._judge(model, samples, partial(files.ledger, folder=self.ledger), self.stop, _say(trainer))
             result = EvaluationResult.from_judgement(self.name, judgement)
             self._log("test", pl_module, result)
             if trainer.is_global_zero:
@@ -186,41 +193,25 @@ class RobustEval(Callback):
         """Judge in memory; subclasses may do it in another way."""
         if len(samples) == 0:
             return  # a rank whose samples all lie beyond `max_examples`
-        judgement = self._judge(model, samples, MemoryLedger())
+        judgement = self._judge(model, samples, lambda _: MemoryLedger())
         self._verdicts[torch.from_numpy(judgement.ids)] = torch.from_numpy(judgement.verdicts).int()
-
-    def _open_ledger(self, files: VerdictFiles, model: nn.Module, samples: Samples) -> Ledger:
-        if self.ledger is not None:
-            return Ledger(self.ledger)
-        header = Header.of(
-            model,
-            self.attack,
-            samples,
-            seed=self.seed,
-            block_size=self.batch_size,
-            precision=self.search_precision,
-        )
-        return files.ledger(header)
 
     def _judge(
         self,
         model: nn.Module,
         samples: Samples,
-        ledger: Ledger | MemoryLedger,
+        open_ledger: Callable[[Header], Ledger | MemoryLedger],
         stop: StopRule | None = None,
         progress: Callable[[str], None] | None = None,
     ) -> Judgement:
-        return judge(
-            model,
-            self.attack,
-            samples,
-            ledger,
-            seed=self.seed,
-            block_size=self.batch_size,
-            precision=self.search_precision,
-            stop=stop,
-            progress=progress,
-        )
+        settings: _Settings = {
+            "seed": self.seed,
+            "block_size": self.batch_size,
+            "precision": self.search_precision,
+        }
+        header = Header.of(model, self.attack, samples, **settings)  # reads every sample: once
+        ledger = open_ledger(header)
+        return judge(model, self.attack, samples, ledger, **settings, stop=stop, progress=progress, header=header)
 
     def _log(self, stage: Stage, pl_module: LightningModule, result: EvaluationResult) -> None:
         self.results[stage] = result
@@ -240,8 +231,8 @@ def _samples(trainer: Trainer, loader: Any, ids: NDArray[np.int64]) -> Samples:
 
     def fetch(ids: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
         dataset, numbers = loader.dataset, ids.tolist()
-        whole = hasattr(dataset, "__getitems__") and dataset.__getitems__
-        rows = dataset.__getitems__(numbers) if whole else [dataset[i] for i in numbers]
+        at_once = getattr(dataset, "__getitems__", None)
+        rows = at_once(numbers) if at_once else [dataset[i] for i in numbers]
         x, y = trainer.strategy.batch_to_device(loader.collate_fn(rows))
         return x.float(), y
 

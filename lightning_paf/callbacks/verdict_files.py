@@ -63,9 +63,9 @@ class VerdictFiles:
         """For people."""
         return self.folder / f"{self.stem}.html"
 
-    def ledger(self, header: Header) -> Ledger:
-        """The ledger of this evaluation: another one for other weights, data, settings or code."""
-        return Ledger(self.folder / "ledger" / f"{self.stem}-{header.fingerprint[:12]}")
+    def ledger(self, header: Header, folder: Path | None = None) -> Ledger:
+        """The ledger in a folder; by default in one of its own for each set of weights, data, settings and code."""
+        return Ledger(folder or self.folder / "ledger" / f"{self.stem}-{header.fingerprint[:12]}")
 
     def write_evidence(
         self, result: EvaluationResult, judgement: Judgement, model: nn.Module, samples: Samples, attack: Attack

@@ -55,6 +55,7 @@ def judge(
     precision: Precision = "fp32",
     stop: Stop | None = None,
     progress: Callable[[str], None] | None = None,
+    header: Header | None = None,
 ) -> Judgement:
     """Judge every sample: clean error, broken by which stage of the attack, or robust.
 
@@ -79,6 +80,7 @@ def judge(
         stop: Asked with the counts of the first block, of the first two, and so on; the verdict ends with the first for
             which it holds. It must depend on its arguments alone for all workers to end at the same.
         progress: Is called with lines for people; by default, none are made.
+        header: `Header.of` these arguments, where the caller has it: making it reads every sample.
 
     Raises:
         ValueError: The ledger belongs to another evaluation or cannot be written; no samples, or some twice;
@@ -86,7 +88,8 @@ def judge(
     """
     _check(attack, samples, block_size)
     with torch.inference_mode(False):
-        header = Header.of(model, attack, samples, seed=seed, block_size=block_size, precision=precision)
+        if header is None:
+            header = Header.of(model, attack, samples, seed=seed, block_size=block_size, precision=precision)
         ledger.open(header)
         worker = _Worker(model, attack, samples, ledger, header, stop, progress or (lambda line: None))
         judgement = worker.work()
