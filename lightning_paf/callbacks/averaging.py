@@ -21,9 +21,10 @@ class WarmupDecay:
     def __init__(self, decay: float) -> None:
         self.decay = decay
 
-    def at(self, step: int) -> float:
-        """`d` after `step` updates."""
-        return min(self.decay, (1 + step) / (10 + step))
+    def at(self, step: Tensor | int) -> Tensor:
+        """`d` after `step` updates, on the device of `step`: reading it would make the program wait for the device."""
+        updates = torch.as_tensor(step).double()
+        return ((1 + updates) / (10 + updates)).clamp(max=self.decay)
 
     @torch.no_grad()
     def __call__(self, averages: Sequence[Tensor], currents: Sequence[Tensor], count: Tensor | int) -> None:
@@ -34,12 +35,12 @@ class WarmupDecay:
             currents: The tensors of the trained model, in the same order.
             count: Number of updates so far.
         """
-        weight = 1 - self.at(int(count))
-        for average, current in zip(averages, currents, strict=True):
-            if average.is_floating_point():
-                average.lerp_(current, weight)
-            else:
-                average.copy_(current)  # a counter (`num_batches_tracked`) has no meaningful average
+        if averages[0].is_floating_point():
+            differences = torch._foreach_sub(list(currents), list(averages))
+            torch._foreach_mul_(differences, (1 - self.at(count)).to(averages[0]))
+            torch._foreach_add_(list(averages), differences)
+        else:
+            torch._foreach_copy_(list(averages), list(currents))  # counters (`num_batches_tracked`) have no average
 
 
 class WarmupEMA(WeightAveraging):

@@ -84,7 +84,7 @@ def average_of_counter(n: int, decay: float) -> float:
     ("step", "expected"), [(0, 0.1), (1, 2 / 11), (8, 0.5), (90, 0.91), (1790, 0.995), (9999, 0.995)]
 )
 def test_the_decay_rises_to_its_bound(step, expected):
-    assert WarmupDecay(0.995).at(step) == pytest.approx(expected)
+    assert float(WarmupDecay(0.995).at(step)) == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("decay", [0.0, 0.3, 0.995])
@@ -120,7 +120,7 @@ def test_statistics_are_averaged_or_copied_and_counters_are_copied(tmp_path, use
     expected = running[0] if use_buffers else running[-1]
     if use_buffers:
         for t, current in enumerate(running[1:], start=1):
-            expected = expected.lerp(current, 1 - WarmupDecay(0.5).at(t))
+            expected = expected.lerp(current, 1 - float(WarmupDecay(0.5).at(t)))
     assert torch.allclose(module.net[1].running_mean, expected)
     assert module.net[1].num_batches_tracked == len(running) == 6
 

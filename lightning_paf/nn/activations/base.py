@@ -8,7 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from lightning_paf.nn.activation_shape import ActivationShape
-from lightning_paf.nn.activations.pointwise import Formula, Pointwise
+from lightning_paf.nn.activations.pointwise import FusedPointwise, Pointwise
+from lightning_paf.nn.formula import Formula
+from lightning_paf.nn.kernels import kernel_for
 
 
 class Activation(nn.Module, ABC):
@@ -37,7 +39,8 @@ class Activation(nn.Module, ABC):
 class ParametricActivation(Activation):
     """An activation with a parameter alpha, of shape [1] as in the checkpoints of Dai et al. (2021).
 
-    A subclass states its `formula` and, where there is more than alpha, its `scalars`.
+    A subclass states its `formula` and, where there is more than alpha, its `scalars`. While `fused` is set, as in
+    training, the formula is computed by one kernel where there is one for the device, dtype and layout at hand.
 
     Args:
         alpha: Initial value, finite.
@@ -50,6 +53,7 @@ class ParametricActivation(Activation):
 
     formula: ClassVar[Formula]
     alpha: nn.Parameter
+    fused: bool = False
     channel_dim: Literal[1, -1] = 1
 
     def __init__(self, alpha: float, learn_alpha: bool = True, **earlier: float) -> None:
@@ -62,6 +66,12 @@ class ParametricActivation(Activation):
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply the function to every element; shape and dtype stay."""
+        # A compiler of whole networks sees the formula itself, which it fuses with what comes before and after.
+        if self.fused and not torch.compiler.is_compiling():
+            kernel = kernel_for(self.formula, x, self.scalars())
+            if kernel is not None:
+                fused: Tensor = FusedPointwise.apply(self.formula, kernel, x, *self.scalars())
+                return fused
         scalars = [self._aligned(scalar, x.ndim) for scalar in self.scalars()]
         result: Tensor = Pointwise.apply(self.formula, x, *scalars)
         return result

@@ -1,32 +1,17 @@
-"""Scalar functions with scalar parameters, evaluated by value and by hand-written derivative."""
+"""Formulas as autograd functions: by hand-written derivatives, as torch expressions or as one kernel."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-
-@dataclass(frozen=True)
-class Formula:
-    """A function f(x; p1, p2, ...) and its first derivatives, as plain differentiable torch expressions.
-
-    Every callable takes `(x, p1, p2, ...)`, where the parameters broadcast against x and have its dtype.
-
-    Attributes:
-        value: f.
-        slope: df/dx.
-        parameter_slopes: df/dp, one for each parameter.
-    """
-
-    value: Callable[..., Tensor]
-    slope: Callable[..., Tensor]
-    parameter_slopes: tuple[Callable[..., Tensor], ...]
+from lightning_paf.nn.formula import Formula
+from lightning_paf.nn.kernels import Kernel
 
 
 class Pointwise(torch.autograd.Function):
-    """Apply a `Formula`.
+    """Apply a `Formula` as it is written.
 
     Autograd through `value` would do, but not safely and not cheaply. With the derivatives written out
       * only x is kept for the backward pass, instead of three to five intermediates for every layer;
@@ -55,18 +40,54 @@ class Pointwise(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         """Gradients by x and by those parameters that want one; an attack, which wants only x, pays for only x."""
-        (grad,) = grads
-        formula: Formula = ctx.formula
+        return None, *_gradients(ctx.formula, grads[0], ctx.saved_tensors, ctx.needs_input_grad[1:])
+
+
+class FusedPointwise(torch.autograd.Function):
+    """Apply a `Formula` by a kernel: one pass forward and one backward, the sums for the parameters included.
+
+    Keeps x and the parameters, like `Pointwise`, whose expressions it uses where a second derivative may follow.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, formula: Formula, kernel: Kernel, x: Tensor, *parameters: Tensor) -> Tensor:
+        """Evaluate; the result has shape, layout and dtype of x."""
+        ctx.formula, ctx.kernel = formula, kernel
+        ctx.save_for_backward(x, *parameters)
+        return kernel.forward(x, parameters)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        """Gradients by x and, where any parameter wants one, by all of them."""
+        (grad,), kernel = grads, ctx.kernel
         x, *parameters = ctx.saved_tensors
-        _, wants_x, *wanted = ctx.needs_input_grad
-        grad_x = (grad * formula.slope(x, *_as_dtype(parameters, x.dtype))).to(x.dtype) if wants_x else None
-        wide = torch.promote_types(x.dtype, torch.float32)
-        wide_inputs = (x.to(wide), *_as_dtype(parameters, wide)) if any(wanted) else ()
+        wants_x, *wanted = ctx.needs_input_grad[2:]
+        if torch.is_grad_enabled():  # with create_graph=True
+            return None, None, *_gradients(ctx.formula, grad, (x, *parameters), (wants_x, *wanted))
+        if not any(wanted):
+            return None, None, kernel.backward(grad, x, parameters), *[None] * len(parameters)
+        by_x, sums = kernel.backward_all(grad, x, parameters)
         by_parameter = [
-            (grad.to(wide) * slope(*wide_inputs)).sum_to_size(parameter.shape).to(parameter.dtype) if wants else None
-            for slope, parameter, wants in zip(formula.parameter_slopes, parameters, wanted, strict=True)
+            s.to(parameter.dtype).reshape(parameter.shape) if wants else None
+            for s, parameter, wants in zip(sums, parameters, wanted, strict=True)
         ]
-        return None, grad_x, *by_parameter
+        return None, None, by_x if wants_x else None, *by_parameter
+
+
+def _gradients(
+    formula: Formula, grad: Tensor, saved: Sequence[Tensor], wants: Sequence[bool]
+) -> tuple[Tensor | None, ...]:
+    """Gradients by x and the parameters (in this order in `saved`), None where none is wanted."""
+    x, *parameters = saved
+    wants_x, *wanted = wants
+    grad_x = (grad * formula.slope(x, *_as_dtype(parameters, x.dtype))).to(x.dtype) if wants_x else None
+    wide = torch.promote_types(x.dtype, torch.float32)
+    wide_inputs = (x.to(wide), *_as_dtype(parameters, wide)) if any(wanted) else ()
+    by_parameter = [
+        (grad.to(wide) * slope(*wide_inputs)).sum_to_size(parameter.shape).to(parameter.dtype) if want else None
+        for slope, parameter, want in zip(formula.parameter_slopes, parameters, wanted, strict=True)
+    ]
+    return grad_x, *by_parameter
 
 
 def _as_dtype(parameters: Sequence[Tensor], dtype: torch.dtype) -> list[Tensor]:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lightning_paf.nn.activation_shape import NEGATIVE_MEAN, ActivationShape, elu_shape
 from lightning_paf.nn.activations.base import ParametricActivation, require_nonzero
-from lightning_paf.nn.activations.pointwise import Formula
+from lightning_paf.nn.formula import Formula
 
 
 class PReLU(ParametricActivation):

@@ -1,0 +1,23 @@
+"""Scalar functions with scalar parameters, stated with their derivatives."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Formula:
+    """A function f(x; p1, p2, ...) and its first derivatives, as plain differentiable torch expressions.
+
+    Every callable takes `(x, p1, p2, ...)`, where the parameters broadcast against x and have its dtype.
+
+    Attributes:
+        value: f.
+        slope: df/dx.
+        parameter_slopes: df/dp, one for each parameter.
+    """
+
+    value: Callable[..., Tensor]
+    slope: Callable[..., Tensor]
+    parameter_slopes: tuple[Callable[..., Tensor], ...]

@@ -1,0 +1,81 @@
+"""Kernels that compute a `Formula` and its derivatives in one pass over memory.
+
+The formula as written is their definition, their test, and what runs where there is no kernel.
+"""
+
+import warnings
+from collections.abc import Sequence
+from functools import cache
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from lightning_paf.nn.formula import Formula
+from lightning_paf.nn.kernels.c_kernel import CKernel
+from lightning_paf.nn.kernels.compiled_kernel import CompiledKernel
+
+__all__ = ["CKernel", "CompiledKernel", "Kernel", "kernel_for"]
+
+
+class Kernel(Protocol):
+    """A formula for dense tensors of one dtype, whose parameters are single numbers."""
+
+    def forward(self, x: Tensor, parameters: Sequence[Tensor]) -> Tensor:
+        """f(x), with the layout of x."""
+
+    def backward(self, grad: Tensor, x: Tensor, parameters: Sequence[Tensor]) -> Tensor:
+        """The gradient by x: grad * df/dx, with the layout of x."""
+
+    def backward_all(self, grad: Tensor, x: Tensor, parameters: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
+        """The same, and the sums of grad * df/dp, each a number in float32."""
+
+
+def kernel_for(formula: Formula, x: Tensor, parameters: Sequence[Tensor]) -> Kernel | None:
+    """A kernel that can take these tensors, or None: one parameter per channel, float64, gaps in memory, no compiler.
+
+    The first call for a device and dtype compiles the kernel (half a second on a CPU, some ten seconds on CUDA) and
+    compares it with the formula. What cannot be compiled is warned of once.
+    """
+    dense = x.is_contiguous() or (x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last))
+    if not dense or x.numel() == 0 or any(parameter.numel() != 1 for parameter in parameters):
+        return None
+    known = (torch.float32, torch.bfloat16) + ((torch.float16,) if x.device.type != "cpu" else ())
+    return _checked_kernel(formula, x.device, x.dtype) if x.dtype in known else None
+
+
+@cache
+def _checked_kernel(formula: Formula, device: torch.device, dtype: torch.dtype) -> Kernel | None:
+    try:
+        kernel: Kernel = CKernel(formula, dtype) if device.type == "cpu" else CompiledKernel(formula)
+        _compare(kernel, formula, device, dtype)
+    except Exception as error:  # compilers fail in any way; the formula itself always works
+        warnings.warn(
+            f"Parametric activations run as several torch operations each, which takes longer: {error}. "
+            "Install a C compiler, or pass --model.speed.fused false to accept this silently.",
+            stacklevel=2,
+        )
+        return None
+    return kernel
+
+
+@torch.no_grad()
+def _compare(kernel: Kernel, formula: Formula, device: torch.device, dtype: torch.dtype) -> None:
+    """Compare with the formula in double precision where activations live; a wrong kernel would ruin a training.
+
+    Raises:
+        ArithmeticError: They differ by more than rounding.
+    """
+    x = torch.linspace(-20, 20, 1001, device=device).to(dtype)
+    ones = torch.ones_like(x)
+    parameters = [torch.full((), 0.5 + 0.25 * i, device=device) for i in range(len(formula.parameter_slopes))]
+    exact = (x.double(), *(parameter.double() for parameter in parameters))
+    value, slope = (f(*exact).expand(x.shape) for f in (formula.value, formula.slope))
+    terms = [f(*exact).expand(x.shape) for f in formula.parameter_slopes]
+    by_x, sums = kernel.backward_all(ones, x, parameters)
+    pairs = [(kernel.forward(x, parameters), value, value.abs() + 1)]
+    pairs += [(found, slope, slope.abs() + 1) for found in (by_x, kernel.backward(ones, x, parameters))]
+    pairs += [(found, t.sum(), t.abs().sum() + 1) for found, t in zip(sums, terms, strict=True)]
+    for found, expected, scale in pairs:
+        if not bool(((found.double() - expected).abs() <= 16 * torch.finfo(dtype).eps * scale).all()):
+            raise ArithmeticError("a compiled kernel differs from its formula by more than rounding")

@@ -1,0 +1,175 @@
+"""Turns a `Formula` into the source of C loops."""
+
+from collections.abc import Callable, Mapping
+from importlib.resources import files
+from string import Template
+from types import MappingProxyType
+from typing import Any
+
+from torch import Tensor, fx
+
+from lightning_paf.nn.formula import Formula
+
+
+class UntranslatableError(Exception):
+    """A formula calls something that the table of operations does not have."""
+
+
+_OPERATIONS: Mapping[str, str] = MappingProxyType(
+    {
+        **{"add": "{0} + {1}", "sub": "{0} - {1}", "mul": "{0} * {1}", "truediv": "{0} / {1}", "neg": "-{0}"},
+        **{"gt": "{0} > {1} ? 1.0f : 0.0f", "lt": "{0} < {1} ? 1.0f : 0.0f"},
+        **{"ge": "{0} >= {1} ? 1.0f : 0.0f", "le": "{0} <= {1} ? 1.0f : 0.0f"},
+        **{
+            "where": "{0} != 0.0f ? {1} : {2}",
+            "addcmul": "{0} + {1} * {2}",
+            "ones_like": "1.0f",
+            "square": "{0} * {0}",
+        },
+        **{"abs": "fabsf({0})", "sign": "sign_of({0})", "sqrt": "sqrtf({0})", "hypot": "hypot_of({0}, {1})"},
+        **{
+            "exp": "exp_of({0})",
+            "expm1": "expm1_of({0})",
+            "sigmoid": "sigmoid_of({0})",
+            "softplus": "softplus_of({0})",
+        },
+    }
+)
+"""What a torch function, a method of a tensor or an operator becomes in C."""
+
+_LOOP = Template("""
+void $name($arguments, int64_t count) {
+$scalars
+    const int64_t blocks = (count + BLOCK - 1) / BLOCK;
+    #pragma omp parallel for schedule(static) if (blocks > 1)
+    for (int64_t block = 0; block < blocks; ++block) {
+        const int64_t begin = block * BLOCK, end = begin + BLOCK < count ? begin + BLOCK : count;
+$sums
+        #pragma omp simd $reduction
+        for (int64_t i = begin; i < end; ++i) {
+$body
+        }
+$totals
+    }
+}
+""")
+
+
+class _Code:
+    """Statements for the parameters alone, and statements for every element; equal expressions are computed once."""
+
+    def __init__(self) -> None:
+        self.scalars: list[str] = []
+        self.elements: list[str] = []
+        self._names: dict[str, str] = {}
+        self._of_elements = {"x"}
+
+    def add(self, function: Callable[..., Tensor], parameters: int) -> str:
+        """Append a function of `x, p0, p1, ...`; returns the name of its result."""
+        names: dict[fx.Node, str] = {}
+        inputs = iter(["x", *(f"p{i}" for i in range(parameters))])
+        for node in fx.Tracer().trace(function).nodes:
+            if node.op == "output":
+                return _operand(node.args[0], names)
+            names[node] = next(inputs) if node.op == "placeholder" else self._stated(node, names)
+        raise AssertionError("a traced graph ends with its output")
+
+    def _stated(self, node: fx.Node, names: Mapping[fx.Node, str]) -> str:
+        operation = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "?")
+        operands = [_operand(argument, names) for argument in node.args]
+        if operation == "clamp" and len(operands) == 1:
+            return self._named(_clamp(operands[0], node.kwargs), operands)
+        if operation not in _OPERATIONS or node.kwargs:
+            raise UntranslatableError(operation)
+        if operation == "truediv" and operands[1] not in self._of_elements:
+            # A division costs as much as the rest of the loop; by a parameter it is one division for all elements.
+            operation, operands[1] = "mul", self._named(f"1.0f / {operands[1]}", [operands[1]])
+        return self._named(_OPERATIONS[operation].format(*operands), operands)
+
+    def _named(self, expression: str, operands: list[str]) -> str:
+        if expression not in self._names:
+            name = self._names[expression] = f"t{len(self._names)}"
+            per_element = not self._of_elements.isdisjoint(operands)
+            (self.elements if per_element else self.scalars).append(f"const float {name} = {expression};")
+            if per_element:
+                self._of_elements.add(name)
+        return self._names[expression]
+
+
+def c_source(formula: Formula, low_precision: bool) -> str:
+    """Three functions: `forward`, `backward` (by x alone), and `backward_all` (by x and all parameters in one pass).
+
+    `backward_all` writes, block after block, one sum for each parameter, so that the result does not depend on the
+    number of threads.
+
+    Args:
+        formula: What to compute; the parameters are single numbers in float32.
+        low_precision: For bfloat16 elements instead of float32 ones.
+
+    Raises:
+        UntranslatableError: The formula calls what has no C form here.
+    """
+    number = len(formula.parameter_slopes)
+    parameters = [f"const float *q{i}" for i in range(number)]
+    given = ["const element *restrict gradient", "const element *restrict input"]
+    written = "element *restrict output"
+
+    forward, backward, both = _Code(), _Code(), _Code()
+    value = forward.add(formula.value, number)
+    slope = backward.add(formula.slope, number)
+    slope_again = both.add(formula.slope, number)
+    by_parameter = [both.add(f, number) for f in formula.parameter_slopes]
+
+    product = "output[i] = store(saturated(g * {}));"
+    both_inputs = [*given, *parameters, written]
+    sums = [f"sum{i} += g * {expression};" for i, expression in enumerate(by_parameter)]
+    prelude = "#define LOW_PRECISION\n" if low_precision else ""
+    return (
+        prelude
+        + files("lightning_paf.nn.kernels").joinpath("elementwise.h").read_text()
+        + _loop("forward", [given[1], *parameters, written], forward, [f"output[i] = store(saturated({value}));"])
+        + _loop("backward", both_inputs, backward, [product.format(slope)])
+        + _loop(
+            "backward_all",
+            [*given, *parameters, written, "float *sums"],
+            both,
+            [product.format(slope_again), *sums],
+            number,
+        )
+    )
+
+
+def _loop(name: str, arguments: list[str], code: _Code, results: list[str], sums: int = 0) -> str:
+    loads = ["const float x = load(input[i]);"]
+    if name != "forward":
+        loads.append("const float g = load(gradient[i]);")
+    parameters = [a.rsplit("*q", 1)[1] for a in arguments if "*q" in a]
+    return _LOOP.substitute(
+        name=name,
+        arguments=", ".join(arguments),
+        scalars=_lines(4, [f"const float p{i} = saturated(*q{i});" for i in parameters] + code.scalars),
+        sums=_lines(8, [f"float sum{i} = 0.0f;" for i in range(sums)]),
+        reduction=f"reduction(+ : {', '.join(f'sum{i}' for i in range(sums))})" if sums else "",
+        body=_lines(12, loads + code.elements + results),
+        totals=_lines(8, [f"sums[block * {sums} + {i}] = sum{i};" for i in range(sums)]),
+    )
+
+
+def _lines(indent: int, statements: list[str]) -> str:
+    return "\n".join(" " * indent + statement for statement in statements)
+
+
+def _operand(argument: Any, names: Mapping[fx.Node, str]) -> str:
+    if isinstance(argument, fx.Node):
+        return names[argument]
+    if isinstance(argument, int | float):
+        return f"{float(argument)!r}f"
+    raise UntranslatableError(type(argument).__name__)
+
+
+def _clamp(operand: str, limits: Mapping[str, Any]) -> str:
+    if not limits.keys() <= {"min", "max"} or not all(isinstance(limit, int | float) for limit in limits.values()):
+        raise UntranslatableError("clamp with limits other than numbers")
+    if "min" in limits:
+        operand = f"at_least({operand}, {float(limits['min'])!r}f)"
+    return f"at_most({operand}, {float(limits['max'])!r}f)" if "max" in limits else operand

@@ -1,0 +1,69 @@
+"""A formula and its derivatives as kernels that torch.compile makes: Triton on CUDA."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from lightning_paf.nn.formula import Formula
+
+
+class CompiledKernel:
+    """A formula compiled by torch, for dense tensors on any device; computed in float32.
+
+    Tensors are flattened in the order of memory and their size is symbolic, so that one compilation serves all layers.
+
+    Args:
+        formula: What to compute; its parameters are single numbers.
+        backend: Of `torch.compile`.
+    """
+
+    def __init__(self, formula: Formula, backend: str = "inductor") -> None:
+        def forward(x: Tensor, *parameters: Tensor) -> Tensor:
+            return _to(formula.value(x.float(), *parameters), x.dtype)
+
+        def backward(grad: Tensor, x: Tensor, *parameters: Tensor) -> Tensor:
+            return _to(grad.float() * formula.slope(x.float(), *parameters), x.dtype)
+
+        def backward_all(grad: Tensor, x: Tensor, *parameters: Tensor) -> tuple[Tensor, list[Tensor]]:
+            wide, slopes = x.float(), formula.parameter_slopes
+            return backward(grad, x, *parameters), [(grad.float() * s(wide, *parameters)).sum() for s in slopes]
+
+        self._forward = torch.compile(forward, dynamic=True, fullgraph=True, backend=backend)
+        self._backward = torch.compile(backward, dynamic=True, fullgraph=True, backend=backend)
+        self._backward_all = torch.compile(backward_all, dynamic=True, fullgraph=True, backend=backend)
+
+    def forward(self, x: Tensor, parameters: Sequence[Tensor]) -> Tensor:
+        """f(x), with the layout of x."""
+        return _shaped(self._forward(_flat(x), *_singles(parameters)), x)
+
+    def backward(self, grad: Tensor, x: Tensor, parameters: Sequence[Tensor]) -> Tensor:
+        """The gradient by x: grad * df/dx, with the layout of x."""
+        return _shaped(self._backward(_flat(_like(grad, x)), _flat(x), *_singles(parameters)), x)
+
+    def backward_all(self, grad: Tensor, x: Tensor, parameters: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
+        """The same, and the sums of grad * df/dp, each a number in float32."""
+        by_x, sums = self._backward_all(_flat(_like(grad, x)), _flat(x), *_singles(parameters))
+        return _shaped(by_x, x), sums
+
+
+def _to(value: Tensor, dtype: torch.dtype) -> Tensor:
+    limits = torch.finfo(dtype)
+    return value.clamp(limits.min, limits.max).to(dtype)
+
+
+def _flat(x: Tensor) -> Tensor:
+    """All elements (numel,) in the order of memory, without a copy."""
+    return x.detach().as_strided((x.numel(),), (1,))
+
+
+def _shaped(flat: Tensor, x: Tensor) -> Tensor:
+    return flat.as_strided(x.shape, x.stride())
+
+
+def _like(grad: Tensor, x: Tensor) -> Tensor:
+    return grad if grad.stride() == x.stride() else torch.empty_like(x).copy_(grad)
+
+
+def _singles(parameters: Sequence[Tensor]) -> list[Tensor]:
+    return [parameter.detach().float() for parameter in parameters]

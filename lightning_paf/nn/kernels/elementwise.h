@@ -1,0 +1,93 @@
+/* Functions of one number in forms that a C compiler turns into vector instructions: no branches, no calls.
+   LOW_PRECISION shortens the polynomials to what bfloat16 resolves (2^-9). NaN stays NaN; nothing overflows. */
+#include <math.h>
+#include <stdint.h>
+#include <string.h>
+
+#define BLOCK 8192 /* elements that one thread takes at a time */
+
+static inline float from_bits(uint32_t bits) { float value; memcpy(&value, &bits, 4); return value; }
+static inline uint32_t to_bits(float value) { uint32_t bits; memcpy(&bits, &value, 4); return bits; }
+
+#ifdef LOW_PRECISION
+typedef uint16_t element; /* bfloat16: the upper half of a float, rounded to nearest even */
+#define LARGEST 3.3895313892515355e38f
+static inline float load(element h) { return from_bits((uint32_t)h << 16); }
+static inline element store(float value) {
+    uint32_t bits = to_bits(value);
+    return (element)((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
+}
+#else
+typedef float element;
+#define LARGEST 3.4028234663852886e38f
+static inline float load(element value) { return value; }
+static inline element store(float value) { return value; }
+#endif
+
+static inline float at_least(float value, float limit) { return value < limit ? limit : value; }
+static inline float at_most(float value, float limit) { return value > limit ? limit : value; }
+static inline float saturated(float value) { return at_most(at_least(value, -LARGEST), LARGEST); }
+static inline float sign_of(float x) { return (x > 0.0f ? 1.0f : 0.0f) - (x < 0.0f ? 1.0f : 0.0f); }
+
+/* x = n ln 2 + r with |r| <= ln(2) / 2; 2^n; and exp(r) - 1. */
+static inline float whole_of(float x) { return rintf(x * 1.44269504f); }
+static inline float rest_of(float x, float n) { return fmaf(n, 2.12194440e-4f, fmaf(n, -0.693359375f, x)); }
+static inline float power_of_two(float n) { return from_bits((uint32_t)((int32_t)n + 127) << 23); }
+static inline float expm1_small(float r) {
+#ifdef LOW_PRECISION
+    float p = fmaf(fmaf(4.1666667e-2f, r, 1.6666667e-1f), r, 0.5f);
+#else
+    float p = fmaf(1.9875691500e-4f, r, 1.3981999507e-3f);
+    p = fmaf(p, r, 8.3334519073e-3f);
+    p = fmaf(p, r, 4.1665795894e-2f);
+    p = fmaf(p, r, 1.6666665459e-1f);
+    p = fmaf(p, r, 5.0000001201e-1f);
+#endif
+    return fmaf(p, r * r, r);
+}
+
+static inline float exp_down(float x) { /* for x <= 0; 0 below -87, where float32 has no normal numbers left */
+    float cut = at_least(x, -87.0f), n = whole_of(cut);
+    float value = (expm1_small(rest_of(cut, n)) + 1.0f) * power_of_two(n);
+    return x < -87.0f ? 0.0f : value;
+}
+
+static inline float exp_of(float x) { /* exp(88) above 88 */
+    float cut = at_most(x, 88.0f), n = whole_of(at_least(cut, -87.0f));
+    float value = (expm1_small(rest_of(at_least(cut, -87.0f), n)) + 1.0f) * power_of_two(n);
+    return x < -87.0f ? 0.0f : value;
+}
+
+static inline float expm1_of(float x) { /* 2^n (exp(r) - 1) + (2^n - 1): keeps its digits near 0 */
+    float cut = at_most(at_least(x, -87.0f), 88.0f), n = whole_of(cut), scale = power_of_two(n);
+    return fmaf(scale, expm1_small(rest_of(cut, n)), scale - 1.0f);
+}
+
+static inline float sigmoid_of(float x) { /* through exp(-|x|), so that it is 0, and not merely small, far below 0 */
+    float e = exp_down(-fabsf(x));
+    return (x < 0.0f ? e : 1.0f) / (1.0f + e);
+}
+
+static inline float softplus_of(float x) { /* max(x, 0) + log(1 + e), log(1 + e) = 2 artanh(e / (2 + e)) */
+    float e = exp_down(-fabsf(x));
+    float s = e / (2.0f + e), q = s * s;
+#ifdef LOW_PRECISION
+    float p = fmaf(fmaf(fmaf(1.0f / 7, q, 1.0f / 5), q, 1.0f / 3), q, 1.0f);
+#else
+    float p = fmaf(1.0f / 15, q, 1.0f / 13);
+    p = fmaf(p, q, 1.0f / 11);
+    p = fmaf(p, q, 1.0f / 9);
+    p = fmaf(p, q, 1.0f / 7);
+    p = fmaf(p, q, 1.0f / 5);
+    p = fmaf(p, q, 1.0f / 3);
+    p = fmaf(p, q, 1.0f);
+#endif
+    return at_least(x, 0.0f) + 2.0f * s * p;
+}
+
+static inline float hypot_of(float a, float b) { /* scaled by the larger one: its square could overflow */
+    float x = fabsf(a), y = fabsf(b);
+    float large = x > y ? x : y, small = x > y ? y : x;
+    float ratio = small / (large > 0.0f ? large : 1.0f);
+    return large * sqrtf(fmaf(ratio, ratio, 1.0f));
+}

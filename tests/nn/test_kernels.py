@@ -1,0 +1,241 @@
+"""Compiled kernels against the formulas that they are made of."""
+
+import ctypes
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lightning_paf.nn import kernels
+from lightning_paf.nn.activations import PELU, PReLU, PReLUPlus, PSiLU, PSoftplus, PSSiLU, PSSiLUFixed, ReBLU
+from lightning_paf.nn.activations.pointwise import FusedPointwise
+from lightning_paf.nn.formula import Formula
+from lightning_paf.nn.kernels import CKernel, CompiledKernel, kernel_for
+from lightning_paf.nn.kernels.c_source import UntranslatableError, c_source
+from lightning_paf.nn.kernels.compiler import CompilerError, load
+
+PARAMETRIC = [PReLU, PReLUPlus, PELU, ReBLU, PSoftplus, PSiLU, PSSiLUFixed, PSSiLU]
+DTYPES = [torch.float32, torch.bfloat16]
+
+try:
+    load("int seven(void) { return 7; }")
+except CompilerError as error:
+    pytestmark = pytest.mark.skip(reason=f"the machine has {error}")
+
+
+def fused(cls, **arguments):
+    activation = cls(**arguments)
+    activation.fused = True
+    return activation
+
+
+def exact(activation, x):
+    """Value, slope and slopes by the parameters in double precision."""
+    inputs = (x.double(), *(s.detach().double() for s in activation.scalars()))
+    formula = activation.formula
+    return [f(*inputs).expand(x.shape) for f in (formula.value, formula.slope, *formula.parameter_slopes)]
+
+
+def close(found, expected, dtype, scale=None):
+    scale = expected.abs() + 1 if scale is None else scale
+    return bool(((found.double() - expected).abs() <= 16 * torch.finfo(dtype).eps * scale).all())
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("cls", PARAMETRIC)
+def test_value_and_gradients_are_those_of_the_formula(cls, dtype):
+    activation = fused(cls, alpha=1.7)
+    x = torch.linspace(-12, 12, 20_000).to(dtype).requires_grad_()  # three blocks, the last one not full
+    weight = torch.rand(20_000).to(dtype)
+    y = activation(x)
+    assert y.grad_fn.name().startswith("FusedPointwise")
+    assert y.dtype == dtype
+    (y * weight).sum().backward()
+    value, slope, *by_parameter = exact(activation, x.detach())
+    assert close(y.detach(), value, dtype)
+    assert close(x.grad, weight.double() * slope, dtype)
+    for parameter, terms in zip(activation.scalars(), by_parameter, strict=True):
+        terms = weight.double() * terms
+        if parameter.requires_grad:
+            assert parameter.grad.dtype == torch.float32
+            assert close(parameter.grad, terms.sum(), torch.float32, scale=8 * terms.abs().sum())
+
+
+@pytest.mark.parametrize("cls", PARAMETRIC)
+def test_frozen_parameters_get_no_gradient_and_the_gradient_of_x_is_the_same(cls):
+    activation = fused(cls)
+    x = torch.randn(100, requires_grad=True)
+    (learned,) = torch.autograd.grad(activation(x).sum(), x)
+    activation.requires_grad_(False)
+    (frozen,) = torch.autograd.grad(activation(x).sum(), x)
+    torch.testing.assert_close(frozen, learned)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("cls", PARAMETRIC)
+def test_no_finite_input_gives_nan_or_infinity(cls, dtype):
+    largest = torch.finfo(dtype).max
+    points = [0.0, 1e-30, 1e-4, 20.0, 87.0, 88.0, 89.0, 104.0, 1e4, 1e18, 1e20, 1e30, largest]
+    x = torch.tensor([*points, *(-p for p in points)]).to(dtype).requires_grad_()
+    for alpha in (1.0, -3.0, 100.0, 1e-3):
+        activation = fused(cls, alpha=alpha)
+        y = activation(x)
+        (slope,) = torch.autograd.grad(y.sum(), x)
+        assert y.isfinite().all()
+        assert slope.isfinite().all()
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_far_from_zero_smooth_activations_are_their_limits(dtype):
+    x = torch.tensor([-1e30, -1e4, 1e4, 1e30]).to(dtype)
+    for cls in (PSiLU, PSoftplus):
+        torch.testing.assert_close(fused(cls)(x), x.relu())
+    beta = 0.25
+    torch.testing.assert_close(fused(PSSiLU, beta=beta)(x), torch.where(x > 0, x, -beta / (1 - beta) * x))
+
+
+@pytest.mark.parametrize("cls", PARAMETRIC)
+def test_nan_stays_nan(cls):
+    assert fused(cls)(torch.tensor([math.nan, 1.0])).isnan().tolist() == [True, False]
+
+
+@given(st.floats(-1e4, 1e4, width=32), st.floats(0.05, 20), st.floats(0, 0.9))
+@settings(max_examples=60, deadline=None)
+def test_pssilu_anywhere(x, alpha, beta):
+    activation = fused(PSSiLU, alpha=alpha, beta=beta or 1e-8)
+    x = torch.tensor([x])
+    value, slope = exact(activation, x)[:2]
+    scale = 1 + 10 * (1 + x.double().abs()) / (1 - beta)  # what the rounding of alpha * x becomes
+    assert close(activation(x).detach(), value, torch.float32, scale)
+    x.requires_grad_()
+    assert close(torch.autograd.grad(activation(x), x)[0], slope, torch.float32, scale)
+
+
+def test_layouts_are_kept_and_gradients_of_another_layout_are_understood():
+    activation, plain = fused(PSSiLU, beta=0.2), PSSiLU(beta=0.2)
+    x = torch.randn(2, 5, 4, 3).to(memory_format=torch.channels_last).requires_grad_()
+    weight = torch.randn(2, 5, 4, 3)  # contiguous, so its product's gradient is too
+    y = activation(x)
+    assert y.is_contiguous(memory_format=torch.channels_last)
+    (found,) = torch.autograd.grad((y.contiguous() * weight).sum(), x)
+    (expected,) = torch.autograd.grad((plain(x) * weight).sum(), x)
+    torch.testing.assert_close(y, plain(x))
+    torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize(
+    "x",
+    [torch.zeros(3, dtype=torch.float64), torch.zeros(3, dtype=torch.float16), torch.zeros(4, 4)[:, :2], torch.zeros(0)],
+    ids=["float64", "float16", "gaps", "empty"],
+)
+def test_what_no_kernel_takes_is_computed_by_the_formula(x):
+    activation = fused(PSSiLU)
+    assert kernel_for(activation.formula, x, activation.scalars()) is None
+    torch.testing.assert_close(activation(x), PSSiLU()(x))
+
+
+def test_one_parameter_per_channel_is_computed_by_the_formula():
+    x = torch.randn(2, 5, 3, 3)
+    torch.testing.assert_close(fused(PSSiLU).per_channel(5)(x), PSSiLU().per_channel(5)(x))
+
+
+def test_second_derivatives():
+    activation = fused(PSiLU, alpha=1.3)
+    x = torch.linspace(-3, 3, 11, requires_grad=True)
+    (slope,) = torch.autograd.grad(activation(x).sum(), x, create_graph=True)
+    (curvature,) = torch.autograd.grad(slope.sum(), x)
+    s = (1.3 * x.detach()).sigmoid()
+    expected = 1.3 * s * (1 - s) * (2 + 1.3 * x.detach() * (1 - 2 * s))
+    torch.testing.assert_close(curvature, expected)
+
+
+def test_threads_do_not_change_the_sums():
+    activation = fused(PSSiLU, beta=0.1)
+    x = torch.randn(100_000)
+    gradients, before = [], torch.get_num_threads()
+    try:
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            activation.zero_grad()
+            activation(x).sum().backward()
+            gradients.append(activation.alpha.grad.clone())
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(*gradients)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_kernels_by_torch_compile(dtype):
+    """The code for CUDA; here without its last step, the generation of Triton."""
+    activation = PSSiLU(alpha=1.7, beta=0.2)
+    kernel = CompiledKernel(activation.formula, backend="aot_eager")
+    x, parameters = torch.randn(2, 5, 4, 4).to(dtype).to(memory_format=torch.channels_last), activation.scalars()
+    grad = torch.rand_like(x)
+    value, slope, *by_parameter = exact(activation, x)
+    by_x, sums = kernel.backward_all(grad, x, parameters)
+    assert kernel.forward(x, parameters).stride() == by_x.stride() == x.stride()
+    assert close(kernel.forward(x, parameters), value, dtype)
+    for found in (by_x, kernel.backward(grad.contiguous(), x, parameters)):
+        assert close(found, grad.double() * slope, dtype)
+    for found, terms in zip(sums, by_parameter, strict=True):
+        assert close(found, (grad.double() * terms).sum(), torch.float32, 8 * (grad.double() * terms).abs().sum())
+
+
+def formula(value):
+    return Formula(value=value, slope=lambda x, a: a * x, parameter_slopes=(lambda x, a: x,))
+
+
+def test_a_formula_with_an_unknown_operation_falls_back_with_a_warning():
+    unknown = formula(lambda x, a: a * torch.special.airy_ai(x))
+    with pytest.raises(UntranslatableError, match="airy_ai"):
+        c_source(unknown, low_precision=False)
+    with pytest.warns(UserWarning, match=r"speed\.fused false"):
+        assert kernel_for(unknown, torch.zeros(3), [torch.ones(1)]) is None
+
+
+def test_a_kernel_that_computes_something_else_is_not_used(monkeypatch):
+    wrong = formula(lambda x, a: a * x)
+    monkeypatch.setattr(CKernel, "forward", lambda self, x, parameters: x + 0.01)
+    with pytest.warns(UserWarning, match="differs"):
+        assert kernel_for(wrong, torch.zeros(3), [torch.ones(1)]) is None
+
+
+def test_without_a_compiler_the_formula_is_used(monkeypatch):
+    monkeypatch.setattr(kernels.c_kernel, "load", lambda source: (_ for _ in ()).throw(CompilerError("no C compiler")))
+    lonely = formula(lambda x, a: a * x - 1)
+    with pytest.warns(UserWarning, match="no C compiler"):
+        assert kernel_for(lonely, torch.zeros(3), [torch.ones(1)]) is None
+
+
+def test_the_compiler_reports_what_is_wrong():
+    assert ctypes.CDLL.__name__ in type(load("int seven(void) { return 7; }")).__name__
+    with pytest.raises(CompilerError, match="error"):
+        load("this is not C")
+
+
+def test_equal_expressions_are_computed_once():
+    source = c_source(PSSiLU.formula, low_precision=True)
+    assert source.split("void backward_all")[1].count("sigmoid_of(") == 1
+
+
+def test_gradcheck_where_the_formula_takes_over():
+    activation = fused(PSSiLU, beta=0.2).double()
+    x = torch.randn(7, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(activation, x)
+    assert torch.autograd.gradgradcheck(activation, x)
+
+
+def test_gradcheck_of_the_kernel_in_single_precision():
+    """Central differences of the kernel's own values, with a step that single precision resolves."""
+    kernel, (beta, alpha) = CKernel(PSSiLU.formula, torch.float32), (torch.tensor([0.2]), torch.tensor([1.3]))
+    x, step = torch.linspace(-4, 4, 33), 1e-2
+    with torch.no_grad():
+        difference = (kernel.forward(x + step, (beta, alpha)) - kernel.forward(x - step, (beta, alpha))) / (2 * step)
+    torch.testing.assert_close(kernel.backward(torch.ones(33), x, (beta, alpha)), difference, atol=2e-4, rtol=0)
+
+
+def test_fused_function_is_used_only_when_asked():
+    assert "FusedPointwise" not in PSSiLU()(torch.ones(1)).grad_fn.name()
+    assert FusedPointwise.__name__ in fused(PSSiLU)(torch.ones(1)).grad_fn.name()
