@@ -17,6 +17,7 @@ from lightning_paf.attacks import Attack
 from lightning_paf.nn.activations import Activation
 from lightning_paf.nn.classifier import Classifier
 from lightning_paf.nn.parameter_groups import DecayRule, parameter_groups
+from lightning_paf.nn.speed import Speed
 from lightning_paf.nn.swap import Scope, swap_activations
 from lightning_paf.objectives import Objective
 from lightning_paf.schedules import Cosine, Schedule
@@ -44,6 +45,7 @@ class RobustModule(LightningModule):
         schedule: Factor of the learning rate over the training.
         decay: What weight decay acts on: `all` (Dai et al., 2021: alpha, beta, BatchNorm and biases too),
             `activation_free` (all but alpha and beta), or `weights` (neither activation, BatchNorm nor biases).
+        speed: How a training step is computed; the defaults change nothing but rounding.
 
     Raises:
         ValueError: Parts that do not fit together.
@@ -62,6 +64,7 @@ class RobustModule(LightningModule):
         optimizer: OptimizerCallable = lambda p: SGD(p, lr=0.1, momentum=0.9, nesterov=True, weight_decay=5e-4),
         schedule: Schedule | None = None,
         decay: DecayRule = "weights",
+        speed: Speed = Speed(),  # noqa: B008  # immutable; an instance, so that the command line shows its fields
     ) -> None:
         super().__init__()
         self.save_hyperparameters()
@@ -76,6 +79,12 @@ class RobustModule(LightningModule):
         self.attack = attack
         self.objective = objective
         self.objective.bind(self.model)
+        if speed.compile and objective.needs_double_backward:
+            raise ValueError(
+                f"A compiled network has no second derivatives, but {type(objective).__name__} differentiates a "
+                "gradient. Pass --model.speed.compile false, or another --model.objective."
+            )
+        self.speed = speed
         self.optimizer = optimizer
         self.schedule = schedule or Cosine()
         self.decay: DecayRule = decay
@@ -87,6 +96,16 @@ class RobustModule(LightningModule):
         """Images (N, C, H, W) in [0, 1] to logits (N, num_classes)."""
         logits: Tensor = self.model(x)
         return logits
+
+    def setup(self, stage: str) -> None:
+        """Prepare the network for training; before it is wrapped, since wrappers look at the layout of weights."""
+        if stage == "fit":
+            self.speed.prepare(self.model)
+
+    def teardown(self, stage: str) -> None:
+        """Leave an ordinary network."""
+        if stage == "fit":
+            self.speed.restore(self.model)
 
     def on_fit_start(self) -> None:
         """Give every rank its own random starts and augmentations; `seed_everything` gives all ranks the same."""
@@ -101,7 +120,8 @@ class RobustModule(LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The whole inner maximisation, and the loss of the outer step."""
         x, y = batch
-        result = self.objective(self.model, x, y, self.attack)
+        with self.speed.step(self.model):
+            result = self.objective(self.model, x, y, self.attack)
         loss: Tensor = result.loss + self.model.penalty()
         self._refuse_nan(loss)
         self.train_accuracy(result.logits.detach(), y)

@@ -114,7 +114,7 @@ class Attack(ABC):
             x: Images (N, C, H, W), floating point, inside `bounds`. Not modified.
             y: What the loss compares with: labels (N,), a distribution (N, C), a clean image. Not modified.
             loss: What to increase, `(output, y) -> (N,)`. Default: the attack's own loss, else cross-entropy.
-            forward: How to call the model. Default: `model` itself.
+            forward: How to call the model. Default: `model` itself, or its `attack_twin` where it has one.
 
         Returns:
             Perturbed images, shaped like `x`, without a graph.
@@ -132,11 +132,22 @@ class Attack(ABC):
             x, y = self._own(x), y.detach().clone()
             if len(x) == 0:
                 return x
-            return self.perturb(forward or model, x, y, loss or self.loss or cross_entropy).detach()
+            return self.perturb(forward or self._path(model), x, y, loss or self.loss or cross_entropy).detach()
 
     @abstractmethod
     def perturb(self, forward: Forward, x: Tensor, y: Tensor, loss: PerExampleLoss) -> Tensor:
         """The mathematics. Gradients are on, the model behind `forward` is frozen, `x` and `y` belong to the attack."""
+
+    def _path(self, model: nn.Module) -> Forward:
+        """The model, or in eval mode its faster twin where it has one (see `Classifier.attack_twin`).
+
+        Attacks that bring their own losses end in a verdict, which is that of the model.
+        """
+        twin = getattr(model, "attack_twin", None)
+        if twin is None or self.mode != "eval" or self.fixed_loss:
+            return model
+        refreshed: Forward = twin.refresh()
+        return refreshed
 
     @contextmanager
     def _ready(self, model: nn.Module) -> Iterator[None]:

@@ -88,13 +88,13 @@ class PGD(Attack):
         """Run `steps` steps from the start."""
         ball, step_size = geometry_of(self.norm), float(self.step_size)
         x_adv = self._starting_point(x)
+        back = ball.returns(x, self.radius, self.bounds)
         best = Best(x)
         for step in range(self.steps):
             values, gradient = loss_and_gradient(forward, x_adv, y, loss)
             if self.best and (step > 0 or self.clamp_start):  # an unclamped start is no valid image
                 best.update(x_adv, values)
-            delta = x_adv - x + step_size * ball.ascent(gradient, x_adv, self.bounds)
-            x_adv = ball.move(x, delta, self.radius, self.bounds)
+            x_adv = back(torch.add(x_adv, ball.ascent(gradient, x_adv, self.bounds), alpha=step_size))
         if not self.best:
             return x_adv
         with torch.no_grad():

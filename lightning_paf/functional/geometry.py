@@ -4,7 +4,7 @@ Everything works on perturbations of shape (N, ...), one ball per example, centr
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import ClassVar
 
@@ -46,9 +46,15 @@ class Geometry(ABC):
         For l-infinity it is the nearest such point, for l2 and l1 a near one.
         """
         delta = self.project(delta, self.share_of_radius * radius)
-        moved = x + delta
-        moved = torch.where((moved - x).abs() > delta.abs(), torch.nextafter(moved, x), moved)
+        moved = _sum_towards(x, delta)
         return moved if bounds is None else moved.clamp(*bounds)
+
+    def returns(self, x: Tensor, radius: float, bounds: Bounds) -> Callable[[Tensor], Tensor]:
+        """A function that brings images back into the ball around `x` and into `bounds`, as `move` does.
+
+        For many steps around one `x`: what does not depend on the step is worked out once.
+        """
+        return lambda moved: self.move(x, moved - x, radius, bounds)
 
 
 class Linf(Geometry):
@@ -73,6 +79,14 @@ class Linf(Geometry):
         """Clamp each pixel, to a radius rounded down."""
         limit = _rounded_down(radius, delta.dtype)
         return delta.clamp(-limit, limit)
+
+    def returns(self, x: Tensor, radius: float, bounds: Bounds) -> Callable[[Tensor], Tensor]:
+        """Clamp each pixel to an interval."""
+        limit = torch.full_like(x, _rounded_down(radius, x.dtype))
+        low, high = _sum_towards(x, -limit), _sum_towards(x, limit)
+        if bounds is not None:
+            low, high = low.clamp(*bounds), high.clamp(*bounds)
+        return lambda moved: torch.clamp(moved, low, high)
 
 
 class L2(Geometry):
@@ -163,6 +177,12 @@ def geometry_of(norm: Norm) -> Geometry:
     if norm not in _GEOMETRIES:
         raise ValueError(f"norm must be one of {', '.join(_GEOMETRIES)}, but is {norm!r}. Choose one of these.")
     return _GEOMETRIES[norm]
+
+
+def _sum_towards(x: Tensor, delta: Tensor) -> Tensor:
+    """`x + delta`, rounded towards `x` where rounding would lead further away than `delta`."""
+    moved = x + delta
+    return torch.where((moved - x).abs() > delta.abs(), torch.nextafter(moved, x), moved)
 
 
 def _per_example(values: Tensor, like: Tensor) -> Tensor:

@@ -5,6 +5,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from lightning_paf.nn.compiled_net import CompiledNet
+from lightning_paf.nn.folded_twin import FoldedTwin
 from lightning_paf.nn.penalties import total_penalty
 from lightning_paf.specs import DatasetSpec
 
@@ -34,12 +36,19 @@ class Classifier(nn.Module):
         normalize: Subtract the mean and divide by the standard deviation. The networks of Dai et al. (2021) want False,
             and so does a network that normalises by itself (`DMWideResNet` with `mean` and `std`).
 
+    Attributes:
+        attack_twin: What attacks in eval mode refresh and call in place of this model; None, the default, for the model
+            itself. Set by whoever trains the model. It is no submodule: neither in the state dict nor in a copy.
+        training_net: What computes `net` in training mode, the same way; None, the default, for `net` itself.
+
     Raises:
         ValueError: The network has no linear classification layer, or one with another number of classes.
     """
 
     mean: Tensor
     std: Tensor
+    attack_twin: FoldedTwin | None = None
+    training_net: CompiledNet | None = None
 
     def __init__(self, net: nn.Module, spec: DatasetSpec, normalize: bool = True) -> None:
         super().__init__()
@@ -65,7 +74,8 @@ class Classifier(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Images (N, C, H, W) in [0, 1] to logits (N, num_classes); nothing else, ever."""
-        logits: Tensor = self.net((x - self.mean) / self.std)
+        net = self.training_net if self.training and self.training_net is not None else self.net
+        logits: Tensor = net(self._normalized(x))
         return logits
 
     def outputs(self, x: Tensor, y: Tensor | None = None) -> Outputs:
@@ -80,11 +90,14 @@ class Classifier(nn.Module):
         try:
             with_probes = getattr(self.net, "forward_aux", None)
             if with_probes is None:
-                return Outputs(self(x), caught[-1])
-            logits, aux = with_probes((x - self.mean) / self.std, y)
+                return Outputs(self.net(self._normalized(x)), caught[-1])
+            logits, aux = with_probes(self._normalized(x), y)
             return Outputs(logits, caught[-1], tuple(aux))
         finally:
             hook.remove()
+
+    def _normalized(self, x: Tensor) -> Tensor:
+        return (x - self.mean) / self.std
 
     def penalty(self) -> Tensor:
         """Sum of the penalties of all layers, a scalar; a shared layer counts once."""

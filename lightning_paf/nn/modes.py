@@ -1,9 +1,10 @@
-"""Put a model into a known state for a while, and put everything back."""
+"""Put a model, or the arithmetic, into a known state for a while, and put everything back."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Literal
 
+import torch
 from torch import nn
 
 Mode = Literal["eval", "train"]
@@ -49,3 +50,15 @@ def frozen(model: nn.Module, mode: Mode = "eval") -> Iterator[None]:
             parameter.requires_grad_(True)
         for module, training in flags:
             module.training = training
+
+
+@contextmanager
+def full_precision() -> Iterator[None]:
+    """Without TF32, in which CUDA devices convolve unless told otherwise: its error is that of half precision."""
+    convolution = torch.backends.cudnn.conv  # type: ignore[attr-defined]  # torch declares it by assignment only
+    before = convolution.fp32_precision
+    convolution.fp32_precision = "ieee"
+    try:
+        yield
+    finally:
+        convolution.fp32_precision = before

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_paf.attacks import FGSM, PGD, loss_and_gradient, radius_text
+from lightning_paf.attacks import APGD, FGSM, PGD, Restarts, loss_and_gradient, radius_text
 from lightning_paf.functional import cross_entropy, margin
 
 
@@ -125,3 +125,52 @@ def test_attack_inside_autocast_leaves_the_training_gradients_alone():
     for with_attack, without in zip(gradients(True), gradients(False), strict=True):
         assert with_attack.abs().sum() > 0
         assert torch.equal(with_attack, without)
+
+
+class Twin:
+    """Stands in for a folded twin and notes when it is used."""
+
+    def __init__(self, model):
+        self.model = model
+        self.uses = []
+
+    def refresh(self):
+        self.uses.append(("refresh", self.model.training, self.model[1].weight.requires_grad))
+        return self.call
+
+    def call(self, x):
+        self.uses.append("call")
+        return self.model(x)
+
+
+def with_twin():
+    model = nn.Sequential(nn.Flatten(), nn.Linear(16, 5))
+    model.attack_twin = Twin(model)
+    return model, torch.rand(2, 1, 4, 4), torch.tensor([0, 1])
+
+
+def test_a_twin_is_refreshed_once_and_then_attacked():
+    model, x, y = with_twin()
+    PGD(steps=4)(model, x, y)
+    assert model.attack_twin.uses == [("refresh", False, False), *["call"] * 4]
+    assert model.training
+
+
+@pytest.mark.parametrize("attack", [PGD(mode="train"), APGD(steps=3), Restarts(APGD(steps=3), 1)])
+def test_train_mode_and_verdicts_are_the_models_own(attack):
+    model, x, y = with_twin()
+    attack(model, x, y)
+    assert model.attack_twin.uses == []
+
+
+def test_a_forward_that_is_given_is_what_is_attacked():
+    model, x, y = with_twin()
+    FGSM()(model, x, y, forward=model)
+    assert model.attack_twin.uses == []
+
+
+def test_a_model_without_its_twin_is_attacked_itself():
+    model, x, y = with_twin()
+    FGSM()(model, x, y)
+    model.attack_twin = None
+    assert FGSM()(model, x, y).shape == x.shape

@@ -4,6 +4,7 @@ from stand_ins import TinyNet, images, spec, tiny_classifier
 from torch import nn
 
 from lightning_paf.nn.classifier import Classifier
+from lightning_paf.nn.folded_twin import FoldedTwin
 from lightning_paf.nn.penalties import total_penalty
 
 
@@ -78,3 +79,15 @@ def test_a_shared_penalised_layer_counts_once():
 def test_no_penalised_layer_gives_zero():
     assert total_penalty(nn.Linear(2, 2)).item() == 0
     assert total_penalty(nn.Sequential()).item() == 0
+
+
+def test_the_twin_for_attacks_is_no_part_of_the_model():
+    model = tiny_classifier()
+    keys, modules = list(model.state_dict()), list(model.modules())
+    assert model.attack_twin is None
+    model.attack_twin = FoldedTwin(model)
+    with torch.no_grad():
+        model.eval().attack_twin.refresh()(images()[0])
+    assert model.attack_twin.folded
+    assert list(model.state_dict()) == keys
+    assert list(model.modules()) == modules

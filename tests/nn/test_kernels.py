@@ -127,7 +127,12 @@ def test_layouts_are_kept_and_gradients_of_another_layout_are_understood():
 
 @pytest.mark.parametrize(
     "x",
-    [torch.zeros(3, dtype=torch.float64), torch.zeros(3, dtype=torch.float16), torch.zeros(4, 4)[:, :2], torch.zeros(0)],
+    [
+        torch.zeros(3, dtype=torch.float64),
+        torch.zeros(3, dtype=torch.float16),
+        torch.zeros(4, 4)[:, :2],
+        torch.zeros(0),
+    ],
     ids=["float64", "float16", "gaps", "empty"],
 )
 def test_what_no_kernel_takes_is_computed_by_the_formula(x):

@@ -1,0 +1,155 @@
+"""A cheaper twin of a network whose weights change, for the attacks of adversarial training."""
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lightning_paf.nn.folding import Folding
+from lightning_paf.nn.modes import full_precision
+from lightning_paf.types import Forward
+
+_PROBES = 8  # images that show whether the twin computes the same function
+_LOGIT_TOLERANCE = 1e-2  # of their norm: wrong twins miss by more, rounding by less
+_GRADIENT_TOLERANCE = 0.1  # of their norm: rounding also switches units of ReLU on and off
+
+
+class FoldedTwin:
+    """Computes a model in eval mode by a faster path that follows its weights.
+
+    Each BatchNorm is folded into the convolution before it, and the weights of convolutions and linear layers are held
+    in the dtype that autocast computes in, which otherwise casts them in every pass. Everything else is the model's
+    own, so parameters of activations need no refresh. The copy costs the memory of the weights once more, in that
+    dtype; its addresses do not change between refreshes.
+
+    The graph is built at the first call of what the first `refresh` returns; these images show whether it computes the
+    same function. Where a network cannot be traced or its trace differs (random layers, control flow that depends on
+    images, hooks on the model), the model itself is what `refresh` returns.
+
+    It touches only the model that it is given: no collective operations, nothing in the state dict, and nothing to
+    copy or to pickle; a copied or loaded model has None in its place.
+
+    Args:
+        model: Images (N, C, H, W) to logits (N, K).
+        compile: Compile the twin with `torch.compile`.
+    """
+
+    def __init__(self, model: nn.Module, compile: bool = False, *, _backend: str = "inductor") -> None:
+        self._model = model
+        self._compile = compile
+        self._backend = _backend
+        self._folding: Folding | None = None
+        self._forward: Forward | None = None
+
+    @property
+    def folded(self) -> bool:
+        """Whether the faster path is in use; known after the first call of what `refresh` returns."""
+        return self._folding is not None
+
+    def refresh(self) -> Forward:
+        """Bring the weights up to date, without waiting for the device.
+
+        Call it inside `frozen(model)` and the autocast of what follows, before every use after the model has changed.
+
+        Returns:
+            What to call with images (N, C, H, W) for logits (N, K), inside the same contexts.
+        """
+        if self._forward is None:
+            return self._first_call
+        if self._folding is not None:
+            self._folding.refresh()
+        return self._forward
+
+    def _first_call(self, x: Tensor) -> Tensor:
+        if self._forward is None:
+            self._folding = _checked_folding(self._model, x[:_PROBES].detach())
+            self._forward = self._model if self._folding is None else self._compiled(self._folding.net)
+        logits: Tensor = self.refresh()(x)
+        return logits
+
+    def _compiled(self, net: nn.Module) -> Forward:
+        if not self._compile:
+            return net
+        compiled: Forward = torch.compile(net, dynamic=False, backend=self._backend)
+        return compiled
+
+    def __reduce__(self) -> tuple[type[None], tuple[()]]:
+        # For copy and pickle, both. A copy of the model (an average of weights, a worker's) has other weights: it
+        # makes a twin of its own or does without.
+        return type(None), ()
+
+
+def _checked_folding(model: nn.Module, x: Tensor) -> Folding | None:
+    """A folding that computes what the model computes, or None."""
+    try:
+        folding = Folding(model)
+        return folding if _same_function(model, folding, x) else None
+    except Exception:  # tracing and calling run code of the network, which may fail in any way
+        return None
+
+
+def _same_function(model: nn.Module, folding: Folding, x: Tensor) -> bool:
+    """Whether logits and gradients agree, in single precision, and at weights that hide nothing.
+
+    The present weights may: residual branches that are initialised to zero, or a head that is, make networks equal
+    that are not. The gradients show what a large bias, or a part that is detached, conceals in the logits.
+    """
+    x = x.to(_wide(x)).requires_grad_()
+    with ExitStack() as stack:
+        stack.enter_context(torch.random.fork_rng([x.device] if x.device.type == "cuda" else []))
+        stack.enter_context(torch.autocast(x.device.type, enabled=False))
+        stack.enter_context(full_precision())
+        stack.enter_context(torch.enable_grad())
+        stack.enter_context(_revealing_weights(model))
+        folding.refresh()
+        before = _random_state(x.device)
+        found, expected = folding.net.forward(x), model(x)  # not the call of the graph, which prints errors
+        if not torch.equal(before, _random_state(x.device)):
+            return False  # a random network: one pass tells nothing about the next
+        found_gradient, expected_gradient = (torch.autograd.grad(z.norm(), x)[0] for z in (found, expected))
+    near = _near(found, expected, _LOGIT_TOLERANCE)
+    return near and _near(found_gradient, expected_gradient, _GRADIENT_TOLERANCE)
+
+
+@contextmanager
+def _revealing_weights(model: nn.Module) -> Iterator[None]:
+    """Exchange all tensors of the model for noisy ones; on leaving, each is back, the object as well as its values."""
+    originals = [(module, dict(module._parameters), dict(module._buffers)) for module in model.modules()]
+    noisy: dict[int, Any] = {}
+    for seed, tensor in enumerate([*model.parameters(), *model.buffers()]):
+        noisy[id(tensor)] = _noisy(tensor, seed)
+    try:
+        for module, parameters, buffers in originals:
+            for own, held in ((module._parameters, parameters), (module._buffers, buffers)):
+                own.update({name: noisy[id(tensor)] for name, tensor in held.items() if tensor is not None})
+        yield
+    finally:
+        for module, parameters, buffers in originals:
+            module._parameters.update(parameters)
+            module._buffers.update(buffers)
+
+
+def _noisy(tensor: Tensor, seed: int) -> Tensor:
+    """A copy in at least single precision: scales, shifts and statistics grow, weights vary, constants stay."""
+    if not tensor.is_floating_point():
+        return tensor.clone()
+    wide = tensor.detach().to(_wide(tensor), copy=True)
+    if tensor.dim() > 1 and not isinstance(tensor, nn.Parameter):
+        return wide  # a constant, such as the normalisation of images
+    generator = torch.Generator(tensor.device).manual_seed(seed)
+    noise = torch.rand(tensor.shape, generator=generator, device=tensor.device)
+    return wide + (noise if tensor.dim() < 2 else (noise - 0.5) / tensor[0].numel() ** 0.5)
+
+
+def _random_state(device: torch.device) -> Tensor:
+    return torch.cuda.get_rng_state(device) if device.type == "cuda" else torch.get_rng_state()
+
+
+def _wide(tensor: Tensor) -> torch.dtype:
+    return torch.promote_types(tensor.dtype, torch.float32)
+
+
+def _near(found: Tensor, expected: Tensor, tolerance: float) -> bool:
+    return bool((found - expected).norm() <= tolerance * expected.norm())

@@ -1,0 +1,223 @@
+"""A network as a graph of its layers, with each BatchNorm folded into the convolution before it."""
+
+import copy
+from collections import Counter
+from collections.abc import Callable, Mapping
+from operator import attrgetter
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor, fx, nn
+
+from lightning_paf.nn.activations import Activation
+
+_NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm)
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+
+
+class Folding:
+    """Computes what a model in eval mode computes, with fewer operations.
+
+    `net` is a graph over the model's own layers; what is live in them (parameters of activations, statistics of a
+    BatchNorm that stays) is live in it. Only convolutions and linear layers are replaced: by copies with weights of
+    their own, which hold the BatchNorm that follows, and which `refresh` brings up to date. The model is not written
+    to. Layers replaced and hooks registered later do not reach the graph.
+
+    Args:
+        model: A network in eval mode.
+
+    Raises:
+        Exception: Of whatever kind, where the network's `forward` cannot be followed, for example because it depends
+            on values of the images, writes to the network, or makes tensors (perhaps random, which would be frozen).
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        graph = _trace(model)
+        modules = {node: model.get_submodule(str(node.target)) for node in graph.nodes if node.op == "call_module"}
+        layers = {module: FoldedLayer(module) for module in modules.values() if _is_affine(module)}
+        for norm, conv in _pairs(modules):
+            if modules[conv] in layers:
+                layers[modules[conv]].norm = modules[norm]
+                norm.replace_all_uses_with(conv)
+                graph.erase_node(norm)
+                del modules[norm]
+        self.layers = list(layers.values())
+        self._model = model
+        self._tensors: dict[str, str] = {}
+        parts: dict[str, nn.Module | Tensor] = {}
+        # Under names without dots: a layer may be a part of another one, into which an assignment would write.
+        for node in graph.nodes:
+            if node.op == "call_module":
+                layer = layers.get(modules[node])
+                name = f"{node.target.replace('.', '_')}_{len(parts)}"
+                parts[name] = modules[node] if layer is None else layer.copy
+                node.target = name
+            elif node.op == "get_attr":
+                name = f"tensor_{len(parts)}"
+                self._tensors[name], parts[name], node.target = node.target, torch.empty(0), name
+        self.net = fx.GraphModule(parts, graph)
+
+    @torch.no_grad()
+    def refresh(self, autocast: bool = True) -> None:
+        """Bring all weights up to date with the model, without waiting for the device.
+
+        Args:
+            autocast: Store weights in the dtype that autocast computes in, where it is on. False stores them in the
+                dtype of the model.
+        """
+        # By name, since moving a model to a device exchanges its buffers.
+        for name, path in self._tensors.items():
+            self.net._buffers[name] = attrgetter(path)(self._model)
+        for layer in self.layers:
+            weight = layer.source.weight
+            device = weight.device.type
+            cast = autocast and torch.is_autocast_enabled(device)
+            layer.refresh(torch.get_autocast_dtype(device) if cast else weight.dtype)
+
+
+class FoldedLayer:
+    """A convolution or linear layer with weights of its own.
+
+    Attributes:
+        source: The original.
+        norm: What is folded into it.
+        copy: Shares everything with the original except its parameters, which are buffers here.
+    """
+
+    def __init__(self, source: nn.Module) -> None:
+        self.source: Any = source
+        self.norm: Any = None
+        self.copy = copy.copy(source)
+        self.copy._parameters = {}
+        self.copy._buffers = {}
+
+    def refresh(self, dtype: torch.dtype) -> None:
+        """Compute the weights in at least single precision; write them where they were before, if they still fit."""
+        weight, bias = self.source.weight, self.source.bias
+        if self.norm is not None:
+            weight, bias = self._folded()
+        self._store("weight", weight, dtype)
+        self._store("bias", bias, dtype)
+
+    def _folded(self) -> tuple[Tensor, Tensor]:
+        source, norm = self.source, self.norm
+        wide = torch.promote_types(source.weight.dtype, torch.float32)
+        scale = (norm.running_var.to(wide) + norm.eps).rsqrt()
+        if norm.weight is not None:
+            scale = scale * norm.weight
+        mean = norm.running_mean if source.bias is None else norm.running_mean - source.bias
+        bias = -mean * scale if norm.bias is None else norm.bias - mean * scale
+        return source.weight * scale.view(-1, 1, 1, 1), bias
+
+    def _store(self, name: str, value: Tensor | None, dtype: torch.dtype) -> None:
+        held = self.copy._buffers.get(name)
+        if value is None:
+            self.copy._buffers[name] = None
+        elif held is not None and _place(held) == (dtype, *_place(value)[1:]):
+            held.copy_(value)
+        else:
+            self.copy._buffers[name] = value.detach().to(dtype, copy=True)
+
+
+def _trace(model: nn.Module) -> fx.Graph:
+    """Record `forward`, which runs with stand-ins for tensors; none of them may remain in the model."""
+    stores = [store for module in model.modules() for store in (vars(module), module._parameters, module._buffers)]
+    contents = [dict(store) for store in stores]
+    try:
+        graph = _Tracer().trace(model)
+    finally:
+        written = [pair for pair in zip(stores, contents, strict=True) if not _same_objects(*pair)]
+        for store, content in written:
+            store.clear()
+            store.update(content)
+    if written:
+        raise TypeError("The forward pass writes to the network.")
+    return graph
+
+
+def _same_objects(store: Mapping[str, object], content: Mapping[str, object]) -> bool:
+    return store.keys() == content.keys() and all(store[name] is held for name, held in content.items())
+
+
+class _Tracer(fx.Tracer):
+    """Follows `forward` down to layers; activations, convolutions and linear layers of our own are layers as well."""
+
+    proxy_buffer_attributes = True  # what is computed from a buffer is recorded, not the present result
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        own = isinstance(m, Activation | nn.Conv2d | nn.Linear)
+        return own or super().is_leaf_module(m, module_qualified_name)
+
+    def call_module(
+        self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        # Not `forward`, which for a compiled module is compiled code, and that cannot be followed.
+        return super().call_module(m, m._call_impl, args, kwargs)
+
+    def get_fresh_qualname(self, prefix: str) -> NoReturn:
+        raise TypeError("A tensor made in the forward pass would become a constant, an attribute of the model.")
+
+
+def _pairs(modules: Mapping[fx.Node, nn.Module]) -> list[tuple[fx.Node, fx.Node]]:
+    """Calls of a BatchNorm with the call of the convolution before it, where the latter has no other use."""
+    calls = Counter(modules.values())
+    found = []
+    for node, norm in modules.items():
+        if type(norm) not in _NORMS or norm.running_mean is None or _hooked(norm):
+            continue
+        source = node.all_input_nodes[0]
+        conv = modules.get(source)
+        if isinstance(conv, nn.Conv2d) and calls[conv] == 1 and len(source.users) == 1:
+            found.append((node, source))
+    return found
+
+
+def _is_affine(module: nn.Module) -> bool:
+    """Whether weights may be exchanged and scaled: a layer that applies its weight and bias and nothing else."""
+    if not isinstance(module, nn.Conv2d | nn.Linear) or _hooked(module):
+        return False
+    if module._parameters.keys() != {"weight", "bias"} or module._buffers or module._modules:
+        return False
+    return type(module) in (nn.Conv2d, nn.Linear) or _obeys(module)
+
+
+def _hooked(module: nn.Module) -> bool:
+    return any(getattr(module, hooks) for hooks in _HOOKS)
+
+
+@torch.no_grad()
+def _obeys(layer: nn.Conv2d | nn.Linear) -> bool:
+    """Whether a subclass is affine in its weights.
+
+    It may do more than its base class, such as standardise its weights. The weights that it has now do not tell, since
+    they may be zero.
+    """
+    probe = copy.copy(layer)
+    probe._parameters = {}
+    generator = torch.Generator(layer.weight.device).manual_seed(0)
+
+    def draw(*shape: int) -> Tensor:
+        return torch.rand(shape, generator=generator, device=layer.weight.device) + 0.5
+
+    def output(weight: Tensor, bias: Tensor) -> Tensor:
+        probe._buffers = {"weight": weight, "bias": bias}
+        result: Tensor = probe(x)
+        return result
+
+    scale, shift = draw(len(layer.weight)), draw(len(layer.weight))
+    weight, bias = draw(*layer.weight.shape), draw(len(layer.weight))
+    rows = (-1, *[1] * (weight.dim() - 1))
+    if isinstance(layer, nn.Conv2d):
+        side = max(size * gap for size, gap in zip(layer.kernel_size, layer.dilation, strict=True)) + 1
+        x = draw(1, layer.in_channels, side, side) - 1
+    else:
+        x = draw(1, layer.in_features) - 1
+    with torch.autocast(x.device.type, enabled=False):
+        found = output(weight * scale.view(rows), bias * scale + shift)
+        expected = output(weight, bias) * scale.view(rows[:-1]) + shift.view(rows[:-1])
+    return torch.allclose(found, expected, rtol=1e-2, atol=1e-2 * float(expected.abs().max()))
+
+
+def _place(tensor: Tensor) -> tuple[Any, ...]:
+    """What must stay for values to be written in place."""
+    return tensor.dtype, tensor.device, tensor.shape, tensor.stride()

@@ -1,0 +1,66 @@
+"""How a training step is computed, as opposed to what."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from lightning_paf.nn.activations import ParametricActivation
+from lightning_paf.nn.classifier import Classifier
+from lightning_paf.nn.compiled_net import CompiledNet
+from lightning_paf.nn.folded_twin import FoldedTwin
+from lightning_paf.nn.recompute import recomputed_outputs
+
+
+@dataclass(frozen=True)
+class Speed:
+    """What makes a training step faster and changes nothing but rounding; docs/performance.md has the measurements.
+
+    Args:
+        channels_last: Keep weights and images in the channels-last layout.
+        fused: Compute parametric activations, and the sums for their parameters, by one kernel each: C on CPUs with a
+            compiler, Triton on CUDA. Without one they are several torch operations, as everywhere outside of training.
+        folded: Let attacks in eval mode work on a copy of the network with BatchNorm folded into the convolutions and
+            weights in the precision of the training.
+        recompute: Keep the inputs of parametric activations for the backward pass and compute their outputs again,
+            which saves a third of the memory for 2 % of a PGD-10 step.
+        compile: Compile the network with `torch.compile`, once for the training pass, once for the pass without
+            gradients, and once for the attack (where it is folded). For CUDA; on CPUs it takes longer than it saves.
+    """
+
+    channels_last: bool = True
+    fused: bool = True
+    folded: bool = True
+    recompute: bool = True
+    compile: bool = False
+
+    def prepare(self, model: Classifier) -> None:
+        """Make ready for training, before the model is wrapped for several devices."""
+        if self.channels_last:
+            model.to(memory_format=torch.channels_last)
+        _fuse(model, self.fused)
+        model.attack_twin = FoldedTwin(model, compile=self.compile) if self.folded else None
+        model.training_net = CompiledNet(model.net) if self.compile else None
+
+    def restore(self, model: Classifier) -> None:
+        """Undo `prepare`: verdicts do not depend on how a model was trained."""
+        model.to(memory_format=torch.contiguous_format)
+        _fuse(model, False)
+        model.attack_twin = model.training_net = None
+
+    @contextmanager
+    def step(self, model: Classifier) -> Iterator[None]:
+        """Around the forward passes of a training step, the attack included."""
+        if self.recompute and not self.compile:  # a compiler decides itself what is worth keeping
+            with recomputed_outputs(model):
+                yield
+        else:
+            yield
+
+
+def _fuse(model: nn.Module, fused: bool) -> None:
+    for layer in model.modules():
+        if isinstance(layer, ParametricActivation):
+            layer.fused = fused

@@ -1,0 +1,337 @@
+"""The twin computes the model at its present weights; where it cannot, it is the model."""
+
+import copy
+import inspect
+import pickle
+
+import pytest
+import torch
+from stand_ins import TinyNet, images, spec, tiny_classifier
+from torch import nn
+from torch.nn import functional as F
+
+from lightning_paf import nets
+from lightning_paf.attacks import PGD
+from lightning_paf.nn.activations import PSSiLU
+from lightning_paf.nn.classifier import Classifier
+from lightning_paf.nn.folded_twin import FoldedTwin
+from lightning_paf.nn.modes import frozen
+from lightning_paf.nn.swap import swap_activations
+
+# How to build each network small.
+SMALL = {
+    "CifarResNet": {"width": 4},
+    "DMPreActResNet": {"width": 4},
+    "DMWideResNet": {"depth": 10, "width": 1},
+    "PreActResNet": {"width": 4},
+    "SmallConvNet": {"width": 4, "in_channels": 3},
+    "VGG16BN": {"width": 4},
+    "WideResNet": {"depth": 10, "width": 1},
+}
+TIMM = {
+    "resnet18": {},
+    "convnext_atto": {},
+    "vit_tiny_patch16_224": {"img_size": 32, "depth": 2},
+    "efficientnet_b0": {},
+}
+
+
+def train(model, steps=3, size=16):
+    """Optimiser steps in training mode, so that weights, activations and statistics all move."""
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+    model.train()
+    for _ in range(steps):
+        x, y = torch.rand(8, 3, size, size), torch.randint(10, (8,))
+        optimizer.zero_grad()
+        F.cross_entropy(model(x), y).backward()
+        optimizer.step()
+
+
+def resnet(activation=PSSiLU):
+    net = nets.CifarResNet(width=4)
+    if activation is not None:
+        swap_activations(net, activation)
+    return Classifier(net, spec())
+
+
+def evaluate(forward, x):
+    """Logits and the gradient of their loss by the images."""
+    x = x.detach().clone().requires_grad_()
+    logits = forward(x)
+    loss = F.cross_entropy(logits.float(), torch.arange(len(x)) % logits.shape[1], reduction="sum")
+    return logits.detach(), torch.autograd.grad(loss, x)[0]
+
+
+def assert_same(twin, model, x):
+    with frozen(model):
+        for found, expected in zip(evaluate(twin.refresh(), x), evaluate(model, x), strict=True):
+            torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4 * float(expected.abs().max()))
+
+
+def snapshot(model):
+    tensors = [*model.named_parameters(), *model.named_buffers()]
+    return (
+        [(name, id(tensor), tensor._version) for name, tensor in tensors],
+        [parameter.requires_grad for parameter in model.parameters()],
+        [(name, id(module), module.training, sorted(vars(module))) for name, module in model.named_modules()],
+    )
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("activation", [None, PSSiLU])
+def test_follows_the_model_through_training(activation, layout):
+    model = resnet(activation).to(memory_format=layout)
+    twin, x = FoldedTwin(model), torch.rand(6, 3, 16, 16).to(memory_format=layout)
+    assert_same(twin, model, x)
+    for _ in range(3):
+        train(model)
+        assert_same(twin, model, x)
+    assert twin.folded
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in twin._folding.net.modules())
+    convolutions = [layer.copy for layer in twin._folding.layers if layer.copy.weight.dim() == 4]
+    assert all(layer.weight.is_contiguous(memory_format=layout) for layer in convolutions)
+
+
+def test_without_refresh_it_is_stale():
+    model, x = resnet(None), torch.rand(4, 3, 16, 16)
+    twin = FoldedTwin(model)
+    with frozen(model):
+        forward = twin.refresh()
+        before = forward(x)
+        forward = twin.refresh()
+    train(model)
+    with frozen(model):
+        torch.testing.assert_close(forward(x), before)
+        assert (model(x) - before).abs().max() > 1e-3
+        twin.refresh()
+        torch.testing.assert_close(forward(x), model(x), rtol=1e-3, atol=1e-4)
+
+
+def test_weights_stay_where_they_are():
+    model, x = resnet(), torch.rand(4, 3, 16, 16)
+    twin = FoldedTwin(model)
+    addresses = set()
+    with torch.autocast("cpu", torch.bfloat16):
+        for _ in range(3):
+            with frozen(model):
+                forward = twin.refresh()
+                forward(x)
+            addresses.add(tuple(buffer.data_ptr() for layer in twin._folding.layers for buffer in layer.copy.buffers()))
+            train(model, 1)
+    assert len(addresses) == 1
+    assert len(set(*addresses)) == 42  # weight and bias of 21 layers
+
+
+def test_activations_are_the_models_own():
+    model, x = resnet(), torch.rand(4, 3, 16, 16)
+    twin = FoldedTwin(model)
+    with frozen(model):
+        forward = twin.refresh()
+        forward(x)
+        own = [module for module in twin._folding.net.modules() if isinstance(module, PSSiLU)]
+        assert own == [model.net.activation]
+        before = forward(x)
+        model.net.activation.beta.data += 0.2
+        assert not torch.equal(forward(x), before)  # live without a refresh
+
+
+def test_autocast_weights_are_stored_in_its_dtype():
+    model, x = resnet(), torch.rand(8, 3, 16, 16)
+    train(model, 5)
+    twin = FoldedTwin(model)
+    with frozen(model), torch.autocast("cpu", torch.bfloat16):
+        logits, gradient = evaluate(twin.refresh(), x)
+        same, same_gradient = evaluate(model, x)
+    assert logits.dtype == same.dtype == torch.bfloat16
+    assert gradient.dtype == torch.float32
+    assert {layer.copy.weight.dtype for layer in twin._folding.layers} == {torch.bfloat16}
+    with frozen(model):
+        exact, exact_gradient = evaluate(model, x)
+    cosine = F.cosine_similarity
+    assert cosine(gradient.flatten(), exact_gradient.flatten(), dim=0) > 0.98
+    # As far from the truth as what it replaces, not farther.
+    assert (logits - exact).norm() < 2 * (same - exact).norm()
+    assert (gradient - exact_gradient).norm() < 2 * (same_gradient - exact_gradient).norm()
+    assert_same(twin, model, x)  # outside of autocast the weights are exact again
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_a_model_that_changes_its_dtype(dtype):
+    model, x = resnet(None), torch.rand(4, 3, 16, 16)
+    twin = FoldedTwin(model)
+    assert_same(twin, model, x)
+    model.to(dtype)
+    with frozen(model):
+        torch.testing.assert_close(twin.refresh()(x.to(dtype)), model(x.to(dtype)), rtol=0.05, atol=0.05)
+    assert {layer.copy.weight.dtype for layer in twin._folding.layers} == {dtype}
+
+
+def test_a_model_in_half_precision_is_checked_in_single_precision():
+    model = resnet().bfloat16()
+    twin = FoldedTwin(model)
+    with frozen(model):
+        assert twin.refresh()(torch.rand(4, 3, 16, 16).bfloat16()).dtype == torch.bfloat16
+    assert twin.folded
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_own_networks_fold(name):
+    model = Classifier(getattr(nets, name)(**SMALL[name]), spec())
+    twin = FoldedTwin(model)
+    assert_same(twin, model, torch.rand(3, 3, 32, 32))
+    train(model, 1, size=32)
+    assert_same(twin, model, torch.rand(3, 3, 32, 32))
+    assert twin.folded
+
+
+def test_all_own_networks_are_covered():
+    exported = {name for name in nets.__all__ if inspect.isclass(getattr(nets, name))}
+    assert exported == {*SMALL, "TimmNet", "TorchvisionNet"}
+
+
+@pytest.mark.parametrize("name", TIMM)
+def test_networks_of_timm_fold(name):
+    model = Classifier(nets.TimmNet(name, **TIMM[name]), spec())
+    twin = FoldedTwin(model)
+    with frozen(model):
+        twin.refresh()(torch.rand(2, 3, 32, 32))
+    train(model, 1, size=32)
+    assert_same(twin, model, torch.rand(2, 3, 32, 32))
+    assert twin.folded
+
+
+class Branching(TinyNet):
+    def forward(self, x):
+        return super().forward(x if x.mean() < 0.3 else 1 - x)
+
+
+class Noisy(TinyNet):
+    def forward(self, x):
+        return super().forward(x + 0.1 * torch.rand_like(x))
+
+
+class Detached(TinyNet):
+    """Tracing does not see the context: logits would agree, gradients not."""
+
+    def forward(self, x):
+        with torch.no_grad():
+            scale = x.mean((1, 2, 3), keepdim=True)
+        return super().forward(x * scale)
+
+
+class Hidden(Detached):
+    """At the first step nothing comes through."""
+
+    def __init__(self):
+        super().__init__()
+        nn.init.zeros_(self.bn.weight)
+
+
+class Writing(TinyNet):
+    """Keeps what it computes."""
+
+    def forward(self, x):
+        self.seen = self.conv(x)
+        return super().forward(x)
+
+
+class Ignorant(TinyNet):
+    def forward(self, x):
+        return self.fc(torch.zeros(len(x), 4, device=x.device) + self.fc.weight.mean())
+
+
+@pytest.mark.parametrize("make", [Branching, Noisy, Detached, Hidden, Ignorant, Writing])
+def test_a_network_that_cannot_be_followed_is_used_as_it_is(make, capfd):
+    model, (x, _) = Classifier(make(), spec()), images()
+    twin = FoldedTwin(model)
+    random = torch.random.get_rng_state()
+    for _ in range(2):
+        torch.random.set_rng_state(random)
+        with frozen(model):
+            found = twin.refresh()(x)
+            torch.random.set_rng_state(random)
+            assert torch.equal(found, model(x))
+    assert not twin.folded
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_hook_on_the_model_is_obeyed():
+    model, (x, _) = tiny_classifier().eval(), images()
+    model.register_forward_hook(lambda _, __, logits: logits.flip(1))
+    twin = FoldedTwin(model)
+    assert torch.equal(twin.refresh()(x), model(x))
+    assert not twin.folded
+
+
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
+def test_the_model_is_not_modified(precision):
+    model, (x, y) = resnet(), images()
+    model.net.bn1.eval()
+    model.net.fc.bias.requires_grad_(False)
+    before, random = snapshot(model), torch.random.get_rng_state()
+    values = copy.deepcopy(model.state_dict())
+    model.attack_twin = FoldedTwin(model)
+    with torch.autocast("cpu", torch.bfloat16, enabled=precision == torch.bfloat16):
+        PGD(start="none", steps=4)(model, x, y)
+    assert model.attack_twin.folded
+    assert torch.equal(torch.random.get_rng_state(), random)
+    del model.attack_twin
+    assert snapshot(model) == before
+    assert all(parameter.grad is None for parameter in model.parameters())
+    assert all(torch.equal(tensor, values[key]) for key, tensor in model.state_dict().items())
+
+
+def test_a_failure_while_checking_puts_everything_back():
+    model, (x, _) = tiny_classifier(), images()
+    seen = []
+
+    def fail(*_):
+        seen.append(model.net.bn.weight)
+        if seen[-1] is not scale:
+            raise RuntimeError("other weights than mine")
+
+    scale, convolution = model.net.bn.weight, torch.backends.cudnn.conv.fp32_precision
+    model.net.activation.register_forward_hook(fail)
+    before = snapshot(model)
+    twin = FoldedTwin(model)
+    with frozen(model):
+        assert torch.equal(twin.refresh()(x), model(x))
+    assert seen[0] is not scale
+    assert torch.backends.cudnn.conv.fp32_precision == convolution
+    assert snapshot(model) == before
+    assert not twin.folded
+
+
+def test_attacks_find_nearly_the_same_images():
+    model, x = resnet(), torch.rand(8, 3, 16, 16)
+    train(model, 5)
+    y, attack = torch.arange(8), PGD(start="none", steps=4)
+    expected = attack(model, x, y)
+    model.attack_twin = FoldedTwin(model)
+    found = attack(model, x, y)
+    assert model.attack_twin.folded
+    assert ((found - x).sign() == (expected - x).sign()).float().mean() > 0.99
+
+
+def test_a_compiled_twin_is_compiled_once():
+    compiled = []
+
+    def backend(graph, example_inputs):
+        compiled.append(graph)
+        return graph.forward
+
+    model, x = resnet(), torch.rand(4, 3, 16, 16)
+    twin = FoldedTwin(model, compile=True, _backend=backend)
+    for _ in range(3):
+        assert_same(twin, model, x)
+        train(model, 1)
+    assert twin.folded
+    assert len(compiled) == 1
+
+
+def test_a_copy_has_no_twin():
+    model = tiny_classifier()
+    model.attack_twin = FoldedTwin(model)
+    assert copy.deepcopy(model).attack_twin is None
+    assert pickle.loads(pickle.dumps(model)).attack_twin is None
+    assert model.attack_twin is not None
