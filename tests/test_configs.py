@@ -25,6 +25,7 @@ KEYS = {  # folder: the argument that its files are values of
     "data": "data",
     "eval": "val_attack",
     "net": "model.net",
+    "speed": "model.speed",
     "trainer": "trainer",
 }
 BASE = {

@@ -7,6 +7,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, fx, nn
 
+from lightning_paf.nn.activations import fuse_activations
 from lightning_paf.nn.folding import Folding
 
 Precision = Literal["fp32", "bf16"]
@@ -37,11 +38,12 @@ class Passes:
 class SearchModel(nn.Module):
     """Computes the logits of a model in eval mode by a faster path, and exactly where a decision depends on it.
 
-    The fast path is a copy with BatchNorm folded into the convolutions before it, in channels-last layout, without
-    parameter gradients. The first images of the first call check that it computes the same function; a network that
-    cannot be traced, or whose trace differs (random layers, hooks that change results), is used as it is. With
-    `bf16` everything between the first convolution and the classification layer runs in bfloat16: images and logits
-    keep single precision, since a perturbation may be smaller than what bfloat16 resolves.
+    The fast path is a copy with BatchNorm folded into the convolutions before it and parametric activations as one
+    kernel each, in channels-last layout, without parameter gradients. The first images of the first call check that
+    it computes the same function; a network that cannot be traced, or whose trace differs (random layers, hooks that
+    change results), is used as it is. With `bf16` everything between the first convolution and the classification
+    layer runs in bfloat16: images and logits keep single precision, since a perturbation may be smaller than what
+    bfloat16 resolves.
 
     Weights that change after the construction do not reach the fast path. Make a new `SearchModel` then.
 
@@ -122,6 +124,7 @@ def _twin(model: nn.Module) -> fx.GraphModule | None:
         folding.refresh(autocast=False)
     except Exception:  # copying and tracing run code of the network, which may fail in any way
         return None
+    fuse_activations(folding.net)
     return folding.net.to(memory_format=torch.channels_last)
 
 

@@ -5,9 +5,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
-from torch import nn
 
-from lightning_paf.nn.activations import ParametricActivation
+from lightning_paf.nn.activations import fuse_activations
 from lightning_paf.nn.classifier import Classifier
 from lightning_paf.nn.compiled_net import CompiledNet
 from lightning_paf.nn.folded_twin import FoldedTwin
@@ -40,14 +39,14 @@ class Speed:
         """Make ready for training, before the model is wrapped for several devices."""
         if self.channels_last:
             model.to(memory_format=torch.channels_last)
-        _fuse(model, self.fused)
+        fuse_activations(model, self.fused)
         model.attack_twin = FoldedTwin(model, compile=self.compile) if self.folded else None
         model.training_net = CompiledNet(model.net) if self.compile else None
 
     def restore(self, model: Classifier) -> None:
         """Undo `prepare`: verdicts do not depend on how a model was trained."""
         model.to(memory_format=torch.contiguous_format)
-        _fuse(model, False)
+        fuse_activations(model, False)
         model.attack_twin = model.training_net = None
 
     @contextmanager
@@ -58,9 +57,3 @@ class Speed:
                 yield
         else:
             yield
-
-
-def _fuse(model: nn.Module, fused: bool) -> None:
-    for layer in model.modules():
-        if isinstance(layer, ParametricActivation):
-            layer.fused = fused

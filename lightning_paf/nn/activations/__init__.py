@@ -1,6 +1,6 @@
 """Activation functions: the fixed baselines and the parametric ones of Dai et al. (2021)."""
 
-from lightning_paf.nn.activations.base import Activation, ParametricActivation
+from lightning_paf.nn.activations.base import Activation, ParametricActivation, fuse_activations
 from lightning_paf.nn.activations.fixed import ELU, ReLU, SiLU, Softplus
 from lightning_paf.nn.activations.pssilu import PSSiLU, PSSiLUFixed
 from lightning_paf.nn.activations.rectified import PELU, PReLU, PReLUPlus, ReBLU
@@ -21,4 +21,5 @@ __all__ = [
     "ReLU",
     "SiLU",
     "Softplus",
+    "fuse_activations",
 ]

@@ -100,6 +100,13 @@ class ParametricActivation(Activation):
         return scalar if self.channel_dim == -1 else scalar.reshape(-1, *[1] * (ndim - 2))
 
 
+def fuse_activations(model: nn.Module, fused: bool = True) -> None:
+    """Let all parametric activations of a network use kernels, or their formulas again."""
+    for layer in model.modules():
+        if isinstance(layer, ParametricActivation):
+            layer.fused = fused
+
+
 def require_nonzero(alpha: float, consequence: str) -> None:
     """Refuse alpha = 0 where the function degenerates there.
 
