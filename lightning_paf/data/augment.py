@@ -16,7 +16,7 @@ class Augment(ABC):
         """Augment a batch.
 
         Args:
-            images: Images (N, C, H, W), uint8.
+            images: Images (N, C, H, W), uint8, in channels-last layout (so not for `view`).
 
         Returns:
             Images of the same shape and dtype.

@@ -80,9 +80,13 @@ class MixedDataset(Dataset[RawBatch]):
         """Fetch the batch of these numbers."""
         index = np.asarray(indices)
         synthetic = index >= self.real_size
-        batch = self.real.take(np.where(synthetic, 0, index))
-        if self.pool is not None and synthetic.any():
-            batch.images[synthetic], batch.labels[synthetic] = self.pool.fetch(index[synthetic] - self.real_size)
+        batch = ImageSet(np.empty((len(index), *self.real.images.shape[1:]), np.uint8), np.empty(len(index), np.int64))
+        places = np.flatnonzero(~synthetic)
+        batch.images[places] = self.real.images[index[places]]
+        batch.labels[places] = self.real.labels[index[places]]
+        if self.pool is not None:
+            places = np.flatnonzero(synthetic)
+            self.pool.fetch(index[places] - self.real_size, batch, places)
         return RawBatch(*map(torch.from_numpy, (batch.images, batch.labels, synthetic)))
 
 

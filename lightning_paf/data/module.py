@@ -7,6 +7,7 @@ import torch
 from lightning import LightningDataModule
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
+from torch import Tensor
 from torch.utils.data import DataLoader
 
 from lightning_paf.data.augment import Augment, standard_augment
@@ -15,6 +16,7 @@ from lightning_paf.data.datasets import EvalDataset, MixedDataset, RawBatch, as_
 from lightning_paf.data.pool import SyntheticPool
 from lightning_paf.data.samplers import MixedSampler, ShardSampler, batches_per_epoch, even_batch_size, real_per_batch
 from lightning_paf.data.sources import ImageSet, RealData, hold_out, read_dataset
+from lightning_paf.functional.augment import select_images
 from lightning_paf.specs import DatasetName, dataset_spec
 from lightning_paf.types import Batch
 
@@ -183,13 +185,19 @@ class RobustDataModule(LightningDataModule):
             dataloader_idx: Not used.
 
         Returns:
-            Images (N, C, H, W) in [0, 1] and labels (N,).
+            Images (N, C, H, W) in [0, 1], in channels-last layout for training, and labels (N,).
         """
-        images = batch.images.permute(0, 3, 1, 2).contiguous()
-        if batch.synthetic is not None and self.augment is not None:
-            keep = batch.synthetic[:, None, None, None] & (not self.augment_synthetic)
-            images = torch.where(keep, images, self.augment(images))
-        return images.float() / 255, batch.labels
+        return self.augmented(batch).float().div_(255), batch.labels
+
+    def augmented(self, batch: RawBatch) -> Tensor:
+        """Return the images of a batch as uint8 (N, C, H, W), those of training augmented."""
+        images = batch.images.permute(0, 3, 1, 2)
+        if batch.synthetic is None:
+            return images.contiguous()  # for evaluation packages, which flatten images with `view`
+        if self.augment is None:
+            return images
+        changed = self.augment(images)
+        return changed if self.augment_synthetic else select_images(batch.synthetic, images, changed)
 
     @property
     def _world_size(self) -> int:

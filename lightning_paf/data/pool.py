@@ -9,6 +9,9 @@ from numpy.typing import NDArray
 
 from lightning_paf.data.checks import check_classes, check_images, check_label_header, check_labels, check_same_size
 from lightning_paf.data.convert import IMAGE_FILE, LABEL_FILE, is_converted
+from lightning_paf.data.sources import ImageSet
+
+COUNTED_AT_ONCE = 2**20  # labels; np.bincount copies them
 
 
 class SyntheticPool:
@@ -60,25 +63,23 @@ class SyntheticPool:
             check_same_size(images.shape, like, str(folder))
             check_label_header(labels.shape, labels.dtype, len(images), str(folder))
             check_labels(labels, num_classes, str(folder))
-            counts += np.bincount(labels, minlength=num_classes)
+            for start in range(0, len(labels), COUNTED_AT_ONCE):
+                counts += np.bincount(labels[start : start + COUNTED_AT_ONCE], minlength=num_classes)
         check_classes(counts, ", ".join(map(str, self.folders)))
 
-    def fetch(self, index: NDArray[np.int64]) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-        """Read images by number, in ascending order of their place on disk.
+    def fetch(self, index: NDArray[np.int64], batch: ImageSet, places: NDArray[np.int64]) -> None:
+        """Read images by number into a batch, in ascending order of their place on disk.
 
         Args:
             index: Numbers (N,) from 0 to len(pool) - 1, in any order, repeated or not.
-
-        Returns:
-            Images (N, H, W, C) and labels (N,), in the order of `index`.
+            batch: Receives images and labels.
+            places: Where in the batch each of them goes (N,).
         """
-        images = np.empty((len(index), *self._images[0].shape[1:]), np.uint8)
-        labels = np.empty(len(index), np.int64)
-        ascending = np.argsort(index, kind="stable")
-        part_of = np.searchsorted(self._starts, index[ascending], side="right") - 1
+        ascending = np.argsort(index)
+        index, places = index[ascending], places[ascending]
+        part_of = np.searchsorted(self._starts, index, side="right") - 1
         for part in np.unique(part_of):
-            places = ascending[part_of == part]
-            rows = index[places] - self._starts[part]
-            images[places] = self._images[part][rows]
-            labels[places] = self._labels[part][rows]
-        return images, labels
+            here = part_of == part
+            rows = index[here] - self._starts[part]
+            batch.images[places[here]] = self._images[part][rows]
+            batch.labels[places[here]] = self._labels[part][rows]

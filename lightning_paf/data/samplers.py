@@ -75,8 +75,8 @@ class MixedSampler(DistributedSampler[int]):
 
     def __iter__(self) -> Iterator[int]:
         share = self.batch_size // self.num_replicas
-        mine = self.global_batches()[:, self.rank * share : (self.rank + 1) * share]
-        return iter(mine.ravel().tolist())
+        for batch in self.global_batches():
+            yield from batch[self.rank * share : (self.rank + 1) * share].tolist()
 
     def global_batches(self) -> NDArray[np.int64]:
         """Return the numbers of this epoch's images, one row for each global batch (batches, batch_size)."""
@@ -84,9 +84,9 @@ class MixedSampler(DistributedSampler[int]):
         drawn = self.batch_size - self.real_per_batch
         batches = np.empty((self.batches, self.batch_size), np.int64)
         batches[:, drawn:] = _passes(rng, self.real_size, batches[:, drawn:].size).reshape(self.batches, -1)
-        if drawn:
-            batches[:, :drawn] = self.real_size + rng.integers(self.synthetic_size, size=(self.batches, drawn))
-        return rng.permuted(batches, axis=1)
+        first, end = self.real_size, self.real_size + self.synthetic_size
+        batches[:, :drawn] = rng.integers(first, end, (self.batches, drawn))
+        return rng.permuted(batches, axis=1, out=batches)
 
 
 def _passes(rng: np.random.Generator, size: int, total: int) -> NDArray[np.int64]:

@@ -5,6 +5,7 @@ import zipfile
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 
 def arrays(n=12, num_classes=3, size=4, channels=3, seed=0):
@@ -31,3 +32,29 @@ def npy(array) -> bytes:
     buffer = io.BytesIO()
     np.save(buffer, array)
     return buffer.getvalue()
+
+
+def write_folder(folder: Path, image, label) -> Path:
+    """A converted folder."""
+    folder.mkdir()
+    np.save(folder / "image.npy", image)
+    np.save(folder / "label.npy", label)
+    return folder
+
+
+def write_sparse_folder(folder: Path, n: int) -> Path:
+    """A converted folder of `n` black CIFAR-sized images of class 0, which take no room on disk."""
+    folder.mkdir()
+    skip_without_sparse_files(folder)
+    for name, dtype, shape in (("image", np.uint8, (n, 32, 32, 3)), ("label", np.int64, (n,))):
+        np.lib.format.open_memmap(folder / f"{name}.npy", "w+", dtype, shape)
+    return folder
+
+
+def skip_without_sparse_files(folder: Path) -> None:
+    probe = folder / "probe"
+    with probe.open("wb") as file:
+        file.truncate(64 * 2**20)
+    if probe.stat().st_blocks * 512 > 2**20:
+        pytest.skip(f"{folder}: this file system has no sparse files")
+    probe.unlink()

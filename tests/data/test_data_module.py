@@ -91,6 +91,24 @@ def test_labels_belong_to_their_images(root, pool):
         assert torch.equal(batch.synthetic, value > 100)
 
 
+@pytest.mark.parametrize("augment", [None, CropFlip(1)])
+@pytest.mark.parametrize("augment_synthetic", [True, False])
+def test_training_batches_are_channels_last(root, pool, augment, augment_synthetic):
+    options = {"augment": augment, "augment_synthetic": augment_synthetic}
+    data = ready(make(root, synthetic=pool, real_fraction=0.5, **options))
+    batch = next(iter(data.train_dataloader()))
+    torch.manual_seed(0)
+    images, labels = data.on_after_batch_transfer(batch, 0)
+    assert images.is_contiguous(memory_format=torch.channels_last)
+    assert labels is batch.labels
+    torch.manual_seed(0)
+    raw = batch.images.permute(0, 3, 1, 2)
+    expected = augment(raw) if augment else raw.clone()
+    if not augment_synthetic:
+        expected[batch.synthetic] = raw[batch.synthetic]
+    assert torch.equal(images, expected / 255)
+
+
 @pytest.mark.parametrize("ranks", [2, 4])
 def test_ranks_divide_every_batch_of_one_rank(root, pool, ranks):
     options = {"synthetic": pool, "real_fraction": 0.3}

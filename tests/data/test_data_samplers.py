@@ -1,3 +1,6 @@
+import tracemalloc
+from itertools import islice
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -17,7 +20,7 @@ class Sizes:
         return self.real_size + self.synthetic_size
 
 
-def rank_batches(real=23, synthetic=100, batch_size=8, n_real=3, batches=8, ranks=1, rank=0, seed=0, epoch=0):
+def rank_sampler(real=23, synthetic=100, batch_size=8, n_real=3, batches=8, ranks=1, rank=0, seed=0, epoch=0):
     sampler = MixedSampler(
         Sizes(real, synthetic),
         batch_size=batch_size,
@@ -28,9 +31,14 @@ def rank_batches(real=23, synthetic=100, batch_size=8, n_real=3, batches=8, rank
         seed=seed,
     )
     sampler.set_epoch(epoch)
+    return sampler
+
+
+def rank_batches(**options):
+    sampler = rank_sampler(**options)
     indices = list(sampler)
     assert len(indices) == len(sampler)
-    return np.asarray(indices).reshape(batches, batch_size // ranks)
+    return np.asarray(indices).reshape(sampler.batches, -1)
 
 
 @settings(max_examples=40, deadline=None)
@@ -56,8 +64,10 @@ def test_every_global_batch_has_the_exact_share_on_any_number_of_ranks(
     assert ((alone < real).sum(1) == n_real).all()
     assert alone.min() >= 0
     assert alone.max() < real + synthetic
-    seen = np.bincount(alone[alone < real], minlength=real)
-    assert seen.max() - seen.min() <= 1, "an image came again before all had come"
+    for end in range(1, batches + 1):
+        so_far = alone[:end]
+        seen = np.bincount(so_far[so_far < real], minlength=real)
+        assert seen.max() - seen.min() <= 1, "an image came again before all had come"
 
 
 def test_a_real_pass_shows_every_real_image():
@@ -104,6 +114,15 @@ def test_a_pool_sorted_by_class_and_shorter_than_the_epoch_is_shuffled():
 def test_no_synthetic_and_only_synthetic_images():
     assert (rank_batches(synthetic=0, n_real=8) < 23).all()
     assert (rank_batches(n_real=0) >= 23).all()
+
+
+def test_an_epoch_takes_two_numbers_of_memory_for_each_image_at_most():
+    tracemalloc.start()
+    numbers = iter(rank_sampler(real=1000, synthetic=10**12, batch_size=500, n_real=150, batches=200))
+    assert len(list(islice(numbers, 500))) == 500
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 2 * 8 * 500 * 200
 
 
 @pytest.mark.parametrize("sampler", [MixedSampler, ShardSampler])
