@@ -24,7 +24,7 @@ from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 import lightning_paf.nets
 from lightning_paf import console
 from lightning_paf.attacks import Attack, radius_text
-from lightning_paf.callbacks import ActivationMonitor, PredictionWriter, RobustEval
+from lightning_paf.callbacks import ActivationMonitor, ExactResume, PredictionWriter, RobustEval
 from lightning_paf.data import Augment, RobustDataModule
 from lightning_paf.module import RobustModule
 from lightning_paf.nn.activations import Activation
@@ -170,7 +170,7 @@ class PafCLI(LightningCLI):
             config["logger"] = _loggers(config["default_root_dir"], config.get("logger"))
         filled = [callback for callback in slots if callback is not None]
         filled += [ModelCheckpoint(**_LAST) for slot in filled if isinstance(slot, ModelCheckpoint) and slot.monitor]
-        return super()._instantiate_trainer(config, [*callbacks, *filled, PredictionWriter()])
+        return super()._instantiate_trainer(config, [*callbacks, *filled, ExactResume(), PredictionWriter()])
 
 
 def train(args: Sequence[str], run: bool = True) -> PafCLI:

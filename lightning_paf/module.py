@@ -88,9 +88,11 @@ class RobustModule(LightningModule):
         self.optimizer = optimizer
         self.schedule = schedule or Cosine()
         self.decay: DecayRule = decay
-        self.train_accuracy, self.val_accuracy, self.test_accuracy = (
-            MulticlassAccuracy(spec.num_classes, average="micro") for _ in range(3)
+        self.val_accuracy, self.test_accuracy = (
+            MulticlassAccuracy(spec.num_classes, average="micro") for _ in range(2)
         )
+        self._sums: dict[str, Tensor] = {}
+        self._steps = 0
 
     def forward(self, x: Tensor) -> Tensor:
         """Images (N, C, H, W) in [0, 1] to logits (N, num_classes)."""
@@ -113,8 +115,13 @@ class RobustModule(LightningModule):
             # Far apart: rank 1 of seed 0 must not repeat rank 0 of seed 1.
             torch.manual_seed(torch.initial_seed() + 1_000_003 * self.global_rank)
 
+    def on_train_start(self) -> None:
+        """Tell the objective the epoch, also where training is resumed in the middle of one."""
+        self.objective.on_epoch_start(self.current_epoch)
+
     def on_train_epoch_start(self) -> None:
-        """Tell the objective the epoch."""
+        """Begin new means, and tell the objective the epoch."""
+        self._sums, self._steps = {}, 0
         self.objective.on_epoch_start(self.current_epoch)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
@@ -124,12 +131,25 @@ class RobustModule(LightningModule):
             result = self.objective(self.model, x, y, self.attack)
         loss: Tensor = result.loss + self.model.penalty()
         self._refuse_nan(loss)
-        self.train_accuracy(result.logits.detach(), y)
-        self.log("train/loss", loss.detach(), prog_bar=True, on_epoch=True, on_step=False, sync_dist=True)
-        self.log("train/acc_adv", self.train_accuracy, prog_bar=True, on_epoch=True, on_step=False)
-        logs = {f"train/{name}": value for name, value in result.logs.items()}
-        self.log_dict(logs, on_epoch=True, on_step=False, sync_dist=True)
+        correct = result.logits.detach().argmax(1) == y
+        values = {"loss": loss.detach(), "acc_adv": correct.float().mean(), **result.logs}
+        self._sums = {name: self._sums.get(name, 0) + value.float() for name, value in values.items()}
+        self._steps += 1
         return loss
+
+    def on_train_epoch_end(self) -> None:
+        """Log the means over the steps of the epoch."""
+        for name, total in self._sums.items():
+            self.log(f"train/{name}", total / self._steps, prog_bar=name in ("loss", "acc_adv"), sync_dist=True)
+
+    def epoch_state(self) -> dict[str, Any]:
+        """What this rank knows of the present epoch, for a checkpoint; the trainer would forget means that it keeps."""
+        return {"sums": {name: total.cpu() for name, total in self._sums.items()}, "steps": self._steps}
+
+    def load_epoch_state(self, state: dict[str, Any]) -> None:
+        """Continue an epoch."""
+        self._sums = {name: total.to(self.device) for name, total in state["sums"].items()}
+        self._steps = state["steps"]
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Clean accuracy; robust accuracy is a callback's."""

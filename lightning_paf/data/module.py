@@ -1,7 +1,7 @@
 """Images for training and evaluation."""
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from lightning import LightningDataModule
@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader
 from lightning_paf.data.augment import Augment, standard_augment
 from lightning_paf.data.convert import convert, converted_folder, find_sources
 from lightning_paf.data.datasets import EvalDataset, MixedDataset, RawBatch, as_fetched
+from lightning_paf.data.loader import ResumableLoader
 from lightning_paf.data.pool import SyntheticPool
 from lightning_paf.data.samplers import MixedSampler, ShardSampler, batches_per_epoch, even_batch_size, real_per_batch
 from lightning_paf.data.sources import ImageSet, RealData, hold_out, read_dataset
@@ -163,7 +164,9 @@ class RobustDataModule(LightningDataModule):
             rank=self._rank,
             seed=self.seed,
         )
-        return self._loader(self._train_set, sampler, self.batch_size // self._world_size)
+        return ResumableLoader(
+            self._train_set, self.batch_size // self._world_size, sampler=sampler, **self._fetching()
+        )
 
     def val_dataloader(self) -> DataLoader[RawBatch]:
         """The images that choose the checkpoint."""
@@ -259,17 +262,18 @@ class RobustDataModule(LightningDataModule):
     def _eval_loader(self, data: ImageSet) -> DataLoader[RawBatch]:
         dataset = EvalDataset(data)
         batch_size = even_batch_size(len(data), self._world_size, self.eval_batch_size)
-        return self._loader(dataset, ShardSampler(dataset, self._world_size, self._rank), batch_size)
+        sampler = ShardSampler(dataset, self._world_size, self._rank)
+        # by name: Lightning rebuilds the loader of `predict`, with a new one
+        return DataLoader(dataset, batch_size=batch_size, sampler=sampler, **self._fetching())
 
-    def _loader(
-        self, dataset: EvalDataset | MixedDataset, sampler: MixedSampler | ShardSampler, batch_size: int
-    ) -> DataLoader[RawBatch]:
-        return DataLoader(
-            dataset,
-            batch_size=batch_size,  # by name: Lightning rebuilds the loader of `predict`, with a new one
-            sampler=sampler,
-            num_workers=self.num_workers,
-            collate_fn=as_fetched,
-            pin_memory=torch.cuda.is_available(),
-            persistent_workers=self.num_workers > 0,
-        )
+    def _fetching(self) -> dict[str, Any]:
+        """What all loaders have in common."""
+        return {
+            "num_workers": self.num_workers,
+            "collate_fn": as_fetched,
+            "pin_memory": torch.cuda.is_available(),
+            "persistent_workers": self.num_workers > 0,
+            # Its own: otherwise each pass over a loader draws from the numbers of attacks and augmentation, and a
+            # resumed training, which makes other passes, would go on with other ones.
+            "generator": torch.Generator().manual_seed(self.seed),
+        }

@@ -69,14 +69,25 @@ class MixedSampler(DistributedSampler[int]):
         self.batch_size = batch_size
         self.real_per_batch = real_per_batch
         self.batches = batches
+        self._resumed = (0, 0)
 
     def __len__(self) -> int:
         return self.batches * self.batch_size // self.num_replicas
 
     def __iter__(self) -> Iterator[int]:
         share = self.batch_size // self.num_replicas
-        for batch in self.global_batches():
+        for batch in self.global_batches()[self.first_batch :]:
             yield from batch[self.rank * share : (self.rank + 1) * share].tolist()
+
+    def resume(self, epoch: int, batch: int) -> None:
+        """Leave out the first `batch` global batches of this epoch, and nothing of others."""
+        self._resumed = (epoch, batch)
+
+    @property
+    def first_batch(self) -> int:
+        """The global batch that the present epoch begins with."""
+        epoch, batch = self._resumed
+        return batch if epoch == self.epoch else 0
 
     def global_batches(self) -> NDArray[np.int64]:
         """Return the numbers of this epoch's images, one row for each global batch (batches, batch_size)."""

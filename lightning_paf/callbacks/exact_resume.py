@@ -1,0 +1,144 @@
+"""Checkpoints from which a training goes on as if it had not been interrupted."""
+
+import random
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities import rank_zero_warn
+
+KEY = "rank_states"
+
+
+@runtime_checkable
+class KnowsItsEpoch(Protocol):
+    """A module that keeps something over an epoch, such as the means that it logs."""
+
+    def epoch_state(self) -> dict[str, Any]:
+        """What this rank keeps."""
+
+    def load_epoch_state(self, state: dict[str, Any]) -> None:
+        """Continue with it."""
+
+
+class ExactResume(Callback):
+    """Adds to a checkpoint what Lightning leaves out, and restores it just before the next batch.
+
+    That is the random state of every rank (torch on the CPU and its GPU, numpy, python), what the module keeps over an
+    epoch, and that a validation is due: after a checkpoint of the last batch of an epoch, Lightning would go on
+    with the next epoch. The position in the data is in the checkpoint, but Lightning does not restore it where the
+    length of the training was asked for before, as schedules do. On another number of ranks the data go on all the
+    same, but random states are those of a new training.
+    """
+
+    def __init__(self) -> None:
+        self._states: list[dict[str, Any]] = []
+        self._position: dict[str, Any] | None = None
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Forget what an earlier run has loaded."""
+        self._states, self._position = [], None
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Collect the states of all ranks; Lightning calls this on each of them."""
+        mine = {"random": random_state(pl_module.device)}
+        if isinstance(pl_module, KnowsItsEpoch):
+            mine["epoch"] = pl_module.epoch_state()
+        checkpoint[KEY] = _gathered(mine)
+        _note_what_follows(trainer, checkpoint["loops"]["fit_loop"])
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Keep the states until training starts; on the way there other things draw random numbers."""
+        if trainer.state.fn != TrainerFn.FITTING:
+            return
+        positions = checkpoint["loops"]["fit_loop"]["state_dict"].get("combined_loader")
+        self._position = positions[0] if positions else None
+        states = checkpoint.get(KEY, [])
+        if len(states) == trainer.world_size:
+            self._states = states
+            return
+        rank_zero_warn(
+            f"The checkpoint holds the random states of {len(states)} ranks and not of {trainer.world_size}: attacks and "
+            "augmentation begin with new ones, and the means of a begun epoch leave out its first part. Everything "
+            "else goes on exactly."
+        )
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Restore the position, and this rank's states."""
+        loader = trainer.train_dataloader
+        if self._position is not None and hasattr(loader, "load_state_dict"):
+            loader.load_state_dict(self._position)
+        if self._states:
+            mine = self._states[trainer.global_rank]
+            if isinstance(pl_module, KnowsItsEpoch) and "epoch" in mine:
+                pl_module.load_epoch_state(mine["epoch"])
+            set_random_state(mine["random"], pl_module.device)
+        self._states, self._position = [], None
+
+
+def random_state(device: torch.device) -> dict[str, Any]:
+    """State of all generators that training draws from, as tensors and plain values.
+
+    Args:
+        device: The GPU whose generator is included, if it is one.
+    """
+    _, keys, *rest = np.random.get_state()  # noqa: NPY002  # the global one is what is saved
+    state = {
+        "torch": torch.get_rng_state(),
+        "numpy": [torch.from_numpy(np.asarray(keys, np.int64)), *rest],
+        "python": random.getstate(),
+    }
+    if device.type == "cuda":
+        state["cuda"] = torch.cuda.get_rng_state(device)
+    return state
+
+
+def set_random_state(state: dict[str, Any], device: torch.device) -> None:
+    """Return to a state of `random_state`.
+
+    Args:
+        state: What it returned.
+        device: The GPU of this rank, if it is one.
+    """
+    torch.set_rng_state(state["torch"].cpu())
+    keys, *rest = state["numpy"]
+    np.random.set_state(("MT19937", keys.numpy().astype(np.uint32), *rest))  # noqa: NPY002
+    random.setstate(state["python"])
+    if device.type == "cuda" and "cuda" in state:
+        torch.cuda.set_rng_state(state["cuda"].cpu(), device)
+
+
+def _gathered(mine: dict[str, Any]) -> list[dict[str, Any]]:
+    """What each rank holds, in their order."""
+    if not torch.distributed.is_initialized():
+        return [mine]
+    all_of_them: list[Any] = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(all_of_them, mine)
+    return all_of_them
+
+
+def _note_what_follows(trainer: Trainer, loop: dict[str, Any]) -> None:
+    """Where the checkpoint is made right after a batch, write down that a validation or the end of the epoch follows.
+
+    Lightning resumes such a checkpoint at the next batch to train on, and leaves out the validation; after the last
+    batch of an epoch it leaves out the epoch's end, too. It does know how to resume a validation: so the checkpoint says
+    that the batch is done and that the first batch of the validation has begun.
+    """
+    epoch_loop = trainer.fit_loop.epoch_loop
+    done = epoch_loop.batch_progress.current
+    if trainer.state.fn != TrainerFn.FITTING or done.completed == done.processed or trainer.should_stop:
+        return
+    fetcher = trainer.fit_loop._data_fetcher
+    validates = fetcher is not None and epoch_loop._should_check_val_fx(fetcher)
+    if not validates and not epoch_loop.batch_progress.is_last_batch:
+        return
+    for count in loop["epoch_loop.batch_progress"].values():
+        if isinstance(count, dict):
+            count["completed"] = count["processed"]
+    if validates:
+        begun = {"ready": 1, "started": 1, "processed": 0, "completed": 0}
+        loop["epoch_loop.val_loop.batch_progress"].update(total=begun, current=dict(begun))
+    else:
+        loop["epoch_loop.state_dict"]["_batches_that_stepped"] += 1
