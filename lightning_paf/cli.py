@@ -170,6 +170,11 @@ class PafCLI(LightningCLI):
             config["logger"] = _loggers(config["default_root_dir"], config.get("logger"))
         filled = [callback for callback in slots if callback is not None]
         filled += [ModelCheckpoint(**_LAST) for slot in filled if isinstance(slot, ModelCheckpoint) and slot.monitor]
+        # First, so that what others save after a step holds the average of this step.
+        first = [callback for callback in filled if isinstance(callback, WeightAveraging)]
+        others = config.get("callbacks") or []
+        config["callbacks"] = [*first, *(others if isinstance(others, list) else [others])]
+        filled = [callback for callback in filled if callback not in first]
         return super()._instantiate_trainer(config, [*callbacks, *filled, ExactResume(), PredictionWriter()])
 
 

@@ -85,7 +85,9 @@ class RobustModule(LightningModule):
                 "gradient. Pass --model.speed.compile false, or another --model.objective."
             )
         self.speed = speed
-        self.optimizer = optimizer
+        # Copies of the module (weight averaging makes one) share a function. What the command line gives instead is a
+        # class that holds the whole command line, the trainer, and the processes that the trainer has started.
+        self.optimizer: OptimizerCallable = lambda parameters: optimizer(parameters)
         self.schedule = schedule or Cosine()
         self.decay: DecayRule = decay
         self.val_accuracy, self.test_accuracy = (

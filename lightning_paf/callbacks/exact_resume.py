@@ -8,6 +8,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
+from torch.nn.parallel import DistributedDataParallel
 
 KEY = "rank_states"
 
@@ -76,6 +77,14 @@ class ExactResume(Callback):
                 pl_module.load_epoch_state(mine["epoch"])
             set_random_state(mine["random"], pl_module.device)
         self._states, self._position = [], None
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Let all ranks begin every step with the BatchNorm statistics of the first, which are those in checkpoints.
+
+        `DistributedDataParallel` does so by itself, but not in the first step after a validation.
+        """
+        if isinstance(trainer.model, DistributedDataParallel):
+            trainer.model.require_forward_param_sync = True
 
 
 def random_state(device: torch.device) -> dict[str, Any]:
