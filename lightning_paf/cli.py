@@ -1,6 +1,5 @@
 """The training commands: LightningCLI with named slots for callbacks, part files, and errors that help."""
 
-import csv
 import difflib
 import inspect
 import re
@@ -11,30 +10,30 @@ from pathlib import Path
 from types import ModuleType
 from typing import IO, Any, NoReturn
 
-import torch
 from jsonargparse.typing import register_type
-from lightning.fabric.loggers.logger import rank_zero_experiment
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.fabric.plugins import CheckpointIO
+from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint, WeightAveraging
-from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
-from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
-from lightning.pytorch.loggers.csv_logs import ExperimentWriter
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 
 # Importing the packages makes their classes known, so that configs may say `attack: PGD` instead of the whole path.
 import lightning_paf.nets
 from lightning_paf import console
 from lightning_paf.attacks import Attack, radius_text
 from lightning_paf.callbacks import ActivationMonitor, ExactResume, PredictionWriter, RobustEval
+from lightning_paf.checkpoints import AtomicCheckpointIO, check_checkpoint
 from lightning_paf.data import Augment, RobustDataModule
 from lightning_paf.module import RobustModule
 from lightning_paf.nn.activations import Activation
 from lightning_paf.objectives import Objective
+from lightning_paf.run_folder import WORDS_FOR_CHECKPOINTS, RunFolder, enter_run_folder, loggers
 from lightning_paf.schedules import Schedule
 from lightning_paf.specs import dataset_spec
 
 TRAINING_SLOTS: dict[str, type[Callback]] = {
     "averaging": WeightAveraging,
     "checkpoint": ModelCheckpoint,
+    "periodic": ModelCheckpoint,
     "monitor": ActivationMonitor,
 }
 JUDGING_SLOTS: dict[str, type[Callback]] = {"val_attack": RobustEval, "autoattack": RobustEval}
@@ -54,9 +53,15 @@ _PLUG_INS: dict[str, type | ModuleType] = {
 
 _LAST: dict[str, Any] = {"filename": "last", "enable_version_counter": False, "save_on_train_epoch_end": True}
 """`last.ckpt`, written after every epoch, validated or not; `save_last` would wait until a better one is saved."""
-
-
-_WORDS_FOR_CHECKPOINTS = ("last", "best", "hpc")
+_PERIODIC: dict[str, Any] = {
+    "filename": "{step}",
+    "every_n_train_steps": 1000,
+    "monitor": "step",  # the last ones are the best
+    "mode": "max",
+    "save_top_k": 2,
+    "save_on_train_epoch_end": True,  # or that of an epoch's last batch would wait for the validation
+}
+"""What a run that was killed in the middle of an epoch goes on from."""
 _NO_CLASS = "names no known class"
 
 
@@ -72,39 +77,6 @@ class HelpfulParser(LightningArgumentParser):
         print(f"usage: {self.prog}", file=file)
 
 
-class RunFolder(SaveConfigCallback):
-    """Saves the merged configuration of `fit` beside the checkpoints; other commands leave it alone."""
-
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Write it; how a run was continued is no part of it, or a copy of the run would start at its end."""
-        if stage != "fit":
-            return
-        if _continues(Path(trainer.log_dir or "."), self.config.get("ckpt_path")):
-            self.config["ckpt_path"] = None
-        super().setup(trainer, pl_module, stage)
-
-
-class RunMetrics(CSVLogger):
-    """Appends to the `metrics.csv` of a run that is continued; Lightning's own logger would delete it."""
-
-    @property
-    @rank_zero_experiment
-    def experiment(self) -> Any:
-        """The writer, opened at the first call."""
-        if self._experiment is None:
-            self._experiment = _AppendingWriter(self.log_dir)
-        return self._experiment
-
-
-class _AppendingWriter(ExperimentWriter):
-    def _check_log_dir_exists(self) -> None:
-        """Read the header that is there, instead of deleting the file."""
-        table = Path(self.metrics_file_path)
-        if table.is_file():
-            with table.open(newline="") as lines:
-                self.metrics_keys = next(csv.reader(lines), [])
-
-
 class PafCLI(LightningCLI):
     """LightningCLI with named callback slots and a run folder.
 
@@ -115,7 +87,8 @@ class PafCLI(LightningCLI):
         """One optional argument per slot, the run folder, and what the model takes from the data."""
         for slot, callback in SLOTS.items():
             parser.add_subclass_arguments(callback, slot, required=False, help=f"{callback.__name__}; null: none")
-        parser.set_defaults({"checkpoint": {"class_path": "ModelCheckpoint", "init_args": _LAST}})
+        for slot, options in (("checkpoint", _LAST), ("periodic", _PERIODIC)):
+            parser.set_defaults({slot: {"class_path": "ModelCheckpoint", "init_args": options}})
         parser.add_argument(
             "--run",
             type=Path | None,
@@ -143,38 +116,39 @@ class PafCLI(LightningCLI):
 
     def before_instantiate_classes(self) -> None:
         """Look at the checkpoint before anything is built."""
-        check_checkpoint(self._get(self.config, "ckpt_path"))
+        checkpoint = self._get(self.config, "ckpt_path")
+        if checkpoint is not None and checkpoint not in WORDS_FOR_CHECKPOINTS:
+            check_checkpoint(checkpoint)
 
     def after_instantiate_classes(self) -> None:
         """Look at the run folder before the loggers open it."""
-        folder = Path(self.trainer.log_dir or ".")
-        held = (folder / "config.yaml").exists() or (folder / "checkpoints").exists()
-        writes = self.subcommand == "fit" and not self.trainer.fast_dev_run  # type: ignore[attr-defined]
-        if writes and held and not _continues(folder, self._get(self.config, "ckpt_path")):
-            raise ValueError(
-                f"A run folder holds one run, but {folder} already holds one. "
-                "Pass another --run, or --ckpt_path last to continue it."
-            )
+        if self.subcommand == "fit":
+            checkpoint = enter_run_folder(self.trainer, self._get(self.config, "ckpt_path"))
+            self.config["fit"]["ckpt_path"] = self.config_init["fit"]["ckpt_path"] = checkpoint
         _check_monitor(self.trainer)
 
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> Trainer:
         """Fill the slots and open the run folder."""
         training = self.subcommand in (None, "fit")
-        slots = [self._get(self.config_init, slot) for slot in (SLOTS if training else JUDGING_SLOTS)]
-        if not training or self._get(self.config_init, "checkpoint") is None:
+        slots = {slot: self._get(self.config_init, slot) for slot in (SLOTS if training else JUDGING_SLOTS)}
+        checkpoint = slots.get("checkpoint")
+        if checkpoint is None:
             config["enable_checkpointing"] = False
+            slots["periodic"] = None
+        elif isinstance(checkpoint, ModelCheckpoint) and checkpoint.monitor:
+            slots["last"] = ModelCheckpoint(**_LAST)
         run = self._get(self.config_init, "run")
         if run is not None:
             # Other commands get a subfolder, to leave the metrics of the training alone.
             config["default_root_dir"] = run if training else run / str(self.subcommand)
-            config["logger"] = _loggers(config["default_root_dir"], config.get("logger"))
-        filled = [callback for callback in slots if callback is not None]
-        filled += [ModelCheckpoint(**_LAST) for slot in filled if isinstance(slot, ModelCheckpoint) and slot.monitor]
-        # First, so that what others save after a step holds the average of this step.
-        first = [callback for callback in filled if isinstance(callback, WeightAveraging)]
-        others = config.get("callbacks") or []
-        config["callbacks"] = [*first, *(others if isinstance(others, list) else [others])]
-        filled = [callback for callback in filled if callback not in first]
+            config["logger"] = loggers(config["default_root_dir"], config.get("logger"))
+        plugins = _as_list(config.get("plugins"))
+        if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
+            config["plugins"] = [*plugins, AtomicCheckpointIO()]
+        # The average first, so that what others save after a step holds the average of this step.
+        first = [slots.pop("averaging")] if slots.get("averaging") else []
+        config["callbacks"] = [*first, *_as_list(config.get("callbacks"))]
+        filled = [callback for callback in slots.values() if callback is not None]
         return super()._instantiate_trainer(config, [*callbacks, *filled, ExactResume(), PredictionWriter()])
 
 
@@ -233,44 +207,11 @@ def _check_monitor(trainer: Trainer) -> None:
             )
 
 
-def check_checkpoint(name: str | None) -> None:
-    """Refuse what is no checkpoint of a training. Nothing in the file is executed.
-
-    Args:
-        name: A file, or a word that Lightning knows.
-    """
-    if name is None or name in _WORDS_FOR_CHECKPOINTS:
-        return
-    if not Path(name).is_file():
-        raise ValueError(f"--ckpt_path names a checkpoint, but there is no file {name}. Check the path.")
-    try:
-        found = torch.load(name, map_location="cpu", weights_only=True, mmap=True).keys()
-    except Exception as error:  # a damaged file fails in any way it likes
-        raise ValueError(
-            f"{name} is damaged, or holds other things than weights and plain values, which are not unpickled because "
-            f"that can run any code ({type(error).__name__}). Pass a file that `fit` wrote: RUN/checkpoints/last.ckpt."
-        ) from error
-    if not {"state_dict", "pytorch-lightning_version"} <= set(found):
-        raise ValueError(
-            f"A checkpoint holds state_dict and what belongs to it, but {name} holds {', '.join(map(str, found))}. "
-            "Pass a file that `fit` wrote: RUN/checkpoints/last.ckpt."
-        )
-
-
-def _continues(folder: Path, checkpoint: str | None) -> bool:
-    """Whether a training that starts from `checkpoint` goes on in its own run folder."""
-    if checkpoint is None or checkpoint in _WORDS_FOR_CHECKPOINTS:
-        return checkpoint is not None
-    return Path(checkpoint).resolve().is_relative_to(folder.resolve())
-
-
-def _loggers(folder: Path, others: Logger | list[Logger] | bool | None) -> list[Logger]:
-    """CSV and TensorBoard in exactly this folder, then those that the user asked for; none if false was typed."""
-    if others is False:
+def _as_list(value: Any) -> list[Any]:
+    """What the trainer takes as nothing, one or several."""
+    if value is None:
         return []
-    more = others if isinstance(others, list) else [others]
-    ours = [logger(folder.parent, name=folder.name, version="") for logger in (RunMetrics, TensorBoardLogger)]
-    return [*ours, *(logger for logger in more if isinstance(logger, Logger))]
+    return list(value) if isinstance(value, list | tuple) else [value]
 
 
 def _number_of_classes(dataset: str, num_classes: int | None) -> int:

@@ -88,7 +88,8 @@ def load_run(
     """
     import torch
 
-    from lightning_paf.cli import check_checkpoint, train
+    from lightning_paf.checkpoints import check_checkpoint
+    from lightning_paf.cli import train
 
     check_checkpoint(str(checkpoint))
     config = config or checkpoint.parent.parent / "config.yaml"

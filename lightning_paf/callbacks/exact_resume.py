@@ -61,7 +61,7 @@ class ExactResume(Callback):
             self._states = states
             return
         rank_zero_warn(
-            f"The checkpoint holds the random states of {len(states)} ranks and not of {trainer.world_size}: attacks and "
+            f"The checkpoint holds the random states of {len(states)} ranks, not of {trainer.world_size}: attacks and "
             "augmentation begin with new ones, and the means of a begun epoch leave out its first part. Everything "
             "else goes on exactly."
         )
@@ -132,8 +132,8 @@ def _note_what_follows(trainer: Trainer, loop: dict[str, Any]) -> None:
     """Where the checkpoint is made right after a batch, write down that a validation or the end of the epoch follows.
 
     Lightning resumes such a checkpoint at the next batch to train on, and leaves out the validation; after the last
-    batch of an epoch it leaves out the epoch's end, too. It does know how to resume a validation: so the checkpoint says
-    that the batch is done and that the first batch of the validation has begun.
+    batch of an epoch it leaves out the epoch's end, too. It does know how to resume a validation: so the checkpoint
+    says that the batch is done and that the first batch of the validation has begun.
     """
     epoch_loop = trainer.fit_loop.epoch_loop
     done = epoch_loop.batch_progress.current

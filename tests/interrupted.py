@@ -1,0 +1,69 @@
+"""Callbacks that save at every step or stop a training, and comparisons of what a training has left."""
+
+import csv
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback
+
+
+class Saver(Callback):
+    """Saves after every step as `step{n}.ckpt`, and at the end of every epoch as `epoch{n}.ckpt`."""
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        trainer.save_checkpoint(f"{trainer.log_dir}/saved/step{trainer.global_step}.ckpt")
+
+    def on_train_epoch_end(self, trainer, pl_module):
+        trainer.save_checkpoint(f"{trainer.log_dir}/saved/epoch{trainer.current_epoch}.ckpt")
+
+
+class KilledAt(Callback):
+    """Kills the process before a step, in the way that cannot be caught."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        if trainer.global_step == self.step:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+class FailsAt(Callback):
+    """Raises an error before a step."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        if trainer.global_step == self.step:
+            raise RuntimeError(f"stopped before step {self.step}")
+
+
+def last(run: Path) -> dict[str, Any]:
+    """The last checkpoint, without what tells where its run has put which file."""
+    checkpoint = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
+    checkpoint["callbacks"] = {key: value for key, value in checkpoint["callbacks"].items() if "Checkpoint" not in key}
+    return checkpoint
+
+
+def rows(run: Path) -> list[dict[str, str]]:
+    """Lines of `metrics.csv`, each without empty cells."""
+    with (run / "metrics.csv").open(newline="") as lines:
+        return [{key: value for key, value in row.items() if value} for row in csv.DictReader(lines)]
+
+
+def differences(ours: Any, theirs: Any, where: str = "") -> list[str]:
+    """Where two checkpoints differ; tensors are compared bit by bit."""
+    if isinstance(ours, dict) and isinstance(theirs, dict):
+        missing = [f"{where}/{key}" for key in ours.keys() ^ theirs.keys()]
+        return missing + [
+            d for key in ours.keys() & theirs.keys() for d in differences(ours[key], theirs[key], f"{where}/{key}")
+        ]
+    if isinstance(ours, list | tuple) and isinstance(theirs, list | tuple) and len(ours) == len(theirs):
+        return [d for i, pair in enumerate(zip(ours, theirs, strict=True)) for d in differences(*pair, f"{where}/{i}")]
+    if isinstance(ours, torch.Tensor) and isinstance(theirs, torch.Tensor):
+        return [] if torch.equal(ours, theirs) else [where]
+    return [] if ours == theirs else [where]

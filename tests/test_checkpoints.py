@@ -1,0 +1,96 @@
+"""Checkpoints are written as a whole or not at all, and the newest that is whole is found."""
+
+import errno
+import os
+
+import pytest
+import torch
+
+from lightning_paf import checkpoints
+from lightning_paf.checkpoints import AtomicCheckpointIO, newest_checkpoint
+
+
+def checkpoint(step: int, epochs: int = 0, **other) -> dict:
+    loops = {"fit_loop": {"epoch_progress": {"current": {"processed": epochs}}}}
+    return {"global_step": step, "loops": loops, "optimizer_states": [], "weights": torch.full((1000,), 1.0), **other}
+
+
+def write(folder, name: str, step: int, epochs: int = 0, seconds: int = 0):
+    path = folder / f"{name}.ckpt"
+    AtomicCheckpointIO().save_checkpoint(checkpoint(step, epochs), path)
+    os.utime(path, (seconds, seconds))
+    return path
+
+
+def test_what_is_written_is_read(tmp_path):
+    path = tmp_path / "new" / "a.ckpt"
+    AtomicCheckpointIO().save_checkpoint(checkpoint(3), path)
+    assert AtomicCheckpointIO().load_checkpoint(path)["global_step"] == 3
+    assert list(path.parent.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left on device"), RuntimeError("writing failed")])
+def test_a_full_disk_leaves_the_old_one(error, tmp_path, monkeypatch):
+    path = write(tmp_path, "last", step=1)
+    before = path.read_bytes()
+
+    def breaks(content, stream):
+        stream.write(b"half of it")
+        raise error
+
+    monkeypatch.setattr(torch, "save", breaks)
+    with pytest.raises(
+        OSError, match=r"last.ckpt could not be written .* Make room, and continue with --ckpt_path auto"
+    ):
+        AtomicCheckpointIO().save_checkpoint(checkpoint(2), path)
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_it_is_on_disk_before_it_has_its_name(tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr(checkpoints.os, "fsync", lambda handle: seen.append((tmp_path / "a.ckpt").exists()))
+    write(tmp_path, "a", step=1)
+    assert seen == [False, True], "the content before the renaming, the folder after it"
+
+
+def test_nothing_is_the_newest_of_nothing(tmp_path):
+    assert newest_checkpoint([tmp_path, tmp_path / "missing"]) is None
+
+
+def test_the_newest_by_step_then_epochs_then_time(tmp_path):
+    write(tmp_path, "older", step=5, seconds=99)
+    before_validation = write(tmp_path, "step", step=6, epochs=1, seconds=50)
+    assert newest_checkpoint([tmp_path]) == before_validation
+    write(tmp_path, "best", step=6, epochs=2, seconds=10)
+    end_of_epoch = write(tmp_path, "last", step=6, epochs=2, seconds=20)
+    assert newest_checkpoint([tmp_path]) == end_of_epoch
+
+
+def test_weights_alone_do_not_continue_a_training(tmp_path):
+    torch.save({"state_dict": {}, "global_step": 7}, tmp_path / "imported.ckpt")
+    assert newest_checkpoint([tmp_path]) is None
+
+
+def cut(path):
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def empty(path):
+    path.write_bytes(b"")
+
+
+def change(path):
+    """One number among the weights: the file can still be read."""
+    content = bytearray(path.read_bytes())
+    place = content.index(torch.ones(8).numpy().tobytes())
+    content[place + 2] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("damage", [cut, empty, change])
+def test_a_damaged_file_is_named_and_the_one_before_is_used(damage, tmp_path):
+    good = write(tmp_path, "good", step=4)
+    damage(write(tmp_path, "torn", step=8))
+    with pytest.warns(UserWarning, match=r"torn.ckpt is damaged .* is left out"):
+        assert newest_checkpoint([tmp_path]) == good
