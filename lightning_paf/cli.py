@@ -20,7 +20,7 @@ from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCL
 import lightning_paf.nets
 from lightning_paf import console
 from lightning_paf.attacks import Attack, radius_text
-from lightning_paf.callbacks import ActivationMonitor, ExactResume, PredictionWriter, RobustEval
+from lightning_paf.callbacks import ActivationMonitor, ExactResume, PredictionWriter, RobustEval, StopOnSignal
 from lightning_paf.checkpoints import AtomicCheckpointIO, check_checkpoint
 from lightning_paf.data import Augment, RobustDataModule
 from lightning_paf.module import RobustModule
@@ -149,7 +149,8 @@ class PafCLI(LightningCLI):
         first = [slots.pop("averaging")] if slots.get("averaging") else []
         config["callbacks"] = [*first, *_as_list(config.get("callbacks"))]
         filled = [callback for callback in slots.values() if callback is not None]
-        return super()._instantiate_trainer(config, [*callbacks, *filled, ExactResume(), PredictionWriter()])
+        always = [ExactResume(), StopOnSignal(), PredictionWriter()]
+        return super()._instantiate_trainer(config, [*callbacks, *filled, *always])
 
 
 def train(args: Sequence[str], run: bool = True) -> PafCLI:

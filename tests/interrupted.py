@@ -2,7 +2,7 @@
 
 import csv
 import os
-import signal
+import signal as signals
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,28 @@ class KilledAt(Callback):
 
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
         if trainer.global_step == self.step:
-            os.kill(os.getpid(), signal.SIGKILL)
+            os.kill(os.getpid(), signals.SIGKILL)
+
+
+class SignalledAt(Callback):
+    """Sends a signal to its process, before a step or in the validation after it; to one rank if there are several."""
+
+    def __init__(self, step: int, signal: str = "SIGTERM", validating: bool = False) -> None:
+        self.step = step
+        self.number = getattr(signals, signal)
+        self.validating = validating
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        if not self.validating:
+            self._send(trainer)
+
+    def on_validation_batch_start(self, trainer, pl_module, batch, batch_idx, dataloader_idx=0):
+        if self.validating and not trainer.sanity_checking:
+            self._send(trainer)
+
+    def _send(self, trainer):
+        if trainer.global_step == self.step and trainer.global_rank == trainer.world_size - 1:
+            os.kill(os.getpid(), self.number)
 
 
 class FailsAt(Callback):

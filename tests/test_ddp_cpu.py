@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from interrupted import differences, last, rows
 from stand_ins import write_npz_dataset
 
 from lightning_paf.cli import train
@@ -93,12 +94,16 @@ BATCH_NORM += ["--data.val_size", "19", "--data.eval_batch_size", "9"]  # 10 and
 AVERAGING = ["--averaging", "WarmupEMA", "--checkpoint.monitor", "val/acc_pgd", "--monitor", "ActivationMonitor"]
 AVERAGING += ["--val_attack.max_examples", "1"]  # of which the second rank has none
 
+SAVER = ["--trainer.callbacks+=interrupted.Saver"]
+SAVED = ["step3", "step4"]  # at the end of an epoch, before its validation; in the middle of the next
+
 
 def launch(*words: str) -> subprocess.CompletedProcess:
     """Run python in a process group of its own, of which nothing is left behind."""
     tests = str(Path(__file__).parent)
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("PL_", "PYTEST_"))}
-    environment |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": tests, "GLOO_SOCKET_IFNAME": "lo"}
+    path = f"{tests}{os.pathsep}{Path(tests).parent}"
+    environment |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": path, "GLOO_SOCKET_IFNAME": "lo"}
     with subprocess.Popen(
         [sys.executable, *words],
         stdout=subprocess.PIPE,
@@ -118,6 +123,10 @@ def launch(*words: str) -> subprocess.CompletedProcess:
 def run_everything(folder: Path) -> None:
     """One process trains; two train the same, resume it, judge, and train what is random; one judges what two made."""
     base = write_inputs(folder)
+
+    def after(saved: str) -> list[str]:
+        return ["--ckpt_path", str(folder / "averaged" / "saved" / f"{saved}.ckpt")]
+
     trained = str(folder / "together" / "checkpoints" / "epoch=1.ckpt")
     train(["fit", "-c", base, "--run", str(folder / "alone")])
     halfway = str(folder / "alone" / "checkpoints" / "epoch=0.ckpt")
@@ -126,7 +135,11 @@ def run_everything(folder: Path) -> None:
         ["fit", "-c", base, "--run", str(folder / "resumed"), "--ckpt_path", halfway, *BOTH],
         ["test", "--ckpt_path", trained, "--autoattack", AUTOATTACK],
         ["predict", "--ckpt_path", trained],
-        ["fit", "-c", base, "--run", str(folder / "averaged"), *BOTH, *BATCH_NORM, *AVERAGING],
+        ["fit", "-c", base, "--run", str(folder / "averaged"), *BOTH, *BATCH_NORM, *AVERAGING, *SAVER],
+        *(
+            ["fit", "-c", base, "--run", str(folder / f"after_{saved}"), *BOTH, *BATCH_NORM, *AVERAGING, *after(saved)]
+            for saved in SAVED
+        ),
         ["fit", "-c", base, "--run", str(folder / "trades"), *BOTH, *BATCH_NORM, "--model.objective", "TRADES"],
     ]
     (folder / "jobs.json").write_text(json.dumps(jobs))
@@ -203,6 +216,21 @@ def test_two_ranks_continue_what_one_began(runs):
     for rank in resumed:
         assert len(rank.weights) == 4
         assert_same(rank.weights[-1], alone.weights[-1], **FP32)
+
+
+@pytest.mark.parametrize("saved", SAVED)
+def test_two_ranks_that_were_stopped_end_as_if_they_had_not_been(runs, saved):
+    """With BatchNorm, whose statistics are each rank's own, and random starts."""
+    whole, resumed = runs / "averaged", runs / f"after_{saved}"
+    states = last(whole)["rank_states"]
+    assert len(states) == 2
+    assert not torch.equal(*(state["random"]["torch"] for state in states))
+    assert differences(last(resumed), last(whole)) == []
+    assert rows(resumed) == rows(whole)[-len(rows(resumed)) :]
+
+
+def test_another_number_of_ranks_is_told_what_cannot_go_on(runs):
+    assert (runs / "output").read_text().count("holds the random states of 1 ranks, not of 2") == 1
 
 
 @pytest.mark.parametrize("run", ["together", "averaged"])

@@ -5,6 +5,15 @@ from lightning_paf.callbacks.averaging import WarmupEMA
 from lightning_paf.callbacks.exact_resume import ExactResume
 from lightning_paf.callbacks.predictions import PredictionWriter
 from lightning_paf.callbacks.robust_eval import RobustEval
+from lightning_paf.callbacks.stop_on_signal import StopOnSignal
 from lightning_paf.callbacks.warm_eval import WarmEval
 
-__all__ = ["ActivationMonitor", "ExactResume", "PredictionWriter", "RobustEval", "WarmEval", "WarmupEMA"]
+__all__ = [
+    "ActivationMonitor",
+    "ExactResume",
+    "PredictionWriter",
+    "RobustEval",
+    "StopOnSignal",
+    "WarmEval",
+    "WarmupEMA",
+]

@@ -37,6 +37,7 @@ class ExactResume(Callback):
     def __init__(self) -> None:
         self._states: list[dict[str, Any]] = []
         self._position: dict[str, Any] | None = None
+        self._before_validation: dict[str, Any] = {}
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Forget what an earlier run has loaded."""
@@ -44,7 +45,9 @@ class ExactResume(Callback):
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Collect the states of all ranks; Lightning calls this on each of them."""
-        mine = {"random": random_state(pl_module.device)}
+        # A validation is not resumed in its middle but begun anew.
+        begun = _in_validation(trainer)
+        mine = {"random": self._before_validation if begun else random_state(pl_module.device)}
         if isinstance(pl_module, KnowsItsEpoch):
             mine["epoch"] = pl_module.epoch_state()
         checkpoint[KEY] = _gathered(mine)
@@ -77,6 +80,10 @@ class ExactResume(Callback):
                 pl_module.load_epoch_state(mine["epoch"])
             set_random_state(mine["random"], pl_module.device)
         self._states, self._position = [], None
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Remember the random state, for a checkpoint in the middle of the validation."""
+        self._before_validation = random_state(pl_module.device)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Let all ranks begin every step with the BatchNorm statistics of the first, which are those in checkpoints.
@@ -128,6 +135,12 @@ def _gathered(mine: dict[str, Any]) -> list[dict[str, Any]]:
     return all_of_them
 
 
+def _in_validation(trainer: Trainer) -> bool:
+    """Whether a batch of a validation during training has just been looked at."""
+    looked_at = trainer.fit_loop.epoch_loop.val_loop.batch_progress.current
+    return trainer.state.fn == TrainerFn.FITTING and trainer.validating and looked_at.completed < looked_at.processed
+
+
 def _note_what_follows(trainer: Trainer, loop: dict[str, Any]) -> None:
     """Where the checkpoint is made right after a batch, write down that a validation or the end of the epoch follows.
 
@@ -136,18 +149,18 @@ def _note_what_follows(trainer: Trainer, loop: dict[str, Any]) -> None:
     says that the batch is done and that the first batch of the validation has begun.
     """
     epoch_loop = trainer.fit_loop.epoch_loop
-    done = epoch_loop.batch_progress.current
-    if trainer.state.fn != TrainerFn.FITTING or done.completed == done.processed or trainer.should_stop:
+    done, fetcher = epoch_loop.batch_progress.current, trainer.fit_loop._data_fetcher
+    begun = _in_validation(trainer)
+    if trainer.state.fn != TrainerFn.FITTING or fetcher is None or (done.completed == done.processed and not begun):
         return
-    fetcher = trainer.fit_loop._data_fetcher
-    validates = fetcher is not None and epoch_loop._should_check_val_fx(fetcher)
+    validates = begun or (not trainer.should_stop and epoch_loop._should_check_val_fx(fetcher))
     if not validates and not epoch_loop.batch_progress.is_last_batch:
         return
     for count in loop["epoch_loop.batch_progress"].values():
         if isinstance(count, dict):
             count["completed"] = count["processed"]
     if validates:
-        begun = {"ready": 1, "started": 1, "processed": 0, "completed": 0}
-        loop["epoch_loop.val_loop.batch_progress"].update(total=begun, current=dict(begun))
+        first = {"ready": 1, "started": 1, "processed": 0, "completed": 0}
+        loop["epoch_loop.val_loop.batch_progress"].update(total=first, current=dict(first))
     else:
         loop["epoch_loop.state_dict"]["_batches_that_stepped"] += 1

@@ -70,6 +70,19 @@ def test_every_global_batch_has_the_exact_share_on_any_number_of_ranks(
         assert seen.max() - seen.min() <= 1, "an image came again before all had come"
 
 
+@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize("taken", [0, 3, 8])
+def test_a_resumed_epoch_leaves_out_what_was_taken_and_others_nothing(taken, ranks):
+    for rank in range(ranks):
+        here = {"epoch": 4, "ranks": ranks, "rank": rank}
+        whole, sampler = rank_batches(**here), rank_sampler(**here)
+        sampler.resume(epoch=4, batch=taken)
+        assert len(sampler) == whole.size, "the length of the epoch is as before"
+        assert list(sampler) == whole[taken:].ravel().tolist()
+        sampler.set_epoch(5)
+        assert list(sampler) == rank_batches(**{**here, "epoch": 5}).ravel().tolist()
+
+
 def test_a_real_pass_shows_every_real_image():
     batches = batches_per_epoch(23, 8, 3 / 8, "real_pass")
     assert batches == 8

@@ -1,0 +1,79 @@
+"""The position of a loader: what training has taken, not what was fetched ahead."""
+
+from itertools import islice
+
+import numpy as np
+import pytest
+import torch
+
+from lightning_paf.data.datasets import MixedDataset, as_fetched
+from lightning_paf.data.loader import ResumableLoader
+from lightning_paf.data.samplers import MixedSampler
+from lightning_paf.data.sources import ImageSet
+
+BATCHES = 6
+
+
+class Recording(MixedDataset):
+    """Remembers how many batches were fetched in this process."""
+
+    fetched = 0
+
+    def __getitems__(self, indices):
+        self.fetched += 1
+        return super().__getitems__(indices)
+
+
+def make(workers: int = 0) -> ResumableLoader:
+    numbers = np.arange(23, dtype=np.uint8)
+    dataset = Recording(
+        ImageSet(np.broadcast_to(numbers[:, None, None, None], (23, 4, 4, 3)).copy(), numbers.astype(np.int64)), None
+    )
+    sampler = MixedSampler(dataset, batch_size=4, real_per_batch=4, batches=BATCHES, num_replicas=1, rank=0, seed=0)
+    persistent = {"num_workers": workers, "persistent_workers": workers > 0}
+    return ResumableLoader(dataset, 4, sampler=sampler, collate_fn=as_fetched, **persistent)
+
+
+def labels(batches) -> list[list[int]]:
+    return [batch.labels.tolist() for batch in batches]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_loader_continues_after_what_was_taken(workers):
+    loader, resumed = make(workers), make(workers)
+    whole = labels(make())
+    loader.sampler.set_epoch(1)
+    second = iter(loader)
+    begun = labels(islice(second, 2))
+    assert loader.state_dict() == {"epoch": 1, "batch": 2}
+    resumed.load_state_dict(loader.state_dict())
+    assert resumed.state_dict() == loader.state_dict()
+    rest = iter(resumed)  # before the epoch is known, as in Lightning
+    resumed.sampler.set_epoch(1)
+    loader.sampler.set_epoch(1)
+    rest = labels(rest)
+    assert begun + rest == begun + labels(second)
+    assert len(rest) == BATCHES - 2
+    assert len(resumed) == len(whole) == BATCHES
+    resumed.sampler.set_epoch(0)
+    assert labels(resumed) == whole
+
+
+def test_what_was_taken_is_not_fetched_again():
+    loader = make()
+    loader.load_state_dict({"epoch": 0, "batch": 4})
+    assert len(labels(loader)) == loader.dataset.fetched == 2
+
+
+def test_a_pass_draws_no_random_numbers_of_attacks(tmp_path):
+    from lightning_paf.data import RobustDataModule
+
+    np.savez(tmp_path / "train.npz", image=np.zeros((30, 4, 4, 3), np.uint8), label=np.arange(30) % 3)
+    np.savez(tmp_path / "test.npz", image=np.zeros((9, 4, 4, 3), np.uint8), label=np.arange(9) % 3)
+    data = RobustDataModule("npz", tmp_path, 3, real_fraction=1.0, batch_size=8, val_size=6, num_workers=0)
+    data.prepare_data()
+    data.setup("fit")
+    before = torch.get_rng_state()
+    for loader in (data.train_dataloader(), data.val_dataloader()):
+        list(loader)
+    assert torch.equal(torch.get_rng_state(), before)

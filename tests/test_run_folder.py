@@ -1,0 +1,88 @@
+"""What a training goes on from, and the table of a run that was stopped."""
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from interrupted import rows
+from lightning.pytorch.callbacks import ModelCheckpoint
+
+from lightning_paf.run_folder import RunMetrics, enter_run_folder
+
+
+def write(path: Path, step: int) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    loops = {"fit_loop": {"epoch_progress": {"current": {"processed": 0}}}}
+    torch.save({"global_step": step, "loops": loops, "optimizer_states": [], "state_dict": {}}, path)
+    return path
+
+
+@pytest.fixture
+def trainer(tmp_path) -> SimpleNamespace:
+    logger = RunMetrics(tmp_path.parent, name=tmp_path.name, version="")
+    return SimpleNamespace(log_dir=str(tmp_path), checkpoint_callbacks=[], loggers=[logger], fast_dev_run=False)
+
+
+@pytest.mark.parametrize("word", ["auto", "last"])
+def test_a_new_training_where_there_is_nothing(word, trainer, tmp_path):
+    assert enter_run_folder(trainer, word) is None
+    (tmp_path / "config.yaml").touch()
+    (tmp_path / "checkpoints").mkdir()
+    assert enter_run_folder(trainer, word) is None, "it was killed before its first checkpoint"
+    assert trainer.loggers[0].resumed_step == 0
+
+
+@pytest.mark.parametrize("word", ["auto", "last"])
+def test_the_newest_wherever_it_is(word, trainer, tmp_path):
+    found = write(tmp_path / "checkpoints" / "last.ckpt", step=4)
+    assert enter_run_folder(trainer, word) == str(found)
+    found = write(tmp_path / "checkpoints" / "step=6.ckpt", step=6)
+    assert enter_run_folder(trainer, word) == str(found)
+    found = write(tmp_path / "hpc_ckpt_1.ckpt", step=7)
+    assert enter_run_folder(trainer, word) == str(found)
+    found = write(tmp_path / "elsewhere" / "last.ckpt", step=8)
+    trainer.checkpoint_callbacks.append(ModelCheckpoint(dirpath=tmp_path / "elsewhere"))
+    assert enter_run_folder(trainer, word) == str(found)
+    assert trainer.loggers[0].resumed_step == 8
+
+
+def test_a_torn_one_is_named_and_left_out(trainer, tmp_path):
+    found = write(tmp_path / "checkpoints" / "step=3.ckpt", step=3)
+    torn = write(tmp_path / "checkpoints" / "last.ckpt", step=4)
+    torn.write_bytes(torn.read_bytes()[:-20])
+    with pytest.warns(UserWarning, match=f"{torn} is damaged"):
+        assert enter_run_folder(trainer, "auto") == str(found)
+
+
+def test_a_folder_that_holds_a_run_is_refused_unless_it_is_continued(trainer, tmp_path):
+    found = write(tmp_path / "checkpoints" / "last.ckpt", step=4)
+    for other in (None, str(write(tmp_path.parent / "other.ckpt", step=2))):
+        with pytest.raises(ValueError, match=r"already holds one. Pass another --run, or --ckpt_path auto"):
+            enter_run_folder(trainer, other)
+    assert enter_run_folder(trainer, str(found)) == str(found)
+    assert trainer.loggers[0].resumed_step == 4
+
+
+def log(logger: RunMetrics, *logged: tuple[int, dict[str, float]]) -> None:
+    for step, metrics in logged:
+        logger.log_metrics(metrics, step)
+        logger.save()
+
+
+EPOCH = [(0, {"lr": 0.1}), (1, {"lr": 0.2}), (1, {"val/acc": 0.5}), (1, {"train/loss": 2.0}), (2, {"lr": 0.3})]
+
+
+@pytest.mark.parametrize(("resumed", "first"), [(0, 0), (1, 1), (2, 1), (2, 2), (2, 3), (2, 4), (3, 5)])
+def test_a_continued_table_is_that_of_a_run_that_was_not_stopped(resumed, first, trainer, tmp_path):
+    """`first` is the number of the first row that the continued run logs again."""
+    log(trainer.loggers[0], *EPOCH)
+    whole = rows(tmp_path)
+    assert len(whole) == len(EPOCH)
+    with (tmp_path / "metrics.csv").open("a") as table:
+        table.write("0.4,3")  # killed while it wrote
+    again = RunMetrics(tmp_path.parent, name=tmp_path.name, version="")
+    again.resumed_step = resumed
+    assert again.experiment, "opened where training begins, logged or not"
+    log(again, *EPOCH[first:])
+    assert rows(tmp_path) == whole
