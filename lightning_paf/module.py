@@ -85,9 +85,7 @@ class RobustModule(LightningModule):
                 "gradient. Pass --model.speed.compile false, or another --model.objective."
             )
         self.speed = speed
-        # Copies of the module (weight averaging makes one) share a function. What the command line gives instead is a
-        # class that holds the whole command line, the trainer, and the processes that the trainer has started.
-        self.optimizer: OptimizerCallable = lambda parameters: optimizer(parameters)
+        self.optimizer = _as_function(optimizer)
         self.schedule = schedule or Cosine()
         self.decay: DecayRule = decay
         self.val_accuracy, self.test_accuracy = (
@@ -215,6 +213,14 @@ class RobustModule(LightningModule):
             f"number: {scalars}). Lower the learning rate, or pass --trainer.gradient_clip_val 1 or "
             "--trainer.precision 32."
         )
+
+
+def _as_function(optimizer: OptimizerCallable) -> OptimizerCallable:
+    """A function, which copies of the module (weight averaging makes one) share.
+
+    What the command line gives is an object that holds the command line, the trainer, and the processes it has started.
+    """
+    return lambda parameters: optimizer(parameters)
 
 
 def _key_difference(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor], most: int = 5) -> str:
