@@ -88,11 +88,9 @@ class RobustModule(LightningModule):
         self.optimizer = _as_function(optimizer)
         self.schedule = schedule or Cosine()
         self.decay: DecayRule = decay
-        self.val_accuracy, self.test_accuracy = (
-            MulticlassAccuracy(spec.num_classes, average="micro") for _ in range(2)
-        )
-        self._sums: dict[str, Tensor] = {}
-        self._steps = 0
+        self.val_accuracy = MulticlassAccuracy(spec.num_classes, average="micro")
+        self.test_accuracy = MulticlassAccuracy(spec.num_classes, average="micro")
+        self._sums, self._steps = dict[str, Tensor](), 0
 
     def forward(self, x: Tensor) -> Tensor:
         """Images (N, C, H, W) in [0, 1] to logits (N, num_classes)."""

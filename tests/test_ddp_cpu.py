@@ -294,6 +294,14 @@ def test_ranks_validate_the_same_average(runs):
         assert_same(rank.validated, saved["state_dict"], rtol=0, atol=0)
 
 
+def test_a_signal_to_one_rank_stops_both_with_a_checkpoint(tmp_path):
+    told = ["--trainer.callbacks+=interrupted.SignalledAt", "--trainer.callbacks.step", "2"]
+    fails("fit", "-c", write_inputs(tmp_path), *told, "--run", str(tmp_path / "run"))
+    stopped = torch.load(tmp_path / "run" / "checkpoints" / "stopped.ckpt", weights_only=True)
+    assert stopped["global_step"] == 3
+    assert len(stopped["rank_states"]) == 2
+
+
 def fails(*words: str) -> str:
     result = launch("-m", "lightning_paf", *words, *BOTH)
     assert result.returncode != 0

@@ -80,6 +80,7 @@ class ExactResume(Callback):
                 pl_module.load_epoch_state(mine["epoch"])
             set_random_state(mine["random"], pl_module.device)
         self._states, self._position = [], None
+        _begin_next_epoch(trainer)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Remember the random state, for a checkpoint in the middle of the validation."""
@@ -133,6 +134,15 @@ def _gathered(mine: dict[str, Any]) -> list[dict[str, Any]]:
     all_of_them: list[Any] = [None] * torch.distributed.get_world_size()
     torch.distributed.all_gather_object(all_of_them, mine)
     return all_of_them
+
+
+def _begin_next_epoch(trainer: Trainer) -> None:
+    """Go on after an epoch that is over; Lightning ends it twice and leaves out the next where `max_steps` is set."""
+    loop = trainer.fit_loop
+    if loop.restarted_on_epoch_end:
+        loop.epoch_progress.increment_completed()
+        loop.reset_restart_stage()
+        loop._restarting = loop.epoch_loop.restarting = False
 
 
 def _in_validation(trainer: Trainer) -> bool:

@@ -68,6 +68,14 @@ def test_resumed_at_the_end_of_an_epoch_without_validation(base, tmp_path):
     assert len([row for row in rows(tmp_path / "run") if "train/loss" in row]) == 2
 
 
+def test_resumed_at_the_end_of_an_epoch_where_steps_are_counted(base, tmp_path):
+    words = [*base, "--trainer.max_epochs", "-1", "--trainer.max_steps", str(2 * EPOCH)]
+    assert status(*words, *SAVER, "--run", tmp_path / "whole") == 0
+    resumed = ["--ckpt_path", tmp_path / "whole" / "saved" / "epoch0.ckpt", "--run", tmp_path / "run"]
+    assert status(*words, *resumed) == 0
+    assert_same_end(tmp_path / "run", tmp_path / "whole")
+
+
 def test_killed_and_continued_in_its_folder(base, whole, tmp_path):
     """The last checkpoint before the kill is in the middle of the second epoch, and later rows are in the table."""
     words = [*base, "--periodic.every_n_train_steps", "2", "--run", str(tmp_path)]
