@@ -1,6 +1,7 @@
 """The folder of a run: its configuration, its metrics, and how a run that was stopped goes on in it."""
 
 import csv
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,7 @@ class RunMetrics(CSVLogger):
     """Appends to the `metrics.csv` of a run that is continued; Lightning's own logger would delete it."""
 
     resumed_step = 0
-    """Optimiser steps before the checkpoint that the run goes on from; later rows are logged again."""
+    """Optimiser steps before the checkpoint that the run goes on from; later rows are left out and logged again."""
 
     @property
     @rank_zero_experiment
@@ -104,8 +105,8 @@ def enter_run_folder(trainer: Trainer, checkpoint: str | None) -> str | None:
             "Pass another --run, or --ckpt_path auto to continue it."
         )
     for logger in trainer.loggers:
-        if isinstance(logger, RunMetrics) and checkpoint not in (None, *WORDS_FOR_CHECKPOINTS):
-            logger.resumed_step = step_of(str(checkpoint))
+        if isinstance(logger, RunMetrics):
+            logger.resumed_step = _steps_before(checkpoint)
     return checkpoint
 
 
@@ -127,6 +128,13 @@ def _newest(trainer: Trainer, folder: Path) -> str | None:
         return None
     rank_zero_info(f"Continuing from {newest}, step {step_of(newest)}.")
     return str(newest)
+
+
+def _steps_before(checkpoint: str | None) -> int:
+    """Optimiser steps before a checkpoint; no row comes after it where only Lightning knows which one it is."""
+    if checkpoint is None:
+        return 0
+    return sys.maxsize if checkpoint in WORDS_FOR_CHECKPOINTS else step_of(checkpoint)
 
 
 def _continues(folder: Path, checkpoint: str | None) -> bool:
