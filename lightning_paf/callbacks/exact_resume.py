@@ -57,7 +57,8 @@ class ExactResume(Callback):
         """Keep the states until training starts; on the way there other things draw random numbers."""
         if trainer.state.fn != TrainerFn.FITTING:
             return
-        positions = checkpoint["loops"]["fit_loop"]["state_dict"].get("combined_loader")
+        loop = checkpoint.get("loops", {}).get("fit_loop", {})  # imported weights have none
+        positions = loop.get("state_dict", {}).get("combined_loader")
         self._position = positions[0] if positions else None
         states = checkpoint.get(KEY, [])
         if len(states) == trainer.world_size:
