@@ -33,11 +33,7 @@ def arms(options: argparse.Namespace, device: torch.device) -> dict[str, ours.Ou
 
 
 def main() -> None:
-    parser = measure.parser(__doc__, repeats=5)
-    ours.add_sizes(parser)
-    options = parser.parse_args()
-    device = ours.sizes(options)
-    torch.manual_seed(0)
+    options, device = ours.start(__doc__)
     x, y = ours.images(options, device)
     calls = {name: (lambda step=step: step(x, y)) for name, step in arms(options, device).items()}
     times = measure.interleaved(calls, options.repeats, 1, device)

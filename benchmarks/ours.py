@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 
 import torch
-from measure import prepare
+from measure import parser, prepare
 from torch import Tensor, nn
 
 from lightning_paf.attacks import PGD
@@ -46,6 +46,16 @@ def sizes(options: argparse.Namespace) -> torch.device:
     options.steps = options.steps or (2 if options.quick else 10)
     options.repeats = min(options.repeats, 2) if options.quick else options.repeats
     return prepare(options)
+
+
+def start(description: str | None) -> tuple[argparse.Namespace, torch.device]:
+    """The options of a benchmark that has no others, and the machine prepared for it."""
+    options = parser(description, repeats=5)
+    add_sizes(options)
+    chosen = options.parse_args()
+    device = sizes(chosen)
+    torch.manual_seed(0)
+    return chosen, device
 
 
 def attack(steps: int) -> PGD:

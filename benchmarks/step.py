@@ -48,11 +48,7 @@ def textbook_arm(
 
 
 def main() -> None:
-    parser = measure.parser(__doc__, repeats=5)
-    ours.add_sizes(parser)
-    options = parser.parse_args()
-    device = ours.sizes(options)
-    torch.manual_seed(0)
+    options, device = ours.start(__doc__)
     calls = arms(options, device)
     times = measure.interleaved(calls, options.repeats, WARMUP[device.type], device)
     peaks = {name: float(measure.peak_memory(call, device)) for name, call in calls.items()}

@@ -52,11 +52,7 @@ def counted(model: nn.Module, x: Tensor, gradients_of: list[Tensor] | None = Non
 
 
 def main() -> None:
-    parser = measure.parser(__doc__, repeats=5)
-    ours.add_sizes(parser)
-    options = parser.parse_args()
-    device = ours.sizes(options)
-    torch.manual_seed(0)
+    options, device = ours.start(__doc__)
     x, y = ours.images(options, device)
     step = ours.OurStep(ours.module(options), device, options.precision)
     found = operations(ours.NETS[options.net](options.width).to(device), x[:1].clone(), options.steps)

@@ -9,14 +9,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lightning_paf.nn import kernels
-from lightning_paf.nn.activations import PELU, PReLU, PReLUPlus, PSiLU, PSoftplus, PSSiLU, PSSiLUFixed, ReBLU
+from lightning_paf.nn.activations import ParametricActivation, PSiLU, PSoftplus, PSSiLU
 from lightning_paf.nn.activations.pointwise import FusedPointwise
 from lightning_paf.nn.formula import Formula
 from lightning_paf.nn.kernels import CKernel, CompiledKernel, kernel_for
 from lightning_paf.nn.kernels.c_source import UntranslatableError, c_source
 from lightning_paf.nn.kernels.compiler import CompilerError, load
 
-PARAMETRIC = [PReLU, PReLUPlus, PELU, ReBLU, PSoftplus, PSiLU, PSSiLUFixed, PSSiLU]
+PARAMETRIC = [c for c in ParametricActivation.__subclasses__() if c.__module__.startswith("lightning_paf.")]
 DTYPES = [torch.float32, torch.bfloat16]
 
 try:
