@@ -120,14 +120,14 @@ def c_source(formula: Formula, low_precision: bool) -> str:
     slope_again = both.add(formula.slope, number)
     by_parameter = [both.add(f, number) for f in formula.parameter_slopes]
 
-    product = "output[i] = store(saturated(g * {}));"
+    product = "output[i] = store(g * {});"
     both_inputs = [*given, *parameters, written]
     sums = [f"sum{i} += g * {expression};" for i, expression in enumerate(by_parameter)]
     prelude = "#define LOW_PRECISION\n" if low_precision else ""
     return (
         prelude
         + files("lightning_paf.nn.kernels").joinpath("elementwise.h").read_text()
-        + _loop("forward", [given[1], *parameters, written], forward, [f"output[i] = store(saturated({value}));"])
+        + _loop("forward", [given[1], *parameters, written], forward, [f"output[i] = store({value});"])
         + _loop("backward", both_inputs, backward, [product.format(slope)])
         + _loop(
             "backward_all",

@@ -1,5 +1,6 @@
 /* Functions of one number in forms that a C compiler turns into vector instructions: no branches, no calls.
-   LOW_PRECISION shortens the polynomials to what bfloat16 resolves (2^-9). NaN stays NaN; nothing overflows. */
+   LOW_PRECISION shortens the polynomials to what bfloat16 resolves (2^-9). NaN stays NaN, and no NaN comes from
+   an overflow on the way; a result beyond the range of the type is infinite. */
 #include <math.h>
 #include <stdint.h>
 #include <string.h>
