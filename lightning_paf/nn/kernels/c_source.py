@@ -96,23 +96,22 @@ class _Code:
         return self._names[expression]
 
 
-def c_source(formula: Formula, low_precision: bool) -> str:
+def c_source(formula: Formula) -> str:
     """Three functions: `forward`, `backward` (by x alone), and `backward_all` (by x and all parameters in one pass).
 
     `backward_all` writes, block after block, one sum for each parameter, so that the result does not depend on the
     number of threads.
 
     Args:
-        formula: What to compute; the parameters are single numbers in float32.
-        low_precision: For bfloat16 elements instead of float32 ones.
+        formula: What to compute, in float32; the parameters are single numbers.
 
     Raises:
         UntranslatableError: The formula calls what has no C form here.
     """
     number = len(formula.parameter_slopes)
     parameters = [f"const float *q{i}" for i in range(number)]
-    given = ["const element *restrict gradient", "const element *restrict input"]
-    written = "element *restrict output"
+    given = ["const float *restrict gradient", "const float *restrict input"]
+    written = "float *restrict output"
 
     forward, backward, both = _Code(), _Code(), _Code()
     value = forward.add(formula.value, number)
@@ -120,14 +119,12 @@ def c_source(formula: Formula, low_precision: bool) -> str:
     slope_again = both.add(formula.slope, number)
     by_parameter = [both.add(f, number) for f in formula.parameter_slopes]
 
-    product = "output[i] = store(g * {});"
+    product = "output[i] = g * {};"
     both_inputs = [*given, *parameters, written]
     sums = [f"sum{i} += g * {expression};" for i, expression in enumerate(by_parameter)]
-    prelude = "#define LOW_PRECISION\n" if low_precision else ""
     return (
-        prelude
-        + files("lightning_paf.nn.kernels").joinpath("elementwise.h").read_text()
-        + _loop("forward", [given[1], *parameters, written], forward, [f"output[i] = store({value});"])
+        files("lightning_paf.nn.kernels").joinpath("elementwise.h").read_text()
+        + _loop("forward", [given[1], *parameters, written], forward, [f"output[i] = {value};"])
         + _loop("backward", both_inputs, backward, [product.format(slope)])
         + _loop(
             "backward_all",
@@ -140,9 +137,9 @@ def c_source(formula: Formula, low_precision: bool) -> str:
 
 
 def _loop(name: str, arguments: list[str], code: _Code, results: list[str], sums: int = 0) -> str:
-    loads = ["const float x = load(input[i]);"]
+    loads = ["const float x = input[i];"]
     if name != "forward":
-        loads.append("const float g = load(gradient[i]);")
+        loads.append("const float g = gradient[i];")
     parameters = [a.rsplit("*q", 1)[1] for a in arguments if "*q" in a]
     return _LOOP.substitute(
         name=name,

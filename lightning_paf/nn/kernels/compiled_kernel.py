@@ -1,6 +1,7 @@
 """A formula and its derivatives as kernels that torch.compile makes: Triton on CUDA."""
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -17,6 +18,8 @@ class CompiledKernel:
         formula: What to compute; its parameters are single numbers.
         backend: Of `torch.compile`.
     """
+
+    slope_is_free: ClassVar[bool] = False
 
     def __init__(self, formula: Formula, backend: str = "inductor") -> None:
         def forward(x: Tensor, *parameters: Tensor) -> Tensor:
@@ -36,6 +39,10 @@ class CompiledKernel:
     def forward(self, x: Tensor, parameters: Sequence[Tensor]) -> Tensor:
         """f(x), with the layout of x."""
         return _shaped(self._forward(_flat(x), *_singles(parameters)), x)
+
+    def forward_and_slope(self, x: Tensor, parameters: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """Not offered: computing the slope later costs as much as keeping it."""
+        raise NotImplementedError
 
     def backward(self, grad: Tensor, x: Tensor, parameters: Sequence[Tensor]) -> Tensor:
         """The gradient by x: grad * df/dx, with the layout of x."""
