@@ -20,7 +20,7 @@ class Speed:
     Args:
         channels_last: Keep weights and images in the channels-last layout.
         fused: Compute parametric activations, and the sums for their parameters, by one kernel each: C on CPUs with a
-            compiler, Triton on CUDA. Without one they are several torch operations, as everywhere outside of training.
+            compiler, Triton on CUDA. Without, they are several torch operations, as in the verdicts of a test.
         folded: Let attacks in eval mode work on a copy of the network with BatchNorm folded into the convolutions and
             weights in the precision of the training.
         recompute: Keep the inputs of parametric activations for the backward pass and compute their outputs again,
