@@ -24,7 +24,7 @@ class Speed:
         folded: Let attacks in eval mode work on a copy of the network with BatchNorm folded into the convolutions and
             weights in the precision of the training.
         recompute: Keep the inputs of parametric activations for the backward pass and compute their outputs again,
-            which saves a third of the memory for 2 % of a PGD-10 step.
+            which saves a quarter of the memory for a few percent of the time of a PGD-10 step.
         compile: Compile the network with `torch.compile`, once for the training pass, once for the pass without
             gradients, and once for the attack (where it is folded). For CUDA; on CPUs it takes longer than it saves.
     """
