@@ -170,7 +170,7 @@ def report(runs: dict[str, list[Timing]], options: argparse.Namespace, clean: fl
     print(f"\n{machine}; {options.images} samples, {options.repeats} runs, {options.budget:g} of the standard budget")
     if options.json:
         everything = {k: [asdict(t) for t in v] for k, v in {"reference": base, **runs}.items()}
-        settings = {k: str(v) for k, v in vars(options).items()}
+        settings = {k: str(v) for k, v in vars(options).items() if not isinstance(v, Path)}
         content = {"machine": machine, "settings": settings, "clean": clean, "ratios": rows, "runs": everything}
         options.json.write_text(json.dumps(content, indent=1))
 

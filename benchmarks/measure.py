@@ -163,7 +163,7 @@ def report(options: argparse.Namespace, rows: Mapping[str, Mapping[str, Any]], *
         more: For the file only.
     """
     described = machine(torch.device(options.device))
-    settings = {name: str(value) for name, value in vars(options).items() if name != "json"}
+    settings = {name: str(value) for name, value in vars(options).items() if not isinstance(value, Path)}
     print(table(rows))
     print("\n" + ", ".join(f"{name}: {value}" for name, value in described.items()))
     program = Path(sys.argv[0]).name

@@ -32,7 +32,7 @@ class Kernel(Protocol):
         """f(x), with the layout of x."""
 
     def forward_and_slope(self, x: Tensor, parameters: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-        """f(x) and df/dx, both with the layout of x; only where the slope is free."""
+        """f(x) and df/dx, both with the layout of x."""
 
     def backward(self, grad: Tensor, x: Tensor, parameters: Sequence[Tensor]) -> Tensor:
         """The gradient by x: grad * df/dx, with the layout of x."""
@@ -89,11 +89,11 @@ def _compare(kernel: Kernel, formula: Formula, device: torch.device, dtype: torc
     value, slope = (f(*exact).expand(x.shape) for f in (formula.value, formula.slope))
     terms = [f(*exact).expand(x.shape) for f in formula.parameter_slopes]
     by_x, sums = kernel.backward_all(ones, x, parameters)
-    pairs = [(kernel.forward(x, parameters), value, value.abs() + 1)]
-    if kernel.slope_is_free:
-        both = kernel.forward_and_slope(x, parameters)
-        pairs += [(both[0], value, value.abs() + 1), (both[1], slope, slope.abs() + 1)]
-    pairs += [(found, slope, slope.abs() + 1) for found in (by_x, kernel.backward(ones, x, parameters))]
+    value_again, slope_alone = kernel.forward_and_slope(x, parameters)
+    values = (kernel.forward(x, parameters), value_again)
+    slopes = (by_x, slope_alone, kernel.backward(ones, x, parameters))
+    pairs = [(found, value, value.abs() + 1) for found in values]
+    pairs += [(found, slope, slope.abs() + 1) for found in slopes]
     pairs += [(found, t.sum(), t.abs().sum() + 1) for found, t in zip(sums, terms, strict=True)]
     for found, expected, scale in pairs:
         if not bool(((found.double() - expected).abs() <= 16 * torch.finfo(dtype).eps * scale).all()):

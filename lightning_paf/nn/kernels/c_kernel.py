@@ -8,7 +8,7 @@ from torch import Tensor
 
 from lightning_paf.nn.formula import Formula
 from lightning_paf.nn.kernels.c_source import c_source
-from lightning_paf.nn.kernels.calls import block_sums, call, function, like
+from lightning_paf.nn.kernels.calls import block_sums, call, function, like, singles
 from lightning_paf.nn.kernels.compiler import load
 
 
@@ -34,25 +34,21 @@ class CKernel:
     def forward(self, x: Tensor, parameters: Sequence[Tensor]) -> Tensor:
         """f(x), with the layout of x."""
         output = torch.empty_like(x)
-        call(self._forward, x, *_singles(parameters), output, x.numel())
+        call(self._forward, x, *singles(parameters), output, x.numel())
         return output
 
     def forward_and_slope(self, x: Tensor, parameters: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-        """Not offered: computing the slope later costs as much as keeping it."""
-        raise NotImplementedError
+        """f(x) and df/dx, both with the layout of x, in two passes."""
+        return self.forward(x, parameters), self.backward(torch.ones_like(x), x, parameters)
 
     def backward(self, grad: Tensor, x: Tensor, parameters: Sequence[Tensor]) -> Tensor:
         """The gradient by x: grad * df/dx, with the layout of x."""
         output = torch.empty_like(x)
-        call(self._backward, like(grad, x), x, *_singles(parameters), output, x.numel())
+        call(self._backward, like(grad, x), x, *singles(parameters), output, x.numel())
         return output
 
     def backward_all(self, grad: Tensor, x: Tensor, parameters: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
         """The same, and the sums of grad * df/dp, each a number in float32."""
         output, sums = torch.empty_like(x), block_sums(x, len(parameters))
-        call(self._backward_all, like(grad, x), x, *_singles(parameters), output, sums, x.numel())
+        call(self._backward_all, like(grad, x), x, *singles(parameters), output, sums, x.numel())
         return output, list(sums.sum(0, dtype=torch.float64).float().unbind())
-
-
-def _singles(parameters: Sequence[Tensor]) -> list[Tensor]:
-    return [parameter.detach().float() for parameter in parameters]

@@ -1,7 +1,7 @@
-"""Calling compiled loops with tensors."""
+"""What kernels do before they call compiled code with tensors."""
 
 import ctypes
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -27,6 +27,11 @@ def call(function: CFunction, *arguments: Tensor | int) -> None:
 def like(grad: Tensor, x: Tensor) -> Tensor:
     """The gradient in the memory layout of x: the loops go through both in the order of memory."""
     return grad if grad.stride() == x.stride() else torch.empty_like(x).copy_(grad)
+
+
+def singles(parameters: Sequence[Tensor]) -> list[Tensor]:
+    """Parameters in float32, in which kernels compute, without their graph."""
+    return [parameter.detach().float() for parameter in parameters]
 
 
 def block_sums(x: Tensor, parameters: int) -> Tensor:
