@@ -1,5 +1,6 @@
 PYTHON ?= python3
 BIN := .venv/bin
+BENCH_OUT ?= docs/results/speed
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -16,6 +17,14 @@ check: .venv/installed-test  ## lint, formatting, types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+bench: .venv/installed-bench  ## the speed benchmarks for CPUs (10 minutes); JSON files in BENCH_OUT
+	$(BIN)/python benchmarks/step.py --json $(BENCH_OUT)/step_cpu.json
+	$(BIN)/python benchmarks/loader.py --json $(BENCH_OUT)/loader_cpu.json
+	$(BIN)/python benchmarks/epoch.py --json $(BENCH_OUT)/epoch_cpu.json
+	$(BIN)/python benchmarks/first_step.py --json $(BENCH_OUT)/first_step_cpu.json
+	$(BIN)/python benchmarks/libraries.py --batch 16 --json $(BENCH_OUT)/libraries_cpu.json
+	$(BIN)/python benchmarks/utilisation.py --width 16 --batch 32 --json $(BENCH_OUT)/utilisation_cpu.json
+
 clean:  ## remove the environment and caches, not the runs
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info
 
@@ -29,4 +38,10 @@ clean:  ## remove the environment and caches, not the runs
 	$(BIN)/python -m pip install --quiet -e '.[test]'
 	touch $@
 
-.PHONY: help demo test check clean
+# adv-lib needs visdom, whose source imports pkg_resources while it is built; setuptools 81 removed that.
+.venv/installed-bench: .venv/installed
+	echo 'setuptools<81' > .venv/bench-constraints.txt
+	$(BIN)/python -m pip install --quiet --build-constraint .venv/bench-constraints.txt -e '.[bench]'
+	touch $@
+
+.PHONY: help demo test check bench clean

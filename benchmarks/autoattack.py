@@ -10,7 +10,6 @@ Every repetition takes other samples. Each attack runs on what its own predecess
 import argparse
 import copy
 import json
-import platform
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
@@ -19,6 +18,7 @@ from importlib import metadata
 from pathlib import Path
 from statistics import median
 
+import measure
 import torch
 from networks import CASES, clean_accuracy
 from torch import Tensor, nn
@@ -162,7 +162,7 @@ def report(runs: dict[str, list[Timing]], options: argparse.Namespace, clean: fl
             print(f"{label:30} {min(ratios):6.2f} {median(ratios):6.2f} {max(ratios):6.2f} {there:8.2f} {back:8.2f}")
             rows[f"{name} {label}"] = {"min": min(ratios), "median": median(ratios), "max": max(ratios)}
     machine = {
-        "cpu": cpu(),
+        "cpu": measure.cpu_name(),
         "threads": options.threads,
         "torch": torch.__version__,
         "reference": metadata.version("pyautoattack"),
@@ -170,20 +170,13 @@ def report(runs: dict[str, list[Timing]], options: argparse.Namespace, clean: fl
     print(f"\n{machine}; {options.images} samples, {options.repeats} runs, {options.budget:g} of the standard budget")
     if options.json:
         everything = {k: [asdict(t) for t in v] for k, v in {"reference": base, **runs}.items()}
-        settings = {k: str(v) for k, v in vars(options).items()}
+        settings = {k: str(v) for k, v in vars(options).items() if not isinstance(v, Path)}
         content = {"machine": machine, "settings": settings, "clean": clean, "ratios": rows, "runs": everything}
         options.json.write_text(json.dumps(content, indent=1))
 
 
 def passes(timings: list[Timing], way: str, label: str) -> int:
     return sum(sum(getattr(t, way).values()) if label == "all" else getattr(t, way)[label] for t in timings)
-
-
-def cpu() -> str:
-    names = [
-        line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line
-    ]
-    return names[0] if names else platform.processor()
 
 
 def parse() -> argparse.Namespace:

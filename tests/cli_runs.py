@@ -7,7 +7,13 @@ import yaml
 from stand_ins import write_npz_dataset
 
 from lightning_paf.__main__ import main
+from lightning_paf.attacks import Attack
 from lightning_paf.cli import PafCLI, train
+from lightning_paf.evaluation.judgement import Judgement
+from lightning_paf.evaluation.ledger import MemoryLedger
+from lightning_paf.evaluation.receipt import write_receipt
+from lightning_paf.evaluation.verdict import judge
+from lightning_paf.loading import load_run
 
 
 def experiment(num_classes: int = 3) -> dict[str, Any]:
@@ -47,6 +53,28 @@ def write_experiment(folder: Path, num_classes: int = 3) -> str:
     path = folder / "tiny.yaml"
     path.write_text(yaml.safe_dump(written))
     return str(path)
+
+
+def judged_run(folder: Path, attack: Attack, receipt: str, with_config: bool) -> Judgement:
+    """Train in `folder/run`, judge the model, and write the receipt to `folder/RECEIPT`."""
+    assert status("fit", "-c", write_experiment(folder), "--run", folder / "run") == 0
+    run = load_run(folder / "run" / "checkpoints" / "last.ckpt")
+    samples = run.samples()
+    judgement = judge(run.model, attack, samples, MemoryLedger(), block_size=8)
+    (folder / receipt).parent.mkdir(exist_ok=True)
+    write_receipt(
+        folder / receipt,
+        judgement,
+        run.model,
+        samples,
+        attack=attack,
+        seed=0,
+        block_size=8,
+        precision="fp32",
+        config_text=(folder / "run" / "config.yaml").read_text() if with_config else None,
+        dataset="npz",
+    )
+    return judgement
 
 
 def status(*words: str | Path) -> int:

@@ -30,6 +30,20 @@ class TinyNet(nn.Module):
         return self.fc(self.activation(self.bn(self.conv(x))).mean((2, 3)))
 
 
+class Branching(TinyNet):
+    """Cannot be traced: what it does depends on the images."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x if x.mean() < 0.3 else 1 - x)
+
+
+class Noisy(TinyNet):
+    """Must not be traced: its noise would be taken for a constant."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) + torch.rand(10)
+
+
 def tiny_classifier(num_classes: int = 10, channels: int = 3) -> Classifier:
     torch.manual_seed(0)
     return Classifier(TinyNet(num_classes, channels), spec(num_classes, channels))

@@ -8,8 +8,7 @@ unnoticed.
 
 import math
 import platform
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from fractions import Fraction
 from functools import partial
 from importlib.metadata import version
@@ -41,7 +40,7 @@ from lightning_paf.evaluation.samples import Samples
 from lightning_paf.evaluation.sealed_file import load_sealed, save_sealed
 from lightning_paf.evaluation.verdict import stage_seed
 from lightning_paf.functional.losses import margin
-from lightning_paf.nn.modes import frozen
+from lightning_paf.nn.modes import frozen, full_precision
 from lightning_paf.types import Radius
 
 __all__ = ["Receipt", "read_receipt", "write_receipt"]
@@ -144,21 +143,9 @@ def library_versions() -> dict[str, str]:
 @torch.no_grad()
 def exact_logits(model: nn.Module, x: Tensor) -> Tensor:
     """Logits (N, K) as a receipt means them: eval mode, float32 throughout."""
-    with frozen(model), torch.autocast(x.device.type, enabled=False), _full_precision():
+    with frozen(model), torch.autocast(x.device.type, enabled=False), full_precision():
         logits: Tensor = model(x.float())
     return logits.float()
-
-
-@contextmanager
-def _full_precision() -> Iterator[None]:
-    """Without TF32, in which CUDA devices convolve unless told otherwise: its error is that of half precision."""
-    convolution = torch.backends.cudnn.conv  # type: ignore[attr-defined]  # torch declares it by assignment only
-    before = convolution.fp32_precision
-    convolution.fp32_precision = "ieee"
-    try:
-        yield
-    finally:
-        convolution.fp32_precision = before
 
 
 def predicted(logits: Tensor) -> NDArray[np.int64]:

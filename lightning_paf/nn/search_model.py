@@ -9,6 +9,7 @@ from torch import Tensor, fx, nn
 
 from lightning_paf.nn.activations import fuse_activations
 from lightning_paf.nn.folding import Folding
+from lightning_paf.nn.modes import full_precision
 
 Precision = Literal["fp32", "bf16"]
 """How a search computes: in single precision, or mostly in bfloat16."""
@@ -86,7 +87,7 @@ class SearchModel(nn.Module):
     def exact(self, x: Tensor) -> Tensor:
         """Logits (N, K) of the untouched model in float32, with gradients for `x` where these are enabled."""
         self.passes.exact += len(x)
-        with torch.autocast(x.device.type, enabled=False):
+        with torch.autocast(x.device.type, enabled=False), full_precision():
             logits: Tensor = self.model(x)
         return self._counted(logits.float())
 

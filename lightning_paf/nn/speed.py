@@ -20,11 +20,11 @@ class Speed:
     Args:
         channels_last: Keep weights and images in the channels-last layout.
         fused: Compute parametric activations, and the sums for their parameters, by one kernel each: C on CPUs with a
-            compiler, Triton on CUDA. Without one they are several torch operations, as everywhere outside of training.
+            compiler, Triton on CUDA. Without, they are several torch operations, as in the verdicts of a test.
         folded: Let attacks in eval mode work on a copy of the network with BatchNorm folded into the convolutions and
             weights in the precision of the training.
         recompute: Keep the inputs of parametric activations for the backward pass and compute their outputs again,
-            which saves a third of the memory for 2 % of a PGD-10 step.
+            which saves a quarter of the memory for a few percent of the time of a PGD-10 step.
         compile: Compile the network with `torch.compile`, once for the training pass, once for the pass without
             gradients, and once for the attack (where it is folded). For CUDA; on CPUs it takes longer than it saves.
     """

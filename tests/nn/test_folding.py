@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from stand_ins import TinyNet
+from stand_ins import Branching, Noisy, TinyNet
 from torch import nn
 from torch.nn import functional as F
 
@@ -179,16 +179,6 @@ class Keeping(TinyNet):
     def forward(self, x):
         self.fc.seen = x.mean()
         return super().forward(x)
-
-
-class Branching(TinyNet):
-    def forward(self, x):
-        return super().forward(x if x.mean() < 0.3 else 1 - x)
-
-
-class Noisy(TinyNet):
-    def forward(self, x):
-        return super().forward(x) + torch.rand(10)  # tracing would take it for a constant
 
 
 @pytest.mark.parametrize("make", [Counting, Keeping, Branching, Noisy])

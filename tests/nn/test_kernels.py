@@ -9,14 +9,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lightning_paf.nn import kernels
-from lightning_paf.nn.activations import PELU, PReLU, PReLUPlus, PSiLU, PSoftplus, PSSiLU, PSSiLUFixed, ReBLU
+from lightning_paf.nn.activations import ParametricActivation, PSiLU, PSoftplus, PSSiLU
 from lightning_paf.nn.activations.pointwise import FusedPointwise
 from lightning_paf.nn.formula import Formula
-from lightning_paf.nn.kernels import CKernel, CompiledKernel, kernel_for
+from lightning_paf.nn.kernels import CKernel, CompiledKernel, TableKernel, kernel_for
 from lightning_paf.nn.kernels.c_source import UntranslatableError, c_source
 from lightning_paf.nn.kernels.compiler import CompilerError, load
 
-PARAMETRIC = [PReLU, PReLUPlus, PELU, ReBLU, PSoftplus, PSiLU, PSSiLUFixed, PSSiLU]
+PARAMETRIC = [c for c in ParametricActivation.__subclasses__() if c.__module__.startswith("lightning_paf.")]
 DTYPES = [torch.float32, torch.bfloat16]
 
 try:
@@ -63,19 +63,21 @@ def test_value_and_gradients_are_those_of_the_formula(cls, dtype):
             assert close(parameter.grad, terms.sum(), torch.float32, scale=8 * terms.abs().sum())
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("cls", PARAMETRIC)
-def test_frozen_parameters_get_no_gradient_and_the_gradient_of_x_is_the_same(cls):
+def test_frozen_parameters_get_no_gradient_and_the_gradient_of_x_is_the_same(cls, dtype):
     activation = fused(cls)
-    x = torch.randn(100, requires_grad=True)
-    (learned,) = torch.autograd.grad(activation(x).sum(), x)
+    x, weight = torch.randn(2, 100).to(dtype)
+    x.requires_grad_()
+    (learned,) = torch.autograd.grad((activation(x) * weight).sum(), x)
     activation.requires_grad_(False)
-    (frozen,) = torch.autograd.grad(activation(x).sum(), x)
+    (frozen,) = torch.autograd.grad((activation(x) * weight).sum(), x)
     torch.testing.assert_close(frozen, learned)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("cls", PARAMETRIC)
-def test_no_finite_input_gives_nan_or_infinity(cls, dtype):
+def test_no_finite_input_gives_nan_and_only_results_out_of_range_are_infinite(cls, dtype):
     largest = torch.finfo(dtype).max
     points = [0.0, 1e-30, 1e-4, 20.0, 87.0, 88.0, 89.0, 104.0, 1e4, 1e18, 1e20, 1e30, largest]
     x = torch.tensor([*points, *(-p for p in points)]).to(dtype).requires_grad_()
@@ -83,7 +85,9 @@ def test_no_finite_input_gives_nan_or_infinity(cls, dtype):
         activation = fused(cls, alpha=alpha)
         y = activation(x)
         (slope,) = torch.autograd.grad(y.sum(), x)
-        assert y.isfinite().all()
+        in_range = exact(activation, x.detach())[0].abs() <= largest
+        assert y[in_range].isfinite().all()
+        assert not y.isnan().any()
         assert slope.isfinite().all()
 
 
@@ -156,6 +160,26 @@ def test_second_derivatives():
     torch.testing.assert_close(curvature, expected)
 
 
+def test_second_derivatives_of_a_frozen_network_in_bfloat16_are_refused():
+    activation = fused(PSiLU).requires_grad_(False)
+    x = torch.linspace(-3, 3, 11, dtype=torch.bfloat16, requires_grad=True)
+    y = activation(x)
+    torch.autograd.grad(y.sum(), x, retain_graph=True)
+    with pytest.raises(RuntimeError, match=r"speed\.fused false"):
+        torch.autograd.grad(y.sum(), x, create_graph=True)
+
+
+def test_every_number_of_bfloat16_is_the_rounded_result():
+    activation = fused(PSSiLU, alpha=1.7, beta=0.2)
+    x = torch.arange(2**16, dtype=torch.int32).to(torch.uint16).view(torch.bfloat16)
+    x = x[x.isfinite()]
+    value, slope = exact(activation, x)[:2]
+    found, found_slope = TableKernel(activation.formula).forward_and_slope(x, activation.scalars())
+    assert close(found, value, torch.bfloat16, scale=value.abs() + 1e-38)
+    assert (found == value.float().bfloat16()).float().mean() > 0.99
+    assert close(found_slope, slope, torch.bfloat16)
+
+
 def test_threads_do_not_change_the_sums():
     activation = fused(PSSiLU, beta=0.1)
     x = torch.randn(100_000)
@@ -195,7 +219,7 @@ def formula(value):
 def test_a_formula_with_an_unknown_operation_falls_back_with_a_warning():
     unknown = formula(lambda x, a: a * torch.special.airy_ai(x))
     with pytest.raises(UntranslatableError, match="airy_ai"):
-        c_source(unknown, low_precision=False)
+        c_source(unknown)
     with pytest.warns(UserWarning, match=r"speed\.fused false"):
         assert kernel_for(unknown, torch.zeros(3), [torch.ones(1)]) is None
 
@@ -221,7 +245,7 @@ def test_the_compiler_reports_what_is_wrong():
 
 
 def test_equal_expressions_are_computed_once():
-    source = c_source(PSSiLU.formula, low_precision=True)
+    source = c_source(PSSiLU.formula)
     assert source.split("void backward_all")[1].count("sigmoid_of(") == 1
 
 
@@ -234,7 +258,7 @@ def test_gradcheck_where_the_formula_takes_over():
 
 def test_gradcheck_of_the_kernel_in_single_precision():
     """Central differences of the kernel's own values, with a step that single precision resolves."""
-    kernel, (beta, alpha) = CKernel(PSSiLU.formula, torch.float32), (torch.tensor([0.2]), torch.tensor([1.3]))
+    kernel, (beta, alpha) = CKernel(PSSiLU.formula), (torch.tensor([0.2]), torch.tensor([1.3]))
     x, step = torch.linspace(-4, 4, 33), 1e-2
     with torch.no_grad():
         difference = (kernel.forward(x + step, (beta, alpha)) - kernel.forward(x - step, (beta, alpha))) / (2 * step)

@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from stand_ins import TinyNet, images, spec, tiny_classifier
+from stand_ins import Branching, Noisy, TinyNet, images, spec, tiny_classifier
 from torch import nn
 from torch.nn import functional as F
 
@@ -55,16 +55,6 @@ def test_folded_logits_and_gradients_are_those_of_the_model(name):
     assert torch.equal(exact, model(x))
     gradients = [torch.autograd.grad(F.cross_entropy(z, torch.arange(5)), x)[0] for z in (fast, exact)]
     torch.testing.assert_close(*gradients, rtol=1e-3, atol=1e-6)
-
-
-class Branching(TinyNet):
-    def forward(self, x):
-        return super().forward(x if x.mean() < 0.3 else 1 - x)
-
-
-class Noisy(TinyNet):
-    def forward(self, x):
-        return super().forward(x) + torch.rand(10)  # tracing would take it for a constant
 
 
 @pytest.mark.parametrize("make", [Branching, Noisy])

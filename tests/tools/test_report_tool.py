@@ -4,14 +4,10 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from cli_runs import status, write_experiment
+from cli_runs import judged_run, status
 
 from lightning_paf.attacks import PGD
-from lightning_paf.evaluation.ledger import MemoryLedger
-from lightning_paf.evaluation.receipt import write_receipt
 from lightning_paf.evaluation.result import EvaluationResult
-from lightning_paf.evaluation.verdict import judge
-from lightning_paf.loading import load_run
 
 ATTACK = PGD(0.5, steps=2, step_size=0.3)
 STEM = "pgd_linf_0.5"
@@ -21,25 +17,8 @@ STEM = "pgd_linf_0.5"
 def trained(tmp_path_factory):
     """A run with one evaluation: result and receipt."""
     folder = tmp_path_factory.mktemp("report")
-    assert status("fit", "-c", write_experiment(folder), "--run", folder / "run") == 0
-    run = load_run(folder / "run" / "checkpoints" / "last.ckpt")
-    samples = run.samples()
-    judgement = judge(run.model, ATTACK, samples, MemoryLedger(), block_size=8)
-    test = folder / "run" / "test"
-    test.mkdir(exist_ok=True)
-    EvaluationResult.from_judgement("pgd", judgement).save(test / f"{STEM}.json")
-    write_receipt(
-        test / f"{STEM}.receipt.safetensors",
-        judgement,
-        run.model,
-        samples,
-        attack=ATTACK,
-        seed=0,
-        block_size=8,
-        precision="fp32",
-        config_text=None,
-        dataset="npz",
-    )
+    judgement = judged_run(folder, ATTACK, f"run/test/{STEM}.receipt.safetensors", with_config=False)
+    EvaluationResult.from_judgement("pgd", judgement).save(folder / "run" / "test" / f"{STEM}.json")
     return folder
 
 

@@ -3,13 +3,10 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from cli_runs import status, write_experiment
+from cli_runs import judged_run, status
 
 from lightning_paf.attacks import PGD
-from lightning_paf.evaluation.ledger import MemoryLedger
-from lightning_paf.evaluation.receipt import read_receipt, write_receipt
-from lightning_paf.evaluation.verdict import judge
-from lightning_paf.loading import load_run
+from lightning_paf.evaluation.receipt import read_receipt
 
 ATTACK = PGD(0.5, steps=2, step_size=0.3)
 
@@ -18,22 +15,7 @@ ATTACK = PGD(0.5, steps=2, step_size=0.3)
 def trained(tmp_path_factory):
     """A run, and a receipt of it."""
     folder = tmp_path_factory.mktemp("verify")
-    assert status("fit", "-c", write_experiment(folder), "--run", folder / "run") == 0
-    run = load_run(folder / "run" / "checkpoints" / "last.ckpt")
-    samples = run.samples()
-    judgement = judge(run.model, ATTACK, samples, MemoryLedger(), block_size=8)
-    write_receipt(
-        folder / "receipt",
-        judgement,
-        run.model,
-        samples,
-        attack=ATTACK,
-        seed=0,
-        block_size=8,
-        precision="fp32",
-        config_text=(folder / "run" / "config.yaml").read_text(),
-        dataset="npz",
-    )
+    judged_run(folder, ATTACK, "receipt", with_config=True)
     return folder
 
 

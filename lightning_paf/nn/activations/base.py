@@ -66,14 +66,14 @@ class ParametricActivation(Activation):
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply the function to every element; shape and dtype stay."""
+        scalars = self.scalars()
         # A compiler of whole networks sees the formula itself, which it fuses with what comes before and after.
         if self.fused and not torch.compiler.is_compiling():
-            kernel = kernel_for(self.formula, x, self.scalars())
+            kernel = kernel_for(self.formula, x, scalars)
             if kernel is not None:
-                fused: Tensor = FusedPointwise.apply(self.formula, kernel, x, *self.scalars())
+                fused: Tensor = FusedPointwise.apply(self.formula, kernel, x, *scalars)
                 return fused
-        scalars = [self._aligned(scalar, x.ndim) for scalar in self.scalars()]
-        result: Tensor = Pointwise.apply(self.formula, x, *scalars)
+        result: Tensor = Pointwise.apply(self.formula, x, *(self._aligned(scalar, x.ndim) for scalar in scalars))
         return result
 
     def scalars(self) -> tuple[Tensor, ...]:

@@ -46,32 +46,54 @@ class Pointwise(torch.autograd.Function):
 class FusedPointwise(torch.autograd.Function):
     """Apply a `Formula` by a kernel: one pass forward and one backward, the sums for the parameters included.
 
-    Keeps x and the parameters, like `Pointwise`, whose expressions it uses where a second derivative may follow.
+    Keeps x and the parameters, like `Pointwise`, whose expressions it uses where a second derivative may follow. While
+    no parameter wants a gradient, as in an attack, it keeps the slope instead of x if the kernel has it for nothing.
+
+    Raises:
+        RuntimeError: In the backward pass, where a second derivative is asked for and only the slope was kept.
     """
 
     @staticmethod
     def forward(ctx: Any, formula: Formula, kernel: Kernel, x: Tensor, *parameters: Tensor) -> Tensor:
         """Evaluate; the result has shape, layout and dtype of x."""
         ctx.formula, ctx.kernel = formula, kernel
+        wants_x, *wanted = ctx.needs_input_grad[2:]
+        ctx.keeps_slope = kernel.slope_is_free and wants_x and not any(wanted)
+        if ctx.keeps_slope:
+            value, slope = kernel.forward_and_slope(x, parameters)
+            ctx.save_for_backward(slope)
+            return value
         ctx.save_for_backward(x, *parameters)
         return kernel.forward(x, parameters)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         """Gradients by x and, where any parameter wants one, by all of them."""
+        _, _, wants_x, *wanted = ctx.needs_input_grad
+        none = [None] * len(wanted)
+        if ctx.keeps_slope:
+            return None, None, _times_slope(grads[0], *ctx.saved_tensors), *none
         (grad,), kernel = grads, ctx.kernel
         x, *parameters = ctx.saved_tensors
-        wants_x, *wanted = ctx.needs_input_grad[2:]
         if torch.is_grad_enabled():  # with create_graph=True
             return None, None, *_gradients(ctx.formula, grad, (x, *parameters), (wants_x, *wanted))
         if not any(wanted):
-            return None, None, kernel.backward(grad, x, parameters), *[None] * len(parameters)
+            return None, None, kernel.backward(grad, x, parameters), *none
         by_x, sums = kernel.backward_all(grad, x, parameters)
         by_parameter = [
             s.to(parameter.dtype).reshape(parameter.shape) if wants else None
             for s, parameter, wants in zip(sums, parameters, wanted, strict=True)
         ]
         return None, None, by_x if wants_x else None, *by_parameter
+
+
+def _times_slope(grad: Tensor, slope: Tensor) -> Tensor:
+    if torch.is_grad_enabled():
+        raise RuntimeError(
+            "A second derivative needs the input of an activation, but of a frozen network in bfloat16 only slopes are "
+            "kept. Pass --model.speed.fused false."
+        )
+    return grad * slope
 
 
 def _gradients(

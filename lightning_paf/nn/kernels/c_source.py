@@ -17,25 +17,33 @@ class UntranslatableError(Exception):
 
 _OPERATIONS: Mapping[str, str] = MappingProxyType(
     {
-        **{"add": "{0} + {1}", "sub": "{0} - {1}", "mul": "{0} * {1}", "truediv": "{0} / {1}", "neg": "-{0}"},
-        **{"gt": "{0} > {1} ? 1.0f : 0.0f", "lt": "{0} < {1} ? 1.0f : 0.0f"},
-        **{"ge": "{0} >= {1} ? 1.0f : 0.0f", "le": "{0} <= {1} ? 1.0f : 0.0f"},
-        **{
-            "where": "{0} != 0.0f ? {1} : {2}",
-            "addcmul": "{0} + {1} * {2}",
-            "ones_like": "1.0f",
-            "square": "{0} * {0}",
-        },
-        **{"abs": "fabsf({0})", "sign": "sign_of({0})", "sqrt": "sqrtf({0})", "hypot": "hypot_of({0}, {1})"},
-        **{
-            "exp": "exp_of({0})",
-            "expm1": "expm1_of({0})",
-            "sigmoid": "sigmoid_of({0})",
-            "softplus": "softplus_of({0})",
-        },
+        "add": "{0} + {1}",
+        "sub": "{0} - {1}",
+        "mul": "{0} * {1}",
+        "truediv": "{0} / {1}",
+        "neg": "-{0}",
+        "square": "{0} * {0}",
+        "addcmul": "{0} + {1} * {2}",
+        "gt": "{0} > {1} ? 1.0f : 0.0f",
+        "lt": "{0} < {1} ? 1.0f : 0.0f",
+        "ge": "{0} >= {1} ? 1.0f : 0.0f",
+        "le": "{0} <= {1} ? 1.0f : 0.0f",
+        "where": "{0} != 0.0f ? {1} : {2}",
+        "ones_like": "1.0f",
+        "abs": "fabsf({0})",
+        "sign": "sign_of({0})",
+        "sqrt": "sqrtf({0})",
+        "hypot": "hypot_of({0}, {1})",
+        "exp": "exp_of({0})",
+        "expm1": "expm1_of({0})",
+        "sigmoid": "sigmoid_of({0})",
+        "softplus": "softplus_of({0})",
     }
 )
 """What a torch function, a method of a tensor or an operator becomes in C."""
+
+_LETTERS: Mapping[str, str] = MappingProxyType({"input": "x", "gradient": "g"})
+"""How an element of an array is called inside a loop."""
 
 _LOOP = Template("""
 void $name($arguments, int64_t count) {
@@ -96,58 +104,42 @@ class _Code:
         return self._names[expression]
 
 
-def c_source(formula: Formula, low_precision: bool) -> str:
+def c_source(formula: Formula) -> str:
     """Three functions: `forward`, `backward` (by x alone), and `backward_all` (by x and all parameters in one pass).
 
     `backward_all` writes, block after block, one sum for each parameter, so that the result does not depend on the
     number of threads.
 
     Args:
-        formula: What to compute; the parameters are single numbers in float32.
-        low_precision: For bfloat16 elements instead of float32 ones.
+        formula: What to compute, in float32; the parameters are single numbers.
 
     Raises:
         UntranslatableError: The formula calls what has no C form here.
     """
     number = len(formula.parameter_slopes)
-    parameters = [f"const float *q{i}" for i in range(number)]
-    given = ["const element *restrict gradient", "const element *restrict input"]
-    written = "element *restrict output"
-
     forward, backward, both = _Code(), _Code(), _Code()
     value = forward.add(formula.value, number)
     slope = backward.add(formula.slope, number)
     slope_again = both.add(formula.slope, number)
     by_parameter = [both.add(f, number) for f in formula.parameter_slopes]
-
-    product = "output[i] = store(saturated(g * {}));"
-    both_inputs = [*given, *parameters, written]
     sums = [f"sum{i} += g * {expression};" for i, expression in enumerate(by_parameter)]
-    prelude = "#define LOW_PRECISION\n" if low_precision else ""
     return (
-        prelude
-        + files("lightning_paf.nn.kernels").joinpath("elementwise.h").read_text()
-        + _loop("forward", [given[1], *parameters, written], forward, [f"output[i] = store(saturated({value}));"])
-        + _loop("backward", both_inputs, backward, [product.format(slope)])
-        + _loop(
-            "backward_all",
-            [*given, *parameters, written, "float *sums"],
-            both,
-            [product.format(slope_again), *sums],
-            number,
-        )
+        files("lightning_paf.nn.kernels").joinpath("elementwise.h").read_text()
+        + _loop("forward", ["input"], number, forward, [f"output[i] = {value};"])
+        + _loop("backward", ["gradient", "input"], number, backward, [f"output[i] = g * {slope};"])
+        + _loop("backward_all", ["gradient", "input"], number, both, [f"output[i] = g * {slope_again};", *sums], number)
     )
 
 
-def _loop(name: str, arguments: list[str], code: _Code, results: list[str], sums: int = 0) -> str:
-    loads = ["const float x = load(input[i]);"]
-    if name != "forward":
-        loads.append("const float g = load(gradient[i]);")
-    parameters = [a.rsplit("*q", 1)[1] for a in arguments if "*q" in a]
+def _loop(name: str, arrays: list[str], parameters: int, code: _Code, results: list[str], sums: int = 0) -> str:
+    arguments = [f"const float *restrict {array}" for array in arrays]
+    arguments += [f"const float *q{i}" for i in range(parameters)]
+    arguments += ["float *restrict output", *(["float *sums"] if sums else [])]
+    loads = [f"const float {_LETTERS[array]} = {array}[i];" for array in reversed(arrays)]
     return _LOOP.substitute(
         name=name,
         arguments=", ".join(arguments),
-        scalars=_lines(4, [f"const float p{i} = saturated(*q{i});" for i in parameters] + code.scalars),
+        scalars=_lines(4, [f"const float p{i} = saturated(*q{i});" for i in range(parameters)] + code.scalars),
         sums=_lines(8, [f"float sum{i} = 0.0f;" for i in range(sums)]),
         reduction=f"reduction(+ : {', '.join(f'sum{i}' for i in range(sums))})" if sums else "",
         body=_lines(12, loads + code.elements + results),

@@ -1,11 +1,13 @@
 """A formula and its derivatives as kernels that torch.compile makes: Triton on CUDA."""
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from lightning_paf.nn.formula import Formula
+from lightning_paf.nn.kernels.calls import like, singles
 
 
 class CompiledKernel:
@@ -17,6 +19,8 @@ class CompiledKernel:
         formula: What to compute; its parameters are single numbers.
         backend: Of `torch.compile`.
     """
+
+    slope_is_free: ClassVar[bool] = False
 
     def __init__(self, formula: Formula, backend: str = "inductor") -> None:
         def forward(x: Tensor, *parameters: Tensor) -> Tensor:
@@ -35,15 +39,19 @@ class CompiledKernel:
 
     def forward(self, x: Tensor, parameters: Sequence[Tensor]) -> Tensor:
         """f(x), with the layout of x."""
-        return _shaped(self._forward(_flat(x), *_singles(parameters)), x)
+        return _shaped(self._forward(_flat(x), *singles(parameters)), x)
+
+    def forward_and_slope(self, x: Tensor, parameters: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """f(x) and df/dx, both with the layout of x, in two passes."""
+        return self.forward(x, parameters), self.backward(torch.ones_like(x), x, parameters)
 
     def backward(self, grad: Tensor, x: Tensor, parameters: Sequence[Tensor]) -> Tensor:
         """The gradient by x: grad * df/dx, with the layout of x."""
-        return _shaped(self._backward(_flat(_like(grad, x)), _flat(x), *_singles(parameters)), x)
+        return _shaped(self._backward(_flat(like(grad, x)), _flat(x), *singles(parameters)), x)
 
     def backward_all(self, grad: Tensor, x: Tensor, parameters: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
         """The same, and the sums of grad * df/dp, each a number in float32."""
-        by_x, sums = self._backward_all(_flat(_like(grad, x)), _flat(x), *_singles(parameters))
+        by_x, sums = self._backward_all(_flat(like(grad, x)), _flat(x), *singles(parameters))
         return _shaped(by_x, x), sums
 
 
@@ -59,11 +67,3 @@ def _flat(x: Tensor) -> Tensor:
 
 def _shaped(flat: Tensor, x: Tensor) -> Tensor:
     return flat.as_strided(x.shape, x.stride())
-
-
-def _like(grad: Tensor, x: Tensor) -> Tensor:
-    return grad if grad.stride() == x.stride() else torch.empty_like(x).copy_(grad)
-
-
-def _singles(parameters: Sequence[Tensor]) -> list[Tensor]:
-    return [parameter.detach().float() for parameter in parameters]

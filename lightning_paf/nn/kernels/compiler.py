@@ -11,7 +11,6 @@ _COMMON = ("-O3", "-fPIC", "-fno-math-errno", "-fno-trapping-math")
 
 # From the fastest to what every compiler knows; the first one that compiles and loads is taken.
 _FLAGS = (
-    ("-march=native", "-mprefer-vector-width=512", "-fopenmp"),
     ("-march=native", "-fopenmp"),
     ("-march=native", "-fopenmp-simd"),
     ("-fopenmp-simd",),

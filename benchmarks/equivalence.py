@@ -1,0 +1,179 @@
+"""Whether what makes the training fast leaves the training as it is: loss curves and robust accuracies, side by side.
+
+    python benchmarks/equivalence.py --picture curves.png                  # the 8x8 digits
+    python benchmarks/equivalence.py --data FOLDER --picture curves.png    # train.npz and test.npz, as `--data.root`
+
+A ResNet-18 of width 8 with PSSiLU is trained by PGD-10 for 200 steps, several times: in fp32 with all of `Speed`
+switched off, in fp32 with its defaults, and in bf16 with its defaults. A seed gives all arms the same weights, batches
+and random starts; rounding then separates them, as another seed would. Compared is the mean loss of the last 50 steps:
+an arm passes where the 95 % interval of its difference from the first arm contains 0 (Welch, over the seeds;
+`--repeats` says how many). The robust accuracy is under PGD-20 in fp32, with the exact 95 % interval of the first seed.
+"""
+
+import argparse
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+import measure
+import ours
+import torch
+from networks import tensors
+from scipy.stats import ttest_ind
+from torch import Tensor
+
+from lightning_paf.attacks import PGD
+from lightning_paf.data.sources import ImageSet, read_dataset
+from lightning_paf.evaluation.statistics import Accuracy, exact_accuracy
+from lightning_paf.module import RobustModule
+from lightning_paf.nets import CifarResNet
+from lightning_paf.nn.activations import PSSiLU
+from lightning_paf.nn.modes import frozen
+from lightning_paf.nn.speed import Speed
+from lightning_paf.objectives import AdversarialCE
+from lightning_paf.specs import DatasetSpec, dataset_spec
+
+PLAIN = Speed(channels_last=False, fused=False, folded=False, recompute=False)
+ARMS = {"fp32, plain": ("fp32", PLAIN), "fp32": ("fp32", Speed()), "bf16": ("bf16", Speed())}
+"""Precision and speed; the first one is what the others are compared with."""
+DIGITS_EPS = 0.2
+TAIL = 50
+"""Steps that are compared."""
+WINDOW = 20
+"""Steps of the running mean in the picture."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """Images (N, C, H, W) and labels to train on and to judge with, and the size of the perturbation."""
+
+    spec: DatasetSpec
+    train: tuple[Tensor, Tensor]
+    test: tuple[Tensor, Tensor]
+    eps: float
+
+    def attack(self, steps: int) -> PGD:
+        return PGD(self.eps, step_size=self.eps / 4, steps=steps)
+
+
+@dataclass(frozen=True)
+class Run:
+    """The loss of every step, and what is robust at the end."""
+
+    losses: list[float]
+    robust: Accuracy
+
+    @property
+    def tail(self) -> float:
+        return mean(self.losses[-TAIL:])
+
+
+def load(options: argparse.Namespace, device: torch.device) -> Task:
+    spec = dataset_spec("npz", 10) if options.data else dataset_spec("digits")
+    data = read_dataset(spec, options.data or Path("data"), download=False)
+
+    def on_device(part: ImageSet) -> tuple[Tensor, Tensor]:
+        x, y = tensors(part.images, part.labels)
+        return x.to(device), y.to(device)
+
+    test = on_device(data.test.take(slice(options.images)))
+    return Task(spec, on_device(data.train), test, 8 / 255 if options.data else DIGITS_EPS)
+
+
+def train(options: argparse.Namespace, task: Task, arm: str, seed: int, device: torch.device) -> Run:
+    precision, speed = ARMS[arm]
+    torch.manual_seed(seed)
+    net = CifarResNet(18, in_channels=task.spec.channels, width=options.width)
+    attack, classes = task.attack(options.steps), task.spec.num_classes if task.spec.name == "npz" else None
+    with ours.quiet():
+        module = RobustModule(net, attack, AdversarialCE(), task.spec.name, classes, activation=PSSiLU(), speed=speed)
+    step = ours.OurStep(module, device, precision)
+    layout = torch.channels_last if speed.channels_last else torch.contiguous_format
+    batches = torch.Generator().manual_seed(seed)
+    losses = []
+    for _ in range(options.updates):
+        chosen = torch.randint(len(task.train[1]), (options.batch,), generator=batches).to(device)
+        x, y = (part[chosen] for part in task.train)
+        losses.append(step(x.contiguous(memory_format=layout), y))
+    speed.restore(module.model)
+    return Run([loss.item() for loss in losses], robust(module, task))
+
+
+def robust(module: RobustModule, task: Task) -> Accuracy:
+    x, y = task.test
+    with frozen(module.model):
+        x_adv = task.attack(20)(module.model, x, y)
+        with torch.no_grad():
+            return exact_accuracy(int((module.model(x_adv).argmax(1) == y).sum()), len(y))
+
+
+def compared(runs: Mapping[str, list[Run]]) -> dict[str, dict[str, Any]]:
+    """Rows: final loss and robust accuracy of each arm, and whether it is that of the first."""
+    first, *others = runs
+    base = [run.tail for run in runs[first]]
+    rows: dict[str, dict[str, Any]] = {}
+    for arm, arm_runs in runs.items():
+        rows[f"loss of the last {TAIL} steps, {arm}"] = measure.spread([run.tail for run in arm_runs])
+    for arm in others:
+        interval = ttest_ind([run.tail for run in runs[arm]], base, equal_var=False).confidence_interval(0.95)
+        rows[f"mean loss, {arm} minus {first}, 95 % interval"] = {
+            "median": mean(run.tail for run in runs[arm]) - mean(base),
+            "min": float(interval.low),
+            "max": float(interval.high),
+            "target": f"contains 0: {'yes' if interval.low <= 0 <= interval.high else 'no'}",
+        }
+    for arm, arm_runs in runs.items():
+        of_seeds = measure.spread([run.robust.value for run in arm_runs])
+        rows[f"robust accuracy, {arm}"] = of_seeds | {"target": f"seed 0: {arm_runs[0].robust}"}
+    return rows
+
+
+def draw(runs: Mapping[str, list[Run]], file: Path) -> None:
+    """Running means of the loss, a colour for each arm."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
+    for number, (arm, arm_runs) in enumerate(runs.items()):
+        for seed, run in enumerate(arm_runs):
+            width = min(WINDOW, -(-len(run.losses) // 4))
+            curve = torch.tensor(run.losses).unfold(0, width, 1).mean(1)
+            axes.plot(range(width, len(run.losses) + 1), curve, color=f"C{number}", lw=1, label="" if seed else arm)
+    axes.set(xlabel="step", ylabel=f"training loss, mean of {WINDOW} steps")
+    axes.legend()
+    file.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(file, dpi=150)
+
+
+def main() -> None:
+    parser = measure.parser(__doc__, repeats=3)
+    parser.add_argument("--data", type=Path, help="folder with train.npz and test.npz of ten classes; default: digits")
+    parser.add_argument("--width", type=int, default=8)
+    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--steps", type=int, default=10, help="of PGD")
+    parser.add_argument("--updates", type=int, default=200, help="training steps")
+    parser.add_argument("--images", type=int, default=500, help="test images for the robust accuracy")
+    parser.add_argument("--picture", type=Path, help="file for the curves")
+    options = parser.parse_args()
+    if options.quick:
+        options.batch, options.steps, options.updates, options.images, options.repeats = 8, 4, 4, 20, 2
+    device = measure.prepare(options)
+    task = load(options, device)
+    runs: dict[str, list[Run]] = {arm: [] for arm in ARMS}
+    for seed in range(options.repeats):
+        for arm in ARMS:
+            runs[arm].append(train(options, task, arm, seed, device))
+            print(f"seed {seed}, {arm}: loss {runs[arm][-1].tail:.4f}, robust {runs[arm][-1].robust}", flush=True)
+    losses = {arm: [run.losses for run in arm_runs] for arm, arm_runs in runs.items()}
+    print()
+    measure.report(options, compared(runs), losses=losses)
+    if options.picture:
+        draw(runs, options.picture)
+
+
+if __name__ == "__main__":
+    main()

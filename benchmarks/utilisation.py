@@ -1,0 +1,80 @@
+"""Share of the machine's own bf16 matrix rate that a PGD training step reaches, counting what the method needs.
+
+    python benchmarks/utilisation.py                                      # a small ResNet-18, on the CPU
+    python benchmarks/utilisation.py --device cuda --net wrn28_10 --compile
+    python benchmarks/utilisation.py --device cuda --net resnet18 --compile
+
+Counted are the multiplications and additions of convolutions and linear layers, as `torch.utils.flop_counter` finds
+them in one forward pass and in its backward passes: the pass without gradients for BatchNorm; for every attack step a
+forward pass and the gradient of the images; for the update a forward pass and the gradient of the weights, which
+needs that of the activations and not that of the images. Nothing that is computed again or besides counts. The rate is
+that of a large square matrix product in bf16, measured beside the steps.
+"""
+
+import measure
+import ours
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+MATRIX_SIZE = {"cpu": 2048, "cuda": 8192}
+"""Side of the square matrices: large enough for the full rate, small enough for many repeats."""
+PRODUCTS = 10
+"""In a row, so that starting the first one does not count."""
+TARGETS = {"wrn28_10": ">= 0.40 on CUDA", "resnet18": ">= 0.25 on CUDA"}
+WARMUP = 2
+
+
+def operations(model: nn.Module, x: Tensor, attack_steps: int) -> dict[str, int]:
+    """Multiplications and additions of the three kinds of passes, and of the whole step."""
+    passes = {
+        "forward": counted(model, x),
+        "with gradient of the images": counted(model, x, [x]),
+        "with gradient of the weights": counted(model, x, list(model.parameters())),
+    }
+    step = passes["forward"] + attack_steps * passes["with gradient of the images"]
+    return passes | {"step": step + passes["with gradient of the weights"]}
+
+
+def counted(model: nn.Module, x: Tensor, gradients_of: list[Tensor] | None = None) -> int:
+    """Of a forward pass, and of a backward pass to some tensors if there are any."""
+    wanted = gradients_of or []
+    flags = [(tensor, tensor.requires_grad) for tensor in (x, *model.parameters())]
+    for tensor, _ in flags:
+        tensor.requires_grad_(any(tensor is other for other in wanted))
+    with FlopCounterMode(display=False) as counter:
+        logits = model(x)
+        if wanted:
+            logits.sum().backward(inputs=wanted)
+    for tensor, flag in flags:
+        tensor.requires_grad_(flag).grad = None
+    return int(counter.get_total_flops())
+
+
+def main() -> None:
+    options, device = ours.start(__doc__)
+    x, y = ours.images(options, device)
+    step = ours.OurStep(ours.module(options), device, options.precision)
+    found = operations(ours.NETS[options.net](options.width).to(device), x[:1].clone(), options.steps)
+    side = 256 if options.quick else MATRIX_SIZE[device.type]
+    left, right = (torch.rand(side, side, device=device).bfloat16() for _ in range(2))
+    calls = {"step": lambda: step(x, y), "products": lambda: [left @ right for _ in range(PRODUCTS)]}
+    times = measure.interleaved(calls, options.repeats, WARMUP, device)
+    needed = found["step"] * options.batch
+    # The fastest product is the machine's rate; the slower ones only show that something else was running.
+    rate = PRODUCTS * 2 * side**3 / min(times["products"])
+    name = f"{options.net}, width {options.width}, batch {options.batch}, PGD-{options.steps}, {options.precision}"
+    shares = measure.spread([needed / seconds / rate for seconds in times["step"]])
+    rows = {
+        f"share of the bf16 matrix rate: {name}": shares | {"target": TARGETS.get(options.net)},
+        "step, in forward passes": {"median": found["step"] / found["forward"]},
+    }
+    if device.type == "cuda":
+        rows["matrix product, TFLOP/s"] = {"median": rate / 1e12}
+        rows["step, milliseconds"] = measure.spread([1000 * seconds for seconds in times["step"]])
+        rows["images a second"] = measure.spread([options.batch / seconds for seconds in times["step"]])
+    measure.report(options, rows, operations_per_image=found)
+
+
+if __name__ == "__main__":
+    main()

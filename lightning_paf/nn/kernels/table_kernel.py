@@ -1,0 +1,103 @@
+"""A formula by table: bfloat16 has only 65,536 numbers."""
+
+from collections.abc import Sequence
+from functools import cached_property
+from importlib.resources import files
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from lightning_paf.nn.formula import Formula
+from lightning_paf.nn.kernels.calls import block_sums, call, function, like
+from lightning_paf.nn.kernels.compiler import load
+
+_MOST_TABLES = 128  # at half a megabyte each; networks have one activation, or one in each of some dozen places
+
+
+class TableKernel:
+    """A formula for dense CPU tensors in bfloat16, computed in float32 for every number that there is.
+
+    A look-up costs what reading and writing costs, whatever the formula. Tables are made anew when parameters change,
+    which in training is once a step, for a thousandth of its time.
+
+    Args:
+        formula: What to compute; its parameters are single numbers.
+
+    Raises:
+        CompilerError: Nothing to compile the look-up with.
+    """
+
+    slope_is_free: ClassVar[bool] = True
+
+    def __init__(self, formula: Formula) -> None:
+        library = load(files("lightning_paf.nn.kernels").joinpath("table.c").read_text())
+        self._formula = formula
+        self._forward = function(library, "forward", pointers=3)
+        self._forward_and_slope = function(library, "forward_and_slope", pointers=4)
+        self._backward = function(library, "backward", pointers=4)
+        self._parameter_sums = function(library, "parameter_sums", pointers=4, numbers=2)
+        self._tables: dict[tuple[float, ...], _Tables] = {}
+
+    def forward(self, x: Tensor, parameters: Sequence[Tensor]) -> Tensor:
+        """f(x), with the layout of x."""
+        output = torch.empty_like(x)
+        call(self._forward, x, self._tables_for(parameters).results, output, x.numel())
+        return output
+
+    def forward_and_slope(self, x: Tensor, parameters: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """f(x) and df/dx, both with the layout of x."""
+        output, slope = torch.empty_like(x), torch.empty_like(x)
+        call(self._forward_and_slope, x, self._tables_for(parameters).results, output, slope, x.numel())
+        return output, slope
+
+    def backward(self, grad: Tensor, x: Tensor, parameters: Sequence[Tensor]) -> Tensor:
+        """The gradient by x: grad * df/dx, with the layout of x."""
+        output = torch.empty_like(x)
+        call(self._backward, like(grad, x), x, self._tables_for(parameters).slopes, output, x.numel())
+        return output
+
+    def backward_all(self, grad: Tensor, x: Tensor, parameters: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
+        """The same, and the sums of grad * df/dp, each a number in float32."""
+        grad, sums = like(grad, x), block_sums(x, len(parameters))
+        slopes = self._tables_for(parameters).parameter_slopes
+        call(self._parameter_sums, grad, x, slopes, sums, len(parameters), x.numel())
+        return self.backward(grad, x, parameters), list(sums.sum(0, dtype=torch.float64).float().unbind())
+
+    def _tables_for(self, parameters: Sequence[Tensor]) -> "_Tables":
+        key = tuple(parameter.item() for parameter in parameters)
+        if key not in self._tables:
+            if len(self._tables) >= _MOST_TABLES:
+                self._tables.clear()
+            self._tables[key] = _Tables(self._formula, key)
+        return self._tables[key]
+
+
+class _Tables:
+    """Results for all numbers in the order of their bits, at fixed parameters."""
+
+    def __init__(self, formula: Formula, parameters: tuple[float, ...]) -> None:
+        self._formula = formula
+        self._parameters = [torch.tensor(parameter) for parameter in parameters]
+
+    @cached_property
+    def results(self) -> Tensor:
+        """Values and slopes in bfloat16, side by side in one word."""
+        limits = torch.finfo(torch.bfloat16)
+        pairs = torch.stack([self._tabulated([self._formula.value])[0], self.slopes[0]], dim=1)
+        return pairs.clamp(limits.min, limits.max).bfloat16()
+
+    @cached_property
+    def slopes(self) -> Tensor:
+        return self._tabulated([self._formula.slope])
+
+    @cached_property
+    def parameter_slopes(self) -> Tensor:
+        return self._tabulated(self._formula.parameter_slopes)
+
+    @torch.no_grad()
+    def _tabulated(self, functions: Sequence[object]) -> Tensor:
+        bits = torch.arange(2**16, dtype=torch.int32).to(torch.uint16)
+        x = bits.view(torch.bfloat16).float()
+        with torch.autocast("cpu", enabled=False):
+            return torch.stack([f(x, *self._parameters).expand_as(x) for f in functions])  # type: ignore[operator]

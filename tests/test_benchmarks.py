@@ -1,0 +1,220 @@
+"""The speed benchmarks measure what they say, and every program runs."""
+
+import json
+import logging
+import math
+import sys
+from argparse import Namespace
+from fractions import Fraction
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from lightning_paf.attacks import PGD
+from lightning_paf.evaluation.statistics import exact_accuracy
+from lightning_paf.module import RobustModule
+from lightning_paf.nets import CifarResNet
+from lightning_paf.nn.activations import PSSiLU
+from lightning_paf.nn.speed import Speed
+from lightning_paf.nn.swap import swap_activations
+from lightning_paf.objectives import AdversarialCE
+
+FOLDER = Path(__file__).parents[1] / "benchmarks"
+CPU = torch.device("cpu")
+TINY = ["--quick", "--net", "wrn10", "--batch", "4", "--repeats", "2"]
+
+
+@pytest.fixture(autouse=True)
+def _beside_the_programs(monkeypatch):
+    monkeypatch.syspath_prepend(FOLDER)
+    level = logging.getLogger("lightning.pytorch").level
+    yield
+    logging.getLogger("lightning.pytorch").setLevel(level)
+
+
+def program(name):
+    return import_module(name)
+
+
+def run(name, arguments, monkeypatch, folder):
+    """Run a program's `main`; the rows of its JSON file."""
+    file = folder / "results" / f"{name}.json"
+    monkeypatch.setattr(sys, "argv", [str(FOLDER / f"{name}.py"), "--threads", "1", "--json", str(file), *arguments])
+    program(name).main()
+    content = json.loads(file.read_text())
+    assert content["program"] == f"{name}.py"
+    assert content["machine"]["torch"] == torch.__version__
+    return content["rows"]
+
+
+def is_spread(row):
+    return math.isfinite(row["median"]) and row["min"] <= row["median"] <= row["max"]
+
+
+def test_arms_alternate_and_the_warm_up_is_dropped():
+    called = []
+    arms = {name: lambda name=name: called.append(name) for name in "ab"}
+    times = program("measure").interleaved(arms, repeats=2, warmup=1, device=CPU)
+    assert "".join(called) == "abbaab"
+    assert {name: len(taken) for name, taken in times.items()} == {"a": 2, "b": 2}
+    assert all(t > 0 for taken in times.values() for t in taken)
+
+
+def test_ratios_are_those_of_neighbours():
+    found = program("measure").ratios([2.0, 30.0, 400.0], [1.0, 10.0, 100.0])
+    assert found == {"median": 3.0, "min": 2.0, "max": 4.0}
+
+
+def test_peak_memory_is_what_lives_at_the_same_time():
+    before = torch.empty(3_000_000)
+
+    def call():
+        a = torch.empty(1_000_000)
+        b = torch.empty(2_000_000)
+        del a
+        c = torch.empty(500_000)
+        del b, c
+        return torch.empty(2_500_000)
+
+    assert program("measure").peak_memory(call, CPU) == 4 * 3_000_000
+    del before
+
+
+def test_a_table_leaves_out_what_was_not_measured():
+    text = program("measure").table({"a": {"median": 0.5, "target": "<= 1"}, "b": {"median": 12345.6}})
+    assert text.splitlines()[2:] == ["| a | 0.500 |  |  | <= 1 |", "| b | 12,346 |  |  |  |"]
+
+
+def test_operations_of_linear_layers():
+    a, b, c = 6, 5, 4
+    net = nn.Sequential(nn.Linear(a, b), nn.Linear(b, c))
+    found = program("utilisation").operations(net, torch.rand(1, a), attack_steps=3)
+    once = 2 * (a * b + b * c)
+    assert found["forward"] == once
+    assert found["with gradient of the images"] == 2 * once
+    assert found["with gradient of the weights"] == 3 * once - 2 * a * b
+    assert found["step"] == once + 3 * 2 * once + 3 * once - 2 * a * b
+    assert all(p.requires_grad and p.grad is None for p in net.parameters())
+
+
+def test_the_textbook_computes_our_step():
+    """The same weights, batch and noise lead to the same weights."""
+    textbook, ours = program("textbook"), program("ours")
+    x, y = torch.rand(8, 3, 32, 32), torch.randint(10, (8,))
+
+    torch.manual_seed(1)
+    net, activation = CifarResNet(width=4), textbook.PlainPSSiLU()
+    swap_activations(net, lambda: activation)
+    start = {name: value.clone() for name, value in net.state_dict().items()}
+    reference = textbook.Normalized(net, (0.4914, 0.4822, 0.4465), (0.2471, 0.2435, 0.2616))
+    optimizer = torch.optim.SGD(reference.parameters(), lr=0.1, momentum=0.9, nesterov=True, weight_decay=5e-4)
+    torch.manual_seed(2)
+    textbook.training_step(reference, activation, optimizer, x, y, steps=5)
+
+    speed = Speed(channels_last=False, fused=False, folded=False, recompute=False)
+    with ours.quiet():
+        module = RobustModule(
+            CifarResNet(width=4), PGD(steps=5), AdversarialCE(), activation=PSSiLU(), decay="all", speed=speed
+        )
+    module.model.net.load_state_dict(start)
+    step = ours.OurStep(module, CPU, "fp32")
+    torch.manual_seed(2)
+    step(x, y)
+
+    theirs, found = net.state_dict(), module.model.net.state_dict()
+    assert found.keys() == theirs.keys()
+    moved = {name for name in start if not torch.equal(start[name], theirs[name])}
+    assert {"activation.alpha", "activation.beta", "conv1.weight", "bn1.running_mean"} <= moved
+    for name, value in theirs.items():
+        torch.testing.assert_close(found[name], value, rtol=1e-3, atol=1e-4, msg=name)
+
+
+def test_shares_of_an_epoch():
+    parts = {"epoch": 10.0, "objective": 6.0, "attack": 4.0, "backward": 2.0, "optimiser": 0.5}
+    found = program("epoch").shares(parts)
+    assert found["outside of attack and update"] == pytest.approx(0.15)
+    assert found["update, forward"] == pytest.approx(0.2)
+    assert sum(found.values()) == pytest.approx(1)
+
+
+@pytest.mark.parametrize(("shift", "verdict"), [(0.05, "yes"), (0.5, "no")])
+def test_a_shift_beyond_the_seeds_is_no_equivalence(shift, verdict):
+    equivalence = program("equivalence")
+    robust = exact_accuracy(5, 10)
+    base = [equivalence.Run([9.0] * 10 + [loss] * equivalence.TAIL, robust) for loss in (1.0, 1.1, 1.2)]
+    other = [equivalence.Run([9.0] * 10 + [loss + shift] * equivalence.TAIL, robust) for loss in (1.0, 1.1, 1.2)]
+    row = equivalence.compared({"first": base, "other": other})["mean loss, other minus first, 95 % interval"]
+    assert row["median"] == pytest.approx(shift)
+    assert row["target"] == f"contains 0: {verdict}"
+
+
+def test_a_missing_library_is_named(monkeypatch):
+    libraries = program("libraries")
+    monkeypatch.setitem(sys.modules, "foolbox", None)
+    runs, versions = libraries.theirs(nn.Identity(), libraries.Setting(0.1, 0.05, 2))
+    assert "foolbox" not in runs
+    assert versions["foolbox"].startswith("not installed")
+    assert "plain_loop" in runs
+
+
+def test_step(monkeypatch, tmp_path, capsys):
+    rows = run("step", TINY, monkeypatch, tmp_path)
+    assert is_spread(rows["time, PSSiLU / ReLU"])
+    assert is_spread(rows["time, PSSiLU / textbook"])
+    assert rows["peak memory, PSSiLU / textbook"]["median"] < 1
+    assert not any("milliseconds" in name for name in rows)  # no absolute times on a CPU
+    assert "| time, PSSiLU / ReLU |" in capsys.readouterr().out
+
+
+def test_utilisation(monkeypatch, tmp_path):
+    rows = run("utilisation", TINY, monkeypatch, tmp_path)
+    (share,) = [row for name, row in rows.items() if name.startswith("share")]
+    assert is_spread(share)
+    assert share["min"] > 0
+
+
+def test_epoch(monkeypatch, tmp_path):
+    rows = run("epoch", [*TINY, "--batches", "2"], monkeypatch, tmp_path)
+    assert all(is_spread(row) and 0 < row["median"] < 1 for row in rows.values())
+    assert sum(row["median"] for row in rows.values()) == pytest.approx(1)  # two epochs: the median is the mean
+
+
+@pytest.mark.slow
+def test_first_step(monkeypatch, tmp_path):
+    rows = run("first_step", ["--quick", "--net", "wrn10", "--batch", "4", "--repeats", "1"], monkeypatch, tmp_path)
+    assert rows["first step / later step, eager"]["median"] > 1
+    assert rows["compilations, second epoch, eager"]["median"] == 0
+
+
+@pytest.mark.slow
+def test_libraries(monkeypatch, tmp_path):
+    libraries = program("libraries")
+
+    def untrained(options: Namespace):
+        assert options.eps == Fraction(1, 20)
+        return nn.Sequential(nn.Flatten(), nn.Linear(64, 10)), torch.rand(6, 1, 8, 8), torch.arange(6)
+
+    monkeypatch.setitem(libraries.CASES, "digits_standard", untrained)
+    rows = run("libraries", TINY, monkeypatch, tmp_path)
+    assert rows["images a second over ours, ours"]["median"] == 1
+    assert is_spread(rows["images a second over ours, plain_loop"])
+    assert is_spread(rows["robust of 6 digits, plain_loop"])
+
+
+@pytest.mark.slow
+def test_equivalence(monkeypatch, tmp_path):
+    rows = run("equivalence", ["--quick", "--width", "4", "--picture", str(tmp_path / "a.png")], monkeypatch, tmp_path)
+    assert rows["mean loss, fp32 minus fp32, plain, 95 % interval"]["median"] < 0.05  # rounding, after four steps
+    assert (tmp_path / "a.png").stat().st_size > 1000
+
+
+@pytest.mark.slow
+def test_loader(monkeypatch, tmp_path):
+    loader = program("loader")
+    monkeypatch.setattr(loader, "MEMORY_SIZES", (1000,))
+    monkeypatch.setattr(loader, "WARMUP", 2)
+    rows = run("loader", ["--quick"], monkeypatch, tmp_path)
+    assert is_spread(rows["loading and augmentation, images a second"])
