@@ -1,5 +1,6 @@
 """A classifier as an ONNX file, and an ONNX file as a classifier."""
 
+import gc
 import logging
 import warnings
 from collections.abc import Iterator
@@ -47,6 +48,10 @@ def save_onnx(model: nn.Module, example: Tensor, path: Path) -> None:
                 f"{type(model).__name__} does something that ONNX cannot say ({str(error).splitlines()[0]}). "
                 "Pass --formats state_dict,safetensors,model_info."
             ) from error
+        finally:
+            # The tracer derives a class of the same name from every module's; while these live, a name typed without
+            # its path ("PSSiLU") means several classes, and the command line refuses it.
+            gc.collect()
     _check_file(path)
 
 

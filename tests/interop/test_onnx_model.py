@@ -7,7 +7,7 @@ from stand_ins import TinyNet, images
 
 from lightning_paf.interop import NormalizedNet, onnx_model
 from lightning_paf.interop.onnx_model import OnnxModel, save_onnx
-from lightning_paf.nn.activations import PSSiLU
+from lightning_paf.nn.activations import ParametricActivation, PSSiLU
 from lightning_paf.nn.classifier import Classifier
 from lightning_paf.nn.swap import swap_activations
 from lightning_paf.specs import dataset_spec
@@ -36,6 +36,12 @@ def test_logits_are_equal_for_any_number_of_images_and_the_model_is_left_as_foun
     for n in (1, 2, 7):
         x, _ = images(n)
         torch.testing.assert_close(session(x), model(x).detach(), atol=1e-5, rtol=1e-5)
+
+
+def test_a_name_means_one_class_afterwards(tmp_path):
+    save_onnx(network(normalised=False), torch.rand(2, 3, 8, 8), tmp_path / "model.onnx")
+    names = [kind.__qualname__ for kind in ParametricActivation.__subclasses__() + PSSiLU.__subclasses__()]
+    assert names.count("PSSiLU") == 1
 
 
 def test_missing_packages_are_named(monkeypatch):

@@ -79,8 +79,7 @@ def test_test_runs_on_the_result(tmp_path):
 def test_a_parametric_activation_is_one_row_for_all_its_places(folder, capsys):
     original = wide(activation=True)
     torch.save({"state_dict": original.state_dict()}, folder / "weights.pt")
-    # The whole path: an ONNX export in this process may have left a second class of that name.
-    assert import_(folder, "--activation", "lightning_paf.nn.activations.PSSiLU") == 0
+    assert import_(folder, "--activation", "PSSiLU") == 0
     torch.testing.assert_close(imported(folder)(X), original(X), atol=1e-6, rtol=1e-6)
     assert "activation.alpha (and 3 more that share it)" in said(capsys)
 
