@@ -97,7 +97,7 @@ def load_run(
         raise ValueError(
             f"A checkpoint is read with its configuration, but there is no {config}. Pass --config RUN/config.yaml."
         )
-    quiet = ["--run", "null", "--trainer.logger", "false", "--trainer.precision", "32-true"]
+    quiet = ["--model.init", "null", "--run", "null", "--trainer.logger", "false", "--trainer.precision", "32-true"]
     cli = train(["--config", str(config), *quiet, *options], run=False)
     weights = torch.load(checkpoint, map_location="cpu", weights_only=True)["state_dict"]
     try:

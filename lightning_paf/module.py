@@ -1,12 +1,14 @@
 """The LightningModule: the inner maximisation and the outer step, whatever the method."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from copy import deepcopy
+from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import OptimizerCallable
+from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.optim import SGD
@@ -14,6 +16,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from torchmetrics.classification import MulticlassAccuracy
 
 from lightning_paf.attacks import Attack
+from lightning_paf.functional.losses import hard_labels
 from lightning_paf.nn.activations import Activation
 from lightning_paf.nn.classifier import Classifier
 from lightning_paf.nn.parameter_groups import DecayRule, parameter_groups
@@ -46,6 +49,8 @@ class RobustModule(LightningModule):
         decay: What weight decay acts on: `all` (Dai et al., 2021: alpha, beta, BatchNorm and biases too),
             `activation_free` (all but alpha and beta), or `weights` (neither activation, BatchNorm nor biases).
         speed: How a training step is computed; the defaults change nothing but rounding.
+        init: Checkpoint of another training of the same network, whose weights this one begins with (fine-tuning).
+            Not read again when the training is continued, nor by other commands than `fit`.
 
     Raises:
         ValueError: Parts that do not fit together.
@@ -65,6 +70,7 @@ class RobustModule(LightningModule):
         schedule: Schedule | None = None,
         decay: DecayRule = "weights",
         speed: Speed = Speed(),  # noqa: B008  # immutable; an instance, so that the command line shows its fields
+        init: Path | None = None,
     ) -> None:
         super().__init__()
         self.save_hyperparameters()
@@ -91,6 +97,9 @@ class RobustModule(LightningModule):
         self.val_accuracy = MulticlassAccuracy(spec.num_classes, average="micro")
         self.test_accuracy = MulticlassAccuracy(spec.num_classes, average="micro")
         self._sums, self._steps = dict[str, Tensor](), 0
+        self.init = init
+        if init is not None and init.is_file():  # copies of the module, as averaging makes them, begin with it, too
+            self._begin_with(init)
 
     def forward(self, x: Tensor) -> Tensor:
         """Images (N, C, H, W) in [0, 1] to logits (N, num_classes)."""
@@ -99,8 +108,16 @@ class RobustModule(LightningModule):
 
     def setup(self, stage: str) -> None:
         """Prepare the network for training; before it is wrapped, since wrappers look at the layout of weights."""
-        if stage == "fit":
-            self.speed.prepare(self.model)
+        if stage != "fit":
+            return
+        if self.init is not None and not self.init.is_file():
+            raise ValueError(f"There is no checkpoint {self.init} to begin with. Check --model.init.")
+        if self.objective.steps_per_batch > 1 and self.trainer.accumulate_grad_batches > 1:
+            raise ValueError(
+                f"{type(self.objective).__name__} makes {self.objective.steps_per_batch} optimiser steps a batch, so "
+                "gradients cannot be accumulated over batches. Pass --trainer.accumulate_grad_batches 1."
+            )
+        self.speed.prepare(self.model)
 
     def teardown(self, stage: str) -> None:
         """Leave an ordinary network."""
@@ -115,12 +132,12 @@ class RobustModule(LightningModule):
 
     def on_train_start(self) -> None:
         """Tell the objective the epoch, also where training is resumed in the middle of one."""
-        self.objective.on_epoch_start(self.current_epoch)
+        self.objective.on_epoch_start(self.current_epoch, self._progress())
 
     def on_train_epoch_start(self) -> None:
         """Begin new means, and tell the objective the epoch."""
         self._sums, self._steps = {}, 0
-        self.objective.on_epoch_start(self.current_epoch)
+        self.objective.on_epoch_start(self.current_epoch, self._progress())
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The whole inner maximisation, and the loss of the outer step."""
@@ -129,11 +146,27 @@ class RobustModule(LightningModule):
             result = self.objective(self.model, x, y, self.attack)
         loss: Tensor = result.loss + self.model.penalty()
         self._refuse_nan(loss)
-        correct = result.logits.detach().argmax(1) == y
+        correct = result.logits.detach().argmax(1) == hard_labels(y)
         values = {"loss": loss.detach(), "acc_adv": correct.float().mean(), **result.logs}
         self._sums = {name: self._sums.get(name, 0) + value.float() for name, value in values.items()}
         self._steps += 1
         return loss
+
+    def optimizer_step(
+        self,
+        epoch: int,
+        batch_idx: int,
+        optimizer: torch.optim.Optimizer | LightningOptimizer,
+        optimizer_closure: Callable[[], Any] | None = None,
+    ) -> None:
+        """One step, or as many on the same batch as the objective wants; each computes its own gradient."""
+        for number in range(self.objective.steps_per_batch):
+            self.objective.begin_step(number)
+            super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+
+    def on_after_backward(self) -> None:
+        """Let the objective restore weights that it changed for the gradient."""
+        self.objective.after_backward(self.model)
 
     def on_train_epoch_end(self) -> None:
         """Log the means over the steps of the epoch."""
@@ -198,6 +231,21 @@ class RobustModule(LightningModule):
                 f"The checkpoint holds another network than {type(self.model.net).__name__} with this configuration:\n"
                 f"{difference}\nPass the config.yaml that was saved beside the checkpoint: --config RUN/config.yaml."
             )
+
+    def _begin_with(self, checkpoint: Path) -> None:
+        """Take the classifier's weights; what the objective of that training has learned stays behind."""
+        weights = torch.load(checkpoint, map_location="cpu", weights_only=True)["state_dict"]
+        prefix = "model."
+        mine = {key.removeprefix(prefix): value for key, value in weights.items() if key.startswith(prefix)}
+        difference = _key_difference(self.model.state_dict(), mine)
+        if difference:
+            raise ValueError(
+                f"{checkpoint} holds another network:\n{difference}\nPass the same --model.net and activation."
+            )
+        self.model.load_state_dict(mine)
+
+    def _progress(self) -> float:
+        return min(1.0, self.global_step / self.trainer.estimated_stepping_batches)
 
     def _refuse_nan(self, loss: Tensor) -> None:
         """Stop at the first loss that is not finite, before it reaches the weights."""

@@ -19,4 +19,4 @@ PerExampleLoss = Callable[[Any, Tensor], Tensor]
 """`(output, target) -> (N,)`; larger is better for the attacker."""
 
 Batch = tuple[Tensor, Tensor]
-"""Images (N, C, H, W) float in [0, 1], labels (N,) int64."""
+"""Images (N, C, H, W) float in [0, 1], labels (N,) int64 or distributions over the classes (N, num_classes)."""

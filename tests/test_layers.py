@@ -13,7 +13,7 @@ LEVELS = {
     2: ["attacks", "nets"],
     3: ["objectives", "evaluation"],
     4: ["module", "callbacks", "data", "interop"],
-    5: ["cli", "checkpoints", "console", "loading", "run_folder", "tools", "__main__"],
+    5: ["cli", "checkpoints", "console", "loading", "run_folder", "studies", "tools", "__main__"],
 }
 LEVEL = {unit: level for level, units in LEVELS.items() for unit in units}
 FILES = sorted(PACKAGE.rglob("*.py"))

@@ -75,6 +75,11 @@ def dlr(logits: Tensor, y: Tensor) -> Tensor:
     return margin(logits, y) / (top[:, 0] - top[:, 2] + 1e-12)
 
 
+def hard_labels(y: Tensor) -> Tensor:
+    """Labels (N,) int64: themselves, or the most likely class of a distribution over the classes (N, C)."""
+    return y.argmax(dim=1) if y.is_floating_point() else y
+
+
 def _largest_other(logits: Tensor, y: Tensor) -> Tensor:
     """Largest logit (N,) of a class other than `y`."""
     return logits.scatter(1, y[:, None], -torch.inf).amax(dim=1)

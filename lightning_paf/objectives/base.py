@@ -37,6 +37,9 @@ class Objective(nn.Module, ABC):
     needs_double_backward: ClassVar[bool] = False
     """Whether it differentiates a gradient, which fused attention and compiled networks cannot."""
 
+    steps_per_batch: ClassVar[int] = 1
+    """Optimiser steps that each batch is used for; before each of them `begin_step` is called and then `forward`."""
+
     def bind(self, model: Classifier) -> None:
         """Build heads once the number of features is known; by default nothing."""
 
@@ -47,9 +50,21 @@ class Objective(nn.Module, ABC):
         Args:
             model: The classifier that is trained, in training mode.
             x: Images (N, C, H, W) in [0, 1].
-            y: Labels (N,).
+            y: Labels (N,), or a distribution over the classes (N, num_classes) where the data mix or smooth them;
+                `functional.losses.hard_labels` makes labels of both.
             attack: The inner maximisation.
         """
 
-    def on_epoch_start(self, epoch: int) -> None:
-        """Warm-ups and refits; by default nothing."""
+    def on_epoch_start(self, epoch: int, progress: float) -> None:
+        """Warm-ups and refits; by default nothing.
+
+        Args:
+            epoch: Number of finished epochs.
+            progress: Share of the training that is over, in [0, 1].
+        """
+
+    def begin_step(self, number: int) -> None:
+        """Learn which of the `steps_per_batch` follows, from 0; by default nothing."""
+
+    def after_backward(self, model: Classifier) -> None:
+        """Take back what `forward` did to the weights for the sake of the gradient; by default nothing."""

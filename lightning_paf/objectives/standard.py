@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from lightning_paf.attacks.base import Attack
-from lightning_paf.functional.losses import cross_entropy
+from lightning_paf.functional.losses import cross_entropy, hard_labels
 from lightning_paf.nn.classifier import Classifier
 from lightning_paf.objectives.base import Objective, StepResult
 
@@ -52,7 +52,7 @@ class AdversarialCE(Objective):
         logs: dict[str, Tensor] = {}
         if self.bn_statistics == "mixed":
             with torch.no_grad():
-                logs["clean_acc"] = (model(x).argmax(1) == y).float().mean()
+                logs["clean_acc"] = (model(x).argmax(1) == hard_labels(y)).float().mean()
         logits = model(attack(model, x, y))
         loss = cross_entropy(logits, y, label_smoothing=self.label_smoothing).mean()
         return StepResult(loss, logits, logs)

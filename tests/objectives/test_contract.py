@@ -1,29 +1,21 @@
 """What every objective promises, over all subclasses."""
 
 import copy
-import inspect
 
 import pytest
 import torch
+from every_objective import OBJECTIVES, build
 from stand_ins import images, tiny_classifier
 
 from lightning_paf.attacks import PGD
-from lightning_paf.objectives import Objective
 from lightning_paf.objectives.base import StepResult
 
-
-def concrete(cls: type) -> list[type]:
-    below = [sub for child in cls.__subclasses__() for sub in [child, *concrete(child)]]
-    return sorted({sub for sub in below if not inspect.isabstract(sub)}, key=lambda c: c.__name__)
-
-
-OBJECTIVES = [cls for cls in concrete(Objective) if cls.__module__.startswith("lightning_paf.")]
 ATTACK = PGD(0.1, step_size=0.05, steps=2)
 
 
 @pytest.fixture(params=OBJECTIVES, ids=lambda cls: cls.__name__)
 def objective(request):
-    return request.param()
+    return build(request.param)
 
 
 def step(objective, model=None, seed=0) -> StepResult:
@@ -55,6 +47,17 @@ def test_every_parameter_gets_a_gradient(objective):
 
 def test_the_same_seed_gives_the_same_loss(objective):
     assert torch.equal(step(objective, seed=3).loss, step(objective, seed=3).loss)
+
+
+def test_distributions_stand_for_labels(objective):
+    """Where the data mix or smooth labels; one-hot rows are the labels themselves."""
+    model, (x, y) = tiny_classifier().train(), images()
+    objective.bind(model)
+    losses = []
+    for target in (y, torch.nn.functional.one_hot(y, 10).float()):
+        torch.manual_seed(0)
+        losses.append(objective(copy.deepcopy(model), x, target, ATTACK).loss)
+    torch.testing.assert_close(*losses)
 
 
 def test_nothing_with_a_graph_stays_behind(objective):

@@ -1,0 +1,85 @@
+"""What came of a study: an interval for every claim, and a plain word."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lightning_paf.studies.study import Claim
+
+Word = Literal["reproduced", "not reproduced", "cannot be told at this size"]
+Measured = Mapping[str, Sequence[NDArray[np.float64]]]
+"""For each arm, what was measured with each seed: one value for every image (N,), or a single one (1,)."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One claim, tested.
+
+    Attributes:
+        claim: What was claimed.
+        difference: First arm minus second, the mean over seeds.
+        low: Lower end of the 95 % interval.
+        high: Upper end.
+        seeds: Trainings of each arm.
+    """
+
+    claim: Claim
+    difference: float
+    low: float
+    high: float
+    seeds: int
+
+    @property
+    def word(self) -> Word:
+        """Whether the interval lies above what is claimed, below, or around it."""
+        if self.low > self.claim.by:
+            return "reproduced"
+        return "not reproduced" if self.high < self.claim.by else "cannot be told at this size"
+
+    def __str__(self) -> str:
+        """As in `+12.0 [+8.1, +15.9]`, in points where a share was measured."""
+        return f"{100 * self.difference:+.1f} [{100 * self.low:+.1f}, {100 * self.high:+.1f}]"
+
+
+def tested(claim: Claim, measured: Measured) -> Outcome:
+    """Compare two arms by pairs: seed by seed, and image by image where each image has a value.
+
+    The variance of the difference has two parts: between trainings (over seeds), and between test images (of their
+    difference, averaged over seeds). They are added, and the quantile is Student's for the number of seeds, so the
+    interval is a careful one.
+
+    Args:
+        claim: What is claimed.
+        measured: Of one measure, with at least two seeds and equally many for both arms.
+
+    Raises:
+        ValueError: Fewer than two seeds, or arms with different numbers of them.
+    """
+    from scipy.stats import t as student
+
+    more, less = (np.stack(measured[name]).astype(np.float64) for name in (claim.more, claim.less))
+    if more.shape != less.shape or len(more) < 2:
+        raise ValueError(
+            f"A comparison needs at least 2 seeds and the same for both arms, but {claim.more} has {len(more)} and "
+            f"{claim.less} has {len(less)}. Pass --seeds 3."
+        )
+    differences = more - less  # (seeds, images)
+    seeds, images = differences.shape
+    variance = differences.mean(1).var(ddof=1) / seeds
+    if images > 1:
+        variance += differences.mean(0).var(ddof=1) / images
+    half_width = float(student.ppf(0.975, seeds - 1)) * math.sqrt(variance)
+    mean = float(differences.mean())
+    return Outcome(claim, mean, mean - half_width, mean + half_width, seeds)
+
+
+def overall(outcomes: Sequence[Outcome]) -> Word:
+    """One word for all claims: the worst of theirs."""
+    words = {outcome.word for outcome in outcomes}
+    if "not reproduced" in words:
+        return "not reproduced"
+    return "reproduced" if words == {"reproduced"} else "cannot be told at this size"

@@ -1,0 +1,74 @@
+"""Outcomes for people: on the terminal, and as one table for all methods."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+
+def show(found: dict[str, Any]) -> None:
+    """Print one outcome.
+
+    Args:
+        found: What `report.content` returned.
+    """
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(highlight=False)
+    names = list(next(iter(found["arms"].values())))
+    arms = Table("arm", *names, title=f"{found['title']}\nmean and standard deviation over {found['seeds']} seeds, %")
+    for arm, values in found["arms"].items():
+        arms.add_row(arm, *(f"{_percent(values[name])}" for name in names))
+    console.print(arms)
+    claims = Table("claim", "measure", "difference, 95 %", "outcome")
+    for claim in found["claims"]:
+        by = f" (claimed > {100 * claim['by']:+g})" if claim["by"] else ""
+        claims.add_row(claim["text"], claim["measure"], claim["shown"] + by, claim["word"])
+    console.print(claims)
+    if found["note"]:
+        console.print(found["note"])
+    console.print(f"{found['method']}: {found['word']}")
+
+
+def page(folder: Path) -> str:
+    """One Markdown table of all outcomes in a folder.
+
+    Args:
+        folder: Holds the files that `lightning-paf reproduce METHOD --json FILE` wrote.
+
+    Raises:
+        ValueError: It holds none.
+    """
+    files = sorted(folder.glob("*.json"))
+    if not files:
+        raise ValueError(
+            f"{folder} holds no outcome. Write some: lightning-paf reproduce METHOD --json {folder}/METHOD.json."
+        )
+    outcomes = [json.loads(file.read_text()) for file in files]
+    summary = ["| method | outcome | command |", "| --- | --- | --- |"]
+    summary += [f"| {found['title']} | **{found['word']}** | `{found['command']}` |" for found in outcomes]
+    return "\n".join([*summary, *(line for found in outcomes for line in _section(found))])
+
+
+def _section(found: dict[str, Any]) -> list[str]:
+    names = list(next(iter(found["arms"].values())))
+    lines = ["", f"## {found['method']}", "", found["title"] + ".", ""]
+    lines += [f"| arm | {' | '.join(names)} |", f"| --- |{' --- |' * len(names)}"]
+    lines += [f"| {arm} | {' | '.join(_percent(values[n]) for n in names)} |" for arm, values in found["arms"].items()]
+    lines += ["", "| claim | measure | difference, 95 % | outcome |", "| --- | --- | --- | --- |"]
+    for claim in found["claims"]:
+        by = f", claimed > {100 * claim['by']:+g}" if claim["by"] else ""
+        text = f"{claim['text']} ({claim['source']})"
+        lines.append(f"| {text} | {claim['measure']} | {claim['shown']}{by} | {claim['word']} |")
+    lines += [
+        "",
+        f"linf eps {found['eps']}, {found['seeds']} seeds, {found['examples']} test images; {found['machine']}.",
+    ]
+    return [*lines, found["note"]] if found["note"] else lines
+
+
+def _percent(values: list[float]) -> str:
+    spread = f" ± {100 * np.std(values, ddof=1):.1f}" if len(values) > 1 else ""
+    return f"{100 * np.mean(values):.1f}{spread}"

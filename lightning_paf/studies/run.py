@@ -1,0 +1,166 @@
+"""Train and judge the arms of a study: one process an arm, what is finished is not done again."""
+
+import contextlib
+import json
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lightning_paf.evaluation.files import write_whole
+from lightning_paf.studies.study import Arm, Study, find_study
+
+if TYPE_CHECKING:
+    from lightning_paf.loading import Run
+
+JUDGED_AT_ONCE = 512
+
+
+@dataclass(frozen=True)
+class Task:
+    """One arm with one seed.
+
+    Attributes:
+        study: Name of the study.
+        arm: Name of the arm.
+        seed: Of weights, data order, attacks.
+        folder: Of the study; everything of this task goes to `ARM-SEED` in it.
+        config: Experiment that all arms share.
+        options: Words of `fit` that come last, such as a shorter training.
+        examples: Test images that are judged.
+    """
+
+    study: str
+    arm: str
+    seed: int
+    folder: Path
+    config: Path
+    options: tuple[str, ...]
+    examples: int
+
+    @property
+    def place(self) -> Path:
+        """Folder of this task."""
+        return self.folder / f"{self.arm}-{self.seed}"
+
+    @property
+    def result(self) -> Path:
+        """What was measured, once it is done."""
+        return self.place / "measured.json"
+
+
+def perform(task: Task) -> None:
+    """Train, judge, and write `measured.json`; what is printed goes to `log.txt`.
+
+    Raises:
+        RuntimeError: A command failed; its message is in the log.
+    """
+    if task.result.is_file():
+        return
+    import torch
+
+    torch.set_num_threads(1)
+    study = find_study(task.study)
+    arm = next(arm for arm in study.arms if arm.name == task.arm)
+    task.place.mkdir(parents=True, exist_ok=True)
+    with _into(task.place / "log.txt"):
+        for words in arm.before:
+            _command(_filled(words, task, study))
+        _command(_fit_words(task, study, arm))
+        measured = _judged(task, study, arm)
+    content = {name: np.asarray(values, np.float64).reshape(-1).tolist() for name, values in measured.items()}
+    write_whole(task.result, json.dumps(content).encode())
+
+
+def measured(task: Task) -> dict[str, NDArray[np.float64]]:
+    """What `perform` has written."""
+    return {name: np.array(values, np.float64) for name, values in json.loads(task.result.read_text()).items()}
+
+
+def _fit_words(task: Task, study: Study, arm: Arm) -> list[str]:
+    seed = ["--seed_everything", str(task.seed), "--data.seed", str(task.seed)]
+    options = [*study.options, *arm.options, *task.options]
+    words = ["fit", "-c", str(task.config), *seed, *options, "--run", str(task.place / "run"), "--ckpt_path", "auto"]
+    return _filled(words, task, study)
+
+
+def _filled(words: Sequence[str], task: Task, study: Study) -> list[str]:
+    """Placeholders replaced by what they stand for."""
+    places = {f"{{{arm.name}}}": str(_checkpoint(task.folder / f"{arm.name}-{task.seed}")) for arm in study.arms}
+    places["{folder}"] = str(task.place)
+    filled = []
+    for word in words:
+        for place, path in places.items():
+            word = word.replace(place, path)
+        filled.append(word)
+    return filled
+
+
+def _checkpoint(place: Path) -> Path:
+    return place / "run" / "checkpoints" / "last.ckpt"
+
+
+def _command(words: list[str]) -> None:
+    from lightning_paf.__main__ import main
+
+    print("$ lightning-paf", *words, flush=True)  # noqa: T201  # into the log
+    status = main(words)
+    if status:
+        raise RuntimeError(f"lightning-paf {words[0]} ended with status {status}.")
+
+
+def _judged(task: Task, study: Study, arm: Arm) -> dict[str, Any]:
+    """All measures of a trained arm."""
+    import torch
+
+    from lightning_paf.loading import load_run
+
+    run = load_run(_checkpoint(task.place), device="cpu", options=_filled(arm.test_options, task, study))
+    samples = run.samples(task.examples)
+    x, y = samples.fetch(samples.ids)
+    torch.manual_seed(task.seed)
+    with torch.no_grad():
+        found: dict[str, Any] = {"clean": (run.model(x).argmax(1) == y).numpy()}
+    found |= _robust(run, study.eps, samples)
+    return found | {name: measure(run, x, y) for name, measure in study.measures.items()}
+
+
+def _robust(run: "Run", eps: float, samples: Any) -> dict[str, NDArray[np.bool_]]:
+    """Whether each image withstands PGD (with the margin loss, three starts) and standard AutoAttack."""
+    from lightning_paf.attacks import PGD, AutoAttack, Restarts
+    from lightning_paf.evaluation.ledger import MemoryLedger
+    from lightning_paf.evaluation.verdict import judge
+    from lightning_paf.functional.losses import margin
+
+    attacks = {
+        "pgd": Restarts(PGD(eps, step_size=eps / 8, steps=20, loss=margin), 3),
+        "autoattack": AutoAttack(eps, version="standard"),
+    }
+    return {
+        name: judge(run.model, attack, samples, MemoryLedger(), block_size=JUDGED_AT_ONCE).standing
+        for name, attack in attacks.items()
+    }
+
+
+@contextlib.contextmanager
+def _into(log: Path) -> Iterator[None]:
+    """Send everything that is printed to a file, also what libraries print past `sys.stdout`."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    kept = [os.dup(number) for number in (1, 2)]
+    try:
+        with log.open("ab", buffering=0) as stream:
+            for number in (1, 2):
+                os.dup2(stream.fileno(), number)
+            yield
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        for number, old in zip((1, 2), kept, strict=True):
+            os.dup2(old, number)
+            os.close(old)

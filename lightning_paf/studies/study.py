@@ -1,0 +1,108 @@
+"""What a study is: arms to train, claims to test."""
+
+import difflib
+import importlib
+import pkgutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lightning_paf.studies import methods
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from lightning_paf.loading import Run
+
+Measure = Callable[["Run", "Tensor", "Tensor"], Any]
+"""`(run, images, labels) -> ` one bool for each image (N,), or one number: what a claim compares between arms."""
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One way to train.
+
+    Attributes:
+        name: Short, as in tables.
+        options: Words of `lightning-paf fit` beyond those of the study. `{NAME}` stands for the last checkpoint of the
+            arm of that name with the same seed, which must be listed before; `{folder}` for a folder of this arm alone.
+        before: Commands (words without `lightning-paf`) that run before the training, with the same placeholders.
+        test_options: Words that change how the trained model is built when it is judged.
+    """
+
+    name: str
+    options: tuple[str, ...] = ()
+    before: tuple[tuple[str, ...], ...] = ()
+    test_options: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Claim:
+    """That one arm exceeds another.
+
+    Attributes:
+        text: The claim in the paper's terms, one sentence.
+        more: Arm that is said to have more.
+        less: Arm that is said to have less.
+        measure: Of what: `clean`, `pgd`, `autoattack`, or a measure of the study.
+        by: By how much at least; negative for "not worse by more than".
+        source: Where the paper says so, or `expected` where it is our own expectation.
+    """
+
+    text: str
+    more: str
+    less: str
+    measure: str
+    by: float = 0.0
+    source: str = "expected"
+
+
+@dataclass(frozen=True)
+class Study:
+    """Arms, trained with several seeds each, and claims about them.
+
+    Attributes:
+        title: Method and paper in one line.
+        arms: In the order of training.
+        claims: What the outcome depends on.
+        options: Words of `lightning-paf fit` for all arms.
+        measures: Further measures by name. `clean`, `pgd` and `autoattack` at the study's eps are always there.
+        eps: Radius (linf) at which `pgd` and `autoattack` judge.
+        note: What a reader must know before the numbers are believed.
+    """
+
+    title: str
+    arms: tuple[Arm, ...]
+    claims: tuple[Claim, ...]
+    options: tuple[str, ...] = ()
+    measures: Mapping[str, Measure] = field(default_factory=dict)
+    eps: float = 0.2
+    note: str = ""
+
+    def __post_init__(self) -> None:
+        """Refuse claims about what is not there."""
+        arms, measures = {arm.name for arm in self.arms}, {"clean", "pgd", "autoattack", *self.measures}
+        for claim in self.claims:
+            if not {claim.more, claim.less} <= arms or claim.measure not in measures:
+                raise ValueError(f"A claim names arms and measures of its study, but {claim} does not. Correct it.")
+
+
+def study_names() -> list[str]:
+    """Names of all studies, in order."""
+    return sorted(info.name.replace("_", "-") for info in pkgutil.iter_modules([str(Path(methods.__file__).parent)]))
+
+
+def find_study(name: str) -> Study:
+    """The study of a method.
+
+    Raises:
+        ValueError: There is none of this name.
+    """
+    if name not in study_names():
+        near = difflib.get_close_matches(name, study_names(), 1)
+        hint = f" Did you mean {near[0]}?" if near else ""
+        raise ValueError(f"There is no study {name!r}.{hint} Known: {', '.join(study_names())}.")
+    module = importlib.import_module(f"{methods.__name__}.{name.replace('-', '_')}")
+    study: Study = module.STUDY
+    return study

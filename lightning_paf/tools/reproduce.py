@@ -1,0 +1,128 @@
+"""Put a paper's claims to the test: train its method and what it is compared with, judge all by AutoAttack."""
+
+import argparse
+import json
+import os
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from multiprocessing import get_context
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lightning_paf.studies import find_study, study_names
+
+if TYPE_CHECKING:
+    from lightning_paf.studies.run import Task
+    from lightning_paf.studies.study import Study
+
+BUDGETS: dict[str, tuple[int, int, tuple[str, ...]]] = {
+    "cpu": (3, 300, ()),
+    "smoke": (2, 16, ("--trainer.max_epochs", "1")),
+}
+"""Seeds, judged test images, and options of `fit` that come last; `smoke` only shows that everything runs."""
+
+
+def main(argv: list[str]) -> int:
+    """Run a study, or print what there is.
+
+    Args:
+        argv: Options, see `--help`.
+
+    Returns:
+        0, whatever the outcome; a claim that fails is a result.
+
+    Raises:
+        ValueError: There is no such study, or no such folder.
+        RuntimeError: A training failed.
+    """
+    options = _parse(argv)
+    if options.list:
+        _list()
+        return 0
+    if options.table:
+        from lightning_paf.studies.page import page
+
+        print(page(options.table))
+        return 0
+    if options.method is None:
+        raise ValueError(f"A study needs its method, one of {', '.join(study_names())}. Or pass --list or --table.")
+    if not options.config.is_file():
+        raise ValueError(
+            f"Studies need {options.config}, which is not there. Run it in a clone, or pass --config FILE."
+        )
+    study, folder = find_study(options.method), options.out / options.method
+    seeds, examples, last = BUDGETS[options.budget]
+    seeds = options.seeds or seeds
+    tasks = [
+        _task(options, folder, arm.name, seed, last, options.examples or examples)
+        for seed in range(seeds)
+        for arm in study.arms
+    ]
+    print(f"{study.title}\n{len(study.arms)} arms x {seeds} seeds, {options.jobs} at a time, in {folder}")
+    _perform(tasks, study, options.jobs)
+    _conclude(options, study, tasks, folder)
+    return 0
+
+
+def _parse(argv: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser("lightning-paf reproduce", description=__doc__)
+    parser.add_argument("method", nargs="?", help="its name, see --list")
+    parser.add_argument("--list", action="store_true", help="all methods and what is claimed of them")
+    parser.add_argument("--table", type=Path, metavar="FOLDER", help="print the results in a folder as Markdown")
+    parser.add_argument(
+        "--budget", choices=tuple(BUDGETS), default="cpu", help="cpu: minutes on 2 cores; smoke: a trial"
+    )
+    parser.add_argument("--seeds", type=int, help="trainings of each arm; default: that of the budget")
+    parser.add_argument("--examples", type=int, help="test images to judge; default: that of the budget")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="arms trained at the same time")
+    parser.add_argument("--config", type=Path, default=Path("configs/studies/digits.yaml"), help="common experiment")
+    parser.add_argument("--out", type=Path, default=Path("runs/reproduce"), help="what is there is not done again")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the outcome to this file, too")
+    return parser.parse_args(argv)
+
+
+def _list() -> None:
+    for name in study_names():
+        study = find_study(name)
+        print(f"{name}: {study.title}")
+        for claim in study.claims:
+            print(f"    {claim.text} ({claim.source})")
+
+
+def _task(
+    options: argparse.Namespace, folder: Path, arm: str, seed: int, last: tuple[str, ...], examples: int
+) -> "Task":
+    from lightning_paf.studies.run import Task
+
+    return Task(options.method, arm, seed, folder, options.config, last, examples)
+
+
+def _perform(tasks: "list[Task]", study: "Study", jobs: int) -> None:
+    """All tasks, arms in their order, since later ones may begin with the weights of earlier ones."""
+    from rich.progress import Progress
+
+    from lightning_paf.studies.run import perform
+
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    with ProcessPoolExecutor(jobs, get_context("spawn")) as pool, Progress() as progress:
+        bar = progress.add_task("training and judging", total=len(tasks))
+        for arm in study.arms:
+            running = {pool.submit(perform, task): task for task in tasks if task.arm == arm.name}
+            for future in as_completed(running):
+                task = running[future]
+                if (error := future.exception()) is not None:
+                    pool.shutdown(cancel_futures=True)
+                    raise RuntimeError(f"{task.arm}, seed {task.seed}: {error} See {task.place}/log.txt.") from error
+                progress.update(bar, advance=1, description=f"{task.arm}, seed {task.seed}")
+
+
+def _conclude(options: argparse.Namespace, study: "Study", tasks: "list[Task]", folder: Path) -> None:
+    """Print what came of it, and write `outcome.json`."""
+    from lightning_paf.evaluation.files import write_whole
+    from lightning_paf.studies.page import show
+    from lightning_paf.studies.report import content
+
+    found: dict[str, Any] = content(options.method, study, tasks, options.budget)
+    show(found)
+    for path in filter(None, (folder / "outcome.json", options.json)):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(path, (json.dumps(found, indent=2) + "\n").encode())
