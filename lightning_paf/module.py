@@ -85,12 +85,8 @@ class RobustModule(LightningModule):
         self.attack = attack
         self.objective = objective
         self.objective.bind(self.model)
-        if speed.compile and objective.needs_double_backward:
-            raise ValueError(
-                f"A compiled network has no second derivatives, but {type(objective).__name__} differentiates a "
-                "gradient. Pass --model.speed.compile false, or another --model.objective."
-            )
         self.speed = speed
+        self._check_speed()
         self.optimizer = _as_function(optimizer)
         self.schedule = schedule or Cosine()
         self.decay: DecayRule = decay
@@ -98,8 +94,7 @@ class RobustModule(LightningModule):
         self.test_accuracy = MulticlassAccuracy(spec.num_classes, average="micro")
         self._sums, self._steps = dict[str, Tensor](), 0
         self.init = init
-        if init is not None and init.is_file():  # copies of the module, as averaging makes them, begin with it, too
-            self._begin_with(init)
+        self._begin_with_init()  # here, so that copies of the module, as averaging makes them, begin with it, too
 
     def forward(self, x: Tensor) -> Tensor:
         """Images (N, C, H, W) in [0, 1] to logits (N, num_classes)."""
@@ -232,15 +227,24 @@ class RobustModule(LightningModule):
                 f"{difference}\nPass the config.yaml that was saved beside the checkpoint: --config RUN/config.yaml."
             )
 
-    def _begin_with(self, checkpoint: Path) -> None:
+    def _check_speed(self) -> None:
+        if self.speed.compile and self.objective.needs_double_backward:
+            raise ValueError(
+                f"A compiled network has no second derivatives, but {type(self.objective).__name__} differentiates a "
+                "gradient. Pass --model.speed.compile false, or another --model.objective."
+            )
+
+    def _begin_with_init(self) -> None:
         """Take the classifier's weights; what the objective of that training has learned stays behind."""
-        weights = torch.load(checkpoint, map_location="cpu", weights_only=True)["state_dict"]
+        if self.init is None or not self.init.is_file():
+            return
+        weights = torch.load(self.init, map_location="cpu", weights_only=True)["state_dict"]
         prefix = "model."
         mine = {key.removeprefix(prefix): value for key, value in weights.items() if key.startswith(prefix)}
         difference = _key_difference(self.model.state_dict(), mine)
         if difference:
             raise ValueError(
-                f"{checkpoint} holds another network:\n{difference}\nPass the same --model.net and activation."
+                f"{self.init} holds another network:\n{difference}\nPass the same --model.net and activation."
             )
         self.model.load_state_dict(mine)
 

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from cli_runs import built, status, write_experiment
 from lightning.pytorch import Callback, Trainer
 from stand_ins import TinyNet, images
 from torch import nn
@@ -196,3 +197,28 @@ def test_the_training_attack_and_objective_are_those_that_were_given():
 
     trainer().fit(make(attack=Spy(steps=1, step_size=0.1), objective=AdversarialCE()), loader())
     assert seen == [4] * STEPS
+
+
+def test_a_training_begins_with_the_weights_of_another(tmp_path):
+    words = ["fit", "-c", write_experiment(tmp_path), "--trainer.max_epochs", "1"]
+    assert status(*words, "--run", tmp_path / "first") == 0
+    first = tmp_path / "first" / "checkpoints" / "last.ckpt"
+    idle = ["--trainer.limit_train_batches", "0", "--run", tmp_path / "second"]
+    begun = built(*words[1:], "--model.init", first, *idle)
+    weights = torch.load(first, weights_only=True)["state_dict"]
+    assert all(torch.equal(value, weights[key]) for key, value in begun.model.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--model.init", "nowhere.ckpt"], "There is no checkpoint nowhere.ckpt to begin with"),
+        (["--model.init", "{first}", "--model.net.width", "8"], "holds another network"),
+    ],
+)
+def test_weights_that_cannot_be_begun_with_are_refused(options, message, tmp_path, capsys):
+    words = ["fit", "-c", write_experiment(tmp_path), "--trainer.max_epochs", "1"]
+    assert status(*words, "--run", tmp_path / "first") == 0
+    first = tmp_path / "first" / "checkpoints" / "last.ckpt"
+    assert status(*words, *(word.format(first=first) for word in options), "--run", tmp_path / "second") == 1
+    assert message in capsys.readouterr().err
