@@ -45,7 +45,7 @@ class Outcome:
         return f"{100 * self.difference:+.1f} [{100 * self.low:+.1f}, {100 * self.high:+.1f}]"
 
 
-def tested(claim: Claim, measured: Measured) -> Outcome:
+def compared(claim: Claim, measured: Measured) -> Outcome:
     """Compare two arms by pairs: seed by seed, and image by image where each image has a value.
 
     The variance of the difference has two parts: between trainings (over seeds), and between test images (of their

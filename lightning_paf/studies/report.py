@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from lightning_paf.studies.outcome import overall, tested
+from lightning_paf.studies.outcome import compared, overall
 from lightning_paf.studies.run import Task, measured
 from lightning_paf.studies.study import Study
 
@@ -25,7 +25,7 @@ def content(method: str, study: Study, tasks: Sequence[Task], budget: str) -> di
     seeds = sorted({task.seed for task in tasks})
     names = list(next(iter(values.values())))
     outcomes = [
-        tested(claim, {arm: [values[arm, seed][claim.measure] for seed in seeds] for arm in (claim.more, claim.less)})
+        compared(claim, {arm: [values[arm, seed][claim.measure] for seed in seeds] for arm in (claim.more, claim.less)})
         for claim in study.claims
     ]
     return {

@@ -1,0 +1,76 @@
+"""Intervals of studies: their parts in closed form, their words, and how often they hold the truth."""
+
+import numpy as np
+import pytest
+from scipy.stats import t as student
+
+from lightning_paf.studies.outcome import compared, overall
+from lightning_paf.studies.study import Arm, Claim, Study
+
+CLAIM = Claim("A exceeds B", "a", "b", "pgd")
+
+
+def measured(a, b):
+    return {"a": [np.atleast_1d(np.array(v, float)) for v in a], "b": [np.atleast_1d(np.array(v, float)) for v in b]}
+
+
+def test_one_number_for_each_seed_is_students_interval_of_the_paired_differences():
+    outcome = compared(CLAIM, measured([0.5, 0.7, 0.9], [0.4, 0.5, 0.6]))
+    half = student.ppf(0.975, 2) * np.std([0.1, 0.2, 0.3], ddof=1) / np.sqrt(3)
+    assert outcome.difference == pytest.approx(0.2)
+    assert (outcome.low, outcome.high) == pytest.approx((0.2 - half, 0.2 + half))
+
+
+def test_the_variance_between_images_is_added():
+    """Both seeds agree on every image, so that all of the uncertainty is that of the images."""
+    a, b = [1, 1, 1, 0], [0, 0, 1, 0]
+    outcome = compared(CLAIM, measured([a, a], [b, b]))
+    half = student.ppf(0.975, 1) * np.sqrt(np.var([1, 1, 0, 0], ddof=1) / 4)
+    assert (outcome.difference, outcome.high - outcome.low) == pytest.approx((0.5, 2 * half))
+
+
+@pytest.mark.parametrize(
+    ("a", "by", "word"),
+    [
+        ([0.5, 0.51, 0.52], 0.0, "reproduced"),
+        ([0.3, 0.31, 0.32], 0.0, "not reproduced"),
+        ([0.5, 0.51, 0.52], 0.2, "not reproduced"),
+        ([0.3, 0.4, 0.6], 0.0, "cannot be told at this size"),
+        ([0.39, 0.40, 0.41], -0.05, "reproduced"),
+    ],
+)
+def test_words(a, by, word):
+    assert compared(Claim("", "a", "b", "pgd", by), measured(a, [0.4, 0.4, 0.4])).word == word
+
+
+def test_the_worst_claim_speaks_for_all():
+    outcomes = {
+        word: compared(CLAIM, measured(a, [0.4, 0.4, 0.4]))
+        for word, a in {"good": [0.5, 0.51, 0.52], "bad": [0.3, 0.31, 0.32], "open": [0.3, 0.4, 0.6]}.items()
+    }
+    assert overall([outcomes["good"]]) == "reproduced"
+    assert overall([outcomes["good"], outcomes["open"]]) == "cannot be told at this size"
+    assert overall(list(outcomes.values())) == "not reproduced"
+
+
+@pytest.mark.parametrize(("a", "b"), [([0.5], [0.4]), ([0.5, 0.6], [0.4, 0.4, 0.4])])
+def test_too_few_or_unequal_seeds_are_refused(a, b):
+    with pytest.raises(ValueError, match="at least 2 seeds"):
+        compared(CLAIM, measured(a, b))
+
+
+def test_the_interval_holds_the_truth_at_least_as_often_as_it_says():
+    rng, held, tries, truth = np.random.default_rng(0), 0, 300, 0.2
+    for _ in range(tries):
+        easy = rng.random(200)  # the images are a sample, too
+        skill = rng.normal(0.0, 0.03, (2, 3))
+        a, b = ([(easy < 0.4 + plus + s).astype(float) for s in skill[i]] for i, plus in enumerate((truth, 0.0)))
+        outcome = compared(CLAIM, measured(a, b))
+        held += outcome.low <= truth <= outcome.high
+    assert held / tries > 0.93
+
+
+@pytest.mark.parametrize("claim", [Claim("", "a", "nobody", "pgd"), Claim("", "a", "b", "beauty")])
+def test_a_claim_about_what_is_not_there_is_refused(claim):
+    with pytest.raises(ValueError, match="names arms and measures of its study"):
+        Study("", (Arm("a"), Arm("b")), (claim,))

@@ -1,0 +1,46 @@
+"""Every study: its arms are accepted by the real parser and build, its files are where they belong."""
+
+import re
+from pathlib import Path
+
+import pytest
+from cli_runs import built
+
+from lightning_paf.studies import find_study, study_names
+from lightning_paf.studies.run import Task, _fit_words
+from lightning_paf.tools import reproduce
+
+ROOT = Path(__file__).parent.parent.parent
+ARMS = [(name, arm.name) for name in study_names() for arm in find_study(name).arms]
+
+
+@pytest.mark.parametrize(("study", "name"), ARMS, ids=[" ".join(pair) for pair in ARMS])
+def test_every_arm_builds(study, name, tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    found = find_study(study)
+    arm = next(arm for arm in found.arms if arm.name == name)
+    task = Task(study, name, 0, tmp_path, Path("configs/studies/digits.yaml"), (), 8)
+    words = _fit_words(task, found, arm)
+    assert re.search(r"\{\w+\}", " ".join(words)) is None, "a placeholder names no arm"
+    if not arm.before and "--model.init" not in words:  # others need what earlier arms have trained
+        built(*words[1:])
+
+
+@pytest.mark.parametrize("name", study_names())
+def test_an_arm_needs_only_arms_before_it(name):
+    seen = set()
+    for arm in find_study(name).arms:
+        for word in (*arm.options, *(word for command in arm.before for word in command), *arm.test_options):
+            assert set(re.findall(r"\{([\w-]+)\}", word)) <= seen | {"folder"}
+        seen.add(arm.name)
+
+
+def test_an_unknown_study_is_refused_with_the_nearest(capsys):
+    with pytest.raises(ValueError, match=r"no study 'madri'\. Did you mean madry"):
+        reproduce.main(["madri"])
+
+
+def test_the_list_names_every_claim(capsys):
+    assert reproduce.main(["--list"]) == 0
+    printed = capsys.readouterr().out
+    assert all(claim.text in printed for name in study_names() for claim in find_study(name).claims)

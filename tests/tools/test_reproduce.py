@@ -1,0 +1,84 @@
+"""The command, with a study of two arms that takes seconds."""
+
+import json
+from concurrent.futures import Future
+
+import pytest
+from stand_ins import CONFIGS
+
+from lightning_paf.studies import Arm, Claim, Study, run
+from lightning_paf.tools import reproduce
+
+STUDY = Study(
+    "A study for the test",
+    (
+        Arm("natural", ("--model.objective", "Natural")),
+        Arm("tuned", ("--model.init", "{natural}", "--trainer.max_epochs", "2")),
+    ),
+    (Claim("Tuning helps", "tuned", "natural", "pgd", -1.5), Claim("The same", "tuned", "natural", "constant", -0.1)),
+    ("--model.net.width", "4", "--data.train_examples", "128"),
+    {"constant": lambda run, x, y: 0.5},
+)
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory):
+    """The study, done twice in this process: its folder, what was printed, and when its results were written."""
+    folder, printed = tmp_path_factory.mktemp("study"), io.StringIO()
+    words = ["small", "--budget", "smoke", "--out", str(folder / "out"), "--json", str(folder / "kept" / "small.json")]
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(printed):
+        for module in (reproduce, run):
+            patch.setattr(module, "find_study", lambda name: STUDY)
+        patch.setattr(reproduce, "ProcessPoolExecutor", InThisProcess)
+        patch.chdir(CONFIGS.parent)
+        assert reproduce.main(words) == 0
+        files = sorted((folder / "out").rglob("measured.json"))
+        before = [file.stat().st_mtime_ns for file in files]
+        assert reproduce.main(words) == 0
+        again = [file.stat().st_mtime_ns for file in files]
+    return SimpleNamespace(folder=folder, printed=printed.getvalue(), before=before, again=again)
+
+
+class InThisProcess:
+    """Does at once what it is given."""
+
+    def __init__(self, *arguments) -> None:
+        pass
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error) -> None:
+        pass
+
+    def submit(self, function, argument):
+        future = Future()
+        future.set_result(function(argument))
+        return future
+
+
+def test_arms_are_trained_judged_and_compared(done):
+    found = json.loads((done.folder / "kept" / "small.json").read_text())
+    assert set(found["arms"]) == {"natural", "tuned"}
+    assert set(found["arms"]["tuned"]) == {"clean", "pgd", "autoattack", "constant"}
+    assert [claim["word"] for claim in found["claims"]] == ["reproduced", "reproduced"]
+    assert "Tuning helps" in done.printed
+    assert "fit -c" in (done.folder / "out" / "small" / "tuned-1" / "log.txt").read_text()
+
+
+def test_what_is_finished_is_not_done_again(done):
+    assert len(done.before) == 4
+    assert done.again == done.before
+
+
+def test_the_page_has_a_row_for_every_outcome(done, capsys):
+    assert reproduce.main(["--table", str(done.folder / "kept")]) == 0
+    printed = capsys.readouterr().out
+    command = "lightning-paf reproduce small --budget smoke --seeds 2"
+    assert f"| A study for the test | **reproduced** | `{command}` |" in printed
+    assert "| Tuning helps (expected) | pgd |" in printed
+
+
+def test_an_empty_folder_makes_no_page(tmp_path):
+    with pytest.raises(ValueError, match="holds no outcome"):
+        reproduce.main(["--table", str(tmp_path)])
