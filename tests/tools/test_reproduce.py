@@ -1,7 +1,10 @@
 """The command, with a study of two arms that takes seconds."""
 
+import contextlib
+import io
 import json
 from concurrent.futures import Future
+from types import SimpleNamespace
 
 import pytest
 from stand_ins import CONFIGS
