@@ -154,10 +154,11 @@ def _into(log: Path) -> Iterator[None]:
     sys.stderr.flush()
     kept = [os.dup(number) for number in (1, 2)]
     try:
-        with log.open("ab", buffering=0) as stream:
+        with log.open("a", buffering=1) as stream:
             for number in (1, 2):
                 os.dup2(stream.fileno(), number)
-            yield
+            with contextlib.redirect_stdout(stream), contextlib.redirect_stderr(stream):
+                yield
     finally:
         sys.stdout.flush()
         sys.stderr.flush()
