@@ -1,0 +1,79 @@
+"""Losses over random starts: a linear model has one maximum, a model with two basins has two."""
+
+import pytest
+import torch
+from cli_runs import status, write_experiment
+from stand_ins import images, tiny_classifier
+from torch import nn
+
+from lightning_paf.attacks import PGD
+from lightning_paf.evaluation.concentration import concentration
+from lightning_paf.functional.losses import cross_entropy
+
+
+class Linear(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(3, 12, generator=torch.Generator().manual_seed(0)))
+
+    def forward(self, x):
+        return x.flatten(1) @ self.weight.T
+
+
+class TwoBasins(nn.Module):
+    """The logit of class 1 is |mean(x) - 1/2|, larger on one side: where a start lies decides where it ends."""
+
+    def forward(self, x):
+        offset = x.mean((1, 2, 3)) - 0.5
+        return torch.stack([torch.zeros_like(offset), torch.where(offset > 0, 40 * offset, -10 * offset)], 1)
+
+
+X, Y = torch.full((4, 3, 2, 2), 0.5), torch.tensor([0, 1, 2, 0])
+
+
+def test_on_a_linear_model_all_starts_reach_the_one_maximum():
+    model = Linear()
+    two = Y.clamp_max(1)
+    weights = model.weight.detach()[:2]
+    model.weight = nn.Parameter(weights)  # two classes: the direction is the same everywhere
+    found = concentration(model, X, two, PGD(0.1, step_size=0.05, steps=5), starts=6)
+    way = torch.stack([weights[1 - label] - weights[label] for label in two]).sign().view_as(X)
+    best = cross_entropy(model(X + 0.1 * way), two)
+    torch.testing.assert_close(found.losses, best.expand(6, 4).detach())
+    assert found.spread.max() < 1e-5
+    assert found.distance.max() < 1e-5
+
+
+def test_two_basins_are_seen():
+    torch.manual_seed(0)
+    x, y = torch.full((3, 1, 1, 1), 0.5), torch.zeros(3, dtype=torch.int64)
+    found = concentration(TwoBasins(), x, y, PGD(0.1, step_size=0.05, steps=8), starts=40)
+    ends = cross_entropy(TwoBasins()(torch.tensor([0.4, 0.6]).view(2, 1, 1, 1)), y[:2])
+    assert torch.cdist(found.losses.view(-1, 1), ends.view(-1, 1)).amin(1).max() < 1e-5
+    assert found.spread.min() > 0.2
+    assert 0.5 < found.distance.mean() < 1.5
+
+
+def test_the_model_is_left_as_found():
+    model = tiny_classifier().train()
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    concentration(model, *images(), PGD(0.1, step_size=0.05, steps=2), starts=2)
+    assert model.training
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize(("start", "starts"), [("none", 5), ("uniform", 1)])
+def test_without_random_starts_there_is_no_distribution(start, starts):
+    with pytest.raises(ValueError, match="needs random ones"):
+        concentration(Linear(), X, Y, PGD(0.1, step_size=0.05, steps=2, start=start), starts=starts)
+
+
+def test_the_command_writes_picture_and_numbers(tmp_path, capsys):
+    assert status("fit", "-c", write_experiment(tmp_path), "--run", tmp_path / "run") == 0
+    checkpoint = tmp_path / "run" / "checkpoints" / "last.ckpt"
+    assert status("concentration", "--ckpt", checkpoint, "--examples", 3, "--starts", 3, "--steps", 2) == 0
+    assert "3 starts of PGD-2 on 3 images, linf 8/255" in capsys.readouterr().out
+    assert {file.name for file in (tmp_path / "run" / "concentration").iterdir()} == {
+        "concentration.json",
+        "concentration.png",
+    }
