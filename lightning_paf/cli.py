@@ -22,7 +22,7 @@ from lightning_paf import console
 from lightning_paf.attacks import Attack, radius_text
 from lightning_paf.callbacks import ActivationMonitor, ExactResume, PredictionWriter, RobustEval, StopOnSignal
 from lightning_paf.checkpoints import AtomicCheckpointIO, check_checkpoint
-from lightning_paf.data import Augment, RobustDataModule
+from lightning_paf.data import Augment, Mixing, RobustDataModule
 from lightning_paf.module import RobustModule
 from lightning_paf.nn.activations import Activation
 from lightning_paf.objectives import Objective
@@ -48,6 +48,7 @@ _PLUG_INS: dict[str, type | ModuleType] = {
     "activation": Activation,
     "schedule": Schedule,
     "augment": Augment,
+    "mixing": Mixing,
 }
 """What the arguments that name classes accept, for the error message of a mistyped one."""
 

@@ -20,8 +20,10 @@ from lightning_paf.functional.losses import hard_labels
 from lightning_paf.nn.activations import Activation
 from lightning_paf.nn.classifier import Classifier
 from lightning_paf.nn.parameter_groups import DecayRule, parameter_groups
+from lightning_paf.nn.second_derivatives import require_second_derivatives
 from lightning_paf.nn.speed import Speed
 from lightning_paf.nn.swap import Scope, swap_activations
+from lightning_paf.nn.weights import key_difference, load_classifier
 from lightning_paf.objectives import Objective
 from lightning_paf.schedules import Cosine, Schedule
 from lightning_paf.specs import DatasetName, dataset_spec
@@ -86,7 +88,7 @@ class RobustModule(LightningModule):
         self.objective = objective
         self.objective.bind(self.model)
         self.speed = speed
-        self._check_speed()
+        self._check_derivatives(torch.zeros(2, spec.channels, spec.size, spec.size))
         self.optimizer = _as_function(optimizer)
         self.schedule = schedule or Cosine()
         self.decay: DecayRule = decay
@@ -220,33 +222,28 @@ class RobustModule(LightningModule):
 
     def on_load_checkpoint(self, checkpoint: Mapping[str, Any]) -> None:
         """Refuse weights of another network with a short key difference."""
-        difference = _key_difference(self.state_dict(), checkpoint["state_dict"])
+        difference = key_difference(self.state_dict(), checkpoint["state_dict"])
         if difference:
             raise ValueError(
                 f"The checkpoint holds another network than {type(self.model.net).__name__} with this configuration:\n"
                 f"{difference}\nPass the config.yaml that was saved beside the checkpoint: --config RUN/config.yaml."
             )
 
-    def _check_speed(self) -> None:
-        if self.speed.compile and self.objective.needs_double_backward:
+    def _check_derivatives(self, example: Tensor) -> None:
+        """Refuse an objective that differentiates a gradient where that cannot be done."""
+        if not self.objective.needs_double_backward:
+            return
+        if self.speed.compile:
             raise ValueError(
                 f"A compiled network has no second derivatives, but {type(self.objective).__name__} differentiates a "
                 "gradient. Pass --model.speed.compile false, or another --model.objective."
             )
+        require_second_derivatives(self.model, example, type(self.objective).__name__)
 
     def _begin_with_init(self) -> None:
         """Take the classifier's weights; what the objective of that training has learned stays behind."""
-        if self.init is None or not self.init.is_file():
-            return
-        weights = torch.load(self.init, map_location="cpu", weights_only=True)["state_dict"]
-        prefix = "model."
-        mine = {key.removeprefix(prefix): value for key, value in weights.items() if key.startswith(prefix)}
-        difference = _key_difference(self.model.state_dict(), mine)
-        if difference:
-            raise ValueError(
-                f"{self.init} holds another network:\n{difference}\nPass the same --model.net and activation."
-            )
-        self.model.load_state_dict(mine)
+        if self.init is not None and self.init.is_file():
+            load_classifier(self.model, self.init)
 
     def _progress(self) -> float:
         return min(1.0, self.global_step / self.trainer.estimated_stepping_batches)
@@ -271,22 +268,3 @@ def _as_function(optimizer: OptimizerCallable) -> OptimizerCallable:
     What the command line gives is an object that holds the command line, the trainer, and the processes it has started.
     """
     return lambda parameters: optimizer(parameters)
-
-
-def _key_difference(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor], most: int = 5) -> str:
-    """What a state dict lacks, has too much, or has in another shape; empty where nothing differs."""
-    shapes = [
-        f"{key}: {tuple(theirs[key].shape)} instead of {tuple(ours[key].shape)}"
-        for key in ours.keys() & theirs.keys()
-        if theirs[key].shape != ours[key].shape
-    ]
-    found = {
-        "missing": sorted(ours.keys() - theirs.keys()),
-        "not expected": sorted(theirs.keys() - ours.keys()),
-        "of another shape": sorted(shapes),
-    }
-    return "\n".join(
-        f"  {len(keys)} {what}: {', '.join(keys[:most])}{', ...' if len(keys) > most else ''}"
-        for what, keys in found.items()
-        if keys
-    )

@@ -97,6 +97,32 @@ class Piecewise(Schedule):
         return float(self.gamma ** sum(progress >= drop for drop in self.drops))
 
 
+class Ramp(Schedule):
+    """A straight line up to 1, for what grows over the training, such as the radius of an attack.
+
+    Args:
+        start: Factor at the very beginning.
+        end: Fraction of the training at which the factor is 1, and stays there.
+
+    Raises:
+        ValueError: A start outside [0, 1], an end outside (0, 1].
+    """
+
+    def __init__(self, start: float = 0.0, end: float = 1.0) -> None:
+        super().__init__()
+        if not 0 <= start <= 1 or not 0 < end <= 1:
+            raise ValueError(
+                f"start is a factor in [0, 1] and end a fraction of the training in (0, 1], but start={start} and "
+                f"end={end}. Pass e.g. 0 and 1."
+            )
+        self.start = start
+        self.end = end
+
+    def factor(self, progress: float) -> float:
+        """Between `start` and 1."""
+        return self.start + (1 - self.start) * min(1.0, progress / self.end)
+
+
 class Cyclic(Schedule):
     """One triangle: linearly up to 1 at `peak`, then linearly down to 0 (Wong et al., 2020, fast training).
 

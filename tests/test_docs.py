@@ -2,6 +2,7 @@
 
 import re
 import sys
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -53,6 +54,30 @@ def test_the_examples_are_found_by_their_import_path(tmp_path, monkeypatch):
     assert torch.equal(torch.stack(list(alphas)), torch.tensor([[4.0]]))
     assert type(cli.model.objective).__name__ == "HalfAndHalf"
     assert "StopWhenRobust" in {type(callback).__name__ for callback in cli.trainer.callbacks}
+
+
+def indented(language: str) -> str:
+    """The block inside the list of "A whole method"."""
+    block = re.search(rf"^   ```{language}\n(.*?)^   ```", SECTIONS["An objective"], re.S | re.M)
+    return textwrap.dedent(block[1])
+
+
+def test_the_whole_method_has_a_study_that_names_its_arms():
+    module = {}
+    exec(compile(indented("python"), "half_and_half", "exec"), module)
+    assert {arm.name for arm in module["STUDY"].arms} == {"pgd", "half"}
+
+
+def test_the_whole_method_has_a_recipe_that_builds(tmp_path, monkeypatch):
+    (tmp_path / "my_project.py").write_text(EXAMPLES["An objective"])
+    monkeypatch.syspath_prepend(tmp_path)
+    recipe = indented("yaml").replace("../", f"{ROOT}/configs/").replace("HalfAndHalf", "my_project.HalfAndHalf")
+    (tmp_path / "recipe.yaml").write_text(recipe)
+    try:
+        cli = train(["-c", str(tmp_path / "recipe.yaml"), "--trainer.accelerator", "cpu"], run=False)
+    finally:
+        sys.modules.pop("my_project", None)
+    assert cli.model.objective.clean_weight == 0.5
 
 
 @pytest.mark.parametrize("document", DOCS, ids=lambda path: path.name)

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lightning_paf.schedules import Constant, Cosine, Cyclic, Piecewise
+from lightning_paf.schedules import Constant, Cosine, Cyclic, Piecewise, Ramp
 
 PROGRESS = st.floats(0, 1)
 
@@ -64,3 +64,10 @@ def test_progress_outside_the_training_is_clipped(progress):
 def test_nonsense_is_refused(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_a_ramp_is_a_straight_line_that_ends():
+    assert [Ramp(0.2, 0.5)(p) for p in (0, 0.25, 0.5, 1)] == pytest.approx([0.2, 0.6, 1, 1])
+    for options in ({"start": 2}, {"end": 0}):
+        with pytest.raises(ValueError, match=r"Pass e.g. 0 and 1"):
+            Ramp(**options)

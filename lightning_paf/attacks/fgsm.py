@@ -1,30 +1,126 @@
-"""Attacks of a single gradient."""
+"""Attacks of a single gradient: one family of noise, step and clip."""
 
 from fractions import Fraction
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor
 
 from lightning_paf.attacks.base import Attack, loss_and_gradient, radius_text
 from lightning_paf.functional.geometry import Bounds, geometry_of
 from lightning_paf.nn.modes import Mode
-from lightning_paf.types import Forward, PerExampleLoss, Radius
+from lightning_paf.types import Forward, Norm, PerExampleLoss, Radius
 
 
-class FGSM(Attack):
-    """One step of length `eps` from the image (Goodfellow et al. 2015; for l2 and l1 its natural analogue).
+class SingleStep(Attack):
+    """Noise, one step along the gradient at the noisy image, and a clip: the family of all single-step attacks.
 
-    Takes the arguments of every attack.
+    FGSM has no noise; RS-FGSM has noise 1, a step of 1.25 `eps` and clip 1; N-FGSM has noise 2, a step of `eps` and no
+    clip (de Jorge et al. 2022, section 4). Start and result are brought into `bounds` in all of them. The gradient is
+    the attack's only one; in training one more forward and backward pass follow.
+
+    Args:
+        eps: Largest perturbation of the threat model, in units of pixels in [0, 1]: `8/255`, `0.031`.
+        noise: Radius of the ball that the noise is drawn from, uniformly, in multiples of `eps`.
+        step_size: Length of the step; null for `eps`.
+        clip: Radius of the ball into which the result is brought, in multiples of `eps`; null for none, where a result
+            may be as far from its image as noise and step together, which `radius` reports.
+        norm: How a perturbation is measured.
+        mode: Whether the attacked model is in eval mode, or in train mode with its buffers protected.
+        bounds: Smallest and largest pixel value; null for inputs without bounds.
+        loss: What to increase where the call does not say it: `(output, target) -> (N,)`. Default: cross-entropy.
+
+    Raises:
+        ValueError: As for every attack; negative noise, or a step or clip that is not positive.
     """
 
+    usual_step: ClassVar[float] = 1.0
+    """The step where `step_size` is null, in multiples of `eps`."""
+
+    def __init__(
+        self,
+        eps: Radius = Fraction(8, 255),
+        *,
+        noise: float = 0.0,
+        step_size: Radius | None = None,
+        clip: float | None = 1.0,
+        norm: Norm = "linf",
+        mode: Mode = "eval",
+        bounds: Bounds = (0.0, 1.0),
+        loss: PerExampleLoss | None = None,
+    ) -> None:
+        super().__init__(eps, norm=norm, mode=mode, bounds=bounds, loss=loss)
+        if not noise >= 0:
+            raise ValueError(f"noise={noise} must not be negative. N-FGSM uses 2 (in multiples of eps).")
+        if step_size is not None and not step_size > 0:
+            raise ValueError(f"step_size={step_size} must be positive. Leave it out for the usual {self._usual_text}.")
+        if clip is not None and not clip > 0:
+            raise ValueError(f"clip={clip} must be positive. Pass 1 (in multiples of eps), or null for no clip.")
+        self.noise = noise
+        self.step_size = step_size
+        self.clip = clip
+
+    @property
+    def radius(self) -> float:
+        """The clip, or noise and step together."""
+        eps = float(self.eps)
+        return self.noise * eps + self.step if self.clip is None else self.clip * eps
+
+    @property
+    def step(self) -> float:
+        """Length of the step, as a number."""
+        return self.usual_step * float(self.eps) if self.step_size is None else float(self.step_size)
+
+    def describe(self) -> dict[str, Any]:
+        """The threat model and the settings as plain values, for result files."""
+        return super().describe() | {
+            "noise": self.noise,
+            "step_size": self._usual_text if self.step_size is None else radius_text(self.step_size),
+            "clip": self.clip,
+            "radius": self.radius,
+        }
+
     def perturb(self, forward: Forward, x: Tensor, y: Tensor, loss: PerExampleLoss) -> Tensor:
-        """Step to the boundary of the ball."""
-        ball = geometry_of(self.norm)
-        _, gradient = loss_and_gradient(forward, x, y, loss)
-        return ball.move(x, self.radius * ball.ascent(gradient, x, self.bounds), self.radius, self.bounds)
+        """Noise, one step, clip."""
+        ball, start = geometry_of(self.norm), x
+        if self.noise:
+            width = self.noise * float(self.eps)
+            start = ball.move(x, ball.uniform(x, width), width, self.bounds)
+        _, gradient = loss_and_gradient(forward, start, y, loss)
+        step = self.step * ball.ascent(gradient, start, self.bounds)
+        return ball.move(x, start - x + step, self.radius, self.bounds)
+
+    @property
+    def _usual_text(self) -> str:
+        return "eps" if self.usual_step == 1 else f"{self.usual_step:g} eps"
 
 
-class RSFGSM(Attack):
+class FGSM(SingleStep):
+    """One step of length `eps` from the image (Goodfellow et al. 2015; for l2 and l1 its natural analogue).
+
+    Args:
+        eps: Largest perturbation, in units of pixels in [0, 1]: `8/255`, `0.031`.
+        norm: How a perturbation is measured.
+        mode: Whether the attacked model is in eval mode, or in train mode with its buffers protected.
+        bounds: Smallest and largest pixel value; null for inputs without bounds.
+        loss: What to increase where the call does not say it: `(output, target) -> (N,)`. Default: cross-entropy.
+
+    Raises:
+        ValueError: As for every attack.
+    """
+
+    def __init__(
+        self,
+        eps: Radius = Fraction(8, 255),
+        *,
+        norm: Norm = "linf",
+        mode: Mode = "eval",
+        bounds: Bounds = (0.0, 1.0),
+        loss: PerExampleLoss | None = None,
+    ) -> None:
+        super().__init__(eps, norm=norm, mode=mode, bounds=bounds, loss=loss)
+
+
+class RSFGSM(SingleStep):
     """One signed step from a uniform start, projected onto the l-infinity ball (Wong et al. 2020, "fast" training).
 
     Args:
@@ -38,6 +134,8 @@ class RSFGSM(Attack):
         ValueError: As for every attack; a step size that is not positive.
     """
 
+    usual_step = 1.25
+
     def __init__(
         self,
         eps: Radius = Fraction(8, 255),
@@ -47,24 +145,10 @@ class RSFGSM(Attack):
         bounds: Bounds = (0.0, 1.0),
         loss: PerExampleLoss | None = None,
     ) -> None:
-        super().__init__(eps, norm="linf", mode=mode, bounds=bounds, loss=loss)
-        _check_step(step_size, "1.25 eps")
-        self.step_size = step_size
-
-    def describe(self) -> dict[str, Any]:
-        """The threat model and the settings as plain values, for result files."""
-        return super().describe() | {"step_size": _step_text(self.step_size, "1.25 eps")}
-
-    def perturb(self, forward: Forward, x: Tensor, y: Tensor, loss: PerExampleLoss) -> Tensor:
-        """Noise, one step, projection."""
-        ball = geometry_of(self.norm)
-        step_size = 1.25 * self.radius if self.step_size is None else float(self.step_size)
-        start = ball.move(x, ball.uniform(x, self.radius), self.radius, self.bounds)
-        _, gradient = loss_and_gradient(forward, start, y, loss)
-        return ball.move(x, start - x + step_size * gradient.sign(), self.radius, self.bounds)
+        super().__init__(eps, noise=1.0, step_size=step_size, mode=mode, bounds=bounds, loss=loss)
 
 
-class NFGSM(Attack):
+class NFGSM(SingleStep):
     """N-FGSM: one signed step from strong noise, without a projection onto the eps-ball (de Jorge et al. 2022).
 
     The noise is part of the augmentation there, and training with it does not overfit to the single step. A result is
@@ -92,42 +176,4 @@ class NFGSM(Attack):
         bounds: Bounds = (0.0, 1.0),
         loss: PerExampleLoss | None = None,
     ) -> None:
-        super().__init__(eps, norm="linf", mode=mode, bounds=bounds, loss=loss)
-        if not noise >= 0:
-            raise ValueError(f"noise={noise} must not be negative. The paper uses 2 (in multiples of eps).")
-        _check_step(step_size, "eps")
-        self.noise = noise
-        self.step_size = step_size
-
-    @property
-    def radius(self) -> float:
-        """Noise and step together."""
-        return self.noise * float(self.eps) + self._step
-
-    def describe(self) -> dict[str, Any]:
-        """The threat model and the settings as plain values, for result files."""
-        return super().describe() | {
-            "noise": self.noise,
-            "step_size": _step_text(self.step_size, "eps"),
-            "radius": self.radius,
-        }
-
-    def perturb(self, forward: Forward, x: Tensor, y: Tensor, loss: PerExampleLoss) -> Tensor:
-        """Noise, one step, clamp to the pixel range."""
-        ball, noise = geometry_of(self.norm), self.noise * float(self.eps)
-        start = ball.move(x, ball.uniform(x, noise), noise, self.bounds)
-        _, gradient = loss_and_gradient(forward, start, y, loss)
-        return ball.move(x, start - x + self._step * gradient.sign(), self.radius, self.bounds)
-
-    @property
-    def _step(self) -> float:
-        return float(self.eps if self.step_size is None else self.step_size)
-
-
-def _check_step(step_size: Radius | None, usual: str) -> None:
-    if step_size is not None and not step_size > 0:
-        raise ValueError(f"step_size={step_size} must be positive. Leave it out for the usual {usual}.")
-
-
-def _step_text(step_size: Radius | None, default: str) -> str:
-    return default if step_size is None else radius_text(step_size)
+        super().__init__(eps, noise=noise, step_size=step_size, clip=None, mode=mode, bounds=bounds, loss=loss)

@@ -12,19 +12,26 @@ from torch import Tensor
 class WarmupDecay:
     """Update rule `average <- d * average + (1 - d) * current` with `d = min(decay, (1 + t) / (10 + t))`.
 
+    d is 0 for the first `copies` updates, and t counts those after them.
+
     A class and not a closure, so that processes can be spawned with it.
 
     Args:
         decay: Upper bound of `d`.
+        grows: False: d is `decay` at once.
+        copies: Number of updates that copy.
     """
 
-    def __init__(self, decay: float) -> None:
+    def __init__(self, decay: float, grows: bool = True, copies: int = 0) -> None:
         self.decay = decay
+        self.grows = grows
+        self.copies = copies
 
     def at(self, step: Tensor | int) -> Tensor:
         """`d` after `step` updates, on the device of `step`: reading it would make the program wait for the device."""
-        updates = torch.as_tensor(step).double()
-        return ((1 + updates) / (10 + updates)).clamp(max=self.decay)
+        updates = torch.as_tensor(step).double() - self.copies
+        decay = (1 + updates) / (10 + updates) if self.grows else torch.full_like(updates, self.decay)
+        return torch.where(updates < 0, 0.0, decay.clamp(max=self.decay))
 
     @torch.no_grad()
     def __call__(self, averages: Sequence[Tensor], currents: Sequence[Tensor], count: Tensor | int) -> None:
@@ -56,15 +63,28 @@ class WarmupEMA(WeightAveraging):
         decay: Upper bound of the decay; 0.995 remembers about 200 steps.
         use_buffers: Average the statistics of BatchNorm too. False copies the current ones, as the code of Wang et al.
             (2023) does. Integer counters are copied either way.
+        copy_for: Share of the training during which the average is a copy of the weights; t counts the updates after
+            it. 0.025 in the PyTorch code of Rade & Moosavi-Dezfooli and of Wang et al. (2023).
+        grows: False keeps the decay constant.
 
     Raises:
-        ValueError: A decay outside [0, 1), or checkpoints without callback states, which would lose the average.
+        ValueError: A decay or share outside [0, 1), or checkpoints without callback states, which would lose the
+            average.
     """
 
-    def __init__(self, decay: float = 0.995, use_buffers: bool = True) -> None:
+    def __init__(
+        self, decay: float = 0.995, use_buffers: bool = True, copy_for: float = 0.0, grows: bool = True
+    ) -> None:
         if not 0 <= decay < 1:
             raise ValueError(f"decay is a factor in [0, 1), but decay={decay}. Pass e.g. --averaging.decay 0.995.")
-        super().__init__(use_buffers=use_buffers, multi_avg_fn=WarmupDecay(decay))
+        if not 0 <= copy_for < 1:
+            raise ValueError(
+                f"copy_for is a share of the training in [0, 1), but copy_for={copy_for}. "
+                "Pass e.g. --averaging.copy_for 0.025."
+            )
+        self._rule = WarmupDecay(decay, grows)
+        super().__init__(use_buffers=use_buffers, multi_avg_fn=self._rule)
+        self.copy_for = copy_for
         self._swapped = False
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -83,6 +103,11 @@ class WarmupEMA(WeightAveraging):
         # The model itself reaches its device only later; an average left on the CPU would slow down every step.
         self._device = trainer.strategy.root_device
         super().setup(trainer, pl_module, stage)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Work out how many updates copy."""
+        super().on_train_start(trainer, pl_module)
+        self._rule.copies = round(self.copy_for * trainer.estimated_stepping_batches)
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Put the average into the model."""

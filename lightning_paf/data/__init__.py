@@ -1,8 +1,18 @@
 """Real and synthetic images, and the batches made of them."""
 
 from lightning_paf.data.augment import Augment, CropFlip
+from lightning_paf.data.mixing import CutMix, Mixing
 from lightning_paf.data.module import RobustDataModule
 from lightning_paf.data.pool import SyntheticPool
 from lightning_paf.data.samplers import MixedSampler, ShardSampler
 
-__all__ = ["Augment", "CropFlip", "MixedSampler", "RobustDataModule", "ShardSampler", "SyntheticPool"]
+__all__ = [
+    "Augment",
+    "CropFlip",
+    "CutMix",
+    "MixedSampler",
+    "Mixing",
+    "RobustDataModule",
+    "ShardSampler",
+    "SyntheticPool",
+]

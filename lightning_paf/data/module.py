@@ -14,6 +14,7 @@ from lightning_paf.data.augment import Augment, standard_augment
 from lightning_paf.data.convert import convert, converted_folder, find_sources
 from lightning_paf.data.datasets import EvalDataset, MixedDataset, RawBatch, as_fetched
 from lightning_paf.data.loader import ResumableLoader
+from lightning_paf.data.mixing import Mixing, distributions
 from lightning_paf.data.pool import SyntheticPool
 from lightning_paf.data.samplers import MixedSampler, ShardSampler, batches_per_epoch, even_batch_size, real_per_batch
 from lightning_paf.data.sources import ImageSet, RealData, hold_out, read_dataset
@@ -51,6 +52,10 @@ class RobustDataModule(LightningDataModule):
         augment: Random change of training images; `standard` means crop and flip for CIFAR, crop for SVHN, none for
             `digits` and `npz`.
         augment_synthetic: Augment synthetic images too; Dai et al. 2021 do not.
+        synthetic_smoothing: Share of the label of a synthetic image that is spread evenly over all classes; 0.1 in
+            Gowal et al. 2021. Smoothing for all images is an argument of the objective.
+        mixing: What mixes training images and their labels after `augment`, `CutMix` or null. With it, or with
+            smoothing, labels of training are distributions over the classes (N, num_classes).
         seed: Of the order of the training images and the draws from the synthetic ones.
 
     Raises:
@@ -75,6 +80,8 @@ class RobustDataModule(LightningDataModule):
         num_workers: int = 4,
         augment: Augment | Literal["standard"] | None = "standard",
         augment_synthetic: bool = True,
+        synthetic_smoothing: float = 0.0,
+        mixing: Mixing | None = None,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -92,6 +99,8 @@ class RobustDataModule(LightningDataModule):
         self.num_workers = num_workers
         self.augment = standard_augment(dataset) if augment == "standard" else augment
         self.augment_synthetic = augment_synthetic
+        self.synthetic_smoothing = synthetic_smoothing
+        self.mixing = mixing
         self.seed = seed
         self._check_arguments()
 
@@ -103,6 +112,16 @@ class RobustDataModule(LightningDataModule):
         if not 0 <= self.real_fraction <= 1:
             raise ValueError(
                 f"real_fraction must be from 0 to 1, but is {self.real_fraction}. Pass e.g. --data.real_fraction 0.3."
+            )
+        if not 0 <= self.synthetic_smoothing < 1:
+            raise ValueError(
+                f"synthetic_smoothing is a share in [0, 1), but is {self.synthetic_smoothing}. "
+                "Pass e.g. --data.synthetic_smoothing 0.1."
+            )
+        if self.synthetic_smoothing and self.real_fraction == 1:
+            raise ValueError(
+                f"synthetic_smoothing={self.synthetic_smoothing} is for synthetic images, but real_fraction=1 leaves no "
+                "room for them. Pass --data.synthetic_smoothing 0; --model.objective.label_smoothing is for all images."
             )
         real = real_per_batch(self.batch_size, self.real_fraction)
         if real == 0 and (self.real_fraction > 0 or self.epoch == "real_pass"):
@@ -188,9 +207,15 @@ class RobustDataModule(LightningDataModule):
             dataloader_idx: Not used.
 
         Returns:
-            Images (N, C, H, W) in [0, 1], in channels-last layout for training, and labels (N,).
+            Images (N, C, H, W) in [0, 1], in channels-last layout for training, and labels (N,), or distributions over
+            the classes (N, num_classes) where training smooths or mixes them.
         """
-        return self.augmented(batch).float().div_(255), batch.labels
+        images, targets = self.augmented(batch), batch.labels
+        if batch.synthetic is not None and (self.synthetic_smoothing or self.mixing):
+            targets = distributions(targets, self.spec.num_classes, batch.synthetic * self.synthetic_smoothing)
+            if self.mixing:
+                images, targets = self.mixing(images, targets)
+        return images.float().div_(255), targets
 
     def augmented(self, batch: RawBatch) -> Tensor:
         """Return the images of a batch as uint8 (N, C, H, W), those of training augmented."""

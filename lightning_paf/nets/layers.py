@@ -63,6 +63,19 @@ def wide_block_count(depth: int) -> int:
     return count
 
 
+def require_stride(stem_stride: int) -> None:
+    """Refuse a stride of the first convolution that is none.
+
+    Raises:
+        ValueError: A stride below 1.
+    """
+    if stem_stride < 1:
+        raise ValueError(
+            f"The first convolution has a stride of at least 1, but stem_stride={stem_stride}. "
+            "Pass --model.net.stem_stride 2, or 1 for the resolution of the image."
+        )
+
+
 def init_convolutions(net: nn.Module) -> None:
     """Draw every convolution from N(0, 2 / (k*k * out_channels)) and set its bias to zero (He et al. 2015, fan-out)."""
     for module in net.modules():

@@ -5,7 +5,7 @@ from typing import Literal
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lightning_paf.nets.layers import basic_block_counts, conv1x1, conv3x3, init_convolutions, stage
+from lightning_paf.nets.layers import basic_block_counts, conv1x1, conv3x3, init_convolutions, require_stride, stage
 
 
 class PreActBlock(nn.Module):
@@ -48,18 +48,26 @@ class PreActResNet(nn.Module):
         num_classes: Width of the logits.
         in_channels: Channels of the images.
         width: Channels of the first stage, doubled in each of the three others; 64 in the literature.
+        stem_stride: Stride of the first convolution, which divides the resolution of all later layers (Li et al. 2022);
+            1 in the literature. The keys do not depend on it.
 
     Raises:
-        ValueError: Unknown depth.
+        ValueError: Unknown depth, or a stride below 1.
     """
 
     def __init__(
-        self, depth: Literal[18, 34] = 18, num_classes: int = 10, in_channels: int = 3, width: int = 64
+        self,
+        depth: Literal[18, 34] = 18,
+        num_classes: int = 10,
+        in_channels: int = 3,
+        width: int = 64,
+        stem_stride: int = 1,
     ) -> None:
         super().__init__()
+        require_stride(stem_stride)
         counts = basic_block_counts(depth)
         self.num_classes = num_classes
-        self.conv1 = conv3x3(in_channels, width)
+        self.conv1 = conv3x3(in_channels, width, stem_stride)
         self.layer1 = stage(PreActBlock, counts[0], width, width, stride=1)
         self.layer2 = stage(PreActBlock, counts[1], width, 2 * width, stride=2)
         self.layer3 = stage(PreActBlock, counts[2], 2 * width, 4 * width, stride=2)

@@ -3,7 +3,7 @@
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lightning_paf.nets.layers import init_convolutions
+from lightning_paf.nets.layers import init_convolutions, require_stride
 
 
 class SmallConvNet(nn.Module):
@@ -16,13 +16,18 @@ class SmallConvNet(nn.Module):
         in_channels: Channels of the images, of any size from 4x4 upwards.
         num_classes: Width of the logits.
         width: Channels of the first two convolutions; the other two have twice as many.
+        stem_stride: Stride of the first convolution, which divides the resolution of all later layers (Li et al. 2022).
+
+    Raises:
+        ValueError: A stride below 1.
     """
 
-    def __init__(self, in_channels: int = 1, num_classes: int = 10, width: int = 16) -> None:
+    def __init__(self, in_channels: int = 1, num_classes: int = 10, width: int = 16, stem_stride: int = 1) -> None:
         super().__init__()
+        require_stride(stem_stride)
         self.num_classes = num_classes
         self.features = nn.Sequential(
-            nn.Conv2d(in_channels, width, kernel_size=3, padding=1),
+            nn.Conv2d(in_channels, width, kernel_size=3, stride=stem_stride, padding=1),
             nn.ReLU(),
             nn.Conv2d(width, width, kernel_size=3, padding=1),
             nn.ReLU(),

@@ -1,7 +1,7 @@
 """Put a model, or the arithmetic, into a known state for a while, and put everything back."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Literal
 
 import torch
@@ -33,23 +33,32 @@ def frozen(model: nn.Module, mode: Mode = "eval") -> Iterator[None]:
         raise ValueError(f"mode must be eval or train, but is {mode!r}. Use eval unless the method asks for train.")
     flags = [(module, module.training) for module in model.modules()]
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    # The buffers are exchanged, not overwritten and written back: a write would invalidate the graph of an earlier
-    # forward pass (TRADES keeps one over the attack), which autograd reports as a modification in place.
-    buffers = [(module, dict(module._buffers)) for module in model.modules()] if mode == "train" else []
     try:
         model.train(mode == "train")
         for parameter in trainable:
             parameter.requires_grad_(False)
+        with buffers_kept(model) if mode == "train" else nullcontext():
+            yield
+    finally:
+        for parameter in trainable:
+            parameter.requires_grad_(True)
+        for module, training in flags:
+            module.training = training
+
+
+@contextmanager
+def buffers_kept(model: nn.Module) -> Iterator[None]:
+    """Let forward passes work on copies of the buffers of `model`; on leaving, the buffers are what they were."""
+    # They are exchanged, not overwritten and written back: a write would invalidate the graph of an earlier
+    # forward pass (TRADES keeps one over the attack), which autograd reports as a modification in place.
+    buffers = [(module, dict(module._buffers)) for module in model.modules()]
+    try:
         for module, originals in buffers:
             module._buffers.update({k: b.clone() for k, b in originals.items() if b is not None})
         yield
     finally:
         for module, originals in buffers:
             module._buffers.update(originals)
-        for parameter in trainable:
-            parameter.requires_grad_(True)
-        for module, training in flags:
-            module.training = training
 
 
 @contextmanager

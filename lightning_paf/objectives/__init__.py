@@ -1,7 +1,34 @@
 """Training losses; one method, one file."""
 
+from lightning_paf.objectives.awp import AWP
 from lightning_paf.objectives.base import Objective, StepResult
+from lightning_paf.objectives.dkl import IKL
+from lightning_paf.objectives.first_layer_penalty import FirstLayerPenalty
+from lightning_paf.objectives.grad_align import GradAlign
+from lightning_paf.objectives.hat import HAT
+from lightning_paf.objectives.mart import MART
+from lightning_paf.objectives.pixel_mask import PixelMask
+from lightning_paf.objectives.score import SCORE
 from lightning_paf.objectives.standard import AdversarialCE, Natural
 from lightning_paf.objectives.trades import TRADES
+from lightning_paf.objectives.trades_binary import BinaryTRADES
+from lightning_paf.objectives.wrapper import Regularised, Wrapper
 
-__all__ = ["TRADES", "AdversarialCE", "Natural", "Objective", "StepResult"]
+__all__ = [
+    "AWP",
+    "HAT",
+    "IKL",
+    "MART",
+    "SCORE",
+    "TRADES",
+    "AdversarialCE",
+    "BinaryTRADES",
+    "FirstLayerPenalty",
+    "GradAlign",
+    "Natural",
+    "Objective",
+    "PixelMask",
+    "Regularised",
+    "StepResult",
+    "Wrapper",
+]

@@ -3,7 +3,6 @@
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import ClassVar
 
 from torch import Tensor, nn
 
@@ -34,10 +33,10 @@ class Objective(nn.Module, ABC):
     no tensor with a graph is kept between steps (weight averaging copies the module).
     """
 
-    needs_double_backward: ClassVar[bool] = False
+    needs_double_backward: bool = False
     """Whether it differentiates a gradient, which fused attention and compiled networks cannot."""
 
-    steps_per_batch: ClassVar[int] = 1
+    steps_per_batch: int = 1
     """Optimiser steps that each batch is used for; before each of them `begin_step` is called and then `forward`."""
 
     def bind(self, model: Classifier) -> None:

@@ -53,9 +53,13 @@ class AdversarialCE(Objective):
         if self.bn_statistics == "mixed":
             with torch.no_grad():
                 logs["clean_acc"] = (model(x).argmax(1) == hard_labels(y)).float().mean()
-        logits = model(attack(model, x, y))
+        logits = model(self.images(model, x, y, attack))
         loss = cross_entropy(logits, y, label_smoothing=self.label_smoothing).mean()
         return StepResult(loss, logits, logs)
+
+    def images(self, model: Classifier, x: Tensor, y: Tensor, attack: Attack) -> Tensor:
+        """The images (N, C, H, W) that the network is trained on: what the attack makes of `x`."""
+        return attack(model, x, y)
 
 
 def checked_smoothing(label_smoothing: float) -> float:

@@ -217,3 +217,24 @@ def test_the_average_lives_where_the_model_is_trained(tmp_path):
     quiet = {"logger": False, "enable_progress_bar": False, "enable_checkpointing": False}
     Trainer(accelerator="gpu", devices=1, max_epochs=1, callbacks=[ema, Watch()], **quiet).fit(Counter(), steps(2))
     assert devices == [{"cuda"}] * 2
+
+
+def test_the_average_is_a_copy_for_the_first_share_of_the_training(tmp_path):
+    module = Counter()
+    trainer(tmp_path, WarmupEMA(0.995, copy_for=0.5)).fit(module, steps(10))
+    average = 6.0  # a copy after the fifth of ten steps
+    for t in range(5):
+        d = (1 + t) / (10 + t)
+        average = d * average + (1 - d) * (t + 7)
+    assert module.first.alpha.item() == pytest.approx(average, rel=1e-6)
+
+
+def test_the_decay_may_be_constant(tmp_path):
+    module = Counter()
+    trainer(tmp_path, WarmupEMA(0.75, grows=False)).fit(module, steps(3))
+    assert module.first.alpha.item() == pytest.approx(0.75 * (0.75 * 2 + 0.25 * 3) + 0.25 * 4)
+
+
+def test_a_share_outside_its_range_is_refused():
+    with pytest.raises(ValueError, match=r"copy_for=1. Pass e.g. --averaging.copy_for 0.025"):
+        WarmupEMA(copy_for=1)

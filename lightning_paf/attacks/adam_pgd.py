@@ -1,0 +1,76 @@
+"""Projected gradient descent with Adam."""
+
+from fractions import Fraction
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_paf.attacks.base import Attack, loss_and_gradient
+from lightning_paf.functional.geometry import Bounds, geometry_of
+from lightning_paf.nn.modes import Mode
+from lightning_paf.types import Forward, Norm, PerExampleLoss, Radius
+
+_BETAS = (0.9, 0.999)
+_SMALL = 1e-8
+
+
+class AdamPGD(Attack):
+    """Ascent by Adam from a uniform start, with a projection after each step (Gowal et al. 2020, 2021).
+
+    Steps are not signs of the gradient but Adam's: running means of the gradient over the root of those of its square
+    (decays 0.9 and 0.999), pixel by pixel, times a learning rate that drops once.
+
+    Args:
+        eps: Largest perturbation, in units of pixels in [0, 1]: `8/255`, `0.031`.
+        steps: Number of gradients.
+        lr: Learning rate of Adam, in units of pixels.
+        drop_at: Number of steps after which the learning rate is divided by 10.
+        norm: How a perturbation is measured.
+        mode: Whether the attacked model is in eval mode, or in train mode with its buffers protected.
+        bounds: Smallest and largest pixel value; null for inputs without bounds.
+        loss: What to increase where the call does not say it: `(output, target) -> (N,)`. Default: cross-entropy.
+
+    Raises:
+        ValueError: As for every attack; no step, or a learning rate that is not positive.
+    """
+
+    def __init__(
+        self,
+        eps: Radius = Fraction(8, 255),
+        *,
+        steps: int = 10,
+        lr: float = 0.1,
+        drop_at: int = 5,
+        norm: Norm = "linf",
+        mode: Mode = "eval",
+        bounds: Bounds = (0.0, 1.0),
+        loss: PerExampleLoss | None = None,
+    ) -> None:
+        super().__init__(eps, norm=norm, mode=mode, bounds=bounds, loss=loss)
+        if steps < 1:
+            raise ValueError(f"steps={steps} makes no attack. Give at least 1.")
+        if not lr > 0:
+            raise ValueError(f"lr={lr} must be positive. Gowal et al. use 0.1.")
+        self.steps = steps
+        self.lr = lr
+        self.drop_at = drop_at
+
+    def describe(self) -> dict[str, Any]:
+        """The threat model and the settings as plain values, for result files."""
+        return super().describe() | {"steps": self.steps, "lr": self.lr, "drop_at": self.drop_at}
+
+    def perturb(self, forward: Forward, x: Tensor, y: Tensor, loss: PerExampleLoss) -> Tensor:
+        """Run `steps` steps from the start."""
+        ball = geometry_of(self.norm)
+        back = ball.returns(x, self.radius, self.bounds)
+        x_adv = ball.move(x, ball.uniform(x, self.radius), self.radius, self.bounds)
+        mean, square = torch.zeros_like(x), torch.zeros_like(x)
+        for step in range(self.steps):
+            _, gradient = loss_and_gradient(forward, x_adv, y, loss)
+            mean = torch.lerp(gradient, mean, _BETAS[0])
+            square = torch.lerp(gradient.square(), square, _BETAS[1])
+            corrected = (mean / (1 - _BETAS[0] ** (step + 1)), square / (1 - _BETAS[1] ** (step + 1)))
+            rate = self.lr if step < self.drop_at else self.lr / 10
+            x_adv = back(x_adv + rate * corrected[0] / (corrected[1].sqrt() + _SMALL))
+        return x_adv

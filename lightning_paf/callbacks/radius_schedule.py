@@ -1,0 +1,78 @@
+"""A radius of the training attack that changes over the training."""
+
+from typing import Any
+
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Callback
+
+from lightning_paf.attacks import Attack
+from lightning_paf.schedules import Ramp, Schedule
+from lightning_paf.types import Radius
+
+_PROBES = 100
+
+
+class RadiusSchedule(Callback):
+    """Multiplies `eps` of the training attack, and its step size where it has one, by a schedule.
+
+    Attacks that judge the model keep their radius. The attack is scaled before every batch by the share of the
+    optimiser steps that are done, so a training that is resumed goes on in the same way.
+
+    Args:
+        schedule: Factor over the training, in [0, 1]; by default a straight line from 0 to 1, as in Cui et al. (2023).
+        step_size: Scale the step size too; false keeps it.
+
+    Raises:
+        ValueError: A factor outside [0, 1]; a training attack whose radius does not follow its `eps`.
+    """
+
+    def __init__(self, schedule: Schedule | None = None, step_size: bool = True) -> None:
+        self.schedule = schedule or Ramp()
+        factors = [self.schedule(i / _PROBES) for i in range(_PROBES + 1)]
+        if not (min(factors) >= 0 and max(factors) <= 1):
+            raise ValueError(
+                f"The radius is scaled by a factor in [0, 1], but {type(self.schedule).__name__} goes from "
+                f"{min(factors):g} to {max(factors):g}. Give the attack the largest radius, and scale it down."
+            )
+        self.step_size = step_size
+        self._full: dict[str, Radius] = {}
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Refuse attacks that cannot be scaled."""
+        if stage != "fit":
+            return
+        attack = _attack_of(pl_module)
+        self._full = {name: value for name in self._names() if (value := getattr(attack, name, None)) is not None}
+        radius = attack.radius
+        self._scale(attack, 0.5)
+        halved, scaled = attack.radius, self.step_size
+        self._scale(attack, 1.0)
+        if halved == radius or (scaled and abs(halved - radius / 2) > 1e-6 * radius):
+            raise ValueError(
+                f"RadiusSchedule scales eps, which {type(attack).__name__} does not follow. "
+                "Use a single attack such as PGD, with its radius as --model.attack.eps."
+            )
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Scale the attack for this batch."""
+        progress = trainer.global_step / trainer.estimated_stepping_batches
+        self._scale(_attack_of(pl_module), self.schedule(progress))
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Leave the attack as it was."""
+        if stage == "fit" and self._full:
+            self._scale(_attack_of(pl_module), 1.0)
+
+    def _names(self) -> tuple[str, ...]:
+        return ("eps", "step_size") if self.step_size else ("eps",)
+
+    def _scale(self, attack: Attack, factor: float) -> None:
+        for name, value in self._full.items():
+            setattr(attack, name, value if factor == 1 else factor * float(value))
+
+
+def _attack_of(pl_module: LightningModule) -> Attack:
+    attack = getattr(pl_module, "attack", None)
+    if not isinstance(attack, Attack):
+        raise ValueError(f"RadiusSchedule needs a module with an attack, but got {type(pl_module).__name__}.")
+    return attack

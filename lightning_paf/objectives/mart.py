@@ -1,0 +1,58 @@
+"""MART (Wang et al., 2020)."""
+
+from torch import Tensor
+from torch.nn.functional import one_hot, softmax
+
+from lightning_paf.attacks.base import Attack
+from lightning_paf.functional.losses import cross_entropy, hard_labels, kl_divergence
+from lightning_paf.nn.classifier import Classifier
+from lightning_paf.objectives.base import Objective, StepResult
+from lightning_paf.objectives.trades import checked_weight
+
+
+class MART(Objective):
+    """Boosted cross-entropy of the adversarial images, and a divergence that counts where the clean image is misjudged.
+
+    `-log p_y(x') - log(1 - max_{k != y} p_k(x')) + weight * KL(p(x) || p(x')) * (1 - p_y(x))`, averaged over the batch,
+    with gradients into both predictions and the factor. Wang, Zou, Yi, Bailey, Ma, Gu, "Improving Adversarial
+    Robustness Requires Revisiting Misclassified Examples", ICLR 2020. The attack is that of adversarial training
+    (cross-entropy), in the authors' code from a small Gaussian (`--model.attack.start gaussian`).
+
+    Args:
+        weight: Of the last term, the paper's lambda. The authors' code for ResNet-18 uses 5.
+
+    Raises:
+        ValueError: A negative weight.
+    """
+
+    def __init__(self, weight: float = 5.0) -> None:
+        super().__init__()
+        self.weight = checked_weight("weight", weight, 5)
+
+    def forward(self, model: Classifier, x: Tensor, y: Tensor, attack: Attack) -> StepResult:
+        """Mean boosted cross-entropy + weight * mean weighted divergence."""
+        x_adv = attack(model, x, y)
+        clean, adversarial = model(x), model(x_adv)
+        probabilities = softmax(clean, 1)
+        shares = y if y.is_floating_point() else one_hot(y, clean.shape[1]).to(clean.dtype)
+        boosted = (cross_entropy(adversarial, y) + _runner_up(adversarial, shares)).mean()
+        doubt = 1 - (shares * probabilities).sum(1)
+        divergence = (kl_divergence(adversarial, probabilities) * doubt).mean()
+        logs = {
+            "boosted_loss": boosted.detach(),
+            "weighted_divergence": divergence.detach(),
+            "clean_acc": (clean.argmax(1) == hard_labels(y)).float().mean(),
+        }
+        return StepResult(boosted + self.weight * divergence, adversarial, logs)
+
+
+def _runner_up(logits: Tensor, shares: Tensor) -> Tensor:
+    """`-log(1 - max_{k != y} p_k)`, (N,), averaged over the classes y with their `shares` (N, C).
+
+    1 - p_k is summed from the other probabilities, which stays exact where p_k is 1 in floating point.
+    """
+    top = logits.topk(2, dim=1).indices
+    log_rest = [logits.scatter(1, top[:, k : k + 1], -float("inf")).logsumexp(1) for k in (0, 1)]
+    without_first, without_second = (rest - logits.logsumexp(1) for rest in log_rest)
+    first_is_own = shares.gather(1, top[:, :1]).squeeze(1)
+    return -(first_is_own * without_second + (shares.sum(1) - first_is_own) * without_first)

@@ -1,0 +1,50 @@
+"""Li et al. (2022): pixel masks, a strided smooth network, a first-layer penalty; and GradAlign."""
+
+from lightning_paf.studies.methods.nfgsm import EPS
+from lightning_paf.studies.methods.nfgsm import STUDY as FAMILY
+from lightning_paf.studies.study import Arm, Claim, Study
+
+_FGSM = ("--model.attack", "FGSM")
+_STEM = ("--model.net.stem_stride", "2", "--model.activation", "SiLU")
+
+
+def _mask(mask: str, ratio: float) -> tuple[str, ...]:
+    return ("--model.objective", "PixelMask", "--model.objective.mask", mask, "--model.objective.ratio", str(ratio))
+
+
+def _better(arm: str, what: str) -> Claim:
+    return Claim(f"{what} makes FGSM training more robust", arm, "fgsm", "autoattack", source="paper")
+
+
+STUDY = Study(
+    title="Bag of tricks for FGSM training (Li et al., 2022), and GradAlign (Andriushchenko and Flammarion, 2020)",
+    arms=(
+        Arm("fgsm", _FGSM),
+        Arm("mask", (*_FGSM, *_mask("per_sample", 0.2))),
+        Arm("fixed-mask", (*_FGSM, *_mask("fixed", 0.2))),
+        Arm("stem", (*_FGSM, *_STEM)),
+        Arm("first-layer", (*_FGSM, "--model.objective", "FirstLayerPenalty")),
+        Arm(
+            "all-tricks",
+            (
+                *(*_FGSM, *_STEM, "--model.objective", "FirstLayerPenalty", "--model.objective.weight", "0.005"),
+                *("--model.objective.objective", "PixelMask", "--model.objective.objective.ratio", "0.1"),
+            ),
+        ),
+        Arm("grad-align", (*_FGSM, "--model.objective", "GradAlign")),
+    ),
+    claims=(
+        _better("mask", "Hiding pixels"),
+        _better("fixed-mask", "Hiding always the same pixels"),
+        _better("stem", "A strided stem with a smooth activation"),
+        _better("first-layer", "A penalty on the first layer"),
+        _better("all-tricks", "The combination"),
+        _better("grad-align", "GradAlign"),
+        Claim("GradAlign aligns gradients", "grad-align", "fgsm", "alignment", source="paper"),
+        Claim("FGSM training has a larger blind spot than with GradAlign", "fgsm", "grad-align", "blind_spot"),
+    ),
+    options=FAMILY.options,
+    measures=FAMILY.measures,
+    eps=EPS,
+    note=FAMILY.note,
+)

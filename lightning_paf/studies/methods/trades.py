@@ -1,0 +1,27 @@
+"""TRADES: what its weight trades."""
+
+from lightning_paf.studies.study import Arm, Claim, Study
+
+_GAUSSIAN = ("--model.attack.start", "gaussian", "--model.attack.clamp_start", "false")
+
+
+def _beta(value: int) -> tuple[str, ...]:
+    return ("--model.objective", "TRADES", "--model.objective.beta", str(value), *_GAUSSIAN)
+
+
+STUDY = Study(
+    title="TRADES (Zhang et al., ICML 2019)",
+    arms=(
+        Arm("beta0", _beta(0)),
+        Arm("beta1", _beta(1)),
+        Arm("beta6", _beta(6)),
+        Arm("pgd"),
+    ),
+    claims=(
+        Claim("Weight 1 is more robust than weight 0", "beta1", "beta0", "autoattack", source="paper"),
+        Claim("Weight 6 is more robust than weight 1", "beta6", "beta1", "autoattack", source="paper"),
+        Claim("Weight 1 keeps more clean accuracy than weight 6", "beta1", "beta6", "clean", source="paper"),
+        Claim("Weight 6 is more robust than PGD training", "beta6", "pgd", "autoattack", source="paper"),
+    ),
+    note="Digits are easy: clean accuracy is near its ceiling, where a trade can be too small to be seen.",
+)

@@ -1,0 +1,154 @@
+"""The family of single-step attacks: noise, step, clip (de Jorge et al. 2022)."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from stand_ins import images, tiny_classifier
+from torch import nn
+
+from lightning_paf.attacks import FGSM, NFGSM, PGD, RSFGSM, SingleStep
+from lightning_paf.objectives import AdversarialCE
+
+EPS = 0.05
+
+
+def network():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Flatten(), nn.Linear(48, 5))
+
+
+def grey(n=64):
+    """Far from black and white, so that no pixel is clamped."""
+    return 0.4 + 0.2 * torch.rand(n, 3, 4, 4), torch.randint(5, (n,))
+
+
+def found(attack, x, y, seed=0):
+    torch.manual_seed(seed)
+    return attack(network(), x, y)
+
+
+@pytest.mark.parametrize(
+    ("member", "general"),
+    [
+        (FGSM(EPS), SingleStep(EPS)),
+        (FGSM(0.5, norm="l2"), SingleStep(0.5, norm="l2")),
+        (RSFGSM(EPS), SingleStep(EPS, noise=1, step_size=1.25 * EPS, clip=1)),
+        (NFGSM(EPS), SingleStep(EPS, noise=2, step_size=EPS, clip=None)),
+        (NFGSM(EPS, noise=0), FGSM(EPS)),
+        (FGSM(EPS), PGD(EPS, step_size=EPS, steps=1, start="none")),
+        (SingleStep(EPS, noise=1), PGD(EPS, step_size=EPS, steps=1)),
+    ],
+    ids=["fgsm", "fgsm l2", "rs-fgsm", "n-fgsm", "no noise", "one step of pgd", "one step of pgd from noise"],
+)
+def test_members_of_the_family(member, general):
+    x, y = grey()
+    torch.testing.assert_close(found(member, x, y), found(general, x, y))
+
+
+def test_without_noise_the_result_is_the_clamped_signed_step():
+    x, y = images(16)
+    x = x[..., :4, :4].clone()
+    leaf = x.clone().requires_grad_()
+    nn.functional.cross_entropy(network()(leaf), y % 5, reduction="sum").backward()
+    expected = (x + EPS * leaf.grad.sign()).clamp(0, 1)
+    torch.testing.assert_close(found(SingleStep(EPS, clip=None), x, y % 5), expected)
+
+
+def test_without_a_step_only_the_noise_is_left():
+    x, y = grey()
+    delta = found(SingleStep(EPS, noise=2, step_size=1e-12, clip=None), x, y) - x
+    assert 1.9 * EPS < delta.abs().max() <= 2 * EPS + 1e-6
+    assert abs(delta.mean()) < EPS / 10
+
+
+@settings(max_examples=15, deadline=None)
+@given(noise=st.floats(0, 3), step=st.floats(0.01, 0.3), clip=st.none() | st.floats(0.1, 3), seed=st.integers(0, 99))
+def test_bounds_hold_and_radius_says_how_far(noise, step, clip, seed):
+    x, y = images(4)
+    x, y = x[..., :4, :4], y % 5
+    attack = SingleStep(EPS, noise=noise, step_size=step, clip=clip)
+    assert attack.radius == pytest.approx(noise * EPS + step if clip is None else clip * EPS)
+    x_adv = found(attack, x, y, seed)
+    assert ((x_adv - x).abs() <= attack.radius + 1e-6).all()
+    assert (x_adv >= 0).all()
+    assert (x_adv <= 1).all()
+
+
+@pytest.mark.parametrize("noise", [1, 2, 3])
+def test_unclipped_results_leave_the_ball_and_clipped_ones_do_not(noise):
+    x, y = grey()
+    free = (found(NFGSM(EPS, noise=noise), x, y) - x).abs()
+    assert (free > EPS).any()
+    assert (free <= (noise + 1) * EPS + 1e-6).all()
+    assert ((found(SingleStep(EPS, noise=noise), x, y) - x).abs() <= EPS + 1e-6).all()
+
+
+@pytest.mark.parametrize(("noise", "step"), [(1.0, EPS), (2.0, EPS), (2.0, 0.5 * EPS), (0.0, EPS)])
+def test_mean_squared_size_is_the_closed_form(noise, step):
+    """Per pixel k² eps² / 3 + alpha², where gradients are random and no pixel is clamped."""
+    x, y = torch.full((200, 3, 16, 16), 0.5), torch.zeros(200, dtype=torch.long)
+    signs = torch.randn_like(x)  # independent of the noise
+    attack = SingleStep(EPS, noise=noise, step_size=step, clip=None)
+    torch.manual_seed(1)
+    x_adv = attack(nn.Identity(), x, y, forward=lambda z: (signs * z).sum((1, 2, 3)), loss=lambda out, _: out)
+    size = (x_adv - x).square().mean().item()
+    assert size == pytest.approx(noise**2 * EPS**2 / 3 + step**2, rel=0.05)
+
+
+@pytest.mark.parametrize("attack", [FGSM(EPS), RSFGSM(EPS), NFGSM(EPS)], ids=lambda attack: attack.label)
+def test_a_training_step_has_two_forward_and_two_backward_passes(attack):
+    model, (x, y) = tiny_classifier().train(), images()
+    passes = {"forward": 0, "backward": 0}
+
+    def count(output):
+        passes["backward"] += 1
+        return output
+
+    def hook(module, inputs, output):
+        passes["forward"] += 1
+        output.register_hook(count)
+
+    model.register_forward_hook(hook)
+    AdversarialCE("adversarial")(model, x, y, attack).loss.backward()
+    assert passes == {"forward": 2, "backward": 2}
+
+
+@pytest.mark.parametrize("attack", [RSFGSM(EPS), NFGSM(EPS)], ids=lambda attack: attack.label)
+def test_noise_differs_from_step_to_step_and_leaves_no_graph(attack):
+    model, (x, y) = network(), grey()
+    first, second = attack(model, x, y), attack(model, x, y)
+    assert not torch.equal(first, second)
+    assert not first.requires_grad
+    assert first.grad_fn is None
+
+
+def test_without_noise_no_random_number_is_drawn():
+    model, (x, y) = network(), grey(2)
+    state = torch.get_rng_state()
+    SingleStep(EPS)(model, x, y)
+    assert torch.equal(state, torch.get_rng_state())
+
+
+def test_settings_are_described():
+    described = SingleStep(EPS, noise=2, clip=None).describe()
+    assert {key: described[key] for key in ("noise", "step_size", "clip", "radius")} == {
+        "noise": 2,
+        "step_size": "eps",
+        "clip": None,
+        "radius": pytest.approx(3 * EPS),
+    }
+    assert RSFGSM(EPS).describe()["step_size"] == "1.25 eps"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"noise": -0.5}, "noise=-0.5 must not be negative"),
+        ({"step_size": 0}, "step_size=0 must be positive"),
+        ({"clip": 0}, "clip=0 must be positive"),
+    ],
+)
+def test_bad_settings_of_the_family(options, message):
+    with pytest.raises(ValueError, match=message):
+        SingleStep(EPS, **options)

@@ -1,0 +1,53 @@
+import pytest
+import torch
+from stand_ins import images, tiny_classifier
+
+from lightning_paf.attacks import PGD
+from lightning_paf.nn.modes import frozen
+from lightning_paf.objectives import SCORE
+from lightning_paf.objectives.score import squared_distance
+
+ATTACK = PGD(0.1, step_size=0.05, steps=3)
+
+
+def still():
+    model = tiny_classifier().train()
+    model.net.bn.momentum = 0.0
+    return model
+
+
+def loss_of(objective: SCORE) -> torch.Tensor:
+    model = still()
+    torch.manual_seed(0)
+    return objective(model, *images(), ATTACK).loss
+
+
+def test_the_distance_is_that_of_distributions():
+    far = squared_distance(
+        torch.tensor([[100.0, 0, 0], [0.0, 0, 0]]), torch.tensor([[0.0, 1, 0], [1 / 3, 1 / 3, 1 / 3]])
+    )
+    torch.testing.assert_close(far, torch.tensor([2.0, 0.0]))
+
+
+def test_the_loss_is_the_papers_formula():
+    model, (x, y) = still(), images()
+    with frozen(model):
+        p = model(x).softmax(1)
+    torch.manual_seed(0)
+    x_adv = ATTACK(model, x, p, loss=squared_distance)
+    clean, adversarial = model(x).softmax(1), model(x_adv).softmax(1)
+    target = torch.eye(10)[y]
+    expected = ((clean - target) ** 2).sum(1).mean() + 4 * ((adversarial - clean) ** 2).sum(1).mean()
+    torch.testing.assert_close(loss_of(SCORE(4)), expected)
+
+
+def test_what_is_below_the_clip_costs_nothing():
+    natural = loss_of(SCORE(0))
+    assert loss_of(SCORE(4)) > natural
+    assert torch.equal(loss_of(SCORE(4, clip=2.0)), natural)
+
+
+@pytest.mark.parametrize(("make", "message"), [(lambda: SCORE(-1), "beta=-1"), (lambda: SCORE(clip=-1), "clip=-1")])
+def test_nonsense_is_refused(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()

@@ -1,0 +1,245 @@
+"""What objectives around other objectives pass on, and the two that add a term."""
+
+import copy
+
+import pytest
+import torch
+from stand_ins import TinyNet, images, spec, tiny_classifier
+from test_pixel_mask import trained
+from torch import nn
+
+from lightning_paf.attacks import FGSM, PGD
+from lightning_paf.functional.alignment import cosine
+from lightning_paf.module import RobustModule
+from lightning_paf.nets import SmallConvNet, TimmNet
+from lightning_paf.nn.activations import PSSiLU, fuse_activations
+from lightning_paf.nn.classifier import Classifier
+from lightning_paf.nn.recompute import recomputed_outputs
+from lightning_paf.nn.second_derivatives import require_second_derivatives
+from lightning_paf.nn.speed import Speed
+from lightning_paf.nn.swap import swap_activations
+from lightning_paf.objectives import TRADES, AdversarialCE, FirstLayerPenalty, GradAlign, PixelMask
+from lightning_paf.objectives.first_layer_penalty import first_layer
+from lightning_paf.objectives.wrapper import Wrapper
+
+EPS = 0.1
+ATTACK = FGSM(EPS)
+
+
+class Noting(AdversarialCE):
+    steps_per_batch = 3
+    needs_double_backward = True
+
+    def __init__(self):
+        super().__init__("adversarial")
+        self.called = []
+
+    def bind(self, model):
+        self.called.append("bind")
+
+    def on_epoch_start(self, epoch, progress):
+        self.called.append(("epoch", epoch, progress))
+
+    def begin_step(self, number):
+        self.called.append(("step", number))
+
+    def after_backward(self, model):
+        self.called.append("after")
+
+
+def test_everything_reaches_the_wrapped_objective():
+    inner = Noting()
+    outer = FirstLayerPenalty(Wrapper(inner))
+    model = tiny_classifier()
+    outer.bind(model)
+    outer.on_epoch_start(2, 0.5)
+    outer.begin_step(1)
+    outer.after_backward(model)
+    assert inner.called == ["bind", ("epoch", 2, 0.5), ("step", 1), "after"]
+    assert outer.steps_per_batch == 3
+    assert outer.needs_double_backward
+
+
+def test_what_is_wrapped_trains_and_is_saved():
+    outer = FirstLayerPenalty(GradAlign(PixelMask(0.4, "fixed")))
+    assert "objective.objective.thresholds" in outer.state_dict()
+    result = outer(tiny_classifier().train(), *images(), ATTACK)
+    assert {"clean_acc", "misalignment", "first_layer"} <= result.logs.keys()
+
+
+@pytest.mark.parametrize("cls", [FirstLayerPenalty, GradAlign])
+@pytest.mark.parametrize("inner", [AdversarialCE, TRADES])
+def test_a_weight_of_zero_is_the_wrapped_objective_bit_for_bit(cls, inner):
+    attack = PGD(EPS, step_size=EPS / 2, steps=2)
+    expected, found = trained(inner(), attack), trained(cls(inner(), weight=0), attack)
+    assert all(torch.equal(expected[name], found[name]) for name in expected)
+
+
+@pytest.mark.parametrize("cls", [FirstLayerPenalty, GradAlign])
+def test_the_term_is_added_with_its_weight(cls):
+    x, y = images()
+    torch.manual_seed(0)
+    plain = AdversarialCE("adversarial")(tiny_classifier().train(), x, y, ATTACK).loss
+    torch.manual_seed(0)
+    result = cls(weight=0.3)(tiny_classifier().train(), x, y, ATTACK)
+    torch.testing.assert_close(result.loss, plain + 0.3 * result.logs[cls.name])
+
+
+@pytest.mark.parametrize("cls", [FirstLayerPenalty, GradAlign])
+def test_negative_weights_are_refused(cls):
+    with pytest.raises(ValueError, match=rf"{cls.__name__} is >= 0, but weight=-1.*--model\.objective\.weight"):
+        cls(weight=-1)
+
+
+# The first layer
+
+
+@pytest.mark.parametrize("kind", ["l2", "l1gain"])
+def test_the_penalty_is_its_closed_form(kind):
+    model = tiny_classifier()
+    weight = model.net.conv.weight.detach()
+    expected = weight.norm() ** 2 if kind == "l2" else sum(filters.abs().sum() for filters in weight) / len(weight)
+    torch.testing.assert_close(FirstLayerPenalty(kind=kind).term(model, *images(), ATTACK).detach(), expected)
+
+
+def test_l1gain_is_the_largest_change_of_a_filter_per_eps():
+    """Away from borders, the worst perturbation is the sign of the filter."""
+    conv = nn.Conv2d(2, 1, 3, bias=False)
+    x = torch.rand(1, 2, 3, 3)
+    worst = (conv(x + EPS * conv.weight.sign()) - conv(x)).item() / EPS
+    gain = FirstLayerPenalty(kind="l1gain").term(nn.Sequential(conv), x, torch.zeros(1), ATTACK)
+    assert gain.item() == pytest.approx(worst, rel=1e-4)
+    random = (conv(x + EPS * torch.randn(50, 2, 3, 3).sign()) - conv(x)).abs().max().item() / EPS
+    assert random <= gain.item() + 1e-5
+
+
+def test_the_first_layer_is_that_of_the_images():
+    assert first_layer(tiny_classifier()).in_channels == 3
+    assert first_layer(nn.Sequential(nn.Flatten(), nn.Linear(4, 2))).in_features == 4
+
+
+def test_an_unknown_kind_is_refused():
+    with pytest.raises(ValueError, match=r"kind must be l2 or l1gain, but is 'l3'"):
+        FirstLayerPenalty(kind="l3")
+
+
+# Gradient alignment
+
+
+def test_a_network_whose_gradient_does_not_turn_has_no_misalignment():
+    """With two classes the gradient of a linear network has one direction."""
+    model = Classifier(nn.Sequential(nn.Flatten(), nn.Linear(192, 2)), spec(2))
+    x, y = images(num_classes=2)
+    assert GradAlign().term(model, x, y, ATTACK).item() == pytest.approx(0, abs=1e-5)
+
+
+def test_misalignment_is_one_minus_the_mean_cosine():
+    model, (x, y) = tiny_classifier().eval(), images()
+    torch.manual_seed(7)
+    noise = torch.empty_like(x).uniform_(-EPS, EPS)
+    gradients = []
+    for place in (x, x + noise):
+        leaf = place.clone().requires_grad_()
+        nn.functional.cross_entropy(model(leaf), y).backward()
+        gradients.append(leaf.grad.flatten(1))
+    torch.manual_seed(7)
+    found = GradAlign().term(model, x, y, ATTACK).item()
+    assert found == pytest.approx(1 - nn.functional.cosine_similarity(*gradients, eps=0).mean().item(), abs=1e-5)
+    assert found > 1e-4
+
+
+def test_images_without_a_gradient_are_left_out():
+    """Their direction is unknown; their derivative must not be NaN either."""
+    model, (x, y) = tiny_classifier().train(), images()
+    with torch.no_grad():
+        model.net.bn.bias.fill_(-100)  # no activation fires
+    term = GradAlign().term(model, x, y, ATTACK)
+    assert term.item() == 0
+    term.backward()
+    assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)
+
+
+def test_descending_it_aligns_the_gradients():
+    torch.manual_seed(0)
+    net = TinyNet()
+    swap_activations(net, nn.SiLU)
+    model, (x, y) = Classifier(net, spec()).train(), images()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
+    values = []
+    for _ in range(30):
+        torch.manual_seed(0)
+        term = GradAlign().term(model, x, y, ATTACK)
+        values.append(term.item())
+        optimizer.zero_grad()
+        term.backward()
+        optimizer.step()
+    assert values[-1] < values[0] / 2
+
+
+def test_fused_and_recomputed_activations_have_the_same_second_derivatives():
+    torch.manual_seed(0)
+    net = TinyNet()
+    swap_activations(net, PSSiLU)
+    plain = Classifier(net, spec()).train()
+    fast = copy.deepcopy(plain)
+    fuse_activations(fast)
+    x, y = images()
+    torch.manual_seed(0)
+    GradAlign().term(plain, x, y, ATTACK).backward()
+    torch.manual_seed(0)
+    with recomputed_outputs(fast):
+        term = GradAlign().term(fast, x, y, ATTACK)
+    term.backward()
+    for p, q in zip(plain.parameters(), fast.parameters(), strict=True):
+        torch.testing.assert_close(p.grad, q.grad, rtol=1e-4, atol=1e-6)
+
+
+def test_smooth_activations_have_a_second_derivative_at_zero_and_relu_jumps():
+    def slopes(activation, at):
+        x = torch.tensor(at, requires_grad=True)
+        (first,) = torch.autograd.grad(activation(x).sum(), x, create_graph=True)
+        return first, x
+
+    for activation in (nn.SiLU(), nn.GELU(), nn.Softplus(beta=10), PSSiLU()):
+        first, x = slopes(activation, [0.0])
+        (second,) = torch.autograd.grad(first.sum(), x)
+        assert torch.isfinite(second).all()
+        assert second.abs() > 0.1
+        left, right = slopes(activation, [-1e-6, 1e-6])[0].tolist()
+        assert left == pytest.approx(right, abs=1e-4)
+    assert slopes(nn.ReLU(), [-1e-6, 1e-6])[0].tolist() == [0, 1]
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e-25])
+def test_cosine_does_not_depend_on_length(scale):
+    a, b = torch.randn(2, 5, 3, 4, 4)
+    expected = nn.functional.cosine_similarity(a.flatten(1), b.flatten(1))
+    torch.testing.assert_close(cosine(scale * a, b), expected)
+    assert cosine(torch.zeros(1, 3), torch.ones(1, 3)).item() == 0
+
+
+# Networks that cannot be differentiated twice
+
+
+def test_a_compiled_network_is_refused_through_wrappers():
+    objective = FirstLayerPenalty(GradAlign())
+    with pytest.raises(ValueError, match=r"FirstLayerPenalty differentiates a gradient.*--model\.speed\.compile false"):
+        RobustModule(SmallConvNet(), ATTACK, objective, dataset="digits", speed=Speed(compile=True))
+
+
+def test_fused_attention_is_refused():
+    pytest.importorskip("timm")
+    net = TimmNet("vit_tiny_patch16_224", num_classes=10, img_size=32, depth=1)
+    with pytest.raises(ValueError, match=r"GradAlign differentiates a gradient, but TimmNet .*TIMM_FUSED_ATTN=0"):
+        RobustModule(net, ATTACK, GradAlign())
+    RobustModule(net, ATTACK, FirstLayerPenalty())
+
+
+def test_trying_a_network_out_changes_nothing():
+    model = tiny_classifier().train()
+    before = copy.deepcopy(model.state_dict())
+    require_second_derivatives(model, images()[0], "this test")
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+    assert model.training
+    assert all(p.requires_grad and p.grad is None for p in model.parameters())
+    require_second_derivatives(model, torch.rand(2, 5, 8, 8), "images that do not fit")
