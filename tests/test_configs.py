@@ -236,7 +236,9 @@ def passes(objective, attack) -> float:
     with Convolutions() as once:
         model(x)
     with Convolutions() as step:
-        objective(model, x, y, attack).loss.backward()
+        for number in range(objective.steps_per_batch):
+            objective.begin_step(number)
+            objective(model, x, y, attack).loss.backward()
     return step.count / once.count
 
 

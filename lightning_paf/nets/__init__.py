@@ -7,6 +7,7 @@ counts are those of published checkpoints where there are any.
 from lightning_paf.nets.dm_preact_resnet import DMPreActResNet
 from lightning_paf.nets.dm_wide_resnet import DMWideResNet
 from lightning_paf.nets.factory import TimmNet, TorchvisionNet, timm_net, torchvision_net
+from lightning_paf.nets.lenet import LeNet
 from lightning_paf.nets.preact_resnet import PreActResNet
 from lightning_paf.nets.resnet import CifarResNet
 from lightning_paf.nets.small import SmallConvNet
@@ -18,6 +19,7 @@ __all__ = [
     "CifarResNet",
     "DMPreActResNet",
     "DMWideResNet",
+    "LeNet",
     "PreActResNet",
     "SmallConvNet",
     "TimmNet",

@@ -2,10 +2,12 @@
 
 from lightning_paf.objectives.awp import AWP
 from lightning_paf.objectives.base import Objective, StepResult
+from lightning_paf.objectives.cost_sensitive import CSA, CostSensitive, CostSensitiveAT
 from lightning_paf.objectives.dkl import IKL
 from lightning_paf.objectives.first_layer_penalty import FirstLayerPenalty
 from lightning_paf.objectives.grad_align import GradAlign
 from lightning_paf.objectives.hat import HAT
+from lightning_paf.objectives.l1_minus_l2 import L1MinusL2
 from lightning_paf.objectives.mart import MART
 from lightning_paf.objectives.pixel_mask import PixelMask
 from lightning_paf.objectives.score import SCORE
@@ -16,6 +18,7 @@ from lightning_paf.objectives.wrapper import Regularised, Wrapper
 
 __all__ = [
     "AWP",
+    "CSA",
     "HAT",
     "IKL",
     "MART",
@@ -23,8 +26,11 @@ __all__ = [
     "TRADES",
     "AdversarialCE",
     "BinaryTRADES",
+    "CostSensitive",
+    "CostSensitiveAT",
     "FirstLayerPenalty",
     "GradAlign",
+    "L1MinusL2",
     "Natural",
     "Objective",
     "PixelMask",

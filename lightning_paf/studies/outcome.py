@@ -35,7 +35,12 @@ class Outcome:
 
     @property
     def word(self) -> Word:
-        """Whether the interval lies above what is claimed, below, or around it."""
+        """Whether the interval lies above what is claimed, below, or around it.
+
+        Where no seed and no image differs, as when both arms have nothing right, there is nothing to tell by.
+        """
+        if self.low == self.high:
+            return "cannot be told at this size"
         if self.low > self.claim.by:
             return "reproduced"
         return "not reproduced" if self.high < self.claim.by else "cannot be told at this size"

@@ -43,6 +43,11 @@ def test_words(a, by, word):
     assert compared(Claim("", "a", "b", "pgd", by), measured(a, [0.4, 0.4, 0.4])).word == word
 
 
+def test_where_nothing_varies_nothing_can_be_told():
+    same = [[0, 0, 0], [0, 0, 0]]
+    assert compared(Claim("", "a", "b", "pgd", -0.1), measured(same, same)).word == "cannot be told at this size"
+
+
 def test_the_worst_claim_speaks_for_all():
     outcomes = {
         word: compared(CLAIM, measured(a, [0.4, 0.4, 0.4]))

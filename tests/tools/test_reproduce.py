@@ -18,7 +18,7 @@ STUDY = Study(
         Arm("natural", ("--model.objective", "Natural")),
         Arm("tuned", ("--model.init", "{natural}", "--trainer.max_epochs", "2")),
     ),
-    (Claim("Tuning helps", "tuned", "natural", "pgd", -1.5), Claim("The same", "tuned", "natural", "constant", -0.1)),
+    (Claim("Tuning helps", "tuned", "natural", "pgd", -1.5), Claim("The same", "tuned", "natural", "clean", -1.5)),
     ("--model.net.width", "4", "--data.train_examples", "128"),
     {"constant": lambda run, x, y: 0.5},
 )

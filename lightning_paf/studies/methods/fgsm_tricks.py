@@ -1,7 +1,6 @@
 """Li et al. (2022): pixel masks, a strided smooth network, a first-layer penalty; and GradAlign."""
 
-from lightning_paf.studies.methods.nfgsm import EPS
-from lightning_paf.studies.methods.nfgsm import STUDY as FAMILY
+from lightning_paf.studies.methods.nfgsm import COLLAPSES, EPS, NOTE, alignment, blind_spot
 from lightning_paf.studies.study import Arm, Claim, Study
 
 _FGSM = ("--model.attack", "FGSM")
@@ -43,8 +42,8 @@ STUDY = Study(
         Claim("GradAlign aligns gradients", "grad-align", "fgsm", "alignment", source="paper"),
         Claim("FGSM training has a larger blind spot than with GradAlign", "fgsm", "grad-align", "blind_spot"),
     ),
-    options=FAMILY.options,
-    measures=FAMILY.measures,
+    options=COLLAPSES,
+    measures={"blind_spot": blind_spot, "alignment": alignment},
     eps=EPS,
-    note=FAMILY.note,
+    note=NOTE,
 )

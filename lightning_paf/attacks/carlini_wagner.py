@@ -1,0 +1,109 @@
+"""The l2 attack of Carlini and Wagner."""
+
+from fractions import Fraction
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_paf.attacks.minimal import MinimalAttack, Nearest
+from lightning_paf.functional.losses import margin
+from lightning_paf.nn.modes import Mode
+from lightning_paf.types import Forward, Radius
+
+_INSIDE = 1 - 1e-6  # tanh reaches the ends of the pixel range only at infinity
+_CHECKS = 10  # how often in a search the authors' code asks whether it still improves
+_IMPROVEMENT = 0.9999
+
+
+class CarliniWagner(MinimalAttack):
+    """Minimises squared distance plus `c` times the hinge of the margin (Carlini & Wagner 2017, section 5), untargeted.
+
+    The image is written as `(tanh w + 1) / 2`, Adam moves `w`, and for each image a binary search looks for the
+    smallest useful `c`: it doubles its logarithmic interval until a search succeeds (times 10), then halves it.
+
+    Args:
+        eps: Largest l2 length of the perturbation that counts.
+        steps: Steps of Adam for each `c`; 10,000 in the paper.
+        searches: Values of `c` for each image.
+        lr: Learning rate of Adam.
+        initial_c: The first `c`.
+        confidence: By how much a wrong logit must lead.
+        abort_early: Whether to end a search whose objective has not improved in the last tenth of its steps.
+        mode: Whether the attacked model is in eval mode, or in train mode with its buffers protected.
+
+    Raises:
+        ValueError: As for every attack; no step or search; a learning rate or `c` that is not positive; a negative
+            confidence.
+    """
+
+    def __init__(
+        self,
+        eps: Radius = Fraction(1, 2),
+        *,
+        steps: int = 1000,
+        searches: int = 9,
+        lr: float = 0.01,
+        initial_c: float = 1e-3,
+        confidence: float = 0.0,
+        abort_early: bool = True,
+        mode: Mode = "eval",
+    ) -> None:
+        super().__init__(eps, norm="l2", mode=mode)
+        for name, value in (("lr", lr), ("initial_c", initial_c)):
+            if not value > 0:
+                raise ValueError(f"{name}={value} must be positive. The paper uses lr 0.01 and begins with c = 0.001.")
+        if not confidence >= 0:
+            raise ValueError(f"confidence={confidence} must not be negative. 0 asks for any misclassification.")
+        self.steps = steps
+        self.searches = searches
+        self.lr = lr
+        self.initial_c = initial_c
+        self.confidence = confidence
+        self.abort_early = abort_early
+        self.require(steps=1, searches=1)
+
+    def describe(self) -> dict[str, Any]:
+        """The threat model and the settings as plain values, for result files."""
+        names = ("steps", "searches", "lr", "initial_c", "confidence", "abort_early")
+        return super().describe() | {name: getattr(self, name) for name in names}
+
+    def minimum(self, forward: Forward, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """Images and distances."""
+        nearest, all_rows = Nearest(x, "l2"), torch.arange(len(x), device=x.device)
+        with torch.no_grad():
+            nearest.update(all_rows, x, forward(x).argmax(dim=1) != y)
+        rows = all_rows[nearest.distances > 0]
+        low, high = torch.zeros(len(rows), device=x.device), torch.full((len(rows),), torch.inf, device=x.device)
+        c = torch.full_like(low, self.initial_c)
+        for _ in range(self.searches):
+            if len(rows) == 0:
+                break
+            found = self._search(forward, x[rows], y[rows], c, nearest, rows)
+            low, high = torch.where(found, low, c), torch.where(found, c, high)
+            c = torch.where(high.isinf(), 10 * c, (low + high) / 2)
+        return nearest.x, nearest.distances
+
+    def _search(
+        self, forward: Forward, x: Tensor, y: Tensor, c: Tensor, nearest: Nearest, rows: Tensor
+    ) -> Tensor:
+        """One run of Adam for all images with their own `c` (n,); which of them were misled (n,)."""
+        w = torch.atanh((2 * x - 1) * _INSIDE)
+        optimizer, found, before = torch.optim.Adam([w], self.lr), torch.zeros_like(y, dtype=torch.bool), torch.inf
+        w.requires_grad_()
+        every = max(1, self.steps // _CHECKS)
+        for step in range(self.steps):
+            points = (torch.tanh(w) + 1) / 2
+            lead = margin(forward(points), y)
+            objective = (points - x).flatten(1).square().sum(1) + c * (self.confidence - lead).clamp_min(0)
+            (w.grad,) = torch.autograd.grad(objective.sum(), w)
+            misled = lead.detach() > self.confidence
+            nearest.update(rows, points.detach(), misled)
+            found |= misled
+            if self.abort_early and step % every == 0:
+                now = float(objective.detach().sum())
+                if now > before * _IMPROVEMENT:
+                    break
+                before = now
+            optimizer.step()
+        return found

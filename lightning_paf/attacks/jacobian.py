@@ -1,0 +1,26 @@
+"""Gradients of single logits."""
+
+import torch
+from torch import Tensor
+
+from lightning_paf.types import Forward
+
+
+def logit_gradients(forward: Forward, x: Tensor, classes: Tensor) -> tuple[Tensor, Tensor]:
+    """Logits, and the gradients of some of them with respect to the image.
+
+    Args:
+        forward: Images to logits.
+        x: Images (N, C, H, W).
+        classes: Which logits (N, k).
+
+    Returns:
+        Logits (N, K) and gradients (N, k, C, H, W), without a graph; one forward and k backward passes.
+    """
+    x = x.detach().requires_grad_()
+    logits: Tensor = forward(x)
+    wanted = logits.gather(1, classes).sum(0)
+    gradients = [
+        torch.autograd.grad(one, x, retain_graph=rank + 1 < len(wanted))[0] for rank, one in enumerate(wanted.unbind())
+    ]
+    return logits.detach(), torch.stack(gradients, dim=1)

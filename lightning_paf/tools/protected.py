@@ -1,0 +1,87 @@
+"""How well a class is protected: its accuracy clean and under attacks, and that of the others."""
+
+import argparse
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lightning_paf.attacks import Attack
+    from lightning_paf.evaluation.protection import Protection
+    from lightning_paf.loading import Run
+
+
+def main(argv: list[str]) -> int:
+    """Attack the test images, and print a table for each run.
+
+    Args:
+        argv: Options, see `--help`.
+
+    Raises:
+        ValueError: An option makes no sense, or a run cannot be read.
+    """
+    options, rest = _parse(argv)
+    if len(options.protected) != len(options.ckpt):
+        raise ValueError(
+            f"Each run has its protected class, but --ckpt names {len(options.ckpt)} and --protected "
+            f"{len(options.protected)}. Pass as many of one as of the other."
+        )
+    from lightning_paf.evaluation.files import explained, write_whole
+    from lightning_paf.evaluation.protection import mean_protection
+    from lightning_paf.loading import load_run
+
+    found: dict[str, list[Protection]] = {}
+    for checkpoint, label in zip(options.ckpt, options.protected, strict=True):
+        run = load_run(checkpoint, options.config, options.device, rest)
+        print(f"{checkpoint}: class {label} protected")
+        print(f"  {'':12} {'class':>7} {'others':>7} {'all':>7} {'taken for it':>13}")
+        for name, row in _rows(run, label, options).items():
+            found.setdefault(name, []).append(row)
+            shares = f"{100 * row.own:6.1f}% {100 * row.others:6.1f}% {100 * row.overall:6.1f}%"
+            print(f"  {name:12} {shares} {100 * row.taken:12.1f}%")
+    if len(options.ckpt) > 1:
+        means = {name: 100 * mean_protection(rows) for name, rows in found.items()}
+        print("I, the mean over runs of the protected class: ", end="")
+        print(", ".join(f"{name} {mean:.1f}%" for name, mean in means.items()))
+    if options.json:
+        content = {name: [asdict(row) for row in rows] for name, rows in found.items()}
+        with explained(options.json, "the file of --json"):
+            options.json.parent.mkdir(parents=True, exist_ok=True)
+            write_whole(options.json, (json.dumps(content, indent=2) + "\n").encode())
+    return 0
+
+
+def _rows(run: "Run", label: int, options: argparse.Namespace) -> "dict[str, Protection]":
+    from lightning_paf.attacks import PGD, AutoAttack, FGSM, Restarts
+    from lightning_paf.evaluation.ledger import MemoryLedger
+    from lightning_paf.evaluation.protection import protection
+    from lightning_paf.evaluation.verdict import judge
+    from lightning_paf.functional.losses import margin
+
+    trained = run.module.attack
+    eps: Any = trained.eps if options.eps is None else options.eps
+    pgd = PGD(eps, step_size=float(eps) / 8, steps=20, norm=trained.norm, loss=margin)
+    attacks: dict[str, Attack] = {"fgsm": FGSM(eps, norm=trained.norm), "pgd": Restarts(pgd, 3)}
+    if options.autoattack:
+        attacks["autoattack"] = AutoAttack(eps, norm=trained.norm)
+    samples, rows = run.samples(options.examples), {}
+    for name, attack in attacks.items():
+        judged = judge(run.model, attack, samples, MemoryLedger(), seed=options.seed)
+        rows.setdefault("clean", protection(judged.labels, judged.predictions, label))
+        rows[name] = protection(judged.labels, judged.adversarial, label)
+    return rows
+
+
+def _parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
+    parser = argparse.ArgumentParser("lightning-paf protected", description=__doc__)
+    parser.add_argument("--ckpt", type=Path, nargs="+", required=True, help="e.g. RUN/checkpoints/last.ckpt; several")
+    parser.add_argument("--protected", type=int, nargs="+", required=True, help="class of each of them")
+    parser.add_argument("--config", "-c", type=Path, help="default: config.yaml of the checkpoint's run")
+    parser.add_argument("--device", help="cpu, cuda, cuda:1, ...; default: cuda where there is one")
+    parser.add_argument("--eps", type=float, help="default: that of the training")
+    parser.add_argument("--examples", type=int, help="how many test images (default: all)")
+    parser.add_argument("--autoattack", action="store_true", help="by AutoAttack, too")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the shares to this file, too")
+    return parser.parse_known_args(argv)
