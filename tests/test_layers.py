@@ -17,7 +17,18 @@ LEVELS = {
 }
 LEVEL = {unit: level for level, units in LEVELS.items() for unit in units}
 FILES = sorted(PACKAGE.rglob("*.py"))
-HEAVY = {"timm", "torchvision", "pyautoattack", "autoattack", "sklearn", "matplotlib", "scipy", "onnx", "onnxruntime"}
+HEAVY = {
+    "timm",
+    "torchvision",
+    "pyautoattack",
+    "autoattack",
+    "sklearn",
+    "matplotlib",
+    "scipy",
+    "onnx",
+    "onnxruntime",
+    "foolbox",
+}
 
 
 def unit(path: Path) -> str:

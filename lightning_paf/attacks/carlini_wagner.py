@@ -20,7 +20,7 @@ class CarliniWagner(MinimalAttack):
     """Minimises squared distance plus `c` times the hinge of the margin (Carlini & Wagner 2017, section 5), untargeted.
 
     The image is written as `(tanh w + 1) / 2`, Adam moves `w`, and for each image a binary search looks for the
-    smallest useful `c`: it doubles its logarithmic interval until a search succeeds (times 10), then halves it.
+    smallest useful `c`: ten times as much until one succeeds, then halfway between failure and success.
 
     Args:
         eps: Largest l2 length of the perturbation that counts.
@@ -84,9 +84,7 @@ class CarliniWagner(MinimalAttack):
             c = torch.where(high.isinf(), 10 * c, (low + high) / 2)
         return nearest.x, nearest.distances
 
-    def _search(
-        self, forward: Forward, x: Tensor, y: Tensor, c: Tensor, nearest: Nearest, rows: Tensor
-    ) -> Tensor:
+    def _search(self, forward: Forward, x: Tensor, y: Tensor, c: Tensor, nearest: Nearest, rows: Tensor) -> Tensor:
         """One run of Adam for all images with their own `c` (n,); which of them were misled (n,)."""
         w = torch.atanh((2 * x - 1) * _INSIDE)
         optimizer, found, before = torch.optim.Adam([w], self.lr), torch.zeros_like(y, dtype=torch.bool), torch.inf

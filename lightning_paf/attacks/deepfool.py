@@ -16,9 +16,9 @@ from lightning_paf.types import Forward, Norm, Radius
 class DeepFool(MinimalAttack):
     """Steps to the nearest of the linearised decision boundaries (Moosavi-Dezfooli, Fawzi & Frossard 2016).
 
-    On a linear model the first step ends exactly there; the sum of all steps is lengthened by `overshoot`. As in the
-    authors' code, the next linearisation is made at the lengthened point. The point is brought into `bounds`, which
-    they do not do.
+    On a linear model the first step ends exactly there; all steps are lengthened by `overshoot`. As in the authors'
+    code, the next linearisation is made at the lengthened point. The point is brought into `bounds`, and pixels that
+    cannot move any further take no part in a step; the authors know no bounds.
 
     Args:
         eps: Largest perturbation that counts.
@@ -61,19 +61,18 @@ class DeepFool(MinimalAttack):
 
     def minimum(self, forward: Forward, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         """Images and distances."""
-        nearest, rows, total = Nearest(x, self.norm), torch.arange(len(x), device=x.device), torch.zeros_like(x)
+        nearest, rows, points = Nearest(x, self.norm), torch.arange(len(x), device=x.device), x
         classes = self._classes(forward, x, y)
         for _ in range(self.steps + 1):
-            points = x[rows] + (1 + self.overshoot) * total[rows]
-            points = points if self.bounds is None else points.clamp(*self.bounds)
             logits, gradients = logit_gradients(forward, points, classes[rows])
             wrong = logits.argmax(dim=1) != y[rows]
             nearest.update(rows, points, wrong)
-            rows = rows[~wrong]
+            rows, points = rows[~wrong], points[~wrong]
             if len(rows) == 0:
                 break
             values = logits[~wrong].gather(1, classes[rows])
-            total[rows] += self._step(values, gradients[~wrong])
+            points = points + (1 + self.overshoot) * self._step(points, values, gradients[~wrong])
+            points = points if self.bounds is None else points.clamp(*self.bounds)
         return nearest.x, nearest.distances
 
     @torch.no_grad()
@@ -83,10 +82,14 @@ class DeepFool(MinimalAttack):
         ranked: Tensor = logits.topk(min(self.candidates + 1, logits.shape[1]), dim=1).indices
         return ranked
 
-    def _step(self, values: Tensor, gradients: Tensor) -> Tensor:
-        """The step to the nearest hyperplane, from values (n, k) and gradients (n, k, ...), those of the label first."""
+    def _step(self, points: Tensor, values: Tensor, gradients: Tensor) -> Tensor:
+        """The step to the nearest hyperplane, from values (n, k) and gradients (n, k, ...), the label's first."""
         smallest = torch.finfo(values.dtype).tiny
         normals = (gradients[:, 1:] - gradients[:, :1]).flatten(2)
+        if self.bounds is not None:
+            here = points.flatten(1)[:, None]
+            stuck = ((here <= self.bounds[0]) & (normals < 0)) | ((here >= self.bounds[1]) & (normals > 0))
+            normals = normals.masked_fill(stuck, 0.0)
         gaps = (values[:, 1:] - values[:, :1]).abs()
         lengths = normals.norm(p=2 if self.norm == "l2" else 1, dim=2)
         distances = torch.where(lengths > 0, gaps / lengths.clamp_min(smallest), torch.inf)

@@ -51,20 +51,19 @@ class EnsembleMIFGSM(MIFGSM):
         bounds: Bounds = (0.0, 1.0),
         loss: PerExampleLoss | None = None,
     ) -> None:
-        super().__init__(
-            eps, step_size=step_size, steps=steps, momentum=momentum, mode=mode, bounds=bounds, loss=loss
-        )
+        super().__init__(eps, step_size=step_size, steps=steps, momentum=momentum, mode=mode, bounds=bounds, loss=loss)
         if not surrogates:
             raise ValueError("EnsembleMIFGSM got no surrogate. List at least one network.")
         weights = [1.0] * len(surrogates) if weights is None else list(weights)
         if len(weights) != len(surrogates) or not all(weight >= 0 for weight in weights) or not sum(weights) > 0:
             raise ValueError(
-                f"{len(surrogates)} surrogates need as many weights, none negative and not all zero, but have {weights}. "
+                f"{len(surrogates)} surrogates need as many weights, at least 0 and not all 0, but have {weights}. "
                 "Correct them, or leave them out for equal ones."
             )
-        classes = {net.num_classes for net in surrogates if hasattr(net, "num_classes")}
+        classes = {getattr(net, "num_classes", None) for net in surrogates} - {None}
         if len(classes) > 1:
-            raise ValueError(f"The surrogates have {sorted(map(int, classes))} classes. Use networks of the same data.")
+            found = " and ".join(sorted(map(str, classes)))
+            raise ValueError(f"The surrogates have {found} classes. Use networks of the same data.")
         self.surrogates = list(surrogates)
         self.weights = [weight / sum(weights) for weight in weights]
 

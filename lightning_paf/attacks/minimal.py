@@ -90,6 +90,8 @@ class Nearest:
             adversarial: Which of the points are (n,).
         """
         rows, points = rows[adversarial], points[adversarial]
+        if len(rows) == 0:
+            return
         sizes = self.ball.size(points - self.clean[rows]).to(self.distances.dtype)
         before = self.distances.clone()
         self.distances = self.distances.scatter_reduce(0, rows, sizes, "amin")

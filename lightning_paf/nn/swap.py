@@ -67,6 +67,11 @@ def swap_activations(
     return len(places)
 
 
+def stage_paths(net: nn.Module, targets: Targets = DEFAULT_TARGETS) -> list[str]:
+    """Paths of what the scope `stage` gives an activation of its own, in the order of definition."""
+    return list(dict.fromkeys(_owners(_places(net, targets), "stage")))
+
+
 def _places(net: nn.Module, targets: Targets) -> list[str]:
     """Paths of all targets below `net`; a parent that is reachable by several paths is listed by its first."""
     names = {target.__name__ for target in targets}

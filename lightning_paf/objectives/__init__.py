@@ -3,14 +3,18 @@
 from lightning_paf.objectives.awp import AWP
 from lightning_paf.objectives.base import Objective, StepResult
 from lightning_paf.objectives.cost_sensitive import CSA, CostSensitive, CostSensitiveAT
+from lightning_paf.objectives.dial import DIALCE, DIALKL
 from lightning_paf.objectives.dkl import IKL
 from lightning_paf.objectives.first_layer_penalty import FirstLayerPenalty
 from lightning_paf.objectives.grad_align import GradAlign
 from lightning_paf.objectives.hat import HAT
+from lightning_paf.objectives.interpolated import IAT
+from lightning_paf.objectives.jacobian_norm import JacobianNorm
 from lightning_paf.objectives.l1_minus_l2 import L1MinusL2
 from lightning_paf.objectives.mart import MART
 from lightning_paf.objectives.pixel_mask import PixelMask
 from lightning_paf.objectives.score import SCORE
+from lightning_paf.objectives.selective_input_gradient import SelectiveInputGradient
 from lightning_paf.objectives.standard import AdversarialCE, Natural
 from lightning_paf.objectives.trades import TRADES
 from lightning_paf.objectives.trades_binary import BinaryTRADES
@@ -19,7 +23,10 @@ from lightning_paf.objectives.wrapper import Regularised, Wrapper
 __all__ = [
     "AWP",
     "CSA",
+    "DIALCE",
+    "DIALKL",
     "HAT",
+    "IAT",
     "IKL",
     "MART",
     "SCORE",
@@ -30,11 +37,13 @@ __all__ = [
     "CostSensitiveAT",
     "FirstLayerPenalty",
     "GradAlign",
+    "JacobianNorm",
     "L1MinusL2",
     "Natural",
     "Objective",
     "PixelMask",
     "Regularised",
+    "SelectiveInputGradient",
     "StepResult",
     "Wrapper",
 ]

@@ -1,12 +1,11 @@
 """GradAlign (Andriushchenko and Flammarion, 2020)."""
 
-import torch
 from torch import Tensor
 
 from lightning_paf.attacks.base import Attack
 from lightning_paf.functional.alignment import cosine
 from lightning_paf.functional.geometry import geometry_of
-from lightning_paf.functional.losses import cross_entropy
+from lightning_paf.functional.input_gradient import input_gradient
 from lightning_paf.nn.classifier import Classifier
 from lightning_paf.objectives.base import Objective
 from lightning_paf.objectives.wrapper import Regularised
@@ -38,13 +37,6 @@ class GradAlign(Regularised):
     def term(self, model: Classifier, x: Tensor, y: Tensor, attack: Attack) -> Tensor:
         """Mean of 1 - cosine over the images with two gradients that are not zero."""
         noise = geometry_of(attack.norm).uniform(x, float(attack.eps))
-        here, there = (_input_gradient(model, start, y) for start in (x, x + noise))
+        here, there = (input_gradient(model, start, y) for start in (x, x + noise))
         known = here.detach().flatten(1).any(dim=1) & there.detach().flatten(1).any(dim=1)
         return ((1 - cosine(here, there)) * known).sum() / known.sum().clamp_min(1)
-
-
-def _input_gradient(model: Classifier, x: Tensor, y: Tensor) -> Tensor:
-    """Gradient (N, C, H, W) of the loss at `x`, with its graph; of the sum, whose direction is that of the mean."""
-    x = x.detach().requires_grad_()
-    (gradient,) = torch.autograd.grad(cross_entropy(model(x), y).sum(), x, create_graph=True)
-    return gradient

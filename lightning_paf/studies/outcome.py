@@ -59,14 +59,14 @@ def compared(claim: Claim, measured: Measured) -> Outcome:
 
     Args:
         claim: What is claimed.
-        measured: Of one measure, with at least two seeds and equally many for both arms.
+        measured: Of both sides of the claim, with at least two seeds and equally many for both.
 
     Raises:
         ValueError: Fewer than two seeds, or arms with different numbers of them.
     """
     from scipy.stats import t as student
 
-    more, less = (np.stack(measured[name]).astype(np.float64) for name in (claim.more, claim.less))
+    more, less = (np.stack(measured[name]).astype(np.float64) for name in claim.sides)
     if more.shape != less.shape or len(more) < 2:
         raise ValueError(
             f"A comparison needs at least 2 seeds and the same for both arms, but {claim.more} has {len(more)} and "

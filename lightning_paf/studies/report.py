@@ -2,14 +2,15 @@
 
 import os
 import platform
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from lightning_paf.studies.outcome import compared, overall
+from lightning_paf.studies.outcome import Measured, compared, overall
 from lightning_paf.studies.run import Task, measured
-from lightning_paf.studies.study import Study
+from lightning_paf.studies.study import Claim, Study
 
 
 def content(method: str, study: Study, tasks: Sequence[Task], budget: str) -> dict[str, Any]:
@@ -24,10 +25,7 @@ def content(method: str, study: Study, tasks: Sequence[Task], budget: str) -> di
     values = {(task.arm, task.seed): measured(task) for task in tasks}
     seeds = sorted({task.seed for task in tasks})
     names = list(next(iter(values.values())))
-    outcomes = [
-        compared(claim, {arm: [values[arm, seed][claim.measure] for seed in seeds] for arm in (claim.more, claim.less)})
-        for claim in study.claims
-    ]
+    outcomes = [compared(claim, _sides(claim, values, seeds)) for claim in study.claims]
     return {
         "method": method,
         "title": study.title,
@@ -45,7 +43,7 @@ def content(method: str, study: Study, tasks: Sequence[Task], budget: str) -> di
             {
                 "text": outcome.claim.text,
                 "source": outcome.claim.source,
-                "measure": outcome.claim.measure,
+                "measure": f"{outcome.claim.measure} > {outcome.claim.than}".removesuffix(" > "),
                 "more": outcome.claim.more,
                 "less": outcome.claim.less,
                 "by": outcome.claim.by,
@@ -59,6 +57,13 @@ def content(method: str, study: Study, tasks: Sequence[Task], budget: str) -> di
         ],
         "word": overall(outcomes),
     }
+
+
+def _sides(
+    claim: Claim, values: Mapping[tuple[str, int], Mapping[str, NDArray[np.float64]]], seeds: list[int]
+) -> Measured:
+    """What was measured on both sides of a claim."""
+    return {side: [values[arm, seed][name] for seed in seeds] for side, (arm, name) in claim.sides.items()}
 
 
 def _machine() -> str:

@@ -39,7 +39,7 @@ class Arm:
 
 @dataclass(frozen=True)
 class Claim:
-    """That one arm exceeds another.
+    """That one arm exceeds another, or one measure another.
 
     Attributes:
         text: The claim in the paper's terms, one sentence.
@@ -48,6 +48,7 @@ class Claim:
         measure: Of what: `clean`, `pgd`, `autoattack`, or a measure of the study.
         by: By how much at least; negative for "not worse by more than".
         source: Where the paper says so, or `expected` where it is our own expectation.
+        than: Measure of the arm that has less, where it is another one.
     """
 
     text: str
@@ -56,6 +57,15 @@ class Claim:
     measure: str
     by: float = 0.0
     source: str = "expected"
+    than: str = ""
+
+    @property
+    def sides(self) -> dict[str, tuple[str, str]]:
+        """What has more and what has less, as (arm, measure), each with a name of its own."""
+        if not self.than:
+            return {self.more: (self.more, self.measure), self.less: (self.less, self.measure)}
+        pairs = ((self.more, self.measure), (self.less, self.than))
+        return {f"{measure} of {arm}": (arm, measure) for arm, measure in pairs}
 
 
 @dataclass(frozen=True)
@@ -84,7 +94,7 @@ class Study:
         """Refuse claims about what is not there."""
         arms, measures = {arm.name for arm in self.arms}, {"clean", "pgd", "autoattack", *self.measures}
         for claim in self.claims:
-            if not {claim.more, claim.less} <= arms or claim.measure not in measures:
+            if not {claim.more, claim.less} <= arms or not {claim.measure, claim.than or claim.measure} <= measures:
                 raise ValueError(f"A claim names arms and measures of its study, but {claim} does not. Correct it.")
 
 

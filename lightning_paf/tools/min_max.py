@@ -28,7 +28,9 @@ def main(argv: list[str]) -> int:
     width = max(map(len, profiles))
     print(f"{'':{width}} vanishing  kurtosis   Gini  |w|1/|w|2")
     for name, found in profiles.items():
-        print(f"{name:{width}} {100 * found.vanishing:8.1f}% {found.kurtosis:9.2f} {found.gini:6.3f} {found.ratio:10.2f}")
+        print(
+            f"{name:{width}} {100 * found.vanishing:8.1f}% {found.kurtosis:9.2f} {found.gini:6.3f} {found.ratio:10.2f}"
+        )
     folder = options.out or options.ckpt.parent.parent / "min_max"
     with explained(folder, "the folder of --out"):
         folder.mkdir(parents=True, exist_ok=True)

@@ -53,9 +53,9 @@ def main(argv: list[str]) -> int:
 
 
 def _rows(run: "Run", label: int, options: argparse.Namespace) -> "dict[str, Protection]":
-    from lightning_paf.attacks import PGD, AutoAttack, FGSM, Restarts
+    from lightning_paf.attacks import FGSM, PGD, AutoAttack, Restarts
     from lightning_paf.evaluation.ledger import MemoryLedger
-    from lightning_paf.evaluation.protection import protection
+    from lightning_paf.evaluation.protection import Protection, protection
     from lightning_paf.evaluation.verdict import judge
     from lightning_paf.functional.losses import margin
 
@@ -65,7 +65,7 @@ def _rows(run: "Run", label: int, options: argparse.Namespace) -> "dict[str, Pro
     attacks: dict[str, Attack] = {"fgsm": FGSM(eps, norm=trained.norm), "pgd": Restarts(pgd, 3)}
     if options.autoattack:
         attacks["autoattack"] = AutoAttack(eps, norm=trained.norm)
-    samples, rows = run.samples(options.examples), {}
+    samples, rows = run.samples(options.examples), dict[str, Protection]()
     for name, attack in attacks.items():
         judged = judge(run.model, attack, samples, MemoryLedger(), seed=options.seed)
         rows.setdefault("clean", protection(judged.labels, judged.predictions, label))

@@ -1,7 +1,7 @@
 """What every attack promises, for every subclass of `Attack` in the package: a new one needs no edit here."""
 
 import copy
-import importlib
+import importlib.util
 import inspect
 import pkgutil
 import random
@@ -16,13 +16,22 @@ from lightning_paf.attacks import (
     APGD,
     FAB,
     FGSM,
+    OPT,
     PGD,
+    ZOO,
     Attack,
     AutoAttack,
+    Boundary,
+    CarliniWagner,
+    EnsembleMIFGSM,
+    FoolboxAttack,
+    OnePixel,
     Recorded,
     ReferenceAutoAttack,
     Restarts,
+    SignOPT,
     Square,
+    UniversalPerturbation,
     WorstOf,
 )
 from lightning_paf.functional import cross_entropy, geometry_of, kl_divergence
@@ -44,6 +53,15 @@ def concrete(cls=Attack):
 # Only for classes whose defaults are missing or slow; all others are built without arguments.
 MAKE = {
     APGD: lambda: APGD(steps=10, search_loss="dlr-targeted", batch_size=4),
+    Boundary: lambda: Boundary(2.0, queries=150),
+    CarliniWagner: lambda: CarliniWagner(steps=20, searches=4, initial_c=1, lr=0.1),
+    EnsembleMIFGSM: lambda: EnsembleMIFGSM([nn.Sequential(nn.Flatten(), nn.Linear(64, 5))]),
+    FoolboxAttack: lambda: FoolboxAttack("DDNAttack", 1.0, options={"steps": 10}),
+    OPT: lambda: OPT(2.0, queries=150, starts=5, directions=2),
+    OnePixel: lambda: OnePixel(population=20, generations=3),
+    SignOPT: lambda: SignOPT(2.0, queries=150, starts=5, directions=20),
+    UniversalPerturbation: lambda: UniversalPerturbation(passes=2, steps=5),
+    ZOO: lambda: ZOO(2.0, queries=100, c=0.01, lr=0.1),
     AutoAttack: lambda: AutoAttack(version="custom", attacks=["apgd-ce"]),
     FAB: lambda: FAB(steps=10),
     ReferenceAutoAttack: lambda: ReferenceAutoAttack(version="custom", attacks=["apgd-ce", "fab-t"]),
@@ -52,7 +70,8 @@ MAKE = {
     WorstOf: lambda: WorstOf([PGD(norm="l2", eps=0.5, step_size=0.1), FGSM(norm="l2", eps=0.3)]),
     Restarts: lambda: Restarts(PGD(steps=5), 2),
 }
-ATTACKS = sorted(set(concrete()), key=lambda cls: cls.__name__)
+MISSING = set() if importlib.util.find_spec("foolbox") else {FoolboxAttack}  # of an optional package
+ATTACKS = sorted(set(concrete()) - MISSING, key=lambda cls: cls.__name__)
 attacks = pytest.mark.parametrize(
     "attack", [MAKE.get(cls, cls)() for cls in ATTACKS], ids=[cls.__name__ for cls in ATTACKS]
 )

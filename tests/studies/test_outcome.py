@@ -43,6 +43,14 @@ def test_words(a, by, word):
     assert compared(Claim("", "a", "b", "pgd", by), measured(a, [0.4, 0.4, 0.4])).word == word
 
 
+def test_two_measures_of_one_arm_are_compared_as_two_arms_are():
+    claim = Claim("A exceeds B", "a", "a", "pgd", than="clean")
+    assert claim.sides == {"pgd of a": ("a", "pgd"), "clean of a": ("a", "clean")}
+    values = measured([0.5, 0.7, 0.9], [0.4, 0.5, 0.6])
+    same = compared(claim, {"pgd of a": values["a"], "clean of a": values["b"]})
+    assert (same.low, same.high) == (compared(CLAIM, values).low, compared(CLAIM, values).high)
+
+
 def test_where_nothing_varies_nothing_can_be_told():
     same = [[0, 0, 0], [0, 0, 0]]
     assert compared(Claim("", "a", "b", "pgd", -0.1), measured(same, same)).word == "cannot be told at this size"
@@ -75,7 +83,9 @@ def test_the_interval_holds_the_truth_at_least_as_often_as_it_says():
     assert held / tries > 0.93
 
 
-@pytest.mark.parametrize("claim", [Claim("", "a", "nobody", "pgd"), Claim("", "a", "b", "beauty")])
+@pytest.mark.parametrize(
+    "claim", [Claim("", "a", "nobody", "pgd"), Claim("", "a", "b", "beauty"), Claim("", "a", "a", "pgd", than="x")]
+)
 def test_a_claim_about_what_is_not_there_is_refused(claim):
     with pytest.raises(ValueError, match="names arms and measures of its study"):
         Study("", (Arm("a"), Arm("b")), (claim,))

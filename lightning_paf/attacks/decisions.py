@@ -1,0 +1,85 @@
+"""A model that only says which class it sees, and only so often."""
+
+import torch
+from torch import Tensor
+
+from lightning_paf.attacks.minimal import Nearest
+from lightning_paf.functional.geometry import Bounds
+from lightning_paf.types import Forward
+
+
+class Decisions:
+    """Answers "is this adversarial?", counts the answers, and keeps the nearest image of all that were.
+
+    Args:
+        forward: Images to logits, of which only the largest is looked at.
+        x: Clean images (N, C, H, W).
+        y: Labels (N,).
+        queries: Answers for each image.
+        bounds: Points are brought in here before they are shown.
+        batch_size: Points in a forward pass.
+    """
+
+    def __init__(
+        self, forward: Forward, x: Tensor, y: Tensor, queries: int, bounds: Bounds, batch_size: int = 1000
+    ) -> None:
+        self.forward, self.x, self.y, self.bounds, self.batch_size = forward, x, y, bounds, batch_size
+        self.nearest = Nearest(x, "l2")
+        self.left = torch.full((len(x),), queries, device=x.device)
+
+    @torch.no_grad()
+    def wrong(self, rows: Tensor, offsets: Tensor) -> Tensor:
+        """Whether images at some offsets are adversarial; False, unasked, where no answer is left.
+
+        Args:
+            rows: Which clean image each offset belongs to (n,); an image may occur several times.
+            offsets: From the clean image (n, D).
+
+        Returns:
+            (n,) bool.
+        """
+        asked = _turn(rows) < self.left[rows]
+        answers = torch.zeros_like(asked)
+        for part in torch.split(asked.nonzero().squeeze(1), self.batch_size):
+            mine = rows[part]
+            points = self.x[mine] + offsets[part].view(-1, *self.x.shape[1:])
+            points = points if self.bounds is None else points.clamp(*self.bounds)
+            answers[part] = self.forward(points).argmax(dim=1) != self.y[mine]
+            self.nearest.update(mine, points, answers[part])
+            self.left -= torch.bincount(mine, minlength=len(self.left))
+        return answers
+
+    def between(self, rows: Tensor, low: Tensor, high: Tensor, directions: Tensor, tolerance: float) -> Tensor:
+        """Distances (n,) along unit directions (n, D) at which the model begins to be wrong, by bisection.
+
+        Args:
+            rows: Which clean image (n,).
+            low: A distance where the model is right (n,).
+            high: A distance where it is wrong (n,).
+            directions: (n, D).
+            tolerance: Width of the last interval.
+        """
+        low, high = low.clone(), high.clone()
+        while True:
+            middle = (low + high) / 2
+            between = (low < middle) & (middle < high)  # not so once low and high are neighbours in floating point
+            wide = (between & (high - low > tolerance) & (self.left[rows] > 0)).nonzero().squeeze(1)
+            if len(wide) == 0:
+                return high
+            answers = self.wrong(rows[wide], middle[wide, None] * directions[wide])
+            high[wide] = torch.where(answers, middle[wide], high[wide])
+            low[wide] = torch.where(answers, low[wide], middle[wide])
+
+
+def _turn(rows: Tensor) -> Tensor:
+    """How many equal entries stand before each one (n,)."""
+    ordered, order = rows.sort(stable=True)
+    turns = torch.empty_like(rows)
+    turns[order] = torch.arange(len(rows), device=rows.device) - torch.searchsorted(ordered, ordered)
+    return turns
+
+
+def unit(vectors: Tensor) -> Tensor:
+    """(n, D) -> of length 1."""
+    scaled: Tensor = vectors / vectors.norm(dim=-1, keepdim=True).clamp_min(torch.finfo(vectors.dtype).tiny)
+    return scaled

@@ -1,0 +1,140 @@
+"""One perturbation for all images."""
+
+import copy
+from fractions import Fraction
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+
+from lightning_paf.attacks.base import Attack
+from lightning_paf.attacks.deepfool import DeepFool
+from lightning_paf.attacks.digest import tensor_digest
+from lightning_paf.functional.geometry import Bounds, geometry_of
+from lightning_paf.functional.losses import hard_labels
+from lightning_paf.nn.modes import Mode
+from lightning_paf.types import Forward, Norm, PerExampleLoss, Radius
+
+
+class UniversalPerturbation(Attack):
+    """Adds one and the same perturbation to every image (Moosavi-Dezfooli et al. 2017).
+
+    It is made from a set of images: where an image with the current perturbation is still classified correctly, the
+    DeepFool step from there is added, and the sum projected onto the ball; until `rate` of the set is misclassified.
+    `fitted` makes an attack with a perturbation; without one, every call makes its own from the images that it gets.
+
+    Args:
+        eps: Largest perturbation, in units of pixels in [0, 1].
+        norm: What measures it. DeepFool's own steps are l2, as the authors'.
+        perturbation: File with a tensor (C, H, W), as `torch.save(attack.perturbation, FILE)` writes it.
+        rate: Share of misclassified images that ends the search.
+        passes: Most passes over the set.
+        steps: Most steps of DeepFool for one image.
+        overshoot: Of DeepFool.
+        mode: Whether the attacked model is in eval mode, or in train mode with its buffers protected.
+        bounds: Smallest and largest pixel value; null for inputs without bounds.
+
+    Raises:
+        ValueError: As for every attack; a rate outside (0, 1]; no pass or step; a file that holds no such tensor, or a
+            longer one than `eps`. In the call: images of another shape.
+    """
+
+    fixed_loss = True
+
+    def __init__(
+        self,
+        eps: Radius = Fraction(8, 255),
+        *,
+        norm: Norm = "linf",
+        perturbation: Path | None = None,
+        rate: float = 0.8,
+        passes: int = 10,
+        steps: int = 10,
+        overshoot: float = 0.02,
+        mode: Mode = "eval",
+        bounds: Bounds = (0.0, 1.0),
+    ) -> None:
+        super().__init__(eps, norm=norm, mode=mode, bounds=bounds)
+        if not 0 < rate <= 1:
+            raise ValueError(f"rate={rate} must be a share of the images, in (0, 1]. The paper uses 0.8.")
+        if passes < 1:
+            raise ValueError(f"passes={passes} looks at no image. Give at least 1.")
+        self.rate = rate
+        self.passes = passes
+        self.steps = steps
+        self.overshoot = overshoot
+        self._deepfool = DeepFool(eps, steps=steps, overshoot=overshoot, mode=mode, bounds=bounds)
+        self.perturbation = None if perturbation is None else self._checked(_load(perturbation))
+
+    def describe(self) -> dict[str, Any]:
+        """The threat model and the settings as plain values, for result files."""
+        names = ("rate", "passes", "steps", "overshoot")
+        digest = None if self.perturbation is None else tensor_digest([self.perturbation])
+        own = {name: getattr(self, name) for name in names} | {"perturbation": digest}
+        return {key: value for key, value in super().describe().items() if key != "loss"} | own
+
+    def fitted(self, model: nn.Module, x: Tensor, y: Tensor) -> Self:
+        """An attack that adds the perturbation made from these images; this one stays as it is.
+
+        Args:
+            model: Images to logits. Left as found.
+            x: Images (N, C, H, W) inside `bounds`. Not modified.
+            y: Labels (N,).
+
+        Raises:
+            ValueError: No image.
+        """
+        if len(x) == 0:
+            raise ValueError("A universal perturbation needs at least one image. Give some of the training set.")
+        attack = copy.copy(self)
+        with self._ready(model):
+            attack.perturbation = self._fit(self._path(model), self._own(x), hard_labels(y.detach()))
+        return attack
+
+    def perturb(self, forward: Forward, x: Tensor, y: Tensor, loss: PerExampleLoss) -> Tensor:
+        """Add the perturbation; make it from these images if there is none."""
+        del loss
+        delta = self._fit(forward, x, hard_labels(y)) if self.perturbation is None else self.perturbation
+        if delta.shape != x.shape[1:]:
+            raise ValueError(
+                f"The perturbation has shape {tuple(delta.shape)}, the images {tuple(x.shape[1:])}. Fit it anew."
+            )
+        return self._added(x, delta.to(x))
+
+    def _added(self, x: Tensor, delta: Tensor) -> Tensor:
+        return geometry_of(self.norm).move(x, delta.expand_as(x), self.radius, self.bounds)
+
+    def _fit(self, forward: Forward, x: Tensor, y: Tensor) -> Tensor:
+        """The perturbation (C, H, W)."""
+        ball, delta = geometry_of(self.norm), torch.zeros_like(x[0])
+        for _ in range(self.passes):
+            for index in torch.randperm(len(x)).tolist():
+                moved, label = self._added(x[index : index + 1], delta), y[index : index + 1]
+                found, distance = self._deepfool.minimum(forward, moved, label)
+                if 0 < float(distance) < torch.inf:
+                    total = delta + (found - moved)[0]
+                    delta = ball.project(total[None], ball.share_of_radius * self.radius)[0]
+            with torch.no_grad():
+                wrong = (forward(self._added(x, delta)).argmax(dim=1) != y).float().mean()
+            if wrong >= self.rate:
+                break
+        return delta
+
+    def _checked(self, delta: Tensor) -> Tensor:
+        size = float(geometry_of(self.norm).size(delta[None]))
+        if size > self.radius * (1 + 1e-5):
+            raise ValueError(
+                f"The perturbation has {self.norm} size {size:g}, more than eps={self.eps}. Raise eps, or fit it anew."
+            )
+        return delta
+
+
+def _load(path: Path) -> Tensor:
+    try:
+        found = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a damaged file fails in any way it likes
+        raise ValueError(f"{path} cannot be read ({type(error).__name__}). Write it with torch.save.") from error
+    if not isinstance(found, Tensor) or found.dim() != 3:
+        raise ValueError(f"{path} must hold a tensor (C, H, W), but does not. Save `attack.perturbation`.")
+    return found

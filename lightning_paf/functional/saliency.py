@@ -1,0 +1,92 @@
+"""Which pixels a prediction depends on: by perturbing them, and by differentiating."""
+
+import math
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from lightning_paf.functional.input_gradient import input_gradient
+from lightning_paf.types import Forward
+
+
+def gradient_saliency(forward: Forward, x: Tensor, y: Tensor) -> Tensor:
+    """Absolute gradient of log p_y, summed over channels.
+
+    Args:
+        forward: Images to logits (N, K).
+        x: Images (N, C, H, W).
+        y: Labels (N,).
+
+    Returns:
+        (N, H, W), without a graph.
+    """
+    with torch.enable_grad():
+        return input_gradient(forward, x, y).detach().abs().sum(1)
+
+
+@torch.no_grad()
+def perturbation_saliency(
+    forward: Forward, x: Tensor, grid: int = 8, window: float = 0.125, blur: float = 0.125
+) -> Tensor:
+    """By how much the prediction changes when the image is blurred around a pixel.
+
+    Around each point of a grid the image is blended with its blurred copy under a Gaussian window; the saliency of the
+    point is half the squared distance of the two vectors of probabilities. Between the points it is interpolated
+    bilinearly. It takes one pass through the network for each point, and no gradient. After Greydanus et al.,
+    "Visualizing and Understanding Atari Agents", ICML 2018.
+
+    Args:
+        forward: Images to logits (N, K).
+        x: Images (N, C, H, W).
+        grid: Points in each direction.
+        window: Standard deviation of the window, as a share of the image's height.
+        blur: Standard deviation of the blur, as a share of the image's height.
+
+    Returns:
+        (N, H, W), at least 0.
+    """
+    height, width = x.shape[-2:]
+    blurred, usual = gaussian_blur(x, blur * height), forward(x).softmax(1)
+    rows, columns = (_windows(length, grid, window * height, x) for length in (height, width))
+    found = []
+    for row in rows:
+        for column in columns:
+            blended = torch.lerp(x, blurred, torch.outer(row, column))
+            found.append((forward(blended).softmax(1) - usual).square().sum(1) / 2)
+    points = torch.stack(found, dim=1).view(-1, 1, grid, grid)
+    return F.interpolate(points, (height, width), mode="bilinear", align_corners=False).squeeze(1)
+
+
+def gaussian_blur(x: Tensor, sigma: float) -> Tensor:
+    """Images (N, C, H, W) blurred with a standard deviation in pixels; at the border they are reflected."""
+    for dim in (2, 3):
+        # What is more than three standard deviations away would not be seen.
+        reach = min(math.ceil(3 * sigma), x.shape[dim] - 1)
+        distance = torch.arange(-reach, reach + 1, device=x.device, dtype=x.dtype)
+        weights = torch.exp(-((distance / sigma) ** 2) / 2)
+        shape, padding = [1, 1, 1, 1], [0, 0, 0, 0]
+        shape[dim] = len(weights)
+        first = 2 if dim == 2 else 0
+        padding[first] = padding[first + 1] = reach
+        flat = F.pad(x, padding, mode="reflect").flatten(0, 1)[:, None]
+        with torch.autocast(x.device.type, enabled=False):  # an image, not an activation
+            x = F.conv2d(flat, (weights / weights.sum()).view(shape)).view(x.shape)
+    return x
+
+
+def most_salient(saliency: Tensor, share: float) -> Tensor:
+    """Whether each pixel (N, H, W) is among the most salient ones of its image, a share in [0, 1] of all.
+
+    Of equally salient pixels the first are taken.
+    """
+    order = saliency.flatten(1).argsort(dim=1, descending=True, stable=True)
+    rank = order.argsort(dim=1)
+    return (rank < round(share * order.shape[1])).view(saliency.shape)
+
+
+def _windows(length: int, grid: int, sigma: float, like: Tensor) -> Tensor:
+    """Gaussians (grid, length) of height 1 around evenly spaced points of a line of pixels."""
+    pixel = torch.arange(length, device=like.device, dtype=like.dtype)
+    centre = (torch.arange(grid, device=like.device, dtype=like.dtype) + 0.5) * (length / grid) - 0.5
+    return torch.exp(-(((pixel - centre[:, None]) / sigma) ** 2) / 2)

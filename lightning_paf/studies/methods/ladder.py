@@ -1,0 +1,63 @@
+"""LADDER: fine-tuning on decoded moves in feature space, against PGD training and against random moves."""
+
+from typing import TYPE_CHECKING, Any
+
+from lightning_paf.studies.study import Arm, Claim, Study
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from lightning_paf.loading import Run
+
+SMALL_EPS = 0.05
+"""Where clean training still has some accuracy left, so that arms without PGD training can be told apart."""
+
+
+def pgd_small(run: "Run", x: "Tensor", y: "Tensor") -> Any:
+    """Whether each image withstands PGD (margin loss, three starts) at a quarter of the radius."""
+    import torch
+
+    from lightning_paf.attacks import PGD, Restarts
+    from lightning_paf.functional.losses import margin
+
+    torch.manual_seed(0)
+    x_adv = Restarts(PGD(SMALL_EPS, step_size=SMALL_EPS / 8, steps=20, loss=margin), 3)(run.model, x, y)
+    with torch.no_grad():
+        return ((run.model(x).argmax(1) == y) & (run.model(x_adv).argmax(1) == y)).numpy()
+
+
+def _tuned(name: str, *directions: str) -> Arm:
+    """Fine-tuning with a tenth of the learning rate; a batch holds as many images as moved ones."""
+    made = ("ladder", "--ckpt", "{natural}", "--out", "{folder}/moved.npz", "--force", "--width", "16")
+    options = (
+        *("--model.objective", "Natural", "--model.init", "{natural}", "--model.optimizer.lr", "0.0003"),
+        *("--data.synthetic", "{folder}/moved.npz", "--data.real_fraction", "0.5"),
+    )
+    return Arm(
+        name, options, before=((*made, "--per-class", "0", "--svm-images", "60", "--epochs", "60", *directions),)
+    )
+
+
+STUDY = Study(
+    title="LADDER (Zhou, Tsang, Yin, Machine Learning 2022)",
+    arms=(
+        Arm("natural", ("--model.objective", "Natural")),
+        _tuned("ladder"),
+        _tuned("no-attention", "--no-attention"),
+        _tuned("random", "--random-directions"),
+        Arm("pgd"),
+    ),
+    claims=(
+        Claim("LADDER is more robust than clean training", "ladder", "natural", "autoattack", source="paper"),
+        Claim("The same at a quarter of the radius, under PGD", "ladder", "natural", "pgd_small", source="paper"),
+        Claim("LADDER keeps more clean accuracy than PGD training", "ladder", "pgd", "clean", source="paper"),
+        Claim("LADDER comes within 10 points of PGD training's robustness", "ladder", "pgd", "autoattack", by=-0.1),
+        Claim("Boundaries beat random directions", "ladder", "random", "pgd_small"),
+        Claim("Attention beats an ordinary linear boundary", "ladder", "no-attention", "pgd_small"),
+    ),
+    measures={"pgd_small": pgd_small},
+    note=(
+        "Lengths are chosen so that 30 % of the moved images change their class, also along random directions. The "
+        "paper claims a better trade between clean and robust accuracy, and judges by attacks weaker than AutoAttack."
+    ),
+)

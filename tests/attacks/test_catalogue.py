@@ -1,0 +1,383 @@
+"""The attack catalogue: reductions to known attacks, closed forms on linear models, budgets and counts."""
+
+import pytest
+import torch
+from digits_net import trained
+from torch import nn
+
+from lightning_paf.attacks import (
+    BIM,
+    FGSM,
+    ILCM,
+    JSMA,
+    MIFGSM,
+    OPT,
+    ZOO,
+    Boundary,
+    CarliniWagner,
+    DeepFool,
+    EnsembleMIFGSM,
+    OnePixel,
+    SignOPT,
+    UniversalPerturbation,
+)
+from lightning_paf.functional import geometry_of, margin
+
+DECIDERS = [
+    Boundary(queries=130),
+    OPT(queries=130, starts=3, directions=3),
+    SignOPT(queries=130, starts=3, directions=20),
+    ZOO(queries=130),
+]
+SIGN_OPT = SignOPT(0.6, queries=250, starts=10, directions=50)
+deciders = pytest.mark.parametrize("attack", DECIDERS, ids=lambda attack: attack.label)
+
+
+def digits(n):
+    net, x, y = trained()
+    return net, x[:n], y[:n]
+
+
+def plane(size=20, n=3, classes=2):
+    """A linear model without bounds in mind, points at distances around 1 from its boundary, and these distances."""
+    torch.manual_seed(4)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(size, classes)).requires_grad_(False)
+    x = torch.randn(n, 1, 1, size)
+    weight, logits = model[1].weight, model(x)
+    y = logits.argmax(1)
+    gaps = logits.gather(1, y[:, None]) - logits
+    distances = gaps / (weight[y][:, None] - weight).norm(dim=2).clamp_min(1e-9)
+    return model, x, y, distances.scatter(1, y[:, None], torch.inf).amin(1)
+
+
+class Recorder(nn.Module):
+    """Counts what it is shown."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model, self.seen = model, 0
+
+    def forward(self, x):
+        self.seen += len(x)
+        return self.model(x)
+
+
+def test_bim_and_mi_fgsm_of_one_step_are_fgsm():
+    net, x, y = digits(8)
+    expected = FGSM(0.1)(net, x, y)
+    assert torch.equal(BIM(0.1, step_size=0.1, steps=1)(net, x, y), expected)
+    assert torch.equal(MIFGSM(0.1, steps=1, momentum=0.0)(net, x, y), expected)
+
+
+@pytest.mark.parametrize(("levels", "steps"), [(1, 2), (4, 5), (8, 10), (16, 20), (32, 36)])
+def test_bim_takes_the_steps_of_the_paper(levels, steps):
+    assert BIM(levels / 255).steps == ILCM(levels / 255).steps == steps
+
+
+def test_mi_fgsm_without_momentum_ignores_the_scale_of_the_logits():
+    net, x, y = digits(4)
+    first = MIFGSM(0.1, steps=1, momentum=0.0, loss=margin)
+    assert torch.equal(first(net, x, y), first(lambda_module(lambda z: 2 * net(z)), x, y))
+
+
+def lambda_module(function):
+    class Net(nn.Module):
+        def forward(self, x):
+            return function(x)
+
+    return Net()
+
+
+def test_an_ensemble_of_the_model_itself_is_mi_fgsm_and_weights_choose():
+    net, x, y = digits(8)
+    other = lambda_module(lambda z: -net(z))
+    expected = MIFGSM(0.1)(net, x, y)
+    torch.testing.assert_close(EnsembleMIFGSM([net, net], [1, 3], 0.1)(net, x, y), expected)
+    assert torch.equal(EnsembleMIFGSM([other, net], [0, 2], 0.1)(net, x, y), expected)
+    assert not torch.equal(EnsembleMIFGSM([other, net], [2, 1], 0.1)(net, x, y), expected)
+
+
+def test_an_ensemble_asks_the_attacked_model_once():
+    net, x, y = digits(8)
+    asked = Recorder(net)
+    EnsembleMIFGSM([net], eps=0.1)(asked, x, y)
+    assert asked.seen == 1
+
+
+def test_ensembles_refuse_what_does_not_fit():
+    net, x, y = digits(2)
+    narrow = nn.Sequential(nn.Flatten(), nn.Linear(64, 5))
+    with pytest.raises(ValueError, match=r"attacked model has 10 classes, its surrogates have \[5\]"):
+        EnsembleMIFGSM([narrow])(net, x, y)
+    with pytest.raises(ValueError, match="no surrogate"):
+        EnsembleMIFGSM([])
+    for weights in ([1.0], [1.0, -1.0], [0.0, 0.0]):
+        with pytest.raises(ValueError, match="2 surrogates need as many weights"):
+            EnsembleMIFGSM([net, net], weights)
+    narrow.num_classes, wide = 5, nn.Flatten()
+    wide.num_classes = 10
+    with pytest.raises(ValueError, match=r"surrogates have 10 and 5 classes"):
+        EnsembleMIFGSM([narrow, wide])
+
+
+def test_least_likely_class_gains():
+    net, x, y = digits(32)
+    target = net(x).argmin(1)
+    before, after = net(x).log_softmax(1), net(ILCM(0.3, steps=40)(net, x, y)).log_softmax(1)
+    assert (after.gather(1, target[:, None]) > before.gather(1, target[:, None])).all()
+
+
+def test_with_two_classes_the_least_likely_one_is_the_other():
+    model, x, y, _ = plane(n=6)
+    towards = (model[1].weight[1 - y] - model[1].weight[y]).sign().view_as(x)
+    x_adv = ILCM(0.5, steps=6, step_size=0.1, bounds=None)(model, x, y)
+    torch.testing.assert_close(x_adv, x + 0.5 * towards)
+
+
+@pytest.mark.parametrize("classes", [2, 6])
+@pytest.mark.parametrize("norm", ["l2", "linf"])
+def test_deepfool_is_exact_on_a_linear_model_in_one_step(classes, norm):
+    model, x, y, exact = plane(classes=classes, n=12)
+    if norm == "linf":
+        weight, logits = model[1].weight, model(x)
+        gaps = logits.gather(1, y[:, None]) - logits
+        sizes = (weight[y][:, None] - weight).abs().sum(2).clamp_min(1e-9)
+        exact = (gaps / sizes).scatter(1, y[:, None], torch.inf).amin(1)
+    found, distances = DeepFool(norm=norm, steps=1, bounds=None).nearest(model, x, y)
+    torch.testing.assert_close(distances, 1.02 * exact, rtol=1e-5, atol=1e-5)
+    assert (model(found).argmax(1) != y).all()
+
+
+def test_carlini_wagner_comes_to_the_boundary_of_a_linear_model():
+    torch.manual_seed(4)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(20, 2)).requires_grad_(False)
+    x = 0.4 + 0.2 * torch.rand(4, 1, 4, 5)
+    weight = model[1].weight[0] - model[1].weight[1]
+    model[1].bias[0] = model[1].bias[1] - weight @ x.flatten(1).mean(0)
+    y, exact = model(x).argmax(1), (model(x)[:, 0] - model(x)[:, 1]).abs() / weight.norm()
+    _, distances = CarliniWagner(steps=300, searches=9, lr=0.01).nearest(model, x, y)
+    assert (distances >= exact * (1 - 1e-5)).all()
+    assert (distances <= 1.05 * exact + 1e-3).all()
+
+
+def test_white_box_distances_are_ordered_on_digits():
+    net, x, y = digits(20)
+    _, theirs = CarliniWagner(steps=100, searches=5, initial_c=1, lr=0.1).nearest(net, x, y)
+    found, deepfool = DeepFool().nearest(net, x, y)
+    assert (net(found).argmax(1) != y)[deepfool.isfinite()].all()
+    assert deepfool.isfinite().float().mean() > 0.9
+    assert theirs.median() <= deepfool.median()
+
+
+@pytest.mark.parametrize("attack", [OPT, SignOPT])
+def test_direction_searches_come_within_two_percent_of_a_plane(attack):
+    model, x, y, exact = plane()
+    torch.manual_seed(0)
+    found, distances = attack(queries=6000, bounds=None).nearest(model, x, y)
+    assert (distances >= exact * (1 - 1e-4)).all()
+    assert (distances <= 1.02 * exact).all()
+    torch.testing.assert_close((found - x).flatten(1).norm(dim=1), distances)
+
+
+def test_boundary_walk_comes_near_a_plane():
+    model, x, y, exact = plane()
+    torch.manual_seed(0)
+    _, distances = Boundary(queries=3000, bounds=None).nearest(model, x, y)
+    assert (distances >= exact * (1 - 1e-4)).all()
+    assert (distances <= 1.1 * exact).all()
+
+
+def test_the_sign_estimate_points_where_the_distance_grows():
+    """On a plane with unit normal v, g(theta) = m / -(v . theta), whose ascent is along v, orthogonally to theta."""
+    from lightning_paf.attacks.decisions import Decisions, unit
+
+    model, x, y, exact = plane(n=6)
+    attack = SignOPT(queries=10_000, bounds=None)
+    weight = model[1].weight
+    normal = unit(weight[y] - weight[1 - y])  # towards the side where the label wins
+    torch.manual_seed(0)
+    theta = unit(-normal + 0.8 * unit(torch.randn_like(normal)))
+    g = exact / -(normal * theta).sum(1)
+    oracle = Decisions(model, x, y, attack.queries, None)
+    gradient = attack.estimate(oracle, torch.arange(6), theta, g, torch.full((6,), 1e-2))
+    across = normal - (normal * theta).sum(1, keepdim=True) * theta
+    cosines = torch.cosine_similarity(gradient, across)
+    assert (cosines > 0.75).all()
+
+
+def test_the_mean_of_zoo_estimates_is_the_gradient():
+    model, x, y, _ = plane(n=1)
+    attack, times = ZOO(c=0.1, bounds=None, smoothing=1e-2), 20_000
+    delta = 0.1 * torch.ones_like(x)
+    many, labels = x.expand(times, -1, -1, -1), y.expand(times)
+    shifted = delta.expand_as(many)
+    _, values, _ = attack._objective(model, many, labels, shifted)
+    torch.manual_seed(0)
+    estimates = attack.estimate(model, many, labels, shifted, values).flatten(1)
+    weight = model[1].weight
+    exact = (weight[y[0]] - weight[1 - y[0]]) + 2 * 0.1 * delta.flatten()
+    error = estimates.std(0) / times**0.5
+    assert ((estimates.mean(0) - exact).abs() < 4.5 * error + 5e-3).all()
+
+
+def test_zoo_returns_what_it_has_found():
+    net, x, y = digits(20)
+    torch.manual_seed(0)
+    x_adv = ZOO(3.0, queries=1000, lr=0.02)(net, x, y)
+    fooled = net(x_adv).argmax(1) != y
+    assert fooled.any()
+    assert ((x_adv != x).flatten(1).any(1) == fooled).all()
+
+
+@deciders
+def test_no_image_is_shown_more_often_than_the_budget_allows(attack):
+    net, x, y = digits(5)
+    for image in range(5):
+        asked = Recorder(net)
+        torch.manual_seed(image)
+        attack.nearest(asked, x[image : image + 1], y[image : image + 1])
+        assert 100 <= asked.seen <= 130
+
+
+@deciders
+def test_the_distance_is_that_of_the_image_and_misclassified_images_stay(attack):
+    net, x, y = digits(6)
+    y = y.clone()
+    y[0] = (y[0] + 1) % 10
+    torch.manual_seed(0)
+    found, distances = attack.nearest(net, x, y)
+    assert distances[0] == 0
+    assert torch.equal(found[0], x[0])
+    torch.testing.assert_close(
+        (found - x)[distances.isfinite()].flatten(1).norm(dim=1), distances[distances.isfinite()]
+    )
+    assert (net(found).argmax(1) != y)[distances.isfinite()].all()
+    assert torch.equal(found[distances.isinf()], x[distances.isinf()])
+
+
+@pytest.mark.parametrize("attack", [DeepFool(0.5), SIGN_OPT], ids=lambda attack: attack.label)
+def test_only_what_lies_within_eps_is_returned(attack):
+    net, x, y = digits(20)
+    torch.manual_seed(0)
+    found, distances = attack.nearest(net, x, y)
+    torch.manual_seed(0)
+    x_adv, near = attack(net, x, y), distances < attack.radius
+    assert near.any()
+    assert not near.all()
+    assert torch.equal(x_adv[near], found[near])
+    assert torch.equal(x_adv[~near], x[~near])
+
+
+def test_a_soft_label_counts_as_its_likeliest_class():
+    net, x, y = digits(6)
+    soft = 0.9 * nn.functional.one_hot(y, 10) + 0.01
+    for attack in (DeepFool(), JSMA()):
+        assert torch.equal(attack(net, x, soft), attack(net, x, y))
+
+
+@pytest.mark.parametrize(("norm", "eps"), [("linf", 0.2), ("l2", 1.5)])
+def test_one_perturbation_within_its_budget_misleads_on_other_images(norm, eps, tmp_path):
+    net, x, y = trained()
+    torch.manual_seed(0)
+    attack = UniversalPerturbation(eps, norm=norm, passes=4, steps=5, rate=0.9)
+    fitted = attack.fitted(net, x[:30], y[:30])
+    assert attack.perturbation is None
+    assert geometry_of(norm).size(fitted.perturbation[None]) <= eps
+    x_adv = fitted(net, x[60:160], y[60:160])
+    inside = ((x_adv > 0) & (x_adv < 1)).all(0)
+    torch.testing.assert_close((x_adv - x[60:160])[:, inside], fitted.perturbation[inside].expand(100, -1))
+    noise = eps * torch.randn_like(x[:1]).sign() if norm == "linf" else eps * x.new_ones(1, 1, 8, 8) / 8
+    wrong, by_noise = ((net(z.clamp(0, 1)).argmax(1) != y[60:160]).float().mean() for z in (x_adv, x[60:160] + noise))
+    assert wrong > by_noise + 0.1
+    torch.save(fitted.perturbation, tmp_path / "delta.pt")
+    again = UniversalPerturbation(eps, norm=norm, perturbation=tmp_path / "delta.pt")
+    assert torch.equal(again(net, x[:5], y[:5]), fitted(net, x[:5], y[:5]))
+    assert again.describe()["perturbation"] == fitted.describe()["perturbation"] is not None
+
+
+def test_universal_perturbations_refuse_what_does_not_fit(tmp_path):
+    net, x, y = digits(2)
+    torch.save(torch.full((1, 8, 8), 0.3), tmp_path / "delta.pt")
+    with pytest.raises(ValueError, match=r"linf size 0\.3, more than eps=0\.2"):
+        UniversalPerturbation(0.2, perturbation=tmp_path / "delta.pt")
+    attack = UniversalPerturbation(0.4, perturbation=tmp_path / "delta.pt")
+    with pytest.raises(ValueError, match=r"shape \(1, 8, 8\), the images \(1, 4, 4\)"):
+        attack(nn.Flatten(), x[:, :, :4, :4], y)
+    with pytest.raises(ValueError, match="at least one image"):
+        attack.fitted(net, x[:0], y[:0])
+    with pytest.raises(ValueError, match="cannot be read"):
+        UniversalPerturbation(perturbation=tmp_path / "missing.pt")
+    torch.save({"delta": 1}, tmp_path / "other.pt")
+    with pytest.raises(ValueError, match="must hold a tensor"):
+        UniversalPerturbation(perturbation=tmp_path / "other.pt")
+
+
+@pytest.mark.parametrize("increase", [True, False])
+def test_jsma_changes_at_most_its_entries_and_all_in_one_direction(increase):
+    net, x, y = digits(30)
+    x_adv = JSMA(8, increase=increase)(net, x, y)
+    changed = (x_adv != x).flatten(1)
+    assert (changed.sum(1) <= 8).all()
+    assert (x_adv[x_adv != x] == float(increase)).all()
+    fooled = net(x_adv).argmax(1) != y
+    assert fooled.float().mean() > 0.2
+    assert (changed.sum(1) > 0)[fooled].all()
+
+
+def test_jsma_chooses_the_pair_with_the_largest_product():
+    """Two classes of opposite weights: of all pairs that raise the target, the two largest entries together."""
+    weight = torch.tensor([0.1, -0.5, 0.3, 0.7, 0.2])
+    model = nn.Sequential(nn.Flatten(), nn.Linear(5, 2)).requires_grad_(False)
+    model[1].weight.copy_(torch.stack((-weight, weight)))
+    model[1].bias.copy_(torch.tensor([5.0, -5.0]))
+    x = torch.full((1, 1, 1, 5), 0.5)
+    changed = (JSMA(2)(model, x, torch.tensor([0])) != x).flatten()
+    assert changed.tolist() == [False, False, True, True, False]
+
+
+def test_one_pixel_changes_no_more_and_counts_its_queries():
+    net, x, y = digits(4)
+    asked = Recorder(net)
+    torch.manual_seed(0)
+    attack = OnePixel(2, population=30, generations=5)
+    x_adv = attack(asked, x, y)
+    assert ((x_adv != x).any(1).flatten(1).sum(1) <= 2).all()
+    own = net(x_adv).softmax(1).gather(1, y[:, None]) - net(x).softmax(1).gather(1, y[:, None])
+    assert (own < 0).all()
+    assert 4 * 31 <= asked.seen <= 4 * (1 + 6 * 30)
+
+
+def test_one_pixel_finds_the_only_pixel_that_matters():
+    model = lambda_module(lambda z: torch.stack((0.5 - z[:, 0, 2, 5], z[:, 0, 2, 5] - 0.5), dim=1))
+    x, y = torch.zeros(3, 1, 8, 8), torch.zeros(3, dtype=torch.long)
+    torch.manual_seed(0)
+    x_adv = OnePixel(population=100, generations=20)(model, x, y)
+    assert (model(x_adv).argmax(1) == 1).all()
+    with pytest.raises(ValueError, match="at most 3 channels"):
+        OnePixel()(model, torch.zeros(1, 4, 8, 8), y[:1])
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: DeepFool(norm="l1"), "l2 and linf"),
+        (lambda: DeepFool(overshoot=0), "no boundary is crossed"),
+        (lambda: DeepFool(steps=0), "steps=0 makes no DeepFool"),
+        (lambda: CarliniWagner(lr=0), "lr=0 must be positive"),
+        (lambda: CarliniWagner(confidence=-1), "must not be negative"),
+        (lambda: SignOPT(queries=0), "queries=0 makes no SignOPT"),
+        (lambda: OPT(width=0), "width=0 must be positive"),
+        (lambda: Boundary(starts=0), "starts=0 makes no Boundary"),
+        (lambda: ZOO(smoothing=0), "smoothing=0 must be positive"),
+        (lambda: JSMA(1), "less than one pair"),
+        (lambda: OnePixel(population=2), "population=2 must be at least 4"),
+        (lambda: UniversalPerturbation(rate=0), "rate=0 must be a share"),
+        (lambda: UniversalPerturbation(passes=0), "passes=0 looks at no image"),
+        (lambda: MIFGSM(momentum=-1), "momentum=-1 must not be negative"),
+        (lambda: MIFGSM(steps=0), "steps=0 makes no attack"),
+        (lambda: ILCM(step_size=0), "step_size=0 must be positive"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()

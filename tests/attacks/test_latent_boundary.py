@@ -1,0 +1,123 @@
+"""Which way features are moved, and how far; with a network and a decoder whose answers are known."""
+
+import pytest
+import torch
+from torch import nn
+
+from lightning_paf.attacks.latent_boundary import (
+    Fitting,
+    adaptive_eps,
+    eps_for_share,
+    flips_of,
+    in_parts,
+    latent_moves,
+    random_directions,
+)
+
+K, PER_CLASS, D = 3, 12, 5
+
+
+def features():
+    """Three classes, each with a feature of its own, in mixed order."""
+    torch.manual_seed(0)
+    labels = torch.randperm(K * PER_CLASS) % K
+    return 0.2 * torch.randn(len(labels), D) + 2 * nn.functional.one_hot(labels, D), labels
+
+
+class Largest(nn.Module):
+    """Decoder: the features as an image. Classifier: the largest of the first three pixels."""
+
+    def forward(self, z):
+        return z[:, None, None, :] if z.dim() == 2 else z.flatten(1)[:, :K]
+
+
+def threshold(values):
+    """An image that changes from an eps of its own on."""
+    return lambda rows, eps: eps >= values[rows]
+
+
+@pytest.fixture(scope="module", params=[True, False], ids=["attention", "plain"])
+def moves(request):
+    return latent_moves(*features(), K, fitting=Fitting(attention=request.param), per_class=7)
+
+
+def test_sources_are_the_first_of_each_class_and_keep_features_and_label(moves):
+    z, labels = features()
+    assert len(moves.rows) == 7 * K
+    for label in range(K):
+        mine = moves.rows[moves.labels == label]
+        assert set(mine.tolist()) == set(torch.nonzero(labels == label).flatten()[:7].tolist())
+    assert torch.equal(labels[moves.rows], moves.labels)
+    assert torch.equal(z[moves.rows], moves.z)
+    assert (moves.targets != moves.labels).all()
+    assert len(set(zip(moves.labels.tolist(), moves.targets.tolist(), strict=True))) > K
+
+
+def test_moves_lead_from_the_own_side_towards_the_target(moves):
+    assert moves.svm_accuracy == 1
+    assert (moves.score < 0).all()
+    assert (moves.gain > 0).all()
+    torch.testing.assert_close(moves.gain, moves.direction.square().sum(1))
+    rows = torch.arange(len(moves.rows))
+    assert (moves.direction[rows, moves.targets] > 0).all()
+    assert (moves.direction[rows, moves.labels] < 0).all()
+
+
+def test_without_a_move_an_image_is_the_decoded_features(moves):
+    nothing = torch.zeros(len(moves.rows))
+    assert torch.equal(in_parts(Largest(), moves.moved(nothing)), Largest()(moves.z))
+
+
+def test_the_network_itself_says_what_has_changed(moves):
+    flips, rows = flips_of(Largest(), Largest(), moves), torch.tensor([1, 4, 9])
+    far = 10 * moves.z.abs().max() / moves.direction.abs().max()
+    assert not flips(rows, torch.zeros(3)).any()
+    assert flips(rows, far.expand(3)).all()
+
+
+def test_random_directions_have_the_same_lengths(moves):
+    control = random_directions(moves)
+    torch.testing.assert_close(control.direction.norm(dim=1), moves.direction.norm(dim=1))
+    assert torch.equal(control.z, moves.z)
+    cosine = nn.functional.cosine_similarity(control.direction, moves.direction)
+    assert cosine.mean().abs() < 0.4
+    torch.testing.assert_close(control.gain, cosine * moves.gain)
+
+
+def test_adaptive_eps_is_the_smallest_that_was_tried_or_the_last():
+    values = torch.tensor([0.0, 0.25, 0.3, 1.0, 1.7, 50.0])
+    eps = adaptive_eps(threshold(values), values, start=0.2, step=0.2, most=6)
+    # 0.2, 0.4, 0.6, 0.8, 1.0, then by ten times the step: 3.0, 5.0
+    torch.testing.assert_close(eps, torch.tensor([0.2, 0.4, 0.4, 1.0, 3.0, 5.0]), atol=1e-5, rtol=0)
+
+
+def test_adaptive_eps_gives_up_after_so_many_tries():
+    eps = adaptive_eps(threshold(torch.tensor([9.0])), torch.zeros(1), start=0.1, step=0.1, most=20, tries=3)
+    assert eps.item() == pytest.approx(0.3)
+
+
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 1e4])
+def test_eps_for_a_share_is_the_smallest_that_flips_it(scale):
+    values = scale * torch.linspace(0.1, 1, 10)
+    eps = eps_for_share(threshold(values), values, 0.3)
+    assert eps.shape == (10,)
+    assert eps[0].item() == pytest.approx(0.3 * scale, rel=1e-2)
+    assert (values <= eps).sum() == 3
+
+
+def test_a_share_that_cannot_be_is_refused():
+    with pytest.raises(ValueError, match=r"No eps makes 30 %"):
+        eps_for_share(threshold(torch.full((4,), torch.inf)), torch.zeros(4), 0.3)
+
+
+@pytest.mark.parametrize(("start", "step", "most"), [(0.5, 0, 2), (2, 0.1, 1), (-1, 0.1, 1)])
+def test_series_that_do_not_grow_are_refused(start, step, most):
+    with pytest.raises(ValueError, match="eps grows from START to MOST"):
+        adaptive_eps(threshold(torch.zeros(2)), torch.zeros(2), start, step, most)
+
+
+def test_too_few_images_are_refused():
+    z, labels = features()
+    one = torch.cat([torch.nonzero(labels == 0).flatten()[:1], torch.nonzero(labels > 0).flatten()])
+    with pytest.raises(ValueError, match=r"Every class needs 2 images .* one has 1"):
+        latent_moves(z[one], labels[one], K)

@@ -1,0 +1,53 @@
+"""Closed forms of the profile, and the command."""
+
+import json
+import math
+
+import pytest
+import torch
+from cli_runs import status, write_experiment
+
+from lightning_paf.evaluation.min_max import min_max_profile
+
+
+def test_equal_weights():
+    found = min_max_profile(torch.full((3, 4), -0.3))
+    assert (found.vanishing, found.gini) == (0, pytest.approx(0))
+    assert found.ratio == pytest.approx(math.sqrt(12))
+
+
+def test_a_single_weight():
+    w = torch.zeros(2, 5)
+    w[1, 2] = 7
+    found = min_max_profile(w)
+    assert found.vanishing == 0.9
+    assert found.gini == pytest.approx(0.9)
+    assert found.ratio == pytest.approx(1)
+    assert found.kurtosis == pytest.approx((0.1 * 0.9**4 + 0.9 * 0.1**4) / (0.1 * 0.9**2 + 0.9 * 0.1**2) ** 2)
+
+
+def test_gaussian_weights_have_kurtosis_3_and_a_known_gini():
+    found = min_max_profile(torch.randn(200_000, generator=torch.Generator().manual_seed(0)))
+    assert found.kurtosis == pytest.approx(3, abs=0.05)
+    assert found.gini == pytest.approx(math.sqrt(2) - 1, abs=0.005)  # of the half-normal distribution
+
+
+def test_it_does_not_depend_on_the_scale():
+    w = torch.randn(40, dtype=torch.float64)
+    one, other = (vars(min_max_profile(factor * w)) for factor in (1, -1e-4))
+    assert one == pytest.approx(other)
+
+
+def test_weights_that_are_all_0_are_refused():
+    with pytest.raises(ValueError, match="all 0"):
+        min_max_profile(torch.zeros(4))
+
+
+def test_the_command_writes_picture_and_numbers(tmp_path, capsys):
+    assert status("fit", "-c", write_experiment(tmp_path), "--run", tmp_path / "run") == 0
+    assert status("min-max", "--ckpt", tmp_path / "run" / "checkpoints" / "last.ckpt") == 0
+    assert "features.0" in capsys.readouterr().out
+    content = json.loads((tmp_path / "run" / "min_max" / "min_max.json").read_text())
+    assert len(content) == 4
+    assert all(row["ratio"] >= 1 for row in content.values())
+    assert (tmp_path / "run" / "min_max" / "min_max.png").stat().st_size > 1000

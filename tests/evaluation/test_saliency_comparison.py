@@ -1,0 +1,74 @@
+"""Judging saliency maps, and the command."""
+
+import json
+
+import pytest
+import torch
+from cli_runs import status, write_experiment
+from stand_ins import images, tiny_classifier
+
+from lightning_paf.evaluation.saliency import areas, compare_saliency, overlap
+from lightning_paf.evaluation.saliency_picture import draw_saliency
+
+
+def brightness(x):
+    """Class 1 is sure as soon as the left half is brighter than usual."""
+    return torch.stack([torch.zeros(len(x)), 200 * (x[..., :2].mean((1, 2, 3)) - 0.6)], 1)
+
+
+X = torch.zeros(2, 1, 4, 4)
+X[..., :2] = 1  # the mean is 1/2
+LEFT = X[:, 0]
+
+
+def test_overlap():
+    saliency = torch.rand(3, 10, 10)
+    assert torch.equal(overlap(saliency, saliency), torch.ones(3))
+    assert torch.equal(overlap(saliency, -saliency), torch.zeros(3))
+    by_chance = overlap(torch.rand(400, 10, 10), torch.rand(400, 10, 10)).mean()
+    assert by_chance == pytest.approx(0.18, abs=0.01)
+
+
+def test_the_right_map_deletes_fast_and_inserts_fast():
+    y = torch.ones(2, dtype=torch.int64)
+    right, wrong = areas(brightness, X, y, LEFT), areas(brightness, X, y, -LEFT)
+    assert (right[0] < wrong[0]).all()
+    assert (right[1] > wrong[1]).all()
+    assert all((area >= 0).all() and (area <= 1).all() for area in (*right, *wrong))
+
+
+def test_a_constant_prediction_has_its_probability_as_areas():
+    constant = lambda x: torch.tensor([[0.0, 1.0]]).expand(len(x), 2)  # noqa: E731
+    p = torch.tensor([0.0, 1.0]).softmax(0)[1]
+    for area in areas(constant, X, torch.ones(2, dtype=torch.int64), LEFT):
+        torch.testing.assert_close(area, p.expand(2))
+
+
+def test_both_maps_of_a_model_that_is_left_as_found():
+    model, (x, _) = tiny_classifier().train(), images()
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    found = compare_saliency(model, x, grid=4)
+    assert model.training
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+    assert all(p.grad is None for p in model.parameters())
+    for one in (found.gradient, found.perturbation):
+        assert one.saliency.shape == (8, 8, 8)
+        assert (one.saliency >= 0).all()
+        assert one.deletion.shape == one.insertion.shape == (8,)
+    torch.testing.assert_close(found.overlap, overlap(found.gradient.saliency, found.perturbation.saliency))
+    assert len(draw_saliency(x[:3], found, "title").axes) == 9
+
+
+def test_the_command_writes_picture_and_numbers(tmp_path, capsys):
+    assert status("fit", "-c", write_experiment(tmp_path), "--run", tmp_path / "run") == 0
+    checkpoint = tmp_path / "run" / "checkpoints" / "last.ckpt"
+    assert status("saliency", "--ckpt", checkpoint, "--examples", 3, "--grid", 2) == 0
+    printed = capsys.readouterr().out
+    assert "Saliency of 3 images" in printed
+    assert "perturbation" in printed
+    folder = tmp_path / "run" / "saliency"
+    assert {file.name for file in folder.iterdir()} == {"saliency.json", "saliency.png"}
+    content = json.loads((folder / "saliency.json").read_text())
+    assert len(content["overlap"]) == len(content["gradient_deletion"]) == len(content["label"]) == 3
+    assert status("saliency", "--ckpt", checkpoint, "--grid", 0) == 1
+    assert "--grid is at least 1, but is 0" in capsys.readouterr().err

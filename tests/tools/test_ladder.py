@@ -1,0 +1,103 @@
+"""From a trained run to images, to a training on them."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from cli_runs import status, write_experiment
+from stand_ins import images, spec
+
+from lightning_paf.attacks import PGD
+from lightning_paf.nets import SmallConvNet
+from lightning_paf.nn.classifier import Classifier
+from lightning_paf.objectives import Natural
+
+QUICK = ("--epochs", 2, "--width", 4, "--svm-images", 6, "--per-class", 5)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("ladder")
+    assert status("fit", "-c", write_experiment(folder), "--run", folder / "run") == 0
+    return folder
+
+
+def ladder(run, out, *options):
+    return status("ladder", "--ckpt", run / "run" / "checkpoints" / "last.ckpt", "--out", out, *QUICK, *options)
+
+
+def test_images_picture_and_report(run, tmp_path, capsys):
+    before = (run / "run" / "checkpoints" / "last.ckpt").read_bytes()
+    assert ladder(run, tmp_path / "new" / "pool.npz", "--eps", 0.5) == 0
+    assert "class changed by the move" in capsys.readouterr().out
+    assert {file.name for file in (tmp_path / "new").iterdir()} == {"pool.npz", "pool.json", "pool.png"}
+    pool, report = np.load(tmp_path / "new" / "pool.npz"), json.loads((tmp_path / "new" / "pool.json").read_text())
+    assert pool["image"].shape == (15, 8, 8, 3)
+    assert np.bincount(pool["label"]).tolist() == [5, 5, 5]
+    assert report["eps"] == 0.5
+    assert report["score after, attention held"] > report["score before"]
+    assert (run / "run" / "checkpoints" / "last.ckpt").read_bytes() == before
+
+
+def test_the_seed_decides(run, tmp_path):
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        assert ladder(run, tmp_path / f"{name}.npz", "--adaptive", 0.5, 0.1, 2, "--seed", seed) == 0
+    a, b, c = (np.load(tmp_path / f"{name}.npz")["image"] for name in "abc")
+    np.testing.assert_array_equal(a, b)
+    assert (a != c).any()
+
+
+@pytest.mark.parametrize("control", ["--no-attention", "--random-directions"])
+def test_controls_run(run, tmp_path, control):
+    assert ladder(run, tmp_path / "pool.npz", "--eps", 1, control) == 0
+
+
+def test_a_network_is_fine_tuned_on_them(run, tmp_path):
+    assert ladder(run, tmp_path / "pool.npz", "--eps", 0.5) == 0
+    first = run / "run" / "checkpoints" / "last.ckpt"
+    mix = ("--data.synthetic", tmp_path / "pool.npz", "--data.real_fraction", 0.5, "--model.objective", "Natural")
+    words = ("fit", "-c", run / "tiny.yaml", *mix, "--model.init", first, "--run", tmp_path / "tuned")
+    assert status(*words) == 0
+    tuned, before = (
+        torch.load(path / "checkpoints" / "last.ckpt")["state_dict"] for path in (tmp_path / "tuned", run / "run")
+    )
+    changes = [(tuned[key] - value).abs().max() for key, value in before.items() if value.is_floating_point()]
+    assert 0 < max(changes) < 1
+
+
+def test_the_loss_of_a_mixed_batch_is_half_of_either():
+    torch.manual_seed(0)
+    model, (x, y) = Classifier(SmallConvNet(3, width=4), spec()), images()
+    moved = (x + 0.1).clamp(0, 1)
+
+    def gradients(x, y):
+        model.zero_grad()
+        Natural()(model, x, y, PGD()).loss.backward()
+        return [parameter.grad.clone() for parameter in model.parameters()]
+
+    together = gradients(torch.cat([moved, x]), torch.cat([y, y]))
+    for both, one, other in zip(together, gradients(moved, y), gradients(x, y), strict=True):
+        torch.testing.assert_close(both, (one + other) / 2, atol=1e-6, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--flip", 1.5), "flip is a share"),
+        (("--temperature", 0), "temperature is positive"),
+        (("--epochs", 0), "epochs is at least 1"),
+        (("--svm-images", 1), "svm-images is at least 2"),
+    ],
+)
+def test_nonsense_is_refused(run, tmp_path, capsys, options, message):
+    assert ladder(run, tmp_path / "pool.npz", *options) == 1
+    assert message in capsys.readouterr().err
+
+
+def test_files_are_not_written_over(run, tmp_path, capsys):
+    (tmp_path / "pool.npz").write_text("mine")
+    assert ladder(run, tmp_path / "pool.npz", "--eps", 1) == 1
+    assert "--force" in capsys.readouterr().err
+    assert ladder(run, tmp_path / "pool.txt", "--eps", 1) == 1
+    assert "npz file" in capsys.readouterr().err
