@@ -49,13 +49,13 @@ class AdversarialCE(Objective):
 
     def forward(self, model: Classifier, x: Tensor, y: Tensor, attack: Attack) -> StepResult:
         """Mean cross-entropy of the adversarial batch."""
-        logs: dict[str, Tensor] = {}
+        clean: Tensor | None = None
         if self.bn_statistics == "mixed":
             with torch.no_grad():
-                logs["clean_acc"] = (model(x).argmax(1) == y).float().mean()
+                clean = model(x)
         logits = model(attack(model, x, y))
         loss = cross_entropy(logits, y, label_smoothing=self.label_smoothing).mean()
-        return StepResult(loss, logits, logs)
+        return StepResult(loss, logits, clean_logits=clean)
 
 
 def checked_smoothing(label_smoothing: float) -> float:

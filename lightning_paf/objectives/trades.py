@@ -44,9 +44,5 @@ class TRADES(Objective):
         clean, adversarial = model(x), model(x_adv)
         natural = cross_entropy(clean, y, label_smoothing=self.label_smoothing).mean()
         divergence = kl_divergence(adversarial, softmax(clean, 1)).mean()
-        logs = {
-            "natural_loss": natural.detach(),
-            "divergence": divergence.detach(),
-            "clean_acc": (clean.argmax(1) == y).float().mean(),
-        }
-        return StepResult(natural + self.beta * divergence, adversarial, logs)
+        logs = {"natural_loss": natural.detach(), "divergence": divergence.detach()}
+        return StepResult(natural + self.beta * divergence, adversarial, logs, clean)
