@@ -57,6 +57,7 @@ def check_checkpoint(name: str) -> None:
         raise ValueError(f"--ckpt_path names a checkpoint, but there is no file {name}. Check the path.")
     try:
         found = _read(Path(name))
+        found.keys()  # a file may hold a bare tensor
     except Exception as error:  # a damaged file fails in any way it likes
         raise ValueError(
             f"{name} is damaged, or holds other things than weights and plain values, which are not unpickled because "

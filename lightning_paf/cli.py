@@ -141,6 +141,7 @@ class PafCLI(LightningCLI):
     def after_instantiate_classes(self) -> None:
         """Look at the run folder before the loggers open it."""
         if self.subcommand == "fit":
+            self.datamodule.check_devices(self.trainer.world_size)  # on all ranks, before one begins to prepare data
             config = yaml.safe_load(self._parser("fit").dump(self.config["fit"], skip_unset=False))
             checkpoint = enter_run_folder(self.trainer, self._get(self.config, "ckpt_path"), config)
             self.config["fit"]["ckpt_path"] = self.config_init["fit"]["ckpt_path"] = checkpoint
@@ -181,7 +182,7 @@ class PafCLI(LightningCLI):
         # What measures comes last, so that a step ends when all callbacks are done with it.
         always = [ExactResume(), StopOnSignal(), PredictionWriter(), *reports, throughput]
         if not any(isinstance(callback, RankWatch) for callback in config["callbacks"]):
-            always.append(RankWatch())  # last: after an error it may end the process
+            always.insert(0, RankWatch())  # after an error, StopOnSignal lets signals end the process before it has told
         return super()._instantiate_trainer(config, [*callbacks, *filled, *always])
 
 

@@ -234,7 +234,7 @@ def test_without_shared_statistics_ranks_have_their_own(runs):
 @pytest.mark.parametrize("run", ["together", "trades", "shared", "train_mode", "train_mode_compiled", "compiled"])
 def test_attacks_ask_no_other_rank(runs, run):
     for rank in seen(runs / run):
-        assert len(rank.collectives) == len(rank.weights) >= 4
+        assert len(rank.collectives) == len(rank.weights) >= 2
         assert set(rank.collectives) == {0}
         assert not torch.equal(rank.start["model.net.fc.weight"], rank.weights[-1]["model.net.fc.weight"])
 
@@ -297,7 +297,9 @@ def test_four_ranks_judge_alike(runs):
 
 
 def test_the_first_rank_alone_writes_results(runs):
-    assert sorted((runs / "saved").read_text().split("\n")[:-1]) == ["0 aa_linf_0.1.json", "0 pgd_linf_0.15.json"]
+    assert sorted((runs / "saved").read_text().split("\n")[:-1]) == ["0 aa_linf_0.1.json"] + 2 * [
+        "0 pgd_linf_0.15.json"
+    ]
     assert (runs / "saved4").read_text() == "0 pgd_linf_0.15.json\n"
 
 

@@ -23,7 +23,7 @@ _GLANCE = 0.25
 """Seconds between two looks at the processes of this machine."""
 _LOOKS = 5
 """Looks at the files within the time-out."""
-_PATIENCE = 10.0
+_PATIENCE = 5.0
 """Seconds in which a process that has closed its connections disappears."""
 _OLD = 86400.0
 """Seconds after which a file without a sign of life is of no use to anybody."""
@@ -72,7 +72,10 @@ class RankWatch(Callback):
         Raises:
             TimeoutError: None has died, but the ranks have lost each other.
         """
-        if self._watch is None:
+        if self._watch is None:  # too early: other ranks may be waiting, and nobody is going to tell them
+            _dismiss_observer()
+            for child in getattr(trainer.strategy.launcher, "procs", []):
+                child.kill()
             return
         lost = _is_of_the_network(exception)
         if lost:
@@ -131,8 +134,11 @@ class _Watch(threading.Thread):
     def search(self) -> None:
         """Something has happened: wait until the reason is found, which ends the process, or cannot be another rank."""
         self._searching = True
-        near = all(process.is_near() for process in self._processes)
-        self.join(_PATIENCE if near else self._timeout * (1 + 2 / _LOOKS))
+        self.join(_PATIENCE)
+        if not all(process.is_near() for process in self._processes):
+            if threading.current_thread() is threading.main_thread():
+                signal.signal(signal.SIGTERM, signal.SIG_DFL)  # a new start must not wait for this process
+            self.join(self._timeout * (1 + 2 / _LOOKS))
 
     def end(self, well: bool) -> None:
         """Stop, so that the others see whether this rank ended well."""

@@ -66,10 +66,15 @@ class StopOnSignal(Callback):
         """Listen; Lightning would go on to the end, since it looks at signals after training batches only."""
         self._listen(_stop)
 
-    def _listen(self, handler: Callable[[int, FrameType | None], None] | None = None) -> None:
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Save no more: a process that waits to learn why it has lost the others is in the way of a new start."""
+        if not isinstance(exception, SystemExit):
+            self._listen(signal.SIG_DFL)
+
+    def _listen(self, handler: Callable[[int, FrameType | None], None] | signal.Handlers | None = None) -> None:
         if threading.current_thread() is threading.main_thread():
             for number in _SIGNALS:
-                signal.signal(number, handler or self._note)
+                signal.signal(number, self._note if handler is None else handler)
             if hasattr(signal, "pthread_sigmask"):
                 signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)  # what has waited since the start of the program
 

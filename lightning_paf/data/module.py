@@ -229,11 +229,23 @@ class RobustDataModule(LightningDataModule):
                 f"real_fraction=1 leaves no room for the synthetic images of data.synthetic={self.synthetic[0]}. "
                 "Pass --data.real_fraction 0.3 to use them or --data.synthetic null to leave them out."
             )
-        if self.batch_size % self._world_size:
-            smaller = self.batch_size - self.batch_size % self._world_size
+        self.check_devices(self._world_size)
+
+    def check_devices(self, number: int) -> None:
+        """Refuse a number of devices on which batches cannot be of equal size.
+
+        Args:
+            number: Over all nodes.
+
+        Raises:
+            ValueError: The global batch does not divide.
+        """
+        if self.batch_size % number:
+            smaller = self.batch_size - self.batch_size % number
             raise ValueError(
                 f"batch_size={self.batch_size} is the number of images over all devices and does not divide by "
-                f"{self._world_size} of them. Pass --data.batch_size {smaller or self._world_size}."
+                f"{number} of them. Pass --data.batch_size {smaller or number}. "
+                "A number of devices by which it divides keeps the training as it is."
             )
 
     def _conversions(self) -> list[tuple[Path, Path]]:

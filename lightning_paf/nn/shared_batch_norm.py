@@ -21,7 +21,7 @@ class SharedBatchNorm(nn.modules.batchnorm._BatchNorm):
         return normalised
 
     def _normalised(self, input: Tensor) -> Tensor:
-        x = input.float()
+        x = input.to(torch.promote_types(input.dtype, torch.float32))
         others = [dim for dim in range(x.dim()) if dim != 1]
         shape = (1, -1, *[1] * (x.dim() - 2))
         sums = _over_ranks(torch.cat([x.sum(others), x.new_tensor([x.numel() // x.shape[1]])]))

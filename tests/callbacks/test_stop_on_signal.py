@@ -85,3 +85,18 @@ def test_lightning_does_not_requeue_slurm_jobs(monkeypatch):
     assert environment.auto_requeue
     StopOnSignal().setup(trainer, None, "fit")
     assert not environment.auto_requeue
+
+
+def test_after_an_error_a_signal_ends_the_process():
+    """One that has lost the others waits for the reason, but not longer than its launcher likes."""
+    callback = StopOnSignal()
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1)}
+    try:
+        callback.on_train_start(None, None)
+        callback.on_exception(None, None, SystemExit(EXIT_STATUS))
+        assert signal.getsignal(signal.SIGTERM) == callback._note
+        callback.on_exception(None, None, RuntimeError("connection closed"))
+        assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

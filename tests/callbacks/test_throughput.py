@@ -246,7 +246,7 @@ def test_a_run_says_where_its_time_went(tmp_path):
     for row in measured:
         shares = [row[f"run/{name}"] for name in ("attack", "update", "data", "validation")]
         assert 0.3 < sum(shares) <= 1
-        assert row["run/attack"] > 0.05
+        assert row["run/attack"] > 0
         assert row["run/images_per_second"] > 1
     assert measured[0]["run/validation"] == 0 < measured[1]["run/validation"]
     assert all(0 <= row["train/attack_success"] <= row["train/clean_acc"] for row in rows if "train/loss" in row)

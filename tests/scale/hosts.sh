@@ -1,6 +1,6 @@
 #!/bin/bash
 # Training by torchrun on two hosts of this machine: a worker is killed, then a whole host, and the run ends as one that
-# nobody disturbed. Two minutes, root. BIN: the environment's bin folder (.venv/bin).
+# nobody disturbs. Two minutes on two free cores, root. BIN: the environment's bin folder (.venv/bin).
 set -euo pipefail
 HERE=$(dirname "$(realpath "$0")")
 . "$HERE/common.sh"
@@ -31,11 +31,11 @@ has_no_workers() { ! on "$1" pgrep -f "lightning_paf fi[t]" > /dev/null; }
 # has_saved RUN STEPS: whether the periodic checkpoint of a step is there; STEPS is a pattern.
 has_saved() { compgen -G "$WORK/$1/checkpoints/step=$2.ckpt" > /dev/null; }
 
-kill_worker() { on "$1" pkill -KILL -f "^.*python.* -m lightning_paf fi[t]"; }
+kill_worker() { on "$1" pkill -KILL -f "python.* -m lightning_paf fi[t]"; }
 
 went_on() { [ "$(grep -c 'Restored all states' "$WORK/$1-node0.log")" -ge "$2" ]; }
 
-resumptions() { grep -ohP 'Continuing from .*/\K.*' "$WORK/$1"-node0.log | paste -sd ';'; }
+resumptions() { grep -oP 'Continuing from .*/\K.*(?=\.)' "$WORK/$1-node0.log" | paste -sd ';'; }
 
 same_as_undisturbed() { python "$HERE/same_training.py" "$WORK/$1" "$WORK/undisturbed"; }
 
@@ -54,6 +54,7 @@ wait_until 300 has_saved disturbed '[123]5'
 kill_worker node1
 say "killed the worker on node1"
 wait_until 300 went_on disturbed 1
+say "both workers go on"
 wait_until 300 has_saved disturbed '[456]5'
 host_kill 1
 say "killed node1"
@@ -61,5 +62,6 @@ host_boot 1
 agent 1 disturbed
 say "node1 is there again"
 wait_until 300 went_on disturbed 2
+say "both workers go on"
 wait_until 300 has_finished disturbed
 passed "went on from $(resumptions disturbed); $(same_as_undisturbed disturbed)"

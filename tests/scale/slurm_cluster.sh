@@ -45,8 +45,8 @@ PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
 NodeName=node0 NodeAddr=10.99.0.1 CPUs=2 CoresPerSocket=2 RealMemory=2000 State=UNKNOWN
 NodeName=node1 NodeAddr=10.99.0.2 CPUs=2 CoresPerSocket=2 RealMemory=2000 State=UNKNOWN
-PartitionName=patient Nodes=node0,node1 Default=YES PriorityTier=1 GraceTime=60 MaxTime=60
-PartitionName=urgent Nodes=node0,node1 PriorityTier=9 PreemptMode=OFF MaxTime=60
+PartitionName=patient Nodes=node0,node1 Default=YES PriorityTier=1 GraceTime=60
+PartitionName=urgent Nodes=node0,node1 PriorityTier=9 PreemptMode=OFF
 END
 }
 
