@@ -25,6 +25,9 @@ bench: .venv/installed-bench  ## the speed benchmarks for CPUs (10 minutes); JSO
 	$(BIN)/python benchmarks/libraries.py --batch 16 --json $(BENCH_OUT)/libraries_cpu.json
 	$(BIN)/python benchmarks/utilisation.py --width 16 --batch 32 --json $(BENCH_OUT)/utilisation_cpu.json
 
+scale-test: .venv/installed-test  ## containers, torchrun hosts, SLURM, Kubernetes files; root, Debian (15 minutes)
+	bash tests/scale/run.sh
+
 clean:  ## remove the environment and caches, not the runs
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info
 
@@ -44,4 +47,4 @@ clean:  ## remove the environment and caches, not the runs
 	$(BIN)/python -m pip install --quiet --build-constraint .venv/bench-constraints.txt -e '.[bench]'
 	touch $@
 
-.PHONY: help demo test check bench clean
+.PHONY: help demo test check bench scale-test clean

@@ -1,12 +1,15 @@
 """`lightning-paf` and `python -m lightning_paf`: training commands go to LightningCLI, the others to `tools/`."""
 
 import ast
+import contextlib
 import difflib
 import importlib
 import os
 import pkgutil
+import signal
 import sys
 import traceback
+from collections.abc import Iterator
 from pathlib import Path
 
 from lightning_paf import __version__
@@ -40,9 +43,10 @@ def main(argv: list[str] | None = None) -> int:
     command, rest = words[0], words[1:]
     try:
         if command in TRAINING:
-            from lightning_paf.cli import train
+            with _patient_start() if command in ("fit", "test") else contextlib.nullcontext():
+                from lightning_paf.cli import train
 
-            train(words)
+                train(words)
             return 0
         if command in _tools():
             status: int = importlib.import_module(f"lightning_paf.tools.{command.replace('-', '_')}").main(rest)
@@ -54,6 +58,19 @@ def main(argv: list[str] | None = None) -> int:
     hint = f" Did you mean {near[0]}?" if near else ""
     print(f"lightning-paf: unknown command {command!r}.{hint} Known: {', '.join(known)}.", file=sys.stderr)  # noqa: T201
     return 2
+
+
+@contextlib.contextmanager
+def _patient_start() -> Iterator[None]:
+    """Let SIGUSR1 wait until `StopOnSignal` listens; before, it would end the process, on one rank of several maybe."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _tools() -> dict[str, str]:

@@ -2,13 +2,15 @@
 
 import os
 import zipfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.utilities import rank_zero_warn
+
+from lightning_paf.stamp import check_stamp
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -54,7 +56,8 @@ def check_checkpoint(name: str) -> None:
     if not Path(name).is_file():
         raise ValueError(f"--ckpt_path names a checkpoint, but there is no file {name}. Check the path.")
     try:
-        found = _read(Path(name)).keys()
+        found = _read(Path(name))
+        found.keys()  # a file may hold a bare tensor
     except Exception as error:  # a damaged file fails in any way it likes
         raise ValueError(
             f"{name} is damaged, or holds other things than weights and plain values, which are not unpickled because "
@@ -65,6 +68,7 @@ def check_checkpoint(name: str) -> None:
             f"A checkpoint holds state_dict and what belongs to it, but {name} holds {', '.join(map(str, found))}. "
             "Pass a file that `fit` wrote: RUN/checkpoints/last.ckpt."
         )
+    check_stamp(found, name)
 
 
 def newest_checkpoint(folders: Iterable[Path]) -> Path | None:
@@ -78,21 +82,25 @@ def newest_checkpoint(folders: Iterable[Path]) -> Path | None:
 
     Returns:
         The file, or None where there is none.
+
+    Raises:
+        ValueError: It was written by a newer version of the package, which has to continue it.
     """
     found = []
     for path in sorted({path for folder in folders for path in folder.glob("*.ckpt")}):
         try:
-            checkpoint = _read(path)
+            progress = _progress(_read(path))
+            modified = path.stat().st_mtime_ns
         except Exception as error:  # a damaged file fails in any way it likes
-            _warn_of(path, type(error).__name__)
+            _warn_of(path, f"{type(error).__name__}: {error}".splitlines()[0])
             continue
-        if "optimizer_states" in checkpoint:
-            epochs = checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"]
-            found.append((checkpoint["global_step"], epochs, path.stat().st_mtime_ns, path))
+        if progress is not None:
+            found.append((*progress, modified, path))
     for *_, path in sorted(found, reverse=True):
         with zipfile.ZipFile(path) as archive:
             damaged = archive.testzip()
         if damaged is None:
+            check_stamp(_read(path), path)
             return path
         _warn_of(path, f"checksum of {damaged}")
     return None
@@ -110,8 +118,16 @@ def _read(path: Path) -> dict[str, Any]:
     return content
 
 
+def _progress(checkpoint: Mapping[str, Any]) -> tuple[int, int] | None:
+    """Optimiser steps and finished epochs; None of weights alone."""
+    if "state_dict" in checkpoint and "optimizer_states" not in checkpoint:
+        return None
+    epochs = checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]
+    return int(checkpoint["global_step"]), int(epochs["processed"])
+
+
 def _warn_of(path: Path, why: str) -> None:
-    rank_zero_warn(f"{path} is damaged ({why}) and is left out; the checkpoint before it is used.")
+    rank_zero_warn(f"{path} is damaged ({why}) and is left out; the checkpoint before it is used, if there is one.")
 
 
 def _flush_names(folder: Path) -> None:

@@ -10,23 +10,38 @@ from pathlib import Path
 from types import ModuleType
 from typing import IO, Any, NoReturn
 
+import yaml
 from jsonargparse.typing import register_type
 from lightning.fabric.plugins import CheckpointIO
 from lightning.pytorch import Callback, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint, WeightAveraging
+from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar, WeightAveraging
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
+from lightning.pytorch.plugins import LayerSync
 
 # Importing the packages makes their classes known, so that configs may say `attack: PGD` instead of the whole path.
 import lightning_paf.nets
 from lightning_paf import console
 from lightning_paf.attacks import Attack, radius_text
-from lightning_paf.callbacks import ActivationMonitor, ExactResume, PredictionWriter, RobustEval, StopOnSignal
+from lightning_paf.callbacks import (
+    ActivationMonitor,
+    EpochLine,
+    ExactResume,
+    PredictionWriter,
+    ProgressFile,
+    RankWatch,
+    RobustEval,
+    StopOnSignal,
+    Throughput,
+)
 from lightning_paf.checkpoints import AtomicCheckpointIO, check_checkpoint
 from lightning_paf.data import Augment, Mixing, RobustDataModule
+from lightning_paf.distributed import SharedStatistics, follow_torchrun
+from lightning_paf.extra_loggers import check_installed
 from lightning_paf.module import RobustModule
 from lightning_paf.nn.activations import Activation
 from lightning_paf.objectives import Objective
-from lightning_paf.run_folder import WORDS_FOR_CHECKPOINTS, RunFolder, enter_run_folder, loggers
+from lightning_paf.run_folder import WORDS_FOR_CHECKPOINTS, RunFolder, check_writable, enter_run_folder
+from lightning_paf.run_logs import loggers
 from lightning_paf.schedules import Schedule
 from lightning_paf.specs import dataset_spec
 
@@ -116,15 +131,20 @@ class PafCLI(LightningCLI):
         """Leave the command line alone; the checkpoint's own configuration lies beside it as `config.yaml`."""
 
     def before_instantiate_classes(self) -> None:
-        """Look at the checkpoint before anything is built."""
-        checkpoint = self._get(self.config, "ckpt_path")
+        """Look at the checkpoint, and whether the run folder can be written, before anything is built."""
+        checkpoint, run = self._get(self.config, "ckpt_path"), self._get(self.config, "run")
         if checkpoint is not None and checkpoint not in WORDS_FOR_CHECKPOINTS:
             check_checkpoint(checkpoint)
+        check_installed(self._get(self.config, "trainer.logger"))
+        if self.subcommand is not None and run is not None:
+            check_writable(Path(run))
 
     def after_instantiate_classes(self) -> None:
         """Look at the run folder before the loggers open it."""
         if self.subcommand == "fit":
-            checkpoint = enter_run_folder(self.trainer, self._get(self.config, "ckpt_path"))
+            self.datamodule.check_devices(self.trainer.world_size)  # on all ranks, before one begins to prepare data
+            config = yaml.safe_load(self._parser("fit").dump(self.config["fit"], skip_unset=False))
+            checkpoint = enter_run_folder(self.trainer, self._get(self.config, "ckpt_path"), config)
             self.config["fit"]["ckpt_path"] = self.config_init["fit"]["ckpt_path"] = checkpoint
         _check_monitor(self.trainer)
 
@@ -145,12 +165,27 @@ class PafCLI(LightningCLI):
             config["logger"] = loggers(config["default_root_dir"], config.get("logger"))
         plugins = _as_list(config.get("plugins"))
         if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
-            config["plugins"] = [*plugins, AtomicCheckpointIO()]
+            plugins.append(AtomicCheckpointIO())
+        if config.get("sync_batchnorm") and not any(isinstance(plugin, LayerSync) for plugin in plugins):
+            plugins.append(SharedStatistics())
+        config["plugins"] = plugins
+        follow_torchrun(config)
         # The average first, so that what others save after a step holds the average of this step.
         first = [slots.pop("averaging")] if slots.get("averaging") else []
         config["callbacks"] = [*first, *_as_list(config.get("callbacks"))]
         filled = [callback for callback in slots.values() if callback is not None]
-        always = [ExactResume(), StopOnSignal(), PredictionWriter()]
+        throughput = Throughput()
+        reports: list[Callback] = [ProgressFile(throughput)]
+        if not any(isinstance(callback, ProgressBar) for callback in config["callbacks"]):
+            if config.get("enable_progress_bar") is None:
+                config["enable_progress_bar"] = sys.stdout.isatty()
+            reports += [] if config["enable_progress_bar"] else [EpochLine(throughput)]
+        # What measures comes last, so that a step ends when all callbacks are done with it.
+        always = [ExactResume(), StopOnSignal(), PredictionWriter(), *reports, throughput]
+        if not any(isinstance(callback, RankWatch) for callback in config["callbacks"]):
+            always.insert(
+                0, RankWatch()
+            )  # after an error, StopOnSignal lets signals end the process before it has told
         return super()._instantiate_trainer(config, [*callbacks, *filled, *always])
 
 
@@ -188,8 +223,8 @@ def _with_saved_config(words: list[str]) -> list[str]:
     place = options.index("--ckpt_path")
     checkpoint = words[place].partition("=")[2] or "".join(words[place + 1 : place + 2])
     config = Path(checkpoint).parent.parent / "config.yaml"
+    check_checkpoint(checkpoint)  # first: the configuration of a newer version may have options that are unknown
     if not config.is_file():
-        check_checkpoint(checkpoint)
         return words
     print(f"Configuration of the checkpoint: {config}", file=sys.stderr)  # noqa: T201
     # The run may have been moved since its configuration was written.

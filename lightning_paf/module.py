@@ -24,7 +24,7 @@ from lightning_paf.nn.second_derivatives import require_second_derivatives
 from lightning_paf.nn.speed import Speed
 from lightning_paf.nn.swap import Scope, swap_activations
 from lightning_paf.nn.weights import key_difference, load_classifier
-from lightning_paf.objectives import Objective
+from lightning_paf.objectives import Objective, StepResult
 from lightning_paf.schedules import Cosine, Schedule
 from lightning_paf.specs import DatasetName, dataset_spec
 from lightning_paf.types import Batch
@@ -143,8 +143,7 @@ class RobustModule(LightningModule):
             result = self.objective(self.model, x, y, self.attack)
         loss: Tensor = result.loss + self.model.penalty()
         self._refuse_nan(loss)
-        correct = result.logits.detach().argmax(1) == hard_labels(y)
-        values = {"loss": loss.detach(), "acc_adv": correct.float().mean(), **result.logs}
+        values = {"loss": loss.detach(), **_accuracies(result, y), **result.logs}
         self._sums = {name: self._sums.get(name, 0) + value.float() for name, value in values.items()}
         self._steps += 1
         return loss
@@ -260,6 +259,20 @@ class RobustModule(LightningModule):
             f"number: {scalars}). Lower the learning rate, or pass --trainer.gradient_clip_val 1 or "
             "--trainer.precision 32."
         )
+
+
+def _accuracies(result: StepResult, y: Tensor) -> dict[str, Tensor]:
+    """Shares of a batch: right as trained on and, where the objective saw the clean images, right as these.
+
+    And those that the attack has turned: right as clean images, wrong as attacked.
+    """
+    labels = hard_labels(y)
+    attacked = result.logits.detach().argmax(1) == labels
+    shares = {"acc_adv": attacked.float().mean()}
+    if result.clean_logits is not None:
+        clean = result.clean_logits.detach().argmax(1) == labels
+        shares |= {"clean_acc": clean.float().mean(), "attack_success": (clean & ~attacked).float().mean()}
+    return shares
 
 
 def _as_function(optimizer: OptimizerCallable) -> OptimizerCallable:

@@ -1,23 +1,31 @@
-"""The folder of a run: its configuration, its metrics, and how a run that was stopped goes on in it."""
+"""The folder of a run: its configuration, and how a run that was stopped goes on in it."""
 
-import csv
+import os
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lightning.fabric.loggers.logger import rank_zero_experiment
+import yaml
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import SaveConfigCallback
-from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
-from lightning.pytorch.loggers.csv_logs import ExperimentWriter
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
+from lightning_paf import __version__
 from lightning_paf.checkpoints import newest_checkpoint, step_of
+from lightning_paf.evaluation.files import explained, write_whole
+from lightning_paf.extra_loggers import tell_config
+from lightning_paf.run_logs import RunMetrics
+from lightning_paf.same_training import check_same_training
+from lightning_paf.shared_folder import check_shared
 
 NEWEST = ("auto", "last")
 """Words for the newest valid checkpoint of the run folder, or a new training where there is none."""
 WORDS_FOR_CHECKPOINTS = (*NEWEST, "best", "hpc")
+_CONFIG = "config.yaml"
+_SECONDS = 30.0
+"""What a network folder may take to show a new file on another machine."""
 
 
 class RunFolder(SaveConfigCallback):
@@ -25,84 +33,53 @@ class RunFolder(SaveConfigCallback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Write it; how a run was continued is no part of it, or a copy of the run would start at its end."""
-        if stage != "fit":
+        checkpoint = self.config.get("ckpt_path")
+        check_shared(trainer, _folder(trainer), checkpoint if stage == "fit" else None, _SECONDS)
+        if stage != "fit" or not trainer.is_global_zero:
             return
-        if _continues(Path(trainer.log_dir or "."), self.config.get("ckpt_path")):
+        folder = _folder(trainer)
+        if _continues(folder, checkpoint):
             self.config["ckpt_path"] = None
-        super().setup(trainer, pl_module, stage)
+        if (folder / _CONFIG).exists() and not self.overwrite:
+            raise _occupied(folder)
+        text = self.parser.dump(self.config, skip_unset=False)
+        with explained(folder, "a run folder"):
+            folder.mkdir(parents=True, exist_ok=True)
+            write_whole(folder / _CONFIG, f"# lightning_paf=={__version__}\n{text}".encode())
+        tell_config(trainer.loggers, yaml.safe_load(text))
 
 
-class RunMetrics(CSVLogger):
-    """Appends to the `metrics.csv` of a run that is continued; Lightning's own logger would delete it."""
-
-    resumed_step = 0
-    """Optimiser steps before the checkpoint that the run goes on from; later rows are left out and logged again."""
-
-    @property
-    @rank_zero_experiment
-    def experiment(self) -> Any:
-        """The writer, opened at the first call."""
-        if self._experiment is None:
-            self._experiment = _AppendingWriter(self.log_dir, self.resumed_step)
-        return self._experiment
-
-
-class _AppendingWriter(ExperimentWriter):
-    """Keeps the rows of steps before the checkpoint, and writes none of them twice.
-
-    The epoch's last rows may be there or not: a checkpoint is made before them, and the run stopped at any time after.
-    """
-
-    def __init__(self, log_dir: str, resumed_step: int) -> None:
-        self._resumed_step = resumed_step
-        self._kept: set[tuple[int, frozenset[str]]] = set()
-        super().__init__(log_dir)
-
-    def _check_log_dir_exists(self) -> None:
-        """Read what is there, instead of deleting it."""
-        table = Path(self.metrics_file_path)
-        if not table.is_file():
-            return
-        with table.open(newline="") as stream:
-            reader = csv.DictReader(line for line in stream if line.endswith("\n"))  # the last may be half a line
-            rows = list(reader)
-        kept = [row for row in rows if int(row["step"]) < self._resumed_step]
-        self._kept = {(int(row["step"]), frozenset(key for key in row if row[key])) for row in kept}
-        self.metrics_keys = list(reader.fieldnames or [])
-        begun = table.with_name(".unfinished")
-        with begun.open("w", newline="") as stream:
-            writer = csv.DictWriter(stream, self.metrics_keys)
-            writer.writeheader()
-            writer.writerows(kept)
-        begun.replace(table)
-
-    def log_metrics(self, metrics_dict: dict[str, Any], step: int | None = None) -> None:
-        """Record a row that is not there yet."""
-        if (step, frozenset(metrics_dict) | {"step"}) not in self._kept:
-            super().log_metrics(metrics_dict, step)
-
-
-def enter_run_folder(trainer: Trainer, checkpoint: str | None) -> str | None:
+def enter_run_folder(trainer: Trainer, checkpoint: str | None, config: Mapping[str, Any]) -> str | None:
     """Find out what a training goes on from, before the loggers open the run folder.
 
     Args:
         trainer: Of the training.
         checkpoint: What `--ckpt_path` says: nothing, a file, or a word.
+        config: The merged configuration of the training.
 
     Returns:
         The checkpoint to go on from; None begins a new training.
 
     Raises:
-        ValueError: The folder holds another run.
+        ValueError: The folder holds another run; the checkpoint is of a newer version of the package.
     """
-    folder = Path(trainer.log_dir or ".")
-    held = (folder / "config.yaml").exists() or (folder / "checkpoints").exists()
+    if trainer.fast_dev_run:  # type: ignore[attr-defined]
+        return _rehearsed(checkpoint)
+    folder = _folder(trainer)
+    held = (folder / _CONFIG).exists() or (folder / "checkpoints").exists()
     if checkpoint in NEWEST:
         checkpoint = _newest(trainer, folder)
-    elif held and not trainer.fast_dev_run and not _continues(folder, checkpoint):  # type: ignore[attr-defined]
-        raise ValueError(
-            f"A run folder holds one run, but {folder} already holds one. "
-            "Pass another --run, or --ckpt_path auto to continue it."
+    elif held and not _continues(folder, checkpoint):
+        raise _occupied(folder)
+    if _continues(folder, checkpoint) and check_same_training(folder, config):
+        rank_zero_warn(
+            "The training goes on for longer than it was begun for: its schedule is stretched to the new length, so "
+            "that the learning rate jumps unless it is constant."
+        )
+    if checkpoint is not None and trainer.overfit_batches:  # type: ignore[attr-defined]
+        rank_zero_warn(
+            "trainer.overfit_batches takes batches in an order of its own, and a checkpoint does not know its position "
+            "in it: the begun epoch takes its first batches again."
         )
     for logger in trainer.loggers:
         if isinstance(logger, RunMetrics):
@@ -110,13 +87,41 @@ def enter_run_folder(trainer: Trainer, checkpoint: str | None) -> str | None:
     return checkpoint
 
 
-def loggers(folder: Path, others: Logger | list[Logger] | bool | None) -> list[Logger]:
-    """CSV and TensorBoard in exactly this folder, then those that the user asked for; none if false was typed."""
-    if others is False:
-        return []
-    more = others if isinstance(others, list) else [others]
-    ours = [logger(folder.parent, name=folder.name, version="") for logger in (RunMetrics, TensorBoardLogger)]
-    return [*ours, *(logger for logger in more if isinstance(logger, Logger))]
+def check_writable(folder: Path) -> None:
+    """Refuse a run folder that cannot be written, before anything is built. Nothing is written to find out.
+
+    Raises:
+        ValueError: It cannot be, as far as its permissions tell.
+    """
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not (there.is_dir() and os.access(there, os.W_OK | os.X_OK)):
+        raise ValueError(
+            f"What a command finds out is written to its run folder, but {there} is read-only or no folder. "
+            "Pass --run with a folder that can be written, or that can be made."
+        )
+
+
+def _occupied(folder: Path) -> ValueError:
+    return ValueError(
+        f"A run folder holds one run, but {folder} already holds one. "
+        "Pass another --run, or --ckpt_path auto to continue it."
+    )
+
+
+def _folder(trainer: Trainer) -> Path:
+    """The run folder as this rank names it; `trainer.log_dir` is what the first rank says."""
+    for logger in trainer.loggers:
+        if isinstance(logger, RunMetrics):
+            return Path(logger.log_dir)
+    return Path(trainer.log_dir or ".")
+
+
+def _rehearsed(checkpoint: str | None) -> str | None:
+    """What `fast_dev_run` begins from: it reads no run folder, and writes none."""
+    if checkpoint in NEWEST:
+        rank_zero_info("A fast_dev_run begins anew, whatever the run folder holds.")
+        return None
+    return checkpoint
 
 
 def _newest(trainer: Trainer, folder: Path) -> str | None:

@@ -1,19 +1,20 @@
-"""Commands run by two processes, what they look at, and ways for one of them to fail.
+"""Commands run by several processes, what they look at, and ways for one of them to fail."""
 
-As a script: `python ddp_worker.py JOBS.json`, a list of command lines. Lightning's `strategy=ddp` starts the second
-process with the same words, so both go through the list side by side.
-"""
-
-import json
-import sys
+import os
+import signal
+import time
+from datetime import timedelta
+from functools import partial
 from pathlib import Path
 
 import torch
+from cli_runs import status
 from lightning.pytorch import Callback
 
-from lightning_paf.cli import train
+from lightning_paf.attacks import PGD
 from lightning_paf.evaluation import EvaluationResult
 from lightning_paf.objectives import Natural
+from lightning_paf.process import Process
 
 
 class Recorder(Callback):
@@ -22,7 +23,17 @@ class Recorder(Callback):
     def on_fit_start(self, trainer, pl_module):
         self.folder = Path(trainer.log_dir)
         self.seen = {"images": [], "noise": [], "gradients": [], "weights": [], "start": _copy(pl_module)}
-        self.seen["validation_batches"] = 0
+        self.seen |= {"validation_batches": 0, "collectives": []}
+        attack = pl_module.attack
+        attack.perturb = partial(self.counted, attack.perturb)
+
+    def counted(self, perturb, *args):
+        """Calls an attack, and counts the collective operations in it."""
+        begun = _collectives()
+        try:
+            return perturb(*args)
+        finally:
+            self.seen["collectives"].append(_collectives() - begun)
 
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
         self.seen["images"].append(batch[0].clone())
@@ -40,6 +51,7 @@ class Recorder(Callback):
         self.seen["validated"] = _copy(pl_module)  # with averaging, the average
 
     def on_fit_end(self, trainer, pl_module):
+        del pl_module.attack.perturb  # the one of this object
         self.seen["metrics"] = {name: float(value) for name, value in trainer.callback_metrics.items()}
         torch.save(self.seen, self.folder / f"seen_rank{trainer.global_rank}.pt")
 
@@ -57,11 +69,57 @@ class NaNOnTheSecondRank(Natural):
         return result
 
 
-def _copy(module):
-    return {name: value.clone() for name, value in module.state_dict().items()}
+class SlowOnTheLastRank(PGD):
+    """Takes one rank much longer than another one."""
+
+    def perturb(self, forward, x, y, loss):
+        if torch.distributed.get_rank() == torch.distributed.get_world_size() - 1:
+            time.sleep(8)
+        return super().perturb(forward, x, y, loss)
 
 
-def _tell_who_saves(log):
+class Impatient(Callback):
+    """Gives collective operations 4 s while models are judged."""
+
+    def on_validation_start(self, trainer, pl_module):
+        torch.distributed.set_timeout(timedelta(seconds=4))
+
+    def on_validation_end(self, trainer, pl_module):
+        torch.distributed.set_timeout(timedelta(minutes=30))
+
+    on_test_start, on_test_end = on_validation_start, on_validation_end
+
+
+class KilledOnTheLastRank(Callback):
+    """Kills a process before a step, in the way that cannot be caught."""
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        if trainer.global_step == 2 and trainer.global_rank == trainer.world_size - 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+class KilledOnce(Callback):
+    """Kills the last rank before a step, unless that has happened already."""
+
+    def __init__(self, step):
+        self.step = step
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        marker = Path(trainer.log_dir) / "killed"
+        torch.distributed.barrier()
+        if trainer.global_step == self.step and trainer.global_rank == trainer.world_size - 1 and not marker.exists():
+            marker.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def run_far_apart(words):
+    """Runs a command, in a process that sees no other one of its job."""
+    Process.is_near = Process.is_dead = lambda process: False
+    raise SystemExit(status(*words))
+
+
+def run_all(commands, log):
+    """Runs commands one after the other; returns their exit statuses, and notes in a file who saves results."""
     save = EvaluationResult.save
 
     def announced(self, path):
@@ -70,10 +128,22 @@ def _tell_who_saves(log):
         save(self, path)
 
     EvaluationResult.save = announced
+    torch.compile = partial(_compile, torch.compile)
+    for words, expected in commands:
+        found = status(*words)
+        assert found == expected, f"exit status {found} instead of {expected}: {words}"
 
 
-if __name__ == "__main__":
-    jobs = Path(sys.argv[1])
-    _tell_who_saves(jobs.with_suffix(".saved"))
-    for words in json.loads(jobs.read_text()):
-        train(words)
+def _compile(compile, *args, **options):
+    """Without generating code, which takes long."""
+    return compile(*args, **{**options, "backend": "eager"})
+
+
+def _copy(module):
+    return {name: value.clone() for name, value in module.state_dict().items()}
+
+
+def _collectives():
+    """How many this process has taken part in."""
+    several = torch.distributed.is_initialized()
+    return torch.distributed.group.WORLD._get_sequence_number_for_group() if several else 0

@@ -64,20 +64,26 @@ class FailsAt(Callback):
 
 
 def last(run: Path) -> dict[str, Any]:
-    """The last checkpoint, without where its run has put which file, and how many batches were validated in total.
+    """The last checkpoint of a run, `settled`."""
+    return settled(run / "checkpoints" / "last.ckpt")
+
+
+def settled(path: Path) -> dict[str, Any]:
+    """A checkpoint without where its run has put which file, and how many batches were validated in total.
 
     A validation that is begun anew counts its first batch twice, and nothing depends on that.
     """
-    checkpoint = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
+    checkpoint = torch.load(path, weights_only=True)
     del checkpoint["loops"]["fit_loop"]["epoch_loop.val_loop.batch_progress"]["total"]
     checkpoint["callbacks"] = {key: value for key, value in checkpoint["callbacks"].items() if "Checkpoint" not in key}
     return checkpoint
 
 
 def rows(run: Path) -> list[dict[str, str]]:
-    """Lines of `metrics.csv`, each without empty cells."""
+    """Lines of `metrics.csv`, each without empty cells; those about speed and memory are left out."""
     with (run / "metrics.csv").open(newline="") as lines:
-        return [{key: value for key, value in row.items() if value} for row in csv.DictReader(lines)]
+        found = [{key: value for key, value in row.items() if value} for row in csv.DictReader(lines)]
+    return [row for row in found if not any(key.startswith("run/") for key in row)]
 
 
 def differences(ours: Any, theirs: Any, where: str = "") -> list[str]:

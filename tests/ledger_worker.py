@@ -1,13 +1,16 @@
 """An evaluation small enough to be run often, and processes that work on it."""
 
 import multiprocessing
+import os
 import time
 from pathlib import Path
 
 import torch
+from processes import PROCESSES
 from stand_ins import images
 from torch import nn
 
+from lightning_paf import process as process_file
 from lightning_paf.attacks import PGD, Attack, WorstOf
 from lightning_paf.evaluation.ledger import Ledger
 from lightning_paf.evaluation.samples import Samples
@@ -16,10 +19,6 @@ from lightning_paf.evaluation.verdict import Judgement, judge
 BLOCK_SIZE = 4
 BLOCKS = 6
 RECORDS = BLOCKS * 3
-
-# The server of processes has loaded torch: a process starts in milliseconds, and is a process all the same.
-PROCESSES = multiprocessing.get_context("forkserver")
-PROCESSES.set_forkserver_preload(["lightning_paf.evaluation.verdict", "stand_ins"])
 
 
 class SlowPGD(PGD):
@@ -59,8 +58,11 @@ def work(
     timeout: float = 120.0,
     stop=None,
     told: Path | None = None,
+    hours: float = 0.0,
 ) -> Judgement:
     torch.set_num_threads(1)
+    if hours:
+        _set_clock(hours)
 
     def tell(line: str) -> None:
         if told is not None:
@@ -78,3 +80,11 @@ def start(*arguments) -> multiprocessing.Process:
     process = PROCESSES.Process(target=work, args=arguments)
     process.start()
     return process
+
+
+def _set_clock(hours: float) -> None:
+    """Make this process one of a machine of its own, whose clock is so many hours ahead, also for times of files."""
+    now, utime = time.time, os.utime
+    time.time = lambda: now() + 3600 * hours
+    os.utime = lambda path: utime(path, (time.time(), time.time()))
+    process_file.this_system = lambda: f"a machine {hours} hours ahead"

@@ -1,10 +1,17 @@
 """Checkpoints are written as a whole or not at all, and the newest that is whole is found."""
 
 import errno
+import functools
+import io
 import os
+import shutil
+import warnings
 
+import numpy as np
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from lightning_paf import checkpoints
 from lightning_paf.checkpoints import AtomicCheckpointIO, newest_checkpoint
@@ -70,6 +77,74 @@ def test_the_newest_by_step_then_epochs_then_time(tmp_path):
 def test_weights_alone_do_not_continue_a_training(tmp_path):
     torch.save({"state_dict": {}, "global_step": 7}, tmp_path / "imported.ckpt")
     assert newest_checkpoint([tmp_path]) is None
+
+
+@functools.cache
+def whole_file() -> bytes:
+    content = io.BytesIO()
+    torch.save(checkpoint(8), content)
+    return content.getvalue()
+
+
+@given(share=st.floats(0, 1, exclude_max=True), tail=st.sampled_from(["nothing", "zeros", "garbage"]))
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_torn_anywhere_it_is_left_out(share, tail, tmp_path):
+    """A part of the file, with or without what the disk held there before."""
+    good, torn = write(tmp_path, "good", step=4), tmp_path / "torn.ckpt"
+    length = int(share * len(whole_file()))
+    rest = {"nothing": b"", "zeros": bytes(len(whole_file()) - length), "garbage": b"\x5a\x01" * 32}[tail]
+    torn.write_bytes(whole_file()[:length] + rest)
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        found = newest_checkpoint([tmp_path])
+    if found == torn:  # only the very end is missing, which repeats what stands before it
+        assert length > 0.99 * len(whole_file())
+        assert torch.equal(torch.load(torn)["weights"], checkpoint(8)["weights"])
+    else:
+        assert found == good
+        assert any("torn.ckpt is damaged" in str(warning.message) for warning in told)
+
+
+def a_zip_of_arrays(path):
+    with path.open("wb") as stream:
+        np.savez(stream, image=np.zeros(3))
+
+
+def an_archive(path):
+    (path.parent / "inside").mkdir()
+    (path.parent / "inside" / "a.txt").write_text("a")
+    shutil.make_archive(str(path), "zip", path.parent / "inside")
+    path.with_name(f"{path.name}.zip").rename(path)
+
+
+def saved(content):
+    return lambda path: torch.save(content, path)
+
+
+OTHERS = {
+    "zeros": lambda path: path.write_bytes(bytes(10_000)),
+    "text": lambda path: path.write_text("not found\n" * 100),
+    "arrays": a_zip_of_arrays,
+    "archive": an_archive,
+    "list": saved([1, 2]),
+    "number": saved(7),
+    "nothing": saved({}),
+    "no loops": saved({"optimizer_states": [], "global_step": 9, "state_dict": {}}),
+    "no step": saved({**checkpoint(9), "global_step": None}),
+    "code": saved({"state_dict": os.getcwd}),
+    "folder": lambda path: path.mkdir(),
+}
+
+
+@pytest.mark.parametrize("make", OTHERS.values(), ids=OTHERS)
+def test_what_holds_no_training_is_named_and_left_out(make, tmp_path):
+    good = write(tmp_path, "good", step=4)
+    make(tmp_path / "other.ckpt")
+    with pytest.warns(UserWarning, match=r"other.ckpt is damaged .* is left out"):
+        assert newest_checkpoint([tmp_path]) == good
+    good.unlink()
+    with pytest.warns(UserWarning, match=r"other.ckpt is damaged .* is left out"):
+        assert newest_checkpoint([tmp_path]) is None
 
 
 def cut(path):

@@ -1,11 +1,7 @@
-"""Two processes (gloo, CPU) do what one does."""
+"""Two and four processes (gloo, CPU) do what one does."""
 
 import fcntl
-import json
 import os
-import signal
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,6 +9,8 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from ddp_worker import run_all
+from forked_ranks import Ranks
 from interrupted import differences, last, rows
 from stand_ins import write_npz_dataset
 
@@ -21,7 +19,6 @@ from lightning_paf.evaluation import EvaluationResult
 
 pytestmark = pytest.mark.slow
 
-SECONDS = 300  # far more than any of these takes; a hang fails instead of stopping the suite
 EVALUATED = 11  # on two ranks 6 and 5
 BATCH, REAL_IN_BATCH = 16, 8
 
@@ -79,7 +76,9 @@ def write_inputs(folder: Path) -> str:
     return str(folder / "base.yaml")
 
 
-BOTH = ["--trainer.devices", "2", "--trainer.strategy", "ddp"]
+DDP = ["--trainer.devices", "2", "--trainer.strategy", "ddp"]
+FOUR = ["--trainer.devices", "4", "--trainer.strategy", "ddp"]
+ONE = ["--trainer.devices", "1", "--trainer.strategy", "auto"]
 AUTOATTACK = yaml.safe_dump(
     of_class(
         "RobustEval",
@@ -89,66 +88,78 @@ AUTOATTACK = yaml.safe_dump(
     ),
     default_flow_style=True,
 )
-BATCH_NORM = ["--model.net", "stand_ins.TinyNet", "--model.net.channels", "3", "--model.attack.start", "uniform"]
+TINY = ["--model.net", "stand_ins.TinyNet", "--model.net.channels", "3"]
+BATCH_NORM = [*TINY, "--model.attack.start", "uniform"]
 BATCH_NORM += ["--data.val_size", "19", "--data.eval_batch_size", "9"]  # 10 and 9 samples: 2 batches and 1
 AVERAGING = ["--averaging", "WarmupEMA", "--checkpoint.monitor", "val/acc_pgd", "--monitor", "ActivationMonitor"]
 AVERAGING += ["--val_attack.max_examples", "1"]  # of which the second rank has none
+SHARED = [*TINY, "--trainer.sync_batchnorm", "true"]
+TRAIN_MODE = [*SHARED, "--model.attack.mode", "train", "--trainer.max_epochs", "1"]
+COMPILED = ["--model.speed.compile", "true", "--trainer.max_steps", "2"]
 
 SAVER = ["--trainer.callbacks+=interrupted.Saver"]
 SAVED = ["step3", "step4"]  # at the end of an epoch, before its validation; in the middle of the next
-
-
-def launch(*words: str) -> subprocess.CompletedProcess:
-    """Run python in a process group of its own, of which nothing is left behind."""
-    tests = str(Path(__file__).parent)
-    environment = {k: v for k, v in os.environ.items() if not k.startswith(("PL_", "PYTEST_"))}
-    path = f"{tests}{os.pathsep}{Path(tests).parent}"
-    environment |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": path, "GLOO_SOCKET_IFNAME": "lo"}
-    with subprocess.Popen(
-        [sys.executable, *words],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        env=environment,
-        start_new_session=True,
-    ) as process:
-        try:
-            output, _ = process.communicate(timeout=SECONDS)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            pytest.fail(f"Hangs after {SECONDS} s:\n{process.communicate()[0]}", pytrace=False)
-    return subprocess.CompletedProcess(words, process.returncode, output)
+SIGNALLED = ["--trainer.callbacks+=interrupted.SignalledAt", "--trainer.callbacks.step", "2"]
+HELD = {"config.yaml": "model: another\n", "metrics.csv": "epoch\n0\n"}
 
 
 def run_everything(folder: Path) -> None:
-    """One process trains; two train the same, resume it, judge, and train what is random; one judges what two made."""
+    """One process trains; two and four train the same, and resume, judge, and train what is random."""
     base = write_inputs(folder)
 
-    def after(saved: str) -> list[str]:
-        return ["--ckpt_path", str(folder / "averaged" / "saved" / f"{saved}.ckpt")]
+    def fit(run: str, *words: str) -> list[str]:
+        return ["fit", "-c", base, "--run", str(folder / run), *words]
+
+    def after(run: str, saved: str) -> list[str]:
+        return ["--ckpt_path", str(folder / run / saved)]
 
     trained = str(folder / "together" / "checkpoints" / "epoch=1.ckpt")
-    train(["fit", "-c", base, "--run", str(folder / "alone")])
-    halfway = str(folder / "alone" / "checkpoints" / "epoch=0.ckpt")
-    jobs = [
-        ["fit", "-c", base, "--run", str(folder / "together"), *BOTH],
-        ["fit", "-c", base, "--run", str(folder / "resumed"), "--ckpt_path", halfway, *BOTH],
+    train(fit("alone"))
+    train(fit("alone_shared", *SHARED))
+    held = folder / "held"
+    held.mkdir()
+    for name, text in HELD.items():
+        (held / name).write_text(text)
+    well = [
+        fit("together", *DDP),
+        fit("resumed", *after("alone", "checkpoints/epoch=0.ckpt"), *DDP),
         ["test", "--ckpt_path", trained, "--autoattack", AUTOATTACK],
         ["predict", "--ckpt_path", trained],
-        ["fit", "-c", base, "--run", str(folder / "averaged"), *BOTH, *BATCH_NORM, *AVERAGING, *SAVER],
+        fit("averaged", *DDP, *BATCH_NORM, *AVERAGING, *SAVER),
         *(
-            ["fit", "-c", base, "--run", str(folder / f"after_{saved}"), *BOTH, *BATCH_NORM, *AVERAGING, *after(saved)]
+            fit(f"after_{saved}", *DDP, *BATCH_NORM, *AVERAGING, *after("averaged", f"saved/{saved}.ckpt"))
             for saved in SAVED
         ),
-        ["fit", "-c", base, "--run", str(folder / "trades"), *BOTH, *BATCH_NORM, "--model.objective", "TRADES"],
+        fit("trades", *DDP, *BATCH_NORM, "--model.objective", "TRADES"),
+        fit("shared", *DDP, *SHARED),
+        fit("train_mode", *DDP, *TRAIN_MODE),
+        fit("train_mode_compiled", *DDP, *TRAIN_MODE, *COMPILED),
+        fit("compiled", *DDP, *SHARED, *COMPILED),
     ]
-    (folder / "jobs.json").write_text(json.dumps(jobs))
-    result = launch(str(Path(__file__).parent / "ddp_worker.py"), str(folder / "jobs.json"))
-    (folder / "output").write_text(result.stdout)
-    assert result.returncode == 0, result.stdout
-    alone = ["--run", str(folder / "judge"), "--trainer.devices", "1", "--trainer.strategy", "auto"]
-    train(["test", "--ckpt_path", trained, "--autoattack", AUTOATTACK, *alone])
-    train(["predict", "--ckpt_path", trained, *alone])
+    slow = ["--val_attack.attack", "ddp_worker.SlowOnTheLastRank", "--trainer.callbacks+=ddp_worker.Impatient"]
+    well += [
+        fit("patient", *DDP, *slow, "--trainer.max_epochs", "1"),
+        ["test", *after("patient", "checkpoints/epoch=0.ckpt"), "--val_attack.batch_size", "6"],
+    ]
+    ill = [
+        (fit("indivisible", *DDP, "--data.batch_size", "15"), 1),
+        (fit("held", *DDP), 1),
+        (fit("signalled", *DDP, *SIGNALLED), 75),
+    ]
+    two = Ranks(2, folder / "logs2", run_all, [*((job, 0) for job in well), *ill], folder / "saved")
+    (folder / "output").write_text("".join(two.succeed().output))
+    four = [
+        fit("together4", *FOUR),
+        fit("trades4", *FOUR, *BATCH_NORM, "--model.objective", "TRADES"),
+        ["test", "--ckpt_path", trained, "--run", str(folder / "judge4"), *FOUR],
+        ["predict", "--ckpt_path", trained, "--run", str(folder / "judge4"), *FOUR],
+    ]
+    Ranks(4, folder / "logs4", run_all, [(job, 0) for job in four], folder / "saved4").succeed()
+    for name in ("seen_rank0.pt", "seen_rank1.pt"):
+        (folder / "signalled" / name).unlink(missing_ok=True)
+    train(fit("signalled", *ONE, "--ckpt_path", "auto"))
+    train(["test", "--ckpt_path", trained, "--autoattack", AUTOATTACK, "--run", str(folder / "judge"), *ONE])
+    train(["predict", "--ckpt_path", trained, "--run", str(folder / "judge"), *ONE])
 
 
 @pytest.fixture(scope="module")
@@ -179,36 +190,63 @@ def assert_same(ours: dict, theirs: dict, **tolerance) -> None:
         torch.testing.assert_close(value, theirs[name], **tolerance, msg=lambda text, name=name: f"{name}: {text}")
 
 
+def without_speed(metrics: dict[str, float]) -> dict[str, float]:
+    return {name: value for name, value in metrics.items() if not name.startswith("run/")}
+
+
 FP32 = {"rtol": 1e-4, "atol": 1e-6}
 
 
-def test_two_ranks_share_each_batch_of_one_and_its_exact_mixture(runs):
-    (alone,), together = seen(runs / "alone"), seen(runs / "together")
+several = pytest.mark.parametrize("run", ["together", "together4"])
+
+
+@several
+def test_ranks_share_each_batch_of_one_and_its_exact_mixture(runs, run):
+    (alone,), together = seen(runs / "alone"), seen(runs / run)
     assert len(alone.images) == 8
+    assert len(together) == (4 if run == "together4" else 2)
     for step, batch in enumerate(alone.images):
         assert torch.equal(torch.cat([rank.images[step] for rank in together]), batch)
         assert (batch[:, :, 0, 0].amax(1) > 0).sum() == REAL_IN_BATCH
     assert not torch.equal(alone.images[0], alone.images[4]), "the epochs do not differ"
 
 
-def test_two_ranks_train_as_one(runs):
-    (alone,), together = seen(runs / "alone"), seen(runs / "together")
+@pytest.mark.parametrize(
+    ("ours", "theirs"), [("alone", "together"), ("alone", "together4"), ("alone_shared", "shared")]
+)
+def test_ranks_train_as_one(runs, ours, theirs):
+    (alone,), together = seen(runs / ours), seen(runs / theirs)
     for rank in together:
         assert_same(rank.start, alone.start, rtol=0, atol=0)
         assert_same(rank.gradients[0], alone.gradients[0], **FP32)
         for step, weights in enumerate(alone.weights):
-            assert_same(rank.weights[step], weights, **FP32)
+            assert_same(rank.weights[step], weights, **FP32)  # with the statistics of BatchNorm
+        assert_same(rank.weights[-1], together[0].weights[-1], rtol=0, atol=0)
     moved = [name for name, value in alone.start.items() if not torch.equal(value, alone.weights[-1][name])]
     assert len(moved) == len(alone.start), "something does not learn"
 
 
-def test_two_ranks_log_the_numbers_of_one(runs):
-    (alone,), together = seen(runs / "alone"), seen(runs / "together")
+def test_without_shared_statistics_ranks_have_their_own(runs):
+    first, second = seen(runs / "trades")
+    assert not torch.equal(*(rank.weights[0]["model.net.bn.running_mean"] for rank in (first, second)))
+
+
+@pytest.mark.parametrize("run", ["together", "trades", "shared", "train_mode", "train_mode_compiled", "compiled"])
+def test_attacks_ask_no_other_rank(runs, run):
+    for rank in seen(runs / run):
+        assert len(rank.collectives) == len(rank.weights) >= 2
+        assert set(rank.collectives) == {0}
+        assert not torch.equal(rank.start["model.net.fc.weight"], rank.weights[-1]["model.net.fc.weight"])
+
+
+@several
+def test_ranks_log_the_numbers_of_one(runs, run):
+    (alone,), together = seen(runs / "alone"), seen(runs / run)
     assert {"train/loss", "train/acc_adv", "train/clean_acc", "val/acc", "val/acc_pgd"} <= alone.metrics.keys()
     assert 0 < alone.metrics["val/acc_pgd"] < alone.metrics["val/acc"]
     assert alone.metrics["val/acc"] * EVALUATED == pytest.approx(round(alone.metrics["val/acc"] * EVALUATED))
     for rank in together:
-        assert rank.metrics == pytest.approx(alone.metrics, rel=1e-4)
+        assert without_speed(rank.metrics) == pytest.approx(without_speed(alone.metrics), rel=1e-4)
 
 
 def test_two_ranks_continue_what_one_began(runs):
@@ -233,10 +271,10 @@ def test_another_number_of_ranks_is_told_what_cannot_go_on(runs):
     assert (runs / "output").read_text().count("holds the random states of 1 ranks, not of 2") == 1
 
 
-@pytest.mark.parametrize("run", ["together", "averaged"])
+@pytest.mark.parametrize("run", ["together", "together4", "averaged"])
 def test_uneven_shards_are_equally_many_batches(runs, run):
-    first, second = seen(runs / run)
-    assert first.validation_batches == second.validation_batches > 2
+    assert len({rank.validation_batches for rank in seen(runs / run)}) == 1
+    assert seen(runs / run)[0].validation_batches >= 2
 
 
 @pytest.mark.parametrize("attack", ["pgd_linf_0.15", "aa_linf_0.1"])
@@ -253,15 +291,24 @@ def test_one_rank_and_two_judge_eleven_samples_alike(runs, attack):
     assert float(logged["test/acc"]) == pytest.approx(together.clean.value)
 
 
+def test_four_ranks_judge_alike(runs):
+    four, alone = (EvaluationResult.load(runs / name / "test" / "pgd_linf_0.15.json") for name in ("judge4", "judge"))
+    assert four.verdicts.tolist() == alone.verdicts.tolist()
+
+
 def test_the_first_rank_alone_writes_results(runs):
-    assert sorted((runs / "jobs.saved").read_text().split("\n")[:-1]) == ["0 aa_linf_0.1.json", "0 pgd_linf_0.15.json"]
+    assert sorted((runs / "saved").read_text().split("\n")[:-1]) == ["0 aa_linf_0.1.json"] + 2 * [
+        "0 pgd_linf_0.15.json"
+    ]
+    assert (runs / "saved4").read_text() == "0 pgd_linf_0.15.json\n"
 
 
-def test_two_ranks_predict_each_sample_once(runs):
-    parts = [np.load(runs / "together" / "predict" / f"predictions_rank{rank}.npz") for rank in range(2)]
+@pytest.mark.parametrize(("run", "shares"), [("together", [6, 5]), ("judge4", [3, 3, 3, 2])])
+def test_ranks_predict_each_sample_once(runs, run, shares):
+    parts = [np.load(runs / run / "predict" / f"predictions_rank{rank}.npz") for rank in range(len(shares))]
     alone = np.load(runs / "judge" / "predict" / "predictions.npz")
     index = np.concatenate([part["index"] for part in parts])
-    assert [len(part["index"]) for part in parts] == [6, 5]
+    assert [len(part["index"]) for part in parts] == shares
     assert sorted(index) == alone["index"].tolist() == list(range(EVALUATED))
     for key in ("label", "prediction"):
         assert np.concatenate([part[key] for part in parts]).tolist() == alone[key][index].tolist()
@@ -273,16 +320,18 @@ def test_nobody_is_told_to_reduce_what_is_reduced(runs):
     assert "sync_dist" not in (runs / "output").read_text()
 
 
-@pytest.mark.parametrize("run", ["averaged", "trades"])
+@pytest.mark.parametrize("run", ["averaged", "trades", "trades4"])
 def test_ranks_draw_their_own_noise_and_keep_the_same_weights(runs, run):
-    first, second = seen(runs / run)
-    assert not any(torch.equal(*noise) for noise in zip(first.noise, second.noise, strict=True))
+    first, *others = ranks = seen(runs / run)
+    for noise in zip(*(rank.noise for rank in ranks), strict=True):
+        assert len({tuple(numbers.tolist()) for numbers in noise}) == len(ranks)
     for name, value in first.weights[-1].items():
         is_statistic = "running_" in name  # each rank's own until the next forward pass
-        assert is_statistic or torch.equal(value, second.weights[-1][name]), name
+        assert is_statistic or all(torch.equal(value, rank.weights[-1][name]) for rank in others), name
         assert not torch.equal(value, first.start[name]), f"{name} does not learn"
-    assert_same(first.validated, second.validated, rtol=0, atol=0)
-    assert first.metrics == second.metrics
+    for rank in others:
+        assert_same(rank.validated, first.validated, rtol=0, atol=0)
+        assert without_speed(rank.metrics) == without_speed(first.metrics)
 
 
 def test_ranks_validate_the_same_average(runs):
@@ -294,39 +343,36 @@ def test_ranks_validate_the_same_average(runs):
         assert_same(rank.validated, saved["state_dict"], rtol=0, atol=0)
 
 
-def test_a_signal_to_one_rank_stops_both_with_a_checkpoint(tmp_path):
-    told = ["--trainer.callbacks+=interrupted.SignalledAt", "--trainer.callbacks.step", "2"]
-    fails("fit", "-c", write_inputs(tmp_path), *told, "--run", str(tmp_path / "run"))
-    stopped = torch.load(tmp_path / "run" / "checkpoints" / "stopped.ckpt", weights_only=True)
+def test_a_signal_to_one_rank_stops_both_with_a_checkpoint(runs):
+    stopped = torch.load(runs / "signalled" / "checkpoints" / "stopped.ckpt", weights_only=True)
     assert stopped["global_step"] == 3
     assert len(stopped["rank_states"]) == 2
 
 
-def fails(*words: str) -> str:
-    result = launch("-m", "lightning_paf", *words, *BOTH)
-    assert result.returncode != 0
-    return result.stdout
+def test_one_rank_goes_on_where_two_have_stopped(runs):
+    (alone,), (rest,) = seen(runs / "alone"), seen(runs / "signalled")
+    assert len(rest.images) == 5
+    assert all(torch.equal(*images) for images in zip(rest.images, alone.images[3:], strict=True))
+    assert_same(rest.weights[-1], alone.weights[-1], **FP32)
 
 
-def test_a_batch_that_does_not_divide_is_refused(tmp_path):
-    output = fails("fit", "-c", write_inputs(tmp_path), "--data.batch_size", "15", "--run", str(tmp_path / "run"))
-    assert "batch_size=15 is the number of images over all devices and does not divide by 2" in output
-    assert not (tmp_path / "run" / "checkpoints").exists()
+def test_ranks_wait_for_a_slow_one_longer_than_for_the_network(runs):
+    validated, tested = (seen(runs / "patient")[0].metrics["val/acc_pgd"], runs / "patient" / "test")
+    assert 0 < validated < 1
+    result = EvaluationResult.load(next(tested.glob("pgd_*.json")))
+    assert result.judged == EVALUATED
 
 
-def test_a_folder_that_holds_a_run_is_refused_and_left_alone(tmp_path):
-    held = {"config.yaml": "model: another\n", "metrics.csv": "epoch\n0\n"}
-    run = tmp_path / "run"
-    run.mkdir()
-    for name, text in held.items():
-        (run / name).write_text(text)
-    output = fails("fit", "-c", write_inputs(tmp_path), "--run", str(run))
-    assert "A run folder holds one run" in output
-    assert {path.name: path.read_text() for path in run.iterdir()} == held
+def test_a_batch_that_does_not_divide_is_refused(runs):
+    told = "batch_size=15 is the number of images over all devices and does not divide by 2"
+    assert told in (runs / "output").read_text()
+    assert not (runs / "indivisible" / "checkpoints").exists()
 
 
-def test_a_loss_that_breaks_on_one_rank_stops_both(tmp_path):
-    objective = "ddp_worker.NaNOnTheSecondRank"
-    output = fails("fit", "-c", write_inputs(tmp_path), "--model.objective", objective, "--run", str(tmp_path / "run"))
-    assert "The loss must be finite, but it is nan at step 1" in output
-    assert "tensor.detach()" not in output, "the message converts numbers in a way that torch warns of"
+def test_a_folder_that_holds_a_run_is_refused_and_left_alone(runs):
+    assert "A run folder holds one run" in (runs / "output").read_text()
+    assert {path.name: path.read_text() for path in (runs / "held").iterdir()} == HELD
+
+
+def test_ranks_that_end_well_leave_no_files_behind(runs):
+    assert not list(runs.glob("*/.ranks"))

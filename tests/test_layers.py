@@ -7,13 +7,28 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "lightning_paf"
 LEVELS = {
-    -1: ["types"],
-    0: ["functional", "specs", "schedules"],
+    -1: ["process", "types"],
+    0: ["functional", "progress", "specs", "schedules", "stamp"],
     1: ["nn"],
     2: ["attacks", "nets"],
     3: ["objectives", "evaluation"],
     4: ["module", "callbacks", "data", "interop"],
-    5: ["cli", "checkpoints", "console", "loading", "run_folder", "studies", "tools", "__main__"],
+    5: [
+        "cli",
+        "checkpoints",
+        "console",
+        "distributed",
+        "loading",
+        "run_folder",
+        "run_logs",
+        "same_training",
+        "shared_folder",
+        "extra_loggers",
+        "run_status",
+        "studies",
+        "tools",
+        "__main__",
+    ],
 }
 LEVEL = {unit: level for level, units in LEVELS.items() for unit in units}
 FILES = sorted(PACKAGE.rglob("*.py"))
@@ -28,6 +43,7 @@ HEAVY = {
     "onnx",
     "onnxruntime",
     "foolbox",
+    "pyarrow",
 }
 
 

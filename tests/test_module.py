@@ -8,12 +8,13 @@ from cli_runs import built, status, write_experiment
 from lightning.pytorch import Callback, Trainer
 from stand_ins import TinyNet, images
 from torch import nn
+from torch.nn.functional import one_hot
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_paf.attacks import PGD
 from lightning_paf.module import RobustModule
 from lightning_paf.nn.activations import PSSiLU
-from lightning_paf.objectives import AdversarialCE, Natural
+from lightning_paf.objectives import AdversarialCE, Natural, Objective, StepResult
 from lightning_paf.schedules import Cosine
 
 STEPS = 4  # in an epoch
@@ -175,6 +176,31 @@ def test_weights_of_another_network_are_refused_with_the_difference(other, messa
     module = RobustModule(TinyNet(classes), **{**options, "num_classes": classes, **other})
     with pytest.raises(ValueError, match=f"another network than TinyNet(.|\n)*{message}"):
         module.on_load_checkpoint(checkpoint)
+
+
+class Foreseen(Objective):
+    """Right as clean images: the first three of four. Right as attacked: the first and the last."""
+
+    def __init__(self, sees_clean: bool) -> None:
+        super().__init__()
+        self.sees_clean = sees_clean
+
+    def forward(self, model, x, y, attack):
+        right, wrong = one_hot(y, 3).float(), one_hot((y + 1) % 3, 3).float()
+        clean = torch.cat([right[:3], wrong[3:]]) if self.sees_clean else None
+        attacked = torch.cat([right[:1], wrong[1:3], right[3:]])
+        return StepResult(model(x).mean(), attacked, clean_logits=clean)
+
+
+@pytest.mark.parametrize("sees_clean", [True, False])
+def test_the_success_of_the_attack_is_what_it_turned_from_right_to_wrong(sees_clean):
+    fit = trainer()
+    fit.fit(make(objective=Foreseen(sees_clean)), loader())
+    logged = {name: float(value) for name, value in fit.callback_metrics.items() if name.startswith("train/")}
+    expected = {"train/acc_adv": 0.5, "train/clean_acc": 0.75, "train/attack_success": 0.5}
+    assert {name: logged.get(name) for name in expected} == (
+        expected if sees_clean else {**dict.fromkeys(expected), "train/acc_adv": 0.5}
+    )
 
 
 def test_validation_and_test_are_clean_accuracies(tmp_path):

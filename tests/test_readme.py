@@ -4,6 +4,7 @@ import re
 import shlex
 
 import pytest
+import torch
 from stand_ins import CONFIGS
 
 from lightning_paf.__main__ import TRAINING, main
@@ -30,13 +31,14 @@ def test_training_commands_are_accepted(command, monkeypatch, capsys):
 
 
 def saved_run(folder, monkeypatch) -> None:
-    """A run folder as the README's first command leaves it: with a configuration, and some file as checkpoint."""
+    """A run folder as the README's first command leaves it: with a configuration, and a checkpoint without weights."""
     monkeypatch.chdir(ROOT)
     config = (CONFIGS / "paper" / "resnet18_linf.yaml").read_text().replace("../", f"{CONFIGS}/")
     (folder / "checkpoints").mkdir(parents=True)
     (folder / "config.yaml").write_text(config)
     for name in ("best", "last", "imported"):
-        (folder / "checkpoints" / f"{name}.ckpt").touch()
+        content = {"state_dict": {}, "pytorch-lightning_version": "2.6.0"}
+        torch.save(content, folder / "checkpoints" / f"{name}.ckpt")
 
 
 @pytest.mark.parametrize("command", [c for c in COMMANDS if "--ckpt_path" in c])

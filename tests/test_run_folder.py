@@ -8,7 +8,8 @@ import torch
 from interrupted import rows
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from lightning_paf.run_folder import RunMetrics, enter_run_folder
+from lightning_paf.run_folder import enter_run_folder
+from lightning_paf.run_logs import RunMetrics
 
 
 def write(path: Path, step: int) -> Path:
@@ -21,29 +22,31 @@ def write(path: Path, step: int) -> Path:
 @pytest.fixture
 def trainer(tmp_path) -> SimpleNamespace:
     logger = RunMetrics(tmp_path.parent, name=tmp_path.name, version="")
-    return SimpleNamespace(log_dir=str(tmp_path), checkpoint_callbacks=[], loggers=[logger], fast_dev_run=False)
+    return SimpleNamespace(
+        log_dir=str(tmp_path), checkpoint_callbacks=[], loggers=[logger], fast_dev_run=False, overfit_batches=0
+    )
 
 
 @pytest.mark.parametrize("word", ["auto", "last"])
 def test_a_new_training_where_there_is_nothing(word, trainer, tmp_path):
-    assert enter_run_folder(trainer, word) is None
+    assert enter_run_folder(trainer, word, {}) is None
     (tmp_path / "config.yaml").touch()
     (tmp_path / "checkpoints").mkdir()
-    assert enter_run_folder(trainer, word) is None, "it was killed before its first checkpoint"
+    assert enter_run_folder(trainer, word, {}) is None, "it was killed before its first checkpoint"
     assert trainer.loggers[0].resumed_step == 0
 
 
 @pytest.mark.parametrize("word", ["auto", "last"])
 def test_the_newest_wherever_it_is(word, trainer, tmp_path):
     found = write(tmp_path / "checkpoints" / "last.ckpt", step=4)
-    assert enter_run_folder(trainer, word) == str(found)
+    assert enter_run_folder(trainer, word, {}) == str(found)
     found = write(tmp_path / "checkpoints" / "step=6.ckpt", step=6)
-    assert enter_run_folder(trainer, word) == str(found)
+    assert enter_run_folder(trainer, word, {}) == str(found)
     found = write(tmp_path / "hpc_ckpt_1.ckpt", step=7)
-    assert enter_run_folder(trainer, word) == str(found)
+    assert enter_run_folder(trainer, word, {}) == str(found)
     found = write(tmp_path / "elsewhere" / "last.ckpt", step=8)
     trainer.checkpoint_callbacks.append(ModelCheckpoint(dirpath=tmp_path / "elsewhere"))
-    assert enter_run_folder(trainer, word) == str(found)
+    assert enter_run_folder(trainer, word, {}) == str(found)
     assert trainer.loggers[0].resumed_step == 8
 
 
@@ -52,15 +55,15 @@ def test_a_torn_one_is_named_and_left_out(trainer, tmp_path):
     torn = write(tmp_path / "checkpoints" / "last.ckpt", step=4)
     torn.write_bytes(torn.read_bytes()[:-20])
     with pytest.warns(UserWarning, match=f"{torn} is damaged"):
-        assert enter_run_folder(trainer, "auto") == str(found)
+        assert enter_run_folder(trainer, "auto", {}) == str(found)
 
 
 def test_a_folder_that_holds_a_run_is_refused_unless_it_is_continued(trainer, tmp_path):
     found = write(tmp_path / "checkpoints" / "last.ckpt", step=4)
     for other in (None, str(write(tmp_path.parent / "other.ckpt", step=2))):
         with pytest.raises(ValueError, match=r"already holds one. Pass another --run, or --ckpt_path auto"):
-            enter_run_folder(trainer, other)
-    assert enter_run_folder(trainer, str(found)) == str(found)
+            enter_run_folder(trainer, other, {})
+    assert enter_run_folder(trainer, str(found), {}) == str(found)
     assert trainer.loggers[0].resumed_step == 4
 
 

@@ -2,8 +2,8 @@
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from fractions import Fraction
 from types import MappingProxyType
 from typing import Any, final
@@ -44,6 +44,9 @@ class Attack(ABC):
 
     fixed_loss: bool = False
     """Whether the attack brings its own losses and refuses `loss` and `forward` in the call."""
+
+    around: Callable[[], AbstractContextManager[object]] = nullcontext
+    """Makes what every call happens inside of, such as a stopwatch; set on one attack by whoever watches it."""
 
     def __init__(
         self,
@@ -128,7 +131,7 @@ class Attack(ABC):
                 f"{type(self).__name__} brings its own losses and attacks the logits of the model, but got a custom "
                 "loss or forward. Leave both out, or use PGD."
             )
-        with self._ready(model):
+        with self.around(), self._ready(model):
             x, y = self._own(x), y.detach().clone()
             if len(x) == 0:
                 return x

@@ -6,9 +6,14 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.loops.progress import _ProcessedTracker, _ReadyCompletedTracker
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
 from torch.nn.parallel import DistributedDataParallel
+
+from lightning_paf import stamp
+from lightning_paf.callbacks.ranks import gathered
 
 KEY = "rank_states"
 
@@ -50,7 +55,8 @@ class ExactResume(Callback):
         mine = {"random": self._before_validation if begun else random_state(pl_module.device)}
         if isinstance(pl_module, KnowsItsEpoch):
             mine["epoch"] = pl_module.epoch_state()
-        checkpoint[KEY] = _gathered(mine)
+        checkpoint[KEY] = gathered(mine)
+        checkpoint[stamp.KEY] = stamp.stamp()
         _note_what_follows(trainer, checkpoint["loops"]["fit_loop"])
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
@@ -73,7 +79,7 @@ class ExactResume(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Restore the position, and this rank's states."""
         loader = trainer.train_dataloader
-        if self._position is not None and hasattr(loader, "load_state_dict"):
+        if self._position is not None and loader is not None and hasattr(loader, "load_state_dict"):
             loader.load_state_dict(self._position)
         if self._states:
             mine = self._states[trainer.global_rank]
@@ -82,6 +88,7 @@ class ExactResume(Callback):
             set_random_state(mine["random"], pl_module.device)
         self._states, self._position = [], None
         _begin_next_epoch(trainer)
+        _save_no_step_twice(trainer)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Remember the random state, for a checkpoint in the middle of the validation."""
@@ -128,15 +135,6 @@ def set_random_state(state: dict[str, Any], device: torch.device) -> None:
         torch.cuda.set_rng_state(state["cuda"].cpu(), device)
 
 
-def _gathered(mine: dict[str, Any]) -> list[dict[str, Any]]:
-    """What each rank holds, in their order."""
-    if not torch.distributed.is_initialized():
-        return [mine]
-    all_of_them: list[Any] = [None] * torch.distributed.get_world_size()
-    torch.distributed.all_gather_object(all_of_them, mine)
-    return all_of_them
-
-
 def _begin_next_epoch(trainer: Trainer) -> None:
     """Go on after an epoch that is over; Lightning ends it twice and leaves out the next where `max_steps` is set."""
     loop = trainer.fit_loop
@@ -146,10 +144,26 @@ def _begin_next_epoch(trainer: Trainer) -> None:
         loop._restarting = loop.epoch_loop.restarting = False
 
 
+def _save_no_step_twice(trainer: Trainer) -> None:
+    """Leave out a checkpoint between two steps of the optimiser: it would lack the gradients that are accumulated.
+
+    Lightning tells such a batch from that of the step by what it has saved last, and forgets that over a restart.
+    """
+    for saver in trainer.checkpoint_callbacks:
+        if isinstance(saver, ModelCheckpoint) and saver._every_n_train_steps:
+            saver._last_global_step_saved = trainer.global_step
+
+
 def _in_validation(trainer: Trainer) -> bool:
     """Whether a batch of a validation during training has just been looked at."""
     looked_at = trainer.fit_loop.epoch_loop.val_loop.batch_progress.current
-    return trainer.state.fn == TrainerFn.FITTING and trainer.validating and looked_at.completed < looked_at.processed
+    return trainer.state.fn == TrainerFn.FITTING and trainer.validating and _is_ending(looked_at)
+
+
+def _is_ending(batches: _ReadyCompletedTracker) -> bool:
+    """Whether a batch has been processed, and hooks at its end are running."""
+    assert isinstance(batches, _ProcessedTracker)
+    return batches.completed < batches.processed
 
 
 def _note_what_follows(trainer: Trainer, loop: dict[str, Any]) -> None:
@@ -160,9 +174,9 @@ def _note_what_follows(trainer: Trainer, loop: dict[str, Any]) -> None:
     says that the batch is done and that the first batch of the validation has begun.
     """
     epoch_loop = trainer.fit_loop.epoch_loop
-    done, fetcher = epoch_loop.batch_progress.current, trainer.fit_loop._data_fetcher
+    ends, fetcher = _is_ending(epoch_loop.batch_progress.current), trainer.fit_loop._data_fetcher
     begun = _in_validation(trainer)
-    if trainer.state.fn != TrainerFn.FITTING or fetcher is None or (done.completed == done.processed and not begun):
+    if trainer.state.fn != TrainerFn.FITTING or fetcher is None or not (ends or begun):
         return
     validates = begun or (not trainer.should_stop and epoch_loop._should_check_val_fx(fetcher))
     if not validates and not epoch_loop.batch_progress.is_last_batch:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from lightning_paf.attacks import Attack
+from lightning_paf.callbacks.unequal_work import unequal_work
 from lightning_paf.callbacks.verdict_files import VerdictFiles
 from lightning_paf.evaluation.header import Header
 from lightning_paf.evaluation.judgement import Judgement
@@ -128,7 +129,8 @@ class RobustEval(Callback):
         self._seen += len(batch[1])
         if self._due(trainer) and batch_idx + 1 == trainer.num_val_batches[0]:
             ids = np.array([i for i in dict.fromkeys(self._ids[: self._seen]) if i < len(self._verdicts)], np.int64)
-            with torch.inference_mode(False):  # where it is on, the tensors made inside it know no gradients
+            # Where inference mode is on, the tensors made inside it know no gradients.
+            with unequal_work(), torch.inference_mode(False):
                 self._check(trainer, _classifier(pl_module), _samples(trainer, trainer.val_dataloaders, ids))
 
     def on_test_batch_end(
@@ -159,7 +161,7 @@ class RobustEval(Callback):
             ids = np.random.default_rng(self.seed).permutation(ids)
         files = VerdictFiles.of(trainer, self.name, self.attack)
         model = _classifier(pl_module)
-        with torch.inference_mode(False):
+        with unequal_work(), torch.inference_mode(False):
             samples = _samples(trainer, trainer.test_dataloaders, ids)
             judgement = self._judge(model, samples, partial(files.ledger, folder=self.ledger), self.stop, _say(trainer))
             result = EvaluationResult.from_judgement(self.name, judgement)

@@ -1,5 +1,6 @@
 """An upper bound of AutoAttack accuracy while a network trains."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +10,13 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import nn
 
 from lightning_paf.attacks import Attack
+from lightning_paf.callbacks.ranks import gathered
 from lightning_paf.callbacks.robust_eval import RobustEval, Stage
+from lightning_paf.callbacks.unequal_work import unequal_work
 from lightning_paf.evaluation.result import EvaluationResult
 from lightning_paf.evaluation.samples import Samples
 from lightning_paf.evaluation.sequential import ConfidenceSequence, StopRule
-from lightning_paf.evaluation.warm import WarmCheck
+from lightning_paf.evaluation.warm import WarmCheck, joined
 from lightning_paf.nn.search_model import Precision
 
 
@@ -69,24 +72,41 @@ class WarmEval(RobustEval):
         self._cost = torch.zeros(2)  # passes and samples of the present check
         self._cold_cost = torch.zeros(2)
         self._counts: tuple[int, int, int] = (0, 0, 0)
+        self._begun_with: dict[str, Any] | None = None
+
+    def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Remember what a checkpoint is to hold that is made before the validation ends: it is begun anew then."""
+        super().on_validation_epoch_start(trainer, pl_module)
+        self._begun_with = self._memory()
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Log the check."""
+        super().on_validation_epoch_end(trainer, pl_module)
+        self._begun_with = None
 
     def state_dict(self) -> dict[str, Any]:
-        """The memory of the last check."""
-        return {"warm": self.warm.state_dict(), "cold_cost": self._cold_cost}
+        """The memory of the last check, of all ranks: a sample may be another one's after a restart."""
+        memory = self._begun_with or self._memory()
+        return {**memory, "warm": joined(gathered(memory["warm"]))}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take it over."""
         self.warm.load_state_dict(state_dict["warm"])
         self._cold_cost = state_dict["cold_cost"]
 
+    def _memory(self) -> dict[str, Any]:
+        return {"warm": self.warm.state_dict(), "cold_cost": self._cold_cost}
+
     def _check(self, trainer: Trainer, model: nn.Module, samples: Samples) -> None:
-        together = _Together(trainer, self.val_stop)
-        result = self.warm.run(model, samples, together.ask)
-        together.wait_for_the_others()
+        with unequal_work() as wait:
+            together = _Together(trainer, self.val_stop, wait)
+            result = self.warm.run(model, samples, together.ask)
+            together.wait_for_the_others()
         self._counts = together.counts
         self._verdicts[torch.from_numpy(result.ids)] = torch.from_numpy(result.verdicts).int()
-        self._cost = torch.tensor([float(result.passes), float(len(result.ids))])
-        if result.cold:
+        cost = torch.tensor([float(result.passes), float(len(result.ids))], device=trainer.strategy.root_device)
+        self._cost = trainer.strategy.reduce(cost, reduce_op="sum").cpu()
+        if trainer.strategy.reduce_boolean_decision(result.cold, all=True):  # a rank without samples is always cold
             self._cold_cost = self._cost
         if trainer.is_global_zero and not result.cold:
             rank_zero_info(
@@ -111,9 +131,10 @@ class _Together:
     A rank with fewer blocks goes on asking until all have ended, since the answer needs everybody.
     """
 
-    def __init__(self, trainer: Trainer, rule: StopRule | None) -> None:
+    def __init__(self, trainer: Trainer, rule: StopRule | None, wait: Callable[[], None]) -> None:
         self.trainer = trainer
         self.rule = rule
+        self.wait = wait  # for ranks whose block takes longer
         self.counts = (0, 0, 0)
         self._mine = (0, 0, 0)
         self._stopped = False
@@ -131,6 +152,7 @@ class _Together:
             self._reduce()
 
     def _reduce(self) -> bool:
+        self.wait()
         mine = torch.tensor(self._mine, device=self.trainer.strategy.root_device)
         robust, judged, total = (int(n) for n in self.trainer.strategy.reduce(mine, reduce_op="sum"))
         self.counts = (robust, judged, total)

@@ -1,53 +1,30 @@
 """Open the files that image sets are published in, without loading them.
 
-Layouts: `.npz` with `image` and `label` (DeepMind's DDPM sets, the EDM sets) or `X` and `Y` (cifar5m), and the pickle
-of TI-500K (Carmon et al. 2019) with `data` and `extrapolated_targets`.
+Layouts: `.npz` with `image` and `label` (DeepMind's DDPM sets, the EDM sets) or `X` and `Y` (cifar5m), the pickle of
+TI-500K (Carmon et al. 2019) with `data` and `extrapolated_targets`, and parquet files with the bytes of encoded images.
 """
 
-import math
 import pickle
 import warnings
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from lightning_paf.data.columns import Archive, Column
+from lightning_paf.data.npy import read_header, read_rows
+
 NPZ_KEYS = (("image", "label"), ("X", "Y"))
 PICKLE_KEYS = ("data", "extrapolated_targets")
-CHUNK_BYTES = 16 * 2**20
-
-
-@dataclass(frozen=True)
-class Column:
-    """One array of an archive: its header, and a way to read it in pieces along the first axis.
-
-    Args:
-        shape: Shape of the whole array.
-        dtype: Its element type.
-        chunks: Starts a new pass over the array, in consecutive pieces.
-    """
-
-    shape: tuple[int, ...]
-    dtype: np.dtype
-    chunks: Callable[[], Iterator[NDArray[Any]]]
-
-
-@dataclass(frozen=True)
-class Archive:
-    """An opened file of images (N, H, W, C) and labels (N,); neither is checked yet."""
-
-    image: Column
-    label: Column
 
 
 def open_archive(path: Path) -> AbstractContextManager[Archive]:
-    """Open a `.npz`, `.pickle` or `.pkl` file.
+    """Open a `.npz`, `.pickle`, `.pkl` or `.parquet` file.
 
     Raises:
         ValueError: There is no such file, it is empty, or it is of another kind. Inside the context: it is damaged, or
@@ -86,37 +63,16 @@ def _choose_keys(path: Path, found: list[str]) -> tuple[str, str]:
 def _npz_column(path: Path, archive: zipfile.ZipFile, key: str) -> Column:
     member = f"{key}.npy"
     with archive.open(member) as stream:
-        shape, fortran_order, dtype = _read_header(stream)
+        shape, fortran_order, dtype = read_header(stream)
     if fortran_order and len(shape) > 1:
         raise ValueError(f"{path}: {key} is stored in Fortran order. Save np.ascontiguousarray({key}) instead.")
 
     def chunks() -> Iterator[NDArray[Any]]:
         with archive.open(member) as stream:
-            _read_header(stream)
-            yield from _read_rows(stream, shape, dtype)
+            read_header(stream)
+            yield from read_rows(stream, shape, dtype)
 
     return Column(shape, dtype, chunks)
-
-
-def _read_header(stream: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype]:
-    """Read a npy header; version 3 only differs for structured types, which hold no images."""
-    try:
-        major, _ = np.lib.format.read_magic(stream)
-        read = np.lib.format.read_array_header_1_0 if major == 1 else np.lib.format.read_array_header_2_0
-        return read(stream)
-    except ValueError as error:
-        raise EOFError(str(error)) from error
-
-
-def _read_rows(stream: IO[bytes], shape: tuple[int, ...], dtype: np.dtype) -> Iterator[NDArray[Any]]:
-    row_bytes = math.prod(shape[1:]) * dtype.itemsize
-    step = max(1, CHUNK_BYTES // row_bytes)
-    for start in range(0, shape[0], step):
-        rows = min(step, shape[0] - start)
-        data = stream.read(rows * row_bytes)
-        if len(data) != rows * row_bytes:
-            raise EOFError(f"rows {start} to {start + rows - 1} of {shape[0]} are cut off")
-        yield np.frombuffer(data, dtype).reshape(rows, *shape[1:])
 
 
 @contextmanager
@@ -166,8 +122,15 @@ class _ArrayUnpickler(pickle.Unpickler):
         return super().find_class(module, name)
 
 
+def _open_parquet(path: Path) -> AbstractContextManager[Archive]:
+    from lightning_paf.data.parquet import open_parquet
+
+    return open_parquet(path)
+
+
 OPENERS: dict[str, Callable[[Path], AbstractContextManager[Archive]]] = {
     ".npz": _open_npz,
     ".pickle": _open_pickle,
     ".pkl": _open_pickle,
+    ".parquet": _open_parquet,
 }

@@ -63,7 +63,15 @@ def check_labels(labels: NDArray[np.int64], num_classes: int, where: str) -> Non
     Raises:
         ValueError: One is not.
     """
-    low, high = int(labels.min()), int(labels.max())
+    check_label_range(int(labels.min()), int(labels.max()), num_classes, where)
+
+
+def check_label_range(low: int, high: int, num_classes: int, where: str) -> None:
+    """Check that the lowest and the highest label lie in 0 .. num_classes - 1.
+
+    Raises:
+        ValueError: One does not.
+    """
     if low < 0 or high >= num_classes:
         raise ValueError(
             f"{where}: labels must be 0 to {num_classes - 1}, but range from {low} to {high}. "

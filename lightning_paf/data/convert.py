@@ -1,20 +1,27 @@
 """Turn published archives into `image.npy` + `label.npy`, once: plain arrays can be memory-mapped, archives cannot."""
 
 import hashlib
-import os
+import re
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from rich.progress import Progress
 
-from lightning_paf.data.archives import OPENERS, Column, open_archive
+from lightning_paf.data.archives import OPENERS, open_archive
 from lightning_paf.data.checks import check_images, check_label_header, check_labels, check_same_size
+from lightning_paf.data.columns import Column
+from lightning_paf.data.manifest import MANIFEST_FILE, is_pool
+from lightning_paf.data.npy import write_npy, writing
 
 IMAGE_FILE, LABEL_FILE = "image.npy", "label.npy"
 QUIET_BYTES = 64 * 2**20  # about a second: no bar below this
+NO_ROOM = "cannot write the converted arrays here ({reason}). Pass --data.cache_dir FOLDER with room for them."
+HELD_OUT = re.compile(r"(test|validation|valid|val|dev)(?![a-z])")
 
 
 def is_converted(folder: Path) -> bool:
@@ -23,24 +30,34 @@ def is_converted(folder: Path) -> bool:
 
 
 def find_sources(paths: Sequence[Path]) -> list[Path]:
-    """List the archives, and the folders that are already converted, that `paths` stand for.
+    """List the archives, and the folders that need no conversion, that `paths` stand for.
 
     Args:
-        paths: Archives, converted folders, or folders of archives (such as the six parts of cifar5m).
+        paths: Archives, converted folders, pools with a manifest, or folders of archives (such as the six parts of
+            cifar5m).
 
     Raises:
-        ValueError: A folder holds neither.
+        ValueError: A folder holds none of them, or test images beside others.
     """
     sources: list[Path] = []
     for path in paths:
-        if path.is_dir() and not is_converted(path):
-            inside = sorted(file for file in path.iterdir() if file.is_file() and file.suffix in OPENERS)
-            if not inside:
-                raise ValueError(f"{path}: this folder holds no {', '.join(OPENERS)} file. Check --data.synthetic.")
-            sources += inside
-        else:
-            sources.append(path)
+        sources += _archives_in(path) if path.is_dir() and not (is_converted(path) or is_pool(path)) else [path]
     return sources
+
+
+def _archives_in(folder: Path) -> list[Path]:
+    inside = sorted(file for file in folder.iterdir() if file.is_file() and file.suffix in OPENERS)
+    if not inside:
+        raise ValueError(
+            f"{folder}: this folder holds no {', '.join(OPENERS)} file and no {MANIFEST_FILE}. Check --data.synthetic."
+        )
+    held_out = [file for file in inside if HELD_OUT.match(file.stem)]
+    if held_out and len(held_out) < len(inside):
+        raise ValueError(
+            f"{folder}: all files of a folder are trained on, but {held_out[0].name} is held out by its name. "
+            "Put the training files into a folder of their own."
+        )
+    return inside
 
 
 def converted_folder(source: Path, cache_dir: Path | None) -> Path:
@@ -58,7 +75,33 @@ def converted_folder(source: Path, cache_dir: Path | None) -> Path:
     return (cache_dir or source.parent) / f"{source.name}.{version}"
 
 
-def convert(source: Path, folder: Path, like: Sequence[int], num_classes: int) -> None:
+def convert_all(conversions: Sequence[tuple[Path, Path]], like: Sequence[int], num_classes: int) -> None:
+    """Convert what is not converted yet, with one progress bar if it takes long.
+
+    Args:
+        conversions: Sources, each with its folder; where both are the same there is nothing to do.
+        like: Shape (…, H, W, C) that the images must have.
+        num_classes: Labels must be 0 .. num_classes - 1.
+
+    Raises:
+        ValueError: See `convert`.
+    """
+    waiting = [(source, folder) for source, folder in conversions if source != folder and not is_converted(folder)]
+    quiet = sum(source.stat().st_size for source, _ in waiting) < QUIET_BYTES
+    with Progress(disable=quiet) as progress:
+        task = progress.add_task("", total=len(waiting))
+        for source, folder in waiting:
+            progress.update(task, description=f"Converting {source.name}")
+            convert(source, folder, like, num_classes, lambda share: progress.advance(task, share))
+
+
+def convert(
+    source: Path,
+    folder: Path,
+    like: Sequence[int],
+    num_classes: int,
+    advance: Callable[[float], None] = lambda share: None,
+) -> None:
     """Write the arrays of `source` into `folder`, unless it exists.
 
     Memory stays constant (a pickle excepted). The arrays are written to a temporary folder which is then renamed: a
@@ -69,6 +112,7 @@ def convert(source: Path, folder: Path, like: Sequence[int], num_classes: int) -
         folder: As `converted_folder` names it.
         like: Shape (…, H, W, C) that the images must have.
         num_classes: Labels must be 0 .. num_classes - 1.
+        advance: Told the share of the images that have been written since the last call.
 
     Raises:
         ValueError: The archive is damaged or does not hold such images and labels, or the folder cannot be written.
@@ -81,23 +125,19 @@ def convert(source: Path, folder: Path, like: Sequence[int], num_classes: int) -
         check_label_header(archive.label.shape, archive.label.dtype, archive.image.shape[0], str(source))
         temporary = _temporary_folder(folder)
         try:
-            _write(archive.label, temporary / LABEL_FILE, np.dtype(np.int64), "")
-            check_labels(np.load(temporary / LABEL_FILE, mmap_mode="r"), num_classes, str(source))
-            _write(archive.image, temporary / IMAGE_FILE, np.dtype(np.uint8), f"Converting {source.name}")
+            label, image = temporary / LABEL_FILE, temporary / IMAGE_FILE
+            write_npy(label, archive.label.shape, np.dtype(np.int64), archive.label.chunks(), NO_ROOM)
+            check_labels(np.load(label, mmap_mode="r"), num_classes, str(source))
+            write_npy(image, archive.image.shape, np.dtype(np.uint8), _reported(archive.image, advance), NO_ROOM)
             _move_into_place(temporary, folder)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _temporary_folder(folder: Path) -> Path:
-    try:
+    with writing(folder.parent, NO_ROOM):
         folder.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
-    except OSError as error:
-        raise ValueError(
-            f"{folder.parent}: cannot write the converted arrays here ({error.strerror}). "
-            "Pass --data.cache_dir FOLDER with room for them."
-        ) from error
     temporary.chmod(0o755)  # mkdtemp hides it from everyone else, who may want to share the arrays
     return temporary
 
@@ -110,21 +150,7 @@ def _move_into_place(temporary: Path, folder: Path) -> None:
             raise
 
 
-def _write(column: Column, target: Path, dtype: np.dtype, title: str) -> None:
-    """Copy a column to a npy file, with a progress bar if it is long."""
-    header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": column.shape}
-    with target.open("wb") as file:
-        np.lib.format.write_array_header_1_0(file, header)
-        for chunk in _with_progress(column, title):
-            file.write(np.ascontiguousarray(chunk, dtype).data)
-        file.flush()
-        os.fsync(file.fileno())  # a rename that survives a power cut must not outlive the data
-
-
-def _with_progress(column: Column, title: str) -> Iterator[np.ndarray]:
-    size = int(np.prod(column.shape)) * column.dtype.itemsize
-    with Progress(disable=not title or size < QUIET_BYTES) as progress:
-        task = progress.add_task(title, total=size)
-        for chunk in column.chunks():
-            yield chunk
-            progress.advance(task, chunk.nbytes)
+def _reported(column: Column, advance: Callable[[float], None]) -> Iterator[NDArray[Any]]:
+    for chunk in column.chunks():
+        yield chunk
+        advance(len(chunk) / column.shape[0])

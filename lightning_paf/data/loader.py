@@ -18,7 +18,7 @@ class ResumableLoader(DataLoader[RawBatch]):
 
     _position = (0, 0)
 
-    def __iter__(self) -> Iterator[RawBatch]:
+    def __iter__(self) -> Iterator[RawBatch]:  # type: ignore[override]  # torch names its own class of iterators
         """Batches from the position on if it lies in this epoch, otherwise all.
 
         Nothing is fetched before the first one is asked for: Lightning makes the iterator of a resumed training before

@@ -11,12 +11,14 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from lightning_paf.data.augment import Augment, standard_augment
-from lightning_paf.data.convert import convert, converted_folder, find_sources
+from lightning_paf.data.convert import convert_all, converted_folder, find_sources
 from lightning_paf.data.datasets import EvalDataset, MixedDataset, RawBatch, as_fetched
 from lightning_paf.data.loader import ResumableLoader
+from lightning_paf.data.manifest import is_pool
 from lightning_paf.data.mixing import Mixing, distributions
 from lightning_paf.data.pool import SyntheticPool
 from lightning_paf.data.samplers import MixedSampler, ShardSampler, batches_per_epoch, even_batch_size, real_per_batch
+from lightning_paf.data.shard_check import check_shards
 from lightning_paf.data.sources import ImageSet, RealData, hold_out, read_dataset
 from lightning_paf.functional.augment import select_images
 from lightning_paf.specs import DatasetName, dataset_spec
@@ -35,7 +37,9 @@ class RobustDataModule(LightningDataModule):
         root: Folder of the real images; CIFAR and SVHN are downloaded into it when it lacks them.
         num_classes: Only for `npz`.
         synthetic: Synthetic images: one or several `.npz` files (keys `image` + `label`, or `X` + `Y`), TI-500K's
-            pickle, or folders of such files. Converted once, beside the file, to arrays that can be memory-mapped.
+            pickle, parquet files with encoded images (columns `image` + `label`), or folders of such files, converted
+            once, beside the file, to arrays that can be memory-mapped; or pools of `lightning-paf pool write`, which
+            are used as they are.
         cache_dir: Where to put the converted arrays instead, as when the file's own folder is read-only.
         real_fraction: Share of real images in a batch; 1 for no synthetic ones.
         batch_size: Images in a global batch, over all devices and nodes.
@@ -120,8 +124,8 @@ class RobustDataModule(LightningDataModule):
             )
         if self.synthetic_smoothing and self.real_fraction == 1:
             raise ValueError(
-                f"synthetic_smoothing={self.synthetic_smoothing} is for synthetic images, but real_fraction=1 leaves no "
-                "room for them. Pass --data.synthetic_smoothing 0; --model.objective.label_smoothing is for all images."
+                f"synthetic_smoothing={self.synthetic_smoothing} is for synthetic images, but real_fraction=1 leaves "
+                "no room for them. Pass --data.synthetic_smoothing 0; for all images, --model.objective.label_smoothing."
             )
         real = real_per_batch(self.batch_size, self.real_fraction)
         if real == 0 and (self.real_fraction > 0 or self.epoch == "real_pass"):
@@ -136,7 +140,7 @@ class RobustDataModule(LightningDataModule):
             )
 
     def prepare_data(self) -> None:
-        """Download what is missing and convert the synthetic images; once on each node.
+        """Download what is missing, convert synthetic images and check the shards of pools; once on each node.
 
         Raises:
             ValueError: See the class.
@@ -146,8 +150,9 @@ class RobustDataModule(LightningDataModule):
             self._check_mixture()
             conversions = self._conversions()
         like = read_dataset(self.spec, self.root, download=True).train.images.shape
-        for source, folder in conversions:
-            convert(source, folder, like, self.spec.num_classes)
+        convert_all(conversions, like, self.spec.num_classes)
+        for folder in (folder for _, folder in conversions if is_pool(folder)):
+            check_shards(folder)
 
     def setup(self, stage: str) -> None:
         """Read the images and divide them.
@@ -249,11 +254,23 @@ class RobustDataModule(LightningDataModule):
                 f"real_fraction=1 leaves no room for the synthetic images of data.synthetic={self.synthetic[0]}. "
                 "Pass --data.real_fraction 0.3 to use them or --data.synthetic null to leave them out."
             )
-        if self.batch_size % self._world_size:
-            smaller = self.batch_size - self.batch_size % self._world_size
+        self.check_devices(self._world_size)
+
+    def check_devices(self, number: int) -> None:
+        """Refuse a number of devices on which batches cannot be of equal size.
+
+        Args:
+            number: Over all nodes.
+
+        Raises:
+            ValueError: The global batch does not divide.
+        """
+        if self.batch_size % number:
+            smaller = self.batch_size - self.batch_size % number
             raise ValueError(
                 f"batch_size={self.batch_size} is the number of images over all devices and does not divide by "
-                f"{self._world_size} of them. Pass --data.batch_size {smaller or self._world_size}."
+                f"{number} of them. Pass --data.batch_size {smaller or number}. "
+                "A number of devices by which it divides keeps the training as it is."
             )
 
     def _conversions(self) -> list[tuple[Path, Path]]:

@@ -1,48 +1,41 @@
 """Synthetic images on disk."""
 
+import os
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lightning_paf.data.checks import check_classes, check_images, check_label_header, check_labels, check_same_size
-from lightning_paf.data.convert import IMAGE_FILE, LABEL_FILE, is_converted
+from lightning_paf.data.checks import check_classes
+from lightning_paf.data.folders import open_folder
+from lightning_paf.data.npy import MappedRows, RowReader, SingleRows
 from lightning_paf.data.sources import ImageSet
 
-COUNTED_AT_ONCE = 2**20  # labels; np.bincount copies them
+MAPPED_SHARDS = 50  # two files each, of the 256 (macOS) or 1,024 (most of Linux) that a process may have open
 
 
 class SyntheticPool:
-    """Memory-mapped images and labels, chained from one or several converted folders.
+    """Images and labels of one or several folders, one after the other.
 
-    All ranks and workers of a node share one copy, in the page cache: 50 million CIFAR-sized images are 154 GB. For
-    the same reason only the folders are pickled, never the arrays.
+    Folders are converted archives or pools of many shards; no shard is opened before one of its images is drawn. All
+    ranks and workers of a node share one copy of what they read, in the page cache: 50 million CIFAR-sized images are
+    154 GB. For the same reason a pickle holds the names and sizes of the files, never their content.
 
     Args:
-        folders: Folders with `image.npy` uint8 (N, H, W, C) and `label.npy` int64 (N,).
+        folders: Folders with `manifest.json`, or with `image.npy` uint8 (N, H, W, C) and `label.npy` int64 (N,).
 
     Raises:
-        ValueError: A folder has not been converted.
+        ValueError: A folder has not been converted, or what it holds is damaged.
     """
 
     def __init__(self, folders: Sequence[Path]) -> None:
-        for folder in folders:
-            if not is_converted(folder):
-                raise ValueError(
-                    f"{folder}: not converted yet. Call prepare_data() before setup(), as the trainer does."
-                )
         self.folders = list(folders)
-        self._images: list[NDArray[np.uint8]] = [np.load(folder / IMAGE_FILE, mmap_mode="r") for folder in folders]
-        self._labels: list[NDArray[np.int64]] = [np.load(folder / LABEL_FILE, mmap_mode="r") for folder in folders]
-        self._starts = np.cumsum([0, *(len(labels) for labels in self._labels)])
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {"folders": self.folders}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__(state["folders"])  # type: ignore[misc]
+        self._opened = [open_folder(folder) for folder in folders]
+        self._shards = [shard for opened in self._opened for shard in opened.shards]
+        self._starts = np.cumsum([0, *(shard.image.shape[0] for shard in self._shards)])
+        self._reader = choose_reader(len(self._shards), sum(shard.image.size for shard in self._shards))
 
     def __len__(self) -> int:
         return int(self._starts[-1])
@@ -58,13 +51,8 @@ class SyntheticPool:
             ValueError: It cannot.
         """
         counts = np.zeros(num_classes, np.int64)
-        for folder, images, labels in zip(self.folders, self._images, self._labels, strict=True):
-            check_images(images.shape, images.dtype, like[-1], str(folder))
-            check_same_size(images.shape, like, str(folder))
-            check_label_header(labels.shape, labels.dtype, len(images), str(folder))
-            check_labels(labels, num_classes, str(folder))
-            for start in range(0, len(labels), COUNTED_AT_ONCE):
-                counts += np.bincount(labels[start : start + COUNTED_AT_ONCE], minlength=num_classes)
+        for opened in self._opened:
+            counts += opened.count_classes(like, num_classes)
         check_classes(counts, ", ".join(map(str, self.folders)))
 
     def fetch(self, index: NDArray[np.int64], batch: ImageSet, places: NDArray[np.int64]) -> None:
@@ -74,12 +62,29 @@ class SyntheticPool:
             index: Numbers (N,) from 0 to len(pool) - 1, in any order, repeated or not.
             batch: Receives images and labels.
             places: Where in the batch each of them goes (N,).
+
+        Raises:
+            ValueError: A file has changed since the pool was opened.
         """
         ascending = np.argsort(index)
         index, places = index[ascending], places[ascending]
-        part_of = np.searchsorted(self._starts, index, side="right") - 1
-        for part in np.unique(part_of):
-            here = part_of == part
-            rows = index[here] - self._starts[part]
-            batch.images[places[here]] = self._images[part][rows]
-            batch.labels[places[here]] = self._labels[part][rows]
+        shards, firsts = np.unique(np.searchsorted(self._starts, index, side="right") - 1, return_index=True)
+        for number, (first, end) in zip(shards.tolist(), pairwise([*firsts.tolist(), len(index)]), strict=True):
+            shard, rows = self._shards[number], index[first:end] - self._starts[number]
+            batch.images[places[first:end]] = self._reader.read(shard.image, rows)
+            batch.labels[places[first:end]] = self._reader.read(shard.label, rows)
+
+
+def choose_reader(shards: int, size: int) -> RowReader:
+    """Choose how rows at random places are read.
+
+    Memory maps are fastest while every file stays mapped and every page in memory, and fill the memory quickly, because
+    the system reads ahead at each page that is missing. Where the files are larger than the memory, most of that is
+    read in vain: a twentieth of the images a second, measured; where they are many, a map costs more than it gives.
+
+    Args:
+        shards: Number of pairs of files.
+        size: Bytes of all of them.
+    """
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return MappedRows() if shards <= MAPPED_SHARDS and size <= memory / 2 else SingleRows()

@@ -3,50 +3,35 @@
 import contextlib
 import json
 import os
-import platform
 import threading
+import time
 import uuid
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
 
 from lightning_paf.evaluation.files import create_whole
+from lightning_paf.process import Process
 
 _BEATS = 4
 """Signs of life within the time-out, so that one may be late or be seen late (network file systems cache)."""
 
 
 @dataclass(frozen=True)
-class Holder:
-    """Who holds a lease.
+class Holder(Process):
+    """The process that holds a lease. Where its `system` is empty, only the time-out says that it is dead.
 
     Attributes:
-        host: Name of the machine, for people.
-        pid: Process.
-        started: When the process started, in the kernel's ticks: a new process may have the number of a dead one.
-        system: The machine since its last start, and its process numbers (containers have their own); empty where this
-            cannot be told, and then only the time-out says that a holder is dead.
         token: Of this lease alone.
     """
 
-    host: str
-    pid: int
-    started: str
-    system: str
     token: str
 
     @classmethod
     def here(cls) -> "Holder":
         """This process, with a new token."""
-        pid = os.getpid()
-        return cls(platform.node(), pid, _start_of(pid), _system(), uuid.uuid4().hex)
-
-    def is_dead(self) -> bool:
-        """Whether the process is known to be gone; of one elsewhere, nothing is known."""
-        return bool(self.system) and self.system == _system() and self.started != _start_of(self.pid)
-
-    def __str__(self) -> str:
-        return f"process {self.pid} on {self.host}"
+        return cls(**asdict(Process.this()), token=uuid.uuid4().hex)
 
 
 class Lease:
@@ -91,17 +76,46 @@ class Lease:
                     os.utime(self.path)
 
 
-def take(path: Path, timeout: float) -> Lease | None:
+class Watch:
+    """What one process has seen of leases, by its own clock.
+
+    A sign of life is a modification time that is another one than before; which one it is says nothing. So the clocks
+    of the machines, and that of the folder, may be hours apart.
+
+    Args:
+        clock: Seconds since some moment; never set.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._seen: dict[Path, tuple[int, float]] = {}
+
+    def silence(self, path: Path) -> float:
+        """Seconds for which a lease has shown no sign of life; 0 at the first look, and for one that is gone."""
+        try:
+            sign = path.stat().st_mtime_ns
+        except FileNotFoundError:
+            self._seen.pop(path, None)
+            return 0.0
+        now = self._clock()
+        last, since = self._seen.setdefault(path, (sign, now))
+        if last != sign:
+            self._seen[path] = (sign, now)
+            return 0.0
+        return now - since
+
+
+def take(path: Path, timeout: float, watch: Watch) -> Lease | None:
     """Take a lease that is free, or whose holder is dead.
 
-    A holder on this machine is dead when its process is gone; any holder is when its last sign of life is older than
-    `timeout`, by the clock of the folder, so that the clocks of the machines need not agree. Taking over has no perfect
-    lock: in a tiny window two may come to hold the same lease. Both then do the same work, which is why the work must
-    have the same result whoever does it.
+    A holder on this machine is dead when its process is gone; any holder is when `watch` has seen no sign of life for
+    `timeout`. Taking over has no perfect lock: in a tiny window two may come to hold the same lease. Both then do the
+    same work, which is why the work must have the same result whoever does it.
 
     Args:
         path: File of the lease, in a folder that exists.
         timeout: Seconds.
+        watch: Of this process, the same at every look.
 
     Returns:
         The lease, or None if somebody holds it.
@@ -111,7 +125,7 @@ def take(path: Path, timeout: float) -> Lease | None:
     """
     holder = Holder.here()
     before = _content(path)
-    if before is not None and not (_is_stale(path, timeout) and _move_away(path, before, holder)):
+    if before is not None and not (_is_stale(path, timeout, watch) and _move_away(path, before, holder)):
         return None
     return Lease(path, holder, timeout) if _create(path, holder) else None
 
@@ -124,21 +138,9 @@ def read_holder(path: Path) -> Holder | None:
         return None
 
 
-def silence(path: Path) -> float:
-    """Seconds since the last sign of life; 0 for a lease that is gone."""
-    clock = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}.clock")
-    clock.touch()  # the time of the file system that keeps the leases, not of this machine
-    try:
-        return max(0.0, clock.stat().st_mtime - path.stat().st_mtime)
-    except FileNotFoundError:
-        return 0.0
-    finally:
-        clock.unlink(missing_ok=True)
-
-
-def _is_stale(path: Path, timeout: float) -> bool:
+def _is_stale(path: Path, timeout: float, watch: Watch) -> bool:
     holder = read_holder(path)
-    return (holder is not None and holder.is_dead()) or silence(path) > timeout
+    return (holder is not None and holder.is_dead()) or watch.silence(path) > timeout
 
 
 def _create(path: Path, holder: Holder) -> bool:
@@ -165,21 +167,3 @@ def _content(path: Path) -> bytes | None:
         return path.read_bytes()
     except FileNotFoundError:
         return None
-
-
-def _system() -> str:
-    """This start of this machine and this set of process numbers, where Linux tells."""
-    try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        return f"{boot} {Path('/proc/self/ns/pid').readlink()}"
-    except OSError:
-        return ""
-
-
-def _start_of(pid: int) -> str:
-    """When a process started; empty if there is none, or nothing left of it but its exit status."""
-    try:
-        state, *fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except (OSError, ValueError):
-        return ""
-    return "" if state in "ZXx" else fields[18]

@@ -16,7 +16,7 @@ from typing import Any
 
 from lightning_paf.evaluation.files import create_whole, explained, write_whole
 from lightning_paf.evaluation.header import Header, check_same, content_fingerprint
-from lightning_paf.evaluation.lease import read_holder, silence, take
+from lightning_paf.evaluation.lease import Watch, read_holder, take
 from lightning_paf.evaluation.record import LARGEST, DamagedRecord, Record, decode, encode
 
 _HEADER = "header.json"
@@ -131,6 +131,7 @@ class Ledger(Records):
             raise ValueError(f"timeout={timeout} would take every block from its worker. Give seconds, such as 120.")
         self.folder = Path(folder)
         self.timeout = timeout
+        self._watch = Watch()
 
     def __str__(self) -> str:
         return f"ledger {self.folder}"
@@ -144,7 +145,7 @@ class Ledger(Records):
     def lease(self, block: int) -> AbstractContextManager[object] | None:
         """The right to work on a block for the length of a `with`; None if another process has it."""
         with self._explained():
-            lease = take(self._lease_path(block), self.timeout)
+            lease = take(self._lease_path(block), self.timeout, self._watch)
         if lease is not None:
             for partial in self.folder.glob(f"block-{block:05}.*.partial"):  # of a process that was killed
                 with contextlib.suppress(OSError):
@@ -157,7 +158,7 @@ class Ledger(Records):
         holder = read_holder(path)
         if holder is None:
             return ""
-        return f"{holder} (last sign of life {silence(path):.0f} s ago)"
+        return f"{holder} (no sign of life for {self._watch.silence(path):.0f} s)"
 
     def _agree(self, content: Mapping[str, Any]) -> None:
         with self._explained():

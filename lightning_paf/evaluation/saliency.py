@@ -55,9 +55,9 @@ def compare_saliency(model: nn.Module, x: Tensor, grid: int = 8) -> SaliencyComp
     with frozen(model):
         with torch.no_grad():
             predictions = model(x).argmax(1)
-        maps = [gradient_saliency(model, x, predictions), perturbation_saliency(model, x, grid)]
-        judged = [SaliencyMap(one, *areas(model, x, predictions, one)) for one in maps]
-    return SaliencyComparison(predictions, *judged, overlap=overlap(*maps))
+        maps = gradient_saliency(model, x, predictions), perturbation_saliency(model, x, grid)
+        gradient, perturbation = (SaliencyMap(one, *areas(model, x, predictions, one)) for one in maps)
+    return SaliencyComparison(predictions, gradient, perturbation, overlap(*maps))
 
 
 def overlap(first: Tensor, second: Tensor, share: float = 0.3) -> Tensor:

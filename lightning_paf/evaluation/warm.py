@@ -1,6 +1,7 @@
 """Robust accuracy again and again while a network learns, from the adversarial images of the last time."""
 
 import copy
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -102,11 +103,14 @@ class WarmCheck:
         verdicts = np.concatenate(judged) if judged else np.empty(0, np.uint8)
         passes = search.passes
         total = passes.forward + passes.backward + passes.exact
+        ours = set(samples.ids.tolist())
+        self.nearest = {i: nearest for i, nearest in self.nearest.items() if i in ours}
         return WarmResult(order[: len(verdicts)], verdicts, replayed, total, cold)
 
     def state_dict(self) -> dict[str, Any]:
         """The perturbations of the last check, to continue from after an interruption."""
-        return {"ids": list(self.nearest), "perturbations": [*self.nearest.values()]}
+        ids = sorted(self.nearest)
+        return {"ids": ids, "perturbations": [self.nearest[i] for i in ids]}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take over what `state_dict` gave."""
@@ -140,6 +144,13 @@ class WarmCheck:
     def _right(self, search: SearchModel, x: Tensor, y: Tensor) -> Tensor:
         with frozen(search):
             return torch.cat([search.exact(part).argmax(1) for part in torch.split(x, 256)]) == y
+
+
+def joined(states: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """What several `WarmCheck` remember, each of its own samples, as the memory of one."""
+    nearest = {i: kept for state in states for i, kept in zip(state["ids"], state["perturbations"], strict=True)}
+    ids = sorted(nearest)
+    return {"ids": ids, "perturbations": [nearest[i] for i in ids]}
 
 
 def _searched(

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, fx, nn
 
 from lightning_paf.nn.activations import Activation
+from lightning_paf.nn.shared_batch_norm import SharedBatchNorm, SharedBatchNorm2d
 
-_NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm)
+_NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm, SharedBatchNorm2d)
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
@@ -140,12 +141,12 @@ def _same_objects(store: Mapping[str, object], content: Mapping[str, object]) ->
 
 
 class _Tracer(fx.Tracer):
-    """Follows `forward` down to layers; activations, convolutions and linear layers of our own are layers as well."""
+    """Follows `forward` down to layers; those of our own are layers as well."""
 
     proxy_buffer_attributes = True  # what is computed from a buffer is recorded, not the present result
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        own = isinstance(m, Activation | nn.Conv2d | nn.Linear)
+        own = isinstance(m, Activation | nn.Conv2d | nn.Linear | SharedBatchNorm)
         return own or super().is_leaf_module(m, module_qualified_name)
 
     def call_module(

@@ -7,6 +7,8 @@ from typing import Literal
 import torch
 from torch import nn
 
+from lightning_paf.nn.shared_batch_norm import SharedBatchNorm
+
 Mode = Literal["eval", "train"]
 """How the attacked model behaves: `eval` (running statistics, no dropout) or `train` (batch statistics, dropout)."""
 
@@ -20,7 +22,8 @@ def frozen(model: nn.Module, mode: Mode = "eval") -> Iterator[None]:
     parameter's `requires_grad` is what it was, module by module: a part that the caller keeps in eval mode stays so.
 
     In mode `train` the forward passes work on copies of the buffers: batch normalisation uses the statistics of the
-    batch, but its running statistics (and any other buffer) keep their values.
+    batch, but its running statistics (and any other buffer) keep their values. The batch is that of this rank alone:
+    where ranks share their statistics, the attack asks none of the others, which may be about to make fewer passes.
 
     Args:
         model: What to freeze, with all its submodules.
@@ -55,6 +58,10 @@ def buffers_kept(model: nn.Module) -> Iterator[None]:
     try:
         for module, originals in buffers:
             module._buffers.update({k: b.clone() for k, b in originals.items() if b is not None})
+            if isinstance(module, nn.SyncBatchNorm | SharedBatchNorm):
+                # In eval mode they ask nobody; without running statistics they use those of the batch all the same.
+                module.training = False
+                module._buffers.update(running_mean=None, running_var=None)
         yield
     finally:
         for module, originals in buffers:

@@ -18,11 +18,13 @@ class StepResult:
         loss: Scalar, with its graph.
         logits: (N, num_classes) on what the network was trained on, for the training accuracy.
         logs: Further scalars to log, by name.
+        clean_logits: (N, num_classes) on the clean images, where the objective needs them anyway.
     """
 
     loss: Tensor
     logits: Tensor
     logs: Mapping[str, Tensor] = field(default_factory=dict)
+    clean_logits: Tensor | None = None
 
 
 class Objective(nn.Module, ABC):

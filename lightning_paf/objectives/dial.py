@@ -10,7 +10,7 @@ from torch.nn.functional import softmax
 
 from lightning_paf.attacks.base import Attack
 from lightning_paf.functional.gradient_reversal import reversal_schedule, reverse_gradient
-from lightning_paf.functional.losses import cross_entropy, hard_labels, kl_divergence
+from lightning_paf.functional.losses import cross_entropy, kl_divergence
 from lightning_paf.nn.classifier import Classifier
 from lightning_paf.objectives.base import Objective, StepResult
 from lightning_paf.objectives.trades import attack_prediction, checked_weight
@@ -86,9 +86,10 @@ class DIAL(Objective):
             "natural_loss": natural.detach(),
             "adversarial_loss": robust.detach(),
             "domain_loss": domain.detach(),
-            "clean_acc": (clean.logits.argmax(1) == hard_labels(y)).float().mean(),
         }
-        return StepResult(natural + self.beta * robust + self.domain_weight * domain, adversarial.logits, logs)
+        return StepResult(
+            natural + self.beta * robust + self.domain_weight * domain, adversarial.logits, logs, clean.logits
+        )
 
     def domain_loss(self, clean: Tensor, adversarial: Tensor) -> Tensor:
         """Loss of the head on features (N, num_features) of either kind, a scalar; 2 ln 2 where it knows nothing."""

@@ -5,7 +5,7 @@ from torch import Tensor
 from torch.nn.functional import one_hot, softmax
 
 from lightning_paf.attacks.base import Attack
-from lightning_paf.functional.losses import cross_entropy, hard_labels
+from lightning_paf.functional.losses import cross_entropy
 from lightning_paf.nn.classifier import Classifier
 from lightning_paf.nn.ranks import sum_over_ranks
 from lightning_paf.objectives.base import Objective, StepResult
@@ -75,9 +75,8 @@ class IKL(Objective):
             "natural_loss": natural.detach(),
             "squares": squares.detach(),
             "soft_cross_entropy": soft.detach(),
-            "clean_acc": (clean.argmax(1) == hard_labels(y)).float().mean(),
         }
-        return StepResult(natural + self.beta * squares + self.alpha * soft, adversarial, logs)
+        return StepResult(natural + self.beta * squares + self.alpha * soft, adversarial, logs, clean)
 
     @torch.no_grad()
     def _note(self, shares: Tensor, logits: Tensor) -> None:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from lightning_paf.attacks.base import Attack
-from lightning_paf.functional.losses import cross_entropy, hard_labels, kl_divergence
+from lightning_paf.functional.losses import cross_entropy, kl_divergence
 from lightning_paf.nn.classifier import Classifier
 from lightning_paf.nn.weights import load_classifier
 from lightning_paf.objectives.base import Objective, StepResult
@@ -85,9 +85,8 @@ class HAT(Objective):
             "natural_loss": natural.detach(),
             "divergence": divergence.detach(),
             "helper_loss": help_loss.detach(),
-            "clean_acc": (clean.argmax(1) == hard_labels(y)).float().mean(),
         }
-        return StepResult(natural + self.beta * divergence + self.gamma * help_loss, adversarial, logs)
+        return StepResult(natural + self.beta * divergence + self.gamma * help_loss, adversarial, logs, clean)
 
     def _checked_helper(self) -> Classifier:
         if not self._helper:

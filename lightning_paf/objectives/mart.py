@@ -4,7 +4,7 @@ from torch import Tensor
 from torch.nn.functional import one_hot, softmax
 
 from lightning_paf.attacks.base import Attack
-from lightning_paf.functional.losses import cross_entropy, hard_labels, kl_divergence
+from lightning_paf.functional.losses import cross_entropy, kl_divergence
 from lightning_paf.nn.classifier import Classifier
 from lightning_paf.objectives.base import Objective, StepResult
 from lightning_paf.objectives.trades import checked_weight
@@ -41,9 +41,8 @@ class MART(Objective):
         logs = {
             "boosted_loss": boosted.detach(),
             "weighted_divergence": divergence.detach(),
-            "clean_acc": (clean.argmax(1) == hard_labels(y)).float().mean(),
         }
-        return StepResult(boosted + self.weight * divergence, adversarial, logs)
+        return StepResult(boosted + self.weight * divergence, adversarial, logs, clean)
 
 
 def _runner_up(logits: Tensor, shares: Tensor) -> Tensor:

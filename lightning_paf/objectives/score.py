@@ -5,7 +5,6 @@ from torch import Tensor
 from torch.nn.functional import one_hot, relu, softmax
 
 from lightning_paf.attacks.base import Attack
-from lightning_paf.functional.losses import hard_labels
 from lightning_paf.nn.classifier import Classifier
 from lightning_paf.nn.modes import frozen
 from lightning_paf.objectives.base import Objective, StepResult
@@ -47,9 +46,8 @@ class SCORE(Objective):
         logs = {
             "natural_loss": natural.detach(),
             "distance": robust.detach(),
-            "clean_acc": (clean.argmax(1) == hard_labels(y)).float().mean(),
         }
-        return StepResult(natural + self.beta * robust, adversarial, logs)
+        return StepResult(natural + self.beta * robust, adversarial, logs, clean)
 
 
 def squared_distance(logits: Tensor, p: Tensor) -> Tensor:

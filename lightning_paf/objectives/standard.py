@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from lightning_paf.attacks.base import Attack
-from lightning_paf.functional.losses import cross_entropy, hard_labels
+from lightning_paf.functional.losses import cross_entropy
 from lightning_paf.nn.classifier import Classifier
 from lightning_paf.objectives.base import Objective, StepResult
 
@@ -49,13 +49,13 @@ class AdversarialCE(Objective):
 
     def forward(self, model: Classifier, x: Tensor, y: Tensor, attack: Attack) -> StepResult:
         """Mean cross-entropy of the adversarial batch."""
-        logs: dict[str, Tensor] = {}
+        clean: Tensor | None = None
         if self.bn_statistics == "mixed":
             with torch.no_grad():
-                logs["clean_acc"] = (model(x).argmax(1) == hard_labels(y)).float().mean()
+                clean = model(x)
         logits = model(self.images(model, x, y, attack))
         loss = cross_entropy(logits, y, label_smoothing=self.label_smoothing).mean()
-        return StepResult(loss, logits, logs)
+        return StepResult(loss, logits, clean_logits=clean)
 
     def images(self, model: Classifier, x: Tensor, y: Tensor, attack: Attack) -> Tensor:
         """The images (N, C, H, W) that the network is trained on: what the attack makes of `x`."""

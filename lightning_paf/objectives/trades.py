@@ -5,7 +5,7 @@ from torch import Tensor
 from torch.nn.functional import softmax
 
 from lightning_paf.attacks.base import Attack
-from lightning_paf.functional.losses import cross_entropy, hard_labels, kl_divergence
+from lightning_paf.functional.losses import cross_entropy, kl_divergence
 from lightning_paf.nn.classifier import Classifier
 from lightning_paf.nn.modes import frozen
 from lightning_paf.objectives.base import Objective, StepResult
@@ -43,12 +43,8 @@ class TRADES(Objective):
         natural = cross_entropy(clean, y, label_smoothing=self.label_smoothing).mean()
         reference = model(x) if self.recompute_clean else clean
         divergence = kl_divergence(adversarial, softmax(reference, 1)).mean()
-        logs = {
-            "natural_loss": natural.detach(),
-            "divergence": divergence.detach(),
-            "clean_acc": (clean.argmax(1) == hard_labels(y)).float().mean(),
-        }
-        return StepResult(natural + self.beta * divergence, adversarial, logs)
+        logs = {"natural_loss": natural.detach(), "divergence": divergence.detach()}
+        return StepResult(natural + self.beta * divergence, adversarial, logs, clean)
 
 
 def attack_prediction(model: Classifier, x: Tensor, attack: Attack) -> Tensor:

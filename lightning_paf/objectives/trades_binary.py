@@ -5,7 +5,6 @@ from torch import Tensor
 from torch.nn.functional import one_hot, relu
 
 from lightning_paf.attacks.base import Attack
-from lightning_paf.functional.losses import hard_labels
 from lightning_paf.nn.classifier import Classifier
 from lightning_paf.nn.modes import frozen
 from lightning_paf.objectives.base import Objective, StepResult
@@ -50,9 +49,8 @@ class BinaryTRADES(Objective):
         logs = {
             "natural_loss": natural.detach(),
             "disagreement": robust.detach(),
-            "clean_acc": (clean.argmax(1) == hard_labels(y)).float().mean(),
         }
-        return StepResult(natural + robust, adversarial, logs)
+        return StepResult(natural + robust, adversarial, logs, clean)
 
     def disagreement(self, logits: Tensor, reference: Tensor) -> Tensor:
         """phi(f f' / lam), (N,), of logits (N, 2) and scores (N,)."""

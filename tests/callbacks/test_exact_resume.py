@@ -1,25 +1,29 @@
 """A training that was stopped ends as that which was not: bit by bit, and with the same rows in `metrics.csv`."""
 
+import json
 import random
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from cli_runs import status, write_experiment
-from interrupted import differences, last, rows
+from interrupted import differences, last, rows, settled
+from processes import started
 
 from lightning_paf.callbacks.exact_resume import random_state, set_random_state
+from lightning_paf.callbacks.stop_on_signal import EXIT_STATUS
+from lightning_paf.checkpoints import newest_checkpoint, step_of
 
-TESTS = Path(__file__).parent.parent
 EPOCH = 4  # steps in it
+SECONDS = 120  # far more than any of these takes
 # All that a step can depend on: averaging, a parametric activation, augmentation, random starts.
 OPTIONS = ["--trainer.max_epochs", "2", "--data.augment", "CropFlip", "--averaging", "WarmupEMA"]
 OPTIONS += ["--monitor", "ActivationMonitor"]
 SAVER = ["--trainer.callbacks+=interrupted.Saver"]
+APGD = {"class_path": "APGD", "init_args": {"eps": 0.05, "steps": 8}}
+WARM = json.dumps({"class_path": "WarmEval", "init_args": {"attack": APGD, "warm_steps": 2, "batch_size": 4}})
 
 
 @pytest.fixture(scope="module")
@@ -76,23 +80,22 @@ def test_resumed_at_the_end_of_an_epoch_where_steps_are_counted(base, tmp_path):
     assert_same_end(tmp_path / "run", tmp_path / "whole")
 
 
-def test_killed_and_continued_in_its_folder(base, whole, tmp_path):
-    """The last checkpoint before the kill is in the middle of the second epoch, and later rows are in the table."""
-    words = [*base, "--periodic.every_n_train_steps", "2", "--run", str(tmp_path)]
-    killer = ["--trainer.callbacks+=interrupted.KilledAt", "--trainer.callbacks.step", "7"]
-    path = f"{TESTS}:{TESTS.parent}"
-    killed = subprocess.run(
-        [sys.executable, "-m", "lightning_paf", *words, *killer],
-        env={"PYTHONPATH": path, "OMP_NUM_THREADS": "1", "PATH": "/usr/bin:/bin"},
-        capture_output=True,
-        timeout=120,
-        check=False,
-    )
-    assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
-    assert {path.name for path in (tmp_path / "checkpoints").iterdir()} == {"last.ckpt", "step=4.ckpt", "step=6.ckpt"}
-    assert status(*words, "--ckpt_path", "auto") == 0
-    assert differences(last(tmp_path), last(whole)) == []
-    assert rows(tmp_path) == rows(whole)
+def test_killed_at_random_steps_and_continued_in_its_folder(base, whole, tmp_path):
+    """Later rows than those of the checkpoint are in the table, and a kill may come before there is a checkpoint."""
+    seed = random.randrange(2**32)
+    print(f"seed {seed}")
+    run, log = tmp_path / "run", tmp_path / "log"
+    words = [*base, "--periodic.every_n_train_steps", "2", "--run", str(run), "--ckpt_path", "auto"]
+    for kill in range(2):
+        newest = newest_checkpoint([run / "checkpoints"])
+        step = random.Random(seed + kill).randrange(step_of(newest) if newest else 0, 2 * EPOCH)
+        killer = ["--trainer.callbacks+=interrupted.KilledAt", "--trainer.callbacks.step", str(step)]
+        process = started(status, *words, *killer, log=log)
+        process.join(SECONDS)
+        assert process.exitcode == -signal.SIGKILL, f"kill {kill} before step {step}: {log.read_text()}"
+    assert status(*words) == 0
+    assert differences(last(run), last(whole)) == []
+    assert rows(run) == rows(whole)
 
 
 def test_failed_and_continued_in_its_folder(base, whole, tmp_path):
@@ -105,6 +108,56 @@ def test_failed_and_continued_in_its_folder(base, whole, tmp_path):
     assert status(*words, "--ckpt_path", "last") == 0
     assert differences(last(tmp_path), last(whole)) == []
     assert rows(tmp_path) == rows(whole)
+
+
+def test_accumulated_gradients_are_in_no_checkpoint(base, tmp_path):
+    """There are none at a step of the optimiser, and nothing is saved between two, right after a restart neither."""
+    words = [*base, "--trainer.accumulate_grad_batches", "2", "--periodic.every_n_train_steps", "1"]
+    words += ["--periodic.save_top_k", "-1"]
+    assert status(*words, "--run", tmp_path / "whole") == 0
+    saved = tmp_path / "whole" / "checkpoints"
+    assert {path.stem for path in saved.iterdir()} == {"last", "step=1", "step=2", "step=3", "step=4"}
+    assert status(*words, "--ckpt_path", saved / "step=1.ckpt", "--run", tmp_path / "run") == 0
+    assert_same_end(tmp_path / "run", tmp_path / "whole")
+    resumed = tmp_path / "run" / "checkpoints"
+    assert {path.stem for path in resumed.iterdir()} == {"last", "step=2", "step=3", "step=4"}
+    assert differences(settled(resumed / "step=3.ckpt"), settled(saved / "step=3.ckpt")) == []
+
+
+def test_few_batches_again_and_again_go_on_but_not_exactly(base, whole, tmp_path):
+    words = [*base, "--trainer.overfit_batches", "3", "--run", tmp_path]
+    with pytest.warns(UserWarning, match="overfit_batches .* the begun epoch takes its first batches again"):
+        assert status(*words, "--ckpt_path", whole / "saved" / "step2.ckpt") == 0
+    assert last(tmp_path)["global_step"] == 3 + 3
+
+
+def test_the_memory_of_a_check_goes_on(base, tmp_path):
+    """Also where the training stops in the validation: that is begun anew, from the memory it began with."""
+    words = [*base, "--val_attack", WARM, "--trainer.max_epochs", "3", "--data.eval_batch_size", "5"]
+    assert status(*words, *SAVER, "--run", tmp_path / "whole") == 0
+    told = ["--trainer.callbacks+=interrupted.SignalledAt", "--trainer.callbacks.step", 2 * EPOCH]
+    run = ["--run", tmp_path / "run"]
+    assert status(*words, *told, "--trainer.callbacks.validating", "true", *run) == EXIT_STATUS
+    assert status(*words, "--ckpt_path", "auto", *run) == 0
+    assert_same_end(tmp_path / "run", tmp_path / "whole")
+    passes = [float(row["val/aa_passes"]) for row in rows(tmp_path / "run") if "val/aa_passes" in row]
+    assert len(passes) == 3
+    assert max(passes[1:]) < passes[0], "the memory was lost"
+
+
+def test_without_checkpoints_a_signal_leaves_one_all_the_same(base, whole, tmp_path):
+    words = [*base, "--checkpoint", "null", "--run", tmp_path]
+    told = ["--trainer.callbacks+=interrupted.SignalledAt", "--trainer.callbacks.step", "5"]
+    assert status(*words, *told) == EXIT_STATUS
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["stopped.ckpt"]
+    assert status(*words, *SAVER, "--ckpt_path", "auto") == 0
+    assert differences(settled(tmp_path / "saved" / "step8.ckpt"), settled(whole / "saved" / "step8.ckpt")) == []
+
+
+def test_a_rehearsal_leaves_a_run_alone(base, whole):
+    before = {path: path.read_bytes() for path in whole.rglob("*") if path.is_file()}
+    assert status(*base, "--run", whole, "--ckpt_path", "auto", "--trainer.fast_dev_run", "true") == 0
+    assert {path: path.read_bytes() for path in whole.rglob("*") if path.is_file()} == before
 
 
 def drawn() -> list[float]:

@@ -1,5 +1,6 @@
 """A training that is told to stop saves, exits with a status of its own, and goes on as if nothing had happened."""
 
+import os
 import signal
 from pathlib import Path
 
@@ -7,8 +8,14 @@ import pytest
 import torch
 from cli_runs import status, write_experiment
 from interrupted import differences, last, rows
+from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
+from lightning.pytorch import Trainer
+from processes import started
 
+from lightning_paf.callbacks import StopOnSignal
 from lightning_paf.callbacks.stop_on_signal import EXIT_STATUS
+
+SECONDS = 120  # far more than any of these takes
 
 
 @pytest.fixture(scope="module")
@@ -39,3 +46,57 @@ def test_it_stops_after_the_batch_and_goes_on(number, step, validating, saved, b
     assert status(*base, "--ckpt_path", "auto", "--run", tmp_path) == 0
     assert differences(last(tmp_path), last(whole)) == []
     assert rows(tmp_path) == rows(whole)
+
+
+def fit_signalled_in_setup(*words):
+    """`fit`, with SIGUSR1 before anything is ready to save."""
+    setup = StopOnSignal.setup
+
+    def signalled(self, *arguments, **named):
+        os.kill(os.getpid(), signal.SIGUSR1)
+        setup(self, *arguments, **named)
+
+    StopOnSignal.setup = signalled
+    return status(*words)
+
+
+def test_a_signal_at_the_start_of_the_program_stops_after_the_first_batch(base, tmp_path):
+    process = started(fit_signalled_in_setup, *base, "--run", tmp_path / "run", log=tmp_path / "log")
+    process.join(SECONDS)
+    assert process.exitcode == EXIT_STATUS, (tmp_path / "log").read_text()
+    stopped = torch.load(tmp_path / "run" / "checkpoints" / "stopped.ckpt", weights_only=True)
+    assert stopped["global_step"] == 1
+
+
+def test_a_command_leaves_signals_as_they_were(base, tmp_path):
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [])
+    assert status(*base, "--run", tmp_path, "--data.batch_size", "-1") != 0
+    assert signal.pthread_sigmask(signal.SIG_BLOCK, []) == before
+
+
+def test_lightning_does_not_requeue_slurm_jobs(monkeypatch):
+    """It saves from inside the handler, at any instruction of any rank."""
+    job = {"JOB_ID": 1, "JOB_NAME": "train", "NTASKS": 1, "NTASKS_PER_NODE": 1, "NNODES": 1}
+    for name, value in {**job, "PROCID": 0, "LOCALID": 0, "NODEID": 0}.items():
+        monkeypatch.setenv(f"SLURM_{name}", str(value))
+    trainer = Trainer(accelerator="cpu", devices=1, logger=False, enable_checkpointing=False)
+    environment = trainer._accelerator_connector.cluster_environment
+    assert isinstance(environment, SLURMEnvironment)
+    assert environment.auto_requeue
+    StopOnSignal().setup(trainer, None, "fit")
+    assert not environment.auto_requeue
+
+
+def test_after_an_error_a_signal_ends_the_process():
+    """One that has lost the others waits for the reason, but not longer than its launcher likes."""
+    callback = StopOnSignal()
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1)}
+    try:
+        callback.on_train_start(None, None)
+        callback.on_exception(None, None, SystemExit(EXIT_STATUS))
+        assert signal.getsignal(signal.SIGTERM) == callback._note
+        callback.on_exception(None, None, RuntimeError("connection closed"))
+        assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,11 +1,18 @@
+import json
+
 import pytest
 import torch
+from cli_runs import write_experiment
+from forked_ranks import Ranks
+from interrupted import differences, last, rows
 from test_robust_eval import EPS, EXPECTED, Module, data, trainer
 
 from lightning_paf.attacks import APGD, PGD
 from lightning_paf.callbacks import WarmEval
+from lightning_paf.cli import train
 from lightning_paf.evaluation import Verdict
 from lightning_paf.evaluation.sequential import StopRule
+from lightning_paf.evaluation.warm import joined
 
 
 class AfterFour(StopRule):
@@ -48,3 +55,31 @@ def test_its_memory_is_in_the_checkpoint():
 def test_attacks_without_starts_are_refused():
     with pytest.raises(ValueError, match="only APGD can"):
         WarmEval(PGD(EPS))
+
+
+def test_the_memory_of_several_ranks_is_one():
+    parts = [{"ids": [4, 0], "perturbations": ["d", "a"]}, {"ids": [], "perturbations": []}]
+    parts.append({"ids": [3, 1], "perturbations": ["c", "b"]})
+    assert joined(parts) == {"ids": [0, 1, 3, 4], "perturbations": ["a", "b", "c", "d"]}
+
+
+def train_and_resume(words: list[str], folder: str) -> None:
+    """On each rank: a run with all checkpoints that it might have been stopped at, and a run from one of them."""
+    train([*words, "--trainer.callbacks+=interrupted.Saver", "--run", f"{folder}/whole"])
+    train([*words, "--ckpt_path", f"{folder}/whole/saved/step5.ckpt", "--run", f"{folder}/resumed"])
+
+
+@pytest.mark.slow
+def test_two_ranks_go_on_from_what_both_remember(tmp_path):
+    check = {"class_path": "WarmEval", "init_args": {"warm_steps": 2, "batch_size": 4}}
+    check["init_args"]["attack"] = {"class_path": "APGD", "init_args": {"eps": 0.05, "steps": 8}}
+    words = ["fit", "-c", write_experiment(tmp_path), "--val_attack", json.dumps(check), "--trainer.max_epochs", "2"]
+    words += ["--trainer.devices", "2", "--trainer.strategy", "ddp"]
+    ranks = Ranks(2, tmp_path / "logs", train_and_resume, words, str(tmp_path)).succeed()
+    saved = torch.load(tmp_path / "whole" / "saved" / "step5.ckpt", weights_only=True)["callbacks"]
+    (memory,) = [state["warm"] for name, state in saved.items() if "WarmEval" in name]
+    assert memory["ids"] == list(range(12)), "of both ranks"
+    assert differences(last(tmp_path / "resumed"), last(tmp_path / "whole")) == [], ranks
+    resumed = [row for row in rows(tmp_path / "resumed") if "val/aa_passes" in row]
+    assert resumed == [row for row in rows(tmp_path / "whole") if "val/aa_passes" in row][1:]
+    assert float(resumed[0]["val/aa_passes"]) < float(resumed[0]["val/aa_passes_cold"])

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from data_files import arrays, npy, write_members, write_npz
 
-from lightning_paf.data import archives
+from lightning_paf.data import npy as npy_module
 from lightning_paf.data.archives import open_archive
 
 
@@ -17,7 +17,7 @@ def read(path):
 @pytest.mark.parametrize("keys", [("image", "label"), ("X", "Y")])
 @pytest.mark.parametrize("chunk_bytes", [1, 100, 2**20])
 def test_npz_is_read_in_chunks_of_any_size(tmp_path, monkeypatch, keys, chunk_bytes):
-    monkeypatch.setattr(archives, "CHUNK_BYTES", chunk_bytes)
+    monkeypatch.setattr(npy_module, "CHUNK_BYTES", chunk_bytes)
     image, label = read(write_npz(tmp_path / "pool.npz", keys))
     expected_image, expected_label = arrays()
     np.testing.assert_array_equal(image, expected_image)
@@ -91,7 +91,7 @@ def test_missing_empty_and_unknown_files_are_refused(tmp_path):
     with pytest.raises(ValueError, match=r"the file is empty \(0 bytes\)"):
         open_archive(tmp_path / "empty.npz")
     (tmp_path / "images.tar").write_bytes(b"x")
-    with pytest.raises(ValueError, match=r"a \.tar file is not known\. Known: \.npz, \.pickle, \.pkl"):
+    with pytest.raises(ValueError, match=r"a \.tar file is not known\. Known: \.npz, \.pickle, \.pkl, \.parquet"):
         open_archive(tmp_path / "images.tar")
 
 
@@ -106,7 +106,7 @@ def test_truncated_npz_is_refused(tmp_path, kept):
 @pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
 @pytest.mark.parametrize("chunk_bytes", [48, 2**20])
 def test_the_checksum_is_compared(tmp_path, monkeypatch, save, chunk_bytes):
-    monkeypatch.setattr(archives, "CHUNK_BYTES", chunk_bytes)
+    monkeypatch.setattr(npy_module, "CHUNK_BYTES", chunk_bytes)
     path = tmp_path / "pool.npz"
     save(path, image=arrays()[0], label=arrays()[1])
     content = bytearray(path.read_bytes())

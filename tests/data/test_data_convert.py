@@ -1,3 +1,5 @@
+import errno
+import importlib.util
 import os
 import tracemalloc
 
@@ -5,8 +7,8 @@ import numpy as np
 import pytest
 from data_files import arrays, write_npz
 
-from lightning_paf.data import archives
 from lightning_paf.data import convert as convert_module
+from lightning_paf.data import npy
 from lightning_paf.data.convert import convert, converted_folder, find_sources, is_converted
 
 LIKE = (0, 4, 4, 3)
@@ -66,7 +68,7 @@ def test_a_folder_that_cannot_be_written_names_the_way_out(tmp_path):
 def test_memory_does_not_grow_with_the_file(tmp_path, monkeypatch):
     n = 20_000  # 61 MB
     np.savez_compressed(tmp_path / "pool.npz", image=np.zeros((n, 32, 32, 3), np.uint8), label=np.arange(n) % 3)
-    monkeypatch.setattr(archives, "CHUNK_BYTES", 2**20)
+    monkeypatch.setattr(npy, "CHUNK_BYTES", 2**20)
     tracemalloc.start()
     try:
         converted(tmp_path / "pool.npz", like=(0, 32, 32, 3))
@@ -79,14 +81,14 @@ def test_memory_does_not_grow_with_the_file(tmp_path, monkeypatch):
 def test_the_slower_of_two_processes_yields(tmp_path, monkeypatch):
     source = write_npz(tmp_path / "pool.npz")
     folder = converted_folder(source, None)
-    write = convert_module._write
+    write = convert_module.write_npy
 
-    def write_while_another_finishes(column, target, dtype, title):
-        write(column, target, dtype, title)
-        monkeypatch.setattr(convert_module, "_write", write)
+    def write_while_another_finishes(*array):
+        write(*array)
+        monkeypatch.setattr(convert_module, "write_npy", write)
         convert(source, folder, LIKE, 3)
 
-    monkeypatch.setattr(convert_module, "_write", write_while_another_finishes)
+    monkeypatch.setattr(convert_module, "write_npy", write_while_another_finishes)
     convert(source, folder, LIKE, 3)
     np.testing.assert_array_equal(load(folder)[0], arrays()[0])
     assert sorted(tmp_path.iterdir()) == sorted([source, folder])
@@ -142,7 +144,36 @@ def test_folders_stand_for_the_archives_in_them(tmp_path):
 
 
 def test_missing_sources_are_refused(tmp_path):
-    with pytest.raises(ValueError, match=r"holds no \.npz, \.pickle, \.pkl file\. Check --data\.synthetic"):
+    with pytest.raises(
+        ValueError, match=r"holds no \.npz, \.pickle, \.pkl, \.parquet file and no manifest\.json\. Check --data"
+    ):
         find_sources([tmp_path])
     with pytest.raises(ValueError, match=r"nowhere\.npz: there is no such file or folder"):
         converted_folder(tmp_path / "nowhere.npz", None)
+
+
+def test_test_images_beside_training_images_are_refused(tmp_path):
+    for name in ("train-00000-of-00001.npz", "validated.npz"):
+        write_npz(tmp_path / name)
+    assert len(find_sources([tmp_path])) == 2
+    write_npz(tmp_path / "test-00000-of-00001.npz")
+    with pytest.raises(ValueError, match=r"test-00000-of-00001\.npz is held out by its name\. Put the training files"):
+        find_sources([tmp_path])
+
+
+def test_a_full_disk_leaves_nothing(tmp_path, monkeypatch):
+    def full(handle):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    source = write_npz(tmp_path / "pool.npz")
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(ValueError, match=r"cannot write .*\(No space left on device\)\. Pass --data\.cache_dir"):
+        converted(source)
+    assert list(tmp_path.iterdir()) == [source]
+
+
+def test_without_pyarrow_the_extra_is_named(tmp_path, monkeypatch):
+    (tmp_path / "a.parquet").write_bytes(b"PAR1")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ValueError, match=r"a\.parquet: .*pip install 'lightning-paf\[parquet\]'"):
+        converted(tmp_path / "a.parquet")

@@ -8,7 +8,7 @@ from data_files import arrays, write_folder, write_sparse_folder
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lightning_paf.data import MixedSampler, SyntheticPool, pool
+from lightning_paf.data import MixedSampler, SyntheticPool, folders
 from lightning_paf.data.datasets import MixedDataset
 from lightning_paf.data.sources import ImageSet
 
@@ -40,7 +40,7 @@ def test_any_numbers_are_fetched_to_any_places(parts, index, gaps, data):
     assert (batch.labels[left] == -1).all()
 
 
-def test_only_the_folders_are_pickled(tmp_path):
+def test_no_image_is_pickled(tmp_path):
     folder = write_folder(tmp_path / "large", np.zeros((3000, 4, 4, 3), np.uint8), np.zeros(3000, np.int64))
     pickled = pickle.dumps(SyntheticPool([folder]))
     assert len(pickled) < 1000
@@ -63,7 +63,7 @@ def test_every_class_must_occur_somewhere(parts, tmp_path):
 
 
 def test_labels_are_counted_piece_by_piece(tmp_path, monkeypatch):
-    monkeypatch.setattr(pool, "COUNTED_AT_ONCE", 5)
+    monkeypatch.setattr(folders, "COUNTED_AT_ONCE", 5)
     image, _ = arrays(n=12)
     folder = write_folder(tmp_path / "a", image, np.array([0] * 5 + [1] * 6 + [2]))
     SyntheticPool([folder]).check(LIKE, 3)

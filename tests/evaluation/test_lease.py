@@ -9,8 +9,9 @@ from dataclasses import asdict, replace
 
 import pytest
 
+from lightning_paf import process as process_file
 from lightning_paf.evaluation import lease as lease_file
-from lightning_paf.evaluation.lease import Holder, read_holder, silence, take
+from lightning_paf.evaluation.lease import Holder, Lease, Watch, read_holder
 
 LINUX = pytest.mark.skipif(not os.path.exists("/proc/self/stat"), reason="processes are looked up in /proc")  # noqa: PTH110
 
@@ -18,6 +19,26 @@ LINUX = pytest.mark.skipif(not os.path.exists("/proc/self/stat"), reason="proces
 @pytest.fixture
 def path(tmp_path):
     return tmp_path / "block-00000.lease"
+
+
+class Observer:
+    """Another process, with a clock that a test sets."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+        self.watch = Watch(lambda: self.seconds)
+
+    def take(self, path, timeout=60.0) -> Lease | None:
+        return lease_file.take(path, timeout, self.watch)
+
+    def waits_and_takes(self, path) -> Lease | None:
+        assert self.take(path) is None
+        self.seconds += 61
+        return self.take(path)
+
+
+def take(path, timeout) -> Lease | None:
+    return lease_file.take(path, timeout, Watch())
 
 
 def leave(path, **change):
@@ -59,32 +80,54 @@ def test_an_error_gives_the_lease_back(path, error):
 
 def test_a_silent_holder_elsewhere_is_relieved_after_the_time_out(path):
     leave(path, system="another machine")
-    assert take(path, 60) is None
-    os.utime(path, (time.time() - 61, time.time() - 61))
-    with take(path, 60) as lease:
+    observer = Observer()
+    assert observer.take(path) is None
+    observer.seconds += 59
+    assert observer.take(path) is None
+    observer.seconds += 2
+    with observer.take(path) as lease:
         assert lease.is_ours()
     assert list(path.parent.iterdir()) == []
 
 
-def test_time_is_told_by_the_folder_not_by_this_machine(path, monkeypatch):
+@pytest.mark.parametrize("hours", [-5, 0, 5])
+def test_clocks_may_be_hours_apart(hours, path):
+    """That of the holder sets the time of the file, as on file systems that leave this to the clients."""
     leave(path, system="another machine")
-    monkeypatch.setattr(time, "time", lambda: 0.0)
-    assert silence(path) < 5
-    assert take(path, 60) is None
-    assert [file.name for file in path.parent.iterdir()] == [path.name]
+    observer, theirs = Observer(), time.time() + 3600 * hours
+    for beat in range(10):
+        os.utime(path, (theirs + 30 * beat, theirs + 30 * beat))
+        assert observer.take(path) is None, "taken from somebody who lives"
+        observer.seconds += 30
+    assert observer.take(path) is None
+    observer.seconds += 31
+    assert observer.take(path) is not None, "kept for somebody who is dead"
 
 
-def test_signs_of_life_keep_a_lease(path):
-    with take(path, 1.0):
-        time.sleep(1.5)
-        assert silence(path) < 1.0
-        assert take(path, 1.0) is None
+def test_a_lease_that_was_given_back_meanwhile_has_no_past(path):
+    observer = Observer()
+    leave(path, system="another machine")
+    assert observer.take(path) is None
+    path.unlink()
+    assert observer.watch.silence(path) == 0
+    observer.seconds += 61
+    leave(path, system="another machine")
+    assert observer.take(path) is None
+
+
+def test_signs_of_life_come_several_times_within_the_time_out(path):
+    with take(path, 0.4):
+        for _ in range(3):
+            before, end = path.stat().st_mtime_ns, time.monotonic() + 60
+            while path.stat().st_mtime_ns == before:
+                assert time.monotonic() < end
+                time.sleep(0.01)
 
 
 @LINUX
 def test_a_dead_process_of_this_machine_is_relieved_at_once(path):
     process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
-    leave(path, pid=process.pid, started=lease_file._start_of(process.pid))
+    leave(path, pid=process.pid, started=process_file.start_of(process.pid))
     assert take(path, 60) is None
     process.send_signal(signal.SIGKILL)
     os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)  # dead, but nobody has asked for its status
@@ -103,21 +146,17 @@ def test_a_process_that_got_the_number_of_a_dead_one_is_another(path):
 
 
 def test_where_processes_cannot_be_looked_up_the_time_out_decides(path, monkeypatch):
-    monkeypatch.setattr(lease_file, "_system", lambda: "")
-    monkeypatch.setattr(lease_file, "_start_of", lambda pid: "")
+    monkeypatch.setattr(process_file, "this_system", lambda: "")
+    monkeypatch.setattr(process_file, "start_of", lambda pid: "")
     leave(path, pid=2**22)
-    assert take(path, 60) is None
-    os.utime(path, (time.time() - 61, time.time() - 61))
-    assert take(path, 60) is not None
+    assert Observer().waits_and_takes(path) is not None
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", "7", '{"pid": 3}'])
 def test_an_unreadable_lease_lasts_until_the_time_out(path, content):
     path.write_text(content)
     assert read_holder(path) is None
-    assert take(path, 60) is None
-    os.utime(path, (0, 0))
-    assert take(path, 60) is not None
+    assert Observer().waits_and_takes(path) is not None
 
 
 def test_who_lost_the_lease_leaves_that_of_the_next_alone(path):
@@ -132,13 +171,10 @@ def test_who_lost_the_lease_leaves_that_of_the_next_alone(path):
 
 def test_a_fresh_lease_in_place_of_the_stale_one_is_put_back(path, monkeypatch):
     leave(path, system="another machine")
-    os.utime(path, (0, 0))
-    is_stale = lease_file._is_stale
 
-    def overtaken(path, timeout):
-        stale = is_stale(path, timeout)
+    def overtaken(path, timeout, watch):
         leave(path, pid=1)  # by a process that was faster
-        return stale
+        return True
 
     monkeypatch.setattr(lease_file, "_is_stale", overtaken)
     assert take(path, 60) is None
@@ -148,7 +184,7 @@ def test_a_fresh_lease_in_place_of_the_stale_one_is_put_back(path, monkeypatch):
 
 def test_a_lease_that_is_given_back_while_we_look_is_left_for_the_next_look(path, monkeypatch):
     leave(path)
-    monkeypatch.setattr(lease_file, "_is_stale", lambda path, timeout: path.unlink() or True)
+    monkeypatch.setattr(lease_file, "_is_stale", lambda path, timeout, watch: path.unlink() or True)
     assert take(path, 60) is None
     monkeypatch.undo()
     assert take(path, 60) is not None

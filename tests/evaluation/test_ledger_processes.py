@@ -120,6 +120,19 @@ def test_a_process_that_hangs_is_relieved_after_the_time_out_and_does_no_harm_wh
     assert_equal(tmp_path, expected)
 
 
+@pytest.mark.parametrize("hours", [5.0, -5.0])
+def test_machines_whose_clocks_disagree_share_the_work_and_relieve_each_other(tmp_path, expected, hours):
+    first = start(tmp_path, 1.0, 2.0, None, None, hours)
+    second = start(tmp_path, 0.1, 2.0, None, None, -hours)
+    while len(list(tmp_path.glob("*.lease"))) < 2:
+        time.sleep(0.01)
+    os.kill(first.pid, signal.SIGKILL)
+    finish(second)
+    first.join()
+    assert_equal(tmp_path, expected)
+    assert {path.suffix for path in tmp_path.iterdir()} == {".record", ".json"}
+
+
 def fewer_than_half_of_two_blocks(robust, judged, total):
     return judged >= 2 * BLOCK_SIZE and robust < judged / 2
 

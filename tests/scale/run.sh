@@ -1,0 +1,75 @@
+#!/usr/bin/env bash
+# `make scale-test`: everything that needs root, Debian packages, images or a cluster, all of it on this machine. Installs the
+# packages, runs the parts one after the other, and writes what they have shown to docs/results/scale.md.
+#   tests/scale/run.sh [PART...]     only some parts, and the page is left alone
+set -euo pipefail
+cd "$(dirname "$0")/../.."
+
+all=(kubernetes hosts slurm image)
+parts=("$@")
+if [ $# = 0 ]; then parts=("${all[@]}"); fi
+page=docs/results/scale.md
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+
+if [ "$(id -u)" != 0 ]; then echo "This needs root: it makes network namespaces, images and a cluster."; exit 1; fi
+mapfile -t packages < tests/scale/packages.txt
+if ! dpkg --status "${packages[@]}" > /dev/null 2>&1; then
+    apt-get update -qq
+    DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${packages[@]}"
+fi
+
+# A row of the table for each verdict in what a part has printed: "TIME  --- NAME" begins a check, every line with a time may
+# be its end, and "PASS NAME: ..." or "FAIL NAME: ..." at the end is what became of it.
+verdicts() { # verdicts PART
+    awk -v part="$1" '
+        /^[0-9][0-9]:[0-9][0-9]:[0-9][0-9] / {
+            split($1, t, ":")
+            now = 3600 * t[1] + 60 * t[2] + t[3]
+            if ($2 == "---") { name = $3; begun = now }
+            if (name) took[name] = (now - begun + 86400) % 86400
+        }
+        /^(PASS|FAIL) / {
+            check = $2; sub(/:$/, "", check)
+            seen = $0; sub(/^[A-Z]+ [^ ]+ /, "", seen); gsub(/\|/, "\\|", seen)
+            printf "| %s | %s | %s | %s | %s |\n", part, check, $1, (check in took ? took[check] : ""), seen
+        }
+    '
+}
+
+begun=$SECONDS
+for part in "${parts[@]}"; do
+    echo "=== $part"
+    status=0
+    bash "tests/scale/$part.sh" 2>&1 | tee "$work/printed" || status=$?
+    verdicts "$part" < "$work/printed" > "$work/part"
+    if [ ! -s "$work/part" ] || { [ $status != 0 ] && ! grep -q '| FAIL |' "$work/part"; }; then
+        echo "| $part | | FAIL | | ended with status $status and no verdict |" >> "$work/part"
+    fi
+    cat "$work/part" >> "$work/rows"
+done
+failures=$(grep -c '| FAIL |' "$work/rows" || true)
+minutes=$(((SECONDS - begun + 30) / 60))
+
+version() { "$@" 2> /dev/null | grep -oE '[0-9]+(\.[0-9]+)+[^ ,]*' | sed -n 1p; }
+if [ $# = 0 ]; then
+    cat > "$page" << PAGE
+# Out of one machine, shown on one
+
+Written by \`make scale-test\` ($(date -u +%Y-%m-%d), $minutes minutes, $failures checks failed). Hosts and nodes are network
+namespaces of one machine, the container runs without a GPU, and no Kubernetes cluster was there: its files were only checked against the
+schemas. [scaling.md](../scaling.md) says how the same is done for real.
+
+$(nproc) cores, $(awk '/MemTotal/ {printf "%.0f", $2 / 2^20}' /proc/meminfo) GiB, $(. /etc/os-release && echo "$PRETTY_NAME"), kernel $(uname -r | grep -oE '^[0-9.]+'), \
+Python $(version .venv/bin/python --version), torch $(.venv/bin/python -c 'import torch; print(torch.__version__)'), \
+Lightning $(.venv/bin/python -c 'import lightning; print(lightning.__version__)'), buildah $(version buildah --version), podman $(version podman --version), \
+runc $(version runc --version), SLURM $(version slurmctld -V).
+
+| part | check | | seconds | what was seen |
+| --- | --- | --- | --- | --- |
+$(cat "$work/rows")
+PAGE
+    echo "Written: $page"
+fi
+echo "$failures checks failed."
+[ "$failures" = 0 ]

@@ -1,0 +1,84 @@
+"""Folders that cannot be written: said before anything is built, and no obstacle where nothing has to be written."""
+
+import errno
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from cli_runs import status, write_experiment
+
+from lightning_paf.data import convert
+
+
+@pytest.fixture
+def read_only(monkeypatch):
+    """Folders that refuse to be written, also for a user who may do everything."""
+    folders: list[Path] = []
+    access, mkdtemp = os.access, convert.tempfile.mkdtemp
+
+    def inside(path) -> bool:
+        return any(Path(path).is_relative_to(folder) for folder in folders)
+
+    def refuse(*args, **kwargs):
+        if inside(kwargs["dir"]):
+            raise OSError(errno.EROFS, "Read-only file system")
+        return mkdtemp(*args, **kwargs)
+
+    monkeypatch.setattr(os, "access", lambda path, mode: not (mode & os.W_OK and inside(path)) and access(path, mode))
+    monkeypatch.setattr(convert.tempfile, "mkdtemp", refuse)
+    return folders.append
+
+
+def content(folder: Path) -> dict[Path, tuple[int, bytes]]:
+    return {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("inside", ["run", "deep/in/it"])
+def test_a_run_folder(inside, tmp_path, capsys, read_only):
+    words = ["-c", write_experiment(tmp_path)]
+    (tmp_path / "there" / "run").mkdir(parents=True)
+    read_only(tmp_path / "there")
+    for command in ("fit", "validate", "test"):
+        assert status(command, *words, "--run", tmp_path / "there" / inside) == 1
+        said = capsys.readouterr().err
+        assert "error: What a command finds out is written to its run folder, but" in said
+        assert "is read-only or no folder. Pass --run with a folder that can be written" in said
+
+
+def test_a_file_is_no_run_folder(tmp_path, capsys):
+    words = ["-c", write_experiment(tmp_path)]
+    assert status("fit", *words, "--run", tmp_path / "tiny.yaml" / "run") == 1
+    assert "tiny.yaml is read-only or no folder" in capsys.readouterr().err
+
+
+def test_a_finished_run_is_judged_from_elsewhere(tmp_path, read_only):
+    assert status("fit", "-c", write_experiment(tmp_path), "--run", tmp_path / "done" / "run") == 0
+    before = content(tmp_path / "done")
+    read_only(tmp_path / "done")
+    last = tmp_path / "done" / "run" / "checkpoints" / "last.ckpt"
+    assert status("test", "--ckpt_path", last) == 1
+    assert status("test", "--ckpt_path", last, "--run", tmp_path / "mine") == 0
+    assert list((tmp_path / "mine" / "test").glob("pgd_*.json"))
+    assert content(tmp_path / "done") == before
+
+
+def test_data_that_are_to_be_converted_and_data_that_are(tmp_path, capsys, read_only):
+    words = ["fit", "-c", write_experiment(tmp_path), "--data.real_fraction", "0.5"]
+    pool = tmp_path / "images" / "pool.npz"
+    rng = np.random.default_rng(0)
+    np.savez(pool, image=rng.integers(0, 256, (30, 8, 8, 3), np.uint8), label=np.arange(30) % 3)
+    read_only(tmp_path / "images")
+    assert status(*words, "--data.synthetic", pool, "--run", tmp_path / "a") == 1
+    said = capsys.readouterr().err
+    assert "Read-only file system" in said
+    assert "Pass --data.cache_dir FOLDER" in said
+    assert not (tmp_path / "a" / "checkpoints").exists()
+    cached = ["--data.synthetic", pool, "--data.cache_dir", tmp_path / "cache"]
+    before = content(tmp_path / "images")
+    assert status(*words, *cached, "--run", tmp_path / "b") == 0
+    assert content(tmp_path / "images") == before
+    read_only(tmp_path / "cache")
+    prepared = content(tmp_path / "cache")
+    assert status(*words, *cached, "--run", tmp_path / "c") == 0
+    assert content(tmp_path / "images") | content(tmp_path / "cache") == before | prepared

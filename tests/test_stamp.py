@@ -1,0 +1,59 @@
+"""Checkpoints of other versions of the package."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from cli_runs import status, write_experiment
+
+from lightning_paf import __version__, stamp
+from lightning_paf.checkpoints import check_checkpoint, newest_checkpoint
+
+
+@pytest.fixture(scope="module")
+def begun(tmp_path_factory) -> tuple[list, Path]:
+    """What begins a run, and its checkpoint."""
+    folder = tmp_path_factory.mktemp("run")
+    words = ["fit", "-c", write_experiment(folder), "--run", folder / "run"]
+    assert status(*words) == 0
+    return words, folder / "run" / "checkpoints" / "last.ckpt"
+
+
+def restamp(last: Path, **change) -> None:
+    checkpoint = torch.load(last, weights_only=True)
+    checkpoint["lightning_paf"] = {"version": __version__, "layout": stamp.LAYOUT, **change}
+    torch.save(checkpoint, last)
+
+
+def test_the_version_is_in_checkpoint_and_configuration(begun):
+    _, last = begun
+    assert torch.load(last, weights_only=True)["lightning_paf"] == {"version": __version__, "layout": stamp.LAYOUT}
+    assert (last.parent.parent / "config.yaml").read_text().startswith(f"# lightning_paf=={__version__}\n")
+
+
+@pytest.mark.parametrize("change", [{"version": "7.0.1"}, {"layout": stamp.LAYOUT + 1}])
+def test_only_a_newer_version_reads_its_own(change, begun, capsys):
+    words, last = begun
+    restamp(last, **change)
+    before = {path: path.read_bytes() for path in last.parent.parent.rglob("*") if path.is_file()}
+    capsys.readouterr()
+    assert status(*words, "--ckpt_path", "auto") == 1
+    assert status("test", "--ckpt_path", last) == 1
+    version = change.get("version", __version__)
+    said = capsys.readouterr().err
+    assert said.count(f"is of lightning_paf {version} and this is {__version__}. Install lightning_paf {version}") == 2
+    assert {path: path.read_bytes() for path in last.parent.parent.rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.parametrize("version", ["0.0.9", "unknown"])
+def test_another_version_is_a_warning(version, begun):
+    _, last = begun
+    restamp(last, version=version)
+    with pytest.warns(UserWarning, match=f"last.ckpt was written by lightning_paf {version}, and this is"):
+        check_checkpoint(str(last))
+    with pytest.warns(UserWarning, match=f"last.ckpt was written by lightning_paf {version}, and this is"):
+        assert newest_checkpoint([last.parent]) == last
+
+
+def test_imported_weights_have_no_version():
+    stamp.check_stamp({"state_dict": {}}, "weights.ckpt")
