@@ -125,7 +125,7 @@ class RobustDataModule(LightningDataModule):
         if self.synthetic_smoothing and self.real_fraction == 1:
             raise ValueError(
                 f"synthetic_smoothing={self.synthetic_smoothing} is for synthetic images, but real_fraction=1 leaves "
-                "no room for them. Pass --data.synthetic_smoothing 0; for all images, --model.objective.label_smoothing."
+                "no room. Pass --data.synthetic_smoothing 0; for all images: --model.objective.label_smoothing."
             )
         real = real_per_batch(self.batch_size, self.real_fraction)
         if real == 0 and (self.real_fraction > 0 or self.epoch == "real_pass"):
