@@ -183,9 +183,8 @@ class PafCLI(LightningCLI):
         # What measures comes last, so that a step ends when all callbacks are done with it.
         always = [ExactResume(), StopOnSignal(), PredictionWriter(), *reports, throughput]
         if not any(isinstance(callback, RankWatch) for callback in config["callbacks"]):
-            always.insert(
-                0, RankWatch()
-            )  # after an error, StopOnSignal lets signals end the process before it has told
+            # First: after an error, StopOnSignal would let signals end the process before it has told why.
+            always.insert(0, RankWatch())
         return super()._instantiate_trainer(config, [*callbacks, *filled, *always])
 
 

@@ -1,18 +1,16 @@
-"""Processes of one job, forked from one that has imported everything: that takes milliseconds instead of seconds."""
+"""The processes of one job."""
 
-import multiprocessing
 import os
 import socket
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from processes import PROCESSES, leave, say_into
 
 SECONDS = 900  # far more than anything takes; a hang fails instead of stopping the suite
-_TESTS = Path(__file__).parent
 
 
 def free_port() -> int:
@@ -33,9 +31,8 @@ class Ranks:
         folder.mkdir(parents=True, exist_ok=True)
         self._logs = [folder / f"rank{rank}.log" for rank in range(number)]
         port = free_port()
-        context = _context()
         self.processes = [
-            context.Process(target=_begin, args=(rank, number, port, str(log), function, args), daemon=True)
+            PROCESSES.Process(target=_begin, args=(rank, number, port, log, function, args), daemon=True)
             for rank, log in enumerate(self._logs)
         ]
         for process in self.processes:
@@ -71,26 +68,9 @@ class Ranks:
         return self
 
 
-def _context() -> Any:
-    context = multiprocessing.get_context("forkserver")
-    # Only what the server of forks sees at its start; later calls change nothing.
-    known = os.environ.get("PYTHONPATH", "")
-    os.environ["PYTHONPATH"] = os.pathsep.join([str(_TESTS), str(_TESTS.parent), known])
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
-    context.set_forkserver_preload(["ddp_worker"])
-    from multiprocessing import forkserver
-
-    forkserver.ensure_running()
-    os.environ["PYTHONPATH"] = known
-    return context
-
-
-def _begin(rank: int, number: int, port: int, log: str, function: Callable[..., None], args: tuple[Any, ...]) -> None:
+def _begin(rank: int, number: int, port: int, log: Path, function: Callable[..., None], args: tuple[Any, ...]) -> None:
     """In the new process."""
-    handle = os.open(log, os.O_CREAT | os.O_WRONLY | os.O_TRUNC)
-    os.dup2(handle, 1)
-    os.dup2(handle, 2)
-    sys.stdout, sys.stderr = open(1, "w", buffering=1, closefd=False), open(2, "w", buffering=1, closefd=False)  # noqa: SIM115
+    say_into(log)
     os.environ.update(
         {"LOCAL_RANK": str(rank), "NODE_RANK": "0", "WORLD_SIZE": str(number), "GLOO_SOCKET_IFNAME": "lo"}
         | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
@@ -112,6 +92,4 @@ def _begin(rank: int, number: int, port: int, log: str, function: Callable[..., 
         import traceback
 
         traceback.print_exc()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(status)  # gloo sometimes aborts in the usual end of a process, after all work is done
+    leave(status)

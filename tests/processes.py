@@ -1,31 +1,57 @@
-"""Processes that start in milliseconds and are processes all the same: their server has loaded torch."""
+"""Processes that start in milliseconds and are processes all the same: their server has loaded everything."""
 
 import multiprocessing
 import os
 import sys
 from collections.abc import Callable
+from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
 
-PROCESSES = multiprocessing.get_context("forkserver")
-PROCESSES.set_forkserver_preload(["lightning_paf.cli", "lightning_paf.evaluation.verdict", "cli_runs"])
+_TESTS = Path(__file__).parent
 
 
-def started(work: Callable[..., Any], *arguments: Any, log: Path) -> multiprocessing.Process:
+def _with_a_server() -> Any:
+    """The way to make processes, of which there is one a test session, since there is one server."""
+    context = multiprocessing.get_context("forkserver")
+    known = os.environ.get("PYTHONPATH", "")  # only the server is to find the tests' modules by it
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(_TESTS), str(_TESTS.parent), known])
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    context.set_forkserver_preload(["lightning_paf.evaluation.verdict", "ddp_worker"])
+    forkserver.ensure_running()
+    os.environ["PYTHONPATH"] = known
+    return context
+
+
+PROCESSES = _with_a_server()
+
+
+def started(work: Callable[..., Any], *arguments: Any, log: Path) -> Any:
     """Another process that does `work`; what it says is appended to `log`."""
     process = PROCESSES.Process(target=_logged, args=(log, work, *arguments))
     process.start()
     return process
 
 
+def say_into(log: Path) -> None:
+    """From here on, all that this process says is appended to `log`."""
+    stream = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(stream, 1)
+    os.dup2(stream, 2)
+    sys.stdout, sys.stderr = open(1, "w", buffering=1, closefd=False), open(2, "w", buffering=1, closefd=False)  # noqa: SIM115
+
+
+def leave(status: int) -> None:
+    """End this process without Python's usual end, in which gloo sometimes aborts after all work is done."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
+
+
 def _logged(log: Path, work: Callable[..., Any], *arguments: Any) -> None:
     import torch
 
     torch.set_num_threads(1)
-    stream = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    os.dup2(stream, 1)
-    os.dup2(stream, 2)
+    say_into(log)
     result = work(*arguments)
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(result if isinstance(result, int) else 0)
+    leave(result if isinstance(result, int) else 0)

@@ -80,6 +80,7 @@ class Study:
         measures: Further measures by name. `clean`, `pgd` and `autoattack` at the study's eps are always there.
         eps: Radius (linf) at which `pgd` and `autoattack` judge.
         note: What a reader must know before the numbers are believed.
+        first_seed: Of its trainings; above those of the trials, where trials have chosen the setting.
     """
 
     title: str
@@ -89,6 +90,7 @@ class Study:
     measures: Mapping[str, Measure] = field(default_factory=dict)
     eps: float = 0.2
     note: str = ""
+    first_seed: int = 0
 
     def __post_init__(self) -> None:
         """Refuse claims about what is not there."""

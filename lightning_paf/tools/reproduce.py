@@ -54,7 +54,7 @@ def main(argv: list[str]) -> int:
     seeds = options.seeds or seeds
     tasks = [
         _task(options, folder, arm.name, seed, last, options.examples or examples)
-        for seed in range(seeds)
+        for seed in range(study.first_seed, study.first_seed + seeds)
         for arm in study.arms
     ]
     print(f"{study.title}\n{len(study.arms)} arms x {seeds} seeds, {options.jobs} at a time, in {folder}")

@@ -12,7 +12,7 @@ cd "$REPO"
 
 say() { echo "$(date +%T)  $*"; }
 
-# show NAME: what the commands up to `passed` are about.
+# show NAME: what the commands up to `passed` are about, in one word.
 show() {
     SHOWING=$1
     say "--- $1"
@@ -52,7 +52,7 @@ finish() {
     set +e
     if ((status)); then
         evidence
-        VERDICTS+=("FAIL ${SHOWING:-the end}: status $status at ${FAILED_AT:-an unknown place}")
+        VERDICTS+=("FAIL ${SHOWING:-end}: status $status at ${FAILED_AT:-an unknown place}")
     fi
     clean_up
     rm -rf "$WORK"

@@ -37,31 +37,32 @@ went_on() { [ "$(grep -c 'Restored all states' "$WORK/$1-node0.log")" -ge "$2" ]
 
 resumptions() { grep -oP 'Continuing from .*/\K.*(?=\.)' "$WORK/$1-node0.log" | paste -sd ';'; }
 
-same_as_undisturbed() { python "$HERE/same_training.py" "$WORK/$1" "$WORK/undisturbed"; }
-
 needs ip nsenter torchrun
-show "two hosts, one torchrun each"
+show torchrun
 hosts_up 2
 agent 0 undisturbed
 agent 1 undisturbed
 wait_until 300 has_finished undisturbed
-passed "trained together over the network between them"
+passed "two hosts trained together over the network between them"
 
-show "a worker killed by kill -9, then the whole host"
+show killed-worker
 agent 0 disturbed
 agent 1 disturbed
 wait_until 300 has_saved disturbed '[123]5'
 kill_worker node1
 say "killed the worker on node1"
 wait_until 300 went_on disturbed 1
-say "both workers go on"
+passed "kill -9 of the worker on node1: both hosts went on"
+
+show killed-host
 wait_until 300 has_saved disturbed '[456]5'
 host_kill 1
 say "killed node1"
 host_boot 1
 agent 1 disturbed
-say "node1 is there again"
 wait_until 300 went_on disturbed 2
-say "both workers go on"
+passed "node1 was killed and booted again: both hosts went on"
+
+show same-weights
 wait_until 300 has_finished disturbed
-passed "went on from $(resumptions disturbed); $(same_as_undisturbed disturbed)"
+passed "the disturbed training went on from $(resumptions disturbed); $(python "$HERE/same_training.py" "$WORK/disturbed" "$WORK/undisturbed")"

@@ -10,12 +10,19 @@ parts=("$@")
 if [ $# = 0 ]; then parts=("${all[@]}"); fi
 page=docs/results/scale.md
 work=$(mktemp -d)
-trap 'rm -rf "$work"' EXIT
+installed_srun=
+finish() {
+    rm -rf "$work"
+    # Lightning warns of every run on a machine that has srun and does not use it.
+    if [ "$installed_srun" ]; then apt-get purge -y -qq slurm-client slurm-wlm > /dev/null || true; fi
+}
+trap finish EXIT
 
 if [ "$(id -u)" != 0 ]; then echo "This needs root: it makes network namespaces, images and a cluster."; exit 1; fi
 mapfile -t packages < tests/scale/packages.txt
 if ! dpkg --status "${packages[@]}" > /dev/null 2>&1; then
     apt-get update -qq
+    if ! command -v srun > /dev/null; then installed_srun=yes; fi
     DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${packages[@]}"
 fi
 

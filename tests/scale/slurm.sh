@@ -73,42 +73,42 @@ kill_holder() {
 resumptions() { grep -oP 'Continuing from .*/\K.*(?=\.)' "$WORK/$1.log" | paste -sd ';'; }
 
 needs ip nsenter munged slurmctld slurmd srun
-show "two-node SLURM"
+show cluster
 hosts_up 2
 slurm_up
 passed "$(on node0 sinfo --version): $(on node0 srun --nodes 2 hostname | sort | paste -sd ' ')"
 
-show "training of docker/slurm/train.sbatch"
+show training
 job=$(train undisturbed)
 ends_well "$job"
-passed "job $job completed on $(job_field "$job" NodeList)"
+passed "docker/slurm/train.sbatch: job $job completed on $(job_field "$job" NodeList)"
 
-show "SIGUSR1 in the middle of an epoch"
+show signal
 job=$(train disturbed)
 wait_until 240 has_saved disturbed '[34]0'
 on node0 scancel --signal=USR1 "$job"
 begins_again "$job" 1
-passed "$(grep -oP 'Told to stop: .*/\K.* holds step [0-9]+' "$WORK/disturbed.log"), job $job was requeued"
+passed "SIGUSR1 in the middle of an epoch: $(grep -oP 'Told to stop: .*/\K.* holds step [0-9]+' "$WORK/disturbed.log"), job $job was requeued"
 
-show "SIGUSR1 while the program starts"
+show early-signal
 wait_until 60 is_starting node0
 wait_until 60 is_starting node1
 on node0 scancel --signal=USR1 "$job"
 begins_again "$job" 2
-passed "stopped after one step, requeued again"
+passed "SIGUSR1 while the program started: stopped after one step, requeued again"
 
-show "preemption by a job of higher priority"
+show preemption
 wait_until 240 has_saved disturbed '[56][05]'
 urgent=$(on node0 sbatch --parsable --partition urgent --nodes 2 --exclusive --output "$WORK/urgent.log" --wrap 'srun hostname')
 wait_until 240 job_is "$urgent" COMPLETED
 begins_again "$job" 3
-passed "job $urgent ran on both nodes, job $job was requeued"
+passed "job $urgent of a higher priority ran on both nodes, job $job was requeued"
 
-show "the end of the training that was disturbed three times"
+show same-weights
 ends_well "$job"
-passed "it went on from $(resumptions disturbed); $(python "$HERE/same_training.py" "$WORK/disturbed" "$WORK/undisturbed")"
+passed "the disturbed training went on from $(resumptions disturbed); $(python "$HERE/same_training.py" "$WORK/disturbed" "$WORK/undisturbed")"
 
-show "array of docker/slurm/judge.sbatch, one worker killed by kill -9"
+show judging
 checkpoint=$WORK/undisturbed/checkpoints/last.ckpt
 cp -r "$WORK/undisturbed" "$WORK/alone"
 on node0 lightning-paf test --ckpt_path "$WORK/alone/checkpoints/last.ckpt" --trainer.num_nodes 1 --trainer.strategy auto \
@@ -121,4 +121,4 @@ for i in 0 1 2; do wait_until 300 job_is_over "${job}_$i"; done
 states=$(for i in 0 1 2; do job_field "${job}_$i" JobState; done | sort | paste -sd ' ')
 [ "$states" = "COMPLETED COMPLETED FAILED" ]
 verdict=$(python "$HERE/same_verdict.py" "$WORK/undisturbed/test/$ATTACK.json" "$WORK/alone/test/$ATTACK.json")
-passed "$states; as one process: $verdict"
+passed "docker/slurm/judge.sbatch, one worker killed by kill -9: $states; as one process: $verdict"

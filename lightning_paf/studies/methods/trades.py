@@ -14,11 +14,13 @@ STUDY = Study(
     arms=(
         Arm("beta0", _beta(0)),
         Arm("beta1", _beta(1)),
+        Arm("beta3", _beta(3)),
         Arm("beta6", _beta(6)),
         Arm("pgd"),
     ),
     claims=(
         Claim("Weight 1 is more robust than weight 0", "beta1", "beta0", "autoattack", source="paper"),
+        Claim("Weight 3 is more robust than weight 1", "beta3", "beta1", "autoattack", source="paper"),
         Claim("Weight 6 is more robust than weight 1", "beta6", "beta1", "autoattack", source="paper"),
         Claim("Weight 1 keeps more clean accuracy than weight 6", "beta1", "beta6", "clean", source="paper"),
         Claim("Weight 6 is more robust than PGD training", "beta6", "pgd", "autoattack", source="paper"),
