@@ -6,6 +6,12 @@ from typing import Any
 
 import numpy as np
 
+_HEAD = """Each line is made by the command beside it with `--json docs/results/methods/METHOD.json`;
+`lightning-paf reproduce --table docs/results/methods` writes this page. Each claim is a paired comparison over seeds
+and test images: **reproduced** and **not reproduced** say that its whole 95 % interval lies on one side of what is
+claimed. Small networks on 8x8 digits decide nothing about large ones on photographs; a claim that fails here is
+reported as it came."""
+
 
 def show(found: dict[str, Any]) -> None:
     """Print one outcome.
@@ -47,7 +53,8 @@ def page(folder: Path) -> str:
             f"{folder} holds no outcome. Write some: lightning-paf reproduce METHOD --json {folder}/METHOD.json."
         )
     outcomes = [json.loads(file.read_text()) for file in files]
-    summary = ["| method | outcome | command |", "| --- | --- | --- |"]
+    summary = ["# What the papers claim, at the size of a laptop", "", _HEAD, ""]
+    summary += ["| method | outcome | command |", "| --- | --- | --- |"]
     summary += [f"| {found['title']} | **{found['word']}** | `{found['command']}` |" for found in outcomes]
     return "\n".join([*summary, *(line for found in outcomes for line in _section(found))])
 

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import shutil
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -53,6 +54,11 @@ class Task:
         """What was measured, once it is done."""
         return self.place / "measured.json"
 
+    @property
+    def asked(self) -> Path:
+        """What `measured.json` is the answer to."""
+        return self.place / "asked.json"
+
 
 def perform(task: Task) -> None:
     """Train, judge, and write `measured.json`; what is printed goes to `log.txt`.
@@ -60,14 +66,14 @@ def perform(task: Task) -> None:
     Raises:
         RuntimeError: A command failed; its message is in the log.
     """
+    study = find_study(task.study)
+    arm = next(arm for arm in study.arms if arm.name == task.arm)
+    _forget_another(task, study, arm)
     if task.result.is_file():
         return
     import torch
 
     torch.set_num_threads(1)
-    study = find_study(task.study)
-    arm = next(arm for arm in study.arms if arm.name == task.arm)
-    task.place.mkdir(parents=True, exist_ok=True)
     with _into(task.place / "log.txt"):
         for words in arm.before:
             _command(_filled(words, task, study))
@@ -80,6 +86,18 @@ def perform(task: Task) -> None:
 def measured(task: Task) -> dict[str, NDArray[np.float64]]:
     """What `perform` has written."""
     return {name: np.array(values, np.float64) for name, values in json.loads(task.result.read_text()).items()}
+
+
+def _forget_another(task: Task, study: Study, arm: Arm) -> None:
+    """Remove what was trained with other options, such as those of another budget."""
+    commands = [*arm.before, _fit_words(task, study, arm), arm.test_options]
+    asked = {"commands": commands, "config": task.config.read_text(), "eps": study.eps, "examples": task.examples}
+    asked |= {"measures": sorted(study.measures)}
+    text = json.dumps(asked, indent=1)
+    if not task.asked.is_file() or task.asked.read_text() != text:
+        shutil.rmtree(task.place, ignore_errors=True)
+        task.place.mkdir(parents=True)
+        write_whole(task.asked, text.encode())
 
 
 def _fit_words(task: Task, study: Study, arm: Arm) -> list[str]:

@@ -18,7 +18,7 @@ STUDY = Study(
         Arm("natural", ("--model.objective", "Natural")),
         Arm("tuned", ("--model.init", "{natural}", "--trainer.max_epochs", "2")),
     ),
-    (Claim("Tuning helps", "tuned", "natural", "pgd", -1.5), Claim("The same", "tuned", "natural", "clean", -1.5)),
+    (Claim("Tuning helps", "tuned", "natural", "pgd", -9.0), Claim("The same", "tuned", "natural", "clean", -9.0)),
     ("--model.net.width", "4", "--data.train_examples", "128"),
     {"constant": lambda run, x, y: 0.5},
 )
@@ -72,6 +72,26 @@ def test_arms_are_trained_judged_and_compared(done):
 def test_what_is_finished_is_not_done_again(done):
     assert len(done.before) == 4
     assert done.again == done.before
+
+
+def test_what_was_asked_otherwise_is_done_again(tmp_path, monkeypatch):
+    monkeypatch.setattr(run, "find_study", lambda name: STUDY)
+    monkeypatch.setattr(run, "_command", lambda words: None)
+    monkeypatch.setattr(run, "_judged", lambda task, study, arm: {"clean": [next(answers)]})
+    config, answers = CONFIGS / "studies" / "digits.yaml", iter(range(9))
+
+    def clean(*options: str, examples: int = 8) -> float:
+        task = run.Task("small", "natural", 0, tmp_path, config, options, examples)
+        run.perform(task)
+        return run.measured(task)["clean"].item()
+
+    assert [clean(), clean(), clean(examples=9), clean(examples=9), clean("--trainer.max_epochs", "1")] == [
+        0,
+        0,
+        1,
+        1,
+        2,
+    ]
 
 
 def test_the_page_has_a_row_for_every_outcome(done, capsys):
