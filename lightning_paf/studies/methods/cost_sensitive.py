@@ -46,6 +46,13 @@ def fgsm(run: "Run", x: "Tensor", y: "Tensor") -> Any:
     return _withstands(run, x, y, FGSM(EPS))
 
 
+def deepfool(run: "Run", x: "Tensor", y: "Tensor") -> "Tensor":
+    """l2 distance of what DeepFool finds for each image."""
+    from lightning_paf.attacks import DeepFool
+
+    return DeepFool().nearest(run.model, x, y)[1].nan_to_num(posinf=8.0)  # the diagonal of all images
+
+
 def protected_pgd(run: "Run", x: "Tensor", y: "Tensor") -> Any:
     """Whether each image of the protected class withstands PGD (margin loss, three starts)."""
     return _withstands(run, *_test_images(run, own=True), _strong())
@@ -100,6 +107,7 @@ STUDY = Study(
         Claim("Costs take no more than 5 points from other classes", "cost-pgd", "pgd", "others_pgd", by=-0.05),
         Claim("CSA helps the protected class", "csa", "fgsm", "protected_pgd", source="paper"),
         Claim("CSE withstands FGSM better than clean training", "cse", "natural", "fgsm", source="paper"),
+        Claim("DeepFool has to go further after CSE", "cse", "natural", "deepfool", source="paper"),
         Claim("CSE withstands PGD better than clean training", "cse", "natural", "pgd", source="paper"),
         Claim("CSE withstands AutoAttack better than clean training", "cse", "natural", "autoattack"),
         Claim("What CSE withstands of FGSM it does not withstand of PGD", "cse", "cse", "fgsm", than="pgd"),
@@ -109,6 +117,7 @@ STUDY = Study(
     ),
     measures={
         "fgsm": fgsm,
+        "deepfool": deepfool,
         "protected_pgd": protected_pgd,
         "protected_autoattack": protected_autoattack,
         "others_pgd": others_pgd,
@@ -119,6 +128,6 @@ STUDY = Study(
     note=(
         "The protected class is 8, of which there are about 35 test images, so only large gains can be told. `csa` and "
         "`cse` go on from networks that are trained already, and so are trained twice as long. ratio and kurtosis are "
-        "those of the first convolution (not in points)."
+        "those of the first convolution, deepfool is a distance (not in points)."
     ),
 )
