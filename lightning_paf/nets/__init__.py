@@ -6,9 +6,11 @@ counts are those of published checkpoints where there are any.
 
 from lightning_paf.nets.dm_preact_resnet import DMPreActResNet
 from lightning_paf.nets.dm_wide_resnet import DMWideResNet
+from lightning_paf.nets.embedding import EmbeddingNet
 from lightning_paf.nets.factory import TimmNet, TorchvisionNet, timm_net, torchvision_net
 from lightning_paf.nets.lenet import LeNet
 from lightning_paf.nets.preact_resnet import PreActResNet
+from lightning_paf.nets.random_self_ensemble import RandomSelfEnsemble
 from lightning_paf.nets.resnet import CifarResNet
 from lightning_paf.nets.small import SmallConvNet
 from lightning_paf.nets.vgg import VGG16BN
@@ -19,8 +21,10 @@ __all__ = [
     "CifarResNet",
     "DMPreActResNet",
     "DMWideResNet",
+    "EmbeddingNet",
     "LeNet",
     "PreActResNet",
+    "RandomSelfEnsemble",
     "SmallConvNet",
     "TimmNet",
     "TorchvisionNet",

@@ -5,7 +5,9 @@ from lightning_paf.objectives.base import Objective, StepResult
 from lightning_paf.objectives.cost_sensitive import CSA, CostSensitive, CostSensitiveAT
 from lightning_paf.objectives.dial import DIALCE, DIALKL
 from lightning_paf.objectives.dkl import IKL
+from lightning_paf.objectives.er_cla import ERCLA
 from lightning_paf.objectives.first_layer_penalty import FirstLayerPenalty
+from lightning_paf.objectives.gaussian_noise import NoisyCE
 from lightning_paf.objectives.grad_align import GradAlign
 from lightning_paf.objectives.hat import HAT
 from lightning_paf.objectives.interpolated import IAT
@@ -25,6 +27,7 @@ __all__ = [
     "CSA",
     "DIALCE",
     "DIALKL",
+    "ERCLA",
     "HAT",
     "IAT",
     "IKL",
@@ -40,6 +43,7 @@ __all__ = [
     "JacobianNorm",
     "L1MinusL2",
     "Natural",
+    "NoisyCE",
     "Objective",
     "PixelMask",
     "Regularised",

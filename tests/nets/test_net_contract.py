@@ -13,6 +13,7 @@ from lightning_paf.nets import (
     CifarResNet,
     DMPreActResNet,
     DMWideResNet,
+    EmbeddingNet,
     LeNet,
     PreActResNet,
     SmallConvNet,
@@ -52,7 +53,7 @@ def build(cls, **kwargs):
 
 def test_every_exported_network_is_covered():
     exported = {getattr(nets, name) for name in nets.__all__ if inspect.isclass(getattr(nets, name))}
-    assert exported == {*SMALL, TimmNet, TorchvisionNet}  # the last two have tests of their own
+    assert exported == {*SMALL, EmbeddingNet, TimmNet, TorchvisionNet}  # the last three have tests of their own
 
 
 @pytest.mark.parametrize("in_channels", [1, 3])

@@ -1,6 +1,6 @@
 """Li et al. (2022): pixel masks, a strided smooth network, a first-layer penalty; and GradAlign."""
 
-from lightning_paf.studies.methods.nfgsm import COLLAPSES, EPS, FRESH, NOTE, alignment, blind_spot
+from lightning_paf.studies.methods.nfgsm import COLLAPSES, FRESH, JUDGED, NOTE, alignment, blind_spot
 from lightning_paf.studies.study import Arm, Claim, Study
 
 _FGSM = ("--model.attack", "FGSM")
@@ -44,7 +44,7 @@ STUDY = Study(
     ),
     options=COLLAPSES,
     measures={"blind_spot": blind_spot, "alignment": alignment},
-    eps=EPS,
+    eps=JUDGED,
     note=NOTE,
     first_seed=FRESH,
 )
