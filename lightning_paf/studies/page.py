@@ -56,10 +56,10 @@ def page(folder: Path) -> str:
     summary = ["# What the papers claim, at the size of a laptop", "", _HEAD, ""]
     summary += ["| method | outcome | command |", "| --- | --- | --- |"]
     summary += [f"| {found['title']} | **{found['word']}** | `{found['command']}` |" for found in outcomes]
-    return "\n".join([*summary, *(line for found in outcomes for line in _section(found))])
+    return "\n".join([*summary, *(line for found in outcomes for line in _section(found, folder))])
 
 
-def _section(found: dict[str, Any]) -> list[str]:
+def _section(found: dict[str, Any], folder: Path) -> list[str]:
     names = list(next(iter(found["arms"].values())))
     lines = ["", f"## {found['method']}", "", found["title"] + ".", ""]
     lines += [f"| arm | {' | '.join(names)} |", f"| --- |{' --- |' * len(names)}"]
@@ -73,7 +73,10 @@ def _section(found: dict[str, Any]) -> list[str]:
         "",
         f"linf eps {found['eps']}, {found['seeds']} seeds, {found['examples']} test images; {found['machine']}.",
     ]
-    return [*lines, found["note"]] if found["note"] else lines
+    if (folder / f"{found['method']}.png").is_file():
+        # Beside the folder, as docs/results/methods.md is.
+        lines += ["", f"![{found['method']}: clean and robust accuracy]({folder.name}/{found['method']}.png)"]
+    return [*lines, "", found["note"]] if found["note"] else lines
 
 
 def _percent(values: list[float]) -> str:

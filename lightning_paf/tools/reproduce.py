@@ -76,7 +76,9 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="arms trained at the same time")
     parser.add_argument("--config", type=Path, default=Path("configs/studies/digits.yaml"), help="common experiment")
     parser.add_argument("--out", type=Path, default=Path("runs/reproduce"), help="what is there is not done again")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the outcome to this file, too")
+    parser.add_argument(
+        "--json", type=Path, metavar="FILE", help="write the outcome to this file and a PNG beside it, too"
+    )
     return parser.parse_args(argv)
 
 
@@ -116,9 +118,10 @@ def _perform(tasks: "list[Task]", study: "Study", jobs: int) -> None:
 
 
 def _conclude(options: argparse.Namespace, study: "Study", tasks: "list[Task]", folder: Path) -> None:
-    """Print what came of it, and write `outcome.json`."""
+    """Print what came of it, write `outcome.json` and draw `outcome.png`."""
     from lightning_paf.evaluation.files import write_whole
     from lightning_paf.studies.page import show
+    from lightning_paf.studies.picture import draw
     from lightning_paf.studies.report import content
 
     found: dict[str, Any] = content(options.method, study, tasks, options.budget)
@@ -126,3 +129,4 @@ def _conclude(options: argparse.Namespace, study: "Study", tasks: "list[Task]", 
     for path in filter(None, (folder / "outcome.json", options.json)):
         path.parent.mkdir(parents=True, exist_ok=True)
         write_whole(path, (json.dumps(found, indent=2) + "\n").encode())
+        draw(found).savefig(path.with_suffix(".png"))
