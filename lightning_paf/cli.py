@@ -113,9 +113,10 @@ class PafCLI(LightningCLI):
         )
         parser.link_arguments("data.dataset", "model.dataset")
         parser.link_arguments("data.num_classes", "model.num_classes")
-        parser.link_arguments(
-            ("data.dataset", "data.num_classes"), "model.net.init_args.num_classes", compute_fn=_number_of_classes
-        )
+        for net in ("model.net", "model.net.init_args.net"):  # also of a network inside another one
+            parser.link_arguments(
+                ("data.dataset", "data.num_classes"), f"{net}.init_args.num_classes", compute_fn=_number_of_classes
+            )
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """Parse; without LightningCLI's warning that `args` and a command line are there at the same time."""

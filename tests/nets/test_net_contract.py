@@ -16,6 +16,7 @@ from lightning_paf.nets import (
     EmbeddingNet,
     LeNet,
     PreActResNet,
+    RandomSelfEnsemble,
     SmallConvNet,
     TimmNet,
     TorchvisionNet,
@@ -53,7 +54,7 @@ def build(cls, **kwargs):
 
 def test_every_exported_network_is_covered():
     exported = {getattr(nets, name) for name in nets.__all__ if inspect.isclass(getattr(nets, name))}
-    assert exported == {*SMALL, EmbeddingNet, TimmNet, TorchvisionNet}  # the last three have tests of their own
+    assert exported == {*SMALL, EmbeddingNet, RandomSelfEnsemble, TimmNet, TorchvisionNet}  # own tests
 
 
 @pytest.mark.parametrize("in_channels", [1, 3])

@@ -1,0 +1,128 @@
+"""On a linear rule everything that an attack can do is known."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.nn import functional as F
+
+from lightning_paf.attacks import FGSM, PGD
+from lightning_paf.evaluation.logistic import PIXELS, LinearRule, fit_logistic, logistic_curve
+from lightning_paf.evaluation.logistic_picture import draw_logistic
+
+
+def problem(seed=0, n=40):
+    """A rule with some weights of 0, and images on both sides of it."""
+    generator = torch.Generator().manual_seed(seed)
+    weight = torch.randn(8, 8, generator=generator, dtype=torch.float64)
+    weight[weight.abs() < 0.5] = 0
+    x = torch.rand(n, 1, 8, 8, generator=generator, dtype=torch.float64)
+    rule = LinearRule(weight, 0.0)
+    scores = rule.margins(x, torch.ones(n))
+    rule = LinearRule(weight, -float(scores.median()) - 1e-3)
+    y = (scores + rule.bias > 0).long()
+    y[:4] = 1 - y[:4]  # mistakes
+    return rule, x, y
+
+
+def signs(y):
+    return (2.0 * y.double() - 1)[:, None, None, None]
+
+
+def test_the_classifier_is_the_rule_and_its_loss_the_logistic_one():
+    rule, x, y = problem()
+    logits = rule.classifier()(x)
+    margins = rule.margins(x, y)
+    assert torch.equal(logits.argmax(1) == y, margins > 0)
+    torch.testing.assert_close(F.cross_entropy(logits, y, reduction="none"), F.softplus(-margins))
+
+
+def test_the_gradient_of_the_loss_in_closed_form():
+    rule, x, y = problem()
+    x.requires_grad_()
+    (gradient,) = torch.autograd.grad(F.cross_entropy(rule.classifier()(x), y, reduction="sum"), x)
+    expected = -signs(y) * rule.weight / (1 + rule.margins(x, y).exp())[:, None, None, None]
+    torch.testing.assert_close(gradient, expected.detach())
+
+
+@settings(max_examples=15, deadline=None)
+@given(
+    st.integers(0, 100), st.floats(0.01, 0.9), st.integers(1, 12), st.floats(1.0, 3.0), st.sampled_from([None, PIXELS])
+)
+def test_pgd_that_can_cross_the_ball_ends_at_the_optimum(seed, eps, steps, reach, bounds):
+    rule, x, y = problem(seed, n=6)
+    attack = PGD(eps, step_size=1.0001 * reach * eps / steps, steps=steps, start="none", bounds=bounds)
+    expected = x - eps * signs(y) * rule.weight.sign()
+    if bounds is not None:
+        expected = expected.clamp(0, 1)
+    torch.testing.assert_close(attack(rule.classifier(), x, y), expected, atol=1e-15, rtol=0)
+    torch.testing.assert_close(rule.worst(x, y, eps, bounds), expected, atol=1e-15, rtol=0)
+
+
+def test_fgsm_is_there_after_one_step():
+    rule, x, y = problem()
+    found = FGSM(0.3, bounds=None)(rule.classifier(), x, y)
+    torch.testing.assert_close(found, rule.worst(x, y, 0.3), atol=1e-15, rtol=0)
+
+
+def test_the_margin_falls_by_eps_times_the_sum_of_absolute_weights():
+    rule, x, y = problem()
+    fallen = rule.margins(x, y) - rule.margins(rule.worst(x, y, 0.2), y)
+    torch.testing.assert_close(fallen, (0.2 * rule.weight.abs().sum()).expand_as(fallen))
+
+
+def test_the_distance_is_where_the_rule_turns():
+    rule, x, y = problem()
+    distances = rule.distances(x, y)
+    assert (distances[:4] < 0).all()
+    for distance, image, label in zip(distances[4:], x[4:], y[4:], strict=True):
+        before, after = (rule.worst(image[None], label[None], scale * float(distance)) for scale in (0.999, 1.001))
+        assert rule.margins(before, label[None]) > 0 > rule.margins(after, label[None])
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_the_accuracy_of_the_attacks_is_the_closed_form_at_every_eps(seed):
+    rule, x, y = problem(seed)
+    curve = logistic_curve(rule, x, y, [n / 200 for n in range(21)])
+    assert all(point.agrees for point in curve)
+    assert max(point.difference for point in curve) < 1e-15
+    distances = rule.distances(x, y)
+    assert [point.exact for point in curve] == [float((distances > point.eps).double().mean()) for point in curve]
+    assert all(point.exact_in_range >= point.exact for point in curve)
+    assert any(point.exact_in_range > point.exact for point in curve)
+    assert curve[0].exact == 0.9
+    assert curve[-1].exact < 0.1
+
+
+def test_a_weaker_attack_does_not_agree(monkeypatch):
+    rule, x, y = problem()
+    monkeypatch.setattr(PGD, "perturb", lambda self, forward, x, y, loss: x)
+    (point,) = logistic_curve(rule, x, y, [0.05])
+    assert not point.agrees
+    assert point.difference == pytest.approx(0.05)
+
+
+def test_the_l1_penalty_leaves_the_pixels_that_matter():
+    generator = torch.Generator().manual_seed(0)
+    x = torch.rand(200, 1, 4, 4, generator=generator, dtype=torch.float64)
+    y = (x[:, 0, 1, 2] > 0.5).long()
+    rule = fit_logistic(x, y, cost=1.0)
+    assert int(rule.weight.abs().flatten().argmax()) == 6
+    assert (rule.weight == 0).sum() > 8
+    assert (rule.margins(x, y) > 0).double().mean() > 0.9
+    assert fit_logistic(x, y, cost=0.01).weight.abs().sum() < rule.weight.abs().sum()
+
+
+def test_the_picture_shows_curves_and_a_digit(tmp_path):
+    rule, x, y = problem()
+    curve = logistic_curve(rule, x, y, [0, 0.05])
+    figure = draw_logistic(rule, curve, x, y, "title")
+    figure.savefig(tmp_path / "picture.png")
+    assert (tmp_path / "picture.png").stat().st_size > 10_000
+    curves, weights, perturbation, digit, turned = figure.axes
+    assert [line.get_label() for line in curves.lines][:1] == ["closed form"]
+    arrays = [axes.images[0].get_array().data for axes in (weights, perturbation, digit, turned)]
+    assert (arrays[0] == rule.weight.numpy()).all()
+    assert abs(arrays[3] - arrays[2] - arrays[1]).max() < 1e-15
+    size = abs(arrays[1]).max()
+    assert (abs(abs(arrays[1]) - size * (arrays[0] != 0)) < 1e-12).all()

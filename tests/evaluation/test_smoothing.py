@@ -1,0 +1,187 @@
+"""Randomised smoothing on a linear classifier, whose true radius is known: the distance to its plane."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.stats import beta, binomtest, norm
+from stand_ins import images, tiny_classifier
+from torch import nn
+
+from lightning_paf.evaluation.smoothing import ABSTAINS, Certificates, Smoothing, certificate, majority
+from lightning_paf.evaluation.smoothing_picture import draw_certified
+
+SIGMA = 0.5
+SHAPE = (3, 4, 4)
+
+
+class Plane(nn.Module):
+    """Class 1 on one side of `w . x + b = 0`, class 0 on the other."""
+
+    def __init__(self):
+        super().__init__()
+        self.w = nn.Parameter(torch.randn(48, generator=torch.Generator().manual_seed(0)))
+        self.b = nn.Parameter(torch.tensor(0.3))
+
+    def forward(self, x):
+        value = x.flatten(1) @ self.w + self.b
+        return torch.stack([torch.zeros_like(value), value], 1)
+
+    def at(self, distances):
+        """Images at signed distances from the plane, (N, 3, 4, 4)."""
+        w, b = self.w.detach(), self.b.detach()
+        unit = w / w.norm()
+        along = torch.randn(len(distances), 48, generator=torch.Generator().manual_seed(1))
+        along -= (along @ unit)[:, None] * unit
+        return (along + (torch.tensor(distances) - b / w.norm())[:, None] * unit).view(-1, *SHAPE)
+
+
+PLANE = Plane()
+DISTANCES = [0.4, -0.5, 0.6, -0.7, 0.8, 0.9, -1.0]
+
+
+def certified(distances=DISTANCES, **settings) -> Certificates:
+    return Smoothing(SIGMA, **settings).certify(PLANE, PLANE.at(distances))
+
+
+def test_certified_radii_lie_below_the_true_ones_and_near_them():
+    found, true = certified(n=10_000), torch.tensor(DISTANCES, dtype=torch.float64).abs()
+    sides = (torch.tensor(DISTANCES) > 0).long()
+    assert torch.equal(found.classes, sides)
+    assert torch.equal(found.predictions, sides)
+    assert (found.radii <= true).all()
+    assert (found.radii > 0.9 * true).all()
+
+
+@settings(max_examples=10, deadline=None)
+@given(distance=st.floats(0.05, 1.5), seed=st.integers(0, 2**20))
+def test_never_more_than_the_true_radius(distance, seed):
+    found = certified([distance], n=500, alpha=1e-6, seed=seed)
+    assert float(found.radii[0]) <= distance
+
+
+def test_on_the_plane_it_abstains():
+    found = certified([0.0] * 5, n=2000)
+    assert (found.classes == ABSTAINS).all()
+    assert (found.radii == 0).all()
+    assert (found.predictions == ABSTAINS).all()
+    assert found.abstained().value == 1
+    assert not found.certified(torch.zeros(5, dtype=torch.int64), 0).any()
+
+
+def test_more_confidence_costs_radius():
+    radii = [certificate(900, 1000, SIGMA, alpha) for alpha in (0.1, 0.01, 0.001, 1e-6)]
+    assert radii == sorted(radii, reverse=True)
+    assert len(set(radii)) == 4
+
+
+@settings(max_examples=40, deadline=None)
+@given(n=st.integers(1, 3000), share=st.floats(0, 1), alpha=st.floats(1e-6, 0.999))
+def test_the_radius_is_the_quantile_of_the_exact_lower_bound(n, share, alpha):
+    votes = round(share * n)
+    low = beta.ppf(alpha, votes, n - votes + 1) if votes else 0.0
+    expected = SIGMA * norm.ppf(low) if low > 0.5 else 0.0
+    assert certificate(votes, n, SIGMA, alpha) == pytest.approx(expected, rel=1e-6, abs=1e-9)
+
+
+@settings(max_examples=40, deadline=None)
+@given(first=st.integers(0, 300), second=st.integers(0, 300), alpha=st.floats(1e-4, 0.5))
+def test_the_majority_is_a_binomial_test(first, second, alpha):
+    found = majority(torch.tensor([second, 0, first]), alpha)
+    if first + second == 0 or binomtest(first, first + second).pvalue > alpha:
+        assert found == ABSTAINS
+    else:
+        assert found == (2 if first > second else 0)
+
+
+def test_the_seed_decides_and_the_batch_size_does_not():
+    first = certified(n=700, n0=30)
+    for size in (1, 100, 129, 5000):
+        again = certified(n=700, n0=30, batch_size=size)
+        assert torch.equal(first.radii, again.radii), size
+        assert torch.equal(first.predictions, again.predictions)
+    assert not torch.equal(first.radii, certified(n=700, n0=30, seed=1).radii)
+
+
+def test_an_image_has_its_noise_whichever_others_are_there():
+    smoothing, x = Smoothing(SIGMA, n=300), PLANE.at(DISTANCES)
+    alone = smoothing.certify(PLANE, x[2:4], numbers=[2, 3])
+    assert torch.equal(alone.radii, smoothing.certify(PLANE, x).radii[2:4])
+    twins = smoothing.certify(PLANE, x[:1].expand(4, -1, -1, -1)).radii
+    assert len(set(twins.tolist())) > 1
+
+
+def test_selection_and_estimation_have_noise_of_their_own():
+    """The same noise for both would make the bound too large."""
+    smoothing, x = Smoothing(SIGMA, n0=400, n=400), PLANE.at([0.2])
+    votes = [smoothing._votes(PLANE, x[0], 0, purpose, 400) for purpose in ("selection", "estimation")]
+    assert not torch.equal(*votes)
+
+
+def test_predictions_alone_are_those_of_certificates():
+    smoothing, x = Smoothing(SIGMA, n=500), PLANE.at([*DISTANCES, 0.0])
+    assert torch.equal(smoothing.predict(PLANE, x), smoothing.certify(PLANE, x).predictions)
+
+
+def test_logits_that_are_no_numbers_do_not_vote():
+    class Broken(nn.Module):
+        def forward(self, x):
+            logits = torch.stack([torch.ones(len(x)), torch.zeros(len(x))], 1)
+            logits[x.flatten(1)[:, 0] > 0] = torch.nan
+            return logits
+
+    found = Smoothing(SIGMA, n=400).certify(Broken(), torch.zeros(1, *SHAPE))
+    assert found.classes.tolist() == [ABSTAINS]  # half of the samples vote for class 0, the others for none
+    assert found.predictions.tolist() == [0]
+
+
+def test_shares_have_exact_intervals_and_fall_with_the_radius():
+    found, y = certified(n=500), torch.tensor([1, 0, 1, 0, 0, 1, 0])  # one label is wrong
+    assert found.clean(y).correct == found.accuracy(y, 0).correct == 6
+    shares = [found.accuracy(y, radius).value for radius in (0, 0.4, 0.6, 0.8, 2)]
+    assert shares == sorted(shares, reverse=True)
+    assert shares[-1] == 0 < shares[1]
+    assert 0 < found.clean(y).low < found.clean(y).high < 1
+
+
+def test_the_model_is_left_as_found():
+    model = tiny_classifier().train()
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    generator = torch.get_rng_state()
+    Smoothing(0.1, n0=5, n=20).certify(model, images(2)[0])
+    assert model.training
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+    assert torch.equal(generator, torch.get_rng_state())
+
+
+def test_progress_counts_images():
+    told = []
+    Smoothing(0.1, n0=2, n=4).certify(PLANE, PLANE.at([0.5, 0.5]), progress=told.append)
+    assert told == [1, 2]
+
+
+def test_the_picture_marks_what_the_samples_can_certify():
+    smoothing = Smoothing(SIGMA, n=500)
+    figure = draw_certified(certified(n=500), torch.ones(7), smoothing, "headline")
+    labels = [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
+    assert "most that 500 samples can certify" in labels
+    assert smoothing.largest_radius == pytest.approx(SIGMA * norm.ppf(0.001 ** (1 / 500)))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"sigma": 0}, "sigma=0.*--sigma 0.25"),
+        ({"sigma": math.nan}, "sigma=nan"),
+        ({"alpha": 0}, "alpha=0.*--alpha 0.001"),
+        ({"alpha": 1}, "alpha=1"),
+        ({"n": 0}, "n=0.*--samples 100 10000"),
+        ({"n0": 0}, "n0=0"),
+        ({"batch_size": 0}, "--batch_size 1024"),
+    ],
+)
+def test_nonsense_is_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        Smoothing(**{"sigma": SIGMA} | arguments)

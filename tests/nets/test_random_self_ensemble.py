@@ -1,0 +1,190 @@
+import copy
+import math
+import pickle
+from collections import Counter
+
+import pytest
+import torch
+from cli_runs import status, write_experiment
+from stand_ins import TinyNet, images, spec
+from test_net_contract import SMALL
+from torch import nn
+
+from lightning_paf.attacks import PGD
+from lightning_paf.evaluation.header import network_fingerprint
+from lightning_paf.loading import load_run
+from lightning_paf.nets import RandomSelfEnsemble, SmallConvNet, TimmNet
+from lightning_paf.nn.activations import PSSiLU
+from lightning_paf.nn.classifier import Classifier
+from lightning_paf.nn.folded_twin import FoldedTwin
+from lightning_paf.nn.modes import frozen
+from lightning_paf.nn.swap import swap_activations
+
+X, Y = images()
+
+
+def ensemble(first=0.2, inner=0.1, passes=10, net=None):
+    torch.manual_seed(0)
+    return RandomSelfEnsemble(net or SmallConvNet(3, width=4), first, inner, passes).eval()
+
+
+def base():
+    torch.manual_seed(0)
+    return SmallConvNet(3, width=4).eval()
+
+
+def seen_by_convolutions(net, x):
+    """Input of each convolution in a forward pass, in the order of the calls, with the convolution."""
+    seen = []
+    for module in net.modules():
+        if isinstance(module, nn.Conv2d):
+            module.register_forward_hook(lambda module, inputs, _: seen.append((module, inputs[0])))
+    with torch.no_grad():
+        net(x)
+    return seen
+
+
+def test_without_noise_one_pass_is_the_network():
+    assert torch.equal(ensemble(0, 0, passes=1)(X), base()(X))
+    net, state = ensemble(0, 0), torch.get_rng_state()
+    net(X)
+    assert torch.equal(state, torch.get_rng_state())
+
+
+def test_without_noise_the_average_has_the_probabilities_of_the_network():
+    torch.testing.assert_close(ensemble(0, 0, passes=4)(X).exp(), base()(X).softmax(1))
+
+
+def test_in_training_it_makes_one_pass():
+    net = ensemble(0, 0, passes=7).train()
+    assert torch.equal(net(X), base().train()(X))
+
+
+def test_probabilities_are_averaged_over_passes():
+    net = ensemble(passes=5)
+    torch.manual_seed(1)
+    found = net(X)
+    torch.manual_seed(1)
+    expected = torch.stack([net.net(X).softmax(1) for _ in range(5)]).mean(0)
+    torch.testing.assert_close(found.exp(), expected)
+    assert not torch.equal(found, net(X))
+
+
+def test_more_passes_vary_less():
+    def spread(net):
+        return torch.stack([net(X).softmax(1) for _ in range(30)]).std(0).mean()
+
+    with torch.no_grad():
+        assert spread(ensemble(0.5, 0.3, passes=16)) == pytest.approx(
+            float(spread(ensemble(0.5, 0.3, passes=1))) / 4, rel=0.3
+        )
+
+
+def test_the_first_convolution_has_noise_of_its_own():
+    net = ensemble(0.3, 0.05, passes=1)
+    for module in net.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.zeros_(module.weight)  # what leaves it is 0, and what enters the next one is noise
+            nn.init.zeros_(module.bias)
+    seen = seen_by_convolutions(net, torch.zeros(64, 3, 8, 8))
+    assert len(seen) == 4
+    assert [float(x.std()) for _, x in seen] == pytest.approx([0.3, 0.05, 0.05, 0.05], rel=0.05)
+
+
+@pytest.mark.parametrize("cls", SMALL, ids=lambda cls: cls.__name__)
+def test_in_every_network_the_convolution_defined_first_sees_the_image(cls):
+    net = cls(**SMALL[cls][0], in_channels=3).eval()
+    first = next(module for module in net.modules() if isinstance(module, nn.Conv2d))
+    seen = seen_by_convolutions(net, torch.rand(2, 3, 32, 32))
+    assert seen[0][0] is first
+    assert Counter(module for module, _ in seen)[first] == 1
+
+
+def test_the_gradient_goes_through_all_passes():
+    net, x = ensemble(passes=3), X.clone().requires_grad_()
+    torch.manual_seed(1)
+    (found,) = torch.autograd.grad(net(x).gather(1, Y[:, None]).sum(), x)
+    torch.manual_seed(1)
+    mean = torch.stack([net.net(x).softmax(1) for _ in range(3)]).mean(0)
+    (expected,) = torch.autograd.grad(mean.log().gather(1, Y[:, None]).sum(), x)
+    torch.testing.assert_close(found, expected)
+
+
+def test_an_attack_raises_the_expected_loss():
+    model = Classifier(ensemble(), spec()).eval()
+    x_adv = PGD(0.1, step_size=0.02, steps=10)(model, X, Y)
+
+    def expected_loss(x):
+        with torch.no_grad():
+            return -torch.stack([model(x).softmax(1) for _ in range(20)]).mean(0).log().gather(1, Y[:, None]).mean()
+
+    assert expected_loss(x_adv) > expected_loss(X) + 0.05
+
+
+@pytest.mark.parametrize(
+    "make", [lambda: SmallConvNet(3, width=4), TinyNet, lambda: TimmNet("test_resnet"), lambda: TimmNet("test_vit")]
+)
+def test_features_are_those_of_the_last_pass(make):
+    model = Classifier(ensemble(net=make()), spec()).train()
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.eval()
+    x = torch.rand(2, 3, 160, 160) if isinstance(model.net.net, TimmNet) else X
+    out = model.outputs(x)
+    torch.testing.assert_close(model.head(out.features), out.logits)
+    assert model.eval().outputs(x).features.shape == (len(x), model.num_features)
+
+
+def test_activations_are_swapped_and_trained():
+    net = ensemble()
+    assert swap_activations(net, PSSiLU) == 4
+    model = Classifier(net, spec()).train()
+    (model(X).square().mean() + model.penalty()).backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
+
+
+def test_copies_keep_their_noise_and_checkpoints_the_keys_of_the_network():
+    net = ensemble()
+    assert {key.removeprefix("net.") for key in net.state_dict()} == base().state_dict().keys()
+    for twin in (copy.deepcopy(net), pickle.loads(pickle.dumps(net))):
+        torch.manual_seed(1)
+        expected = net(X)
+        torch.manual_seed(1)
+        assert torch.equal(twin(X), expected)
+
+
+def test_verdicts_tell_ensembles_apart():
+    settings = [(0.2, 0.1, 10), (0.3, 0.1, 10), (0.2, 0.2, 10), (0.2, 0.1, 5)]
+    assert len({network_fingerprint(ensemble(*values)) for values in settings}) == 4
+
+
+def test_attacks_in_training_work_on_the_network_itself():
+    """A folded copy is for networks that compute the same twice."""
+    model = Classifier(ensemble(net=TinyNet()), spec())
+    twin = FoldedTwin(model)
+    with frozen(model):
+        twin.refresh()(X)
+    assert not twin.folded
+
+
+def test_it_takes_the_number_of_classes_from_the_data(tmp_path):
+    net = ("--model.net", "RandomSelfEnsemble", "--model.net.net", "SmallConvNet", "--model.net.net.in_channels", "3")
+    options = ("--model.net.net.width", "4", "--model.net.passes", "2", "--run", tmp_path / "run")
+    assert status("fit", "-c", write_experiment(tmp_path), *net, *options) == 0
+    run = load_run(tmp_path / "run" / "checkpoints" / "last.ckpt")
+    assert run.model.head.out_features == 3
+    assert run.model.net.passes == 2
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: ensemble(-1), "first_std=-1.*--model.net.first_std"),
+        (lambda: ensemble(inner=math.nan), "inner_std=nan"),
+        (lambda: ensemble(passes=0), "passes=0.*--model.net.passes 10"),
+        (lambda: ensemble(net=nn.Linear(3, 3)), "Linear has no nn.Conv2d"),
+    ],
+)
+def test_nonsense_is_refused(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
