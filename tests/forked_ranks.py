@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from processes import PROCESSES, leave, say_into
+from processes import leave, processes, say_into
 
 SECONDS = 900  # far more than anything takes; a hang fails instead of stopping the suite
 
@@ -32,7 +32,7 @@ class Ranks:
         self._logs = [folder / f"rank{rank}.log" for rank in range(number)]
         port = free_port()
         self.processes = [
-            PROCESSES.Process(target=_begin, args=(rank, number, port, log, function, args), daemon=True)
+            processes().Process(target=_begin, args=(rank, number, port, log, function, args), daemon=True)
             for rank, log in enumerate(self._logs)
         ]
         for process in self.processes:

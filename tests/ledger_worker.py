@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 
 import torch
-from processes import PROCESSES
+from processes import processes
 from stand_ins import images
 from torch import nn
 
@@ -77,7 +77,7 @@ def work(
 
 def start(*arguments) -> multiprocessing.Process:
     """Another process that does `work`."""
-    process = PROCESSES.Process(target=work, args=arguments)
+    process = processes().Process(target=work, args=arguments)
     process.start()
     return process
 

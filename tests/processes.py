@@ -4,6 +4,7 @@ import multiprocessing
 import os
 import sys
 from collections.abc import Callable
+from functools import cache
 from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,9 @@ from typing import Any
 _TESTS = Path(__file__).parent
 
 
-def _with_a_server() -> Any:
-    """The way to make processes, of which there is one a test session, since there is one server."""
+@cache
+def processes() -> Any:
+    """How to make them; the first call starts the server, of which a session has one."""
     context = multiprocessing.get_context("forkserver")
     known = os.environ.get("PYTHONPATH", "")  # only the server is to find the tests' modules by it
     os.environ["PYTHONPATH"] = os.pathsep.join([str(_TESTS), str(_TESTS.parent), known])
@@ -23,12 +25,9 @@ def _with_a_server() -> Any:
     return context
 
 
-PROCESSES = _with_a_server()
-
-
 def started(work: Callable[..., Any], *arguments: Any, log: Path) -> Any:
     """Another process that does `work`; what it says is appended to `log`."""
-    process = PROCESSES.Process(target=_logged, args=(log, work, *arguments))
+    process = processes().Process(target=_logged, args=(log, work, *arguments))
     process.start()
     return process
 

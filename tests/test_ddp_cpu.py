@@ -133,7 +133,6 @@ def run_everything(folder: Path) -> None:
         fit("trades", *DDP, *BATCH_NORM, "--model.objective", "TRADES"),
         fit("shared", *DDP, *SHARED),
         fit("train_mode", *DDP, *TRAIN_MODE),
-        fit("train_mode_compiled", *DDP, *TRAIN_MODE, *COMPILED),
         fit("compiled", *DDP, *SHARED, *COMPILED),
     ]
     slow = ["--val_attack.attack", "ddp_worker.SlowOnTheLastRank", "--trainer.callbacks+=ddp_worker.Impatient"]
@@ -231,7 +230,7 @@ def test_without_shared_statistics_ranks_have_their_own(runs):
     assert not torch.equal(*(rank.weights[0]["model.net.bn.running_mean"] for rank in (first, second)))
 
 
-@pytest.mark.parametrize("run", ["together", "trades", "shared", "train_mode", "train_mode_compiled", "compiled"])
+@pytest.mark.parametrize("run", ["together", "trades", "shared", "train_mode", "compiled"])
 def test_attacks_ask_no_other_rank(runs, run):
     for rank in seen(runs / run):
         assert len(rank.collectives) == len(rank.weights) >= 2

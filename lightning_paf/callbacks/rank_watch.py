@@ -198,10 +198,13 @@ class _Watch(threading.Thread):
 
     def _cause(self, rank: int) -> str:
         """How a process ended, where this one has started it."""
-        ended = [child for child in self._children if child.pid == self._processes[rank].pid and child.returncode]
-        if not ended:
+        child = next((child for child in self._children if child.pid == self._processes[rank].pid), None)
+        if child is None:
             return ""
-        status = ended[0].returncode
+        try:
+            status = child.wait(_PATIENCE)  # the last of its threads may be ending
+        except subprocess.TimeoutExpired:
+            return ""
         return f" ({signal.Signals(-status).name})" if status < 0 else f" (exit status {status})"
 
     def _end_process(self, fates: dict[int, str]) -> None:

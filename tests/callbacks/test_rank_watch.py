@@ -2,6 +2,7 @@ import os
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,8 @@ from ddp_worker import run_all, run_far_apart
 from forked_ranks import SECONDS, Ranks
 from test_ddp_cpu import write_inputs
 
-from lightning_paf.callbacks import RankWatch
+from lightning_paf.callbacks import RankWatch, rank_watch
+from lightning_paf.process import Process
 
 KILLED = ["--trainer.callbacks+=ddp_worker.KilledOnTheLastRank"]
 
@@ -58,6 +60,24 @@ def test_an_error_of_the_network_is_explained(monkeypatch, error, expected):
         with pytest.raises(expected, match=r"Rank 3 has lost the others .*Timed out waiting.*--ckpt_path auto"):
             callback.on_exception(trainer, None, error)
         assert watch.done == ["search", False]
+
+
+def test_a_process_whose_last_threads_are_still_ending_has_a_cause(tmp_path):
+    """Its number tells nothing any more, while its exit status is not there yet."""
+
+    class Ending:
+        pid, returncode = 7, None
+
+        def poll(self):
+            return None
+
+        def wait(self, timeout):
+            return -signal.SIGKILL
+
+    watch = rank_watch._Watch(tmp_path, "job", 0, 60.0, [Ending()])
+    watch._processes = [Process.this(), replace(Process.this(), pid=7, started="long ago")]
+    watch._file(1).touch()
+    assert watch._fate_nearby(1) == "has died (SIGKILL)"
 
 
 @pytest.mark.slow
