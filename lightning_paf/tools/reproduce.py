@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from lightning_paf.studies.study import Study
 
 BUDGETS: dict[str, tuple[int, int, tuple[str, ...]]] = {
-    "cpu": (3, 300, ()),
+    "cpu": (3, 100, ()),
     "smoke": (2, 16, ("--trainer.max_epochs", "1")),
 }
 """Seeds, judged test images, and options of `fit` that come last; `smoke` only shows that everything runs."""
