@@ -59,6 +59,25 @@ def page(folder: Path) -> str:
     return "\n".join([*summary, *(line for found in outcomes for line in _section(found, folder))])
 
 
+def summary(found: dict[str, Any]) -> str:
+    """One outcome in a sentence, as the cards of docs/methods.md have it.
+
+    Args:
+        found: What `report.content` returned.
+    """
+    words = [claim["word"] for claim in found["claims"]]
+    counted = ", ".join(f"{words.count(word)} {word}" for word in dict.fromkeys(words))
+    arms = ", ".join(
+        f"{arm} {100 * np.mean(values['clean']):.1f} / {100 * np.mean(values['autoattack']):.1f}"
+        for arm, values in found["arms"].items()
+    )
+    return (
+        f"Ours on digits (linf {found['eps']:g}, {found['seeds']} seeds, {found['examples']} test images, "
+        f"{found['machine']}): of {len(words)} claims {counted}. Clean / AutoAttack accuracy in %: {arms}. "
+        f"Intervals: [results/methods.md](results/methods.md#{found['method']})."
+    )
+
+
 def _section(found: dict[str, Any], folder: Path) -> list[str]:
     names = list(next(iter(found["arms"].values())))
     lines = ["", f"## {found['method']}", "", found["title"] + ".", ""]

@@ -1,5 +1,6 @@
 """Every study: its arms are accepted by the real parser and build, its files are where they belong."""
 
+import json
 import re
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import pytest
 from cli_runs import built
 
 from lightning_paf.studies import find_study, study_names
+from lightning_paf.studies.page import page, summary
 from lightning_paf.studies.run import Task, _fit_words
 from lightning_paf.tools import reproduce
 
@@ -33,6 +35,22 @@ def test_an_arm_needs_only_arms_before_it(name):
         for word in (*arm.options, *(word for command in arm.before for word in command), *arm.test_options):
             assert set(re.findall(r"\{([\w-]+)\}", word)) <= seen | {"folder"}
         seen.add(arm.name)
+
+
+def test_the_page_is_that_of_the_results_and_every_study_has_one():
+    results = ROOT / "docs" / "results" / "methods"
+    assert (ROOT / "docs" / "results" / "methods.md").read_text() == page(results) + "\n"
+    assert sorted(path.stem for path in results.glob("*.json")) == study_names()
+
+
+@pytest.mark.parametrize("name", study_names())
+def test_the_cards_say_what_came_of_it(name):
+    found = json.loads((ROOT / "docs" / "results" / "methods" / f"{name}.json").read_text())
+    cards = " ".join((ROOT / "docs" / "methods.md").read_text().split())
+    assert summary(found) in cards
+    study = find_study(name)
+    assert list(found["arms"]) == [arm.name for arm in study.arms], "run it again"
+    assert [claim["text"] for claim in found["claims"]] == [claim.text for claim in study.claims], "run it again"
 
 
 def test_an_unknown_study_is_refused_with_the_nearest(capsys):
