@@ -20,11 +20,12 @@ def show(found: dict[str, Any]) -> None:
         found: What `report.content` returned.
     """
     from rich.console import Console
-    from rich.table import Table
+    from rich.table import Column, Table
 
     console = Console(highlight=False)
     names = list(next(iter(found["arms"].values())))
-    arms = Table("arm", *names, title=f"{found['title']}\nmean and standard deviation over {found['seeds']} seeds, %")
+    columns = (Column(name, overflow="fold") for name in ("arm", *names))  # whole names, also where there is no room
+    arms = Table(*columns, title=f"{found['title']}\nmean and standard deviation over {found['seeds']} seeds, %")
     for arm, values in found["arms"].items():
         arms.add_row(arm, *(f"{_percent(values[name])}" for name in names))
     console.print(arms)
