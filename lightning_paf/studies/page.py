@@ -11,8 +11,8 @@ from lightning_paf.studies.study import find_study, study_names
 _HEAD = """Each line is made by the command beside it with `--json docs/results/methods/METHOD.json`;
 `lightning-paf reproduce --table docs/results/methods` writes this page. Each claim is a paired comparison over seeds
 and test images: **reproduced** and **not reproduced** say that its whole 95 % interval lies on one side of what is
-claimed. Small networks on 8x8 digits decide nothing about large ones on photographs; a claim that fails here is
-reported as it came."""
+claimed; the word for a method is the worst of its paper's claims. Small networks on 8x8 digits decide nothing about
+large ones on photographs; a claim that fails here is reported as it came."""
 
 
 def show(found: dict[str, Any]) -> None:
@@ -57,10 +57,12 @@ def page(folder: Path) -> str:
         )
     outcomes = [json.loads(file.read_text()) for file in files]
     summary = ["# What the papers claim, at the size of a laptop", "", _HEAD, ""]
-    summary += ["| method | outcome | command |", "| --- | --- | --- |"]
-    summary += [f"| {found['title']} | **{found['word']}** | `{found['command']}` |" for found in outcomes]
+    summary += ["| method | the paper's claims | all claims | command |", "| --- | --- | --- | --- |"]
+    summary += [
+        f"| {found['title']} | **{found['word']}** | {_counted(found)} | `{found['command']}` |" for found in outcomes
+    ]
     missing = sorted({*study_names()} - {found["method"] for found in outcomes})
-    summary += [f"| {find_study(name).title} | not run yet | `lightning-paf reproduce {name}` |" for name in missing]
+    summary += [f"| {find_study(name).title} | not run yet | | `lightning-paf reproduce {name}` |" for name in missing]
     return "\n".join([*summary, *(line for found in outcomes for line in _section(found, folder))])
 
 
@@ -70,17 +72,21 @@ def summary(found: dict[str, Any]) -> str:
     Args:
         found: What `report.content` returned.
     """
-    words = [claim["word"] for claim in found["claims"]]
-    counted = ", ".join(f"{words.count(word)} {word}" for word in dict.fromkeys(words))
     arms = ", ".join(
         f"{arm} {100 * np.mean(values['clean']):.1f} / {100 * np.mean(values['autoattack']):.1f}"
         for arm, values in found["arms"].items()
     )
     return (
         f"Ours on digits (linf {found['eps']:g}, {found['seeds']} seeds, {found['examples']} test images, "
-        f"{found['machine']}): of {len(words)} claims {counted}. Clean / AutoAttack accuracy in %: {arms}. "
+        f"{found['machine']}): of {len(found['claims'])} claims {_counted(found)}. "
+        f"Clean / AutoAttack accuracy in %: {arms}. "
         f"Intervals: [results/methods.md](results/methods.md#{found['method']})."
     )
+
+
+def _counted(found: dict[str, Any]) -> str:
+    words = [claim["word"] for claim in found["claims"]]
+    return ", ".join(f"{words.count(word)} {word}" for word in sorted({*words}, reverse=True))
 
 
 def _section(found: dict[str, Any], folder: Path) -> list[str]:

@@ -72,6 +72,13 @@ def test_the_worst_claim_speaks_for_all():
     assert overall(list(outcomes.values())) == "not reproduced"
 
 
+def test_what_we_expect_does_not_speak_for_the_paper():
+    theirs = compared(Claim("", "a", "b", "pgd", source="paper"), measured([0.5, 0.51, 0.52], [0.4, 0.4, 0.4]))
+    ours = compared(CLAIM, measured([0.3, 0.31, 0.32], [0.4, 0.4, 0.4]))
+    assert [theirs.word, ours.word] == ["reproduced", "not reproduced"]
+    assert overall([theirs, ours]) == "reproduced"
+
+
 @pytest.mark.parametrize(("a", "b"), [([0.5], [0.4]), ([0.5, 0.6], [0.4, 0.4, 0.4])])
 def test_too_few_or_unequal_seeds_are_refused(a, b):
     with pytest.raises(ValueError, match="at least 2 seeds"):

@@ -99,10 +99,10 @@ def test_the_page_has_a_row_for_every_outcome(done, capsys):
     assert reproduce.main(["--table", str(done.folder / "kept")]) == 0
     printed = capsys.readouterr().out
     command = "lightning-paf reproduce small --budget smoke --seeds 2"
-    assert f"| A study for the test | **reproduced** | `{command}` |" in printed
+    assert f"| A study for the test | **reproduced** | 2 reproduced | `{command}` |" in printed
     assert "| Tuning helps (expected) | pgd |" in printed
     assert "(kept/small.png)" in printed
-    assert "| TRADES (Zhang et al., ICML 2019) | not run yet | `lightning-paf reproduce trades` |" in printed
+    assert "| TRADES (Zhang et al., ICML 2019) | not run yet | | `lightning-paf reproduce trades` |" in printed
 
 
 def test_an_empty_folder_makes_no_page(tmp_path):
