@@ -210,7 +210,7 @@ def test_a_batch_that_does_not_divide_by_the_ranks(tmp_path, tiny):
         ("model.schedule", "Cosin", "Cosine", "Constant"),
         ("data.augment", "CropFlp", "CropFlip", "CropFlip"),
         ("val_attack", "RobustEvl", "RobustEval", "RobustEval"),
-        ("val_attack.attack", "PDG", "PGD", "APGD, AutoAttack"),
+        ("val_attack.attack", "PDG", "PGD", "AutoAttack, BIM"),
         ("monitor", "ActivationMonitr", "ActivationMonitor", "ActivationMonitor"),
     ],
 )

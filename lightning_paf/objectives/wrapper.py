@@ -1,6 +1,7 @@
 """Objectives around another objective."""
 
 from abc import abstractmethod
+from dataclasses import replace
 from typing import ClassVar
 
 from torch import Tensor
@@ -76,7 +77,8 @@ class Regularised(Wrapper):
         if self.weight == 0:
             return result
         term = self.term(model, x, y, attack)
-        return StepResult(result.loss + self.weight * term, result.logits, {**result.logs, self.name: term.detach()})
+        logs = {**result.logs, self.name: term.detach()}
+        return replace(result, loss=result.loss + self.weight * term, logs=logs)
 
     @abstractmethod
     def term(self, model: Classifier, x: Tensor, y: Tensor, attack: Attack) -> Tensor:

@@ -2,21 +2,19 @@
 
 import json
 import math
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from cli_runs import status, write_experiment
+from ddp_worker import run_all
+from forked_ranks import Ranks
 from interrupted import differences, last, rows
 from torch import nn
 
 from lightning_paf.attacks import FGSM
 from lightning_paf.callbacks.overfitting_detector import Look, OverfittingDetector, _counts
 
-TESTS = Path(__file__).parent.parent
 GOOD, BAD = Look(0.9, 0.5, 0.45, 0.8), Look(0.9, 0.9, 0.05, 0.1)
 SIGN_AT = 6  # the second look of the second epoch: four steps make one, looks are at even steps
 
@@ -182,18 +180,13 @@ def test_two_processes_decide_alike(base, tmp_path):
     both = ["--trainer.devices", "2", "--trainer.strategy", "ddp", "--averaging", "null"]
     detector = of_class(action="roll_back", sign_at=4)
     callbacks = f'--trainer.callbacks=[{detector}, {{"class_path": "ddp_worker.Recorder"}}]'
-    (tmp_path / "jobs.json").write_text(json.dumps([[*base, *both, callbacks, "--run", str(tmp_path / "run")]]))
-    paths = os.pathsep.join(map(str, (TESTS, TESTS / "callbacks", TESTS.parent)))
-    environment = {k: v for k, v in os.environ.items() if not k.startswith(("PL_", "PYTEST_"))}
-    environment |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": paths, "GLOO_SOCKET_IFNAME": "lo"}
-    words = [sys.executable, str(TESTS / "ddp_worker.py"), str(tmp_path / "jobs.json")]
-    done = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=280, check=False)
-    assert (tmp_path / "run" / "seen_rank1.pt").is_file(), done.stdout + done.stderr
+    words = [*base, *both, callbacks, "--run", str(tmp_path / "run")]
+    ranks = Ranks(2, tmp_path / "logs", run_all, [(words, 0)], tmp_path / "saved").succeed()
     first, second = (torch.load(tmp_path / "run" / f"seen_rank{rank}.pt") for rank in (0, 1))
     assert differences(first["weights"], second["weights"]) == []
     assert differences(first["weights"][3], first["weights"][1]) == [], "the fourth step was undone"
     assert differences(first["weights"][4], first["weights"][1]) != []
-    assert done.stderr.count("Catastrophic overfitting at step 4") == 1
+    assert str(ranks).count("Catastrophic overfitting at step 4") == 1
 
 
 @pytest.mark.parametrize(

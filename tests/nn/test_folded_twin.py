@@ -23,6 +23,7 @@ SMALL = {
     "CifarResNet": {"width": 4},
     "DMPreActResNet": {"width": 4},
     "DMWideResNet": {"depth": 10, "width": 1},
+    "LeNet": {},
     "PreActResNet": {"width": 4},
     "SmallConvNet": {"width": 4, "in_channels": 3},
     "VGG16BN": {"width": 4},
@@ -186,7 +187,16 @@ def test_own_networks_fold(name):
 
 def test_all_own_networks_are_covered():
     exported = {name for name in nets.__all__ if inspect.isclass(getattr(nets, name))}
-    assert exported == {*SMALL, "TimmNet", "TorchvisionNet"}
+    around_others = {"EmbeddingNet", "RandomSelfEnsemble"}
+    assert exported == {*SMALL, *around_others, "TimmNet", "TorchvisionNet"}
+
+
+def test_an_embedding_folds_what_it_is_put_on():
+    model = Classifier(nets.EmbeddingNet(nets.CifarResNet(width=4), hidden=[8]), spec())
+    train(model)
+    twin = FoldedTwin(model)
+    assert_same(twin, model, torch.rand(4, 3, 16, 16))
+    assert twin.folded
 
 
 @pytest.mark.parametrize("name", TIMM)
