@@ -29,12 +29,19 @@ class Arm:
             arm of that name with the same seed, which must be listed before; `{folder}` for a folder of this arm alone.
         before: Commands (words without `lightning-paf`) that run before the training, with the same placeholders.
         test_options: Words that change how the trained model is built when it is judged.
+        after: Arms before it that measures of it need, with the same seed; those in placeholders need not be named.
     """
 
     name: str
     options: tuple[str, ...] = ()
     before: tuple[tuple[str, ...], ...] = ()
     test_options: tuple[str, ...] = ()
+    after: tuple[str, ...] = ()
+
+    def needs(self, other: "Arm") -> bool:
+        """Whether the other arm has to be done first."""
+        words = (*self.options, *self.test_options, *(word for command in self.before for word in command))
+        return other.name in self.after or any(f"{{{other.name}}}" in word for word in words)
 
 
 @dataclass(frozen=True)

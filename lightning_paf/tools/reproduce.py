@@ -3,7 +3,7 @@
 import argparse
 import json
 import os
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -99,18 +99,25 @@ def _task(
 
 
 def _perform(tasks: "list[Task]", study: "Study", jobs: int) -> None:
-    """All tasks, arms in their order, since later ones may begin with the weights of earlier ones."""
+    """All tasks, each once those are done that it needs."""
     from rich.progress import Progress
 
-    from lightning_paf.studies.run import perform
+    from lightning_paf.studies.run import Task, perform
 
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     with ProcessPoolExecutor(jobs, get_context("spawn")) as pool, Progress() as progress:
         bar = progress.add_task("training and judging", total=len(tasks))
-        for arm in study.arms:
-            running = {pool.submit(perform, task): task for task in tasks if task.arm == arm.name}
-            for future in as_completed(running):
-                task = running[future]
+        arms = {arm.name: arm for arm in study.arms}
+        waiting, running = list(tasks), dict[Future[None], Task]()
+        while waiting or running:
+            open_arms = {(task.seed, task.arm) for task in (*waiting, *running.values())}
+            for task in list(waiting):
+                needed = {(task.seed, name) for name, other in arms.items() if arms[task.arm].needs(other)}
+                if not needed & open_arms:
+                    waiting.remove(task)
+                    running[pool.submit(perform, task)] = task
+            for future in wait(running, return_when=FIRST_COMPLETED).done:
+                task = running.pop(future)
                 if (error := future.exception()) is not None:
                     pool.shutdown(cancel_futures=True)
                     raise RuntimeError(f"{task.arm}, seed {task.seed}: {error} See {task.place}/log.txt.") from error

@@ -32,6 +32,7 @@ def test_every_arm_builds(study, name, tmp_path, monkeypatch):
 def test_an_arm_needs_only_arms_before_it(name):
     seen = set()
     for arm in find_study(name).arms:
+        assert {*arm.after} <= seen
         for word in (*arm.options, *(word for command in arm.before for word in command), *arm.test_options):
             assert set(re.findall(r"\{([\w-]+)\}", word)) <= seen | {"folder"}
         seen.add(arm.name)

@@ -75,6 +75,33 @@ def test_what_is_finished_is_not_done_again(done):
     assert done.again == done.before
 
 
+def test_a_task_begins_when_those_that_it_needs_are_done(monkeypatch):
+    """Tasks that take different times: here the last one that was begun is always done first."""
+    seen = []
+
+    class Pool(InThisProcess):
+        def submit(self, function, task):
+            seen.append(("begun", task.arm, task.seed))
+            return Future()
+
+    def wait(running, return_when):
+        future, task = list(running.items())[-1]
+        seen.append(("done", task.arm, task.seed))
+        future.set_result(None)
+        return SimpleNamespace(done={future})
+
+    monkeypatch.setattr(reproduce, "ProcessPoolExecutor", Pool)
+    monkeypatch.setattr(reproduce, "wait", wait)
+    tasks = [SimpleNamespace(arm=arm, seed=seed) for seed in (0, 1) for arm in ("natural", "tuned")]
+    reproduce._perform(tasks, STUDY, jobs=2)
+    begun = [entry for entry in seen if entry[0] == "begun"]
+    assert begun[:2] == [("begun", "natural", 0), ("begun", "natural", 1)], "they need nothing"
+    assert len(begun) == 4
+    for seed in (0, 1):
+        assert seen.index(("done", "natural", seed)) < seen.index(("begun", "tuned", seed))
+    assert seen.index(("begun", "tuned", 1)) < seen.index(("done", "natural", 0)), "nobody waits for others' seeds"
+
+
 def test_what_was_asked_otherwise_is_done_again(tmp_path, monkeypatch):
     monkeypatch.setattr(run, "find_study", lambda name: STUDY)
     monkeypatch.setattr(run, "_command", lambda words: None)

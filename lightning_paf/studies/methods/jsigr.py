@@ -43,11 +43,11 @@ STUDY = Study(
     title="J-SIGR (Liu et al., Pattern Recognition 2024), a reconstruction",
     arms=(
         Arm(_SURROGATE, (*_NATURAL, "--model.net.width", "32")),
-        Arm("natural", _NATURAL),
-        Arm("jacobian", _JACOBIAN),
-        Arm("selective", _SELECTIVE),
-        Arm("jsigr", (*_SELECTIVE, "--model.objective.objective", "JacobianNorm")),
-        Arm("pgd"),
+        Arm("natural", _NATURAL, after=(_SURROGATE,)),
+        Arm("jacobian", _JACOBIAN, after=(_SURROGATE,)),
+        Arm("selective", _SELECTIVE, after=(_SURROGATE,)),
+        Arm("jsigr", (*_SELECTIVE, "--model.objective.objective", "JacobianNorm"), after=(_SURROGATE,)),
+        Arm("pgd", after=(_SURROGATE,)),
     ),
     claims=(
         Claim("J-SIGR withstands transferred attacks better than PGD training", "jsigr", "pgd", "transfer", 0, "paper"),
