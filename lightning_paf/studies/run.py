@@ -172,11 +172,17 @@ def _into(log: Path) -> Iterator[None]:
     sys.stderr.flush()
     kept = [os.dup(number) for number in (1, 2)]
     try:
-        with log.open("a", buffering=1) as stream:
+        with log.open("a") as file:
             for number in (1, 2):
-                os.dup2(stream.fileno(), number)
-            with contextlib.redirect_stdout(stream), contextlib.redirect_stderr(stream):
+                os.dup2(file.fileno(), number)
+        # Not closed: what is created meanwhile, such as a handler of a logger, keeps them for the next log.
+        out, error = (open(number, "w", buffering=1, closefd=False) for number in (1, 2))  # noqa: SIM115
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(error):
+            try:
                 yield
+            finally:
+                out.flush()
+                error.flush()
     finally:
         sys.stdout.flush()
         sys.stderr.flush()

@@ -3,6 +3,7 @@
 import contextlib
 import io
 import json
+import logging
 from concurrent.futures import Future
 from types import SimpleNamespace
 
@@ -100,6 +101,16 @@ def test_a_task_begins_when_those_that_it_needs_are_done(monkeypatch):
     for seed in (0, 1):
         assert seen.index(("done", "natural", seed)) < seen.index(("begun", "tuned", seed))
     assert seen.index(("begun", "tuned", 1)) < seen.index(("done", "natural", 0)), "nobody waits for others' seeds"
+
+
+def test_a_logger_that_one_task_has_made_speaks_in_the_log_of_the_next(tmp_path):
+    logger, handlers = logging.getLogger("of a task"), []
+    for number in (1, 2):
+        with run._into(tmp_path / f"{number}.txt"):
+            handlers = handlers or [logging.StreamHandler()]
+            logger.handlers = handlers
+            logger.error("task %d", number)
+    assert [(tmp_path / f"{number}.txt").read_text() for number in (1, 2)] == ["task 1\n", "task 2\n"]
 
 
 def test_what_was_asked_otherwise_is_done_again(tmp_path, monkeypatch):
