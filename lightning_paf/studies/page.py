@@ -97,7 +97,7 @@ def _section(found: dict[str, Any], folder: Path) -> list[str]:
     lines += ["", "| claim | measure | difference, 95 % | outcome |", "| --- | --- | --- | --- |"]
     for claim in found["claims"]:
         by = f", claimed > {100 * claim['by']:+g}" if claim["by"] else ""
-        text = f"{claim['text']} ({claim['source']})"
+        text = f"{claim['text']} ({claim['source']})".replace("|", "\\|")
         lines.append(f"| {text} | {claim['measure']} | {claim['shown']}{by} | {claim['word']} |")
     lines += [
         "",

@@ -19,7 +19,7 @@ STUDY = Study(
         Arm("natural", ("--model.objective", "Natural")),
         Arm("tuned", ("--model.init", "{natural}", "--trainer.max_epochs", "2")),
     ),
-    (Claim("Tuning helps", "tuned", "natural", "pgd", -9.0), Claim("The same", "tuned", "natural", "clean", -9.0)),
+    (Claim("Tuning helps |w|", "tuned", "natural", "pgd", -9.0), Claim("The same", "tuned", "natural", "clean", -9.0)),
     ("--model.net.width", "4", "--data.train_examples", "128"),
     {"constant": lambda run, x, y: 0.5},
     eps=0.02,  # some images withstand it, some do not
@@ -67,7 +67,7 @@ def test_arms_are_trained_judged_and_compared(done):
     assert set(found["arms"]) == {"natural", "tuned"}
     assert set(found["arms"]["tuned"]) == {"clean", "pgd", "autoattack", "constant"}
     assert [claim["word"] for claim in found["claims"]] == ["reproduced", "reproduced"]
-    assert "Tuning helps" in done.printed
+    assert "Tuning helps |w|" in done.printed
     assert "fit -c" in (done.folder / "out" / "small" / "tuned-1" / "log.txt").read_text()
 
 
@@ -138,7 +138,7 @@ def test_the_page_has_a_row_for_every_outcome(done, capsys):
     printed = capsys.readouterr().out
     command = "lightning-paf reproduce small --budget smoke --seeds 2"
     assert f"| A study for the test | **reproduced** | 2 reproduced | `{command}` |" in printed
-    assert "| Tuning helps (expected) | pgd |" in printed
+    assert r"| Tuning helps \|w\| (expected) | pgd |" in printed
     assert "(kept/small.png)" in printed
     assert "| TRADES (Zhang et al., ICML 2019) | not run yet | | `lightning-paf reproduce trades` |" in printed
 
