@@ -68,6 +68,11 @@ class Run:
 def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     """The options that name a run; `--data.*` and other options of `fit` may follow them."""
     parser.add_argument("--ckpt", "--ckpt_path", type=Path, required=True, help="e.g. RUN/checkpoints/last.ckpt")
+    add_model_arguments(parser)
+
+
+def add_model_arguments(parser: argparse.ArgumentParser) -> None:
+    """How the model of a run is built, and where it works."""
     parser.add_argument("--config", "-c", type=Path, help="default: config.yaml of the checkpoint's run")
     parser.add_argument("--device", help="cpu, cuda, cuda:1, ...; default: cuda where there is one")
 

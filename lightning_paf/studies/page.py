@@ -56,14 +56,14 @@ def page(folder: Path) -> str:
             f"{folder} holds no outcome. Write some: lightning-paf reproduce METHOD --json {folder}/METHOD.json."
         )
     outcomes = [json.loads(file.read_text()) for file in files]
-    summary = ["# What the papers claim, at the size of a laptop", "", _HEAD, ""]
-    summary += ["| method | the paper's claims | all claims | command |", "| --- | --- | --- | --- |"]
-    summary += [
+    lines = ["# What the papers claim, at the size of a laptop", "", _HEAD, ""]
+    lines += ["| method | the paper's claims | all claims | command |", "| --- | --- | --- | --- |"]
+    lines += [
         f"| {found['title']} | **{found['word']}** | {_counted(found)} | `{found['command']}` |" for found in outcomes
     ]
     missing = sorted({*study_names()} - {found["method"] for found in outcomes})
-    summary += [f"| {find_study(name).title} | not run yet | | `lightning-paf reproduce {name}` |" for name in missing]
-    return "\n".join([*summary, *(line for found in outcomes for line in _section(found, folder))])
+    lines += [f"| {find_study(name).title} | not run yet | | `lightning-paf reproduce {name}` |" for name in missing]
+    return "\n".join([*lines, *(line for found in outcomes for line in _section(found, folder))])
 
 
 def summary(found: dict[str, Any]) -> str:

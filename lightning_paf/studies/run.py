@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lightning_paf.evaluation.files import write_whole
+from lightning_paf.studies.measures import margin_pgd
 from lightning_paf.studies.study import Arm, Study, find_study
 
 if TYPE_CHECKING:
@@ -150,15 +151,11 @@ def _judged(task: Task, study: Study, arm: Arm) -> dict[str, Any]:
 
 def _robust(run: "Run", eps: float, samples: Any) -> dict[str, NDArray[np.bool_]]:
     """Whether each image withstands PGD (with the margin loss, three starts) and standard AutoAttack."""
-    from lightning_paf.attacks import PGD, AutoAttack, Restarts
+    from lightning_paf.attacks import AutoAttack
     from lightning_paf.evaluation.ledger import MemoryLedger
     from lightning_paf.evaluation.verdict import judge
-    from lightning_paf.functional.losses import margin
 
-    attacks = {
-        "pgd": Restarts(PGD(eps, step_size=eps / 8, steps=20, loss=margin), 3),
-        "autoattack": AutoAttack(eps, version="standard"),
-    }
+    attacks = {"pgd": margin_pgd(eps), "autoattack": AutoAttack(eps, version="standard")}
     return {
         name: judge(run.model, attack, samples, MemoryLedger(), block_size=JUDGED_AT_ONCE).standing
         for name, attack in attacks.items()

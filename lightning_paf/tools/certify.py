@@ -44,6 +44,8 @@ def main(argv: list[str]) -> int:
 
 
 def _parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
+    from lightning_paf.loading import add_model_arguments
+
     parser = argparse.ArgumentParser("lightning-paf certify", description=__doc__, allow_abbrev=False)
     parser.add_argument("run", type=Path, metavar="RUN", help="run folder (its last checkpoint), or a checkpoint")
     parser.add_argument("--sigma", type=float, required=True, help="standard deviation of the noise, pixels in [0, 1]")
@@ -61,8 +63,7 @@ def _parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--examples", type=int, default=200, help="how many test images (default: 200)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--batch_size", type=int, default=1024, help="noisy copies in a forward pass (default: 1024)")
-    parser.add_argument("--config", "-c", type=Path, help="default: config.yaml of the checkpoint's run")
-    parser.add_argument("--device", help="cpu, cuda, cuda:1, ...; default: cuda where there is one")
+    add_model_arguments(parser)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all classes and radii to this file")
     parser.add_argument("--figure", type=Path, metavar="PNG", help="draw certified accuracy over the radius")
     return parser.parse_known_args(argv)

@@ -2,26 +2,16 @@
 
 from typing import TYPE_CHECKING, Any
 
+from lightning_paf.studies.measures import margin_pgd, withstands
 from lightning_paf.studies.study import Arm, Claim, Study
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from lightning_paf.attacks import Attack
     from lightning_paf.evaluation.min_max import MinMaxProfile
     from lightning_paf.loading import Run
 
 EPS, PROTECTED = 0.2, 8
-
-
-def _withstands(run: "Run", x: "Tensor", y: "Tensor", attack: "Attack") -> Any:
-    """Whether each image is classified correctly, clean and attacked."""
-    import torch
-
-    torch.manual_seed(0)
-    x_adv = attack(run.model, x, y)
-    with torch.no_grad():
-        return ((run.model(x).argmax(1) == y) & (run.model(x_adv).argmax(1) == y)).numpy()
 
 
 def _test_images(run: "Run", own: bool) -> "tuple[Tensor, Tensor]":
@@ -32,18 +22,11 @@ def _test_images(run: "Run", own: bool) -> "tuple[Tensor, Tensor]":
     return x[chosen], y[chosen]
 
 
-def _strong() -> "Attack":
-    from lightning_paf.attacks import PGD, Restarts
-    from lightning_paf.functional.losses import margin
-
-    return Restarts(PGD(EPS, step_size=EPS / 8, steps=20, loss=margin), 3)
-
-
 def fgsm(run: "Run", x: "Tensor", y: "Tensor") -> Any:
     """Whether each image withstands FGSM."""
     from lightning_paf.attacks import FGSM
 
-    return _withstands(run, x, y, FGSM(EPS))
+    return withstands(run, x, y, FGSM(EPS))
 
 
 def deepfool(run: "Run", x: "Tensor", y: "Tensor") -> "Tensor":
@@ -55,19 +38,19 @@ def deepfool(run: "Run", x: "Tensor", y: "Tensor") -> "Tensor":
 
 def protected_pgd(run: "Run", x: "Tensor", y: "Tensor") -> Any:
     """Whether each image of the protected class withstands PGD (margin loss, three starts)."""
-    return _withstands(run, *_test_images(run, own=True), _strong())
+    return withstands(run, *_test_images(run, own=True), margin_pgd(EPS))
 
 
 def protected_autoattack(run: "Run", x: "Tensor", y: "Tensor") -> Any:
     """Whether each image of the protected class withstands AutoAttack."""
     from lightning_paf.attacks import AutoAttack
 
-    return _withstands(run, *_test_images(run, own=True), AutoAttack(EPS))
+    return withstands(run, *_test_images(run, own=True), AutoAttack(EPS))
 
 
 def others_pgd(run: "Run", x: "Tensor", y: "Tensor") -> Any:
     """Whether each image of another class withstands PGD."""
-    return _withstands(run, *_test_images(run, own=False), _strong())
+    return withstands(run, *_test_images(run, own=False), margin_pgd(EPS))
 
 
 def _first_convolution(run: "Run") -> "MinMaxProfile":

@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
+from lightning_paf.studies.measures import margin_pgd, withstands
 from lightning_paf.studies.study import Arm, Claim, Study
 
 if TYPE_CHECKING:
@@ -25,15 +26,7 @@ _REGULARISED = (
 
 def small_pgd(run: "Run", x: "Tensor", y: "Tensor") -> Any:
     """Whether each image withstands PGD-20 on the margin, from three starts, at eps 0.05."""
-    import torch
-
-    from lightning_paf.attacks import PGD, Restarts
-    from lightning_paf.functional.losses import margin
-
-    torch.manual_seed(0)
-    x_adv = Restarts(PGD(0.05, step_size=0.00625, steps=20, loss=margin), 3)(run.model, x, y)
-    with torch.no_grad():
-        return (run.model(x_adv).argmax(1) == y).cpu().numpy()
+    return withstands(run, x, y, margin_pgd(0.05))
 
 
 STUDY = Study(

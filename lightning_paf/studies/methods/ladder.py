@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
+from lightning_paf.studies.measures import margin_pgd, withstands
 from lightning_paf.studies.study import Arm, Claim, Study
 
 if TYPE_CHECKING:
@@ -15,15 +16,7 @@ SMALL_EPS = 0.05
 
 def pgd_small(run: "Run", x: "Tensor", y: "Tensor") -> Any:
     """Whether each image withstands PGD (margin loss, three starts) at a quarter of the radius."""
-    import torch
-
-    from lightning_paf.attacks import PGD, Restarts
-    from lightning_paf.functional.losses import margin
-
-    torch.manual_seed(0)
-    x_adv = Restarts(PGD(SMALL_EPS, step_size=SMALL_EPS / 8, steps=20, loss=margin), 3)(run.model, x, y)
-    with torch.no_grad():
-        return ((run.model(x).argmax(1) == y) & (run.model(x_adv).argmax(1) == y)).numpy()
+    return withstands(run, x, y, margin_pgd(SMALL_EPS))
 
 
 def _tuned(name: str, *directions: str) -> Arm:

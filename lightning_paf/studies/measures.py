@@ -1,0 +1,27 @@
+"""What several studies measure, beside what is measured in all of them."""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from lightning_paf.attacks import Attack
+    from lightning_paf.loading import Run
+
+
+def margin_pgd(eps: float) -> "Attack":
+    """PGD-20 in linf on the margin, from three starts: the `pgd` of studies."""
+    from lightning_paf.attacks import PGD, Restarts
+    from lightning_paf.functional.losses import margin
+
+    return Restarts(PGD(eps, step_size=eps / 8, steps=20, loss=margin), 3)
+
+
+def withstands(run: "Run", x: "Tensor", y: "Tensor", attack: "Attack") -> Any:
+    """Whether each image (N, C, H, W) is classified correctly, clean and attacked; (N,) bools."""
+    import torch
+
+    torch.manual_seed(0)
+    x_adv = attack(run.model, x, y)
+    with torch.no_grad():
+        return ((run.model(x).argmax(1) == y) & (run.model(x_adv).argmax(1) == y)).cpu().numpy()
