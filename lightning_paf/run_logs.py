@@ -15,7 +15,27 @@ from lightning.pytorch.utilities import rank_zero_only
 from lightning_paf.evaluation.files import write_whole
 
 
-class RunMetrics(CSVLogger):
+class _SaysWhy(Logger):
+    """What loggers of a run folder have in common: they say how to go on where nothing can be written."""
+
+    @rank_zero_only
+    def save(self) -> None:
+        """Write what has been logged.
+
+        Raises:
+            OSError: The disk is full, or cannot be written to.
+        """
+        with _explained(str(self.log_dir)):
+            super().save()
+
+    @rank_zero_only
+    def finalize(self, status: str) -> None:
+        """Write what is left, and close."""
+        with _last_words(str(self.log_dir), status):
+            super().finalize(status)
+
+
+class RunMetrics(_SaysWhy, CSVLogger):
     """Appends to the `metrics.csv` of a run that is continued; Lightning's own logger would delete it."""
 
     resumed_step = 0
@@ -29,24 +49,8 @@ class RunMetrics(CSVLogger):
             self._experiment = _AppendingWriter(self.log_dir, self.resumed_step)
         return self._experiment
 
-    @rank_zero_only
-    def save(self) -> None:
-        """Write the rows.
 
-        Raises:
-            OSError: The disk is full, or cannot be written to.
-        """
-        with _explained(self.log_dir):
-            super().save()
-
-    @rank_zero_only
-    def finalize(self, status: str) -> None:
-        """Write what is left."""
-        with _last_words(self.log_dir, status):
-            super().finalize(status)
-
-
-class RunEvents(TensorBoardLogger):
+class RunEvents(_SaysWhy, TensorBoardLogger):
     """Lets TensorBoard forget what came after the checkpoint that a run goes on from, and tells it nothing twice."""
 
     table: RunMetrics
@@ -67,18 +71,6 @@ class RunEvents(TensorBoardLogger):
         if not self.table.experiment.holds(metrics, step):
             with _explained(self.log_dir):
                 super().log_metrics(metrics, step)
-
-    @rank_zero_only
-    def save(self) -> None:
-        """Write what has been told."""
-        with _explained(self.log_dir):
-            super().save()
-
-    @rank_zero_only
-    def finalize(self, status: str) -> None:
-        """Write what is left, and close."""
-        with _last_words(self.log_dir, status):
-            super().finalize(status)
 
 
 class _AppendingWriter(ExperimentWriter):
