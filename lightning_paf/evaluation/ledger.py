@@ -59,11 +59,7 @@ class Records(ABC):
 
     def read(self, block: int, stage: int) -> Record | None:
         """A record; None if it is missing or damaged."""
-        try:
-            data = self._load(block, stage)
-            return None if data is None else _decode_as(data, block, stage)
-        except DamagedRecord:
-            return None
+        return _record_in(self._load(block, stage), block, stage)
 
     def write(self, record: Record) -> Record:
         """Add a record.
@@ -74,11 +70,12 @@ class Records(ABC):
         Raises:
             ValueError: The folder is full or may not be written to; the record is too large.
         """
-        there = self.read(record.block, record.stage)
-        if there is not None and there.after == record.after:
-            return there
+        there = self._load(record.block, record.stage)
+        first = _record_in(there, record.block, record.stage)
+        if first is not None and first.after == record.after:
+            return first
         data = encode(record)
-        self._store(record.block, record.stage, data)
+        self._store(record.block, record.stage, data, instead=there is not None)
         return decode(data)
 
     def digest(self, blocks: int | None = None) -> str:
@@ -102,11 +99,11 @@ class Records(ABC):
 
     @abstractmethod
     def _load(self, block: int, stage: int) -> bytes | None:
-        """The bytes of a record, if there is one."""
+        """The bytes of a record, if there is one; none of a file that is larger than any record."""
 
     @abstractmethod
-    def _store(self, block: int, stage: int, data: bytes) -> None:
-        """Keep the bytes of a record, instead of what is there."""
+    def _store(self, block: int, stage: int, data: bytes, instead: bool) -> None:
+        """Keep the bytes of a record, and say so if it is instead of one that does not count."""
 
 
 class Ledger(Records):
@@ -163,37 +160,33 @@ class Ledger(Records):
     def _agree(self, content: Mapping[str, Any]) -> None:
         with self._explained():
             self.folder.mkdir(parents=True, exist_ok=True)
-            if self._read_header() is None:
-                self._write_header(content)
             there = self._read_header()
+            for _ in range(_TRIES):
+                if there is None:
+                    self._write_header(content)
+                    there = self._read_header()
         check_same(content, there or {}, str(self))
 
     def _read_header(self) -> dict[str, Any] | None:
         """The header's content, once it is whole; None if there is none, or only a part of one."""
-        path = self.folder / _HEADER
         for _ in range(_TRIES):
             try:
-                with path.open("rb") as stream:
-                    kept = json.loads(stream.read(_LARGEST_HEADER))
-                content: dict[str, Any] = kept["header"]
-                if kept["sha256"] == content_fingerprint(content):
-                    return content
+                return _header_in(self.folder / _HEADER)
             except FileNotFoundError:
                 return None
             except (ValueError, TypeError, KeyError):
-                pass
-            time.sleep(_PAUSE)
+                time.sleep(_PAUSE)
         return None
 
     def _write_header(self, content: Mapping[str, Any]) -> None:
         """Write a header where there is none, or a damaged one. Of several processes that do so, one wins."""
         path = self.folder / _HEADER
         fingerprint = content_fingerprint(content)
-        if path.exists():
-            self._check_records_are_of(fingerprint)
-            _move_aside(path, "it is damaged and is written again")
         data = json.dumps({"header": content, "sha256": fingerprint}, indent=2).encode() + b"\n"
-        create_whole(path, data)
+        if not create_whole(path, data) and self._read_header() is None:
+            self._check_records_are_of(fingerprint)
+            _move_damaged_header_aside(path)
+            create_whole(path, data)
 
     def _check_records_are_of(self, fingerprint: str) -> None:
         for block, stage in self.recorded():
@@ -209,16 +202,14 @@ class Ledger(Records):
         with self._explained():
             try:
                 with path.open("rb") as stream:
-                    if os.fstat(stream.fileno()).st_size > LARGEST:
-                        raise DamagedRecord("it is larger than any record")
-                    return stream.read()
+                    return b"" if os.fstat(stream.fileno()).st_size > LARGEST else stream.read()
             except FileNotFoundError:
                 return None
 
-    def _store(self, block: int, stage: int, data: bytes) -> None:
+    def _store(self, block: int, stage: int, data: bytes, instead: bool) -> None:
         path = self._record_path(block, stage)
         with self._explained():
-            if path.exists():
+            if instead:
                 _move_aside(path, "it is damaged, or follows a damaged record, and is made again")
             try:
                 write_whole(path, data)
@@ -265,23 +256,61 @@ class MemoryLedger(Records):
     def _load(self, block: int, stage: int) -> bytes | None:
         return self._records.get((block, stage))
 
-    def _store(self, block: int, stage: int, data: bytes) -> None:
+    def _store(self, block: int, stage: int, data: bytes, instead: bool) -> None:
         self._records[block, stage] = data
 
 
-def _decode_as(data: bytes, block: int, stage: int) -> Record:
-    """A record that is where it belongs."""
-    record = decode(data)
-    if (record.block, record.stage) != (block, stage):
-        raise DamagedRecord(f"it is that of block {record.block}, stage {record.stage}")
-    return record
+def _record_in(data: bytes | None, block: int, stage: int) -> Record | None:
+    """The record of these bytes, if it is whole and where it belongs."""
+    try:
+        record = None if data is None else decode(data)
+    except DamagedRecord:
+        return None
+    return record if record is not None and (record.block, record.stage) == (block, stage) else None
+
+
+def _header_in(path: Path) -> dict[str, Any]:
+    """The content of a header.
+
+    Raises:
+        ValueError, TypeError, KeyError: The file is not whole.
+        OSError: As the file system says.
+    """
+    with path.open("rb") as stream:
+        kept = json.loads(stream.read(_LARGEST_HEADER))
+    content: dict[str, Any] = kept["header"]
+    if kept["sha256"] != content_fingerprint(content):
+        raise ValueError("its content is not that of its hash")
+    return content
+
+
+def _move_damaged_header_aside(path: Path) -> None:
+    """Move a header aside; put it back if another process has mended it meanwhile."""
+    aside = _aside(path)
+    try:
+        path.rename(aside)
+        _header_in(aside)
+    except FileNotFoundError:  # another process was faster
+        return
+    except (ValueError, TypeError, KeyError):
+        warnings.warn(
+            f"{path} does not count: it is damaged and is written again. It is kept as {aside.name}.", stacklevel=2
+        )
+    else:
+        with contextlib.suppress(FileExistsError):
+            os.link(aside, path)
+        aside.unlink(missing_ok=True)
 
 
 def _move_aside(path: Path, why: str) -> None:
-    aside = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}.aside")
+    aside = _aside(path)
     try:
         path.rename(aside)
     except OSError:  # then it is overwritten
         warnings.warn(f"{path} does not count: {why}.", stacklevel=2)
     else:
         warnings.warn(f"{path} does not count: {why}. It is kept as {aside.name}.", stacklevel=2)
+
+
+def _aside(path: Path) -> Path:
+    return path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}.aside")
