@@ -1,11 +1,16 @@
-"""A small record, a header and a file system that refuses, for the tests of ledgers."""
+"""A small record, a header, a judgement and a file system that refuses, for the tests of ledgers and verdicts."""
 
 import os
+from dataclasses import asdict
+from functools import cache
 
 import numpy as np
+from ledger_worker import BLOCK_SIZE, attack, model, samples
 
 from lightning_paf.evaluation.header import Header
+from lightning_paf.evaluation.ledger import MemoryLedger
 from lightning_paf.evaluation.record import Record
+from lightning_paf.evaluation.verdict import judge
 
 HEADER = Header("m", "n", "d", 8, {"eps": "8/255"}, [{"label": "pgd", "steps": 10}], 4, 0, "fp32", "c")
 
@@ -22,3 +27,20 @@ def refuse(code):
         raise OSError(code, os.strerror(code))
 
     return refused
+
+
+def judged(ledger=None, **settings):
+    settings = {"seed": 3, "block_size": BLOCK_SIZE} | settings
+    return judge(model(), attack(), samples(), ledger or MemoryLedger(), **settings)
+
+
+@cache
+def undisturbed():
+    """What one worker finds at once, in memory; not to be changed."""
+    return judged()
+
+
+def same(one, other) -> bool:
+    arrays = ("ids", "labels", "predictions", "adversarial", "broken_by")
+    counts = [[{**asdict(stage), "seconds": 0} for stage in judgement.stages] for judgement in (one, other)]
+    return all(np.array_equal(getattr(one, name), getattr(other, name)) for name in arrays) and counts[0] == counts[1]
