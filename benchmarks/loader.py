@@ -120,7 +120,7 @@ def use_pool(folder: Path) -> None:
     pool = SyntheticPool([folder])
     pool.check(real.images.shape, 1)
     dataset = MixedDataset(real, pool)
-    sampler = MixedSampler(dataset, batch_size=32, real_per_batch=10, batches=1000, num_replicas=1, rank=0, seed=0)
+    sampler = MixedSampler(dataset, batch_size=32, real_per_batch=[10], batches=1000, num_replicas=1, rank=0, seed=0)
     numbers = iter(sampler)
     for _ in range(2):  # few, because reading ahead in a sparse file is slow
         dataset.__getitems__(list(islice(numbers, 32)))

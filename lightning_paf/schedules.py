@@ -1,16 +1,18 @@
-"""Learning-rate schedules as functions of the fraction of the training that is done.
+"""Schedules as functions of the fraction of the training that is done.
 
 YAML never repeats numbers of epochs or steps: the module multiplies the learning rate by `schedule(progress)` at every
-optimiser step, with progress from 0 to 1.
+optimiser step, with progress from 0 to 1. The radius of an attack and the share of real images have schedules too.
 """
 
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
+_PROBES = 100
+
 
 class Schedule(ABC):
-    """A factor for the learning rate.
+    """A factor for the learning rate, or for what else changes over a training.
 
     Args:
         warmup: Fraction of the training during which the factor rises linearly from `warmup_start`.
@@ -35,6 +37,22 @@ class Schedule(ABC):
             rise = progress / self.warmup
             return (self.warmup_start + (1 - self.warmup_start) * rise) * self.factor(0.0)
         return self.factor((progress - self.warmup) / (1 - self.warmup))
+
+    def check_share(self, what: str) -> None:
+        """Refuse factors outside [0, 1].
+
+        Args:
+            what: What is multiplied, for the message.
+
+        Raises:
+            ValueError: There is such a factor.
+        """
+        factors = [self(i / _PROBES) for i in range(_PROBES + 1)]
+        if not (min(factors) >= 0 and max(factors) <= 1):
+            raise ValueError(
+                f"{what} is scaled by a factor in [0, 1], but {type(self).__name__} goes from {min(factors):g} to "
+                f"{max(factors):g}. Give the largest value, and a schedule that scales it down."
+            )
 
     @abstractmethod
     def factor(self, progress: float) -> float:
@@ -142,3 +160,24 @@ class Cyclic(Schedule):
     def factor(self, progress: float) -> float:
         """Height of the triangle."""
         return progress / self.peak if progress < self.peak else (1 - progress) / (1 - self.peak)
+
+
+class Switch(Schedule):
+    """0 up to a moment of the training and 1 after it, for what begins late.
+
+    Args:
+        at: Fraction of the training at which the factor becomes 1.
+
+    Raises:
+        ValueError: A moment outside (0, 1).
+    """
+
+    def __init__(self, at: float = 0.5) -> None:
+        super().__init__()
+        if not 0 < at < 1:
+            raise ValueError(f"at is a fraction of the training in (0, 1), but at={at}. Pass e.g. 0.6.")
+        self.at = at
+
+    def factor(self, progress: float) -> float:
+        """0 or 1."""
+        return float(progress >= self.at)

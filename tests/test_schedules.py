@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lightning_paf.schedules import Constant, Cosine, Cyclic, Piecewise, Ramp
+from lightning_paf.schedules import Constant, Cosine, Cyclic, Piecewise, Ramp, Switch
 
 PROGRESS = st.floats(0, 1)
 
@@ -71,3 +71,21 @@ def test_a_ramp_is_a_straight_line_that_ends():
     for options in ({"start": 2}, {"end": 0}):
         with pytest.raises(ValueError, match=r"Pass e.g. 0 and 1"):
             Ramp(**options)
+
+
+def test_a_switch_is_nothing_and_then_all():
+    schedule = Switch(0.6)
+    assert [schedule(p) for p in (0, 0.59, 0.6, 1)] == [0, 0, 1, 1]
+
+
+@pytest.mark.parametrize("at", [0.0, 1.0, -1.0, float("nan")])
+def test_a_switch_outside_the_training_is_refused(at):
+    with pytest.raises(ValueError, match="fraction of the training in \\(0, 1\\)"):
+        Switch(at)
+
+
+def test_shares_are_checked_over_the_whole_training():
+    for schedule in (Constant(), Cosine(), Cyclic(), Piecewise(), Ramp(), Switch()):
+        schedule.check_share("it")
+    with pytest.raises(ValueError, match="it is scaled by a factor in \\[0, 1\\], but Cosine goes from -1 to 1"):
+        Cosine(final=-1.0).check_share("it")

@@ -9,8 +9,6 @@ from lightning_paf.attacks import Attack
 from lightning_paf.schedules import Ramp, Schedule
 from lightning_paf.types import Radius
 
-_PROBES = 100
-
 
 class RadiusSchedule(Callback):
     """Multiplies `eps` of the training attack, and its step size where it has one, by a schedule.
@@ -28,12 +26,7 @@ class RadiusSchedule(Callback):
 
     def __init__(self, schedule: Schedule | None = None, step_size: bool = True) -> None:
         self.schedule = schedule or Ramp()
-        factors = [self.schedule(i / _PROBES) for i in range(_PROBES + 1)]
-        if not (min(factors) >= 0 and max(factors) <= 1):
-            raise ValueError(
-                f"The radius is scaled by a factor in [0, 1], but {type(self.schedule).__name__} goes from "
-                f"{min(factors):g} to {max(factors):g}. Give the attack the largest radius, and scale it down."
-            )
+        self.schedule.check_share("The radius of the attack")
         self.step_size = step_size
         self._full: dict[str, Radius] = {}
 

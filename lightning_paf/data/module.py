@@ -21,6 +21,7 @@ from lightning_paf.data.samplers import MixedSampler, ShardSampler, batches_per_
 from lightning_paf.data.shard_check import check_shards
 from lightning_paf.data.sources import ImageSet, RealData, hold_out, read_dataset
 from lightning_paf.functional.augment import select_images
+from lightning_paf.schedules import Schedule
 from lightning_paf.specs import DatasetName, dataset_spec
 from lightning_paf.types import Batch
 
@@ -42,6 +43,8 @@ class RobustDataModule(LightningDataModule):
             are used as they are.
         cache_dir: Where to put the converted arrays instead, as when the file's own folder is read-only.
         real_fraction: Share of real images in a batch; 1 for no synthetic ones.
+        real_schedule: Factor of `real_fraction` from epoch to epoch, such as `Switch`, with which real images come in
+            late (Bartoldson et al. 2024); null keeps the share. An epoch is as long as without it.
         batch_size: Images in a global batch, over all devices and nodes.
         eval_batch_size: Images in a batch of validation and test, on each device; reduced (or raised) a little
             where the devices would otherwise run different numbers of batches.
@@ -75,6 +78,7 @@ class RobustDataModule(LightningDataModule):
         synthetic: list[Path] | Path | None = None,
         cache_dir: Path | None = None,
         real_fraction: float = 0.3,
+        real_schedule: Schedule | None = None,
         batch_size: int = 512,
         eval_batch_size: int = 256,
         val_size: int = 1024,
@@ -94,6 +98,7 @@ class RobustDataModule(LightningDataModule):
         self.synthetic = [Path(path) for path in (synthetic if isinstance(synthetic, list) else [synthetic]) if path]
         self.cache_dir = Path(cache_dir) if cache_dir else None
         self.real_fraction = real_fraction
+        self.real_schedule = real_schedule
         self.batch_size = batch_size
         self.eval_batch_size = eval_batch_size
         self.val_size = val_size
@@ -117,6 +122,8 @@ class RobustDataModule(LightningDataModule):
             raise ValueError(
                 f"real_fraction must be from 0 to 1, but is {self.real_fraction}. Pass e.g. --data.real_fraction 0.3."
             )
+        if self.real_schedule is not None:
+            self.real_schedule.check_share("real_fraction")
         if not 0 <= self.synthetic_smoothing < 1:
             raise ValueError(
                 f"synthetic_smoothing is a share in [0, 1), but is {self.synthetic_smoothing}. "
@@ -182,7 +189,7 @@ class RobustDataModule(LightningDataModule):
         sampler = MixedSampler(
             self._train_set,
             batch_size=self.batch_size,
-            real_per_batch=real_per_batch(self.batch_size, self.real_fraction),
+            real_per_batch=self._real_per_batch(),
             batches=batches_per_epoch(self._train_set.real_size, self.batch_size, self.real_fraction, self.epoch),
             num_replicas=self._world_size,
             rank=self._rank,
@@ -191,6 +198,13 @@ class RobustDataModule(LightningDataModule):
         return ResumableLoader(
             self._train_set, self.batch_size // self._world_size, sampler=sampler, **self._fetching()
         )
+
+    def _real_per_batch(self) -> list[int]:
+        """How many images of a global batch are real, epoch by epoch."""
+        if self.real_schedule is None:
+            return [real_per_batch(self.batch_size, self.real_fraction)]
+        shares = [self.real_fraction * self.real_schedule(epoch / self._epochs) for epoch in range(self._epochs)]
+        return [real_per_batch(self.batch_size, share) for share in shares]
 
     def val_dataloader(self) -> DataLoader[RawBatch]:
         """The images that choose the checkpoint."""
@@ -240,6 +254,10 @@ class RobustDataModule(LightningDataModule):
     def _rank(self) -> int:
         return self.trainer.global_rank if self.trainer else 0
 
+    @property
+    def _epochs(self) -> int:
+        return (self.trainer.max_epochs if self.trainer else 0) or 0
+
     def _is_fitting(self) -> bool:
         return self.trainer is None or self.trainer.state.fn == TrainerFn.FITTING
 
@@ -253,6 +271,11 @@ class RobustDataModule(LightningDataModule):
             raise ValueError(
                 f"real_fraction=1 leaves no room for the synthetic images of data.synthetic={self.synthetic[0]}. "
                 "Pass --data.real_fraction 0.3 to use them or --data.synthetic null to leave them out."
+            )
+        if self.real_schedule is not None and self._epochs < 1:
+            raise ValueError(
+                "real_schedule is over the epochs of the training, but their number is not set. "
+                "Pass e.g. --trainer.max_epochs 400, or --data.real_schedule null."
             )
         self.check_devices(self._world_size)
 

@@ -4,7 +4,7 @@ Both samplers are `DistributedSampler`s, so that Lightning keeps them as they ar
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import chain, count
 from typing import Any, Literal
 
@@ -46,7 +46,7 @@ class MixedSampler(DistributedSampler[int]):
     Args:
         dataset: Real images first, synthetic ones after them.
         batch_size: Images in a global batch, a multiple of `num_replicas`; the loader of a rank takes its part of them.
-        real_per_batch: How many of them are real.
+        real_per_batch: How many of them are real, epoch by epoch; the last number holds for all epochs after it.
         batches: Global batches per epoch.
         num_replicas: Number of ranks.
         rank: This rank.
@@ -58,7 +58,7 @@ class MixedSampler(DistributedSampler[int]):
         dataset: MixedDataset,
         *,
         batch_size: int,
-        real_per_batch: int,
+        real_per_batch: Sequence[int],
         batches: int,
         num_replicas: int,
         rank: int,
@@ -92,7 +92,7 @@ class MixedSampler(DistributedSampler[int]):
     def global_batches(self) -> NDArray[np.int64]:
         """Return the numbers of this epoch's images, one row for each global batch (batches, batch_size)."""
         rng = np.random.default_rng([self.seed, self.epoch])
-        drawn = self.batch_size - self.real_per_batch
+        drawn = self.batch_size - self.real_per_batch[min(self.epoch, len(self.real_per_batch) - 1)]
         batches = np.empty((self.batches, self.batch_size), np.int64)
         batches[:, drawn:] = _passes(rng, self.real_size, batches[:, drawn:].size).reshape(self.batches, -1)
         first, end = self.real_size, self.real_size + self.synthetic_size

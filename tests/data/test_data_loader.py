@@ -29,7 +29,7 @@ def make(workers: int = 0) -> ResumableLoader:
     dataset = Recording(
         ImageSet(np.broadcast_to(numbers[:, None, None, None], (23, 4, 4, 3)).copy(), numbers.astype(np.int64)), None
     )
-    sampler = MixedSampler(dataset, batch_size=4, real_per_batch=4, batches=BATCHES, num_replicas=1, rank=0, seed=0)
+    sampler = MixedSampler(dataset, batch_size=4, real_per_batch=[4], batches=BATCHES, num_replicas=1, rank=0, seed=0)
     persistent = {"num_workers": workers, "persistent_workers": workers > 0}
     return ResumableLoader(dataset, 4, sampler=sampler, collate_fn=as_fetched, **persistent)
 

@@ -9,6 +9,7 @@ from data_files import arrays, write_npz
 from lightning.pytorch.trainer.states import TrainerFn
 
 from lightning_paf.data import Augment, CropFlip, RobustDataModule
+from lightning_paf.schedules import Cosine, Switch
 
 
 class Blacken(Augment):
@@ -242,12 +243,41 @@ def test_datasets_travel_to_workers_without_the_pool(root, pool):
         ({"real_fraction": float("nan")}, "real_fraction must be from 0 to 1, but is nan"),
         ({"real_fraction": 0.01}, "leaves no real image in a batch"),
         ({"real_fraction": 0.0}, r"leaves no real image .*--data\.real_fraction 0 --data\.epoch 50000"),
+        (
+            {"real_schedule": Cosine(final=2.0)},
+            r"real_fraction is scaled by a factor in \[0, 1\], but Cosine goes from 1 to 2",
+        ),
         ({"real_fraction": 0.99}, r"leaves no synthetic image in a batch.*--data\.real_fraction 1 for"),
     ],
 )
 def test_arguments_out_of_range_are_refused_at_once(root, options, message):
     with pytest.raises(ValueError, match=message):
         make(root, **options)
+
+
+def with_epochs(data, epochs):
+    data.trainer = SimpleNamespace(
+        world_size=1, global_rank=0, state=SimpleNamespace(fn=TrainerFn.FITTING), max_epochs=epochs
+    )
+    return data
+
+
+def test_real_images_come_in_late_and_epochs_keep_their_length(root, pool):
+    data = ready(with_epochs(make(root, synthetic=pool, real_fraction=0.25, real_schedule=Switch(0.6)), 5))
+    loader = data.train_dataloader()
+    for epoch in range(7):
+        loader.sampler.set_epoch(epoch)
+        batches = values(data, loader)
+        assert len(batches) == 12, "24 real images, two in a batch"
+        assert {sum(value <= 30 for value in batch) for batch in batches} == {2 if epoch >= 3 else 0}
+
+
+@pytest.mark.parametrize("epochs", [None, -1])
+@pytest.mark.parametrize("hook", ["prepare_data", "setup"])
+def test_a_schedule_of_the_share_needs_a_number_of_epochs(root, pool, hook, epochs):
+    data = with_epochs(make(root, synthetic=pool, real_fraction=0.25, real_schedule=Switch()), epochs)
+    with pytest.raises(ValueError, match=r"Pass e\.g\. --trainer\.max_epochs 400"):
+        getattr(data, hook)(*(["fit"] if hook == "setup" else []))
 
 
 def test_number_of_classes_is_asked_for(root):

@@ -80,7 +80,9 @@ def peak_memory(folder, n):
         opened = SyntheticPool([folder])
         opened.check(real.images.shape, 1)
         dataset = MixedDataset(real, opened)
-        sampler = MixedSampler(dataset, batch_size=32, real_per_batch=10, batches=1000, num_replicas=1, rank=0, seed=0)
+        sampler = MixedSampler(
+            dataset, batch_size=32, real_per_batch=[10], batches=1000, num_replicas=1, rank=0, seed=0
+        )
         numbers = iter(sampler)
         for _ in range(2):
             assert len(dataset.__getitems__(list(islice(numbers, 32))).labels) == 32

@@ -24,7 +24,7 @@ def rank_sampler(real=23, synthetic=100, batch_size=8, n_real=3, batches=8, rank
     sampler = MixedSampler(
         Sizes(real, synthetic),
         batch_size=batch_size,
-        real_per_batch=n_real,
+        real_per_batch=n_real if isinstance(n_real, list) else [n_real],
         batches=batches,
         num_replicas=ranks,
         rank=rank,
@@ -68,6 +68,14 @@ def test_every_global_batch_has_the_exact_share_on_any_number_of_ranks(
         so_far = alone[:end]
         seen = np.bincount(so_far[so_far < real], minlength=real)
         assert seen.max() - seen.min() <= 1, "an image came again before all had come"
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_the_share_may_change_from_epoch_to_epoch_and_the_last_number_stays(ranks):
+    for epoch, expected in enumerate([0, 2, 5, 5, 5]):
+        here = {"n_real": [0, 2, 5], "epoch": epoch, "ranks": ranks}
+        together = np.hstack([rank_batches(**here, rank=rank) for rank in range(ranks)])
+        assert ((together < 23).sum(1) == expected).all()
 
 
 @pytest.mark.parametrize("ranks", [1, 2])

@@ -269,7 +269,7 @@ def mixed(pool, ranks):
     shares = []
     for rank in range(ranks):
         sampler = MixedSampler(
-            dataset, batch_size=256, real_per_batch=32, batches=2, num_replicas=ranks, rank=rank, seed=0
+            dataset, batch_size=256, real_per_batch=[32], batches=2, num_replicas=ranks, rank=rank, seed=0
         )
         numbers = np.fromiter(sampler, np.int64).reshape(2, -1)
         # the first image of each shard instead of one in the middle: those in the middle are all alike
