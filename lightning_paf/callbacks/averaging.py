@@ -1,7 +1,7 @@
 """An exponential moving average of the weights whose memory grows while training begins."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
@@ -53,27 +53,34 @@ class WarmupDecay:
 class WarmupEMA(WeightAveraging):
     """Averages the weights over the training; validation, checkpoints and tests see the average.
 
-    The average is updated after every optimiser step with the decay `min(decay, (1 + t) / (10 + t))`, t being the
-    number of updates before (Gowal et al., 2020, section on model weight averaging): it starts as a copy of the weights
-    after the first step and forgets the early ones quickly. A checkpoint holds the average under `state_dict` and what
+    The average is updated with the decay `min(decay, (1 + t) / (10 + t))`, t being the number of updates before (Gowal
+    et al., 2020, section on model weight averaging): it starts as a copy of the weights at the first update and forgets
+    the early ones quickly. A checkpoint holds the average under `state_dict` and what
     the optimiser works on under `current_model_state`; resuming continues both. In `validate`, `test` and `predict`
     it does nothing: the checkpoint is the average.
 
     Args:
-        decay: Upper bound of the decay; 0.995 remembers about 200 steps.
+        decay: Upper bound of the decay; 0.995 remembers about 200 updates.
         use_buffers: Average the statistics of BatchNorm too. False copies the current ones, as the code of Wang et al.
             (2023) does. Integer counters are copied either way.
         copy_for: Share of the training during which the average is a copy of the weights; t counts the updates after
             it. 0.025 in the PyTorch code of Rade & Moosavi-Dezfooli and of Wang et al. (2023).
         grows: False keeps the decay constant.
+        every: Update after every optimiser `step`, or once an `epoch`, before its validation (Cui et al., 2023, average
+            the weights of all epochs, with 0.9).
 
     Raises:
-        ValueError: A decay or share outside [0, 1), or checkpoints without callback states, which would lose the
-            average.
+        ValueError: A decay or share outside [0, 1); checkpoints without callback states, which would lose the average;
+            a share of epochs whose number is not set.
     """
 
     def __init__(
-        self, decay: float = 0.995, use_buffers: bool = True, copy_for: float = 0.0, grows: bool = True
+        self,
+        decay: float = 0.995,
+        use_buffers: bool = True,
+        copy_for: float = 0.0,
+        grows: bool = True,
+        every: Literal["step", "epoch"] = "step",
     ) -> None:
         if not 0 <= decay < 1:
             raise ValueError(f"decay is a factor in [0, 1), but decay={decay}. Pass e.g. --averaging.decay 0.995.")
@@ -85,6 +92,7 @@ class WarmupEMA(WeightAveraging):
         self._rule = WarmupDecay(decay, grows)
         super().__init__(use_buffers=use_buffers, multi_avg_fn=self._rule)
         self.copy_for = copy_for
+        self.every = every
         self._swapped = False
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -100,6 +108,11 @@ class WarmupEMA(WeightAveraging):
                 "Averaging needs complete checkpoints, but save_weights_only=True saves the weights before averaging. "
                 "Pass --checkpoint.save_weights_only false, or --averaging null."
             )
+        if self.every == "epoch" and self.copy_for and (trainer.max_epochs or 0) < 1:
+            raise ValueError(
+                f"copy_for={self.copy_for} is a share of the epochs, but their number is not set. "
+                "Pass e.g. --trainer.max_epochs 200, or --averaging.copy_for 0."
+            )
         # The model itself reaches its device only later; an average left on the CPU would slow down every step.
         self._device = trainer.strategy.root_device
         super().setup(trainer, pl_module, stage)
@@ -107,7 +120,15 @@ class WarmupEMA(WeightAveraging):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Work out how many updates copy."""
         super().on_train_start(trainer, pl_module)
-        self._rule.copies = round(self.copy_for * trainer.estimated_stepping_batches)
+        updates = trainer.estimated_stepping_batches if self.every == "step" else trainer.max_epochs
+        self._rule.copies = round(self.copy_for * (updates or 0))
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Update the average: with the last batch of an epoch, not at its end, which comes after its validation."""
+        if self.every == "step" or trainer.is_last_batch:
+            super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Put the average into the model."""

@@ -151,10 +151,11 @@ def test_outside_fit_it_says_nothing(tmp_path, stage):
     assert not [str(warning.message) for warning in caught if "verag" in str(warning.message)]
 
 
-def test_resuming_continues_the_average_exactly(tmp_path):
+@pytest.mark.parametrize(("every", "updates"), [("step", 18), ("epoch", 3)])
+def test_resuming_continues_the_average_exactly(tmp_path, every, updates):
     def run(name: str, epochs: int, ckpt_path: str | None = None) -> dict:
         checkpoints = ModelCheckpoint(tmp_path / name, filename="last", save_top_k=1)
-        callbacks = (WarmupEMA(0.9), checkpoints)
+        callbacks = (WarmupEMA(0.9, every=every), checkpoints)
         fit = trainer(tmp_path, *callbacks, max_epochs=epochs, enable_checkpointing=True)
         fit.fit(Normed(), regression(), regression(), ckpt_path=ckpt_path)
         return torch.load(checkpoints.best_model_path, weights_only=True)
@@ -162,7 +163,7 @@ def test_resuming_continues_the_average_exactly(tmp_path):
     whole = run("whole", 3)
     run("part", 1)
     resumed = run("resumed", 3, str(tmp_path / "part" / "last.ckpt"))
-    assert resumed["averaging_state"]["n_averaged"] == 18
+    assert resumed["averaging_state"]["n_averaged"] == updates
     for state in ("state_dict", "current_model_state"):
         for name, value in whole[state].items():
             assert torch.equal(value, resumed[state][name]), (state, name)
@@ -233,6 +234,24 @@ def test_the_decay_may_be_constant(tmp_path):
     module = Counter()
     trainer(tmp_path, WarmupEMA(0.75, grows=False)).fit(module, steps(3))
     assert module.first.alpha.item() == pytest.approx(0.75 * (0.75 * 2 + 0.25 * 3) + 0.25 * 4)
+
+
+def test_the_average_may_be_of_epochs_and_validation_sees_the_one_just_over(tmp_path):
+    module = Counter()
+    ema = WarmupEMA(0.75, grows=False, every="epoch")
+    trainer(tmp_path, ema, max_epochs=3, num_sanity_val_steps=0).fit(module, steps(4), steps(1))
+    first, second = 0.75 * 5 + 0.25 * 9, 0.75 * (0.75 * 5 + 0.25 * 9) + 0.25 * 13
+    assert module.seen_in_validation == pytest.approx([5, first, second])
+    assert module.first.alpha.item() == pytest.approx(second)
+
+
+def test_an_average_of_epochs_copies_for_a_share_of_the_epochs(tmp_path):
+    module = Counter()
+    trainer(tmp_path, WarmupEMA(0.75, grows=False, copy_for=0.5, every="epoch"), max_epochs=4).fit(module, steps(2))
+    assert module.first.alpha.item() == pytest.approx(0.75 * (0.75 * 5 + 0.25 * 7) + 0.25 * 9)
+    endless = trainer(tmp_path, WarmupEMA(copy_for=0.5, every="epoch"), max_epochs=-1, max_steps=3)
+    with pytest.raises(ValueError, match=r"copy_for=0\.5 is a share of the epochs"):
+        endless.fit(Counter(), steps(2))
 
 
 def test_a_share_outside_its_range_is_refused():

@@ -11,6 +11,7 @@ import torch
 from cli_runs import status, write_experiment
 from interrupted import differences, last, rows, settled
 from processes import started
+from stand_ins import write_npz_dataset
 
 from lightning_paf.callbacks.exact_resume import random_state, set_random_state
 from lightning_paf.callbacks.stop_on_signal import EXIT_STATUS
@@ -53,6 +54,18 @@ def test_resumed_at_any_checkpoint(saved, workers, base, whole, tmp_path, recwar
     assert status(*base, *words, "--run", tmp_path) == 0
     assert_same_end(tmp_path, whole)
     assert not [str(warning.message) for warning in recwarn if "not resumable" in str(warning.message)]
+
+
+@pytest.mark.parametrize("step", [2, EPOCH])
+def test_an_average_of_epochs_and_a_schedule_of_real_images_go_on(step, base, tmp_path):
+    synthetic = write_npz_dataset(tmp_path / "synthetic") / "train.npz"
+    words = [*base, "--averaging.every", "epoch", "--data.synthetic", synthetic, "--data.real_fraction", "0.5"]
+    words += ["--data.real_schedule", "Switch", "--data.epoch", "64"]
+    assert status(*words, *SAVER, "--run", tmp_path / "whole") == 0
+    resumed = ["--ckpt_path", tmp_path / "whole" / "saved" / f"step{step}.ckpt", "--run", tmp_path / "run"]
+    assert status(*words, *resumed) == 0
+    assert last(tmp_path / "run")["averaging_state"]["n_averaged"] == 2
+    assert_same_end(tmp_path / "run", tmp_path / "whole")
 
 
 def test_resumed_where_a_validation_is_due_in_the_middle_of_an_epoch(base, tmp_path):
