@@ -12,6 +12,7 @@ from torch.nn.functional import one_hot
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_paf.attacks import PGD
+from lightning_paf.callbacks import WarmupEMA
 from lightning_paf.module import RobustModule
 from lightning_paf.nn.activations import PSSiLU
 from lightning_paf.objectives import AdversarialCE, Natural, Objective, StepResult
@@ -105,6 +106,27 @@ def test_the_learning_rate_counts_optimiser_steps_not_batches():
     module = make(optimizer=lambda p: torch.optim.SGD(p, lr=0.1), schedule=Cosine())
     trainer(watch, accumulate_grad_batches=2).fit(module, loader())
     assert watch.rates == pytest.approx([0.1, 0.1, 0.05, 0.05])
+
+
+class Twice(Natural):
+    steps_per_batch = 2
+
+
+def test_two_optimiser_steps_a_batch_count_once_for_trainer_schedule_and_average():
+    """Radius schedules, checkpoints and averages of weights rely on Lightning's counting a batch once."""
+    updates = []
+
+    class SGD(torch.optim.SGD):
+        def step(self, closure=None):
+            updates.append(len(updates))
+            return super().step(closure)
+
+    watch, average = Watch(), WarmupEMA(0.9)
+    run = trainer(watch, average)
+    run.fit(make(optimizer=lambda p: SGD(p, lr=0.1), schedule=Cosine(), objective=Twice()), loader())
+    assert len(updates) == 2 * STEPS
+    assert run.global_step == STEPS == run.estimated_stepping_batches == average._average_model.n_averaged
+    assert watch.rates == pytest.approx([0.05 * (1 + math.cos(math.pi * step / STEPS)) for step in range(STEPS)])
 
 
 @pytest.mark.parametrize(
