@@ -45,9 +45,15 @@ class Outcome:
             return "reproduced"
         return "not reproduced" if self.high < self.claim.by else "cannot be told at this size"
 
-    def __str__(self) -> str:
-        """As in `+12.0 [+8.1, +15.9]`, in points where a share was measured."""
-        return f"{100 * self.difference:+.1f} [{100 * self.low:+.1f}, {100 * self.high:+.1f}]"
+    def shown(self, plain: bool = False) -> str:
+        """As in `+12.0 [+8.1, +15.9]`, in points; as it was measured if `plain`, as in `+0.57 [+0.55, +0.58]`."""
+        difference, low, high = (signed(value, plain) for value in (self.difference, self.low, self.high))
+        return f"{difference} [{low}, {high}]"
+
+
+def signed(value: float, plain: bool) -> str:
+    """A difference with its sign, in points or plainly."""
+    return f"{value:+.2f}" if plain else f"{100 * value:+.1f}"
 
 
 def compared(claim: Claim, measured: Measured) -> Outcome:

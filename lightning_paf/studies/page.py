@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from lightning_paf.studies.outcome import signed
 from lightning_paf.studies.study import find_study, study_names
 
 _HEAD = """Each line is made by the command beside it with `--json docs/results/methods/METHOD.json`;
@@ -27,14 +28,15 @@ def show(found: dict[str, Any]) -> None:
     console = Console(highlight=False)
     names = list(next(iter(found["arms"].values())))
     columns = (Column(name, overflow="fold") for name in ("arm", *names))  # whole names, also where there is no room
-    arms = Table(*columns, title=f"{found['title']}\nmean and standard deviation over {found['seeds']} seeds, %")
+    arms = Table(
+        *columns, title=f"{found['title']}\nmean and standard deviation over {found['seeds']} seeds{_unit(found)}"
+    )
     for arm, values in found["arms"].items():
-        arms.add_row(arm, *(f"{_percent(values[name])}" for name in names))
+        arms.add_row(arm, *(_mean(values[name], name in found["plain"]) for name in names))
     console.print(arms)
     claims = Table("claim", "measure", "difference, 95 %", "outcome")
     for claim in found["claims"]:
-        by = f" (claimed > {100 * claim['by']:+g})" if claim["by"] else ""
-        claims.add_row(claim["text"], claim["measure"], claim["shown"] + by, claim["word"])
+        claims.add_row(claim["text"], claim["measure"], claim["shown"] + _by(claim, found), claim["word"])
     console.print(claims)
     if found["note"]:
         console.print(found["note"])
@@ -93,15 +95,18 @@ def _section(found: dict[str, Any], folder: Path) -> list[str]:
     names = list(next(iter(found["arms"].values())))
     lines = ["", f"## {found['method']}", "", found["title"] + ".", ""]
     lines += [f"| arm | {' | '.join(names)} |", f"| --- |{' --- |' * len(names)}"]
-    lines += [f"| {arm} | {' | '.join(_percent(values[n]) for n in names)} |" for arm, values in found["arms"].items()]
+    lines += [
+        f"| {arm} | {' | '.join(_mean(values[n], n in found['plain']) for n in names)} |"
+        for arm, values in found["arms"].items()
+    ]
     lines += ["", "| claim | measure | difference, 95 % | outcome |", "| --- | --- | --- | --- |"]
     for claim in found["claims"]:
-        by = f", claimed > {100 * claim['by']:+g}" if claim["by"] else ""
         text = f"{claim['text']} ({claim['source']})".replace("|", "\\|")
-        lines.append(f"| {text} | {claim['measure']} | {claim['shown']}{by} | {claim['word']} |")
+        lines.append(f"| {text} | {claim['measure']} | {claim['shown']}{_by(claim, found)} | {claim['word']} |")
     lines += [
         "",
-        f"linf eps {found['eps']}, {found['seeds']} seeds, {found['examples']} test images; {found['machine']}.",
+        f"Mean and standard deviation over {found['seeds']} seeds{_unit(found)}; linf eps {found['eps']}, "
+        f"{found['examples']} test images; {found['machine']}.",
     ]
     if (folder / f"{found['method']}.png").is_file():
         # Beside the folder, as docs/results/methods.md is.
@@ -109,6 +114,22 @@ def _section(found: dict[str, Any], folder: Path) -> list[str]:
     return [*lines, "", found["note"]] if found["note"] else lines
 
 
-def _percent(values: list[float]) -> str:
-    spread = f" ± {100 * np.std(values, ddof=1):.1f}" if len(values) > 1 else ""
-    return f"{100 * np.mean(values):.1f}{spread}"
+def _unit(found: dict[str, Any]) -> str:
+    return f", % ({', '.join(found['plain'])}: as measured)" if found["plain"] else ", %"
+
+
+def _by(claim: dict[str, Any], found: dict[str, Any]) -> str:
+    """What a difference has to exceed, where that is not 0."""
+    return f" (claimed > {signed(claim['by'], _of(claim) in found['plain'])})" if claim["by"] else ""
+
+
+def _of(claim: dict[str, Any]) -> str:
+    measure: str = claim["measure"].split(" > ")[0]
+    return measure
+
+
+def _mean(values: list[float], plain: bool) -> str:
+    """Mean and standard deviation over the seeds."""
+    scale, digits = (1, 2) if plain else (100, 1)
+    spread = f" ± {scale * np.std(values, ddof=1):.{digits}f}" if len(values) > 1 else ""
+    return f"{scale * np.mean(values):.{digits}f}{spread}"

@@ -35,6 +35,7 @@ def content(method: str, study: Study, tasks: Sequence[Task], budget: str) -> di
         "seeds": len(seeds),
         "examples": tasks[0].examples,
         "machine": _machine(),
+        "plain": list(study.plain),
         "arms": {
             arm.name: {name: [float(np.mean(values[arm.name, seed][name])) for seed in seeds] for name in names}
             for arm in study.arms
@@ -50,7 +51,7 @@ def content(method: str, study: Study, tasks: Sequence[Task], budget: str) -> di
                 "difference": outcome.difference,
                 "low": outcome.low,
                 "high": outcome.high,
-                "shown": str(outcome),
+                "shown": outcome.shown(outcome.claim.measure in study.plain),
                 "word": outcome.word,
             }
             for outcome in outcomes

@@ -103,3 +103,14 @@ def test_the_interval_holds_the_truth_as_often_as_it_says(between_trainings):
 def test_a_claim_about_what_is_not_there_is_refused(claim):
     with pytest.raises(ValueError, match="names arms and measures of its study"):
         Study("", (Arm("a"), Arm("b")), (claim,))
+
+
+def test_shares_are_shown_in_points_and_others_as_they_are():
+    outcome = compared(CLAIM, measured([0.5, 0.5], [0.25, 0.25]))
+    assert outcome.shown() == "+25.0 [+25.0, +25.0]"
+    assert outcome.shown(plain=True) == "+0.25 [+0.25, +0.25]"
+
+
+def test_plain_measures_are_measures_of_the_study():
+    with pytest.raises(ValueError, match=r"plain=\('pgd',\) must be among the measures \['distance'\]"):
+        Study("title", (Arm("a"), Arm("b")), (CLAIM,), measures={"distance": len}, plain=("pgd",))

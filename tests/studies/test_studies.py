@@ -53,6 +53,7 @@ def test_the_cards_say_what_came_of_it(name):
     study = find_study(name)
     assert list(found["arms"]) == [arm.name for arm in study.arms], "run it again"
     assert [claim["text"] for claim in found["claims"]] == [claim.text for claim in study.claims], "run it again"
+    assert (found["plain"], found["note"]) == (list(study.plain), study.note), "run it again"
 
 
 def test_an_unknown_study_is_refused_with_the_nearest(capsys):

@@ -107,10 +107,11 @@ STUDY = Study(
         "ratio": ratio,
         "kurtosis": kurtosis,
     },
+    plain=("deepfool", "ratio", "kurtosis"),
     eps=EPS,
     note=(
         "The protected class is 8, of which there are about 35 test images, so only large gains can be told. `csa` and "
         "`cse` go on from networks that are trained already, and so are trained twice as long. ratio and kurtosis are "
-        "those of the first convolution, deepfool is a distance (not in points)."
+        "those of the first convolution, deepfool is a distance."
     ),
 )

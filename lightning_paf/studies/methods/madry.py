@@ -49,5 +49,6 @@ STUDY = Study(
         ),
     ),
     measures={"spread": _spread},
+    plain=("spread",),
     note="spread: standard deviation over mean of the final losses of 30 random starts, median over images.",
 )

@@ -84,6 +84,7 @@ STUDY = Study(
     ),
     options=COLLAPSES,
     measures={"blind_spot": blind_spot, "alignment": alignment},
+    plain=("alignment",),
     eps=JUDGED,
     note=NOTE,
     first_seed=FRESH,
