@@ -31,3 +31,31 @@ def trained() -> tuple[nn.Module, Tensor, Tensor]:
     correct = net(x).argmax(1) == y
     assert correct.float().mean() > 0.85
     return net, x[correct], y[correct]
+
+
+def digits(n):
+    """The network, and the first n digits."""
+    net, x, y = trained()
+    return net, x[:n], y[:n]
+
+
+class Recorder(nn.Module):
+    """Counts what it is shown."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model, self.seen = model, 0
+
+    def forward(self, x):
+        self.seen += len(x)
+        return self.model(x)
+
+
+def lambda_module(function):
+    """A network that is this function."""
+
+    class Net(nn.Module):
+        def forward(self, x):
+            return function(x)
+
+    return Net()

@@ -18,7 +18,7 @@ from lightning_paf.types import Forward, PerExampleLoss, Radius
 class EnsembleMIFGSM(MIFGSM):
     """A transfer attack: MI-FGSM on the weighted mean of the surrogates' logits (Dong et al. 2018, section 3.3).
 
-    The attacked model is asked once, with one image, and only for its number of classes.
+    The attacked model is asked once, with one image (two in mode `train`), and only for its number of classes.
 
     Args:
         surrogates: Networks, images in [0, 1] to logits (N, K) of the same classes as those of the attacked model.
@@ -60,7 +60,7 @@ class EnsembleMIFGSM(MIFGSM):
                 f"{len(surrogates)} surrogates need as many weights, at least 0 and not all 0, but have {weights}. "
                 "Correct them, or leave them out for equal ones."
             )
-        classes = {getattr(net, "num_classes", None) for net in surrogates} - {None}
+        classes = {_classes(net) for net in surrogates} - {None}
         if len(classes) > 1:
             found = " and ".join(sorted(map(str, classes)))
             raise ValueError(f"The surrogates have {found} classes. Use networks of the same data.")
@@ -77,7 +77,7 @@ class EnsembleMIFGSM(MIFGSM):
         with ExitStack() as stack:
             for net in self.surrogates:
                 stack.enter_context(frozen(net.to(x.device), self.mode))
-            self._check(forward, x[:1])
+            self._check(forward, x[:1] if self.mode == "eval" else x[:2])
             return super().perturb(self._logits, x, y, loss)
 
     def _logits(self, x: Tensor) -> Tensor:
@@ -86,9 +86,19 @@ class EnsembleMIFGSM(MIFGSM):
 
     @torch.no_grad()
     def _check(self, forward: Forward, x: Tensor) -> None:
-        classes = [net(x).shape[1] for net in self.surrogates]
+        with ExitStack() as stack:
+            for net in self.surrogates:
+                stack.enter_context(frozen(net))
+            classes = [net(x[:1]).shape[1] for net in self.surrogates]
         attacked = forward(x).shape[1]
         if set(classes) != {attacked}:
             raise ValueError(
                 f"The attacked model has {attacked} classes, its surrogates have {classes}. Use networks of its data."
             )
+
+
+def _classes(net: nn.Module) -> int | None:
+    """How many classes a network says that it has, itself or by its last linear layer."""
+    linear = [layer.out_features for layer in net.modules() if isinstance(layer, nn.Linear)]
+    classes: int | None = getattr(net, "num_classes", linear[-1] if linear else None)
+    return classes

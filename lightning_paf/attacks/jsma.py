@@ -34,7 +34,8 @@ class JSMA(Attack):
     def __init__(self, entries: int = 20, *, increase: bool = True) -> None:
         if entries < 2:
             raise ValueError(f"entries={entries} is less than one pair. Give at least 2.")
-        super().__init__(entries, norm="l1")
+        super().__init__(2, norm="l1")
+        self.eps = entries  # a number of entries is not to be taken for grey levels, however large
         self.entries = entries
         self.increase = increase
 
@@ -46,7 +47,7 @@ class JSMA(Attack):
     def perturb(self, forward: Forward, x: Tensor, y: Tensor, loss: PerExampleLoss) -> Tensor:
         """The images after the last pair."""
         del loss
-        y, end, x_adv = hard_labels(y), float(self.increase), x.clone()
+        y, end, x_adv = hard_labels(y), float(self.increase), x.clone(memory_format=torch.contiguous_format)
         free = x.flatten(1) != end
         rows, target = torch.arange(len(x), device=x.device), torch.zeros_like(y)
         for step in range(self.entries // 2):

@@ -64,7 +64,7 @@ class UniversalPerturbation(Attack):
         self.passes = passes
         self.steps = steps
         self.overshoot = overshoot
-        self._deepfool = DeepFool(eps, steps=steps, overshoot=overshoot, mode=mode, bounds=bounds)
+        self._deepfool = DeepFool(steps=steps, overshoot=overshoot, mode=mode, bounds=bounds)
         self.perturbation = None if perturbation is None else self._checked(_load(perturbation))
 
     def describe(self) -> dict[str, Any]:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_paf.attacks import PGD
+from lightning_paf.functional.geometry import geometry_of
 from lightning_paf.functional.losses import cross_entropy
 from lightning_paf.nn.modes import frozen
 from lightning_paf.types import PerExampleLoss
@@ -19,8 +20,8 @@ class Concentration:
     Attributes:
         losses: (starts, N), cross-entropy at the end of each start.
         clean: (N,), cross-entropy of the images themselves.
-        distance: (N,), mean distance of two results of the same image, in units of eps (linf): maximisers may be far
-            apart although their losses agree.
+        distance: (N,), mean distance of two results of the same image, in the norm of the attack and units of eps:
+            maximisers may be far apart although their losses agree.
     """
 
     losses: Tensor
@@ -72,7 +73,7 @@ def concentration(
         x_adv = attack(model, x, y)
         losses.append(_losses(model, x_adv, y, cross_entropy))
         if before is not None:  # of consecutive starts, which are as independent as any two
-            distance += (x_adv - before).abs().flatten(1).amax(1) / (attack.radius * (starts - 1))
+            distance += geometry_of(attack.norm).size(x_adv - before) / (attack.radius * (starts - 1))
         before = x_adv
     return Concentration(torch.stack(losses), _losses(model, x, y, cross_entropy), distance)
 

@@ -42,11 +42,12 @@ def margin(logits: Tensor, y: Tensor) -> Tensor:
 
     Args:
         logits: (N, C), C >= 2.
-        y: Labels (N,) int64.
+        y: Labels (N,) int64, or a distribution over the classes (N, C), which stands for its likeliest class.
 
     Returns:
         (N,), in units of the logits.
     """
+    y = hard_labels(y)
     own = logits.gather(1, y[:, None]).squeeze(1)
     return _largest_other(logits, y) - own
 
@@ -58,7 +59,7 @@ def dlr(logits: Tensor, y: Tensor) -> Tensor:
 
     Args:
         logits: (N, C), C >= 3.
-        y: Labels (N,) int64.
+        y: Labels (N,) int64, or a distribution over the classes (N, C), which stands for its likeliest class.
 
     Returns:
         (N,), in [-1, 1] for a prediction among the three largest logits.

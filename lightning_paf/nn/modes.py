@@ -50,21 +50,27 @@ def frozen(model: nn.Module, mode: Mode = "eval") -> Iterator[None]:
 
 
 @contextmanager
-def buffers_kept(model: nn.Module) -> Iterator[None]:
-    """Let forward passes work on copies of the buffers of `model`; on leaving, the buffers are what they were."""
+def buffers_kept(model: nn.Module, alone: bool = True) -> Iterator[None]:
+    """Let forward passes work on copies of the buffers of `model`; on leaving, the buffers are what they were.
+
+    Args:
+        model: Whose buffers, with all its submodules.
+        alone: Where ranks share the statistics of a batch, use those of this rank, for passes that others may not make.
+    """
     # They are exchanged, not overwritten and written back: a write would invalidate the graph of an earlier
     # forward pass (TRADES keeps one over the attack), which autograd reports as a modification in place.
-    buffers = [(module, dict(module._buffers)) for module in model.modules()]
+    buffers = [(module, module.training, dict(module._buffers)) for module in model.modules()]
     try:
-        for module, originals in buffers:
+        for module, _, originals in buffers:
             module._buffers.update({k: b.clone() for k, b in originals.items() if b is not None})
-            if isinstance(module, nn.SyncBatchNorm | SharedBatchNorm):
+            if alone and isinstance(module, nn.SyncBatchNorm | SharedBatchNorm):
                 # In eval mode they ask nobody; without running statistics they use those of the batch all the same.
                 module.training = False
                 module._buffers.update(running_mean=None, running_var=None)
         yield
     finally:
-        for module, originals in buffers:
+        for module, training, originals in buffers:
+            module.training = training
             module._buffers.update(originals)
 
 

@@ -68,7 +68,7 @@ class AWP(Objective):
         if not self._active or self.gamma == 0:
             return self._result(model, x, y, attack)
         recorded = Recorded(attack)
-        with buffers_kept(model), buffers_kept(self.objective):
+        with buffers_kept(model, alone=False), buffers_kept(self.objective, alone=False):
             loss = self._result(model, x, y, recorded).loss
             self._move(model, loss)
         recorded.rewind()

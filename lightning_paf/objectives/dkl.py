@@ -67,7 +67,7 @@ class IKL(Objective):
         x_adv = attack_prediction(model, x, attack)
         clean, adversarial = model(x), model(x_adv)
         shares = (y if y.is_floating_point() else one_hot(y, clean.shape[1])).to(self.prior)
-        squares = weighted_squares(clean, adversarial, shares @ self.prior).mean()
+        squares = self.squares(clean, adversarial, shares).mean()
         soft = cross_entropy(adversarial, softmax(clean.detach(), 1)).mean()
         natural = cross_entropy(clean, y).mean()
         self._note(shares, clean.detach())
@@ -78,11 +78,23 @@ class IKL(Objective):
         }
         return StepResult(natural + self.beta * squares + self.alpha * soft, adversarial, logs, clean)
 
+    def squares(self, clean: Tensor, adversarial: Tensor, shares: Tensor) -> Tensor:
+        """Weighted squares of logit differences, (N,), in the precision of what is known of the classes.
+
+        Args:
+            clean: Logits (N, C).
+            adversarial: Logits (N, C).
+            shares: Labels as distributions (N, C).
+        """
+        with torch.autocast(clean.device.type, enabled=False):  # it would round weights and sums to half precision
+            return weighted_squares(clean.to(self.prior), adversarial.to(self.prior), shares @ self.prior)
+
     @torch.no_grad()
     def _note(self, shares: Tensor, logits: Tensor) -> None:
         """Add the predictions of a batch to the sums of their classes; on every rank those of all."""
-        predictions = softmax(logits.to(self.sums) / self.temperature, 1)
-        self.sums += sum_over_ranks(shares.T @ predictions)
+        with torch.autocast(logits.device.type, enabled=False):
+            predictions = softmax(logits.to(self.sums) / self.temperature, 1)
+            self.sums += sum_over_ranks(shares.T @ predictions)
 
 
 def weighted_squares(logits: Tensor, others: Tensor, weight: Tensor) -> Tensor:

@@ -93,9 +93,15 @@ class ERCLA(Objective):
         """Let adversarial images join once it is time."""
         self._joined = self.delay is not None and epoch >= self.delay
 
+    @torch.no_grad()
+    def begin_step(self, number: int) -> None:
+        """Clip the critic: before each step rather than after it, the same but for the end of the training."""
+        del number
+        for parameter in self.critic.parameters():
+            parameter.clamp_(-self.clip / self.rate, self.clip / self.rate)
+
     def forward(self, model: Classifier, x: Tensor, y: Tensor, attack: Attack) -> StepResult:
         """Mean cross-entropy and both parts of the critic's game; the means over clean and adversarial images."""
-        self._clip_critic()
         clean, embeddings = self._embedded(model, x)
         logits, clean_logits = clean, None
         classification = cross_entropy(clean, y).mean()
@@ -120,12 +126,6 @@ class ERCLA(Objective):
         # The means differ in the third decimal or later, which half precision does not have.
         mean: Tensor = self.critic(embeddings).float().mean()
         return mean
-
-    @torch.no_grad()
-    def _clip_critic(self) -> None:
-        """Before each loss rather than after each step, which an objective does not see: the same but for the end."""
-        for parameter in self.critic.parameters():
-            parameter.clamp_(-self.clip / self.rate, self.clip / self.rate)
 
     def _embedded(self, model: Classifier, x: Tensor) -> tuple[Tensor, Tensor]:
         """Logits (N, num_classes) and embeddings (N, width)."""

@@ -48,8 +48,10 @@ class MART(Objective):
 def _runner_up(logits: Tensor, shares: Tensor) -> Tensor:
     """`-log(1 - max_{k != y} p_k)`, (N,), averaged over the classes y with their `shares` (N, C).
 
-    1 - p_k is summed from the other probabilities, which stays exact where p_k is 1 in floating point.
+    1 - p_k is summed from the other probabilities, which stays exact where p_k is 1 in floating point; in single
+    precision, which autocast has not on every device.
     """
+    logits = logits.float()
     top = logits.topk(2, dim=1).indices
     log_rest = [logits.scatter(1, top[:, k : k + 1], -float("inf")).logsumexp(1) for k in (0, 1)]
     without_first, without_second = (rest - logits.logsumexp(1) for rest in log_rest)

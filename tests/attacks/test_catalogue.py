@@ -2,7 +2,8 @@
 
 import pytest
 import torch
-from digits_net import trained
+from digits_net import Recorder, digits, lambda_module, trained
+from stand_ins import images, tiny_classifier
 from torch import nn
 
 from lightning_paf.attacks import (
@@ -16,7 +17,6 @@ from lightning_paf.attacks import (
     Boundary,
     CarliniWagner,
     DeepFool,
-    EnsembleMIFGSM,
     OnePixel,
     SignOPT,
     UniversalPerturbation,
@@ -33,11 +33,6 @@ SIGN_OPT = SignOPT(0.6, queries=250, starts=10, directions=50)
 deciders = pytest.mark.parametrize("attack", DECIDERS, ids=lambda attack: attack.label)
 
 
-def digits(n):
-    net, x, y = trained()
-    return net, x[:n], y[:n]
-
-
 def plane(size=20, n=3, classes=2):
     """A linear model without bounds in mind, points at distances around 1 from its boundary, and these distances."""
     torch.manual_seed(4)
@@ -48,18 +43,6 @@ def plane(size=20, n=3, classes=2):
     gaps = logits.gather(1, y[:, None]) - logits
     distances = gaps / (weight[y][:, None] - weight).norm(dim=2).clamp_min(1e-9)
     return model, x, y, distances.scatter(1, y[:, None], torch.inf).amin(1)
-
-
-class Recorder(nn.Module):
-    """Counts what it is shown."""
-
-    def __init__(self, model):
-        super().__init__()
-        self.model, self.seen = model, 0
-
-    def forward(self, x):
-        self.seen += len(x)
-        return self.model(x)
 
 
 def test_bim_and_mi_fgsm_of_one_step_are_fgsm():
@@ -78,46 +61,6 @@ def test_mi_fgsm_without_momentum_ignores_the_scale_of_the_logits():
     net, x, y = digits(4)
     first = MIFGSM(0.1, steps=1, momentum=0.0, loss=margin)
     assert torch.equal(first(net, x, y), first(lambda_module(lambda z: 2 * net(z)), x, y))
-
-
-def lambda_module(function):
-    class Net(nn.Module):
-        def forward(self, x):
-            return function(x)
-
-    return Net()
-
-
-def test_an_ensemble_of_the_model_itself_is_mi_fgsm_and_weights_choose():
-    net, x, y = digits(8)
-    other = lambda_module(lambda z: -net(z))
-    expected = MIFGSM(0.1)(net, x, y)
-    torch.testing.assert_close(EnsembleMIFGSM([net, net], [1, 3], 0.1)(net, x, y), expected)
-    assert torch.equal(EnsembleMIFGSM([other, net], [0, 2], 0.1)(net, x, y), expected)
-    assert not torch.equal(EnsembleMIFGSM([other, net], [2, 1], 0.1)(net, x, y), expected)
-
-
-def test_an_ensemble_asks_the_attacked_model_once():
-    net, x, y = digits(8)
-    asked = Recorder(net)
-    EnsembleMIFGSM([net], eps=0.1)(asked, x, y)
-    assert asked.seen == 1
-
-
-def test_ensembles_refuse_what_does_not_fit():
-    net, x, y = digits(2)
-    narrow = nn.Sequential(nn.Flatten(), nn.Linear(64, 5))
-    with pytest.raises(ValueError, match=r"attacked model has 10 classes, its surrogates have \[5\]"):
-        EnsembleMIFGSM([narrow])(net, x, y)
-    with pytest.raises(ValueError, match="no surrogate"):
-        EnsembleMIFGSM([])
-    for weights in ([1.0], [1.0, -1.0], [0.0, 0.0]):
-        with pytest.raises(ValueError, match="2 surrogates need as many weights"):
-            EnsembleMIFGSM([net, net], weights)
-    narrow.num_classes, wide = 5, nn.Flatten()
-    wide.num_classes = 10
-    with pytest.raises(ValueError, match=r"surrogates have 10 and 5 classes"):
-        EnsembleMIFGSM([narrow, wide])
 
 
 def test_least_likely_class_gains():
@@ -381,3 +324,17 @@ def test_one_pixel_finds_the_only_pixel_that_matters():
 def test_settings_that_make_no_sense_are_refused(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_images_in_channels_last_layout_are_attacked_alike():
+    net, (x, y) = tiny_classifier().eval(), images(3)
+    expected = JSMA(4)(net, x, y)
+    assert torch.equal(JSMA(4)(net, x.contiguous(memory_format=torch.channels_last), y), expected)
+
+
+def test_many_entries_of_large_images_may_change():
+    assert JSMA(1200).radius == 1200
+
+
+def test_a_universal_perturbation_in_l1_is_no_l2_radius():
+    assert UniversalPerturbation(100, norm="l1").radius == 100

@@ -1,6 +1,7 @@
 """Where the time of a training goes: closed cases with clocks that the test sets, and a real run."""
 
 import csv
+from contextlib import contextmanager
 from types import SimpleNamespace
 
 import pytest
@@ -10,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from stand_ins import images, tiny_classifier
 
-from lightning_paf.attacks import PGD
+from lightning_paf.attacks import PGD, Recorded
 from lightning_paf.callbacks import Throughput, throughput
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
@@ -250,3 +251,18 @@ def test_a_run_says_where_its_time_went(tmp_path):
         assert row["run/images_per_second"] > 1
     assert measured[0]["run/validation"] == 0 < measured[1]["run/validation"]
     assert all(0 <= row["train/attack_success"] <= row["train/clean_acc"] for row in rows if "train/loss" in row)
+
+
+def test_an_attack_whose_images_are_recorded_is_watched_all_the_same():
+    """As `AWP` does."""
+    attack, entered = PGD(steps=1), []
+
+    @contextmanager
+    def watched():
+        entered.append(1)
+        yield
+
+    attack.around = watched
+    recorded = Recorded(attack)
+    recorded(tiny_classifier(), *images(2))
+    assert len(entered) == 1

@@ -77,3 +77,11 @@ def test_the_command_writes_picture_and_numbers(tmp_path, capsys):
         "concentration.json",
         "concentration.png",
     }
+
+
+def test_distances_are_in_units_of_eps_in_the_norm_of_the_attack():
+    """Two basins, at both ends of a line through the image: half of the pairs of results are 2 eps apart."""
+    torch.manual_seed(0)
+    x, y = torch.full((3, 1, 2, 2), 0.5), torch.zeros(3, dtype=torch.int64)
+    found = concentration(TwoBasins(), x, y, PGD(0.2, norm="l2", step_size=0.1, steps=12), starts=40)
+    assert 0.6 < found.distance.mean() < 1.4

@@ -99,3 +99,10 @@ def test_dlr_refuses_two_classes():
 def test_one_value_per_example(loss):
     logits, y = example(0, n=4)
     assert loss(logits, y).shape == (4,)
+
+
+@pytest.mark.parametrize("loss", [margin, dlr])
+def test_of_a_distribution_the_likeliest_class_is_the_label(loss):
+    logits, y = torch.randn(6, 4), torch.tensor([0, 1, 2, 3, 0, 1])
+    mixed = 0.6 * torch.nn.functional.one_hot(y, 4) + 0.1
+    assert torch.equal(loss(logits, mixed), loss(logits, y))

@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_paf.nn.modes import frozen
+from lightning_paf.nn.modes import buffers_kept, frozen
+from lightning_paf.nn.shared_batch_norm import share_statistics
 
 
 class Counter(nn.Module):
@@ -112,6 +113,22 @@ def test_nested():
     with frozen(net, "train"), frozen(net, "eval"):
         assert not net.training
     assert_same(before, state(net))
+
+
+@pytest.mark.parametrize("alone", [True, False])
+@pytest.mark.parametrize("convert", [share_statistics, nn.SyncBatchNorm.convert_sync_batchnorm])
+def test_norms_that_share_their_statistics_train_on_after_buffers_were_kept(convert, alone):
+    net = network()
+    net = convert(net) or net
+    before = state(net)
+    with buffers_kept(net, alone):
+        assert net[0].training
+        assert net[1].training is False
+    assert_same(before, state(net))
+    net.train()
+    with buffers_kept(net, alone):
+        assert net[1].training is not alone
+    assert net[1].training
 
 
 def test_unknown_mode():

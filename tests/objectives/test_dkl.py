@@ -81,3 +81,20 @@ def test_what_it_knows_of_the_classes_is_in_the_state():
 def test_nonsense_is_refused(name):
     with pytest.raises(ValueError, match=f"{name}=-1. Pass --model.objective.{name}"):
         IKL(**{name: -1})
+
+
+def test_in_bfloat16_classes_and_squares_are_counted_exactly():
+    objective = IKL()
+    objective.bind(tiny_classifier())
+    torch.manual_seed(0)
+    logits, others, y = 3 * torch.randn(256, 10), torch.randn(256, 10), torch.arange(256) % 10
+    shares = torch.nn.functional.one_hot(y, 10).float()
+    objective.prior.copy_(torch.rand(10, 10).softmax(1))
+    expected = objective.squares(logits, others, shares)
+    objective._note(shares, logits)
+    sums = objective.sums.clone()
+    objective.sums.zero_()
+    with torch.autocast("cpu", torch.bfloat16):
+        torch.testing.assert_close(objective.squares(logits, others, shares), expected)
+        objective._note(shares, logits)
+    torch.testing.assert_close(objective.sums, sums)

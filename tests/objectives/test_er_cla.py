@@ -1,5 +1,6 @@
 """ER-CLA: its limit, the signs of both parts of the game, the bounds of the critic, and when images join."""
 
+import copy
 import math
 
 import pytest
@@ -97,7 +98,7 @@ def test_embeddings_alone_come_to_the_prior():
     game = [{"params": [z], "lr": 0.03}, {"params": objective.parameters(), "lr": 0.003}]
     optimizer = torch.optim.RMSprop(game)
     for _ in range(500):
-        objective._clip_critic()
+        objective.begin_step(0)
         optimizer.zero_grad()
         (-objective.critic_gap(z)).backward()
         optimizer.step()
@@ -115,6 +116,7 @@ def test_the_critic_is_within_its_bounds_whenever_the_loss_is_computed(clip, rat
     for _ in range(3):
         with torch.no_grad():
             objective.critic[0].weight.add_(0.5)  # a step of any size
+        objective.begin_step(0)
         optimizer.zero_grad()
         objective(model, X, Y, ATTACK).loss.backward()
         optimizer.step()
@@ -208,7 +210,12 @@ def test_around_it_adversarial_weight_perturbation():
     objective = AWP(ERCLA(), gamma=0.05)
     objective.bind(model)
     objective.on_epoch_start(0, 0.5)
+    objective.begin_step(0)
+    before = copy.deepcopy(objective.objective.critic)
     result = objective(model, X, Y, ATTACK)
+    for weight, unmoved in zip(objective.objective.critic.parameters(), before.parameters(), strict=True):
+        step = float((weight - unmoved).norm() / unmoved.norm())
+        assert step == pytest.approx(0.05 if weight.ndim > 1 else 0, rel=1e-3), "not clipped where it was moved"
     result.loss.backward()
     objective.after_backward(model)
     assert all(math.isfinite(p.grad.abs().sum()) for p in [*model.parameters(), *objective.parameters()])

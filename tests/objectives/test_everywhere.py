@@ -2,6 +2,7 @@
 
 import copy
 import os
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -15,9 +16,11 @@ from lightning_paf.attacks import PGD
 from lightning_paf.nets import TimmNet
 from lightning_paf.nn.activations import Activation
 from lightning_paf.nn.classifier import Classifier
+from lightning_paf.nn.shared_batch_norm import share_statistics
 from lightning_paf.nn.swap import swap_activations
 
 ATTACK = PGD(0.1, step_size=0.05, steps=2)
+BATCHES = "num_batches_tracked"  # by BatchNorm
 ACTIVATIONS = concrete(Activation)
 every_objective = pytest.mark.parametrize("cls", OBJECTIVES, ids=lambda cls: cls.__name__)
 
@@ -97,22 +100,27 @@ def _rank(rank: int, folder: str) -> None:
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", f"file://{folder}/meeting", rank=rank, world_size=2)
-    for cls in OBJECTIVES:
+    for cls, shared in product(OBJECTIVES, (False, True)):
         trained = Trained(tiny_classifier().train(), build(cls))
+        if shared:
+            share_statistics(trained)  # also that of an objective, as Lightning does
         torch.manual_seed(rank)
         steps(DistributedDataParallel(trained))
         unused = [n for n, p in trained.named_parameters() if p.requires_grad and p.grad is None]
-        sums = [parameter.detach().double().sum().item() for parameter in trained.parameters()]
-        Path(folder, f"{rank}-{cls.__name__}").write_text(f"{unused} {sums}")
+        unused += [n for n, m in trained.named_modules() if not m.training or int(getattr(m, BATCHES, 1)) == 0]
+        values = [*trained.parameters(), *(trained.buffers() if shared else ())]
+        sums = [value.detach().double().sum().item() for value in values]
+        Path(folder, f"{rank}-{shared}-{cls.__name__}").write_text(f"{unused} {sums}")
     os._exit(0)  # gloo may abort in its teardown
 
 
-def test_on_two_ranks_weights_stay_equal_and_none_is_unused(tmp_path):
+def test_on_two_ranks_weights_stay_equal_and_nothing_is_unused(tmp_path):
+    """Also where ranks share the statistics of BatchNorm, which then are equal too and must go on moving."""
     context = multiprocessing.spawn(_rank, (str(tmp_path),), nprocs=2, join=False)
     for process in context.processes:
         process.join(240)
     notes = {path.name: path.read_text() for path in tmp_path.iterdir() if path.name != "meeting"}
-    for cls in OBJECTIVES:
-        assert f"0-{cls.__name__}" in notes, "rank 0 did not come that far"
-        assert notes[f"0-{cls.__name__}"] == notes[f"1-{cls.__name__}"]
-        assert notes[f"0-{cls.__name__}"].startswith("[] ")
+    for name in (f"{shared}-{cls.__name__}" for cls, shared in product(OBJECTIVES, (False, True))):
+        assert f"0-{name}" in notes, "rank 0 did not come that far"
+        assert notes[f"0-{name}"] == notes[f"1-{name}"], name
+        assert notes[f"0-{name}"].startswith("[] "), name

@@ -5,6 +5,7 @@ from torch.nn import functional as F
 
 from lightning_paf.attacks import PGD
 from lightning_paf.objectives import MART
+from lightning_paf.objectives.mart import _runner_up
 
 ATTACK = PGD(0.1, step_size=0.05, steps=3, start="none")
 
@@ -49,3 +50,13 @@ def test_saturated_predictions_have_finite_losses_and_gradients():
 def test_a_negative_weight_is_refused():
     with pytest.raises(ValueError, match=r"weight=-1. Pass --model.objective.weight 5"):
         MART(-1)
+
+
+def test_the_runner_up_is_exact_in_half_precision():
+    """Where the network is sure, `1 - p` is a number that bfloat16 cannot tell from 0."""
+    torch.manual_seed(0)
+    logits = 12 * torch.nn.functional.one_hot(torch.arange(64) % 10, 10).float() + torch.randn(64, 10)
+    shares = torch.nn.functional.one_hot((torch.arange(64) + 1) % 10, 10).float()
+    exact = _runner_up(logits.bfloat16().float(), shares)
+    with torch.autocast("cpu", torch.bfloat16):
+        torch.testing.assert_close(_runner_up(logits.bfloat16(), shares), exact)

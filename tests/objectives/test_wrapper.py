@@ -236,6 +236,34 @@ def test_fused_attention_is_refused():
     RobustModule(net, ATTACK, FirstLayerPenalty())
 
 
+class OnceOnly(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x.sin()
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, gradient):
+        return gradient * ctx.saved_tensors[0].cos()
+
+
+class Sine(nn.Module):
+    def forward(self, x):
+        return OnceOnly.apply(x)
+
+
+def flat(activation: nn.Module) -> nn.Module:
+    return nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 8), activation, nn.Linear(8, 10))
+
+
+@pytest.mark.parametrize("compiled", [True, False])
+def test_layers_of_users_that_cannot_are_refused_too(compiled):
+    net = torch.compile(flat(nn.SiLU()), backend="aot_eager") if compiled else flat(Sine())
+    with pytest.raises(ValueError, match=r"GradAlign differentiates a gradient, but .* cannot"):
+        RobustModule(net, ATTACK, GradAlign())
+
+
 def test_trying_a_network_out_changes_nothing():
     model = tiny_classifier().train()
     before = copy.deepcopy(model.state_dict())
