@@ -94,7 +94,7 @@ class RobustModule(LightningModule):
         self.decay: DecayRule = decay
         self.val_accuracy = MulticlassAccuracy(spec.num_classes, average="micro")
         self.test_accuracy = MulticlassAccuracy(spec.num_classes, average="micro")
-        self._sums, self._steps = dict[str, Tensor](), 0
+        self._sums, self._steps, self._epoch_began_at = dict[str, Tensor](), 0, 0.0
         self.init = init
         self._begin_with_init()  # here, so that copies of the module, as averaging makes them, begin with it, too
 
@@ -123,18 +123,20 @@ class RobustModule(LightningModule):
 
     def on_fit_start(self) -> None:
         """Give every rank its own random starts and augmentations; `seed_everything` gives all ranks the same."""
+        self._steps = 0
         if self.trainer.world_size > 1:
             # Far apart: rank 1 of seed 0 must not repeat rank 0 of seed 1.
             torch.manual_seed(torch.initial_seed() + 1_000_003 * self.global_rank)
 
     def on_train_start(self) -> None:
-        """Tell the objective the epoch, also where training is resumed in the middle of one."""
-        self.objective.on_epoch_start(self.current_epoch, self._progress())
+        """Tell the objective the epoch, also where training is resumed in the middle of one: as it was told then."""
+        self.objective.on_epoch_start(self.current_epoch, self._epoch_began_at if self._steps else self._progress())
 
     def on_train_epoch_start(self) -> None:
         """Begin new means, and tell the objective the epoch."""
         self._sums, self._steps = {}, 0
-        self.objective.on_epoch_start(self.current_epoch, self._progress())
+        self._epoch_began_at = self._progress()
+        self.objective.on_epoch_start(self.current_epoch, self._epoch_began_at)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The whole inner maximisation, and the loss of the outer step."""
@@ -171,12 +173,13 @@ class RobustModule(LightningModule):
 
     def epoch_state(self) -> dict[str, Any]:
         """What this rank knows of the present epoch, for a checkpoint; the trainer would forget means that it keeps."""
-        return {"sums": {name: total.cpu() for name, total in self._sums.items()}, "steps": self._steps}
+        sums = {name: total.cpu() for name, total in self._sums.items()}
+        return {"sums": sums, "steps": self._steps, "began_at": self._epoch_began_at}
 
     def load_epoch_state(self, state: dict[str, Any]) -> None:
         """Continue an epoch."""
         self._sums = {name: total.to(self.device) for name, total in state["sums"].items()}
-        self._steps = state["steps"]
+        self._steps, self._epoch_began_at = state["steps"], state["began_at"]
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Clean accuracy; robust accuracy is a callback's."""

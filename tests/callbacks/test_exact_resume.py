@@ -68,6 +68,16 @@ def test_an_average_of_epochs_and_a_schedule_of_real_images_go_on(step, base, tm
     assert_same_end(tmp_path / "run", tmp_path / "whole")
 
 
+def test_what_changes_with_an_epoch_does_not_change_where_training_is_resumed_in_its_middle(base, tmp_path):
+    """AWP begins with the first epoch after its warm-up, not with the first start after it."""
+    words = [*base, "--model.objective", "AWP", "--model.objective.objective", "Natural"]
+    words += ["--model.objective.warmup", "0.3", "--model.objective.gamma", "0.1"]
+    assert status(*words, *SAVER, "--run", tmp_path / "whole") == 0
+    resumed = ["--ckpt_path", tmp_path / "whole" / "saved" / "step3.ckpt", "--run", tmp_path / "run"]
+    assert status(*words, *resumed) == 0
+    assert_same_end(tmp_path / "run", tmp_path / "whole")
+
+
 def test_resumed_where_a_validation_is_due_in_the_middle_of_an_epoch(base, tmp_path):
     words = [*base, "--trainer.val_check_interval", "2", "--trainer.max_epochs", "1"]
     assert status(*words, *SAVER, "--run", tmp_path / "whole") == 0
