@@ -108,7 +108,10 @@ class RobustModule(LightningModule):
         if stage != "fit":
             return
         if self.init is not None and not self.init.is_file():
-            raise ValueError(f"There is no checkpoint {self.init} to begin with. Check --model.init.")
+            raise ValueError(
+                f"There is no checkpoint {self.init} to begin with. Train it first, as the header of the recipe says, "
+                "or pass another --model.init, or null to begin anew."
+            )
         if self.objective.steps_per_batch > 1 and self.trainer.accumulate_grad_batches > 1:
             raise ValueError(
                 f"{type(self.objective).__name__} makes {self.objective.steps_per_batch} optimiser steps a batch, so "

@@ -16,6 +16,7 @@ from lightning_paf import __version__
 from lightning_paf.checkpoints import newest_checkpoint, step_of
 from lightning_paf.evaluation.files import explained, write_whole
 from lightning_paf.extra_loggers import tell_config
+from lightning_paf.progress import FILE, Progress
 from lightning_paf.run_logs import RunMetrics
 from lightning_paf.same_training import check_same_training
 from lightning_paf.shared_folder import check_shared
@@ -40,7 +41,7 @@ class RunFolder(SaveConfigCallback):
         folder = _folder(trainer)
         if _continues(folder, checkpoint):
             self.config["ckpt_path"] = None
-        if (folder / _CONFIG).exists() and not self.overwrite:
+        if _holds_a_run(folder) and not self.overwrite:
             raise _occupied(folder)
         text = self.parser.dump(self.config, skip_unset=False)
         with explained(folder, "a run folder"):
@@ -66,10 +67,9 @@ def enter_run_folder(trainer: Trainer, checkpoint: str | None, config: Mapping[s
     if trainer.fast_dev_run:  # type: ignore[attr-defined]
         return _rehearsed(checkpoint)
     folder = _folder(trainer)
-    held = (folder / _CONFIG).exists() or (folder / "checkpoints").exists()
     if checkpoint in NEWEST:
         checkpoint = _newest(trainer, folder)
-    elif held and not _continues(folder, checkpoint):
+    elif _holds_a_run(folder) and not _continues(folder, checkpoint):
         raise _occupied(folder)
     if _continues(folder, checkpoint) and check_same_training(folder, config):
         rank_zero_warn(
@@ -99,6 +99,14 @@ def check_writable(folder: Path) -> None:
             f"What a command finds out is written to its run folder, but {there} is read-only or no folder. "
             "Pass --run with a folder that can be written, or that can be made."
         )
+
+
+def _holds_a_run(folder: Path) -> bool:
+    """Whether there is anything to lose: a checkpoint, or steps; a run that failed before its first one has neither."""
+    if any((folder / "checkpoints").glob("*.ckpt")):
+        return True
+    progress = Progress.read(folder / FILE)
+    return progress is not None and (progress.step > 0 or not (progress.is_over or progress.process.is_dead()))
 
 
 def _occupied(folder: Path) -> ValueError:

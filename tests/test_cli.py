@@ -285,6 +285,13 @@ def test_a_second_run_in_the_same_folder_is_refused(tiny, trained, capsys):
     assert contents(trained) == before
 
 
+def test_a_checkpoint_that_is_missing_at_the_start_leaves_the_folder_free(tiny, tmp_path, capsys):
+    run = ["--run", tmp_path / "run"]
+    assert status("fit", "-c", tiny, "--model.init", tmp_path / "none.ckpt", *run) == 1
+    assert "Train it first, as the header of the recipe says" in capsys.readouterr().err
+    assert status("fit", "-c", tiny, *run) == 0
+
+
 def test_continuing_one_run_does_not_overwrite_another(tiny, trained, tmp_path, capsys):
     assert status("fit", "-c", tiny, "--run", tmp_path / "other") == 0
     before = contents(tmp_path / "other")

@@ -170,6 +170,19 @@ def test_the_commands_of_the_header_are_accepted(parser, experiment):
         parser.parse_args(options)
 
 
+@experiments
+def test_what_a_header_trains_first_leaves_the_checkpoint_that_is_read_later(experiment, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    text = experiment.read_text()
+    for words in (words for words in commands(experiment) if words[0] == "fit"):
+        read = {*re.findall(rf"{option(words, '--run')}/checkpoints/([\w.]+)", text)}
+        if read:
+            on_any_machine = ["--trainer", "configs/trainer/cpu.yaml", "--trainer.num_nodes", "1"]
+            with torch.device("meta"):
+                trainer = train([*words[1:], *on_any_machine], run=False).trainer
+            assert read <= {f"{saver.filename}.ckpt" for saver in trainer.checkpoint_callbacks}
+
+
 def test_the_header_says_how_to_judge_what_it_trains(parser, recipe):
     runs = {option(words, "--run") for words in commands(recipe.path) if words[0] == "fit"}
     tests = [words[1:] for words in commands(recipe.path) if words[0] == "test"]

@@ -8,6 +8,8 @@ import torch
 from interrupted import rows
 from lightning.pytorch.callbacks import ModelCheckpoint
 
+from lightning_paf.process import Process
+from lightning_paf.progress import FILE, Progress
 from lightning_paf.run_folder import enter_run_folder
 from lightning_paf.run_logs import RunMetrics
 
@@ -65,6 +67,19 @@ def test_a_folder_that_holds_a_run_is_refused_unless_it_is_continued(trainer, tm
             enter_run_folder(trainer, other, {})
     assert enter_run_folder(trainer, str(found), {}) == str(found)
     assert trainer.loggers[0].resumed_step == 4
+
+
+def test_a_run_that_failed_before_its_first_step_is_in_nobodys_way(trainer, tmp_path):
+    (tmp_path / "config.yaml").touch()
+    (tmp_path / "checkpoints").mkdir()
+    assert enter_run_folder(trainer, None, {}) is None
+    here = Process.this()
+    Progress(here, "failed", 0, 10, 0, 1).write(tmp_path / FILE)
+    assert enter_run_folder(trainer, None, {}) is None
+    for state, step in (("failed", 1), ("training", 0)):
+        Progress(here, state, step, 10, 0, 1).write(tmp_path / FILE)
+        with pytest.raises(ValueError, match="already holds one"):
+            enter_run_folder(trainer, None, {})
 
 
 def log(logger: RunMetrics, *logged: tuple[int, dict[str, float]]) -> None:

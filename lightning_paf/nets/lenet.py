@@ -3,6 +3,8 @@
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+_SMALLEST = 16
+
 
 class LeNet(nn.Module):
     """Two 5x5 convolutions and three linear layers (after LeCun et al. 1998), as Shen et al. 2022 train it.
@@ -25,7 +27,16 @@ class LeNet(nn.Module):
         self.relu1, self.relu2, self.relu3, self.relu4 = (nn.ReLU() for _ in range(4))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Images (N, in_channels, H, W) to logits (N, num_classes)."""
+        """Images (N, in_channels, H, W) to logits (N, num_classes).
+
+        Raises:
+            ValueError: Images that are too small.
+        """
+        if min(x.shape[-2:]) < _SMALLEST:
+            raise ValueError(
+                f"LeNet needs images with sides of {_SMALLEST} pixels or more, but these have {tuple(x.shape[-2:])}. "
+                "Pass another --model.net, such as SmallConvNet."
+            )
         x = F.max_pool2d(self.relu1(self.conv1(x)), 2)
         x = F.max_pool2d(self.relu2(self.conv2(x)), 2)
         # At 32x32 the grid is 5x5 already; the mean serves images of other sizes.

@@ -1,5 +1,7 @@
 """Adversarial weight perturbation, AWP (Wu et al., 2020)."""
 
+import math
+
 import torch
 from torch import Tensor, nn
 
@@ -35,7 +37,7 @@ class AWP(Objective):
 
     def __init__(self, objective: Objective, gamma: float = 0.005, warmup: float = 0.0) -> None:
         super().__init__()
-        if not gamma >= 0:
+        if not 0 <= gamma < math.inf:
             raise ValueError(f"gamma is a relative size, >= 0, but gamma={gamma}. Pass --model.objective.gamma 0.005.")
         if not 0 <= warmup < 1:
             raise ValueError(

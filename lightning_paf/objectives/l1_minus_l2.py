@@ -35,7 +35,7 @@ class L1MinusL2(Regularised):
         self, objective: Objective | None = None, weight: float = 1.0, layers: int | Sequence[str] = 1
     ) -> None:
         super().__init__(objective, weight)
-        if isinstance(layers, str) or not (layers if isinstance(layers, int) else len(layers)) > 0:
+        if isinstance(layers, str | bool) or not (layers if isinstance(layers, int) else len(layers)) > 0:
             raise ValueError(
                 f"layers are a number >= 1 or a list of names, but layers={layers!r}. "
                 "Pass --model.objective.layers 2, or '[conv1, conv2]'."

@@ -1,5 +1,7 @@
 """SCORE (Pang et al., 2022)."""
 
+import math
+
 import torch
 from torch import Tensor
 from torch.nn.functional import one_hot, relu, softmax
@@ -30,7 +32,7 @@ class SCORE(Objective):
     def __init__(self, beta: float = 4.0, clip: float = 0.0) -> None:
         super().__init__()
         self.beta = checked_weight("beta", beta, 4)
-        if not clip >= 0:
+        if not 0 <= clip < math.inf:
             raise ValueError(f"clip is a squared distance, >= 0, but clip={clip}. Pass --model.objective.clip 0.")
         self.clip = clip
 

@@ -1,5 +1,7 @@
 """TRADES (Zhang et al., 2019)."""
 
+import math
+
 import torch
 from torch import Tensor
 from torch.nn.functional import softmax
@@ -62,7 +64,7 @@ def attack_prediction(model: Classifier, x: Tensor, attack: Attack) -> Tensor:
 
 def checked_weight(name: str, weight: float, usual: float) -> float:
     """The same number, if a term of the loss can have it as its weight."""
-    if not weight >= 0:
+    if not 0 <= weight < math.inf:
         raise ValueError(
             f"{name} is the weight of a term, >= 0, but {name}={weight}. Pass --model.objective.{name} {usual}."
         )

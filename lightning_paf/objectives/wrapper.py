@@ -1,5 +1,6 @@
 """Objectives around another objective."""
 
+import math
 from abc import abstractmethod
 from dataclasses import replace
 from typing import ClassVar
@@ -64,7 +65,7 @@ class Regularised(Wrapper):
 
     def __init__(self, objective: Objective | None, weight: float) -> None:
         super().__init__(objective)
-        if not weight >= 0:
+        if not 0 <= weight < math.inf:
             raise ValueError(
                 f"The weight of {type(self).__name__} is >= 0, but weight={weight}. "
                 "Pass --model.objective.weight 0.1, or 0 for none."

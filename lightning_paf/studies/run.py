@@ -56,6 +56,11 @@ class Task:
         return self.place / "measured.json"
 
     @property
+    def trained(self) -> Path:
+        """Is there once its commands are done."""
+        return self.place / "trained"
+
+    @property
     def asked(self) -> Path:
         """What `measured.json` is the answer to."""
         return self.place / "asked.json"
@@ -76,9 +81,10 @@ def perform(task: Task) -> None:
 
     torch.set_num_threads(1)
     with _into(task.place / "log.txt"):
-        for words in arm.before:
-            _command(_filled(words, task, study))
-        _command(_fit_words(task, study, arm))
+        if not task.trained.is_file():
+            for words in (*(_filled(words, task, study) for words in arm.before), _fit_words(task, study, arm)):
+                _command(words)
+            task.trained.touch()
         measured = _judged(task, study, arm)
     content = {name: np.asarray(values, np.float64).reshape(-1).tolist() for name, values in measured.items()}
     write_whole(task.result, json.dumps(content).encode())
@@ -90,15 +96,18 @@ def measured(task: Task) -> dict[str, NDArray[np.float64]]:
 
 
 def _forget_another(task: Task, study: Study, arm: Arm) -> None:
-    """Remove what was trained with other options, such as those of another budget."""
+    """Remove what was trained with other options, and what was measured in another way."""
     commands = [*arm.before, _fit_words(task, study, arm), arm.test_options]
     asked = {"commands": commands, "config": task.config.read_text(), "eps": study.eps, "examples": task.examples}
     asked |= {"measures": sorted(study.measures)}
-    text = json.dumps(asked, indent=1)
-    if not task.asked.is_file() or task.asked.read_text() != text:
+    before = json.loads(task.asked.read_text()) if task.asked.is_file() else {}
+    if before == json.loads(text := json.dumps(asked, indent=1)):
+        return
+    if any(before.get(part) != json.loads(text)[part] for part in ("commands", "config")):
         shutil.rmtree(task.place, ignore_errors=True)
-        task.place.mkdir(parents=True)
-        write_whole(task.asked, text.encode())
+    task.result.unlink(missing_ok=True)
+    task.place.mkdir(parents=True, exist_ok=True)
+    write_whole(task.asked, text.encode())
 
 
 def _fit_words(task: Task, study: Study, arm: Arm) -> list[str]:

@@ -3,6 +3,7 @@
 import argparse
 import json
 import os
+import sys
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from multiprocessing import get_context
 from pathlib import Path
@@ -28,11 +29,10 @@ def main(argv: list[str]) -> int:
         argv: Options, see `--help`.
 
     Returns:
-        0, whatever the outcome; a claim that fails is a result.
+        0, whatever the outcome: a claim that fails is a result; 1 where a training failed.
 
     Raises:
-        ValueError: There is no such study, or no such folder.
-        RuntimeError: A training failed.
+        ValueError: There is no such study, or no such folder; a number that makes no comparison.
     """
     options = _parse(argv)
     if options.list:
@@ -49,16 +49,22 @@ def main(argv: list[str]) -> int:
         raise ValueError(
             f"Studies need {options.config}, which is not there. Run it in a clone, or pass --config FILE."
         )
-    study, folder = find_study(options.method), options.out / options.method
+    study, folder = find_study(options.method), _folder(options)
     seeds, examples, last = BUDGETS[options.budget]
-    seeds = options.seeds or seeds
+    seeds = seeds if options.seeds is None else options.seeds
+    examples = examples if options.examples is None else options.examples
+    _check_numbers(seeds, examples, options.jobs)
     tasks = [
-        _task(options, folder, arm.name, seed, last, options.examples or examples)
+        _task(options, folder, arm.name, seed, last, examples)
         for seed in range(study.first_seed, study.first_seed + seeds)
         for arm in study.arms
     ]
     print(f"{study.title}\n{len(study.arms)} arms x {seeds} seeds, {options.jobs} at a time, in {folder}")
-    _perform(tasks, study, options.jobs)
+    try:
+        _perform(tasks, study, options.jobs)
+    except RuntimeError as error:
+        print(f"lightning-paf: error: {error}", file=sys.stderr)
+        return 1
     _conclude(options, study, tasks, folder)
     return 0
 
@@ -80,6 +86,26 @@ def _parse(argv: list[str]) -> argparse.Namespace:
         "--json", type=Path, metavar="FILE", help="write the outcome to this file and a PNG beside it, too"
     )
     return parser.parse_args(argv)
+
+
+def _folder(options: argparse.Namespace) -> Path:
+    """Trials have one of their own, since what was trained with other options makes room."""
+    full = next(iter(BUDGETS))
+    name = options.method if options.budget == full else f"{options.method}-{options.budget}"
+    folder: Path = options.out / name
+    return folder
+
+
+def _check_numbers(seeds: int, examples: int, jobs: int) -> None:
+    for name, number, least, why in (
+        ("seeds", seeds, 2, "the spread between trainings is part of every interval"),
+        ("examples", examples, 1, "there must be an image to judge"),
+        ("jobs", jobs, 1, "somebody has to do the work"),
+    ):
+        if number < least:
+            raise ValueError(
+                f"--{name} must be at least {least}: {why}, but it is {number}. Pass --{name} {least + 1}."
+            )
 
 
 def _list() -> None:
@@ -120,7 +146,10 @@ def _perform(tasks: "list[Task]", study: "Study", jobs: int) -> None:
                 task = running.pop(future)
                 if (error := future.exception()) is not None:
                     pool.shutdown(cancel_futures=True)
-                    raise RuntimeError(f"{task.arm}, seed {task.seed}: {error} See {task.place}/log.txt.") from error
+                    raise RuntimeError(
+                        f"{task.arm}, seed {task.seed}: {error} Read {task.place}/log.txt, and give the same command "
+                        "again: what is finished is kept."
+                    ) from error
                 progress.update(bar, advance=1, description=f"{task.arm}, seed {task.seed}")
 
 

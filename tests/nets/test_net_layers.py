@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from lightning_paf.nets import CifarResNet, DMPreActResNet, DMWideResNet, PreActResNet, WideResNet
+from lightning_paf.nets import CifarResNet, DMPreActResNet, DMWideResNet, LeNet, PreActResNet, WideResNet
 from lightning_paf.nets.layers import SameConv2d, Standardize, conv3x3, stage
 
 
@@ -104,3 +104,9 @@ def test_batchnorm_momentum(cls):
 @pytest.mark.parametrize("cls", [WideResNet, DMWideResNet])
 def test_wide_resnets_start_with_a_classifier_without_bias(cls):
     assert not cls(depth=10, width=1).get_classifier().bias.any()
+
+
+def test_lenet_refuses_images_that_are_too_small():
+    assert LeNet()(torch.rand(2, 3, 16, 16)).shape == (2, 10)
+    with pytest.raises(ValueError, match=r"sides of 16 pixels or more, but these have \(8, 8\)"):
+        LeNet()(torch.rand(2, 3, 8, 8))

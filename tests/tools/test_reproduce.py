@@ -4,6 +4,7 @@ import contextlib
 import io
 import json
 import logging
+import re
 from concurrent.futures import Future
 from types import SimpleNamespace
 
@@ -68,7 +69,7 @@ def test_arms_are_trained_judged_and_compared(done):
     assert set(found["arms"]["tuned"]) == {"clean", "pgd", "autoattack", "constant"}
     assert [claim["word"] for claim in found["claims"]] == ["reproduced", "reproduced"]
     assert "Tuning helps |w|" in done.printed
-    assert "fit -c" in (done.folder / "out" / "small" / "tuned-1" / "log.txt").read_text()
+    assert "fit -c" in (done.folder / "out" / "small-smoke" / "tuned-1" / "log.txt").read_text()
 
 
 def test_what_is_finished_is_not_done_again(done):
@@ -115,22 +116,60 @@ def test_a_logger_that_one_task_has_made_speaks_in_the_log_of_the_next(tmp_path)
 
 def test_what_was_asked_otherwise_is_done_again(tmp_path, monkeypatch):
     monkeypatch.setattr(run, "find_study", lambda name: STUDY)
-    monkeypatch.setattr(run, "_command", lambda words: None)
+    monkeypatch.setattr(run, "_command", lambda words: trained.append(words))
     monkeypatch.setattr(run, "_judged", lambda task, study, arm: {"clean": [next(answers)]})
-    config, answers = CONFIGS / "studies" / "digits.yaml", iter(range(9))
+    config, answers, trained = CONFIGS / "studies" / "digits.yaml", iter(range(9)), []
 
     def clean(*options: str, examples: int = 8) -> float:
         task = run.Task("small", "natural", 0, tmp_path, config, options, examples)
         run.perform(task)
         return run.measured(task)["clean"].item()
 
-    assert [clean(), clean(), clean(examples=9), clean(examples=9), clean("--trainer.max_epochs", "1")] == [
-        0,
-        0,
-        1,
-        1,
-        2,
-    ]
+    assert [clean(), clean(), clean(examples=9), clean(examples=9)] == [0, 0, 1, 1]
+    assert len(trained) == 1, "the same training, judged in two ways"
+    assert clean("--trainer.max_epochs", "1") == 2
+    assert len(trained) == 2
+
+
+def test_a_task_that_failed_is_begun_again_and_said_in_one_line(tmp_path, monkeypatch, capsys):
+    def fail(words):
+        raise RuntimeError("lightning-paf fit ended with status 1.")
+
+    for module in (reproduce, run):
+        monkeypatch.setattr(module, "find_study", lambda name: STUDY)
+    monkeypatch.setattr(run, "_command", fail)
+    monkeypatch.setattr(reproduce, "ProcessPoolExecutor", Failing)
+    monkeypatch.chdir(CONFIGS.parent)
+    assert reproduce.main(["small", "--out", str(tmp_path)]) == 1
+    assert re.search(r"error: natural, seed \d: lightning-paf fit ended with .*\. Read ", capsys.readouterr().err)
+    assert not list(tmp_path.rglob("trained"))
+
+
+class Failing(InThisProcess):
+    """Says in its futures what went wrong."""
+
+    def shutdown(self, cancel_futures):
+        pass
+
+    def submit(self, function, argument):
+        future = Future()
+        try:
+            future.set_result(function(argument))
+        except RuntimeError as error:
+            future.set_exception(error)
+        return future
+
+
+@pytest.mark.parametrize("option", ["--seeds", "--examples", "--jobs"])
+@pytest.mark.parametrize("number", ["0", "-3"])
+def test_numbers_that_compare_nothing_are_refused_at_once(option, number, tmp_path, monkeypatch):
+    monkeypatch.setattr(reproduce, "find_study", lambda name: STUDY)
+    monkeypatch.chdir(CONFIGS.parent)
+    with pytest.raises(ValueError, match=rf"{option} must be at least .* but it is {number}\. Pass {option}"):
+        reproduce.main(["small", option, number, "--out", str(tmp_path / "out")])
+    with pytest.raises(ValueError, match="--seeds must be at least 2"):
+        reproduce.main(["small", "--seeds", "1", "--out", str(tmp_path / "out")])
+    assert not (tmp_path / "out").exists()
 
 
 def test_the_page_has_a_row_for_every_outcome(done, capsys):
