@@ -3,20 +3,21 @@
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from lightning_paf.attacks import APGD, Attack
+from lightning_paf.attacks import Attack
 from lightning_paf.evaluation.result import Verdict
 from lightning_paf.evaluation.samples import Samples
 from lightning_paf.evaluation.verdict import Stop, stage_seed
-from lightning_paf.functional.geometry import geometry_of
+from lightning_paf.functional.geometry import Bounds, geometry_of
 from lightning_paf.nn.modes import frozen
 from lightning_paf.nn.search_model import Precision, SearchModel
+from lightning_paf.types import Forward, Norm, Radius
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,25 @@ class WarmResult:
         return int(np.count_nonzero(self.verdicts == Verdict.ROBUST))
 
 
+@runtime_checkable
+class BeginsAnywhere(Protocol):
+    """What a warm check asks of a stage: that it begins at given images and tells which came nearest. `APGD` does."""
+
+    steps: int
+    norm: Norm
+    eps: Radius
+    bounds: Bounds
+
+    @property
+    def label(self) -> str:
+        """A short name."""
+
+    def search(
+        self, forward: Forward, x: Tensor, y: Tensor, start: Tensor | None = None, nearest: Tensor | None = None
+    ) -> Tensor:
+        """See `APGD.search`."""
+
+
 class WarmCheck:
     """An upper bound of AutoAttack accuracy at a fraction of its price, for a network that changes little between two.
 
@@ -52,7 +72,7 @@ class WarmCheck:
     stop as soon as its interval is narrow enough.
 
     Args:
-        attack: All its stages must be APGD.
+        attack: All its stages must begin anywhere, as APGD does.
         steps: Steps of every stage in a warm check.
         block_size: Samples between two questions to the stop rule.
         seed: Of the order and of the attack.
@@ -65,7 +85,7 @@ class WarmCheck:
     def __init__(
         self, attack: Attack, *, steps: int = 20, block_size: int = 128, seed: int = 0, precision: Precision = "fp32"
     ) -> None:
-        self.cold_stages = [stage for stage in attack.stages() if isinstance(stage, APGD)]
+        self.cold_stages = [stage for stage in attack.stages() if isinstance(stage, BeginsAnywhere)]
         if len(self.cold_stages) < len(attack.stages()):
             labels = ", ".join(stage.label for stage in attack.stages())
             raise ValueError(
@@ -154,7 +174,7 @@ def joined(states: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _searched(
-    stage: APGD, search: SearchModel, x: Tensor, y: Tensor, start: Tensor | None, seed: int
+    stage: BeginsAnywhere, search: SearchModel, x: Tensor, y: Tensor, start: Tensor | None, seed: int
 ) -> tuple[Tensor, Tensor]:
     """The image that came nearest to fooling the network, or did; and which did."""
     if len(x) == 0:
@@ -169,7 +189,7 @@ def _searched(
     return nearest, fooled
 
 
-def _shortened(stage: APGD, steps: int) -> APGD:
+def _shortened(stage: BeginsAnywhere, steps: int) -> BeginsAnywhere:
     shorter = copy.copy(stage)
     shorter.steps = min(steps, stage.steps)
     return shorter

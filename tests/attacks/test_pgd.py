@@ -1,5 +1,6 @@
 import warnings
 from fractions import Fraction
+from itertools import pairwise
 
 import pytest
 import torch
@@ -93,6 +94,42 @@ def test_best_is_the_largest_loss_of_all_iterates():
     assert len(losses) == 6  # start, four in between, the last
     torch.testing.assert_close(cross_entropy(model(x_adv), y).detach(), losses.amax(0))
     assert (losses.argmax(0) < 5).any(), "steps of this size must overshoot somewhere, or nothing is tested"
+
+
+def test_more_steps_are_worse_for_no_example():
+    model, (x, y) = network(), batch()
+    found = []
+    for steps in (1, 2, 5, 20):
+        torch.manual_seed(1)
+        found.append(cross_entropy(model(PGD(0.2, step_size=0.05, steps=steps, best=True)(model, x, y)), y))
+    assert all((more >= fewer).all() for fewer, more in pairwise(found))
+    assert (found[-1] > found[0]).all()
+
+
+def test_the_gradient_at_the_worst_image_is_that_of_the_worst_case():
+    """Danskin's theorem, where the inner problem is a concave quadratic: w (x + d) - 2 |d|^2, largest at d = w / 4."""
+    x, w = torch.full((1, 1, 1, 2), 0.5), torch.tensor([0.4, -0.3], dtype=torch.float64)
+    x = x.double()
+
+    def worst(weight):
+        """Value and gradient by the weight, at what the attack finds."""
+        weight = weight.clone().requires_grad_()
+
+        def forward(images):
+            return (weight * images.flatten(1) - 2 * (images - x).flatten(1).square()).sum(1, keepdim=True)
+
+        attack = PGD(0.5, norm="l2", step_size=0.002, steps=200, start="none", best=True)
+        found = attack(nn.Identity(), x, torch.zeros(1), forward=forward, loss=lambda value, _: value[:, 0])
+        value = forward(found).sum()
+        return value.item(), torch.autograd.grad(value, weight)[0]
+
+    value, gradient = worst(w)
+    assert value == pytest.approx(float(0.5 * w.sum() + w.square().sum() / 8), abs=1e-5)
+    for axis in range(2):
+        step = 0.05 * torch.eye(2, dtype=torch.float64)[axis]
+        difference = (worst(w + step)[0] - worst(w - step)[0]) / 0.1
+        assert gradient[axis].item() == pytest.approx(difference, abs=2e-3)
+        assert gradient[axis].item() == pytest.approx(0.5 + w[axis].item() / 4, abs=2e-3)
 
 
 def test_best_is_not_worse_than_the_last():

@@ -1,3 +1,5 @@
+from itertools import pairwise
+
 import pytest
 import torch
 from torch import nn
@@ -78,6 +80,18 @@ def test_restarts_repeat_and_improve():
     attack = PGD(0.1, step_size=0.05, steps=2)
     means = [margin(model(Restarts(attack, n)(model, x, y)), y).mean().item() for n in (1, 8)]
     assert means[1] > means[0]
+
+
+def test_more_restarts_are_worse_for_no_example_where_seeds_are_nested():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(16, 64), nn.SELU(), nn.Linear(64, 4))
+    x, y = torch.rand(32, 1, 4, 4), torch.randint(4, (32,))
+    found = []
+    for n in (1, 2, 4, 8):
+        torch.manual_seed(1)
+        found.append(margin(model(Restarts(PGD(0.1, step_size=0.05, steps=2), n)(model, x, y)), y))
+    assert all((more >= fewer).all() for fewer, more in pairwise(found))
+    assert (found[-1] > found[0]).any()
 
 
 def test_radius_and_description():
