@@ -1,5 +1,6 @@
 """The training commands: LightningCLI with named slots for callbacks, part files, and errors that help."""
 
+import contextlib
 import difflib
 import inspect
 import re
@@ -197,22 +198,23 @@ def train(args: Sequence[str], run: bool = True) -> PafCLI:
         run: False builds everything and runs nothing.
     """
     console.set_up()
-    return PafCLI(
-        RobustModule,
-        RobustDataModule,
-        parser_class=HelpfulParser,
-        parser_kwargs={"prog": "lightning-paf"},
-        save_config_callback=RunFolder,
-        # `PafCLI` has looked before; without a command nobody has.
-        save_config_kwargs={"overwrite": run},
-        seed_everything_default=0,
-        # Attacks need gradients in validation and test, which inference mode forbids for good.
-        trainer_defaults={"inference_mode": False},
-        # The optimiser is an argument of the module, so that it also exists without a command line.
-        auto_configure_optimizers=False,
-        args=_with_saved_config(list(args)),
-        run=run,
-    )
+    with contextlib.nullcontext() if run else console.quiet():
+        return PafCLI(
+            RobustModule,
+            RobustDataModule,
+            parser_class=HelpfulParser,
+            parser_kwargs={"prog": "lightning-paf"},
+            save_config_callback=RunFolder,
+            # `PafCLI` has looked before; without a command nobody has.
+            save_config_kwargs={"overwrite": run},
+            seed_everything_default=0,
+            # Attacks need gradients in validation and test, which inference mode forbids for good.
+            trainer_defaults={"inference_mode": False},
+            # The optimiser is an argument of the module, so that it also exists without a command line.
+            auto_configure_optimizers=False,
+            args=_with_saved_config(list(args)),
+            run=run,
+        )
 
 
 def _with_saved_config(words: list[str]) -> list[str]:

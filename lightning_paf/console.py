@@ -1,8 +1,10 @@
-"""What the training commands print besides Lightning's own lines."""
+"""What the training commands print besides Lightning's own lines, and which of these the others do not."""
 
+import contextlib
 import logging
 import sys
 import warnings
+from collections.abc import Iterator
 
 from lightning.pytorch.utilities.rank_zero import rank_zero_only  # type: ignore[attr-defined]
 
@@ -35,3 +37,16 @@ def set_up() -> None:
         r"Experiment logs directory .* exists and is not empty",  # a continued run appends to its own metrics
     ):
         warnings.filterwarnings("ignore", message)
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Hide what Lightning says about a trainer that will not train: seed, devices, settings of loops. Warnings stay."""
+    before = {logger: logger.level for logger in map(logging.getLogger, ("lightning.fabric", "lightning.pytorch"))}
+    for logger in before:
+        logger.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        for logger, level in before.items():
+            logger.setLevel(level)

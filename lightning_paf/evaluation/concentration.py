@@ -78,6 +78,12 @@ def concentration(
     return Concentration(torch.stack(losses), _losses(model, x, y, cross_entropy), distance)
 
 
+def spread_text(share: float) -> str:
+    """A share in % with two significant digits, as in `0.0031 %`: losses that agree differ far behind the point."""
+    percent = 100 * share
+    return f"{percent:.2g} %" if percent < 99.5 else f"{percent:.0f} %"
+
+
 def _losses(model: nn.Module, x: Tensor, y: Tensor, loss: PerExampleLoss) -> Tensor:
     with torch.no_grad(), frozen(model):
         return loss(model(x), y).float()

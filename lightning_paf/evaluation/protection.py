@@ -26,6 +26,24 @@ class Protection:
     overall: float
 
 
+def check_protected(labels: NDArray[np.int64], label: int) -> None:
+    """Refuse a class that cannot be compared with others.
+
+    Args:
+        labels: True classes, (n,).
+        label: The class that is looked at.
+
+    Raises:
+        ValueError: No sample of this class, or of no other.
+    """
+    mine = np.count_nonzero(labels == label)
+    if mine in (0, len(labels)):
+        raise ValueError(
+            f"Of {len(labels)} samples {mine} have the protected class {label}; some must, and some must not. "
+            "Pass another --protected, or more --examples."
+        )
+
+
 def protection(labels: NDArray[np.int64], predictions: NDArray[np.int64], label: int) -> Protection:
     """Count.
 
@@ -37,12 +55,8 @@ def protection(labels: NDArray[np.int64], predictions: NDArray[np.int64], label:
     Raises:
         ValueError: No sample of this class, or of no other.
     """
+    check_protected(labels, label)
     mine, right = labels == label, labels == predictions
-    if mine.all() or not mine.any():
-        raise ValueError(
-            f"Of {len(labels)} samples {np.count_nonzero(mine)} have the protected class {label}; some must, and some "
-            "must not. Pass another --protected, or more --examples."
-        )
     taken = predictions[~mine] == label
     return Protection(
         label, float(right[mine].mean()), float(right[~mine].mean()), float(taken.mean()), float(right.mean())

@@ -27,6 +27,7 @@ from lightning_paf.evaluation.samples import Samples
 from lightning_paf.functional.geometry import geometry_of
 from lightning_paf.nn.modes import frozen
 from lightning_paf.nn.search_model import Precision, SearchModel
+from lightning_paf.progress import duration
 
 __all__ = ["Judgement", "Stop", "judge", "stage_seed"]
 
@@ -319,11 +320,11 @@ class _Worker:
         robust, judged = robust + int(np.count_nonzero(findings.standing)), judged + len(findings.ids)
         made = max(1, len(self.ledger.recorded()) - self.found)  # by all workers
         left = self.blocks * len(self.labels) - self.found - made
-        minutes = (time.perf_counter() - self.started) / made * left / 60
+        seconds = (time.perf_counter() - self.started) / made * left
         self.say(
             f"block {record.block + 1} of {self.blocks}, {record.label}: {np.count_nonzero(record.fooled)} of "
             f"{len(record.ids)} misclassified; robust so far {robust} of {judged} ({100 * robust / judged:.1f} %); "
-            f"at most about {minutes:.0f} min left"
+            + (f"at most about {duration(seconds)} left" if left > 0 else "nothing left")
         )
 
     def _tell_whom_we_wait_for(self) -> None:

@@ -14,7 +14,7 @@ from lightning_paf.objectives.standard import AdversarialCE
 
 
 class Wrapper(Objective):
-    """Passes everything on to another objective; subclasses change what they care for.
+    """Passes everything on to another objective; subclasses write `forward`, around the one here, and what they change.
 
     Args:
         objective: What is wrapped; null for adversarial training, `AdversarialCE` with `bn_statistics=adversarial`.
@@ -30,6 +30,7 @@ class Wrapper(Objective):
         """Bind the wrapped objective."""
         self.objective.bind(model)
 
+    @abstractmethod  # by itself it would be the wrapped objective under another name
     def forward(self, model: Classifier, x: Tensor, y: Tensor, attack: Attack) -> StepResult:
         """What the wrapped objective says."""
         result: StepResult = self.objective(model, x, y, attack)

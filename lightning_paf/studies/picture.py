@@ -1,18 +1,28 @@
-"""A picture of a study: what each arm keeps of clean accuracy, and what it gains in robustness."""
+"""A picture of a study: what each arm keeps of clean accuracy and gains in robustness, or the measures it names."""
 
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+
+MARKERS = "osD^vPX*"
+"""Of the arms, in order, for eyes that do not tell colours apart."""
+
+_SIZE = 8
+_DOT: dict[str, Any] = {"markersize": _SIZE, "markeredgecolor": "white", "markeredgewidth": 0.8, "linewidth": 0}
+_MEAN: dict[str, Any] = {"markersize": 16, "markerfacecolor": "none", "markeredgewidth": 1.2, "linewidth": 0}
 
 
 def draw(found: dict[str, Any]) -> "Figure":
-    """Draw AutoAttack accuracy over clean accuracy: a dot for each seed, a larger one for the mean of an arm.
+    """Draw a dot for each seed and arm, and the mean of each arm.
 
     Args:
-        found: What `report.content` returned.
+        found: What `report.content` returned. Where its study names measures to be shown, there is a group of dots
+            for each; otherwise AutoAttack accuracy is drawn over clean accuracy.
 
     Returns:
         A figure on an Agg canvas; save it with `figure.savefig(path)`.
@@ -20,18 +30,83 @@ def draw(found: dict[str, Any]) -> "Figure":
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(6.4, 4.2), dpi=100, layout="constrained")
+    groups, arms = len(found["shown"]), len(found["arms"])
+    width = max(6.4, 1.8 + groups * max(1.2, 0.3 * arms))
+    figure = Figure(figsize=(width, 4.2), dpi=100, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots()
-    for number, (arm, values) in enumerate(found["arms"].items()):
-        clean, robust = 100 * np.array(values["clean"]), 100 * np.array(values["autoattack"])
-        colour = f"C{number}"
-        axes.plot(clean, robust, "o", color=colour, markersize=4, alpha=0.5, linewidth=0)
-        axes.plot(clean.mean(), robust.mean(), "o", color=colour, markersize=10, label=arm, linewidth=0)
-    axes.set_xlabel("clean accuracy, %")
-    axes.set_ylabel(f"AutoAttack accuracy at {found['eps']:g}, %")
     axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(alpha=0.25)
+    for number, arm in enumerate(found["arms"]):
+        axes.plot([], [], **_look(number), **_DOT, label=arm)
     axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
-    axes.set_title(f"{found['method']}: {found['seeds']} seeds, {found['examples']} test images", fontsize="medium")
+    if groups:
+        _groups(axes, found)
+    else:
+        _scatter(axes, found)
     return figure
+
+
+def _look(number: int) -> dict[str, Any]:
+    """Marker and colour of an arm."""
+    return {"marker": MARKERS[number % len(MARKERS)], "color": f"C{number}"}
+
+
+def _scatter(axes: "Axes", found: dict[str, Any]) -> None:
+    """Robust over clean accuracy; an outline is the mean of an arm."""
+    axes.set_xlabel("clean accuracy, % (dots that would hide each other stand side by side)")
+    axes.set_ylabel(f"AutoAttack accuracy at {found['eps']:g}, %")
+    axes.grid(alpha=0.25)
+    title = f"{found['method']}: {found['seeds']} seeds, their mean (outline), {found['examples']} test images"
+    axes.set_title(title, fontsize="medium")
+    arms = [100 * np.array([values["clean"], values["autoattack"]]).T for values in found["arms"].values()]
+    for number, dots in enumerate(arms):
+        axes.plot(*dots.mean(0), **_look(number), **_MEAN, zorder=1)
+    axes.margins(0.08)
+    axes.update_datalim(np.concatenate(arms))
+    axes.autoscale_view()
+    looks = [_look(number) for number, dots in enumerate(arms) for _ in dots]
+    _side_by_side(axes, np.concatenate(arms), looks)
+
+
+def _side_by_side(axes: "Axes", dots: NDArray[np.float64], looks: list[dict[str, Any]]) -> None:
+    """Draw dots (n, 2), those that would hide another one moved aside by whole dots, which falsifies no limits."""
+    from matplotlib.figure import Figure
+    from matplotlib.transforms import ScaledTranslation
+
+    figure = axes.figure
+    assert isinstance(figure, Figure)
+    figure.draw_without_rendering()  # lays the axes out
+    points = axes.transData.transform(dots) * 72 / figure.dpi
+    steps = [0] + [side * step for step in range(1, len(dots)) for side in (1, -1)]
+    for number, look in enumerate(looks):
+        aside = next(
+            _SIZE * step
+            for step in steps
+            if (np.linalg.norm(points[:number] - points[number] - (_SIZE * step, 0), axis=1) > 0.95 * _SIZE).all()
+        )
+        points[number, 0] += aside
+        shift = ScaledTranslation(aside / 72, 0, figure.dpi_scale_trans)
+        axes.plot(*dots[number], **look, **_DOT, transform=axes.transData + shift, zorder=3, clip_on=False)
+
+
+def _groups(axes: "Axes", found: dict[str, Any]) -> None:
+    """A group for each measure, in it a column for each arm, in it the seeds from left to right; a line is the mean."""
+    names, arms = found["shown"], found["arms"]
+    plain = names[0] in found["plain"]  # as then all are
+    column = 0.84 / len(arms)
+    half = 0.45 * min(column, 0.4)
+    for number, values in enumerate(arms.values()):
+        for group, name in enumerate(names):
+            dots = (1 if plain else 100) * np.array(values[name])
+            middle = group + (number - (len(arms) - 1) / 2) * column
+            places = np.linspace(middle - half, middle + half, 2 * len(dots) + 1)[1::2]
+            axes.plot(places, dots, **_look(number), **_DOT | {"markersize": 7}, zorder=3)
+            axes.hlines(dots.mean(), middle - half, middle + half, color=f"C{number}", linewidth=1.5)
+    for border in range(1, len(names)):
+        axes.axvline(border - 0.5, color="#5e5c64", linewidth=0.5, alpha=0.5)
+    axes.set_xlim(-0.5, len(names) - 0.5)
+    axes.set_xticks(range(len(names)), names)
+    axes.tick_params(axis="x", length=0)
+    axes.set_ylabel("as measured" if plain else "share of images, %")
+    axes.grid(axis="y", alpha=0.25)
+    axes.set_title(f"{found['method']}: {found['seeds']} seeds and their mean (line)", fontsize="medium")

@@ -36,6 +36,7 @@ def content(method: str, study: Study, tasks: Sequence[Task], budget: str) -> di
         "examples": tasks[0].examples,
         "machine": _machine(),
         "plain": list(study.plain),
+        "shown": list(study.shown),
         "arms": {
             arm.name: {name: [float(np.mean(values[arm.name, seed][name])) for seed in seeds] for name in names}
             for arm in study.arms

@@ -87,6 +87,8 @@ class Study:
         measures: Further measures by name. `clean`, `pgd` and `autoattack` at the study's eps are always there.
         eps: Radius (linf) at which `pgd` and `autoattack` judge.
         plain: Further measures that are no shares, such as distances, and so are not shown in %.
+        shown: Measures that its picture shows side by side, all plain or none; without any it shows AutoAttack accuracy
+            over clean accuracy.
         note: What a reader must know before the numbers are believed.
         first_seed: Of its trainings; above those of the trials, where trials have chosen the setting.
     """
@@ -97,15 +99,21 @@ class Study:
     options: tuple[str, ...] = ()
     measures: Mapping[str, Measure] = field(default_factory=dict)
     plain: tuple[str, ...] = ()
+    shown: tuple[str, ...] = ()
     eps: float = 0.2
     note: str = ""
     first_seed: int = 0
 
     def __post_init__(self) -> None:
-        """Refuse claims, and plain measures, of what is not there."""
+        """Refuse claims, and measures to be shown, of what is not there."""
         arms, measures = {arm.name for arm in self.arms}, {"clean", "pgd", "autoattack", *self.measures}
         if not {*self.plain} <= {*self.measures}:
             raise ValueError(f"plain={self.plain} must be among the measures {sorted(self.measures)}. Correct it.")
+        if not {*self.shown} <= measures or len({name in self.plain for name in self.shown}) > 1:
+            raise ValueError(
+                f"shown={self.shown} must be among the measures {sorted(measures)}, and all plain or none, as they "
+                "share an axis. Correct it."
+            )
         for claim in self.claims:
             if not {claim.more, claim.less} <= arms or not {claim.measure, claim.than or claim.measure} <= measures:
                 raise ValueError(f"A claim names arms and measures of its study, but {claim} does not. Correct it.")

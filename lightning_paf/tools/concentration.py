@@ -19,7 +19,7 @@ def main(argv: list[str]) -> int:
     from rich.console import Console
 
     from lightning_paf.attacks import PGD, radius_text
-    from lightning_paf.evaluation.concentration import concentration
+    from lightning_paf.evaluation.concentration import concentration, spread_text
     from lightning_paf.evaluation.concentration_picture import draw_concentration
     from lightning_paf.evaluation.files import explained, write_whole
     from lightning_paf.loading import load_run
@@ -36,7 +36,7 @@ def main(argv: list[str]) -> int:
     spread, outlier = found.spread, found.outlier
     print(f"{options.starts} starts of PGD-{options.steps} on {len(samples)} images, {trained.norm} {radius_text(eps)}")
     print(f"Mean loss: clean {found.clean.mean():.3f}, attacked {found.losses.mean():.3f}")
-    print(f"Spread of the final losses (standard deviation / mean): median {100 * spread.median():.1f} %")
+    print(f"Spread of the final losses (standard deviation / mean): median {spread_text(float(spread.median()))}")
     print(f"Best start above the mean, in standard deviations: median {outlier.median():.1f}, most {outlier.max():.1f}")
     print(f"Distance of two results of one image: {found.distance.mean():.2f} eps (2 is the most)")
     folder = options.out or options.ckpt.parent.parent / "concentration"

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 
     Progress = Callable[[str], object]
 
+RECOGNISED = 0.75
+"""Share of the network's accuracy that decoding has to leave; below, a move changes less than decoding itself."""
+
 
 def main(argv: list[str]) -> int:
     """Train a generator, fit the boundaries, move, decode; write images, picture and report.
@@ -37,13 +40,17 @@ def main(argv: list[str]) -> int:
     from lightning_paf.nn.generator import Generator, train_generator
 
     torch.manual_seed(options.seed)
-    with Console(stderr=True, highlight=False).status("reading the run") as status:
+    console = Console(stderr=True, highlight=False)
+    with console.status("reading the run") as status:
         run = load_run(options.ckpt, options.config, options.device, rest)
-        images, labels, features = _training_images(run)
+        images, labels, features, accuracy = _training_images(run)
         shape = (int(images.shape[1]), int(images.shape[2]), int(images.shape[3]))
         generator = Generator(features.shape[1], shape, options.width).to(run.device)
         train_generator(generator, features, images, epochs=options.epochs, progress=status.update)
         generator.eval()
+        decoded = _accuracy(in_parts(torch.nn.Sequential(generator, run.model), features), labels)
+        if decoded < RECOGNISED * accuracy:
+            console.print(_doubt(options, accuracy, decoded), soft_wrap=True)
         moves = _moves(options, features, labels, run.model.num_classes, status.update)
         status.update("lengths of the moves")
         eps = _lengths(options, flips_of(run.model, generator, moves), moves.z)
@@ -55,17 +62,32 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def _training_images(run: "Run") -> "tuple[Tensor, Tensor, Tensor]":
-    """Training images uint8 (N, C, H, W) without those held out; labels and features (N, d) on the device."""
+def _training_images(run: "Run") -> "tuple[Tensor, Tensor, Tensor, float]":
+    """Training images uint8 (N, C, H, W) without those held out; labels and features (N, d) on the device; accuracy."""
     import torch
 
     run.datamodule.prepare_data()
     run.datamodule.setup("fit")
     real = run.datamodule.train_dataloader().dataset.real  # type: ignore[attr-defined]
     images = torch.from_numpy(real.images).permute(0, 3, 1, 2).contiguous()
+    labels = torch.from_numpy(real.labels).to(run.device)
     with torch.no_grad():
-        parts = [run.model.outputs(part.to(run.device).float() / 255).features for part in torch.split(images, 512)]
-    return images, torch.from_numpy(real.labels).to(run.device), torch.cat(parts)
+        parts = [run.model.outputs(part.to(run.device).float() / 255) for part in torch.split(images, 512)]
+    accuracy = _accuracy(torch.cat([part.logits for part in parts]), labels)
+    return images, labels, torch.cat([part.features for part in parts]), accuracy
+
+
+def _accuracy(logits: "Tensor", labels: "Tensor") -> float:
+    return float((logits.argmax(1) == labels).float().mean())
+
+
+def _doubt(options: argparse.Namespace, accuracy: float, decoded: float) -> str:
+    return (
+        "Warning: decoded images must look to the network like the images themselves, but of the training images it "
+        f"recognises {100 * accuracy:.1f} %, and decoded, before any move, {100 * decoded:.1f} %: what moves change "
+        f"means little then. Train the generator longer, e.g. --epochs {max(200, 5 * options.epochs)}, or make it "
+        f"wider, e.g. --width {max(64, 2 * options.width)}."
+    )
 
 
 def _moves(

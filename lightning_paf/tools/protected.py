@@ -7,9 +7,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from lightning_paf.attacks import Attack
     from lightning_paf.evaluation.protection import Protection
     from lightning_paf.loading import Run
+
+AT_ONCE = 512
+"""Images that are read together."""
 
 
 def main(argv: list[str]) -> int:
@@ -28,13 +34,15 @@ def main(argv: list[str]) -> int:
             f"{len(options.protected)}. Pass as many of one as of the other."
         )
     from lightning_paf.evaluation.files import explained, write_whole
-    from lightning_paf.evaluation.protection import mean_protection
+    from lightning_paf.evaluation.protection import check_protected, mean_protection
     from lightning_paf.loading import load_run
 
+    runs = [load_run(checkpoint, options.config, options.device, rest) for checkpoint in options.ckpt]
+    for run, label in zip(runs, options.protected, strict=True):  # all, before the first is attacked
+        check_protected(_labels(run, options.examples), label)
     found: dict[str, list[Protection]] = {}
-    for checkpoint, label in zip(options.ckpt, options.protected, strict=True):
-        run = load_run(checkpoint, options.config, options.device, rest)
-        print(f"{checkpoint}: class {label} protected")
+    for run, label in zip(runs, options.protected, strict=True):
+        print(f"{run.checkpoint}: class {label} protected")
         print(f"  {'':12} {'class':>7} {'others':>7} {'all':>7} {'taken for it':>13}")
         for name, row in _rows(run, label, options).items():
             found.setdefault(name, []).append(row)
@@ -50,6 +58,15 @@ def main(argv: list[str]) -> int:
             options.json.parent.mkdir(parents=True, exist_ok=True)
             write_whole(options.json, (json.dumps(content, indent=2) + "\n").encode())
     return 0
+
+
+def _labels(run: "Run", examples: int | None) -> "NDArray[np.int64]":
+    """True classes (n,) of the test images that are attacked."""
+    import numpy as np
+
+    samples = run.samples(examples)
+    parts = [samples.ids[start : start + AT_ONCE] for start in range(0, len(samples), AT_ONCE)]
+    return np.concatenate([samples.fetch(ids)[1].cpu().numpy() for ids in parts])
 
 
 def _rows(run: "Run", label: int, options: argparse.Namespace) -> "dict[str, Protection]":

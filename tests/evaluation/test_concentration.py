@@ -1,5 +1,7 @@
 """Losses over random starts: a linear model has one maximum, a model with two basins has two."""
 
+import itertools
+
 import pytest
 import torch
 from cli_runs import status, write_experiment
@@ -7,7 +9,8 @@ from stand_ins import images, tiny_classifier
 from torch import nn
 
 from lightning_paf.attacks import PGD
-from lightning_paf.evaluation.concentration import concentration
+from lightning_paf.evaluation.concentration import Concentration, concentration, spread_text
+from lightning_paf.evaluation.concentration_picture import draw_concentration
 from lightning_paf.functional.losses import cross_entropy
 
 
@@ -77,6 +80,35 @@ def test_the_command_writes_picture_and_numbers(tmp_path, capsys):
         "concentration.json",
         "concentration.png",
     }
+
+
+@pytest.mark.parametrize("scale", [1e-4, 1.0, 300.0])
+def test_losses_that_agree_are_seen_in_the_picture(scale):
+    """Bars over the losses' own range were far below a pixel wide, and the labels of the axis ran together."""
+    losses = scale * (1 + 1e-6 * torch.randn(30, 3))
+    figure = draw_concentration(Concentration(losses, torch.full((3,), scale / 10), torch.zeros(3)), "headline")
+    figure.canvas.draw()
+    for axes in figure.axes:
+        bars = [bar for bar in axes.patches if bar.get_height() > 0]
+        assert sum(bar.get_height() for bar in bars) == 30
+        assert all(bar.get_window_extent().width > 4 for bar in bars), "pixels"
+        low, high = axes.get_xlim()
+        labels = [label for label in axes.get_xticklabels() if low <= label.get_position()[0] <= high]
+        extents = [label.get_window_extent() for label in labels]
+        assert len(extents) >= 2
+        assert all(left.x1 + 4 < right.x0 for left, right in itertools.pairwise(extents))
+
+
+def test_a_picture_without_any_loss_has_an_axis():
+    figure = draw_concentration(Concentration(torch.zeros(5, 1), torch.zeros(1), torch.zeros(1)), "headline")
+    assert figure.axes[0].get_xlim() == (0, 1)
+
+
+@pytest.mark.parametrize(
+    ("share", "text"), [(0.000031, "0.0031 %"), (0.123, "12 %"), (0.9951, "100 %"), (2.5, "250 %"), (0, "0 %")]
+)
+def test_a_spread_has_two_digits_that_say_something(share, text):
+    assert spread_text(share) == text
 
 
 def test_distances_are_in_units_of_eps_in_the_norm_of_the_attack():

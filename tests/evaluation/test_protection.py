@@ -44,5 +44,9 @@ def test_the_command_prints_a_table_for_each_run_and_their_mean(tmp_path, capsys
     content = json.loads((tmp_path / "out.json").read_text())
     assert [row["label"] for row in content["pgd"]] == [0, 2]
     assert content["pgd"][0]["overall"] <= content["clean"][0]["overall"]
+    assert status(*words[:4], "--protected", 0, 99) == 1
+    refused = capsys.readouterr()
+    assert "Of 22 samples 0 have the protected class 99" in refused.err
+    assert refused.out == "", "both classes are looked at before anything is attacked"
     assert status(*words[:4], "--protected", 0) == 1
     assert "Each run has its protected class" in capsys.readouterr().err

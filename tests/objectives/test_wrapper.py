@@ -4,7 +4,9 @@ import copy
 
 import pytest
 import torch
-from stand_ins import TinyNet, images, spec, tiny_classifier
+from cli_runs import status
+from every_objective import OBJECTIVES
+from stand_ins import CONFIGS, TinyNet, images, spec, tiny_classifier
 from test_pixel_mask import trained
 from torch import nn
 
@@ -20,7 +22,7 @@ from lightning_paf.nn.speed import Speed
 from lightning_paf.nn.swap import swap_activations
 from lightning_paf.objectives import TRADES, AdversarialCE, FirstLayerPenalty, GradAlign, PixelMask
 from lightning_paf.objectives.first_layer_penalty import first_layer
-from lightning_paf.objectives.wrapper import Wrapper
+from lightning_paf.objectives.wrapper import Regularised, Wrapper
 
 EPS = 0.1
 ATTACK = FGSM(EPS)
@@ -47,9 +49,14 @@ class Noting(AdversarialCE):
         self.called.append("after")
 
 
+class Through(Wrapper):
+    def forward(self, model, x, y, attack):
+        return super().forward(model, x, y, attack)
+
+
 def test_everything_reaches_the_wrapped_objective():
     inner = Noting()
-    outer = FirstLayerPenalty(Wrapper(inner))
+    outer = FirstLayerPenalty(Through(inner))
     model = tiny_classifier()
     outer.bind(model)
     outer.on_epoch_start(2, 0.5)
@@ -58,6 +65,15 @@ def test_everything_reaches_the_wrapped_objective():
     assert inner.called == ["bind", ("epoch", 2, 0.5), ("step", 1), "after"]
     assert outer.steps_per_batch == 3
     assert outer.needs_double_backward
+
+
+@pytest.mark.parametrize("cls", [Wrapper, Regularised])
+def test_bases_are_no_objectives(cls, capsys):
+    """`--model.objective Wrapper` has trained, and was listed among the objectives."""
+    assert cls not in OBJECTIVES
+    experiment = CONFIGS / "studies" / "digits.yaml"
+    assert status("fit", "-c", experiment, "--model.objective", cls.__name__) == 2
+    assert f"{cls.__name__} is abstract" in capsys.readouterr().err
 
 
 def test_what_is_wrapped_trains_and_is_saved():

@@ -53,6 +53,18 @@ def test_controls_run(run, tmp_path, control):
     assert ladder(run, tmp_path / "pool.npz", "--eps", 1, control) == 0
 
 
+def test_a_generator_that_has_learned_nothing_is_noticed(tmp_path, capsys):
+    longer = ("--model.objective", "Natural", "--trainer.max_epochs", 20, "--run", tmp_path / "run")
+    assert status("fit", "-c", write_experiment(tmp_path), *longer) == 0
+    capsys.readouterr()
+    assert ladder(tmp_path, tmp_path / "pool.npz", "--eps", 1, "--epochs", 1) == 0
+    said = capsys.readouterr().err
+    assert "Warning: decoded images must look to the network like the images themselves" in said
+    assert "--epochs 200" in said
+    assert ladder(tmp_path, tmp_path / "pool.npz", "--eps", 1, "--epochs", 100, "--width", 8, "--force") == 0
+    assert "Warning" not in capsys.readouterr().err
+
+
 def test_a_network_is_fine_tuned_on_them(run, tmp_path):
     assert ladder(run, tmp_path / "pool.npz", "--eps", 0.5) == 0
     first = run / "run" / "checkpoints" / "last.ckpt"

@@ -69,6 +69,7 @@ STUDY = Study(
         "zoo": _reached(ZOO(queries=QUERIES)),
     },
     plain=("carlini_wagner", "deepfool", "fgsm", "sign_opt", "opt", "boundary", "zoo"),
+    shown=("carlini_wagner", "deepfool", "fgsm", "sign_opt", "opt", "boundary", "zoo"),
     note=(
         f"All but the first three are l2 distances of the first {IMAGES} images: 0 for one that is "
         f"misclassified, {NOTHING:g} where nothing was found. Attacks without gradients ask {QUERIES} times an image."

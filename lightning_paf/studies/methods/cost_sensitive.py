@@ -108,6 +108,7 @@ STUDY = Study(
         "kurtosis": kurtosis,
     },
     plain=("deepfool", "ratio", "kurtosis"),
+    shown=("protected_autoattack", "protected_pgd", "others_pgd", "fgsm", "pgd", "autoattack"),
     eps=EPS,
     note=(
         "The protected class is 8, of which there are about 35 test images, so only large gains can be told. `csa` and "

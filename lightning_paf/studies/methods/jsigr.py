@@ -62,6 +62,7 @@ STUDY = Study(
         Claim("Under attack itself, J-SIGR is more robust than clean training", "jsigr", "natural", "autoattack"),
     ),
     measures={"transfer": transfer, "overlap": overlap},
+    shown=("clean", "transfer", "autoattack", "overlap"),
     eps=EPS,
     note=(
         "The authors published neither code nor constants: forms and weights are ours, and were not tuned. transfer: "

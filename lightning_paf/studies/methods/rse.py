@@ -69,6 +69,7 @@ STUDY = Study(
         Claim("It costs clean accuracy", "natural", "rse", "clean"),
     ),
     measures={"eot": eot},
+    shown=("clean", "eot", "pgd", "autoattack"),
     options=("--model.normalize", "false"),
     eps=EPS,
     note=(
