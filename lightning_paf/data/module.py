@@ -97,10 +97,8 @@ class RobustDataModule(LightningDataModule):
         self.root = Path(root)
         self.synthetic = [Path(path) for path in (synthetic if isinstance(synthetic, list) else [synthetic]) if path]
         self.cache_dir = Path(cache_dir) if cache_dir else None
-        self.real_fraction = real_fraction
-        self.real_schedule = real_schedule
-        self.batch_size = batch_size
-        self.eval_batch_size = eval_batch_size
+        self.real_fraction, self.real_schedule = real_fraction, real_schedule
+        self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
         self.val_size = val_size
         self.selection = selection
         self.epoch = epoch

@@ -12,7 +12,7 @@ from lightning_paf.studies.study import find_study, study_names
 _HEAD = """Each line is made by the command beside it with `--json docs/results/methods/METHOD.json`;
 `lightning-paf reproduce --table docs/results/methods` writes this page. Each claim is a paired comparison over seeds
 and test images: **reproduced** and **not reproduced** say that its whole 95 % interval lies on one side of what is
-claimed; the word for a method is the worst of its paper's claims. Small networks on 8x8 digits decide nothing about
+claimed; the word for a method is the worst of its paper's claims, or, where it makes none that is tested here, of all. Small networks on 8x8 digits decide nothing about
 large ones on photographs; a claim that fails here is reported as it came."""
 
 
@@ -109,8 +109,9 @@ def _section(found: dict[str, Any], folder: Path) -> list[str]:
         f"{found['examples']} test images; {found['machine']}.",
     ]
     if (folder / f"{found['method']}.png").is_file():
+        about = ", ".join(found["shown"]) or "clean and robust accuracy"
         # Beside the folder, as docs/results/methods.md is.
-        lines += ["", f"![{found['method']}: clean and robust accuracy]({folder.name}/{found['method']}.png)"]
+        lines += ["", f"![{found['method']}: {about}]({folder.name}/{found['method']}.png)"]
     return [*lines, "", found["note"]] if found["note"] else lines
 
 
