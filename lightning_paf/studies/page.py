@@ -12,8 +12,9 @@ from lightning_paf.studies.study import find_study, study_names
 _HEAD = """Each line is made by the command beside it with `--json docs/results/methods/METHOD.json`;
 `lightning-paf reproduce --table docs/results/methods` writes this page. Each claim is a paired comparison over seeds
 and test images: **reproduced** and **not reproduced** say that its whole 95 % interval lies on one side of what is
-claimed; the word for a method is the worst of its paper's claims, or, where it makes none that is tested here, of all. Small networks on 8x8 digits decide nothing about
-large ones on photographs; a claim that fails here is reported as it came."""
+claimed; the word for a method is the worst of its paper's claims, or of all where none of its paper's is tested.
+Small networks on 8x8 digits decide nothing about large ones on photographs; a claim that fails here is reported as it
+came."""
 
 
 def show(found: dict[str, Any]) -> None:
