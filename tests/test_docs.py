@@ -66,6 +66,23 @@ def test_the_examples_are_found_by_their_import_path(tmp_path, monkeypatch):
     assert "StopWhenRobustExample" in {type(callback).__name__ for callback in cli.trainer.callbacks}
 
 
+@pytest.mark.parametrize("document", [path for path in DOCS if path.name != "extending.md"], ids=lambda path: path.name)
+def test_python_blocks_of_other_documents_run(document):
+    """All blocks of a document follow one another."""
+    blocks = re.findall(r"^```python\n(.*?)^```", document.read_text(), re.S | re.M)
+    exec(compile("\n\n".join(blocks), document.name, "exec"), {})
+
+
+CARDS = re.split(r"^##+ ", (ROOT / "docs" / "methods.md").read_text(), flags=re.M)[1:]
+
+
+@pytest.mark.parametrize("card", CARDS, ids=lambda card: card.split("\n", 1)[0])
+def test_a_card_has_what_the_page_promises(card):
+    assert "```bash\nlightning-paf " in card
+    assert re.search(r"[Pp]ublished", card)
+    assert re.search("[Dd]epartures|[Ww]here (the )?sources? (is|are) silent|reconstruction", card)
+
+
 def indented(language: str) -> str:
     """The block inside the list of "A whole method"."""
     block = re.search(rf"^   ```{language}\n(.*?)^   ```", SECTIONS["An objective"], re.S | re.M)
