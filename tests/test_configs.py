@@ -1,22 +1,17 @@
 """Every file in configs/ is understood by the real parser, builds, and says what it is; no data is needed for that."""
 
 import re
-import shlex
-import tempfile
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 import yaml
-from stand_ins import CONFIGS, images, spec
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import FlopCounterMode
+from recipe_headers import commands, cost_in_header, cost_line, costs, option
+from stand_ins import CONFIGS, root_without_runs
 
 from lightning_paf.cli import SLOTS, train
-from lightning_paf.data.samplers import batches_per_epoch, real_per_batch
-from lightning_paf.nets import SmallConvNet
-from lightning_paf.nn.classifier import Classifier
+from lightning_paf.data.samplers import real_per_batch
 
 ROOT = CONFIGS.parent
 KEYS = {  # folder: the argument that its files are values of
@@ -36,7 +31,6 @@ BASE = {
 EXPERIMENTS = [path for folder in ("paper", "methods") for path in sorted((CONFIGS / folder).glob("*.yaml"))]
 PARTS = [path for folder in KEYS for path in sorted((CONFIGS / folder).glob("*.yaml"))]
 FROM_LIBRARIES = [path for path in PARTS if path.stem.startswith(("timm", "torchvision"))]
-CIFAR_TRAINING_IMAGES = 50_000
 
 
 def name(path: Path) -> str:
@@ -62,10 +56,10 @@ mixtures = pytest.mark.parametrize("parts", combinations(), ids=lambda parts: "+
 
 
 @pytest.fixture(scope="module")
-def parser():
+def parser(tmp_path_factory):
     """The parser of the command line, with one experiment's worth of arguments, but without a command."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(ROOT)  # commands are typed in the root of the repository
+        patch.chdir(root_without_runs(tmp_path_factory.mktemp("root")))  # recipes begin with checkpoints in `runs`
         yield train(["-c", "configs/demo/digits.yaml"], run=False).parser
 
 
@@ -147,23 +141,9 @@ def test_an_experiment_is_short(experiment):
     assert len([line for line in experiment.read_text().splitlines() if not line.startswith("#")]) <= limit
 
 
-def commands(experiment: Path) -> list[list[str]]:
-    """Words of every command in the header, after `lightning-paf`; a loop stands for its first turn."""
-    found = []
-    for line in re.findall(r"^# \w+: +(.*lightning-paf .*)$", experiment.read_text(), re.MULTILINE):
-        loop = re.fullmatch(r"for (\w+) in (\S+) .*; do (.*); done", line)
-        command = loop[3].replace(f"${loop[1]}", loop[2]) if loop else line
-        found.append(shlex.split(command)[1:])
-    return found
-
-
-def option(words: list[str], key: str) -> str:
-    return words[words.index(key) + 1]
-
-
 @experiments
 def test_the_commands_of_the_header_are_accepted(parser, experiment):
-    fits = [words for words in commands(experiment) if words[0] == "fit"]
+    fits = [words for words in commands(experiment.read_text()) if words[0] == "fit"]
     assert fits, "the header names no command that trains"
     for _, *options in fits:
         assert option(options, "-c") == name(experiment)
@@ -184,8 +164,8 @@ def test_what_a_header_trains_first_leaves_the_checkpoint_that_is_read_later(exp
 
 
 def test_the_header_says_how_to_judge_what_it_trains(parser, recipe):
-    runs = {option(words, "--run") for words in commands(recipe.path) if words[0] == "fit"}
-    tests = [words[1:] for words in commands(recipe.path) if words[0] == "test"]
+    runs = {option(words, "--run") for words in commands(recipe.path.read_text()) if words[0] == "fit"}
+    tests = [words[1:] for words in commands(recipe.path.read_text()) if words[0] == "test"]
     assert tests, "the header names no command that judges"
     for options in tests:
         checkpoint = Path(option(options, "--ckpt_path"))
@@ -206,56 +186,9 @@ def test_the_header_has_its_numbers_or_leaves_them_empty(experiment):
 
 
 def test_the_cost_in_the_header_is_what_the_recipe_costs(recipe):
-    text, model = recipe.path.read_text(), recipe.objects.model
-    forwards, exaflop = map(float, re.search(r"([\d.e]+) image forwards = ([\d.]+) EFLOP", text).groups())
-    images_seen = images_per_epoch(recipe.objects.data) * recipe.config.trainer.max_epochs
-    assert forwards == pytest.approx(passes(model.objective, model.attack) * images_seen, rel=0.1)
-    with torch.device("meta"), FlopCounterMode(display=False) as counter:
-        model.model.train()(torch.zeros(2, 3, 32, 32))  # two, for BatchNorm; an ensemble makes one pass in training
-    assert exaflop == pytest.approx(forwards * counter.get_total_flops() / 2 / 1e18, rel=0.1)
-
-
-def images_per_epoch(data) -> int:
-    real = CIFAR_TRAINING_IMAGES - data.val_size
-    return data.batch_size * batches_per_epoch(real, data.batch_size, data.real_fraction, data.epoch)
-
-
-class Convolutions(TorchDispatchMode):
-    """Counts convolutions; each of the two gradients of one costs as much as itself."""
-
-    count = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        if func is torch.ops.aten.convolution.default:
-            self.count += 1
-        if func is torch.ops.aten.convolution_backward.default:
-            self.count += sum(args[-1][:2])
-        return func(*args, **(kwargs or {}))
-
-
-def bound(objective, model) -> None:
-    """The objective of a training in its middle, whose network the small one is in every role."""
-    for part in objective.modules():
-        if hasattr(part, "standard"):  # the checkpoint that the recipe's first command makes
-            part.standard = Path(tempfile.mkdtemp(), "standard.ckpt")
-            torch.save({"state_dict": {f"model.{k}": v for k, v in model.state_dict().items()}}, part.standard)
-        if hasattr(part, "embedding"):  # named after a layer of the recipe's network
-            part.embedding = None
-    objective.bind(model)
-    objective.on_epoch_start(1, 0.5)
-
-
-def passes(objective, attack) -> float:
-    """What a training step costs, in forward passes; counted on a small network."""
-    model, (x, y) = Classifier(SmallConvNet(3), spec()).train(), images(2, size=16)
-    bound(objective, model)
-    with Convolutions() as once:
-        model(x)
-    with Convolutions() as step:
-        for number in range(objective.steps_per_batch):
-            objective.begin_step(number)
-            objective(model, x, y, attack).loss.backward()
-    return step.count / once.count
+    spent = costs(recipe.objects.model, recipe.objects.data, recipe.config.trainer.max_epochs)
+    said = cost_in_header(recipe.path.read_text())
+    assert said == pytest.approx(spent, rel=0.1), f"the header of {name(recipe.path)} should say: {cost_line(*spent)}"
 
 
 def test_data_parts_share_real_images_as_their_recipes_say():

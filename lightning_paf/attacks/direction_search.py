@@ -14,7 +14,7 @@ from lightning_paf.types import Forward, Radius
 
 _TRIES = 15  # most step sizes in each half of a line search
 _LEAST_ALPHA = 1e-4  # below this step the estimate is made anew, with a smaller width
-PRECISION = 500  # distances are found to width / 500
+PRECISION = 500  # distances are found to the initial width / 500
 _LEAST_WIDTH = 1e-5  # smaller ones are not resolved in single precision
 _BRACKET = 0.01  # by which share the search for a boundary near a known one widens
 _FARTHEST = 10.0  # how much further than the known one it may be

@@ -17,9 +17,10 @@ _START_STD = 0.001
 class L2Ascent(Attack):
     """Ascent in l2 with TRADES' order of projections: first into the pixel range, then into the ball.
 
-    From a Gaussian start of standard deviation 0.001, each step follows the gradient scaled to length 1, or noise of
-    that law where the gradient is zero. Shrinking towards the image keeps pixels in their range, so the result lies in
-    both sets. `PGD --norm l2` projects the other way round. As in the code of Zhang et al. (2019).
+    From a Gaussian start of standard deviation 0.001, each step follows the gradient scaled to length 1. Where the
+    gradient of an image is zero it follows Gaussian noise instead, of standard deviation 1 and not scaled. Shrinking
+    towards the image keeps pixels in their range, so the result lies in both sets. `PGD --norm l2` projects the other
+    way round. As in the code of Zhang et al. (2019).
 
     Args:
         eps: Largest l2 length of the perturbation: `128/255`, `0.5`.

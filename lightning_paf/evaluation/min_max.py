@@ -1,4 +1,4 @@
-"""Do most weights of a layer vanish while a few grow? (Shen et al., 2022, the Min-Max property)."""
+"""Do most weights of a layer vanish while a few grow? (Shen et al., 2021, the Min-Max property)."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""How well one class is protected (Shen et al., 2022)."""
+"""How well one class is protected (Shen et al., 2021)."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -7,7 +7,7 @@ _SMALLEST = 16
 
 
 class LeNet(nn.Module):
-    """Two 5x5 convolutions and three linear layers (after LeCun et al. 1998), as Shen et al. 2022 train it.
+    """Two 5x5 convolutions and three linear layers (after LeCun et al. 1998), as Shen et al. 2021 train it.
 
     The activation is applied 4 times. 62,006 parameters for colour images and 10 classes.
 

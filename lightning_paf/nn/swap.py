@@ -17,6 +17,9 @@ Targets = tuple[type[nn.Module], ...]
 
 DEFAULT_TARGETS: Targets = (nn.ReLU, nn.SiLU, nn.GELU, Activation)
 
+_SPELLINGS = {nn.GELU: "GELUTanh"}
+"""Classes of timm for what is an option of a target's class: `nn.GELU(approximate="tanh")`."""
+
 
 def swap_activations(
     net: nn.Module,
@@ -37,7 +40,7 @@ def swap_activations(
         net: Any network; the replacements move to the device of its parameters.
         make: Makes one activation, e.g. the class `PSSiLU`; called once per object that is needed.
         targets: What to replace: instances of these classes, and modules without children whose class has the same
-            name (timm has a GELU of its own).
+            name (timm has a GELU of its own, and GELUTanh for `nn.GELU(approximate="tanh")`).
         scope: `network`: one object everywhere (Dai et al. 2021). `stage`: one for each child of the innermost
             container that holds all places; these are the stages of a ResNet or ConvNeXt (its stem, where that has an
             activation, being one), the blocks of a transformer. `module`: one for each place. `channel`: one for each
@@ -74,7 +77,7 @@ def stage_paths(net: nn.Module, targets: Targets = DEFAULT_TARGETS) -> list[str]
 
 def _places(net: nn.Module, targets: Targets) -> list[str]:
     """Paths of all targets below `net`; a parent that is reachable by several paths is listed by its first."""
-    names = {target.__name__ for target in targets}
+    names = {target.__name__ for target in targets} | {_SPELLINGS[target] for target in targets if target in _SPELLINGS}
     seen = set()
     places = []
     for path, module in net.named_modules(remove_duplicate=False):

@@ -1,4 +1,4 @@
-"""Cost-sensitive training, which protects a class (Shen et al., 2022)."""
+"""Cost-sensitive training, which protects a class (Shen et al., 2021)."""
 
 import math
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""A penalty that leaves few large weights and many small ones (Shen et al., 2022)."""
+"""A penalty that leaves few large weights and many small ones (Shen et al., 2021)."""
 
 from collections.abc import Sequence
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from stand_ins import root_without_runs
 
 import lightning_paf.attacks
 from lightning_paf.cli import train
@@ -17,9 +18,9 @@ parts = pytest.mark.parametrize("part", PARTS, ids=lambda path: path.stem)
 
 
 @pytest.fixture(scope="module")
-def parser():
+def parser(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(ROOT)  # commands are typed in the root of the repository
+        patch.chdir(root_without_runs(tmp_path_factory.mktemp("root")))
         yield train(["-c", "configs/demo/digits.yaml"], run=False).parser
 
 

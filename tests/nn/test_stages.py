@@ -45,6 +45,12 @@ def test_blocks_of_a_transformer_are_its_stages():
     assert all(path.startswith("net.blocks.") for path in found)
 
 
+@pytest.mark.parametrize("name", ["test_convnext", "test_convnext3"])  # with GELUTanh, with SiLU
+def test_stages_of_a_convnext_are_its_own_whatever_its_activation(name):
+    pytest.importorskip("timm")
+    assert stages(TimmNet(name, num_classes=10)) == [f"net.stages.{number}" for number in range(4)]
+
+
 @pytest.mark.parametrize("build", [lambda: PreActResNet(width=4, in_channels=1), SmallConvNet])
 def test_what_changes_is_what_leaves_the_stage(build):
     net, x = build().eval(), torch.rand(2, 1, 8, 8)

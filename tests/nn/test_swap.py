@@ -248,6 +248,7 @@ MORE = {"mobilenetv3_small_050": (nn.ReLU, nn.Hardswish), "mobilenet_v2": (nn.Re
         (timm_net, "resnetv2_50", 49, 2),
         (timm_net, "vgg11_bn", 10, 2),
         (timm_net, "convnext_atto", 12, 4),
+        (timm_net, "test_convnext", 9, 4),  # with GELUTanh
         (timm_net, "efficientnet_b0", 49, 3),
         (timm_net, "vit_tiny_patch16_224", 12, 12),
         (timm_net, "mobilenetv3_small_050", 33, 3),

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from cli_runs import built
+from stand_ins import root_without_runs
 
 from lightning_paf.studies import find_study, study_names
 from lightning_paf.studies.page import page, summary
@@ -18,7 +19,7 @@ ARMS = [(name, arm.name) for name in study_names() for arm in find_study(name).a
 
 @pytest.mark.parametrize(("study", "name"), ARMS, ids=[" ".join(pair) for pair in ARMS])
 def test_every_arm_builds(study, name, tmp_path, monkeypatch):
-    monkeypatch.chdir(ROOT)
+    monkeypatch.chdir(root_without_runs(tmp_path))
     found = find_study(study)
     arm = next(arm for arm in found.arms if arm.name == name)
     task = Task(study, name, 0, tmp_path, Path("configs/studies/digits.yaml"), (), 8)

@@ -1,0 +1,96 @@
+"""What the header of a recipe says: its commands, and its cost, derived from what the recipe builds."""
+
+import re
+import shlex
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import torch
+from stand_ins import images, spec
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
+
+from lightning_paf.data.samplers import batches_per_epoch
+from lightning_paf.nets import SmallConvNet
+from lightning_paf.nn.classifier import Classifier
+
+CIFAR_TRAINING_IMAGES = 50_000
+
+
+def commands(text: str) -> list[list[str]]:
+    """Words of every command in the header of a recipe, after `lightning-paf`; a loop stands for its first turn."""
+    found = []
+    for line in re.findall(r"^# \w+: +(.*lightning-paf .*)$", text, re.MULTILINE):
+        loop = re.fullmatch(r"for (\w+) in (\S+) .*; do (.*); done", line)
+        command = loop[3].replace(f"${loop[1]}", loop[2]) if loop else line
+        found.append(shlex.split(command)[1:])
+    return found
+
+
+def option(words: list[str], key: str) -> str:
+    return words[words.index(key) + 1]
+
+
+def cost_in_header(text: str) -> tuple[float, float]:
+    """Image forwards and EFLOP; 0 where the header of a recipe has no such line."""
+    found = re.search(r"^# Cost \(derived\): ([\d.e]+) image forwards = ([\d.]+) EFLOP", text, re.MULTILINE)
+    return (float(found[1]), float(found[2])) if found else (0.0, 0.0)
+
+
+def cost_line(forwards: float, exaflop: float) -> str:
+    """The line of a header, with two digits of either number."""
+    images_passed = f"{forwards:.1e}".replace("e+0", "e").replace("e+", "e")
+    flop = np.format_float_positional(exaflop, precision=2, fractional=False, trim="-")
+    return f"# Cost (derived): {images_passed} image forwards = {flop} EFLOP; hours not measured."
+
+
+def costs(module, data, epochs: int) -> tuple[float, float]:
+    """Image forwards and EFLOP of a training of this `RobustModule` on these data."""
+    forwards = passes(module.objective, module.attack) * images_per_epoch(data) * epochs
+    with torch.device("meta"), FlopCounterMode(display=False) as counter:
+        module.model.train()(torch.zeros(2, 3, 32, 32))  # two, for BatchNorm; an ensemble makes one pass in training
+    return forwards, forwards * counter.get_total_flops() / 2 / 1e18
+
+
+def images_per_epoch(data) -> int:
+    real = CIFAR_TRAINING_IMAGES - data.val_size
+    return data.batch_size * batches_per_epoch(real, data.batch_size, data.real_fraction, data.epoch)
+
+
+class Convolutions(TorchDispatchMode):
+    """Counts convolutions; each of the two gradients of one costs as much as itself."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func is torch.ops.aten.convolution.default:
+            self.count += 1
+        if func is torch.ops.aten.convolution_backward.default:
+            self.count += sum(args[-1][:2])
+        return func(*args, **(kwargs or {}))
+
+
+def bound(objective, model) -> None:
+    """The objective of a training in its middle, whose network the small one is in every role."""
+    for part in objective.modules():
+        if hasattr(part, "standard"):  # the checkpoint that the recipe's first command makes
+            part.standard = Path(tempfile.mkdtemp(), "standard.ckpt")
+            torch.save({"state_dict": {f"model.{k}": v for k, v in model.state_dict().items()}}, part.standard)
+        if hasattr(part, "embedding"):  # named after a layer of the recipe's network
+            part.embedding = None
+    objective.bind(model)
+    objective.on_epoch_start(1, 0.5)
+
+
+def passes(objective, attack) -> float:
+    """What a training step costs, in forward passes; counted on a small network."""
+    model, (x, y) = Classifier(SmallConvNet(3), spec()).train(), images(2, size=16)
+    bound(objective, model)
+    with Convolutions() as once:
+        model(x)
+    with Convolutions() as step:
+        for number in range(objective.steps_per_batch):
+            objective.begin_step(number)
+            objective(model, x, y, attack).loss.backward()
+    return step.count / once.count
