@@ -46,7 +46,7 @@ STUDY = Study(
     ),
     note=(
         "On digits little is overfitted in 40 epochs, so the room for AWP is small. A spread of clean accuracy of tens "
-        "of points means that a training stayed at a constant answer, as PGD training of small networks may; it makes the "
-        "interval too wide to tell anything."
+        "of points means that a training stayed at a constant answer, as PGD training of small networks may; it makes "
+        "the interval too wide to tell anything."
     ),
 )
