@@ -158,7 +158,7 @@ class PafCLI(LightningCLI):
         if checkpoint is None:
             config["enable_checkpointing"] = False
             slots["periodic"] = None
-        elif isinstance(checkpoint, ModelCheckpoint) and checkpoint.filename != _LAST["filename"]:
+        elif isinstance(checkpoint, ModelCheckpoint) and checkpoint.monitor:
             slots["last"] = ModelCheckpoint(**_LAST)
         run = self._get(self.config_init, "run")
         if run is not None:

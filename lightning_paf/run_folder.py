@@ -102,8 +102,10 @@ def check_writable(folder: Path) -> None:
 
 
 def _holds_a_run(folder: Path) -> bool:
-    """Whether there is anything to lose: a checkpoint, or steps; a run that failed before its first one has neither."""
-    if any((folder / "checkpoints").glob("*.ckpt")):
+    """Whether there is anything to lose: a checkpoint, metrics, or steps; a run that failed before has none of them."""
+    table = folder / "metrics.csv"
+    rows = len(table.read_text().splitlines()) - 1 if table.is_file() else 0
+    if rows > 0 or any((folder / "checkpoints").glob("*.ckpt")):
         return True
     progress = Progress.read(folder / FILE)
     return progress is not None and (progress.step > 0 or not (progress.is_over or progress.process.is_dead()))

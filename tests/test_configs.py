@@ -154,7 +154,7 @@ def test_the_commands_of_the_header_are_accepted(parser, experiment):
 def test_what_a_header_trains_first_leaves_the_checkpoint_that_is_read_later(experiment, monkeypatch):
     monkeypatch.chdir(ROOT)
     text = experiment.read_text()
-    for words in (words for words in commands(experiment) if words[0] == "fit"):
+    for words in (words for words in commands(text) if words[0] == "fit"):
         read = {*re.findall(rf"{option(words, '--run')}/checkpoints/([\w.]+)", text)}
         if read:
             on_any_machine = ["--trainer", "configs/trainer/cpu.yaml", "--trainer.num_nodes", "1"]

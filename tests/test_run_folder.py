@@ -80,6 +80,12 @@ def test_a_run_that_failed_before_its_first_step_is_in_nobodys_way(trainer, tmp_
         Progress(here, state, step, 10, 0, 1).write(tmp_path / FILE)
         with pytest.raises(ValueError, match="already holds one"):
             enter_run_folder(trainer, None, {})
+    (tmp_path / FILE).unlink()
+    (tmp_path / "metrics.csv").write_text("step\n")
+    assert enter_run_folder(trainer, None, {}) is None
+    (tmp_path / "metrics.csv").write_text("step\n0\n")
+    with pytest.raises(ValueError, match="already holds one"):
+        enter_run_folder(trainer, None, {})
 
 
 def log(logger: RunMetrics, *logged: tuple[int, dict[str, float]]) -> None:

@@ -3,8 +3,6 @@
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-_SMALLEST = 16
-
 
 class LeNet(nn.Module):
     """Two 5x5 convolutions and three linear layers (after LeCun et al. 1998), as Shen et al. 2021 train it.
@@ -15,6 +13,8 @@ class LeNet(nn.Module):
         in_channels: Channels of the images, whose sides must be 16 pixels or more.
         num_classes: Width of the logits.
     """
+
+    smallest_side = 16  # `Classifier` looks at it
 
     def __init__(self, in_channels: int = 3, num_classes: int = 10) -> None:
         super().__init__()
@@ -27,16 +27,7 @@ class LeNet(nn.Module):
         self.relu1, self.relu2, self.relu3, self.relu4 = (nn.ReLU() for _ in range(4))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Images (N, in_channels, H, W) to logits (N, num_classes).
-
-        Raises:
-            ValueError: Images that are too small.
-        """
-        if min(x.shape[-2:]) < _SMALLEST:
-            raise ValueError(
-                f"LeNet needs images with sides of {_SMALLEST} pixels or more, but these have {tuple(x.shape[-2:])}. "
-                "Pass another --model.net, such as SmallConvNet."
-            )
+        """Images (N, in_channels, H, W) to logits (N, num_classes)."""
         x = F.max_pool2d(self.relu1(self.conv1(x)), 2)
         x = F.max_pool2d(self.relu2(self.conv2(x)), 2)
         # At 32x32 the grid is 5x5 already; the mean serves images of other sizes.

@@ -42,7 +42,8 @@ class Classifier(nn.Module):
         training_net: What computes `net` in training mode, the same way; None, the default, for `net` itself.
 
     Raises:
-        ValueError: The network has no linear classification layer, or one with another number of classes.
+        ValueError: The network has no linear classification layer, or one with another number of classes; its
+            `smallest_side`, where it says one, is more than the images have.
     """
 
     mean: Tensor
@@ -52,6 +53,11 @@ class Classifier(nn.Module):
 
     def __init__(self, net: nn.Module, spec: DatasetSpec, normalize: bool = True) -> None:
         super().__init__()
+        if spec.size < (smallest := getattr(net, "smallest_side", 0)):
+            raise ValueError(
+                f"{type(net).__name__} needs images with sides of {smallest} pixels or more, but those of {spec.name} "
+                f"have {spec.size}. Pass another --model.net, such as SmallConvNet."
+            )
         self.net = net
         self.num_classes = spec.num_classes
         mean, std = (spec.mean, spec.std) if normalize else ((0.0,), (1.0,))

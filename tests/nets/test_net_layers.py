@@ -7,6 +7,8 @@ from torch import nn
 
 from lightning_paf.nets import CifarResNet, DMPreActResNet, DMWideResNet, LeNet, PreActResNet, WideResNet
 from lightning_paf.nets.layers import SameConv2d, Standardize, conv3x3, stage
+from lightning_paf.nn.classifier import Classifier
+from lightning_paf.specs import dataset_spec
 
 
 @settings(max_examples=20, deadline=None)
@@ -107,6 +109,6 @@ def test_wide_resnets_start_with_a_classifier_without_bias(cls):
 
 
 def test_lenet_refuses_images_that_are_too_small():
-    assert LeNet()(torch.rand(2, 3, 16, 16)).shape == (2, 10)
-    with pytest.raises(ValueError, match=r"sides of 16 pixels or more, but these have \(8, 8\)"):
-        LeNet()(torch.rand(2, 3, 8, 8))
+    assert LeNet()(torch.rand(2, 3, LeNet.smallest_side, LeNet.smallest_side)).shape == (2, 10)
+    with pytest.raises(ValueError, match=r"sides of 16 pixels or more, but those of digits have 8"):
+        Classifier(LeNet(1), dataset_spec("digits"))

@@ -17,6 +17,7 @@ from lightning_paf.nn.classifier import Classifier
 from lightning_paf.nn.folded_twin import FoldedTwin
 from lightning_paf.nn.modes import frozen
 from lightning_paf.nn.swap import swap_activations
+from lightning_paf.specs import dataset_spec
 
 # How to build each network small.
 SMALL = {
@@ -177,7 +178,7 @@ def test_a_model_in_half_precision_is_checked_in_single_precision():
 
 @pytest.mark.parametrize("name", SMALL)
 def test_own_networks_fold(name):
-    model = Classifier(getattr(nets, name)(**SMALL[name]), spec())
+    model = Classifier(getattr(nets, name)(**SMALL[name]), dataset_spec("cifar10"))
     twin = FoldedTwin(model)
     assert_same(twin, model, torch.rand(3, 3, 32, 32))
     train(model, 1, size=32)
