@@ -46,6 +46,6 @@ STUDY = Study(
     measures={"blind_spot": blind_spot, "alignment": alignment},
     plain=("alignment",),
     eps=JUDGED,
-    note=NOTE,
+    note=f"{NOTE} The weight of GradAlign was not adapted to eps.",
     first_seed=FRESH,
 )

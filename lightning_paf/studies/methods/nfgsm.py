@@ -24,10 +24,10 @@ NOTE = (
     "first epochs on), which favours every claim against FGSM. Tried before, without such a failure: the same network "
     "and a wide ResNet at eps 0.2; SmallConvNet with width 16 at 0.2 and 0.3, with width 32 at 0.25. SmallConvNet at "
     "0.3 withstands FGSM twice as often as PGD, but its PGD accuracy does not fall. It did not train at all with eps "
-    "0.4, and at 0.3 neither with width 32 nor with a learning rate of 0.03. The weight of GradAlign was not adapted "
-    "to eps. The trainings of the study have other seeds than the trials. pgd and autoattack are those at a third of "
-    "the radius, chosen after a first run, in which AutoAttack at 0.3 left 0 to 3 % to every arm, PGD-5 training "
-    "included; blind_spot and alignment are those at 0.3."
+    "0.4, and at 0.3 neither with width 32 nor with a learning rate of 0.03. The trainings of the study have "
+    "other seeds than the trials. pgd and autoattack are those at a third of the radius, chosen after a first run, in "
+    "which AutoAttack at 0.3 left 0 to 3 % to every arm, PGD-5 training included; blind_spot and alignment are those "
+    "at 0.3."
 )
 FRESH = 10
 """First seed; the trials had 0."""
