@@ -153,9 +153,7 @@ class Cyclic(Schedule):
 
     def __init__(self, peak: float = 0.4) -> None:
         super().__init__()
-        if not 0 < peak < 1:
-            raise ValueError(f"peak is a fraction of the training in (0, 1), but peak={peak}. Pass e.g. 0.4.")
-        self.peak = peak
+        self.peak = _moment("peak", peak, 0.4)
 
     def factor(self, progress: float) -> float:
         """Height of the triangle."""
@@ -174,10 +172,15 @@ class Switch(Schedule):
 
     def __init__(self, at: float = 0.5) -> None:
         super().__init__()
-        if not 0 < at < 1:
-            raise ValueError(f"at is a fraction of the training in (0, 1), but at={at}. Pass e.g. 0.6.")
-        self.at = at
+        self.at = _moment("at", at, 0.6)
 
     def factor(self, progress: float) -> float:
         """0 or 1."""
         return float(progress >= self.at)
+
+
+def _moment(name: str, moment: float, usual: float) -> float:
+    """The same fraction of the training, if it lies inside it."""
+    if not 0 < moment < 1:
+        raise ValueError(f"{name} is a fraction of the training in (0, 1), but {name}={moment}. Pass e.g. {usual}.")
+    return moment

@@ -151,8 +151,8 @@ def test_the_commands_of_the_header_are_accepted(parser, experiment):
 
 
 @experiments
-def test_what_a_header_trains_first_leaves_the_checkpoint_that_is_read_later(experiment, monkeypatch):
-    monkeypatch.chdir(ROOT)
+def test_what_a_header_trains_first_leaves_the_checkpoint_that_is_read_later(experiment, tmp_path, monkeypatch):
+    monkeypatch.chdir(root_without_runs(tmp_path))
     text = experiment.read_text()
     for words in (words for words in commands(text) if words[0] == "fit"):
         read = {*re.findall(rf"{option(words, '--run')}/checkpoints/([\w.]+)", text)}

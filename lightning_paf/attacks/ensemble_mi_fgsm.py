@@ -86,10 +86,7 @@ class EnsembleMIFGSM(MIFGSM):
 
     @torch.no_grad()
     def _check(self, forward: Forward, x: Tensor) -> None:
-        with ExitStack() as stack:
-            for net in self.surrogates:
-                stack.enter_context(frozen(net))
-            classes = [net(x[:1]).shape[1] for net in self.surrogates]
+        classes = [net(x).shape[1] for net in self.surrogates]
         attacked = forward(x).shape[1]
         if set(classes) != {attacked}:
             raise ValueError(

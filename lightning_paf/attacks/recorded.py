@@ -22,8 +22,7 @@ class Recorded(Attack):
         self.eps, self.norm, self.mode = attack.eps, attack.norm, attack.mode
         self.bounds, self.loss = attack.bounds, attack.loss
         self.attack = attack
-        if "around" in vars(attack):  # somebody watches it
-            self.around = attack.around
+        self.around = attack.around  # somebody may watch it
         self.fixed_loss = attack.fixed_loss
         self._seen_pixels = attack._seen_pixels
         self._found: list[Tensor] = []

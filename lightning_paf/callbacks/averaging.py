@@ -55,9 +55,9 @@ class WarmupEMA(WeightAveraging):
 
     The average is updated with the decay `min(decay, (1 + t) / (10 + t))`, t being the number of updates before (Gowal
     et al., 2020, section on model weight averaging): it starts as a copy of the weights at the first update and forgets
-    the early ones quickly. A checkpoint holds the average under `state_dict` and what
-    the optimiser works on under `current_model_state`; resuming continues both. In `validate`, `test` and `predict`
-    it does nothing: the checkpoint is the average.
+    the early ones quickly. A checkpoint holds the average under `state_dict` and what the optimiser works on under
+    `current_model_state`; resuming continues both. In `validate`, `test` and `predict` it does nothing: the checkpoint
+    is the average.
 
     Args:
         decay: Upper bound of the decay; 0.995 remembers about 200 updates.

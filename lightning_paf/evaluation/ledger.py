@@ -262,11 +262,13 @@ class MemoryLedger(Records):
 
 def _record_in(data: bytes | None, block: int, stage: int) -> Record | None:
     """The record of these bytes, if it is whole and where it belongs."""
+    if data is None:
+        return None
     try:
-        record = None if data is None else decode(data)
+        record = decode(data)
     except DamagedRecord:
         return None
-    return record if record is not None and (record.block, record.stage) == (block, stage) else None
+    return record if (record.block, record.stage) == (block, stage) else None
 
 
 def _header_in(path: Path) -> dict[str, Any]:
@@ -293,9 +295,7 @@ def _move_damaged_header_aside(path: Path) -> None:
     except FileNotFoundError:  # another process was faster
         return
     except (ValueError, TypeError, KeyError):
-        warnings.warn(
-            f"{path} does not count: it is damaged and is written again. It is kept as {aside.name}.", stacklevel=2
-        )
+        _tell(path, f"it is damaged and is written again. It is kept as {aside.name}")
     else:
         with contextlib.suppress(FileExistsError):
             os.link(aside, path)
@@ -307,9 +307,13 @@ def _move_aside(path: Path, why: str) -> None:
     try:
         path.rename(aside)
     except OSError:  # then it is overwritten
-        warnings.warn(f"{path} does not count: {why}.", stacklevel=2)
+        _tell(path, why)
     else:
-        warnings.warn(f"{path} does not count: {why}. It is kept as {aside.name}.", stacklevel=2)
+        _tell(path, f"{why}. It is kept as {aside.name}")
+
+
+def _tell(path: Path, why: str) -> None:
+    warnings.warn(f"{path} does not count: {why}.", stacklevel=3)
 
 
 def _aside(path: Path) -> Path:

@@ -46,14 +46,10 @@ class Outcome:
         return "not reproduced" if self.high < self.claim.by else "cannot be told at this size"
 
     def shown(self, plain: bool = False) -> str:
-        """As in `+12.0 [+8.1, +15.9]`, in points; as it was measured if `plain`, as in `+0.57 [+0.55, +0.58]`."""
-        difference, low, high = (signed(value, plain) for value in (self.difference, self.low, self.high))
-        return f"{difference} [{low}, {high}]"
-
-
-def signed(value: float, plain: bool) -> str:
-    """A difference with its sign, in points or plainly."""
-    return f"{value:+.2f}" if plain else f"{100 * value:+.1f}"
+        """As in `+12.0 [+8.1, +15.9] (claimed > -5.0)`, in points; as measured if `plain`, `+0.57 [+0.55, +0.58]`."""
+        values = (self.difference, self.low, self.high, self.claim.by)
+        difference, low, high, by = (f"{value:+.2f}" if plain else f"{100 * value:+.1f}" for value in values)
+        return f"{difference} [{low}, {high}]" + (f" (claimed > {by})" if self.claim.by else "")
 
 
 def compared(claim: Claim, measured: Measured) -> Outcome:

@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 
-from lightning_paf.studies.outcome import signed
 from lightning_paf.studies.study import find_study, study_names
 
 _HEAD = """Each line is made by the command beside it with `--json docs/results/methods/METHOD.json`;
@@ -37,7 +36,7 @@ def show(found: dict[str, Any]) -> None:
     console.print(arms)
     claims = Table("claim", "measure", "difference, 95 %", "outcome")
     for claim in found["claims"]:
-        claims.add_row(claim["text"], claim["measure"], claim["shown"] + _by(claim, found), claim["word"])
+        claims.add_row(claim["text"], claim["measure"], claim["shown"], claim["word"])
     console.print(claims)
     if found["note"]:
         console.print(found["note"])
@@ -103,7 +102,7 @@ def _section(found: dict[str, Any], folder: Path) -> list[str]:
     lines += ["", "| claim | measure | difference, 95 % | outcome |", "| --- | --- | --- | --- |"]
     for claim in found["claims"]:
         text = f"{claim['text']} ({claim['source']})".replace("|", "\\|")
-        lines.append(f"| {text} | {claim['measure']} | {claim['shown']}{_by(claim, found)} | {claim['word']} |")
+        lines.append(f"| {text} | {claim['measure']} | {claim['shown']} | {claim['word']} |")
     lines += [
         "",
         f"Mean and standard deviation over {found['seeds']} seeds{_unit(found)}; linf eps {found['eps']}, "
@@ -118,16 +117,6 @@ def _section(found: dict[str, Any], folder: Path) -> list[str]:
 
 def _unit(found: dict[str, Any]) -> str:
     return f", % ({', '.join(found['plain'])}: as measured)" if found["plain"] else ", %"
-
-
-def _by(claim: dict[str, Any], found: dict[str, Any]) -> str:
-    """What a difference has to exceed, where that is not 0."""
-    return f" (claimed > {signed(claim['by'], _of(claim) in found['plain'])})" if claim["by"] else ""
-
-
-def _of(claim: dict[str, Any]) -> str:
-    measure: str = claim["measure"].split(" > ")[0]
-    return measure
 
 
 def _mean(values: list[float], plain: bool) -> str:

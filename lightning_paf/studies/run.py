@@ -99,11 +99,11 @@ def _forget_another(task: Task, study: Study, arm: Arm) -> None:
     """Remove what was trained with other options, and what was measured in another way."""
     commands = [*arm.before, _fit_words(task, study, arm), arm.test_options]
     asked = {"commands": commands, "config": task.config.read_text(), "eps": study.eps, "examples": task.examples}
-    asked |= {"measures": sorted(study.measures)}
-    before = json.loads(task.asked.read_text()) if task.asked.is_file() else {}
-    if before == json.loads(text := json.dumps(asked, indent=1)):
+    text = json.dumps(asked | {"measures": sorted(study.measures)}, indent=1)
+    before, now = json.loads(task.asked.read_text()) if task.asked.is_file() else {}, json.loads(text)
+    if before == now:
         return
-    if any(before.get(part) != json.loads(text)[part] for part in ("commands", "config")):
+    if any(before.get(part) != now[part] for part in ("commands", "config")):
         shutil.rmtree(task.place, ignore_errors=True)
     task.result.unlink(missing_ok=True)
     task.place.mkdir(parents=True, exist_ok=True)

@@ -57,7 +57,7 @@ def test_plain_surrogates_of_different_classes_are_refused_at_once():
         EnsembleMIFGSM([Plain(3), Plain(4)])
 
 
-def test_the_question_for_the_number_of_classes_is_asked_in_eval_mode():
+def test_in_train_mode_the_number_of_classes_is_asked_with_two_images():
     x, y = images(4, size=8, num_classes=3)
     before = (net := Plain(3)).norm.running_mean.clone()
     assert EnsembleMIFGSM([net], mode="train")(Plain(3), x, y).shape == x.shape

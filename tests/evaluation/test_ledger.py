@@ -12,14 +12,6 @@ from lightning_paf.evaluation import record as record_file
 from lightning_paf.evaluation.files import create_whole, write_whole
 from lightning_paf.evaluation.ledger import Ledger, MemoryLedger
 
-
-@pytest.fixture(params=["folder", "memory"])
-def ledger(request, tmp_path):
-    ledger = Ledger(tmp_path / "ledger") if request.param == "folder" else MemoryLedger()
-    ledger.open(HEADER)
-    return ledger
-
-
 # ---- many records ----
 
 

@@ -15,17 +15,10 @@ from torch import nn
 
 from lightning_paf.attacks import PGD
 from lightning_paf.evaluation.header import Header, network_fingerprint
-from lightning_paf.evaluation.ledger import Ledger, MemoryLedger
+from lightning_paf.evaluation.ledger import Ledger
 from lightning_paf.evaluation.samples import Samples
 
 HEADER_FIELDS = ("model", "network", "data", "samples", "block_size", "seed", "precision", "code", "format")
-
-
-@pytest.fixture(params=["folder", "memory"])
-def ledger(request, tmp_path):
-    ledger = Ledger(tmp_path / "ledger") if request.param == "folder" else MemoryLedger()
-    ledger.open(HEADER)
-    return ledger
 
 
 def changed(value):
