@@ -73,6 +73,7 @@ class AutoAttack(Attack):
         batch_size: Images attacked at once. Results depend on it slightly, by the order of additions.
         search_precision: Of the searches. `bf16` is faster on hardware with such instructions, but may leave an image
             standing that the exact search, `fp32`, would break.
+        fold: False searches on the model itself, never on a folded copy of it. Slower, and equal up to rounding.
 
     Raises:
         ValueError: As for every attack; l1; `attacks` missing, unknown, or given without `custom`. In the call: `loss`
@@ -91,8 +92,9 @@ class AutoAttack(Attack):
         seed: int = 0,
         batch_size: int = 250,
         search_precision: Precision = "fp32",
+        fold: bool = True,
     ) -> None:
-        super().__init__(eps, norm=norm)
+        super().__init__(eps, norm=norm, fold=fold)
         _check_options(norm, version, attacks, batch_size, search_precision)
         self.version = version
         self.attacks: tuple[SubAttack, ...] = tuple(attacks or _STANDARD)
@@ -138,7 +140,7 @@ class AutoAttack(Attack):
             raise ValueError(
                 f"AutoAttack works on float32 images, but got {x.dtype}. Convert, or use precision 32-true."
             )
-        count = _Count(SearchModel(model, self.search_precision), len(x))
+        count = _Count(self.search_model(model, self.search_precision), len(x))
         robust, x_adv = self._correct(count.model, x, y), x.clone()
         count.close("clean", robust)
         for number, stage in enumerate(self.stages()):

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from lightning_paf.functional.geometry import Bounds, geometry_of
 from lightning_paf.functional.losses import cross_entropy
 from lightning_paf.nn.modes import Mode, frozen
+from lightning_paf.nn.search_model import Precision, SearchModel
 from lightning_paf.types import Forward, Norm, PerExampleLoss, Radius
 
 # Far above every published threat model in [0, 1], far below one that was typed in grey levels.
@@ -36,6 +37,7 @@ class Attack(ABC):
         mode: Whether the attacked model is in eval mode, or in train mode with its buffers protected.
         bounds: Smallest and largest pixel value; null for inputs without bounds.
         loss: What to increase where the call does not say it: `(output, target) -> (N,)`. Default: cross-entropy.
+        fold: False attacks the model itself, never a folded copy of it. Slower, and equal up to rounding.
 
     Raises:
         TypeError: `eps` is not a number.
@@ -44,6 +46,9 @@ class Attack(ABC):
 
     fixed_loss: bool = False
     """Whether the attack brings its own losses and refuses `loss` and `forward` in the call."""
+
+    fold: bool = True
+    """Whether it may work on a folded copy of the model that computes the same: faster, and equal up to rounding."""
 
     around: Callable[[], AbstractContextManager[object]] = nullcontext
     """Makes what every call happens inside of, such as a stopwatch; set on one attack by whoever watches it."""
@@ -56,6 +61,7 @@ class Attack(ABC):
         mode: Mode = "eval",
         bounds: Bounds = (0.0, 1.0),
         loss: PerExampleLoss | None = None,
+        fold: bool = True,
     ) -> None:
         geometry_of(norm)  # refuses an unknown norm
         if mode not in ("eval", "train"):
@@ -68,6 +74,7 @@ class Attack(ABC):
         self.mode = mode
         self.bounds = bounds
         self.loss = loss
+        self.fold = fold
         self._seen_pixels = False
 
     @property
@@ -88,9 +95,16 @@ class Attack(ABC):
         """
         return (self,)
 
+    def search_model(self, model: nn.Module, precision: Precision = "fp32") -> SearchModel:
+        """The model with the fast path that a search by this attack may use."""
+        return SearchModel(model, precision, fold=self.fold)
+
     def describe(self) -> dict[str, Any]:
-        """The threat model and the settings as plain values, for result files."""
-        return {
+        """The threat model and the settings as plain values, for result files.
+
+        With `fold` only where it is off: records depend on it, by rounding, but those made with the default stay valid.
+        """
+        return ({} if self.fold else {"fold": False}) | {
             "attack": type(self).__name__,
             "norm": self.norm,
             "eps": radius_text(self.eps),
@@ -147,7 +161,7 @@ class Attack(ABC):
         Attacks that bring their own losses end in a verdict, which is that of the model.
         """
         twin = getattr(model, "attack_twin", None)
-        if twin is None or self.mode != "eval" or self.fixed_loss:
+        if twin is None or self.mode != "eval" or self.fixed_loss or not self.fold:
             return model
         refreshed: Forward = twin.refresh()
         return refreshed

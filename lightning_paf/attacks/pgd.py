@@ -36,6 +36,7 @@ class PGD(Attack):
         mode: Whether the attacked model is in eval mode, or in train mode with its buffers protected.
         bounds: Smallest and largest pixel value; null for inputs without bounds.
         loss: What to increase where the call does not say it: `(output, target) -> (N,)`. Default: cross-entropy.
+        fold: False attacks the model itself, never a folded copy of it. Slower, and equal up to rounding.
 
     Raises:
         ValueError: As for every attack; no step, or a step size that is not positive; unknown start.
@@ -54,8 +55,9 @@ class PGD(Attack):
         mode: Mode = "eval",
         bounds: Bounds = (0.0, 1.0),
         loss: PerExampleLoss | None = None,
+        fold: bool = True,
     ) -> None:
-        super().__init__(eps, norm=norm, mode=mode, bounds=bounds, loss=loss)
+        super().__init__(eps, norm=norm, mode=mode, bounds=bounds, loss=loss, fold=fold)
         if steps < 1:
             raise ValueError(f"steps={steps} makes no attack. Give at least 1.")
         if not step_size > 0:

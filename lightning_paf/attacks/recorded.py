@@ -20,7 +20,7 @@ class Recorded(Attack):
     def __init__(self, attack: Attack) -> None:
         # Taken over and not checked again: a schedule may have shrunk the radius to zero.
         self.eps, self.norm, self.mode = attack.eps, attack.norm, attack.mode
-        self.bounds, self.loss = attack.bounds, attack.loss
+        self.bounds, self.loss, self.fold = attack.bounds, attack.loss, attack.fold
         self.attack = attack
         self.around = attack.around  # somebody may watch it
         self.fixed_loss = attack.fixed_loss

@@ -33,7 +33,8 @@ class WorstOf(Attack):
             values = [getattr(attack, name) for attack in attacks]
             if any(value != values[0] for value in values):
                 raise ValueError(f"The attacks of WorstOf must agree in {name}, but have {values}. Give all the same.")
-        super().__init__(first.eps, norm=first.norm, mode=first.mode, bounds=first.bounds, loss=loss)
+        fold = all(attack.fold for attack in attacks)
+        super().__init__(first.eps, norm=first.norm, mode=first.mode, bounds=first.bounds, loss=loss, fold=fold)
         self.attacks = attacks
         self.fixed_loss = any(attack.fixed_loss for attack in attacks)
 

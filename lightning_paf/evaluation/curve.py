@@ -18,7 +18,6 @@ from lightning_paf.evaluation.samples import Samples
 from lightning_paf.evaluation.statistics import Accuracy, exact_accuracy
 from lightning_paf.functional.geometry import geometry_of
 from lightning_paf.nn.modes import frozen
-from lightning_paf.nn.search_model import SearchModel
 from lightning_paf.types import Forward, Norm, Radius
 
 AttackAt = Callable[[Radius], Attack]
@@ -270,13 +269,13 @@ def broken_by(
     model: nn.Module, attack: Attack, samples: Samples, places: NDArray[np.int64], batch_size: int, seed: int
 ) -> NDArray[np.bool_]:
     """Which of the samples at some places, which the model has right, are broken by any stage of the attack."""
-    twin = SearchModel(model)
+    search = attack.search_model(model)
     broken = np.zeros(len(places), dtype=np.bool_)
     for first in range(0, len(places), batch_size):
         x, y = samples.fetch(samples.ids[places[first : first + batch_size]])
         standing = torch.ones(len(y), dtype=torch.bool, device=y.device)
         for stage in attack.stages():
-            standing[standing.clone()] = ~run_stage(stage, twin, x[standing], y[standing], seed + first)[1]
+            standing[standing.clone()] = ~run_stage(stage, search, x[standing], y[standing], seed + first)[1]
         broken[first : first + batch_size] = ~standing.cpu().numpy()
     return broken
 

@@ -141,6 +141,7 @@ class _Worker:
         say: Callable[[str], None],
     ) -> None:
         self.model = model
+        self.attack = attack
         self.samples = samples
         self.ledger = ledger
         self.header = header
@@ -272,7 +273,7 @@ class _Worker:
         The first call decides how all others are computed. All workers make it with the first samples of the
         evaluation, so that their records are equal whichever block they begin with.
         """
-        search = SearchModel(self.model, self.header.precision)
+        search = self.attack.search_model(self.model, self.header.precision)
         probes, _ = self.samples.fetch(self.samples.ids[:_PROBES])
         with torch.no_grad(), frozen(self.model):
             search(probes)

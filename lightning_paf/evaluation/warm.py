@@ -94,6 +94,7 @@ class WarmCheck:
             )
         if steps < 1:
             raise ValueError(f"A warm check needs at least one step, but steps={steps}. Usual is 20.")
+        self.attack = attack
         self.warm_stages = [_shortened(stage, steps) for stage in self.cold_stages]
         self.block_size = block_size
         self.seed = seed
@@ -108,7 +109,7 @@ class WarmCheck:
             samples: The same, or nearly, as in the last check.
             stop: `(robust, judged, total)` to whether enough are judged.
         """
-        search, cold = SearchModel(model, self.precision), not self.nearest
+        search, cold = self.attack.search_model(model, self.precision), not self.nearest
         order = np.random.default_rng(self.seed).permutation(samples.ids)
         judged: list[NDArray[np.uint8]] = []
         replayed = robust = 0

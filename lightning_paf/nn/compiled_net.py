@@ -1,27 +1,58 @@
-"""A network that torch.compile has compiled, beside the network itself."""
+"""A network compiled by torch.compile, next to the network itself."""
+
+import logging
 
 import torch
 from torch import Tensor, nn
+
+from lightning_paf.nn.equivalence import difference
+from lightning_paf.nn.modes import buffers_kept
+from lightning_paf.types import Forward
+
+log = logging.getLogger(__name__)
 
 
 class CompiledNet:
     """Calls a network through `torch.compile`, without being a module: not in the state dict, and not in a copy.
 
+    The first call of each kind (with a gradient for the images, for the weights, or both) shows whether the compiled
+    code computes the same function (see `equivalence.difference`); where it does not, as in a network with dropout,
+    the network itself is called, and a warning is logged.
+
     Args:
         net: What to compile, at its first call; for inputs of one shape.
+        _backend: Of `torch.compile`.
     """
 
-    def __init__(self, net: nn.Module) -> None:
+    def __init__(self, net: nn.Module, *, _backend: str = "inductor") -> None:
         def call(x: Tensor) -> Tensor:
             output: Tensor = net(x)
             return output
 
-        self._call = torch.compile(call, dynamic=False)
+        self._net = net
+        self._compiled: Forward = torch.compile(call, dynamic=False, backend=_backend)
+        self._chosen: dict[tuple[bool, bool], Forward] = {}
 
     def __call__(self, x: Tensor) -> Tensor:
         """The output of the network."""
-        output: Tensor = self._call(x)
-        return output
+        weights = [parameter for parameter in self._net.parameters() if parameter.requires_grad]
+        kind = x.requires_grad, bool(weights)
+        if kind not in self._chosen:
+            self._chosen[kind] = self._checked(x, weights)
+        return self._chosen[kind](x)
+
+    def _checked(self, x: Tensor, weights: list[Tensor]) -> Forward:
+        with buffers_kept(self._net):
+            reason = difference(self._net, self._compiled, x, weights)
+        if reason is None:
+            return self._compiled
+        log.warning(
+            "%s is not compiled: %s. The network itself is used. Pass --model.speed.compile false to accept this "
+            "silently.",
+            type(self._net).__name__,
+            reason,
+        )
+        return self._net
 
     def __reduce__(self) -> tuple[type[None], tuple[()]]:
         # A copied network has other weights than those that were compiled in.

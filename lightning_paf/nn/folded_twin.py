@@ -1,19 +1,21 @@
 """A cheaper twin of a network whose weights change, for the attacks of adversarial training."""
 
+import logging
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from lightning_paf.nn.equivalence import difference, summary
 from lightning_paf.nn.folding import Folding
 from lightning_paf.nn.modes import full_precision
 from lightning_paf.types import Forward
 
 _PROBES = 8  # images that show whether the twin computes the same function
-_LOGIT_TOLERANCE = 1e-2  # of their norm: wrong twins miss by more, rounding by less
-_GRADIENT_TOLERANCE = 0.1  # of their norm: rounding also switches units of ReLU on and off
+
+log = logging.getLogger(__name__)
 
 
 class FoldedTwin:
@@ -25,8 +27,9 @@ class FoldedTwin:
     dtype; its addresses do not change between refreshes.
 
     The graph is built at the first call of what the first `refresh` returns; these images show whether it computes the
-    same function. Where a network cannot be traced or its trace differs (random layers, control flow that depends on
-    images, hooks on the model), the model itself is what `refresh` returns.
+    same function (see `equivalence.difference`). Where a network cannot be traced or its trace differs (random layers,
+    control flow that depends on images, hooks on the model, gradients of its own), the model itself is what `refresh`
+    returns, and a warning is logged.
 
     It touches only the model that it is given: no collective operations, nothing in the state dict, and nothing to
     copy or to pickle; a copied or loaded model has None in its place.
@@ -64,16 +67,30 @@ class FoldedTwin:
 
     def _first_call(self, x: Tensor) -> Tensor:
         if self._forward is None:
-            self._folding = _checked_folding(self._model, x[:_PROBES].detach())
-            self._forward = self._model if self._folding is None else self._compiled(self._folding.net)
+            self._forward = self._fastest(x.detach())
         logits: Tensor = self.refresh()(x)
         return logits
 
-    def _compiled(self, net: nn.Module) -> Forward:
+    def _fastest(self, x: Tensor) -> Forward:
+        """The folding, compiled where that is wanted, as far as these compute the same function."""
+        folding = _checked_folding(self._model, x[:_PROBES])
+        if isinstance(folding, str):
+            log.warning(
+                "%s has no folded copy that computes the same: %s. Attacks in training use the network itself, which "
+                "takes longer.",
+                _named(self._model),
+                folding,
+            )
+            return self._model
+        self._folding = folding
         if not self._compile:
-            return net
-        compiled: Forward = torch.compile(net, dynamic=False, backend=self._backend)
-        return compiled
+            return folding.net
+        folding.refresh()
+        compiled: Forward = torch.compile(folding.net, dynamic=False, backend=self._backend)
+        reason = difference(self._model, compiled, x)
+        if reason is not None:
+            log.warning("The compiled copy of %s is not used: %s.", _named(self._model), reason)
+        return folding.net if reason else compiled
 
     def __reduce__(self) -> tuple[type[None], tuple[()]]:
         # For copy and pickle, both. A copy of the model (an average of weights, a worker's) has other weights: it
@@ -81,36 +98,30 @@ class FoldedTwin:
         return type(None), ()
 
 
-def _checked_folding(model: nn.Module, x: Tensor) -> Folding | None:
-    """A folding that computes what the model computes, or None."""
+def _named(model: nn.Module) -> str:
+    """The class of a model, or of the network in it."""
+    return type(getattr(model, "net", model)).__name__
+
+
+def _checked_folding(model: nn.Module, x: Tensor) -> Folding | str:
+    """A folding that computes what the model computes, or why there is none."""
     try:
         folding = Folding(model)
-        return folding if _same_function(model, folding, x) else None
-    except Exception:  # tracing and calling run code of the network, which may fail in any way
-        return None
+        return _difference(model, folding, x) or folding
+    except Exception as error:  # tracing runs code of the network, which may fail in any way
+        return summary(error)
 
 
-def _same_function(model: nn.Module, folding: Folding, x: Tensor) -> bool:
-    """Whether logits and gradients agree, in single precision, and at weights that hide nothing.
+def _difference(model: nn.Module, folding: Folding, x: Tensor) -> str | None:
+    """Why the folding is none of the model, in single precision and at weights that hide nothing.
 
     The present weights may: residual branches that are initialised to zero, or a head that is, make networks equal
-    that are not. The gradients show what a large bias, or a part that is detached, conceals in the logits.
+    that are not.
     """
-    x = x.to(_wide(x)).requires_grad_()
-    with ExitStack() as stack:
-        stack.enter_context(torch.random.fork_rng([x.device] if x.device.type == "cuda" else []))
-        stack.enter_context(torch.autocast(x.device.type, enabled=False))
-        stack.enter_context(full_precision())
-        stack.enter_context(torch.enable_grad())
-        stack.enter_context(_revealing_weights(model))
+    with torch.autocast(x.device.type, enabled=False), full_precision(), _revealing_weights(model):
         folding.refresh()
-        before = _random_state(x.device)
-        found, expected = folding.net.forward(x), model(x)  # not the call of the graph, which prints errors
-        if not torch.equal(before, _random_state(x.device)):
-            return False  # a random network: one pass tells nothing about the next
-        found_gradient, expected_gradient = (torch.autograd.grad(z.norm(), x)[0] for z in (found, expected))
-    near = _near(found, expected, _LOGIT_TOLERANCE)
-    return near and _near(found_gradient, expected_gradient, _GRADIENT_TOLERANCE)
+        # Not the call of the graph, which prints errors.
+        return difference(model, folding.net.forward, x.to(_wide(x)))
 
 
 @contextmanager
@@ -143,13 +154,6 @@ def _noisy(tensor: Tensor, seed: int) -> Tensor:
     return wide + (noise if tensor.dim() < 2 else (noise - 0.5) / tensor[0].numel() ** 0.5)
 
 
-def _random_state(device: torch.device) -> Tensor:
-    return torch.cuda.get_rng_state(device) if device.type == "cuda" else torch.get_rng_state()
-
-
 def _wide(tensor: Tensor) -> torch.dtype:
     return torch.promote_types(tensor.dtype, torch.float32)
 
-
-def _near(found: Tensor, expected: Tensor, tolerance: float) -> bool:
-    return bool((found - expected).norm() <= tolerance * expected.norm())

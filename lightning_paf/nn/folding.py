@@ -10,10 +10,13 @@ import torch
 from torch import Tensor, fx, nn
 
 from lightning_paf.nn.activations import Activation
+from lightning_paf.nn.equivalence import generators_kept, has_global_hooks, is_hooked
 from lightning_paf.nn.shared_batch_norm import SharedBatchNorm, SharedBatchNorm2d
 
 _NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm, SharedBatchNorm2d)
-_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+_HOOKED = "A hook on the network, or on a part that is more than one layer, would be lost."
+_CUTS = {"data", "detach", "detach_", "register_hook", "requires_grad_", "set_data"}
+"""Names of operations that change gradients and not values."""
 
 
 class Folding:
@@ -29,7 +32,9 @@ class Folding:
 
     Raises:
         Exception: Of whatever kind, where the network's `forward` cannot be followed, for example because it depends
-            on values of the images, writes to the network, or makes tensors (perhaps random, which would be frozen).
+            on values of the images, writes to the network, makes tensors (perhaps random, which would be frozen), uses
+            a random generator, or does something to gradients that a graph does not hold: an autograd function, a
+            part without gradients, `detach`, a hook. Hooks of layers that stay are run; so is what happens in them.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -122,10 +127,15 @@ class FoldedLayer:
 
 def _trace(model: nn.Module) -> fx.Graph:
     """Record `forward`, which runs with stand-ins for tensors; none of them may remain in the model."""
+    if is_hooked(model) or has_global_hooks():
+        raise TypeError(_HOOKED)
     stores = [store for module in model.modules() for store in (vars(module), module._parameters, module._buffers)]
     contents = [dict(store) for store in stores]
     try:
-        graph = _Tracer().trace(model)
+        with torch.inference_mode(False), torch.enable_grad(), generators_kept(model) as used:
+            graph = _Tracer().trace(model)
+            if used():
+                raise TypeError("The forward pass uses a random generator.")
     finally:
         written = [pair for pair in zip(stores, contents, strict=True) if not _same_objects(*pair)]
         for store, content in written:
@@ -152,11 +162,28 @@ class _Tracer(fx.Tracer):
     def call_module(
         self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
+        if is_hooked(m) and not self.is_leaf_module(m, self.path_of_module(m)):
+            raise TypeError(_HOOKED)
         # Not `forward`, which for a compiled module is compiled code, and that cannot be followed.
         return super().call_module(m, m._call_impl, args, kwargs)
 
+    def create_node(
+        self, kind: str, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any], *rest: Any, **more: Any
+    ) -> fx.Node:
+        # Gradients are on when tracing begins; autograd functions switch them off for their forward passes.
+        if not torch.is_grad_enabled() or torch.is_inference_mode_enabled():
+            raise TypeError("A part of the forward pass is an autograd function or runs without gradients.")
+        if kind in ("call_method", "call_function") and _name(target, args) in _CUTS:
+            raise TypeError(f"The forward pass replaces gradients ({_name(target, args)}).")
+        return super().create_node(kind, target, args, kwargs, *rest, **more)
+
     def get_fresh_qualname(self, prefix: str) -> NoReturn:
         raise TypeError("A tensor made in the forward pass would become a constant, an attribute of the model.")
+
+
+def _name(target: Any, args: tuple[Any, ...]) -> str:
+    """Of a method, a function or an attribute that is read."""
+    return str(args[1]) if target is getattr else getattr(target, "__name__", str(target))
 
 
 def _pairs(modules: Mapping[fx.Node, nn.Module]) -> list[tuple[fx.Node, fx.Node]]:
@@ -164,7 +191,7 @@ def _pairs(modules: Mapping[fx.Node, nn.Module]) -> list[tuple[fx.Node, fx.Node]
     calls = Counter(modules.values())
     found = []
     for node, norm in modules.items():
-        if type(norm) not in _NORMS or norm.running_mean is None or _hooked(norm):
+        if type(norm) not in _NORMS or norm.running_mean is None or is_hooked(norm):
             continue
         source = node.all_input_nodes[0]
         conv = modules.get(source)
@@ -175,15 +202,11 @@ def _pairs(modules: Mapping[fx.Node, nn.Module]) -> list[tuple[fx.Node, fx.Node]
 
 def _is_affine(module: nn.Module) -> bool:
     """Whether weights may be exchanged and scaled: a layer that applies its weight and bias and nothing else."""
-    if not isinstance(module, nn.Conv2d | nn.Linear) or _hooked(module):
+    if not isinstance(module, nn.Conv2d | nn.Linear) or is_hooked(module):
         return False
     if module._parameters.keys() != {"weight", "bias"} or module._buffers or module._modules:
         return False
     return type(module) in (nn.Conv2d, nn.Linear) or _obeys(module)
-
-
-def _hooked(module: nn.Module) -> bool:
-    return any(getattr(module, hooks) for hooks in _HOOKS)
 
 
 @torch.no_grad()

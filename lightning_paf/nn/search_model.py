@@ -1,21 +1,26 @@
 """A cheaper twin of a frozen model, for attacks that look for adversarial images and confirm what they find."""
 
 import copy
+import logging
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
+from weakref import WeakSet
 
 import torch
 from torch import Tensor, fx, nn
 
 from lightning_paf.nn.activations import fuse_activations
+from lightning_paf.nn.equivalence import difference, generators_kept, is_hooked, summary
 from lightning_paf.nn.folding import Folding
-from lightning_paf.nn.modes import full_precision
+from lightning_paf.nn.modes import frozen, full_precision
 
 Precision = Literal["fp32", "bf16"]
 """How a search computes: in single precision, or mostly in bfloat16."""
 
-_PROBES = 8  # images that show whether the twin computes the same function
-_TOLERANCE = 1e-2  # of the largest logit: wrong twins miss by more, TensorFloat-32 convolutions by less
+_PROBES = 4  # images that show, twice each, whether the twin computes the same function
+
+log = logging.getLogger(__name__)
+_reported: WeakSet[nn.Module] = WeakSet()  # models whose missing fast path has been logged
 
 
 @dataclass
@@ -25,7 +30,7 @@ class Passes:
     Attributes:
         forward: Through the fast path.
         backward: Whose gradient was taken, on either path.
-        exact: Through the untouched model.
+        exact: Through the untouched model, those of the check of the fast path included.
     """
 
     forward: int = 0
@@ -41,10 +46,13 @@ class SearchModel(nn.Module):
 
     The fast path is a copy with BatchNorm folded into the convolutions before it and parametric activations as one
     kernel each, in channels-last layout, without parameter gradients. The first images of the first call check that
-    it computes the same function; a network that cannot be traced, or whose trace differs (random layers, hooks that
-    change results), is used as it is. With `bf16` everything between the first convolution and the classification
-    layer runs in bfloat16: images and logits keep single precision, since a perturbation may be smaller than what
-    bfloat16 resolves.
+    it computes the same function, gradients included (see `equivalence.difference`). A network that cannot be traced,
+    whose trace differs, that draws random numbers, has hooks or replaces gradients (straight-through estimators,
+    autograd functions, `detach`) is used itself, which is logged once a model. With `bf16` everything between the
+    first convolution and the classification layer runs in bfloat16: images and logits keep single precision, since a
+    perturbation may be smaller than what bfloat16 resolves.
+
+    The fast path computes eval mode; while the model is in training mode, the model itself is used.
 
     Weights that change after the construction do not reach the fast path. Make a new `SearchModel` then.
 
@@ -64,7 +72,9 @@ class SearchModel(nn.Module):
         self.model = model
         self.precision = precision
         self.passes = Passes()
-        self._twin = _twin(model) if fold else None
+        twin = _twin(model) if fold else None
+        self._refusal = twin if isinstance(twin, str) else None
+        self._twin = None if isinstance(twin, str) else twin
         self._checked = False
 
     @property
@@ -74,11 +84,11 @@ class SearchModel(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits (N, K) in float32 by the fast path, with gradients for `x`."""
-        if not self._checked and len(x) > 0:
+        if not self._checked and len(x) > 0 and not self.model.training:
             self._check(x[:_PROBES].detach())
         self.passes.forward += len(x)
         with torch.autocast(x.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
-            if self._twin is None:
+            if self._twin is None or self.model.training:
                 logits: Tensor = self.model(x)
             else:
                 logits = self._twin(x.contiguous(memory_format=torch.channels_last))
@@ -99,40 +109,45 @@ class SearchModel(nn.Module):
     def _count_backward(self, gradient: Tensor) -> None:
         self.passes.backward += len(gradient)
 
-    @torch.no_grad()
     def _check(self, x: Tensor) -> None:
         """Keep the twin only if it computes the same function; then give it its precision."""
         self._checked = True
-        if self._twin is None:
-            return
-        with torch.autocast(x.device.type, enabled=False):
-            expected = self.exact(x)
-            try:
-                # Its `forward`, since the call of a graph prints errors.
-                found = self._twin.forward(x.contiguous(memory_format=torch.channels_last))
-            except RuntimeError:  # a network that views its maps as vectors, which this layout does not allow
-                found = expected.new_full((), torch.nan)
-        if not _close(found, expected):
+        if self._twin is not None:
+            twin = self._twin.forward  # since the call of a graph prints errors
+            with torch.autocast(x.device.type, enabled=False), full_precision(), frozen(self.model):
+                self._refusal = difference(
+                    self.model, lambda probes: twin(probes.contiguous(memory_format=torch.channels_last)), x
+                )
+            self.passes.exact += 2 * len(x)
+        if self._refusal is not None:
             self._twin = None
-        elif self.precision == "bf16":
+            self._report(self._refusal)
+        elif self._twin is not None and self.precision == "bf16":
             _halve(self._twin)
 
+    def _report(self, reason: str) -> None:
+        if self.model not in _reported:
+            _reported.add(self.model)
+            log.warning(
+                "%s has no folded copy that computes the same: %s. The attack uses the model itself, which takes "
+                "longer.",
+                type(getattr(self.model, "net", self.model)).__name__,
+                reason,
+            )
 
-def _twin(model: nn.Module) -> fx.GraphModule | None:
-    """A folded copy of the model, or None where its `forward` cannot be followed."""
+
+def _twin(model: nn.Module) -> fx.GraphModule | str:
+    """A folded copy of the model, or why there is none."""
+    if any(is_hooked(module) for module in model.modules()):
+        return "hooks, which would run on the copy instead"
     try:
-        folding = Folding(copy.deepcopy(model).eval().requires_grad_(False))
+        with generators_kept(model):
+            folding = Folding(copy.deepcopy(model).eval().requires_grad_(False))
         folding.refresh(autocast=False)
-    except Exception:  # copying and tracing run code of the network, which may fail in any way
-        return None
+    except Exception as error:  # copying and tracing run code of the network, which may fail in any way
+        return summary(error)
     fuse_activations(folding.net)
     return folding.net.to(memory_format=torch.channels_last)
-
-
-def _close(found: Tensor, expected: Tensor) -> bool:
-    """Whether logits agree up to rounding; where one is not finite, the other must be the same."""
-    scale = float(expected.nan_to_num(0.0, 0.0, 0.0).abs().max())
-    return torch.allclose(found, expected, rtol=0.0, atol=_TOLERANCE * scale, equal_nan=True)
 
 
 def _halve(net: fx.GraphModule) -> None:

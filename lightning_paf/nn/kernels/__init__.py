@@ -9,8 +9,9 @@ from functools import cache
 from typing import ClassVar, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from lightning_paf.nn.equivalence import generators_kept
 from lightning_paf.nn.formula import Formula
 from lightning_paf.nn.kernels.c_kernel import CKernel
 from lightning_paf.nn.kernels.compiled_kernel import CompiledKernel
@@ -58,7 +59,10 @@ def kernel_for(formula: Formula, x: Tensor, parameters: Sequence[Tensor]) -> Ker
 def _checked_kernel(formula: Formula, device: torch.device, dtype: torch.dtype) -> Kernel | None:
     try:
         kernel = _made(formula, device, dtype)
-        _compare(kernel, formula, device, dtype)
+        with generators_kept(nn.Module(), device) as used:
+            _compare(kernel, formula, device, dtype)
+            if used():
+                raise ArithmeticError("a formula that uses a random generator has no kernel")
     except Exception as error:  # compilers fail in any way; the formula itself always works
         warnings.warn(
             f"Parametric activations run as several torch operations each, which takes longer: {error}. "
