@@ -15,8 +15,8 @@ log = logging.getLogger(__name__)
 class CompiledNet:
     """Calls a network through `torch.compile`, without being a module: not in the state dict, and not in a copy.
 
-    The first call of each kind (with a gradient for the images, for the weights, or both) shows whether the compiled
-    code computes the same function (see `equivalence.difference`); where it does not, as in a network with dropout,
+    The first call of each kind (without gradients, with them for the images, the weights, or both) shows whether the
+    compiled code computes the same function (see `equivalence.difference`); where it does not, as in a network with dropout,
     the network itself is called, and a warning is logged.
 
     Args:
@@ -31,19 +31,19 @@ class CompiledNet:
 
         self._net = net
         self._compiled: Forward = torch.compile(call, dynamic=False, backend=_backend)
-        self._chosen: dict[tuple[bool, bool], Forward] = {}
+        self._chosen: dict[tuple[bool, bool, bool], Forward] = {}
 
     def __call__(self, x: Tensor) -> Tensor:
         """The output of the network."""
         weights = [parameter for parameter in self._net.parameters() if parameter.requires_grad]
-        kind = x.requires_grad, bool(weights)
+        kind = torch.is_grad_enabled(), x.requires_grad, bool(weights)
         if kind not in self._chosen:
             self._chosen[kind] = self._checked(x, weights)
         return self._chosen[kind](x)
 
     def _checked(self, x: Tensor, weights: list[Tensor]) -> Forward:
         with buffers_kept(self._net):
-            reason = difference(self._net, self._compiled, x, weights)
+            reason = difference(self._net, self._compiled, x, weights, gradients=torch.is_grad_enabled())
         if reason is None:
             return self._compiled
         log.warning(
