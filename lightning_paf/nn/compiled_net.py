@@ -1,6 +1,7 @@
 """A network compiled by torch.compile, next to the network itself."""
 
 import logging
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -16,8 +17,8 @@ class CompiledNet:
     """Calls a network through `torch.compile`, without being a module: not in the state dict, and not in a copy.
 
     The first call of each kind (without gradients, with them for the images, the weights, or both) shows whether the
-    compiled code computes the same function (see `equivalence.difference`); where it does not, as in a network with dropout,
-    the network itself is called, and a warning is logged.
+    compiled code computes the same function (see `equivalence.difference`). Where it does not, as in a network with
+    dropout, the network itself is called, and a warning is logged.
 
     Args:
         net: What to compile, at its first call; for inputs of one shape.
@@ -39,9 +40,10 @@ class CompiledNet:
         kind = torch.is_grad_enabled(), x.requires_grad, bool(weights)
         if kind not in self._chosen:
             self._chosen[kind] = self._checked(x, weights)
-        return self._chosen[kind](x)
+        output: Tensor = self._chosen[kind](x)
+        return output
 
-    def _checked(self, x: Tensor, weights: list[Tensor]) -> Forward:
+    def _checked(self, x: Tensor, weights: Sequence[Tensor]) -> Forward:
         with buffers_kept(self._net):
             reason = difference(self._net, self._compiled, x, weights, gradients=torch.is_grad_enabled())
         if reason is None:

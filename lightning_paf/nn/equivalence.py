@@ -4,6 +4,7 @@ import pickle
 import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -104,26 +105,21 @@ def _global_states(devices: set[torch.device]) -> list[_State]:
         (random.getstate, random.setstate),
         (np.random.get_state, np.random.set_state),
         (torch.get_rng_state, torch.set_rng_state),
-        *(
-            (lambda d=d: torch.cuda.get_rng_state(d), lambda state, d=d: torch.cuda.set_rng_state(state, d))
-            for d in cuda
-        ),
+        *((partial(torch.cuda.get_rng_state, d), partial(torch.cuda.set_rng_state, device=d)) for d in cuda),
     ]
 
 
 def _held_states(model: nn.Module) -> list[_State]:
     """Generators among the attributes of modules."""
-    held: dict[int, _State] = {}
+    held: dict[int, _State] = {}  # by identity: several modules may hold one
     for value in (value for module in model.modules() for value in vars(module).values()):
         if isinstance(value, random.Random):
             held[id(value)] = value.getstate, value.setstate
-        elif isinstance(value, np.random.RandomState):
-            held[id(value)] = value.get_state, value.set_state
-        elif isinstance(value, torch.Generator):
+        elif isinstance(value, np.random.RandomState | torch.Generator):
             held[id(value)] = value.get_state, value.set_state
         elif isinstance(value, np.random.Generator):
             bits = value.bit_generator
-            held[id(value)] = (lambda bits=bits: bits.state), (lambda state, bits=bits: setattr(bits, "state", state))
+            held[id(value)] = partial(getattr, bits, "state"), partial(setattr, bits, "state")
     return list(held.values())
 
 

@@ -156,4 +156,3 @@ def _noisy(tensor: Tensor, seed: int) -> Tensor:
 
 def _wide(tensor: Tensor) -> torch.dtype:
     return torch.promote_types(tensor.dtype, torch.float32)
-

@@ -1,0 +1,71 @@
+"""The fast path on the command line: stand-in gradients are kept, the reason is shown, an option switches it off."""
+
+import json
+
+import pytest
+import torch
+import yaml
+from cli_runs import experiment, status
+from stand_ins import write_npz_dataset
+from torch import nn
+
+from lightning_paf.evaluation.result import Verdict
+
+
+class Round(torch.autograd.Function):
+    """A rounding whose gradient is that of the identity."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return (x * 15).round() / 15
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad
+
+
+class RoundedNet(nn.Module):
+    """A defence by discretised images before a linear classifier."""
+
+    def __init__(self, num_classes: int = 3) -> None:
+        super().__init__()
+        self.flatten = nn.Flatten()
+        self.activation = nn.ReLU()
+        self.fc = nn.Linear(192, num_classes)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.fc(self.activation(self.flatten(Round.apply(x))))
+
+
+@pytest.fixture(scope="module")
+def rounded(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("rounded")
+    written = experiment()
+    written["data"]["root"] = str(write_npz_dataset(folder / "images"))
+    written["model"]["net"] = {"class_path": "test_fold_option.RoundedNet"}
+    written["model"]["normalize"] = False
+    written["trainer"]["max_epochs"] = 8
+    (folder / "rounded.yaml").write_text(yaml.safe_dump(written))
+    assert status("fit", "-c", folder / "rounded.yaml", "--run", folder / "run") == 0
+    return folder / "run"
+
+
+def judged(run, folder, *words):
+    attack = ["--val_attack.attack", "AutoAttack", "--val_attack.attack.eps", "24/255"]
+    quick = ["--val_attack.attack.version", "custom", "--val_attack.attack.attacks", "[apgd-ce]"]
+    last = run / "checkpoints" / "last.ckpt"
+    assert status("test", "-c", run / "config.yaml", "--ckpt_path", last, "--run", folder, *attack, *quick, *words) == 0
+    (file,) = (folder / "test").glob("*.json")
+    return json.loads(file.read_text())
+
+
+def test_a_stand_in_gradient_is_kept_and_the_reason_is_shown(rounded, tmp_path, capfd):
+    found = judged(rounded, tmp_path / "default")
+    shown = capfd.readouterr().err
+    assert shown.count("RoundedNet has no folded copy that computes the same: A part of the forward pass is an") == 1
+    expected = judged(rounded, tmp_path / "off", "--val_attack.attack.fold", "false")
+    assert "no folded copy" not in capfd.readouterr().err
+    assert found["verdicts"] == expected["verdicts"]
+    assert expected["attack"]["fold"] is False
+    assert "fold" not in found["attack"]
+    assert Verdict.BROKEN in found["verdicts"]
