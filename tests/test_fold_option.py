@@ -68,4 +68,4 @@ def test_a_stand_in_gradient_is_kept_and_the_reason_is_shown(rounded, tmp_path, 
     assert found["verdicts"] == expected["verdicts"]
     assert expected["attack"]["fold"] is False
     assert "fold" not in found["attack"]
-    assert Verdict.BROKEN in found["verdicts"]
+    assert str(int(Verdict.BROKEN)) in found["verdicts"]
