@@ -1,5 +1,6 @@
 """One attack of several that judge together."""
 
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -7,10 +8,38 @@ import torch
 from torch import Tensor, nn
 
 from lightning_paf.attacks.base import Attack
+from lightning_paf.functional.predictions import misclassified, undefined
 from lightning_paf.nn.modes import frozen
 from lightning_paf.nn.search_model import SearchModel
 
 _AT_ONCE = 250  # images in a forward pass that only looks
+
+
+class WatchedModel(SearchModel):
+    """A `SearchModel` that counts the images whose gradient was not finite, on the fast path."""
+
+    _not_finite: Tensor | int = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits (N, K) in float32 by the fast path, with gradients for `x`."""
+        if x.requires_grad:
+            x = x.view_as(x)  # whose gradient is that of this pass alone
+            x.register_hook(self._count_not_finite)  # type: ignore[no-untyped-call]
+        return super().forward(x)
+
+    def _count_not_finite(self, gradient: Tensor) -> None:
+        self._not_finite = self._not_finite + undefined(gradient).sum()
+
+    def warn_of_gradients(self) -> None:
+        """Warn where gradients were not finite; for the end of an evaluation, since reading makes the device wait."""
+        count = int(self._not_finite)
+        if count:
+            warnings.warn(
+                f"Gradients of {count} of {self.passes.backward} images were not finite and count as zero where they "
+                "are NaN. The robust accuracy may be too high: look for a root, a logarithm or a division at 0 in the "
+                "model.",
+                stacklevel=2,
+            )
 
 
 def run_stage(stage: Attack, model: SearchModel, x: Tensor, y: Tensor, seed: int) -> tuple[Tensor, Tensor]:
@@ -48,7 +77,7 @@ def _misled(model: nn.Module, logits_of: Callable[[Tensor], Tensor], x: Tensor, 
         for rows in torch.split(misled.nonzero().squeeze(1), _AT_ONCE):
             if len(rows):
                 logits = logits_of(x_adv[rows])
-                misled[rows] = (logits.argmax(dim=1) != y[rows]) | ~logits.isfinite().all(dim=1)
+                misled[rows] = misclassified(logits, y[rows])
     return misled
 
 
