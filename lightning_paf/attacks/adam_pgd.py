@@ -72,6 +72,6 @@ class AdamPGD(Attack):
             square = torch.lerp(gradient.square(), square, _BETAS[1])
             corrected = (mean / (1 - _BETAS[0] ** (step + 1)), square / (1 - _BETAS[1] ** (step + 1)))
             rate = self.lr if step < self.drop_at else self.lr / 10
-            step = rate * corrected[0] / (corrected[1].sqrt() + _SMALL)
-            x_adv = back(x_adv + unless_infinite(values, step))
+            change = rate * corrected[0] / (corrected[1].sqrt() + _SMALL)
+            x_adv = back(x_adv + unless_infinite(values, change))
         return x_adv

@@ -13,12 +13,12 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from lightning_paf.attacks import Attack, radius_text
-from lightning_paf.attacks.stage import run_stage
+from lightning_paf.attacks.stage import WatchedModel, run_stage
 from lightning_paf.evaluation.samples import Samples
 from lightning_paf.evaluation.statistics import Accuracy, exact_accuracy
 from lightning_paf.functional.geometry import geometry_of
+from lightning_paf.functional.predictions import predicted
 from lightning_paf.nn.modes import frozen
-from lightning_paf.nn.search_model import SearchModel
 from lightning_paf.types import Forward, Norm, Radius
 
 AttackAt = Callable[[Radius], Attack]
@@ -270,7 +270,7 @@ def broken_by(
     model: nn.Module, attack: Attack, samples: Samples, places: NDArray[np.int64], batch_size: int, seed: int
 ) -> NDArray[np.bool_]:
     """Which of the samples at some places, which the model has right, are broken by any stage of the attack."""
-    twin = SearchModel(model)
+    twin = WatchedModel(model)
     broken = np.zeros(len(places), dtype=np.bool_)
     for first in range(0, len(places), batch_size):
         x, y = samples.fetch(samples.ids[places[first : first + batch_size]])
@@ -278,6 +278,7 @@ def broken_by(
         for stage in attack.stages():
             standing[standing.clone()] = ~run_stage(stage, twin, x[standing], y[standing], seed + first)[1]
         broken[first : first + batch_size] = ~standing.cpu().numpy()
+    twin.warn_of_gradients()
     return broken
 
 
@@ -293,5 +294,4 @@ def right(model: nn.Module, samples: Samples, batch_size: int) -> NDArray[np.boo
 @torch.no_grad()
 def _predictions(model: nn.Module, x: Tensor) -> Tensor:
     with frozen(model):
-        predictions: Tensor = model(x).argmax(1)
-    return predictions
+        return predicted(model(x))
