@@ -13,10 +13,11 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.optim import SGD
 from torch.optim.lr_scheduler import LambdaLR
-from torchmetrics.classification import MulticlassAccuracy
+from torchmetrics import MeanMetric
 
 from lightning_paf.attacks import Attack
 from lightning_paf.functional.losses import hard_labels
+from lightning_paf.functional.predictions import misclassified, undefined
 from lightning_paf.nn.activations import Activation
 from lightning_paf.nn.classifier import Classifier
 from lightning_paf.nn.parameter_groups import DecayRule, parameter_groups
@@ -92,8 +93,8 @@ class RobustModule(LightningModule):
         self.optimizer = _as_function(optimizer)
         self.schedule = schedule or Cosine()
         self.decay: DecayRule = decay
-        self.val_accuracy = MulticlassAccuracy(spec.num_classes, average="micro")
-        self.test_accuracy = MulticlassAccuracy(spec.num_classes, average="micro")
+        self.val_accuracy = MeanMetric()
+        self.test_accuracy = MeanMetric()
         self._sums, self._steps, self._epoch_began_at = dict[str, Tensor](), 0, 0.0
         self.init = init
         self._begin_with_init()  # here, so that copies of the module, as averaging makes them, begin with it, too
@@ -187,19 +188,20 @@ class RobustModule(LightningModule):
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Clean accuracy; robust accuracy is a callback's."""
         x, y = batch
-        self.val_accuracy(self.model(x), y)
+        self.val_accuracy(~misclassified(self.model(x), y))
         self.log("val/acc", self.val_accuracy, prog_bar=True)
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         """Clean accuracy; robust accuracy is a callback's."""
         x, y = batch
-        self.test_accuracy(self.model(x), y)
+        self.test_accuracy(~misclassified(self.model(x), y))
         self.log("test/acc", self.test_accuracy)
 
     def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
-        """Probabilities (N, num_classes) and labels (N,)."""
+        """Probabilities (N, num_classes), NaN where the logits are not finite, and labels (N,)."""
         x, y = batch
-        return {"probabilities": self.model(x).softmax(1), "label": y}
+        logits = self.model(x)
+        return {"probabilities": logits.softmax(1).masked_fill(undefined(logits)[:, None], torch.nan), "label": y}
 
     def configure_gradient_clipping(
         self,
@@ -273,10 +275,10 @@ def _accuracies(result: StepResult, y: Tensor) -> dict[str, Tensor]:
     And those that the attack has turned: right as clean images, wrong as attacked.
     """
     labels = hard_labels(y)
-    attacked = result.logits.detach().argmax(1) == labels
+    attacked = ~misclassified(result.logits, labels)
     shares = {"acc_adv": attacked.float().mean()}
     if result.clean_logits is not None:
-        clean = result.clean_logits.detach().argmax(1) == labels
+        clean = ~misclassified(result.clean_logits, labels)
         shares |= {"clean_acc": clean.float().mean(), "attack_success": (clean & ~attacked).float().mean()}
     return shares
 

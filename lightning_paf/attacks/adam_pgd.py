@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_paf.attacks.base import Attack, loss_and_gradient
+from lightning_paf.attacks.base import Attack, loss_and_gradient, unless_infinite
 from lightning_paf.functional.geometry import Bounds, geometry_of
 from lightning_paf.nn.modes import Mode
 from lightning_paf.types import Forward, Norm, PerExampleLoss, Radius
@@ -67,10 +67,11 @@ class AdamPGD(Attack):
         x_adv = ball.move(x, ball.uniform(x, self.radius), self.radius, self.bounds)
         mean, square = torch.zeros_like(x), torch.zeros_like(x)
         for step in range(self.steps):
-            _, gradient = loss_and_gradient(forward, x_adv, y, loss)
+            values, gradient = loss_and_gradient(forward, x_adv, y, loss)
             mean = torch.lerp(gradient, mean, _BETAS[0])
             square = torch.lerp(gradient.square(), square, _BETAS[1])
             corrected = (mean / (1 - _BETAS[0] ** (step + 1)), square / (1 - _BETAS[1] ** (step + 1)))
             rate = self.lr if step < self.drop_at else self.lr / 10
-            x_adv = back(x_adv + rate * corrected[0] / (corrected[1].sqrt() + _SMALL))
+            change = rate * corrected[0] / (corrected[1].sqrt() + _SMALL)
+            x_adv = back(x_adv + unless_infinite(values, change))
         return x_adv

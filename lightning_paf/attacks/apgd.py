@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from lightning_paf.attacks.base import Attack
-from lightning_paf.functional.geometry import geometry_of
-from lightning_paf.functional.losses import cross_entropy, dlr
+from lightning_paf.functional.geometry import finite_gradient, geometry_of
+from lightning_paf.functional.losses import cross_entropy, dlr, hard_labels
+from lightning_paf.functional.predictions import misclassified, undefined
 from lightning_paf.types import Forward, Norm, PerExampleLoss, Radius
 
 SearchLoss = Literal["ce", "dlr", "dlr-targeted"]
@@ -101,7 +102,7 @@ class APGD(Attack):
     def perturb(self, forward: Forward, x: Tensor, y: Tensor, loss: PerExampleLoss) -> Tensor:
         """Search from random starts."""
         del loss
-        return self.search(forward, x, y)
+        return self.search(forward, x, hard_labels(y))
 
     def search(
         self, forward: Forward, x: Tensor, y: Tensor, start: Tensor | None = None, nearest: Tensor | None = None
@@ -145,8 +146,9 @@ class APGD(Attack):
             logits = forward(x)
             loss = _LOSSES[self.search_loss](logits, y, lanes.target)
             total += torch.autograd.grad(loss.sum(), x)[0]
-        lanes.gradient = total.div_(self.eot).nan_to_num_()
-        lanes.record(loss.detach(), logits.detach().argmax(1) != y)
+        lanes.gradient = finite_gradient(total.div_(self.eot))
+        # An undefined image is a success, and no better than others where the exact model denies that.
+        lanes.record(loss.detach().masked_fill(undefined(logits), -torch.inf), misclassified(logits, y))
 
     def _move(self, lanes: "_Lanes", x: Tensor) -> None:
         """One step of every lane, with momentum from its second step on (eq. 3.1)."""
@@ -171,7 +173,7 @@ class APGD(Attack):
         samples = torch.tensor(list(first), device=x.device)
         found = lanes.found[fell[list(first.values())]]
         found = geometry_of(self.norm).move(x[samples], found - x[samples], float(self.eps), self.bounds)
-        confirmed = getattr(forward, "exact", forward)(found).argmax(1) != y[samples]
+        confirmed = misclassified(getattr(forward, "exact", forward)(found), y[samples])
         x_adv[samples[confirmed]] = found[confirmed]
         standing[samples[confirmed].cpu()] = False
 

@@ -17,6 +17,8 @@ from lightning_paf.attacks.base import Attack
 from lightning_paf.attacks.fab import FAB
 from lightning_paf.attacks.square import Square
 from lightning_paf.attacks.stage import run_stage
+from lightning_paf.functional.losses import hard_labels
+from lightning_paf.functional.predictions import check_labels, misclassified
 from lightning_paf.nn.search_model import Passes, Precision, SearchModel
 from lightning_paf.types import Forward, Norm, PerExampleLoss, Radius
 
@@ -127,7 +129,7 @@ class AutoAttack(Attack):
             y: Labels (N,) int64.
         """
         with self._ready(model):
-            return self._evaluate(model, self._own(x), y.detach().clone())
+            return self._evaluate(model, self._own(x, y), y.detach().clone())
 
     def perturb(self, forward: Forward, x: Tensor, y: Tensor, loss: PerExampleLoss) -> Tensor:
         """Run all attacks in turn."""
@@ -140,7 +142,7 @@ class AutoAttack(Attack):
             raise ValueError(
                 f"AutoAttack works on float32 images, but got {x.dtype}. Convert, or use precision 32-true."
             )
-        count = _Count(self.search_model(model, self.search_precision), len(x))
+        count, y = _Count(self.search_model(model, self.search_precision), len(x)), hard_labels(y)
         robust, x_adv = self._correct(count.model, x, y), x.clone()
         count.close("clean", robust)
         for number, stage in enumerate(self.stages()):
@@ -151,6 +153,7 @@ class AutoAttack(Attack):
             x_adv[alive], fooled = run_stage(stage, count.model, x[alive], y[alive], seed)
             robust[alive] = ~fooled
             count.close(stage.label, robust)
+        count.model.warn_of_gradients()
         warn_of_masking(count.robust_after, len(x))
         return AutoAttackResult(x_adv, robust, count.robust_after, count.passes, count.seconds)
 
@@ -159,7 +162,8 @@ class AutoAttack(Attack):
         """Whether each example is classified correctly, (N,) bool; refuses what the attacks cannot work on."""
         logits = torch.cat([model.exact(part) for part in torch.split(x, self.batch_size)])
         check_fit(self, self.attacks, logits.shape[1], x.shape[-2:])
-        return logits.argmax(dim=1) == y
+        check_labels(y, len(x), logits.shape[1])
+        return ~misclassified(logits, y)
 
 
 _MAKE: Mapping[SubAttack, Callable[[AutoAttack], Attack]] = MappingProxyType(

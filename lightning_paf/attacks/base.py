@@ -11,8 +11,9 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
-from lightning_paf.functional.geometry import Bounds, geometry_of
+from lightning_paf.functional.geometry import Bounds, finite_gradient, geometry_of
 from lightning_paf.functional.losses import cross_entropy
+from lightning_paf.functional.predictions import check_labels, undefined_first
 from lightning_paf.nn.modes import Mode, frozen
 from lightning_paf.nn.search_model import Precision, SearchModel
 from lightning_paf.types import Forward, Norm, PerExampleLoss, Radius
@@ -137,8 +138,8 @@ class Attack(ABC):
             Perturbed images, shaped like `x`, without a graph.
 
         Raises:
-            ValueError: Pixels outside `bounds`. Looked at in every call on the CPU, elsewhere in the first call only,
-                since reading the answer makes the device wait.
+            ValueError: Pixels outside `bounds`; `y` that is not labels, where no `loss` is given. Examined in every
+                call on the CPU, elsewhere in the first call only, since reading the answer makes the device wait.
         """
         if self.fixed_loss and (loss is not None or forward is not None):
             raise ValueError(
@@ -146,7 +147,7 @@ class Attack(ABC):
                 "loss or forward. Leave both out, or use PGD."
             )
         with self.around(), self._ready(model):
-            x, y = self._own(x), y.detach().clone()
+            x, y = self._own(x, y if loss is None else None), y.detach().clone()
             if len(x) == 0:
                 return x
             return self.perturb(forward or self._path(model), x, y, loss or self.loss or cross_entropy).detach()
@@ -172,12 +173,14 @@ class Attack(ABC):
         with torch.inference_mode(False), torch.enable_grad(), frozen(model, self.mode):
             yield
 
-    def _own(self, x: Tensor) -> Tensor:
-        """A checked copy of the images; a copy because autograd may not save an inference tensor."""
+    def _own(self, x: Tensor, labels: Tensor | None) -> Tensor:
+        """A copy of the images, since autograd may not save an inference tensor; they and their labels are checked."""
         if not x.is_floating_point():
             raise ValueError(f"Images must be floating point, but are {x.dtype}. Divide uint8 images by 255.")
         x = x.detach().clone()
         known = self._seen_pixels and x.device.type != "cpu"
+        if labels is not None and not known:
+            check_labels(labels, len(x))
         if self.bounds is not None and x.numel() > 0 and not known:
             low, high = (limit.item() for limit in x.aminmax())
             if not (low >= self.bounds[0] - _PIXEL_TOLERANCE and high <= self.bounds[1] + _PIXEL_TOLERANCE):
@@ -195,18 +198,41 @@ def loss_and_gradient(forward: Forward, x: Tensor, y: Tensor, loss: PerExampleLo
     The gradient is that of the sum: independent of the batch size, and further from underflow in half precision than
     that of the mean. `.grad` is never written.
 
+    Where output or loss are undefined, the loss is infinite and the gradient zero: an attack that follows it stays
+    there. Elsewhere gradients are finite, see `finite_gradient`.
+
     Raises:
         ValueError: The loss does not return one value per example.
     """
+    output, values, gradient = raw_gradient(forward, x, y, loss)
+    values = undefined_first(values, output)
+    return values, unless_infinite(values, finite_gradient(gradient))
+
+
+def raw_gradient(forward: Forward, x: Tensor, y: Tensor, loss: PerExampleLoss) -> tuple[Any, Tensor, Tensor]:
+    """Output, loss (N,) and gradient as `loss_and_gradient`, but as autograd returns them, NaN included."""
     x = x.detach().requires_grad_()
-    values = loss(forward(x), y)
+    output = forward(x)
+    values = loss(output, y)
     if values.shape != x.shape[:1]:
         raise ValueError(
             f"An attack's loss must return one value per example, shape ({len(x)},), but returned shape "
             f"{tuple(values.shape)}. Use reduction='none', and average over everything but the first dimension."
         )
     (gradient,) = torch.autograd.grad(values.sum(), x)
-    return values.detach(), gradient
+    return output, values.detach(), gradient
+
+
+@torch.no_grad()
+def loss_at(forward: Forward, x: Tensor, y: Tensor, loss: PerExampleLoss) -> Tensor:
+    """The loss per example (N,) at `x`, infinite where output or loss are undefined."""
+    output = forward(x)
+    return undefined_first(loss(output, y), output)
+
+
+def unless_infinite(values: Tensor, steps: Tensor) -> Tensor:
+    """Steps (N, ...), zero for images whose loss (N,) is infinite: no other image is a better result."""
+    return steps.masked_fill((values == torch.inf).view(-1, *[1] * (steps.dim() - 1)), 0.0)
 
 
 class Best:
@@ -221,7 +247,8 @@ class Best:
         self.scores = torch.full((len(x),), -torch.inf, device=x.device)
 
     def update(self, x: Tensor, scores: Tensor) -> None:
-        """Take over the examples whose score (N,) is larger than before."""
+        """Take over the examples whose score (N,) is larger than before; NaN is larger than every number."""
+        scores = undefined_first(scores, None)
         better = scores > self.scores
         self.x = torch.where(better.view(-1, *[1] * (x.dim() - 1)), x, self.x)
         self.scores = torch.where(better, scores.to(self.scores.dtype), self.scores)

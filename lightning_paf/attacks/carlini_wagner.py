@@ -7,7 +7,9 @@ import torch
 from torch import Tensor
 
 from lightning_paf.attacks.minimal import MinimalAttack, Nearest
+from lightning_paf.functional.geometry import with_finite_gradient
 from lightning_paf.functional.losses import margin
+from lightning_paf.functional.predictions import misclassified, undefined_first
 from lightning_paf.nn.modes import Mode
 from lightning_paf.types import Forward, Radius
 
@@ -72,7 +74,7 @@ class CarliniWagner(MinimalAttack):
         """Images and distances."""
         nearest, all_rows = Nearest(x, "l2"), torch.arange(len(x), device=x.device)
         with torch.no_grad():
-            nearest.update(all_rows, x, forward(x).argmax(dim=1) != y)
+            nearest.update(all_rows, x, misclassified(forward(x), y))
         rows = all_rows[nearest.distances > 0]
         low, high = torch.zeros(len(rows), device=x.device), torch.full((len(rows),), torch.inf, device=x.device)
         c = torch.full_like(low, self.initial_c)
@@ -92,10 +94,11 @@ class CarliniWagner(MinimalAttack):
         every = max(1, self.steps // _CHECKS)
         for step in range(self.steps):
             points = (torch.tanh(w) + 1) / 2
-            lead = margin(forward(points), y)
+            logits = forward(with_finite_gradient(points))
+            lead = margin(logits, y)
             objective = (points - x).flatten(1).square().sum(1) + c * (self.confidence - lead).clamp_min(0)
             (w.grad,) = torch.autograd.grad(objective.sum(), w)
-            misled = lead.detach() > self.confidence
+            misled = undefined_first(lead.detach(), logits) > self.confidence
             nearest.update(rows, points.detach(), misled)
             found |= misled
             if self.abort_early and step % every == 0:

@@ -5,6 +5,7 @@ from torch import Tensor
 
 from lightning_paf.attacks.minimal import Nearest
 from lightning_paf.functional.geometry import Bounds
+from lightning_paf.functional.predictions import misclassified
 from lightning_paf.types import Forward
 
 
@@ -44,7 +45,7 @@ class Decisions:
             mine = rows[part]
             points = self.x[mine] + offsets[part].view(-1, *self.x.shape[1:])
             points = points if self.bounds is None else points.clamp(*self.bounds)
-            answers[part] = self.forward(points).argmax(dim=1) != self.y[mine]
+            answers[part] = misclassified(self.forward(points), self.y[mine])
             self.nearest.update(mine, points, answers[part])
             self.left -= torch.bincount(mine, minlength=len(self.left))
         return answers

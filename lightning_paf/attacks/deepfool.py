@@ -9,6 +9,7 @@ from torch import Tensor
 from lightning_paf.attacks.jacobian import logit_gradients
 from lightning_paf.attacks.minimal import MinimalAttack, Nearest
 from lightning_paf.functional.geometry import Bounds
+from lightning_paf.functional.predictions import misclassified
 from lightning_paf.nn.modes import Mode
 from lightning_paf.types import Forward, Norm, Radius
 
@@ -65,7 +66,7 @@ class DeepFool(MinimalAttack):
         classes = self._classes(forward, x, y)
         for _ in range(self.steps + 1):
             logits, gradients = logit_gradients(forward, points, classes[rows])
-            wrong = logits.argmax(dim=1) != y[rows]
+            wrong = misclassified(logits, y[rows])
             nearest.update(rows, points, wrong)
             rows, points = rows[~wrong], points[~wrong]
             if len(rows) == 0:

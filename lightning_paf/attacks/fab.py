@@ -10,6 +10,8 @@ from torch import Tensor
 from lightning_paf.attacks.base import Attack, loss_and_gradient
 from lightning_paf.functional.geometry import geometry_of
 from lightning_paf.functional.hyperplane import shift_of
+from lightning_paf.functional.losses import hard_labels
+from lightning_paf.functional.predictions import misclassified, undefined
 from lightning_paf.types import Forward, Norm, PerExampleLoss, Radius
 
 _ALPHA_MAX = 0.1  # largest share of the step from the clean image
@@ -79,7 +81,7 @@ class FAB(Attack):
         """The first adversarial image within `eps` of each, or the image itself."""
         del loss
         radius = geometry_of(self.norm).share_of_radius * self.radius
-        search = _Search(self, forward, getattr(forward, "exact", None), x, y, radius)
+        search = _Search(self, forward, getattr(forward, "exact", None), x, hard_labels(y), radius)
         search.run(stop_at_success=True)
         return search.x_adv
 
@@ -130,7 +132,7 @@ class _Search:
         logits = torch.cat([logits_of(part) for part in torch.split(x, self.attack.batch_size)])
         count = min(self.attack.targets, logits.shape[1] - 1)
         ranked = logits.topk(count + 1, dim=1).indices
-        correct = ranked[:, 0] == y
+        correct = (ranked[:, 0] == y) & ~undefined(logits)
         self.distances[~correct] = 0
         own = correct.nonzero().squeeze(1)
         targets = ranked[own, 1:].t().flatten()
@@ -179,7 +181,7 @@ class _Search:
         values, gradients = loss_and_gradient(self.forward, current.view(-1, *self.shape), self.pairs, _lead)
         with torch.no_grad():
             moved = self._move(values, gradients.flatten(1))
-            adversarial = self.forward(moved.view(-1, *self.shape)).argmax(1) != self.pairs[:, 0]
+            adversarial = misclassified(self.forward(moved.view(-1, *self.shape)), self.pairs[:, 0])
             sizes = self.ball.size(moved - clean)
             self._keep(adversarial & (sizes < self.sizes), moved, sizes)
             share = 1 - (1 - _BETA) * adversarial.to(clean.dtype).unsqueeze(1)
@@ -208,7 +210,7 @@ class _Search:
         hits = self.sizes < self.radius
         if self.exact is not None and hits.any():
             lanes = hits.nonzero().squeeze(1)
-            refuted = self.exact(self.nearest[lanes].view(-1, *self.shape)).argmax(1) == self.pairs[lanes, 0]
+            refuted = ~misclassified(self.exact(self.nearest[lanes].view(-1, *self.shape)), self.pairs[lanes, 0])
             self.sizes[lanes[refuted]] = self.radius
             hits[lanes[refuted]] = False
         return hits

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from lightning_paf.attacks.minimal import MinimalAttack, Nearest
+from lightning_paf.functional.geometry import with_finite_gradient
+from lightning_paf.functional.predictions import misclassified
 from lightning_paf.nn.modes import Mode
 from lightning_paf.types import Forward, Norm, Radius
 
@@ -70,14 +72,14 @@ class FoolboxAttack(MinimalAttack):
         """Images and distances."""
         nearest, every = Nearest(x, self.norm), torch.arange(len(x), device=x.device)
         with torch.no_grad():
-            wrong = forward(x).argmax(dim=1) != y
+            wrong = misclassified(forward(x), y)
         nearest.update(every, x, wrong)
         rows = every[~wrong]
         if len(rows):
             with _isolated(), torch.autocast(x.device.type, enabled=False):
                 found = self._run(forward, x[rows], y[rows])
             with torch.no_grad():
-                nearest.update(rows, found, forward(found).argmax(dim=1) != y[rows])
+                nearest.update(rows, found, misclassified(forward(found), y[rows]))
         return nearest.x, nearest.distances
 
     def _run(self, forward: Forward, x: Tensor, y: Tensor) -> Tensor:
@@ -85,7 +87,7 @@ class FoolboxAttack(MinimalAttack):
         foolbox = _foolbox()
         model = foolbox.PyTorchModel(_Net(forward).eval(), bounds=(0, 1), device=x.device)
         try:
-            found: Tensor = self._attack.run(model, x, foolbox.criteria.Misclassification(y))
+            found: Tensor = self._attack.run(model, x, _criterion(y))
         except ValueError as error:
             if _NO_START not in str(error):
                 raise
@@ -93,7 +95,7 @@ class FoolboxAttack(MinimalAttack):
                 return x
             pairs = zip(torch.split(x, 1), torch.split(y, 1), strict=True)
             return torch.cat([self._run(forward, *pair) for pair in pairs])
-        return found.detach().clamp(0, 1)
+        return torch.where(found.isfinite(), found, x).detach().clamp(0, 1)
 
 
 class _Net(nn.Module):
@@ -104,8 +106,19 @@ class _Net(nn.Module):
         self.ask = [forward]  # in a list, so that it does not become a submodule
 
     def forward(self, x: Tensor) -> Tensor:
-        logits: Tensor = self.ask[0](x)
+        logits: Tensor = self.ask[0](with_finite_gradient(x))
         return logits
+
+
+def _criterion(y: Tensor) -> Any:
+    """Misclassification as foolbox asks for it, by which undefined logits are misclassified, too."""
+
+    class Misclassification(_foolbox().criteria.Misclassification):  # type: ignore[misc]
+        def __call__(self, perturbed: Any, outputs: Any) -> Any:
+            wrong = misclassified(getattr(outputs, "raw", outputs), y)
+            return type(outputs)(wrong) if hasattr(outputs, "raw") else wrong
+
+    return Misclassification(y)
 
 
 def _foolbox() -> Any:

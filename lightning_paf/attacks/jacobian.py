@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from lightning_paf.functional.geometry import finite_gradient
 from lightning_paf.types import Forward
 
 
@@ -15,12 +16,13 @@ def logit_gradients(forward: Forward, x: Tensor, classes: Tensor) -> tuple[Tenso
         classes: Which logits (N, k).
 
     Returns:
-        Logits (N, K) and gradients (N, k, C, H, W), without a graph; one forward and k backward passes.
+        Logits (N, K) and finite gradients (N, k, C, H, W), without a graph; one forward and k backward passes.
     """
     x = x.detach().requires_grad_()
     logits: Tensor = forward(x)
     wanted = logits.gather(1, classes).sum(0)
     gradients = [
-        torch.autograd.grad(one, x, retain_graph=rank + 1 < len(wanted))[0] for rank, one in enumerate(wanted.unbind())
+        finite_gradient(torch.autograd.grad(one, x, retain_graph=rank + 1 < len(wanted))[0])
+        for rank, one in enumerate(wanted.unbind())
     ]
     return logits.detach(), torch.stack(gradients, dim=1)

@@ -8,6 +8,7 @@ from torch import Tensor
 from lightning_paf.attacks.base import Attack
 from lightning_paf.attacks.jacobian import logit_gradients
 from lightning_paf.functional.losses import hard_labels
+from lightning_paf.functional.predictions import misclassified
 from lightning_paf.types import Forward, PerExampleLoss
 
 
@@ -55,7 +56,7 @@ class JSMA(Attack):
             if step == 0:
                 target[rows] = logits.scatter(1, y[rows, None], -torch.inf).argmax(dim=1)
             pairs, admissible = self._pairs(gradients, free[rows])
-            going = (logits.argmax(dim=1) == y[rows]) & admissible
+            going = ~misclassified(logits, y[rows]) & admissible
             rows, pairs = rows[going], pairs[going]
             if len(rows) == 0:
                 break

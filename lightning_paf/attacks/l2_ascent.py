@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_paf.attacks.base import Attack, loss_and_gradient, radius_text
+from lightning_paf.attacks.base import Attack, loss_and_gradient, radius_text, unless_infinite
 from lightning_paf.functional.geometry import Bounds, geometry_of
 from lightning_paf.nn.modes import Mode
 from lightning_paf.types import Forward, PerExampleLoss, Radius
@@ -63,10 +63,10 @@ class L2Ascent(Attack):
         step_size = 2 * self.radius / self.steps if self.step_size is None else float(self.step_size)
         delta = _START_STD * torch.randn_like(x)
         for _ in range(self.steps):
-            _, gradient = loss_and_gradient(forward, x + delta, y, loss)
+            values, gradient = loss_and_gradient(forward, x + delta, y, loss)
             flat = (gradient == 0).flatten(1).all(1).view(-1, *[1] * (x.dim() - 1))
             direction = torch.where(flat, torch.randn_like(x), ball.ascent(gradient, x, self.bounds))
-            delta = self._back(x, delta + step_size * direction)
+            delta = self._back(x, delta + step_size * unless_infinite(values, direction))
         moved = x + delta
         return moved if self.bounds is None else moved.clamp(*self.bounds)  # of a sum's last digit
 

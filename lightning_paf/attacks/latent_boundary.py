@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
+from lightning_paf.functional.predictions import predicted
 from lightning_paf.nn.attention_svm import AttentionSVM, fit_attention_svm
 
 _AT_ONCE = 512
@@ -161,7 +162,7 @@ def flips_of(classifier: nn.Module, generator: nn.Module, moves: LatentMoves) ->
     """Ask the network itself whether it sees another class in the decoded move than in the decoded features."""
 
     def seen(z: Tensor) -> Tensor:
-        return in_parts(nn.Sequential(generator, classifier), z).argmax(1)
+        return predicted(in_parts(nn.Sequential(generator, classifier), z))
 
     before = seen(moves.z)
 

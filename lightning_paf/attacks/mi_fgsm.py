@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_paf.attacks.base import Attack, loss_and_gradient, radius_text
+from lightning_paf.attacks.base import Attack, loss_and_gradient, radius_text, unless_infinite
 from lightning_paf.functional.geometry import Bounds, geometry_of
 from lightning_paf.nn.modes import Mode
 from lightning_paf.types import Forward, PerExampleLoss, Radius
@@ -63,8 +63,8 @@ class MIFGSM(Attack):
         step_size = self.radius / self.steps if self.step_size is None else float(self.step_size)
         back, x_adv, direction = geometry_of("linf").returns(x, self.radius, self.bounds), x, torch.zeros_like(x)
         for _ in range(self.steps):
-            _, gradient = loss_and_gradient(forward, x_adv, y, loss)
+            values, gradient = loss_and_gradient(forward, x_adv, y, loss)
             mean = gradient.flatten(1).abs().mean(1).clamp_min(torch.finfo(x.dtype).tiny)
             direction = self.momentum * direction + gradient / mean.view(-1, *[1] * (x.dim() - 1))
-            x_adv = back(x_adv + step_size * direction.sign())
+            x_adv = back(x_adv + step_size * unless_infinite(values, direction.sign()))
         return x_adv

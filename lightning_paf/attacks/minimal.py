@@ -42,7 +42,7 @@ class MinimalAttack(Attack):
             infinite where no adversarial image was found.
         """
         with self._ready(model):
-            x = self._own(x)
+            x = self._own(x, y)
             if len(x) == 0:
                 return x, x.new_zeros(0)
             found, distances = self.minimum(self._path(model), x, hard_labels(y.detach()))

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from lightning_paf.attacks.base import Attack
 from lightning_paf.functional.losses import hard_labels
+from lightning_paf.functional.predictions import misclassified
 from lightning_paf.types import Forward, PerExampleLoss
 
 _FACTOR = 0.5  # of the difference of two parents
@@ -65,7 +66,7 @@ class OnePixel(Attack):
         if x.shape[1] > 3:
             raise ValueError(f"OnePixel works on at most 3 channels, but the images have {x.shape[1]}. Use JSMA.")
         y, x_adv = hard_labels(y), x.clone()
-        rows = (forward(x).argmax(dim=1) == y).nonzero().squeeze(1)
+        rows = (~misclassified(forward(x), y)).nonzero().squeeze(1)
         if len(rows) == 0:
             return x_adv
         genomes = self._first(x[rows])
@@ -105,7 +106,7 @@ class OnePixel(Attack):
             mine = owners[part]
             logits = forward(_painted(x[mine], genomes.flatten(0, 1)[part])).float()
             own = logits.softmax(dim=1).gather(1, y[mine, None]).squeeze(1)
-            scores.append(torch.where(logits.argmax(dim=1) == y[mine], own, -1.0))
+            scores.append(torch.where(misclassified(logits, y[mine]), -1.0, own))
         return torch.cat(scores).view(len(x), -1)
 
 

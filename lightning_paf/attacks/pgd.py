@@ -7,7 +7,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from lightning_paf.attacks.base import Attack, Best, loss_and_gradient, radius_text
+from lightning_paf.attacks.base import Attack, Best, loss_and_gradient, loss_at, radius_text
 from lightning_paf.functional.geometry import Bounds, geometry_of
 from lightning_paf.nn.modes import Mode
 from lightning_paf.types import Forward, Norm, PerExampleLoss, Radius
@@ -99,8 +99,7 @@ class PGD(Attack):
             x_adv = back(torch.add(x_adv, ball.ascent(gradient, x_adv, self.bounds), alpha=step_size))
         if not self.best:
             return x_adv
-        with torch.no_grad():
-            best.update(x_adv, loss(forward(x_adv), y))
+        best.update(x_adv, loss_at(forward, x_adv, y, loss))
         return best.x
 
     def _starting_point(self, x: Tensor) -> Tensor:

@@ -18,6 +18,9 @@ from torch import Tensor, nn
 
 from lightning_paf.attacks.autoattack import AutoAttackResult, check_fit, check_listing, warn_of_masking
 from lightning_paf.attacks.base import Attack
+from lightning_paf.functional.geometry import geometry_of, with_finite_gradient
+from lightning_paf.functional.losses import hard_labels
+from lightning_paf.functional.predictions import check_labels, misclassified, undefined
 from lightning_paf.types import Forward, Norm, PerExampleLoss, Radius
 
 ReferenceVersion = Literal["standard", "rand", "custom"]
@@ -27,6 +30,8 @@ _ATTACKS: Mapping[ReferenceVersion, tuple[ReferenceSubAttack, ...]] = MappingPro
     {"standard": ("apgd-ce", "apgd-t", "fab-t", "square"), "rand": ("apgd-ce", "apgd-dlr")}
 )
 _PACKAGE_NORMS: Mapping[Norm, str] = MappingProxyType({"linf": "Linf", "l2": "L2", "l1": "L1"})
+
+_ROUNDING = 1e-4  # share of the radius by which the package's images may exceed it
 
 log = logging.getLogger(__name__)
 
@@ -108,7 +113,7 @@ class ReferenceAutoAttack(Attack):
             y: Labels (N,) int64.
         """
         with self._ready(model):
-            return self._evaluate(model, self._own(x), y.detach().clone())
+            return self._evaluate(model, self._own(x, y), y.detach().clone())
 
     def perturb(self, forward: Forward, x: Tensor, y: Tensor, loss: PerExampleLoss) -> Tensor:
         """Run all attacks in turn."""
@@ -120,29 +125,32 @@ class ReferenceAutoAttack(Attack):
             raise ValueError(
                 f"ReferenceAutoAttack works on float32 images, but got {x.dtype}. Convert, or use precision 32-true."
             )
-        x, model = x.contiguous(), _Logits(forward)  # the package flattens gradients with `view`: rows must be whole
+        x, y = x.contiguous(), hard_labels(y)  # the package flattens gradients with `view`: rows must be whole
+        model = _FiniteModel(forward, self)
         with _isolated(x.device), torch.autocast(x.device.type, enabled=False):
-            adversary, run = self._adversary(model, x)
-            x_adv, robust = x.clone(), self._correct(model, x, y)
+            adversary, run = self._adversary(model, x, y)
+            x_adv, robust = x.clone(), self._correct(forward, x, y)
             robust_after = {"clean": int(robust.sum())}
             for name in self.attacks:
                 started, alive = time.perf_counter(), robust.nonzero().squeeze(1)
                 if len(alive) == 0:
                     break
                 adversary.attacks_to_run = [name]
-                found = run(x[alive], y[alive])
-                robust[alive] = self._correct(model, found, y[alive])
-                x_adv[alive] = torch.where(robust[alive].view(-1, 1, 1, 1), x[alive], found)
+                model.watch(x[alive])
+                for found in (run(x[alive], y[alive]), model.found):
+                    fooled = robust[alive] & ~self._correct(forward, found, y[alive])
+                    x_adv[alive[fooled]], robust[alive[fooled]] = found[fooled], False
                 robust_after[name] = int(robust.sum())
                 seconds = time.perf_counter() - started
                 log.info("%s: robust %d/%d (%.1f s)", name, robust_after[name], len(x), seconds)
         warn_of_masking(robust_after, len(x))
         return AutoAttackResult(x_adv, robust, MappingProxyType(robust_after))
 
-    def _adversary(self, model: "_Logits", x: Tensor) -> tuple[Any, Callable[[Tensor, Tensor], Tensor]]:
+    def _adversary(self, model: "_FiniteModel", x: Tensor, y: Tensor) -> tuple[Any, Callable[[Tensor, Tensor], Tensor]]:
         """The package's object with at most as many target classes as there are, and how to run it."""
         with torch.no_grad():
             classes = model(x[:1]).shape[1]
+        check_labels(y, len(x), classes)
         check_fit(self, self.attacks, classes, x.shape[-2:])
         package = _package()
         adversary = package.make(
@@ -164,22 +172,47 @@ class ReferenceAutoAttack(Attack):
 
         return adversary, run
 
-    def _correct(self, model: "_Logits", x: Tensor, y: Tensor) -> Tensor:
+    def _correct(self, forward: Forward, x: Tensor, y: Tensor) -> Tensor:
         """Whether each example is classified correctly, (N,) bool."""
         parts = [slice(start, start + self.batch_size) for start in range(0, len(x), self.batch_size)]
         with torch.no_grad():
-            return torch.cat([model(x[part]).argmax(dim=1) == y[part] for part in parts])
+            return torch.cat([~misclassified(forward(x[part]), y[part]) for part in parts])
 
 
-class _Logits:
-    """The model as the package sees it. It writes into the logits, which the model may keep: give away a copy."""
+class _FiniteModel:
+    """The model as the package sees it: with finite logits and gradients, since it takes NaN for a correct prediction.
 
-    def __init__(self, forward: Forward) -> None:
-        self.forward = forward
+    Images with undefined logits are remembered instead, where they lie within the threat model of a watched image. The
+    package writes into the logits, which the model may keep: it gets a copy.
+
+    Attributes:
+        found: For each watched image one with undefined logits, or the image itself.
+    """
+
+    def __init__(self, forward: Forward, attack: Attack) -> None:
+        self.forward, self.attack = forward, attack
+        self.watched = self.found = torch.empty(0)
+        self.open = torch.empty(0, dtype=torch.bool)
+
+    def watch(self, x: Tensor) -> None:
+        """Begin with other images."""
+        self.watched, self.found, self.open = x, x.clone(), torch.ones(len(x), dtype=torch.bool, device=x.device)
 
     def __call__(self, x: Tensor) -> Tensor:
-        logits: Tensor = self.forward(x)
-        return logits.clone()
+        logits: Tensor = self.forward(with_finite_gradient(x))
+        outside = undefined(logits)
+        for image in x.detach()[outside] if len(self.watched) else ():
+            self._remember(image)
+        return logits.masked_fill(outside[:, None], 0.0)
+
+    def _remember(self, image: Tensor) -> None:
+        ball, radius = geometry_of(self.attack.norm), self.attack.radius
+        rows = self.open.nonzero().squeeze(1)
+        near = ball.size(image - self.watched[rows]) <= radius * (1 + _ROUNDING)
+        rows = rows[near]
+        clean = self.watched[rows]
+        self.found[rows] = ball.move(clean, image - clean, radius, self.attack.bounds)
+        self.open[rows] = False
 
 
 @dataclass(frozen=True)

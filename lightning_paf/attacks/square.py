@@ -13,6 +13,8 @@ from torch import Tensor
 
 from lightning_paf.attacks.base import Attack
 from lightning_paf.functional.geometry import geometry_of
+from lightning_paf.functional.losses import hard_labels
+from lightning_paf.functional.predictions import undefined_first
 from lightning_paf.types import Forward, Norm, PerExampleLoss, Radius
 
 _HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
@@ -89,8 +91,8 @@ class Square(Attack):
     def _search(self, forward: Forward, x: Tensor, y: Tensor) -> Tensor:
         """Attack one batch."""
         walk = _WALKS[self.norm](x, self.radius, self.queries, self.p_init)
-        x_adv, places, labels = x.clone(), torch.arange(len(x), device=x.device), y.unsqueeze(1)
-        best = _lead(forward(walk.images), labels).nan_to_num(nan=-torch.inf)
+        x_adv, places, labels = x.clone(), torch.arange(len(x), device=x.device), hard_labels(y).unsqueeze(1)
+        best = _lead(forward(walk.images), labels)
         needed = torch.zeros_like(best)  # a success leads by more than this: by what the exact model last denied
         every = _patience(x)
         for query in range(self.queries + 1):
@@ -99,6 +101,7 @@ class Square(Attack):
                 hits = _confirmed(best > needed, forward, walk.images, labels, best, needed)
                 x_adv[places[hits]] = walk.images[hits]
                 alive = (~hits).nonzero().squeeze(1)
+                best = best.masked_fill(best == torch.inf, -torch.inf)  # undefined, and denied by the exact model
                 places, labels, best, needed = places[alive], labels[alive], best[alive], needed[alive]
                 walk.select(alive)
             if last or len(places) == 0:
@@ -106,14 +109,14 @@ class Square(Attack):
             walk.propose(query)
             found = _lead(forward(walk.images), labels)
             walk.revert(found > best)
-            best = torch.fmax(best, found)  # not moved by NaN
+            best = torch.maximum(best, found)
         return x_adv
 
 
 def _lead(logits: Tensor, labels: Tensor) -> Tensor:
-    """By how much a wrong class is ahead, (n,): `margin` in fewer operations, which count here."""
+    """Lead of the best wrong class (n,), infinite where undefined: `margin` in fewer operations, which count here."""
     ahead = logits - logits.gather(1, labels)
-    return ahead.scatter_(1, labels, -torch.inf).amax(1)
+    return undefined_first(ahead.scatter_(1, labels, -torch.inf).amax(1), logits)
 
 
 def _patience(x: Tensor) -> int:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_paf.attacks.base import Attack
+from lightning_paf.functional.predictions import misclassified
 from lightning_paf.nn.modes import frozen
 from lightning_paf.nn.search_model import SearchModel
 
@@ -48,7 +49,7 @@ def _misled(model: nn.Module, logits_of: Callable[[Tensor], Tensor], x: Tensor, 
         for rows in torch.split(misled.nonzero().squeeze(1), _AT_ONCE):
             if len(rows):
                 logits = logits_of(x_adv[rows])
-                misled[rows] = (logits.argmax(dim=1) != y[rows]) | ~logits.isfinite().all(dim=1)
+                misled[rows] = misclassified(logits, y[rows])
     return misled
 
 

@@ -13,6 +13,7 @@ from lightning_paf.attacks.deepfool import DeepFool
 from lightning_paf.attacks.digest import tensor_digest
 from lightning_paf.functional.geometry import Bounds, geometry_of
 from lightning_paf.functional.losses import hard_labels
+from lightning_paf.functional.predictions import misclassified
 from lightning_paf.nn.modes import Mode
 from lightning_paf.types import Forward, Norm, PerExampleLoss, Radius
 
@@ -89,7 +90,7 @@ class UniversalPerturbation(Attack):
             raise ValueError("A universal perturbation needs at least one image. Give some of the training set.")
         attack = copy.copy(self)
         with self._ready(model):
-            attack.perturbation = self._fit(self._path(model), self._own(x), hard_labels(y.detach()))
+            attack.perturbation = self._fit(self._path(model), self._own(x, y), hard_labels(y.detach()))
         return attack
 
     def perturb(self, forward: Forward, x: Tensor, y: Tensor, loss: PerExampleLoss) -> Tensor:
@@ -116,7 +117,7 @@ class UniversalPerturbation(Attack):
                     total = delta + (found - moved)[0]
                     delta = ball.project(total[None], ball.share_of_radius * self.radius)[0]
             with torch.no_grad():
-                wrong = (forward(self._added(x, delta)).argmax(dim=1) != y).float().mean()
+                wrong = misclassified(forward(self._added(x, delta)), y).float().mean()
             if wrong >= self.rate:
                 break
         return delta

@@ -2,10 +2,9 @@
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from lightning_paf.attacks.base import Attack, Best
+from lightning_paf.attacks.base import Attack, Best, loss_at
 from lightning_paf.functional.losses import cross_entropy, margin
 from lightning_paf.types import Forward, PerExampleLoss
 
@@ -57,8 +56,7 @@ class WorstOf(Attack):
         for attack in self.attacks:
             climbed = (attack.loss or cross_entropy) if loss is self.loss else loss
             x_adv = attack.perturb(forward, x, y, climbed).detach()
-            with torch.no_grad():
-                worst.update(x_adv, loss(forward(x_adv), y))
+            worst.update(x_adv, loss_at(forward, x_adv, y, loss))
         return worst.x
 
 

@@ -9,6 +9,7 @@ from torch import Tensor
 from lightning_paf.attacks.minimal import MinimalAttack, Nearest
 from lightning_paf.functional.geometry import Bounds
 from lightning_paf.functional.losses import margin
+from lightning_paf.functional.predictions import undefined_first
 from lightning_paf.types import Forward, Radius
 
 
@@ -89,6 +90,7 @@ class ZOO(MinimalAttack):
     def _objective(self, forward: Forward, x: Tensor, y: Tensor, delta: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Images (n, C, H, W) inside the bounds, the objective (n,), and whether the model is misled (n,)."""
         points = x + delta if self.bounds is None else (x + delta).clamp(*self.bounds)
-        lead = margin(forward(points), y)
+        logits = forward(points)
+        lead = undefined_first(margin(logits, y), logits)
         values = (-lead).clamp_min(0) + self.c * (points - x).flatten(1).square().sum(1)
         return points, values, lead > 0

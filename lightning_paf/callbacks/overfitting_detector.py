@@ -14,6 +14,7 @@ from lightning_paf.attacks import FGSM, PGD, Attack, loss_and_gradient
 from lightning_paf.functional.alignment import cosine
 from lightning_paf.functional.geometry import geometry_of
 from lightning_paf.functional.losses import cross_entropy
+from lightning_paf.functional.predictions import misclassified
 from lightning_paf.nn.classifier import Classifier
 from lightning_paf.nn.modes import frozen
 from lightning_paf.types import Radius
@@ -225,7 +226,7 @@ def _counts(model: Classifier, x: Tensor, y: Tensor, attack: Attack, eps: Radius
     known = gradients[0].flatten(1).any(dim=1) & gradients[1].flatten(1).any(dim=1)
     attacked = [x, single(model, x, y), several(model, x, y)]
     with torch.no_grad(), frozen(model):
-        correct = [(model(images).argmax(1) == y).sum() for images in attacked]
+        correct = [(~misclassified(model(images), y)).sum() for images in attacked]
     cosines = (cosine(*gradients) * known).sum()
     return torch.stack([count.float() for count in (*correct, cosines, known.sum(), torch.tensor(len(y)).to(cosines))])
 

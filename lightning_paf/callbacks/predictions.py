@@ -10,6 +10,8 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import BasePredictionWriter
 from torch import Tensor
 
+from lightning_paf.functional.predictions import predicted
+
 
 class PredictionWriter(BasePredictionWriter):
     """Writes what `predict` finds to `predictions.npz` in the run folder.
@@ -17,6 +19,7 @@ class PredictionWriter(BasePredictionWriter):
     The file holds, sorted by `index`: `index` (N,) int64, the sample's place in the dataset; `label` (N,) int64;
     `prediction` (N,) int64; `probabilities` (N, num_classes) float32. With several processes each writes what it has
     seen to `predictions_rank{r}.npz`; together they hold every sample once. A file of the same name is replaced.
+    Where logits are not finite the prediction is -1 and the probabilities are NaN.
     """
 
     def __init__(self) -> None:
@@ -59,7 +62,7 @@ class PredictionWriter(BasePredictionWriter):
             folder / name,
             index=index[order].numpy(),
             label=label[order].numpy(),
-            prediction=probabilities[order].argmax(1).numpy(),
+            prediction=predicted(probabilities[order]).numpy(),
             probabilities=probabilities[order].numpy(),
         )
 

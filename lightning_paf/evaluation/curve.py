@@ -17,6 +17,7 @@ from lightning_paf.attacks.stage import run_stage
 from lightning_paf.evaluation.samples import Samples
 from lightning_paf.evaluation.statistics import Accuracy, exact_accuracy
 from lightning_paf.functional.geometry import geometry_of
+from lightning_paf.functional.predictions import predicted
 from lightning_paf.nn.modes import frozen
 from lightning_paf.types import Forward, Norm, Radius
 
@@ -277,6 +278,7 @@ def broken_by(
         for stage in attack.stages():
             standing[standing.clone()] = ~run_stage(stage, search, x[standing], y[standing], seed + first)[1]
         broken[first : first + batch_size] = ~standing.cpu().numpy()
+    search.warn_of_gradients()
     return broken
 
 
@@ -292,5 +294,4 @@ def right(model: nn.Module, samples: Samples, batch_size: int) -> NDArray[np.boo
 @torch.no_grad()
 def _predictions(model: nn.Module, x: Tensor) -> Tensor:
     with frozen(model):
-        predictions: Tensor = model(x).argmax(1)
-    return predictions
+        return predicted(model(x))

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from lightning_paf.attacks import FGSM, PGD
 from lightning_paf.functional.geometry import Bounds
+from lightning_paf.functional.predictions import misclassified
 from lightning_paf.nn.classifier import Classifier
 from lightning_paf.specs import DatasetSpec
 
@@ -137,7 +138,7 @@ def _attacked(rule: LinearRule, x: Tensor, y: Tensor, eps: float) -> LogisticPoi
 
 @torch.no_grad()
 def _right(model: nn.Module, x: Tensor, y: Tensor) -> float:
-    return _share(model(x).argmax(1) == y)
+    return _share(~misclassified(model(x), y))
 
 
 def _share(flags: Tensor) -> float:

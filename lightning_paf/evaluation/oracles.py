@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from lightning_paf.attacks import Attack
 from lightning_paf.functional.geometry import geometry_of
+from lightning_paf.functional.predictions import misclassified
 from lightning_paf.types import Norm
 
 COUNT = 40
@@ -100,7 +101,7 @@ class Case:
         found = attack(self.oracle.model, self.x, self.y)
         seconds = time.perf_counter() - started
         with torch.no_grad():
-            broken = self.oracle.model(found).argmax(1) != self.y
+            broken = misclassified(self.oracle.model(found), self.y)
         size = geometry_of(self.norm).size(found - self.x)
         outside = (size > self.eps * (1 + _ROUNDING)) | ((found < 0) | (found > 1)).flatten(1).any(1) | size.isnan()
         return Finding(

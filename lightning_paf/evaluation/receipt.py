@@ -40,6 +40,7 @@ from lightning_paf.evaluation.samples import Samples
 from lightning_paf.evaluation.sealed_file import load_sealed, save_sealed
 from lightning_paf.evaluation.verdict import stage_seed
 from lightning_paf.functional.losses import margin
+from lightning_paf.functional.predictions import predicted
 from lightning_paf.nn.modes import frozen, full_precision
 from lightning_paf.types import Radius
 
@@ -148,12 +149,6 @@ def exact_logits(model: nn.Module, x: Tensor) -> Tensor:
     return logits.float()
 
 
-def predicted(logits: Tensor) -> NDArray[np.int64]:
-    """Classes (N,); -1 where the logits are not finite."""
-    classes: NDArray[np.int64] = torch.where(logits.isfinite().all(1), logits.argmax(1), -1).cpu().numpy()
-    return classes
-
-
 def _origin(model: nn.Module, attack: Attack, config_text: str | None) -> dict[str, Any]:
     return {
         "format": FORMAT,
@@ -216,4 +211,4 @@ def _judge(
     logits = exact_logits(model, torch.from_numpy(images).to(y.device))
     scale = logits.abs().amax(1).clamp_min(torch.finfo(torch.float32).tiny)
     gaps = margin(logits, y[torch.from_numpy(places).to(y.device)]) / scale
-    return predicted(logits), gaps.double().cpu().numpy()
+    return predicted(logits).cpu().numpy(), gaps.double().cpu().numpy()

@@ -18,9 +18,6 @@ _HEAD = len(MAGIC) + _LENGTHS.size + 32
 LARGEST = 2**32
 """Bytes that a record may have; nothing larger is written or read."""
 
-NO_PREDICTION = -1
-"""Stands for the predicted class where the logits are not finite; it equals no label, so it never counts as correct."""
-
 
 class DamagedRecord(ValueError):
     """The bytes are not those of a whole record."""
@@ -40,7 +37,7 @@ class Record:
         ids: Samples, (n,) int64.
         labels: Their labels, (n,) int64.
         predictions: Class of each on its adversarial image, or on the image itself where none was found; (n,) int64,
-            -1 where the logits are not finite. A sample is fooled where this is not its label.
+            `NO_PREDICTION` where the logits are not finite. A sample is fooled where this is not its label.
         x_adv: Adversarial images of the fooled, float32 (f, C, H, W); empty in stage 0, which makes none.
         forward: Images passed forward by the search.
         backward: Images passed backward.

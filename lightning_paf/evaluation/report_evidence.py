@@ -13,6 +13,7 @@ from lightning_paf.evaluation.receipt_content import Receipt
 from lightning_paf.evaluation.report_pictures import Example
 from lightning_paf.evaluation.result import EvaluationResult, Verdict
 from lightning_paf.evaluation.samples import Samples
+from lightning_paf.functional.predictions import predicted
 from lightning_paf.nn.modes import frozen
 
 SHOWN = 12
@@ -101,10 +102,10 @@ def attacked_again(
         x, y, broken = x[chosen], y[chosen], broken[chosen]
         x_adv = attack(model, x, y)
     with torch.no_grad(), frozen(model):
-        predicted = model(x_adv).argmax(1)
-    rows = (predicted != y).nonzero().flatten()[:count].tolist()
+        classes = predicted(model(x_adv))
+    rows = (classes != y).nonzero().flatten()[:count].tolist()
     return [
-        Example(int(broken[row]), x[row].cpu(), x_adv[row].cpu(), int(y[row]), int(predicted[row]), attack.label)
+        Example(int(broken[row]), x[row].cpu(), x_adv[row].cpu(), int(y[row]), int(classes[row]), attack.label)
         for row in rows
     ]
 

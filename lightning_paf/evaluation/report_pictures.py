@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from lightning_paf.evaluation.activation_picture import ActivationSite, draw_activations, inputs_of
 from lightning_paf.evaluation.report_page import element, table
 from lightning_paf.evaluation.statistics import Accuracy
+from lightning_paf.functional.predictions import NO_PREDICTION
 from lightning_paf.nn.activations import Activation
 from lightning_paf.nn.modes import frozen
 
@@ -137,7 +138,9 @@ def triptych(example: Example, names: Sequence[str]) -> Element:
 
 
 def class_name(label: int, names: Sequence[str]) -> str:
-    """Name of a class, or its number where it has none."""
+    """Name of a class, or its number where it has none; logits that are not finite have no class."""
+    if label == NO_PREDICTION:
+        return "no class"
     return names[label] if 0 <= label < len(names) else f"class {label}"
 
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from lightning_paf.functional.predictions import predicted
 from lightning_paf.functional.saliency import gradient_saliency, most_salient, perturbation_saliency
 from lightning_paf.nn.modes import frozen
 from lightning_paf.types import Forward
@@ -31,7 +32,7 @@ class SaliencyComparison:
     """Both maps of some images, for the predicted classes.
 
     Attributes:
-        predictions: (N,).
+        predictions: (N,), `NO_PREDICTION` where the logits are not finite.
         gradient: Absolute gradient of log p.
         perturbation: Change of the prediction where the image is blurred.
         overlap: (N,), of the most salient 30 % of the pixels of either map, intersection over union; two maps that
@@ -54,10 +55,11 @@ def compare_saliency(model: nn.Module, x: Tensor, grid: int = 8) -> SaliencyComp
     """
     with frozen(model):
         with torch.no_grad():
-            predictions = model(x).argmax(1)
+            logits = model(x)
+        predictions = logits.argmax(1)  # a class to explain, also where there is no prediction
         maps = gradient_saliency(model, x, predictions), perturbation_saliency(model, x, grid)
         gradient, perturbation = (SaliencyMap(one, *areas(model, x, predictions, one)) for one in maps)
-    return SaliencyComparison(predictions, gradient, perturbation, overlap(*maps))
+    return SaliencyComparison(predicted(logits), gradient, perturbation, overlap(*maps))
 
 
 def overlap(first: Tensor, second: Tensor, share: float = 0.3) -> Tensor:

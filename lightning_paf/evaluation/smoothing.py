@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from lightning_paf.evaluation.statistics import Accuracy, exact_accuracy, mcnemar
 from lightning_paf.evaluation.verdict import stage_seed
+from lightning_paf.functional.predictions import NO_PREDICTION, predicted
 from lightning_paf.nn.modes import frozen
 
 ABSTAINS = -1
@@ -108,7 +109,7 @@ class Smoothing:
             numbers: Of the images, which seed their noise; default: 0 to N - 1.
         """
         found = [
-            majority(self._votes(model, image, number, "estimation", self.n), self.alpha)
+            self._prediction(self._votes(model, image, number, "estimation", self.n))
             for number, image in zip(_numbers(x, numbers), x, strict=True)
         ]
         return torch.tensor(found, dtype=torch.int64)
@@ -135,13 +136,18 @@ class Smoothing:
             radius = certificate(int(votes[selected]), self.n, self.sigma, self.alpha)
             classes.append(selected if radius > 0 else ABSTAINS)
             radii.append(radius)
-            predictions.append(majority(votes, self.alpha))
+            predictions.append(self._prediction(votes))
             progress(len(classes))
         return Certificates(
             torch.tensor(classes, dtype=torch.int64),
             torch.tensor(radii, dtype=torch.float64),
             torch.tensor(predictions, dtype=torch.int64),
         )
+
+    def _prediction(self, votes: Tensor) -> int:
+        """The majority of all samples; those without a vote count as a class of their own, which is never predicted."""
+        winner = majority(torch.cat([votes, self.n - votes.sum(0, keepdim=True)]), self.alpha)
+        return winner if winner < len(votes) else ABSTAINS
 
     @torch.no_grad()
     def _votes(self, model: nn.Module, image: Tensor, number: int, purpose: str, n: int) -> Tensor:
@@ -154,8 +160,8 @@ class Smoothing:
         with frozen(model), torch.autocast(image.device.type, enabled=False):
             for noise in self._noise(image, n, generator):
                 logits = model(image + self.sigma * noise)
-                voting = logits[logits.isfinite().all(1)]
-                votes.append(torch.bincount(voting.argmax(1), minlength=logits.shape[1]))
+                classes = predicted(logits)
+                votes.append(torch.bincount(classes[classes != NO_PREDICTION], minlength=logits.shape[1]))
         return torch.stack(votes).sum(0).cpu()
 
     def _noise(self, image: Tensor, n: int, generator: torch.Generator) -> Iterator[Tensor]:

@@ -22,9 +22,10 @@ from lightning_paf.attacks.stage import run_stage
 from lightning_paf.evaluation.header import Header
 from lightning_paf.evaluation.judgement import Findings, Judgement
 from lightning_paf.evaluation.ledger import Ledger, MemoryLedger
-from lightning_paf.evaluation.record import NO_PREDICTION, Record
+from lightning_paf.evaluation.record import Record
 from lightning_paf.evaluation.samples import Samples
 from lightning_paf.functional.geometry import geometry_of
+from lightning_paf.functional.predictions import NO_PREDICTION, predicted
 from lightning_paf.nn.modes import frozen
 from lightning_paf.nn.search_model import Precision, SearchModel
 from lightning_paf.progress import duration
@@ -171,6 +172,8 @@ class _Worker:
                 time.sleep(wait)
                 wait = min(2 * wait, _LONGEST_WAIT)
             finished = self._look()
+        if "search" in vars(self):  # made where a block was left to do
+            self.search.warn_of_gradients()
         parts = [self.done[block] for block in range(self.prefix)]
         return Judgement.joined(parts, len(self.samples), self.header, self.ledger)
 
@@ -285,7 +288,7 @@ class _Worker:
         with torch.no_grad(), frozen(self.model):
             for first in range(0, len(x), _FORWARD_AT_ONCE):
                 logits = self.search.exact(x[first : first + _FORWARD_AT_ONCE])
-                parts.append(torch.where(logits.isfinite().all(1), logits.argmax(1), NO_PREDICTION))
+                parts.append(predicted(logits))
         return torch.cat(parts)
 
     def _ids(self, block: int) -> NDArray[np.int64]:

@@ -11,11 +11,12 @@ from torch import Tensor, from_numpy, nn
 from lightning_paf.evaluation.encodings import NONE, in_box
 from lightning_paf.evaluation.fingerprint import code_fingerprint, sample_fingerprints, weights_fingerprint
 from lightning_paf.evaluation.header import network_fingerprint
-from lightning_paf.evaluation.receipt import exact_logits, library_versions, predicted
+from lightning_paf.evaluation.receipt import exact_logits, library_versions
 from lightning_paf.evaluation.receipt_content import Receipt, text_fingerprint
 from lightning_paf.evaluation.result import Verdict
 from lightning_paf.evaluation.samples import Samples
 from lightning_paf.evaluation.statistics import Accuracy, exact_accuracy
+from lightning_paf.functional.predictions import predicted
 
 AT_ONCE = 128
 """Images a forward pass."""
@@ -180,7 +181,7 @@ def _about_samples(
         )
     clean, labels = x.float().cpu().numpy(), y.cpu().numpy()
     images = receipt.judged_images(places, clean)
-    classes = predicted(exact_logits(model, from_numpy(images).to(x.device)))
+    classes = predicted(exact_logits(model, from_numpy(images).to(x.device))).cpu().numpy()
     sizes, flat = receipt.ball.size(clean, images), images.reshape(len(images), -1)
     same = (sample_fingerprints(x, y) == receipt.inputs[places]).all(axis=1) & (labels == receipt.labels[places])
     verdicts, shown, wrong = receipt.verdicts[places], receipt.encoding[places] != NONE, classes != labels

@@ -15,6 +15,7 @@ from lightning_paf.evaluation.result import Verdict
 from lightning_paf.evaluation.samples import Samples
 from lightning_paf.evaluation.verdict import Stop, stage_seed
 from lightning_paf.functional.geometry import Bounds, geometry_of
+from lightning_paf.functional.predictions import misclassified
 from lightning_paf.nn.modes import frozen
 from lightning_paf.nn.search_model import Precision, SearchModel
 from lightning_paf.types import Forward, Norm, Radius
@@ -122,6 +123,7 @@ class WarmCheck:
             if stop is not None and stop(robust, first + len(ids), len(order)):
                 break
         verdicts = np.concatenate(judged) if judged else np.empty(0, np.uint8)
+        search.warn_of_gradients()
         passes = search.passes
         total = passes.forward + passes.backward + passes.exact
         ours = set(samples.ids.tolist())
@@ -164,7 +166,7 @@ class WarmCheck:
     @torch.no_grad()
     def _right(self, search: SearchModel, x: Tensor, y: Tensor) -> Tensor:
         with frozen(search):
-            return torch.cat([search.exact(part).argmax(1) for part in torch.split(x, 256)]) == y
+            return ~misclassified(torch.cat([search.exact(part) for part in torch.split(x, 256)]), y)
 
 
 def joined(states: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -185,7 +187,7 @@ def _searched(
         torch.manual_seed(seed)
         x_adv = stage.search(search, x, y, start, nearest)
     with torch.no_grad(), frozen(search):
-        fooled = search.exact(x_adv).argmax(1) != y
+        fooled = misclassified(search.exact(x_adv), y)
     nearest[fooled] = x_adv[fooled]
     return nearest, fooled
 

@@ -179,6 +179,25 @@ def geometry_of(norm: Norm) -> Geometry:
     return _GEOMETRIES[norm]
 
 
+def finite_gradient(gradient: Tensor) -> Tensor:
+    """A gradient (N, ...) to follow: NaN entries become 0, infinite ones as large as the largest finite one.
+
+    The largest is that of the same example. An infinite entry keeps its sign, but does not outweigh all other pixels:
+    at the end of the pixel range it may point where nothing can move.
+    """
+    finite = gradient.nan_to_num(0.0, 0.0, 0.0)
+    largest = _positive(torch.linalg.vector_norm(finite.flatten(1), torch.inf, dim=1))
+    return torch.where(gradient.isinf(), torch.copysign(_per_example(largest, gradient), gradient), finite)
+
+
+def with_finite_gradient(x: Tensor) -> Tensor:
+    """`x`, to which gradients come back through `finite_gradient`; for code that differentiates by itself."""
+    if x.requires_grad:
+        x = x.view_as(x)
+        x.register_hook(finite_gradient)  # type: ignore[no-untyped-call]
+    return x
+
+
 def _sum_towards(x: Tensor, delta: Tensor) -> Tensor:
     """`x + delta`, rounded towards `x` where rounding would lead further away than `delta`."""
     moved = x + delta

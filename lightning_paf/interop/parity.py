@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from lightning_paf.attacks import Attack
 from lightning_paf.evaluation.statistics import mcnemar
+from lightning_paf.functional.predictions import misclassified
 
 TOLERANCE = 1e-4
 """Largest difference of logits, over the largest logit where that is above 1; sums in another order give 1e-6."""
@@ -74,7 +75,7 @@ def fight(
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             x_adv = attack(model, x, y)
-        robust = (_logits(model, x).argmax(1) == y) & (_logits(model, x_adv).argmax(1) == y)
+        robust = ~misclassified(_logits(model, x), y) & ~misclassified(_logits(model, x_adv), y)
         holds.append(robust.cpu().numpy())
         found.append(x_adv[~robust])
         labels.append(y[~robust])
@@ -183,7 +184,7 @@ def _differences(
     ours, theirs = _logits(first, x), _logits(second, x)
     relative = (ours - theirs).abs().amax(1) / ours.abs().amax(1).clamp(min=1)
     values = relative.nan_to_num(nan=float("inf")).tolist()
-    wrong = zip(*((logits.argmax(1) != y).tolist() for logits in (ours, theirs)), strict=True)
+    wrong = zip(*(misclassified(logits, y).tolist() for logits in (ours, theirs)), strict=True)
     rows = zip(values, wrong, strict=True)
     return [Disagreement(name.format(start + place), value, fooled) for place, (value, fooled) in enumerate(rows)]
 

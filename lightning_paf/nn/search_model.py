@@ -2,6 +2,7 @@
 
 import copy
 import logging
+import warnings
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 from weakref import WeakSet
@@ -9,6 +10,7 @@ from weakref import WeakSet
 import torch
 from torch import Tensor, fx, nn
 
+from lightning_paf.functional.predictions import undefined
 from lightning_paf.nn.activations import fuse_activations
 from lightning_paf.nn.equivalence import difference, generators_kept, is_hooked, summary
 from lightning_paf.nn.folding import Folding
@@ -76,6 +78,7 @@ class SearchModel(nn.Module):
         self._refusal = twin if isinstance(twin, str) else None
         self._twin = None if isinstance(twin, str) else twin
         self._checked = False
+        self._not_finite: Tensor | int = 0
 
     @property
     def folded(self) -> bool:
@@ -84,6 +87,9 @@ class SearchModel(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits (N, K) in float32 by the fast path, with gradients for `x`."""
+        if x.requires_grad:
+            x = x.view_as(x)  # whose gradient is that of this pass alone
+            x.register_hook(self._count_not_finite)  # type: ignore[no-untyped-call]
         if not self._checked and len(x) > 0 and not self.model.training:
             self._check(x[:_PROBES].detach())
         self.passes.forward += len(x)
@@ -108,6 +114,20 @@ class SearchModel(nn.Module):
 
     def _count_backward(self, gradient: Tensor) -> None:
         self.passes.backward += len(gradient)
+
+    def _count_not_finite(self, gradient: Tensor) -> None:
+        self._not_finite = self._not_finite + undefined(gradient).sum()
+
+    def warn_of_gradients(self) -> None:
+        """Warn where gradients were not finite; for the end of an evaluation, since reading makes the device wait."""
+        count = int(self._not_finite)
+        if count:
+            warnings.warn(
+                f"Gradients of {count} of {self.passes.backward} images were not finite and count as zero where they "
+                "are NaN. The robust accuracy may be too high: look for a root, a logarithm or a division at 0 in the "
+                "model.",
+                stacklevel=2,
+            )
 
     def _check(self, x: Tensor) -> None:
         """Keep the twin only if it computes the same function; then give it its precision."""

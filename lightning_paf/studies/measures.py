@@ -21,7 +21,9 @@ def withstands(run: "Run", x: "Tensor", y: "Tensor", attack: "Attack") -> Any:
     """Whether each image (N, C, H, W) is classified correctly, clean and attacked; (N,) bools."""
     import torch
 
+    from lightning_paf.functional.predictions import misclassified
+
     torch.manual_seed(0)
     x_adv = attack(run.model, x, y)
     with torch.no_grad():
-        return ((run.model(x).argmax(1) == y) & (run.model(x_adv).argmax(1) == y)).cpu().numpy()
+        return (~misclassified(run.model(x), y) & ~misclassified(run.model(x_adv), y)).cpu().numpy()

@@ -146,6 +146,7 @@ def _judged(task: Task, study: Study, arm: Arm) -> dict[str, Any]:
     """All measures of a trained arm."""
     import torch
 
+    from lightning_paf.functional.predictions import misclassified
     from lightning_paf.loading import load_run
 
     run = load_run(_checkpoint(task.place), device="cpu", options=_filled(arm.test_options, task, study))
@@ -153,7 +154,7 @@ def _judged(task: Task, study: Study, arm: Arm) -> dict[str, Any]:
     x, y = samples.fetch(samples.ids)
     torch.manual_seed(task.seed)
     with torch.no_grad():
-        found: dict[str, Any] = {"clean": (run.model(x).argmax(1) == y).numpy()}
+        found: dict[str, Any] = {"clean": (~misclassified(run.model(x), y)).numpy()}
     found |= _robust(run, study.eps, samples)
     return found | {name: measure(run, x, y) for name, measure in study.measures.items()}
 

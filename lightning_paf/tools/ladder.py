@@ -78,7 +78,9 @@ def _training_images(run: "Run") -> "tuple[Tensor, Tensor, Tensor, float]":
 
 
 def _accuracy(logits: "Tensor", labels: "Tensor") -> float:
-    return float((logits.argmax(1) == labels).float().mean())
+    from lightning_paf.functional.predictions import misclassified
+
+    return float((~misclassified(logits, labels)).float().mean())
 
 
 def _doubt(options: argparse.Namespace, accuracy: float, decoded: float) -> str:
@@ -125,10 +127,11 @@ def _report(
 ) -> dict[str, float]:
     """What the moves did, as plain numbers."""
     from lightning_paf.attacks.latent_boundary import in_parts
+    from lightning_paf.functional.predictions import predicted
 
     sources = images[moves.rows.cpu()].to(run.device).float() / 255
     moved = made.to(run.device).float() / 255
-    seen = [in_parts(run.model, batch).argmax(1) for batch in (sources, plain, moved)]
+    seen = [predicted(in_parts(run.model, batch)) for batch in (sources, plain, moved)]
     change = (moved - sources).flatten(1)
     return {
         "images": float(len(moved)),

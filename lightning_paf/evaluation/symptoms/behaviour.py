@@ -5,6 +5,7 @@ from torch import Tensor
 
 from lightning_paf.evaluation.symptoms.base import VISIBLE, Finding, Symptom, percent, share
 from lightning_paf.evaluation.symptoms.patient import Patient
+from lightning_paf.functional.predictions import predicted
 
 _REPETITIONS = 3
 
@@ -84,4 +85,4 @@ def _change(logits: Tensor, reference: Tensor) -> float:
 
 def _disagreement(first: Tensor, second: Tensor) -> float:
     """Share of the images with two predictions."""
-    return share(first.argmax(dim=1) != second.argmax(dim=1))
+    return share(predicted(first) != predicted(second))

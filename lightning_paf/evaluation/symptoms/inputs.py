@@ -7,6 +7,7 @@ from torch import Tensor
 
 from lightning_paf.evaluation.symptoms.base import Finding, Symptom, gain, is_large, percent, share
 from lightning_paf.evaluation.symptoms.patient import Patient
+from lightning_paf.functional.predictions import misclassified
 
 _TOLERANCE = 1e-4  # interpolation overshoots by a rounding error; attacks accept as much
 _GREY_LEVEL = 1 / 255
@@ -50,7 +51,7 @@ class Normalisation(Symptom):
         if patient.spec is not None:
             mean, std = (_channels(v, patient.x) for v in (patient.spec.mean, patient.spec.std))
             candidates = {"mean and std of the dataset": (patient.x - mean) / std, **candidates}
-        right = {name: patient.logits(x).argmax(dim=1) == patient.y for name, x in candidates.items()}
+        right = {name: ~misclassified(patient.logits(x), patient.y) for name, x in candidates.items()}
         best = max(right, key=lambda name: int(right[name].sum()))
         difference = gain(right[best], patient.correct)
         evidence = f"clean accuracy {percent(share(patient.correct))}, {percent(share(right[best]))} with {best}"

@@ -4,7 +4,9 @@ import torch
 
 from lightning_paf.evaluation.statistics import exact_accuracy
 from lightning_paf.evaluation.symptoms.base import Finding, Symptom, percent, share
-from lightning_paf.evaluation.symptoms.patient import Patient
+from lightning_paf.evaluation.symptoms.patient import STEPS, Patient
+from lightning_paf.functional.losses import cross_entropy
+from lightning_paf.functional.predictions import NO_PREDICTION, predicted, undefined
 
 
 class FiniteOutputs(Symptom):
@@ -16,10 +18,15 @@ class FiniteOutputs(Symptom):
     remedy = "Evaluate in single precision, and look for a division by zero or an overflow on the images concerned."
 
     def examine(self, patient: Patient) -> Finding:
-        """Count the images with a NaN or an infinity."""
-        broken = ~patient.clean_logits.isfinite().all(dim=1)
+        """Count the images with a NaN or an infinity, clean and within the threat model."""
+        broken, attack = undefined(patient.clean_logits), patient.pgd(cross_entropy, STEPS, 1 / 4)
+        parts = zip(*(torch.split(whole, patient.batch_size) for whole in (patient.x, patient.y)), strict=True)
+        attacked = torch.cat([undefined(patient.logits(attack(patient.model, *part))) for part in parts])
         evidence = f"{percent(share(broken))} of the samples have a NaN or infinite logit"
-        return self.finding(not bool(broken.any()), evidence, share=share(broken))
+        if attacked.any():
+            evidence += f", {percent(share(attacked))} after PGD-{STEPS}"
+        healthy = not bool((broken | attacked).any())
+        return self.finding(healthy, evidence, share=share(broken), share_attacked=share(attacked))
 
 
 class SoftmaxOutputs(Symptom):
@@ -51,7 +58,8 @@ class CleanAccuracy(Symptom):
         """Compare with the agreement that the same predictions would have with shuffled labels (Cohen 1960)."""
         accuracy = exact_accuracy(int(patient.correct.sum()), len(patient.y))
         classes = patient.clean_logits.shape[1]
-        predicted = torch.bincount(patient.clean_logits.argmax(dim=1), minlength=classes) / len(patient.y)
-        chance = float(predicted @ (torch.bincount(patient.y, minlength=classes) / len(patient.y)))
+        guesses = predicted(patient.clean_logits)
+        frequencies = torch.bincount(guesses[guesses != NO_PREDICTION], minlength=classes) / len(patient.y)
+        chance = float(frequencies @ (torch.bincount(patient.y, minlength=classes) / len(patient.y)))
         evidence = f"clean accuracy {accuracy}, chance {percent(chance)}"
         return self.finding(accuracy.low > chance, evidence, accuracy=accuracy.value, low=accuracy.low, chance=chance)

@@ -9,9 +9,10 @@ from functools import cached_property
 import torch
 from torch import Tensor, nn
 
-from lightning_paf.attacks.base import Attack, loss_and_gradient
+from lightning_paf.attacks.base import Attack, raw_gradient
 from lightning_paf.attacks.pgd import PGD
 from lightning_paf.functional.losses import margin
+from lightning_paf.functional.predictions import misclassified
 from lightning_paf.nn.modes import frozen
 from lightning_paf.specs import DatasetSpec
 from lightning_paf.types import Norm, PerExampleLoss, Radius
@@ -73,7 +74,7 @@ class Patient:
     @cached_property
     def correct(self) -> Tensor:
         """Which samples are classified correctly (n,)."""
-        return self.clean_logits.argmax(dim=1) == self.y
+        return ~misclassified(self.clean_logits, self.y)
 
     @cached_property
     def under_quick_attack(self) -> Tensor:
@@ -114,14 +115,14 @@ class Patient:
         left = standing.clone()
         for places in torch.split(standing.nonzero().flatten(), self.batch_size):
             x_adv = attack(source or self.model, self.x[places], self.y[places])
-            left[places] = self.logits(x_adv).argmax(dim=1) == self.y[places]
+            left[places] = ~misclassified(self.logits(x_adv), self.y[places])
         return left
 
     def gradients(self, loss: PerExampleLoss, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-        """Gradients of a loss (N, C, H, W), in eval mode."""
+        """Gradients of a loss (N, C, H, W), in eval mode, NaN included."""
         with torch.enable_grad(), frozen(model):
             parts = zip(torch.split(x, self.batch_size), torch.split(y, self.batch_size), strict=True)
-            return torch.cat([loss_and_gradient(model, *part, loss)[1] for part in parts])
+            return torch.cat([raw_gradient(model, *part, loss)[2] for part in parts])
 
 
 @contextmanager

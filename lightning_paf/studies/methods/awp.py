@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from lightning_paf.attacks import PGD
+from lightning_paf.functional.predictions import misclassified
 from lightning_paf.studies.study import Arm, Claim, Study
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ def robust_gap(run: "Run", x: "Tensor", y: "Tensor") -> float:
     robust: list[float] = []
     for images, labels in ((seen, raw.labels), (x, y)):
         with torch.no_grad():
-            robust.append((run.model(attack(run.model, images, labels)).argmax(1) == labels).float().mean().item())
+            robust.append((~misclassified(run.model(attack(run.model, images, labels)), labels)).float().mean().item())
     return robust[0] - robust[1]
 
 

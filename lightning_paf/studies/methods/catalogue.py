@@ -7,6 +7,7 @@ import torch
 from lightning_paf.attacks import OPT, ZOO, Boundary, CarliniWagner, DeepFool, MinimalAttack, SignOPT
 from lightning_paf.attacks.base import loss_and_gradient
 from lightning_paf.functional.losses import cross_entropy
+from lightning_paf.functional.predictions import misclassified
 from lightning_paf.nn.modes import frozen
 from lightning_paf.studies.study import Arm, Claim, Measure, Study
 
@@ -39,7 +40,7 @@ def _fgsm(run: "Run", x: "Tensor", y: "Tensor") -> "Tensor":
         with torch.no_grad():
             for size in torch.linspace(0, 1, 201).flip(0):
                 points = (x + size * gradient.sign()).clamp(0, 1)
-                wrong = run.model(points).argmax(dim=1) != y
+                wrong = misclassified(run.model(points), y)
                 found = torch.where(wrong, (points - x).flatten(1).norm(dim=1), found)
     return found
 

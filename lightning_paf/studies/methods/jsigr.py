@@ -21,6 +21,7 @@ def transfer(run: "Run", x: "Tensor", y: "Tensor") -> Any:
     import torch
 
     from lightning_paf.attacks import EnsembleMIFGSM
+    from lightning_paf.functional.predictions import misclassified
     from lightning_paf.loading import load_run
 
     place = run.checkpoint.parent.parent.parent  # STUDY/ARM-SEED
@@ -29,7 +30,7 @@ def transfer(run: "Run", x: "Tensor", y: "Tensor") -> Any:
     surrogate = load_run(checkpoint, device=str(run.device)).model
     x_adv = EnsembleMIFGSM([surrogate], eps=EPS)(run.model, x, y)
     with torch.no_grad():
-        return (run.model(x_adv).argmax(1) == y).cpu().numpy()
+        return (~misclassified(run.model(x_adv), y)).cpu().numpy()
 
 
 def overlap(run: "Run", x: "Tensor", y: "Tensor") -> Any:

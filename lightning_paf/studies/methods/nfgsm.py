@@ -38,11 +38,12 @@ def blind_spot(run: "Run", x: "Tensor", y: "Tensor") -> Any:
     import torch
 
     from lightning_paf.attacks import FGSM, PGD
+    from lightning_paf.functional.predictions import misclassified
 
     torch.manual_seed(0)
     single, several = FGSM(EPS)(run.model, x, y), PGD(EPS, step_size=EPS / 4, steps=20)(run.model, x, y)
     with torch.no_grad():
-        stands = [(run.model(images).argmax(1) == y) for images in (single, several)]
+        stands = [~misclassified(run.model(images), y) for images in (single, several)]
     return (stands[0] & ~stands[1]).numpy()
 
 

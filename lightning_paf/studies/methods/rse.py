@@ -39,6 +39,7 @@ def eot(run: "Run", x: "Tensor", y: "Tensor") -> Any:
 
     from lightning_paf.attacks import PGD
     from lightning_paf.functional.losses import margin
+    from lightning_paf.functional.predictions import misclassified
     from lightning_paf.nn.modes import frozen
 
     def expected(z: "Tensor") -> "Tensor":
@@ -47,7 +48,7 @@ def eot(run: "Run", x: "Tensor", y: "Tensor") -> Any:
     attack = PGD(EPS, step_size=EPS / 8, steps=20, loss=margin)
     x_adv = attack(run.model, x, y, forward=expected)
     with torch.no_grad(), frozen(run.model):
-        right = (expected(x).argmax(1) == y) & (expected(x_adv).argmax(1) == y)
+        right = ~misclassified(expected(x), y) & ~misclassified(expected(x_adv), y)
     return right.cpu().numpy()
 
 

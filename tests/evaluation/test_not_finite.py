@@ -1,0 +1,193 @@
+"""A network that overflows on bright images: its robust accuracy is known, and every evaluation must report it."""
+
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from lightning.pytorch import Trainer
+from stand_ins import tiny_classifier
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from lightning_paf.attacks import APGD, FAB, PGD, AutoAttack, Square
+from lightning_paf.callbacks.robust_eval import RobustEval
+from lightning_paf.evaluation.curve import Bisection, MinimumNorm, security_curve
+from lightning_paf.evaluation.curve_check import recheck
+from lightning_paf.evaluation.doctor import examine
+from lightning_paf.evaluation.ledger import MemoryLedger
+from lightning_paf.evaluation.samples import Samples
+from lightning_paf.evaluation.smoothing import ABSTAINS, Smoothing
+from lightning_paf.evaluation.verdict import judge
+from lightning_paf.evaluation.warm import WarmCheck
+from lightning_paf.functional import misclassified
+from lightning_paf.module import RobustModule
+from lightning_paf.objectives import Natural
+
+pytestmark = pytest.mark.filterwarnings("ignore:The logits of")
+
+EPS = 0.057
+LIMIT = 0.5
+NAN, INF = torch.nan, torch.inf
+KINDS = {
+    "NaN": [NAN] * 4,
+    "winner +inf": [INF, 0, 0, 0],
+    "winner -inf": [-INF, 0, 0, 0],
+    "loser -inf": [1, 0, -INF, 0],
+    "loser +inf": [1, INF, 0, 0],
+}
+kinds = pytest.mark.parametrize("broken", KINDS.values(), ids=KINDS)
+
+
+class Overflows(nn.Module):
+    """Always class 0, but without finite logits where the mean pixel is above a limit."""
+
+    def __init__(self, broken, limit=LIMIT):
+        super().__init__()
+        self.register_buffer("broken", torch.tensor(broken, dtype=torch.float32))
+        self.limit = limit
+
+    def forward(self, x):
+        mean = x.mean((1, 2, 3))
+        logits = torch.stack([2 - mean, mean, -1 + 0 * mean, -2 + 0 * mean], dim=1)
+        return torch.where((mean > self.limit)[:, None], self.broken, logits)
+
+
+LEVELS = torch.linspace(0.1, 0.6, 26)
+X = LEVELS.view(-1, 1, 1, 1).expand(-1, 1, 8, 8).clone()
+Y = torch.zeros(26, dtype=torch.int64)
+CLEAN = LEVELS <= LIMIT
+ROBUST = LEVELS + EPS <= LIMIT
+
+
+@kinds
+@pytest.mark.parametrize(
+    "attack",
+    [
+        PGD(EPS, step_size=EPS / 4, best=True),
+        AutoAttack(EPS, version="custom", attacks=["apgd-ce"]),
+        APGD(EPS, steps=20, search_loss="dlr-targeted"),
+        FAB(EPS, steps=20),
+        Square(EPS, queries=100),
+    ],
+    ids=["pgd", "autoattack", "apgd-t", "fab", "square"],
+)
+def test_attacks(attack, broken):
+    model = Overflows(broken)
+    torch.manual_seed(0)
+    assert torch.equal(~misclassified(model(attack(model, X, Y)), Y), ROBUST)
+    judgement = judge(model, attack, Samples.of(X, Y), MemoryLedger())
+    assert np.array_equal(judgement.standing, ROBUST.numpy())
+
+
+@kinds
+def test_autoattack_in_python(broken):
+    result = AutoAttack(EPS, version="custom", attacks=["apgd-ce"]).run(Overflows(broken), X, Y)
+    assert result.robust_after["clean"] == int(CLEAN.sum())
+    assert torch.equal(result.robust, ROBUST)
+
+
+@kinds
+def test_curve(broken):
+    model, samples, grid = Overflows(broken), Samples.of(X, Y), (0.05 * EPS, EPS, 2 * EPS)
+    pgd = lambda eps: PGD(eps, step_size=float(eps) / 4)  # noqa: E731
+    for search in (MinimumNorm(FAB(EPS, steps=20), grid), Bisection(pgd, grid)):
+        curve = security_curve(model, search, samples)
+        assert curve.at(0).correct == int(CLEAN.sum())
+        assert curve.at(EPS).correct == int(ROBUST.sum())
+    check = recheck(model, curve, pgd, samples)
+    assert check.robust[-1] == int((LEVELS + 2 * EPS <= LIMIT).sum())
+    assert not check.alarms
+
+
+@kinds
+def test_warm_check(broken):
+    check = WarmCheck(APGD(EPS, steps=20), steps=5, block_size=7)
+    for _ in range(2):
+        result = check.run(Overflows(broken), Samples.of(X, Y))
+        assert result.robust == int(ROBUST.sum())
+
+
+@kinds
+def test_validation_of_a_training(tmp_path, broken):
+    class Fixed(RobustModule):
+        def training_step(self, batch, batch_idx):
+            return 0 * next(self.parameters()).sum()
+
+    net = tiny_classifier().net
+    module = Fixed(net, PGD(), Natural(), dataset="cifar10", normalize=False)
+    module.model = Overflows(broken)
+    module.model.weight = nn.Parameter(torch.zeros(1))
+    module.model.penalty = lambda: torch.zeros(())
+    loader = DataLoader(TensorDataset(X, Y), batch_size=5)
+    trainer = Trainer(
+        accelerator="cpu",
+        max_epochs=1,
+        default_root_dir=tmp_path,
+        callbacks=[RobustEval(PGD(EPS, step_size=EPS / 4))],
+        logger=False,
+        enable_progress_bar=False,
+        enable_checkpointing=False,
+        enable_model_summary=False,
+    )
+    trainer.fit(module, loader, loader)
+    assert float(trainer.callback_metrics["val/acc"]) == pytest.approx(float(CLEAN.float().mean()))
+    assert float(trainer.callback_metrics["val/acc_pgd"]) == pytest.approx(float(ROBUST.float().mean()))
+
+
+@kinds
+def test_sanity_check_looks_inside_the_ball(broken):
+    x, y = X[CLEAN], Y[CLEAN]
+    finding = examine(Overflows(broken), x, y, eps=EPS)[-1]
+    assert finding.check == "finite-outputs"
+    assert not finding.healthy
+    assert finding.values == {
+        "share": 0.0,
+        "share_attacked": pytest.approx(float((~ROBUST[CLEAN]).double().mean())),
+    }
+
+
+@kinds
+def test_certificates_count_votes_without_a_class_as_wrong(broken):
+    # The mean of 64 pixels with noise of sigma 0.25 has a standard deviation of 1/32: at a mean of 0.5 - 1/32 one in
+    # six noisy copies overflows, at 0.5 + 1/32 five in six.
+    sigma, x = 0.25, (torch.tensor([0.1, 0.5 - 1 / 32, 0.5 + 1 / 32, 0.9])).view(-1, 1, 1, 1).expand(-1, 1, 8, 8)
+    found = Smoothing(sigma, n0=50, n=2000).certify(Overflows(broken), x)
+    assert found.classes.tolist() == [0, 0, ABSTAINS, ABSTAINS]
+    assert found.predictions.tolist() == [0, 0, ABSTAINS, ABSTAINS]
+    exact = sigma * torch.distributions.Normal(0, 1).icdf(torch.tensor(0.8413)).item()
+    assert 0.85 * exact < found.radii[1] < exact
+    assert Smoothing(sigma, n0=50, n=2000).predict(Overflows(broken), x).tolist() == found.predictions.tolist()
+
+
+def test_a_network_without_any_finite_logit():
+    result = AutoAttack(EPS).run(Overflows([NAN] * 4, limit=-1.0), X, Y)
+    assert not result.robust.any()
+    assert torch.equal(result.x_adv, X)
+
+
+@pytest.mark.parametrize(
+    "y", [Y.int(), Y[:, None], torch.eye(4).long()[Y], Y + 7, Y - 1], ids=["int32", "column", "one-hot", "7", "-1"]
+)
+def test_labels_are_checked_before_any_attack(y):
+    model = Overflows(KINDS["NaN"])
+    with pytest.raises(ValueError, match="y must be class labels"):
+        AutoAttack(EPS).run(model, X, y)
+
+
+class RootOfBlack(Overflows):
+    """Adds nothing, but its derivative at black pixels is 0 times infinity."""
+
+    def forward(self, x):
+        return super().forward(x + 0 * x.sqrt())
+
+
+def test_gradients_that_are_not_finite_are_reported_once():
+    x = X.clone()
+    x[::2, :, 0] = 0
+    with pytest.warns(UserWarning, match=r"Gradients of \d+ of \d+ images were not finite") as caught:
+        judge(RootOfBlack(KINDS["NaN"]), PGD(EPS, start="none"), Samples.of(x, Y), MemoryLedger(), block_size=5)
+    assert sum("Gradients" in str(one.message) for one in caught) == 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        judge(Overflows(KINDS["NaN"]), PGD(EPS), Samples.of(X[:5], Y[:5]), MemoryLedger())

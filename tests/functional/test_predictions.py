@@ -1,0 +1,91 @@
+import pytest
+import torch
+
+from lightning_paf.attacks.base import Best
+from lightning_paf.functional import cross_entropy, margin, misclassified, predicted
+from lightning_paf.functional.geometry import finite_gradient
+from lightning_paf.functional.predictions import check_labels, undefined, undefined_first
+
+NAN, INF = torch.nan, torch.inf
+BROKEN = torch.tensor([[NAN, 0, 1], [NAN, NAN, NAN], [INF, 0, 1], [0, INF, 1], [-INF, 0, 1], [9, -INF, 1]])
+LARGEST = torch.finfo(torch.float32).max
+
+
+def test_rows_that_are_not_finite_have_no_class_and_are_wrong_for_every_label():
+    assert undefined(BROKEN).all()
+    assert (predicted(BROKEN) == -1).all()
+    for label in range(3):
+        assert misclassified(BROKEN, torch.full((6,), label)).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_finite_rows_have_their_largest_class(dtype):
+    largest = torch.finfo(dtype).max
+    logits = torch.tensor([[0, largest, -largest], [3, 2, 1], [-1, -1, -2]], dtype=dtype)
+    assert predicted(logits).tolist() == [1, 0, 0]
+    assert misclassified(logits, torch.tensor([1, 1, 0])).tolist() == [False, True, False]
+
+
+def test_a_distribution_stands_for_its_likeliest_class():
+    y = torch.tensor([[0.2, 0.7, 0.1], [0.5, 0.3, 0.2]])
+    assert misclassified(torch.tensor([[0.0, 1, 0], [0, 1, 0]]), y).tolist() == [False, True]
+
+
+@pytest.mark.parametrize("loss", [cross_entropy, margin])
+@pytest.mark.parametrize("label", range(3))
+def test_undefined_rows_come_first_whatever_the_loss(loss, label):
+    y = torch.full((6,), label)
+    assert (undefined_first(loss(BROKEN, y), BROKEN) == INF).all()
+
+
+def test_finite_losses_stay():
+    logits = torch.tensor([[0.0, 1, 2], [LARGEST, 0, -LARGEST]])
+    values = margin(logits, torch.tensor([0, 0]))
+    assert torch.equal(undefined_first(values, logits), values)
+
+
+def test_outputs_that_are_no_tensor_are_ranked_by_their_loss():
+    values = torch.tensor([1.0, NAN, -INF])
+    assert undefined_first(values, {"logits": BROKEN}).tolist() == [1, INF, -INF]
+
+
+def test_best_keeps_an_image_whose_score_is_nan():
+    best = Best(torch.zeros(2, 1))
+    for value, scores in ((1.0, [5.0, NAN]), (2.0, [NAN, 1e30]), (3.0, [INF, INF])):
+        best.update(torch.full((2, 1), value), torch.tensor(scores))
+    assert best.x.flatten().tolist() == [2, 1]
+
+
+def test_gradients_that_are_not_finite():
+    gradient = torch.tensor([[NAN, 2.0, -3.0], [INF, -INF, 0.5], [-INF, NAN, 0.0], [1.0, -0.0, LARGEST]])
+    found = finite_gradient(gradient)
+    assert found[:2].tolist() == [[0, 2, -3], [0.5, -0.5, 0.5]]
+    assert found[2].sign().tolist() == [-1, 0, 0]
+    assert torch.equal(found[3], gradient[3])
+
+
+@pytest.mark.parametrize(
+    ("y", "got"),
+    [
+        (torch.tensor([0, 1, 7]), "labels from 0 to 7"),
+        (torch.tensor([0, 1, -1]), "labels from -1 to 1"),
+        (torch.tensor([0, 1, -100]), "labels from -100"),
+        (torch.tensor([0, 1, 2], dtype=torch.int32), "torch.int32 of shape \\(3,\\)"),
+        (torch.tensor([[0], [1], [2]]), "torch.int64 of shape \\(3, 1\\)"),
+        (torch.eye(5, dtype=torch.int64)[:3], "torch.int64 of shape \\(3, 5\\)"),
+        (torch.tensor([0, 1]), "torch.int64 of shape \\(2,\\)"),
+        (torch.tensor([True, False, True]), "torch.bool"),
+        (torch.tensor([0.0, 1.0, 2.0]), "torch.float32 of shape \\(3,\\)"),
+        (torch.rand(3, 4), "torch.float32 of shape \\(3, 4\\)"),
+    ],
+)
+def test_labels_that_are_none(y, got):
+    with pytest.raises(ValueError, match=rf"y must be class labels of shape \(3,\), int64, .* got {got}"):
+        check_labels(y, 3, 5)
+
+
+def test_labels():
+    check_labels(torch.tensor([0, 4]), 2, 5)
+    check_labels(torch.tensor([0, 4]), 2)
+    check_labels(torch.rand(2, 5), 2, 5)
+    check_labels(torch.empty(0, dtype=torch.int64), 0, 5)
