@@ -37,6 +37,8 @@ from lightning_paf.callbacks import (
 from lightning_paf.checkpoints import AtomicCheckpointIO, check_checkpoint
 from lightning_paf.data import Augment, Mixing, RobustDataModule
 from lightning_paf.distributed import SharedStatistics, follow_torchrun
+from lightning_paf.evaluated_checkpoint import UNTRAINED_HELP, arrange, evaluated_checkpoint, evaluated_weights
+from lightning_paf.evaluation.weights_origin import WeightsOrigin
 from lightning_paf.extra_loggers import check_installed
 from lightning_paf.module import RobustModule
 from lightning_paf.nn.activations import Activation
@@ -100,6 +102,9 @@ class PafCLI(LightningCLI):
     The command line always wins: unlike in LightningCLI, a checkpoint's hyper-parameters are not merged over it.
     """
 
+    evaluated: WeightsOrigin | None = None
+    """Origin of the weights that `validate`, `test` or `predict` evaluates."""
+
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """One optional argument per slot, the run folder, and what the model takes from the data."""
         for slot, callback in SLOTS.items():
@@ -129,13 +134,27 @@ class PafCLI(LightningCLI):
         if not add_subcommands:
             self.parser.add_method_arguments(Trainer, "fit", skip=set(self.subcommands()["fit"]))
 
+    def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
+        """Add `--untrained` to the commands that evaluate; the configuration of `fit` does not hold it."""
+        parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
+        if subcommand != "fit":
+            parser.add_argument("--untrained", action="store_true", help=UNTRAINED_HELP)
+        return parser
+
+    def _evaluates(self) -> bool:
+        return self.subcommand not in (None, "fit")
+
     def _parse_ckpt_path(self) -> None:
         """Leave the command line alone; the checkpoint's own configuration lies beside it as `config.yaml`."""
 
     def before_instantiate_classes(self) -> None:
         """Look at the checkpoint, and whether the run folder can be written, before anything is built."""
         checkpoint, run = self._get(self.config, "ckpt_path"), self._get(self.config, "run")
-        if checkpoint is not None and checkpoint not in WORDS_FOR_CHECKPOINTS:
+        if self._evaluates():
+            options = self.config[self.subcommand]
+            options["ckpt_path"] = evaluated_checkpoint(str(self.subcommand), checkpoint, run, options["untrained"])
+            self.evaluated = evaluated_weights(options["ckpt_path"], options.model.as_dict())
+        elif checkpoint is not None and checkpoint not in WORDS_FOR_CHECKPOINTS:
             check_checkpoint(checkpoint)
         check_installed(self._get(self.config, "trainer.logger"))
         if self.subcommand is not None and run is not None:
@@ -143,6 +162,8 @@ class PafCLI(LightningCLI):
 
     def after_instantiate_classes(self) -> None:
         """Look at the run folder before the loggers open it."""
+        if self.evaluated is not None and self.evaluated.untrained:
+            self.model.untrained = self.evaluated
         if self.subcommand == "fit":
             self.datamodule.check_devices(self.trainer.world_size)  # on all ranks, before one begins to prepare data
             config = yaml.safe_load(self._parser("fit").dump(self.config["fit"], skip_unset=False))
@@ -164,7 +185,7 @@ class PafCLI(LightningCLI):
         if run is not None:
             # Other commands get a subfolder, to leave the metrics of the training alone.
             config["default_root_dir"] = run if training else run / str(self.subcommand)
-            config["logger"] = loggers(config["default_root_dir"], config.get("logger"))
+            config["logger"] = loggers(config["default_root_dir"], config.get("logger"), self.evaluated)
         plugins = _as_list(config.get("plugins"))
         if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
             plugins.append(AtomicCheckpointIO())
@@ -212,25 +233,9 @@ def train(args: Sequence[str], run: bool = True) -> PafCLI:
             trainer_defaults={"inference_mode": False},
             # The optimiser is an argument of the module, so that it also exists without a command line.
             auto_configure_optimizers=False,
-            args=_with_saved_config(list(args)),
+            args=arrange(args) if run else list(args),
             run=run,
         )
-
-
-def _with_saved_config(words: list[str]) -> list[str]:
-    """Put the configuration that lies beside the checkpoint first, where the user named none."""
-    options = [word.split("=")[0] for word in words]
-    if words[0] == "fit" or "--ckpt_path" not in options or {"-c", "--config", "-h", "--help"} & set(options):
-        return words
-    place = options.index("--ckpt_path")
-    checkpoint = words[place].partition("=")[2] or "".join(words[place + 1 : place + 2])
-    config = Path(checkpoint).parent.parent / "config.yaml"
-    check_checkpoint(checkpoint)  # first: the configuration of a newer version may have options that are unknown
-    if not config.is_file():
-        return words
-    print(f"Configuration of the checkpoint: {config}", file=sys.stderr)  # noqa: T201
-    # The run may have been moved since its configuration was written.
-    return [words[0], "--config", str(config), "--run", str(config.parent), *words[1:]]
 
 
 def _check_monitor(trainer: Trainer) -> None:

@@ -95,9 +95,11 @@ def load_run(
 
     from lightning_paf.checkpoints import check_checkpoint
     from lightning_paf.cli import train
+    from lightning_paf.evaluated_checkpoint import check_trained, run_of
 
     check_checkpoint(str(checkpoint))
-    config = config or checkpoint.parent.parent / "config.yaml"
+    check_trained(checkpoint)
+    config = config or run_of(checkpoint) / "config.yaml"
     if not config.is_file():
         raise ValueError(
             f"A checkpoint is read with its configuration, but there is no {config}. Pass --config RUN/config.yaml."

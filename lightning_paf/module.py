@@ -16,6 +16,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from torchmetrics import MeanMetric
 
 from lightning_paf.attacks import Attack
+from lightning_paf.evaluation.weights_origin import WeightsOrigin
 from lightning_paf.functional.losses import hard_labels
 from lightning_paf.functional.predictions import misclassified, undefined
 from lightning_paf.nn.activations import Activation
@@ -58,6 +59,9 @@ class RobustModule(LightningModule):
     Raises:
         ValueError: Parts that do not fit together.
     """
+
+    untrained: WeightsOrigin | None = None
+    """Origin of the weights where a command evaluates the starting weights on purpose."""
 
     def __init__(
         self,

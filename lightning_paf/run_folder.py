@@ -33,16 +33,15 @@ class RunFolder(SaveConfigCallback):
     """Saves the merged configuration of `fit` beside the checkpoints; other commands leave it alone."""
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Write it; how a run was continued is no part of it, or a copy of the run would start at its end."""
+        """Write it without the checkpoint that this start has read: later commands name their own."""
         checkpoint = self.config.get("ckpt_path")
         check_shared(trainer, _folder(trainer), checkpoint if stage == "fit" else None, _SECONDS)
         if stage != "fit" or not trainer.is_global_zero:
             return
         folder = _folder(trainer)
-        if _continues(folder, checkpoint):
-            self.config["ckpt_path"] = None
         if _holds_a_run(folder) and not self.overwrite:
             raise _occupied(folder)
+        self.config.pop("ckpt_path", None)
         text = self.parser.dump(self.config, skip_unset=False)
         with explained(folder, "a run folder"):
             folder.mkdir(parents=True, exist_ok=True)

@@ -13,6 +13,7 @@ from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 from lightning.pytorch.utilities import rank_zero_only
 
 from lightning_paf.evaluation.files import write_whole
+from lightning_paf.evaluation.weights_origin import WeightsOrigin
 
 
 class _SaysWhy(Logger):
@@ -38,8 +39,13 @@ class _SaysWhy(Logger):
 class RunMetrics(_SaysWhy, CSVLogger):
     """Appends to the `metrics.csv` of a run that is continued; Lightning's own logger would delete it."""
 
-    resumed_step = 0
-    """Optimiser steps before the checkpoint that the run goes on from; later rows are left out and logged again."""
+    resumed_step: int | None = 0
+    """Optimiser steps before the checkpoint that the run goes on from; later rows are left out and logged again.
+
+    None keeps all rows: those of other evaluations.
+    """
+    checkpoint: str | None = None
+    """Origin of the evaluated weights, which every row of an evaluation names."""
 
     @property
     @rank_zero_experiment
@@ -48,6 +54,11 @@ class RunMetrics(_SaysWhy, CSVLogger):
         if self._experiment is None:
             self._experiment = _AppendingWriter(self.log_dir, self.resumed_step)
         return self._experiment
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
+        """Add a row."""
+        super().log_metrics({**metrics, **({"checkpoint": self.checkpoint} if self.checkpoint else {})}, step)
 
 
 class RunEvents(_SaysWhy, TensorBoardLogger):
@@ -79,7 +90,7 @@ class _AppendingWriter(ExperimentWriter):
     The epoch's last rows may be there or not: a checkpoint is made before them, and the run stopped at any time after.
     """
 
-    def __init__(self, log_dir: str, resumed_step: int) -> None:
+    def __init__(self, log_dir: str, resumed_step: int | None) -> None:
         self._resumed_step = resumed_step
         self._kept: set[tuple[int | None, frozenset[str]]] = set()
         with _explained(log_dir):
@@ -100,6 +111,8 @@ class _AppendingWriter(ExperimentWriter):
         if not table.is_file():
             return
         self.metrics_keys, rows = _read(table)
+        if self._resumed_step is None:
+            return
         kept = [row for row in rows if int(row["step"]) < self._resumed_step]
         self._kept = {(int(row["step"]), frozenset(key for key in row if row[key])) for row in kept}
         _write(table, self.metrics_keys, kept)
@@ -111,12 +124,22 @@ class _AppendingWriter(ExperimentWriter):
         _write(table, fieldnames, rows)
 
 
-def loggers(folder: Path, others: Logger | list[Logger] | bool | None) -> list[Logger]:
-    """CSV and TensorBoard in exactly this folder, then those that the user asked for; none if false was typed."""
+def loggers(
+    folder: Path, others: Logger | list[Logger] | bool | None, evaluated: WeightsOrigin | None = None
+) -> list[Logger]:
+    """CSV and TensorBoard in exactly this folder, then those that the user asked for; none if false was typed.
+
+    Args:
+        folder: Of the training, or of one of the commands that evaluate.
+        others: Loggers of the user.
+        evaluated: Origin of the weights of an evaluation, whose rows are added to those of others.
+    """
     if others is False:
         return []
     more = others if isinstance(others, list) else [others]
     table = RunMetrics(folder.parent, name=folder.name, version="")
+    if evaluated is not None:
+        table.resumed_step, table.checkpoint = None, str(evaluated)
     events = RunEvents(folder.parent, name=folder.name, version="")
     events.table = table
     return [table, events, *(logger for logger in more if isinstance(logger, Logger))]

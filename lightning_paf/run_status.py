@@ -270,6 +270,8 @@ def _verdicts(folder: Path) -> Iterator[VerdictFile]:
             )
             if content.get("anytime"):  # its interval stays valid although the end depended on what was seen
                 robust = (robust[0], content["anytime"]["low"], content["anytime"]["high"])
+            if content.get("checkpoint"):
+                threat += f", {content['checkpoint']['file']}"
             yield VerdictFile(content["name"], threat, robust, clean, judged, content.get("total") or judged)
         except (OSError, ValueError, KeyError, TypeError):  # another file
             continue
@@ -289,8 +291,8 @@ def _ledgers(folder: Path, now: float) -> Iterator[LedgerState]:
         records = [path for path in header.parent.iterdir() if _RECORD.fullmatch(path.name)]
         newest = max([*records, header], key=lambda path: path.stat().st_mtime)
         name = header.parent.name.rpartition("-")[0]
-        result = folder / f"{name}.json"
-        if len(records) < of and not (result.exists() and result.stat().st_mtime >= newest.stat().st_mtime):
+        results = (path.stat().st_mtime for path in folder.glob(f"{name}*.json"))
+        if len(records) < of and not any(written >= newest.stat().st_mtime for written in results):
             yield LedgerState(name, len(records), of, _age(newest, now), tuple(_workers(header.parent, now)))
 
 

@@ -25,6 +25,7 @@ LEVELS = {
         "shared_folder",
         "extra_loggers",
         "run_status",
+        "evaluated_checkpoint",
         "studies",
         "tools",
         "__main__",

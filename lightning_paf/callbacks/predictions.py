@@ -1,5 +1,6 @@
 """The result of `predict` as a file."""
 
+import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -8,8 +9,14 @@ import numpy as np
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import BasePredictionWriter
+from lightning.pytorch.utilities import rank_zero_info
+from numpy.typing import NDArray
 from torch import Tensor
 
+from lightning_paf.callbacks.ranks import gathered
+from lightning_paf.callbacks.verdict_files import weights_origin
+from lightning_paf.evaluation.fingerprint import sample_fingerprints, weights_fingerprint
+from lightning_paf.evaluation.header import content_fingerprint, network_fingerprint
 from lightning_paf.functional.predictions import predicted
 
 
@@ -18,8 +25,11 @@ class PredictionWriter(BasePredictionWriter):
 
     The file holds, sorted by `index`: `index` (N,) int64, the sample's place in the dataset; `label` (N,) int64;
     `prediction` (N,) int64; `probabilities` (N, num_classes) float32. With several processes each writes what it has
-    seen to `predictions_rank{r}.npz`; together they hold every sample once. A file of the same name is replaced.
+    seen to `predictions_rank{r}.npz`; together they hold every sample once.
     Where logits are not finite the prediction is -1 and the probabilities are NaN.
+
+    The string `checkpoint` names the weights, and `identity` is a fingerprint of weights and samples. Predictions of
+    other weights or samples are kept: the new file is then `predictions-{identity}.npz`, with eight digits.
     """
 
     def __init__(self) -> None:
@@ -27,10 +37,11 @@ class PredictionWriter(BasePredictionWriter):
         self._index: list[Tensor] = []
         self._label: list[Tensor] = []
         self._probabilities: list[Tensor] = []
+        self._samples: list[NDArray[np.uint8]] = []
 
     def on_predict_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Forget the last run."""
-        self._index, self._label, self._probabilities = [], [], []
+        self._index, self._label, self._probabilities, self._samples = [], [], [], []
 
     def write_on_batch_end(
         self,
@@ -48,23 +59,51 @@ class PredictionWriter(BasePredictionWriter):
         self._index.append(torch.as_tensor(batch_indices or range(seen, seen + len(prediction["label"]))))
         self._label.append(prediction["label"].cpu())
         self._probabilities.append(prediction["probabilities"].float().cpu())
+        self._samples.append(sample_fingerprints(batch[0], prediction["label"]))
 
     def on_predict_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the file, complete or not at all."""
-        # `log_dir` is agreed upon among the processes: all of them must ask.
+        # `log_dir` and the identity are agreed upon among the processes: all of them must ask.
         folder = Path(trainer.log_dir or trainer.default_root_dir)
+        origin, identity = weights_origin(trainer, pl_module), self._identity(pl_module)
+        rank = "" if trainer.world_size == 1 else f"_rank{trainer.global_rank}"
+        plain = folder / f"predictions{rank}.npz"
+        taken = origin.untrained or (plain.is_file() and _identity_of(plain) != identity)
+        if trainer.strategy.reduce_boolean_decision(taken, all=False):
+            plain, kept = plain.with_stem(f"predictions-{identity[:8]}{rank}"), plain
+            rank_zero_info(f"Predictions: {plain}. {kept} is of other weights or samples and was kept, if it is there.")
         if not self._index:
             return
         index, label, probabilities = (torch.cat(p) for p in (self._index, self._label, self._probabilities))
         order = index.argsort()
-        name = "predictions.npz" if trainer.world_size == 1 else f"predictions_rank{trainer.global_rank}.npz"
         _save(
-            folder / name,
+            plain,
             index=index[order].numpy(),
             label=label[order].numpy(),
             prediction=predicted(probabilities[order]).numpy(),
             probabilities=probabilities[order].numpy(),
+            checkpoint=np.array(str(origin)),
+            identity=np.array(identity),
         )
+
+    def _identity(self, pl_module: LightningModule) -> str:
+        """Fingerprint of the weights and of the samples of all processes, in hexadecimal digits."""
+        model = getattr(pl_module, "model", pl_module)
+        index = torch.cat([*self._index, torch.empty(0, dtype=torch.int64)])
+        samples = np.concatenate([*self._samples, np.empty((0, 32), np.uint8)])
+        seen = dict(zip(index.tolist(), (row.tobytes().hex() for row in samples), strict=True))
+        together = {str(place): sample for part in gathered(seen) for place, sample in part.items()}
+        content = {"weights": weights_fingerprint(model), "network": network_fingerprint(model), "samples": together}
+        return content_fingerprint(content)
+
+
+def _identity_of(path: Path) -> str | None:
+    """Identity of written predictions; None where it is not known."""
+    try:
+        with np.load(path) as content:
+            return str(content["identity"])
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        return None
 
 
 def _save(path: Path, **arrays: np.ndarray[Any, Any]) -> None:

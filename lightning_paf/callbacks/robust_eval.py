@@ -1,7 +1,7 @@
 """Robust accuracy in validation and test."""
 
+import re
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypedDict
 
@@ -28,6 +28,7 @@ from lightning_paf.nn.search_model import Precision
 from lightning_paf.types import Batch
 
 Stage = Literal["val", "test"]
+_NAME = r"[A-Za-z0-9_-][A-Za-z0-9_.-]{0,63}"
 
 
 class _Settings(TypedDict):
@@ -46,7 +47,8 @@ class RobustEval(Callback):
     In test, the verdict of every block of samples under every attack is a record of a ledger on disk. Killed at any
     moment, the same command continues; ranks, and further processes with the same command, share the blocks, and the
     ledger is the same for any number of them. At the end the test folder holds a result (JSON), a receipt (the
-    adversarial examples and all hashes, for `lightning-paf verify`) and a report (HTML).
+    adversarial examples and all hashes, for `lightning-paf verify`) and a report (HTML). Where those of another
+    evaluation (other weights, samples, settings) have the same names, their names end in the identity.
 
     In validation every rank judges its own samples, in memory, on the last batch: only between the epoch hooks are
     averaged weights in place.
@@ -66,7 +68,7 @@ class RobustEval(Callback):
         receipt: Whether to write the receipt and the report.
 
     Raises:
-        ValueError: A number that makes no sense; a ledger of something else.
+        ValueError: A number that makes no sense, a name that is no file name; a ledger of something else.
     """
 
     def __init__(
@@ -93,6 +95,7 @@ class RobustEval(Callback):
                 raise ValueError(
                     f"{option} must be at least {least}, but {option}={value}. Pass --SLOT.{option} {least}."
                 )
+        _check_name(name)
         self.attack = attack
         self.name = name
         self.every_n_epochs = every_n_epochs
@@ -107,6 +110,15 @@ class RobustEval(Callback):
         self._ids: list[int] = []
         self._seen = 0
         self._verdicts = torch.empty(0, dtype=torch.int32)
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Refuse two evaluations of one name: a metric would be the mean of both, and files would be replaced."""
+        named = [c for c in trainer.callbacks if isinstance(c, RobustEval) and c.name == self.name]  # type: ignore[attr-defined]
+        if len(named) > 1:
+            raise ValueError(
+                f"Evaluations must have different names, got {len(named)} with name={self.name}. "
+                f"Pass --SLOT.name {self.name}2 for one of them."
+            )
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Forget the last check."""
@@ -159,12 +171,16 @@ class RobustEval(Callback):
         ids = passed.nonzero().flatten().cpu().numpy()
         if self.stop is not None:
             ids = np.random.default_rng(self.seed).permutation(ids)
-        files = VerdictFiles.of(trainer, self.name, self.attack)
+        files = VerdictFiles.of(trainer, pl_module, self.name, self.attack)
         model = _classifier(pl_module)
         with unequal_work(), torch.inference_mode(False):
             samples = _samples(trainer, trainer.test_dataloaders, ids)
-            judgement = self._judge(model, samples, partial(files.ledger, folder=self.ledger), self.stop, _say(trainer))
-            result = EvaluationResult.from_judgement(self.name, judgement)
+            header = self._header(model, samples)
+            identity = header.identity(stop=None if self.stop is None else self.stop.reason)
+            files = files.of_evaluation(identity)
+            judgement = self._judge(model, samples, header, files.ledger(header, self.ledger), self.stop, _say(trainer))
+            files = files.of_evaluation(identity)  # another test may have ended meanwhile
+            result = EvaluationResult.from_judgement(self.name, judgement, files.weights, identity)
             self._log("test", pl_module, result)
             if trainer.is_global_zero:
                 result.save(files.result)
@@ -195,30 +211,40 @@ class RobustEval(Callback):
         """Judge in memory; subclasses may do it in another way."""
         if len(samples) == 0:
             return  # a rank whose samples all lie beyond `max_examples`
-        judgement = self._judge(model, samples, lambda _: MemoryLedger())
+        judgement = self._judge(model, samples, self._header(model, samples), MemoryLedger())
         self._verdicts[torch.from_numpy(judgement.ids)] = torch.from_numpy(judgement.verdicts).int()
+
+    def _header(self, model: nn.Module, samples: Samples) -> Header:
+        """The header of an evaluation; reads every sample once."""
+        return Header.of(model, self.attack, samples, **self._settings)
 
     def _judge(
         self,
         model: nn.Module,
         samples: Samples,
-        open_ledger: Callable[[Header], Ledger | MemoryLedger],
+        header: Header,
+        ledger: Ledger | MemoryLedger,
         stop: StopRule | None = None,
         progress: Callable[[str], None] | None = None,
     ) -> Judgement:
-        settings: _Settings = {
-            "seed": self.seed,
-            "block_size": self.batch_size,
-            "precision": self.search_precision,
-        }
-        header = Header.of(model, self.attack, samples, **settings)  # reads every sample: once
-        ledger = open_ledger(header)
-        return judge(model, self.attack, samples, ledger, **settings, stop=stop, progress=progress, header=header)
+        return judge(model, self.attack, samples, ledger, **self._settings, stop=stop, progress=progress, header=header)
+
+    @property
+    def _settings(self) -> _Settings:
+        return {"seed": self.seed, "block_size": self.batch_size, "precision": self.search_precision}
 
     def _log(self, stage: Stage, pl_module: LightningModule, result: EvaluationResult) -> None:
         self.results[stage] = result
         # All ranks log the same; Lightning warns of epoch metrics that are not reduced all the same.
         pl_module.log(f"{stage}/acc_{self.name}", result.robust.value, prog_bar=True, sync_dist=True)
+
+
+def _check_name(name: str) -> None:
+    if not re.fullmatch(_NAME, name):
+        raise ValueError(
+            "name must be 1 to 64 letters, digits, `_`, `-` and `.`, and not begin with `.`, because files and metrics "
+            f"bear it, got {name!r}. Pass --SLOT.name autoattack."
+        )
 
 
 def _classifier(pl_module: LightningModule) -> nn.Module:
@@ -255,5 +281,5 @@ def _summary(name: str, result: EvaluationResult, files: VerdictFiles) -> str:
     stopped = f" (of {result.total}; on all of them {result.anytime}, whenever stopped)" if result.anytime else ""
     return (
         f"{name}: robust {result.robust}, clean {result.clean} on {result.judged} samples{stopped}; "
-        f"{attack['attack']} {attack['norm']} eps {attack['eps']}. Verdicts: {files.result}"
+        f"{attack['attack']} {attack['norm']} eps {attack['eps']}; {files.weights}. {files.summary()}"
     )

@@ -1,9 +1,11 @@
-"""What a test leaves behind: ledger, result, receipt and report."""
+"""Files of one evaluation: ledger, result, receipt and report."""
 
-from dataclasses import dataclass
+import json
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
-from lightning.pytorch import Trainer
+from lightning.pytorch import LightningModule, Trainer
 from torch import nn
 
 from lightning_paf.attacks import Attack
@@ -15,8 +17,10 @@ from lightning_paf.evaluation.report import Origin, write_report
 from lightning_paf.evaluation.report_evidence import names_of, receipt_examples, receipt_flips
 from lightning_paf.evaluation.result import EvaluationResult
 from lightning_paf.evaluation.samples import Samples
+from lightning_paf.evaluation.weights_origin import WeightsOrigin
 
 _PICTURED = 64  # clean images that give the activations of the report their inputs
+_DIGITS = 8
 
 
 @dataclass(frozen=True)
@@ -25,28 +29,54 @@ class VerdictFiles:
 
     Attributes:
         folder: Of the test.
-        stem: What the names begin with: the evaluation and its threat model, as in `autoattack_linf_8-255`.
+        name: What the names begin with: the evaluation and its threat model, as in `autoattack_linf_8-255`.
         dataset: Name of the data.
-        checkpoint: What was tested; None for weights in memory.
+        checkpoint: File that was tested; None for weights in memory.
+        weights: Origin of the weights.
+        suffix: End of the names, where another evaluation has the plain ones.
     """
 
     folder: Path
-    stem: str
+    name: str
     dataset: str
     checkpoint: Path | None
+    weights: WeightsOrigin
+    suffix: str = ""
 
     @classmethod
-    def of(cls, trainer: Trainer, name: str, attack: Attack) -> "VerdictFiles":
+    def of(cls, trainer: Trainer, pl_module: LightningModule, name: str, attack: Attack) -> "VerdictFiles":
         """Those of a test; to be called on every rank."""
-        threat = attack.describe()
-        label = f"{threat['norm']}_{str(threat['eps']).replace('/', '-')}"
         spec = getattr(getattr(trainer, "datamodule", None), "spec", None)
         return cls(
             Path(trainer.log_dir or trainer.default_root_dir),  # the property broadcasts
-            f"{name}_{label}",
+            f"{name}_{threat_label(attack)}",
             getattr(spec, "name", "unnamed"),
             Path(trainer.ckpt_path) if trainer.ckpt_path else None,
+            weights_origin(trainer, pl_module),
         )
+
+    def of_evaluation(self, identity: str) -> "VerdictFiles":
+        """Choose names that replace no other evaluation.
+
+        The plain names, if they are free or belong to the same evaluation; otherwise names that end in the first digits
+        of the identity. Untrained weights never get the plain ones.
+
+        Args:
+            identity: Fingerprint of the evaluation.
+        """
+        plain = replace(self, suffix="")
+        holders = [plain._identity()] if any(path.exists() for path in plain.all()) else []
+        taken = self.weights.untrained or any(holder != identity for holder in holders)
+        return replace(self, suffix=f"-{identity[:_DIGITS]}" if taken else "")
+
+    def all(self) -> tuple[Path, Path, Path]:
+        """Result, receipt and report."""
+        return self.result, self.receipt, self.report
+
+    @property
+    def stem(self) -> str:
+        """What the names of result, receipt and report have in common."""
+        return self.name + self.suffix
 
     @property
     def result(self) -> Path:
@@ -65,7 +95,7 @@ class VerdictFiles:
 
     def ledger(self, header: Header, folder: Path | None = None) -> Ledger:
         """The ledger in a folder; by default in one of its own for each set of weights, data, settings and code."""
-        return Ledger(folder or self.folder / "ledger" / f"{self.stem}-{header.fingerprint[:12]}")
+        return Ledger(folder or self.folder / "ledger" / f"{self.name}-{header.fingerprint[:12]}")
 
     def write_evidence(
         self, result: EvaluationResult, judgement: Judgement, model: nn.Module, samples: Samples, attack: Attack
@@ -86,7 +116,6 @@ class VerdictFiles:
             dataset=self.dataset,
         )
         names = names_of(self.dataset)
-        checkpoint = str(self.checkpoint or "CHECKPOINT")
         write_report(
             self.report,
             result=result,
@@ -97,8 +126,36 @@ class VerdictFiles:
             images=samples.fetch(samples.ids[:_PICTURED])[0],
             flips=receipt_flips(receipt, int(max(judgement.labels.max(), judgement.adversarial.max())) + 1),
             origin=Origin(
-                facts={"Checkpoint": checkpoint, "Dataset": self.dataset},
+                facts={"Checkpoint": str(self.weights), "Dataset": self.dataset},
                 versions=receipt.manifest["versions"],
-                verify=f"lightning-paf verify {self.receipt} --ckpt {checkpoint}",
+                verify=f"lightning-paf verify {self.receipt} --ckpt {self.checkpoint or 'CHECKPOINT'}",
             ),
         )
+
+    def summary(self) -> str:
+        """The files that were written, and that others were kept."""
+        written = ", ".join(str(path) for path in self.all() if path.exists())
+        plain = replace(self, suffix="").result
+        kept = f" {plain} holds another evaluation and was kept." if self.suffix and plain.exists() else ""
+        return f"Written: {written}.{kept}"
+
+    def _identity(self) -> Any:
+        """Identity of the evaluation that has these names; None where it is not known."""
+        try:
+            return json.loads(self.result.read_text())["identity"]
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+
+
+def threat_label(attack: Attack) -> str:
+    """Norm and radius for a file name, as in `linf_8-255`."""
+    threat = attack.describe()
+    return f"{threat['norm']}_{str(threat['eps']).replace('/', '-')}"
+
+
+def weights_origin(trainer: Trainer, pl_module: LightningModule) -> WeightsOrigin:
+    """Origin of the weights that a trainer evaluates."""
+    if trainer.ckpt_path:
+        return WeightsOrigin.of_checkpoint(Path(trainer.ckpt_path))
+    untrained: WeightsOrigin | None = getattr(pl_module, "untrained", None)
+    return untrained or WeightsOrigin("weights in memory", trainer.global_step, trainer.current_epoch)

@@ -90,6 +90,14 @@ class Header:
         """SHA-256 of the content, in hexadecimal digits."""
         return content_fingerprint(self.content())
 
+    def identity(self, **more: Any) -> str:
+        """Fingerprint of the evaluation whatever the version of the code, in hexadecimal digits.
+
+        Args:
+            **more: Other settings that the result depends on, as plain values.
+        """
+        return content_fingerprint({**self.content(), "code": None, "format": None, **more})
+
 
 def content_fingerprint(content: Mapping[str, Any]) -> str:
     """SHA-256 of plain values, whatever the order of their names."""

@@ -13,6 +13,7 @@ import numpy.typing as npt
 from lightning_paf.evaluation.files import write_whole
 from lightning_paf.evaluation.sequential import Interval, anytime_interval
 from lightning_paf.evaluation.statistics import Accuracy, exact_accuracy
+from lightning_paf.evaluation.weights_origin import WeightsOrigin
 
 if TYPE_CHECKING:
     from lightning_paf.evaluation.judgement import Judgement
@@ -67,6 +68,9 @@ class EvaluationResult:
         seed: Of the attack; None where it is not known.
         precision: Of the search; every success is confirmed in float32.
         total: Samples asked for, also where a stop rule ended the evaluation before; None where it is not known.
+        weights: Origin of the evaluated weights; None where it is not known.
+        identity: Fingerprint of everything that makes two evaluations the same one, but for the code; None where it is
+            not known.
     """
 
     name: str
@@ -81,9 +85,13 @@ class EvaluationResult:
     seed: int | None = None
     precision: str = "fp32"
     total: int | None = None
+    weights: WeightsOrigin | None = None
+    identity: str | None = None
 
     @classmethod
-    def from_judgement(cls, name: str, judgement: "Judgement") -> "EvaluationResult":
+    def from_judgement(
+        cls, name: str, judgement: "Judgement", weights: WeightsOrigin | None = None, identity: str | None = None
+    ) -> "EvaluationResult":
         """What `judge` found, without the images."""
         header = judgement.header
         return cls(
@@ -99,6 +107,8 @@ class EvaluationResult:
             header.seed,
             header.precision,
             judgement.total,
+            weights,
+            identity,
         )
 
     @property
@@ -141,6 +151,8 @@ class EvaluationResult:
             "seed": self.seed,
             "precision": self.precision,
             "total": self.total,
+            "identity": self.identity,
+            "checkpoint": None if self.weights is None else self._checkpoint(self.weights),
             "fingerprints": dict(self.fingerprints),
             "stages": [asdict(stage) for stage in self.stages],
             "verdict_codes": {verdict.name.lower(): int(verdict) for verdict in Verdict},
@@ -170,7 +182,12 @@ class EvaluationResult:
             seed=content.get("seed"),
             precision=content.get("precision", "fp32"),
             total=content.get("total"),
+            weights=WeightsOrigin.of_content(content.get("checkpoint")),
+            identity=content.get("identity"),
         )
+
+    def _checkpoint(self, weights: WeightsOrigin) -> dict[str, Any]:
+        return {**weights.content(), "weights": self.fingerprints.get("model")}
 
 
 _PER_SAMPLE: Mapping[str, type] = {"ids": np.int64, "labels": np.int64, "broken_by": np.int8}

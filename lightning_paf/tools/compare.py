@@ -29,7 +29,8 @@ def main(argv: list[str]) -> int:
     results = load_result(paths[0]), load_result(paths[1])
     comparison = compare(*results)
     attack = results[0].attack
-    print(f"A: {paths[0]}\nB: {paths[1]}")
+    for name, path, result in zip("AB", paths, results, strict=True):
+        print(f"{name}: {path}" + (f", {result.weights}" if result.weights else ""))
     print(f"{comparison.samples} samples, {attack.get('norm')} eps {attack.get('eps')}, {attack.get('attack')}\n")
     _print(comparison)
     if options.json:

@@ -218,6 +218,7 @@ def _configuration(draft: "PafCLI", statistics: "Statistics | None", spec: "Data
     from lightning_paf.interop import Statistics
 
     config = yaml.safe_load(draft.parser.dump(draft.config, skip_none=False))
+    config.pop("ckpt_path", None)  # commands name their own
     if statistics is not None and statistics.same_as(Statistics(spec.mean, spec.std)):
         config["model"]["normalize"] = True
     elif statistics is not None:

@@ -41,9 +41,12 @@ def main(argv: list[str]) -> int:
     if options.out and len(evaluations) > 1:
         names = ", ".join(evaluation.stem for evaluation in evaluations)
         raise ValueError(f"--out is one file, but there are {len(evaluations)} evaluations: {names}. Name one of them.")
-    checkpoint = options.ckpt or _last_checkpoint(options.inputs)
-    run = _load(checkpoint, options, rest) if checkpoint else None
+    runs: dict[Path | None, Run | None] = {None: None}
     for evaluation in evaluations:
+        checkpoint = options.ckpt or _own_checkpoint(evaluation, options.inputs)
+        if checkpoint not in runs:
+            runs[checkpoint] = _load(checkpoint, options, rest)
+        run = runs[checkpoint]
         path = options.out or evaluation.folder / f"{evaluation.stem}.html"
         _write(path, evaluation, run, options.curve)
         result = evaluation.result
@@ -60,7 +63,7 @@ def _parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
         "--ckpt",
         "--ckpt_path",
         type=Path,
-        help="for images and activations (default: checkpoints/last.ckpt of the run, if it is there)",
+        help="for images and activations (default: in checkpoints/ of the run, the one that was tested, or last.ckpt)",
     )
     parser.add_argument("--config", "-c", type=Path, help="default: config.yaml of the checkpoint's run")
     parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, ...")
@@ -135,6 +138,17 @@ def _check_pair(path: Path, result: "EvaluationResult", receipt: "Receipt | None
             f"{path} and its receipt hold different verdicts. Pass one of them after moving it away from the other, "
             "or test again."
         )
+
+
+def _own_checkpoint(evaluation: Evaluation, inputs: list[Path]) -> Path | None:
+    """The checkpoint that was tested, as far as the result names it; none of untrained weights."""
+    weights = evaluation.result.weights
+    if weights is None:
+        return _last_checkpoint(inputs)
+    if weights.untrained:
+        return None
+    named = evaluation.folder.resolve().parent / "checkpoints" / weights.file
+    return named if named.is_file() else _last_checkpoint(inputs)
 
 
 def _last_checkpoint(inputs: list[Path]) -> Path | None:
@@ -271,8 +285,9 @@ def _origin(evaluation: Evaluation, run: "Run | None") -> Any:
     from lightning_paf.evaluation.report import Origin
 
     receipt = evaluation.receipt
-    checkpoint = str(run.checkpoint) if run is not None else "CHECKPOINT"
-    facts = {"Checkpoint": checkpoint, "Dataset": run.datamodule.spec.name} if run is not None else {}
+    checkpoint, weights = str(run.checkpoint) if run is not None else "CHECKPOINT", evaluation.result.weights
+    facts = {"Checkpoint": str(weights or checkpoint)} if weights is not None or run is not None else {}
+    facts |= {"Dataset": run.datamodule.spec.name} if run is not None else {}
     if receipt is None:
         return Origin(facts)
     path = evaluation.folder / (evaluation.stem + RECEIPT)

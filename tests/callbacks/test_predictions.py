@@ -58,13 +58,30 @@ def test_every_sample_once_in_the_order_of_the_dataset(tmp_path, loader, return_
     check(np.load(tmp_path / "run" / "predictions.npz"), range(SAMPLES))
 
 
-def test_a_second_run_replaces_the_file_and_leaves_nothing_beside_it(tmp_path):
-    (tmp_path / "predictions.npz").write_bytes(b"old")
+def test_the_same_predictions_again_replace_the_file_and_leave_nothing_beside_it(tmp_path):
     predict = trainer(tmp_path)
     for _ in range(2):
         predict.predict(Echo(), DataLoader(dataset(), 4))
     check(np.load(tmp_path / "predictions.npz"), range(SAMPLES))
     assert [path.name for path in tmp_path.iterdir()] == ["predictions.npz"]
+
+
+@pytest.mark.parametrize("old", [b"", b"old", b"PK\x03\x04old"])
+def test_a_file_of_unknown_origin_is_kept(old, tmp_path):
+    (tmp_path / "predictions.npz").write_bytes(old)
+    trainer(tmp_path).predict(Echo(), DataLoader(dataset(), 4))
+    assert (tmp_path / "predictions.npz").read_bytes() == old
+    (new,) = tmp_path.glob("predictions-????????.npz")
+    check(np.load(new), range(SAMPLES))
+
+
+def test_predictions_of_other_images_with_the_same_labels_are_kept(tmp_path):
+    """As of a corrupted copy of a dataset."""
+    numbers, labels = dataset().tensors
+    for x in (numbers, numbers + 6):
+        trainer(tmp_path).predict(Echo(), DataLoader(TensorDataset(x, labels), 4))
+    check(np.load(tmp_path / "predictions.npz"), range(SAMPLES))
+    assert len(list(tmp_path.glob("predictions-????????.npz"))) == 1
 
 
 def test_part_of_the_batches(tmp_path):

@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader, Subset, TensorDataset
 from lightning_paf.attacks import PGD, Attack
 from lightning_paf.callbacks.robust_eval import RobustEval
 from lightning_paf.evaluation import EvaluationResult, Verdict
+from lightning_paf.evaluation.fingerprint import weights_fingerprint
 from lightning_paf.evaluation.receipt import read_receipt
 from lightning_paf.evaluation.sequential import StopRule
 
@@ -248,3 +249,42 @@ def test_a_stop_rule_judges_a_random_part(tmp_path):
     assert json.loads((tmp_path / f"pgd_linf_{EPS}.json").read_text())["anytime"]["low"] == result.anytime.low
     assert result.ids.tolist() != sorted(result.ids.tolist()) or result.ids.tolist() != list(range(6))
     assert result.verdicts.tolist() == EXPECTED[result.ids].tolist()
+
+
+class Learner(Module):
+    """Weights that every step changes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.model.scale = torch.nn.Parameter(torch.ones(1))
+
+    def training_step(self, batch, batch_idx):
+        return self.model.scale.sum()
+
+
+def test_weights_in_memory_are_known_by_their_fingerprint(tmp_path):
+    module, fit = Learner(), trainer(tmp_path, RobustEval(pgd()), max_epochs=1)
+    fit.test(module, data(), verbose=False)
+    fit.fit(module, data())
+    fit.test(module, data(), verbose=False)
+    found = {p.name: EvaluationResult.load(p) for p in tmp_path.glob("*.json")}
+    before = found.pop(f"pgd_linf_{EPS}.json")
+    (after,) = found.values()
+    assert (before.weights.file, before.weights.global_step) == ("weights in memory", 0)
+    assert (after.weights.file, after.weights.global_step) == ("weights in memory", 3)
+    assert before.fingerprints["model"] != after.fingerprints["model"] == weights_fingerprint(module.model)
+
+
+def test_another_test_that_ends_meanwhile_keeps_its_result(tmp_path, monkeypatch):
+    """As of two checkpoints that are tested at the same time."""
+    other = tmp_path / f"pgd_linf_{EPS}.json"
+    perturb = PGD.perturb
+
+    def slow(*args):
+        other.write_text('{"identity": "other"}')
+        return perturb(*args)
+
+    monkeypatch.setattr(PGD, "perturb", slow)
+    judged(tmp_path)
+    assert other.read_text() == '{"identity": "other"}'
+    assert len(list(tmp_path.glob(f"pgd_linf_{EPS}-????????.*"))) == 3

@@ -1,0 +1,216 @@
+"""The checkpoint that `test`, `validate` and `predict` evaluate, resolved before anything is built."""
+
+import argparse
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lightning_paf.checkpoints import check_checkpoint, newest_checkpoint
+from lightning_paf.evaluation.weights_origin import WeightsOrigin
+from lightning_paf.run_folder import NEWEST, WORDS_FOR_CHECKPOINTS
+
+UNTRAINED_HELP = "evaluate the starting weights on purpose, without a checkpoint; results say `untrained`"
+_CONFIG = "config.yaml"
+_HEADER = "# lightning"
+"""Beginning of every configuration that `fit` or `import-weights` has saved."""
+
+
+def arrange(words: Sequence[str]) -> list[str]:
+    """Put configuration files before options, so that typed options win whatever the order.
+
+    A saved configuration decides neither the checkpoint nor, in an evaluation, the run folder: the run is the folder
+    in which it lies. Without a typed configuration, an evaluation reads the one of the run.
+
+    Args:
+        words: A command and its options.
+
+    Returns:
+        The same command with all configurations first.
+
+    Raises:
+        ValueError: No checkpoint is named, or it is damaged, or its run has no configuration.
+    """
+    command, (typed, rest) = words[0], _split(words)
+    if {"-h", "--help"} & set(rest):
+        return list(words)
+    evaluates = command != "fit"
+    placed = [word for config in typed.config for word in ("--config", config, *_undecided(config, evaluates))]
+    found = _config_of_run(command, typed, "--untrained" in rest) if evaluates and not typed.config else None
+    if found is not None:
+        print(f"Configuration of the checkpoint: {found}", file=sys.stderr)  # noqa: T201
+        placed = ["--config", str(found), "--ckpt_path=null", f"--run={found.parent}"]
+    named = [f"--{name}={value}" for name, value in (("ckpt_path", typed.ckpt_path), ("run", typed.run)) if value]
+    return [command, *placed, *rest, *named]
+
+
+def evaluated_checkpoint(command: str, checkpoint: str | None, run: Path | None, untrained: bool) -> str | None:
+    """Find the checkpoint file that a command evaluates.
+
+    Args:
+        command: `test`, `validate` or `predict`.
+        checkpoint: A file, one of the words `last`, `auto` and `best`, or nothing.
+        run: Folder in which the words are resolved.
+        untrained: Whether the starting weights are meant.
+
+    Returns:
+        The file; None for the starting weights.
+
+    Raises:
+        ValueError: There is no such checkpoint, or it holds starting weights; both or neither are asked for.
+    """
+    if untrained and checkpoint is not None:
+        raise ValueError(
+            f"--untrained evaluates the starting weights and takes no checkpoint, got --ckpt_path {checkpoint}. "
+            "Pass one of the two."
+        )
+    if untrained:
+        return None
+    if checkpoint is None:
+        raise _no_checkpoint(command)
+    if checkpoint in WORDS_FOR_CHECKPOINTS:
+        found = _resolve(checkpoint, run)
+        print(f"Checkpoint: {found}, {WeightsOrigin.of_checkpoint(found)}", file=sys.stderr)  # noqa: T201
+        checkpoint = str(found)
+    check_checkpoint(checkpoint)
+    check_trained(Path(checkpoint))
+    return checkpoint
+
+
+def check_trained(checkpoint: Path) -> None:
+    """Refuse a checkpoint that a training wrote before its first step.
+
+    Raises:
+        ValueError: It is one.
+    """
+    content = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
+    if content.get("optimizer_states") and content.get("global_step") == 0:
+        raise ValueError(
+            f"A checkpoint must hold trained weights to be evaluated, got {checkpoint} of step 0. Pass a later one, or "
+            "--untrained instead to `test`, `validate` or `predict`."
+        )
+
+
+def evaluated_weights(checkpoint: str | None, model: Mapping[str, Any]) -> WeightsOrigin:
+    """Origin of the weights that a command evaluates.
+
+    Args:
+        checkpoint: The file; None for the starting weights.
+        model: Configuration of the module, as plain values.
+    """
+    if checkpoint is not None:
+        return WeightsOrigin.of_checkpoint(Path(checkpoint))
+    init, net = model.get("init"), model.get("net") or {}
+    if init is not None and Path(init).is_file():
+        return WeightsOrigin.of_starting_weights(f"weights of --model.init {Path(init).name}")
+    arguments = {**(net.get("init_args") or {}), **(net.get("dict_kwargs") or {})}
+    return WeightsOrigin.of_starting_weights("pretrained weights" if arguments.get("pretrained") else "random weights")
+
+
+def run_of(checkpoint: Path) -> Path:
+    """Folder of the run that a checkpoint lies in: the nearest one above it with a saved configuration."""
+    usual = checkpoint.parent.parent
+    if (usual / _CONFIG).is_file():
+        return usual
+    above = [checkpoint.parent, *usual.absolute().parents]
+    return next((folder for folder in above if _is_saved(folder / _CONFIG)), usual)
+
+
+def _split(words: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
+    """Configurations, checkpoint and run folder that were typed, and all other words in their order."""
+    parser = argparse.ArgumentParser(f"lightning-paf {words[0]}", usage=f"lightning-paf {words[0]}", add_help=False)
+    parser.add_argument("-c", "--config", action="append", default=[])
+    parser.add_argument("--ckpt_path")
+    parser.add_argument("--run")
+    return parser.parse_known_args(words[1:])
+
+
+def _config_of_run(command: str, typed: argparse.Namespace, untrained: bool) -> Path | None:
+    """Configuration of the run that the checkpoint lies in, or that `--run` names; None where there is none."""
+    checkpoint, run = (None if value == "null" else value for value in (typed.ckpt_path, typed.run))
+    if checkpoint is None and not untrained:
+        raise _no_checkpoint(command)
+    if checkpoint is None or checkpoint in WORDS_FOR_CHECKPOINTS:
+        if checkpoint is not None and run is None:
+            raise _no_run(checkpoint)
+        folder = None if run is None else Path(run)
+    else:
+        check_checkpoint(checkpoint)  # first: the configuration of a newer version may have options that are unknown
+        folder = run_of(Path(checkpoint))
+    return folder / _CONFIG if folder is not None and (folder / _CONFIG).is_file() else None
+
+
+def _undecided(config: str, evaluates: bool) -> list[str]:
+    """Options that overrule what a saved configuration must not decide."""
+    if not _is_saved(Path(config)):
+        return []
+    return ["--ckpt_path=null", *([f"--run={Path(config).parent}"] if evaluates else [])]
+
+
+def _is_saved(config: Path) -> bool:
+    """Whether `fit` or `import-weights` has written a file, and not the user."""
+    if config.name != _CONFIG or not config.is_file():
+        return False
+    with config.open(errors="replace") as stream:
+        return stream.readline().startswith(_HEADER)
+
+
+def _resolve(word: str, run: Path | None) -> Path:
+    """Find the checkpoint of a run that a word means."""
+    if word not in (*NEWEST, "best"):
+        raise ValueError(f"--ckpt_path must be a file, last, auto or best, got {word}. Pass RUN/checkpoints/FILE.ckpt.")
+    if run is None:
+        raise _no_run(word)
+    files = sorted(path for path in run.rglob("*.ckpt") if not _in_a_run_below(path, run))
+    newest = newest_checkpoint({path.parent for path in files})
+    if newest is None and len(files) == 1:
+        newest = files[0]  # weights alone, as of an import
+        check_checkpoint(str(newest))
+    found = newest if newest is None or word in NEWEST else _best(newest, files)
+    if found is None:
+        wanted = (
+            "a checkpoint" if newest is None else "the checkpoint that a monitored ModelCheckpoint recorded as best"
+        )
+        raise ValueError(
+            f"--ckpt_path {word} names {wanted} in {run}, but there is none. Pass --ckpt_path FILE, or another --run."
+        )
+    return found
+
+
+def _in_a_run_below(path: Path, run: Path) -> bool:
+    """Whether a file belongs to another run, in a folder below."""
+    return any((folder / _CONFIG).is_file() for folder in path.parents if folder != run and folder.is_relative_to(run))
+
+
+def _best(newest: Path, files: Sequence[Path]) -> Path | None:
+    """The best checkpoint as the newest one has recorded it, among the files that are in the run now."""
+    callbacks = torch.load(newest, map_location="cpu", weights_only=True, mmap=True).get("callbacks", {})
+    tails = [
+        _below(Path(state["best_model_path"]), Path(state.get("dirpath") or ""))
+        for state in callbacks.values()
+        if isinstance(state, Mapping) and state.get("best_model_path") and state.get("monitor") not in (None, "step")
+    ]
+    found = {path for path in files for tail in tails if path.parts[-len(tail.parts) :] == tail.parts}
+    if len(found) > 1:
+        names = ", ".join(map(str, sorted(found)))
+        raise ValueError(f"--ckpt_path best must mean one checkpoint, got {names}. Pass one of the files.")
+    return next(iter(found), None)
+
+
+def _below(path: Path, folder: Path) -> Path:
+    return path.relative_to(folder) if path.is_relative_to(folder) else Path(path.name)
+
+
+def _no_checkpoint(command: str) -> ValueError:
+    return ValueError(
+        f"{command} needs a checkpoint, got none. Pass --ckpt_path FILE, or --ckpt_path last or best with --run RUN; "
+        "or --untrained to evaluate the starting weights on purpose."
+    )
+
+
+def _no_run(word: str) -> ValueError:
+    return ValueError(
+        f"--ckpt_path {word} is resolved in a run folder, got none. Pass --run RUN, -c RUN/config.yaml or a file."
+    )
