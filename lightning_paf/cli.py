@@ -1,5 +1,6 @@
 """The training commands: LightningCLI with named slots for callbacks, part files, and errors that help."""
 
+import argparse
 import contextlib
 import difflib
 import inspect
@@ -38,11 +39,13 @@ from lightning_paf.checkpoints import AtomicCheckpointIO, check_checkpoint
 from lightning_paf.data import Augment, Mixing, RobustDataModule
 from lightning_paf.distributed import SharedStatistics, follow_torchrun
 from lightning_paf.extra_loggers import check_installed
+from lightning_paf.loading import TRUST, TRUST_HELP
 from lightning_paf.module import RobustModule
 from lightning_paf.nn.activations import Activation
 from lightning_paf.objectives import Objective
 from lightning_paf.run_folder import WORDS_FOR_CHECKPOINTS, RunFolder, check_writable, enter_run_folder
 from lightning_paf.run_logs import loggers
+from lightning_paf.saved_config import config_words
 from lightning_paf.schedules import Schedule
 from lightning_paf.specs import dataset_spec
 
@@ -94,6 +97,16 @@ class HelpfulParser(LightningArgumentParser):
         print(f"usage: {self.prog}", file=file)
 
 
+class _Typed(argparse.Action):
+    """An option that concerns how the command line is read, and is no part of the configuration."""
+
+    def __init__(self, option_strings: Sequence[str], dest: str, help: str) -> None:
+        super().__init__(option_strings, argparse.SUPPRESS, nargs=0, default=argparse.SUPPRESS, help=help)
+
+    def __call__(self, *words: object, **options: object) -> None:
+        """Do nothing: `config_words` has looked at the words."""
+
+
 class PafCLI(LightningCLI):
     """LightningCLI with named callback slots and a run folder.
 
@@ -112,6 +125,7 @@ class PafCLI(LightningCLI):
             default=None,
             help="Run folder: config, metrics (CSV and TensorBoard), checkpoints. Null: lightning_logs/version_N.",
         )
+        parser.add_argument(TRUST, action=_Typed, help=TRUST_HELP)
         parser.link_arguments("data.dataset", "model.dataset")
         parser.link_arguments("data.num_classes", "model.num_classes")
         for net in ("model.net", "model.net.init_args.net"):  # also of a network inside another one
@@ -230,7 +244,7 @@ def _with_saved_config(words: list[str]) -> list[str]:
         return words
     print(f"Configuration of the checkpoint: {config}", file=sys.stderr)  # noqa: T201
     # The run may have been moved since its configuration was written.
-    return [words[0], "--config", str(config), "--run", str(config.parent), *words[1:]]
+    return [words[0], *config_words(config, words), "--run", str(config.parent), *words[1:]]
 
 
 def _check_monitor(trainer: Trainer) -> None:
