@@ -7,7 +7,7 @@ import re
 import sys
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import yaml
 from lightning.fabric.plugins import CheckpointIO, ClusterEnvironment
@@ -49,11 +49,11 @@ _NAMEABLE = (
 """Bases of the classes that the parser finds by their bare names."""
 _LOADING = re.compile(r"pretrained_cfg\w*|checkpoint_path|settings")
 """Arguments that make timm read any file, and W&B start any program."""
-_REMOTE = re.compile(r"^(hf[-_]hub|local-dir):|://[^/]", re.IGNORECASE)
+_REMOTE = re.compile(r"(hf[-_]hub|local-dir):|(?!(sqlite|file):///).*(://|::)", re.IGNORECASE)
 """Names with which a library would load from, or report to, a place that the configuration chooses."""
 _LOADERS = {yaml.SafeLoader, getattr(yaml, "CSafeLoader", yaml.SafeLoader)}
-_MOST_BYTES, _MOST_LEVELS = 1_000_000, 50
-"""Limits of a configuration; ours have 10,000 bytes and 15 levels."""
+_MOST_BYTES, _MOST_LEVELS, _MOST_STRINGS = 1_000_000, 50, 3
+"""Limits of a configuration; ours have 10,000 bytes, 15 levels, and texts such as `{step}`."""
 
 
 def config_words(config: Path, options: Sequence[str]) -> list[str]:
@@ -72,89 +72,90 @@ def config_words(config: Path, options: Sequence[str]) -> list[str]:
     if TRUST in options:
         return ["--config", str(config)]
     if config.stat().st_size > _MOST_BYTES:
-        _refuse(str(config), f"have at most {_MOST_BYTES} bytes", config.stat().st_size)
+        raise _refusal(str(config), f"have at most {_MOST_BYTES} bytes", config.stat().st_size)
     try:
-        text = config.read_text()
-        _check_events(str(config), [*yaml.parse(text, Loader=yaml.SafeLoader)])
-        values = yaml.safe_load(text)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        _refuse(str(config), "be plain YAML without tags", str(error))
+        values = _read(str(config), config.read_text(), yaml.SafeLoader)
+    except UnicodeDecodeError as error:
+        raise _refusal(str(config), "be text", error) from error
     if not isinstance(values, dict):
-        _refuse(str(config), "be a mapping", values)
+        raise _refusal(str(config), "be a mapping", values)
     known = _known_classes()
     for key, value in _leaves(values, ""):
         _check(key, value, known)
     return ["--config", yaml.safe_dump(values, sort_keys=False)]
 
 
-def _check_events(name: str, events: Sequence[yaml.Event]) -> None:
-    """Refuse text that would become much larger than it is: by anchors and merges, or levels without end."""
+def _read(name: str, text: str, loader: Any) -> Any:
+    """Plain values of a text that is no larger than it looks: without anchors, merges, and levels without end."""
     level = 0
-    for event in events:
-        level += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
-        if level > _MOST_LEVELS:
-            _refuse(name, f"have at most {_MOST_LEVELS} levels", "more")
-        if getattr(event, "anchor", None) or getattr(event, "value", None) == "<<":
-            _refuse(name, "be plain YAML without anchors and merges", f"one in line {event.start_mark.line + 1}")
+    try:
+        for event in yaml.parse(text, Loader=loader):
+            level += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+            if level > _MOST_LEVELS or getattr(event, "anchor", None) or getattr(event, "value", None) == "<<":
+                break
+        else:
+            return yaml.load(text, Loader=loader)
+    except (yaml.YAMLError, ValueError) as error:  # a number or a date may be none
+        raise _refusal(name, "be plain YAML without tags", error) from error
+    raise _refusal(name, f"have no anchors, no merges and at most {_MOST_LEVELS} levels", event)
 
 
-def _leaves(value: Any, key: str) -> Iterator[tuple[str, Any]]:
+def _leaves(value: Any, key: str, strings: int = 0) -> Iterator[tuple[str, Any]]:
     """Dotted keys and values that are no collections; also of collections in strings, which the parser would read."""
     if isinstance(value, dict):
         for name, inner in value.items():
-            yield from _leaves(inner, f"{key}.{name}" if key else str(name))
+            yield from _leaves(inner, f"{key}.{name}" if key else str(name), strings)
     elif isinstance(value, list):
         for inner in value:
-            yield from _leaves(inner, key)
+            yield from _leaves(inner, key, strings)
     else:
         yield key, value
-        if isinstance(value, str):
-            for inner in _collections(value, key):
-                yield from _leaves(inner, key)
+        for inner in _collections(value, key) if isinstance(value, str) else ():
+            if strings == _MOST_STRINGS:
+                raise _refusal(_option(key), f"have at most {_MOST_STRINGS} levels of YAML in strings", "more")
+            yield from _leaves(inner, key, strings + 1)
 
 
 def _collections(text: str, key: str) -> Iterator[Any]:
     """Mappings and lists that a string holds as YAML, for either of the loaders that the parser may have."""
     for loader in _LOADERS:
         try:
-            events = [*yaml.parse(text, Loader=loader)]
+            holds_some = any(isinstance(event, yaml.CollectionStartEvent) for event in yaml.parse(text, Loader=loader))
         except yaml.YAMLError:  # the parser will take it as text, too
             continue
-        if any(isinstance(event, yaml.CollectionStartEvent) for event in events):
-            _check_events(_option(key), events)
-            try:
-                yield yaml.load(text, Loader=loader)  # a safe loader
-            except yaml.YAMLError:
-                _refuse(_option(key), "be plain YAML without tags", text)
+        if holds_some:
+            yield _read(_option(key), text, loader)
 
 
 def _check(key: str, value: Any, known: Mapping[str, Collection[type]]) -> None:
     """Refuse a value with which the parser or a class would run code of somebody else."""
     option, parts = _option(key), key.split(".")
     if value is not None and not isinstance(value, str | int | float):
-        _refuse(option, "be a number, a text, true, false or null", value)
+        raise _refusal(option, "be a number, a text, true, false or null", value)
     if value is not None and any(_LOADING.fullmatch(part) for part in parts):
-        _refuse(option, "be null", value)
-    if parts[-1] == "weights_only" and value is False:
-        _refuse(option, "be true or null", value)
+        raise _refusal(option, "be null", value)
+    if parts[-1] == "weights_only" and value not in (None, True):
+        raise _refusal(option, "be true or null", value)
     if "dict_kwargs" in parts and parts[0] != "model":
-        _refuse(option, "be left out", value)
+        raise _refusal(option, "be left out", value)
     if not isinstance(value, str):
         return
     is_class = parts[-1] == "class_path" or value in known or _is_import(value)
     if is_class and not _is_allowed(value, known):
-        _refuse(option, "be a class of lightning_paf, timm or torchvision", value)
-    if _REMOTE.search(re.sub(r"[\x00-\x20]", "", value)):  # timm takes such characters out
-        _refuse(option, "be no URL", value)
+        raise _refusal(option, "be a class of lightning_paf, timm or torchvision", value)
+    if _REMOTE.match(re.sub(r"[\x00-\x20]", "", value)):  # timm takes such characters out
+        raise _refusal(option, "be no URL", value)
     if not is_class and _is_text_file(value):
-        _refuse(option, "be no file of text, which may be a configuration", value)
+        raise _refusal(option, "be no file of text, which may be a configuration", value)
 
 
-def _refuse(name: str, must: str, got: Any) -> NoReturn:
-    shown = " ".join(str(got).split())
-    shown = "".join(letter if letter.isprintable() else "?" for letter in shown[:200])
-    raise ValueError(
-        f"{name} must {must} in a configuration that was found beside a checkpoint, got {shown}. "
+def _refusal(name: str, must: str, got: Any) -> ValueError:
+    name, got = (
+        "".join(letter if letter.isprintable() else "?" for letter in " ".join(str(text).split())[:200])
+        for text in (name, got)
+    )
+    return ValueError(
+        f"{name} must {must} in a configuration that was found beside a checkpoint, got {got}. "
         f"Pass {TRUST} to accept it, or -c FILE."
     )
 
