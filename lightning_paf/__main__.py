@@ -1,13 +1,20 @@
 """`lightning-paf` and `python -m lightning_paf`: training commands go to LightningCLI, the others to `tools/`."""
 
+import os
+import sys
+
+# `python -m` would import from the working folder first, where anybody's files may lie; the console script does not.
+# Where the package itself comes from the working folder, as in a checkout, everything there is trusted.
+_HERE = os.path.realpath(f"{__file__}/../..")
+if __name__ == "__main__" and not sys.flags.safe_path and os.path.realpath(sys.path[0]) != _HERE:
+    del sys.path[0]
+
 import ast
 import contextlib
 import difflib
 import importlib
-import os
 import pkgutil
 import signal
-import sys
 import traceback
 from collections.abc import Iterator
 from pathlib import Path

@@ -1,5 +1,6 @@
 """The training commands: LightningCLI with named slots for callbacks, part files, and errors that help."""
 
+import argparse
 import contextlib
 import difflib
 import inspect
@@ -40,6 +41,7 @@ from lightning_paf.distributed import SharedStatistics, follow_torchrun
 from lightning_paf.evaluated_checkpoint import UNTRAINED_HELP, arrange, evaluated_checkpoint, evaluated_weights
 from lightning_paf.evaluation.weights_origin import WeightsOrigin
 from lightning_paf.extra_loggers import check_installed
+from lightning_paf.loading import TRUST, TRUST_HELP
 from lightning_paf.module import RobustModule
 from lightning_paf.nn.activations import Activation
 from lightning_paf.objectives import Objective
@@ -96,6 +98,16 @@ class HelpfulParser(LightningArgumentParser):
         print(f"usage: {self.prog}", file=file)
 
 
+class _Typed(argparse.Action):
+    """An option that concerns how the command line is read, and is no part of the configuration."""
+
+    def __init__(self, option_strings: Sequence[str], dest: str, help: str) -> None:
+        super().__init__(option_strings, argparse.SUPPRESS, nargs=0, default=argparse.SUPPRESS, help=help)
+
+    def __call__(self, *words: object, **options: object) -> None:
+        """Do nothing: `config_words` has looked at the words."""
+
+
 class PafCLI(LightningCLI):
     """LightningCLI with named callback slots and a run folder.
 
@@ -117,6 +129,7 @@ class PafCLI(LightningCLI):
             default=None,
             help="Run folder: config, metrics (CSV and TensorBoard), checkpoints. Null: lightning_logs/version_N.",
         )
+        parser.add_argument(TRUST, action=_Typed, help=TRUST_HELP)
         parser.link_arguments("data.dataset", "model.dataset")
         parser.link_arguments("data.num_classes", "model.num_classes")
         for net in ("model.net", "model.net.init_args.net"):  # also of a network inside another one

@@ -11,6 +11,7 @@ import torch
 from lightning_paf.checkpoints import check_checkpoint, newest_checkpoint
 from lightning_paf.evaluation.weights_origin import WeightsOrigin
 from lightning_paf.run_folder import NEWEST, WORDS_FOR_CHECKPOINTS
+from lightning_paf.saved_config import config_words
 
 UNTRAINED_HELP = "evaluate the starting weights on purpose, without a checkpoint; results say `untrained`"
 _CONFIG = "config.yaml"
@@ -41,7 +42,7 @@ def arrange(words: Sequence[str]) -> list[str]:
     found = _config_of_run(command, typed, "--untrained" in rest) if evaluates and not typed.config else None
     if found is not None:
         print(f"Configuration of the checkpoint: {found}", file=sys.stderr)  # noqa: T201
-        placed = ["--config", str(found), "--ckpt_path=null", f"--run={found.parent}"]
+        placed = [*config_words(found, words), "--ckpt_path=null", f"--run={found.parent}"]
     named = [f"--{name}={value}" for name, value in (("ckpt_path", typed.ckpt_path), ("run", typed.run)) if value]
     return [command, *placed, *rest, *named]
 

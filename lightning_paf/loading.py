@@ -17,6 +17,9 @@ if TYPE_CHECKING:  # the `--help` of a command that loads a run is to be fast
     from lightning_paf.module import RobustModule
     from lightning_paf.nn.classifier import Classifier
 
+TRUST = "--trust-config"
+TRUST_HELP = "Build any class that a config.yaml found next to a checkpoint names; it may run any code (SECURITY.md)."
+
 
 @dataclass(frozen=True)
 class Run:
@@ -75,6 +78,12 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     """How the model of a run is built, and where it works."""
     parser.add_argument("--config", "-c", type=Path, help="default: config.yaml of the checkpoint's run")
     parser.add_argument("--device", help="cpu, cuda, cuda:1, ...; default: cuda where there is one")
+    describe_fit_options(parser)
+
+
+def describe_fit_options(parser: argparse.ArgumentParser) -> None:
+    """Name the options that are left for `load_run`, `--trust-config` among them, in the help of a command."""
+    parser.add_argument_group("options of fit", f"--data.root DIR and others. {TRUST}: {TRUST_HELP}")
 
 
 def load_run(
@@ -86,26 +95,30 @@ def load_run(
         checkpoint: File that `fit` or `import-weights` wrote.
         config: Its configuration; by default `config.yaml` of the run that the checkpoint lies in.
         device: Where to put the model; by default on a GPU, where there is one.
-        options: Further options of `fit`, such as `--data.root DIR`; they win over the configuration.
+        options: Further options of `fit`, such as `--data.root DIR`; they win over the configuration. Without
+            `config`, `--trust-config` among them accepts a configuration that names any class.
 
     Raises:
-        ValueError: A file is missing, damaged, or does not fit the configuration.
+        ValueError: A file is missing, damaged, or does not fit the configuration, or the configuration names a class
+            that is not trusted.
     """
     import torch
 
     from lightning_paf.checkpoints import check_checkpoint
     from lightning_paf.cli import train
     from lightning_paf.evaluated_checkpoint import check_trained, run_of
+    from lightning_paf.saved_config import config_words
 
     check_checkpoint(str(checkpoint))
     check_trained(checkpoint)
+    typed = ["--config", str(config)] if config else None
     config = config or run_of(checkpoint) / "config.yaml"
     if not config.is_file():
         raise ValueError(
             f"A checkpoint is read with its configuration, but there is no {config}. Pass --config RUN/config.yaml."
         )
     quiet = ["--model.init", "null", "--run", "null", "--trainer.logger", "false", "--trainer.precision", "32-true"]
-    cli = train(["--config", str(config), *quiet, *options], run=False)
+    cli = train([*(typed or config_words(config, options)), *quiet, *options], run=False)
     weights = torch.load(checkpoint, map_location="cpu", weights_only=True)["state_dict"]
     try:
         cli.model.load_state_dict(weights)

@@ -78,6 +78,7 @@ def write_inputs(folder: Path) -> str:
 
 DDP = ["--trainer.devices", "2", "--trainer.strategy", "ddp"]
 FOUR = ["--trainer.devices", "4", "--trainer.strategy", "ddp"]
+TRUSTED = ["--trust-config"]  # the configurations name callbacks of the tests
 ONE = ["--trainer.devices", "1", "--trainer.strategy", "auto"]
 AUTOATTACK = yaml.safe_dump(
     of_class(
@@ -123,8 +124,8 @@ def run_everything(folder: Path) -> None:
     well = [
         fit("together", *DDP),
         fit("resumed", *after("alone", "checkpoints/epoch=0.ckpt"), *DDP),
-        ["test", "--ckpt_path", trained, "--autoattack", AUTOATTACK],
-        ["predict", "--ckpt_path", trained],
+        ["test", *TRUSTED, "--ckpt_path", trained, "--autoattack", AUTOATTACK],
+        ["predict", *TRUSTED, "--ckpt_path", trained],
         fit("averaged", *DDP, *BATCH_NORM, *AVERAGING, *SAVER),
         *(
             fit(f"after_{saved}", *DDP, *BATCH_NORM, *AVERAGING, *after("averaged", f"saved/{saved}.ckpt"))
@@ -138,7 +139,7 @@ def run_everything(folder: Path) -> None:
     slow = ["--val_attack.attack", "ddp_worker.SlowOnTheLastRank", "--trainer.callbacks+=ddp_worker.Impatient"]
     well += [
         fit("patient", *DDP, *slow, "--trainer.max_epochs", "1"),
-        ["test", *after("patient", "checkpoints/epoch=0.ckpt"), "--val_attack.batch_size", "6"],
+        ["test", *TRUSTED, *after("patient", "checkpoints/epoch=0.ckpt"), "--val_attack.batch_size", "6"],
     ]
     ill = [
         (fit("indivisible", *DDP, "--data.batch_size", "15"), 1),
@@ -150,15 +151,27 @@ def run_everything(folder: Path) -> None:
     four = [
         fit("together4", *FOUR),
         fit("trades4", *FOUR, *BATCH_NORM, "--model.objective", "TRADES"),
-        ["test", "--ckpt_path", trained, "--run", str(folder / "judge4"), *FOUR],
-        ["predict", "--ckpt_path", trained, "--run", str(folder / "judge4"), *FOUR],
+        ["test", *TRUSTED, "--ckpt_path", trained, "--run", str(folder / "judge4"), *FOUR],
+        ["predict", *TRUSTED, "--ckpt_path", trained, "--run", str(folder / "judge4"), *FOUR],
     ]
     Ranks(4, folder / "logs4", run_all, [(job, 0) for job in four], folder / "saved4").succeed()
     for name in ("seen_rank0.pt", "seen_rank1.pt"):
         (folder / "signalled" / name).unlink(missing_ok=True)
     train(fit("signalled", *ONE, "--ckpt_path", "auto"))
-    train(["test", "--ckpt_path", trained, "--autoattack", AUTOATTACK, "--run", str(folder / "judge"), *ONE])
-    train(["predict", "--ckpt_path", trained, "--run", str(folder / "judge"), *ONE])
+    train(
+        [
+            "test",
+            "--trust-config",
+            "--ckpt_path",
+            trained,
+            "--autoattack",
+            AUTOATTACK,
+            "--run",
+            str(folder / "judge"),
+            *ONE,
+        ]
+    )
+    train(["predict", *TRUSTED, "--ckpt_path", trained, "--run", str(folder / "judge"), *ONE])
 
 
 @pytest.fixture(scope="module")

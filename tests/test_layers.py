@@ -21,6 +21,7 @@ LEVELS = {
         "loading",
         "run_folder",
         "run_logs",
+        "saved_config",
         "same_training",
         "shared_folder",
         "extra_loggers",

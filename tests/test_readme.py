@@ -2,6 +2,7 @@
 
 import re
 import shlex
+from contextlib import redirect_stdout
 
 import pytest
 import torch
@@ -33,9 +34,9 @@ def test_training_commands_are_accepted(command, monkeypatch, capsys):
 def saved_run(folder, monkeypatch) -> None:
     """A run folder as the README's first command leaves it: with a configuration, and a checkpoint without weights."""
     monkeypatch.chdir(ROOT)
-    config = (CONFIGS / "paper" / "resnet18_linf.yaml").read_text().replace("../", f"{CONFIGS}/")
     (folder / "checkpoints").mkdir(parents=True)
-    (folder / "config.yaml").write_text(config)
+    with (folder / "config.yaml").open("w") as config, redirect_stdout(config), pytest.raises(SystemExit, match="0"):
+        main(["fit", "-c", "configs/paper/resnet18_linf.yaml", "--print_config"])
     for name in ("best", "last", "imported"):
         content = {"state_dict": {}, "pytorch-lightning_version": "2.6.0"}
         torch.save(content, folder / "checkpoints" / f"{name}.ckpt")

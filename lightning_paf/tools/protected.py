@@ -91,11 +91,12 @@ def _rows(run: "Run", label: int, options: argparse.Namespace) -> "dict[str, Pro
 
 
 def _parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
+    from lightning_paf.loading import add_model_arguments
+
     parser = argparse.ArgumentParser("lightning-paf protected", description=__doc__)
     parser.add_argument("--ckpt", type=Path, nargs="+", required=True, help="e.g. RUN/checkpoints/last.ckpt; several")
     parser.add_argument("--protected", type=int, nargs="+", required=True, help="class of each of them")
-    parser.add_argument("--config", "-c", type=Path, help="default: config.yaml of the checkpoint's run")
-    parser.add_argument("--device", help="cpu, cuda, cuda:1, ...; default: cuda where there is one")
+    add_model_arguments(parser)
     parser.add_argument("--eps", type=float, help="default: that of the training")
     parser.add_argument("--examples", type=int, help="how many test images (default: all)")
     parser.add_argument("--autoattack", action="store_true", help="by AutoAttack, too")

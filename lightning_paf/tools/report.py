@@ -55,6 +55,8 @@ def main(argv: list[str]) -> int:
 
 
 def _parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
+    from lightning_paf.loading import describe_fit_options
+
     parser = argparse.ArgumentParser("lightning-paf report", description=__doc__, allow_abbrev=False)
     parser.add_argument(
         "inputs", nargs="+", type=Path, metavar="RUN|RESULT.json|RECEIPT", help="run folder, or files that `test` wrote"
@@ -73,6 +75,7 @@ def _parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
         type=Path,
         help="JSON or PNG of `lightning-paf curve` (default: curve/curve_NORM.json of the run, if it is there)",
     )
+    describe_fit_options(parser)
     return parser.parse_known_args(argv)
 
 

@@ -63,7 +63,7 @@ def run(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def loaded(run):
-    return load_run(checkpoint(run))
+    return load_run(checkpoint(run), options=["--trust-config"])
 
 
 def checkpoint(run):
@@ -71,7 +71,7 @@ def checkpoint(run):
 
 
 def exported(run, out, *options):
-    words = ["--ckpt", checkpoint(run), "--out", out, "--examples", 22, "--queries", 20, *options]
+    words = ["--trust-config", "--ckpt", checkpoint(run), "--out", out, "--examples", 22, "--queries", 20, *options]
     return export.main([str(word) for word in words])
 
 
@@ -94,7 +94,7 @@ def test_import_export_import_gives_identical_tensors(run, tmp_path, file, loade
     words = [tmp_path / "out" / file, "--net", f"{__name__}.PairNet", "--activation", "PSSiLU", "--dataset", "npz"]
     words += ["--data.num_classes", 3, "--out", tmp_path / "again"]
     import_weights.main([str(word) for word in words])
-    again = load_run(checkpoint(tmp_path / "again")).model
+    again = load_run(checkpoint(tmp_path / "again"), options=["--trust-config"]).model
     before = dict(loaded.model.state_dict())
     if file.endswith(".pt"):  # which cannot say how images are normalised
         before = {key.replace("net.net.", "net."): value for key, value in before.items()}
