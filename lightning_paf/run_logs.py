@@ -57,8 +57,9 @@ class RunMetrics(_SaysWhy, CSVLogger):
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
-        """Add a row."""
-        super().log_metrics({**metrics, **({"checkpoint": self.checkpoint} if self.checkpoint else {})}, step)
+        """Add a row, with the checkpoint of an evaluation."""
+        origin: dict[str, Any] = {"checkpoint": self.checkpoint} if self.checkpoint else {}
+        super().log_metrics({**metrics, **origin}, step)
 
 
 class RunEvents(_SaysWhy, TensorBoardLogger):

@@ -41,10 +41,10 @@ def main(argv: list[str]) -> int:
     if options.out and len(evaluations) > 1:
         names = ", ".join(evaluation.stem for evaluation in evaluations)
         raise ValueError(f"--out is one file, but there are {len(evaluations)} evaluations: {names}. Name one of them.")
-    runs: dict[Path | None, Run | None] = {None: None}
+    runs: dict[Path | None, Run | None] = {None: None}  # each checkpoint is loaded once
     for evaluation in evaluations:
         checkpoint = options.ckpt or _own_checkpoint(evaluation, options.inputs)
-        if checkpoint not in runs:
+        if checkpoint is not None and checkpoint not in runs:
             runs[checkpoint] = _load(checkpoint, options, rest)
         run = runs[checkpoint]
         path = options.out or evaluation.folder / f"{evaluation.stem}.html"
