@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from cli_runs import status, write_experiment
 
-from lightning_paf.data import convert
+from lightning_paf.data.synthetic import convert
 
 
 @pytest.fixture

@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from lightning_paf.data.npy import NpyFile
+from lightning_paf.data.readers.npy import NpyFile
 
 MANIFEST_FILE = "manifest.json"
 FORMAT, VERSION = "lightning-paf pool", 1

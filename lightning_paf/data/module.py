@@ -11,15 +11,15 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from lightning_paf.data.augment import Augment, standard_augment
-from lightning_paf.data.convert import convert_all, converted_folder, find_sources
 from lightning_paf.data.datasets import EvalDataset, MixedDataset, RawBatch, as_fetched
 from lightning_paf.data.loader import ResumableLoader
 from lightning_paf.data.manifest import is_pool
 from lightning_paf.data.mixing import Mixing, distributions
-from lightning_paf.data.pool import SyntheticPool
 from lightning_paf.data.samplers import MixedSampler, ShardSampler, batches_per_epoch, even_batch_size, real_per_batch
 from lightning_paf.data.shard_check import check_shards
 from lightning_paf.data.sources import ImageSet, RealData, hold_out, read_dataset
+from lightning_paf.data.synthetic.convert import convert_all, converted_folder, find_sources
+from lightning_paf.data.synthetic.pool import SyntheticPool
 from lightning_paf.functional.augment import select_images
 from lightning_paf.schedules import Schedule
 from lightning_paf.specs import DatasetName, dataset_spec

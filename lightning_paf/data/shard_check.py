@@ -11,7 +11,7 @@ import numpy as np
 from rich.progress import Progress
 
 from lightning_paf.data.manifest import MANIFEST_FILE, ListedFile, Manifest, Shard, read_manifest
-from lightning_paf.data.npy import NpyFile, read_header
+from lightning_paf.data.readers.npy import NpyFile, read_header
 
 SAMPLED_BLOCKS, BLOCK_BYTES = 16, 4096
 READ_BYTES = 2**20

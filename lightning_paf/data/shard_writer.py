@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lightning_paf.data.archives import open_archive
 from lightning_paf.data.checks import check_images, check_label_header, check_labels
-from lightning_paf.data.columns import Archive, Column
-from lightning_paf.data.folders import open_folder
 from lightning_paf.data.manifest import LABEL_TYPE, Manifest, Shard, write_manifest
-from lightning_paf.data.npy import NpyFile, inspect_npy, write_npy, writing
+from lightning_paf.data.readers.archives import open_archive
+from lightning_paf.data.readers.columns import Archive, Column
+from lightning_paf.data.readers.folder import open_folder
+from lightning_paf.data.readers.npy import NpyFile, inspect_npy, write_npy, writing
 from lightning_paf.data.shard_check import class_counts, list_file
 
 MOST_CLASSES = 2**15  # the manifest counts the images of each

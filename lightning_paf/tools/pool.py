@@ -61,10 +61,10 @@ def _write(options: argparse.Namespace) -> int:
     from rich.console import Console
     from rich.progress import Progress
 
-    from lightning_paf.data.convert import find_sources
     from lightning_paf.data.manifest import is_pool
     from lightning_paf.data.shard_check import check_shards
     from lightning_paf.data.shard_writer import write_pool
+    from lightning_paf.data.synthetic.convert import find_sources
 
     sources = find_sources(options.sources)
     for source in filter(is_pool, sources):
@@ -124,8 +124,8 @@ def _print(folder: Path, manifest: "Manifest") -> None:
     import numpy as np
     from rich.filesize import decimal
 
-    from lightning_paf.data.folders import PoolFolder
     from lightning_paf.data.manifest import MANIFEST_FILE
+    from lightning_paf.data.readers.folder import PoolFolder
 
     counts = PoolFolder(folder).counts
     print(

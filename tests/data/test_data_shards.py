@@ -10,16 +10,17 @@ from data_files import arrays, write_folder, write_npz, write_shards, write_spar
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lightning_paf.data import MixedSampler, SyntheticPool, npy, shard_check
-from lightning_paf.data import pool as pool_module
-from lightning_paf.data.convert import converted_folder, find_sources
+from lightning_paf.data import MixedSampler, SyntheticPool, shard_check
 from lightning_paf.data.datasets import MixedDataset
 from lightning_paf.data.manifest import read_manifest
-from lightning_paf.data.npy import MappedRows, SingleRows
-from lightning_paf.data.pool import choose_reader
+from lightning_paf.data.readers import npy
+from lightning_paf.data.readers.npy import MappedRows, SingleRows
 from lightning_paf.data.shard_check import check_shards, find_damage
 from lightning_paf.data.shard_writer import write_pool
 from lightning_paf.data.sources import ImageSet
+from lightning_paf.data.synthetic import pool as pool_module
+from lightning_paf.data.synthetic.convert import converted_folder, find_sources
+from lightning_paf.data.synthetic.pool import choose_reader
 
 LIKE = (0, 4, 4, 3)
 

@@ -8,8 +8,9 @@ from data_files import arrays, write_folder, write_sparse_folder
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lightning_paf.data import MixedSampler, SyntheticPool, folders
+from lightning_paf.data import MixedSampler, SyntheticPool
 from lightning_paf.data.datasets import MixedDataset
+from lightning_paf.data.readers import folder as folders
 from lightning_paf.data.sources import ImageSet
 
 LIKE = (0, 4, 4, 3)

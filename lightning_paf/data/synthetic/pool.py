@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lightning_paf.data.checks import check_classes
-from lightning_paf.data.folders import open_folder
-from lightning_paf.data.npy import MappedRows, RowReader, SingleRows
+from lightning_paf.data.readers.folder import open_folder
+from lightning_paf.data.readers.npy import MappedRows, RowReader, SingleRows
 from lightning_paf.data.sources import ImageSet
 
 MAPPED_SHARDS = 50  # two files each, of the 256 (macOS) or 1,024 (most of Linux) that a process may have open

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from data_files import arrays, write_npz
 
-from lightning_paf.data import convert as convert_module
-from lightning_paf.data import npy
-from lightning_paf.data.convert import convert, converted_folder, find_sources, is_converted
+from lightning_paf.data.readers import npy
+from lightning_paf.data.synthetic import convert as convert_module
+from lightning_paf.data.synthetic.convert import convert, converted_folder, find_sources, is_converted
 
 LIKE = (0, 4, 4, 3)
 

@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lightning_paf.data.columns import Archive, Column
-from lightning_paf.data.npy import read_header, read_rows
+from lightning_paf.data.readers.columns import Archive, Column
+from lightning_paf.data.readers.npy import read_header, read_rows
 
 NPZ_KEYS = (("image", "label"), ("X", "Y"))
 PICKLE_KEYS = ("data", "extrapolated_targets")
@@ -123,7 +123,7 @@ class _ArrayUnpickler(pickle.Unpickler):
 
 
 def _open_parquet(path: Path) -> AbstractContextManager[Archive]:
-    from lightning_paf.data.parquet import open_parquet
+    from lightning_paf.data.readers.parquet import open_parquet
 
     return open_parquet(path)
 

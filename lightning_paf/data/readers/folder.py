@@ -9,9 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lightning_paf.data.checks import check_images, check_label_header, check_label_range, check_labels, check_same_size
-from lightning_paf.data.convert import IMAGE_FILE, LABEL_FILE, is_converted
 from lightning_paf.data.manifest import MANIFEST_FILE, is_pool, read_manifest
-from lightning_paf.data.npy import NpyFile, inspect_npy
+from lightning_paf.data.readers.npy import NpyFile, inspect_npy
+from lightning_paf.data.synthetic.convert import IMAGE_FILE, LABEL_FILE, is_converted
 
 COUNTED_AT_ONCE = 2**20  # labels; np.bincount copies them
 

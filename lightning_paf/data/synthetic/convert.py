@@ -12,11 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.progress import Progress
 
-from lightning_paf.data.archives import OPENERS, open_archive
 from lightning_paf.data.checks import check_images, check_label_header, check_labels, check_same_size
-from lightning_paf.data.columns import Column
 from lightning_paf.data.manifest import MANIFEST_FILE, is_pool
-from lightning_paf.data.npy import write_npy, writing
+from lightning_paf.data.readers.archives import OPENERS, open_archive
+from lightning_paf.data.readers.columns import Column
+from lightning_paf.data.readers.npy import write_npy, writing
 
 IMAGE_FILE, LABEL_FILE = "image.npy", "label.npy"
 QUIET_BYTES = 64 * 2**20  # about a second: no bar below this

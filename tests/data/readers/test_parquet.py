@@ -5,8 +5,8 @@ import pytest
 from data_files import arrays
 from PIL import Image
 
-from lightning_paf.data.archives import open_archive
-from lightning_paf.data.convert import convert, convert_all, converted_folder, find_sources
+from lightning_paf.data.readers.archives import open_archive
+from lightning_paf.data.synthetic.convert import convert, convert_all, converted_folder, find_sources
 
 pa = pytest.importorskip("pyarrow")
 pq = pytest.importorskip("pyarrow.parquet")
