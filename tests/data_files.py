@@ -7,9 +7,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lightning_paf.data.manifest import ListedFile, Manifest, Shard, write_manifest
-from lightning_paf.data.shard_check import list_file, sampled_hash
-
 
 def arrays(n=12, num_classes=3, size=4, channels=3, seed=0):
     rng = np.random.default_rng(seed)
@@ -45,12 +42,28 @@ def write_folder(folder: Path, image, label) -> Path:
     return folder
 
 
-def write_sparse_folder(folder: Path, n: int) -> Path:
-    """A converted folder of `n` black CIFAR-sized images of class 0, which take no room on disk."""
+def write_pairs(folder: Path, image, label, sizes) -> Path:
+    """A folder of several pairs of arrays: how many images there are behind each name."""
+    folder.mkdir()
+    splits = np.cumsum(list(sizes.values()))[:-1]
+    for name, *arrays in zip(sizes, np.split(image, splits), np.split(label, splits), strict=True):
+        for kind, array in zip(("image", "label"), arrays, strict=True):
+            np.save(folder / f"{name}{kind}.npy", array)
+    return folder
+
+
+def write_sparse_folder(folder: Path, n: int, files: int = 1) -> Path:
+    """CIFAR-sized images of class 0 in pairs of arrays, which take little room on disk.
+
+    They are black, but the first byte of a file's first one is its number.
+    """
     folder.mkdir()
     skip_without_sparse_files(folder)
-    for name, dtype, shape in (("image", np.uint8, (n, 32, 32, 3)), ("label", np.int64, (n,))):
-        np.lib.format.open_memmap(folder / f"{name}.npy", "w+", dtype, shape)
+    for file in range(files):
+        for name, dtype, shape in (("image", np.uint8, (n // files, 32, 32, 3)), ("label", np.int64, (n // files,))):
+            array = np.lib.format.open_memmap(folder / f"{file:04}.{name}.npy", "w+", dtype, shape)
+            if name == "image":
+                array.flat[:1] = file % 256
     return folder
 
 
@@ -61,45 +74,3 @@ def skip_without_sparse_files(folder: Path) -> None:
     if probe.stat().st_blocks * 512 > 2**20:
         pytest.skip(f"{folder}: this file system has no sparse files")
     probe.unlink()
-
-
-def write_shards(folder: Path, image, label, sizes) -> Path:
-    """A pool folder whose shards have these numbers of images."""
-    folder.mkdir(parents=True)
-    shards, first = [], 0
-    for number, size in enumerate(sizes):
-        rows, paths = slice(first, first + size), [folder / f"{number}.{kind}.npy" for kind in ("image", "label")]
-        np.save(paths[0], image[rows])
-        np.save(paths[1], label[rows].astype("<i8"))
-        shards.append(Shard(size, *map(list_file, paths), tuple(np.bincount(label[rows]).tolist())))
-        first += size
-    write_manifest(folder, Manifest(image.shape[1:], shards))
-    return folder
-
-
-def write_sparse_shards(folder: Path, shards: int, size: int) -> Path:
-    """A pool folder of CIFAR-sized images that takes little room on disk; hashes of whole files are left out.
-
-    Images are black, but the first bytes of a shard's first one tell its number; that one is of class 1, others of 0.
-    """
-    folder.mkdir()
-    skip_without_sparse_files(folder)
-    label = (1).to_bytes(8, "little")
-    listed = []
-    for shard in range(shards):
-        image = write_sparse(folder / f"{shard}.image.npy", (size, 32, 32, 3), np.uint8, shard.to_bytes(8, "little"))
-        listed.append(
-            Shard(size, image, write_sparse(folder / f"{shard}.label.npy", (size,), "<i8", label), (size - 1, 1))
-        )
-    write_manifest(folder, Manifest((32, 32, 3), listed))
-    return folder
-
-
-def write_sparse(path: Path, shape, dtype, begin: bytes) -> ListedFile:
-    dtype = np.dtype(dtype)
-    with path.open("w+b") as file:
-        np.lib.format.write_array_header_1_0(file, {"descr": dtype.str, "fortran_order": False, "shape": shape})
-        size = file.tell() + int(np.prod(shape)) * dtype.itemsize
-        file.write(begin)
-        file.truncate(size)
-        return ListedFile(path.name, size, "", sampled_hash(file, size))

@@ -1,27 +1,26 @@
-"""Turn published archives into `image.npy` + `label.npy`, once: plain arrays can be memory-mapped, archives cannot."""
+"""Turn published files into `image.npy` + `label.npy`, once: plain arrays can be memory-mapped, archives cannot."""
 
+import fcntl
+import glob
 import hashlib
-import re
+import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
 from rich.progress import Progress
 
 from lightning_paf.data.checks import check_images, check_label_header, check_labels, check_same_size
-from lightning_paf.data.manifest import MANIFEST_FILE, is_pool
-from lightning_paf.data.readers.archives import OPENERS, open_archive
+from lightning_paf.data.readers.archives import open_archive
 from lightning_paf.data.readers.columns import Column
-from lightning_paf.data.readers.npy import write_npy, writing
+from lightning_paf.data.readers.folder import IMAGE_FILE, LABEL_FILE
 
-IMAGE_FILE, LABEL_FILE = "image.npy", "label.npy"
 QUIET_BYTES = 64 * 2**20  # about a second: no bar below this
-NO_ROOM = "cannot write the converted arrays here ({reason}). Pass --data.cache_dir FOLDER with room for them."
-HELD_OUT = re.compile(r"(test|validation|valid|val|dev)(?![a-z])")
 
 
 def is_converted(folder: Path) -> bool:
@@ -29,41 +28,10 @@ def is_converted(folder: Path) -> bool:
     return (folder / IMAGE_FILE).is_file() and (folder / LABEL_FILE).is_file()
 
 
-def find_sources(paths: Sequence[Path]) -> list[Path]:
-    """List the archives, and the folders that need no conversion, that `paths` stand for.
-
-    Args:
-        paths: Archives, converted folders, pools with a manifest, or folders of archives (such as the six parts of
-            cifar5m).
-
-    Raises:
-        ValueError: A folder holds none of them, or test images beside others.
-    """
-    sources: list[Path] = []
-    for path in paths:
-        sources += _archives_in(path) if path.is_dir() and not (is_converted(path) or is_pool(path)) else [path]
-    return sources
-
-
-def _archives_in(folder: Path) -> list[Path]:
-    inside = sorted(file for file in folder.iterdir() if file.is_file() and file.suffix in OPENERS)
-    if not inside:
-        raise ValueError(
-            f"{folder}: this folder holds no {', '.join(OPENERS)} file and no {MANIFEST_FILE}. Check --data.synthetic."
-        )
-    held_out = [file for file in inside if HELD_OUT.match(file.stem)]
-    if held_out and len(held_out) < len(inside):
-        raise ValueError(
-            f"{folder}: all files of a folder are trained on, but {held_out[0].name} is held out by its name. "
-            "Put the training files into a folder of their own."
-        )
-    return inside
-
-
 def converted_folder(source: Path, cache_dir: Path | None) -> Path:
-    """Name the folder of a source's converted arrays: beside it, or in `cache_dir`.
+    """Name the folder of a source's converted arrays: next to it, or in `cache_dir`.
 
-    Size and modification time are part of the name, so that a changed source is converted anew. Nothing ever removes
+    Size and modification time are part of the name, so that a changed source is converted again. Nothing ever removes
     the folder of an older version, because a running job may have it mapped.
     """
     if source.is_dir():
@@ -86,12 +54,12 @@ def convert_all(conversions: Sequence[tuple[Path, Path]], like: Sequence[int], n
     Raises:
         ValueError: See `convert`.
     """
-    waiting = [(source, folder) for source, folder in conversions if source != folder and not is_converted(folder)]
-    quiet = sum(source.stat().st_size for source, _ in waiting) < QUIET_BYTES
+    archives = [(source, folder) for source, folder in conversions if source != folder]
+    quiet = sum(source.stat().st_size for source, folder in archives if not is_converted(folder)) < QUIET_BYTES
     with Progress(disable=quiet) as progress:
-        task = progress.add_task("", total=len(waiting))
-        for source, folder in waiting:
-            progress.update(task, description=f"Converting {source.name}")
+        task = progress.add_task("", total=len(archives))
+        for done, (source, folder) in enumerate(archives):
+            progress.update(task, description=f"Converting {source.name}", completed=done)
             convert(source, folder, like, num_classes, lambda share: progress.advance(task, share))
 
 
@@ -104,53 +72,121 @@ def convert(
 ) -> None:
     """Write the arrays of `source` into `folder`, unless it exists.
 
-    Memory stays constant (a pickle excepted). The arrays are written to a temporary folder which is then renamed: a
-    crash leaves nothing half-written, and of several processes that convert at once the first to finish wins.
+    Memory stays constant (a pickle excepted). One process converts, and others wait for it, on all machines that share
+    the folder. The arrays are written to a temporary folder which is then renamed: a process that is killed leaves
+    nothing half-written, and the next one removes the temporary folder.
 
     Args:
         source: An archive.
         folder: As `converted_folder` names it.
         like: Shape (…, H, W, C) that the images must have.
         num_classes: Labels must be 0 .. num_classes - 1.
-        advance: Told the share of the images that have been written since the last call.
+        advance: Called with the fraction of the images that have been written since the last call.
 
     Raises:
         ValueError: The archive is damaged or does not hold such images and labels, or the folder cannot be written.
     """
+    lock = folder.with_name(f".{folder.name}.lock")
     if is_converted(folder):
+        with suppress(OSError):
+            lock.unlink()  # of a process that was killed after the renaming
         return
-    with open_archive(source) as archive:
-        check_images(archive.image.shape, archive.image.dtype, like[-1], str(source))
-        check_same_size(archive.image.shape, like, str(source))
-        check_label_header(archive.label.shape, archive.label.dtype, archive.image.shape[0], str(source))
-        temporary = _temporary_folder(folder)
-        try:
+    with _only_process(lock):
+        if is_converted(folder):
+            return
+        for leftover in folder.parent.glob(f".{glob.escape(source.name)}.{'?' * 12}.{'?' * 8}"):
+            shutil.rmtree(leftover, ignore_errors=True)
+        with open_archive(source) as archive, _temporary_folder(folder) as temporary:
+            check_images(archive.image.shape, archive.image.dtype, like[-1], str(source))
+            check_same_size(archive.image.shape, like, str(source))
+            check_label_header(archive.label.shape, archive.label.dtype, archive.image.shape[0], str(source))
             label, image = temporary / LABEL_FILE, temporary / IMAGE_FILE
-            write_npy(label, archive.label.shape, np.dtype(np.int64), archive.label.chunks(), NO_ROOM)
+            write_npy(label, archive.label.shape, np.dtype(np.int64), archive.label.chunks())
             check_labels(np.load(label, mmap_mode="r"), num_classes, str(source))
-            write_npy(image, archive.image.shape, np.dtype(np.uint8), _reported(archive.image, advance), NO_ROOM)
+            write_npy(image, archive.image.shape, np.dtype(np.uint8), _reported(archive.image, advance))
             _move_into_place(temporary, folder)
+
+
+@contextmanager
+def _only_process(lock: Path) -> Iterator[None]:
+    """Hold a lock, which the system releases when the process ends, however that happens."""
+    with _acquire(lock):
+        try:
+            yield
         finally:
-            shutil.rmtree(temporary, ignore_errors=True)
+            lock.unlink(missing_ok=True)
 
 
-def _temporary_folder(folder: Path) -> Path:
-    with writing(folder.parent, NO_ROOM):
-        folder.parent.mkdir(parents=True, exist_ok=True)
+def _acquire(lock: Path) -> IO[bytes]:
+    while True:
+        with _writing(lock.parent):
+            lock.parent.mkdir(parents=True, exist_ok=True)
+            file = lock.open("ab")
+            fcntl.flock(file, fcntl.LOCK_EX)
+        with suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(file.fileno()), lock.stat()):
+                return file
+        file.close()  # its last holder has removed the file, so that others lock a new one
+
+
+@contextmanager
+def _temporary_folder(folder: Path) -> Iterator[Path]:
+    with _writing(folder.parent):
         temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
-    temporary.chmod(0o755)  # mkdtemp hides it from everyone else, who may want to share the arrays
-    return temporary
+    try:
+        temporary.chmod(0o755)  # mkdtemp hides it from everyone else, who may want to share the arrays
+        yield temporary
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _move_into_place(temporary: Path, folder: Path) -> None:
-    try:
-        temporary.rename(folder)
-    except OSError:
-        if not is_converted(folder):  # otherwise another process was faster, with the same content
-            raise
+    with _writing(folder.parent):
+        try:
+            temporary.rename(folder)
+        except OSError:
+            if not is_converted(folder):  # otherwise another machine was faster, and this one did not see it
+                raise
 
 
 def _reported(column: Column, advance: Callable[[float], None]) -> Iterator[NDArray[Any]]:
     for chunk in column.chunks():
         yield chunk
         advance(len(chunk) / column.shape[0])
+
+
+def write_npy(path: Path, shape: tuple[int, ...], dtype: np.dtype, chunks: Iterable[NDArray[Any]]) -> None:
+    """Write an array in pieces, and force it to the disk: a rename that survives a power cut must not outlive the data.
+
+    Args:
+        path: File to write.
+        shape: Shape of the whole array.
+        dtype: Element type in the file.
+        chunks: The array in consecutive pieces along the first axis, of any integer type.
+
+    Raises:
+        ValueError: It cannot.
+    """
+    header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
+    with _writing(path.parent), path.open("wb") as file:
+        np.lib.format.write_array_header_1_0(file, header)
+    with path.open("ab", buffering=0) as file:  # a buffer would try again as it is closed, and hide the first error
+        for chunk in chunks:
+            content = np.ascontiguousarray(chunk, dtype).data.cast("B")
+            with _writing(path.parent):
+                while content:
+                    content = content[file.write(content) :]
+        with _writing(path.parent):
+            os.fsync(file.fileno())
+
+
+@contextmanager
+def _writing(folder: Path) -> Iterator[None]:
+    """Name the folder that cannot be written, and the option that chooses another one."""
+    try:
+        yield
+    except OSError as error:
+        raise ValueError(
+            f"{folder}: cannot write the converted arrays here ({error.strerror}). "
+            "Pass --data.cache_dir FOLDER with room for them, on a file system with locks."
+        ) from error

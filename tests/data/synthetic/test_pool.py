@@ -1,44 +1,54 @@
+import os
 import pickle
 import tracemalloc
-from itertools import islice
+from pathlib import Path
 
 import numpy as np
 import pytest
-from data_files import arrays, write_folder, write_sparse_folder
+from data_files import arrays, write_folder, write_pairs, write_sparse_folder
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lightning_paf.data import MixedSampler, SyntheticPool
 from lightning_paf.data.datasets import MixedDataset
-from lightning_paf.data.readers import folder as folders
+from lightning_paf.data.readers import npy
 from lightning_paf.data.sources import ImageSet
 
 LIKE = (0, 4, 4, 3)
-SIZES = (5, 1, 9)
 
 
-@pytest.fixture(scope="module")
-def parts(tmp_path_factory):
-    root = tmp_path_factory.mktemp("pool")
-    return [write_folder(root / f"part{i}", *arrays(n=n, seed=i)) for i, n in enumerate(SIZES)]
+@settings(max_examples=40, deadline=None)
+@given(
+    sizes=st.lists(st.integers(1, 6), min_size=2, max_size=6),
+    mapped=st.integers(1, 12),
+    gaps=st.integers(0, 5),
+    data=st.data(),
+)
+def test_files_are_numbered_as_one_array(tmp_path_factory, sizes, mapped, gaps, data):
+    """Whatever the division among files and folders, and however few files stay mapped."""
+    root, (image, label) = tmp_path_factory.mktemp("pool"), arrays(n=sum(sizes))
+    last = sizes.pop()
+    pairs = write_pairs(root / "pairs", image[:-last], label[:-last], {f"{i}.": n for i, n in enumerate(sizes)})
+    pool = SyntheticPool([pairs, write_folder(root / "single", image[-last:], label[-last:])])
+    assert len(pool) == len(label)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(npy, "MAPPED_FILES", mapped)
+        for _ in range(3):
+            index = data.draw(st.lists(st.integers(0, len(pool) - 1), max_size=12))
+            places = np.asarray(data.draw(st.permutations(range(len(index) + gaps)))[: len(index)], np.int64)
+            batch = fetch(pool, index, places, len(index) + gaps)
+            np.testing.assert_array_equal(batch.images[places], image[index])
+            np.testing.assert_array_equal(batch.labels[places], label[index])
+            left = np.setdiff1d(np.arange(len(batch)), places)
+            assert (batch.images[left] == 7).all()
+            assert (batch.labels[left] == -1).all()
+            pool = pickle.loads(pickle.dumps(pool)) if data.draw(st.booleans()) else pool
 
 
-EXPECTED = [arrays(n=n, seed=i) for i, n in enumerate(SIZES)]
-EXPECTED_IMAGE, EXPECTED_LABEL = (np.concatenate(column) for column in zip(*EXPECTED, strict=True))
-
-
-@settings(max_examples=30, deadline=None)
-@given(index=st.lists(st.integers(0, 14), max_size=20), gaps=st.integers(0, 5), data=st.data())
-def test_any_numbers_are_fetched_to_any_places(parts, index, gaps, data):
-    size = len(index) + gaps
-    places = np.asarray(data.draw(st.permutations(range(size)))[: len(index)], np.int64)
-    batch = ImageSet(np.full((size, 4, 4, 3), 7, np.uint8), np.full(size, -1))
-    SyntheticPool(parts).fetch(np.asarray(index, np.int64), batch, places)
-    np.testing.assert_array_equal(batch.images[places], EXPECTED_IMAGE[index])
-    np.testing.assert_array_equal(batch.labels[places], EXPECTED_LABEL[index])
-    left = np.setdiff1d(np.arange(size), places)
-    assert (batch.images[left] == 7).all()
-    assert (batch.labels[left] == -1).all()
+def fetch(pool, index, places=None, size=None):
+    batch = ImageSet(np.full((size or len(index), 4, 4, 3), 7, np.uint8), np.full(size or len(index), -1))
+    pool.fetch(np.asarray(index, np.int64), batch, np.arange(len(index)) if places is None else places)
+    return batch
 
 
 def test_no_image_is_pickled(tmp_path):
@@ -48,54 +58,88 @@ def test_no_image_is_pickled(tmp_path):
     assert len(pickle.loads(pickled)) == 3000
 
 
-def test_length_and_check(parts):
-    pool = SyntheticPool(parts)
-    assert len(pool) == 15
-    pool.check(LIKE, 3)
-
-
-def test_every_class_must_occur_somewhere(parts, tmp_path):
-    with pytest.raises(ValueError, match=r"all 5 classes must occur, but there is no image of 3, 4\."):
-        SyntheticPool(parts).check(LIKE, 5)
+def test_every_class_must_occur_somewhere(tmp_path):
     image, _ = arrays(n=4)
     first = write_folder(tmp_path / "first", image, np.array([0, 0, 1, 1]))
     second = write_folder(tmp_path / "second", image, np.array([1, 2, 2, 2]))
     SyntheticPool([first, second]).check(LIKE, 3)  # sets sorted by class come in such parts
+    with pytest.raises(ValueError, match=r"all 5 classes must occur, but there is no image of 3, 4\."):
+        SyntheticPool([first, second]).check(LIKE, 5)
 
 
 def test_labels_are_counted_piece_by_piece(tmp_path, monkeypatch):
-    monkeypatch.setattr(folders, "COUNTED_AT_ONCE", 5)
+    monkeypatch.setattr(npy, "CHUNK_BYTES", 40)
     image, _ = arrays(n=12)
-    folder = write_folder(tmp_path / "a", image, np.array([0] * 5 + [1] * 6 + [2]))
-    SyntheticPool([folder]).check(LIKE, 3)
-    with pytest.raises(ValueError, match=r"there is no image of 3\."):
-        SyntheticPool([folder]).check(LIKE, 4)
+    for number, kind in enumerate((np.int64, np.uint64, ">i4")):
+        label = np.repeat([0, 1, 2], [5, 6, 1]).astype(kind)
+        pool = SyntheticPool([write_folder(tmp_path / str(number), image, label)])
+        pool.check(LIKE, 3)
+        with pytest.raises(ValueError, match=r"there is no image of 3\."):
+            pool.check(LIKE, 4)
 
 
-def peak_memory(folder, n):
-    """Bytes that arrays and Python objects take at most: open and check a pool, then begin an epoch."""
-    write_sparse_folder(folder, n)
-    real = ImageSet(np.zeros((500, 32, 32, 3), np.uint8), np.zeros(500, np.int64))
+FILES, SIZE = 500, 100_000
+
+
+@pytest.fixture(scope="module")
+def huge(tmp_path_factory):
+    """50 million images, 154 GB, in 1,000 files."""
+    folder = write_sparse_folder(tmp_path_factory.mktemp("huge") / "pool", FILES * SIZE, FILES)
+    yield folder
+    for file in folder.iterdir():
+        file.unlink()
+
+
+def mixed(pool, ranks):
+    """The first two global batches, as so many ranks fetch them."""
+    real = ImageSet(np.zeros((50, 32, 32, 3), np.uint8), np.zeros(50, np.int64))
+    dataset = MixedDataset(real, pool)
+    shares = []
+    for rank in range(ranks):
+        sampler = MixedSampler(
+            dataset, batch_size=256, real_per_batch=[32], batches=2, num_replicas=ranks, rank=rank, seed=0
+        )
+        numbers = np.fromiter(sampler, np.int64).reshape(2, -1)
+        # the first image of each file instead of one in the middle: those in the middle are all alike
+        numbers = np.where(numbers < 50, numbers, 50 + (numbers - 50) // SIZE * SIZE)
+        shares.append([dataset.__getitems__(batch) for batch in numbers])
+    return [[np.concatenate(part) for part in zip(*batch, strict=True)] for batch in zip(*shares, strict=True)]
+
+
+@pytest.mark.parametrize("files", [1, FILES])
+def test_memory_does_not_grow_with_the_pool(huge, tmp_path, files):
+    folder = huge if files == FILES else write_sparse_folder(tmp_path / "one", FILES * SIZE)
     tracemalloc.start()
     try:
-        opened = SyntheticPool([folder])
-        opened.check(real.images.shape, 1)
-        dataset = MixedDataset(real, opened)
-        sampler = MixedSampler(
-            dataset, batch_size=32, real_per_batch=[10], batches=1000, num_replicas=1, rank=0, seed=0
-        )
-        numbers = iter(sampler)
-        for _ in range(2):
-            assert len(dataset.__getitems__(list(islice(numbers, 32))).labels) == 32
-        return tracemalloc.get_traced_memory()[1]
+        pool = SyntheticPool([folder])
+        pool.check((0, 32, 32, 3), 1)
+        mixed(pool, 1)
+        peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
+    assert len(pool) == FILES * SIZE
+    assert peak < 64 * 2**20, "the labels alone are 400 MB"
 
 
-def test_memory_does_not_grow_with_the_pool(tmp_path):
-    small = peak_memory(tmp_path / "small", 3_000_000)
-    large = peak_memory(tmp_path / "large", 50_000_000)  # 154 GB, of which the test reads the labels
-    assert large < small + 2**20
+def test_ranks_draw_the_same_batches_from_a_huge_pool(huge):
+    expected = mixed(SyntheticPool([huge]), 1)
+    for images, _, synthetic in expected:
+        assert len(np.unique(images[synthetic][:, 0, 0, 0])) > 100  # 224 draws from 500 files with 256 marks
+    for ranks in (2, 4):
+        for got, want in zip(mixed(pickle.loads(pickle.dumps(SyntheticPool([huge]))), ranks), expected, strict=True):
+            for part, other in zip(got, want, strict=True):
+                np.testing.assert_array_equal(part, other)
+
+
+def test_open_files_are_bounded(tmp_path):
+    handles = Path("/proc/self/fd")
+    if not handles.exists():
+        pytest.skip("this system does not list open files")
+    n = npy.MAPPED_FILES
+    pool = SyntheticPool([write_pairs(tmp_path / "a", *arrays(n=n), {f"{i}.": 1 for i in range(n)})])
+    before = len(list(handles.iterdir()))
+    fetch(pool, range(n))
+    assert len(list(handles.iterdir())) - before <= npy.MAPPED_FILES
 
 
 def test_arrays_that_were_written_by_hand_are_checked(tmp_path):
@@ -113,3 +157,30 @@ def test_arrays_that_were_written_by_hand_are_checked(tmp_path):
 def test_a_folder_without_arrays_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"not converted yet\. Call prepare_data\(\)"):
         SyntheticPool([tmp_path])
+
+
+DAMAGE = {
+    "cut off": (lambda path: os.truncate(path, path.stat().st_size - 1), "must have .* bytes, but has"),
+    "longer": (lambda path: path.write_bytes(path.read_bytes() + b"0"), "must have .* bytes, but has"),
+    "empty": (lambda path: os.truncate(path, 0), "damaged, or not a npy file"),
+    "a folder": (lambda path: (path.unlink(), path.mkdir()), "Is a directory"),
+    "in Fortran order": (lambda path: np.save(path, np.asfortranarray(arrays(5)[0])), "stored in Fortran order"),
+}
+
+
+@pytest.mark.parametrize("case", DAMAGE)
+def test_a_damaged_file_is_named(tmp_path, case):
+    damage, message = DAMAGE[case]
+    folder = write_pairs(tmp_path / "a", *arrays(), {"0.": 7, "1.": 5})
+    damage(folder / "1.image.npy")
+    with pytest.raises(ValueError, match=rf"1\.image\.npy: .*{message}"):
+        SyntheticPool([folder])
+
+
+def test_a_file_that_changes_after_the_check_is_named(tmp_path):
+    folder = write_pairs(tmp_path / "a", *arrays(n=9), {"0.": 4, "1.": 5})
+    pool = SyntheticPool([folder])
+    os.truncate(folder / "1.image.npy", 150)
+    fetch(pool, [0, 3])
+    with pytest.raises(ValueError, match=r"1\.image\.npy: has changed since it was checked: 368 bytes .* it has 150"):
+        fetch(pool, [7])
