@@ -11,7 +11,7 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
-CHUNK_BYTES = 16 * 2**20
+CHUNK_BYTES = 4 * 2**20
 MAPPED_FILES = 100  # of the 256 (macOS) or 1,024 (most of Linux) that a process may have open
 
 

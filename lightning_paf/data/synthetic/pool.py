@@ -56,7 +56,7 @@ class SyntheticPool:
             check_label_header(label.shape, label.dtype, image.shape[0], label.path)
             for labels in label.chunks():
                 check_labels(labels, num_classes, label.path)
-                counts += np.bincount(labels.astype(np.int64), minlength=num_classes)  # of uint64, it refuses
+                counts += np.bincount(labels.astype(np.int64, copy=False), minlength=num_classes)
         check_classes(counts, ", ".join(map(str, self.folders)))
 
     def fetch(self, index: NDArray[np.int64], batch: ImageSet, places: NDArray[np.int64]) -> None:

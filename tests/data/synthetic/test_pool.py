@@ -118,7 +118,7 @@ def test_memory_does_not_grow_with_the_pool(huge, tmp_path, files):
     finally:
         tracemalloc.stop()
     assert len(pool) == FILES * SIZE
-    assert peak < 64 * 2**20, "the labels alone are 400 MB"
+    assert peak < 24 * 2**20, "the labels alone are 400 MB"
 
 
 def test_ranks_draw_the_same_batches_from_a_huge_pool(huge):
