@@ -27,6 +27,10 @@ TRAINING = {
     "test": "clean and robust accuracy on the test set, e.g. test --ckpt_path runs/pssilu/checkpoints/last.ckpt",
     "predict": "write class probabilities of the test set",
 }
+RETIRED = {
+    "pool": "Pass the files, or their folder (also a written pool), as --data.synthetic FOLDER.",
+}
+"""Commands of earlier versions, and what replaces them."""
 _PACKAGE = Path(__file__).parent
 
 
@@ -60,6 +64,9 @@ def main(argv: list[str] | None = None) -> int:
             return status
     except (ValueError, TypeError, OSError) as error:
         return _report(error)
+    if command in RETIRED:
+        print(f"lightning-paf: there is no command {command!r} any more. {RETIRED[command]}", file=sys.stderr)  # noqa: T201
+        return 2
     known = [*TRAINING, *_tools()]
     near = difflib.get_close_matches(command, known, 1)
     hint = f" Did you mean {near[0]}?" if near else ""

@@ -78,6 +78,15 @@ def test_the_package_is_a_command_too():
     assert "unknown command 'tset'. Did you mean test? Known: fit, validate, test, predict, certify" in unknown.stderr
 
 
+@pytest.mark.parametrize("words", [("pool",), ("pool", "write", "a.npz", "--out", "b"), ("pool", "--help")])
+def test_a_retired_command_names_its_replacement(words, capsys):
+    assert status(*words) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("lightning-paf: there is no command 'pool' any more. ")
+    assert "--data.synthetic FOLDER" in said
+    assert said.count("\n") == 1
+
+
 @pytest.mark.parametrize("words", [(), ("-h",), ("--help",), ("help",)])
 def test_no_command_is_a_question_for_help(words, capsys):
     assert status(*words) == 0

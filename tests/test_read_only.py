@@ -8,25 +8,32 @@ import numpy as np
 import pytest
 from cli_runs import status, write_experiment
 
-from lightning_paf.data import convert
-
 
 @pytest.fixture
 def read_only(monkeypatch):
     """Folders that refuse to be written, also for a user who may do everything."""
     folders: list[Path] = []
-    access, mkdtemp = os.access, convert.tempfile.mkdtemp
+    access, open_file, mkdir = os.access, Path.open, os.mkdir
 
     def inside(path) -> bool:
         return any(Path(path).is_relative_to(folder) for folder in folders)
 
-    def refuse(*args, **kwargs):
-        if inside(kwargs["dir"]):
+    def refuse(path) -> None:
+        if inside(path):
             raise OSError(errno.EROFS, "Read-only file system")
-        return mkdtemp(*args, **kwargs)
+
+    def open_unless_inside(path, mode="r", *args, **kwargs):
+        if set(mode) & set("wax+"):
+            refuse(path)
+        return open_file(path, mode, *args, **kwargs)
+
+    def mkdir_unless_inside(path, *args, **kwargs):
+        refuse(path)
+        return mkdir(path, *args, **kwargs)
 
     monkeypatch.setattr(os, "access", lambda path, mode: not (mode & os.W_OK and inside(path)) and access(path, mode))
-    monkeypatch.setattr(convert.tempfile, "mkdtemp", refuse)
+    monkeypatch.setattr(Path, "open", open_unless_inside)
+    monkeypatch.setattr(os, "mkdir", mkdir_unless_inside)
     return folders.append
 
 

@@ -3,8 +3,8 @@
 from lightning_paf.data.augment import Augment, CropFlip
 from lightning_paf.data.mixing import CutMix, Mixing
 from lightning_paf.data.module import RobustDataModule
-from lightning_paf.data.pool import SyntheticPool
 from lightning_paf.data.samplers import MixedSampler, ShardSampler
+from lightning_paf.data.synthetic.pool import SyntheticPool
 
 __all__ = [
     "Augment",

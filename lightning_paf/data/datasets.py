@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from lightning_paf.data.pool import SyntheticPool
 from lightning_paf.data.sources import ImageSet
+from lightning_paf.data.synthetic.pool import SyntheticPool
 
 
 class RawBatch(NamedTuple):

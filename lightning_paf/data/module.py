@@ -11,15 +11,14 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from lightning_paf.data.augment import Augment, standard_augment
-from lightning_paf.data.convert import convert_all, converted_folder, find_sources
 from lightning_paf.data.datasets import EvalDataset, MixedDataset, RawBatch, as_fetched
 from lightning_paf.data.loader import ResumableLoader
-from lightning_paf.data.manifest import is_pool
 from lightning_paf.data.mixing import Mixing, distributions
-from lightning_paf.data.pool import SyntheticPool
+from lightning_paf.data.readers.folder import find_sources
 from lightning_paf.data.samplers import MixedSampler, ShardSampler, batches_per_epoch, even_batch_size, real_per_batch
-from lightning_paf.data.shard_check import check_shards
 from lightning_paf.data.sources import ImageSet, RealData, hold_out, read_dataset
+from lightning_paf.data.synthetic.convert import convert_all, converted_folder
+from lightning_paf.data.synthetic.pool import SyntheticPool
 from lightning_paf.functional.augment import select_images
 from lightning_paf.schedules import Schedule
 from lightning_paf.specs import DatasetName, dataset_spec
@@ -38,9 +37,9 @@ class RobustDataModule(LightningDataModule):
         root: Folder of the real images; CIFAR and SVHN are downloaded into it when it lacks them.
         num_classes: Only for `npz`.
         synthetic: Synthetic images: one or several `.npz` files (keys `image` + `label`, or `X` + `Y`), TI-500K's
-            pickle, parquet files with encoded images (columns `image` + `label`), or folders of such files, converted
-            once, beside the file, to arrays that can be memory-mapped; or pools of `lightning-paf pool write`, which
-            are used as they are.
+            pickle, parquet files with encoded images (columns `image` + `label`), or folders of such files. Each file
+            is converted once, next to it, to arrays that can be memory-mapped. A folder of npy arrays
+            (`NAME.image.npy` + `NAME.label.npy`) is used without conversion.
         cache_dir: Where to put the converted arrays instead, as when the file's own folder is read-only.
         real_fraction: Share of real images in a batch; 1 for no synthetic ones.
         real_schedule: Factor of `real_fraction` from epoch to epoch, such as `Switch`, with which real images come in
@@ -145,7 +144,7 @@ class RobustDataModule(LightningDataModule):
             )
 
     def prepare_data(self) -> None:
-        """Download what is missing, convert synthetic images and check the shards of pools; once on each node.
+        """Download what is missing and convert synthetic images; once on each node.
 
         Raises:
             ValueError: See the class.
@@ -156,8 +155,6 @@ class RobustDataModule(LightningDataModule):
             conversions = self._conversions()
         like = read_dataset(self.spec, self.root, download=True).train.images.shape
         convert_all(conversions, like, self.spec.num_classes)
-        for folder in (folder for _, folder in conversions if is_pool(folder)):
-            check_shards(folder)
 
     def setup(self, stage: str) -> None:
         """Read the images and divide them.

@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from lightning_paf.data.archives import open_archive
 from lightning_paf.data.checks import check_classes, check_images, check_label_header, check_labels, check_same_size
+from lightning_paf.data.readers.archives import open_archive
 from lightning_paf.specs import DatasetSpec
 
 DIGITS_TEST_SIZE = 360

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from data_files import arrays, write_npz
+from data_files import arrays, write_npz, write_pairs
 from lightning.pytorch.trainer.states import TrainerFn
 
 from lightning_paf.data import Augment, CropFlip, RobustDataModule
@@ -201,8 +201,13 @@ def test_few_training_images_for_quick_runs(root):
 def test_several_sources_are_chained(root, pool):
     write_npz(root / "more" / "a.npz", ("X", "Y"), seed=2)
     write_npz(root / "more" / "b.npz", seed=3)
-    data = ready(make(root, synthetic=[pool, root / "more"], real_fraction=0.5))
-    assert data._train_set.synthetic_size == 36
+    written = write_pairs(root / "arrays", *arrays(seed=4), {"shard-00000.": 7, "shard-00001.": 5})
+    data = ready(make(root, synthetic=[pool, root / "more", written], real_fraction=0.5))
+    batch = data._train_set.__getitems__(range(24, 72))
+    parts = [tuple(np.load(pool)[key] for key in ("image", "label")), *(arrays(seed=seed) for seed in (2, 3, 4))]
+    for got, expected in zip(batch[:2], zip(*parts, strict=True), strict=True):
+        np.testing.assert_array_equal(got, np.concatenate(expected))
+    assert len(list(written.iterdir())) == 4, "nothing is written among arrays that need no conversion"
 
 
 def test_conversion_into_cache_dir(root, pool, tmp_path):

@@ -1,15 +1,21 @@
 import errno
+import fcntl
 import importlib.util
 import os
+import shutil
+import signal
+import sys
+import threading
 import tracemalloc
+from itertools import count
 
 import numpy as np
 import pytest
 from data_files import arrays, write_npz
 
-from lightning_paf.data import convert as convert_module
-from lightning_paf.data import npy
-from lightning_paf.data.convert import convert, converted_folder, find_sources, is_converted
+from lightning_paf.data.readers import npy
+from lightning_paf.data.synthetic import convert as convert_module
+from lightning_paf.data.synthetic.convert import convert, converted_folder, is_converted
 
 LIKE = (0, 4, 4, 3)
 
@@ -78,20 +84,115 @@ def test_memory_does_not_grow_with_the_file(tmp_path, monkeypatch):
     assert peak < 8 * 2**20
 
 
-def test_the_slower_of_two_processes_yields(tmp_path, monkeypatch):
+def killed_before_line(number, *conversion):
+    """Convert in another process, which is killed before the line that is the `number`-th new one; whether it was."""
+    process = os.fork()
+    if process == 0:
+        lines = set()
+
+        def trace(frame, event, argument):
+            if frame.f_code.co_filename != convert_module.__file__:
+                return None
+            lines.add(frame.f_lineno)
+            if len(lines) > number:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return trace
+
+        sys.settrace(trace)
+        convert(*conversion)
+        os._exit(0)
+    return os.WIFSIGNALED(os.waitpid(process, 0)[1])
+
+
+def test_a_conversion_killed_at_any_line_is_done_again_and_leaves_nothing(tmp_path):
+    for number in count():
+        source = write_npz(tmp_path / str(number) / "pool.npz")
+        folder = converted_folder(source, None)
+        killed = killed_before_line(number, source, folder, LIKE, 3)
+        convert(source, folder, LIKE, 3)
+        np.testing.assert_array_equal(load(folder)[0], arrays()[0])
+        assert sorted(source.parent.iterdir()) == [source, folder]
+        if not killed:
+            break
+    assert number > 40
+
+
+def test_what_a_killed_conversion_of_an_older_version_left_is_removed_and_no_more(tmp_path):
+    source = write_npz(tmp_path / "a[1].npz")
+    left = tmp_path / f".{converted_folder(source, None).name}.abcdefgh"
+    others = [tmp_path / ".a1.npz.0123456789ab.abcdefgh", tmp_path / ".a[1].npz.mine"]
+    for folder in (left, *others):
+        folder.mkdir()
+    os.utime(source, ns=(0, 1))
+    assert sorted(tmp_path.iterdir()) == sorted([source, left, *others])
+    folder = converted(source)
+    assert sorted(tmp_path.iterdir()) == sorted([source, folder, *others])
+
+
+@pytest.mark.parametrize("label_offset", [0, 1])
+def test_one_of_several_processes_converts_and_the_others_wait(tmp_path, monkeypatch, label_offset):
+    """Or, where the first one fails, the next one tries; and nothing is left."""
+    image, label = arrays()
+    np.savez(tmp_path / "pool.npz", image=image, label=label + label_offset)
+    begun, go_on, written, errors = threading.Event(), threading.Event(), [], []
+    write = convert_module.write_npy
+
+    def slow(path, *array):
+        written.append(path.name)
+        begun.set()
+        assert go_on.wait(10)
+        write(path, *array)
+
+    def work():
+        try:
+            converted(tmp_path / "pool.npz")
+        except ValueError as error:
+            errors.append(str(error))
+
+    monkeypatch.setattr(convert_module, "write_npy", slow)
+    threads = [threading.Thread(target=work) for _ in range(3)]
+    threads[0].start()
+    assert begun.wait(10)
+    for thread in threads[1:]:
+        thread.start()
+    threads[1].join(0.1)
+    assert written == ["label.npy"], "a second one has begun"
+    go_on.set()
+    for thread in threads:
+        thread.join(10)
+    if label_offset:
+        assert written == ["label.npy"] * 3
+        assert len(errors) == 3
+        assert list(tmp_path.iterdir()) == [tmp_path / "pool.npz"]
+    else:
+        assert (written, errors) == (["label.npy", "image.npy"], [])
+        assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_a_folder_that_another_machine_has_made_meanwhile_is_taken(tmp_path, monkeypatch):
+    """As on a network file system that shows new folders late."""
     source = write_npz(tmp_path / "pool.npz")
     folder = converted_folder(source, None)
     write = convert_module.write_npy
 
-    def write_while_another_finishes(*array):
-        write(*array)
-        monkeypatch.setattr(convert_module, "write_npy", write)
-        convert(source, folder, LIKE, 3)
+    def write_twice(path, *array):
+        write(path, *array)
+        folder.mkdir(exist_ok=True)
+        shutil.copy(path, folder)
 
-    monkeypatch.setattr(convert_module, "write_npy", write_while_another_finishes)
+    monkeypatch.setattr(convert_module, "write_npy", write_twice)
     convert(source, folder, LIKE, 3)
     np.testing.assert_array_equal(load(folder)[0], arrays()[0])
     assert sorted(tmp_path.iterdir()) == sorted([source, folder])
+
+
+def test_a_file_system_without_locks_is_refused(tmp_path, monkeypatch):
+    def no_locks(file, operation):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    with pytest.raises(ValueError, match=r"\(No locks available\)\. Pass --data\.cache_dir FOLDER .* with locks"):
+        converted(write_npz(tmp_path / "pool.npz"))
 
 
 IMAGE, LABEL = arrays()
@@ -130,35 +231,6 @@ def test_a_damaged_file_leaves_nothing(tmp_path):
     with pytest.raises(ValueError, match="damaged"):
         converted(source)
     assert list(tmp_path.iterdir()) == [source]
-
-
-def test_folders_stand_for_the_archives_in_them(tmp_path):
-    parts = [write_npz(tmp_path / "cifar5m" / f"part{i}.npz", ("X", "Y")) for i in range(6)]
-    (tmp_path / "cifar5m" / "README").touch()
-    single = write_npz(tmp_path / "single.npz")
-    assert find_sources([tmp_path / "cifar5m", single]) == [*parts, single]
-    folder = converted(parts[0])
-    assert find_sources([tmp_path / "cifar5m"]) == parts, "converted arrays are not taken for a part"
-    assert find_sources([folder]) == [folder]
-    assert converted_folder(folder, tmp_path) == folder
-
-
-def test_missing_sources_are_refused(tmp_path):
-    with pytest.raises(
-        ValueError, match=r"holds no \.npz, \.pickle, \.pkl, \.parquet file and no manifest\.json\. Check --data"
-    ):
-        find_sources([tmp_path])
-    with pytest.raises(ValueError, match=r"nowhere\.npz: there is no such file or folder"):
-        converted_folder(tmp_path / "nowhere.npz", None)
-
-
-def test_test_images_beside_training_images_are_refused(tmp_path):
-    for name in ("train-00000-of-00001.npz", "validated.npz"):
-        write_npz(tmp_path / name)
-    assert len(find_sources([tmp_path])) == 2
-    write_npz(tmp_path / "test-00000-of-00001.npz")
-    with pytest.raises(ValueError, match=r"test-00000-of-00001\.npz is held out by its name\. Put the training files"):
-        find_sources([tmp_path])
 
 
 def test_a_full_disk_leaves_nothing(tmp_path, monkeypatch):

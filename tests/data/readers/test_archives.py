@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 from data_files import arrays, npy, write_members, write_npz
 
-from lightning_paf.data import npy as npy_module
-from lightning_paf.data.archives import open_archive
+from lightning_paf.data.readers import npy as npy_module
+from lightning_paf.data.readers.archives import open_archive
 
 
 def read(path):

@@ -5,8 +5,9 @@ import pytest
 from data_files import arrays
 from PIL import Image
 
-from lightning_paf.data.archives import open_archive
-from lightning_paf.data.convert import convert, convert_all, converted_folder, find_sources
+from lightning_paf.data.readers.archives import open_archive
+from lightning_paf.data.readers.folder import find_sources
+from lightning_paf.data.synthetic.convert import convert, convert_all, converted_folder
 
 pa = pytest.importorskip("pyarrow")
 pq = pytest.importorskip("pyarrow.parquet")
@@ -58,7 +59,7 @@ def test_a_grey_image_becomes_coloured_among_coloured_ones(tmp_path):
     assert (got[1] == got[1][..., :1]).all()
 
 
-def test_shards_are_converted_one_by_one_and_once(tmp_path):
+def test_parts_are_converted_one_by_one_and_once(tmp_path):
     for number in range(3):
         image, label = arrays(seed=number)
         write_parquet(tmp_path / f"train-0000{number}-of-00003.parquet", map(encoded, image), label)

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lightning_paf.data.columns import Archive, Column
-from lightning_paf.data.npy import CHUNK_BYTES
+from lightning_paf.data.readers.columns import Archive, Column
+from lightning_paf.data.readers.npy import CHUNK_BYTES
 
 KEYS = (("image", "label"), ("img", "label"), ("img", "fine_label"))  # the latter two: CIFAR-10, CIFAR-100
 LABELS_AT_ONCE = 2**20

@@ -16,8 +16,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lightning_paf.data.columns import Archive, Column
-from lightning_paf.data.npy import read_header, read_rows
+from lightning_paf.data.readers.columns import Archive, Column
+from lightning_paf.data.readers.npy import read_header, read_rows
+from lightning_paf.data.readers.parquet import open_parquet
 
 NPZ_KEYS = (("image", "label"), ("X", "Y"))
 PICKLE_KEYS = ("data", "extrapolated_targets")
@@ -122,15 +123,9 @@ class _ArrayUnpickler(pickle.Unpickler):
         return super().find_class(module, name)
 
 
-def _open_parquet(path: Path) -> AbstractContextManager[Archive]:
-    from lightning_paf.data.parquet import open_parquet
-
-    return open_parquet(path)
-
-
 OPENERS: dict[str, Callable[[Path], AbstractContextManager[Archive]]] = {
     ".npz": _open_npz,
     ".pickle": _open_pickle,
     ".pkl": _open_pickle,
-    ".parquet": _open_parquet,
+    ".parquet": open_parquet,
 }

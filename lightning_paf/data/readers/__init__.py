@@ -1,0 +1,1 @@
+"""Files of images and labels: npz, pickle, parquet, and plain npy arrays."""

@@ -1,0 +1,1 @@
+"""Synthetic images: converted once to npy arrays, then read through memory maps."""
