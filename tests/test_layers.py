@@ -7,6 +7,7 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "lightning_paf"
 LEVELS = {
+    -2: ["utils"],
     -1: ["process", "types"],
     0: ["functional", "progress", "specs", "schedules", "stamp"],
     1: ["nn"],

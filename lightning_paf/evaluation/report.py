@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from lightning_paf import __version__
-from lightning_paf.evaluation.files import explained, write_whole
 from lightning_paf.evaluation.report_page import Node, code, element, facts, page, section, table
 from lightning_paf.evaluation.report_pictures import (
     GAIN,
@@ -27,6 +26,7 @@ from lightning_paf.evaluation.report_pictures import (
 )
 from lightning_paf.evaluation.result import EvaluationResult, Verdict
 from lightning_paf.evaluation.statistics import Accuracy, exact_accuracy
+from lightning_paf.utils.files import explained, write_whole
 
 NORMS = {"linf": "ℓ∞", "l2": "ℓ2", "l1": "ℓ1"}
 

@@ -110,8 +110,8 @@ def _hint(run: "Run", sigma: float) -> None:
 def _write(options: argparse.Namespace, run: "Run", found: "Certificates", y: "Tensor", smoothing: "Smoothing") -> None:
     from dataclasses import asdict
 
-    from lightning_paf.evaluation.files import explained, write_whole
     from lightning_paf.evaluation.smoothing_picture import draw_certified
+    from lightning_paf.utils.files import explained, write_whole
 
     if options.json:
         per_image = {name: getattr(found, name).tolist() for name in ("classes", "radii", "predictions")}

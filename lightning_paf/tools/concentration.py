@@ -21,8 +21,8 @@ def main(argv: list[str]) -> int:
     from lightning_paf.attacks import PGD, radius_text
     from lightning_paf.evaluation.concentration import concentration, spread_text
     from lightning_paf.evaluation.concentration_picture import draw_concentration
-    from lightning_paf.evaluation.files import explained, write_whole
     from lightning_paf.loading import load_run
+    from lightning_paf.utils.files import explained, write_whole
 
     console = Console(stderr=True, highlight=False)
     with console.status("reading the run") as status:

@@ -133,7 +133,7 @@ def _write(
     options: argparse.Namespace,
 ) -> Path:
     from lightning_paf.evaluation.curve_picture import draw_curve
-    from lightning_paf.evaluation.files import explained, write_whole
+    from lightning_paf.utils.files import explained, write_whole
 
     path: Path = folder / f"curve_{curve.norm}.png"
     with explained(folder, "the folder of --out"):

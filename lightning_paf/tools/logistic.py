@@ -29,8 +29,8 @@ def main(argv: list[str]) -> int:
     """
     options = _parse(argv)
     _check(options)
-    from lightning_paf.evaluation.files import explained, write_whole
     from lightning_paf.evaluation.logistic import fit_logistic, logistic_curve
+    from lightning_paf.utils.files import explained, write_whole
 
     (x_train, y_train), (x, y) = _digits(options.classes)
     rule = fit_logistic(x_train, y_train)
