@@ -158,6 +158,7 @@ def _conclude(options: argparse.Namespace, study: "Study", tasks: "list[Task]", 
     from lightning_paf.studies.page import show
     from lightning_paf.studies.picture import draw
     from lightning_paf.studies.report import content
+    from lightning_paf.utils.figures import save_figure
     from lightning_paf.utils.files import write_whole
 
     found: dict[str, Any] = content(options.method, study, tasks, options.budget)
@@ -165,4 +166,4 @@ def _conclude(options: argparse.Namespace, study: "Study", tasks: "list[Task]", 
     for path in filter(None, (folder / "outcome.json", options.json)):
         path.parent.mkdir(parents=True, exist_ok=True)
         write_whole(path, (json.dumps(found, indent=2) + "\n").encode())
-        draw(found).savefig(path.with_suffix(".png"))
+        save_figure(draw(found), path.with_suffix(".png"))
