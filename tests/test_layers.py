@@ -87,6 +87,14 @@ def test_heavy_libraries_are_imported_where_they_are_used(path):
         assert name.split(".")[0] not in HEAVY, f"{path} imports {name} at the top; import it inside the function"
 
 
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_figures_are_opened_in_one_place(path):
+    """One style, no state of pyplot, and no half-written file."""
+    words = ("FigureCanvas", "pyplot", ".savefig(", " Figure(")
+    if path != PACKAGE / "utils" / "figures.py":
+        assert not [word for word in words if word in path.read_text()], "use utils.figures"
+
+
 def top_imports(path: Path) -> list[str]:
     body = ast.parse(path.read_text()).body
     return [name for node in body if isinstance(node, ast.Import | ast.ImportFrom) for name in imports(node)]

@@ -7,16 +7,14 @@ from lightning.pytorch import Trainer
 from torch import nn
 
 from lightning_paf.attacks import Attack
+from lightning_paf.evaluation import report
 from lightning_paf.evaluation.header import Header
 from lightning_paf.evaluation.judgement import Judgement
 from lightning_paf.evaluation.ledger import Ledger
 from lightning_paf.evaluation.receipt import write_receipt
-from lightning_paf.evaluation.report import Origin, write_report
-from lightning_paf.evaluation.report_evidence import names_of, receipt_examples, receipt_flips
+from lightning_paf.evaluation.report.evidence import supplement_of
 from lightning_paf.evaluation.result import EvaluationResult
 from lightning_paf.evaluation.samples import Samples
-
-_PICTURED = 64  # clean images that give the activations of the report their inputs
 
 
 @dataclass(frozen=True)
@@ -85,20 +83,5 @@ class VerdictFiles:
             config_text=config.read_text() if config is not None and config.is_file() else None,
             dataset=self.dataset,
         )
-        names = names_of(self.dataset)
-        checkpoint = str(self.checkpoint or "CHECKPOINT")
-        write_report(
-            self.report,
-            result=result,
-            title=self.folder.resolve().parent.name,
-            class_names=names,
-            examples=receipt_examples(receipt, samples),
-            model=model,
-            images=samples.fetch(samples.ids[:_PICTURED])[0],
-            flips=receipt_flips(receipt, int(max(judgement.labels.max(), judgement.adversarial.max())) + 1),
-            origin=Origin(
-                facts={"Checkpoint": checkpoint, "Dataset": self.dataset},
-                versions=receipt.manifest["versions"],
-                verify=f"lightning-paf verify {self.receipt} --ckpt {checkpoint}",
-            ),
-        )
+        run, evidence = self.folder.resolve().parent.name, (self.receipt, receipt)
+        report.write(result, self.report, supplement_of(run, self.dataset, self.checkpoint, evidence, model, samples))

@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from lightning_paf.evaluation.logistic import LinearRule, LogisticPoint
-from lightning_paf.utils.figures import BLUE, GREEN, VERMILION, open_figure, show_image
+from lightning_paf.utils.figures import BLUE, VERMILION, WINE, open_figure, show_image
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-EXACT, PGD, IN_RANGE = BLUE, VERMILION, GREEN
+EXACT, PGD, IN_RANGE = BLUE, VERMILION, WINE
 
 
 def draw_logistic(rule: LinearRule, curve: Sequence[LogisticPoint], x: Tensor, y: Tensor, headline: str) -> "Figure":

@@ -1,7 +1,7 @@
 """Figures without pyplot: one style for all, colours for colour-blind readers, files written atomically."""
 
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -12,11 +12,11 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-BLUE, VERMILION, GREEN, GREY, LIGHT_GREY = "#0072b2", "#d55e00", "#009e73", "#5e5c64", "#9a9996"
-COLOURS = (BLUE, VERMILION, GREEN, "#cc79a7", "#e69f00", "#56b4e9", "#882255", GREY)
-"""Colours of series, mostly of Okabe and Ito (2008): distinct with every kind of colour blindness."""
+BLUE, VERMILION, WINE, GREY, LIGHT_GREY = "#0072b2", "#d55e00", "#882255", "#5e5c64", "#9a9996"
+COLOURS = (BLUE, VERMILION, "#56b4e9", WINE, "#e69f00", "#000000", "#009e73", GREY)
+"""Colours of series, mostly of Okabe and Ito (2008); the first six are distinct with every kind of colour blindness."""
 
-REFERENCE = {"color": GREY, "linestyle": "--", "linewidth": 1.2}
+REFERENCE: Mapping[str, Any] = {"color": GREY, "linestyle": "--", "linewidth": 1.2}
 """Look of a line that marks a reference value."""
 
 _STYLE = {
@@ -35,12 +35,17 @@ _STYLE = {
 class Interval(Protocol):
     """A fraction in [0, 1] with the ends of its interval."""
 
-    low: float
-    high: float
-
     @property
     def value(self) -> float:
         """Estimate in [0, 1]."""
+
+    @property
+    def low(self) -> float:
+        """Lower end in [0, 1]."""
+
+    @property
+    def high(self) -> float:
+        """Upper end in [0, 1]."""
 
 
 @contextmanager
