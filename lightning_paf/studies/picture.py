@@ -47,8 +47,8 @@ def _look(number: int) -> dict[str, Any]:
 
 def _scatter(axes: "Axes", found: dict[str, Any]) -> None:
     """Robust over clean accuracy; an outline is the mean of an arm."""
-    axes.set_xlabel("clean accuracy, % (dots that would hide each other stand side by side)")
-    axes.set_ylabel(f"AutoAttack accuracy at {found['eps']:g}, %")
+    axes.set_xlabel("clean accuracy (%); overlapping dots are moved apart")
+    axes.set_ylabel(f"AutoAttack accuracy at eps {found['eps']:g} (%)")
     axes.grid()
     axes.set_title(f"{found['method']}: {found['seeds']} seeds, their mean (outline), {found['examples']} test images")
     arms = [100 * np.array([values["clean"], values["autoattack"]]).T for values in found["arms"].values()]
@@ -100,6 +100,6 @@ def _groups(axes: "Axes", found: dict[str, Any]) -> None:
     axes.set_xlim(-0.5, len(names) - 0.5)
     axes.set_xticks(range(len(names)), names)
     axes.tick_params(axis="x", length=0)
-    axes.set_ylabel("as measured" if plain else "share of images, %")
+    axes.set_ylabel("as measured" if plain else "fraction of images (%)")
     axes.grid(axis="y")
     axes.set_title(f"{found['method']}: {found['seeds']} seeds and their mean (line)")
