@@ -40,6 +40,7 @@ HEAVY = {
     "autoattack",
     "sklearn",
     "matplotlib",
+    "jinja2",
     "scipy",
     "onnx",
     "onnxruntime",

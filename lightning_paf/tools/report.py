@@ -89,7 +89,8 @@ class Evaluation:
             return cls(folder, name, result_of(content, name), (other, content))
         try:
             result = EvaluationResult.load(written)
-        except (KeyError, TypeError, ValueError) as error:
+            _ = result.robust, float(result.attack.get("eps_value", "nan"))  # raise where these are no numbers
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{written} is no result of `lightning-paf test`: {error!r}. Pass one.") from error
         if content is None:
             return cls(folder, name, result, None)
@@ -167,9 +168,9 @@ def _curve(evaluation: Evaluation, path: Path | None) -> dict[str, Any]:
         return {"curve": file.read_bytes()}
     try:
         content = json.loads(file.read_text())
-        points = [(p["eps_value"], exact_accuracy(p["robust"], p["total"])) for p in content["points"]]
+        points = [(float(p["eps_value"]), exact_accuracy(p["robust"], p["total"])) for p in content["points"]]
         alarms = " ".join(content.get("check", {}).get("alarms", []))
-    except (KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{file} is no curve of `lightning-paf curve`: {error!r}. Pass its JSON or PNG.") from error
     if content.get("norm") != norm:
         raise ValueError(f"{file} measures eps in {content.get('norm')}, but the result in {norm}. Pass another.")
