@@ -222,6 +222,13 @@ def test_a_png_of_the_curve_replaces_its_points(tmp_path):
     assert any(np.array_equal(decoded(address), pixels(png)) for address in found.addresses)
 
 
+@pytest.mark.parametrize(("label", "name"), [(-1, "no class"), (0, "apple"), (1, "pear"), (2, "class 2")])
+def test_a_class_has_its_name_or_number(tmp_path, label, name):
+    """Logits that are not finite have no class, and not the last one."""
+    found = everything(tmp_path / "r.html", examples=[an_example(predicted=label)])
+    assert f"pear → {name} · sample 5" in found.text
+
+
 def test_many_classes_are_reduced_to_those_that_are_flipped_most(tmp_path):
     flips = np.zeros((1000, 1000), np.int64)
     flips[7, 993], flips[993, 7], flips[20:60, 60] = 50, 40, 1

@@ -78,11 +78,12 @@ def _render(result: EvaluationResult, more: Supplement) -> str:
 
     loader = FileSystemLoader(Path(__file__).parent)
     pages = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    names = {-1: "no class", **dict(enumerate(more.class_names))}  # -1: logits that are not finite
     pages.filters |= {
         "percent": lambda value: f"{100 * value:.1f} %",
         "interval": lambda accuracy: f"[{100 * accuracy.low:.1f}, {100 * accuracy.high:.1f}]",
         "duration": _duration,
-        "class_name": lambda label: dict(enumerate(more.class_names)).get(label, f"class {label}"),
+        "class_name": lambda label: names.get(label, f"class {label}"),
     }
     points = () if isinstance(more.curve, bytes) else more.curve
     norm, eps = NORMS.get(str(result.attack.get("norm")), "?"), float(result.attack.get("eps_value", "nan"))
