@@ -34,6 +34,7 @@ from lightning_paf.nn.modes import frozen
 from lightning_paf.nn.speed import Speed
 from lightning_paf.objectives import AdversarialCE
 from lightning_paf.specs import DatasetSpec, dataset_spec
+from lightning_paf.utils.figures import COLOURS, open_figure, save_figure
 
 PLAIN = Speed(channels_last=False, fused=False, folded=False, recompute=False)
 ARMS = {"fp32, plain": ("fp32", PLAIN), "fp32": ("fp32", Speed()), "bf16": ("bf16", Speed())}
@@ -132,21 +133,16 @@ def compared(runs: Mapping[str, list[Run]]) -> dict[str, dict[str, Any]]:
 
 def draw(runs: Mapping[str, list[Run]], file: Path) -> None:
     """Running means of the loss, a colour for each arm."""
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-    from matplotlib import pyplot as plt
-
-    figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
-    for number, (arm, arm_runs) in enumerate(runs.items()):
-        for seed, run in enumerate(arm_runs):
-            width = min(WINDOW, -(-len(run.losses) // 4))
-            curve = torch.tensor(run.losses).unfold(0, width, 1).mean(1)
-            axes.plot(range(width, len(run.losses) + 1), curve, color=f"C{number}", lw=1, label="" if seed else arm)
-    axes.set(xlabel="step", ylabel=f"training loss, mean of {WINDOW} steps")
-    axes.legend()
-    file.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(file, dpi=150)
+    with open_figure(7, 4) as figure:
+        axes = figure.subplots()
+        for colour, (arm, arm_runs) in zip(COLOURS, runs.items(), strict=False):
+            for seed, run in enumerate(arm_runs):
+                width = min(WINDOW, -(-len(run.losses) // 4))
+                curve = torch.tensor(run.losses).unfold(0, width, 1).mean(1)
+                axes.plot(range(width, len(run.losses) + 1), curve, color=colour, lw=1, label="" if seed else arm)
+        axes.set(xlabel="step", ylabel=f"training loss, mean of {WINDOW} steps")
+        axes.legend()
+    save_figure(figure, file)
 
 
 def main() -> None:

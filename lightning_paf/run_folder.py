@@ -14,12 +14,12 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from lightning_paf import __version__
 from lightning_paf.checkpoints import newest_checkpoint, step_of
-from lightning_paf.evaluation.files import explained, write_whole
 from lightning_paf.extra_loggers import tell_config
 from lightning_paf.progress import FILE, Progress
 from lightning_paf.run_logs import RunMetrics
 from lightning_paf.same_training import check_same_training
 from lightning_paf.shared_folder import check_shared
+from lightning_paf.utils.files import explained, write_whole
 
 NEWEST = ("auto", "last")
 """Words for the newest valid checkpoint of the run folder, or a new training where there is none."""

@@ -7,6 +7,7 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "lightning_paf"
 LEVELS = {
+    -2: ["utils"],
     -1: ["process", "types"],
     0: ["functional", "progress", "specs", "schedules", "stamp"],
     1: ["nn"],
@@ -41,6 +42,7 @@ HEAVY = {
     "autoattack",
     "sklearn",
     "matplotlib",
+    "jinja2",
     "scipy",
     "onnx",
     "onnxruntime",
@@ -86,6 +88,14 @@ def test_imports_point_downwards(path):
 def test_heavy_libraries_are_imported_where_they_are_used(path):
     for name in top_imports(path):
         assert name.split(".")[0] not in HEAVY, f"{path} imports {name} at the top; import it inside the function"
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_figures_are_opened_in_one_place(path):
+    """One style, no state of pyplot, and no half-written file."""
+    words = ("FigureCanvas", "pyplot", ".savefig(", " Figure(")
+    if path != PACKAGE / "utils" / "figures.py":
+        assert not [word for word in words if word in path.read_text()], "use utils.figures"
 
 
 def top_imports(path: Path) -> list[str]:

@@ -1,7 +1,6 @@
 """What the learned activations look like while they are learned."""
 
 import math
-import shutil
 from collections.abc import Mapping
 from copy import deepcopy
 from pathlib import Path
@@ -18,6 +17,8 @@ from torch import Tensor, nn
 from lightning_paf.evaluation.activation_picture import ActivationSite, draw_activations, inputs_of
 from lightning_paf.nn.activations import Activation
 from lightning_paf.types import Batch
+from lightning_paf.utils.figures import figure_png
+from lightning_paf.utils.files import write_whole
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -144,10 +145,11 @@ class ActivationMonitor(Callback):
         return draw_activations(sites, f"{kinds} after epoch {trainer.current_epoch + 1}")
 
     def _save(self, trainer: Trainer, figure: "Figure") -> None:
+        content = figure_png(figure)
         path = self._folder / "activations" / f"epoch_{trainer.current_epoch:04d}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path)
-        shutil.copyfile(path, self._folder / "activation.png")
+        for file in (path, self._folder / "activation.png"):
+            write_whole(file, content)
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
                 pixels = np.asarray(figure.canvas.buffer_rgba())  # type: ignore[attr-defined]  # the canvas is Agg's

@@ -9,17 +9,16 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import nn
 
 from lightning_paf.attacks import Attack
+from lightning_paf.evaluation import report
 from lightning_paf.evaluation.header import Header
 from lightning_paf.evaluation.judgement import Judgement
 from lightning_paf.evaluation.ledger import Ledger
 from lightning_paf.evaluation.receipt import write_receipt
-from lightning_paf.evaluation.report import Origin, write_report
-from lightning_paf.evaluation.report_evidence import names_of, receipt_examples, receipt_flips
+from lightning_paf.evaluation.report.evidence import supplement_of
 from lightning_paf.evaluation.result import EvaluationResult
 from lightning_paf.evaluation.samples import Samples
 from lightning_paf.evaluation.weights_origin import WeightsOrigin
 
-_PICTURED = 64  # clean images that give the activations of the report their inputs
 _DIGITS = 8
 
 
@@ -115,22 +114,9 @@ class VerdictFiles:
             config_text=config.read_text() if config is not None and config.is_file() else None,
             dataset=self.dataset,
         )
-        names = names_of(self.dataset)
-        write_report(
-            self.report,
-            result=result,
-            title=self.folder.resolve().parent.name,
-            class_names=names,
-            examples=receipt_examples(receipt, samples),
-            model=model,
-            images=samples.fetch(samples.ids[:_PICTURED])[0],
-            flips=receipt_flips(receipt, int(max(judgement.labels.max(), judgement.adversarial.max())) + 1),
-            origin=Origin(
-                facts={"Checkpoint": str(self.weights), "Dataset": self.dataset},
-                versions=receipt.manifest["versions"],
-                verify=f"lightning-paf verify {self.receipt} --ckpt {self.checkpoint or 'CHECKPOINT'}",
-            ),
-        )
+        run, evidence = self.folder.resolve().parent.name, (self.receipt, receipt)
+        supplement = supplement_of(run, self.dataset, self.checkpoint, evidence, model, samples)
+        report.write(result, self.report, supplement)
 
     def summary(self) -> str:
         """The files that were written, and that others were kept."""

@@ -9,12 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from lightning_paf.nn.activations import Activation
+from lightning_paf.utils.figures import BLUE, LIGHT_GREY, VERMILION, open_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-LEARNED, INITIAL, INPUTS = "#1a5fb4", "#c64600", "#9a9996"
+LEARNED, INITIAL, INPUTS = BLUE, VERMILION, LIGHT_GREY
 SAMPLES = 2**15
 """Inputs kept of the largest call of an activation; of the other calls in proportion to their size."""
 
@@ -93,26 +94,20 @@ def draw_activations(sites: Sequence[ActivationSite], headline: str) -> "Figure"
         headline: Title of the figure.
 
     Returns:
-        A figure on an Agg canvas, outside pyplot's global state; save it with `figure.savefig(path)`.
+        The figure, for `utils.figures.save_figure`.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     columns = math.ceil(math.sqrt(len(sites)))
     rows = math.ceil(len(sites) / columns)
     size = (7.2, 4.8) if len(sites) == 1 else (3.4 * columns, 2.7 * rows + 0.8)
-    figure = Figure(figsize=size, dpi=120, layout="constrained")
-    FigureCanvasAgg(figure)
-    for place, site in enumerate(sites, start=1):
-        axes = figure.add_subplot(rows, columns, place)
-        _draw_panel(axes, site)
-        if place > len(sites) - columns:
-            axes.set_xlabel("pre-activation x")
-        if place % columns == 1 or columns == 1:
-            axes.set_ylabel("activation f(x)")
-    figure.suptitle(headline)
-    handles, labels = figure.axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False)
+    with open_figure(*size, headline) as figure:
+        for place, site in enumerate(sites, start=1):
+            axes = figure.add_subplot(rows, columns, place)
+            _draw_panel(axes, site)
+            if place > len(sites) - columns:
+                axes.set_xlabel("pre-activation x")
+            if place % columns == 1 or columns == 1:
+                axes.set_ylabel("activation f(x)")
+        figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
     return figure
 
 
@@ -137,9 +132,9 @@ def _draw_panel(axes: "Axes", site: ActivationSite) -> None:
             least, most = values.amin(1).numpy(), values.amax(1).numpy()
             axes.fill_between(x.numpy(), least, most, color=color, alpha=0.15, linewidth=0)
     axes.fill_between([], [], [], color=INPUTS, alpha=0.35, label="pre-activations (histogram)")
-    axes.grid(alpha=0.25, linewidth=0.6)
+    axes.grid()
     axes.set_xlim(low, high)
-    axes.set_title(site.title, fontsize="medium")
+    axes.set_title(site.title)
 
 
 def _range(inputs: Tensor) -> tuple[float, float]:

@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING
 
 from lightning_paf.evaluation.concentration import Concentration, spread_text
+from lightning_paf.utils.figures import BLUE, REFERENCE, open_figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -24,25 +25,19 @@ def draw_concentration(found: Concentration, headline: str) -> "Figure":
         headline: Title of the figure.
 
     Returns:
-        A figure on an Agg canvas; save it with `figure.savefig(path)`.
+        The figure, for `utils.figures.save_figure`.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
     shown = min(MOST, found.losses.shape[1])
-    figure = Figure(figsize=(2.6 * shown + 0.6, 3.2), dpi=120, layout="constrained")
-    FigureCanvasAgg(figure)
-    for image, axes in enumerate(figure.subplots(1, shown, squeeze=False, sharey=True)[0]):
-        losses, clean = found.losses[:, image].cpu().numpy(), float(found.clean[image])
-        end = 1.1 * max(float(losses.max()), clean) or 1.0
-        axes.hist(losses, bins=BINS, range=(0, end), color="#1a5fb4")
-        axes.axvline(clean, color="#5e5c64", linestyle="--", linewidth=1.2)
-        axes.set_title(f"image {image}, spread {spread_text(float(found.spread[image]))}", fontsize="small")
-        axes.set_xlabel("loss")
-        axes.set_xlim(0, end)
-        axes.xaxis.set_major_locator(MaxNLocator(3))
-        axes.spines[["top", "right"]].set_visible(False)
-    figure.axes[0].set_ylabel("starts")
-    figure.suptitle(headline)
+    with open_figure(2.6 * shown + 0.6, 3.2, headline) as figure:
+        for image, axes in enumerate(figure.subplots(1, shown, squeeze=False, sharey=True)[0]):
+            losses, clean = found.losses[:, image].cpu().numpy(), float(found.clean[image])
+            end = 1.1 * max(float(losses.max()), clean) or 1.0
+            axes.hist(losses, bins=BINS, range=(0, end), color=BLUE)
+            axes.axvline(clean, **REFERENCE)
+            axes.set_title(f"image {image}, spread {spread_text(float(found.spread[image]))}", fontsize="small")
+            axes.set(xlabel="loss", xlim=(0, end))
+            axes.xaxis.set_major_locator(MaxNLocator(3))
+        figure.axes[0].set_ylabel("starts")
     return figure

@@ -6,11 +6,10 @@ from lightning_paf.attacks import radius_text
 from lightning_paf.evaluation.curve import SecurityCurve
 from lightning_paf.evaluation.curve_check import Recheck
 from lightning_paf.types import Radius
+from lightning_paf.utils.figures import BLUE, REFERENCE, VERMILION, draw_accuracy, open_figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-CURVE, CHECK, TRAINED = "#1a5fb4", "#c64600", "#5e5c64"
 
 
 def draw_curve(
@@ -25,38 +24,25 @@ def draw_curve(
         trained: The eps that the model was trained with, marked by a line.
 
     Returns:
-        A figure on an Agg canvas, outside pyplot's global state; save it with `figure.savefig(path)`.
+        The figure, for `utils.figures.save_figure`.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(7.2, 4.8), dpi=120, layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
     unit = 255 if curve.norm == "linf" else 1
     eps = [unit * float(radius) for radius, _ in curve.points]
     accuracies = [accuracy for _, accuracy in curve.points]
-    low, high = ([100 * getattr(accuracy, end) for accuracy in accuracies] for end in ("low", "high"))
-    axes.fill_between(eps, low, high, color=CURVE, alpha=0.18, linewidth=0, label="95 % interval (pointwise)")
-    values = [100 * accuracy.value for accuracy in accuracies]
-    axes.plot(eps, values, color=CURVE, marker="o", markersize=5, linewidth=2, label="robust accuracy")
-    axes.plot(eps[:1], values[:1], "D", color=CURVE, markersize=8, label=f"clean accuracy, {values[0]:.1f} %")
-    if trained is not None:
-        label = f"eps of the training, {radius_text(trained)}"
-        axes.axvline(unit * float(trained), color=TRAINED, linestyle="--", linewidth=1.2, label=label)
-    if check is not None:
-        direct = [100 * robust / check.total for robust in check.robust]
-        places = [unit * float(radius) for radius in check.eps]
-        axes.plot(places, direct, "s", color=CHECK, fillstyle="none", markersize=10, label="direct attack (check)")
-    axes.set_xlabel(f"eps ({curve.norm}{', in 1/255' if unit == 255 else ''})")
-    axes.set_ylabel("accuracy (%)")
-    axes.set_ylim(0, 100)
-    axes.set_xlim(-0.02 * eps[-1], 1.02 * eps[-1])
-    axes.grid(alpha=0.25, linewidth=0.6)
-    axes.legend(frameon=False)
-    figure.suptitle(headline)
-    if check is not None and check.alarms:
-        axes.set_title(
-            "ALARM: this attack is unreliable here; the curve may be too high", color=CHECK, fontsize="medium"
-        )
+    clean = 100 * accuracies[0].value
+    with open_figure(7.2, 4.8, headline) as figure:
+        axes = figure.add_subplot()
+        name = f"eps ({curve.norm}{', in 1/255' if unit == 255 else ''})"
+        draw_accuracy(axes, eps, accuracies, "robust accuracy", name, marker="o", markersize=5)
+        axes.plot(eps[:1], [clean], "D", color=BLUE, markersize=8, label=f"clean accuracy, {clean:.1f} %")
+        if trained is not None:
+            axes.axvline(unit * float(trained), **REFERENCE, label=f"eps of the training, {radius_text(trained)}")
+        if check is not None:
+            direct = [100 * robust / check.total for robust in check.robust]
+            at = [unit * float(radius) for radius in check.eps]
+            axes.plot(at, direct, "s", color=VERMILION, fillstyle="none", markersize=10, label="direct attack (check)")
+        if check is not None and check.alarms:
+            axes.set_title("ALARM: this attack is unreliable here; the curve may be too high", color=VERMILION)
+        axes.set_xlim(-0.02 * eps[-1], 1.02 * eps[-1])
+        axes.legend()
     return figure

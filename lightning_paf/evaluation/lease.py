@@ -11,8 +11,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
 
-from lightning_paf.evaluation.files import create_whole
 from lightning_paf.process import Process
+from lightning_paf.utils.files import create_whole
 
 _BEATS = 4
 """Signs of life within the time-out, so that one may be late or be seen late (network file systems cache)."""

@@ -6,12 +6,13 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from lightning_paf.evaluation.logistic import LinearRule, LogisticPoint
+from lightning_paf.utils.figures import BLUE, VERMILION, WINE, open_figure, show_image
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-EXACT, PGD, IN_RANGE = "#1a5fb4", "#c64600", "#26a269"
+EXACT, PGD, IN_RANGE = BLUE, VERMILION, WINE
 
 
 def draw_logistic(rule: LinearRule, curve: Sequence[LogisticPoint], x: Tensor, y: Tensor, headline: str) -> "Figure":
@@ -25,17 +26,12 @@ def draw_logistic(rule: LinearRule, curve: Sequence[LogisticPoint], x: Tensor, y
         headline: Title of the figure.
 
     Returns:
-        A figure on an Agg canvas; save it with `figure.savefig(path)`.
+        The figure, for `utils.figures.save_figure`.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(11, 4.4), dpi=120, layout="constrained")
-    FigureCanvasAgg(figure)
-    grid = figure.add_gridspec(2, 3, width_ratios=(2.4, 1, 1))
-    _draw_curve(figure.add_subplot(grid[:, 0]), curve)
-    _draw_digit([figure.add_subplot(grid[row, column]) for row in (0, 1) for column in (1, 2)], rule, x, y)
-    figure.suptitle(headline)
+    with open_figure(11, 4.4, headline) as figure:
+        grid = figure.add_gridspec(2, 3, width_ratios=(2.4, 1, 1))
+        _draw_curve(figure.add_subplot(grid[:, 0]), curve)
+        _draw_digit([figure.add_subplot(grid[row, column]) for row in (0, 1) for column in (1, 2)], rule, x, y)
     return figure
 
 
@@ -45,7 +41,7 @@ def _draw_curve(axes: "Axes", curve: Sequence[LogisticPoint]) -> None:
         ("exact", EXACT, "-", "closed form"),
         ("exact_in_range", IN_RANGE, "--", "closed form, pixels in [0, 1]"),
     ):
-        axes.plot(eps, [100 * getattr(point, name) for point in curve], line, color=color, linewidth=2, label=label)
+        axes.plot(eps, [100 * getattr(point, name) for point in curve], line, color=color, label=label)
     for name, color, marker, size, label in (
         ("pgd", PGD, "o", 8, "PGD-20"),
         ("fgsm", PGD, "x", 5, "FGSM"),
@@ -53,11 +49,9 @@ def _draw_curve(axes: "Axes", curve: Sequence[LogisticPoint]) -> None:
     ):
         values = [100 * getattr(point, name) for point in curve]
         axes.plot(eps, values, marker, color=color, fillstyle="none", markersize=size, label=label)
-    axes.set_xlabel("eps (linf, pixels in [0, 1])")
-    axes.set_ylabel("accuracy (%)")
-    axes.set_ylim(-2, 102)
-    axes.grid(alpha=0.25, linewidth=0.6)
-    axes.legend(frameon=False)
+    axes.set(xlabel="eps (linf, pixels in [0, 1])", ylabel="accuracy (%)", ylim=(-2, 102))
+    axes.grid()
+    axes.legend()
 
 
 def _draw_digit(panels: Sequence["Axes"], rule: LinearRule, x: Tensor, y: Tensor) -> None:
@@ -71,9 +65,7 @@ def _draw_digit(panels: Sequence["Axes"], rule: LinearRule, x: Tensor, y: Tensor
     for axes, image, title, color, limits in (
         (panels[0], rule.weight, "weights w", "RdBu", (-largest, largest)),
         (panels[1], turned - digit, f"perturbation, ±{eps:.3f}", "RdBu", (-eps, eps)),
-        (panels[2], digit, "digit, right", "gray", (0, 1)),
-        (panels[3], turned, "digit + perturbation, wrong", "gray", (0, 1)),
+        (panels[2], digit, "digit, classified correctly", "gray", (0, 1)),
+        (panels[3], turned, "digit + perturbation, fooled", "gray", (0, 1)),
     ):
-        axes.imshow(image.reshape(rule.weight.shape).numpy(), cmap=color, vmin=limits[0], vmax=limits[1])
-        axes.set_title(title, fontsize="small")
-        axes.set(xticks=[], yticks=[])
+        show_image(axes, image.reshape(rule.weight.shape).numpy(), title, cmap=color, vmin=limits[0], vmax=limits[1])

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from lightning_paf.utils.figures import REFERENCE, open_figure
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
@@ -69,21 +71,15 @@ def draw_weights(weights: Mapping[str, Tensor], headline: str) -> "Figure":
         headline: Title of the figure.
 
     Returns:
-        A figure on an Agg canvas; save it with `figure.savefig(path)`.
+        The figure, for `utils.figures.save_figure`.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(6.4, 4), dpi=120, layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.subplots()
-    for name, weight in weights.items():
-        size = weight.abs().flatten().float().cpu().sort().values
-        shares = torch.arange(1, len(size) + 1) / len(size)
-        axes.plot((size / size.max()).clamp_min(1e-5).numpy(), shares.numpy(), label=name, linewidth=1.2)
-    axes.axvline(VANISHING, color="#5e5c64", linestyle="--", linewidth=1)
-    axes.set(xscale="log", xlim=(1e-4, 1), ylim=(0, 1), xlabel="|w| / max |w|", ylabel="share of weights below")
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(fontsize="x-small", frameon=False)
-    figure.suptitle(headline)
+    with open_figure(6.4, 4, headline) as figure:
+        axes = figure.subplots()
+        for name, weight in weights.items():
+            size = weight.abs().flatten().float().cpu().sort().values
+            fractions = torch.arange(1, len(size) + 1) / len(size)
+            axes.plot((size / size.max()).clamp_min(1e-5).numpy(), fractions.numpy(), label=name, linewidth=1.2)
+        axes.axvline(VANISHING, **REFERENCE)
+        axes.set(xscale="log", xlim=(1e-4, 1), ylim=(0, 1), xlabel="|w| / max |w|", ylabel="fraction of weights below")
+        axes.legend(fontsize="x-small")
     return figure

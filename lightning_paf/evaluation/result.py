@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from lightning_paf.evaluation.files import write_whole
 from lightning_paf.evaluation.sequential import Interval, anytime_interval
 from lightning_paf.evaluation.statistics import Accuracy, exact_accuracy
 from lightning_paf.evaluation.weights_origin import WeightsOrigin
+from lightning_paf.utils.files import write_whole
 
 if TYPE_CHECKING:
     from lightning_paf.evaluation.judgement import Judgement

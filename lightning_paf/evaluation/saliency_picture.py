@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from lightning_paf.evaluation.saliency import SaliencyComparison
+from lightning_paf.utils.figures import open_figure, show_image
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -22,26 +23,19 @@ def draw_saliency(x: Tensor, found: SaliencyComparison, headline: str) -> "Figur
         headline: Title of the figure.
 
     Returns:
-        A figure on an Agg canvas; save it with `figure.savefig(path)`.
+        The figure, for `utils.figures.save_figure`.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     shown = min(MOST, len(x))
-    figure = Figure(figsize=(1.3 * shown + 0.6, 4.6), dpi=120, layout="constrained")
-    FigureCanvasAgg(figure)
-    rows = figure.subplots(3, shown, squeeze=False)
     images = x[:shown].permute(0, 2, 3, 1).float().cpu()
-    for image in range(shown):
-        shades = images[image] if images.shape[-1] == 3 else images[image].mean(-1)
-        rows[0, image].imshow(shades.numpy(), cmap="gray", vmin=0, vmax=1)
-        for row, one in ((1, found.gradient), (2, found.perturbation)):
-            rows[row, image].imshow(one.saliency[image].float().cpu().numpy(), cmap="magma", vmin=0)
-        rows[0, image].set_title(f"{int(found.predictions[image])}", fontsize="small")
-        rows[2, image].set_xlabel(f"overlap {float(found.overlap[image]):.2f}", fontsize="small")
-    for axes in rows.flat:
-        axes.set(xticks=[], yticks=[])
-    for axes, name in zip(rows[:, 0], ("image", "gradient", "perturbation"), strict=True):
-        axes.set_ylabel(name)
-    figure.suptitle(headline)
+    with open_figure(1.3 * shown + 0.6, 4.6, headline) as figure:
+        rows = figure.subplots(3, shown, squeeze=False)
+        for image in range(shown):
+            shades = images[image] if images.shape[-1] == 3 else images[image].mean(-1)
+            title = f"predicted {int(found.predictions[image])}"
+            show_image(rows[0, image], shades.numpy(), title, cmap="gray", vmin=0, vmax=1)
+            for row, one in ((1, found.gradient), (2, found.perturbation)):
+                show_image(rows[row, image], one.saliency[image].float().cpu().numpy(), cmap="magma", vmin=0)
+            rows[2, image].set_xlabel(f"overlap {float(found.overlap[image]):.2f}", fontsize="small")
+        for axes, name in zip(rows[:, 0], ("image", "gradient", "perturbation"), strict=True):
+            axes.set_ylabel(name)
     return figure

@@ -17,7 +17,7 @@ from typing import IO, Any, NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
-from lightning_paf.evaluation.files import write_whole
+from lightning_paf.utils.files import write_whole
 
 _KEY = "manifest"
 _CODES = {"I64": "<i8", "F32": "<f4", "F16": "<f2", "I8": "i1", "U8": "u1"}

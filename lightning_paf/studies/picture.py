@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from lightning_paf.utils.figures import COLOURS, GREY, open_figure
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -25,39 +27,30 @@ def draw(found: dict[str, Any]) -> "Figure":
             for each; otherwise AutoAttack accuracy is drawn over clean accuracy.
 
     Returns:
-        A figure on an Agg canvas; save it with `figure.savefig(path)`.
+        The figure, for `utils.figures.save_figure`.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     groups, arms = len(found["shown"]), len(found["arms"])
     width = max(6.4, 1.8 + groups * max(1.2, 0.3 * arms))
-    figure = Figure(figsize=(width, 4.2), dpi=100, layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.subplots()
-    axes.spines[["top", "right"]].set_visible(False)
-    for number, arm in enumerate(found["arms"]):
-        axes.plot([], [], **_look(number), **_DOT, label=arm)
-    axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
-    if groups:
-        _groups(axes, found)
-    else:
-        _scatter(axes, found)
+    with open_figure(width, 4.2) as figure:
+        axes = figure.subplots()
+        for number, arm in enumerate(found["arms"]):
+            axes.plot([], [], **_look(number), **_DOT, label=arm)
+        axes.legend(loc="center left", bbox_to_anchor=(1, 0.5))
+        (_groups if groups else _scatter)(axes, found)
     return figure
 
 
 def _look(number: int) -> dict[str, Any]:
     """Marker and colour of an arm."""
-    return {"marker": MARKERS[number % len(MARKERS)], "color": f"C{number}"}
+    return {"marker": MARKERS[number % len(MARKERS)], "color": COLOURS[number % len(COLOURS)]}
 
 
 def _scatter(axes: "Axes", found: dict[str, Any]) -> None:
     """Robust over clean accuracy; an outline is the mean of an arm."""
-    axes.set_xlabel("clean accuracy, % (dots that would hide each other stand side by side)")
-    axes.set_ylabel(f"AutoAttack accuracy at {found['eps']:g}, %")
-    axes.grid(alpha=0.25)
-    title = f"{found['method']}: {found['seeds']} seeds, their mean (outline), {found['examples']} test images"
-    axes.set_title(title, fontsize="medium")
+    axes.set_xlabel("clean accuracy (%); overlapping dots are moved apart")
+    axes.set_ylabel(f"AutoAttack accuracy at eps {found['eps']:g} (%)")
+    axes.grid()
+    axes.set_title(f"{found['method']}: {found['seeds']} seeds, their mean (outline), {found['examples']} test images")
     arms = [100 * np.array([values["clean"], values["autoattack"]]).T for values in found["arms"].values()]
     for number, dots in enumerate(arms):
         axes.plot(*dots.mean(0), **_look(number), **_MEAN, zorder=1)
@@ -101,12 +94,12 @@ def _groups(axes: "Axes", found: dict[str, Any]) -> None:
             middle = group + (number - (len(arms) - 1) / 2) * column
             places = np.linspace(middle - half, middle + half, 2 * len(dots) + 1)[1::2]
             axes.plot(places, dots, **_look(number), **_DOT | {"markersize": 7}, zorder=3)
-            axes.hlines(dots.mean(), middle - half, middle + half, color=f"C{number}", linewidth=1.5)
+            axes.hlines(dots.mean(), middle - half, middle + half, color=COLOURS[number % len(COLOURS)], linewidth=1.5)
     for border in range(1, len(names)):
-        axes.axvline(border - 0.5, color="#5e5c64", linewidth=0.5, alpha=0.5)
+        axes.axvline(border - 0.5, color=GREY, linewidth=0.5, alpha=0.5)
     axes.set_xlim(-0.5, len(names) - 0.5)
     axes.set_xticks(range(len(names)), names)
     axes.tick_params(axis="x", length=0)
-    axes.set_ylabel("as measured" if plain else "share of images, %")
-    axes.grid(axis="y", alpha=0.25)
-    axes.set_title(f"{found['method']}: {found['seeds']} seeds and their mean (line)", fontsize="medium")
+    axes.set_ylabel("as measured" if plain else "fraction of images (%)")
+    axes.grid(axis="y")
+    axes.set_title(f"{found['method']}: {found['seeds']} seeds and their mean (line)")

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lightning_paf.evaluation.files import write_whole
 from lightning_paf.studies.measures import margin_pgd
 from lightning_paf.studies.study import Arm, Study, find_study
+from lightning_paf.utils.files import write_whole
 
 if TYPE_CHECKING:
     from lightning_paf.loading import Run

@@ -110,8 +110,9 @@ def _hint(run: "Run", sigma: float) -> None:
 def _write(options: argparse.Namespace, run: "Run", found: "Certificates", y: "Tensor", smoothing: "Smoothing") -> None:
     from dataclasses import asdict
 
-    from lightning_paf.evaluation.files import explained, write_whole
     from lightning_paf.evaluation.smoothing_picture import draw_certified
+    from lightning_paf.utils.figures import save_figure
+    from lightning_paf.utils.files import explained, write_whole
 
     if options.json:
         per_image = {name: getattr(found, name).tolist() for name in ("classes", "radii", "predictions")}
@@ -123,5 +124,4 @@ def _write(options: argparse.Namespace, run: "Run", found: "Certificates", y: "T
         name = run.checkpoint.parent.parent.name
         headline = f"{name}, smoothed with sigma {smoothing.sigma:g}, {len(y)} test images"
         with explained(options.figure, "the file of --figure"):
-            options.figure.parent.mkdir(parents=True, exist_ok=True)
-            draw_certified(found, y, smoothing, headline).savefig(options.figure)
+            save_figure(draw_certified(found, y, smoothing, headline), options.figure)

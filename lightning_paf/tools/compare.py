@@ -23,7 +23,7 @@ def main(argv: list[str]) -> int:
     """
     options = _parse(argv)
     from lightning_paf.evaluation.comparison import compare, find_result, load_result
-    from lightning_paf.evaluation.files import explained, write_whole
+    from lightning_paf.utils.files import explained, write_whole
 
     paths = find_result(options.a), find_result(options.b)
     results = load_result(paths[0]), load_result(paths[1])

@@ -21,8 +21,9 @@ def main(argv: list[str]) -> int:
     from lightning_paf.attacks import PGD, radius_text
     from lightning_paf.evaluation.concentration import concentration, spread_text
     from lightning_paf.evaluation.concentration_picture import draw_concentration
-    from lightning_paf.evaluation.files import explained, write_whole
     from lightning_paf.loading import load_run
+    from lightning_paf.utils.figures import save_figure
+    from lightning_paf.utils.files import explained, write_whole
 
     console = Console(stderr=True, highlight=False)
     with console.status("reading the run") as status:
@@ -45,7 +46,7 @@ def main(argv: list[str]) -> int:
         content = {name: getattr(found, name).tolist() for name in ("losses", "clean", "distance")}
         write_whole(folder / "concentration.json", (json.dumps(content) + "\n").encode())
         headline = f"{options.ckpt.parent.parent.name}: final losses of {options.starts} starts (dashed: clean image)"
-        draw_concentration(found, headline).savefig(folder / "concentration.png")
+        save_figure(draw_concentration(found, headline), folder / "concentration.png")
     print(f"Picture and numbers: {folder / 'concentration.png'}, concentration.json")
     return 0
 

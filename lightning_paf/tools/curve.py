@@ -133,7 +133,8 @@ def _write(
     options: argparse.Namespace,
 ) -> Path:
     from lightning_paf.evaluation.curve_picture import draw_curve
-    from lightning_paf.evaluation.files import explained, write_whole
+    from lightning_paf.utils.figures import save_figure
+    from lightning_paf.utils.files import explained, write_whole
 
     path: Path = folder / f"curve_{curve.norm}.png"
     with explained(folder, "the folder of --out"):
@@ -141,7 +142,7 @@ def _write(
         content = {"checkpoint": str(options.ckpt), "seed": options.seed, **curve.content(), "check": check.content()}
         write_whole(path.with_suffix(".json"), (json.dumps(content) + "\n").encode())
         headline = f"{options.ckpt.parent.parent.name}, {len(curve.ids)} test images"
-        draw_curve(curve, headline, check, trained).savefig(path)
+        save_figure(draw_curve(curve, headline, check, trained), path)
     return path
 
 

@@ -157,7 +157,7 @@ def _write(
     import torch
     from matplotlib.image import imsave
 
-    from lightning_paf.evaluation.files import explained, write_whole
+    from lightning_paf.utils.files import explained, write_whole
 
     order = torch.randperm(len(made))
     archive = io.BytesIO()

@@ -29,8 +29,8 @@ def main(argv: list[str]) -> int:
     """
     options = _parse(argv)
     _check(options)
-    from lightning_paf.evaluation.files import explained, write_whole
     from lightning_paf.evaluation.logistic import fit_logistic, logistic_curve
+    from lightning_paf.utils.files import explained, write_whole
 
     (x_train, y_train), (x, y) = _digits(options.classes)
     rule = fit_logistic(x_train, y_train)
@@ -45,10 +45,11 @@ def main(argv: list[str]) -> int:
                 path.parent.mkdir(parents=True, exist_ok=True)
     if options.figure is not None:
         from lightning_paf.evaluation.logistic_picture import draw_logistic
+        from lightning_paf.utils.figures import save_figure
 
         headline = f"Logistic regression, digits {first} and {second}: what an attack can do, and what PGD does"
         with explained(options.figure, "the file of --figure"):
-            draw_logistic(rule, curve, x, y, headline).savefig(options.figure, format="png")
+            save_figure(draw_logistic(rule, curve, x, y, headline), options.figure)
     if options.json is not None:
         content = {
             "classes": options.classes,

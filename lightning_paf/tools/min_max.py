@@ -16,9 +16,10 @@ def main(argv: list[str]) -> int:
         ValueError: The run cannot be read, or its network has no convolution.
     """
     options, rest = _parse(argv)
-    from lightning_paf.evaluation.files import explained, write_whole
     from lightning_paf.evaluation.min_max import convolutions, draw_weights, min_max_profile
     from lightning_paf.loading import load_run
+    from lightning_paf.utils.figures import save_figure
+    from lightning_paf.utils.files import explained, write_whole
 
     run = load_run(options.ckpt, options.config, options.device, rest)
     weights = convolutions(run.model.net)
@@ -37,7 +38,7 @@ def main(argv: list[str]) -> int:
         content = {name: asdict(found) for name, found in profiles.items()}
         write_whole(folder / "min_max.json", (json.dumps(content, indent=2) + "\n").encode())
         headline = f"{options.ckpt.parent.parent.name}: weights of the convolutions"
-        draw_weights(weights, headline).savefig(folder / "min_max.png")
+        save_figure(draw_weights(weights, headline), folder / "min_max.png")
     print(f"Picture and numbers: {folder / 'min_max.png'}, min_max.json")
     return 0
 

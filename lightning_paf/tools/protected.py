@@ -33,9 +33,9 @@ def main(argv: list[str]) -> int:
             f"Each run has its protected class, but --ckpt names {len(options.ckpt)} and --protected "
             f"{len(options.protected)}. Pass as many of one as of the other."
         )
-    from lightning_paf.evaluation.files import explained, write_whole
     from lightning_paf.evaluation.protection import check_protected, mean_protection
     from lightning_paf.loading import load_run
+    from lightning_paf.utils.files import explained, write_whole
 
     runs = [load_run(checkpoint, options.config, options.device, rest) for checkpoint in options.ckpt]
     for run, label in zip(runs, options.protected, strict=True):  # all, before the first is attacked

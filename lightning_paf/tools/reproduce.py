@@ -155,14 +155,15 @@ def _perform(tasks: "list[Task]", study: "Study", jobs: int) -> None:
 
 def _conclude(options: argparse.Namespace, study: "Study", tasks: "list[Task]", folder: Path) -> None:
     """Print what came of it, write `outcome.json` and draw `outcome.png`."""
-    from lightning_paf.evaluation.files import write_whole
     from lightning_paf.studies.page import show
     from lightning_paf.studies.picture import draw
     from lightning_paf.studies.report import content
+    from lightning_paf.utils.figures import save_figure
+    from lightning_paf.utils.files import write_whole
 
     found: dict[str, Any] = content(options.method, study, tasks, options.budget)
     show(found)
     for path in filter(None, (folder / "outcome.json", options.json)):
         path.parent.mkdir(parents=True, exist_ok=True)
         write_whole(path, (json.dumps(found, indent=2) + "\n").encode())
-        draw(found).savefig(path.with_suffix(".png"))
+        save_figure(draw(found), path.with_suffix(".png"))

@@ -18,10 +18,11 @@ def main(argv: list[str]) -> int:
     for option in ("grid", "examples"):
         if getattr(options, option) < 1:
             raise ValueError(f"--{option} is at least 1, but is {getattr(options, option)}. Pass --{option} 8.")
-    from lightning_paf.evaluation.files import explained, write_whole
     from lightning_paf.evaluation.saliency import compare_saliency
     from lightning_paf.evaluation.saliency_picture import draw_saliency
     from lightning_paf.loading import load_run
+    from lightning_paf.utils.figures import save_figure
+    from lightning_paf.utils.files import explained, write_whole
 
     run = load_run(options.ckpt, options.config, options.device, rest)
     samples = run.samples(options.examples)
@@ -40,7 +41,7 @@ def main(argv: list[str]) -> int:
         folder.mkdir(parents=True, exist_ok=True)
         write_whole(folder / "saliency.json", (json.dumps(content) + "\n").encode())
         headline = f"{options.ckpt.parent.parent.name}: what the prediction depends on"
-        draw_saliency(x, found, headline).savefig(folder / "saliency.png")
+        save_figure(draw_saliency(x, found, headline), folder / "saliency.png")
     print(f"Picture and numbers: {folder / 'saliency.png'}, saliency.json")
     return 0
 

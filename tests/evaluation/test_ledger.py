@@ -9,8 +9,8 @@ import pytest
 from ledger_stand_ins import HEADER, refuse, small_record
 
 from lightning_paf.evaluation import record as record_file
-from lightning_paf.evaluation.files import create_whole, write_whole
 from lightning_paf.evaluation.ledger import Ledger, MemoryLedger
+from lightning_paf.utils.files import create_whole, write_whole
 
 # ---- many records ----
 

@@ -57,7 +57,7 @@ def test_a_dot_alone_is_where_it_belongs():
 
 
 def test_only_what_is_plain_is_not_in_percent():
-    for shown, label, most in (("distance", "as measured", 6), ("eot", "share of images, %", 40)):
+    for shown, label, most in (("distance", "as measured", 6), ("eot", "fraction of images (%)", 40)):
         axes = draw({**FOUND, "shown": [shown]}).axes[0]
         assert axes.get_ylabel() == label
         assert max(max(line.get_ydata(), default=0) for line in axes.lines) == most

@@ -1,0 +1,131 @@
+"""Figures without pyplot: one style for all, colours for colour-blind readers, files written atomically."""
+
+import io
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from lightning_paf.utils.files import write_whole
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+BLUE, VERMILION, WINE, GREY, LIGHT_GREY = "#0072b2", "#d55e00", "#882255", "#5e5c64", "#9a9996"
+COLOURS = (BLUE, VERMILION, "#56b4e9", WINE, "#e69f00", "#000000", "#009e73", GREY)
+"""Colours of series, mostly of Okabe and Ito (2008); the first six are distinct with every kind of colour blindness."""
+
+REFERENCE: Mapping[str, Any] = {"color": GREY, "linestyle": "--", "linewidth": 1.2}
+"""Look of a line that marks a reference value."""
+
+_STYLE = {
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "axes.titlesize": "medium",
+    "figure.constrained_layout.use": True,
+    "figure.dpi": 120,
+    "grid.alpha": 0.25,
+    "grid.linewidth": 0.6,
+    "legend.frameon": False,
+    "lines.linewidth": 2.0,
+}
+
+
+class Interval(Protocol):
+    """A fraction in [0, 1] with the ends of its interval."""
+
+    @property
+    def value(self) -> float:
+        """Estimate in [0, 1]."""
+
+    @property
+    def low(self) -> float:
+        """Lower end in [0, 1]."""
+
+    @property
+    def high(self) -> float:
+        """Upper end in [0, 1]."""
+
+
+@contextmanager
+def open_figure(width: float, height: float, headline: str = "") -> "Iterator[Figure]":
+    """Open a figure on an Agg canvas; what is drawn within the block has the style of the package.
+
+    Neither pyplot's state nor the user's `matplotlibrc` has an influence, and settings of matplotlib are restored.
+
+    Args:
+        width: In inches.
+        height: In inches.
+        headline: Title above all panels.
+
+    Yields:
+        The figure, for `save_figure` or `figure_png`.
+    """
+    from cycler import cycler
+    from matplotlib import style
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    with style.context(_STYLE | {"axes.prop_cycle": cycler(color=COLOURS)}, after_reset=True):
+        figure = Figure(figsize=(width, height))
+        FigureCanvasAgg(figure)
+        if headline:
+            figure.suptitle(headline)
+        yield figure
+
+
+def figure_png(figure: "Figure") -> bytes:
+    """Render a figure as the content of a PNG file."""
+    from matplotlib import style
+
+    stream = io.BytesIO()
+    with style.context(_STYLE, after_reset=True):
+        figure.savefig(stream, format="png")
+    return stream.getvalue()
+
+
+def save_figure(figure: "Figure", path: Path) -> None:
+    """Write a figure as a PNG file, atomically; its folder is made if it is missing.
+
+    Raises:
+        OSError: The file cannot be written.
+    """
+    content = figure_png(figure)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(path, content)
+
+
+def draw_accuracy(
+    axes: "Axes", x: Sequence[float], accuracies: Sequence[Interval], label: str, unit: str, **look: Any
+) -> None:
+    """Draw accuracy in percent over x, with its pointwise 95 % interval as a band.
+
+    Args:
+        axes: Where to draw; its axes get names and limits.
+        x: Ascending values (N,).
+        accuracies: In [0, 1], (N,).
+        label: Of the line, for the legend.
+        unit: Name of the x axis with its unit.
+        look: Of the line, as `Axes.plot` takes it.
+    """
+    low, high, value = ([100 * getattr(accuracy, end) for accuracy in accuracies] for end in ("low", "high", "value"))
+    axes.fill_between(x, low, high, color=BLUE, alpha=0.18, linewidth=0, label="95 % interval (pointwise)")
+    axes.plot(x, value, color=BLUE, label=label, **look)
+    axes.set(xlabel=unit, ylabel="accuracy (%)", ylim=(0, 100))
+    axes.grid()
+
+
+def show_image(axes: "Axes", image: Any, title: str = "", **look: Any) -> None:
+    """Draw an array (H, W) or (H, W, 3) without ticks.
+
+    Args:
+        axes: Where to draw.
+        image: Values as `Axes.imshow` takes them.
+        title: Above the image.
+        look: Colour map and limits, as `Axes.imshow` takes them.
+    """
+    axes.imshow(image, **look)
+    axes.set_title(title, fontsize="small")
+    axes.set(xticks=[], yticks=[])
+    axes.spines[:].set_visible(False)
