@@ -287,7 +287,7 @@ def test_nan_is_a_success():
 def test_nan_that_the_exact_model_denies_is_searched_on():
     x = torch.rand(3, 1, 8, 8)
     model = Recorded(nothing_but_nan, unmoved)
-    assert torch.equal(Square(0.1, queries=5)(model, x, torch.ones(3, dtype=torch.long)), x)
+    assert torch.equal(Square(0.1, queries=5)(model, x, torch.zeros(3, dtype=torch.long)), x)
     assert len(model.asked) == 6
 
 
