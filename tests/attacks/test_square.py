@@ -273,9 +273,20 @@ def test_a_denied_success_asks_again_only_when_it_has_grown():
     assert denials == [4]
 
 
-def test_nan_is_no_success():
+def nothing_but_nan(x):
+    return torch.full((len(x), 3), torch.nan)
+
+
+def test_nan_is_a_success():
     x = torch.rand(3, 1, 8, 8)
-    model = Recorded(lambda x: torch.full((len(x), 3), torch.nan))
+    model = Recorded(nothing_but_nan)
+    assert not torch.equal(Square(0.1, queries=5)(model, x, torch.zeros(3, dtype=torch.long)), x)
+    assert len(model.asked) == 1
+
+
+def test_nan_that_the_exact_model_denies_is_searched_on():
+    x = torch.rand(3, 1, 8, 8)
+    model = Recorded(nothing_but_nan, unmoved)
     assert torch.equal(Square(0.1, queries=5)(model, x, torch.zeros(3, dtype=torch.long)), x)
     assert len(model.asked) == 6
 

@@ -134,7 +134,7 @@ def test_logits_that_are_no_numbers_do_not_vote():
 
     found = Smoothing(SIGMA, n=400).certify(Broken(), torch.zeros(1, *SHAPE))
     assert found.classes.tolist() == [ABSTAINS]  # half of the samples vote for class 0, the others for none
-    assert found.predictions.tolist() == [0]
+    assert found.predictions.tolist() == [ABSTAINS]  # none may be as frequent
 
 
 def test_shares_have_exact_intervals_and_fall_with_the_radius():
