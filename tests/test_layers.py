@@ -20,6 +20,7 @@ LEVELS = {
         "distributed",
         "loading",
         "run_folder",
+        "run_lock",
         "run_logs",
         "same_training",
         "shared_folder",

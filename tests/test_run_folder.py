@@ -76,10 +76,11 @@ def test_a_run_that_failed_before_its_first_step_is_in_nobodys_way(trainer, tmp_
     here = Process.this()
     Progress(here, "failed", 0, 10, 0, 1).write(tmp_path / FILE)
     assert enter_run_folder(trainer, None, {}) is None
-    for state, step in (("failed", 1), ("training", 0)):
-        Progress(here, state, step, 10, 0, 1).write(tmp_path / FILE)
-        with pytest.raises(ValueError, match="already holds one"):
-            enter_run_folder(trainer, None, {})
+    Progress(here, "training", 0, 10, 0, 1).write(tmp_path / FILE)
+    assert enter_run_folder(trainer, None, {}) is None, "whether it still runs is a matter of the lock"
+    Progress(here, "failed", 1, 10, 0, 1).write(tmp_path / FILE)
+    with pytest.raises(ValueError, match="already holds one"):
+        enter_run_folder(trainer, None, {})
     (tmp_path / FILE).unlink()
     (tmp_path / "metrics.csv").write_text("step\n")
     assert enter_run_folder(trainer, None, {}) is None

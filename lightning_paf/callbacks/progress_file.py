@@ -3,6 +3,7 @@
 import contextlib
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,9 @@ class ProgressFile(Callback):
         self._epoch = 0
         self._epochs: int | None = None
         self._error = ""
+        self._saved: bool | None = None
         self._path = Path()
+        self._check_owner: Callable[[], None] | None = None
         self._over: threading.Event | None = None  # made where training begins: it cannot be sent to a new process
         self._writer: threading.Thread | None = None
 
@@ -75,6 +78,7 @@ class ProgressFile(Callback):
             return
         folder.mkdir(parents=True, exist_ok=True)
         self._path, self._error = folder / FILE, ""
+        self._check_owner = getattr(trainer.strategy.checkpoint_io, "check_owner", None)
         self._epochs = trainer.max_epochs if (trainer.max_epochs or -1) > 0 else None
         self._over = threading.Event()
         self._writer = threading.Thread(target=self._keep_writing, args=(self._over,), name=FILE, daemon=True)
@@ -82,6 +86,8 @@ class ProgressFile(Callback):
 
     def _note(self, trainer: Trainer) -> None:
         self._step, self._epoch, self._stepped = trainer.global_step, trainer.current_epoch, time.monotonic()
+        has_saved = getattr(trainer.strategy.checkpoint_io, "has_saved", None)
+        self._saved = trainer.ckpt_path is not None or has_saved
 
     def _end(self, state: State) -> None:
         if self._over is None or self._writer is None:
@@ -96,6 +102,8 @@ class ProgressFile(Callback):
         while not ends:
             ends = over.is_set()
             with contextlib.suppress(OSError):  # a network folder may be away for a moment
+                if self._check_owner:
+                    self._check_owner()
                 self._progress().write(self._path)
             over.wait(0 if ends else BEAT)
 
@@ -111,4 +119,5 @@ class ProgressFile(Callback):
             self.throughput.latest.get(f"{PREFIX}images_per_second"),
             time.monotonic() - self._stepped,
             self._error,
+            self._saved,
         )
