@@ -66,7 +66,7 @@ def held_run_folder(trainer: Trainer, run: Path | None) -> Iterator[None]:
     if run is None or trainer.fast_dev_run or not trainer.is_global_zero:  # type: ignore[attr-defined]
         yield
         return
-    with locked(_folder(trainer)) as check_owner:
+    with locked(run) as check_owner:
         for writer in (trainer.strategy.checkpoint_io, *trainer.loggers):
             if isinstance(writer, AtomicCheckpointIO | RunMetrics):
                 writer.check_owner = check_owner

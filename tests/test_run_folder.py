@@ -8,9 +8,12 @@ import torch
 from interrupted import rows
 from lightning.pytorch.callbacks import ModelCheckpoint
 
+from lightning_paf import run_lock
+from lightning_paf.checkpoints import AtomicCheckpointIO
 from lightning_paf.process import Process
 from lightning_paf.progress import FILE, Progress
-from lightning_paf.run_folder import enter_run_folder
+from lightning_paf.run_folder import enter_run_folder, held_run_folder
+from lightning_paf.run_lock import FILE as LOCK
 from lightning_paf.run_logs import RunMetrics
 
 
@@ -111,3 +114,28 @@ def test_a_continued_table_is_that_of_a_run_that_was_not_stopped(resumed, first,
     assert again.experiment, "opened where training begins, logged or not"
     log(again, *EPOCH[first:])
     assert rows(tmp_path) == whole
+
+
+def test_only_the_first_rank_of_a_training_in_a_run_folder_takes_the_lock(trainer, tmp_path):
+    trainer.strategy = SimpleNamespace(checkpoint_io=AtomicCheckpointIO())
+    for run, rehearses, is_first, files in (
+        (None, False, True, []),
+        (tmp_path, True, True, []),
+        (tmp_path, False, False, []),
+        (tmp_path, False, True, [LOCK]),
+    ):
+        trainer.fast_dev_run, trainer.is_global_zero = rehearses, is_first
+        with held_run_folder(trainer, run):
+            assert [path.name for path in tmp_path.iterdir()] == files
+
+
+def test_what_is_written_is_preceded_by_a_look_at_the_lock(trainer, tmp_path, monkeypatch):
+    looks = []
+    trainer.strategy = SimpleNamespace(checkpoint_io=AtomicCheckpointIO())
+    trainer.is_global_zero = True
+    monkeypatch.setattr(run_lock, "check_owner", lambda path, owner: looks.append(path))
+    with held_run_folder(trainer, tmp_path):
+        trainer.strategy.checkpoint_io.save_checkpoint({}, tmp_path / "a.ckpt")
+        assert looks == [tmp_path / LOCK] * 2, "before anything is changed, and before the file gets its name"
+        log(trainer.loggers[0], (0, {"lr": 0.1}))
+        assert len(looks) == 3
