@@ -37,10 +37,8 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         check_owner: Called before files are changed; ends the process if the run folder belongs to another one.
     """
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.has_saved = False
-        self.check_owner: Callable[[], None] = _nobody_else
+    has_saved = False
+    check_owner: Callable[[], None] = staticmethod(lambda: None)
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
         """Write it, or leave what was there.
@@ -291,10 +289,6 @@ def _progress(checkpoint: Mapping[str, Any]) -> tuple[int, int] | None:
         return None
     epochs = checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]
     return int(checkpoint["global_step"]), int(epochs["processed"])
-
-
-def _nobody_else() -> None:
-    pass
 
 
 def _flush_names(folder: Path) -> None:

@@ -66,11 +66,16 @@ def held_run_folder(trainer: Trainer, run: Path | None) -> Iterator[None]:
     if run is None or trainer.fast_dev_run or not trainer.is_global_zero:  # type: ignore[attr-defined]
         yield
         return
-    with locked(run) as check_owner:
-        for writer in (trainer.strategy.checkpoint_io, *trainer.loggers):
-            if isinstance(writer, AtomicCheckpointIO | RunMetrics):
-                writer.check_owner = check_owner
-        yield
+    possible = (trainer.strategy.checkpoint_io, *trainer.loggers)
+    writers = [writer for writer in possible if isinstance(writer, AtomicCheckpointIO | RunMetrics)]
+    with locked(Path(run)) as check_owner:
+        for writer in writers:
+            writer.check_owner = check_owner
+        try:
+            yield
+        finally:
+            for writer in writers:
+                del writer.check_owner
 
 
 def enter_run_folder(trainer: Trainer, checkpoint: str | None, config: Mapping[str, Any]) -> str | None:
@@ -128,7 +133,8 @@ def _traces(trainer: Trainer, folder: Path) -> str:
     """What a training has left in a folder that a new one would replace; empty if nothing."""
     files = checkpoint_files(_checkpoint_folders(trainer, folder))
     table = folder / "metrics.csv"
-    rows = len(table.read_text().splitlines()) - 1 if table.is_file() else 0
+    with explained(table, "the metrics of a run"):
+        rows = len(table.read_bytes().splitlines()) - 1 if os.path.lexists(table) else 0
     progress = Progress.read(folder / FILE)
     steps = progress.step if progress is not None else 0
     found = [

@@ -92,6 +92,18 @@ def test_a_run_that_failed_before_its_first_step_is_in_nobodys_way(trainer, tmp_
         enter_run_folder(trainer, None, {})
 
 
+@pytest.mark.parametrize("word", [None, "auto"])
+def test_metrics_that_cannot_be_read_are_not_replaced(word, trainer, tmp_path):
+    table = tmp_path / "metrics.csv"
+    table.write_bytes(b"step\n\xff\n")
+    with pytest.raises(ValueError, match=r"already holds one|metrics.csv with 1 rows"):
+        enter_run_folder(trainer, word, {})
+    table.unlink()
+    table.symlink_to(table.name)  # opening it is an error, whoever asks
+    with pytest.raises(ValueError, match=r"metrics.csv cannot serve as the metrics of a run: Too many levels"):
+        enter_run_folder(trainer, word, {})
+
+
 def log(logger: RunMetrics, *logged: tuple[int, dict[str, float]]) -> None:
     for step, metrics in logged:
         logger.log_metrics(metrics, step)
@@ -139,3 +151,5 @@ def test_what_is_written_is_preceded_by_a_look_at_the_lock(trainer, tmp_path, mo
         assert looks == [tmp_path / LOCK] * 2, "before anything is changed, and before the file gets its name"
         log(trainer.loggers[0], (0, {"lr": 0.1}))
         assert len(looks) == 3
+    trainer.strategy.checkpoint_io.save_checkpoint({}, tmp_path / "a.ckpt")
+    assert len(looks) == 3, "the folder was released"

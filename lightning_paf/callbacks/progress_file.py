@@ -3,7 +3,6 @@
 import contextlib
 import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +32,7 @@ class ProgressFile(Callback):
         self._error = ""
         self._saved: bool | None = None
         self._path = Path()
-        self._check_owner: Callable[[], None] | None = None
+        self._checkpoint_io: Any = None
         self._over: threading.Event | None = None  # made where training begins: it cannot be sent to a new process
         self._writer: threading.Thread | None = None
 
@@ -78,7 +77,7 @@ class ProgressFile(Callback):
             return
         folder.mkdir(parents=True, exist_ok=True)
         self._path, self._error = folder / FILE, ""
-        self._check_owner = getattr(trainer.strategy.checkpoint_io, "check_owner", None)
+        self._checkpoint_io = trainer.strategy.checkpoint_io
         self._epochs = trainer.max_epochs if (trainer.max_epochs or -1) > 0 else None
         self._over = threading.Event()
         self._writer = threading.Thread(target=self._keep_writing, args=(self._over,), name=FILE, daemon=True)
@@ -102,8 +101,8 @@ class ProgressFile(Callback):
         while not ends:
             ends = over.is_set()
             with contextlib.suppress(OSError):  # a network folder may be away for a moment
-                if self._check_owner:
-                    self._check_owner()
+                if check_owner := getattr(self._checkpoint_io, "check_owner", None):
+                    check_owner()
                 self._progress().write(self._path)
             over.wait(0 if ends else BEAT)
 
