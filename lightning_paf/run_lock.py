@@ -91,7 +91,7 @@ def _wait_for(path: Path) -> Lease:
         waits = True
         time.sleep(_PAUSE)
     if before:
-        rank_zero_info(f"Taking over {path.parent} from {_described(before)}, which has ended without releasing it.")
+        rank_zero_info(f"Taking over {path.parent} from {_described(before)}, which has stopped without releasing it.")
     return lease
 
 
