@@ -1,16 +1,26 @@
 """Checkpoint files of a training: written as a whole or not at all, and looked at before they are believed."""
 
+import contextlib
+import errno
+import io
 import os
+import pickle
 import zipfile
-from collections.abc import Iterable, Mapping
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.utilities import rank_zero_warn
 
 from lightning_paf.stamp import check_stamp
+
+_SUFFIX = ".ckpt"
+_WEIGHTS_ONLY = "holds weights only"
+_PLAIN = (bool, int, float, str, bytes, type(None), torch.Tensor)
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -18,33 +28,54 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
     Lightning writes to the system's folder for temporary files and moves from there, which copies where that is another
     disk; and a file that was not flushed can be empty after a power failure.
+
+    Numpy numbers are saved as plain ones. Each file is loaded once, as a resume will, before it gets its name: a state
+    that could not be loaded ends the training at its first save.
+
+    Attributes:
+        has_saved: Whether a checkpoint has been written.
+        check_owner: Called before files are changed; ends the process if the run folder belongs to another one.
     """
+
+    has_saved = False
+    check_owner: Callable[[], None] = staticmethod(lambda: None)
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
         """Write it, or leave what was there.
 
         Raises:
             OSError: The disk is full, or cannot be written to.
+            ValueError: The checkpoint holds an object that cannot be loaded with `weights_only`.
         """
         if "://" in str(path) or storage_options is not None:
             super().save_checkpoint(checkpoint, path, storage_options)
             return
-        path = Path(path)
+        path, checkpoint = Path(path), with_plain_numbers(checkpoint)
         begun = path.with_name(".unfinished")  # one name, so that a process that was killed leaves one file at most
+        self.check_owner()
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
+            begun.unlink(missing_ok=True)  # a process that has lost the folder may still have it open
             with begun.open("wb") as stream:
                 torch.save(checkpoint, stream)
                 stream.flush()
                 os.fsync(stream.fileno())
+            _read(begun)  # as a resume will
+            self.check_owner()
             begun.replace(path)
             _flush_names(path.parent)
+            self.has_saved = True
         except (OSError, RuntimeError) as error:  # torch turns errors of the stream into RuntimeError
             begun.unlink(missing_ok=True)
             raise OSError(
                 f"{path} could not be written ({error}); checkpoints that were there are as they were. "
                 "Make room, and continue with --ckpt_path auto."
             ) from error
+        except (pickle.PickleError, AttributeError, TypeError) as error:
+            begun.unlink(missing_ok=True)
+            if foreign := _foreign(checkpoint, "checkpoint"):
+                raise _not_plain(*foreign) from error
+            raise
 
 
 def check_checkpoint(name: str) -> None:
@@ -52,23 +83,42 @@ def check_checkpoint(name: str) -> None:
 
     Args:
         name: A file.
+
+    Raises:
+        ValueError: There is no such file, it cannot be read, or it holds something else.
     """
-    if not Path(name).is_file():
+    path = Path(name)
+    if not os.path.lexists(path):
         raise ValueError(f"--ckpt_path names a checkpoint, but there is no file {name}. Check the path.")
     try:
-        found = _read(Path(name))
-        found.keys()  # a file may hold a bare tensor
+        found = _read(path)
     except Exception as error:  # a damaged file fails in any way it likes
         raise ValueError(
-            f"{name} is damaged, or holds other things than weights and plain values, which are not unpickled because "
-            f"that can run any code ({type(error).__name__}). Pass a file that `fit` wrote: RUN/checkpoints/last.ckpt."
+            f"--ckpt_path must name a checkpoint of a training, but {name} {_reason(path, error)}. Objects are not "
+            "unpickled because that can run any code. Pass a file that `fit` wrote: RUN/checkpoints/last.ckpt."
         ) from error
-    if not {"state_dict", "pytorch-lightning_version"} <= set(found):
+    keys = list(found) if isinstance(found, dict) else [type(found).__name__]
+    if not {"state_dict", "pytorch-lightning_version"} <= set(keys):
         raise ValueError(
-            f"A checkpoint holds state_dict and what belongs to it, but {name} holds {', '.join(map(str, found))}. "
+            f"A checkpoint holds state_dict and what belongs to it, but {name} holds {', '.join(map(str, keys))}. "
             "Pass a file that `fit` wrote: RUN/checkpoints/last.ckpt."
         )
     check_stamp(found, name)
+
+
+def checkpoint_files(folders: Iterable[Path]) -> list[Path]:
+    """List the checkpoint files of some folders, whatever they hold and whether or not they can be read.
+
+    Args:
+        folders: Where `*.ckpt` are. Missing ones are left out; one that cannot be listed stands for its files.
+    """
+    found: set[Path] = set()
+    for folder in folders:
+        try:
+            found |= {path for path in folder.iterdir() if path.suffix == _SUFFIX}
+        except OSError:
+            found |= {folder} if os.path.lexists(folder) else set()
+    return sorted(found)
 
 
 def newest_checkpoint(folders: Iterable[Path]) -> Path | None:
@@ -81,28 +131,25 @@ def newest_checkpoint(folders: Iterable[Path]) -> Path | None:
         folders: Where `*.ckpt` are.
 
     Returns:
-        The file, or None where there is none.
+        The file, or None where there is no checkpoint file of any kind.
 
     Raises:
-        ValueError: It was written by a newer version of the package, which has to continue it.
+        ValueError: A file cannot be read, so that the newest is not known; or there are files, but none of them can
+            continue a training; or the newest was written by a newer version of the package.
     """
-    found = []
-    for path in sorted({path for folder in folders for path in folder.glob("*.ckpt")}):
-        try:
-            progress = _progress(_read(path))
-            modified = path.stat().st_mtime_ns
-        except Exception as error:  # a damaged file fails in any way it likes
-            _warn_of(path, f"{type(error).__name__}: {error}".splitlines()[0])
-            continue
-        if progress is not None:
-            found.append((*progress, modified, path))
-    for *_, path in sorted(found, reverse=True):
-        with zipfile.ZipFile(path) as archive:
-            damaged = archive.testzip()
-        if damaged is None:
+    found, left_out = _sorted_out(checkpoint_files(folders))
+    while found:
+        path = found.pop()
+        damage = _checksum_error(path)
+        if not damage:
+            for other, reason in left_out.items():
+                if reason != _WEIGHTS_ONLY:
+                    rank_zero_warn(f"{other} {reason} and is left out; {path} is used.")
             check_stamp(_read(path), path)
             return path
-        _warn_of(path, f"checksum of {damaged}")
+        left_out[path] = damage
+    if left_out:
+        raise _refused(left_out)
     return None
 
 
@@ -110,6 +157,124 @@ def step_of(path: str | Path) -> int:
     """Number of optimiser steps before a checkpoint."""
     step: int = _read(Path(path))["global_step"]
     return step
+
+
+def with_plain_numbers(value: Any) -> Any:
+    """Replace numpy numbers in dictionaries, lists and tuples by Python's; what holds none is returned itself.
+
+    Args:
+        value: A checkpoint, or a part of one.
+    """
+    if isinstance(value, np.generic):
+        return value.item()
+    if type(value) in (dict, OrderedDict):
+        pairs = [(with_plain_numbers(key), with_plain_numbers(item)) for key, item in value.items()]
+        same = all(a is c and b is d for (a, b), (c, d) in zip(pairs, value.items(), strict=True))
+        return value if same else type(value)(pairs)
+    if type(value) in (list, tuple):
+        items = [with_plain_numbers(item) for item in value]
+        return value if all(a is b for a, b in zip(items, value, strict=True)) else type(value)(items)
+    return value
+
+
+def _not_plain(where: str, found: Any) -> ValueError:
+    kind = f"{type(found).__module__}.{type(found).__qualname__}".removeprefix("builtins.")
+    return ValueError(
+        f"A checkpoint must hold tensors and plain values, got {kind} at {where}: it could not be loaded to resume the "
+        "training. Return a plain value, such as str(...), float(...) or a tensor, from the state_dict or "
+        "on_save_checkpoint that puts it there."
+    )
+
+
+def _foreign(value: Any, where: str) -> tuple[str, Any] | None:
+    """The first object that `weights_only` refuses, and where it is; None if there is none."""
+    items: Iterable[tuple[str, Any]] = ()
+    if isinstance(value, Mapping):
+        items = ((f"{where}[{key!r}]", part) for key, item in value.items() for part in (key, item))
+    elif isinstance(value, list | tuple | set):
+        items = ((f"{where}[{i}]", item) for i, item in enumerate(value))
+    elif type(value) in _PLAIN:
+        return None
+    inside = next((found for place, item in items if (found := _foreign(item, place))), None)
+    if inside or type(value) in (dict, list, tuple, set):
+        return inside
+    copy = io.BytesIO()
+    try:
+        torch.save(value, copy)
+        copy.seek(0)
+        torch.load(copy, weights_only=True)
+    except Exception:  # objects fail in any way they like
+        return where, value
+    return None
+
+
+def _sorted_out(files: Iterable[Path]) -> tuple[list[Path], dict[Path, str]]:
+    """Checkpoints that can continue a training, the newest last; and others, with the reason why they cannot.
+
+    Raises:
+        ValueError: A file cannot be read.
+    """
+    found: list[tuple[int, int, int, Path]] = []
+    left_out: dict[Path, str] = {}
+    unreadable: dict[Path, str] = {}
+    for path in files:
+        try:
+            progress = _progress(_read(path))
+            if progress is None:
+                left_out[path] = _WEIGHTS_ONLY
+            else:
+                found.append((*progress, path.stat().st_mtime_ns, path))
+        except Exception as error:  # a damaged file fails in any way it likes
+            if not os.path.lexists(path):  # a training that is running has removed it
+                continue
+            (unreadable if _reading_error(path, error) else left_out)[path] = _reason(path, error)
+    if unreadable:
+        raise _refused(unreadable)
+    return [path for *_, path in sorted(found)], left_out
+
+
+def _checksum_error(path: Path) -> str:
+    """What is wrong with the bytes of a checkpoint that could be loaded; empty if nothing is."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+    except OSError as error:
+        raise _refused({path: _reason(path, error)}) from error
+    return f"is damaged (checksum of {damaged})" if damaged else ""
+
+
+def _refused(files: Mapping[Path, str]) -> ValueError:
+    listed = "; ".join(f"{path} {reason}" for path, reason in sorted(files.items()))
+    return ValueError(
+        f"--ckpt_path auto must find a checkpoint that can be continued wherever there are any, but {listed}. "
+        "Repair or remove these files and give the same command again, or pass another --run; "
+        "weights are a start for another run: --run OTHER --model.init FILE."
+    )
+
+
+def _reason(path: Path, error: Exception) -> str:
+    """Why a file could not be loaded, to follow its name."""
+    if reading := _reading_error(path, error):
+        return f"cannot be read ({reading.strerror or reading})"
+    with contextlib.suppress(Exception):  # it is not whole
+        if names := torch.serialization.get_unsafe_globals_in_checkpoint(path):
+            return f"holds objects that are no plain values ({', '.join(sorted(names))})"
+    return f"is damaged ({f'{type(error).__name__}: {error}'.splitlines()[0]})"
+
+
+def _reading_error(path: Path, error: Exception) -> OSError | None:
+    """The error of the file system behind another one: torch turns some into its own."""
+    if isinstance(error, OSError) and error.errno != errno.EINVAL:  # a position that a damaged file names
+        return error
+    try:
+        if path.suffix != _SUFFIX:  # a folder that could not be listed
+            next(path.iterdir(), None)
+        with path.open("rb") as stream:
+            while stream.read(2**20):
+                pass
+    except OSError as reading:
+        return reading
+    return None
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -124,10 +289,6 @@ def _progress(checkpoint: Mapping[str, Any]) -> tuple[int, int] | None:
         return None
     epochs = checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]
     return int(checkpoint["global_step"]), int(epochs["processed"])
-
-
-def _warn_of(path: Path, why: str) -> None:
-    rank_zero_warn(f"{path} is damaged ({why}) and is left out; the checkpoint before it is used, if there is one.")
 
 
 def _flush_names(folder: Path) -> None:

@@ -45,7 +45,7 @@ from lightning_paf.loading import TRUST, TRUST_HELP
 from lightning_paf.module import RobustModule
 from lightning_paf.nn.activations import Activation
 from lightning_paf.objectives import Objective
-from lightning_paf.run_folder import WORDS_FOR_CHECKPOINTS, RunFolder, check_writable, enter_run_folder
+from lightning_paf.run_folder import WORDS_FOR_CHECKPOINTS, RunFolder, check_writable, enter_run_folder, held_run_folder
 from lightning_paf.run_logs import loggers
 from lightning_paf.schedules import Schedule
 from lightning_paf.specs import dataset_spec
@@ -174,15 +174,23 @@ class PafCLI(LightningCLI):
             check_writable(Path(run))
 
     def after_instantiate_classes(self) -> None:
-        """Look at the run folder before the loggers open it."""
+        """Check what the trainer is asked for."""
         if self.evaluated is not None and self.evaluated.untrained:
             self.model.untrained = self.evaluated
         if self.subcommand == "fit":
             self.datamodule.check_devices(self.trainer.world_size)  # on all ranks, before one begins to prepare data
+        _check_monitor(self.trainer)
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        """Hold the run folder while a training lasts, and look at it before the loggers open it."""
+        if subcommand != "fit":
+            super()._run_subcommand(subcommand)
+            return
+        with held_run_folder(self.trainer, self._get(self.config, "run")):
             config = yaml.safe_load(self._parser("fit").dump(self.config["fit"], skip_unset=False))
             checkpoint = enter_run_folder(self.trainer, self._get(self.config, "ckpt_path"), config)
             self.config["fit"]["ckpt_path"] = self.config_init["fit"]["ckpt_path"] = checkpoint
-        _check_monitor(self.trainer)
+            super()._run_subcommand(subcommand)
 
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> Trainer:
         """Fill the slots and open the run folder."""

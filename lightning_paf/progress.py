@@ -33,6 +33,7 @@ class Progress:
         images_per_second: In the last whole epoch, over all devices; None before its end.
         idle: Seconds since the last step when this was written: no two clocks are compared.
         error: What it failed with.
+        saved: Whether the run has a checkpoint; None where this is not known.
     """
 
     process: Process
@@ -45,6 +46,7 @@ class Progress:
     images_per_second: float | None = None
     idle: float = 0.0
     error: str = ""
+    saved: bool | None = None
 
     @property
     def is_over(self) -> bool:

@@ -1,8 +1,9 @@
 """The folder of a run: its configuration, and how a run that was stopped goes on in it."""
 
+import contextlib
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,10 @@ from lightning.pytorch.cli import SaveConfigCallback
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from lightning_paf import __version__
-from lightning_paf.checkpoints import newest_checkpoint, step_of
+from lightning_paf.checkpoints import AtomicCheckpointIO, checkpoint_files, newest_checkpoint, step_of
 from lightning_paf.extra_loggers import tell_config
 from lightning_paf.progress import FILE, Progress
+from lightning_paf.run_lock import locked
 from lightning_paf.run_logs import RunMetrics
 from lightning_paf.same_training import check_same_training
 from lightning_paf.shared_folder import check_shared
@@ -39,7 +41,7 @@ class RunFolder(SaveConfigCallback):
         if stage != "fit" or not trainer.is_global_zero:
             return
         folder = _folder(trainer)
-        if _holds_a_run(folder) and not self.overwrite:
+        if not self.overwrite and _traces(trainer, folder):
             raise _occupied(folder)
         self.config.pop("ckpt_path", None)
         text = self.parser.dump(self.config, skip_unset=False)
@@ -47,6 +49,32 @@ class RunFolder(SaveConfigCallback):
             folder.mkdir(parents=True, exist_ok=True)
             write_whole(folder / _CONFIG, f"# lightning_paf=={__version__}\n{text}".encode())
         tell_config(trainer.loggers, yaml.safe_load(text))
+
+
+@contextlib.contextmanager
+def held_run_folder(trainer: Trainer, run: Path | None) -> Iterator[None]:
+    """Keep other trainings out of the run folder, on the first rank; to be entered before anything is written.
+
+    Args:
+        trainer: Of the training.
+        run: What `--run` says; without it, Lightning makes a new folder for each training.
+
+    Raises:
+        ValueError: Another training is running in the folder.
+    """
+    if run is None or trainer.fast_dev_run or not trainer.is_global_zero:  # type: ignore[attr-defined]
+        yield
+        return
+    possible = (trainer.strategy.checkpoint_io, *trainer.loggers)
+    writers = [writer for writer in possible if isinstance(writer, AtomicCheckpointIO | RunMetrics)]
+    with locked(Path(run)) as check_owner:
+        for writer in writers:
+            writer.check_owner = check_owner
+        try:
+            yield
+        finally:
+            for writer in writers:
+                del writer.check_owner
 
 
 def enter_run_folder(trainer: Trainer, checkpoint: str | None, config: Mapping[str, Any]) -> str | None:
@@ -68,7 +96,7 @@ def enter_run_folder(trainer: Trainer, checkpoint: str | None, config: Mapping[s
     folder = _folder(trainer)
     if checkpoint in NEWEST:
         checkpoint = _newest(trainer, folder)
-    elif _holds_a_run(folder) and not _continues(folder, checkpoint):
+    elif not _continues(folder, checkpoint) and _traces(trainer, folder):
         raise _occupied(folder)
     if _continues(folder, checkpoint) and check_same_training(folder, config):
         rank_zero_warn(
@@ -100,14 +128,20 @@ def check_writable(folder: Path) -> None:
         )
 
 
-def _holds_a_run(folder: Path) -> bool:
-    """Whether there is anything to lose: a checkpoint, metrics, or steps; a run that failed before has none of them."""
+def _traces(trainer: Trainer, folder: Path) -> str:
+    """What a training has left in a folder that a new one would replace; empty if nothing."""
+    files = checkpoint_files(_checkpoint_folders(trainer, folder))
     table = folder / "metrics.csv"
-    rows = len(table.read_text().splitlines()) - 1 if table.is_file() else 0
-    if rows > 0 or any((folder / "checkpoints").glob("*.ckpt")):
-        return True
+    with explained(table, "the metrics of a run"):
+        rows = len(table.read_bytes().splitlines()) - 1 if os.path.lexists(table) else 0
     progress = Progress.read(folder / FILE)
-    return progress is not None and (progress.step > 0 or not (progress.is_over or progress.process.is_dead()))
+    steps = progress.step if progress is not None else 0
+    found = [
+        *map(str, files),
+        *[f"{table} with {rows} rows"] * (rows > 0),
+        *[f"{folder / FILE} at step {steps}"] * (steps > 0),
+    ]
+    return ", ".join(found)
 
 
 def _occupied(folder: Path) -> ValueError:
@@ -134,14 +168,29 @@ def _rehearsed(checkpoint: str | None) -> str | None:
 
 
 def _newest(trainer: Trainer, folder: Path) -> str | None:
-    """The checkpoint that `auto` means, told."""
+    """Find and log the checkpoint that `auto` means.
+
+    Raises:
+        ValueError: There is a run, but none of its checkpoints can be continued.
+    """
+    newest = newest_checkpoint(_checkpoint_folders(trainer, folder))
+    if newest is not None:
+        rank_zero_info(f"Continuing from {newest}, step {step_of(newest)}.")
+        return str(newest)
+    traces, progress = _traces(trainer, folder), Progress.read(folder / FILE)
+    ended_early = progress is not None and progress.saved is False and progress.state != "finished"
+    if traces and not ended_early:
+        raise ValueError(
+            f"--ckpt_path auto must find the checkpoints of the run in {folder}, but there are none beside {traces}. "
+            "Put them back and give the same command again, or pass another --run."
+        )
+    rank_zero_info(f"{folder} holds no checkpoint to continue from: a new training begins.")
+    return None
+
+
+def _checkpoint_folders(trainer: Trainer, folder: Path) -> list[Path]:
     chosen = [saver.dirpath for saver in trainer.checkpoint_callbacks if isinstance(saver, ModelCheckpoint)]
-    newest = newest_checkpoint([folder, folder / "checkpoints", *(Path(path) for path in chosen if path)])
-    if newest is None:
-        rank_zero_info(f"{folder} holds no checkpoint to continue from: a new training begins.")
-        return None
-    rank_zero_info(f"Continuing from {newest}, step {step_of(newest)}.")
-    return str(newest)
+    return [folder, folder / "checkpoints", *(Path(path) for path in chosen if path)]
 
 
 def _steps_before(checkpoint: str | None) -> int:

@@ -3,7 +3,7 @@
 import contextlib
 import csv
 import io
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,9 @@ from lightning_paf.utils.files import write_whole
 class _SaysWhy(Logger):
     """What loggers of a run folder have in common: they say how to go on where nothing can be written."""
 
+    check_owner: Callable[[], None] = staticmethod(lambda: None)
+    """Called before a write; ends the process if the run folder belongs to another one."""
+
     @rank_zero_only
     def save(self) -> None:
         """Write what has been logged.
@@ -26,6 +29,7 @@ class _SaysWhy(Logger):
         Raises:
             OSError: The disk is full, or cannot be written to.
         """
+        self.check_owner()
         with _explained(str(self.log_dir)):
             super().save()
 

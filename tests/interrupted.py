@@ -3,9 +3,12 @@
 import csv
 import os
 import signal as signals
+import time
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from lightning.pytorch import Callback
 
@@ -98,3 +101,51 @@ def differences(ours: Any, theirs: Any, where: str = "") -> list[str]:
     if isinstance(ours, torch.Tensor) and isinstance(theirs, torch.Tensor):
         return [] if torch.equal(ours, theirs) else [where]
     return [] if ours == theirs else [where]
+
+
+class WaitsAt(Callback):
+    """Waits before a step until a file `go` exists in a folder, where it has put a file `waits`."""
+
+    def __init__(self, step: int, folder: str) -> None:
+        self.step = step
+        self.folder = Path(folder)
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        if trainer.global_step == self.step:
+            (self.folder / "waits").touch()
+            while not (self.folder / "go").exists():
+                time.sleep(0.01)
+
+
+class Remembers(Callback):
+    """Has a state of ordinary numpy numbers."""
+
+    def __init__(self) -> None:
+        self.best = np.float64(0.0)
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        self.best = max(self.best, np.float64(trainer.global_step))
+
+    def state_dict(self):
+        return {"best": self.best, "steps": np.int64(3)}
+
+    def load_state_dict(self, state_dict):
+        self.best = state_dict["best"]
+
+
+class RemembersAPath(Callback):
+    """Has a state that `weights_only` refuses."""
+
+    def state_dict(self):
+        return {"where": Path("here")}
+
+
+def tree(folder: Path) -> dict[str, str]:
+    """Hash of every file below a folder, and where every link leads."""
+    return {
+        str(path.relative_to(folder)): str(path.readlink())
+        if path.is_symlink()
+        else sha256(path.read_bytes()).hexdigest()
+        for path in folder.rglob("*")
+        if path.is_symlink() or path.is_file()
+    }

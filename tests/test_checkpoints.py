@@ -1,11 +1,16 @@
 """Checkpoints are written as a whole or not at all, and the newest that is whole is found."""
 
+import argparse
 import errno
 import functools
 import io
 import os
+import re
 import shutil
 import warnings
+import zipfile
+from collections import OrderedDict
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -76,7 +81,12 @@ def test_the_newest_by_step_then_epochs_then_time(tmp_path):
 
 def test_weights_alone_do_not_continue_a_training(tmp_path):
     torch.save({"state_dict": {}, "global_step": 7}, tmp_path / "imported.ckpt")
-    assert newest_checkpoint([tmp_path]) is None
+    with pytest.raises(ValueError, match=r"imported.ckpt holds weights only. .* --run OTHER --model.init FILE"):
+        newest_checkpoint([tmp_path])
+    good = write(tmp_path, "good", step=4)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert newest_checkpoint([tmp_path]) == good
 
 
 @functools.cache
@@ -131,8 +141,6 @@ OTHERS = {
     "nothing": saved({}),
     "no loops": saved({"optimizer_states": [], "global_step": 9, "state_dict": {}}),
     "no step": saved({**checkpoint(9), "global_step": None}),
-    "code": saved({"state_dict": os.getcwd}),
-    "folder": lambda path: path.mkdir(),
 }
 
 
@@ -143,8 +151,132 @@ def test_what_holds_no_training_is_named_and_left_out(make, tmp_path):
     with pytest.warns(UserWarning, match=r"other.ckpt is damaged .* is left out"):
         assert newest_checkpoint([tmp_path]) == good
     good.unlink()
-    with pytest.warns(UserWarning, match=r"other.ckpt is damaged .* is left out"):
-        assert newest_checkpoint([tmp_path]) is None
+    with pytest.raises(ValueError, match=r"other.ckpt is damaged \(.*\). Repair or remove"):
+        newest_checkpoint([tmp_path])
+
+
+def test_objects_are_named_and_left_out(tmp_path):
+    good = write(tmp_path, "good", step=4)
+    torch.save({"state_dict": os.getcwd}, tmp_path / "other.ckpt")
+    with pytest.warns(UserWarning, match=r"other.ckpt holds objects .*\(posix.getcwd\) and is left out"):
+        assert newest_checkpoint([tmp_path]) == good
+    good.unlink()
+    with pytest.raises(ValueError, match=r"other.ckpt holds objects .*\(posix.getcwd\). Repair or remove"):
+        newest_checkpoint([tmp_path])
+
+
+def denied(code: int):
+    """A file that cannot be read, whoever asks, by `open` or by `torch.load`."""
+
+    def make(folder, monkeypatch):
+        path = write(folder, "last", step=8)
+        real = io.open
+
+        def refusing(file, *args, **kwargs):
+            if str(file) == str(path):
+                raise OSError(code, os.strerror(code), str(file))
+            return real(file, *args, **kwargs)
+
+        monkeypatch.setattr("builtins.open", refusing)
+        monkeypatch.setattr(io, "open", refusing)
+
+    return make
+
+
+def breaking_inside(folder, monkeypatch):
+    """A disk that fails behind the table of contents, which is what `torch.load` reads."""
+    path = write(folder, "last", step=8)
+    real = zipfile.ZipFile.testzip
+
+    def testzip(archive):
+        if archive.filename == str(path):
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return real(archive)
+
+    monkeypatch.setattr(zipfile.ZipFile, "testzip", testzip)
+
+
+def breaking_load(folder, monkeypatch):
+    """One error of the disk, gone when somebody looks again."""
+    path = write(folder, "last", step=8)
+    real = torch.load
+
+    def load(file, **options):
+        if file == path:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return real(file, **options)
+
+    monkeypatch.setattr(torch, "load", load)
+
+
+UNREADABLE = {
+    "permission": (denied(errno.EACCES), "last.ckpt cannot be read (Permission denied)"),
+    "disk": (denied(errno.EIO), "last.ckpt cannot be read (Input/output error)"),
+    "disk, once": (breaking_load, "last.ckpt cannot be read (Input/output error)"),
+    "disk, inside": (breaking_inside, "last.ckpt cannot be read (Input/output error)"),
+    "stale handle": (denied(errno.ESTALE), "last.ckpt cannot be read (Stale file handle)"),
+    "sharded": (lambda folder, _: (folder / "last.ckpt").mkdir(), "last.ckpt cannot be read (Is a directory)"),
+    "link": (
+        lambda folder, _: (folder / "last.ckpt").symlink_to("gone.ckpt"),
+        "last.ckpt cannot be read (No such file or directory)",
+    ),
+    "folder is a file": (
+        lambda folder, _: (folder / "checkpoints").write_text(""),
+        "checkpoints cannot be read (Not a directory)",
+    ),
+    "folder is a dangling link": (
+        lambda folder, _: (folder / "checkpoints").symlink_to("gone"),
+        "checkpoints cannot be read (No such file or directory)",
+    ),
+}
+
+
+@pytest.mark.parametrize(("make", "reason"), UNREADABLE.values(), ids=UNREADABLE)
+def test_what_cannot_be_read_is_not_taken_for_damage(make, reason, tmp_path, monkeypatch):
+    """An older file is not used in its place: the unreadable one may be the newest."""
+    write(tmp_path, "older", step=4)
+    make(tmp_path, monkeypatch)
+    with pytest.raises(ValueError, match=re.escape(reason)):
+        newest_checkpoint([tmp_path, tmp_path / "checkpoints"])
+
+
+def test_numpy_numbers_are_saved_as_plain_ones(tmp_path):
+    state = {"best": np.float64(0.25), "steps": [np.int64(3), (np.bool_(True), "x")], np.int64(5): np.float32(0.5)}
+    kept = {"state": OrderedDict(state), "weights": {"a": torch.ones(1)}}
+    AtomicCheckpointIO().save_checkpoint(kept, tmp_path / "a.ckpt")
+    found = AtomicCheckpointIO().load_checkpoint(tmp_path / "a.ckpt", weights_only=True)["state"]
+    assert found == state
+    assert type(found) is OrderedDict
+    assert [type(found["best"]), type(found["steps"][0]), type(found["steps"][1][0])] == [float, int, bool]
+    assert type(kept["state"]["best"]) is np.float64, "the callback's own state was changed"
+
+
+class Local:
+    """Can be pickled, and is no plain value."""
+
+
+FOREIGN = {
+    "pathlib.PosixPath": Path("a"),
+    "argparse.Namespace": argparse.Namespace(a=1),
+    "numpy.ndarray": np.zeros(2),
+    "numpy.longdouble": np.longdouble(1),
+    f"{__name__}.Local": Local(),
+    "function": lambda: None,
+    "builtin_function_or_method": os.getcwd,
+}
+
+
+@pytest.mark.parametrize(("kind", "value"), FOREIGN.items(), ids=FOREIGN)
+@pytest.mark.parametrize("place", ["['best']", "[0]", "itself"])
+def test_a_state_that_could_not_be_loaded_is_refused_when_it_is_saved(kind, value, place, tmp_path):
+    good = write(tmp_path, "last", step=1)
+    before = good.read_bytes()
+    state = {"['best']": {"first": 1, "best": value}, "[0]": [value, 1], "itself": value}[place]
+    where = f"checkpoint['callbacks']['Mine']{'' if place == 'itself' else place}"
+    with pytest.raises(ValueError, match=rf"got {re.escape(kind)} at {re.escape(where)}: .* Return a plain value"):
+        AtomicCheckpointIO().save_checkpoint(checkpoint(2, callbacks={"Other": 1, "Mine": state}), good)
+    assert good.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [good]
 
 
 def cut(path):

@@ -21,6 +21,7 @@ LEVELS = {
         "distributed",
         "loading",
         "run_folder",
+        "run_lock",
         "run_logs",
         "saved_config",
         "same_training",

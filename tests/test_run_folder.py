@@ -8,9 +8,12 @@ import torch
 from interrupted import rows
 from lightning.pytorch.callbacks import ModelCheckpoint
 
+from lightning_paf import run_lock
+from lightning_paf.checkpoints import AtomicCheckpointIO
 from lightning_paf.process import Process
 from lightning_paf.progress import FILE, Progress
-from lightning_paf.run_folder import enter_run_folder
+from lightning_paf.run_folder import enter_run_folder, held_run_folder
+from lightning_paf.run_lock import FILE as LOCK
 from lightning_paf.run_logs import RunMetrics
 
 
@@ -76,16 +79,29 @@ def test_a_run_that_failed_before_its_first_step_is_in_nobodys_way(trainer, tmp_
     here = Process.this()
     Progress(here, "failed", 0, 10, 0, 1).write(tmp_path / FILE)
     assert enter_run_folder(trainer, None, {}) is None
-    for state, step in (("failed", 1), ("training", 0)):
-        Progress(here, state, step, 10, 0, 1).write(tmp_path / FILE)
-        with pytest.raises(ValueError, match="already holds one"):
-            enter_run_folder(trainer, None, {})
+    Progress(here, "training", 0, 10, 0, 1).write(tmp_path / FILE)
+    assert enter_run_folder(trainer, None, {}) is None, "whether it still runs is a matter of the lock"
+    Progress(here, "failed", 1, 10, 0, 1).write(tmp_path / FILE)
+    with pytest.raises(ValueError, match="already holds one"):
+        enter_run_folder(trainer, None, {})
     (tmp_path / FILE).unlink()
     (tmp_path / "metrics.csv").write_text("step\n")
     assert enter_run_folder(trainer, None, {}) is None
     (tmp_path / "metrics.csv").write_text("step\n0\n")
     with pytest.raises(ValueError, match="already holds one"):
         enter_run_folder(trainer, None, {})
+
+
+@pytest.mark.parametrize("word", [None, "auto"])
+def test_metrics_that_cannot_be_read_are_not_replaced(word, trainer, tmp_path):
+    table = tmp_path / "metrics.csv"
+    table.write_bytes(b"step\n\xff\n")
+    with pytest.raises(ValueError, match=r"already holds one|metrics.csv with 1 rows"):
+        enter_run_folder(trainer, word, {})
+    table.unlink()
+    table.symlink_to(table.name)  # opening it is an error, whoever asks
+    with pytest.raises(ValueError, match=r"metrics.csv cannot serve as the metrics of a run: Too many levels"):
+        enter_run_folder(trainer, word, {})
 
 
 def log(logger: RunMetrics, *logged: tuple[int, dict[str, float]]) -> None:
@@ -110,3 +126,30 @@ def test_a_continued_table_is_that_of_a_run_that_was_not_stopped(resumed, first,
     assert again.experiment, "opened where training begins, logged or not"
     log(again, *EPOCH[first:])
     assert rows(tmp_path) == whole
+
+
+def test_only_the_first_rank_of_a_training_in_a_run_folder_takes_the_lock(trainer, tmp_path):
+    trainer.strategy = SimpleNamespace(checkpoint_io=AtomicCheckpointIO())
+    for run, rehearses, is_first, files in (
+        (None, False, True, []),
+        (tmp_path, True, True, []),
+        (tmp_path, False, False, []),
+        (tmp_path, False, True, [LOCK]),
+    ):
+        trainer.fast_dev_run, trainer.is_global_zero = rehearses, is_first
+        with held_run_folder(trainer, run):
+            assert [path.name for path in tmp_path.iterdir()] == files
+
+
+def test_what_is_written_is_preceded_by_a_look_at_the_lock(trainer, tmp_path, monkeypatch):
+    looks = []
+    trainer.strategy = SimpleNamespace(checkpoint_io=AtomicCheckpointIO())
+    trainer.is_global_zero = True
+    monkeypatch.setattr(run_lock, "check_owner", lambda path, owner: looks.append(path))
+    with held_run_folder(trainer, tmp_path):
+        trainer.strategy.checkpoint_io.save_checkpoint({}, tmp_path / "a.ckpt")
+        assert looks == [tmp_path / LOCK] * 2, "before anything is changed, and before the file gets its name"
+        log(trainer.loggers[0], (0, {"lr": 0.1}))
+        assert len(looks) == 3
+    trainer.strategy.checkpoint_io.save_checkpoint({}, tmp_path / "a.ckpt")
+    assert len(looks) == 3, "the folder was released"

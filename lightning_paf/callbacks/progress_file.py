@@ -30,7 +30,9 @@ class ProgressFile(Callback):
         self._epoch = 0
         self._epochs: int | None = None
         self._error = ""
+        self._saved: bool | None = None
         self._path = Path()
+        self._checkpoint_io: Any = None
         self._over: threading.Event | None = None  # made where training begins: it cannot be sent to a new process
         self._writer: threading.Thread | None = None
 
@@ -75,6 +77,7 @@ class ProgressFile(Callback):
             return
         folder.mkdir(parents=True, exist_ok=True)
         self._path, self._error = folder / FILE, ""
+        self._checkpoint_io = trainer.strategy.checkpoint_io
         self._epochs = trainer.max_epochs if (trainer.max_epochs or -1) > 0 else None
         self._over = threading.Event()
         self._writer = threading.Thread(target=self._keep_writing, args=(self._over,), name=FILE, daemon=True)
@@ -82,6 +85,8 @@ class ProgressFile(Callback):
 
     def _note(self, trainer: Trainer) -> None:
         self._step, self._epoch, self._stepped = trainer.global_step, trainer.current_epoch, time.monotonic()
+        has_saved = getattr(trainer.strategy.checkpoint_io, "has_saved", None)
+        self._saved = trainer.ckpt_path is not None or has_saved
 
     def _end(self, state: State) -> None:
         if self._over is None or self._writer is None:
@@ -96,6 +101,8 @@ class ProgressFile(Callback):
         while not ends:
             ends = over.is_set()
             with contextlib.suppress(OSError):  # a network folder may be away for a moment
+                if check_owner := getattr(self._checkpoint_io, "check_owner", None):
+                    check_owner()
                 self._progress().write(self._path)
             over.wait(0 if ends else BEAT)
 
@@ -111,4 +118,5 @@ class ProgressFile(Callback):
             self.throughput.latest.get(f"{PREFIX}images_per_second"),
             time.monotonic() - self._stepped,
             self._error,
+            self._saved,
         )

@@ -3,18 +3,21 @@
 import contextlib
 import json
 import os
+import shlex
+import sys
 import threading
 import time
 import uuid
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
 
 from lightning_paf.process import Process
 from lightning_paf.utils.files import create_whole
 
-_BEATS = 4
+_BEATS = 6
 """Signs of life within the time-out, so that one may be late or be seen late (network file systems cache)."""
 
 
@@ -24,20 +27,26 @@ class Holder(Process):
 
     Attributes:
         token: Of this lease alone.
+        since: Date and time at which it was taken, UTC.
+        command: Command line of the process.
     """
 
     token: str
+    since: str = ""
+    command: str = ""
 
     @classmethod
     def here(cls) -> "Holder":
         """This process, with a new token."""
-        return cls(**asdict(Process.this()), token=uuid.uuid4().hex)
+        since = datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+        return cls(**asdict(Process.this()), token=uuid.uuid4().hex, since=since, command=shlex.join(sys.orig_argv))
 
 
 class Lease:
     """A lease that is held; a context manager that shows signs of life and gives the lease back, also after an error.
 
-    The sign of life is the modification time of the file, set by a thread.
+    The sign of life is the modification time of the file, set by a thread. The same thread calls `on_loss`, which does
+    nothing by default, at every heartbeat that finds another process in the file, or no file.
 
     Args:
         path: Its file, which exists and names the holder.
@@ -48,6 +57,7 @@ class Lease:
     def __init__(self, path: Path, holder: Holder, timeout: float) -> None:
         self.path = path
         self.holder = holder
+        self.on_loss: Callable[[], None] = lambda: None
         self._interval = timeout / _BEATS
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._beat, name=f"lease {path.name}", daemon=True)
@@ -74,6 +84,8 @@ class Lease:
             with contextlib.suppress(OSError):  # a network folder may be away for a moment
                 if self.is_ours():
                     os.utime(self.path)
+                else:
+                    self.on_loss()
 
 
 class Watch:
@@ -89,20 +101,28 @@ class Watch:
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._seen: dict[Path, tuple[int, float]] = {}
+        self._beating: set[Path] = set()
 
     def silence(self, path: Path) -> float:
         """Seconds for which a lease has shown no sign of life; 0 at the first look, and for one that is gone."""
         try:
-            sign = path.stat().st_mtime_ns
+            with path.open("rb") as stream:  # network file systems ask the server when a file is opened
+                sign = os.fstat(stream.fileno()).st_mtime_ns
         except FileNotFoundError:
             self._seen.pop(path, None)
+            self._beating.discard(path)
             return 0.0
         now = self._clock()
         last, since = self._seen.setdefault(path, (sign, now))
         if last != sign:
             self._seen[path] = (sign, now)
+            self._beating.add(path)
             return 0.0
         return now - since
+
+    def has_seen_heartbeat(self, path: Path) -> bool:
+        """Whether `silence` has found a new sign of life since its first look at a lease."""
+        return path in self._beating
 
 
 def take(path: Path, timeout: float, watch: Watch) -> Lease | None:

@@ -1,0 +1,100 @@
+"""The lock of a run folder: one training at a time, on this machine and on others that share the folder."""
+
+import contextlib
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+
+from lightning.pytorch.utilities import rank_zero_info
+
+from lightning_paf.evaluation.lease import Holder, Lease, Watch, read_holder, take
+from lightning_paf.utils.files import explained
+
+FILE = ".run.lock"
+TIMEOUT = 60.0
+"""Seconds without a heartbeat after which an owner on another machine counts as dead. There are six in this time."""
+_PAUSE = 0.5
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[Callable[[], None]]:
+    """Keep every other training out of a run folder, to be used by the first rank of a job.
+
+    A dead owner on this machine is replaced at once. On another machine, or in another container, only heartbeats tell:
+    this waits until there is one or until there has been none for `TIMEOUT`. An owner that was suspended for longer,
+    and has lost the folder, ends its process with status 1 before it writes again.
+
+    Args:
+        folder: Created if missing; removed at the end if nothing was written to it.
+
+    Yields:
+        A function to call before a write: it ends the process if the folder now belongs to another one.
+
+    Raises:
+        ValueError: Another training is running in the folder, or the lock cannot be written.
+    """
+    created = [path for path in (folder, *folder.parents) if not path.exists()]
+    try:
+        with explained(folder, "a run folder"):
+            folder.mkdir(parents=True, exist_ok=True)
+            lease = _wait_for(folder / FILE)
+        lease.on_loss = partial(check_owner, lease.path, lease.holder)
+        with lease:
+            yield lease.on_loss
+    finally:
+        with contextlib.suppress(OSError):  # not empty
+            for path in created:
+                path.rmdir()
+
+
+def check_owner(path: Path, owner: Holder) -> None:
+    """End this process, with a message, if a lock is not its own any more.
+
+    Exceptions would not do: a training that fails writes to its folder while it ends.
+
+    Args:
+        path: File of the lock.
+        owner: The lock as this process has taken it.
+    """
+    if read_holder(path) == owner:
+        return
+    time.sleep(_PAUSE)  # a process that looks for a dead owner moves the file for an instant
+    other = read_holder(path)
+    if other == owner:
+        return
+    now = f"belongs to {_described(other)}" if other else "is gone"
+    sys.stderr.write(
+        f"lightning-paf: error: This training has lost its run folder: {path} {now}. It was suspended for longer than "
+        f"{TIMEOUT:.0f} s, or the file was removed. Nothing more is written.\n"
+    )
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(1)
+
+
+def _wait_for(path: Path) -> Lease:
+    """Take the lock as soon as its owner is known to be dead; refuse as soon as it is known to be alive."""
+    watch, before = Watch(), read_holder(path)
+    waits = False
+    while (lease := take(path, TIMEOUT, watch)) is None:
+        owner = read_holder(path)
+        if owner and not owner.is_dead() and (owner.is_near() or owner != before or watch.has_seen_heartbeat(path)):
+            raise ValueError(
+                f"A run folder must be used by one training at a time, but {path.parent} is in use by "
+                f"{_described(owner)}. Pass another --run, or stop that process first."
+            )
+        if not waits:
+            rank_zero_info(f"{path} exists: waiting for a heartbeat of its owner, at most {TIMEOUT:.0f} s.")
+        waits = True
+        time.sleep(_PAUSE)
+    if before:
+        rank_zero_info(f"Taking over {path.parent} from {_described(before)}, which has stopped without releasing it.")
+    return lease
+
+
+def _described(owner: Holder) -> str:
+    command = "".join(letter if letter.isprintable() else "?" for letter in owner.command)
+    return f"{owner} since {owner.since} ({command})"
