@@ -16,6 +16,7 @@ from interrupted import rows as rows_without_times
 from stand_ins import CONFIGS
 
 import lightning_paf
+from lightning_paf.__main__ import GONE
 
 
 @pytest.fixture(scope="module")
@@ -89,6 +90,13 @@ def test_an_unknown_command_unlike_any_other(capsys):
     error = capsys.readouterr().err
     assert "'xyz'" in error
     assert "Did you mean" not in error
+
+
+@pytest.mark.parametrize("command", GONE)
+def test_a_removed_command_answers_with_its_replacement(command, capsys):
+    assert status(command, "--help") == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"lightning-paf: {command} is gone: `")
 
 
 def test_the_help_of_a_command_is_that_of_the_classes(capsys):
