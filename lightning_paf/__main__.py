@@ -36,7 +36,8 @@ def main(argv: list[str] | None = None) -> int:
 
     Returns:
         Exit status: 0, or 1 after an error of ours, or 2 after a command that is unknown or gone. Errors of the
-        command-line parser exit with 2, and a training that SIGTERM or SIGUSR1 has stopped with 75: it wants to be continued.
+        command-line parser exit with 2, and a training that SIGTERM or SIGUSR1 has stopped with 75: it wants to be
+        continued.
     """
     words = sys.argv[1:] if argv is None else argv
     if not words or words[0] in ("-h", "--help", "help"):
