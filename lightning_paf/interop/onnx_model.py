@@ -1,6 +1,7 @@
 """A classifier as an ONNX file, and an ONNX file as a classifier."""
 
 import gc
+import importlib.util
 import logging
 import warnings
 from collections.abc import Iterator
@@ -21,24 +22,26 @@ def save_onnx(model: nn.Module, example: Tensor, path: Path) -> None:
 
     Args:
         model: The classifier; left as found.
-        example: At least two images of the size that the file is for.
-        path: Where to.
+        example: Images (N, C, H, W) of the size that the file is for.
+        path: File to write.
 
     Raises:
-        ValueError: The packages for it are missing, or the network does something that ONNX cannot say.
+        ValueError: The packages for it are missing, or ONNX has no operation for a part of the network.
     """
     require_onnx()
-    batch = torch.export.Dim("batch", min=1)
-    with frozen(model), torch.no_grad(), warnings.catch_warnings(), _quiet():
+    import onnx
+
+    twice = torch.cat([example[:1], example[:1]])  # an axis of size 1 would be taken for a constant
+    with frozen(model), torch.no_grad(), warnings.catch_warnings(), _quiet("torch.onnx", "onnxscript", "onnx_ir"):
         warnings.simplefilter("ignore")  # of deprecations between torch and onnxscript
         try:
             torch.onnx.export(
                 model,
-                (example,),
+                (twice,),
                 path,
                 input_names=[INPUT],
                 output_names=[OUTPUT],
-                dynamic_shapes=({0: batch},),
+                dynamic_shapes=({0: torch.export.Dim("batch", min=1)},),
                 dynamo=True,
                 external_data=False,
                 verbose=False,
@@ -52,11 +55,11 @@ def save_onnx(model: nn.Module, example: Tensor, path: Path) -> None:
             # The tracer derives a class of the same name from every module's; while these live, a name typed without
             # its path ("PSSiLU") means several classes, and the command line refuses it.
             gc.collect()
-    _check_file(path)
+    onnx.checker.check_model(str(path), full_check=True)
 
 
 class OnnxModel(nn.Module):
-    """Calls onnxruntime on the CPU, so that attacks without gradients, and everything that judges, can meet the file.
+    """An ONNX file in onnxruntime on the CPU, as a module for evaluations and attacks that need no gradients.
 
     Args:
         path: A file that `save_onnx` wrote.
@@ -81,13 +84,11 @@ class OnnxModel(nn.Module):
 
 
 def require_onnx() -> None:
-    """Say which packages are missing, before anything is computed.
+    """Name the packages that are missing, before any work.
 
     Raises:
         ValueError: Some are.
     """
-    import importlib.util
-
     missing = [name for name in ("onnx", "onnxscript", "onnxruntime") if importlib.util.find_spec(name) is None]
     if missing:
         raise ValueError(
@@ -96,20 +97,14 @@ def require_onnx() -> None:
         )
 
 
-def _check_file(path: Path) -> None:
-    import onnx
-
-    onnx.checker.check_model(str(path), full_check=True)
-
-
 @contextmanager
-def _quiet() -> Iterator[None]:
+def _quiet(*names: str) -> Iterator[None]:
     """Keep the exporter's progress and hints off the screen."""
-    loggers = {logger: logger.level for logger in map(logging.getLogger, ("torch.onnx", "onnxscript", "onnx_ir"))}
+    levels = {logger: logger.level for logger in map(logging.getLogger, names)}
     try:
-        for logger in loggers:
+        for logger in levels:
             logger.setLevel(logging.ERROR)
         yield
     finally:
-        for logger, level in loggers.items():
+        for logger, level in levels.items():
             logger.setLevel(level)
