@@ -2,10 +2,7 @@
 
 import gc
 import importlib.util
-import logging
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +29,7 @@ def save_onnx(model: nn.Module, example: Tensor, path: Path) -> None:
     import onnx
 
     twice = torch.cat([example[:1], example[:1]])  # an axis of size 1 would be taken for a constant
-    with frozen(model), torch.no_grad(), warnings.catch_warnings(), _quiet("torch.onnx", "onnxscript", "onnx_ir"):
-        warnings.simplefilter("ignore")  # of deprecations between torch and onnxscript
+    with frozen(model), torch.no_grad(), warnings.catch_warnings(action="ignore"):  # deprecations inside onnxscript
         try:
             torch.onnx.export(
                 model,
@@ -95,16 +91,3 @@ def require_onnx() -> None:
             f"ONNX files need {', '.join(missing)}, not installed here. Run pip install 'lightning-paf[export]', or "
             "pass --formats state_dict,safetensors,model_info."
         )
-
-
-@contextmanager
-def _quiet(*names: str) -> Iterator[None]:
-    """Keep the exporter's progress and hints off the screen."""
-    levels = {logger: logger.level for logger in map(logging.getLogger, names)}
-    try:
-        for logger in levels:
-            logger.setLevel(logging.ERROR)
-        yield
-    finally:
-        for logger, level in levels.items():
-            logger.setLevel(level)

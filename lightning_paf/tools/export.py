@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from lightning_paf.evaluation.receipt import Receipt
+    from lightning_paf.evaluation.samples import Samples
     from lightning_paf.loading import Run
 
     Batches = Iterator[tuple[str, Tensor, Tensor]]
@@ -45,15 +46,19 @@ def main(argv: list[str]) -> int:
     from lightning_paf.loading import load_run
 
     run = load_run(options.ckpt, options.config, options.device, rest)
-    receipts = _receipts(run, options)
+    networks = [FILES[name] for name in formats if name != "model_info"]
+    receipts = _receipts(run, options) if networks else []
+    samples = run.samples() if networks and (options.examples or receipts) else None
     options.out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=options.out, prefix=".partial-") as folder:
-        for name, write in _writers(run, options).items():
+        for name, write in _writers(run, options, samples).items():
             if name in formats:
                 write(Path(folder) / FILES[name])
-        for path in Path(folder).iterdir():
-            if path.suffix != ".json":
-                _check(path, run, chain(_images(run, options), _adversarial_examples(run, receipts)))
+        for name in networks:
+            examples = _adversarial_examples(receipts, samples) if samples else ()
+            _check(Path(folder) / name, run, chain(_images(run, options, samples), examples))
+        if networks and not receipts:
+            print("No receipt of `test` is of these weights, so no adversarial example was checked.")
         _write_summary(run, Path(folder) / SUMMARY)
         for path in sorted(Path(folder).iterdir()):
             shutil.move(path, options.out / path.name)
@@ -103,6 +108,8 @@ def _formats(options: argparse.Namespace) -> list[str]:
     least = int("onnx" in formats)  # the file is for one size of images
     if options.examples < least:
         raise ValueError(f"--examples must be at least {least}, got {options.examples}. Pass --examples 64.")
+    if options.eps is not None and options.eps <= 0:
+        raise ValueError(f"--eps must be positive, got {options.eps}. Pass --eps 8/255.")
     for name in [*(FILES[name] for name in formats), SUMMARY]:
         if (options.out / name).exists():
             raise ValueError(f"{options.out / name} exists, and nothing is overwritten. Pass another --out.")
@@ -113,7 +120,7 @@ def _formats(options: argparse.Namespace) -> list[str]:
     return formats
 
 
-def _writers(run: "Run", options: argparse.Namespace) -> "dict[str, Callable[[Path], None]]":
+def _writers(run: "Run", options: argparse.Namespace, samples: "Samples | None") -> "dict[str, Callable[[Path], None]]":
     from lightning_paf.interop import bare_net, save_safetensors, save_state_dict
     from lightning_paf.interop.onnx_model import save_onnx
 
@@ -122,7 +129,7 @@ def _writers(run: "Run", options: argparse.Namespace) -> "dict[str, Callable[[Pa
         "model_info": lambda path: _write_model_info(run, options.result, path),
         "state_dict": lambda path: save_state_dict(net, path),
         "safetensors": lambda path: save_safetensors(net, path, statistics),
-        "onnx": lambda path: save_onnx(run.model, next(_images(run, options))[1], path),
+        "onnx": lambda path: save_onnx(run.model, next(_images(run, options, samples))[1], path),
     }
 
 
@@ -158,19 +165,18 @@ def _check(path: Path, run: "Run", batches: "Batches") -> None:
         )
 
 
-def _images(run: "Run", options: argparse.Namespace) -> "Batches":
+def _images(run: "Run", options: argparse.Namespace, samples: "Samples | None") -> "Batches":
     """Test images and their random perturbations, or random images."""
     import torch
 
     from lightning_paf.functional.geometry import geometry_of
 
-    if not options.examples:
+    if samples is None or not options.examples:
         spec = run.datamodule.spec
         x = torch.rand(BATCH, spec.channels, spec.size, spec.size, device=run.device)
         yield "random image", x, run.model(x).argmax(1)
         return
-    samples = run.samples(options.examples)
-    x, y = samples.fetch(samples.ids)
+    x, y = samples.fetch(samples.ids[: options.examples])
     yield "test image", x, y
     evaluation = (run.config.get("autoattack") or {}).get("init_args") or {}
     threat = (evaluation.get("attack") or {}).get("init_args") or {}
@@ -178,7 +184,8 @@ def _images(run: "Run", options: argparse.Namespace) -> "Batches":
     geometry = geometry_of(options.norm or threat.get("norm", "linf"))
     with torch.random.fork_rng():
         torch.manual_seed(options.seed)
-        yield "perturbed image", geometry.move(x, geometry.uniform(x, eps), eps, (0, 1)), y
+        delta = geometry.uniform(x, eps)
+    yield "perturbed image", geometry.move(x, delta, eps, (0, 1)), y
 
 
 def _receipts(run: "Run", options: argparse.Namespace) -> "list[Receipt]":
@@ -192,12 +199,10 @@ def _receipts(run: "Run", options: argparse.Namespace) -> "list[Receipt]":
     receipts = [receipt for receipt in map(read_receipt, paths) if receipt.manifest["weights"] == weights]
     if named and not receipts:
         raise ValueError(f"{named} is the receipt of another network than {run.checkpoint}. Pass the --receipt of it.")
-    if not receipts:
-        print("No receipt of `test` is of these weights: no adversarial example is checked.")
     return receipts
 
 
-def _adversarial_examples(run: "Run", receipts: "list[Receipt]") -> "Batches":
+def _adversarial_examples(receipts: "list[Receipt]", samples: "Samples") -> "Batches":
     """The adversarial examples of receipts, with their labels."""
     import numpy as np
     import torch
@@ -205,7 +210,6 @@ def _adversarial_examples(run: "Run", receipts: "list[Receipt]") -> "Batches":
     from lightning_paf.evaluation.fingerprint import sample_fingerprints
 
     for receipt in receipts:
-        samples = run.samples()
         fooled = np.flatnonzero(receipt.encoding)
         for start in range(0, len(fooled), BATCH):
             rows = fooled[start : start + BATCH]

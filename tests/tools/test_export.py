@@ -131,6 +131,7 @@ def test_the_leaderboard_entry_is_filled_from_the_result_of_this_network(run, tm
         (["--formats", "state_dict,tflite"], "must be some of .* got tflite"),
         (["--examples", "0"], "--examples must be at least 1, got 0"),
         ([*PLAIN, "--examples", "-1"], "--examples must be at least 0, got -1"),
+        (["--eps=-8/255"], "--eps must be positive"),
         (["--queries", "100"], r"--queries is gone.*Pass --receipt FILE"),
     ],
 )
