@@ -57,8 +57,8 @@ def main(argv: list[str]) -> int:
         for name in networks:
             examples = _adversarial_examples(receipts, samples) if samples else ()
             _check(Path(folder) / name, run, chain(_images(run, options, samples), examples))
-        if networks and not receipts:
-            print("No receipt of `test` is of these weights, so no adversarial example was checked.")
+        if networks and not any(receipt.encoding.any() for receipt in receipts):
+            print("No receipt of `test` has adversarial examples of these weights, so none was checked.")
         _write_summary(run, Path(folder) / SUMMARY)
         for path in sorted(Path(folder).iterdir()):
             shutil.move(path, options.out / path.name)

@@ -195,7 +195,7 @@ def test_the_receipts_in_the_run_folder_are_found_and_those_of_other_weights_lef
     weights["state_dict"]["model.net.net.fc.bias"] += 1
     torch.save(weights, checkpoint(again))
     exported(again, tmp_path / "changed", "--formats", "safetensors")
-    assert "No receipt of `test` is of these weights" in capsys.readouterr().out
+    assert "No receipt of `test` has adversarial examples of these weights" in capsys.readouterr().out
     with pytest.raises(ValueError, match="is the receipt of another network"):
         exported(again, tmp_path / "named", "--formats", "safetensors", "--receipt", path)
     assert not (tmp_path / "named").exists()
