@@ -25,7 +25,7 @@ class WeightSet:
         name: The entry that it lies under; empty where the file is nothing else.
         averaged: Whether it is an average over the training.
         tensors: As in the file.
-        left_out: Keys beside the network (the state of a training objective, say).
+        left_out: Keys of anything else (the state of a training objective, say).
     """
 
     name: str
@@ -41,8 +41,8 @@ class CheckpointFile:
     Attributes:
         path: Where it is.
         sets: Its state dicts, at least one; the preferred one of each kind comes first.
-        normalize: Whether the network expects normalised images, where the file says so (checkpoints of `fit` do).
-        statistics: Of that normalisation, where the file says them apart from the weights (safetensors of `export`).
+        normalize: Whether the network expects normalised images, if the file records it (checkpoints of `fit` do).
+        statistics: Of that normalisation, if the file records them apart from the weights (safetensors of `export`).
     """
 
     path: Path

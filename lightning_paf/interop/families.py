@@ -41,14 +41,14 @@ WRAPPERS = (
 
 LIGHTNING_MARK = "pytorch-lightning_version"
 LIGHTNING_ROOTS = ("model.", "net.", "network.", "backbone.")
-"""Attributes of a LightningModule that hold the network; what lies beside it belongs to the training."""
+"""Attributes of a LightningModule that hold the network; the rest belongs to the training."""
 
 BOOKKEEPING = ("n_averaged",)
-"""What torch's AveragedModel counts beside the weights."""
+"""What torch's AveragedModel counts next to the weights."""
 
 PREFIXES = ("module.", "_orig_mod.", "model.", "net.", "network.", "backbone.", "0.", "1.")
-"""What wrapping a network puts in front of every key: DataParallel and DDP, torch.compile, an attribute, and the place
-in `Sequential(network)` or `Sequential(normalisation, network)`."""
+"""What wrapping a network puts in front of every key: DataParallel and DDP, torch.compile, an attribute, and the
+index in `Sequential(network)` or `Sequential(normalisation, network)`."""
 
 COUNTER = "num_batches_tracked"
 """Left out by some converters; it has no influence on what a network computes in eval mode."""

@@ -12,7 +12,7 @@ STANDARD_TEST_SETS = {"cifar10": 10_000, "cifar100": 10_000}
 def model_info(
     config: Mapping[str, Any], result: EvaluationResult | None = None
 ) -> tuple[dict[str, str | int | bool], tuple[str, ...]]:
-    """Fill in what a run and its evaluation say.
+    """Fill in the fields that follow from a run and its evaluation.
 
     Args:
         config: The configuration of the run, as plain values.

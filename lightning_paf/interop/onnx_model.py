@@ -44,7 +44,7 @@ def save_onnx(model: nn.Module, example: Tensor, path: Path) -> None:
             )
         except torch.onnx.errors.OnnxExporterError as error:
             raise ValueError(
-                f"{type(model).__name__} does something that ONNX cannot say ({str(error).splitlines()[0]}). "
+                f"{type(model).__name__} uses an operation that ONNX lacks ({str(error).splitlines()[0]}). "
                 "Pass --formats state_dict,safetensors,model_info."
             ) from error
         finally:

@@ -60,7 +60,7 @@ def _parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
         epilog="Other options of `fit`, such as --data.root FOLDER or --model.net.depth 34, may follow.",
         allow_abbrev=False,
     )
-    parser.add_argument("file", type=Path, help="what torch.save or safetensors wrote; nothing in it is executed")
+    parser.add_argument("file", type=Path, help="file of torch.save or safetensors; nothing in it is executed")
     parser.add_argument("--net", required=True, help="file such as configs/net/wrn28_10.yaml, or a class")
     parser.add_argument("--out", type=Path, required=True, metavar="RUN", help="run folder to write")
     parser.add_argument("--dataset", default="cifar10", help="what the network was trained on")
@@ -71,8 +71,8 @@ def _parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument(
         "--normalize",
         choices=("true", "false"),
-        help="whether the network expects images normalised by the statistics of the dataset; default: what the file "
-        "or its family says, else false",
+        help="whether the network expects images normalised by the statistics of the dataset; default: as the "
+        "file or its family needs, else false",
     )
     parser.add_argument("--mean", type=float, nargs="+", help="normalise by other statistics, for images in [0, 1]")
     parser.add_argument("--std", type=float, nargs="+")
@@ -94,14 +94,14 @@ def _check(options: argparse.Namespace, rest: list[str]) -> None:
 
 
 def _normalisation(
-    options: argparse.Namespace, held: "Statistics | None", says: bool | None, keys: Iterable[str], cli: "PafCLI"
+    options: argparse.Namespace, held: "Statistics | None", expected: bool | None, keys: Iterable[str], cli: "PafCLI"
 ) -> tuple["Statistics | None", str]:
     """The normalisation of the network's images, if there is one, and where it comes from.
 
     Args:
         options: As typed.
         held: Statistics in the file.
-        says: Whether the network expects normalised images, where the file says so.
+        expected: Whether the network expects normalised images, where the file says so.
         keys: Of the file.
         cli: The run.
     """
@@ -114,7 +114,7 @@ def _normalisation(
         return Statistics(tuple(options.mean), tuple(options.std)), "as typed"
     if typed is None and held is not None:
         return held, f"mean {held.mean}, std {held.std}, from the file"
-    for answer, source in ((typed, "as typed"), (says, "says the file")):
+    for answer, source in ((typed, "as typed"), (expected, "from the file")):
         if answer is not None:
             chosen = Statistics(spec.mean, spec.std) if answer else None
             return chosen, f"{f'that of {spec.name}' if answer else 'none'}, {source}"
@@ -127,7 +127,7 @@ def _normalisation(
 
 def _print_map(file: "CheckpointFile", weights: "WeightSet", keys: "KeyMap") -> None:
     print(f"{file.path.name} -> {len(keys.rows)} tensors ({keys.renaming})")
-    width = max(len(key) for row in keys.rows for key in row.theirs)
+    width = max(len(key) for row in keys.rows for key in row.theirs or [""])
     for value, ours, theirs in keys.rows:
         more = f"  (and {len(ours) - 1} more that share it)" if len(ours) > 1 else ""
         print(f"  {theirs[0] if theirs else '(absent: 0)':{width}} -> {ours[0]}{more}  {tuple(value.shape)}")

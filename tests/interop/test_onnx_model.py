@@ -54,10 +54,10 @@ def test_missing_packages_are_named(monkeypatch):
         onnx_model.require_onnx()
 
 
-def test_what_onnx_cannot_say_is_refused(tmp_path):
+def test_an_operation_that_onnx_lacks_is_refused(tmp_path):
     class Odd(torch.nn.Module):
         def forward(self, x):
             return x.flatten(1)[:, :10] * (2.0 if x.sum().item() > 0 else 1.0)
 
-    with pytest.raises(ValueError, match=r"Odd does something that ONNX cannot say.*--formats"):
+    with pytest.raises(ValueError, match=r"Odd uses an operation that ONNX lacks.*--formats"):
         save_onnx(Odd(), torch.rand(2, 3, 8, 8), tmp_path / "model.onnx")
