@@ -93,24 +93,23 @@ def split_statistics(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], 
         ValueError: A mean without a standard deviation, several of them, or numbers that are not for images in [0, 1].
     """
 
-    def named(*names: str) -> dict[str, Tensor]:
+    def named(*names: str) -> dict[str, tuple[float, ...]]:
         return {
-            key: value
+            key: tuple(value.flatten().tolist())
             for key, value in tensors.items()
             if key.rpartition(".")[2] in names and value.is_floating_point() and value.numel() <= 4
         }
 
     means, stds = named("mean", "mu"), named("std", "sigma")
-    found = {key: value.flatten().tolist() for key, value in (means | stds).items()}
-    others = {key: value for key, value in tensors.items() if key not in found}
-    if not found:
+    others = {key: value for key, value in tensors.items() if key not in means | stds}
+    if not means | stds:
         return others, None
-    alike = len(means) == len(stds) == 1 and len({len(values) for values in found.values()}) == 1
-    mean, std = (tuple(found[next(iter(kind), next(iter(found)))]) for kind in (means, stds))
-    if not alike or max(mean) > 1 or min(std) <= 0:
+    mean, std = [*means.values()], [*stds.values()]
+    alike = len(mean) == len(std) == 1 and len(mean[0]) == len(std[0])
+    if not alike or not (max(mean[0]) <= 1 and min(std[0]) > 0):
         raise ValueError(
             "The normalisation in the file must be one mean and one positive standard deviation for each channel of "
-            f"images in [0, 1], got {found}. Remove these keys, and pass --mean and --std, those of grey levels "
+            f"images in [0, 1], got {means | stds}. Remove these keys, and pass --mean and --std, those of grey levels "
             "divided by 255."
         )
-    return others, Statistics(mean, std)
+    return others, Statistics(mean[0], std[0])

@@ -66,6 +66,7 @@ def test_buffers_of_a_normalisation_are_taken_out(names):
     [
         {"mean": torch.full((3,), 0.5)},
         {"std": torch.full((3,), 0.5)},
+        {"mean": torch.full((3,), float("nan")), "std": torch.ones(3)},
         {"mean": torch.full((3,), 0.5), "std": torch.ones(1)},
         {"mean": torch.full((3,), 0.5), "std": torch.ones(3), "net.std": torch.ones(3)},
         {"mean": torch.full((3,), 120.0), "std": torch.full((3,), 60.0)},
