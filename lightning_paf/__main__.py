@@ -27,10 +27,12 @@ TRAINING = {
     "test": "clean and robust accuracy on the test set, e.g. test --ckpt_path runs/pssilu/checkpoints/last.ckpt",
     "predict": "write class probabilities of the test set",
 }
-RETIRED = {
-    "pool": "Pass the files, or their folder (also a written pool), as --data.synthetic FOLDER.",
+GONE = {
+    "pool": "pool is gone: `--data.synthetic FOLDER` reads the files of a folder, those of a written pool included.",
+    "selftest": "selftest is gone: `pytest tests/attacks/test_oracles.py` checks the attacks on models whose robust "
+    "accuracy is known.",
 }
-"""Commands of earlier versions, and what replaces them."""
+"""Answers to the commands of earlier versions; each names the replacement."""
 _PACKAGE = Path(__file__).parent
 
 
@@ -41,8 +43,9 @@ def main(argv: list[str] | None = None) -> int:
         argv: Words after the program's name; by default those of the command line.
 
     Returns:
-        Exit status: 0, or 1 after an error of ours, or 2 after an unknown command. Errors of the command-line parser
-        exit with 2, and a training that SIGTERM or SIGUSR1 has stopped with 75: it wants to be continued.
+        Exit status: 0, or 1 after an error of ours, or 2 after a command that is unknown or gone. Errors of the
+        command-line parser exit with 2, and a training that SIGTERM or SIGUSR1 has stopped with 75: it wants to be
+        continued.
     """
     words = sys.argv[1:] if argv is None else argv
     if not words or words[0] in ("-h", "--help", "help"):
@@ -64,14 +67,15 @@ def main(argv: list[str] | None = None) -> int:
             return status
     except (ValueError, TypeError, OSError) as error:
         return _report(error)
-    if command in RETIRED:
-        print(f"lightning-paf: there is no command {command!r} any more. {RETIRED[command]}", file=sys.stderr)  # noqa: T201
-        return 2
+    print(f"lightning-paf: {GONE.get(command) or _unknown(command)}", file=sys.stderr)  # noqa: T201
+    return 2
+
+
+def _unknown(command: str) -> str:
     known = [*TRAINING, *_tools()]
     near = difflib.get_close_matches(command, known, 1)
     hint = f" Did you mean {near[0]}?" if near else ""
-    print(f"lightning-paf: unknown command {command!r}.{hint} Known: {', '.join(known)}.", file=sys.stderr)  # noqa: T201
-    return 2
+    return f"unknown command {command!r}.{hint} Known: {', '.join(known)}."
 
 
 @contextlib.contextmanager

@@ -16,6 +16,7 @@ from interrupted import rows as rows_without_times
 from stand_ins import CONFIGS
 
 import lightning_paf
+from lightning_paf.__main__ import GONE
 
 
 @pytest.fixture(scope="module")
@@ -78,15 +79,6 @@ def test_the_package_is_a_command_too():
     assert "unknown command 'tset'. Did you mean test? Known: fit, validate, test, predict, certify" in unknown.stderr
 
 
-@pytest.mark.parametrize("words", [("pool",), ("pool", "write", "a.npz", "--out", "b"), ("pool", "--help")])
-def test_a_retired_command_names_its_replacement(words, capsys):
-    assert status(*words) == 2
-    said = capsys.readouterr().err
-    assert said.startswith("lightning-paf: there is no command 'pool' any more. ")
-    assert "--data.synthetic FOLDER" in said
-    assert said.count("\n") == 1
-
-
 @pytest.mark.parametrize("words", [(), ("-h",), ("--help",), ("help",)])
 def test_no_command_is_a_question_for_help(words, capsys):
     assert status(*words) == 0
@@ -98,6 +90,13 @@ def test_an_unknown_command_unlike_any_other(capsys):
     error = capsys.readouterr().err
     assert "'xyz'" in error
     assert "Did you mean" not in error
+
+
+@pytest.mark.parametrize("command", GONE)
+def test_a_removed_command_answers_with_its_replacement(command, capsys):
+    assert status(command, "write", "--help") == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"lightning-paf: {command} is gone: `")
 
 
 def test_the_help_of_a_command_is_that_of_the_classes(capsys):

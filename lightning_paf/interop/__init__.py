@@ -1,10 +1,9 @@
 """Weights from elsewhere and weights for elsewhere: checkpoint families, plain files, ONNX, leaderboard entries."""
 
-from lightning_paf.interop.bare import bare_net
 from lightning_paf.interop.checkpoint_file import CheckpointFile, WeightSet, read_checkpoint
 from lightning_paf.interop.key_map import KeyMap, map_keys
 from lightning_paf.interop.leaderboard import model_info
-from lightning_paf.interop.normalized_net import NormalizedNet, Statistics, split_statistics
+from lightning_paf.interop.normalized_net import NormalizedNet, Statistics, bare_net, split_statistics
 from lightning_paf.interop.plain_files import save_safetensors, save_state_dict
 
 __all__ = [

@@ -25,7 +25,7 @@ class WeightSet:
         name: The entry that it lies under; empty where the file is nothing else.
         averaged: Whether it is an average over the training.
         tensors: As in the file.
-        left_out: Keys beside the network (the state of a training objective, say).
+        left_out: Keys of anything else (the state of a training objective, say).
     """
 
     name: str
@@ -41,8 +41,8 @@ class CheckpointFile:
     Attributes:
         path: Where it is.
         sets: Its state dicts, at least one; the preferred one of each kind comes first.
-        normalize: Whether the network expects normalised images, where the file says so (checkpoints of `fit` do).
-        statistics: Of that normalisation, where the file says them apart from the weights (safetensors of `export`).
+        normalize: Whether the network expects normalised images, if the file records it (checkpoints of `fit` do).
+        statistics: Of that normalisation, if the file records them apart from the weights (safetensors of `export`).
     """
 
     path: Path
@@ -61,18 +61,12 @@ class CheckpointFile:
         """
         wanted = [item for item in self.sets if which is None or item.averaged == (which == "ema")]
         if not wanted:
-            kind = "averaged" if which == "ema" else "unaveraged"
+            kind, other = ("averaged", "not averaged") if which == "ema" else ("unaveraged", "averaged")
+            held = ", ".join(f"{item.name or 'one state dict'} ({other})" for item in self.sets)
             raise ValueError(
-                f"--{which} asks for {kind} weights, but {self.path} holds only {self._names()}. Leave --{which} out."
+                f"--{which} asks for {kind} weights, but {self.path} holds only {held}. Leave --{which} out."
             )
         return max(wanted, key=lambda item: item.averaged)
-
-    def _names(self) -> str:
-        return ", ".join(f"{item.name or 'one state dict'} ({_kind(item)})" for item in self.sets)
-
-
-def _kind(item: WeightSet) -> str:
-    return "averaged" if item.averaged else "not averaged"
 
 
 def read_checkpoint(path: Path) -> CheckpointFile:
@@ -108,23 +102,20 @@ def _load(path: Path) -> Any:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Detected pickle protocol")  # if it cannot be read, it is refused
             return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise ValueError(
-            f"{path} is damaged or holds other things than tensors and plain values, which are not unpickled because "
-            "that can run any code. If you trust its author, save the weights alone where you trained: "
-            f"torch.save(torch.load(FILE, weights_only=False)['state_dict'], 'plain.pt'). ({_reason(error)})"
-        ) from error
-    except Exception as error:  # a damaged file fails in any way it likes
-        raise ValueError(
-            f"{path} is damaged, or torch.save did not write it ({type(error).__name__}: {_reason(error)}). "
+    except Exception as error:  # a damaged file fails in many ways
+        lines = [line.strip() for line in str(error).splitlines()] or [""]
+        reason = next((line for line in lines if "GLOBAL" in line or "Unsupported" in line), lines[0])[:160]
+        hint = (
+            f"is damaged, or torch.save did not write it ({type(error).__name__}: {reason}). "
             "Compare its size with the original's, or download it again."
-        ) from error
-
-
-def _reason(error: Exception) -> str:
-    """The line of a long message that names the object."""
-    lines = [line.strip() for line in str(error).splitlines()]
-    return next((line for line in lines if "GLOBAL" in line or "Unsupported" in line), lines[0] if lines else "")[:160]
+        )
+        if isinstance(error, pickle.UnpicklingError):
+            hint = (
+                "is damaged or holds other things than tensors and plain values, which are not unpickled because "
+                "that can run any code. If you trust its author, save the weights alone where you trained: "
+                f"torch.save(torch.load(FILE, weights_only=False)['state_dict'], 'plain.pt'). ({reason})"
+            )
+        raise ValueError(f"{path} {hint}") from error
 
 
 def _read_safetensors(path: Path) -> CheckpointFile:
@@ -140,33 +131,28 @@ def _read_safetensors(path: Path) -> CheckpointFile:
         raise ValueError(f"A checkpoint holds tensors, but {path} holds none. Pass another file.")
     # `safetensors.torch.save_model` keeps one of several names of a tensor, and notes which name stands for which.
     tensors |= {alias: tensors[kept] for alias, kept in notes.items() if kept in tensors and alias not in tensors}
-    return CheckpointFile(path, (WeightSet("", False, tensors),), statistics=_noted_statistics(notes, path))
-
-
-def _noted_statistics(notes: Mapping[str, str], path: Path) -> Statistics | None:
-    """The normalisation that `export` notes in a file's metadata."""
-    if not {"mean", "std"} <= notes.keys():
-        return None
-    try:
-        return Statistics(*(tuple(map(float, json.loads(notes[name]))) for name in ("mean", "std")))
-    except (ValueError, TypeError) as error:
-        raise ValueError(
-            f"{path} notes a normalisation that is no list of numbers: mean {notes['mean']}, std {notes['std']}. "
-            "Remove the note, and pass --mean and --std."
-        ) from error
+    statistics = None
+    if {"mean", "std"} <= notes.keys():  # as `export` notes them
+        try:
+            statistics = Statistics(*(tuple(map(float, json.loads(notes[name]))) for name in ("mean", "std")))
+        except (ValueError, TypeError) as error:
+            raise ValueError(
+                f"The normalisation in the metadata of {path} must be lists of numbers, got mean {notes['mean']} and "
+                f"std {notes['std']}. Remove them, and pass --mean and --std."
+            ) from error
+    return CheckpointFile(path, (WeightSet("", False, tensors),), statistics=statistics)
 
 
 def _weight_sets(content: Mapping[str, Any]) -> tuple[WeightSet, ...]:
     """All state dicts of a loaded file, in the order of `WRAPPERS`."""
     if _is_state_dict(content):
-        return (WeightSet("", False, *_network_of(content, lightning=False)),)
+        return (_network_of("", False, content, ()),)
+    roots = LIGHTNING_ROOTS if LIGHTNING_MARK in content else ()
     found: dict[str, WeightSet] = {}
-    for wrapper in WRAPPERS:
-        held: Any = content.get(wrapper.key)
-        meant = wrapper.beside is None or _is_state_dict(content.get(wrapper.beside))
-        if meant and wrapper.key not in found and _is_state_dict(held):
-            tensors, left_out = _network_of(held, LIGHTNING_MARK in content)
-            found[wrapper.key] = WeightSet(wrapper.key, wrapper.averaged, tensors, left_out)
+    for key, averaged, beside in WRAPPERS:
+        meant = beside is None or _is_state_dict(content.get(beside))
+        if meant and key not in found and _is_state_dict(content.get(key)):
+            found[key] = _network_of(key, averaged, content[key], roots)
     return tuple(found.values())
 
 
@@ -174,9 +160,8 @@ def _is_state_dict(value: Any) -> bool:
     return isinstance(value, Mapping) and bool(value) and all(isinstance(item, Tensor) for item in value.values())
 
 
-def _network_of(tensors: Mapping[str, Tensor], lightning: bool) -> tuple[dict[str, Tensor], tuple[str, ...]]:
-    """Separate a network from what a LightningModule or an averaging keeps beside it."""
-    roots = LIGHTNING_ROOTS if lightning else ()
+def _network_of(name: str, averaged: bool, tensors: Mapping[str, Tensor], roots: tuple[str, ...]) -> WeightSet:
+    """Separate a network from what a LightningModule or an averaging keeps next to it."""
     root = next((root for root in roots if any(key.startswith(root) for key in tensors)), "")
     inside = {key: value for key, value in tensors.items() if key.startswith(root) and key not in BOOKKEEPING}
-    return inside, tuple(key for key in tensors if key not in inside)
+    return WeightSet(name, averaged, inside, tuple(key for key in tensors if key not in inside))

@@ -1,31 +1,30 @@
 """Match the keys of a file with those of a network."""
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from lightning_paf.interop.families import COUNTER, PREFIXES, RENAMINGS, Renaming
+from lightning_paf.interop.families import COUNTER, PREFIXES, RENAMINGS
 
 MOST_NAMED = 8
 
 
-@dataclass(frozen=True)
-class Row:
-    """One tensor of the network.
+class Row(NamedTuple):
+    """One tensor of the network, whose keys are several where layers share it.
 
     Attributes:
-        theirs: Its first key in the file; empty where the file lacks it and need not have it.
-        ours: Its first key in the network.
-        shape: Its shape.
-        sites: Number of its keys in the network: more than 1 where layers share it.
+        value: The tensor in the network.
+        ours: Its keys in the network.
+        theirs: Its keys in the file; none where the file lacks it and need not have it.
     """
 
-    theirs: str
-    ours: str
-    shape: tuple[int, ...]
-    sites: int
+    value: Tensor
+    ours: list[str]
+    theirs: list[str]
 
 
 @dataclass(frozen=True)
@@ -39,7 +38,7 @@ class KeyMap:
     """
 
     renaming: str
-    rows: tuple[Row, ...]
+    rows: list[Row]
     state: dict[str, Tensor]
 
 
@@ -58,89 +57,18 @@ def map_keys(tensors: Mapping[str, Tensor], net: nn.Module) -> KeyMap:
         ValueError: Missing or unexpected keys, other shapes, different values for a shared tensor, values that are not
             finite.
     """
-    matches = [_Match(tensors, net, renaming) for renaming in RENAMINGS]
-    match = min(matches, key=lambda match: match.misfits)
-    if match.misfits:
-        raise ValueError(match.difference())
-    match.check_values()
-    return match.key_map()
-
-
-class _Match:
-    """One attempt; see `map_keys`."""
-
-    def __init__(self, tensors: Mapping[str, Tensor], net: nn.Module, renaming: Renaming) -> None:
-        self.net = type(net).__name__
-        self.renaming = renaming
-        self.tensors = tensors
-        own = net.state_dict(keep_vars=True)
-        renamed = [(renaming(short), key) for short, key in zip(stripped(tensors), tensors, strict=True)]
-        theirs = dict(renamed)
-        short_own = dict(zip(own, stripped(own), strict=True))
-        shared: dict[int, list[str]] = {}
-        for key, value in own.items():
-            shared.setdefault(id(value), []).append(key)
-        self.own = {keys[0]: own[keys[0]] for keys in shared.values()}
-        self.names = {keys[0]: keys for keys in shared.values()}
-        self.sources = {
-            keys[0]: [theirs[short_own[k]] for k in keys if short_own[k] in theirs] for keys in shared.values()
-        }
-        used = {source for sources in self.sources.values() for source in sources}
-        self.missing = [key for key, sources in self.sources.items() if not sources and not key.endswith(COUNTER)]
-        self.unexpected = [key for _, key in renamed if key not in used]
-        self.shapes = [
-            f"{source}: {tuple(tensors[source].shape)} instead of {tuple(self.own[key].shape)}"
-            for key, sources in self.sources.items()
-            for source in sources
-            if not _fits(tensors[source], self.own[key])
-        ]
-        self.misfits = len(self.missing) + len(self.unexpected) + len(self.shapes)
-
-    def difference(self) -> str:
-        """The message for a file that does not fit."""
-        found = {
-            "missing in the file": self.missing,
-            "in the file only": self.unexpected,
-            "of another shape": self.shapes,
-        }
-        lines = [f"  {len(keys)} {what}: {_some(keys)}" for what, keys in found.items() if keys]
-        return "\n".join([f"The weights do not fit {self.net}:", *lines, self._remedy()])
-
-    def _remedy(self) -> str:
-        def parametric(keys: list[str]) -> bool:
-            return bool(keys) and all(key.endswith((".alpha", ".beta")) for key in keys)
-
-        if parametric(self.unexpected) and not self.missing:
-            return "The file has a parametric activation: pass e.g. --activation configs/activation/pssilu.yaml."
-        if parametric(self.missing) and not self.unexpected:
-            return "The file lacks this activation's parameters: pass the --activation it was trained with, or none."
-        if self.shapes and not self.missing and not self.unexpected and len(self.shapes) <= 2:
-            return "Pass the --dataset that the weights were trained on, which gives the number of classes."
-        return "Pass the --net, with its depth and width, that the weights were trained with."
-
-    def check_values(self) -> None:
-        """Refuse a shared tensor that the file holds with different values, and values that are not finite."""
-        for key, sources in self.sources.items():
-            first, *others = (self.tensors[source] for source in sources) if sources else (torch.zeros(()),)
-            if not all(torch.equal(first, other) for other in others):
-                values = [f"{source}={_brief(self.tensors[source])}" for source in sources]
-                raise ValueError(
-                    f"{self.net} shares one {key} among {len(self.names[key])} places, but the file has different "
-                    f"values for it: {_some(values)}. Pass --activation_scope module if every place has its own."
-                )
-            if not torch.isfinite(first).all():
-                raise ValueError(f"Weights must be finite, but {sources[0]} is not. Pass a checkpoint that works.")
-
-    def key_map(self) -> KeyMap:
-        """The result, once everything is checked."""
-        rows = []
-        state: dict[str, Tensor] = {}
-        for key, value in self.own.items():
-            sources = self.sources[key]
-            rows.append(Row(sources[0] if sources else "", key, tuple(value.shape), len(self.names[key])))
-            loaded = self.tensors[sources[0]] if sources else torch.zeros(value.shape)
-            state |= dict.fromkeys(self.names[key], loaded.reshape(value.shape).to(value.dtype))
-        return KeyMap(self.renaming.name, tuple(rows), state)
+    attempts = [(name, _match(tensors, net, rules)) for name, rules in RENAMINGS.items()]
+    misfits = [_misfits(tensors, rows) for _, rows in attempts]
+    best = min(range(len(attempts)), key=lambda i: sum(map(len, misfits[i].values())))
+    if any(misfits[best].values()):
+        raise ValueError(_difference(type(net).__name__, misfits[best]))
+    renaming, rows = attempts[best]
+    state: dict[str, Tensor] = {}
+    for row in rows:
+        _check_values(tensors, row)
+        loaded = tensors[row.theirs[0]] if row.theirs else torch.zeros(row.value.shape)
+        state |= dict.fromkeys(row.ours, loaded.reshape(row.value.shape).to(row.value.dtype))
+    return KeyMap(renaming, rows, state)
 
 
 def stripped(keys: Iterable[str]) -> list[str]:
@@ -151,13 +79,67 @@ def stripped(keys: Iterable[str]) -> list[str]:
     return short
 
 
-def _fits(theirs: Tensor, ours: Tensor) -> bool:
-    return theirs.shape == ours.shape or theirs.numel() == ours.numel() == 1
+def _match(tensors: Mapping[str, Tensor], net: nn.Module, rules: Mapping[str, str]) -> list[Row]:
+    theirs = {}
+    for short, key in zip(stripped(tensors), tensors, strict=True):
+        for pattern, replacement in rules.items():
+            short = re.sub(pattern, replacement, short)
+        theirs[short] = key
+    own = net.state_dict(keep_vars=True)
+    rows: dict[int, Row] = {}
+    for (key, value), short in zip(own.items(), stripped(own), strict=True):
+        row = rows.setdefault(id(value), Row(value, [], []))
+        row.ours.append(key)
+        row.theirs.extend([theirs[short]] if short in theirs else [])
+    return list(rows.values())
+
+
+def _misfits(tensors: Mapping[str, Tensor], rows: list[Row]) -> dict[str, list[str]]:
+    """Keys that do not fit, by what is wrong with them."""
+    used = {key for row in rows for key in row.theirs}
+    return {
+        "missing in the file": [row.ours[0] for row in rows if not row.theirs and not row.ours[0].endswith(COUNTER)],
+        "in the file only": [key for key in tensors if key not in used],
+        "of another shape": [
+            f"{key}: {tuple(tensors[key].shape)} instead of {tuple(row.value.shape)}"
+            for row in rows
+            for key in row.theirs
+            if tensors[key].shape != row.value.shape and not tensors[key].numel() == row.value.numel() == 1
+        ],
+    }
+
+
+def _difference(name: str, misfits: Mapping[str, list[str]]) -> str:
+    """The message for a file that does not fit."""
+    missing, unexpected, shapes = misfits.values()
+
+    def parametric(keys: list[str]) -> bool:
+        return bool(keys) and all(key.endswith((".alpha", ".beta")) for key in keys)
+
+    hint = "Pass the --net, with its depth and width, that the weights were trained with."
+    if parametric(unexpected) and not missing:
+        hint = "The file has a parametric activation: pass e.g. --activation configs/activation/pssilu.yaml."
+    elif parametric(missing) and not unexpected:
+        hint = "The file lacks this activation's parameters: pass the --activation it was trained with, or none."
+    elif not missing and not unexpected and len(shapes) <= 2:
+        hint = "Pass the --dataset that the weights were trained on, which gives the number of classes."
+    lines = [f"  {len(keys)} {what}: {_some(keys)}" for what, keys in misfits.items() if keys]
+    return "\n".join([f"The weights do not fit {name}:", *lines, hint])
+
+
+def _check_values(tensors: Mapping[str, Tensor], row: Row) -> None:
+    """Refuse a shared tensor that the file holds with different values, and values that are not finite."""
+    values = [tensors[key] for key in row.theirs]
+    if any(not torch.equal(values[0], value) for value in values[1:]):
+        brief = [f"{value.item():.6g}" if value.numel() == 1 else f"tensor {tuple(value.shape)}" for value in values]
+        found = [f"{key}={value}" for key, value in zip(row.theirs, brief, strict=True)]
+        raise ValueError(
+            f"The {len(row.ours)} layers that share {row.ours[0]} must have one value in the file, got {_some(found)}. "
+            "Pass --activation_scope module if every layer has its own."
+        )
+    if values and not torch.isfinite(values[0]).all():
+        raise ValueError(f"Weights must be finite, but {row.theirs[0]} is not. Pass a checkpoint that works.")
 
 
 def _some(words: list[str]) -> str:
     return ", ".join(words[:MOST_NAMED]) + (", ..." if len(words) > MOST_NAMED else "")
-
-
-def _brief(value: Tensor) -> str:
-    return f"{value.item():.6g}" if value.numel() == 1 else f"tensor {tuple(value.shape)}"

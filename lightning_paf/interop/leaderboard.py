@@ -6,13 +6,13 @@ from typing import Any
 from lightning_paf.evaluation.result import EvaluationResult
 
 STANDARD_TEST_SETS = {"cifar10": 10_000, "cifar100": 10_000}
-"""Data sets of the leaderboard, and the number of images that it judges on."""
+"""Data sets of the leaderboard, and the number of images that it evaluates on."""
 
 
 def model_info(
     config: Mapping[str, Any], result: EvaluationResult | None = None
 ) -> tuple[dict[str, str | int | bool], tuple[str, ...]]:
-    """Fill in what a run and its evaluation say.
+    """Fill in the fields that follow from a run and its evaluation.
 
     Args:
         config: The configuration of the run, as plain values.
@@ -22,21 +22,31 @@ def model_info(
         The entry, in the order of the leaderboard's files, where what is not known is an empty string; and the fields
         that its author must still fill in.
     """
-    facts = _facts(result)
+    data, notes = config["data"], []
+    eps = clean = robust = ""
+    if data.get("synthetic"):
+        notes.append("It uses additional synthetic images in training.")
+    if result is not None:
+        eps, clean = str(result.attack.get("eps", "")), f"{100 * result.clean.value:.2f}"
+        # The leaderboard takes the number of standard AutoAttack alone.
+        if "AutoAttack" in str(result.attack.get("attack")) and result.attack.get("version") == "standard":
+            robust = f"{100 * result.robust.value:.2f}"
+        if result.judged != STANDARD_TEST_SETS.get(data["dataset"]):
+            notes.append(f"Accuracies on {result.judged} test images.")
     entry: dict[str, str | int | bool] = {
         "link": "",
         "name": "",
         "authors": "",
         "additional_data": "",
         "number_forward_passes": 1,
-        "dataset": config["data"]["dataset"] if config["data"]["dataset"] in STANDARD_TEST_SETS else "",
+        "dataset": data["dataset"] if data["dataset"] in STANDARD_TEST_SETS else "",
         "venue": "",
         "architecture": architecture(config["model"]),
-        "eps": facts.get("eps", ""),
-        "clean_acc": facts.get("clean_acc", ""),
+        "eps": eps,
+        "clean_acc": clean,
         "reported": "",
-        "autoattack_acc": facts.get("autoattack_acc", ""),
-        "footnote": _footnote(config["data"], result),
+        "autoattack_acc": robust,
+        "footnote": " ".join(notes),
         "unreliable": False,
     }
     return entry, tuple(field for field, value in entry.items() if value == "" and field != "footnote")
@@ -57,27 +67,3 @@ def architecture(model: Mapping[str, Any]) -> str:
 
 def _class_name(part: Mapping[str, Any]) -> str:
     return str(part["class_path"]).rpartition(".")[2]
-
-
-def _facts(result: EvaluationResult | None) -> dict[str, str]:
-    if result is None:
-        return {}
-    facts = {"eps": str(result.attack.get("eps", "")), "clean_acc": f"{100 * result.clean.value:.2f}"}
-    if is_standard(result):
-        facts["autoattack_acc"] = f"{100 * result.robust.value:.2f}"
-    return facts
-
-
-def is_standard(result: EvaluationResult) -> bool:
-    """Whether the attack was standard AutoAttack, the only one whose number the leaderboard takes."""
-    return "AutoAttack" in str(result.attack.get("attack")) and result.attack.get("version") == "standard"
-
-
-def _footnote(data: Mapping[str, Any], result: EvaluationResult | None) -> str:
-    """What a reader of the numbers must know."""
-    notes = []
-    if data.get("synthetic"):
-        notes.append("It uses additional synthetic images in training.")
-    if result is not None and result.judged != STANDARD_TEST_SETS.get(data["dataset"]):
-        notes.append(f"Accuracies on {result.judged} test images.")
-    return " ".join(notes)

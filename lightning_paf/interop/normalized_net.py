@@ -6,7 +6,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-MEAN_NAMES, STD_NAMES = ("mean", "mu"), ("std", "sigma")
+from lightning_paf.nets.factory import LibraryNet
+from lightning_paf.nn.classifier import Classifier
 
 
 class Statistics(NamedTuple):
@@ -17,7 +18,7 @@ class Statistics(NamedTuple):
 
     def same_as(self, other: "Statistics") -> bool:
         """Whether both are the same numbers in float32, in which the model computes."""
-        return torch.equal(torch.tensor(self), torch.tensor(other)) if len(self.mean) == len(other.mean) else False
+        return len(self.mean) == len(other.mean) and torch.equal(torch.tensor(self), torch.tensor(other))
 
 
 class NormalizedNet(nn.Module):
@@ -40,8 +41,8 @@ class NormalizedNet(nn.Module):
         super().__init__()
         if len(mean) != len(std) or not mean or min(std) <= 0:
             raise ValueError(
-                f"A normalisation has as many means as positive standard deviations, but mean={mean} and std={std}. "
-                "Pass one of each for every channel."
+                f"mean and std must have one number for each channel, those of std positive, got mean={mean} and "
+                f"std={std}. Pass --mean and --std."
             )
         self.net = net
         self.num_classes = num_classes
@@ -60,6 +61,25 @@ class NormalizedNet(nn.Module):
         return None if own is None else own()
 
 
+def bare_net(model: Classifier) -> tuple[nn.Module, Statistics | None]:
+    """The network as its authors or its library know it, and the normalisation that belongs in front of it.
+
+    Args:
+        model: Normalisation and network.
+
+    Returns:
+        A part of `model`, not a copy; and None where images in [0, 1] go straight into it.
+    """
+    mean, std = model.mean.flatten(), model.std.flatten()
+    net = model.net
+    while isinstance(net, NormalizedNet | LibraryNet):
+        if isinstance(net, NormalizedNet):  # two normalisations in a row are one
+            mean, std = mean + std * net.mean.flatten(), std * net.std.flatten()
+        net = net.net
+    statistics = Statistics(tuple(mean.tolist()), tuple(std.tolist()))
+    return net, None if set(statistics.mean) == {0.0} and set(statistics.std) == {1.0} else statistics
+
+
 def split_statistics(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], Statistics | None]:
     """Take the buffers of a normalisation out of a state dict.
 
@@ -72,26 +92,24 @@ def split_statistics(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], 
     Raises:
         ValueError: A mean without a standard deviation, several of them, or numbers that are not for images in [0, 1].
     """
-    found = {
-        key: value
-        for key, value in tensors.items()
-        if key.rpartition(".")[2] in MEAN_NAMES + STD_NAMES and value.is_floating_point() and value.numel() <= 4
-    }
-    others = {key: value for key, value in tensors.items() if key not in found}
-    if not found:
+
+    def named(*names: str) -> dict[str, tuple[float, ...]]:
+        return {
+            key: tuple(value.flatten().tolist())
+            for key, value in tensors.items()
+            if key.rpartition(".")[2] in names and value.is_floating_point() and value.numel() <= 4
+        }
+
+    means, stds = named("mean", "mu"), named("std", "sigma")
+    others = {key: value for key, value in tensors.items() if key not in means | stds}
+    if not means | stds:
         return others, None
-    mean, std = (
-        [tuple(value.flatten().tolist()) for key, value in found.items() if key.rpartition(".")[2] in names]
-        for names in (MEAN_NAMES, STD_NAMES)
-    )
-    if len(mean) != 1 or len(std) != 1 or len(mean[0]) != len(std[0]):
+    mean, std = [*means.values()], [*stds.values()]
+    alike = len(mean) == len(std) == 1 and len(mean[0]) == len(std[0])
+    if not alike or not (max(mean[0]) <= 1 and min(std[0]) > 0):
         raise ValueError(
-            f"A normalisation is one mean and one standard deviation for each channel, but the file holds "
-            f"{', '.join(found)}. Remove these keys from the file, and pass --mean and --std."
-        )
-    if max(mean[0]) > 1 or min(std[0]) <= 0:
-        raise ValueError(
-            f"The normalisation in the file, mean {mean[0]} and std {std[0]}, is not made for images in [0, 1]. "
-            "Remove these keys from the file, and pass --mean and --std divided by 255."
+            "The normalisation in the file must be one mean and one positive standard deviation for each channel of "
+            f"images in [0, 1], got {means | stds}. Remove these keys, and pass --mean and --std, those of grey levels "
+            "divided by 255."
         )
     return others, Statistics(mean[0], std[0])

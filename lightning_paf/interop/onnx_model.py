@@ -1,10 +1,8 @@
 """A classifier as an ONNX file, and an ONNX file as a classifier."""
 
 import gc
-import logging
+import importlib.util
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,42 +19,43 @@ def save_onnx(model: nn.Module, example: Tensor, path: Path) -> None:
 
     Args:
         model: The classifier; left as found.
-        example: At least two images of the size that the file is for.
-        path: Where to.
+        example: Images (N, C, H, W) of the size that the file is for.
+        path: File to write.
 
     Raises:
-        ValueError: The packages for it are missing, or the network does something that ONNX cannot say.
+        ValueError: The packages for it are missing, or ONNX has no operation for a part of the network.
     """
     require_onnx()
-    batch = torch.export.Dim("batch", min=1)
-    with frozen(model), torch.no_grad(), warnings.catch_warnings(), _quiet():
-        warnings.simplefilter("ignore")  # of deprecations between torch and onnxscript
+    import onnx
+
+    twice = torch.cat([example[:1], example[:1]])  # an axis of size 1 would be taken for a constant
+    with frozen(model), torch.no_grad(), warnings.catch_warnings(action="ignore"):  # deprecations inside onnxscript
         try:
             torch.onnx.export(
                 model,
-                (example,),
+                (twice,),
                 path,
                 input_names=[INPUT],
                 output_names=[OUTPUT],
-                dynamic_shapes=({0: batch},),
+                dynamic_shapes=({0: torch.export.Dim("batch", min=1)},),
                 dynamo=True,
                 external_data=False,
                 verbose=False,
             )
         except torch.onnx.errors.OnnxExporterError as error:
             raise ValueError(
-                f"{type(model).__name__} does something that ONNX cannot say ({str(error).splitlines()[0]}). "
+                f"{type(model).__name__} uses an operation that ONNX lacks ({str(error).splitlines()[0]}). "
                 "Pass --formats state_dict,safetensors,model_info."
             ) from error
         finally:
             # The tracer derives a class of the same name from every module's; while these live, a name typed without
             # its path ("PSSiLU") means several classes, and the command line refuses it.
             gc.collect()
-    _check_file(path)
+    onnx.checker.check_model(str(path), full_check=True)
 
 
 class OnnxModel(nn.Module):
-    """Calls onnxruntime on the CPU, so that attacks without gradients, and everything that judges, can meet the file.
+    """An ONNX file in onnxruntime on the CPU, as a module for evaluations and attacks that need no gradients.
 
     Args:
         path: A file that `save_onnx` wrote.
@@ -81,35 +80,14 @@ class OnnxModel(nn.Module):
 
 
 def require_onnx() -> None:
-    """Say which packages are missing, before anything is computed.
+    """Name the packages that are missing, before any work.
 
     Raises:
         ValueError: Some are.
     """
-    import importlib.util
-
     missing = [name for name in ("onnx", "onnxscript", "onnxruntime") if importlib.util.find_spec(name) is None]
     if missing:
         raise ValueError(
             f"ONNX files need {', '.join(missing)}, not installed here. Run pip install 'lightning-paf[export]', or "
             "pass --formats state_dict,safetensors,model_info."
         )
-
-
-def _check_file(path: Path) -> None:
-    import onnx
-
-    onnx.checker.check_model(str(path), full_check=True)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep the exporter's progress and hints off the screen."""
-    loggers = {logger: logger.level for logger in map(logging.getLogger, ("torch.onnx", "onnxscript", "onnx_ir"))}
-    try:
-        for logger in loggers:
-            logger.setLevel(logging.ERROR)
-        yield
-    finally:
-        for logger, level in loggers.items():
-            logger.setLevel(level)

@@ -1,4 +1,4 @@
-"""Write a trained network for other programs: state dict, safetensors, ONNX (attacked again), leaderboard entry."""
+"""Write a trained network for other programs: state dict, safetensors, ONNX, leaderboard entry; checks the files."""
 
 import argparse
 import json
@@ -6,16 +6,18 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from fractions import Fraction
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from lightning_paf.attacks import Attack
-    from lightning_paf.evaluation import EvaluationResult
     from lightning_paf.evaluation.receipt import Receipt
+    from lightning_paf.evaluation.samples import Samples
     from lightning_paf.loading import Run
+
+    Batches = Iterator[tuple[str, Tensor, Tensor]]
 
 FILES = {
     "state_dict": "model.pt",
@@ -25,10 +27,6 @@ FILES = {
 }
 SUMMARY = "export.json"
 BATCH = 64
-RULE = (
-    "Rule: logits equal to 1e-4 (of the largest logit, where that is above 1) on every clean and every adversarial "
-    "image, and no difference of robust accuracy at the 5 % level (exact paired test)."
-)
 
 
 def main(argv: list[str]) -> int:
@@ -41,27 +39,26 @@ def main(argv: list[str]) -> int:
         Exit status 0.
 
     Raises:
-        ValueError: An option is wrong, a file exists, or the ONNX file is not the network.
+        ValueError: An option is wrong, a file exists, or a file does not compute what the network computes.
     """
     options, rest = _parse(argv)
     formats = _formats(options)
-    if "onnx" in formats:
-        from lightning_paf.interop.onnx_model import require_onnx
-
-        require_onnx()
     from lightning_paf.loading import load_run
 
     run = load_run(options.ckpt, options.config, options.device, rest)
-    writers: dict[str, Callable[[Run, argparse.Namespace, Path], None]] = {
-        "state_dict": _write_state_dict,
-        "safetensors": _write_safetensors,
-        "model_info": _write_model_info,
-        "onnx": _write_onnx,
-    }
+    networks = [FILES[name] for name in formats if name != "model_info"]
+    receipts = _receipts(run, options) if networks else []
+    samples = run.samples() if networks and (options.examples or receipts) else None
     options.out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=options.out, prefix=".partial-") as folder:
-        for name in formats:
-            writers[name](run, options, Path(folder) / FILES[name])
+        for name, write in _writers(run, options, samples).items():
+            if name in formats:
+                write(Path(folder) / FILES[name])
+        for name in networks:
+            examples = _adversarial_examples(receipts, samples) if samples else ()
+            _check(Path(folder) / name, run, chain(_images(run, options, samples), examples))
+        if networks and not any(receipt.encoding.any() for receipt in receipts):
+            print("No receipt of `test` has adversarial examples of these weights, so none was checked.")
         _write_summary(run, Path(folder) / SUMMARY)
         for path in sorted(Path(folder).iterdir()):
             shutil.move(path, options.out / path.name)
@@ -84,12 +81,16 @@ def _parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write into")
     parser.add_argument("--formats", default=",".join(FILES), help=f"some of {', '.join(FILES)} (default: all)")
     parser.add_argument("--result", type=Path, help="RUN/test/autoattack_....json, for the leaderboard entry")
-    parser.add_argument("--receipt", type=Path, help="of `test`: its adversarial examples must fool the ONNX file too")
-    parser.add_argument("--examples", type=int, default=64, help="test images that the ONNX file is attacked on")
-    parser.add_argument("--queries", type=int, default=100, help="of Square, for each image")
-    parser.add_argument("--eps", type=Fraction, help="of Square; default: as the run's AutoAttack, else 8/255")
-    parser.add_argument("--norm", choices=("linf", "l2"), help="of Square; default: as the run's AutoAttack, else linf")
-    parser.add_argument("--seed", type=int, default=0, help="of Square")
+    parser.add_argument(
+        "--receipt", type=Path, help="of `test`: its adversarial examples must fool the files too; default: all of RUN"
+    )
+    parser.add_argument(
+        "--examples", type=int, default=64, help="test images to compare logits on; 0: random images, no data is read"
+    )
+    parser.add_argument("--eps", type=Fraction, help="of the perturbed images; default: the run's AutoAttack, or 8/255")
+    parser.add_argument("--norm", choices=("linf", "l2", "l1"), help="default: the run's AutoAttack, or linf")
+    parser.add_argument("--seed", type=int, default=0, help="of the perturbed images")
+    parser.add_argument("--queries", help=argparse.SUPPRESS)
     return parser.parse_known_args(argv)
 
 
@@ -97,113 +98,125 @@ def _formats(options: argparse.Namespace) -> list[str]:
     typed = options.formats.split(",")
     unknown = [name for name in typed if name not in FILES]
     if unknown:
-        raise ValueError(f"A format is one of {', '.join(FILES)}, but --formats has {', '.join(unknown)}. Pass others.")
+        raise ValueError(f"--formats must be some of {', '.join(FILES)}, got {', '.join(unknown)}. Pass others.")
+    if options.queries is not None:
+        raise ValueError(
+            "--queries is gone, because the ONNX file is not attacked again. Pass --receipt FILE of `test`: its "
+            "adversarial examples must fool the file."
+        )
     formats = [name for name in FILES if name in typed]
-    for name in ("examples", "queries"):
-        if getattr(options, name) < 1:
-            raise ValueError(f"--{name} must be at least 1, but is {getattr(options, name)}. Pass --{name} 1 or more.")
+    least = int("onnx" in formats)  # the file is for one size of images
+    if options.examples < least:
+        raise ValueError(f"--examples must be at least {least}, got {options.examples}. Pass --examples 64.")
+    if options.eps is not None and options.eps <= 0:
+        raise ValueError(f"--eps must be positive, got {options.eps}. Pass --eps 8/255.")
     for name in [*(FILES[name] for name in formats), SUMMARY]:
         if (options.out / name).exists():
-            raise ValueError(f"{options.out / name} exists, and nothing is written over. Pass another --out.")
+            raise ValueError(f"{options.out / name} exists, and nothing is overwritten. Pass another --out.")
+    if "onnx" in formats:
+        from lightning_paf.interop.onnx_model import require_onnx
+
+        require_onnx()
     return formats
 
 
-def _write_state_dict(run: "Run", options: argparse.Namespace, path: Path) -> None:
-    from lightning_paf.interop import bare_net, save_state_dict
-
-    save_state_dict(bare_net(run.model)[0], path)
-
-
-def _write_safetensors(run: "Run", options: argparse.Namespace, path: Path) -> None:
-    from lightning_paf.interop import bare_net, save_safetensors
+def _writers(run: "Run", options: argparse.Namespace, samples: "Samples | None") -> "dict[str, Callable[[Path], None]]":
+    from lightning_paf.interop import bare_net, save_safetensors, save_state_dict
+    from lightning_paf.interop.onnx_model import save_onnx
 
     net, statistics = bare_net(run.model)
-    save_safetensors(net, path, statistics)
+    return {
+        "model_info": lambda path: _write_model_info(run, options.result, path),
+        "state_dict": lambda path: save_state_dict(net, path),
+        "safetensors": lambda path: save_safetensors(net, path, statistics),
+        "onnx": lambda path: save_onnx(run.model, next(_images(run, options, samples))[1], path),
+    }
 
 
-def _write_model_info(run: "Run", options: argparse.Namespace, path: Path) -> None:
+def _write_model_info(run: "Run", evaluation: Path | None, path: Path) -> None:
     from lightning_paf.evaluation import EvaluationResult
+    from lightning_paf.evaluation.fingerprint import weights_fingerprint
     from lightning_paf.interop import model_info
 
-    result = EvaluationResult.load(options.result) if options.result else None
-    if result is not None and _is_of_another(result, run):
-        raise ValueError(
-            f"{options.result} is of another network than {run.checkpoint}. Pass the --result of this one."
-        )
+    result = EvaluationResult.load(evaluation) if evaluation else None
+    if result and result.fingerprints.get("model", weights_fingerprint(run.model)) != weights_fingerprint(run.model):
+        raise ValueError(f"{evaluation} is of another network than {run.checkpoint}. Pass the --result of this one.")
     entry, unknown = model_info(run.config, result)
     path.write_text(json.dumps(entry, indent=2) + "\n")
     print(f"{path.name}: its author must fill in {', '.join(unknown)}.")
 
 
-def _is_of_another(result: "EvaluationResult", run: "Run") -> bool:
-    from lightning_paf.evaluation.fingerprint import weights_fingerprint
+def _check(path: Path, run: "Run", batches: "Batches") -> None:
+    """Compare the network in a file with that of the run.
 
-    judged = result.fingerprints.get("model")
-    return judged is not None and judged != weights_fingerprint(run.model)
+    Raises:
+        ValueError: Logits differ.
+    """
+    from lightning_paf.interop.parity import MOST_NAMED, RULE, compare, load_export
 
-
-def _write_onnx(run: "Run", options: argparse.Namespace, path: Path) -> None:
-    """Write the file, and prove that it is the network."""
-    import torch
-
-    from lightning_paf.interop.onnx_model import OnnxModel, save_onnx
-    from lightning_paf.interop.parity import compare
-
-    known = _receipt_images(run, options.receipt) if options.receipt else ()
-    samples = run.samples()
-    ids = samples.ids[: options.examples]
-    x, y = samples.fetch(ids)
-    save_onnx(run.model, torch.rand(2, *x.shape[1:], device=x.device), path)
-    comparison = compare(run.model, OnnxModel(path), _square(run, options), ids, (x, y), known, options.seed)
-    print(f"{path.name}: {comparison}\n{RULE}")
-    if not comparison.agrees:
+    found = compare(run.model, load_export(path, run.model), batches)
+    for parity in found:
+        print(f"{path.name}: {parity}.")
+    mismatches = [line for parity in found for line in parity.mismatches][:MOST_NAMED]
+    if mismatches:
+        help_ = "Nothing was written. Pass --formats without this one, and report which network it is."
         raise ValueError(
-            f"The ONNX file is not the network: {comparison.evidence()}\nNothing was written. Pass "
-            "--formats state_dict,safetensors,model_info, and report which network it is."
+            "\n".join([f"{path.name} does not compute what the network computes. {RULE}", *mismatches, help_])
         )
 
 
-def _square(run: "Run", options: argparse.Namespace) -> "Attack":
-    """The second attack, in the threat model of the run."""
-    from lightning_paf.attacks.square import Square
+def _images(run: "Run", options: argparse.Namespace, samples: "Samples | None") -> "Batches":
+    """Test images and their random perturbations, or random images."""
+    import torch
 
-    judge = (run.config.get("autoattack") or {}).get("init_args") or {}
-    threat = (judge.get("attack") or {}).get("init_args") or {}
-    eps = options.eps or Fraction(str(threat.get("eps", "8/255")).replace(" ", ""))
-    norm = options.norm or threat.get("norm", "linf")
-    if norm not in ("linf", "l2"):
-        raise ValueError(f"Square attacks in linf and l2, but the run is judged in {norm}. Pass --norm and --eps.")
-    attack: Attack = Square(eps, norm=norm, queries=options.queries, batch_size=options.examples)
-    return attack
+    from lightning_paf.functional.geometry import geometry_of
+
+    if samples is None or not options.examples:
+        spec = run.datamodule.spec
+        x = torch.rand(BATCH, spec.channels, spec.size, spec.size, device=run.device)
+        yield "random image", x, run.model(x).argmax(1)
+        return
+    x, y = samples.fetch(samples.ids[: options.examples])
+    yield "test image", x, y
+    evaluation = (run.config.get("autoattack") or {}).get("init_args") or {}
+    threat = (evaluation.get("attack") or {}).get("init_args") or {}
+    eps = float(options.eps or Fraction(str(threat.get("eps", "8/255")).replace(" ", "")))
+    geometry = geometry_of(options.norm or threat.get("norm", "linf"))
+    with torch.random.fork_rng():
+        torch.manual_seed(options.seed)
+        delta = geometry.uniform(x, eps)
+    yield "perturbed image", geometry.move(x, delta, eps, (0, 1)), y
 
 
-def _receipt_images(run: "Run", path: Path) -> Iterator["tuple[Tensor, Tensor]"]:
-    """Adversarial images of a receipt with their labels, by and by; that it is of this network is checked at once."""
+def _receipts(run: "Run", options: argparse.Namespace) -> "list[Receipt]":
+    """The receipt that was named, or all of the run's folder that are of these weights."""
     from lightning_paf.evaluation.fingerprint import weights_fingerprint
     from lightning_paf.evaluation.receipt import read_receipt
 
-    receipt = read_receipt(path)
-    if receipt.manifest["weights"] != weights_fingerprint(run.model):
-        raise ValueError(
-            f"{path} is the receipt of another network than {run.checkpoint}. Pass the --receipt of this one."
-        )
-    return _decoded(run, receipt)
+    named, weights = options.receipt, weights_fingerprint(run.model)
+    folder = run.checkpoint.parent.parent / "test"
+    paths = [named] if named else sorted(folder.glob("*.receipt.safetensors")) if options.examples else []
+    receipts = [receipt for receipt in map(read_receipt, paths) if receipt.manifest["weights"] == weights]
+    if named and not receipts:
+        raise ValueError(f"{named} is the receipt of another network than {run.checkpoint}. Pass the --receipt of it.")
+    return receipts
 
 
-def _decoded(run: "Run", receipt: "Receipt") -> Iterator["tuple[Tensor, Tensor]"]:
+def _adversarial_examples(receipts: "list[Receipt]", samples: "Samples") -> "Batches":
+    """The adversarial examples of receipts, with their labels."""
     import numpy as np
     import torch
 
     from lightning_paf.evaluation.fingerprint import sample_fingerprints
 
-    samples = run.samples()
-    broken = np.flatnonzero(receipt.encoding)
-    for start in range(0, len(broken), BATCH):
-        places = broken[start : start + BATCH]
-        x, y = samples.fetch(receipt.ids[places])
-        if not np.array_equal(sample_fingerprints(x, y), receipt.inputs[places]):
-            raise ValueError("The receipt is about other test images. Pass the --data.root of its evaluation.")
-        yield torch.from_numpy(receipt.judged_images(places, x.cpu().numpy())).to(x.device), y
+    for receipt in receipts:
+        fooled = np.flatnonzero(receipt.encoding)
+        for start in range(0, len(fooled), BATCH):
+            rows = fooled[start : start + BATCH]
+            x, y = samples.fetch(receipt.ids[rows][np.isin(receipt.ids[rows], samples.ids)])
+            if not np.array_equal(sample_fingerprints(x, y), receipt.inputs[rows]):
+                raise ValueError("The receipt is about other test images. Pass the --data.root of its evaluation.")
+            yield "adversarial example", torch.from_numpy(receipt.judged_images(rows, x.cpu().numpy())).to(x.device), y
 
 
 def _write_summary(run: "Run", path: Path) -> None:

@@ -1,20 +1,20 @@
 """Turn a checkpoint of another program into a run that `test`, `verify`, `doctor` and `export` understand."""
 
 import argparse
-import os
-import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from lightning_paf.cli import PafCLI
     from lightning_paf.interop import CheckpointFile, KeyMap, Statistics, WeightSet
-    from lightning_paf.specs import DatasetSpec
 
-JUDGE = ("--autoattack", "RobustEval", "--autoattack.name", "autoattack", "--autoattack.every_n_epochs", "0")
-ATTACK = ("--autoattack.attack", "AutoAttack")
-TRAINING = ("--model.attack", "PGD", "--model.objective", "AdversarialCE", "--data.real_fraction", "1")
-WIDTH = 160
+DEFAULTS = (
+    *("--autoattack", "RobustEval", "--autoattack.name", "autoattack", "--autoattack.every_n_epochs", "0"),
+    *("--autoattack.attack", "AutoAttack", "--model.attack", "PGD", "--model.objective", "AdversarialCE"),
+    *("--data.real_fraction", "1", "--model.normalize", "false"),
+)
+"""Of the run's configuration, as words of `fit`."""
 
 
 def main(argv: list[str]) -> int:
@@ -31,21 +31,23 @@ def main(argv: list[str]) -> int:
     """
     options, rest = _parse(argv)
     _check(options, rest)
+    from lightning_paf.cli import train
     from lightning_paf.interop import map_keys, read_checkpoint, split_statistics
-    from lightning_paf.specs import dataset_spec
 
     file = read_checkpoint(options.file)
     weights = file.choose("ema" if options.ema else "raw" if options.raw else None)
     tensors, inside = split_statistics(weights.tensors)
-    draft = _draft(options, rest)
-    keys = map_keys(tensors, draft.model.model.net)
-    data = draft.config["data"]
-    spec = dataset_spec(data["dataset"], data["num_classes"])
-    statistics, reason = _normalisation(options, file, inside, list(tensors), spec, draft)
+    words = ["--data.dataset", options.dataset, *DEFAULTS, "--model.net", options.net]
+    if options.activation:
+        words += ["--model.activation", options.activation, "--model.activation_scope", options.activation_scope]
+    cli = train([*words, "--run", str(options.out), *rest], run=False)
+    keys = map_keys(tensors, cli.model.model.net)
+    cli.model.model.net.load_state_dict(keys.state)
+    statistics, reason = _normalisation(options, inside or file.statistics, file.normalize, tensors, cli)
     _print_map(file, weights, keys)
-    checkpoint = _write(options.out, draft, statistics, spec, keys.state, _origin(file, weights))
+    checkpoint = _write(options.out, cli, statistics, _origin(file, weights))
     print(
-        f"Normalisation: {reason}.\n{checkpoint} holds {options.file}. Judge it:\n"
+        f"Normalisation: {reason}.\n{checkpoint} holds {options.file}. Evaluate it:\n"
         f"lightning-paf test --ckpt_path {checkpoint} --data.root FOLDER"
     )
     return 0
@@ -58,7 +60,7 @@ def _parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
         epilog="Other options of `fit`, such as --data.root FOLDER or --model.net.depth 34, may follow.",
         allow_abbrev=False,
     )
-    parser.add_argument("file", type=Path, help="what torch.save or safetensors wrote; nothing in it is executed")
+    parser.add_argument("file", type=Path, help="file of torch.save or safetensors; nothing in it is executed")
     parser.add_argument("--net", required=True, help="file such as configs/net/wrn28_10.yaml, or a class")
     parser.add_argument("--out", type=Path, required=True, metavar="RUN", help="run folder to write")
     parser.add_argument("--dataset", default="cifar10", help="what the network was trained on")
@@ -69,8 +71,8 @@ def _parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument(
         "--normalize",
         choices=("true", "false"),
-        help="whether the network expects images normalised by the statistics of the dataset; default: what the file "
-        "or its family says, else false",
+        help="whether the network expects images normalised by the statistics of the dataset; default: as the "
+        "file or its family needs, else false",
     )
     parser.add_argument("--mean", type=float, nargs="+", help="normalise by other statistics, for images in [0, 1]")
     parser.add_argument("--std", type=float, nargs="+")
@@ -82,7 +84,7 @@ def _parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
 
 def _check(options: argparse.Namespace, rest: list[str]) -> None:
     if any(word.split("=")[0] == "--model.normalize" for word in rest):
-        raise ValueError("What images are normalised by is said by --normalize here, not --model.normalize. Pass that.")
+        raise ValueError("The option for normalisation is --normalize here, not --model.normalize. Pass that.")
     if (options.mean is None) != (options.std is None) or (options.mean and options.normalize):
         raise ValueError(
             "A normalisation is given by --mean and --std together, or by --normalize. Pass one of the two."
@@ -91,75 +93,51 @@ def _check(options: argparse.Namespace, rest: list[str]) -> None:
         raise ValueError(f"A run folder holds one run, but {options.out} already holds one. Pass another --out.")
 
 
-def _draft(options: argparse.Namespace, rest: list[str]) -> "PafCLI":
-    """The run as described by the options, without weights: on the meta device a network of any size costs nothing."""
-    import torch
-
-    from lightning_paf.cli import train
-
-    words = ["--data.dataset", options.dataset, *TRAINING, *JUDGE, *ATTACK, "--model.net", options.net]
-    if options.activation:
-        words += ["--model.activation", options.activation, "--model.activation_scope", options.activation_scope]
-    with torch.device("meta"):
-        return train([*words, "--model.normalize", "false", "--run", str(options.out), *rest], run=False)
-
-
 def _normalisation(
-    options: argparse.Namespace,
-    file: "CheckpointFile",
-    inside: "Statistics | None",
-    keys: list[str],
-    spec: "DatasetSpec",
-    draft: "PafCLI",
+    options: argparse.Namespace, held: "Statistics | None", expected: bool | None, keys: Iterable[str], cli: "PafCLI"
 ) -> tuple["Statistics | None", str]:
-    """What the network's images are normalised by, if at all, and who says so."""
+    """The normalisation of the network's images, if there is one, and where it comes from.
+
+    Args:
+        options: As typed.
+        held: Statistics in the file.
+        expected: Whether the network expects normalised images, where the file says so.
+        keys: Of the file.
+        cli: The run.
+    """
     from lightning_paf.interop import Statistics
-    from lightning_paf.interop.families import HIDDEN_NORMALISATIONS
+    from lightning_paf.interop.families import DEEPMIND_MARKS, DEEPMIND_STATISTICS
     from lightning_paf.interop.key_map import stripped
 
-    own = Statistics(spec.mean, spec.std)
+    spec, typed = cli.datamodule.spec, {"true": True, "false": False}.get(options.normalize)
     if options.mean is not None:
         return Statistics(tuple(options.mean), tuple(options.std)), "as typed"
-    if options.normalize is not None:
-        return (own, f"that of {spec.name}, as typed") if options.normalize == "true" else (None, "none, as typed")
-    for found in (inside, file.statistics):
-        if found is not None:
-            return found, f"mean {found.mean}, std {found.std}, from the file"
-    if file.normalize is not None:
-        return (own, f"that of {spec.name}, says the file") if file.normalize else (None, "none, says the file")
-    if _normalises(draft):
+    if typed is None and held is not None:
+        return held, f"mean {held.mean}, std {held.std}, from the file"
+    for answer, source in ((typed, "as typed"), (expected, "from the file")):
+        if answer is not None:
+            chosen = Statistics(spec.mean, spec.std) if answer else None
+            return chosen, f"{f'that of {spec.name}' if answer else 'none'}, {source}"
+    if (cli.config["model"]["net"].get("init_args") or {}).get("mean"):
         return None, "the network's own"
-    for family in HIDDEN_NORMALISATIONS:
-        if family.mark in stripped(keys) and spec.name in family.statistics:
-            return Statistics(*family.statistics[spec.name]), f"that of {family.name} for {spec.name}"
+    if DEEPMIND_MARKS & set(stripped(keys)) and spec.name in DEEPMIND_STATISTICS:
+        return DEEPMIND_STATISTICS[spec.name], f"that of DeepMind's networks for {spec.name}"
     return None, "none, since nothing in the file asks for one (pass --normalize true if it was trained with one)"
 
 
-def _normalises(draft: "PafCLI") -> bool:
-    """Whether the network was configured to normalise by itself."""
-    arguments = draft.config["model"]["net"].get("init_args") or {}
-    return bool(arguments.get("mean"))
-
-
 def _print_map(file: "CheckpointFile", weights: "WeightSet", keys: "KeyMap") -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    console = Console(highlight=False, width=None if os.isatty(1) else WIDTH)
-    table = Table(title=f"{file.path.name} -> {len(keys.rows)} tensors ({keys.renaming})", title_justify="left")
-    table.add_column("key in the file", overflow="fold")
-    table.add_column("key here", overflow="fold")
-    table.add_column("shape")
-    for row in keys.rows:
-        sites = f"  (and {row.sites - 1} more that share it)" if row.sites > 1 else ""
-        table.add_row(row.theirs or "(absent: 0)", row.ours + sites, str(row.shape))
-    console.print(table)
-    others = [item.name + (" (--raw)" if weights.averaged > item.averaged else "") for item in file.sets]
-    others = [name for name in others if name != weights.name]
-    kind = "averaged weights" if weights.averaged else "weights"
+    print(f"{file.path.name} -> {len(keys.rows)} tensors ({keys.renaming})")
+    width = max(len(key) for row in keys.rows for key in row.theirs or [""])
+    for value, ours, theirs in keys.rows:
+        more = f"  (and {len(ours) - 1} more that share it)" if len(ours) > 1 else ""
+        print(f"  {theirs[0] if theirs else '(absent: 0)':{width}} -> {ours[0]}{more}  {tuple(value.shape)}")
     if weights.name:
-        other = f"; the file also holds {', '.join(others)}" if others else ""
-        print(f"Took the {kind} under {weights.name}{other}.")
+        others = [item.name + (" (--raw)" if weights.averaged > item.averaged else "") for item in file.sets]
+        other = ", ".join(name for name in others if name != weights.name)
+        print(
+            f"Took the {'averaged ' if weights.averaged else ''}weights under {weights.name}"
+            f"{other and '; the file also holds '}{other}."
+        )
     if weights.left_out:
         print(f"Left out, as no part of the network: {', '.join(weights.left_out)}.")
 
@@ -173,29 +151,24 @@ def _origin(file: "CheckpointFile", weights: "WeightSet") -> dict[str, Any]:
     return {"file": file.path.name, "sha256": digest, "entry": weights.name, "averaged": weights.averaged}
 
 
-def _write(
-    out: Path,
-    draft: "PafCLI",
-    statistics: "Statistics | None",
-    spec: "DatasetSpec",
-    state: dict[str, Any],
-    origin: dict[str, Any],
-) -> Path:
-    """Build the run from the configuration that is saved, load the weights, and write both."""
+def _write(out: Path, cli: "PafCLI", statistics: "Statistics | None", origin: dict[str, Any]) -> Path:
+    """Write the run, with its normalisation in the words of `fit`."""
     import lightning
-    import torch
+    import yaml
 
-    from lightning_paf.cli import train
-    from lightning_paf.interop import NormalizedNet
+    from lightning_paf.checkpoints import AtomicCheckpointIO
+    from lightning_paf.interop import NormalizedNet, Statistics
 
-    text = _configuration(draft, statistics, spec)
-    with tempfile.TemporaryDirectory() as folder:
-        (Path(folder) / "config.yaml").write_text(text)
-        cli = train(["--config", f"{folder}/config.yaml"], run=False)
-    model = cli.model.model
-    (model.net.net if isinstance(model.net, NormalizedNet) else model.net).load_state_dict(state)
-    checkpoint = out / "checkpoints" / "imported.ckpt"
-    checkpoint.parent.mkdir(parents=True, exist_ok=True)
+    config, spec = yaml.safe_load(cli.parser.dump(cli.config, skip_none=False)), cli.datamodule.spec
+    config.pop("ckpt_path", None)  # commands name their own
+    if statistics is not None and statistics.same_as(Statistics(spec.mean, spec.std)):
+        config["model"]["normalize"] = True
+    elif statistics is not None:
+        inner, model, (mean, std) = config["model"]["net"], cli.model.model, map(list, statistics)
+        inner["init_args"] = {**(inner.get("init_args") or {}), "num_classes": spec.num_classes}
+        arguments = {"net": inner, "mean": mean, "std": std}
+        config["model"]["net"] = {"class_path": "lightning_paf.interop.NormalizedNet", "init_args": arguments}
+        model.net = NormalizedNet(model.net, mean, std)
     content = {
         "pytorch-lightning_version": lightning.__version__,
         "epoch": 0,
@@ -203,27 +176,9 @@ def _write(
         "state_dict": cli.model.state_dict(),
         "imported": origin,
     }
-    partial = checkpoint.with_suffix(".partial")
-    torch.save(content, partial)
-    partial.replace(checkpoint)
-    (out / "config.yaml").write_text(text)
+    checkpoint = out / "checkpoints" / "imported.ckpt"
+    AtomicCheckpointIO().save_checkpoint(content, checkpoint)
+    (out / "config.yaml").write_text(
+        f"# lightning.pytorch=={lightning.__version__}\n{yaml.safe_dump(config, sort_keys=False)}"
+    )
     return checkpoint
-
-
-def _configuration(draft: "PafCLI", statistics: "Statistics | None", spec: "DatasetSpec") -> str:
-    """The draft's configuration with its normalisation, in the words of `fit`."""
-    import lightning
-    import yaml
-
-    from lightning_paf.interop import Statistics
-
-    config = yaml.safe_load(draft.parser.dump(draft.config, skip_none=False))
-    config.pop("ckpt_path", None)  # commands name their own
-    if statistics is not None and statistics.same_as(Statistics(spec.mean, spec.std)):
-        config["model"]["normalize"] = True
-    elif statistics is not None:
-        inner = config["model"]["net"]
-        inner["init_args"] = {**(inner.get("init_args") or {}), "num_classes": spec.num_classes}
-        arguments = {"net": inner, "mean": list(statistics.mean), "std": list(statistics.std)}
-        config["model"]["net"] = {"class_path": "lightning_paf.interop.NormalizedNet", "init_args": arguments}
-    return f"# lightning.pytorch=={lightning.__version__}\n{yaml.safe_dump(config, sort_keys=False)}"

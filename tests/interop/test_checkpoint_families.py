@@ -1,6 +1,8 @@
 """A file of every family loads into a fresh network that computes what the original computes."""
 
 import copy
+import importlib.util
+from pathlib import Path
 
 import pytest
 import torch
@@ -39,10 +41,9 @@ def test_logits_of_every_family_are_those_of_the_original(name, tmp_path):
     torch.testing.assert_close(logits(load(tmp_path / "weights.pt", loaded)), logits(original), atol=1e-6, rtol=1e-6)
 
 
-@pytest.mark.parametrize("wrapped", [False, True])
-def test_sequential_with_a_normalisation_gives_its_statistics(wrapped, tmp_path):
-    original = nn.Sequential(Normalize(MEAN, STD), resnet()).eval()
-    torch.save((nn.DataParallel(original) if wrapped else original).state_dict(), tmp_path / "weights.pt")
+@pytest.mark.parametrize("wrap", [lambda net: net, nn.DataParallel])
+def test_sequential_with_a_normalisation_gives_its_statistics(wrap, tmp_path):
+    torch.save(wrap(nn.Sequential(Normalize(), resnet())).state_dict(), tmp_path / "weights.pt")
     tensors, statistics = split_statistics(read_checkpoint(tmp_path / "weights.pt").choose().tensors)
     assert statistics.mean == pytest.approx(MEAN)
     assert statistics.std == pytest.approx(STD)
@@ -59,11 +60,7 @@ def test_timm_networks_load_the_keys_of_timm(tmp_path):
 
 
 def test_the_checkpoint_of_the_autoattack_package_computes_what_its_own_class_computes():
-    package = pytest.importorskip("pyautoattack")
-    import importlib.util
-    from pathlib import Path
-
-    examples = Path(package.__file__).parent / "examples"
+    examples = Path(pytest.importorskip("pyautoattack").__file__).parent / "examples"
     if not (examples / "model_test.pt").exists():
         pytest.skip("this release ships no checkpoint")
     found = importlib.util.spec_from_file_location("their_resnet", examples / "resnet.py")
@@ -75,12 +72,11 @@ def test_the_checkpoint_of_the_autoattack_package_computes_what_its_own_class_co
     torch.testing.assert_close(logits(ours), logits(original), atol=1e-6, rtol=1e-6)
 
 
-@pytest.mark.parametrize(("head", "make"), [("linear", resnet), ("classifier", wide)])
-def test_only_known_names_of_the_head_are_translated(head, make, tmp_path):
-    net = make()
-    state = {key.replace("fc.", f"{head}."): value for key, value in net.state_dict().items()}
-    if head == "linear":
-        torch.testing.assert_close(map_keys(state, net).state["fc.weight"], net.fc.weight.data)
-    else:
-        with pytest.raises(ValueError, match=r"2 missing in the file: fc\.weight, fc\.bias"):
-            map_keys(state, net)
+def test_only_known_names_of_the_head_are_translated():
+    def state(net, head):
+        return {key.replace("fc.", f"{head}."): value for key, value in net.state_dict().items()}
+
+    net = resnet()
+    torch.testing.assert_close(map_keys(state(net, "linear"), net).state["fc.weight"], net.fc.weight.data)
+    with pytest.raises(ValueError, match=r"2 missing in the file: fc\.weight, fc\.bias"):
+        map_keys(state(wide(), "classifier"), wide())

@@ -1,8 +1,7 @@
-"""The command: files that other programs read, an ONNX file that is proved, or nothing at all."""
+"""The command: files that other programs read and that compute what the network computes, or nothing at all."""
 
 import copy
 import json
-import re
 
 import numpy as np
 import pytest
@@ -14,7 +13,7 @@ from lightning_paf.evaluation import EvaluationResult
 from lightning_paf.evaluation.ledger import MemoryLedger
 from lightning_paf.evaluation.receipt import write_receipt
 from lightning_paf.evaluation.verdict import judge
-from lightning_paf.interop import NormalizedNet, read_checkpoint
+from lightning_paf.interop import NormalizedNet, onnx_model, plain_files, read_checkpoint
 from lightning_paf.loading import load_run
 from lightning_paf.nn.activations import PSSiLU
 from lightning_paf.nn.swap import swap_activations
@@ -25,7 +24,7 @@ PLAIN = ("--formats", "state_dict,safetensors,model_info")
 
 
 class PairNet(TinyNet):
-    """Two places that share an activation."""
+    """Two layers that share an activation."""
 
     def __init__(self, num_classes=3):
         super().__init__(num_classes)
@@ -54,11 +53,14 @@ def run(tmp_path_factory):
         net.fc.weight.copy_(weight[:-1].T)
         net.fc.bias.copy_(weight[-1])
     torch.save(net.state_dict(), folder / "weights.pt")
-    words = [folder / "weights.pt", "--net", f"{__name__}.PairNet", "--activation", "PSSiLU", "--out", folder / "run"]
-    words += ["--dataset", "npz", "--data.num_classes", 3, "--data.root", root, "--data.num_workers", 0]
-    words += ["--data.val_size", 12, "--autoattack.attack.eps", "0.06", "--mean", *MEAN, "--std", *STD]
-    assert import_weights.main([str(word) for word in words]) == 0
-    return folder / "run"
+    words = ["--data.root", root, "--data.num_workers", 0, "--data.val_size", 12, "--mean", *MEAN, "--std", *STD]
+    return imported(folder / "weights.pt", folder / "run", *words, "--autoattack.attack.eps", "0.06")
+
+
+def imported(file, out, *options):
+    words = [file, "--net", f"{__name__}.PairNet", "--activation", "PSSiLU", "--dataset", "npz", "--out", out]
+    assert import_weights.main([str(word) for word in (*words, "--data.num_classes", 3, *options)]) == 0
+    return out
 
 
 @pytest.fixture(scope="module")
@@ -71,12 +73,12 @@ def checkpoint(run):
 
 
 def exported(run, out, *options):
-    words = ["--trust-config", "--ckpt", checkpoint(run), "--out", out, "--examples", 22, "--queries", 20, *options]
-    return export.main([str(word) for word in words])
+    return export.main([str(word) for word in ("--trust-config", "--ckpt", checkpoint(run), "--out", out, *options)])
 
 
-def test_the_state_dict_has_every_name_of_a_shared_tensor_in_memory_of_its_own(run, tmp_path, loaded):
-    assert exported(run, tmp_path / "out", "--formats", "state_dict") == 0
+def test_the_state_dict_has_every_name_of_a_shared_tensor_in_memory_of_its_own(run, tmp_path, loaded, capsys):
+    assert exported(run, tmp_path / "out", "--formats", "state_dict", "--examples", 0, "--data.root", "absent") == 0
+    assert "model.pt: 64 random images: logits differ by at most" in capsys.readouterr().out
     state = torch.load(tmp_path / "out" / "model.pt", weights_only=True)
     assert set(state) == set(loaded.model.net.net.state_dict())
     assert {"activation.alpha", "second.alpha", "second.beta"} <= set(state)
@@ -91,57 +93,48 @@ def test_the_state_dict_has_every_name_of_a_shared_tensor_in_memory_of_its_own(r
 @pytest.mark.parametrize("file", ["model.pt", "model.safetensors"])
 def test_import_export_import_gives_identical_tensors(run, tmp_path, file, loaded):
     exported(run, tmp_path / "out", *PLAIN)
-    words = [tmp_path / "out" / file, "--net", f"{__name__}.PairNet", "--activation", "PSSiLU", "--dataset", "npz"]
-    words += ["--data.num_classes", 3, "--out", tmp_path / "again"]
-    import_weights.main([str(word) for word in words])
-    again = load_run(checkpoint(tmp_path / "again"), options=["--trust-config"]).model
-    before = dict(loaded.model.state_dict())
+    summary = json.loads((tmp_path / "out" / "export.json").read_text())
+    assert summary["normalisation"]["std"] == pytest.approx(STD)
+    assert summary["network"] == f"{__name__}.PairNet"
+    again = load_run(
+        checkpoint(imported(tmp_path / "out" / file, tmp_path / "again")), options=["--trust-config"]
+    ).model
+    before, after = dict(loaded.model.state_dict()), again.state_dict()
     if file.endswith(".pt"):  # which cannot say how images are normalised
         before = {key.replace("net.net.", "net."): value for key, value in before.items()}
     else:
+        assert read_checkpoint(tmp_path / "out" / file).statistics.mean == pytest.approx(MEAN)
         x = torch.rand(2, 3, 8, 8)
         assert torch.equal(again(x), loaded.model(x))
-    after = again.state_dict()
     assert after.keys() == before.keys()
     assert all(torch.equal(after[key], before[key]) for key in before)
 
 
-def test_the_normalisation_is_in_the_metadata_and_in_the_summary(run, tmp_path):
-    exported(run, tmp_path / "out", *PLAIN)
-    statistics = read_checkpoint(tmp_path / "out" / "model.safetensors").statistics
-    assert statistics.mean == pytest.approx(MEAN)
-    summary = json.loads((tmp_path / "out" / "export.json").read_text())
-    assert summary["normalisation"]["std"] == pytest.approx(STD)
-    assert summary["network"] == f"{__name__}.PairNet"
-
-
-def result(fingerprints=None):
-    attack = {"attack": "AutoAttack", "version": "standard", "eps": "8/255"}
-    verdicts = np.array([1, 1, 2, 3], np.uint8)
-    return EvaluationResult("autoattack", attack, verdicts, 1.0, fingerprints=fingerprints or {})
-
-
-def test_the_leaderboard_entry_is_filled_from_the_result(run, tmp_path, capsys):
-    result().save(tmp_path / "result.json")
-    exported(run, tmp_path / "out", "--formats", "model_info", "--result", tmp_path / "result.json")
-    entry = json.loads((tmp_path / "out" / "model_info.json").read_text())
-    assert (entry["clean_acc"], entry["autoattack_acc"], entry["link"]) == ("75.00", "50.00", "")
-    assert "its author must fill in link, name, authors" in capsys.readouterr().out
-
-
-def test_a_result_of_another_network_is_refused(run, tmp_path):
-    result({"model": "0" * 64}).save(tmp_path / "result.json")
-    with pytest.raises(ValueError, match=r"is of another network than .*imported\.ckpt"):
-        exported(run, tmp_path / "out", *PLAIN, "--result", tmp_path / "result.json")
-    assert not list((tmp_path / "out").iterdir())
+@pytest.mark.parametrize("fingerprints", [{}, {"model": "0" * 64}])
+def test_the_leaderboard_entry_is_filled_from_the_result_of_this_network(run, tmp_path, capsys, fingerprints):
+    attack, verdicts = {"attack": "AutoAttack", "version": "standard"}, np.array([1, 1, 2, 3], np.uint8)
+    result = EvaluationResult("autoattack", attack, verdicts, 1.0, fingerprints=fingerprints)
+    result.save(tmp_path / "result.json")
+    words = ["--formats", "state_dict,model_info", "--result", tmp_path / "result.json"]
+    if fingerprints:
+        with pytest.raises(ValueError, match=r"is of another network than .*imported\.ckpt"):
+            exported(run, tmp_path / "out", *words)
+        assert not list((tmp_path / "out").iterdir())
+    else:
+        exported(run, tmp_path / "out", *words)
+        entry = json.loads((tmp_path / "out" / "model_info.json").read_text())
+        assert (entry["clean_acc"], entry["autoattack_acc"], entry["link"]) == ("75.00", "50.00", "")
+        assert "its author must fill in link, name, authors" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--formats", "state_dict,tflite"], "--formats has tflite"),
-        (["--examples", "0"], "--examples must be at least 1"),
-        (["--queries", "0"], "--queries must be at least 1"),
+        (["--formats", "state_dict,tflite"], "must be some of .* got tflite"),
+        (["--examples", "0"], "--examples must be at least 1, got 0"),
+        ([*PLAIN, "--examples", "-1"], "--examples must be at least 0, got -1"),
+        (["--eps=-8/255"], "--eps must be positive"),
+        (["--queries", "100"], r"--queries is gone.*Pass --receipt FILE"),
     ],
 )
 def test_bad_options_are_refused(run, tmp_path, options, message):
@@ -150,72 +143,79 @@ def test_bad_options_are_refused(run, tmp_path, options, message):
     assert not (tmp_path / "out").exists()
 
 
-def test_nothing_is_written_over(run, tmp_path):
+def test_nothing_is_overwritten(run, tmp_path):
     (tmp_path / "model.pt").write_text("mine")
-    with pytest.raises(ValueError, match="exists, and nothing is written over"):
+    with pytest.raises(ValueError, match="exists, and nothing is overwritten"):
         exported(run, tmp_path, *PLAIN)
     assert [path.read_text() for path in tmp_path.iterdir()] == ["mine"]
 
 
-def test_help_names_every_format(capsys):
-    with pytest.raises(SystemExit, match="0"):
-        export.main(["--help"])
-    printed = capsys.readouterr().out
-    assert all(name in printed for name in export.FILES)
-
-
-@pytest.fixture
-def onnx():
-    for package in ("onnx", "onnxscript", "onnxruntime"):
-        pytest.importorskip(package)
-
-
 @pytest.fixture(scope="module")
 def receipt(loaded, tmp_path_factory):
-    path = tmp_path_factory.mktemp("receipt") / "receipt.safetensors"
+    """The receipt of an evaluation, and the number of its adversarial examples."""
+    path = tmp_path_factory.mktemp("receipt") / "autoattack.receipt.safetensors"
     attack, samples = PGD(0.06, step_size=0.015, steps=8), loaded.samples()
     judgement = judge(loaded.model, attack, samples, MemoryLedger(), block_size=10)
-    assert (judgement.verdicts == 2).sum() > 2
     settings = {"seed": 0, "block_size": 10, "precision": "fp32", "config_text": None, "dataset": "npz"}
     write_receipt(path, judgement, loaded.model, samples, attack=attack, **settings)
-    return path
+    return path, int((judgement.verdicts == 2).sum())
 
 
-def test_onnx_is_attacked_again_and_meets_the_examples_of_the_receipt(run, tmp_path, receipt, onnx, capsys):
-    assert exported(run, tmp_path / "out", "--receipt", receipt) == 0
+def test_every_network_is_checked_on_the_evidence_of_the_run(run, tmp_path, receipt, capsys):
+    pytest.importorskip("onnxscript")
+    path, fooled = receipt
+    assert fooled > 2
+    assert exported(run, tmp_path / "out", "--receipt", path) == 0
     assert {path.name for path in (tmp_path / "out").iterdir()} == {*export.FILES.values(), export.SUMMARY}
-    printed = " ".join(capsys.readouterr().out.split())
-    robust = int(re.search(r"attacked again: (\d+) of 22 robust before", printed)[1])
-    assert 0 < robust < 22, "an attack that breaks none or all compares nothing"
-    assert "Held only before: none; only after: none (p = 1)" in printed
-    assert "exact paired test" in printed
+    printed = capsys.readouterr().out
+    for name in ("model.pt", "model.safetensors", "model.onnx"):
+        lines = [line for line in printed.splitlines() if line.startswith(f"{name}: ")]
+        assert [line.split(": ")[1] for line in lines] == [
+            "22 test images",
+            "22 perturbed images",
+            f"{fooled} adversarial examples",
+        ]
+        assert lines[2].endswith(f"the network misclassifies {fooled}, the export {fooled} of these.")
 
 
-def test_an_onnx_file_of_other_weights_fails_and_leaves_nothing(run, tmp_path, onnx, monkeypatch):
-    from lightning_paf.interop import onnx_model
-
-    original = onnx_model.save_onnx
-
-    def planted(model, example, path):
-        other = copy.deepcopy(model)
-        other.net.net.fc.bias.data[0] += 5
-        original(other, example, path)
-
-    monkeypatch.setattr(onnx_model, "save_onnx", planted)
-    with pytest.raises(ValueError, match="The ONNX file is not the network") as refusal:
-        exported(run, tmp_path / "out", "--formats", "state_dict,onnx")
-    assert "test image 0: logits differ by" in str(refusal.value)
-    assert not list((tmp_path / "out").iterdir())
-
-
-def test_a_receipt_of_another_network_is_refused(run, tmp_path, receipt, loaded, onnx, monkeypatch):
-    bias = loaded.model.net.net.fc.bias.data
-    changed = torch.load(checkpoint(run), weights_only=True)
-    changed["state_dict"]["model.net.net.fc.bias"] = bias + 1
-    other = tmp_path / "run"
-    (other / "checkpoints").mkdir(parents=True)
-    torch.save(changed, checkpoint(other))
-    (other / "config.yaml").write_text((run / "config.yaml").read_text())
+def test_the_receipts_in_the_run_folder_are_found_and_those_of_other_weights_left_out(
+    run, tmp_path, receipt, loaded, capsys
+):
+    path, fooled = receipt
+    again = tmp_path / "run"
+    (again / "checkpoints").mkdir(parents=True)
+    (again / "test").mkdir()
+    (again / "test" / path.name).write_bytes(path.read_bytes())
+    (again / "config.yaml").write_text((run / "config.yaml").read_text())
+    weights = torch.load(checkpoint(run), weights_only=True)
+    torch.save(weights, checkpoint(again))
+    exported(again, tmp_path / "out", "--formats", "safetensors")
+    assert f"model.safetensors: {fooled} adversarial examples: " in capsys.readouterr().out
+    few = write_npz_dataset(tmp_path / "few", test=4)
+    with pytest.raises(ValueError, match="about other test images"):
+        exported(again, tmp_path / "other", "--formats", "safetensors", "--data.root", few)
+    weights["state_dict"]["model.net.net.fc.bias"] += 1
+    torch.save(weights, checkpoint(again))
+    exported(again, tmp_path / "changed", "--formats", "safetensors")
+    assert "No receipt of `test` has adversarial examples of these weights" in capsys.readouterr().out
     with pytest.raises(ValueError, match="is the receipt of another network"):
-        exported(other, tmp_path / "out", "--formats", "onnx", "--receipt", receipt)
+        exported(again, tmp_path / "named", "--formats", "safetensors", "--receipt", path)
+    assert not (tmp_path / "named").exists()
+
+
+def other_bias(model):
+    other = copy.deepcopy(model)
+    list(other.parameters())[-1].data[0] += 5
+    return other
+
+
+@pytest.mark.parametrize("format_", ["state_dict", "safetensors", "onnx"])
+def test_a_file_of_other_weights_fails_and_leaves_nothing(run, tmp_path, format_, monkeypatch):
+    pytest.importorskip("onnxscript")
+    save, state = onnx_model.save_onnx, plain_files.plain_state_dict
+    monkeypatch.setattr(onnx_model, "save_onnx", lambda model, *rest: save(other_bias(model), *rest))
+    monkeypatch.setattr(plain_files, "plain_state_dict", lambda net: state(other_bias(net)))
+    with pytest.raises(ValueError, match="does not compute what the network computes") as refusal:
+        exported(run, tmp_path / "out", "--formats", f"model_info,{format_}")
+    assert "test image 0: logits differ by" in str(refusal.value)
     assert not list((tmp_path / "out").iterdir())
