@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
-from lightning_paf.process import Process
+from lightning_paf.utils.process import Process
 
 FILE = "progress.json"
 BEAT = 10.0

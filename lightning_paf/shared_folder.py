@@ -8,7 +8,7 @@ from pathlib import Path
 
 from lightning.pytorch import Trainer
 
-from lightning_paf.callbacks.ranks import gathered
+from lightning_paf.utils.distributed import gathered
 
 _PAUSE = 0.2
 

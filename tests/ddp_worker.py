@@ -14,7 +14,7 @@ from lightning.pytorch import Callback
 from lightning_paf.attacks import PGD
 from lightning_paf.evaluation import EvaluationResult
 from lightning_paf.objectives import Natural
-from lightning_paf.process import Process
+from lightning_paf.utils.process import Process
 
 
 class Recorder(Callback):

@@ -10,11 +10,11 @@ from processes import processes
 from stand_ins import images
 from torch import nn
 
-from lightning_paf import process as process_file
 from lightning_paf.attacks import PGD, Attack, WorstOf
 from lightning_paf.evaluation.ledger import Ledger
 from lightning_paf.evaluation.samples import Samples
 from lightning_paf.evaluation.verdict import Judgement, judge
+from lightning_paf.utils import process as process_file
 
 BLOCK_SIZE = 4
 BLOCKS = 6

@@ -13,7 +13,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch.nn.parallel import DistributedDataParallel
 
 from lightning_paf import stamp
-from lightning_paf.callbacks.ranks import gathered
+from lightning_paf.utils.distributed import gathered
 
 KEY = "rank_states"
 

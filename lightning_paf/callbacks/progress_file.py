@@ -9,8 +9,8 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from lightning_paf.callbacks.throughput import PREFIX, Throughput
-from lightning_paf.process import Process
 from lightning_paf.progress import BEAT, FILE, Progress, State
+from lightning_paf.utils.process import Process
 
 
 class ProgressFile(Callback):

@@ -15,8 +15,8 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import distributed
 
-from lightning_paf.callbacks.ranks import gathered
-from lightning_paf.process import Process
+from lightning_paf.utils.distributed import gathered
+from lightning_paf.utils.process import Process
 
 FOLDER = ".ranks"
 _GLANCE = 0.25

@@ -10,7 +10,6 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import nn
 
 from lightning_paf.attacks import Attack
-from lightning_paf.callbacks.ranks import gathered
 from lightning_paf.callbacks.robust_eval import RobustEval, Stage
 from lightning_paf.callbacks.unequal_work import unequal_work
 from lightning_paf.evaluation.result import EvaluationResult
@@ -18,6 +17,7 @@ from lightning_paf.evaluation.samples import Samples
 from lightning_paf.evaluation.sequential import ConfidenceSequence, StopRule
 from lightning_paf.evaluation.warm import WarmCheck, joined
 from lightning_paf.nn.search_model import Precision
+from lightning_paf.utils.distributed import gathered
 
 
 class WarmEval(RobustEval):

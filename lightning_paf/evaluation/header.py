@@ -10,14 +10,14 @@ from typing import Any
 from torch import nn
 
 from lightning_paf.attacks import Attack
-from lightning_paf.evaluation.fingerprint import (
+from lightning_paf.evaluation.samples import Samples
+from lightning_paf.nn.search_model import Precision
+from lightning_paf.utils.hashing import (
     code_fingerprint,
     sample_fingerprints,
     tensor_bytes,
     weights_fingerprint,
 )
-from lightning_paf.evaluation.samples import Samples
-from lightning_paf.nn.search_model import Precision
 
 _FORMAT = 1
 _ABSENT = "nothing"

@@ -14,8 +14,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
 
-from lightning_paf.process import Process
 from lightning_paf.utils.files import create_whole
+from lightning_paf.utils.process import Process
 
 _BEATS = 6
 """Signs of life within the time-out, so that one may be late or be seen late (network file systems cache)."""

@@ -23,7 +23,6 @@ from torch import Tensor, nn
 from lightning_paf import __version__
 from lightning_paf.attacks import Attack, radius_text
 from lightning_paf.evaluation.encodings import ENCODINGS, Ball, Images, encode_smallest
-from lightning_paf.evaluation.fingerprint import code_fingerprint, sample_fingerprints, weights_fingerprint
 from lightning_paf.evaluation.header import network_fingerprint
 from lightning_paf.evaluation.judgement import Judgement
 from lightning_paf.evaluation.receipt_content import (
@@ -43,6 +42,7 @@ from lightning_paf.functional.predictions import predicted
 from lightning_paf.nn.modes import frozen, full_precision
 from lightning_paf.types import Radius
 from lightning_paf.utils.files import explained
+from lightning_paf.utils.hashing import code_fingerprint, sample_fingerprints, weights_fingerprint
 
 __all__ = ["Receipt", "read_receipt", "write_receipt"]
 

@@ -9,7 +9,6 @@ from numpy.typing import NDArray
 from torch import Tensor, from_numpy, nn
 
 from lightning_paf.evaluation.encodings import NONE, in_box
-from lightning_paf.evaluation.fingerprint import code_fingerprint, sample_fingerprints, weights_fingerprint
 from lightning_paf.evaluation.header import network_fingerprint
 from lightning_paf.evaluation.receipt import exact_logits, library_versions
 from lightning_paf.evaluation.receipt_content import Receipt, text_fingerprint
@@ -17,6 +16,7 @@ from lightning_paf.evaluation.result import Verdict
 from lightning_paf.evaluation.samples import Samples
 from lightning_paf.evaluation.statistics import Accuracy, exact_accuracy
 from lightning_paf.functional.predictions import predicted
+from lightning_paf.utils.hashing import code_fingerprint, sample_fingerprints, weights_fingerprint
 
 AT_ONCE = 128
 """Images a forward pass."""

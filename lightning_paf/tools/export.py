@@ -135,8 +135,8 @@ def _writers(run: "Run", options: argparse.Namespace, samples: "Samples | None")
 
 def _write_model_info(run: "Run", evaluation: Path | None, path: Path) -> None:
     from lightning_paf.evaluation import EvaluationResult
-    from lightning_paf.evaluation.fingerprint import weights_fingerprint
     from lightning_paf.interop import model_info
+    from lightning_paf.utils.hashing import weights_fingerprint
 
     result = EvaluationResult.load(evaluation) if evaluation else None
     if result and result.fingerprints.get("model", weights_fingerprint(run.model)) != weights_fingerprint(run.model):
@@ -190,8 +190,8 @@ def _images(run: "Run", options: argparse.Namespace, samples: "Samples | None") 
 
 def _receipts(run: "Run", options: argparse.Namespace) -> "list[Receipt]":
     """The receipt that was named, or all of the run's folder that are of these weights."""
-    from lightning_paf.evaluation.fingerprint import weights_fingerprint
     from lightning_paf.evaluation.receipt import read_receipt
+    from lightning_paf.utils.hashing import weights_fingerprint
 
     named, weights = options.receipt, weights_fingerprint(run.model)
     folder = run.checkpoint.parent.parent / "test"
@@ -207,7 +207,7 @@ def _adversarial_examples(receipts: "list[Receipt]", samples: "Samples") -> "Bat
     import numpy as np
     import torch
 
-    from lightning_paf.evaluation.fingerprint import sample_fingerprints
+    from lightning_paf.utils.hashing import sample_fingerprints
 
     for receipt in receipts:
         fooled = np.flatnonzero(receipt.encoding)
@@ -222,8 +222,8 @@ def _adversarial_examples(receipts: "list[Receipt]", samples: "Samples") -> "Bat
 def _write_summary(run: "Run", path: Path) -> None:
     """What a reader of the files must know; a state dict says nothing of the normalisation in front of it."""
     from lightning_paf import __version__
-    from lightning_paf.evaluation.fingerprint import weights_fingerprint
     from lightning_paf.interop import bare_net
+    from lightning_paf.utils.hashing import weights_fingerprint
 
     net, statistics = bare_net(run.model)
     model = run.config["model"]

@@ -155,7 +155,7 @@ def _write(path: Path, evaluation: Evaluation, run: "Run | None", curve: dict[st
 
 
 def _check_model(evaluation: Evaluation, run: "Run") -> None:
-    from lightning_paf.evaluation.fingerprint import weights_fingerprint
+    from lightning_paf.utils.hashing import weights_fingerprint
 
     evaluated = evaluation.result.fingerprints.get("model")
     if evaluated is not None and evaluated != weights_fingerprint(run.model):

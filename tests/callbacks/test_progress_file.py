@@ -7,8 +7,8 @@ from cli_runs import status, write_experiment
 from lightning.pytorch import Callback
 
 from lightning_paf.callbacks import progress_file
-from lightning_paf.process import Process
 from lightning_paf.progress import FILE, Progress
+from lightning_paf.utils.process import Process
 
 
 class Watcher(Callback):

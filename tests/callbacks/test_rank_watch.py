@@ -11,7 +11,7 @@ from forked_ranks import SECONDS, Ranks
 from test_ddp_cpu import write_inputs
 
 from lightning_paf.callbacks import RankWatch, rank_watch
-from lightning_paf.process import Process
+from lightning_paf.utils.process import Process
 
 KILLED = ["--trainer.callbacks+=ddp_worker.KilledOnTheLastRank"]
 

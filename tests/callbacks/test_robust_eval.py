@@ -11,9 +11,9 @@ from torch.utils.data import DataLoader, Subset, TensorDataset
 from lightning_paf.attacks import PGD, Attack
 from lightning_paf.callbacks.robust_eval import RobustEval
 from lightning_paf.evaluation import EvaluationResult, Verdict
-from lightning_paf.evaluation.fingerprint import weights_fingerprint
 from lightning_paf.evaluation.receipt import read_receipt
 from lightning_paf.evaluation.sequential import StopRule
+from lightning_paf.utils.hashing import weights_fingerprint
 
 
 class Brightness(torch.nn.Module):

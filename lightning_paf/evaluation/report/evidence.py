@@ -11,12 +11,12 @@ from numpy.typing import NDArray
 from torch import nn
 
 from lightning_paf.evaluation.encodings import NONE
-from lightning_paf.evaluation.fingerprint import sample_fingerprints
 from lightning_paf.evaluation.receipt_content import Receipt
 from lightning_paf.evaluation.report.figures import Example
 from lightning_paf.evaluation.report.report import Supplement
 from lightning_paf.evaluation.result import EvaluationResult, Verdict
 from lightning_paf.evaluation.samples import Samples
+from lightning_paf.utils.hashing import sample_fingerprints
 
 SHOWN = 12
 """Examples in a report."""
