@@ -8,7 +8,7 @@ from lightning.pytorch.plugins import TorchSyncBatchNorm
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import distributed, nn
 
-from lightning_paf.nn.shared_batch_norm import share_statistics, unshare_statistics
+from lightning_paf.nn.sync_batch_norm import share_statistics, unshare_statistics
 
 
 class SharedStatistics(TorchSyncBatchNorm):

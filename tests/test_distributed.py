@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from lightning_paf.distributed import SharedStatistics, follow_torchrun
-from lightning_paf.nn.shared_batch_norm import SharedBatchNorm
+from lightning_paf.nn.sync_batch_norm import SharedBatchNorm
 
 
 @pytest.fixture

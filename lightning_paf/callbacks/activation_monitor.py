@@ -14,8 +14,8 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
-from lightning_paf.evaluation.activation_picture import ActivationSite, draw_activations, inputs_of
 from lightning_paf.nn.activations import Activation
+from lightning_paf.nn.activations.plot import ActivationSite, draw_activations, inputs_of
 from lightning_paf.types import Batch
 from lightning_paf.utils.figures import figure_png
 from lightning_paf.utils.files import write_whole

@@ -11,7 +11,7 @@ from torch import Tensor, fx, nn
 
 from lightning_paf.nn.activations import Activation
 from lightning_paf.nn.equivalence import generators_kept, has_global_hooks, is_hooked
-from lightning_paf.nn.shared_batch_norm import SharedBatchNorm, SharedBatchNorm2d
+from lightning_paf.nn.sync_batch_norm import SharedBatchNorm, SharedBatchNorm2d
 
 _NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm, SharedBatchNorm2d)
 _HOOKED = "A hook on the network, or on a part that is more than one layer, would be lost."

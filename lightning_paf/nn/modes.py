@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from torch import nn
 
-from lightning_paf.nn.shared_batch_norm import SharedBatchNorm
+from lightning_paf.nn.sync_batch_norm import SharedBatchNorm
 
 Mode = Literal["eval", "train"]
 """How the attacked model behaves: `eval` (running statistics, no dropout) or `train` (batch statistics, dropout)."""

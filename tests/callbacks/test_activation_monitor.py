@@ -14,8 +14,8 @@ from torch.utils.data import DataLoader, TensorDataset
 from lightning_paf.callbacks import activation_monitor
 from lightning_paf.callbacks.activation_monitor import ActivationMonitor
 from lightning_paf.callbacks.averaging import WarmupEMA
-from lightning_paf.evaluation.activation_picture import ActivationSite, draw_activations, inputs_of
 from lightning_paf.nn.activations import PELU, Activation, PReLU, PSiLU, PSoftplus, PSSiLU, ReLU
+from lightning_paf.nn.activations.plot import ActivationSite, draw_activations, inputs_of
 
 
 class Two(nn.Module):

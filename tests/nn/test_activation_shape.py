@@ -5,7 +5,6 @@ import math
 import pytest
 import torch
 
-from lightning_paf.nn.activation_shape import activation_shape
 from lightning_paf.nn.activations import (
     ELU,
     PELU,
@@ -20,6 +19,7 @@ from lightning_paf.nn.activations import (
     SiLU,
     Softplus,
 )
+from lightning_paf.nn.activations.shape import activation_shape
 
 EXAMPLES = [
     ReLU(), ELU(), SiLU(), Softplus(),

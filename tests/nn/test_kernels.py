@@ -8,13 +8,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lightning_paf.nn import kernels
-from lightning_paf.nn.activations import ParametricActivation, PSiLU, PSoftplus, PSSiLU
+from lightning_paf.nn.activations import ParametricActivation, PSiLU, PSoftplus, PSSiLU, kernels
+from lightning_paf.nn.activations.formula import Formula
+from lightning_paf.nn.activations.kernels import CKernel, CompiledKernel, TableKernel, kernel_for
+from lightning_paf.nn.activations.kernels.c_source import UntranslatableError, c_source
+from lightning_paf.nn.activations.kernels.compiler import CompilerError, load
 from lightning_paf.nn.activations.pointwise import FusedPointwise
-from lightning_paf.nn.formula import Formula
-from lightning_paf.nn.kernels import CKernel, CompiledKernel, TableKernel, kernel_for
-from lightning_paf.nn.kernels.c_source import UntranslatableError, c_source
-from lightning_paf.nn.kernels.compiler import CompilerError, load
 
 PARAMETRIC = [c for c in ParametricActivation.__subclasses__() if c.__module__.startswith("lightning_paf.")]
 DTYPES = [torch.float32, torch.bfloat16]

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from lightning_paf.nn.modes import buffers_kept, frozen
-from lightning_paf.nn.shared_batch_norm import share_statistics
+from lightning_paf.nn.sync_batch_norm import share_statistics
 
 
 class Counter(nn.Module):

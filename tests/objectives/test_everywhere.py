@@ -16,8 +16,8 @@ from lightning_paf.attacks import PGD
 from lightning_paf.nets import TimmNet
 from lightning_paf.nn.activations import Activation
 from lightning_paf.nn.classifier import Classifier
-from lightning_paf.nn.shared_batch_norm import share_statistics
 from lightning_paf.nn.swap import swap_activations
+from lightning_paf.nn.sync_batch_norm import share_statistics
 
 ATTACK = PGD(0.1, step_size=0.05, steps=2)
 BATCHES = "num_batches_tracked"  # by BatchNorm

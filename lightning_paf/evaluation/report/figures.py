@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lightning_paf.evaluation.activation_picture import ActivationSite, draw_activations, inputs_of
 from lightning_paf.evaluation.statistics import Accuracy
 from lightning_paf.nn.activations import Activation
+from lightning_paf.nn.activations.plot import ActivationSite, draw_activations, inputs_of
 from lightning_paf.nn.modes import frozen
 from lightning_paf.utils.figures import REFERENCE, draw_accuracy, figure_png, open_figure
 

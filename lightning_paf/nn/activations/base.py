@@ -7,10 +7,10 @@ from typing import ClassVar, Literal, Self
 import torch
 from torch import Tensor, nn
 
-from lightning_paf.nn.activation_shape import ActivationShape
+from lightning_paf.nn.activations.formula import Formula
+from lightning_paf.nn.activations.kernels import kernel_for
 from lightning_paf.nn.activations.pointwise import FusedPointwise, Pointwise
-from lightning_paf.nn.formula import Formula
-from lightning_paf.nn.kernels import kernel_for
+from lightning_paf.nn.activations.shape import ActivationShape
 
 
 class Activation(nn.Module, ABC):

@@ -5,8 +5,8 @@ import math
 import torch.nn.functional as F
 from torch import Tensor
 
-from lightning_paf.nn.activation_shape import ActivationShape, elu_shape, psoftplus_shape, pssilu_shape
 from lightning_paf.nn.activations.base import Activation
+from lightning_paf.nn.activations.shape import ActivationShape, elu_shape, psoftplus_shape, pssilu_shape
 
 
 class ReLU(Activation):

@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_paf.nn.formula import Formula
-from lightning_paf.nn.kernels import Kernel
+from lightning_paf.nn.activations.formula import Formula
+from lightning_paf.nn.activations.kernels import Kernel
 
 
 class Pointwise(torch.autograd.Function):

@@ -5,10 +5,10 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from lightning_paf.nn.activation_shape import ActivationShape, pssilu_shape
 from lightning_paf.nn.activations.base import ParametricActivation, require_nonzero
+from lightning_paf.nn.activations.formula import Formula
+from lightning_paf.nn.activations.shape import ActivationShape, pssilu_shape
 from lightning_paf.nn.activations.smooth import gate, gated_alpha_slope, gated_slope
-from lightning_paf.nn.formula import Formula
 
 MAX_BETA = 0.9
 """The function uses at most this |beta|: it divides by 1 - |beta|, and nothing else keeps beta from reaching 1."""

@@ -8,9 +8,9 @@ import math
 import torch
 from torch import Tensor
 
-from lightning_paf.nn.activation_shape import NEGATIVE_MEAN, ActivationShape, elu_shape
 from lightning_paf.nn.activations.base import ParametricActivation, require_nonzero
-from lightning_paf.nn.formula import Formula
+from lightning_paf.nn.activations.formula import Formula
+from lightning_paf.nn.activations.shape import NEGATIVE_MEAN, ActivationShape, elu_shape
 
 
 class PReLU(ParametricActivation):

@@ -4,9 +4,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lightning_paf.nn.activation_shape import ActivationShape, psoftplus_shape, pssilu_shape
 from lightning_paf.nn.activations.base import ParametricActivation, require_nonzero
-from lightning_paf.nn.formula import Formula
+from lightning_paf.nn.activations.formula import Formula
+from lightning_paf.nn.activations.shape import ActivationShape, psoftplus_shape, pssilu_shape
 
 ALPHA_FLOOR = 0.01
 """PSoftplus uses at least this |alpha|: its value at 0, ln(2) / |alpha|, would go to infinity under weight decay."""

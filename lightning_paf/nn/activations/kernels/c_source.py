@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, fx
 
-from lightning_paf.nn.formula import Formula
+from lightning_paf.nn.activations.formula import Formula
 
 
 class UntranslatableError(Exception):
@@ -124,7 +124,7 @@ def c_source(formula: Formula) -> str:
     by_parameter = [both.add(f, number) for f in formula.parameter_slopes]
     sums = [f"sum{i} += g * {expression};" for i, expression in enumerate(by_parameter)]
     return (
-        files("lightning_paf.nn.kernels").joinpath("elementwise.h").read_text()
+        files("lightning_paf.nn.activations.kernels").joinpath("elementwise.h").read_text()
         + _loop("forward", ["input"], number, forward, [f"output[i] = {value};"])
         + _loop("backward", ["gradient", "input"], number, backward, [f"output[i] = g * {slope};"])
         + _loop("backward_all", ["gradient", "input"], number, both, [f"output[i] = g * {slope_again};", *sums], number)

@@ -11,11 +11,11 @@ from typing import ClassVar, Protocol
 import torch
 from torch import Tensor, nn
 
+from lightning_paf.nn.activations.formula import Formula
+from lightning_paf.nn.activations.kernels.c_kernel import CKernel
+from lightning_paf.nn.activations.kernels.compiled_kernel import CompiledKernel
+from lightning_paf.nn.activations.kernels.table_kernel import TableKernel
 from lightning_paf.nn.equivalence import generators_kept
-from lightning_paf.nn.formula import Formula
-from lightning_paf.nn.kernels.c_kernel import CKernel
-from lightning_paf.nn.kernels.compiled_kernel import CompiledKernel
-from lightning_paf.nn.kernels.table_kernel import TableKernel
 
 __all__ = ["CKernel", "CompiledKernel", "Kernel", "TableKernel", "kernel_for"]
 

@@ -6,10 +6,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from lightning_paf.nn.formula import Formula
-from lightning_paf.nn.kernels.c_source import c_source
-from lightning_paf.nn.kernels.calls import block_sums, call, function, like, singles
-from lightning_paf.nn.kernels.compiler import load
+from lightning_paf.nn.activations.formula import Formula
+from lightning_paf.nn.activations.kernels.c_source import c_source
+from lightning_paf.nn.activations.kernels.calls import block_sums, call, function, like, singles
+from lightning_paf.nn.activations.kernels.compiler import load
 
 
 class CKernel:

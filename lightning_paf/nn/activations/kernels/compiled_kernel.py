@@ -6,8 +6,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from lightning_paf.nn.formula import Formula
-from lightning_paf.nn.kernels.calls import like, singles
+from lightning_paf.nn.activations.formula import Formula
+from lightning_paf.nn.activations.kernels.calls import like, singles
 
 
 class CompiledKernel:

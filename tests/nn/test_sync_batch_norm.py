@@ -8,7 +8,7 @@ from torch import nn
 
 from lightning_paf.nn.folding import Folding
 from lightning_paf.nn.modes import frozen
-from lightning_paf.nn.shared_batch_norm import (
+from lightning_paf.nn.sync_batch_norm import (
     SharedBatchNorm2d,
     share_statistics,
     unshare_statistics,

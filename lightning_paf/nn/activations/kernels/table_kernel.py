@@ -8,9 +8,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from lightning_paf.nn.formula import Formula
-from lightning_paf.nn.kernels.calls import block_sums, call, function, like
-from lightning_paf.nn.kernels.compiler import load
+from lightning_paf.nn.activations.formula import Formula
+from lightning_paf.nn.activations.kernels.calls import block_sums, call, function, like
+from lightning_paf.nn.activations.kernels.compiler import load
 
 _MOST_TABLES = 128  # at half a megabyte each; networks have one activation, or one in each of some dozen places
 
@@ -31,7 +31,7 @@ class TableKernel:
     slope_is_free: ClassVar[bool] = True
 
     def __init__(self, formula: Formula) -> None:
-        library = load(files("lightning_paf.nn.kernels").joinpath("table.c").read_text())
+        library = load(files("lightning_paf.nn.activations.kernels").joinpath("table.c").read_text())
         self._formula = formula
         self._forward = function(library, "forward", pointers=3)
         self._forward_and_slope = function(library, "forward_and_slope", pointers=4)
