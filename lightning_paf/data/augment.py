@@ -4,7 +4,7 @@ from abc import ABC, abstractmethod
 
 from torch import Tensor
 
-from lightning_paf.functional.augment import random_crop, random_flip
+from lightning_paf.data.image_batches import random_crop, random_flip
 from lightning_paf.specs import DatasetName
 
 

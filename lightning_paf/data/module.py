@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader
 
 from lightning_paf.data.augment import Augment, standard_augment
 from lightning_paf.data.datasets import EvalDataset, MixedDataset, RawBatch, as_fetched
+from lightning_paf.data.image_batches import select_images
 from lightning_paf.data.loader import ResumableLoader
 from lightning_paf.data.mixing import Mixing, distributions
 from lightning_paf.data.readers.folder import find_sources
@@ -19,7 +20,6 @@ from lightning_paf.data.samplers import MixedSampler, ShardSampler, batches_per_
 from lightning_paf.data.sources import ImageSet, RealData, hold_out, read_dataset
 from lightning_paf.data.synthetic.convert import convert_all, converted_folder
 from lightning_paf.data.synthetic.pool import SyntheticPool
-from lightning_paf.functional.augment import select_images
 from lightning_paf.schedules import Schedule
 from lightning_paf.specs import DatasetName, dataset_spec
 from lightning_paf.types import Batch

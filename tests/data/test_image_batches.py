@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn.functional import pad
 
-from lightning_paf.functional.augment import random_crop, random_flip, select_images
+from lightning_paf.data.image_batches import random_crop, random_flip, select_images
 
 
 def numbered(n: int, size: int = 4, channels: int = 2, dtype: torch.dtype = torch.int64) -> torch.Tensor:
