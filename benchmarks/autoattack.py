@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from lightning_paf.attacks import AutoAttack
 from lightning_paf.attacks.stage import run_stage
 from lightning_paf.nn.modes import frozen
-from lightning_paf.nn.search_model import SearchModel
+from lightning_paf.speed.search_model import SearchModel
 
 NORMS = {"linf": "Linf", "l2": "L2"}
 

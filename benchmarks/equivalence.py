@@ -31,9 +31,9 @@ from lightning_paf.module import RobustModule
 from lightning_paf.nets import CifarResNet
 from lightning_paf.nn.activations import PSSiLU
 from lightning_paf.nn.modes import frozen
-from lightning_paf.nn.speed import Speed
 from lightning_paf.objectives import AdversarialCE
 from lightning_paf.specs import DatasetSpec, dataset_spec
+from lightning_paf.speed.options import Speed
 from lightning_paf.utils.figures import COLOURS, open_figure, save_figure
 
 PLAIN = Speed(channels_last=False, fused=False, folded=False, recompute=False)

@@ -28,10 +28,10 @@ from torch import Tensor, nn
 from lightning_paf.attacks import PGD
 from lightning_paf.nn.activations import PSSiLU
 from lightning_paf.nn.classifier import Classifier
-from lightning_paf.nn.folded_twin import FoldedTwin
 from lightning_paf.nn.modes import frozen
 from lightning_paf.nn.swap import swap_activations
 from lightning_paf.specs import dataset_spec
+from lightning_paf.speed.folded_model import FoldedTwin
 
 WARMUP = {"cpu": 1, "cuda": 3}
 

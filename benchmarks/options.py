@@ -14,7 +14,7 @@ import measure
 import ours
 import torch
 
-from lightning_paf.nn.speed import Speed
+from lightning_paf.speed.options import Speed
 
 NONE = Speed(channels_last=False, fused=False, folded=False, recompute=False)
 

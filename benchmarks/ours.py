@@ -14,8 +14,8 @@ from lightning_paf.module import RobustModule
 from lightning_paf.nets import CifarResNet, WideResNet
 from lightning_paf.nn.activations import Activation, PSSiLU
 from lightning_paf.nn.parameter_groups import parameter_groups
-from lightning_paf.nn.speed import Speed
 from lightning_paf.objectives import AdversarialCE
+from lightning_paf.speed.options import Speed
 
 NETS: dict[str, Callable[[int], nn.Module]] = {
     "resnet18": lambda width: CifarResNet(18, width=width),

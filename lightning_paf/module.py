@@ -23,12 +23,12 @@ from lightning_paf.nn.activations import Activation
 from lightning_paf.nn.classifier import Classifier
 from lightning_paf.nn.parameter_groups import DecayRule, parameter_groups
 from lightning_paf.nn.second_derivatives import require_second_derivatives
-from lightning_paf.nn.speed import Speed
 from lightning_paf.nn.swap import Scope, swap_activations
 from lightning_paf.nn.weights import key_difference, load_classifier
 from lightning_paf.objectives import Objective, StepResult
 from lightning_paf.schedules import Cosine, Schedule
 from lightning_paf.specs import DatasetName, dataset_spec
+from lightning_paf.speed.options import Speed
 from lightning_paf.types import Batch
 
 

@@ -25,8 +25,8 @@ from lightning_paf.attacks import Attack
 from lightning_paf.data import Augment, Mixing
 from lightning_paf.evaluation.sequential import StopRule
 from lightning_paf.loading import TRUST
-from lightning_paf.nn.speed import Speed
 from lightning_paf.schedules import Schedule
+from lightning_paf.speed.options import Speed
 
 _CLASSES: Mapping[str, tuple[type, ...]] = {
     "lightning_paf": (nn.Module, Attack, Schedule, Augment, Mixing, StopRule, Speed),

@@ -18,9 +18,9 @@ from lightning_paf.evaluation.statistics import exact_accuracy
 from lightning_paf.module import RobustModule
 from lightning_paf.nets import CifarResNet
 from lightning_paf.nn.activations import PSSiLU
-from lightning_paf.nn.speed import Speed
 from lightning_paf.nn.swap import swap_activations
 from lightning_paf.objectives import AdversarialCE
+from lightning_paf.speed.options import Speed
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"
 CPU = torch.device("cpu")

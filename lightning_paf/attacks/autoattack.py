@@ -19,7 +19,7 @@ from lightning_paf.attacks.square import Square
 from lightning_paf.attacks.stage import run_stage
 from lightning_paf.functional.losses import hard_labels
 from lightning_paf.functional.predictions import check_labels, misclassified
-from lightning_paf.nn.search_model import Passes, Precision, SearchModel
+from lightning_paf.speed.search_model import Passes, Precision, SearchModel
 from lightning_paf.types import Forward, Norm, PerExampleLoss, Radius
 
 Version = Literal["standard", "custom"]

@@ -15,7 +15,7 @@ from lightning_paf.functional.geometry import Bounds, finite_gradient, geometry_
 from lightning_paf.functional.losses import cross_entropy
 from lightning_paf.functional.predictions import check_labels, undefined_first
 from lightning_paf.nn.modes import Mode, frozen
-from lightning_paf.nn.search_model import Precision, SearchModel
+from lightning_paf.speed.search_model import Precision, SearchModel
 from lightning_paf.types import Forward, Norm, PerExampleLoss, Radius
 
 # Far above every published threat model in [0, 1], far below one that was typed in grey levels.

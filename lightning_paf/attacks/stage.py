@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from lightning_paf.attacks.base import Attack
 from lightning_paf.functional.predictions import misclassified
 from lightning_paf.nn.modes import frozen
-from lightning_paf.nn.search_model import SearchModel
+from lightning_paf.speed.search_model import SearchModel
 
 _AT_ONCE = 250  # images in a forward pass that only looks
 

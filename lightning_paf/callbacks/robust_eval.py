@@ -24,7 +24,7 @@ from lightning_paf.evaluation.result import EvaluationResult
 from lightning_paf.evaluation.samples import Samples
 from lightning_paf.evaluation.sequential import StopRule
 from lightning_paf.evaluation.verdict import judge
-from lightning_paf.nn.search_model import Precision
+from lightning_paf.speed.search_model import Precision
 from lightning_paf.types import Batch
 
 Stage = Literal["val", "test"]

@@ -16,7 +16,7 @@ from lightning_paf.evaluation.result import EvaluationResult
 from lightning_paf.evaluation.samples import Samples
 from lightning_paf.evaluation.sequential import ConfidenceSequence, StopRule
 from lightning_paf.evaluation.warm import WarmCheck, joined
-from lightning_paf.nn.search_model import Precision
+from lightning_paf.speed.search_model import Precision
 from lightning_paf.utils.distributed import gathered
 
 

@@ -11,7 +11,7 @@ from torch import nn
 
 from lightning_paf.attacks import Attack
 from lightning_paf.evaluation.samples import Samples
-from lightning_paf.nn.search_model import Precision
+from lightning_paf.speed.search_model import Precision
 from lightning_paf.utils.hashing import (
     code_fingerprint,
     sample_fingerprints,

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from lightning_paf.attacks.base import Attack
 from lightning_paf.attacks.minimal import MinimalAttack
-from lightning_paf.nn.search_model import Passes, SearchModel
+from lightning_paf.speed.search_model import Passes, SearchModel
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from lightning_paf.evaluation.verdict import Stop, stage_seed
 from lightning_paf.functional.geometry import Bounds, geometry_of
 from lightning_paf.functional.predictions import misclassified
 from lightning_paf.nn.modes import frozen
-from lightning_paf.nn.search_model import Precision, SearchModel
+from lightning_paf.speed.search_model import Precision, SearchModel
 from lightning_paf.types import Forward, Norm, Radius
 
 

@@ -5,10 +5,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from lightning_paf.nn.compiled_net import CompiledNet
-from lightning_paf.nn.folded_twin import FoldedTwin
 from lightning_paf.nn.penalties import total_penalty
 from lightning_paf.specs import DatasetSpec
+from lightning_paf.speed.compiled_net import CompiledNet
+from lightning_paf.speed.folded_model import FoldedTwin
 
 
 class Outputs(NamedTuple):

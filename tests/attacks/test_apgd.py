@@ -14,7 +14,7 @@ from torch import nn
 from lightning_paf.attacks import APGD
 from lightning_paf.attacks.apgd import check_windows
 from lightning_paf.functional import geometry_of
-from lightning_paf.nn.search_model import Passes, SearchModel
+from lightning_paf.speed.search_model import Passes, SearchModel
 
 DUAL = {"linf": 1, "l2": 2}
 PACKAGE_NORMS = {"linf": "Linf", "l2": "L2"}

@@ -6,7 +6,7 @@ from digits_net import trained
 from torch import nn
 
 from lightning_paf.attacks import APGD, FAB, PGD, Attack, Square, run_stage
-from lightning_paf.nn.search_model import Passes, SearchModel
+from lightning_paf.speed.search_model import Passes, SearchModel
 
 
 class Stays(Attack):

@@ -16,9 +16,9 @@ from lightning_paf.loading import load_run
 from lightning_paf.nets import RandomSelfEnsemble, SmallConvNet, TimmNet
 from lightning_paf.nn.activations import PSSiLU
 from lightning_paf.nn.classifier import Classifier
-from lightning_paf.nn.folded_twin import FoldedTwin
 from lightning_paf.nn.modes import frozen
 from lightning_paf.nn.swap import swap_activations
+from lightning_paf.speed.folded_model import FoldedTwin
 
 X, Y = images()
 

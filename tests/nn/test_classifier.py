@@ -4,8 +4,8 @@ from stand_ins import TinyNet, images, spec, tiny_classifier
 from torch import nn
 
 from lightning_paf.nn.classifier import Classifier
-from lightning_paf.nn.folded_twin import FoldedTwin
 from lightning_paf.nn.penalties import total_penalty
+from lightning_paf.speed.folded_model import FoldedTwin
 
 
 def test_normalisation_is_the_first_line():

@@ -6,13 +6,13 @@ import torch
 from forked_ranks import Ranks
 from torch import nn
 
-from lightning_paf.nn.folding import Folding
 from lightning_paf.nn.modes import frozen
 from lightning_paf.nn.sync_batch_norm import (
     SharedBatchNorm2d,
     share_statistics,
     unshare_statistics,
 )
+from lightning_paf.speed.folding import Folding
 
 LAYERS = {
     "of images": (partial(nn.BatchNorm2d, 3), (8, 3, 4, 4)),

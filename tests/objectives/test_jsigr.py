@@ -12,10 +12,10 @@ from lightning_paf.module import RobustModule
 from lightning_paf.nets import SmallConvNet
 from lightning_paf.nn.classifier import Classifier
 from lightning_paf.nn.modes import frozen
-from lightning_paf.nn.speed import Speed
 from lightning_paf.objectives import TRADES, JacobianNorm, Natural, SelectiveInputGradient
 from lightning_paf.objectives.jacobian_norm import squared_norm
 from lightning_paf.objectives.selective_input_gradient import outside
+from lightning_paf.speed.options import Speed
 
 ATTACK = PGD(0.1, step_size=0.05, steps=2)
 X, Y = images()

@@ -16,13 +16,13 @@ from lightning_paf.module import RobustModule
 from lightning_paf.nets import SmallConvNet, TimmNet
 from lightning_paf.nn.activations import PSSiLU, fuse_activations
 from lightning_paf.nn.classifier import Classifier
-from lightning_paf.nn.recompute import recomputed_outputs
 from lightning_paf.nn.second_derivatives import require_second_derivatives
-from lightning_paf.nn.speed import Speed
 from lightning_paf.nn.swap import swap_activations
 from lightning_paf.objectives import TRADES, AdversarialCE, FirstLayerPenalty, GradAlign, PixelMask
 from lightning_paf.objectives.first_layer_penalty import first_layer
 from lightning_paf.objectives.wrapper import Regularised, Wrapper
+from lightning_paf.speed.options import Speed
+from lightning_paf.speed.recompute import recomputed_outputs
 
 EPS = 0.1
 ATTACK = FGSM(EPS)

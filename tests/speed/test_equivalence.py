@@ -17,12 +17,12 @@ from lightning_paf import nets
 from lightning_paf.attacks import PGD, AutoAttack, ReferenceAutoAttack, Restarts
 from lightning_paf.nn.activations import PSSiLU, fuse_activations
 from lightning_paf.nn.classifier import Classifier
-from lightning_paf.nn.compiled_net import CompiledNet
 from lightning_paf.nn.equivalence import difference
-from lightning_paf.nn.folded_twin import FoldedTwin
 from lightning_paf.nn.modes import frozen
-from lightning_paf.nn.search_model import SearchModel
 from lightning_paf.nn.swap import swap_activations
+from lightning_paf.speed.compiled_net import CompiledNet
+from lightning_paf.speed.folded_model import FoldedTwin
+from lightning_paf.speed.search_model import SearchModel
 
 
 class Round(torch.autograd.Function):
@@ -386,11 +386,11 @@ def test_the_refusal_is_logged_once_a_model(caplog):
         SearchModel(model)(x)
     (record,) = caplog.records
     assert record.levelno == logging.WARNING
-    assert record.name == "lightning_paf.nn.search_model"
+    assert record.name == "lightning_paf.speed.search_model"
     assert "Rounded" in record.getMessage()
     assert "autograd function" in record.getMessage()
     FoldedTwin(model).refresh()(x)
-    assert caplog.records[-1].name == "lightning_paf.nn.folded_twin"
+    assert caplog.records[-1].name == "lightning_paf.speed.folded_model"
     SearchModel(settled(classifier(Rounded)))(x)
     assert len(caplog.records) == 3
     SearchModel(model, fold=False)(x)
@@ -420,7 +420,7 @@ def test_autoattack_breaks_what_the_reference_breaks(defence):
 def test_every_search_of_an_attack_obeys_its_option(monkeypatch):
     model, (x, y) = settled(classifier(TinyNet)), images()
     made = []
-    monkeypatch.setattr("lightning_paf.nn.search_model._twin", lambda model: made.append(model) or "not wanted")
+    monkeypatch.setattr("lightning_paf.speed.search_model._twin", lambda model: made.append(model) or "not wanted")
     AutoAttack(0.1, version="custom", attacks=["apgd-ce"], fold=False).run(model, x, y)
     attack = Restarts(PGD(0.1, step_size=0.05, fold=False), 2)
     assert not attack.search_model(model).folded

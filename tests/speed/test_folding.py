@@ -8,8 +8,8 @@ from stand_ins import Branching, Noisy, TinyNet
 from torch import nn
 from torch.nn import functional as F
 
-from lightning_paf.nn.folding import Folding
 from lightning_paf.nn.modes import frozen
+from lightning_paf.speed.folding import Folding
 
 
 def unusual(net):

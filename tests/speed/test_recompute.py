@@ -10,8 +10,8 @@ from lightning_paf.attacks import PGD
 from lightning_paf.nets import CifarResNet
 from lightning_paf.nn.activations import PSSiLU
 from lightning_paf.nn.modes import frozen
-from lightning_paf.nn.recompute import recomputed_outputs
 from lightning_paf.nn.swap import swap_activations
+from lightning_paf.speed.recompute import recomputed_outputs
 
 
 def network(activation=PSSiLU):

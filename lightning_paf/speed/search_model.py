@@ -13,8 +13,8 @@ from torch import Tensor, fx, nn
 from lightning_paf.functional.predictions import undefined
 from lightning_paf.nn.activations import fuse_activations
 from lightning_paf.nn.equivalence import difference, generators_kept, is_hooked, summary
-from lightning_paf.nn.folding import Folding
 from lightning_paf.nn.modes import frozen, full_precision
+from lightning_paf.speed.folding import Folding
 
 Precision = Literal["fp32", "bf16"]
 """How a search computes: in single precision, or mostly in bfloat16."""

@@ -8,9 +8,9 @@ import torch
 
 from lightning_paf.nn.activations import fuse_activations
 from lightning_paf.nn.classifier import Classifier
-from lightning_paf.nn.compiled_net import CompiledNet
-from lightning_paf.nn.folded_twin import FoldedTwin
-from lightning_paf.nn.recompute import recomputed_outputs
+from lightning_paf.speed.compiled_net import CompiledNet
+from lightning_paf.speed.folded_model import FoldedTwin
+from lightning_paf.speed.recompute import recomputed_outputs
 
 
 @dataclass(frozen=True)

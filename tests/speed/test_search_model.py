@@ -11,8 +11,8 @@ from torch.nn import functional as F
 from lightning_paf import nets
 from lightning_paf.nn.activations import PSSiLU
 from lightning_paf.nn.classifier import Classifier
-from lightning_paf.nn.search_model import Passes, SearchModel
 from lightning_paf.nn.swap import swap_activations
+from lightning_paf.speed.search_model import Passes, SearchModel
 
 
 def settled(net, channels=3, size=16):

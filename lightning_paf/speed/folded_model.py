@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from lightning_paf.nn.equivalence import difference, summary
-from lightning_paf.nn.folding import Folding
 from lightning_paf.nn.modes import full_precision
+from lightning_paf.speed.folding import Folding
 from lightning_paf.types import Forward
 
 _PROBES = 8  # images that show whether the twin computes the same function

@@ -14,10 +14,10 @@ from lightning_paf import nets
 from lightning_paf.attacks import PGD
 from lightning_paf.nn.activations import PSSiLU
 from lightning_paf.nn.classifier import Classifier
-from lightning_paf.nn.folded_twin import FoldedTwin
 from lightning_paf.nn.modes import frozen
 from lightning_paf.nn.swap import swap_activations
 from lightning_paf.specs import dataset_spec
+from lightning_paf.speed.folded_model import FoldedTwin
 
 # How to build each network small.
 SMALL = {
