@@ -12,8 +12,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
-    from lightning_paf.attacks.latent_boundary import Flips, LatentMoves
     from lightning_paf.loading import Run
+    from lightning_paf.synthesis.ladder.moves import Flips, LatentMoves
 
     Progress = Callable[[str], object]
 
@@ -35,9 +35,9 @@ def main(argv: list[str]) -> int:
     import torch
     from rich.console import Console
 
-    from lightning_paf.attacks.latent_boundary import flips_of, in_parts
     from lightning_paf.loading import load_run
-    from lightning_paf.nn.generator import Generator, train_generator
+    from lightning_paf.synthesis.ladder.generator import Generator, train_generator
+    from lightning_paf.synthesis.ladder.moves import flips_of, in_parts
 
     torch.manual_seed(options.seed)
     console = Console(stderr=True, highlight=False)
@@ -95,7 +95,7 @@ def _doubt(options: argparse.Namespace, accuracy: float, decoded: float) -> str:
 def _moves(
     options: argparse.Namespace, features: "Tensor", labels: "Tensor", num_classes: int, progress: "Progress"
 ) -> "LatentMoves":
-    from lightning_paf.attacks.latent_boundary import Fitting, latent_moves, random_directions
+    from lightning_paf.synthesis.ladder.moves import Fitting, latent_moves, random_directions
 
     fitting = Fitting(images=options.svm_images, attention=not options.no_attention, temperature=options.temperature)
     moves = latent_moves(
@@ -113,7 +113,7 @@ def _moves(
 def _lengths(options: argparse.Namespace, flips: "Flips", like: "Tensor") -> "Tensor":
     import torch
 
-    from lightning_paf.attacks.latent_boundary import adaptive_eps, eps_for_share
+    from lightning_paf.synthesis.ladder.moves import adaptive_eps, eps_for_share
 
     if options.adaptive is not None:
         return adaptive_eps(flips, like, *options.adaptive)
@@ -126,8 +126,8 @@ def _report(
     run: "Run", images: "Tensor", plain: "Tensor", made: "Tensor", moves: "LatentMoves", eps: "Tensor"
 ) -> dict[str, float]:
     """What the moves did, as plain numbers."""
-    from lightning_paf.attacks.latent_boundary import in_parts
     from lightning_paf.functional.predictions import predicted
+    from lightning_paf.synthesis.ladder.moves import in_parts
 
     sources = images[moves.rows.cpu()].to(run.device).float() / 255
     moved = made.to(run.device).float() / 255

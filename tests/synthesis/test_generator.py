@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from lightning_paf.nn.generator import Generator, train_generator
+from lightning_paf.synthesis.ladder.generator import Generator, train_generator
 
 
 @pytest.mark.parametrize("shape", [(1, 8, 8), (3, 9, 14), (3, 32, 32)])

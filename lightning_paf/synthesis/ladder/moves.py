@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_paf.functional.predictions import predicted
-from lightning_paf.nn.attention_svm import AttentionSVM, fit_attention_svm
+from lightning_paf.synthesis.ladder.attention_svm import AttentionSVM, fit_attention_svm
 
 _AT_ONCE = 512
 _LARGEST = 2.0**60

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_paf.attacks.latent_boundary import (
+from lightning_paf.synthesis.ladder.moves import (
     Fitting,
     adaptive_eps,
     eps_for_share,

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lightning_paf.nn.attention_svm import AttentionSVM, attention_bound, fit_attention_svm
+from lightning_paf.synthesis.ladder.attention_svm import AttentionSVM, attention_bound, fit_attention_svm
 
 D = 6
 
