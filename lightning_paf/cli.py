@@ -22,7 +22,6 @@ from lightning.pytorch.plugins import LayerSync
 
 # Importing the packages makes their classes known, so that configs may say `attack: PGD` instead of the whole path.
 import lightning_paf.nets
-from lightning_paf import console
 from lightning_paf.attacks import Attack, radius_text
 from lightning_paf.callbacks import (
     ActivationMonitor,
@@ -35,18 +34,25 @@ from lightning_paf.callbacks import (
     StopOnSignal,
     Throughput,
 )
-from lightning_paf.checkpoints import AtomicCheckpointIO, check_checkpoint
 from lightning_paf.data import Augment, Mixing, RobustDataModule
-from lightning_paf.distributed import SharedStatistics, follow_torchrun
 from lightning_paf.evaluated_checkpoint import UNTRAINED_HELP, arrange, evaluated_checkpoint, evaluated_weights
-from lightning_paf.evaluation.weights_origin import WeightsOrigin
-from lightning_paf.extra_loggers import check_installed
 from lightning_paf.loading import TRUST, TRUST_HELP
 from lightning_paf.module import RobustModule
 from lightning_paf.nn.activations import Activation
 from lightning_paf.objectives import Objective
-from lightning_paf.run_folder import WORDS_FOR_CHECKPOINTS, RunFolder, check_writable, enter_run_folder, held_run_folder
-from lightning_paf.run_logs import loggers
+from lightning_paf.runs import console
+from lightning_paf.runs.checkpoints import AtomicCheckpointIO, check_checkpoint
+from lightning_paf.runs.extra_loggers import check_installed
+from lightning_paf.runs.folder import (
+    WORDS_FOR_CHECKPOINTS,
+    RunFolder,
+    check_writable,
+    enter_run_folder,
+    held_run_folder,
+)
+from lightning_paf.runs.loggers import loggers
+from lightning_paf.runs.torchrun import SharedStatistics, follow_torchrun
+from lightning_paf.runs.weights_origin import WeightsOrigin
 from lightning_paf.schedules import Schedule
 from lightning_paf.specs import dataset_spec
 

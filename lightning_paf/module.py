@@ -16,7 +16,6 @@ from torch.optim.lr_scheduler import LambdaLR
 from torchmetrics import MeanMetric
 
 from lightning_paf.attacks import Attack
-from lightning_paf.evaluation.weights_origin import WeightsOrigin
 from lightning_paf.functional.losses import hard_labels
 from lightning_paf.functional.predictions import misclassified, undefined
 from lightning_paf.nn.activations import Activation
@@ -26,6 +25,7 @@ from lightning_paf.nn.second_derivatives import require_second_derivatives
 from lightning_paf.nn.swap import Scope, swap_activations
 from lightning_paf.nn.weights import key_difference, load_classifier
 from lightning_paf.objectives import Objective, StepResult
+from lightning_paf.runs.weights_origin import WeightsOrigin
 from lightning_paf.schedules import Cosine, Schedule
 from lightning_paf.specs import DatasetName, dataset_spec
 from lightning_paf.speed.options import Speed

@@ -17,8 +17,8 @@ from lightning_paf.attacks import PGD
 from lightning_paf.callbacks import RobustEval
 from lightning_paf.evaluated_checkpoint import arrange, evaluated_checkpoint, evaluated_weights
 from lightning_paf.evaluation import EvaluationResult
-from lightning_paf.evaluation.weights_origin import WeightsOrigin
 from lightning_paf.loading import load_run
+from lightning_paf.runs.weights_origin import WeightsOrigin
 from lightning_paf.utils.hashing import weights_fingerprint
 
 STEM = "pgd_linf_8-255"

@@ -157,7 +157,7 @@ PAYLOADS = {
     "another module through ours": ("model.net", lambda file: "lightning_paf.cli.sys.exit"),
     "a function that ours imports": ("model.net", lambda file: "lightning_paf.tools.doctor.asdict"),
     "a function of ours with effects": ("model.attack.init_args.loss", lambda file: "lightning_paf.cli.train"),
-    "a helper of ours that writes": ("trainer.callbacks", lambda file: ["lightning_paf.run_folder.RunFolder"]),
+    "a helper of ours that writes": ("trainer.callbacks", lambda file: ["lightning_paf.runs.folder.RunFolder"]),
     "a class of torch": ("model.net", lambda file: "torch.nn.Identity"),
     "a class of torch without its path": ("model.net", lambda file: "Identity"),
     "a class of a library of networks": ("model.net", lambda file: "timm.models.resnet.ResNet"),

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from lightning_paf.callbacks.throughput import Throughput
-from lightning_paf.progress import duration
+from lightning_paf.runs.progress import duration
 
 
 class EpochLine(Callback):

@@ -12,7 +12,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
 from torch.nn.parallel import DistributedDataParallel
 
-from lightning_paf import stamp
+from lightning_paf.runs import checkpoint_version as stamp
 from lightning_paf.utils.distributed import gathered
 
 KEY = "rank_states"

@@ -9,7 +9,7 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from lightning_paf.callbacks.throughput import PREFIX, Throughput
-from lightning_paf.progress import BEAT, FILE, Progress, State
+from lightning_paf.runs.progress import BEAT, FILE, Progress, State
 from lightning_paf.utils.process import Process
 
 

@@ -11,7 +11,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from lightning_paf.attacks import Attack
-from lightning_paf.progress import seconds_left
+from lightning_paf.runs.progress import seconds_left
 from lightning_paf.types import Batch
 
 PREFIX = "run/"

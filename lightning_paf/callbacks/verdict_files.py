@@ -17,7 +17,7 @@ from lightning_paf.evaluation.receipt import write_receipt
 from lightning_paf.evaluation.report.evidence import supplement_of
 from lightning_paf.evaluation.result import EvaluationResult
 from lightning_paf.evaluation.samples import Samples
-from lightning_paf.evaluation.weights_origin import WeightsOrigin
+from lightning_paf.runs.weights_origin import WeightsOrigin
 
 _DIGITS = 8
 

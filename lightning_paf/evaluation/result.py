@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from lightning_paf.evaluation.sequential import Interval, anytime_interval
 from lightning_paf.evaluation.statistics import Accuracy, exact_accuracy
-from lightning_paf.evaluation.weights_origin import WeightsOrigin
+from lightning_paf.runs.weights_origin import WeightsOrigin
 from lightning_paf.utils.files import write_whole
 
 if TYPE_CHECKING:

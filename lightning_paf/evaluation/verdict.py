@@ -27,7 +27,7 @@ from lightning_paf.evaluation.samples import Samples
 from lightning_paf.functional.geometry import geometry_of
 from lightning_paf.functional.predictions import NO_PREDICTION, predicted
 from lightning_paf.nn.modes import frozen
-from lightning_paf.progress import duration
+from lightning_paf.runs.progress import duration
 from lightning_paf.speed.search_model import Precision, SearchModel
 
 __all__ = ["Judgement", "Stop", "judge", "stage_seed"]

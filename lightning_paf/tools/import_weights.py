@@ -156,8 +156,8 @@ def _write(out: Path, cli: "PafCLI", statistics: "Statistics | None", origin: di
     import lightning
     import yaml
 
-    from lightning_paf.checkpoints import AtomicCheckpointIO
     from lightning_paf.interop import NormalizedNet, Statistics
+    from lightning_paf.runs.checkpoints import AtomicCheckpointIO
 
     config, spec = yaml.safe_load(cli.parser.dump(cli.config, skip_none=False)), cli.datamodule.spec
     config.pop("ckpt_path", None)  # commands name their own

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from lightning_paf.run_status import RunStatus, VerdictFile
+    from lightning_paf.runs.status import RunStatus, VerdictFile
 
 
 def main(argv: list[str]) -> int:
@@ -25,7 +25,7 @@ def main(argv: list[str]) -> int:
         ValueError: A folder holds no run.
     """
     options = _parse(argv)
-    from lightning_paf.run_status import read_run, runs_in
+    from lightning_paf.runs.status import read_run, runs_in
 
     found = [read_run(run) for place in options.runs for run in runs_in(place)]
     if options.json:
@@ -52,7 +52,7 @@ def _print_one(status: "RunStatus") -> None:
 
 def _facts(status: "RunStatus") -> Iterator[tuple[str, str]]:
     """Label and text of every line but the first."""
-    from lightning_paf.progress import duration
+    from lightning_paf.runs.progress import duration
 
     yield "progress", _position(status)
     if pace := _pace(status):
@@ -82,7 +82,7 @@ def _print_table(found: "list[RunStatus]") -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from lightning_paf.progress import duration
+    from lightning_paf.runs.progress import duration
 
     table = Table("run", "state", "epoch", "done", "left", "robust", "clean", "activation", "checkpoint", "verdict")
     for status in found:
@@ -123,7 +123,7 @@ def _done(status: "RunStatus") -> str:
 
 def _pace(status: "RunStatus") -> str:
     """As in `12,345 img/s, 3 min an epoch, 1 h 02 min left: until Sun 22 Nov 14:05`."""
-    from lightning_paf.progress import duration
+    from lightning_paf.runs.progress import duration
 
     progress = status.progress
     if progress is None or progress.seconds_per_step is None:

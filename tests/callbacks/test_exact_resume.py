@@ -15,7 +15,7 @@ from stand_ins import write_npz_dataset
 
 from lightning_paf.callbacks.exact_resume import random_state, set_random_state
 from lightning_paf.callbacks.stop_on_signal import EXIT_STATUS
-from lightning_paf.checkpoints import newest_checkpoint, step_of
+from lightning_paf.runs.checkpoints import newest_checkpoint, step_of
 
 EPOCH = 4  # steps in it
 SECONDS = 120  # far more than any of these takes

@@ -7,7 +7,7 @@ from cli_runs import status, write_experiment
 from lightning.pytorch import Callback
 
 from lightning_paf.callbacks import progress_file
-from lightning_paf.progress import FILE, Progress
+from lightning_paf.runs.progress import FILE, Progress
 from lightning_paf.utils.process import Process
 
 

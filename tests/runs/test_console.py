@@ -5,7 +5,7 @@ import logging
 import pytest
 from cli_runs import built, status, write_experiment
 
-from lightning_paf import console
+from lightning_paf.runs import console
 
 NOISE = ("Seed set to", "GPU available", "TPU available", "limit_val_batches")
 

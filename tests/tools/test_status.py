@@ -15,8 +15,8 @@ import torch
 from cli_runs import status, write_experiment
 
 from lightning_paf.evaluation.result import EvaluationResult
-from lightning_paf.progress import FILE, SILENCE, Progress
-from lightning_paf.run_status import read_run
+from lightning_paf.runs.progress import FILE, SILENCE, Progress
+from lightning_paf.runs.status import read_run
 from lightning_paf.utils.process import Process, start_of
 
 ATTACK = {"attack": "PGD", "norm": "linf", "eps": "8/255", "eps_value": 8 / 255, "bounds": [0.0, 1.0]}

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Literal
 
-from lightning_paf.progress import FILE, SILENCE, Progress, duration, folder_time
+from lightning_paf.runs.progress import FILE, SILENCE, Progress, duration, folder_time
 from lightning_paf.utils.process import Process
 
 Life = Literal["not started", "alive", "finished", "stopped", "failed", "dead", "unknown"]

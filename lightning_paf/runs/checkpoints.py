@@ -16,7 +16,7 @@ import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.utilities import rank_zero_warn
 
-from lightning_paf.stamp import check_stamp
+from lightning_paf.runs.checkpoint_version import check_stamp
 
 _SUFFIX = ".ckpt"
 _WEIGHTS_ONLY = "holds weights only"

@@ -12,7 +12,7 @@ from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 from lightning.pytorch.utilities import rank_zero_only
 
-from lightning_paf.evaluation.weights_origin import WeightsOrigin
+from lightning_paf.runs.weights_origin import WeightsOrigin
 from lightning_paf.utils.files import write_whole
 
 

@@ -8,12 +8,12 @@ import torch
 from interrupted import rows
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from lightning_paf import run_lock
-from lightning_paf.checkpoints import AtomicCheckpointIO
-from lightning_paf.progress import FILE, Progress
-from lightning_paf.run_folder import enter_run_folder, held_run_folder
-from lightning_paf.run_lock import FILE as LOCK
-from lightning_paf.run_logs import RunMetrics
+from lightning_paf.runs import lock as run_lock
+from lightning_paf.runs.checkpoints import AtomicCheckpointIO
+from lightning_paf.runs.folder import enter_run_folder, held_run_folder
+from lightning_paf.runs.lock import FILE as LOCK
+from lightning_paf.runs.loggers import RunMetrics
+from lightning_paf.runs.progress import FILE, Progress
 from lightning_paf.utils.process import Process
 
 

@@ -14,13 +14,13 @@ from lightning.pytorch.cli import SaveConfigCallback
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from lightning_paf import __version__
-from lightning_paf.checkpoints import AtomicCheckpointIO, checkpoint_files, newest_checkpoint, step_of
-from lightning_paf.extra_loggers import tell_config
-from lightning_paf.progress import FILE, Progress
-from lightning_paf.run_lock import locked
-from lightning_paf.run_logs import RunMetrics
-from lightning_paf.same_training import check_same_training
-from lightning_paf.shared_folder import check_shared
+from lightning_paf.runs.checkpoints import AtomicCheckpointIO, checkpoint_files, newest_checkpoint, step_of
+from lightning_paf.runs.extra_loggers import tell_config
+from lightning_paf.runs.lock import locked
+from lightning_paf.runs.loggers import RunMetrics
+from lightning_paf.runs.progress import FILE, Progress
+from lightning_paf.runs.resume_check import check_same_training
+from lightning_paf.runs.shared_folder import check_shared
 from lightning_paf.utils.files import explained, write_whole
 
 NEWEST = ("auto", "last")

@@ -8,7 +8,7 @@ import torch
 from cli_runs import status, write_experiment
 from forked_ranks import Ranks
 
-from lightning_paf import run_folder
+from lightning_paf.runs import folder as run_folder
 
 pytestmark = pytest.mark.slow
 

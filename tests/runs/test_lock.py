@@ -14,10 +14,10 @@ from cli_runs import status, write_experiment
 from interrupted import tree
 from processes import started
 
-from lightning_paf import run_lock
-from lightning_paf.evaluation.lease import Holder, read_holder
-from lightning_paf.progress import FILE as PROGRESS
-from lightning_paf.run_lock import FILE, locked
+from lightning_paf.runs import lock as run_lock
+from lightning_paf.runs.claim import Holder, read_holder
+from lightning_paf.runs.lock import FILE, locked
+from lightning_paf.runs.progress import FILE as PROGRESS
 
 AUTO = ["--ckpt_path", "auto"]
 SECONDS = 120  # far more than any of these takes

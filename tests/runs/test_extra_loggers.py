@@ -7,7 +7,7 @@ from cli_runs import status, write_experiment
 from lightning.pytorch.loggers import Logger
 from stand_ins import CONFIGS
 
-from lightning_paf.extra_loggers import EXTRAS
+from lightning_paf.runs.extra_loggers import EXTRAS
 
 
 class Recorder(Logger):
@@ -58,7 +58,7 @@ def test_another_logger_hears_everything_beside_those_of_the_run(told, tmp_path)
 @pytest.mark.parametrize("name", EXTRAS)
 @pytest.mark.parametrize("typed", ["{name}", "{folder}/logger/{module}.yaml"])
 def test_a_missing_package_is_named_with_its_extra(name, typed, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("lightning_paf.extra_loggers.find_spec", lambda module: None)
+    monkeypatch.setattr("lightning_paf.runs.extra_loggers.find_spec", lambda module: None)
     words = ["--trainer.logger", typed.format(name=name, folder=CONFIGS, module=EXTRAS[name])]
     assert status("fit", "-c", write_experiment(tmp_path), *words, "--run", tmp_path / "run") == 1
     error = capsys.readouterr().err

@@ -18,8 +18,8 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from lightning_paf import checkpoints
-from lightning_paf.checkpoints import AtomicCheckpointIO, newest_checkpoint
+from lightning_paf.runs import checkpoints
+from lightning_paf.runs.checkpoints import AtomicCheckpointIO, newest_checkpoint
 
 
 def checkpoint(step: int, epochs: int = 0, **other) -> dict:

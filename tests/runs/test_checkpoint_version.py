@@ -7,7 +7,7 @@ import torch
 from cli_runs import status, write_experiment
 
 from lightning_paf import __version__, stamp
-from lightning_paf.checkpoints import check_checkpoint, newest_checkpoint
+from lightning_paf.runs.checkpoints import check_checkpoint, newest_checkpoint
 
 
 @pytest.fixture(scope="module")

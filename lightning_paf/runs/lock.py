@@ -10,7 +10,7 @@ from pathlib import Path
 
 from lightning.pytorch.utilities import rank_zero_info
 
-from lightning_paf.evaluation.lease import Holder, Lease, Watch, read_holder, take
+from lightning_paf.runs.claim import Holder, Lease, Watch, read_holder, take
 from lightning_paf.utils.files import explained
 
 FILE = ".run.lock"

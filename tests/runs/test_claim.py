@@ -9,8 +9,8 @@ from dataclasses import asdict, replace
 
 import pytest
 
-from lightning_paf.evaluation import lease as lease_file
-from lightning_paf.evaluation.lease import Holder, Lease, Watch, read_holder
+from lightning_paf.runs import claim as lease_file
+from lightning_paf.runs.claim import Holder, Lease, Watch, read_holder
 from lightning_paf.utils import process as process_file
 
 LINUX = pytest.mark.skipif(not os.path.exists("/proc/self/stat"), reason="processes are looked up in /proc")  # noqa: PTH110

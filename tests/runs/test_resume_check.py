@@ -9,7 +9,7 @@ import torch
 import yaml
 from cli_runs import status, write_experiment
 
-from lightning_paf.same_training import check_same_training
+from lightning_paf.runs.resume_check import check_same_training
 
 BEGUN = {
     "seed_everything": 0,

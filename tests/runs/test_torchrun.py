@@ -2,8 +2,8 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_paf.distributed import SharedStatistics, follow_torchrun
 from lightning_paf.nn.sync_batch_norm import SharedBatchNorm
+from lightning_paf.runs.torchrun import SharedStatistics, follow_torchrun
 
 
 @pytest.fixture

@@ -6,8 +6,8 @@ import pytest
 from cli_runs import status, write_experiment
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from lightning_paf import run_logs
-from lightning_paf.run_logs import loggers
+from lightning_paf.runs import loggers as run_logs
+from lightning_paf.runs.loggers import loggers
 
 
 def steps(run, tag: str) -> list[int]:

@@ -9,7 +9,7 @@ from cli_runs import status, write_experiment
 from interrupted import differences, last, rows
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 
-from lightning_paf.checkpoints import newest_checkpoint
+from lightning_paf.runs.checkpoints import newest_checkpoint
 
 FULL = OSError(errno.ENOSPC, "No space left on device")
 

@@ -13,8 +13,8 @@ from ddp_worker import run_all
 from forked_ranks import Ranks
 from interrupted import tree
 
-from lightning_paf.progress import FILE, Progress
-from lightning_paf.run_lock import FILE as LOCK
+from lightning_paf.runs.lock import FILE as LOCK
+from lightning_paf.runs.progress import FILE, Progress
 
 AUTO = ["--ckpt_path", "auto"]
 
