@@ -4,30 +4,30 @@ from lightning_paf.attacks.adam_pgd import AdamPGD
 from lightning_paf.attacks.apgd import APGD
 from lightning_paf.attacks.autoattack import AutoAttack, AutoAttackResult
 from lightning_paf.attacks.base import Attack, loss_and_gradient, radius_text
-from lightning_paf.attacks.bim import BIM
-from lightning_paf.attacks.boundary import Boundary
-from lightning_paf.attacks.carlini_wagner import CarliniWagner
-from lightning_paf.attacks.deepfool import DeepFool
-from lightning_paf.attacks.ensemble_mi_fgsm import EnsembleMIFGSM
+from lightning_paf.attacks.catalogue.bim import BIM
+from lightning_paf.attacks.catalogue.boundary import Boundary
+from lightning_paf.attacks.catalogue.carlini_wagner import CarliniWagner
+from lightning_paf.attacks.catalogue.deepfool import DeepFool
+from lightning_paf.attacks.catalogue.ensemble_mi_fgsm import EnsembleMIFGSM
+from lightning_paf.attacks.catalogue.foolbox_attack import FoolboxAttack
+from lightning_paf.attacks.catalogue.jsma import JSMA
+from lightning_paf.attacks.catalogue.least_likely import ILCM
+from lightning_paf.attacks.catalogue.mi_fgsm import MIFGSM
+from lightning_paf.attacks.catalogue.minimal import MinimalAttack
+from lightning_paf.attacks.catalogue.one_pixel import OnePixel
+from lightning_paf.attacks.catalogue.opt import OPT
+from lightning_paf.attacks.catalogue.sign_opt import SignOPT
+from lightning_paf.attacks.catalogue.universal import UniversalPerturbation
+from lightning_paf.attacks.catalogue.zoo import ZOO
 from lightning_paf.attacks.fab import FAB
 from lightning_paf.attacks.fgsm import FGSM, NFGSM, RSFGSM, SingleStep
-from lightning_paf.attacks.foolbox_attack import FoolboxAttack
-from lightning_paf.attacks.jsma import JSMA
 from lightning_paf.attacks.l2_ascent import L2Ascent
-from lightning_paf.attacks.least_likely import ILCM
-from lightning_paf.attacks.mi_fgsm import MIFGSM
-from lightning_paf.attacks.minimal import MinimalAttack
-from lightning_paf.attacks.one_pixel import OnePixel
-from lightning_paf.attacks.opt import OPT
 from lightning_paf.attacks.pgd import PGD
-from lightning_paf.attacks.recorded import Recorded
 from lightning_paf.attacks.reference_autoattack import ReferenceAutoAttack
-from lightning_paf.attacks.sign_opt import SignOPT
+from lightning_paf.attacks.replay import Recorded
 from lightning_paf.attacks.square import Square
 from lightning_paf.attacks.stage import run_stage
-from lightning_paf.attacks.universal import UniversalPerturbation
 from lightning_paf.attacks.wrappers import Restarts, WorstOf
-from lightning_paf.attacks.zoo import ZOO
 
 __all__ = [
     "APGD",

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from lightning_paf.attacks.base import Attack
-from lightning_paf.attacks.minimal import MinimalAttack
+from lightning_paf.attacks.catalogue.minimal import MinimalAttack
 from lightning_paf.speed.search_model import Passes, SearchModel
 
 

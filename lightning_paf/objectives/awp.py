@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_paf.attacks.base import Attack
-from lightning_paf.attacks.recorded import Recorded
+from lightning_paf.attacks.replay import Recorded
 from lightning_paf.nn.classifier import Classifier
 from lightning_paf.nn.modes import buffers_kept
 from lightning_paf.nn.ranks import mean_over_ranks

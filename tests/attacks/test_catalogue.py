@@ -132,7 +132,7 @@ def test_boundary_walk_comes_near_a_plane():
 
 def test_the_sign_estimate_points_where_the_distance_grows():
     """On a plane with unit normal v, g(theta) = m / -(v . theta), whose ascent is along v, orthogonally to theta."""
-    from lightning_paf.attacks.decisions import Decisions, unit
+    from lightning_paf.attacks.catalogue.decisions import Decisions, unit
 
     model, x, y, exact = plane(n=6)
     attack = SignOPT(queries=10_000, bounds=None)

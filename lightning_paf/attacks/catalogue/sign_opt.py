@@ -5,8 +5,8 @@ from fractions import Fraction
 import torch
 from torch import Tensor
 
-from lightning_paf.attacks.decisions import Decisions, unit
-from lightning_paf.attacks.direction_search import DirectionSearch
+from lightning_paf.attacks.catalogue.decisions import Decisions, unit
+from lightning_paf.attacks.catalogue.direction_search import DirectionSearch
 from lightning_paf.functional.geometry import Bounds
 from lightning_paf.types import Radius
 

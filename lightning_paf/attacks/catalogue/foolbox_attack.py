@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lightning_paf.attacks.minimal import MinimalAttack, Nearest
+from lightning_paf.attacks.catalogue.minimal import MinimalAttack, Nearest
 from lightning_paf.functional.geometry import with_finite_gradient
 from lightning_paf.functional.predictions import misclassified
 from lightning_paf.nn.modes import Mode

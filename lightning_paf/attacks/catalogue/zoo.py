@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_paf.attacks.minimal import MinimalAttack, Nearest
+from lightning_paf.attacks.catalogue.minimal import MinimalAttack, Nearest
 from lightning_paf.functional.geometry import Bounds
 from lightning_paf.functional.losses import margin
 from lightning_paf.functional.predictions import undefined_first

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lightning_paf.attacks.catalogue.mi_fgsm import MIFGSM
 from lightning_paf.attacks.digest import tensor_digest
-from lightning_paf.attacks.mi_fgsm import MIFGSM
 from lightning_paf.functional.geometry import Bounds
 from lightning_paf.nn.modes import Mode, frozen
 from lightning_paf.types import Forward, PerExampleLoss, Radius

@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor
 
-from lightning_paf.attacks.decisions import Decisions, unit
-from lightning_paf.attacks.direction_search import PRECISION, DirectionSearch
+from lightning_paf.attacks.catalogue.decisions import Decisions, unit
+from lightning_paf.attacks.catalogue.direction_search import PRECISION, DirectionSearch
 
 
 class OPT(DirectionSearch):

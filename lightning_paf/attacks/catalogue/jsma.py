@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from lightning_paf.attacks.base import Attack
-from lightning_paf.attacks.jacobian import logit_gradients
+from lightning_paf.attacks.catalogue.jacobian import logit_gradients
 from lightning_paf.functional.losses import hard_labels
 from lightning_paf.functional.predictions import misclassified
 from lightning_paf.types import Forward, PerExampleLoss

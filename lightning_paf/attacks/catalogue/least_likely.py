@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from lightning_paf.attacks.base import Attack, loss_and_gradient, radius_text
-from lightning_paf.attacks.bim import grey_level_steps
+from lightning_paf.attacks.catalogue.bim import grey_level_steps
 from lightning_paf.functional.geometry import Bounds, geometry_of
 from lightning_paf.functional.losses import cross_entropy
 from lightning_paf.nn.modes import Mode

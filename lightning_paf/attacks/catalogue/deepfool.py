@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_paf.attacks.jacobian import logit_gradients
-from lightning_paf.attacks.minimal import MinimalAttack, Nearest
+from lightning_paf.attacks.catalogue.jacobian import logit_gradients
+from lightning_paf.attacks.catalogue.minimal import MinimalAttack, Nearest
 from lightning_paf.functional.geometry import Bounds
 from lightning_paf.functional.predictions import misclassified
 from lightning_paf.nn.modes import Mode

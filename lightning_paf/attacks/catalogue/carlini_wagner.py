@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_paf.attacks.minimal import MinimalAttack, Nearest
+from lightning_paf.attacks.catalogue.minimal import MinimalAttack, Nearest
 from lightning_paf.functional.geometry import with_finite_gradient
 from lightning_paf.functional.losses import margin
 from lightning_paf.functional.predictions import misclassified, undefined_first

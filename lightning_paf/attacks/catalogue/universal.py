@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_paf.attacks.base import Attack
-from lightning_paf.attacks.deepfool import DeepFool
+from lightning_paf.attacks.catalogue.deepfool import DeepFool
 from lightning_paf.attacks.digest import tensor_digest
 from lightning_paf.functional.geometry import Bounds, geometry_of
 from lightning_paf.functional.losses import hard_labels

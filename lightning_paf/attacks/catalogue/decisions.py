@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from lightning_paf.attacks.minimal import Nearest
+from lightning_paf.attacks.catalogue.minimal import Nearest
 from lightning_paf.functional.geometry import Bounds
 from lightning_paf.functional.predictions import misclassified
 from lightning_paf.types import Forward

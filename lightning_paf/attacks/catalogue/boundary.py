@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_paf.attacks.decisions import Decisions, unit
-from lightning_paf.attacks.minimal import MinimalAttack
+from lightning_paf.attacks.catalogue.decisions import Decisions, unit
+from lightning_paf.attacks.catalogue.minimal import MinimalAttack
 from lightning_paf.functional.geometry import Bounds
 from lightning_paf.types import Forward, Radius
 
