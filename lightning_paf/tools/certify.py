@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from lightning_paf.evaluation.smoothing import Certificates, Smoothing
+    from lightning_paf.analysis.randomized_smoothing import Certificates, Smoothing
     from lightning_paf.loading import Run
 
 ROWS = 8
@@ -25,7 +25,7 @@ def main(argv: list[str]) -> int:
         ValueError: An option makes no sense, or the run cannot be read.
     """
     options, rest = _parse(argv)
-    from lightning_paf.evaluation.smoothing import Smoothing
+    from lightning_paf.analysis.randomized_smoothing import Smoothing
     from lightning_paf.loading import load_run
 
     n0, n = options.samples
@@ -110,7 +110,7 @@ def _hint(run: "Run", sigma: float) -> None:
 def _write(options: argparse.Namespace, run: "Run", found: "Certificates", y: "Tensor", smoothing: "Smoothing") -> None:
     from dataclasses import asdict
 
-    from lightning_paf.evaluation.smoothing_picture import draw_certified
+    from lightning_paf.analysis.randomized_smoothing_figure import draw_certified
     from lightning_paf.utils.figures import save_figure
     from lightning_paf.utils.files import explained, write_whole
 

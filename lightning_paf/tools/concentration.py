@@ -18,9 +18,9 @@ def main(argv: list[str]) -> int:
     import torch
     from rich.console import Console
 
+    from lightning_paf.analysis.concentration import concentration, spread_text
+    from lightning_paf.analysis.concentration_figure import draw_concentration
     from lightning_paf.attacks import PGD, radius_text
-    from lightning_paf.evaluation.concentration import concentration, spread_text
-    from lightning_paf.evaluation.concentration_picture import draw_concentration
     from lightning_paf.loading import load_run
     from lightning_paf.utils.figures import save_figure
     from lightning_paf.utils.files import explained, write_whole

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from lightning_paf.analysis.security_curve import AttackAt, RadiusSearch, SecurityCurve
+    from lightning_paf.analysis.security_curve_check import Recheck
     from lightning_paf.attacks import Attack
-    from lightning_paf.evaluation.curve import AttackAt, RadiusSearch, SecurityCurve
-    from lightning_paf.evaluation.curve_check import Recheck
     from lightning_paf.loading import Run
     from lightning_paf.types import Norm, Radius
 
@@ -35,8 +35,8 @@ def main(argv: list[str]) -> int:
     _check(options)
     from rich.console import Console
 
-    from lightning_paf.evaluation.curve import security_curve
-    from lightning_paf.evaluation.curve_check import recheck
+    from lightning_paf.analysis.security_curve import security_curve
+    from lightning_paf.analysis.security_curve_check import recheck
     from lightning_paf.loading import load_run
 
     console = Console(stderr=True, highlight=False)
@@ -117,8 +117,8 @@ def _attack_at(norm: "Norm", steps: int, classes: int) -> "AttackAt":
 
 
 def _search(options: argparse.Namespace, attack: "AttackAt", grid: "list[Radius]") -> "RadiusSearch":
+    from lightning_paf.analysis.security_curve import Bisection, MinimumNorm
     from lightning_paf.attacks.fab import FAB
-    from lightning_paf.evaluation.curve import Bisection, MinimumNorm
 
     if options.method == "minimum-norm":
         return MinimumNorm(FAB(norm=options.norm, steps=options.steps), grid, options.batch_size)
@@ -132,7 +132,7 @@ def _write(
     trained: "Radius | None",
     options: argparse.Namespace,
 ) -> Path:
-    from lightning_paf.evaluation.curve_picture import draw_curve
+    from lightning_paf.analysis.security_curve_figure import draw_curve
     from lightning_paf.utils.figures import save_figure
     from lightning_paf.utils.files import explained, write_whole
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from lightning_paf.evaluation.logistic import LogisticPoint
+    from lightning_paf.analysis.logistic import LogisticPoint
 
 POINTS = 20
 """Radii that are attacked."""
@@ -29,7 +29,7 @@ def main(argv: list[str]) -> int:
     """
     options = _parse(argv)
     _check(options)
-    from lightning_paf.evaluation.logistic import fit_logistic, logistic_curve
+    from lightning_paf.analysis.logistic import fit_logistic, logistic_curve
     from lightning_paf.utils.files import explained, write_whole
 
     (x_train, y_train), (x, y) = _digits(options.classes)
@@ -44,7 +44,7 @@ def main(argv: list[str]) -> int:
             with explained(path, f"the file of {option}"):
                 path.parent.mkdir(parents=True, exist_ok=True)
     if options.figure is not None:
-        from lightning_paf.evaluation.logistic_picture import draw_logistic
+        from lightning_paf.analysis.logistic_figure import draw_logistic
         from lightning_paf.utils.figures import save_figure
 
         headline = f"Logistic regression, digits {first} and {second}: what an attack can do, and what PGD does"

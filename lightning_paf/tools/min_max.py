@@ -16,7 +16,7 @@ def main(argv: list[str]) -> int:
         ValueError: The run cannot be read, or its network has no convolution.
     """
     options, rest = _parse(argv)
-    from lightning_paf.evaluation.min_max import convolutions, draw_weights, min_max_profile
+    from lightning_paf.analysis.min_max import convolutions, draw_weights, min_max_profile
     from lightning_paf.loading import load_run
     from lightning_paf.utils.figures import save_figure
     from lightning_paf.utils.files import explained, write_whole

@@ -10,8 +10,8 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from lightning_paf.analysis.protection import Protection
     from lightning_paf.attacks import Attack
-    from lightning_paf.evaluation.protection import Protection
     from lightning_paf.loading import Run
 
 AT_ONCE = 512
@@ -33,7 +33,7 @@ def main(argv: list[str]) -> int:
             f"Each run has its protected class, but --ckpt names {len(options.ckpt)} and --protected "
             f"{len(options.protected)}. Pass as many of one as of the other."
         )
-    from lightning_paf.evaluation.protection import check_protected, mean_protection
+    from lightning_paf.analysis.protection import check_protected, mean_protection
     from lightning_paf.loading import load_run
     from lightning_paf.utils.files import explained, write_whole
 
@@ -70,9 +70,9 @@ def _labels(run: "Run", examples: int | None) -> "NDArray[np.int64]":
 
 
 def _rows(run: "Run", label: int, options: argparse.Namespace) -> "dict[str, Protection]":
+    from lightning_paf.analysis.protection import Protection, protection
     from lightning_paf.attacks import FGSM, PGD, AutoAttack, Restarts
     from lightning_paf.evaluation.ledger import MemoryLedger
-    from lightning_paf.evaluation.protection import Protection, protection
     from lightning_paf.evaluation.verdict import judge
     from lightning_paf.functional.losses import margin
 

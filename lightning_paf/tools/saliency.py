@@ -18,8 +18,8 @@ def main(argv: list[str]) -> int:
     for option in ("grid", "examples"):
         if getattr(options, option) < 1:
             raise ValueError(f"--{option} is at least 1, but is {getattr(options, option)}. Pass --{option} 8.")
-    from lightning_paf.evaluation.saliency import compare_saliency
-    from lightning_paf.evaluation.saliency_picture import draw_saliency
+    from lightning_paf.analysis.saliency import compare_saliency
+    from lightning_paf.analysis.saliency_figure import draw_saliency
     from lightning_paf.loading import load_run
     from lightning_paf.utils.figures import save_figure
     from lightning_paf.utils.files import explained, write_whole

@@ -10,14 +10,14 @@ from stand_ins import tiny_classifier
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
+from lightning_paf.analysis.randomized_smoothing import ABSTAINS, Smoothing
+from lightning_paf.analysis.security_curve import Bisection, MinimumNorm, security_curve
+from lightning_paf.analysis.security_curve_check import recheck
 from lightning_paf.attacks import APGD, FAB, PGD, AutoAttack, Square
 from lightning_paf.callbacks.robust_eval import RobustEval
-from lightning_paf.evaluation.curve import Bisection, MinimumNorm, security_curve
-from lightning_paf.evaluation.curve_check import recheck
 from lightning_paf.evaluation.doctor import examine
 from lightning_paf.evaluation.ledger import MemoryLedger
 from lightning_paf.evaluation.samples import Samples
-from lightning_paf.evaluation.smoothing import ABSTAINS, Smoothing
 from lightning_paf.evaluation.verdict import judge
 from lightning_paf.evaluation.warm import WarmCheck
 from lightning_paf.functional import misclassified

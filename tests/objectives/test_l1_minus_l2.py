@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from stand_ins import images, tiny_classifier
 
+from lightning_paf.analysis.min_max import min_max_profile
 from lightning_paf.attacks import FGSM
-from lightning_paf.evaluation.min_max import min_max_profile
 from lightning_paf.objectives import CostSensitive, L1MinusL2, Natural
 from lightning_paf.objectives.l1_minus_l2 import l1_minus_l2
 

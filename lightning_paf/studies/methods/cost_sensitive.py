@@ -8,7 +8,7 @@ from lightning_paf.studies.study import Arm, Claim, Study
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from lightning_paf.evaluation.min_max import MinMaxProfile
+    from lightning_paf.analysis.min_max import MinMaxProfile
     from lightning_paf.loading import Run
 
 EPS, PROTECTED = 0.2, 8
@@ -54,7 +54,7 @@ def others_pgd(run: "Run", x: "Tensor", y: "Tensor") -> Any:
 
 
 def _first_convolution(run: "Run") -> "MinMaxProfile":
-    from lightning_paf.evaluation.min_max import convolutions, min_max_profile
+    from lightning_paf.analysis.min_max import convolutions, min_max_profile
 
     return min_max_profile(next(iter(convolutions(run.model.net).values())))
 

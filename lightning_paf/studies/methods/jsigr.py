@@ -35,7 +35,7 @@ def transfer(run: "Run", x: "Tensor", y: "Tensor") -> Any:
 
 def overlap(run: "Run", x: "Tensor", y: "Tensor") -> Any:
     """Overlap of gradient saliency and perturbation saliency of each image."""
-    from lightning_paf.evaluation.saliency import compare_saliency
+    from lightning_paf.analysis.saliency import compare_saliency
 
     return compare_saliency(run.model, x).overlap.cpu().numpy()
 

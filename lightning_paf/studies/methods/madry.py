@@ -15,8 +15,8 @@ _FGSM = ("--model.attack", "FGSM")
 
 def _spread(run: "Run", x: "Tensor", y: "Tensor") -> float:
     """Median spread of the final losses of 30 starts, on the first 50 images."""
+    from lightning_paf.analysis.concentration import concentration
     from lightning_paf.attacks import PGD
-    from lightning_paf.evaluation.concentration import concentration
 
     attack = PGD(0.2, step_size=0.025, steps=20)
     return float(concentration(run.model, x[:50], y[:50], attack, starts=30).spread.median())

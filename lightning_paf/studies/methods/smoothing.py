@@ -9,7 +9,7 @@ from lightning_paf.studies.study import Arm, Claim, Measure, Study
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from lightning_paf.evaluation.smoothing import Certificates
+    from lightning_paf.analysis.randomized_smoothing import Certificates
     from lightning_paf.loading import Run
 
 SAMPLES = 2000
@@ -20,7 +20,7 @@ SIGMA = 0.25
 @cache
 def _certificates(checkpoint: Path, examples: int) -> "Certificates":
     """Of the first test images; once for all radii."""
-    from lightning_paf.evaluation.smoothing import Smoothing
+    from lightning_paf.analysis.randomized_smoothing import Smoothing
     from lightning_paf.loading import load_run
     from lightning_paf.objectives.gaussian_noise import training_noise
 

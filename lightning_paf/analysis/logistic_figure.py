@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from lightning_paf.evaluation.logistic import LinearRule, LogisticPoint
+from lightning_paf.analysis.logistic import LinearRule, LogisticPoint
 from lightning_paf.utils.figures import BLUE, VERMILION, WINE, open_figure, show_image
 
 if TYPE_CHECKING:

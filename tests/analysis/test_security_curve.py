@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch import nn
 
+from lightning_paf.analysis.security_curve import Bisection, MinimumNorm, Radii, SecurityCurve, security_curve
+from lightning_paf.analysis.security_curve_check import Recheck, recheck
+from lightning_paf.analysis.security_curve_figure import draw_curve
 from lightning_paf.attacks import PGD, Attack, WorstOf
 from lightning_paf.attacks.fab import FAB
-from lightning_paf.evaluation.curve import Bisection, MinimumNorm, Radii, SecurityCurve, security_curve
-from lightning_paf.evaluation.curve_check import Recheck, recheck
-from lightning_paf.evaluation.curve_picture import draw_curve
 from lightning_paf.evaluation.samples import Samples
 from lightning_paf.functional.losses import margin
 

@@ -7,8 +7,8 @@ import torch
 from cli_runs import status, write_experiment
 from stand_ins import images, tiny_classifier
 
-from lightning_paf.evaluation.saliency import areas, compare_saliency, overlap
-from lightning_paf.evaluation.saliency_picture import draw_saliency
+from lightning_paf.analysis.saliency import areas, compare_saliency, overlap
+from lightning_paf.analysis.saliency_figure import draw_saliency
 
 
 def brightness(x):

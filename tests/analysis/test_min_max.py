@@ -7,7 +7,7 @@ import pytest
 import torch
 from cli_runs import status, write_experiment
 
-from lightning_paf.evaluation.min_max import min_max_profile
+from lightning_paf.analysis.min_max import min_max_profile
 
 
 def test_equal_weights():

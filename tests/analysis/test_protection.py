@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from cli_runs import status, write_experiment
 
-from lightning_paf.evaluation.protection import mean_protection, protection
+from lightning_paf.analysis.protection import mean_protection, protection
 
 #           true 0        true 1           true 2
 CONFUSION = [[6, 1, 1], [2, 3, 0], [1, 1, 5]]

@@ -10,8 +10,8 @@ from scipy.stats import beta, binomtest, norm
 from stand_ins import images, tiny_classifier
 from torch import nn
 
-from lightning_paf.evaluation.smoothing import ABSTAINS, Certificates, Smoothing, certificate, majority
-from lightning_paf.evaluation.smoothing_picture import draw_certified
+from lightning_paf.analysis.randomized_smoothing import ABSTAINS, Certificates, Smoothing, certificate, majority
+from lightning_paf.analysis.randomized_smoothing_figure import draw_certified
 
 SIGMA = 0.5
 SHAPE = (3, 4, 4)

@@ -8,9 +8,9 @@ from cli_runs import status, write_experiment
 from stand_ins import images, tiny_classifier
 from torch import nn
 
+from lightning_paf.analysis.concentration import Concentration, concentration, spread_text
+from lightning_paf.analysis.concentration_figure import draw_concentration
 from lightning_paf.attacks import PGD
-from lightning_paf.evaluation.concentration import Concentration, concentration, spread_text
-from lightning_paf.evaluation.concentration_picture import draw_concentration
 from lightning_paf.functional.losses import cross_entropy
 
 

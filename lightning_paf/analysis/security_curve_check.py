@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
+from lightning_paf.analysis.security_curve import AttackAt, Progress, SecurityCurve, broken_by, right, silent
 from lightning_paf.attacks import radius_text
-from lightning_paf.evaluation.curve import AttackAt, Progress, SecurityCurve, broken_by, right, silent
 from lightning_paf.evaluation.samples import Samples
 from lightning_paf.types import Radius
 

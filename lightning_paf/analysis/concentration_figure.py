@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from lightning_paf.evaluation.concentration import Concentration, spread_text
+from lightning_paf.analysis.concentration import Concentration, spread_text
 from lightning_paf.utils.figures import BLUE, REFERENCE, open_figure
 
 if TYPE_CHECKING:

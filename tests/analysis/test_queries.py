@@ -4,8 +4,8 @@ import pytest
 import torch
 from digits_net import trained
 
+from lightning_paf.analysis.queries import counted, query_curve
 from lightning_paf.attacks import FGSM, OPT, PGD, ZOO, Boundary, CarliniWagner, DeepFool, OnePixel, SignOPT, Square
-from lightning_paf.evaluation.queries import counted, query_curve
 
 ATTACKS = [
     FGSM(0.1),

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from lightning_paf.evaluation.saliency import SaliencyComparison
+from lightning_paf.analysis.saliency import SaliencyComparison
 from lightning_paf.utils.figures import open_figure, show_image
 
 if TYPE_CHECKING:

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from torch import Tensor
 
-from lightning_paf.evaluation.smoothing import Certificates, Smoothing
+from lightning_paf.analysis.randomized_smoothing import Certificates, Smoothing
 from lightning_paf.utils.figures import BLUE, REFERENCE, draw_accuracy, open_figure
 
 if TYPE_CHECKING:

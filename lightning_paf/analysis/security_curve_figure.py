@@ -2,9 +2,9 @@
 
 from typing import TYPE_CHECKING
 
+from lightning_paf.analysis.security_curve import SecurityCurve
+from lightning_paf.analysis.security_curve_check import Recheck
 from lightning_paf.attacks import radius_text
-from lightning_paf.evaluation.curve import SecurityCurve
-from lightning_paf.evaluation.curve_check import Recheck
 from lightning_paf.types import Radius
 from lightning_paf.utils.figures import BLUE, REFERENCE, VERMILION, draw_accuracy, open_figure
 
