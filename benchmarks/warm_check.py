@@ -17,7 +17,7 @@ from torch import nn
 from lightning_paf.attacks import PGD, AutoAttack
 from lightning_paf.data.sources import read_dataset
 from lightning_paf.evaluation import Samples
-from lightning_paf.evaluation.sequential import HalfWidth
+from lightning_paf.evaluation.stopping import HalfWidth
 from lightning_paf.evaluation.warm import WarmCheck
 from lightning_paf.nets import SmallConvNet
 from lightning_paf.specs import dataset_spec

@@ -9,10 +9,10 @@ from stand_ins import write_npz_dataset
 from lightning_paf.__main__ import main
 from lightning_paf.attacks import Attack
 from lightning_paf.cli import PafCLI, train
+from lightning_paf.evaluation.evaluate import judge
+from lightning_paf.evaluation.evidence.write import write_receipt
 from lightning_paf.evaluation.judgement import Judgement
-from lightning_paf.evaluation.ledger import MemoryLedger
-from lightning_paf.evaluation.receipt import write_receipt
-from lightning_paf.evaluation.verdict import judge
+from lightning_paf.evaluation.state import MemoryLedger
 from lightning_paf.loading import load_run
 
 

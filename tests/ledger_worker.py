@@ -11,9 +11,9 @@ from stand_ins import images
 from torch import nn
 
 from lightning_paf.attacks import PGD, Attack, WorstOf
-from lightning_paf.evaluation.ledger import Ledger
+from lightning_paf.evaluation.evaluate import Judgement, judge
 from lightning_paf.evaluation.samples import Samples
-from lightning_paf.evaluation.verdict import Judgement, judge
+from lightning_paf.evaluation.state import Ledger
 from lightning_paf.utils import process as process_file
 
 BLOCK_SIZE = 4

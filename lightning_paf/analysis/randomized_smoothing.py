@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from lightning_paf.evaluation.evaluate import stage_seed
 from lightning_paf.evaluation.statistics import Accuracy, exact_accuracy, mcnemar
-from lightning_paf.evaluation.verdict import stage_seed
 from lightning_paf.functional.predictions import NO_PREDICTION, predicted
 from lightning_paf.nn.modes import frozen
 

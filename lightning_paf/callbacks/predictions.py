@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lightning_paf.callbacks.verdict_files import weights_origin
-from lightning_paf.evaluation.header import content_fingerprint, network_fingerprint
+from lightning_paf.evaluation.identity import content_fingerprint, network_fingerprint
 from lightning_paf.functional.predictions import predicted
 from lightning_paf.utils.distributed import gathered
 from lightning_paf.utils.hashing import sample_fingerprints, weights_fingerprint

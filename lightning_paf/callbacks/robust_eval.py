@@ -17,13 +17,13 @@ from torch.utils.data import DataLoader
 from lightning_paf.attacks import Attack
 from lightning_paf.callbacks.unequal_work import unequal_work
 from lightning_paf.callbacks.verdict_files import VerdictFiles
-from lightning_paf.evaluation.header import Header
+from lightning_paf.evaluation.evaluate import judge
+from lightning_paf.evaluation.identity import Header
 from lightning_paf.evaluation.judgement import Judgement
-from lightning_paf.evaluation.ledger import Ledger, MemoryLedger
 from lightning_paf.evaluation.result import EvaluationResult
 from lightning_paf.evaluation.samples import Samples
-from lightning_paf.evaluation.sequential import StopRule
-from lightning_paf.evaluation.verdict import judge
+from lightning_paf.evaluation.state import Ledger, MemoryLedger
+from lightning_paf.evaluation.stopping import StopRule
 from lightning_paf.speed.search_model import Precision
 from lightning_paf.types import Batch
 

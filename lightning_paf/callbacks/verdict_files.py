@@ -10,13 +10,13 @@ from torch import nn
 
 from lightning_paf.attacks import Attack
 from lightning_paf.evaluation import report
-from lightning_paf.evaluation.header import Header
+from lightning_paf.evaluation.evidence.write import write_receipt
+from lightning_paf.evaluation.identity import Header
 from lightning_paf.evaluation.judgement import Judgement
-from lightning_paf.evaluation.ledger import Ledger
-from lightning_paf.evaluation.receipt import write_receipt
 from lightning_paf.evaluation.report.evidence import supplement_of
 from lightning_paf.evaluation.result import EvaluationResult
 from lightning_paf.evaluation.samples import Samples
+from lightning_paf.evaluation.state import Ledger
 from lightning_paf.runs.weights_origin import WeightsOrigin
 
 _DIGITS = 8

@@ -14,7 +14,7 @@ from lightning_paf.callbacks.robust_eval import RobustEval, Stage
 from lightning_paf.callbacks.unequal_work import unequal_work
 from lightning_paf.evaluation.result import EvaluationResult
 from lightning_paf.evaluation.samples import Samples
-from lightning_paf.evaluation.sequential import ConfidenceSequence, StopRule
+from lightning_paf.evaluation.stopping import ConfidenceSequence, StopRule
 from lightning_paf.evaluation.warm import WarmCheck, joined
 from lightning_paf.speed.search_model import Precision
 from lightning_paf.utils.distributed import gathered

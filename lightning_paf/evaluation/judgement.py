@@ -9,10 +9,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lightning_paf.evaluation.header import Header
-from lightning_paf.evaluation.ledger import Ledger, MemoryLedger
+from lightning_paf.evaluation.identity import Header
 from lightning_paf.evaluation.record import Record
 from lightning_paf.evaluation.result import StageSummary, Verdict
+from lightning_paf.evaluation.state import Ledger, MemoryLedger
 from lightning_paf.evaluation.statistics import Accuracy, exact_accuracy
 
 NOT_BROKEN = -1

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from lightning_paf.evaluation.sequential import Interval, anytime_interval
 from lightning_paf.evaluation.statistics import Accuracy, exact_accuracy
+from lightning_paf.evaluation.stopping import Interval, anytime_interval
 from lightning_paf.runs.weights_origin import WeightsOrigin
 from lightning_paf.utils.files import write_whole
 

@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from lightning_paf.attacks import Attack
+from lightning_paf.evaluation.evaluate import Stop, stage_seed
 from lightning_paf.evaluation.result import Verdict
 from lightning_paf.evaluation.samples import Samples
-from lightning_paf.evaluation.verdict import Stop, stage_seed
 from lightning_paf.functional.geometry import Bounds, geometry_of
 from lightning_paf.functional.predictions import misclassified
 from lightning_paf.nn.modes import frozen

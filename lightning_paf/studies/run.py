@@ -162,8 +162,8 @@ def _judged(task: Task, study: Study, arm: Arm) -> dict[str, Any]:
 def _robust(run: "Run", eps: float, samples: Any) -> dict[str, NDArray[np.bool_]]:
     """Whether each image withstands PGD (with the margin loss, three starts) and standard AutoAttack."""
     from lightning_paf.attacks import AutoAttack
-    from lightning_paf.evaluation.ledger import MemoryLedger
-    from lightning_paf.evaluation.verdict import judge
+    from lightning_paf.evaluation.evaluate import judge
+    from lightning_paf.evaluation.state import MemoryLedger
 
     attacks = {"pgd": margin_pgd(eps), "autoattack": AutoAttack(eps, version="standard")}
     return {

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from lightning_paf.evaluation.symptoms import Finding
+    from lightning_paf.evaluation.checks import Finding
     from lightning_paf.types import Radius
 
 
@@ -34,7 +34,7 @@ def main(argv: list[str]) -> int:
     import numpy as np
     from rich.console import Console
 
-    from lightning_paf.evaluation.doctor import examine
+    from lightning_paf.evaluation.checks.run import examine
     from lightning_paf.loading import load_run
 
     run = load_run(options.ckpt, options.config, options.device, rest)
@@ -97,7 +97,7 @@ def _progress() -> "Iterator[Callable[[str], None]]":
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-    from lightning_paf.evaluation.doctor import SYMPTOMS
+    from lightning_paf.evaluation.checks.run import SYMPTOMS
 
     columns = (TextColumn("{task.description:<20}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
@@ -114,8 +114,8 @@ def _describe(
 ) -> dict[str, Any]:
     """Everything that was found, ready for JSON."""
     from lightning_paf.attacks.base import radius_text
-    from lightning_paf.evaluation.doctor import SYMPTOMS
-    from lightning_paf.evaluation.symptoms import smallest_gain
+    from lightning_paf.evaluation.checks import smallest_gain
+    from lightning_paf.evaluation.checks.run import SYMPTOMS
 
     return {
         "healthy": all(finding.healthy for finding in findings),

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from lightning_paf.evaluation.receipt import Receipt
+    from lightning_paf.evaluation.evidence.write import Receipt
     from lightning_paf.evaluation.samples import Samples
     from lightning_paf.loading import Run
 
@@ -190,7 +190,7 @@ def _images(run: "Run", options: argparse.Namespace, samples: "Samples | None") 
 
 def _receipts(run: "Run", options: argparse.Namespace) -> "list[Receipt]":
     """The receipt that was named, or all of the run's folder that are of these weights."""
-    from lightning_paf.evaluation.receipt import read_receipt
+    from lightning_paf.evaluation.evidence.write import read_receipt
     from lightning_paf.utils.hashing import weights_fingerprint
 
     named, weights = options.receipt, weights_fingerprint(run.model)

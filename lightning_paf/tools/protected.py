@@ -72,8 +72,8 @@ def _labels(run: "Run", examples: int | None) -> "NDArray[np.int64]":
 def _rows(run: "Run", label: int, options: argparse.Namespace) -> "dict[str, Protection]":
     from lightning_paf.analysis.protection import Protection, protection
     from lightning_paf.attacks import FGSM, PGD, AutoAttack, Restarts
-    from lightning_paf.evaluation.ledger import MemoryLedger
-    from lightning_paf.evaluation.verdict import judge
+    from lightning_paf.evaluation.evaluate import judge
+    from lightning_paf.evaluation.state import MemoryLedger
     from lightning_paf.functional.losses import margin
 
     trained = run.module.attack

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from lightning_paf.evaluation.receipt_content import Receipt
+    from lightning_paf.evaluation.evidence.content import Receipt
     from lightning_paf.evaluation.result import EvaluationResult
     from lightning_paf.loading import Run
 
@@ -81,7 +81,7 @@ class Evaluation:
         """Read result and evidence, or one of them where the other is missing."""
         import numpy as np
 
-        from lightning_paf.evaluation.receipt import read_receipt
+        from lightning_paf.evaluation.evidence.write import read_receipt
         from lightning_paf.evaluation.report.evidence import result_of
         from lightning_paf.evaluation.result import EvaluationResult
 

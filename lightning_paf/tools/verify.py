@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from lightning_paf.evaluation.receipt import Receipt
-    from lightning_paf.evaluation.verification import Verification
+    from lightning_paf.evaluation.evidence.verify import Verification
+    from lightning_paf.evaluation.evidence.write import Receipt
     from lightning_paf.loading import Run
 
 MOST_FINDINGS = 20
@@ -31,7 +31,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("receipt", type=Path, help="file of `test`, e.g. RUN/test/autoattack.receipt.safetensors")
     add_run_arguments(parser)
     options, rest = parser.parse_known_args(argv)
-    from lightning_paf.evaluation.receipt import read_receipt
+    from lightning_paf.evaluation.evidence.write import read_receipt
 
     receipt = read_receipt(options.receipt)
     run = load_run(options.ckpt, options.config, options.device, rest)
@@ -45,7 +45,7 @@ def _verify(receipt: "Receipt", run: "Run", config_text: str) -> "Verification":
     from rich.console import Console
     from rich.progress import Progress
 
-    from lightning_paf.evaluation.verification import verify
+    from lightning_paf.evaluation.evidence.verify import verify
 
     with Progress(console=Console(stderr=True), transient=True) as progress:
         task = progress.add_task("Checking samples", total=len(receipt))
@@ -60,7 +60,7 @@ def _print(path: Path, receipt: "Receipt", verification: "Verification") -> None
     from rich.console import Console
     from rich.table import Table
 
-    from lightning_paf.evaluation.verification import CHECKS
+    from lightning_paf.evaluation.evidence.verify import CHECKS
 
     manifest, findings = receipt.manifest, defaultdict(list)
     for finding in verification.findings:

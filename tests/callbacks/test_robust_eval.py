@@ -11,8 +11,8 @@ from torch.utils.data import DataLoader, Subset, TensorDataset
 from lightning_paf.attacks import PGD, Attack
 from lightning_paf.callbacks.robust_eval import RobustEval
 from lightning_paf.evaluation import EvaluationResult, Verdict
-from lightning_paf.evaluation.receipt import read_receipt
-from lightning_paf.evaluation.sequential import StopRule
+from lightning_paf.evaluation.evidence.write import read_receipt
+from lightning_paf.evaluation.stopping import StopRule
 from lightning_paf.utils.hashing import weights_fingerprint
 
 

@@ -11,7 +11,7 @@ from lightning_paf.attacks import APGD, PGD
 from lightning_paf.callbacks import WarmEval
 from lightning_paf.cli import train
 from lightning_paf.evaluation import Verdict
-from lightning_paf.evaluation.sequential import StopRule
+from lightning_paf.evaluation.stopping import StopRule
 from lightning_paf.evaluation.warm import joined
 
 

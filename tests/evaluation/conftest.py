@@ -1,7 +1,7 @@
 import pytest
-from ledger_stand_ins import HEADER
+from state_fakes import HEADER
 
-from lightning_paf.evaluation.ledger import Ledger, MemoryLedger
+from lightning_paf.evaluation.state import Ledger, MemoryLedger
 
 
 @pytest.fixture(params=["folder", "memory"])

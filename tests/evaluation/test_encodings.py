@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from lightning_paf.evaluation.encodings import ENCODINGS, Ball, encode_smallest, in_box
+from lightning_paf.evaluation.evidence.encodings import ENCODINGS, Ball, encode_smallest, in_box
 
 SIGNS, FLOAT16, FLOAT32 = ENCODINGS
 EPS = Fraction(8, 255)

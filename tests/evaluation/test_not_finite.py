@@ -15,10 +15,10 @@ from lightning_paf.analysis.security_curve import Bisection, MinimumNorm, securi
 from lightning_paf.analysis.security_curve_check import recheck
 from lightning_paf.attacks import APGD, FAB, PGD, AutoAttack, Square
 from lightning_paf.callbacks.robust_eval import RobustEval
-from lightning_paf.evaluation.doctor import examine
-from lightning_paf.evaluation.ledger import MemoryLedger
+from lightning_paf.evaluation.checks.run import examine
+from lightning_paf.evaluation.evaluate import judge
 from lightning_paf.evaluation.samples import Samples
-from lightning_paf.evaluation.verdict import judge
+from lightning_paf.evaluation.state import MemoryLedger
 from lightning_paf.evaluation.warm import WarmCheck
 from lightning_paf.functional import misclassified
 from lightning_paf.module import RobustModule

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from ledger_stand_ins import small_record
+from state_fakes import small_record
 
 from lightning_paf.evaluation import record as record_file
 from lightning_paf.evaluation.record import DamagedRecord, decode, encode

@@ -11,9 +11,9 @@ import matplotlib.image
 import numpy as np
 import pytest
 import torch
+from evidence_fakes import attacked, written
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from receipt_stand_ins import attacked, written
 from stand_ins import images, tiny_classifier
 from torch import nn
 

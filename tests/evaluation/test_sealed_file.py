@@ -7,10 +7,10 @@ import zipfile
 
 import numpy as np
 import pytest
-from receipt_stand_ins import locks, refused, written
+from evidence_fakes import locks, refused, written
 from safetensors.numpy import save
 
-from lightning_paf.evaluation.receipt import read_receipt
+from lightning_paf.evaluation.evidence.write import read_receipt
 
 
 @pytest.fixture

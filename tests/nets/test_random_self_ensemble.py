@@ -11,7 +11,7 @@ from test_net_contract import SMALL
 from torch import nn
 
 from lightning_paf.attacks import PGD
-from lightning_paf.evaluation.header import network_fingerprint
+from lightning_paf.evaluation.identity import network_fingerprint
 from lightning_paf.loading import load_run
 from lightning_paf.nets import RandomSelfEnsemble, SmallConvNet, TimmNet
 from lightning_paf.nn.activations import PSSiLU

@@ -6,7 +6,7 @@ import pytest
 import torch
 from cli_runs import status, write_experiment
 
-from lightning_paf.evaluation.doctor import SYMPTOMS
+from lightning_paf.evaluation.checks.run import SYMPTOMS
 
 
 @pytest.fixture(scope="module")

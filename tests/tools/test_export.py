@@ -10,9 +10,9 @@ from stand_ins import TinyNet, write_npz_dataset
 
 from lightning_paf.attacks import PGD
 from lightning_paf.evaluation import EvaluationResult
-from lightning_paf.evaluation.ledger import MemoryLedger
-from lightning_paf.evaluation.receipt import write_receipt
-from lightning_paf.evaluation.verdict import judge
+from lightning_paf.evaluation.evaluate import judge
+from lightning_paf.evaluation.evidence.write import write_receipt
+from lightning_paf.evaluation.state import MemoryLedger
 from lightning_paf.interop import NormalizedNet, onnx_model, plain_files, read_checkpoint
 from lightning_paf.loading import load_run
 from lightning_paf.nn.activations import PSSiLU

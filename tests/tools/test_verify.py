@@ -6,7 +6,7 @@ import torch
 from cli_runs import judged_run, status
 
 from lightning_paf.attacks import PGD
-from lightning_paf.evaluation.receipt import read_receipt
+from lightning_paf.evaluation.evidence.write import read_receipt
 
 ATTACK = PGD(0.5, steps=2, step_size=0.3)
 

@@ -10,8 +10,8 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from lightning_paf.evaluation.encodings import NONE
-from lightning_paf.evaluation.receipt_content import Receipt
+from lightning_paf.evaluation.evidence.content import Receipt
+from lightning_paf.evaluation.evidence.encodings import NONE
 from lightning_paf.evaluation.report.figures import Example
 from lightning_paf.evaluation.report.report import Supplement
 from lightning_paf.evaluation.result import EvaluationResult, Verdict

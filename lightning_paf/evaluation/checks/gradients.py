@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from lightning_paf.evaluation.symptoms.base import Finding, Symptom, is_frequent, percent, share
-from lightning_paf.evaluation.symptoms.patient import Patient
+from lightning_paf.evaluation.checks.base import Finding, Symptom, is_frequent, percent, share
+from lightning_paf.evaluation.checks.context import Patient
 from lightning_paf.functional.losses import cross_entropy, margin
 from lightning_paf.nn.modes import frozen
 

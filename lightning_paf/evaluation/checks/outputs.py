@@ -2,9 +2,9 @@
 
 import torch
 
+from lightning_paf.evaluation.checks.base import Finding, Symptom, percent, share
+from lightning_paf.evaluation.checks.context import STEPS, Patient
 from lightning_paf.evaluation.statistics import exact_accuracy
-from lightning_paf.evaluation.symptoms.base import Finding, Symptom, percent, share
-from lightning_paf.evaluation.symptoms.patient import STEPS, Patient
 from lightning_paf.functional.losses import cross_entropy
 from lightning_paf.functional.predictions import NO_PREDICTION, predicted, undefined
 

@@ -1,9 +1,9 @@
 """Attacks that do not see the model's gradients, and must not be better for it."""
 
 from lightning_paf.attacks.square import Square
-from lightning_paf.evaluation.symptoms.base import Finding, Symptom, gain, is_large, percent, share
-from lightning_paf.evaluation.symptoms.patient import Patient
-from lightning_paf.evaluation.symptoms.smoothing import MeasuredGradient, pixel_spread
+from lightning_paf.evaluation.checks.base import Finding, Symptom, gain, is_large, percent, share
+from lightning_paf.evaluation.checks.context import Patient
+from lightning_paf.evaluation.checks.smoothing import MeasuredGradient, pixel_spread
 from lightning_paf.functional.losses import margin
 
 _QUERIES = 300

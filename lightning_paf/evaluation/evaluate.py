@@ -19,11 +19,11 @@ from torch import Tensor, nn
 
 from lightning_paf.attacks import Attack
 from lightning_paf.attacks.stage import run_stage
-from lightning_paf.evaluation.header import Header
+from lightning_paf.evaluation.identity import Header
 from lightning_paf.evaluation.judgement import Findings, Judgement
-from lightning_paf.evaluation.ledger import Ledger, MemoryLedger
 from lightning_paf.evaluation.record import Record
 from lightning_paf.evaluation.samples import Samples
+from lightning_paf.evaluation.state import Ledger, MemoryLedger
 from lightning_paf.functional.geometry import geometry_of
 from lightning_paf.functional.predictions import NO_PREDICTION, predicted
 from lightning_paf.nn.modes import frozen

@@ -7,10 +7,10 @@ from functools import cache
 import numpy as np
 from ledger_worker import BLOCK_SIZE, attack, model, samples
 
-from lightning_paf.evaluation.header import Header
-from lightning_paf.evaluation.ledger import MemoryLedger
+from lightning_paf.evaluation.evaluate import judge
+from lightning_paf.evaluation.identity import Header
 from lightning_paf.evaluation.record import Record
-from lightning_paf.evaluation.verdict import judge
+from lightning_paf.evaluation.state import MemoryLedger
 
 HEADER = Header("m", "n", "d", 8, {"eps": "8/255"}, [{"label": "pgd", "steps": 10}], 4, 0, "fp32", "c")
 

@@ -22,10 +22,8 @@ from torch import Tensor, nn
 
 from lightning_paf import __version__
 from lightning_paf.attacks import Attack, radius_text
-from lightning_paf.evaluation.encodings import ENCODINGS, Ball, Images, encode_smallest
-from lightning_paf.evaluation.header import network_fingerprint
-from lightning_paf.evaluation.judgement import Judgement
-from lightning_paf.evaluation.receipt_content import (
+from lightning_paf.evaluation.evaluate import stage_seed
+from lightning_paf.evaluation.evidence.content import (
     FORMAT,
     FORMAT_VERSION,
     TENSORS,
@@ -34,9 +32,11 @@ from lightning_paf.evaluation.receipt_content import (
     counts,
     text_fingerprint,
 )
+from lightning_paf.evaluation.evidence.encodings import ENCODINGS, Ball, Images, encode_smallest
+from lightning_paf.evaluation.evidence.sealed_file import load_sealed, save_sealed
+from lightning_paf.evaluation.identity import network_fingerprint
+from lightning_paf.evaluation.judgement import Judgement
 from lightning_paf.evaluation.samples import Samples
-from lightning_paf.evaluation.sealed_file import load_sealed, save_sealed
-from lightning_paf.evaluation.verdict import stage_seed
 from lightning_paf.functional.losses import margin
 from lightning_paf.functional.predictions import predicted
 from lightning_paf.nn.modes import frozen, full_precision

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lightning_paf.evaluation.encodings import ENCODINGS, NONE, Ball, Images
+from lightning_paf.evaluation.evidence.encodings import ENCODINGS, NONE, Ball, Images
+from lightning_paf.evaluation.evidence.sealed_file import refuse
 from lightning_paf.evaluation.result import Verdict
-from lightning_paf.evaluation.sealed_file import refuse
 
 FORMAT, FORMAT_VERSION = "lightning-paf receipt", 1
 

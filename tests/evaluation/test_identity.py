@@ -10,13 +10,13 @@ from pathlib import Path
 import ledger_worker
 import pytest
 import torch
-from ledger_stand_ins import HEADER, refuse, small_record
+from state_fakes import HEADER, refuse, small_record
 from torch import nn
 
 from lightning_paf.attacks import PGD
-from lightning_paf.evaluation.header import Header, network_fingerprint
-from lightning_paf.evaluation.ledger import Ledger
+from lightning_paf.evaluation.identity import Header, network_fingerprint
 from lightning_paf.evaluation.samples import Samples
+from lightning_paf.evaluation.state import Ledger
 
 HEADER_FIELDS = ("model", "network", "data", "samples", "block_size", "seed", "precision", "code", "format")
 
@@ -106,7 +106,7 @@ def test_a_network_is_more_than_its_checkpoint():
 
 
 def test_a_header_that_is_cut_off_anywhere_is_written_again(tmp_path, monkeypatch):
-    monkeypatch.setattr("lightning_paf.evaluation.ledger._PAUSE", 0.0)
+    monkeypatch.setattr("lightning_paf.evaluation.state._PAUSE", 0.0)
     ledger = Ledger(tmp_path)
     ledger.open(HEADER)
     clean = replace(small_record(after=HEADER.fingerprint), stage=0, x_adv=small_record().x_adv[:0])
@@ -124,7 +124,7 @@ def test_a_header_that_is_cut_off_anywhere_is_written_again(tmp_path, monkeypatc
 
 
 def test_a_header_with_a_changed_value_is_damaged(tmp_path, monkeypatch):
-    monkeypatch.setattr("lightning_paf.evaluation.ledger._PAUSE", 0.0)
+    monkeypatch.setattr("lightning_paf.evaluation.state._PAUSE", 0.0)
     Ledger(tmp_path).open(HEADER)
     path = tmp_path / "header.json"
     content = json.loads(path.read_text())
@@ -172,7 +172,7 @@ def test_a_header_that_another_process_writes_between_two_looks_is_left_where_it
 
 @pytest.mark.parametrize("other_seed", [0, 1])
 def test_a_damaged_header_that_another_process_has_mended_meanwhile_is_put_back(tmp_path, monkeypatch, other_seed):
-    monkeypatch.setattr("lightning_paf.evaluation.ledger._PAUSE", 0.0)
+    monkeypatch.setattr("lightning_paf.evaluation.state._PAUSE", 0.0)
     path = tmp_path / "header.json"
     path.write_bytes(b"half")
     rename = Path.rename

@@ -5,8 +5,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from lightning_paf.evaluation.symptoms.base import Finding, Symptom, gain, is_large, percent, share
-from lightning_paf.evaluation.symptoms.patient import Patient
+from lightning_paf.evaluation.checks.base import Finding, Symptom, gain, is_large, percent, share
+from lightning_paf.evaluation.checks.context import Patient
 from lightning_paf.functional.predictions import misclassified
 
 _TOLERANCE = 1e-4  # interpolation overshoots by a rounding error; attacks accept as much

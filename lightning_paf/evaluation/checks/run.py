@@ -10,8 +10,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from lightning_paf.evaluation import symptoms
-from lightning_paf.evaluation.symptoms import Finding, Patient, Symptom
+from lightning_paf.evaluation import checks as symptoms
+from lightning_paf.evaluation.checks import Finding, Patient, Symptom
 from lightning_paf.nn.modes import frozen
 from lightning_paf.specs import DatasetSpec
 from lightning_paf.types import Norm, Radius

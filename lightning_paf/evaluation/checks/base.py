@@ -6,8 +6,8 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
+from lightning_paf.evaluation.checks.context import Patient
 from lightning_paf.evaluation.statistics import Difference, exact_accuracy, paired_difference
-from lightning_paf.evaluation.symptoms.patient import Patient
 
 LARGEST_GAIN = 0.05
 """What a stronger attack may gain on a healthy model, as a share of all samples.

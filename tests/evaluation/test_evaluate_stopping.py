@@ -1,11 +1,11 @@
 import time
 
 import numpy as np
-from ledger_stand_ins import judged, same, undisturbed
 from ledger_worker import BLOCK_SIZE, BLOCKS
+from state_fakes import judged, same, undisturbed
 
-from lightning_paf.evaluation.ledger import Ledger, MemoryLedger
 from lightning_paf.evaluation.result import Verdict
+from lightning_paf.evaluation.state import Ledger, MemoryLedger
 
 
 def test_the_verdict_ends_with_the_first_prefix_that_satisfies_the_rule():

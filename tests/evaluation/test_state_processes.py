@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from ledger_worker import BLOCK_SIZE, RECORDS, start, work
 
-from lightning_paf.evaluation.ledger import Ledger, MemoryLedger
-from lightning_paf.evaluation.verdict import judge
+from lightning_paf.evaluation.evaluate import judge
+from lightning_paf.evaluation.state import Ledger, MemoryLedger
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(not hasattr(os, "fork"), reason="needs a server of processes")]
 

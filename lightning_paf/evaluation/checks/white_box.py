@@ -5,7 +5,7 @@ from functools import partial
 
 from torch import Tensor
 
-from lightning_paf.evaluation.symptoms.base import (
+from lightning_paf.evaluation.checks.base import (
     Finding,
     Symptom,
     gain,
@@ -14,7 +14,7 @@ from lightning_paf.evaluation.symptoms.base import (
     percent,
     share,
 )
-from lightning_paf.evaluation.symptoms.patient import FURTHER_STARTS, MANY_STEPS, STEPS, Patient
+from lightning_paf.evaluation.checks.context import FURTHER_STARTS, MANY_STEPS, STEPS, Patient
 from lightning_paf.functional.losses import cross_entropy, margin
 
 _GROWTH_STEPS = 20

@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor
 
-from lightning_paf.evaluation.symptoms.base import VISIBLE, Finding, Symptom, percent, share
-from lightning_paf.evaluation.symptoms.patient import Patient
+from lightning_paf.evaluation.checks.base import VISIBLE, Finding, Symptom, percent, share
+from lightning_paf.evaluation.checks.context import Patient
 from lightning_paf.functional.predictions import predicted
 
 _REPETITIONS = 3

@@ -11,7 +11,7 @@ from stand_ins import images, tiny_classifier
 from torch import Tensor, nn
 
 from lightning_paf.attacks import PGD
-from lightning_paf.evaluation.receipt import read_receipt, write_receipt
+from lightning_paf.evaluation.evidence.write import read_receipt, write_receipt
 from lightning_paf.evaluation.samples import Samples
 
 EPS = Fraction(8, 255)

@@ -8,10 +8,10 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor, from_numpy, nn
 
-from lightning_paf.evaluation.encodings import NONE, in_box
-from lightning_paf.evaluation.header import network_fingerprint
-from lightning_paf.evaluation.receipt import exact_logits, library_versions
-from lightning_paf.evaluation.receipt_content import Receipt, text_fingerprint
+from lightning_paf.evaluation.evidence.content import Receipt, text_fingerprint
+from lightning_paf.evaluation.evidence.encodings import NONE, in_box
+from lightning_paf.evaluation.evidence.write import exact_logits, library_versions
+from lightning_paf.evaluation.identity import network_fingerprint
 from lightning_paf.evaluation.result import Verdict
 from lightning_paf.evaluation.samples import Samples
 from lightning_paf.evaluation.statistics import Accuracy, exact_accuracy

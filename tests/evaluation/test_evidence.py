@@ -6,16 +6,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from receipt_stand_ins import ATTACK, Judged, attacked, locks, refused, written
+from evidence_fakes import ATTACK, Judged, attacked, locks, refused, written
 from safetensors.numpy import load, save
 from stand_ins import tiny_classifier
 from torch import nn
 
 from lightning_paf.attacks import PGD
-from lightning_paf.evaluation.receipt import eps_text, exact_logits, read_receipt
+from lightning_paf.evaluation.evaluate import stage_seed
+from lightning_paf.evaluation.evidence.sealed_file import save_sealed
+from lightning_paf.evaluation.evidence.write import eps_text, exact_logits, read_receipt
 from lightning_paf.evaluation.samples import Samples
-from lightning_paf.evaluation.sealed_file import save_sealed
-from lightning_paf.evaluation.verdict import stage_seed
 
 
 @pytest.fixture

@@ -6,10 +6,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from ledger_stand_ins import HEADER, refuse, small_record
+from state_fakes import HEADER, refuse, small_record
 
 from lightning_paf.evaluation import record as record_file
-from lightning_paf.evaluation.ledger import Ledger, MemoryLedger
+from lightning_paf.evaluation.state import Ledger, MemoryLedger
 from lightning_paf.utils.files import create_whole, write_whole
 
 # ---- many records ----

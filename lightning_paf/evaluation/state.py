@@ -14,7 +14,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-from lightning_paf.evaluation.header import Header, check_same, content_fingerprint
+from lightning_paf.evaluation.identity import Header, check_same, content_fingerprint
 from lightning_paf.evaluation.record import LARGEST, DamagedRecord, Record, decode, encode
 from lightning_paf.runs.claim import Watch, read_holder, take
 from lightning_paf.utils.files import create_whole, explained, write_whole

@@ -6,17 +6,17 @@ import ledger_worker
 import numpy as np
 import pytest
 import torch
-from ledger_stand_ins import judged, same, undisturbed
 from ledger_worker import BLOCK_SIZE, BLOCKS, RECORDS, attack, model, samples
+from state_fakes import judged, same, undisturbed
 from torch import Tensor, nn
 
 from lightning_paf.attacks import PGD, Restarts, WorstOf
-from lightning_paf.evaluation import verdict as verdict_file
-from lightning_paf.evaluation.ledger import Ledger, MemoryLedger
+from lightning_paf.evaluation import evaluate as verdict_file
+from lightning_paf.evaluation.evaluate import judge, stage_seed
 from lightning_paf.evaluation.record import encode
 from lightning_paf.evaluation.result import Verdict
 from lightning_paf.evaluation.samples import Samples
-from lightning_paf.evaluation.verdict import judge, stage_seed
+from lightning_paf.evaluation.state import Ledger, MemoryLedger
 
 
 class Spy(PGD):

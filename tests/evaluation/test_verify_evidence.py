@@ -4,17 +4,17 @@ from fractions import Fraction
 import numpy as np
 import pytest
 import torch
-from receipt_stand_ins import ATTACK, attacked, locks, written
+from evidence_fakes import ATTACK, attacked, locks, written
 from scipy.stats import binomtest
 
 from lightning_paf.attacks import PGD
-from lightning_paf.evaluation import verification
-from lightning_paf.evaluation.encodings import ENCODINGS
-from lightning_paf.evaluation.ledger import MemoryLedger
-from lightning_paf.evaluation.receipt import read_receipt
+from lightning_paf.evaluation.evaluate import judge
+from lightning_paf.evaluation.evidence import verify as verification
+from lightning_paf.evaluation.evidence.encodings import ENCODINGS
+from lightning_paf.evaluation.evidence.verify import CHECKS, verify
+from lightning_paf.evaluation.evidence.write import read_receipt
 from lightning_paf.evaluation.samples import Samples
-from lightning_paf.evaluation.verdict import judge
-from lightning_paf.evaluation.verification import CHECKS, verify
+from lightning_paf.evaluation.state import MemoryLedger
 
 CONFIG = "a: 1\n"
 

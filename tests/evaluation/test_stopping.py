@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from scipy.stats import betabinom, hypergeom
 
 from lightning_paf.evaluation import exact_accuracy, sequential
-from lightning_paf.evaluation.sequential import (
+from lightning_paf.evaluation.stopping import (
     AnyOf,
     ConfidenceSequence,
     Decide,

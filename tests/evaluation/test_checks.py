@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from doctor_fakes import (
+from check_fakes import (
     EPS,
     SPEC,
     BatchNormNet,
@@ -28,11 +28,11 @@ from doctor_fakes import (
 from stand_ins import images, tiny_classifier
 from torch import nn
 
-from lightning_paf.evaluation import doctor
-from lightning_paf.evaluation.doctor import SYMPTOMS, examine
-from lightning_paf.evaluation.symptoms import Finding, Symptom, smallest_gain, without_gradients
-from lightning_paf.evaluation.symptoms.base import LARGEST_GAIN
-from lightning_paf.evaluation.symptoms.smoothing import MeasuredGradient
+from lightning_paf.evaluation.checks import Finding, Symptom, smallest_gain, without_gradients
+from lightning_paf.evaluation.checks import run as doctor
+from lightning_paf.evaluation.checks.base import LARGEST_GAIN
+from lightning_paf.evaluation.checks.run import SYMPTOMS, examine
+from lightning_paf.evaluation.checks.smoothing import MeasuredGradient
 from lightning_paf.nets.small import SmallConvNet
 from lightning_paf.nn.classifier import Classifier
 from lightning_paf.specs import DatasetSpec
