@@ -58,7 +58,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         if command in TRAINING:
             with _patient_start() if command in ("fit", "test") else contextlib.nullcontext():
-                from lightning_paf.cli import train
+                from lightning_paf.cli.training import train
 
                 train(words)
             return 0

@@ -104,10 +104,10 @@ def load_run(
     """
     import torch
 
-    from lightning_paf.cli import train
-    from lightning_paf.evaluated_checkpoint import check_trained, run_of
+    from lightning_paf.cli.training import train
+    from lightning_paf.cli.training.evaluated_checkpoint import check_trained, run_of
+    from lightning_paf.cli.training.saved_config import config_words
     from lightning_paf.runs.checkpoints import check_checkpoint
-    from lightning_paf.saved_config import config_words
 
     check_checkpoint(str(checkpoint))
     check_trained(checkpoint)

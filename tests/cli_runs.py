@@ -8,7 +8,7 @@ from stand_ins import write_npz_dataset
 
 from lightning_paf.__main__ import main
 from lightning_paf.attacks import Attack
-from lightning_paf.cli import PafCLI, train
+from lightning_paf.cli.training import PafCLI, train
 from lightning_paf.evaluation.evaluate import judge
 from lightning_paf.evaluation.evidence.write import write_receipt
 from lightning_paf.evaluation.judgement import Judgement

@@ -10,7 +10,7 @@ import yaml
 from recipe_headers import commands, cost_in_header, cost_line, costs, option
 from stand_ins import CONFIGS, root_without_runs
 
-from lightning_paf.cli import SLOTS, train
+from lightning_paf.cli.training import SLOTS, train
 from lightning_paf.data.samplers import real_per_batch
 
 ROOT = CONFIGS.parent

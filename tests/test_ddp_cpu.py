@@ -14,7 +14,7 @@ from forked_ranks import Ranks
 from interrupted import differences, last, rows
 from stand_ins import write_npz_dataset
 
-from lightning_paf.cli import train
+from lightning_paf.cli.training import train
 from lightning_paf.evaluation import EvaluationResult
 
 pytestmark = pytest.mark.slow

@@ -11,7 +11,7 @@ import yaml
 from recipe_headers import commands, cost_in_header, cost_line, costs
 from stand_ins import CONFIGS
 
-from lightning_paf.cli import train
+from lightning_paf.cli.training import train
 
 ROOT = CONFIGS.parent
 DOCS = sorted((ROOT / "docs").glob("*.md"))

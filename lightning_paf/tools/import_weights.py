@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from lightning_paf.cli import PafCLI
+    from lightning_paf.cli.training import PafCLI
     from lightning_paf.interop import CheckpointFile, KeyMap, Statistics, WeightSet
 
 DEFAULTS = (
@@ -31,7 +31,7 @@ def main(argv: list[str]) -> int:
     """
     options, rest = _parse(argv)
     _check(options, rest)
-    from lightning_paf.cli import train
+    from lightning_paf.cli.training import train
     from lightning_paf.interop import map_keys, read_checkpoint, split_statistics
 
     file = read_checkpoint(options.file)

@@ -10,7 +10,7 @@ import yaml
 from stand_ins import root_without_runs
 
 import lightning_paf.attacks
-from lightning_paf.cli import train
+from lightning_paf.cli.training import train
 
 ROOT = Path(__file__).parent.parent.parent
 PARTS = sorted((ROOT / "configs" / "catalogue").glob("*.yaml"))

@@ -9,7 +9,7 @@ from test_robust_eval import EPS, EXPECTED, Module, data, trainer
 
 from lightning_paf.attacks import APGD, PGD
 from lightning_paf.callbacks import WarmEval
-from lightning_paf.cli import train
+from lightning_paf.cli.training import train
 from lightning_paf.evaluation import Verdict
 from lightning_paf.evaluation.stopping import StopRule
 from lightning_paf.evaluation.warm import joined

@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 
+from lightning_paf.cli.training.saved_config import config_words
 from lightning_paf.runs.checkpoints import check_checkpoint, newest_checkpoint
 from lightning_paf.runs.folder import NEWEST, WORDS_FOR_CHECKPOINTS
 from lightning_paf.runs.weights_origin import WeightsOrigin
-from lightning_paf.saved_config import config_words
 
 UNTRAINED_HELP = "evaluate the starting weights on purpose, without a checkpoint; results say `untrained`"
 _CONFIG = "config.yaml"

@@ -11,11 +11,11 @@ import pytest
 import torch
 import yaml
 from cli_runs import status, write_experiment
+from lightning_paf.cli.training.evaluated_checkpoint import arrange, evaluated_checkpoint, evaluated_weights
 
 import lightning_paf
 from lightning_paf.attacks import PGD
 from lightning_paf.callbacks import RobustEval
-from lightning_paf.evaluated_checkpoint import arrange, evaluated_checkpoint, evaluated_weights
 from lightning_paf.evaluation import EvaluationResult
 from lightning_paf.loading import load_run
 from lightning_paf.runs.weights_origin import WeightsOrigin

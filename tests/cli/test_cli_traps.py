@@ -9,7 +9,7 @@ import torch
 from cli_runs import built, status, write_experiment
 from stand_ins import CONFIGS
 
-from lightning_paf.cli import train
+from lightning_paf.cli.training import train
 from lightning_paf.module import RobustModule
 
 

@@ -34,8 +34,13 @@ from lightning_paf.callbacks import (
     StopOnSignal,
     Throughput,
 )
+from lightning_paf.cli.training.evaluated_checkpoint import (
+    UNTRAINED_HELP,
+    arrange,
+    evaluated_checkpoint,
+    evaluated_weights,
+)
 from lightning_paf.data import Augment, Mixing, RobustDataModule
-from lightning_paf.evaluated_checkpoint import UNTRAINED_HELP, arrange, evaluated_checkpoint, evaluated_weights
 from lightning_paf.loading import TRUST, TRUST_HELP
 from lightning_paf.module import RobustModule
 from lightning_paf.nn.activations import Activation

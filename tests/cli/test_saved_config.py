@@ -10,10 +10,10 @@ import pytest
 import torch
 import yaml
 from cli_runs import status, write_experiment
+from lightning_paf.cli.training.saved_config import config_words
 from stand_ins import CONFIGS, root_without_runs
 
-from lightning_paf.cli import train
-from lightning_paf.saved_config import config_words
+from lightning_paf.cli.training import train
 
 EXPERIMENTS = [path for folder in ("paper", "methods") for path in sorted((CONFIGS / folder).glob("*.yaml"))]
 COMMANDS = {
@@ -154,9 +154,9 @@ PAYLOADS = {
     "JSON in a string": ("trainer.callbacks", lambda file: '["stranger.Net"]'),
     "a string in a string": ("model.net", lambda file: yaml.safe_dump({"x": yaml.safe_dump(touch(file))})),
     "a key with dots": ("model", lambda file: {"net.class_path": "os.system", "net.init_args.command": "true"}),
-    "another module through ours": ("model.net", lambda file: "lightning_paf.cli.sys.exit"),
+    "another module through ours": ("model.net", lambda file: "lightning_paf.cli.training.sys.exit"),
     "a function that ours imports": ("model.net", lambda file: "lightning_paf.tools.doctor.asdict"),
-    "a function of ours with effects": ("model.attack.init_args.loss", lambda file: "lightning_paf.cli.train"),
+    "a function of ours with effects": ("model.attack.init_args.loss", lambda file: "lightning_paf.cli.training.train"),
     "a helper of ours that writes": ("trainer.callbacks", lambda file: ["lightning_paf.runs.folder.RunFolder"]),
     "a class of torch": ("model.net", lambda file: "torch.nn.Identity"),
     "a class of torch without its path": ("model.net", lambda file: "Identity"),
