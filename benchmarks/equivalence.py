@@ -27,13 +27,13 @@ from torch import Tensor
 from lightning_paf.attacks import PGD
 from lightning_paf.data.sources import ImageSet, read_dataset
 from lightning_paf.evaluation.statistics import Accuracy, exact_accuracy
-from lightning_paf.module import RobustModule
 from lightning_paf.nets import CifarResNet
 from lightning_paf.nn.activations import PSSiLU
 from lightning_paf.nn.modes import frozen
 from lightning_paf.objectives import AdversarialCE
 from lightning_paf.specs import DatasetSpec, dataset_spec
 from lightning_paf.speed.options import Speed
+from lightning_paf.tasks.classification import RobustModule
 from lightning_paf.utils.figures import COLOURS, open_figure, save_figure
 
 PLAIN = Speed(channels_last=False, fused=False, folded=False, recompute=False)

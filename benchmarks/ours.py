@@ -10,12 +10,12 @@ from measure import parser, prepare
 from torch import Tensor, nn
 
 from lightning_paf.attacks import PGD
-from lightning_paf.module import RobustModule
 from lightning_paf.nets import CifarResNet, WideResNet
 from lightning_paf.nn.activations import Activation, PSSiLU
 from lightning_paf.nn.parameter_groups import parameter_groups
 from lightning_paf.objectives import AdversarialCE
 from lightning_paf.speed.options import Speed
+from lightning_paf.tasks.classification import RobustModule
 
 NETS: dict[str, Callable[[int], nn.Module]] = {
     "resnet18": lambda width: CifarResNet(18, width=width),

@@ -14,8 +14,8 @@ if TYPE_CHECKING:  # the `--help` of a command that loads a run is to be fast
 
     from lightning_paf.data import RobustDataModule
     from lightning_paf.evaluation.samples import Samples
-    from lightning_paf.module import RobustModule
     from lightning_paf.nn.classifier import Classifier
+    from lightning_paf.tasks.classification import RobustModule
 
 TRUST = "--trust-config"
 TRUST_HELP = "Build any class that a config.yaml found next to a checkpoint names; it may run any code (SECURITY.md)."

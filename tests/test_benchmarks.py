@@ -15,12 +15,12 @@ from torch import nn
 
 from lightning_paf.attacks import PGD
 from lightning_paf.evaluation.statistics import exact_accuracy
-from lightning_paf.module import RobustModule
 from lightning_paf.nets import CifarResNet
 from lightning_paf.nn.activations import PSSiLU
 from lightning_paf.nn.swap import swap_activations
 from lightning_paf.objectives import AdversarialCE
 from lightning_paf.speed.options import Speed
+from lightning_paf.tasks.classification import RobustModule
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"
 CPU = torch.device("cpu")

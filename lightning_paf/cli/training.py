@@ -42,7 +42,6 @@ from lightning_paf.cli.training.evaluated_checkpoint import (
 )
 from lightning_paf.data import Augment, Mixing, RobustDataModule
 from lightning_paf.loading import TRUST, TRUST_HELP
-from lightning_paf.module import RobustModule
 from lightning_paf.nn.activations import Activation
 from lightning_paf.objectives import Objective
 from lightning_paf.runs import console
@@ -60,6 +59,7 @@ from lightning_paf.runs.torchrun import SharedStatistics, follow_torchrun
 from lightning_paf.runs.weights_origin import WeightsOrigin
 from lightning_paf.schedules import Schedule
 from lightning_paf.specs import dataset_spec
+from lightning_paf.tasks.classification import RobustModule
 
 TRAINING_SLOTS: dict[str, type[Callback]] = {
     "averaging": WeightAveraging,

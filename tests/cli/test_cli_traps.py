@@ -10,7 +10,7 @@ from cli_runs import built, status, write_experiment
 from stand_ins import CONFIGS
 
 from lightning_paf.cli.training import train
-from lightning_paf.module import RobustModule
+from lightning_paf.tasks.classification import RobustModule
 
 
 @pytest.fixture(scope="module")

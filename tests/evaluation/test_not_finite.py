@@ -21,8 +21,8 @@ from lightning_paf.evaluation.samples import Samples
 from lightning_paf.evaluation.state import MemoryLedger
 from lightning_paf.evaluation.warm import WarmCheck
 from lightning_paf.functional import misclassified
-from lightning_paf.module import RobustModule
 from lightning_paf.objectives import Natural
+from lightning_paf.tasks.classification import RobustModule
 
 pytestmark = pytest.mark.filterwarnings("ignore:The logits of")
 

@@ -11,12 +11,12 @@ from torch.nn import functional as F
 from lightning_paf.attacks import PGD, Attack
 from lightning_paf.functional.losses import cross_entropy
 from lightning_paf.functional.mixup import Mixture, draw_mixture
-from lightning_paf.module import RobustModule
 from lightning_paf.nets import PreActResNet, SmallConvNet
 from lightning_paf.nn.activations import PSSiLU
 from lightning_paf.nn.classifier import Classifier
 from lightning_paf.nn.swap import swap_activations
 from lightning_paf.objectives import IAT, interpolated
+from lightning_paf.tasks.classification import RobustModule
 
 EPS = 0.1
 ATTACK = PGD(EPS, step_size=0.05, steps=3)

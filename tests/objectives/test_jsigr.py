@@ -8,7 +8,6 @@ from torch.nn import functional as F
 
 from lightning_paf.attacks import PGD
 from lightning_paf.functional.saliency import most_salient, perturbation_saliency
-from lightning_paf.module import RobustModule
 from lightning_paf.nets import SmallConvNet
 from lightning_paf.nn.classifier import Classifier
 from lightning_paf.nn.modes import frozen
@@ -16,6 +15,7 @@ from lightning_paf.objectives import TRADES, JacobianNorm, Natural, SelectiveInp
 from lightning_paf.objectives.jacobian_norm import squared_norm
 from lightning_paf.objectives.selective_input_gradient import outside
 from lightning_paf.speed.options import Speed
+from lightning_paf.tasks.classification import RobustModule
 
 ATTACK = PGD(0.1, step_size=0.05, steps=2)
 X, Y = images()

@@ -12,7 +12,6 @@ from torch import nn
 
 from lightning_paf.attacks import FGSM, PGD
 from lightning_paf.functional.alignment import cosine
-from lightning_paf.module import RobustModule
 from lightning_paf.nets import SmallConvNet, TimmNet
 from lightning_paf.nn.activations import PSSiLU, fuse_activations
 from lightning_paf.nn.classifier import Classifier
@@ -23,6 +22,7 @@ from lightning_paf.objectives.first_layer_penalty import first_layer
 from lightning_paf.objectives.wrapper import Regularised, Wrapper
 from lightning_paf.speed.options import Speed
 from lightning_paf.speed.recompute import recomputed_outputs
+from lightning_paf.tasks.classification import RobustModule
 
 EPS = 0.1
 ATTACK = FGSM(EPS)

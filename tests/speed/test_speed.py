@@ -12,10 +12,10 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_paf.attacks import PGD
-from lightning_paf.module import RobustModule
 from lightning_paf.nn.activations import PSSiLU, ReLU
 from lightning_paf.objectives import AdversarialCE, Natural
 from lightning_paf.speed.options import Speed
+from lightning_paf.tasks.classification import RobustModule
 
 PLAIN = Speed(channels_last=False, fused=False, folded=False, recompute=False)
 ATTACK = PGD(eps=0.1, step_size=0.05, steps=3)

@@ -13,10 +13,10 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_paf.attacks import PGD
 from lightning_paf.callbacks import WarmupEMA
-from lightning_paf.module import RobustModule
 from lightning_paf.nn.activations import PSSiLU
 from lightning_paf.objectives import AdversarialCE, Natural, Objective, StepResult
 from lightning_paf.schedules import Cosine
+from lightning_paf.tasks.classification import RobustModule
 
 STEPS = 4  # in an epoch
 
