@@ -9,11 +9,11 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lightning_paf.studies import find_study, study_names
+from lightning_paf.experiments import find_study, study_names
 
 if TYPE_CHECKING:
-    from lightning_paf.studies.run import Task
-    from lightning_paf.studies.study import Study
+    from lightning_paf.experiments.experiment import Study
+    from lightning_paf.experiments.run import Task
 
 BUDGETS: dict[str, tuple[int, int, tuple[str, ...]]] = {
     "cpu": (3, 100, ()),
@@ -39,7 +39,7 @@ def main(argv: list[str]) -> int:
         _list()
         return 0
     if options.table:
-        from lightning_paf.studies.page import page
+        from lightning_paf.experiments.page import page
 
         print(page(options.table))
         return 0
@@ -119,7 +119,7 @@ def _list() -> None:
 def _task(
     options: argparse.Namespace, folder: Path, arm: str, seed: int, last: tuple[str, ...], examples: int
 ) -> "Task":
-    from lightning_paf.studies.run import Task
+    from lightning_paf.experiments.run import Task
 
     return Task(options.method, arm, seed, folder, options.config, last, examples)
 
@@ -128,7 +128,7 @@ def _perform(tasks: "list[Task]", study: "Study", jobs: int) -> None:
     """All tasks, each once those are done that it needs."""
     from rich.progress import Progress
 
-    from lightning_paf.studies.run import Task, perform
+    from lightning_paf.experiments.run import Task, perform
 
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     with ProcessPoolExecutor(jobs, get_context("spawn")) as pool, Progress() as progress:
@@ -155,9 +155,9 @@ def _perform(tasks: "list[Task]", study: "Study", jobs: int) -> None:
 
 def _conclude(options: argparse.Namespace, study: "Study", tasks: "list[Task]", folder: Path) -> None:
     """Print what came of it, write `outcome.json` and draw `outcome.png`."""
-    from lightning_paf.studies.page import show
-    from lightning_paf.studies.picture import draw
-    from lightning_paf.studies.report import content
+    from lightning_paf.experiments.page import show
+    from lightning_paf.experiments.picture import draw
+    from lightning_paf.experiments.report import content
     from lightning_paf.utils.figures import save_figure
     from lightning_paf.utils.files import write_whole
 

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import pytest
 from stand_ins import CONFIGS
 
-from lightning_paf.studies import Arm, Claim, Study, run
+from lightning_paf.experiments import Arm, Claim, Study, run
 from lightning_paf.tools import reproduce
 
 STUDY = Study(

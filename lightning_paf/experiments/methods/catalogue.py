@@ -6,10 +6,10 @@ import torch
 
 from lightning_paf.attacks import OPT, ZOO, Boundary, CarliniWagner, DeepFool, MinimalAttack, SignOPT
 from lightning_paf.attacks.base import loss_and_gradient
+from lightning_paf.experiments.experiment import Arm, Claim, Measure, Study
 from lightning_paf.functional.losses import cross_entropy
 from lightning_paf.functional.predictions import misclassified
 from lightning_paf.nn.modes import frozen
-from lightning_paf.studies.study import Arm, Claim, Measure, Study
 
 if TYPE_CHECKING:
     from torch import Tensor

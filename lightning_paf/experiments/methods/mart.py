@@ -1,6 +1,6 @@
 """MART against the training that it changes, and against TRADES."""
 
-from lightning_paf.studies.study import Arm, Claim, Study
+from lightning_paf.experiments.experiment import Arm, Claim, Study
 
 _GAUSSIAN = ("--model.attack.start", "gaussian", "--model.attack.clamp_start", "false")
 

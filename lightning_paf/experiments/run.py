@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lightning_paf.studies.measures import margin_pgd
-from lightning_paf.studies.study import Arm, Study, find_study
+from lightning_paf.experiments.experiment import Arm, Study, find_study
+from lightning_paf.experiments.metrics import margin_pgd
 from lightning_paf.utils.files import write_whole
 
 if TYPE_CHECKING:

@@ -1,7 +1,7 @@
 """Li et al. (2022): pixel masks, a strided smooth network, a first-layer penalty; and GradAlign."""
 
-from lightning_paf.studies.methods.nfgsm import COLLAPSES, FRESH, JUDGED, NOTE, alignment, blind_spot
-from lightning_paf.studies.study import Arm, Claim, Study
+from lightning_paf.experiments.experiment import Arm, Claim, Study
+from lightning_paf.experiments.methods.nfgsm import COLLAPSES, FRESH, JUDGED, NOTE, alignment, blind_spot
 
 _FGSM = ("--model.attack", "FGSM")
 _STEM = ("--model.net.stem_stride", "2", "--model.activation", "SiLU")

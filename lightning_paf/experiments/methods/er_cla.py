@@ -2,8 +2,8 @@
 
 from typing import TYPE_CHECKING, Any
 
-from lightning_paf.studies.measures import margin_pgd, withstands
-from lightning_paf.studies.study import Arm, Claim, Study
+from lightning_paf.experiments.experiment import Arm, Claim, Study
+from lightning_paf.experiments.metrics import margin_pgd, withstands
 
 if TYPE_CHECKING:
     from torch import Tensor

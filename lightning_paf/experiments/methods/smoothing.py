@@ -4,7 +4,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lightning_paf.studies.study import Arm, Claim, Measure, Study
+from lightning_paf.experiments.experiment import Arm, Claim, Measure, Study
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -1,6 +1,6 @@
 """Interpolated adversarial training, with input and manifold mixup."""
 
-from lightning_paf.studies.study import Arm, Claim, Study
+from lightning_paf.experiments.experiment import Arm, Claim, Study
 
 _IAT = ("--model.objective", "IAT")
 

@@ -1,7 +1,7 @@
 """TRADES: what its weight trades."""
 
-from lightning_paf.studies.methods.awp import robust_gap
-from lightning_paf.studies.study import Arm, Claim, Study
+from lightning_paf.experiments.experiment import Arm, Claim, Study
+from lightning_paf.experiments.methods.awp import robust_gap
 
 _GAUSSIAN = ("--model.attack.start", "gaussian", "--model.attack.clamp_start", "false")
 

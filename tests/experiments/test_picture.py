@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from matplotlib.colors import to_rgb
 
-from lightning_paf.studies import Arm, Study, find_study, study_names
-from lightning_paf.studies.picture import draw
+from lightning_paf.experiments import Arm, Study, find_study, study_names
+from lightning_paf.experiments.picture import draw
 
 RESULTS = Path(__file__).parent.parent.parent / "docs" / "results" / "methods"
 SHARES = {"clean": [0.97, 0.97, 0.98], "autoattack": [0.0, 0.0, 0.01]}

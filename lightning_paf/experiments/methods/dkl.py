@@ -1,6 +1,6 @@
 """IKL against the divergence that it takes apart."""
 
-from lightning_paf.studies.study import Arm, Claim, Study
+from lightning_paf.experiments.experiment import Arm, Claim, Study
 
 _GAUSSIAN = ("--model.attack.start", "gaussian", "--model.attack.clamp_start", "false")
 _GROWING = ("--trainer.callbacks", "RadiusSchedule")

@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING
 import torch
 
 from lightning_paf.attacks import PGD
+from lightning_paf.experiments.experiment import Arm, Claim, Study
 from lightning_paf.functional.predictions import misclassified
-from lightning_paf.studies.study import Arm, Claim, Study
 
 if TYPE_CHECKING:
     from torch import Tensor

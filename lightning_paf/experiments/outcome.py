@@ -8,7 +8,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from lightning_paf.studies.study import Claim
+from lightning_paf.experiments.experiment import Claim
 
 Word = Literal["reproduced", "not reproduced", "cannot be told at this size"]
 Measured = Mapping[str, Sequence[NDArray[np.float64]]]

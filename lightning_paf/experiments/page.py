@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from lightning_paf.studies.study import find_study, study_names
+from lightning_paf.experiments.experiment import find_study, study_names
 
 _HEAD = """Each line is made by the command beside it with `--json docs/results/methods/METHOD.json`;
 `lightning-paf reproduce --table docs/results/methods` writes this page. Each claim is a paired comparison over seeds

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lightning_paf.studies import methods
+from lightning_paf.experiments import methods
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from scipy.stats import t as student
 
-from lightning_paf.studies.outcome import compared, overall
-from lightning_paf.studies.study import Arm, Claim, Study
+from lightning_paf.experiments.experiment import Arm, Claim, Study
+from lightning_paf.experiments.outcome import compared, overall
 
 CLAIM = Claim("A exceeds B", "a", "b", "pgd")
 

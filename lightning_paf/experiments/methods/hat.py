@@ -1,6 +1,6 @@
 """HAT: clean accuracy that helper samples give back to TRADES."""
 
-from lightning_paf.studies.study import Arm, Claim, Study
+from lightning_paf.experiments.experiment import Arm, Claim, Study
 
 _GAUSSIAN = ("--model.attack.start", "gaussian", "--model.attack.clamp_start", "false")
 

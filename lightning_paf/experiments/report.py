@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lightning_paf.studies.outcome import Measured, compared, overall
-from lightning_paf.studies.run import Task, measured
-from lightning_paf.studies.study import Claim, Study
+from lightning_paf.experiments.experiment import Claim, Study
+from lightning_paf.experiments.outcome import Measured, compared, overall
+from lightning_paf.experiments.run import Task, measured
 
 
 def content(method: str, study: Study, tasks: Sequence[Task], budget: str) -> dict[str, Any]:

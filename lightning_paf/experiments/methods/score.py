@@ -1,6 +1,6 @@
 """SCORE: a distance in place of a divergence."""
 
-from lightning_paf.studies.study import Arm, Claim, Study
+from lightning_paf.experiments.experiment import Arm, Claim, Study
 
 STUDY = Study(
     title="SCORE (Pang et al., ICML 2022)",

@@ -8,9 +8,9 @@ import pytest
 from cli_runs import built
 from stand_ins import root_without_runs
 
-from lightning_paf.studies import find_study, study_names
-from lightning_paf.studies.page import page, summary
-from lightning_paf.studies.run import Task, _fit_words
+from lightning_paf.experiments import find_study, study_names
+from lightning_paf.experiments.page import page, summary
+from lightning_paf.experiments.run import Task, _fit_words
 from lightning_paf.tools import reproduce
 
 ROOT = Path(__file__).parent.parent.parent
