@@ -63,7 +63,7 @@ def main(argv: list[str] | None = None) -> int:
                 train(words)
             return 0
         if command in _tools():
-            status: int = importlib.import_module(f"lightning_paf.tools.{command.replace('-', '_')}").main(rest)
+            status: int = importlib.import_module(f"lightning_paf.commands.{command.replace('-', '_')}").main(rest)
             return status
     except (ValueError, TypeError, OSError) as error:
         return _report(error)

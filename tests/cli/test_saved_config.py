@@ -155,7 +155,7 @@ PAYLOADS = {
     "a string in a string": ("model.net", lambda file: yaml.safe_dump({"x": yaml.safe_dump(touch(file))})),
     "a key with dots": ("model", lambda file: {"net.class_path": "os.system", "net.init_args.command": "true"}),
     "another module through ours": ("model.net", lambda file: "lightning_paf.cli.training.sys.exit"),
-    "a function that ours imports": ("model.net", lambda file: "lightning_paf.tools.doctor.asdict"),
+    "a function that ours imports": ("model.net", lambda file: "lightning_paf.commands.doctor.asdict"),
     "a function of ours with effects": ("model.attack.init_args.loss", lambda file: "lightning_paf.cli.training.train"),
     "a helper of ours that writes": ("trainer.callbacks", lambda file: ["lightning_paf.runs.folder.RunFolder"]),
     "a class of torch": ("model.net", lambda file: "torch.nn.Identity"),

@@ -8,10 +8,10 @@ import pytest
 from cli_runs import built
 from stand_ins import root_without_runs
 
+from lightning_paf.commands import reproduce
 from lightning_paf.experiments import find_study, study_names
 from lightning_paf.experiments.page import page, summary
 from lightning_paf.experiments.run import Task, _fit_words
-from lightning_paf.tools import reproduce
 
 ROOT = Path(__file__).parent.parent.parent
 ARMS = [(name, arm.name) for name in study_names() for arm in find_study(name).arms]

@@ -74,7 +74,7 @@ def test_a_missing_run_ends_with_an_error(runs, capsys):
 
 def test_help_is_quick_because_nothing_heavy_is_imported():
     code = (
-        "import sys; from lightning_paf.tools import compare\n"
+        "import sys; from lightning_paf.commands import compare\n"
         "try: compare.main(['--help'])\n"
         "except SystemExit: print(sorted({'torch', 'numpy', 'scipy', 'lightning'} & set(sys.modules)))"
     )

@@ -11,8 +11,8 @@ from types import SimpleNamespace
 import pytest
 from stand_ins import CONFIGS
 
+from lightning_paf.commands import reproduce
 from lightning_paf.experiments import Arm, Claim, Study, run
-from lightning_paf.tools import reproduce
 
 STUDY = Study(
     "A study for the test",

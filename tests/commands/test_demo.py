@@ -46,7 +46,7 @@ def test_the_demo_outside_a_clone_says_where_to_go(tmp_path, monkeypatch, capsys
 
 
 def test_an_existing_demo_is_left_alone(tmp_path):
-    from lightning_paf.tools.demo import _free
+    from lightning_paf.commands.demo import _free
 
     (tmp_path / "demo").mkdir()
     (tmp_path / "demo-2").mkdir()

@@ -9,6 +9,7 @@ import torch
 from stand_ins import TinyNet, write_npz_dataset
 
 from lightning_paf.attacks import PGD
+from lightning_paf.commands import export, import_weights
 from lightning_paf.evaluation import EvaluationResult
 from lightning_paf.evaluation.evaluate import judge
 from lightning_paf.evaluation.evidence.write import write_receipt
@@ -17,7 +18,6 @@ from lightning_paf.interop import NormalizedNet, onnx_model, plain_files, read_c
 from lightning_paf.loading import load_run
 from lightning_paf.nn.activations import PSSiLU
 from lightning_paf.nn.swap import swap_activations
-from lightning_paf.tools import export, import_weights
 
 MEAN, STD = [0.4, 0.5, 0.6], [0.2, 0.25, 0.3]
 PLAIN = ("--formats", "state_dict,safetensors,model_info")

@@ -192,7 +192,7 @@ def test_it_is_quick_because_nothing_heavy_is_imported(tmp_path):
     run = make(tmp_path, WORKING, ROWS)
     checkpoint(run / "checkpoints" / "last.ckpt", 120)
     code = (
-        "import sys; from lightning_paf.tools import status\n"
+        "import sys; from lightning_paf.commands import status\n"
         f"status.main([{str(run)!r}]); print(sorted({{'torch', 'numpy', 'scipy', 'lightning'}} & set(sys.modules)))"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

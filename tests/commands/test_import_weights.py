@@ -11,9 +11,9 @@ from originals import MEAN, STD, Normalize, renamed, shifted, wide
 from stand_ins import CONFIGS, write_npz_dataset
 from torch import nn
 
+from lightning_paf.commands import import_weights
 from lightning_paf.loading import load_run
 from lightning_paf.nets import DMWideResNet, SmallConvNet
-from lightning_paf.tools import import_weights
 
 X = torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 
@@ -162,7 +162,7 @@ def test_a_run_is_not_overwritten(folder):
 
 def test_help_is_quick_because_nothing_heavy_is_imported():
     code = (
-        "import sys; from lightning_paf.tools import import_weights\n"
+        "import sys; from lightning_paf.commands import import_weights\n"
         "try: import_weights.main(['--help'])\n"
         "except SystemExit: print(sorted({'torch', 'numpy', 'lightning'} & set(sys.modules)))"
     )

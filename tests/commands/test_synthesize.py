@@ -4,10 +4,10 @@ import sys
 import numpy as np
 import pytest
 
+from lightning_paf.commands import synthesize
 from lightning_paf.data import RobustDataModule
 from lightning_paf.data.sources import ImageSet, hold_out, read_dataset
 from lightning_paf.specs import dataset_spec
-from lightning_paf.tools import synthesize
 
 DIGITS = dataset_spec("digits")
 
@@ -131,7 +131,7 @@ def test_output_must_be_npz(tmp_path):
 
 def test_help_is_quick_because_nothing_heavy_is_imported():
     code = (
-        "import sys; from lightning_paf.tools import synthesize\n"
+        "import sys; from lightning_paf.commands import synthesize\n"
         "try: synthesize.main(['--help'])\n"
         "except SystemExit: print(sorted({'torch', 'numpy', 'sklearn', 'lightning'} & set(sys.modules)))"
     )

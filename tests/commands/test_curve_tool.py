@@ -6,7 +6,7 @@ import pytest
 from cli_runs import status, write_experiment
 
 from lightning_paf.attacks import Attack
-from lightning_paf.tools import curve
+from lightning_paf.commands import curve
 
 
 @pytest.fixture(scope="module")
