@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from cli_runs import status, write_experiment
+from helpers.cli_runs import status, write_experiment
 
 from lightning_paf.nets import CifarResNet
 

@@ -7,8 +7,8 @@ import time
 from pathlib import Path
 
 import pytest
-from cli_runs import status, write_experiment
-from processes import started
+from helpers.cli_runs import status, write_experiment
+from helpers.processes import started
 
 pytestmark = pytest.mark.slow
 

@@ -7,8 +7,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 import yaml
-from recipe_headers import commands, cost_in_header, cost_line, costs, option
-from stand_ins import CONFIGS, root_without_runs
+from helpers.fakes import CONFIGS, root_without_runs
+from helpers.recipe_headers import commands, cost_in_header, cost_line, costs, option
 
 from lightning_paf.cli.training import SLOTS, train
 from lightning_paf.data.samplers import real_per_batch

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from ddp_worker import run_all
-from forked_ranks import Ranks
-from interrupted import differences, last, rows
-from stand_ins import write_npz_dataset
+from helpers.ddp_worker import run_all
+from helpers.fakes import write_npz_dataset
+from helpers.forked_ranks import Ranks
+from helpers.resume_helpers import differences, last, rows
 
 from lightning_paf.cli.training import train
 from lightning_paf.evaluation import EvaluationResult
@@ -58,7 +58,7 @@ def settings(folder: Path) -> dict:
         "trainer": {
             "accelerator": "cpu",
             "max_epochs": 2,
-            "callbacks": [of_class("ddp_worker.Recorder")],
+            "callbacks": [of_class("helpers.ddp_worker.Recorder")],
             "log_every_n_steps": 1,
             "enable_progress_bar": False,
             "enable_model_summary": False,
@@ -89,7 +89,7 @@ AUTOATTACK = yaml.safe_dump(
     ),
     default_flow_style=True,
 )
-TINY = ["--model.net", "stand_ins.TinyNet", "--model.net.channels", "3"]
+TINY = ["--model.net", "helpers.fakes.TinyNet", "--model.net.channels", "3"]
 BATCH_NORM = [*TINY, "--model.attack.start", "uniform"]
 BATCH_NORM += ["--data.val_size", "19", "--data.eval_batch_size", "9"]  # 10 and 9 samples: 2 batches and 1
 AVERAGING = ["--averaging", "WarmupEMA", "--checkpoint.monitor", "val/acc_pgd", "--monitor", "ActivationMonitor"]
@@ -98,9 +98,9 @@ SHARED = [*TINY, "--trainer.sync_batchnorm", "true"]
 TRAIN_MODE = [*SHARED, "--model.attack.mode", "train", "--trainer.max_epochs", "1"]
 COMPILED = ["--model.speed.compile", "true", "--trainer.max_steps", "2"]
 
-SAVER = ["--trainer.callbacks+=interrupted.Saver"]
+SAVER = ["--trainer.callbacks+=helpers.resume_helpers.Saver"]
 SAVED = ["step3", "step4"]  # at the end of an epoch, before its validation; in the middle of the next
-SIGNALLED = ["--trainer.callbacks+=interrupted.SignalledAt", "--trainer.callbacks.step", "2"]
+SIGNALLED = ["--trainer.callbacks+=helpers.resume_helpers.SignalledAt", "--trainer.callbacks.step", "2"]
 HELD = {"config.yaml": "model: another\n", "metrics.csv": "epoch\n0\n"}
 
 
@@ -136,7 +136,11 @@ def run_everything(folder: Path) -> None:
         fit("train_mode", *DDP, *TRAIN_MODE),
         fit("compiled", *DDP, *SHARED, *COMPILED),
     ]
-    slow = ["--val_attack.attack", "ddp_worker.SlowOnTheLastRank", "--trainer.callbacks+=ddp_worker.Impatient"]
+    slow = [
+        "--val_attack.attack",
+        "helpers.ddp_worker.SlowOnTheLastRank",
+        "--trainer.callbacks+=helpers.ddp_worker.Impatient",
+    ]
     well += [
         fit("patient", *DDP, *slow, "--trainer.max_epochs", "1"),
         ["test", *TRUSTED, *after("patient", "checkpoints/epoch=0.ckpt"), "--val_attack.batch_size", "6"],

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import yaml
-from stand_ins import CONFIGS
+from helpers.fakes import CONFIGS
 
 from lightning_paf import __version__
 from lightning_paf.__main__ import main

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from recipe_headers import commands, cost_in_header, cost_line, costs
-from stand_ins import CONFIGS
+from helpers.fakes import CONFIGS
+from helpers.recipe_headers import commands, cost_in_header, cost_line, costs
 
 from lightning_paf.cli.training import train
 

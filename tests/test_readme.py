@@ -6,7 +6,7 @@ from contextlib import redirect_stdout
 
 import pytest
 import torch
-from stand_ins import CONFIGS
+from helpers.fakes import CONFIGS
 
 from lightning_paf.__main__ import TRAINING, main
 

@@ -4,8 +4,8 @@ import itertools
 
 import pytest
 import torch
-from cli_runs import status, write_experiment
-from stand_ins import images, tiny_classifier
+from helpers.cli_runs import status, write_experiment
+from helpers.fakes import images, tiny_classifier
 from torch import nn
 
 from lightning_paf.analysis.concentration import Concentration, concentration, spread_text

@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from cli_runs import status, write_experiment
+from helpers.cli_runs import status, write_experiment
 
 from lightning_paf.analysis.min_max import min_max_profile
 

@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 import pytest
-from cli_runs import status, write_experiment
+from helpers.cli_runs import status, write_experiment
 
 from lightning_paf.analysis.protection import mean_protection, protection
 

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from digits_net import trained
+from helpers.digits_net import trained
 
 from lightning_paf.analysis.queries import counted, query_curve
 from lightning_paf.attacks import FGSM, OPT, PGD, ZOO, Boundary, CarliniWagner, DeepFool, OnePixel, SignOPT, Square

@@ -4,10 +4,10 @@ import math
 
 import pytest
 import torch
+from helpers.fakes import images, tiny_classifier
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import beta, binomtest, norm
-from stand_ins import images, tiny_classifier
 from torch import nn
 
 from lightning_paf.analysis.randomized_smoothing import ABSTAINS, Certificates, Smoothing, certificate, majority

@@ -4,8 +4,8 @@ import json
 
 import pytest
 import torch
-from cli_runs import status, write_experiment
-from stand_ins import images, tiny_classifier
+from helpers.cli_runs import status, write_experiment
+from helpers.fakes import images, tiny_classifier
 
 from lightning_paf.analysis.saliency import areas, compare_saliency, overlap
 from lightning_paf.analysis.saliency_figure import draw_saliency

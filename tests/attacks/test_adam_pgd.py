@@ -1,6 +1,6 @@
 import pytest
 import torch
-from stand_ins import images, tiny_classifier
+from helpers.fakes import images, tiny_classifier
 from torch import nn
 
 from lightning_paf.attacks import PGD, AdamPGD

@@ -6,7 +6,7 @@ from collections import Counter
 
 import pytest
 import torch
-from digits_net import trained
+from helpers.digits_net import trained
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn

@@ -4,7 +4,7 @@ import random
 import numpy as np
 import pytest
 import torch
-from digits_net import trained
+from helpers.digits_net import trained
 from torch import nn
 
 from lightning_paf.attacks import APGD, FAB, AutoAttack, ReferenceAutoAttack, Square

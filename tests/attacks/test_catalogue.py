@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from digits_net import Recorder, digits, lambda_module, trained
-from stand_ins import images, tiny_classifier
+from helpers.digits_net import Recorder, digits, lambda_module, trained
+from helpers.fakes import images, tiny_classifier
 from torch import nn
 
 from lightning_paf.attacks import (

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from stand_ins import root_without_runs
+from helpers.fakes import root_without_runs
 
 import lightning_paf.attacks
 from lightning_paf.cli.training import train

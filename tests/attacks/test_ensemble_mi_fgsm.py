@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from digits_net import Recorder, digits, lambda_module
-from stand_ins import images
+from helpers.digits_net import Recorder, digits, lambda_module
+from helpers.fakes import images
 from torch import nn
 
 from lightning_paf.attacks import MIFGSM, EnsembleMIFGSM

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from digits_net import trained
+from helpers.digits_net import trained
 from torch import nn
 
 from lightning_paf.attacks import DeepFool, FoolboxAttack

@@ -2,9 +2,9 @@
 
 import pytest
 import torch
+from helpers.fakes import images, tiny_classifier
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from stand_ins import images, tiny_classifier
 from torch import nn
 
 from lightning_paf.attacks import FGSM, NFGSM, PGD, RSFGSM, SingleStep

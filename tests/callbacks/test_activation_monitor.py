@@ -4,10 +4,10 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from helpers.fakes import TinyNet, images
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
-from stand_ins import TinyNet, images
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 

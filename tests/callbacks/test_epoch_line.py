@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from cli_runs import built, status, write_experiment
+from helpers.cli_runs import built, status, write_experiment
 
 from lightning_paf.callbacks import EpochLine, Throughput
 

@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from cli_runs import status, write_experiment
-from interrupted import differences, last, rows, settled
-from processes import started
-from stand_ins import write_npz_dataset
+from helpers.cli_runs import status, write_experiment
+from helpers.fakes import write_npz_dataset
+from helpers.processes import started
+from helpers.resume_helpers import differences, last, rows, settled
 
 from lightning_paf.callbacks.exact_resume import random_state, set_random_state
 from lightning_paf.callbacks.stop_on_signal import EXIT_STATUS
@@ -22,7 +22,7 @@ SECONDS = 120  # far more than any of these takes
 # All that a step can depend on: averaging, a parametric activation, augmentation, random starts.
 OPTIONS = ["--trainer.max_epochs", "2", "--data.augment", "CropFlip", "--averaging", "WarmupEMA"]
 OPTIONS += ["--monitor", "ActivationMonitor"]
-SAVER = ["--trainer.callbacks+=interrupted.Saver"]
+SAVER = ["--trainer.callbacks+=helpers.resume_helpers.Saver"]
 APGD = {"class_path": "APGD", "init_args": {"eps": 0.05, "steps": 8}}
 WARM = json.dumps({"class_path": "WarmEval", "init_args": {"attack": APGD, "warm_steps": 2, "batch_size": 4}})
 
@@ -112,7 +112,7 @@ def test_killed_at_random_steps_and_continued_in_its_folder(base, whole, tmp_pat
     for kill in range(2):
         newest = newest_checkpoint([run / "checkpoints"])
         step = random.Random(seed + kill).randrange(step_of(newest) if newest else 0, 2 * EPOCH)
-        killer = ["--trainer.callbacks+=interrupted.KilledAt", "--trainer.callbacks.step", str(step)]
+        killer = ["--trainer.callbacks+=helpers.resume_helpers.KilledAt", "--trainer.callbacks.step", str(step)]
         process = started(status, *words, *killer, log=log)
         process.join(SECONDS)
         assert process.exitcode == -signal.SIGKILL, f"kill {kill} before step {step}: {log.read_text()}"
@@ -124,7 +124,7 @@ def test_killed_at_random_steps_and_continued_in_its_folder(base, whole, tmp_pat
 def test_failed_and_continued_in_its_folder(base, whole, tmp_path):
     """It goes back to a step before the end of the first epoch: the rows of that are logged again, but not twice."""
     words = [*base, "--periodic.every_n_train_steps", "3", "--run", tmp_path]
-    failing = ["--trainer.callbacks+=interrupted.FailsAt", "--trainer.callbacks.step", "5"]
+    failing = ["--trainer.callbacks+=helpers.resume_helpers.FailsAt", "--trainer.callbacks.step", "5"]
     with pytest.raises(RuntimeError, match="stopped before step 5"):
         status(*words, *failing)
     (tmp_path / "checkpoints" / "last.ckpt").unlink()
@@ -158,7 +158,7 @@ def test_the_memory_of_a_check_goes_on(base, tmp_path):
     """Also where the training stops in the validation: that is begun anew, from the memory it began with."""
     words = [*base, "--val_attack", WARM, "--trainer.max_epochs", "3", "--data.eval_batch_size", "5"]
     assert status(*words, *SAVER, "--run", tmp_path / "whole") == 0
-    told = ["--trainer.callbacks+=interrupted.SignalledAt", "--trainer.callbacks.step", 2 * EPOCH]
+    told = ["--trainer.callbacks+=helpers.resume_helpers.SignalledAt", "--trainer.callbacks.step", 2 * EPOCH]
     run = ["--run", tmp_path / "run"]
     assert status(*words, *told, "--trainer.callbacks.validating", "true", *run) == EXIT_STATUS
     assert status(*words, "--ckpt_path", "auto", *run) == 0
@@ -170,7 +170,7 @@ def test_the_memory_of_a_check_goes_on(base, tmp_path):
 
 def test_without_checkpoints_a_signal_leaves_one_all_the_same(base, whole, tmp_path):
     words = [*base, "--checkpoint", "null", "--run", tmp_path]
-    told = ["--trainer.callbacks+=interrupted.SignalledAt", "--trainer.callbacks.step", "5"]
+    told = ["--trainer.callbacks+=helpers.resume_helpers.SignalledAt", "--trainer.callbacks.step", "5"]
     assert status(*words, *told) == EXIT_STATUS
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["stopped.ckpt"]
     assert status(*words, *SAVER, "--ckpt_path", "auto") == 0

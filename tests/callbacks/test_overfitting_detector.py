@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from cli_runs import status, write_experiment
-from ddp_worker import run_all
-from forked_ranks import Ranks
-from interrupted import differences, last, rows
+from helpers.cli_runs import status, write_experiment
+from helpers.ddp_worker import run_all
+from helpers.forked_ranks import Ranks
+from helpers.resume_helpers import differences, last, rows
 from torch import nn
 
 from lightning_paf.attacks import FGSM
@@ -89,7 +89,9 @@ def fit(base, run: Path, *options: str) -> Path:
 
 
 def watched(action: str, **options) -> list[str]:
-    return [f'--trainer.callbacks=[{of_class(action=action, **options)}, {{"class_path": "interrupted.Saver"}}]']
+    return [
+        f'--trainer.callbacks=[{of_class(action=action, **options)}, {{"class_path": "helpers.resume_helpers.Saver"}}]'
+    ]
 
 
 def saved(run: Path, step: int) -> dict:
@@ -179,7 +181,7 @@ def test_two_processes_decide_alike(base, tmp_path):
     """Each looks at its own images; both return to the same weights."""
     both = ["--trainer.devices", "2", "--trainer.strategy", "ddp", "--averaging", "null"]
     detector = of_class(action="roll_back", sign_at=4)
-    callbacks = f'--trainer.callbacks=[{detector}, {{"class_path": "ddp_worker.Recorder"}}]'
+    callbacks = f'--trainer.callbacks=[{detector}, {{"class_path": "helpers.ddp_worker.Recorder"}}]'
     words = [*base, *both, callbacks, "--run", str(tmp_path / "run")]
     ranks = Ranks(2, tmp_path / "logs", run_all, [(words, 0)], tmp_path / "saved").succeed()
     first, second = (torch.load(tmp_path / "run" / f"seen_rank{rank}.pt") for rank in (0, 1))

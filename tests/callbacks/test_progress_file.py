@@ -3,7 +3,7 @@
 import threading
 
 import pytest
-from cli_runs import status, write_experiment
+from helpers.cli_runs import status, write_experiment
 from lightning.pytorch import Callback
 
 from lightning_paf.callbacks import progress_file
@@ -52,7 +52,13 @@ def test_a_training_shows_its_step_while_it_works_and_says_that_it_is_done(tiny,
 
 
 def test_a_training_that_fails_says_why(tiny, tmp_path):
-    failing = ["--trainer.callbacks+=interrupted.FailsAt", "--trainer.callbacks.step", "3", "--run", tmp_path]
+    failing = [
+        "--trainer.callbacks+=helpers.resume_helpers.FailsAt",
+        "--trainer.callbacks.step",
+        "3",
+        "--run",
+        tmp_path,
+    ]
     with pytest.raises(RuntimeError):
         status("fit", "-c", tiny, *failing)
     left = Progress.read(tmp_path / FILE)
@@ -61,7 +67,13 @@ def test_a_training_that_fails_says_why(tiny, tmp_path):
 
 
 def test_a_training_that_is_stopped_says_so_and_goes_on_at_its_step(tiny, tmp_path):
-    signalled = ["--trainer.callbacks+=interrupted.SignalledAt", "--trainer.callbacks.step", "2", "--run", tmp_path]
+    signalled = [
+        "--trainer.callbacks+=helpers.resume_helpers.SignalledAt",
+        "--trainer.callbacks.step",
+        "2",
+        "--run",
+        tmp_path,
+    ]
     assert status("fit", "-c", tiny, *signalled) == 75
     left = Progress.read(tmp_path / FILE)
     assert (left.state, left.step, left.error) == ("stopped", 3, "")

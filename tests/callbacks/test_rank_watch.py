@@ -6,14 +6,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from ddp_worker import run_all, run_far_apart
-from forked_ranks import SECONDS, Ranks
+from helpers.ddp_worker import run_all, run_far_apart
+from helpers.forked_ranks import SECONDS, Ranks
 from test_ddp_cpu import write_inputs
 
 from lightning_paf.callbacks import RankWatch, rank_watch
 from lightning_paf.utils.process import Process
 
-KILLED = ["--trainer.callbacks+=ddp_worker.KilledOnTheLastRank"]
+KILLED = ["--trainer.callbacks+=helpers.ddp_worker.KilledOnTheLastRank"]
 
 
 def fit(folder: Path, ranks: int, *words: str) -> list[str]:
@@ -102,7 +102,7 @@ def test_a_rank_on_another_machine_is_dead_when_it_is_silent(tmp_path):
 
 @pytest.mark.slow
 def test_a_rank_that_fails_is_named_by_the_others(tmp_path):
-    words = fit(tmp_path, 2, "--model.objective", "ddp_worker.NaNOnTheSecondRank")
+    words = fit(tmp_path, 2, "--model.objective", "helpers.ddp_worker.NaNOnTheSecondRank")
     ranks = Ranks(2, tmp_path, run_all, [(words, 1)], tmp_path / "saved").wait()
     assert ranks.status == [1, 0], str(ranks)  # the second is done with its list
     theirs, own = messages(ranks)

@@ -2,9 +2,9 @@ import json
 
 import pytest
 import torch
+from helpers.fakes import images, tiny_classifier
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
-from stand_ins import images, tiny_classifier
 from torch import Tensor
 from torch.utils.data import DataLoader, Subset, TensorDataset
 

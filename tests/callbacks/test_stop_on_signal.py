@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from cli_runs import status, write_experiment
-from interrupted import differences, last, rows
+from helpers.cli_runs import status, write_experiment
+from helpers.processes import started
+from helpers.resume_helpers import differences, last, rows
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.pytorch import Trainer
-from processes import started
 
 from lightning_paf.callbacks import StopOnSignal
 from lightning_paf.callbacks.stop_on_signal import EXIT_STATUS
@@ -37,7 +37,7 @@ def whole(base, tmp_path_factory) -> Path:
 )
 def test_it_stops_after_the_batch_and_goes_on(number, step, validating, saved, base, whole, tmp_path):
     before = signal.getsignal(signal.Signals[number])
-    told = ["--trainer.callbacks+=interrupted.SignalledAt", "--trainer.callbacks.step", step]
+    told = ["--trainer.callbacks+=helpers.resume_helpers.SignalledAt", "--trainer.callbacks.step", step]
     told += ["--trainer.callbacks.signal", number, "--trainer.callbacks.validating", str(validating).lower()]
     assert status(*base, *told, "--run", tmp_path) == EXIT_STATUS == 75
     assert signal.getsignal(signal.Signals[number]) == before

@@ -6,10 +6,10 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from cli_runs import status, write_experiment
+from helpers.cli_runs import status, write_experiment
+from helpers.fakes import images, tiny_classifier
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from stand_ins import images, tiny_classifier
 
 from lightning_paf.attacks import PGD, Recorded
 from lightning_paf.callbacks import Throughput, throughput

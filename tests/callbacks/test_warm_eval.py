@@ -2,9 +2,9 @@ import json
 
 import pytest
 import torch
-from cli_runs import write_experiment
-from forked_ranks import Ranks
-from interrupted import differences, last, rows
+from helpers.cli_runs import write_experiment
+from helpers.forked_ranks import Ranks
+from helpers.resume_helpers import differences, last, rows
 from test_robust_eval import EPS, EXPECTED, Module, data, trainer
 
 from lightning_paf.attacks import APGD, PGD
@@ -65,7 +65,7 @@ def test_the_memory_of_several_ranks_is_one():
 
 def train_and_resume(words: list[str], folder: str) -> None:
     """On each rank: a run with all checkpoints that it might have been stopped at, and a run from one of them."""
-    train([*words, "--trainer.callbacks+=interrupted.Saver", "--run", f"{folder}/whole"])
+    train([*words, "--trainer.callbacks+=helpers.resume_helpers.Saver", "--run", f"{folder}/whole"])
     train([*words, "--ckpt_path", f"{folder}/whole/saved/step5.ckpt", "--run", f"{folder}/resumed"])
 
 

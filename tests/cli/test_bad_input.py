@@ -12,8 +12,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from cli_runs import built, status, write_experiment
-from stand_ins import images, tiny_classifier
+from helpers.cli_runs import built, status, write_experiment
+from helpers.fakes import images, tiny_classifier
 
 from lightning_paf.attacks import FGSM, PGD
 from lightning_paf.data import RobustDataModule

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from cli_runs import built, experiment, status, write_experiment
-from interrupted import rows as rows_without_times
-from stand_ins import CONFIGS
+from helpers.cli_runs import built, experiment, status, write_experiment
+from helpers.fakes import CONFIGS
+from helpers.resume_helpers import rows as rows_without_times
 
 import lightning_paf
 from lightning_paf.__main__ import GONE

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from cli_runs import built, status, write_experiment
-from stand_ins import CONFIGS
+from helpers.cli_runs import built, status, write_experiment
+from helpers.fakes import CONFIGS
 
 from lightning_paf.cli.training import train
 from lightning_paf.tasks.classification import RobustModule

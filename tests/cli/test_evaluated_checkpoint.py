@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from cli_runs import status, write_experiment
+from helpers.cli_runs import status, write_experiment
 from lightning_paf.cli.training.evaluated_checkpoint import arrange, evaluated_checkpoint, evaluated_weights
 
 import lightning_paf

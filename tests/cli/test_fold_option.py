@@ -5,8 +5,8 @@ import json
 import pytest
 import torch
 import yaml
-from cli_runs import experiment, status
-from stand_ins import write_npz_dataset
+from helpers.cli_runs import experiment, status
+from helpers.fakes import write_npz_dataset
 from torch import nn
 
 from lightning_paf.evaluation.result import Verdict

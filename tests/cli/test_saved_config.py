@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from cli_runs import status, write_experiment
+from helpers.cli_runs import status, write_experiment
+from helpers.fakes import CONFIGS, root_without_runs
 from lightning_paf.cli.training.saved_config import config_words
-from stand_ins import CONFIGS, root_without_runs
 
 from lightning_paf.cli.training import train
 

@@ -1,7 +1,7 @@
 import json
 
 import pytest
-from cli_runs import status, write_experiment
+from helpers.cli_runs import status, write_experiment
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,7 @@ import sys
 
 import numpy as np
 import pytest
-from cli_runs import status
+from helpers.cli_runs import status
 
 from lightning_paf.evaluation.result import EvaluationResult
 

@@ -3,7 +3,7 @@ import json
 from fractions import Fraction
 
 import pytest
-from cli_runs import status, write_experiment
+from helpers.cli_runs import status, write_experiment
 
 from lightning_paf.attacks import Attack
 from lightning_paf.commands import curve

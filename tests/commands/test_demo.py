@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 import yaml
-from stand_ins import CONFIGS
+from helpers.fakes import CONFIGS
 
 from lightning_paf.__main__ import main
 from lightning_paf.evaluation import EvaluationResult

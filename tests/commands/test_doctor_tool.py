@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from cli_runs import status, write_experiment
+from helpers.cli_runs import status, write_experiment
 
 from lightning_paf.evaluation.checks.run import SYMPTOMS
 

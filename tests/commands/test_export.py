@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from stand_ins import TinyNet, write_npz_dataset
+from helpers.fakes import TinyNet, write_npz_dataset
 
 from lightning_paf.attacks import PGD
 from lightning_paf.commands import export, import_weights

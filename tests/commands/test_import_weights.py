@@ -6,9 +6,9 @@ import sys
 import pytest
 import torch
 import yaml
-from cli_runs import status
-from originals import MEAN, STD, Normalize, renamed, shifted, wide
-from stand_ins import CONFIGS, write_npz_dataset
+from helpers.cli_runs import status
+from helpers.fakes import CONFIGS, write_npz_dataset
+from helpers.originals import MEAN, STD, Normalize, renamed, shifted, wide
 from torch import nn
 
 from lightning_paf.commands import import_weights

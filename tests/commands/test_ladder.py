@@ -5,8 +5,8 @@ import json
 import numpy as np
 import pytest
 import torch
-from cli_runs import status, write_experiment
-from stand_ins import images, spec
+from helpers.cli_runs import status, write_experiment
+from helpers.fakes import images, spec
 
 from lightning_paf.attacks import PGD
 from lightning_paf.nets import SmallConvNet

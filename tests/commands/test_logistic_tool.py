@@ -1,7 +1,7 @@
 import json
 
 import pytest
-from cli_runs import status
+from helpers.cli_runs import status
 
 from lightning_paf.attacks import PGD
 

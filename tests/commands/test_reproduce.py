@@ -9,7 +9,7 @@ from concurrent.futures import Future
 from types import SimpleNamespace
 
 import pytest
-from stand_ins import CONFIGS
+from helpers.fakes import CONFIGS
 
 from lightning_paf.commands import reproduce
 from lightning_paf.experiments import Arm, Claim, Study, run

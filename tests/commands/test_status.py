@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from cli_runs import status, write_experiment
+from helpers.cli_runs import status, write_experiment
 
 from lightning_paf.evaluation.result import EvaluationResult
 from lightning_paf.runs.progress import FILE, SILENCE, Progress

@@ -3,7 +3,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from cli_runs import judged_run, status
+from helpers.cli_runs import judged_run, status
 
 from lightning_paf.attacks import PGD
 from lightning_paf.evaluation.evidence.write import read_receipt

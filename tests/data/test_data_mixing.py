@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from stand_ins import write_npz_dataset
+from helpers.fakes import write_npz_dataset
 
 from lightning_paf.data import CutMix, RobustDataModule
 from lightning_paf.data.mixing import distributions

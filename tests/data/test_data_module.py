@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from data_files import arrays, write_npz, write_pairs
+from helpers.data_files import arrays, write_npz, write_pairs
 from lightning.pytorch.trainer.states import TrainerFn
 
 from lightning_paf.data import Augment, CropFlip, RobustDataModule

@@ -3,7 +3,7 @@ from urllib.error import URLError
 
 import numpy as np
 import pytest
-from data_files import arrays, write_npz
+from helpers.data_files import arrays, write_npz
 
 from lightning_paf.data.sources import ImageSet, hold_out, read_dataset
 from lightning_paf.specs import dataset_spec

@@ -1,5 +1,5 @@
 import pytest
-from state_fakes import HEADER
+from helpers.state_fakes import HEADER
 
 from lightning_paf.evaluation.state import Ledger, MemoryLedger
 

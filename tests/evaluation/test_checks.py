@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from check_fakes import (
+from helpers.check_fakes import (
     EPS,
     SPEC,
     BatchNormNet,
@@ -25,7 +25,7 @@ from check_fakes import (
     trained,
     training_attack,
 )
-from stand_ins import images, tiny_classifier
+from helpers.fakes import images, tiny_classifier
 from torch import nn
 
 from lightning_paf.evaluation.checks import Finding, Symptom, smallest_gain, without_gradients

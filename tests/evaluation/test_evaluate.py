@@ -2,12 +2,12 @@ import re
 import warnings
 from dataclasses import replace
 
-import ledger_worker
 import numpy as np
 import pytest
 import torch
-from ledger_worker import BLOCK_SIZE, BLOCKS, RECORDS, attack, model, samples
-from state_fakes import judged, same, undisturbed
+from helpers import evaluation_worker
+from helpers.evaluation_worker import BLOCK_SIZE, BLOCKS, RECORDS, attack, model, samples
+from helpers.state_fakes import judged, same, undisturbed
 from torch import Tensor, nn
 
 from lightning_paf.attacks import PGD, Restarts, WorstOf
@@ -324,4 +324,4 @@ def test_nothing_is_fetched_twice_that_is_recorded():
 def test_the_example_has_several_blocks_the_last_not_full():
     assert len(samples()) % BLOCK_SIZE
     assert -(-len(samples()) // BLOCK_SIZE) == BLOCKS
-    assert ledger_worker.attack(0.1).radius == pytest.approx(0.1)
+    assert evaluation_worker.attack(0.1).radius == pytest.approx(0.1)

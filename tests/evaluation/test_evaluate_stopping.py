@@ -1,8 +1,8 @@
 import time
 
 import numpy as np
-from ledger_worker import BLOCK_SIZE, BLOCKS
-from state_fakes import judged, same, undisturbed
+from helpers.evaluation_worker import BLOCK_SIZE, BLOCKS
+from helpers.state_fakes import judged, same, undisturbed
 
 from lightning_paf.evaluation.result import Verdict
 from lightning_paf.evaluation.state import Ledger, MemoryLedger

@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from evidence_fakes import ATTACK, Judged, attacked, locks, refused, written
+from helpers.evidence_fakes import ATTACK, Judged, attacked, locks, refused, written
+from helpers.fakes import tiny_classifier
 from safetensors.numpy import load, save
-from stand_ins import tiny_classifier
 from torch import nn
 
 from lightning_paf.attacks import PGD

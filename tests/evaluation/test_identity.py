@@ -7,10 +7,10 @@ from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 
-import ledger_worker
 import pytest
 import torch
-from state_fakes import HEADER, refuse, small_record
+from helpers import evaluation_worker
+from helpers.state_fakes import HEADER, refuse, small_record
 from torch import nn
 
 from lightning_paf.attacks import PGD
@@ -61,15 +61,21 @@ def test_every_field_of_the_header_is_compared():
 def test_the_header_depends_on_everything_that_the_verdict_depends_on():
     def header(model=None, eps=Fraction(8, 255), samples=None, **settings) -> Header:
         settings = {"seed": 0, "block_size": 4, "precision": "fp32"} | settings
-        return Header.of(model or ledger_worker.model(), PGD(eps), samples or ledger_worker.samples(), **settings)
+        return Header.of(
+            model or evaluation_worker.model(), PGD(eps), samples or evaluation_worker.samples(), **settings
+        )
 
-    retrained, relabelled, reordered = ledger_worker.model(), ledger_worker.samples(), ledger_worker.samples()
+    retrained, relabelled, reordered = (
+        evaluation_worker.model(),
+        evaluation_worker.samples(),
+        evaluation_worker.samples(),
+    )
     with torch.no_grad():
         retrained[0].bias[0] += 1e-6
     x, y = relabelled.fetch(relabelled.ids)
     y = y.clone()
     y[-1] = 1 - y[-1]
-    rewired = ledger_worker.model()
+    rewired = evaluation_worker.model()
     rewired[1] = nn.SiLU()  # has no state
     base = header().content()
 

@@ -5,8 +5,8 @@ import warnings
 import numpy as np
 import pytest
 import torch
+from helpers.fakes import tiny_classifier
 from lightning.pytorch import Trainer
-from stand_ins import tiny_classifier
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 

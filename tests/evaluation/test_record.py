@@ -2,9 +2,9 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from helpers.state_fakes import small_record
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from state_fakes import small_record
 
 from lightning_paf.evaluation import record as record_file
 from lightning_paf.evaluation.record import DamagedRecord, decode, encode

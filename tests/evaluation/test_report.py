@@ -11,10 +11,10 @@ import matplotlib.image
 import numpy as np
 import pytest
 import torch
-from evidence_fakes import attacked, written
+from helpers.evidence_fakes import attacked, written
+from helpers.fakes import images, tiny_classifier
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from stand_ins import images, tiny_classifier
 from torch import nn
 
 from lightning_paf.evaluation import report

@@ -2,9 +2,9 @@ import json
 import os
 from dataclasses import fields
 
-import ledger_worker
 import numpy as np
 import pytest
+from helpers import evaluation_worker
 
 from lightning_paf.evaluation import EvaluationResult, MemoryLedger, StageSummary, Verdict, judge
 
@@ -18,7 +18,12 @@ def result() -> EvaluationResult:
 
 def full_result() -> EvaluationResult:
     judgement = judge(
-        ledger_worker.model(), ledger_worker.attack(), ledger_worker.samples(), MemoryLedger(), seed=7, block_size=8
+        evaluation_worker.model(),
+        evaluation_worker.attack(),
+        evaluation_worker.samples(),
+        MemoryLedger(),
+        seed=7,
+        block_size=8,
     )
     return EvaluationResult.from_judgement("worst", judgement)
 
@@ -43,9 +48,9 @@ def test_counts():
 
 def test_a_judgement_becomes_a_result():
     judgement = judge(
-        ledger_worker.model(),
-        ledger_worker.attack(),
-        ledger_worker.samples(),
+        evaluation_worker.model(),
+        evaluation_worker.attack(),
+        evaluation_worker.samples(),
         MemoryLedger(),
         seed=7,
         block_size=8,
@@ -54,7 +59,7 @@ def test_a_judgement_becomes_a_result():
     made = EvaluationResult.from_judgement("worst", judgement)
     assert (made.judged, made.total) == (16, 23)
     assert (made.clean, made.robust) == (judgement.clean, judgement.robust)
-    assert made.attack == ledger_worker.attack().describe()
+    assert made.attack == evaluation_worker.attack().describe()
     assert set(made.fingerprints) == {"model", "network", "data", "code"}
     assert made.seed == 7
     assert made.seconds == sum(stage.seconds for stage in made.stages) > 0

@@ -7,7 +7,7 @@ import zipfile
 
 import numpy as np
 import pytest
-from evidence_fakes import locks, refused, written
+from helpers.evidence_fakes import locks, refused, written
 from safetensors.numpy import save
 
 from lightning_paf.evaluation.evidence.write import read_receipt

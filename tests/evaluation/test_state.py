@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from state_fakes import HEADER, refuse, small_record
+from helpers.state_fakes import HEADER, refuse, small_record
 
 from lightning_paf.evaluation import record as record_file
 from lightning_paf.evaluation.state import Ledger, MemoryLedger

@@ -5,10 +5,10 @@ import random
 import signal
 import time
 
-import ledger_worker
 import numpy as np
 import pytest
-from ledger_worker import BLOCK_SIZE, RECORDS, start, work
+from helpers import evaluation_worker
+from helpers.evaluation_worker import BLOCK_SIZE, RECORDS, start, work
 
 from lightning_paf.evaluation.evaluate import judge
 from lightning_paf.evaluation.state import Ledger, MemoryLedger
@@ -22,9 +22,9 @@ KILLS = 10
 def expected():
     """What one process finds without a ledger on disk."""
     return judge(
-        ledger_worker.model(),
-        ledger_worker.attack(),
-        ledger_worker.samples(),
+        evaluation_worker.model(),
+        evaluation_worker.attack(),
+        evaluation_worker.samples(),
         MemoryLedger(),
         seed=3,
         block_size=BLOCK_SIZE,

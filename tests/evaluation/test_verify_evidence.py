@@ -4,7 +4,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 import torch
-from evidence_fakes import ATTACK, attacked, locks, written
+from helpers.evidence_fakes import ATTACK, attacked, locks, written
 from scipy.stats import binomtest
 
 from lightning_paf.attacks import PGD

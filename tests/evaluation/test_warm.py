@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from stand_ins import TinyNet
+from helpers.fakes import TinyNet
 from torch import Tensor, nn
 
 from lightning_paf.attacks import APGD, PGD, AutoAttack

@@ -5,8 +5,8 @@ import re
 from pathlib import Path
 
 import pytest
-from cli_runs import built
-from stand_ins import root_without_runs
+from helpers.cli_runs import built
+from helpers.fakes import root_without_runs
 
 from lightning_paf.commands import reproduce
 from lightning_paf.experiments import find_study, study_names

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from originals import FAMILIES, MEAN, STD, Normalize, resnet, wide, write
+from helpers.originals import FAMILIES, MEAN, STD, Normalize, resnet, wide, write
 from torch import nn
 
 from lightning_paf.interop import map_keys, read_checkpoint, split_statistics

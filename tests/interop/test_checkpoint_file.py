@@ -4,7 +4,7 @@ import pickle
 
 import pytest
 import torch
-from originals import dm_wide, wide, write
+from helpers.originals import dm_wide, wide, write
 from safetensors.torch import save_file, save_model
 
 from lightning_paf.interop import map_keys, read_checkpoint

@@ -2,10 +2,10 @@
 
 import pytest
 import torch
+from helpers.fakes import TinyNet
+from helpers.originals import dm_wide, resnet, wide
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from originals import dm_wide, resnet, wide
-from stand_ins import TinyNet
 from torch import nn
 
 from lightning_paf.interop.families import PREFIXES

@@ -1,6 +1,6 @@
 import pytest
 import torch
-from stand_ins import TinyNet, images, spec
+from helpers.fakes import TinyNet, images, spec
 
 from lightning_paf.interop import NormalizedNet, Statistics, bare_net, split_statistics
 from lightning_paf.nets import TimmNet

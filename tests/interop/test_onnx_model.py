@@ -4,8 +4,8 @@ import gc
 
 import pytest
 import torch
-from originals import MEAN, STD, randomised
-from stand_ins import TinyNet, images
+from helpers.fakes import TinyNet, images
+from helpers.originals import MEAN, STD, randomised
 
 from lightning_paf.interop import NormalizedNet, onnx_model
 from lightning_paf.interop.onnx_model import OnnxModel, save_onnx

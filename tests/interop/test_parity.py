@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from stand_ins import images, tiny_classifier
+from helpers.fakes import images, tiny_classifier
 from torch import nn
 
 from lightning_paf.interop.parity import compare

@@ -5,8 +5,8 @@ from collections import Counter
 
 import pytest
 import torch
-from cli_runs import status, write_experiment
-from stand_ins import TinyNet, images, spec
+from helpers.cli_runs import status, write_experiment
+from helpers.fakes import TinyNet, images, spec
 from test_net_contract import SMALL
 from torch import nn
 

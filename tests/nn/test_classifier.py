@@ -1,6 +1,6 @@
 import pytest
 import torch
-from stand_ins import TinyNet, images, spec, tiny_classifier
+from helpers.fakes import TinyNet, images, spec, tiny_classifier
 from torch import nn
 
 from lightning_paf.nn.classifier import Classifier

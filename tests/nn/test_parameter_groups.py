@@ -1,5 +1,5 @@
 import pytest
-from stand_ins import TinyNet
+from helpers.fakes import TinyNet
 
 from lightning_paf.nn.activations import PSSiLU
 from lightning_paf.nn.parameter_groups import parameter_groups

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from stand_ins import TinyNet
+from helpers.fakes import TinyNet
 from torch import nn
 
 from lightning_paf.nets import CifarResNet, DMWideResNet, PreActResNet, SmallConvNet, TimmNet, WideResNet

@@ -3,7 +3,7 @@ from functools import partial
 
 import pytest
 import torch
-from forked_ranks import Ranks
+from helpers.forked_ranks import Ranks
 from torch import nn
 
 from lightning_paf.nn.modes import frozen

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from every_objective import HelpedByItself
-from stand_ins import images, tiny_classifier
+from helpers.every_objective import HelpedByItself
+from helpers.fakes import images, tiny_classifier
 from test_everywhere import Trained
 from torch import multiprocessing
 from torch.nn import functional as F

@@ -4,8 +4,8 @@ import copy
 
 import pytest
 import torch
-from every_objective import OBJECTIVES, build
-from stand_ins import images, tiny_classifier
+from helpers.every_objective import OBJECTIVES, build
+from helpers.fakes import images, tiny_classifier
 
 from lightning_paf.attacks import PGD
 from lightning_paf.objectives.base import StepResult

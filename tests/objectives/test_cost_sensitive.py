@@ -4,9 +4,9 @@ import copy
 
 import pytest
 import torch
+from helpers.fakes import images, tiny_classifier
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from stand_ins import images, tiny_classifier
 from torch.nn import functional as F
 
 from lightning_paf.attacks import PGD, Attack

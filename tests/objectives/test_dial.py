@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from stand_ins import images, tiny_classifier
+from helpers.fakes import images, tiny_classifier
 from torch.nn import functional as F
 
 from lightning_paf.attacks import PGD, Attack

@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from stand_ins import TinyNet, images, spec, tiny_classifier
+from helpers.fakes import TinyNet, images, spec, tiny_classifier
 from torch import nn
 from torch.nn import functional as F
 

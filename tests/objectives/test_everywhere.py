@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from every_objective import OBJECTIVES, build, concrete
-from stand_ins import TinyNet, images, spec, tiny_classifier
+from helpers.every_objective import OBJECTIVES, build, concrete
+from helpers.fakes import TinyNet, images, spec, tiny_classifier
 from torch import multiprocessing, nn
 from torch.nn.parallel import DistributedDataParallel
 

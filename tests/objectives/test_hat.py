@@ -2,7 +2,7 @@ import copy
 
 import pytest
 import torch
-from stand_ins import images, tiny_classifier
+from helpers.fakes import images, tiny_classifier
 from torch.nn import functional as F
 
 from lightning_paf.attacks import PGD

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from stand_ins import images, spec, tiny_classifier
+from helpers.fakes import images, spec, tiny_classifier
 from torch import nn
 from torch.nn import functional as F
 

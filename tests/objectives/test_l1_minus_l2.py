@@ -5,9 +5,9 @@ from itertools import pairwise
 
 import pytest
 import torch
+from helpers.fakes import images, tiny_classifier
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from stand_ins import images, tiny_classifier
 
 from lightning_paf.analysis.min_max import min_max_profile
 from lightning_paf.attacks import FGSM

@@ -5,7 +5,7 @@ import io
 
 import pytest
 import torch
-from stand_ins import images, tiny_classifier
+from helpers.fakes import images, tiny_classifier
 
 from lightning_paf.attacks import FGSM, NFGSM
 from lightning_paf.objectives import AdversarialCE, PixelMask

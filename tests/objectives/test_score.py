@@ -1,6 +1,6 @@
 import pytest
 import torch
-from stand_ins import images, tiny_classifier
+from helpers.fakes import images, tiny_classifier
 
 from lightning_paf.attacks import PGD
 from lightning_paf.nn.modes import frozen

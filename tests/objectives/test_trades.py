@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from stand_ins import images, tiny_classifier
+from helpers.fakes import images, tiny_classifier
 from test_everywhere import Trained, steps
 from torch.nn import functional as F
 

@@ -4,9 +4,9 @@ import copy
 
 import pytest
 import torch
-from cli_runs import status
-from every_objective import OBJECTIVES
-from stand_ins import CONFIGS, TinyNet, images, spec, tiny_classifier
+from helpers.cli_runs import status
+from helpers.every_objective import OBJECTIVES
+from helpers.fakes import CONFIGS, TinyNet, images, spec, tiny_classifier
 from test_pixel_mask import trained
 from torch import nn
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from cli_runs import status, write_experiment
+from helpers.cli_runs import status, write_experiment
 
 from lightning_paf import __version__, stamp
 from lightning_paf.runs.checkpoints import check_checkpoint, newest_checkpoint

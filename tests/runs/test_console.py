@@ -3,7 +3,7 @@
 import logging
 
 import pytest
-from cli_runs import built, status, write_experiment
+from helpers.cli_runs import built, status, write_experiment
 
 from lightning_paf.runs import console
 

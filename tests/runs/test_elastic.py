@@ -6,9 +6,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from ddp_worker import run_all
-from forked_ranks import SECONDS, Ranks
-from interrupted import differences, last
+from helpers.ddp_worker import run_all
+from helpers.forked_ranks import SECONDS, Ranks
+from helpers.resume_helpers import differences, last
 from test_ddp_cpu import AVERAGING, BATCH_NORM, DDP, write_inputs
 
 pytestmark = pytest.mark.slow
@@ -25,7 +25,7 @@ def test_a_worker_that_was_killed_is_replaced(tmp_path):
     environment |= {"PYTHONPATH": f"{tests}{os.pathsep}{tests.parent}", "GLOO_SOCKET_IFNAME": "lo"}
     environment |= {"OMP_NUM_THREADS": "1", "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--max-restarts", "2"]
-    killed = ["--trainer.callbacks+=ddp_worker.KilledOnce", "--trainer.callbacks.step", "5"]
+    killed = ["--trainer.callbacks+=helpers.ddp_worker.KilledOnce", "--trainer.callbacks.step", "5"]
     # Without the two dashes, torchrun takes --run for the beginning of its --run-path.
     run = ["-m", "--", "lightning_paf", *words, "--run", str(tmp_path / "run"), "--ckpt_path", "auto", *killed]
     done = subprocess.run(

@@ -3,9 +3,9 @@
 from importlib.util import find_spec
 
 import pytest
-from cli_runs import status, write_experiment
+from helpers.cli_runs import status, write_experiment
+from helpers.fakes import CONFIGS
 from lightning.pytorch.loggers import Logger
-from stand_ins import CONFIGS
 
 from lightning_paf.runs.extra_loggers import EXTRAS
 

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from cli_runs import status, write_experiment
-from interrupted import differences, last, rows
+from helpers.cli_runs import status, write_experiment
+from helpers.resume_helpers import differences, last, rows
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 
 from lightning_paf.runs.checkpoints import newest_checkpoint

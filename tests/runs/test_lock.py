@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cli_runs import status, write_experiment
-from interrupted import tree
-from processes import started
+from helpers.cli_runs import status, write_experiment
+from helpers.processes import started
+from helpers.resume_helpers import tree
 
 from lightning_paf.runs import lock as run_lock
 from lightning_paf.runs.claim import Holder, read_holder
@@ -173,7 +173,7 @@ class Training:
     def __init__(self, base: list[str], run: Path, folder: Path) -> None:
         folder.mkdir()
         self.folder, self.log = folder, folder / "log"
-        waits = ["--trainer.callbacks+=interrupted.WaitsAt", "--trainer.callbacks.step", "2"]
+        waits = ["--trainer.callbacks+=helpers.resume_helpers.WaitsAt", "--trainer.callbacks.step", "2"]
         words = [*base, "--run", str(run), *AUTO, *waits, "--trainer.callbacks.folder", str(folder)]
         self.process = started(status, *words, log=self.log)
         end = time.monotonic() + SECONDS

@@ -3,7 +3,7 @@
 import errno
 
 import pytest
-from cli_runs import status, write_experiment
+from helpers.cli_runs import status, write_experiment
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from lightning_paf.runs import loggers as run_logs
@@ -17,7 +17,7 @@ def steps(run, tag: str) -> list[int]:
 def test_a_continued_run_tells_tensorboard_nothing_twice(tmp_path):
     words = ["fit", "-c", write_experiment(tmp_path), "--trainer.max_epochs", "2", "--run", tmp_path / "run"]
     words += ["--periodic.every_n_train_steps", "3"]
-    failing = ["--trainer.callbacks+=interrupted.FailsAt", "--trainer.callbacks.step", "5"]
+    failing = ["--trainer.callbacks+=helpers.resume_helpers.FailsAt", "--trainer.callbacks.step", "5"]
     with pytest.raises(RuntimeError, match="stopped before step 5"):
         status(*words, *failing)
     (tmp_path / "run" / "checkpoints" / "last.ckpt").unlink()

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from cli_runs import status, write_experiment
+from helpers.cli_runs import status, write_experiment
 
 
 @pytest.fixture

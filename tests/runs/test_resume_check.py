@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from cli_runs import status, write_experiment
+from helpers.cli_runs import status, write_experiment
 
 from lightning_paf.runs.resume_check import check_same_training
 

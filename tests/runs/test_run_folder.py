@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from interrupted import rows
+from helpers.resume_helpers import rows
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from lightning_paf.runs import lock as run_lock

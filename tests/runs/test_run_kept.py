@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from cli_runs import status, write_experiment
-from ddp_worker import run_all
-from forked_ranks import Ranks
-from interrupted import tree
+from helpers.cli_runs import status, write_experiment
+from helpers.ddp_worker import run_all
+from helpers.forked_ranks import Ranks
+from helpers.resume_helpers import tree
 
 from lightning_paf.runs.lock import FILE as LOCK
 from lightning_paf.runs.progress import FILE, Progress
@@ -154,7 +154,7 @@ def test_a_checkpoint_without_permission_is_not_replaced(base, run, capsys):
 
 def test_a_run_that_was_killed_before_its_first_checkpoint_restarts(base, tmp_path):
     """A preempting cluster starts the same command again, and has nobody to ask."""
-    killed = ["--trainer.callbacks+=interrupted.FailsAt", "--trainer.callbacks.step", "1"]
+    killed = ["--trainer.callbacks+=helpers.resume_helpers.FailsAt", "--trainer.callbacks.step", "1"]
     with pytest.raises(RuntimeError, match="stopped before step 1"):
         status(*base, "--run", tmp_path / "run", *AUTO, *killed)
     progress = Progress.read(tmp_path / "run" / FILE)
@@ -171,8 +171,8 @@ def test_a_run_without_checkpoints_that_is_finished_is_not_replaced(base, tmp_pa
 
 
 def test_numpy_numbers_in_the_state_of_a_callback_are_resumed(base, tmp_path, caplog):
-    words = [*base, "--run", tmp_path / "run", *AUTO, "--trainer.callbacks+=interrupted.Remembers"]
-    stopped = ["--trainer.callbacks+=interrupted.FailsAt", "--trainer.callbacks.step", "3"]
+    words = [*base, "--run", tmp_path / "run", *AUTO, "--trainer.callbacks+=helpers.resume_helpers.Remembers"]
+    stopped = ["--trainer.callbacks+=helpers.resume_helpers.FailsAt", "--trainer.callbacks.step", "3"]
     with pytest.raises(RuntimeError, match="stopped before step 3"):
         status(*words, *stopped)
     assert status(*words) == 0
@@ -184,7 +184,7 @@ def test_numpy_numbers_in_the_state_of_a_callback_are_resumed(base, tmp_path, ca
 def test_a_state_that_could_not_be_resumed_ends_the_training_at_its_first_save(base, tmp_path, capsys):
     words = [*base, "--run", tmp_path / "run", *AUTO]
     for _ in range(2):
-        assert status(*words, "--trainer.callbacks+=interrupted.RemembersAPath") == 1
+        assert status(*words, "--trainer.callbacks+=helpers.resume_helpers.RemembersAPath") == 1
         said = capsys.readouterr().err
         assert "Traceback" not in said
         assert "got pathlib.PosixPath at checkpoint['callbacks']['RemembersAPath']['where']" in said
@@ -195,7 +195,13 @@ def test_a_state_that_could_not_be_resumed_ends_the_training_at_its_first_save(b
 
 @pytest.mark.slow
 def test_it_ends_all_ranks(base, tmp_path):
-    ddp = ["--trainer.devices", "2", "--trainer.strategy", "ddp", "--trainer.callbacks+=interrupted.RemembersAPath"]
+    ddp = [
+        "--trainer.devices",
+        "2",
+        "--trainer.strategy",
+        "ddp",
+        "--trainer.callbacks+=helpers.resume_helpers.RemembersAPath",
+    ]
     words = [*base, *ddp, "--run", str(tmp_path / "run")]
     ranks = Ranks(2, tmp_path / "logs", run_all, [(words, 1)], tmp_path / "saved").wait()
     assert "got pathlib.PosixPath at checkpoint['callbacks']" in ranks.output[0], str(ranks)

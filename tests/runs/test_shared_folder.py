@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from cli_runs import status, write_experiment
-from forked_ranks import Ranks
+from helpers.cli_runs import status, write_experiment
+from helpers.forked_ranks import Ranks
 
 from lightning_paf.runs import folder as run_folder
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from interrupted import differences, last
+from helpers.resume_helpers import differences, last
 
 if __name__ == "__main__":
     run, other = (last(Path(name)) for name in sys.argv[1:])

@@ -8,7 +8,7 @@ import random
 import numpy as np
 import pytest
 import torch
-from stand_ins import TinyNet, images, spec
+from helpers.fakes import TinyNet, images, spec
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint

@@ -6,7 +6,7 @@ import pickle
 
 import pytest
 import torch
-from stand_ins import TinyNet, images, spec, tiny_classifier
+from helpers.fakes import TinyNet, images, spec, tiny_classifier
 from torch import nn
 from torch.nn import functional as F
 

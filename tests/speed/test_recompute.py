@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from stand_ins import images
+from helpers.fakes import images
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 

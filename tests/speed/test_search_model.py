@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from stand_ins import Branching, Noisy, TinyNet, images, spec, tiny_classifier
+from helpers.fakes import Branching, Noisy, TinyNet, images, spec, tiny_classifier
 from torch import nn
 from torch.nn import functional as F
 

@@ -5,8 +5,8 @@ from dataclasses import fields, replace
 
 import pytest
 import torch
+from helpers.fakes import images
 from lightning.pytorch import Callback, Trainer
-from stand_ins import images
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.data import DataLoader, TensorDataset

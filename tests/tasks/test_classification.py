@@ -4,9 +4,9 @@ import math
 
 import pytest
 import torch
-from cli_runs import built, status, write_experiment
+from helpers.cli_runs import built, status, write_experiment
+from helpers.fakes import TinyNet, images
 from lightning.pytorch import Callback, Trainer
-from stand_ins import TinyNet, images
 from torch import nn
 from torch.nn.functional import one_hot
 from torch.utils.data import DataLoader, TensorDataset

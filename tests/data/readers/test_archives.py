@@ -3,7 +3,7 @@ import pickle
 
 import numpy as np
 import pytest
-from data_files import arrays, npy, write_members, write_npz
+from helpers.data_files import arrays, npy, write_members, write_npz
 
 from lightning_paf.data.readers import npy as npy_module
 from lightning_paf.data.readers.archives import open_archive

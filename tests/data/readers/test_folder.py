@@ -1,5 +1,5 @@
 import pytest
-from data_files import arrays, write_folder, write_npz, write_pairs
+from helpers.data_files import arrays, write_folder, write_npz, write_pairs
 
 from lightning_paf.data.readers.folder import array_files, find_sources
 from lightning_paf.data.synthetic.convert import converted_folder

@@ -2,7 +2,7 @@ import io
 
 import numpy as np
 import pytest
-from data_files import arrays
+from helpers.data_files import arrays
 from PIL import Image
 
 from lightning_paf.data.readers.archives import open_archive

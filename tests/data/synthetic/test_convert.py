@@ -11,7 +11,7 @@ from itertools import count
 
 import numpy as np
 import pytest
-from data_files import arrays, write_npz
+from helpers.data_files import arrays, write_npz
 
 from lightning_paf.data.readers import npy
 from lightning_paf.data.synthetic import convert as convert_module

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from data_files import arrays, write_folder, write_pairs, write_sparse_folder
+from helpers.data_files import arrays, write_folder, write_pairs, write_sparse_folder
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

@@ -8,9 +8,9 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from cli_runs import status
 from lightning.pytorch import Callback
 
+from helpers.cli_runs import status
 from lightning_paf.attacks import PGD
 from lightning_paf.evaluation import EvaluationResult
 from lightning_paf.objectives import Natural

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from processes import leave, processes, say_into
+
+from helpers.processes import leave, processes, say_into
 
 SECONDS = 900  # far more than anything takes; a hang fails instead of stopping the suite
 

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from stand_ins import images, spec
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
+from helpers.fakes import images, spec
 from lightning_paf.data.samplers import batches_per_epoch
 from lightning_paf.nets import SmallConvNet
 from lightning_paf.nn.classifier import Classifier

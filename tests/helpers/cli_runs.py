@@ -4,8 +4,8 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from stand_ins import write_npz_dataset
 
+from helpers.fakes import write_npz_dataset
 from lightning_paf.__main__ import main
 from lightning_paf.attacks import Attack
 from lightning_paf.cli.training import PafCLI, train

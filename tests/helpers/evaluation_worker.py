@@ -6,10 +6,10 @@ import time
 from pathlib import Path
 
 import torch
-from processes import processes
-from stand_ins import images
 from torch import nn
 
+from helpers.fakes import images
+from helpers.processes import processes
 from lightning_paf.attacks import PGD, Attack, WorstOf
 from lightning_paf.evaluation.evaluate import Judgement, judge
 from lightning_paf.evaluation.samples import Samples

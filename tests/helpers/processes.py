@@ -19,7 +19,7 @@ def processes() -> Any:
     known = os.environ.get("PYTHONPATH", "")  # only the server is to find the tests' modules by it
     os.environ["PYTHONPATH"] = os.pathsep.join([str(_TESTS), str(_TESTS.parent), known])
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    context.set_forkserver_preload(["lightning_paf.evaluation.evaluate", "ddp_worker"])
+    context.set_forkserver_preload(["lightning_paf.evaluation.evaluate", "helpers.ddp_worker"])
     forkserver.ensure_running()
     os.environ["PYTHONPATH"] = known
     return context

@@ -5,8 +5,8 @@ from dataclasses import asdict
 from functools import cache
 
 import numpy as np
-from ledger_worker import BLOCK_SIZE, attack, model, samples
 
+from helpers.evaluation_worker import BLOCK_SIZE, attack, model, samples
 from lightning_paf.evaluation.evaluate import judge
 from lightning_paf.evaluation.identity import Header
 from lightning_paf.evaluation.record import Record

@@ -7,9 +7,9 @@ from fractions import Fraction
 import numpy as np
 import pytest
 import torch
-from stand_ins import images, tiny_classifier
 from torch import Tensor, nn
 
+from helpers.fakes import images, tiny_classifier
 from lightning_paf.attacks import PGD
 from lightning_paf.evaluation.evidence.write import read_receipt, write_receipt
 from lightning_paf.evaluation.samples import Samples
