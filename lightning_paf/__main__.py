@@ -1,4 +1,4 @@
-"""`lightning-paf` and `python -m lightning_paf`: training commands go to LightningCLI, the others to `tools/`."""
+"""`lightning-paf` and `python -m lightning_paf`: training commands go to LightningCLI, the others to `commands/`."""
 
 import os
 import sys
@@ -62,7 +62,7 @@ def main(argv: list[str] | None = None) -> int:
 
                 train(words)
             return 0
-        if command in _tools():
+        if command in _commands():
             status: int = importlib.import_module(f"lightning_paf.commands.{command.replace('-', '_')}").main(rest)
             return status
     except (ValueError, TypeError, OSError) as error:
@@ -72,7 +72,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _unknown(command: str) -> str:
-    known = [*TRAINING, *_tools()]
+    known = [*TRAINING, *_commands()]
     near = difflib.get_close_matches(command, known, 1)
     hint = f" Did you mean {near[0]}?" if near else ""
     return f"unknown command {command!r}.{hint} Known: {', '.join(known)}."
@@ -91,17 +91,17 @@ def _patient_start() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _tools() -> dict[str, str]:
-    """Name and first docstring line of every file in `tools/`, read without importing it."""
+def _commands() -> dict[str, str]:
+    """Name and first docstring line of every file in `commands/`, read without importing it."""
     found = {}
-    for info in pkgutil.iter_modules([str(_PACKAGE / "tools")]):
-        source = (_PACKAGE / "tools" / f"{info.name}.py").read_text()
+    for info in pkgutil.iter_modules([str(_PACKAGE / "commands")]):
+        source = (_PACKAGE / "commands" / f"{info.name}.py").read_text()
         found[info.name.replace("_", "-")] = (ast.get_docstring(ast.parse(source)) or "").split("\n")[0]
     return found
 
 
 def _usage() -> str:
-    rows = {**TRAINING, **_tools()}
+    rows = {**TRAINING, **_commands()}
     width = max(map(len, rows)) + 2
     table = "\n".join(f"  {name:{width}}{text}" for name, text in rows.items())
     return (

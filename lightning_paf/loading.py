@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lightning_paf.runs.trust import TRUST, TRUST_HELP
+
 if TYPE_CHECKING:  # the `--help` of a command that loads a run is to be fast
     import numpy as np
     import torch
@@ -16,9 +18,6 @@ if TYPE_CHECKING:  # the `--help` of a command that loads a run is to be fast
     from lightning_paf.evaluation.samples import Samples
     from lightning_paf.nn.classifier import Classifier
     from lightning_paf.tasks.classification import RobustModule
-
-TRUST = "--trust-config"
-TRUST_HELP = "Build any class that a config.yaml found next to a checkpoint names; it may run any code (SECURITY.md)."
 
 
 @dataclass(frozen=True)
@@ -104,9 +103,9 @@ def load_run(
     """
     import torch
 
+    from lightning_paf.cli.evaluated_checkpoint import check_trained, run_of
+    from lightning_paf.cli.saved_config import config_words
     from lightning_paf.cli.training import train
-    from lightning_paf.cli.training.evaluated_checkpoint import check_trained, run_of
-    from lightning_paf.cli.training.saved_config import config_words
     from lightning_paf.runs.checkpoints import check_checkpoint
 
     check_checkpoint(str(checkpoint))

@@ -1,0 +1,1 @@
+"""The training commands: parser, saved configurations, checkpoints to evaluate."""

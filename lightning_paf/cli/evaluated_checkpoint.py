@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from lightning_paf.cli.training.saved_config import config_words
+from lightning_paf.cli.saved_config import config_words
 from lightning_paf.runs.checkpoints import check_checkpoint, newest_checkpoint
 from lightning_paf.runs.folder import NEWEST, WORDS_FOR_CHECKPOINTS
 from lightning_paf.runs.weights_origin import WeightsOrigin

@@ -24,7 +24,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from lightning_paf.attacks import Attack
 from lightning_paf.data import Augment, Mixing
 from lightning_paf.evaluation.stopping import StopRule
-from lightning_paf.loading import TRUST
+from lightning_paf.runs.trust import TRUST
 from lightning_paf.schedules import Schedule
 from lightning_paf.speed.options import Speed
 

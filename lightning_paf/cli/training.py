@@ -34,14 +34,13 @@ from lightning_paf.callbacks import (
     StopOnSignal,
     Throughput,
 )
-from lightning_paf.cli.training.evaluated_checkpoint import (
+from lightning_paf.cli.evaluated_checkpoint import (
     UNTRAINED_HELP,
     arrange,
     evaluated_checkpoint,
     evaluated_weights,
 )
 from lightning_paf.data import Augment, Mixing, RobustDataModule
-from lightning_paf.loading import TRUST, TRUST_HELP
 from lightning_paf.nn.activations import Activation
 from lightning_paf.objectives import Objective
 from lightning_paf.runs import console
@@ -56,6 +55,7 @@ from lightning_paf.runs.folder import (
 )
 from lightning_paf.runs.loggers import loggers
 from lightning_paf.runs.torchrun import SharedStatistics, follow_torchrun
+from lightning_paf.runs.trust import TRUST, TRUST_HELP
 from lightning_paf.runs.weights_origin import WeightsOrigin
 from lightning_paf.schedules import Schedule
 from lightning_paf.specs import dataset_spec

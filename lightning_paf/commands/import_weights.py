@@ -2,6 +2,7 @@
 
 import argparse
 from collections.abc import Iterable
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -153,7 +154,6 @@ def _origin(file: "CheckpointFile", weights: "WeightSet") -> dict[str, Any]:
 
 def _write(out: Path, cli: "PafCLI", statistics: "Statistics | None", origin: dict[str, Any]) -> Path:
     """Write the run, with its normalisation in the words of `fit`."""
-    import lightning
     import yaml
 
     from lightning_paf.interop import NormalizedNet, Statistics
@@ -170,7 +170,7 @@ def _write(out: Path, cli: "PafCLI", statistics: "Statistics | None", origin: di
         config["model"]["net"] = {"class_path": "lightning_paf.interop.NormalizedNet", "init_args": arguments}
         model.net = NormalizedNet(model.net, mean, std)
     content = {
-        "pytorch-lightning_version": lightning.__version__,
+        "pytorch-lightning_version": version("lightning"),
         "epoch": 0,
         "global_step": 0,
         "state_dict": cli.model.state_dict(),
@@ -179,6 +179,6 @@ def _write(out: Path, cli: "PafCLI", statistics: "Statistics | None", origin: di
     checkpoint = out / "checkpoints" / "imported.ckpt"
     AtomicCheckpointIO().save_checkpoint(content, checkpoint)
     (out / "config.yaml").write_text(
-        f"# lightning.pytorch=={lightning.__version__}\n{yaml.safe_dump(config, sort_keys=False)}"
+        f"# lightning.pytorch=={version('lightning')}\n{yaml.safe_dump(config, sort_keys=False)}"
     )
     return checkpoint

@@ -1,4 +1,4 @@
-"""Small experiments that put a paper's claim to the test, one file a method in `studies/methods`."""
+"""Small experiments that put a paper's claim to the test, one file a method in `experiments/methods`."""
 
 from lightning_paf.experiments.experiment import Arm, Claim, Measure, Study, find_study, study_names
 

@@ -1,14 +1,24 @@
 """The only model type that attacks, objectives and callbacks meet."""
 
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from lightning_paf.nn.penalties import total_penalty
 from lightning_paf.specs import DatasetSpec
-from lightning_paf.speed.compiled_net import CompiledNet
-from lightning_paf.speed.folded_model import FoldedTwin
+from lightning_paf.types import Forward
+
+
+class RefreshedForward(Protocol):
+    """A faster way to compute a model in eval mode that follows its weights."""
+
+    def refresh(self) -> Forward:
+        """Bring the weights up to date.
+
+        Returns:
+            Images (N, C, H, W) to logits (N, num_classes).
+        """
 
 
 class Outputs(NamedTuple):
@@ -48,8 +58,8 @@ class Classifier(nn.Module):
 
     mean: Tensor
     std: Tensor
-    attack_twin: FoldedTwin | None = None
-    training_net: CompiledNet | None = None
+    attack_twin: RefreshedForward | None = None
+    training_net: Forward | None = None
 
     def __init__(self, net: nn.Module, spec: DatasetSpec, normalize: bool = True) -> None:
         super().__init__()

@@ -1,5 +1,6 @@
-"""Fingerprints of weights, of samples and of the code that judges them: SHA-256, the same on every machine."""
+"""SHA-256 fingerprints of weights, samples and evaluation code; the same on every machine."""
 
+import ast
 import hashlib
 from functools import cache
 from pathlib import Path
@@ -11,7 +12,8 @@ from torch import Tensor, nn
 
 import lightning_paf
 
-_JUDGING_CODE = ("attacks", "functional", "evaluation", "nn")
+_EVALUATION_CODE = ("attacks", "functional", "evaluation", "nn", "speed", "utils")
+_SOURCES = (".py", ".c", ".h")
 
 
 def weights_fingerprint(model: nn.Module) -> str:
@@ -43,13 +45,33 @@ def sample_fingerprints(x: Tensor, y: Tensor) -> NDArray[np.uint8]:
 
 @cache
 def code_fingerprint() -> str:
-    """Fingerprint of the version and of every source file that has a part in a verdict."""
+    """Fingerprint of the version and of every source file that takes part in an evaluation.
+
+    Comments, docstrings and layout do not count.
+    """
     package = Path(lightning_paf.__file__).parent
     digest = hashlib.sha256(lightning_paf.__version__.encode())
-    for unit in _JUDGING_CODE:
-        for path in sorted((package / unit).rglob("*.py")):
-            digest.update(path.relative_to(package).as_posix().encode() + b"\n" + path.read_bytes())
+    for unit in _EVALUATION_CODE:
+        for path in sorted((package / unit).rglob("*.*")):
+            if path.suffix in _SOURCES:
+                digest.update(path.relative_to(package).as_posix().encode() + b"\n" + _code_of(path))
     return digest.hexdigest()
+
+
+def _code_of(path: Path) -> bytes:
+    source = path.read_bytes()
+    if path.suffix != ".py":
+        return source
+    tree = ast.parse(source)
+    for node in ast.walk(tree):
+        body = getattr(node, "body", None)
+        if isinstance(body, list):
+            node.body = [part for part in body if not _is_text(part)]  # type: ignore[attr-defined]
+    return ast.dump(tree).encode()
+
+
+def _is_text(node: ast.AST) -> bool:
+    return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
 
 
 def tensor_bytes(tensor: Tensor) -> bytes:

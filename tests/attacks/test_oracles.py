@@ -6,7 +6,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from oracles import NORMS, ORACLES, PIXELS, linear, plane
+from helpers.oracles import NORMS, ORACLES, PIXELS, linear, plane
 from scipy.optimize import linprog, minimize
 
 from lightning_paf.attacks import APGD, FAB, PGD, Attack, AutoAttack, ReferenceAutoAttack, Restarts, Square, WorstOf

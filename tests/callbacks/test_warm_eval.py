@@ -5,7 +5,7 @@ import torch
 from helpers.cli_runs import write_experiment
 from helpers.forked_ranks import Ranks
 from helpers.resume_helpers import differences, last, rows
-from test_robust_eval import EPS, EXPECTED, Module, data, trainer
+from callbacks.test_robust_eval import EPS, EXPECTED, Module, data, trainer
 
 from lightning_paf.attacks import APGD, PGD
 from lightning_paf.callbacks import WarmEval

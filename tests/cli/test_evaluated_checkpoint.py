@@ -11,11 +11,11 @@ import pytest
 import torch
 import yaml
 from helpers.cli_runs import status, write_experiment
-from lightning_paf.cli.training.evaluated_checkpoint import arrange, evaluated_checkpoint, evaluated_weights
 
 import lightning_paf
 from lightning_paf.attacks import PGD
 from lightning_paf.callbacks import RobustEval
+from lightning_paf.cli.evaluated_checkpoint import arrange, evaluated_checkpoint, evaluated_weights
 from lightning_paf.evaluation import EvaluationResult
 from lightning_paf.loading import load_run
 from lightning_paf.runs.weights_origin import WeightsOrigin
@@ -232,7 +232,7 @@ WALK = [
 
 
 def test_the_walk_knows_every_tool_that_loads_a_checkpoint():
-    tools = Path(lightning_paf.__file__).parent / "tools"
+    tools = Path(lightning_paf.__file__).parent / "commands"
     assert {path.stem for path in tools.glob("*.py") if "load_run(" in path.read_text()} == set(TOOLS)
 
 

@@ -11,8 +11,8 @@ import torch
 import yaml
 from helpers.cli_runs import status, write_experiment
 from helpers.fakes import CONFIGS, root_without_runs
-from lightning_paf.cli.training.saved_config import config_words
 
+from lightning_paf.cli.saved_config import config_words
 from lightning_paf.cli.training import train
 
 EXPERIMENTS = [path for folder in ("paper", "methods") for path in sorted((CONFIGS / folder).glob("*.yaml"))]

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import betabinom, hypergeom
 
-from lightning_paf.evaluation import exact_accuracy, sequential
+from lightning_paf.evaluation import exact_accuracy, stopping
 from lightning_paf.evaluation.stopping import (
     AnyOf,
     ConfidenceSequence,
@@ -154,7 +154,7 @@ def test_every_rule_says_why_and_stops_before_the_end(rule):
 
 
 def test_every_rule_is_tested():
-    named = {value for value in vars(sequential).values() if isinstance(value, type) and issubclass(value, StopRule)}
+    named = {value for value in vars(stopping).values() if isinstance(value, type) and issubclass(value, StopRule)}
     assert named - {StopRule} == {type(rule) for rule in rules()}
 
 
@@ -187,7 +187,7 @@ def test_decisions_come_early_and_are_rarely_wrong(truth, above):
 
 def test_the_clock_starts_at_the_first_question(monkeypatch):
     now = [1000.0]
-    monkeypatch.setattr(sequential.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(stopping.time, "monotonic", lambda: now[0])
     rule = TimeLimit(minutes=2)
     now[0] = 5000.0
     assert not rule(1, 2, 10)
@@ -201,7 +201,7 @@ def test_the_clock_starts_at_the_first_question(monkeypatch):
 
 def test_any_of_asks_every_rule_each_time_and_passes_reset_on(monkeypatch):
     now = [0.0]
-    monkeypatch.setattr(sequential.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(stopping.time, "monotonic", lambda: now[0])
     clock = TimeLimit(1)
     rule = AnyOf([HalfWidth(0.4), clock])
     assert rule(50, 100, 1000)  # the first rule is enough, but the clock runs

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from lightning_paf.nn.classifier import Classifier
 from lightning_paf.specs import DatasetSpec
 
-CONFIGS = Path(__file__).parent.parent / "configs"
+CONFIGS = Path(__file__).parents[2] / "configs"
 
 
 def spec(num_classes: int = 10, channels: int = 3) -> DatasetSpec:

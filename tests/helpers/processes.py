@@ -9,7 +9,7 @@ from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
 
-_TESTS = Path(__file__).parent
+_TESTS = Path(__file__).parents[1]
 
 
 @cache

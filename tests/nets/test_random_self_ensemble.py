@@ -7,7 +7,7 @@ import pytest
 import torch
 from helpers.cli_runs import status, write_experiment
 from helpers.fakes import TinyNet, images, spec
-from test_net_contract import SMALL
+from nets.test_net_contract import SMALL
 from torch import nn
 
 from lightning_paf.attacks import PGD

@@ -6,7 +6,7 @@ import pytest
 import torch
 from helpers.every_objective import HelpedByItself
 from helpers.fakes import images, tiny_classifier
-from test_everywhere import Trained
+from objectives.test_everywhere import Trained
 from torch import multiprocessing
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel

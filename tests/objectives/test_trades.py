@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 from helpers.fakes import images, tiny_classifier
-from test_everywhere import Trained, steps
+from objectives.test_everywhere import Trained, steps
 from torch.nn import functional as F
 
 from lightning_paf.attacks import PGD, Attack, L2Ascent

@@ -7,7 +7,7 @@ import torch
 from helpers.cli_runs import status
 from helpers.every_objective import OBJECTIVES
 from helpers.fakes import CONFIGS, TinyNet, images, spec, tiny_classifier
-from test_pixel_mask import trained
+from objectives.test_pixel_mask import trained
 from torch import nn
 
 from lightning_paf.attacks import FGSM, PGD

@@ -20,7 +20,7 @@ def test_a_worker_that_was_killed_is_replaced(tmp_path):
     whole = [*words, *DDP, "--run", str(tmp_path / "whole")]
     Ranks(2, tmp_path / "logs", run_all, [(whole, 0)], tmp_path / "saved").succeed()
 
-    tests = Path(__file__).parent
+    tests = Path(__file__).parents[1]
     environment = {key: value for key, value in os.environ.items() if not key.startswith(("PL_", "PYTEST_"))}
     environment |= {"PYTHONPATH": f"{tests}{os.pathsep}{tests.parent}", "GLOO_SOCKET_IFNAME": "lo"}
     environment |= {"OMP_NUM_THREADS": "1", "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}

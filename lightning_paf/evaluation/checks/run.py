@@ -10,29 +10,29 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from lightning_paf.evaluation import checks as symptoms
+from lightning_paf.evaluation import checks
 from lightning_paf.evaluation.checks import Finding, Patient, Symptom
 from lightning_paf.nn.modes import frozen
 from lightning_paf.specs import DatasetSpec
 from lightning_paf.types import Norm, Radius
 
 SYMPTOMS: tuple[type[Symptom], ...] = (
-    symptoms.PixelRange,
-    symptoms.TrainMode,
-    symptoms.FiniteOutputs,
-    symptoms.RandomOutputs,
-    symptoms.BatchDependence,
-    symptoms.SoftmaxOutputs,
-    symptoms.Normalisation,
-    symptoms.CleanAccuracy,
-    symptoms.ZeroGradients,
-    symptoms.FiniteDifferences,
-    symptoms.LogitScale,
-    symptoms.MoreSteps,
-    symptoms.MoreStarts,
-    symptoms.GrowingEps,
-    symptoms.BlackBox,
-    symptoms.Transfer,
+    checks.PixelRange,
+    checks.TrainMode,
+    checks.FiniteOutputs,
+    checks.RandomOutputs,
+    checks.BatchDependence,
+    checks.SoftmaxOutputs,
+    checks.Normalisation,
+    checks.CleanAccuracy,
+    checks.ZeroGradients,
+    checks.FiniteDifferences,
+    checks.LogitScale,
+    checks.MoreSteps,
+    checks.MoreStarts,
+    checks.GrowingEps,
+    checks.BlackBox,
+    checks.Transfer,
 )
 """In the order of the examination: from what makes the rest meaningless to what takes long."""
 
