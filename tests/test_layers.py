@@ -7,7 +7,7 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "lightning_paf"
 LAYERS = [
-    ["utils", "types", "specs", "schedules"],
+    ["utils", "types", "specs", "schedules", "recipes"],
     ["functional", "nn", "data"],
     ["speed", "nets", "runs", "synthesis"],
     ["attacks"],

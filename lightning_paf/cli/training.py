@@ -22,6 +22,7 @@ from lightning.pytorch.plugins import LayerSync
 
 # Importing the packages makes their classes known, so that configs may say `attack: PGD` instead of the whole path.
 import lightning_paf.nets
+from lightning_paf import recipes
 from lightning_paf.attacks import Attack, radius_text
 from lightning_paf.callbacks import (
     ActivationMonitor,
@@ -265,7 +266,7 @@ def train(args: Sequence[str], run: bool = True) -> PafCLI:
             trainer_defaults={"inference_mode": False},
             # The optimiser is an argument of the module, so that it also exists without a command line.
             auto_configure_optimizers=False,
-            args=arrange(args) if run else list(args),
+            args=arrange(recipes.resolved(args)) if run else recipes.resolved(args),
             run=run,
         )
 

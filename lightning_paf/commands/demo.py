@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lightning_paf.__main__ import main as main_command
+from lightning_paf.recipes import located
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -46,19 +47,16 @@ def main(argv: list[str]) -> int:
         argv: Options, see `--help`.
 
     Raises:
-        ValueError: The configuration is not there.
+        ValueError: There is no such configuration.
     """
     parser = argparse.ArgumentParser("lightning-paf demo", description=__doc__)
-    parser.add_argument("--config", type=Path, default=Path("configs/demo/digits.yaml"), help="the experiment")
+    parser.add_argument("--config", default="demo/digits", help="recipe or file of the experiment")
     parser.add_argument("--out", type=Path, default=Path("runs/demo"), help="run folder; numbered where it exists")
     parser.add_argument("--count", type=int, default=10_000, help="synthetic images to make")
     parser.add_argument("--seed", type=int, default=0, help="of weights, order of the images, attacks and the pool")
     parser.add_argument("--epochs", type=int, default=15, help="passes over the real images")
     options = parser.parse_args(argv)
-    if not options.config.is_file():
-        raise ValueError(
-            f"The demo needs {options.config}, which does not exist. Run it in a clone, or pass --config FILE."
-        )
+    config = located(options.config)
     folder = _free(options.out)
     pool = folder / "pool.npz"
     synthesize = ["--dataset", "digits", "--val_size", "200", "--count", str(options.count)]
@@ -66,7 +64,7 @@ def main(argv: list[str]) -> int:
     common = ["--data.synthetic", str(pool), "--seed_everything", str(options.seed), "--data.seed", str(options.seed)]
     common += ["--trainer.max_epochs", str(options.epochs)]
     runs = [folder / file for file in ACTIVATIONS.values()]
-    trained = [_train(run.name, options.config, run, common) for run in runs]
+    trained = [_train(run.name, config, run, common) for run in runs]
     judged = _judge(runs)
     arms = [_arm(*of_one) for of_one in zip(ACTIVATIONS, runs, trained, judged, strict=True)]
     _show(arms, folder)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lightning_paf.experiments import find_study, study_names
+from lightning_paf.recipes import located
 
 if TYPE_CHECKING:
     from lightning_paf.experiments.experiment import Study
@@ -45,10 +46,7 @@ def main(argv: list[str]) -> int:
         return 0
     if options.method is None:
         raise ValueError(f"A study needs its method, one of {', '.join(study_names())}. Or pass --list or --table.")
-    if not options.config.is_file():
-        raise ValueError(
-            f"Studies need {options.config}, which is not there. Run it in a clone, or pass --config FILE."
-        )
+    options.config = located(options.config)
     study, folder = find_study(options.method), _folder(options)
     seeds, examples, last = BUDGETS[options.budget]
     seeds = seeds if options.seeds is None else options.seeds
@@ -80,7 +78,7 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, help="trainings of each arm; default: that of the budget")
     parser.add_argument("--examples", type=int, help="test images to judge; default: that of the budget")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="arms trained at the same time")
-    parser.add_argument("--config", type=Path, default=Path("configs/studies/digits.yaml"), help="common experiment")
+    parser.add_argument("--config", default="studies/digits", help="recipe or file of the common experiment")
     parser.add_argument("--out", type=Path, default=Path("runs/reproduce"), help="what is there is not done again")
     parser.add_argument(
         "--json", type=Path, metavar="FILE", help="write the outcome to this file and a PNG beside it, too"

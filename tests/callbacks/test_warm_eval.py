@@ -2,10 +2,10 @@ import json
 
 import pytest
 import torch
+from callbacks.test_robust_eval import EPS, EXPECTED, Module, data, trainer
 from helpers.cli_runs import write_experiment
 from helpers.forked_ranks import Ranks
 from helpers.resume_helpers import differences, last, rows
-from callbacks.test_robust_eval import EPS, EXPECTED, Module, data, trainer
 
 from lightning_paf.attacks import APGD, PGD
 from lightning_paf.callbacks import WarmEval

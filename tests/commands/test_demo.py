@@ -39,10 +39,10 @@ def test_the_demo_ends_with_a_table(tmp_path, capfd):
         assert result.attack["attacks"] == ["apgd-ce", "apgd-t", "fab-t", "square"]
 
 
-def test_the_demo_outside_a_clone_says_where_to_go(tmp_path, monkeypatch, capsys):
+def test_a_demo_of_nothing_names_the_recipes(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    assert main(["demo"]) == 1
-    assert "Run it in a clone" in capsys.readouterr().err
+    assert main(["demo", "--config", "demo/digit"]) == 1
+    assert "Did you mean demo/digits?" in capsys.readouterr().err
 
 
 def test_an_existing_demo_is_left_alone(tmp_path):
