@@ -301,8 +301,7 @@ def test_one_rank_and_two_judge_eleven_samples_alike(runs, attack):
     assert 0 < together.robust.value < together.clean.value < 1
     if together.name == "pgd":  # AutoAttack draws its starts for each batch
         assert together.verdicts.tolist() == alone.verdicts.tolist()
-    metrics = (runs / "together" / "test" / "metrics.csv").read_text().splitlines()
-    logged = dict(zip(*(line.split(",") for line in metrics), strict=True))
+    (logged,) = rows(runs / "together" / "test")
     assert float(logged[f"test/acc_{together.name}"]) == pytest.approx(together.robust.value)
     assert float(logged["test/acc"]) == pytest.approx(together.clean.value)
 

@@ -165,10 +165,9 @@ def _resolve(word: str, run: Path | None) -> Path:
     if run is None:
         raise _no_run(word)
     files = sorted(path for path in run.rglob("*.ckpt") if not _in_a_run_below(path, run))
-    newest = newest_checkpoint({path.parent for path in files})
-    if newest is None and len(files) == 1:
-        newest = files[0]  # weights alone, as of an import
-        check_checkpoint(str(newest))
+    if len(files) == 1:  # perhaps weights alone, as of an import
+        check_checkpoint(str(files[0]))
+    newest = files[0] if len(files) == 1 else newest_checkpoint({path.parent for path in files})
     found = newest if newest is None or word in NEWEST else _best(newest, files)
     if found is None:
         wanted = (

@@ -112,8 +112,8 @@ def multiclass(classes, norm, n=24):
 class QuickReference(ReferenceAutoAttack):
     """The complete ensemble, with fewer queries for Square."""
 
-    def _adversary(self, model, x):
-        adversary, run = super()._adversary(model, x)
+    def _adversary(self, model, x, y):
+        adversary, run = super()._adversary(model, x, y)
         adversary.square.n_queries = 50
         return adversary, run
 

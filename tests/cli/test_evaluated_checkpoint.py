@@ -49,7 +49,7 @@ def results(run: Path) -> dict[str, dict]:
     return {path.name: json.loads(path.read_text()) for path in (run / "test").glob("*.json")}
 
 
-def tested(run: Path) -> list[tuple[str, int | None]]:
+def evaluate(run: Path) -> list[tuple[str, int | None]]:
     """Checkpoint and step of every result of a run."""
     return [(content["checkpoint"]["file"], content["checkpoint"]["global_step"]) for content in results(run).values()]
 
@@ -89,7 +89,7 @@ def test_the_typed_checkpoint_is_evaluated_whatever_the_order(words, old, run, t
     for name, place in places.items():
         words = re.sub(rf"\b{name}\b", str(place), words)
     assert status("test", *words.split()) == 0
-    assert tested(run) == [("last.ckpt", 8)]
+    assert evaluate(run) == [("last.ckpt", 8)]
 
 
 @pytest.mark.parametrize("command", ["validate", "predict"])
@@ -104,7 +104,7 @@ def test_other_commands_evaluate_the_typed_checkpoint_too(command, run):
 def test_a_typed_run_wins_over_a_configuration_that_follows(run, tmp_path):
     words = ["--run", tmp_path / "mine", "--ckpt_path", run / "checkpoints" / "last.ckpt", "-c", run / "config.yaml"]
     assert status("test", *words) == 0
-    assert tested(tmp_path / "mine") == [("last.ckpt", 8)]
+    assert evaluate(tmp_path / "mine") == [("last.ckpt", 8)]
     assert not results(run)
 
 
@@ -117,7 +117,7 @@ def test_a_typed_option_wins_over_a_configuration_that_follows(tiny):
 
 def test_best_is_the_one_that_was_recorded_in_a_run_that_was_moved(trained, run):
     assert status("test", "-c", run / "config.yaml", "--ckpt_path", "best") == 0
-    assert tested(run) == [("best.ckpt", 4)]
+    assert evaluate(run) == [("best.ckpt", 4)]
     assert not results(trained)
 
 
@@ -147,14 +147,14 @@ def test_words_look_into_folders_of_the_run_and_not_into_runs_below(run, tmp_pat
     torch.save({**content, "global_step": 1000}, below / "checkpoints" / "best.ckpt")
     assert evaluated_checkpoint("test", "last", run, False) == str(inside / "acc=0.5.ckpt")
     assert status("test", "--ckpt_path", inside / "acc=0.5.ckpt") == 0
-    assert tested(run) == [("acc=0.5.ckpt", 8)]
+    assert evaluate(run) == [("acc=0.5.ckpt", 8)]
 
 
 def test_the_newest_checkpoint_may_hold_weights_alone(run):
     for path in (run / "checkpoints").glob("*.ckpt"):
         path.unlink() if path.stem == "best" else keep_weights(path)
     assert status("test", "--ckpt_path", "last", "--run", run) == 0
-    assert tested(run) == [("last.ckpt", 8)]
+    assert evaluate(run) == [("last.ckpt", 8)]
 
 
 def keep_weights(path: Path) -> None:
@@ -226,7 +226,7 @@ WALK = [
         if "--ckpt" in words and name != "report"
     ),
     ("certify EMPTY --sigma 0.5", "there is no file EMPTY"),
-    ("report EMPTY", "There is no evaluation in EMPTY"),
+    ("report EMPTY", "There is no result in EMPTY"),
     ("compare EMPTY EMPTY", "EMPTY holds no result"),
 ]
 
@@ -359,7 +359,7 @@ def test_the_same_evaluation_again_has_the_same_names(run, caplog):
     for _ in range(2):
         for word in ("last", "best"):
             assert status("test", "--run", run, "--ckpt_path", word) == 0
-    assert sorted(tested(run)) == [("best.ckpt", 4), ("last.ckpt", 8)]
+    assert sorted(evaluate(run)) == [("best.ckpt", 4), ("last.ckpt", 8)]
     rows = list(csv.DictReader((run / "test" / "metrics.csv").open()))
     assert [row["checkpoint"] for row in rows] == ["last.ckpt (step 8, epoch 1)", "best.ckpt (step 4, epoch 0)"] * 2
 

@@ -218,7 +218,7 @@ def test_a_second_training_is_refused_and_changes_nothing(base, training, tmp_pa
     assert content() == before
     assert status(*base, "--run", run, "--trainer.fast_dev_run", "true") == 0
     assert content() == before
-    assert status("test", "--ckpt_path", checkpoint) == 0
+    assert status("test", "--ckpt_path", checkpoint, "--trust-config") == 0  # it names a callback of the tests
     assert training.goes_on() == 0, training.log.read_text()
     assert not (run / FILE).exists()
 

@@ -47,7 +47,8 @@ def test_a_run_folder(inside, tmp_path, capsys, read_only):
     (tmp_path / "there" / "run").mkdir(parents=True)
     read_only(tmp_path / "there")
     for command in ("fit", "validate", "test"):
-        assert status(command, *words, "--run", tmp_path / "there" / inside) == 1
+        untrained = [] if command == "fit" else ["--untrained"]
+        assert status(command, *words, "--run", tmp_path / "there" / inside, *untrained) == 1
         said = capsys.readouterr().err
         assert "error: What a command finds out is written to its run folder, but" in said
         assert "is read-only or no folder. Pass --run with a folder that can be written" in said
