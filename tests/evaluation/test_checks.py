@@ -272,3 +272,44 @@ def test_a_measured_gradient_is_that_of_a_linear_model():
 def only(monkeypatch, *names: str) -> None:
     """Run some checks alone."""
     monkeypatch.setattr(doctor, "SYMPTOMS", tuple(symptom for symptom in SYMPTOMS if symptom.name in names))
+
+
+class Ties(nn.Module):
+    """A linear layer after features with a kink wherever neighbouring pixels are equal."""
+
+    def __init__(self, kind: str, single: bool) -> None:
+        super().__init__()
+        conv = nn.Conv2d(1, 8, 3, padding=1, bias=False)
+        if kind == "edges":
+            conv.weight.data -= conv.weight.data.mean((1, 2, 3), keepdim=True)
+        self.features = {
+            "max-pooling": nn.Sequential(conv, nn.BatchNorm2d(8), nn.ReLU(), nn.MaxPool2d(2)),
+            "edges": nn.Sequential(conv, nn.ReLU(), nn.AvgPool2d(2)),
+            "median": nn.Sequential(nn.Unfold(3, padding=1), Median(), conv, nn.AvgPool2d(2)),
+        }[kind]
+        self.fc = nn.Linear(128, 10)
+        self.single = single
+
+    def forward(self, x):
+        return self.fc(self.features(x.float() if self.single else x).flatten(1))
+
+
+class Median(nn.Module):
+    """Median of each patch (N, 9, 64) as an image."""
+
+    def forward(self, patches):
+        return patches.median(dim=1).values.view(-1, 1, 8, 8)
+
+
+@pytest.mark.parametrize("single", [False, True], ids=["double", "single"])
+@pytest.mark.parametrize("kind", ["max-pooling", "edges", "median"])
+def test_ties_in_flat_regions_do_not_fail_finite_differences(kind, single, monkeypatch):
+    only(monkeypatch, "finite-differences")
+    x = torch.zeros(50, 1, 8, 8)
+    x[:, :, 2:6, 2:6] = torch.rand(50, 1, 1, 1)
+    model = Ties(kind, single).eval()
+    y = model(x).argmax(1)
+    (finding,) = examine(model, x, y, eps=EPS)
+    assert finding.healthy, finding.evidence
+    (finding,) = examine(Fake(model, before=eight_levels_straight_through), x, y, eps=EPS)
+    assert not finding.healthy, finding.evidence

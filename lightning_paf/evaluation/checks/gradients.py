@@ -15,6 +15,13 @@ _MOST_STILL_PIXELS = 0.5
 """A masked gradient leaves most pixels without a slope; dead units and crops leave some."""
 
 
+_JITTER = 0.1
+"""Uniform noise in the images on which derivatives are compared, as a fraction of the pixel range."""
+
+_POINTS = 8
+"""Gradients whose mean is compared with a central difference, so that kinks within a long step count in both."""
+
+
 class ZeroGradients(Symptom):
     """Gradients with respect to the image must exist and be numbers, for cross-entropy and for the margin."""
 
@@ -105,12 +112,15 @@ class _Ruler:
 
     def disagreements(self, patient: Patient, x: Tensor, y: Tensor) -> Tensor:
         """Which samples (N,) have two different derivatives."""
-        # Off the border of the pixel range: a clamp inside the model has a kink there, and digits are half black.
-        x = x.to(self.dtype).clamp(2 * self.step, 1 - 2 * self.step)
+        # Off the border of the pixel range, where a clamp in the model has a kink, and off ties in flat regions, where
+        # max-pooling and ReLU have one.
+        x = 2 * self.step + (1 - 4 * self.step) * x.to(self.dtype).lerp(torch.rand_like(x, dtype=self.dtype), _JITTER)
         direction = torch.randn_like(x)
         direction /= direction.flatten(1).norm(dim=1).view(-1, 1, 1, 1)
-        patient.seeded()
-        gradient = patient.gradients(margin, self.model, x, y)
+        gradient = torch.zeros_like(x)
+        for fraction in torch.linspace(-1, 1, 2 * _POINTS + 1).tolist()[1::2]:
+            patient.seeded()
+            gradient += patient.gradients(margin, self.model, x + fraction * self.step * direction, y) / _POINTS
         ahead, behind = (self._margins(patient, x + sign * self.step * direction, y) for sign in (1, -1))
         measured, computed = (ahead - behind) / (2 * self.step), (gradient * direction).flatten(1).sum(dim=1)
         usual = gradient.flatten(1).norm(dim=1) / direction[0].numel() ** 0.5  # of a derivative in a random direction
