@@ -6,59 +6,74 @@ import pytest
 import torch
 from helpers.cli_runs import status, write_experiment
 
-from lightning_paf.evaluation.checks.run import SYMPTOMS
+from lightning_paf.evaluation.checks import CHECKS
+
+NAMES = [check.__name__.replace("_", "-") for check in CHECKS]
 
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("doctor")
+    folder = tmp_path_factory.mktemp("sanity")
     experiment = write_experiment(folder)
-    # Three brightnesses: a model of them is learned in a few epochs, at a rate of 0.1 not without a limit on gradients.
+    # Three brightnesses: a model of them is learned in a few epochs, at a rate of 0.1 only with a limit on gradients.
     options = ("--trainer.max_epochs", "12", "--trainer.gradient_clip_val", "1")
     assert status("fit", "-c", experiment, "--run", folder / "run", *options) == 0
     return folder / "run" / "checkpoints" / "last.ckpt"
 
 
-def test_a_healthy_run_gets_a_clean_bill(checkpoint, tmp_path, capsys):
-    assert status("doctor", "--ckpt", checkpoint, "--json", tmp_path / "doctor.json") == 0
-    printed = capsys.readouterr().out
-    found = json.loads((tmp_path / "doctor.json").read_text())
-    assert "Clean bill" in printed
-    assert found["healthy"]
-    assert (found["eps"], found["norm"], found["examples"]) == ("8/255", "linf", 22)
-    assert [finding["check"] for finding in found["findings"]] == [symptom.name for symptom in SYMPTOMS]
-    assert found["not_examined"] == []
-    assert all(symptom.name in printed for symptom in SYMPTOMS)
+@pytest.fixture
+def check(checkpoint, tmp_path, capsys, monkeypatch):
+    """A function that checks a checkpoint; exit status, what was printed, and the JSON file."""
+    monkeypatch.setenv("COLUMNS", "80")
+
+    def run(*words, ckpt=checkpoint):
+        code = status("sanity-check", "--ckpt", ckpt, "--json", tmp_path / "checks.json", *words)
+        return code, capsys.readouterr().out, json.loads((tmp_path / "checks.json").read_text())
+
+    return run
 
 
-def test_an_ill_run_exits_with_the_evidence(checkpoint, tmp_path, capsys):
-    broken = torch.load(checkpoint, weights_only=True)
-    head = next(key for key in broken["state_dict"] if key.endswith("fc.weight"))
-    broken["state_dict"][head] *= 0
-    path = checkpoint.with_name("broken.ckpt")
-    torch.save(broken, path)
-    words = ["--eps", "0.5", "--norm", "l2", "--examples", "20", "--json", tmp_path / "doctor.json"]
-    assert status("doctor", "--ckpt", path, *words) == 1
-    printed = capsys.readouterr().out
-    found = json.loads((tmp_path / "doctor.json").read_text())
+def test_all_checks_pass_on_a_sound_run_and_use_the_surrogate(check, checkpoint):
+    code, printed, content = check("--surrogate", checkpoint)
+    assert code == 0
+    assert "All checks passed" in printed
+    assert (content["passed"], content["eps"], content["norm"], content["examples"]) == (True, "8/255", "linf", 22)
+    assert [result["name"] for result in content["checks"]] == NAMES
+    assert not any(result["skipped"] for result in content["checks"])
+    assert "the surrogate" in content["checks"][-1]["measured"]
+    assert max(map(len, printed.splitlines())) <= 80
+    words = {word for result in content["checks"] for word in (result["name"], *result["measured"].split())}
+    assert words <= set(printed.replace("│", " ").split())
+
+
+def test_a_failed_check_exits_with_its_hint(check, checkpoint):
+    weights = torch.load(checkpoint, weights_only=True)
+    weights["state_dict"][next(key for key in weights["state_dict"] if key.endswith("fc.weight"))] *= 0
+    torch.save(weights, checkpoint.with_name("zero.ckpt"))
+    words = ("--eps", "0.5", "--norm", "l2", "--examples", "20")
+    code, printed, content = check(*words, ckpt=checkpoint.with_name("zero.ckpt"))
+    assert code == 1
     assert "Check the checkpoint" in printed
-    assert "Not examined" in printed
-    assert (found["healthy"], found["eps"], found["norm"], found["examples"]) == (False, "0.5", "l2", 20)
-    assert found["findings"][-1]["check"] == "clean-accuracy"
-    assert "black-box" in found["not_examined"]
+    assert "1 of 8 checks failed" in printed
+    assert (content["passed"], content["eps"], content["norm"], content["examples"]) == (False, "0.5", "l2", 20)
+    assert [r["name"] for r in content["checks"] if r["passed"] is False] == ["clean-accuracy"]
+    assert {r["skipped"] for r in content["checks"][8:]} == {"clean-accuracy failed"}
+    assert printed.count("skipped") == 8
 
 
-def test_a_surrogate_is_used(checkpoint, tmp_path):
-    assert status("doctor", "--ckpt", checkpoint, "--surrogate", checkpoint, "--json", tmp_path / "doctor.json") == 0
-    last = json.loads((tmp_path / "doctor.json").read_text())["findings"][-1]
-    assert last["check"] == "transfer"
-    assert "the surrogate" in last["evidence"]
+@pytest.mark.parametrize(
+    ("words", "code", "message"),
+    [
+        (("--eps", "8/0"), 2, "8/255 or 0.5"),
+        (("--examples", "5"), 1, "--examples N"),
+        (("--json", "missing/checks.json"), 1, "--json must be in an existing folder"),
+    ],
+)
+def test_wrong_options_are_refused(words, code, message, checkpoint, capsys):
+    assert status("sanity-check", "--ckpt", checkpoint, *words) == code
+    assert message in capsys.readouterr().err
 
 
-def test_wrong_options_are_refused(checkpoint, capsys):
-    assert status("doctor", "--ckpt", checkpoint, "--eps", "8/0") == 2
-    assert "8/255 or 0.5" in capsys.readouterr().err
-    assert status("doctor", "--ckpt", checkpoint, "--examples", "5") == 1
-    assert "--examples N" in capsys.readouterr().err
-    assert status("doctor", "--ckpt", checkpoint, "--json", checkpoint.parent / "missing" / "doctor.json") == 1
-    assert "--json" in capsys.readouterr().err
+def test_the_old_name_answers_with_the_new_one(capsys):
+    assert status("doctor", "--ckpt", "last.ckpt") == 2
+    assert "sanity-check" in capsys.readouterr().err

@@ -24,6 +24,7 @@ from torch.nn.functional import dropout
 
 from lightning_paf.attacks import PGD
 from lightning_paf.evaluation.checks import CHECKS, Context, gradients, run_checks, smallest_visible_gain
+from lightning_paf.evaluation.checks import context as checks_context
 from lightning_paf.evaluation.checks.behaviour import (
     batch_dependence,
     clean_accuracy,
@@ -63,6 +64,13 @@ def context(data, robust):
     return lambda model=robust, x=data[2], y=data[3], eps=EPS, **more: Context(model, x, y, eps, **more)
 
 
+@pytest.fixture
+def short_attacks(monkeypatch):
+    monkeypatch.setattr(gradients, "_QUERIES", 100)  # on 64 pixels as good as 500, and faster
+    monkeypatch.setattr(gradients, "_GROWTH_STEPS", 10)
+    monkeypatch.setattr(checks_context, "MANY_STEPS", 50)
+
+
 def failed(results):
     return {result.name for result in results if result.passed is False}
 
@@ -76,11 +84,11 @@ def test_an_adversarially_trained_model_passes(context):
     assert all(result.passed and result.hint.endswith(".") for result in results), results
 
 
-def test_a_model_that_is_not_robust_passes(data, context):
+def test_a_model_that_is_not_robust_passes(data, context, short_attacks):
     assert not failed(run_checks(context(trained(*data[:2], epochs=4), spec=SPEC)))
 
 
-def test_l2_and_batch_norm_and_a_surrogate_pass(context, robust, batch_norm):
+def test_l2_and_batch_norm_and_a_surrogate_pass(context, robust, batch_norm, short_attacks):
     results = run_checks(context(batch_norm, eps=0.6, norm="l2", surrogate=robust, spec=SPEC))
     assert not failed(results), results
     assert "surrogate" in results[-1].measured
@@ -116,8 +124,7 @@ FAKES = {
 
 
 @pytest.mark.parametrize(("fault", "named", "allowed"), FAKES.values(), ids=FAKES)
-def test_a_planted_fault_fails_its_checks(fault, named, allowed, context, robust, monkeypatch):
-    monkeypatch.setattr(gradients, "_QUERIES", 150)  # on 64 pixels as good as 500, and faster
+def test_a_planted_fault_fails_its_checks(fault, named, allowed, context, robust, short_attacks):
     results = run_checks(context(Fake(robust, **fault).eval(), spec=SPEC))
     assert named <= failed(results) <= named | allowed, results
 
