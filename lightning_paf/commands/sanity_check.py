@@ -104,7 +104,7 @@ def _print(content: dict[str, Any]) -> None:
     console.print(table)
     failed = [check for check in checks if check["passed"] is False]
     for check in failed:
-        console.print(Text.assemble("\n", (check["name"], "bold"), f": {check['measured']}.\n{check['hint']}"))
+        console.print(Text.assemble("\n", (check["name"], "bold"), f": {check['hint']}"))
     summary = "All checks passed: no sign of masked gradients or of a mistake."
     if failed:
         run = sum(check["passed"] is not None for check in checks)

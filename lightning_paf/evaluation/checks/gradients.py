@@ -203,7 +203,7 @@ def _gain(
 ) -> CheckResult:
     """Compare the robust samples (n,) before and after a second attack."""
     before, after = robust
-    measured = f"{attacks[0]} leaves {percent(before)}, {attacks[1]} {percent(after)}"
+    measured = f"{attacks[0]} leaves {percent(before)} robust, {attacks[1]} {percent(after)}"
     values = {"before": fraction(before), "after": fraction(after), **values}
     return CheckResult(name, not is_large_gain(before, after), measured, hint, values)
 
