@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from lightning_paf.attacks.base import Attack, raw_gradient
 from lightning_paf.attacks.pgd import PGD
 from lightning_paf.evaluation.statistics import exact_accuracy, paired_difference
-from lightning_paf.functional.losses import margin
-from lightning_paf.functional.predictions import misclassified
+from lightning_paf.functional.losses import hard_labels, margin
+from lightning_paf.functional.predictions import check_labels, misclassified
 from lightning_paf.nn.equivalence import generators_kept
 from lightning_paf.nn.modes import buffers_kept, frozen
 from lightning_paf.specs import DatasetSpec
@@ -63,7 +63,7 @@ class Context:
     Attributes:
         model: Images (N, C, H, W) in [0, 1] to logits (N, num_classes), in the mode in which it is evaluated.
         x: Images (n, C, H, W), at least 20; 100 are usual.
-        y: Labels (n,), int64.
+        y: Labels (n,) int64, or distributions over the classes (n, num_classes).
         eps: Radius of the threat model.
         norm: `linf` or `l2`.
         seed: Seed of all random numbers.
@@ -88,25 +88,18 @@ class Context:
     def __post_init__(self) -> None:
         if self.norm not in ("linf", "l2"):
             raise ValueError(f"norm must be linf or l2, got {self.norm!r}. Pass --norm linf or --norm l2.")
-        if self.x.dim() != 4 or self.y.shape != self.x.shape[:1] or self.y.is_floating_point():
+        if self.x.dim() != 4 or len(self.x) < MIN_SAMPLES:
             raise ValueError(
-                f"Images must be (n, C, H, W) and labels (n,), got {tuple(self.x.shape)} and {tuple(self.y.shape)} "
-                f"{self.y.dtype}. Pass a batch of images with integer labels."
-            )
-        if len(self.x) < MIN_SAMPLES:
-            raise ValueError(
-                f"examples must be at least {MIN_SAMPLES}, got {len(self.x)}: fewer show only chance. "
-                f"Pass --examples N with N >= {MIN_SAMPLES}."
+                f"x must be at least {MIN_SAMPLES} images (n, C, H, W), got shape {tuple(self.x.shape)}: fewer show "
+                f"only chance. Pass --examples N with N >= {MIN_SAMPLES}."
             )
         self.x = self.x if self.x.is_floating_point() else self.x.float()
         with torch.enable_grad(), self.isolated("probe"), frozen(self.model):
             logits = self.model(self.x[:1].detach().clone().requires_grad_())
-        classes = logits.shape[1] if logits.dim() == 2 else 0
-        if classes < 2 or not 0 <= int(self.y.min()) <= int(self.y.max()) < classes:
-            raise ValueError(
-                f"Outputs must be logits (N, num_classes) with num_classes > every label, got {tuple(logits.shape)} "
-                f"for labels up to {int(self.y.max())}. Pass the model and the labels of the same dataset."
-            )
+        if logits.dim() != 2 or logits.shape[1] < 2:
+            raise ValueError(f"Outputs must be logits (N, num_classes), got {tuple(logits.shape)}. Pass a classifier.")
+        check_labels(self.y, len(self.x), logits.shape[1])
+        self.y = hard_labels(self.y)
         if not logits.requires_grad:
             self.model = _Connected(self.model)
 
