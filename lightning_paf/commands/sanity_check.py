@@ -5,10 +5,7 @@ import json
 from dataclasses import asdict
 from fractions import Fraction
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from lightning_paf.types import Radius
+from typing import Any
 
 
 def main(argv: list[str]) -> int:
@@ -80,7 +77,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _radius(text: str) -> "Radius":
+def _radius(text: str) -> Fraction | float:
     try:
         return Fraction(text) if "/" in text else float(text)
     except (ValueError, ZeroDivisionError):
@@ -90,14 +87,12 @@ def _radius(text: str) -> "Radius":
 def _print(content: dict[str, Any]) -> None:
     """Print a table of the results, the hints of the failed checks, and a summary."""
     from rich.console import Console
-    from rich.table import Table
+    from rich.table import Column, Table
     from rich.text import Text
 
     console, checks = Console(highlight=False), content["checks"]
-    table = Table(title=f"{content['norm']} eps {content['eps']}, {content['examples']} test images")
-    for column in ("check", "passed"):
-        table.add_column(column, no_wrap=True)
-    table.add_column("measured")
+    title = f"{content['norm']} eps {content['eps']}, {content['examples']} test images"
+    table = Table(Column("check", no_wrap=True), Column("passed", no_wrap=True), "measured", title=title)
     marks = {True: Text("yes"), False: Text("NO", "bold red"), None: Text("skipped", "dim")}
     for check in checks:
         table.add_row(check["name"], marks[check["passed"]], Text(check["skipped"] or check["measured"]))

@@ -65,7 +65,7 @@ def test_a_failed_check_exits_with_its_hint(check, checkpoint):
     ("words", "code", "message"),
     [
         (("--eps", "8/0"), 2, "8/255 or 0.5"),
-        (("--examples", "5"), 1, "--examples N"),
+        (("--examples", "5"), 1, "--examples 100"),
         (("--json", "missing/checks.json"), 1, "--json must be in an existing folder"),
     ],
 )

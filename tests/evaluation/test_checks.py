@@ -219,7 +219,7 @@ def test_results_of_the_fast_checks_do_not_depend_on_the_batch_size():
     ("changed", "message"),
     [
         ({"norm": "l1"}, "--norm linf"),
-        ({"x": images(8)[0], "y": images(8)[1]}, "--examples N"),
+        ({"x": images(8)[0], "y": images(8)[1]}, "--examples 100"),
         ({"y": images(30)[1][:29]}, "y must be class labels"),
         ({"y": images(30)[1] + 10}, "labels from 10"),
     ],

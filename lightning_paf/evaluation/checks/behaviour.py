@@ -23,10 +23,7 @@ def pixel_range(context: Context) -> CheckResult:
     low, high = (limit.item() for limit in context.x.nan_to_num().aminmax())
     passed = finite and low >= -_PIXEL_TOLERANCE and _GREY_LEVEL + _PIXEL_TOLERANCE < high <= 1 + _PIXEL_TOLERANCE
     measured = f"pixels lie in [{low:.4g}, {high:.4g}]" + ("" if finite else ", some are NaN or infinite")
-    hint = (
-        "Eps and the pixel range of every attack are in units of [0, 1]. Divide grey levels by 255, once, and move "
-        "normalisation into the model (`Classifier` does it in the first line of `forward`)."
-    )
+    hint = "Eps is in units of [0, 1]. Divide grey levels by 255, once; normalise in the model, as `Classifier` does."
     return CheckResult("pixel-range", passed, measured, hint, {"low": low, "high": high, "finite": finite})
 
 
@@ -44,10 +41,7 @@ def train_mode(context: Context) -> CheckResult:
         names = ", ".join(training[:3]) + (f" and {len(training) - 3} more" if len(training) > 3 else "")
         measured = f"in train mode: {names}; it changes the logits by {change:.2g} of their spread"
         measured += f" and {percent(flipped)} of the predictions"
-    hint = (
-        "Dropout and batch statistics make results random and dependent on the batch, and BatchNorm keeps learning. "
-        "Call model.eval() before evaluating, also for submodules that a wrapper hides."
-    )
+    hint = "Results are random or depend on the batch. Call model.eval(), also for submodules that a wrapper hides."
     values = {"modules": training, "change": change, "predictions_changed": flipped}
     return CheckResult("train-mode", not training or change <= _VISIBLE, measured, hint, values)
 
@@ -60,10 +54,7 @@ def finite_outputs(context: Context) -> CheckResult:
     measured = f"{percent(clean)} of the samples have a NaN or infinite logit"
     if attacked.any():
         measured += f", {percent(attacked)} after PGD-{attack.steps}"
-    hint = (
-        "NaN and infinite logits count as errors, and no gradient passes them. Evaluate in single precision, and look "
-        "for a division by zero or an overflow on these images."
-    )
+    hint = "Such logits count as errors. Evaluate in single precision; look for divisions by zero and overflows."
     values = {"fraction": fraction(clean), "fraction_attacked": fraction(attacked)}
     return CheckResult("finite-outputs", not (clean | attacked).any(), measured, hint, values)
 
@@ -77,13 +68,11 @@ def random_outputs(context: Context) -> CheckResult:
     if flipped:
         measured += f", and up to {percent(flipped)} of the predictions"
     hint = (
-        "A random model changes between the steps of an attack, so that a failed attack proves nothing. Switch the "
-        "randomness off for evaluation. If it is the defence, attack the expectation over many draws "
-        "(`ReferenceAutoAttack` with version=rand), and report the mean of several runs."
+        "A failed attack on a random model proves nothing. Switch randomness off, or, if it is the defence, attack the "
+        "mean over many draws (`ReferenceAutoAttack` with version=rand), and report the mean of several runs."
     )
-    return CheckResult(
-        "random-outputs", change <= _VISIBLE, measured, hint, {"change": change, "predictions_changed": flipped}
-    )
+    values = {"change": change, "predictions_changed": flipped}
+    return CheckResult("random-outputs", change <= _VISIBLE, measured, hint, values)
 
 
 def batch_dependence(context: Context) -> CheckResult:
@@ -96,10 +85,7 @@ def batch_dependence(context: Context) -> CheckResult:
     with context.isolated("batch"):
         change = _change(context.logits(others)[::2], expected)
     measured = f"other images in the batch change the logits by {change:.2g} of their spread"
-    hint = (
-        "The result for an image then depends on the other images, which the attack perturbs at the same time. Use "
-        "running statistics in evaluation (BatchNorm with track_running_stats=True), or a norm over one image."
-    )
+    hint = "An attack changes all images at once. Use running statistics in BatchNorm, or a norm over one image."
     return CheckResult("batch-dependence", change <= _VISIBLE, measured, hint, {"change": change})
 
 
@@ -108,10 +94,7 @@ def softmax_outputs(context: Context) -> CheckResult:
     sums = context.clean_logits.sum(dim=1)
     low, off = context.clean_logits.min().item(), (sums - 1).abs().max().item()
     measured = f"smallest output {low:.3g}, row sums from {sums.min():.3g} to {sums.max():.3g}"
-    hint = (
-        "A second softmax in the loss removes the gradient of confident samples, and DLR is undefined. Return logits: "
-        "remove the final softmax from the model."
-    )
+    hint = "A second softmax, in the loss, flattens gradients of confident samples. Remove that of the model."
     values = {"smallest": low, "largest_distance_from_one": off}
     return CheckResult("softmax-outputs", low < 0 or off >= 1e-3, measured, hint, values)
 
@@ -129,9 +112,8 @@ def normalisation(context: Context) -> CheckResult:
     best = max(correct, key=lambda name: int(correct[name].sum()))
     measured = f"clean accuracy {percent(context.correct)}, {percent(correct[best])} with {best}"
     hint = (
-        "A model that was trained on normalised images loses clean accuracy on others, and an attack on them evaluates "
-        "another model. Put the normalisation into the model (`--model.normalize true`, or mean and std of the "
-        "network); attacks then still work in [0, 1]."
+        "The model was trained on normalised images. Put the normalisation into it (`--model.normalize true`, or mean "
+        "and std of the network); attacks then still work in [0, 1]."
     )
     values = {"raw": fraction(context.correct)} | {name: fraction(flags) for name, flags in correct.items()}
     return CheckResult("normalisation", not is_large_gain(correct[best], context.correct), measured, hint, values)
@@ -144,10 +126,7 @@ def clean_accuracy(context: Context) -> CheckResult:
     counts = (torch.bincount(labels, minlength=classes) for labels in (guesses[guesses != NO_PREDICTION], context.y))
     chance = float(torch.stack([count / len(context.y) for count in counts]).prod(dim=0).sum())
     measured = f"clean accuracy {accuracy}, chance {percent(chance)}"
-    hint = (
-        "The robustness of a model at chance level is meaningless. Check the checkpoint, the order of the classes, the "
-        "labels and the preprocessing (see the other checks)."
-    )
+    hint = "Robustness at chance level is meaningless. Check the checkpoint, class order, labels and preprocessing."
     values = {"accuracy": accuracy.value, "low": accuracy.low, "chance": chance}
     return CheckResult("clean-accuracy", accuracy.low > chance, measured, hint, values)
 

@@ -22,7 +22,6 @@ from lightning_paf.nn.modes import buffers_kept, frozen
 from lightning_paf.specs import DatasetSpec
 from lightning_paf.types import Norm, PerExampleLoss, Radius
 
-MIN_SAMPLES = 20
 STEPS, MANY_STEPS, RESTARTS = 10, 100, 4
 
 LARGEST_GAIN = 0.05
@@ -31,8 +30,7 @@ LARGEST_GAIN = 0.05
 Between PGD on cross-entropy and AutoAttack, well-trained networks lose up to about 5 points (Croce & Hein 2020,
 tables 2 and 3); masked gradients cost tens of points."""
 
-LARGEST_FRACTION = 0.01
-"""Samples that may fail by chance where a sound model has no failures."""
+LARGEST_FRACTION = 0.01  # of the samples may fail by chance where a sound model has no failures
 
 
 @dataclass(frozen=True)
@@ -88,11 +86,9 @@ class Context:
     def __post_init__(self) -> None:
         if self.norm not in ("linf", "l2"):
             raise ValueError(f"norm must be linf or l2, got {self.norm!r}. Pass --norm linf or --norm l2.")
-        if self.x.dim() != 4 or len(self.x) < MIN_SAMPLES:
-            raise ValueError(
-                f"x must be at least {MIN_SAMPLES} images (n, C, H, W), got shape {tuple(self.x.shape)}: fewer show "
-                f"only chance. Pass --examples N with N >= {MIN_SAMPLES}."
-            )
+        if self.x.dim() != 4 or len(self.x) < 20:
+            shape = tuple(self.x.shape)
+            raise ValueError(f"x must be at least 20 images (n, C, H, W), got shape {shape}. Pass --examples 100.")
         self.x = self.x if self.x.is_floating_point() else self.x.float()
         with torch.enable_grad(), self.isolated("probe"), frozen(self.model):
             logits = self.model(self.x[:1].detach().clone().requires_grad_())
@@ -133,13 +129,7 @@ class Context:
         return PGD(eps, step_size=step * float(eps), steps=steps, norm=self.norm, loss=loss)
 
     def robust_to(self, attack: Attack, robust: Tensor, source: nn.Module | None = None) -> Tensor:
-        """Attack the samples that are robust so far, and return which remain robust (n,).
-
-        Args:
-            attack: Attack to run.
-            robust: Samples to attack (n,), bool.
-            source: Model to compute the perturbations with. Default: the checked model.
-        """
+        """Attack the samples that are `robust` (n,), on `source` or the model; return those that remain robust (n,)."""
         remaining = robust.clone()
         for index in torch.split(robust.nonzero().flatten(), self.batch_size):
             x_adv = attack(source or self.model, self.x[index], self.y[index])
@@ -185,17 +175,14 @@ class Context:
 
 
 def is_large_gain(before: Tensor, after: Tensor) -> bool:
-    """Whether correctness (n,) falls by more than `LARGEST_GAIN`, beyond what the choice of samples explains."""
-    return _is_large(int((before & ~after).sum()), int((after & ~before).sum()), len(before))
+    """Whether accuracy falls by more than `LARGEST_GAIN`, beyond what the choice of samples explains."""
+    only_before, only_after = int((before & ~after).sum()), int((after & ~before).sum())
+    return paired_difference(only_before, only_after, len(before)).low > LARGEST_GAIN
 
 
 def smallest_visible_gain(total: int) -> float:
     """Smallest loss of accuracy that `is_large_gain` detects among `total` samples, as a fraction."""
-    return next((k / total for k in range(total + 1) if _is_large(k, 0, total)), 1.0)
-
-
-def _is_large(only_before: int, only_after: int, total: int) -> bool:
-    return paired_difference(only_before, only_after, total).low > LARGEST_GAIN
+    return next((k / total for k in range(total + 1) if paired_difference(k, 0, total).low > LARGEST_GAIN), 1.0)
 
 
 def is_frequent(count: int, total: int) -> bool:
@@ -209,8 +196,8 @@ def fraction(flags: Tensor) -> float:
 
 
 def percent(value: float | Tensor) -> str:
-    """A fraction, or the fraction of true entries, as in `41.0 %`."""
-    return f"{100 * (fraction(value) if isinstance(value, Tensor) else value):.1f} %"
+    """A fraction, or the fraction of the true entries, as in `41.0 %`."""
+    return f"{100 * fraction(torch.as_tensor(value)):.1f} %"
 
 
 class _Connected(nn.Module):

@@ -2,7 +2,6 @@
 
 import copy
 import math
-from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -36,10 +35,9 @@ _GROWTH_STEPS = 20
 _QUERIES = 300
 _TILES = 8
 
-_BLACK_BOX_HINT = (
-    "An attack with less information must not find more: gradients hide the direction in which the model is weak. Do "
-    "not report the white-box number. Evaluate with AutoAttack, find the layer that hides the gradient (see "
-    "zero-gradients and finite-differences), and attack it adaptively (Tramèr et al. 2020)."
+_MASKED = (
+    "Gradients hide the direction in which the model is weak: do not report the white-box number. Find the layer (see "
+    "zero-gradients, finite-differences), attack it adaptively (Tramèr et al. 2020), and evaluate with AutoAttack."
 )
 
 
@@ -59,10 +57,9 @@ def zero_gradients(context: Context) -> CheckResult:
         texts.append(f"{text} ({name})")
         values[name] = {"samples": samples, "without": without, "not_finite": infinite, "flat_pixels": pixels}
     hint = (
-        "Gradient attacks do not move without a gradient and report too much. Look for rounding, detach(), thresholds, "
-        "or float16 before the loss; attack with a differentiable approximation of that layer (BPDA, Athalye et al. "
-        "2018), and evaluate with Square. If only cross-entropy fails, its softmax has saturated: attack the margin or "
-        "DLR."
+        "Gradient attacks do not move. Look for rounding, detach(), thresholds or float16; attack a differentiable "
+        "approximation (BPDA, Athalye et al. 2018), and evaluate with Square. If only cross-entropy fails, its softmax "
+        "has saturated: attack the margin or DLR."
     )
     return CheckResult("zero-gradients", passed, "without a gradient: " + "; ".join(texts), hint, values)
 
@@ -88,24 +85,19 @@ def finite_differences(context: Context) -> CheckResult:
     for at in (-step, step):
         with context.isolated("difference"):
             ends.append(margin(context.logits(x + at * direction, model), y))
-    measured, computed = (ends[1] - ends[0]) / (2 * step), (gradient * direction).flatten(1).sum(dim=1)
+    difference, derivative = (ends[1] - ends[0]) / (2 * step), (gradient * direction).flatten(1).sum(dim=1)
     usual = gradient.flatten(1).norm(dim=1) / x[0].numel() ** 0.5  # of a derivative in a random direction
-    size = torch.stack([measured.abs(), computed.abs(), usual]).amax(dim=0)
+    size = torch.stack([difference.abs(), derivative.abs(), usual]).amax(dim=0)
     rounding = 10 * torch.finfo(dtype).eps * torch.stack(ends).abs().amax(dim=0) / step
-    differ = int((~((measured - computed).abs() <= tolerance * size + rounding)).sum())  # NaN differs
+    differ = int((~((difference - derivative).abs() <= tolerance * size + rounding)).sum())  # NaN differs
     hint = (
-        "Where autograd disagrees with the function, a gradient attack climbs something else than the loss of the "
-        "model. Look for detach(), no_grad, straight-through estimators and custom backward functions. If the "
-        "difference is intended, report it, and evaluate with an attack that needs no gradient (Square) as well."
+        "A gradient attack follows another function. Look for detach(), no_grad, straight-through and custom backward "
+        "functions. If intended, report it, and also evaluate without gradients (Square)."
     )
-    text = f"measured and computed derivative differ by more than {100 * tolerance:g} % for {differ} of {len(x)} "
-    return CheckResult(
-        "finite-differences",
-        not is_frequent(differ, len(x)),
-        f"{text}samples ({precision})",
-        hint,
-        {"samples": len(x), "disagree": differ, "precision": precision},
-    )
+    measured = f"measured and computed derivative differ by more than {100 * tolerance:g} % for {differ} of {len(x)} "
+    measured += f"samples ({precision})"
+    values = {"samples": len(x), "disagree": differ, "precision": precision}
+    return CheckResult("finite-differences", not is_frequent(differ, len(x)), measured, hint, values)
 
 
 def _double(context: Context) -> nn.Module | None:
@@ -127,36 +119,23 @@ def logit_scale(context: Context) -> CheckResult:
     before = context.robust_to(context.pgd(cross_entropy), context.correct)
     after, powers = before, max(1, math.ceil(math.log10(max(size, 1.0))))
     for power in range(1, powers + 1):
-        after = context.robust_to(context.pgd(partial(_scaled_entropy, 10.0**power)), after)
+        after = context.robust_to(context.pgd(lambda z, y, by=10.0**power: cross_entropy(z / by, y)), after)
     divisors = "10" if powers == 1 else f"10 to 1e{powers}"
-    hint = (
-        "Large logits saturate the softmax: cross-entropy has no usable gradient, and PGD on it reports too much. "
-        "Evaluate with attacks that do not depend on the scale: DLR or the margin (AutoAttack has DLR)."
-    )
+    hint = "Large logits saturate the softmax in cross-entropy. Attack the margin or DLR, as AutoAttack does."
     texts = (f"PGD-{STEPS} on cross-entropy", f"with logits over {divisors}")
     return _gain("logit-scale", texts, (before, after), hint, median_margin=size, powers_of_ten=powers)
 
 
-def _scaled_entropy(divisor: float, logits: Tensor, y: Tensor) -> Tensor:
-    return cross_entropy(logits / divisor, y)
-
-
 def more_steps(context: Context) -> CheckResult:
     """Check that a hundred steps gain little over ten."""
-    hint = (
-        "An attack that has not converged reports too much; misleading gradients converge slowly or never. Evaluate "
-        "with an attack that has converged (AutoAttack), and look for layers that make the loss rugged."
-    )
+    hint = "PGD has not converged. Evaluate with AutoAttack, and look for layers that make the loss rugged."
     texts = (f"PGD-{STEPS}", f"PGD-{MANY_STEPS}")
     return _gain("more-steps", texts, (context.robust_to_pgd, context.robust_to_many_steps), hint)
 
 
 def more_starts(context: Context) -> CheckResult:
     """Check that further random starts gain little."""
-    hint = (
-        "If the start decides, the loss has many local optima around the image, and one run proves little. Evaluate "
-        "with restarts (AutoAttack), and look for layers that make the loss rugged or random."
-    )
+    hint = "The loss has many local optima. Evaluate with AutoAttack; look for layers that make it rugged or random."
     texts = ("1 start", f"{1 + RESTARTS} starts")
     return _gain("more-starts", texts, (context.robust_to_pgd, context.robust_to_restarts), hint)
 
@@ -172,8 +151,8 @@ def growing_eps(context: Context) -> CheckResult:
         curve[radius] = fraction(robust)
     measured = "accuracy " + ", ".join(f"{percent(value)} at {radius:.3g}" for radius, value in curve.items())
     hint = (
-        "At the largest eps every image can become any other, so the attack has missed the robust ones. Attack with a "
-        "differentiable approximation of the layer that stops the gradient (BPDA), or without gradients (Square)."
+        "At the largest eps no image is robust: the attack has missed some. Attack a differentiable approximation of "
+        "the layer that stops the gradient (BPDA), or evaluate without gradients (Square)."
     )
     values = {"accuracy_at": {f"{radius:g}": value for radius, value in curve.items()}}
     return CheckResult("growing-eps", not is_frequent(int(robust.sum()), len(robust)), measured, hint, values)
@@ -184,7 +163,7 @@ def black_box(context: Context) -> CheckResult:
     square = Square(context.eps, norm=context.norm, queries=_QUERIES, batch_size=context.batch_size)
     before = context.robust_to_white_box
     texts = ("white box", f"Square with {_QUERIES} queries")
-    return _gain("black-box", texts, (before, context.robust_to(square, before)), _BLACK_BOX_HINT)
+    return _gain("black-box", texts, (before, context.robust_to(square, before)), _MASKED)
 
 
 def transfer(context: Context) -> CheckResult:
@@ -195,7 +174,7 @@ def transfer(context: Context) -> CheckResult:
     spread = float(context.eps) / 2 / (1 if context.norm == "linf" else math.sqrt(context.x[0].numel()))
     before, source = context.robust_to_white_box, context.surrogate or EstimatedGradient(context.model, spread)
     texts = ("white box", "PGD with " + ("the surrogate" if context.surrogate else "estimated gradients"))
-    return _gain("transfer", texts, (before, context.robust_to(context.pgd(), before, source)), _BLACK_BOX_HINT)
+    return _gain("transfer", texts, (before, context.robust_to(context.pgd(), before, source)), _MASKED)
 
 
 def _gain(
