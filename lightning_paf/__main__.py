@@ -28,6 +28,7 @@ TRAINING = {
     "predict": "write class probabilities of the test set",
 }
 GONE = {
+    "doctor": "doctor is now called sanity-check: `lightning-paf sanity-check --ckpt CKPT`, with the same options.",
     "pool": "pool is gone: `--data.synthetic FOLDER` reads the files of a folder, those of a written pool included.",
     "selftest": "selftest is gone: `pytest tests/attacks/test_oracles.py` checks the attacks on models whose robust "
     "accuracy is known.",

@@ -1,4 +1,4 @@
-"""Turn a checkpoint of another program into a run that `test`, `verify`, `doctor` and `export` understand."""
+"""Turn a checkpoint of another program into a run that `test`, `verify`, `sanity-check` and `export` understand."""
 
 import argparse
 from collections.abc import Iterable

@@ -194,13 +194,13 @@ TOOLS = {
     "certify": "CKPT --sigma 0.5",
     "concentration": "--ckpt CKPT",
     "curve": "--ckpt CKPT",
-    "doctor": "--ckpt CKPT",
     "export": "--ckpt CKPT --out OUT",
     "ladder": "--ckpt CKPT --out OUT.npz",
     "min_max": "--ckpt CKPT",
     "protected": "--ckpt CKPT --protected 0",
     "report": "RESULT --ckpt CKPT",
     "saliency": "--ckpt CKPT",
+    "sanity_check": "--ckpt CKPT",
     "verify": "EVIDENCE --ckpt CKPT",
 }
 """Options of every tool that loads a checkpoint; those without one are filled in by the walk."""

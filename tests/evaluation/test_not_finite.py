@@ -15,7 +15,8 @@ from lightning_paf.analysis.security_curve import Bisection, MinimumNorm, securi
 from lightning_paf.analysis.security_curve_check import recheck
 from lightning_paf.attacks import APGD, FAB, PGD, AutoAttack, Square
 from lightning_paf.callbacks.robust_eval import RobustEval
-from lightning_paf.evaluation.checks.run import examine
+from lightning_paf.evaluation.checks import Context, run_checks
+from lightning_paf.evaluation.checks.behaviour import finite_outputs
 from lightning_paf.evaluation.evaluate import judge
 from lightning_paf.evaluation.samples import Samples
 from lightning_paf.evaluation.state import MemoryLedger
@@ -138,13 +139,10 @@ def test_validation_of_a_training(tmp_path, broken):
 @kinds
 def test_sanity_check_looks_inside_the_ball(broken):
     x, y = X[CLEAN], Y[CLEAN]
-    finding = examine(Overflows(broken), x, y, eps=EPS)[-1]
-    assert finding.check == "finite-outputs"
-    assert not finding.healthy
-    assert finding.values == {
-        "share": 0.0,
-        "share_attacked": pytest.approx(float((~ROBUST[CLEAN]).double().mean())),
-    }
+    (result,) = run_checks(Context(Overflows(broken), x, y, EPS), (finite_outputs,))
+    assert not result.passed
+    fraction = pytest.approx(float((~ROBUST[CLEAN]).double().mean()))
+    assert result.values == {"fraction": 0.0, "fraction_attacked": fraction}
 
 
 @kinds

@@ -1,33 +1,6 @@
-"""Signs of masked gradients and of mistakes in an evaluation, one class each."""
+"""Sanity checks of a robustness evaluation: signs of masked gradients and of mistakes."""
 
-from lightning_paf.evaluation.checks.base import Finding, Symptom, smallest_gain
-from lightning_paf.evaluation.checks.behaviour import BatchDependence, RandomOutputs, TrainMode
-from lightning_paf.evaluation.checks.context import Patient
-from lightning_paf.evaluation.checks.gradients import FiniteDifferences, ZeroGradients
-from lightning_paf.evaluation.checks.inputs import Normalisation, PixelRange
-from lightning_paf.evaluation.checks.outputs import CleanAccuracy, FiniteOutputs, SoftmaxOutputs
-from lightning_paf.evaluation.checks.white_box import GrowingEps, LogitScale, MoreStarts, MoreSteps
-from lightning_paf.evaluation.checks.without_gradients import BlackBox, Transfer
+from lightning_paf.evaluation.checks.context import CheckResult, Context, smallest_visible_gain
+from lightning_paf.evaluation.checks.run import CHECKS, run_checks
 
-__all__ = [
-    "BatchDependence",
-    "BlackBox",
-    "CleanAccuracy",
-    "Finding",
-    "FiniteDifferences",
-    "FiniteOutputs",
-    "GrowingEps",
-    "LogitScale",
-    "MoreStarts",
-    "MoreSteps",
-    "Normalisation",
-    "Patient",
-    "PixelRange",
-    "RandomOutputs",
-    "SoftmaxOutputs",
-    "Symptom",
-    "TrainMode",
-    "Transfer",
-    "ZeroGradients",
-    "smallest_gain",
-]
+__all__ = ["CHECKS", "CheckResult", "Context", "run_checks", "smallest_visible_gain"]

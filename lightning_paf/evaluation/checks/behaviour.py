@@ -1,88 +1,142 @@
-"""Models whose answer depends on more than the image."""
+"""Checks of images, outputs and modes, without an evaluation of robustness."""
 
 import torch
 from torch import Tensor
 
-from lightning_paf.evaluation.checks.base import VISIBLE, Finding, Symptom, percent, share
-from lightning_paf.evaluation.checks.context import Patient
-from lightning_paf.functional.predictions import predicted
+from lightning_paf.evaluation.checks.context import CheckResult, Context, fraction, is_large_gain, percent
+from lightning_paf.evaluation.statistics import exact_accuracy
+from lightning_paf.functional.losses import cross_entropy
+from lightning_paf.functional.predictions import NO_PREDICTION, misclassified, predicted, undefined
 
+_PIXEL_TOLERANCE = 1e-4  # interpolation overshoots by a rounding error; attacks accept as much
+_GREY_LEVEL = 1 / 255
 _REPETITIONS = 3
 
-
-class TrainMode(Symptom):
-    """A model that was handed in in train mode, where that changes its outputs."""
-
-    name = "train-mode"
-    why = "Dropout and batch statistics make verdicts random and dependent on the batch, and BatchNorm keeps learning."
-    remedy = "Call model.eval() before evaluating, also on parts that a wrapper keeps to itself."
-
-    def examine(self, patient: Patient) -> Finding:
-        """Compare the outputs as handed in with those in eval mode, on the same random numbers."""
-        training = [name or "the model" for name, module in patient.model.named_modules() if module.training]
-        x = patient.x[: patient.batch_size]
-        patient.seeded()
-        handed_in = patient.handed_in_logits(x)
-        patient.seeded()
-        evaluated = patient.logits(x)
-        change, changed = _change(handed_in, evaluated), _disagreement(handed_in, evaluated)
-        evidence = "no module came in train mode"
-        if training:
-            names = ", ".join(training[:3]) + (f" and {len(training) - 3} more" if len(training) > 3 else "")
-            evidence = f"in train mode came {names}, which changes the logits by {change:.2g} of their spread"
-            evidence += f" and {percent(changed)} of the predictions"
-        healthy = not training or change <= VISIBLE
-        return self.finding(healthy, evidence, modules=training, change=change, predictions_changed=changed)
+_VISIBLE = 1e-3
+"""Smallest relevant change of logits, as a fraction of their spread: a hundred times the rounding error of
+non-deterministic kernels in single precision."""
 
 
-class RandomOutputs(Symptom):
-    """The same images must get the same logits, in eval mode."""
+def pixel_range(context: Context) -> CheckResult:
+    """Check that images lie in [0, 1] and fill more than one grey level."""
+    finite = bool(context.x.isfinite().all())
+    low, high = (limit.item() for limit in context.x.nan_to_num().aminmax())
+    passed = finite and low >= -_PIXEL_TOLERANCE and _GREY_LEVEL + _PIXEL_TOLERANCE < high <= 1 + _PIXEL_TOLERANCE
+    measured = f"pixels lie in [{low:.4g}, {high:.4g}]" + ("" if finite else ", some are NaN or infinite")
+    hint = "Eps is in units of [0, 1]. Divide grey levels by 255, once; normalise in the model, as `Classifier` does."
+    return CheckResult("pixel-range", passed, measured, hint, {"low": low, "high": high, "finite": finite})
 
-    name = "random-outputs"
-    why = "An attack meets other numbers in each step, so that its failure proves nothing, and a verdict is a draw."
-    remedy = (
-        "Switch the randomness off for evaluation; where it is the defence, attack the expectation over many draws "
-        "(`ReferenceAutoAttack` with version=rand) and report the mean of several runs."
+
+def train_mode(context: Context) -> CheckResult:
+    """Check that no module is in train mode, or that this does not change the outputs."""
+    training = [name or "the model" for name, module in context.model.named_modules() if module.training]
+    x = context.x[: context.batch_size]
+    with torch.no_grad(), context.isolated("mode"):
+        found: Tensor = context.model(x)
+    with context.isolated("mode"):
+        expected = context.logits(x)
+    change, flipped = _change(found, expected), _flipped(found, expected)
+    measured = "no module in train mode"
+    if training:
+        names = ", ".join(training[:3]) + (f" and {len(training) - 3} more" if len(training) > 3 else "")
+        measured = f"in train mode: {names}; it changes the logits by {change:.2g} of their spread"
+        measured += f" and {percent(flipped)} of the predictions"
+    hint = "Results are random or depend on the batch. Call model.eval(), also for submodules that a wrapper hides."
+    values = {"modules": training, "change": change, "predictions_changed": flipped}
+    return CheckResult("train-mode", not training or change <= _VISIBLE, measured, hint, values)
+
+
+def finite_outputs(context: Context) -> CheckResult:
+    """Check that logits are finite, on clean images and within the threat model."""
+    clean, attack = undefined(context.clean_logits), context.pgd(cross_entropy)
+    parts = zip(*(torch.split(whole, context.batch_size) for whole in (context.x, context.y)), strict=True)
+    attacked = torch.cat([undefined(context.logits(attack(context.model, *part))) for part in parts])
+    measured = f"{percent(clean)} of the samples have a NaN or infinite logit"
+    if attacked.any():
+        measured += f", {percent(attacked)} after PGD-{attack.steps}"
+    hint = "Such logits count as errors. Evaluate in single precision; look for divisions by zero and overflows."
+    values = {"fraction": fraction(clean), "fraction_attacked": fraction(attacked)}
+    return CheckResult("finite-outputs", not (clean | attacked).any(), measured, hint, values)
+
+
+def random_outputs(context: Context) -> CheckResult:
+    """Check that the same images get the same logits in eval mode."""
+    repeated = [context.logits(context.x) for _ in range(_REPETITIONS)]
+    change = max(_change(logits, context.clean_logits) for logits in repeated)
+    flipped = max(_flipped(logits, context.clean_logits) for logits in repeated)
+    measured = f"{_REPETITIONS} repetitions change the logits by {change:.2g} of their spread"
+    if flipped:
+        measured += f", and up to {percent(flipped)} of the predictions"
+    hint = (
+        "A failed attack on a random model proves nothing. Switch randomness off, or, if it is the defence, attack the "
+        "mean over many draws (`ReferenceAutoAttack` with version=rand), and report the mean of several runs."
     )
-
-    def examine(self, patient: Patient) -> Finding:
-        """Repeat the forward pass."""
-        reference = patient.clean_logits
-        repeated = [patient.logits(patient.x) for _ in range(_REPETITIONS)]
-        change = max(_change(logits, reference) for logits in repeated)
-        flipped = max(_disagreement(logits, reference) for logits in repeated)
-        evidence = f"{_REPETITIONS} repetitions change the logits by {change:.2g} of their spread"
-        if flipped:
-            evidence += f", and up to {percent(flipped)} of the predictions"
-        return self.finding(change <= VISIBLE, evidence, change=change, predictions_changed=flipped)
+    values = {"change": change, "predictions_changed": flipped}
+    return CheckResult("random-outputs", change <= _VISIBLE, measured, hint, values)
 
 
-class BatchDependence(Symptom):
-    """The answer for an image must not depend on the other images of its batch, in eval mode."""
+def batch_dependence(context: Context) -> CheckResult:
+    """Check that logits do not depend on the other images of the batch."""
+    x = context.x[: context.batch_size]
+    others = x.clone()
+    others[1::2] = 1 - x[1::2]
+    with context.isolated("batch"):
+        expected = context.logits(x)[::2]
+    with context.isolated("batch"):
+        change = _change(context.logits(others)[::2], expected)
+    measured = f"other images in the batch change the logits by {change:.2g} of their spread"
+    hint = "An attack changes all images at once. Use running statistics in BatchNorm, or a norm over one image."
+    return CheckResult("batch-dependence", change <= _VISIBLE, measured, hint, {"change": change})
 
-    name = "batch-dependence"
-    why = "The verdict for an image then depends on its neighbours, which the attack perturbs at the same time."
-    remedy = "Use running statistics in evaluation (BatchNorm with track_running_stats=True), or a norm over one image."
 
-    def examine(self, patient: Patient) -> Finding:
-        """Replace every second image by its negative, on the same random numbers, and look at the others."""
-        x = patient.x[: patient.batch_size]
-        others = x.clone()
-        others[1::2] = 1 - x[1::2]
-        patient.seeded()
-        alone = patient.logits(x)[::2]
-        patient.seeded()
-        change = _change(patient.logits(others)[::2], alone)
-        evidence = f"other neighbours in the batch change the logits by {change:.2g} of their spread"
-        return self.finding(change <= VISIBLE, evidence, change=change)
+def softmax_outputs(context: Context) -> CheckResult:
+    """Check that outputs are logits, not probabilities."""
+    sums = context.clean_logits.sum(dim=1)
+    low, off = context.clean_logits.min().item(), (sums - 1).abs().max().item()
+    measured = f"smallest output {low:.3g}, row sums from {sums.min():.3g} to {sums.max():.3g}"
+    hint = "A second softmax, in the loss, flattens gradients of confident samples. Remove that of the model."
+    values = {"smallest": low, "largest_distance_from_one": off}
+    return CheckResult("softmax-outputs", low < 0 or off >= 1e-3, measured, hint, values)
+
+
+def normalisation(context: Context) -> CheckResult:
+    """Check that no usual normalisation of the images improves clean accuracy."""
+    scales: dict[str, tuple[float | tuple[float, ...], float | tuple[float, ...]]]
+    scales = {"[-1, 1]": (0.5, 0.5), "[0, 255]": (0.0, _GREY_LEVEL)}
+    if context.spec is not None:
+        scales = {"mean and std of the dataset": (context.spec.mean, context.spec.std), **scales}
+    correct = {}
+    for name, scale in scales.items():
+        mean, std = (torch.tensor(value).to(context.x).view(1, -1, 1, 1) for value in scale)
+        correct[name] = ~misclassified(context.logits((context.x - mean) / std), context.y)
+    best = max(correct, key=lambda name: int(correct[name].sum()))
+    measured = f"clean accuracy {percent(context.correct)}, {percent(correct[best])} with {best}"
+    hint = (
+        "The model was trained on normalised images. Put the normalisation into it (`--model.normalize true`, or mean "
+        "and std of the network); attacks then still work in [0, 1]."
+    )
+    values = {"raw": fraction(context.correct)} | {name: fraction(flags) for name, flags in correct.items()}
+    return CheckResult("normalisation", not is_large_gain(correct[best], context.correct), measured, hint, values)
+
+
+def clean_accuracy(context: Context) -> CheckResult:
+    """Check that clean accuracy exceeds the chance agreement of predictions and labels (Cohen 1960)."""
+    accuracy = exact_accuracy(int(context.correct.sum()), len(context.y))
+    classes, guesses = context.clean_logits.shape[1], predicted(context.clean_logits)
+    counts = (torch.bincount(labels, minlength=classes) for labels in (guesses[guesses != NO_PREDICTION], context.y))
+    chance = float(torch.stack([count / len(context.y) for count in counts]).prod(dim=0).sum())
+    measured = f"clean accuracy {accuracy}, chance {percent(chance)}"
+    hint = "Robustness at chance level is meaningless. Check the checkpoint, class order, labels and preprocessing."
+    values = {"accuracy": accuracy.value, "low": accuracy.low, "chance": chance}
+    return CheckResult("clean-accuracy", accuracy.low > chance, measured, hint, values)
 
 
 def _change(logits: Tensor, reference: Tensor) -> float:
-    """Largest difference, as a share of the spread of the reference."""
+    """Largest difference, as a fraction of the spread of the reference."""
     spread = (reference - reference.mean()).square().mean().sqrt()
     return float((logits - reference).abs().max() / spread.clamp_min(torch.finfo(spread.dtype).tiny))
 
 
-def _disagreement(first: Tensor, second: Tensor) -> float:
-    """Share of the images with two predictions."""
-    return share(predicted(first) != predicted(second))
+def _flipped(first: Tensor, second: Tensor) -> float:
+    """Fraction of the images with two predictions."""
+    return fraction(predicted(first) != predicted(second))

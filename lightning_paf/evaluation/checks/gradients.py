@@ -1,145 +1,218 @@
-"""Gradients that are missing, or that are not those of the model."""
+"""Checks of gradients, and of attacks whose results should agree."""
 
 import copy
-from dataclasses import dataclass
+import math
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import interpolate
 
-from lightning_paf.evaluation.checks.base import Finding, Symptom, is_frequent, percent, share
-from lightning_paf.evaluation.checks.context import Patient
+from lightning_paf.attacks.square import Square
+from lightning_paf.evaluation.checks.context import (
+    MANY_STEPS,
+    RESTARTS,
+    STEPS,
+    CheckResult,
+    Context,
+    fraction,
+    is_frequent,
+    is_large_gain,
+    percent,
+)
 from lightning_paf.functional.losses import cross_entropy, margin
 from lightning_paf.nn.modes import frozen
 
-_MOST_STILL_PIXELS = 0.5
-"""A masked gradient leaves most pixels without a slope; dead units and crops leave some."""
+_LARGEST_FLAT_FRACTION = 0.5
+"""Pixels that may lack a gradient: masked gradients leave most pixels without one, dead units and crops a few."""
+
+_JITTER = 0.1
+"""Uniform noise in the images on which derivatives are compared, as a fraction of the pixel range."""
+
+_POINTS = 8
+"""Gradients whose mean is compared with a central difference, so that kinks within a long step count in both."""
+
+_GROWTH_STEPS = 20
+_QUERIES = 300
+_TILES = 8
+
+_MASKED = (
+    "Gradients hide the direction in which the model is weak: do not report the white-box number. Find the layer (see "
+    "zero-gradients, finite-differences), attack it adaptively (Tramèr et al. 2020), and evaluate with AutoAttack."
+)
 
 
-class ZeroGradients(Symptom):
-    """Gradients with respect to the image must exist and be numbers, for cross-entropy and for the margin."""
-
-    name = "zero-gradients"
-    why = "Gradient attacks do not move where there is no gradient: they report robustness that is not there."
-    remedy = (
-        "Look for rounding, detach(), thresholds, or float16 before the loss; attack with a differentiable stand-in of "
-        "that layer (BPDA, Athalye et al. 2018), and judge by Square. If cross-entropy alone is concerned, its softmax "
+def zero_gradients(context: Context) -> CheckResult:
+    """Check that image gradients exist and are finite, for cross-entropy and for the margin."""
+    x, y = context.x[context.correct], context.y[context.correct]
+    passed, texts, values = True, [], {}
+    for name, loss in (("cross-entropy", cross_entropy), ("margin", margin)):
+        flat = context.gradients(loss, context.model, x, y).flatten(1)
+        zero, infinite = (flat == 0).all(dim=1), int((~flat.isfinite().all(dim=1)).sum())
+        samples, without = len(flat), int(zero.sum())
+        pixels = 1.0 if zero.all() else fraction(flat[~zero] == 0)
+        passed &= not is_frequent(without, samples) and infinite == 0 and pixels <= _LARGEST_FLAT_FRACTION
+        text = f"{without} of {samples} samples"
+        text += f", {percent(pixels)} of the others' pixels" if without < samples else ""
+        text += f", NaN or infinite in {infinite} samples" if infinite else ""
+        texts.append(f"{text} ({name})")
+        values[name] = {"samples": samples, "without": without, "not_finite": infinite, "flat_pixels": pixels}
+    hint = (
+        "Gradient attacks do not move. Look for rounding, detach(), thresholds or float16; attack a differentiable "
+        "approximation (BPDA, Athalye et al. 2018), and evaluate with Square. If only cross-entropy fails, its softmax "
         "has saturated: attack the margin or DLR."
     )
-
-    def examine(self, patient: Patient) -> Finding:
-        """Count samples and pixels without a gradient, among the correctly classified."""
-        x, y = patient.x[patient.correct], patient.y[patient.correct]
-        of_loss = {
-            "cross-entropy": patient.gradients(cross_entropy, patient.model, x, y),
-            "margin": patient.gradients(margin, patient.model, x, y),
-        }
-        counts = {name: _Count.of(gradient) for name, gradient in of_loss.items()}
-        evidence = "without a gradient: " + "; ".join(f"{count} ({name})" for name, count in counts.items())
-        return self.finding(
-            all(count.healthy for count in counts.values()),
-            evidence,
-            **{name: vars(count) for name, count in counts.items()},
-        )
+    return CheckResult("zero-gradients", passed, "without a gradient: " + "; ".join(texts), hint, values)
 
 
-@dataclass(frozen=True)
-class _Count:
-    samples: int
-    without: int
-    not_finite: int
-    still_pixels: float
-
-    @classmethod
-    def of(cls, gradient: Tensor) -> "_Count":
-        """Count in gradients (N, C, H, W)."""
-        flat = gradient.flatten(1)
-        without, not_finite = (flat == 0).all(dim=1), ~flat.isfinite().all(dim=1)
-        still = share(flat[~without] == 0) if not without.all() else 1.0
-        return cls(len(flat), int(without.sum()), int(not_finite.sum()), still)
-
-    @property
-    def healthy(self) -> bool:
-        """Whether an attack can use them."""
-        rare = not is_frequent(self.without, self.samples)
-        return rare and self.not_finite == 0 and self.still_pixels <= _MOST_STILL_PIXELS
-
-    def __str__(self) -> str:
-        text = f"{self.without} of {self.samples} samples"
-        if self.without < self.samples:
-            text += f", {percent(self.still_pixels)} of the others' pixels"
-        return text + (f", NaN or infinite in {self.not_finite} samples" if self.not_finite else "")
-
-
-class FiniteDifferences(Symptom):
-    """The derivative of the margin along a random direction, measured and by autograd."""
-
-    name = "finite-differences"
-    why = "Where autograd disagrees with the function itself, a gradient attack climbs something else than the model."
-    remedy = (
-        "Look for detach(), no_grad, straight-through estimators and custom backward functions. If the difference is "
-        "wanted, state it, and judge by an attack that needs no gradient (Square) as well."
+def finite_differences(context: Context) -> CheckResult:
+    """Compare the derivative of the margin in a random direction with a central difference."""
+    model = _double(context)
+    if model is not None:  # a step so short that it rarely contains a kink
+        dtype, step, tolerance, precision = torch.float64, 1e-5, 0.01, "float64"
+    else:  # a step so long that the difference exceeds rounding
+        model, dtype, step, tolerance, precision = context.model, context.x.dtype, 0.05, 0.25, "single precision"
+    x, y = context.x[context.correct].to(dtype), context.y[context.correct]
+    # Away from the border of the pixel range, where a clamp in the model has a kink, and from ties in flat regions,
+    # where max-pooling and ReLU have one.
+    x = 2 * step + (1 - 4 * step) * x.lerp(torch.rand_like(x), _JITTER)
+    direction = torch.randn_like(x)
+    direction /= direction.flatten(1).norm(dim=1).view(-1, 1, 1, 1)
+    gradient = torch.zeros_like(x)
+    for at in torch.linspace(-step, step, 2 * _POINTS + 1).tolist()[1::2]:
+        with context.isolated("difference"):
+            gradient += context.gradients(margin, model, x + at * direction, y) / _POINTS
+    ends = []
+    for at in (-step, step):
+        with context.isolated("difference"):
+            ends.append(margin(context.logits(x + at * direction, model), y))
+    difference, derivative = (ends[1] - ends[0]) / (2 * step), (gradient * direction).flatten(1).sum(dim=1)
+    usual = gradient.flatten(1).norm(dim=1) / x[0].numel() ** 0.5  # of a derivative in a random direction
+    size = torch.stack([difference.abs(), derivative.abs(), usual]).amax(dim=0)
+    rounding = 10 * torch.finfo(dtype).eps * torch.stack(ends).abs().amax(dim=0) / step
+    differ = int((~((difference - derivative).abs() <= tolerance * size + rounding)).sum())  # NaN differs
+    hint = (
+        "A gradient attack follows another function. Look for detach(), no_grad, straight-through and custom backward "
+        "functions. If intended, report it, and also evaluate without gradients (Square)."
     )
-
-    def examine(self, patient: Patient) -> Finding:
-        """Compare, in double precision where the model can be cast, and count the samples that disagree."""
-        ruler = _ruler(patient)
-        wrong = ruler.disagreements(patient, patient.x[patient.correct], patient.y[patient.correct])
-        count, total = int(wrong.sum()), len(wrong)
-        evidence = (
-            f"measured and computed derivative differ by more than {100 * ruler.tolerance:g} % for {count} of {total} "
-            f"samples ({ruler.precision})"
-        )
-        values = {"samples": total, "disagree": count, "precision": ruler.precision}
-        return self.finding(not is_frequent(count, total), evidence, **values)
+    measured = f"measured and computed derivative differ by more than {100 * tolerance:g} % for {differ} of {len(x)} "
+    measured += f"samples ({precision})"
+    values = {"samples": len(x), "disagree": differ, "precision": precision}
+    return CheckResult("finite-differences", not is_frequent(differ, len(x)), measured, hint, values)
 
 
-@dataclass(frozen=True)
-class _Ruler:
-    """A central difference over `step` (l2 distance), and how far it may be from the derivative."""
-
-    model: nn.Module
-    dtype: torch.dtype
-    step: float
-    tolerance: float
-    precision: str
-
-    def disagreements(self, patient: Patient, x: Tensor, y: Tensor) -> Tensor:
-        """Which samples (N,) have two different derivatives."""
-        # Off the border of the pixel range: a clamp inside the model has a kink there, and digits are half black.
-        x = x.to(self.dtype).clamp(2 * self.step, 1 - 2 * self.step)
-        direction = torch.randn_like(x)
-        direction /= direction.flatten(1).norm(dim=1).view(-1, 1, 1, 1)
-        patient.seeded()
-        gradient = patient.gradients(margin, self.model, x, y)
-        ahead, behind = (self._margins(patient, x + sign * self.step * direction, y) for sign in (1, -1))
-        measured, computed = (ahead - behind) / (2 * self.step), (gradient * direction).flatten(1).sum(dim=1)
-        usual = gradient.flatten(1).norm(dim=1) / direction[0].numel() ** 0.5  # of a derivative in a random direction
-        size = torch.stack([measured.abs(), computed.abs(), usual]).amax(dim=0)
-        rounding = 10 * torch.finfo(self.dtype).eps * torch.maximum(ahead.abs(), behind.abs()) / self.step
-        return ~((measured - computed).abs() <= self.tolerance * size + rounding)  # NaN disagrees
-
-    def _margins(self, patient: Patient, x: Tensor, y: Tensor) -> Tensor:
-        patient.seeded()
-        with torch.no_grad(), frozen(self.model):
-            return margin(torch.cat([self.model(part) for part in torch.split(x, patient.batch_size)]), y)
-
-
-def _ruler(patient: Patient) -> _Ruler:
-    """In double precision a step so short that hardly a kink lies in it; in single one that rises above rounding."""
+def _double(context: Context) -> nn.Module | None:
+    """A copy of the model in double precision; None if a layer works in another precision."""
     try:
-        double = copy.deepcopy(patient.model).double()
-        fits = _resolves_double(double, patient.x[:1].double())
+        model = copy.deepcopy(context.model).double()
+        x = context.x[:1].double().clamp(0.25, 0.75)  # near zero, single precision resolves the change below too
+        with torch.no_grad(), frozen(model):
+            logits = model(x)
+            fits = logits.dtype == x.dtype and not torch.equal(logits, model(x + 1e-11 * torch.randn_like(x)))
     except (RuntimeError, TypeError):  # a layer with a fixed precision, or a model that cannot be copied
-        fits = False
-    if fits:
-        return _Ruler(double, torch.float64, 1e-5, 0.01, "float64")
-    return _Ruler(patient.model, patient.x.dtype, 0.05, 0.25, "single precision")
+        return None
+    return model if fits else None
 
 
-@torch.no_grad()
-def _resolves_double(model: nn.Module, x: Tensor) -> bool:
-    """Whether changes far below single precision reach the logits: no layer rounds on the way."""
-    x = x.clamp(0.25, 0.75)  # near zero, single precision resolves such changes too
-    with frozen(model):
-        logits = model(x)
-        return logits.dtype == torch.float64 and not torch.equal(logits, model(x + 1e-11 * torch.randn_like(x)))
+def logit_scale(context: Context) -> CheckResult:
+    """Check that PGD on cross-entropy gains little from logits divided by powers of ten, down to margins around one."""
+    size = margin(context.clean_logits, context.y)[context.correct].abs().median().item()
+    before = context.robust_to(context.pgd(cross_entropy), context.correct)
+    after, powers = before, max(1, math.ceil(math.log10(max(size, 1.0))))
+    for power in range(1, powers + 1):
+        after = context.robust_to(context.pgd(lambda z, y, by=10.0**power: cross_entropy(z / by, y)), after)
+    divisors = "10" if powers == 1 else f"10 to 1e{powers}"
+    hint = "Large logits saturate the softmax in cross-entropy. Attack the margin or DLR, as AutoAttack does."
+    texts = (f"PGD-{STEPS} on cross-entropy", f"with logits over {divisors}")
+    return _gain("logit-scale", texts, (before, after), hint, median_margin=size, powers_of_ten=powers)
+
+
+def more_steps(context: Context) -> CheckResult:
+    """Check that a hundred steps gain little over ten."""
+    hint = "PGD has not converged. Evaluate with AutoAttack, and look for layers that make the loss rugged."
+    texts = (f"PGD-{STEPS}", f"PGD-{MANY_STEPS}")
+    return _gain("more-steps", texts, (context.robust_to_pgd, context.robust_to_many_steps), hint)
+
+
+def more_starts(context: Context) -> CheckResult:
+    """Check that further random starts gain little."""
+    hint = "The loss has many local optima. Evaluate with AutoAttack; look for layers that make it rugged or random."
+    texts = ("1 start", f"{1 + RESTARTS} starts")
+    return _gain("more-starts", texts, (context.robust_to_pgd, context.robust_to_restarts), hint)
+
+
+def growing_eps(context: Context) -> CheckResult:
+    """Check that no sample is robust once the ball, doubled step by step, contains all images."""
+    largest = 1.0 if context.norm == "linf" else min(math.sqrt(context.x[0].numel()), 50.0)
+    robust, radius = context.robust_to_white_box, float(context.eps)
+    curve = {radius: fraction(robust)}
+    while radius < largest:
+        radius = min(2 * radius, largest)
+        robust = context.robust_to(context.pgd(steps=_GROWTH_STEPS, radius=radius), robust)
+        curve[radius] = fraction(robust)
+    measured = "accuracy " + ", ".join(f"{percent(value)} at {radius:.3g}" for radius, value in curve.items())
+    hint = (
+        "At the largest eps no image is robust: the attack has missed some. Attack a differentiable approximation of "
+        "the layer that stops the gradient (BPDA), or evaluate without gradients (Square)."
+    )
+    values = {"accuracy_at": {f"{radius:g}": value for radius, value in curve.items()}}
+    return CheckResult("growing-eps", not is_frequent(int(robust.sum()), len(robust)), measured, hint, values)
+
+
+def black_box(context: Context) -> CheckResult:
+    """Check that Square, which needs scores only, fools few samples that are robust to white-box attacks."""
+    square = Square(context.eps, norm=context.norm, queries=_QUERIES, batch_size=context.batch_size)
+    before = context.robust_to_white_box
+    texts = ("white box", f"Square with {_QUERIES} queries")
+    return _gain("black-box", texts, (before, context.robust_to(square, before)), _MASKED)
+
+
+def transfer(context: Context) -> CheckResult:
+    """Check that perturbations from another model fool few samples that are robust to white-box attacks.
+
+    Without a surrogate the model itself with estimated gradients is attacked, which is far weaker on large images.
+    """
+    spread = float(context.eps) / 2 / (1 if context.norm == "linf" else math.sqrt(context.x[0].numel()))
+    before, source = context.robust_to_white_box, context.surrogate or EstimatedGradient(context.model, spread)
+    texts = ("white box", "PGD with " + ("the surrogate" if context.surrogate else "estimated gradients"))
+    return _gain("transfer", texts, (before, context.robust_to(context.pgd(), before, source)), _MASKED)
+
+
+def _gain(
+    name: str, attacks: tuple[str, str], robust: tuple[Tensor, Tensor], hint: str, **values: float
+) -> CheckResult:
+    """Compare the robust samples (n,) before and after a second attack."""
+    before, after = robust
+    measured = f"{attacks[0]} leaves {percent(before)} robust, {attacks[1]} {percent(after)}"
+    values = {"before": fraction(before), "after": fraction(after), **values}
+    return CheckResult(name, not is_large_gain(before, after), measured, hint, values)
+
+
+class EstimatedGradient(nn.Module):
+    """A model with the derivative of its Gaussian smoothing, estimated from outputs.
+
+    The derivative is the mean of `u (f(x + s u) - f(x - s u)) / 2 s` over Gaussian `u` (Nesterov & Spokoiny 2017). It
+    passes layers without a useful gradient: rounding, detached parts, saturated or rugged ones. The noise is constant
+    on 8 x 8 tiles, which are few dimensions: gradients of neighbouring pixels agree (Ilyas et al. 2019).
+
+    Args:
+        model: Model in eval mode at the call.
+        spread: Standard deviation `s` of the noise in each pixel.
+        pairs: Differences for one derivative, two forward passes each.
+    """
+
+    def __init__(self, model: nn.Module, spread: float, pairs: int = 10) -> None:
+        super().__init__()
+        self.model, self.spread, self.pairs = model, spread, pairs
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Images (N, C, H, W) to logits."""
+        fixed, tiles = x.detach(), [min(size, _TILES) for size in x.shape[2:]]
+        with torch.no_grad():
+            logits: Tensor = self.model(fixed)
+        for _ in range(self.pairs):
+            noise = interpolate(torch.randn(*x.shape[:2], *tiles, device=x.device, dtype=x.dtype), size=x.shape[2:])
+            with torch.no_grad():
+                change = self.model(fixed + self.spread * noise) - self.model(fixed - self.spread * noise)
+            along = ((x - fixed) * noise).flatten(1).sum(dim=1, keepdim=True)  # zero, with the gradient `noise`
+            logits = logits + change * along / (2 * self.spread * self.pairs)
+        return logits

@@ -1,0 +1,108 @@
+"""Check a trained model for masked gradients and evaluation mistakes; exit 1 if a check fails."""
+
+import argparse
+import json
+from dataclasses import asdict
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+
+def main(argv: list[str]) -> int:
+    """Run the sanity checks on a checkpoint, and print their results.
+
+    Args:
+        argv: Options, see `--help`.
+
+    Returns:
+        Exit status: 0 if all checks passed, else 1.
+
+    Raises:
+        ValueError: The checkpoint, the data or the threat model cannot be used.
+    """
+    options, rest = _parser().parse_known_args(argv)
+    if options.json and not options.json.parent.is_dir():  # before the checks run
+        raise ValueError(f"--json must be in an existing folder, got {options.json}. Create it, or pass another file.")
+    import numpy as np
+    from rich.console import Console
+
+    from lightning_paf.attacks.base import radius_text
+    from lightning_paf.evaluation.checks import CHECKS, Context, run_checks, smallest_visible_gain
+    from lightning_paf.loading import load_run
+    from lightning_paf.utils.files import write_whole
+
+    run = load_run(options.ckpt, options.config, options.device, rest)
+    surrogate = load_run(options.surrogate, None, options.device, rest).model if options.surrogate else None
+    samples = run.samples(options.examples)
+    x, y = samples.fetch(np.asarray(samples.ids))
+    eps = run.module.attack.eps if options.eps is None else options.eps
+    norm, spec = options.norm or run.module.attack.norm, run.datamodule.spec
+    with Console(stderr=True).status("") as status:
+        context = Context(run.model, x, y, eps, norm, options.seed, surrogate, spec, options.batch_size)
+        results = run_checks(context, progress=lambda name: status.update(f"{name} (of {len(CHECKS)} checks)"))
+    content = {
+        "passed": all(result.passed for result in results),
+        "checkpoint": str(options.ckpt),
+        "eps": radius_text(eps),
+        "norm": norm,
+        "examples": len(y),
+        "seed": options.seed,
+        "smallest_visible_gain": smallest_visible_gain(len(y)),
+        "checks": [asdict(result) for result in results],
+    }
+    _print(content)
+    if options.json:
+        write_whole(options.json, (json.dumps(content, indent=2) + "\n").encode())
+    return 0 if content["passed"] else 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    from lightning_paf.loading import add_run_arguments
+
+    parser = argparse.ArgumentParser(
+        "lightning-paf sanity-check",
+        description=__doc__,
+        epilog="Options of `fit` may follow, such as --data.root DIR. Passing all checks does not prove robustness: it "
+        "means that no sign of a wrong evaluation was found.",
+        allow_abbrev=False,
+    )
+    add_run_arguments(parser)
+    parser.add_argument("--examples", type=int, default=100, help="number of test images, the first ones")
+    parser.add_argument("--eps", type=_radius, help="such as 8/255; default: as in training")
+    parser.add_argument("--norm", choices=["linf", "l2"], help="default: as in training")
+    parser.add_argument("--surrogate", type=Path, help="checkpoint of another run, to transfer attacks from")
+    parser.add_argument("--batch_size", type=int, default=128, help="images in a forward pass")
+    parser.add_argument("--seed", type=int, default=0, help="seed of all random numbers")
+    parser.add_argument("--json", type=Path, help="write all results with their numbers")
+    return parser
+
+
+def _radius(text: str) -> Fraction | float:
+    try:
+        return Fraction(text) if "/" in text else float(text)
+    except (ValueError, ZeroDivisionError):
+        raise argparse.ArgumentTypeError(f"eps must be a number such as 8/255 or 0.5, got {text!r}") from None
+
+
+def _print(content: dict[str, Any]) -> None:
+    """Print a table of the results, the hints of the failed checks, and a summary."""
+    from rich.console import Console
+    from rich.table import Column, Table
+    from rich.text import Text
+
+    console, checks = Console(highlight=False), content["checks"]
+    title = f"{content['norm']} eps {content['eps']}, {content['examples']} test images"
+    table = Table(Column("check", no_wrap=True), Column("passed", no_wrap=True), "measured", title=title)
+    marks = {True: Text("yes"), False: Text("NO", "bold red"), None: Text("skipped", "dim")}
+    for check in checks:
+        table.add_row(check["name"], marks[check["passed"]], Text(check["skipped"] or check["measured"]))
+    console.print(table)
+    failed = [check for check in checks if check["passed"] is False]
+    for check in failed:
+        console.print(Text.assemble("\n", (check["name"], "bold"), f": {check['hint']}"))
+    summary = "All checks passed: no sign of masked gradients or of a mistake."
+    if failed:
+        run = sum(check["passed"] is not None for check in checks)
+        summary = f"{len(failed)} of {run} checks failed: do not rely on robust accuracies yet."
+    gain = f"{100 * content['smallest_visible_gain']:.0f} points"
+    console.print(f"\n{summary} With {content['examples']} images, differences of {gain} or more are visible.")
