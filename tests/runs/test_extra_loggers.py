@@ -6,7 +6,6 @@ import pytest
 from helpers.cli_runs import status, write_experiment
 from helpers.fakes import CONFIGS
 from lightning.pytorch.loggers import Logger
-
 from lightning_paf.runs.extra_loggers import EXTRAS
 
 

@@ -6,7 +6,7 @@ import pytest
 from helpers.cli_runs import status, write_experiment
 from lightning.pytorch import Callback
 
-from lightning_paf.callbacks import progress_file
+from lightning_paf.callbacks import run_heartbeat
 from lightning_paf.runs.progress import FILE, Progress
 from lightning_paf.utils.process import Process
 
@@ -19,7 +19,7 @@ class Watcher(Callback):
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
         if trainer.global_step == 2:
             for _ in range(6000):
-                Watcher.seen = Progress.read(progress_file.Path(trainer.log_dir) / FILE)
+                Watcher.seen = Progress.read(run_heartbeat.Path(trainer.log_dir) / FILE)
                 if Watcher.seen is not None and Watcher.seen.step == 2:
                     break
                 threading.Event().wait(0.01)
@@ -35,10 +35,10 @@ def is_over() -> bool:
 
 
 def test_a_training_shows_its_step_while_it_works_and_says_that_it_is_done(tiny, tmp_path, monkeypatch):
-    monkeypatch.setattr(progress_file, "BEAT", 0.05)
-    watched = ["--trainer.callbacks+=test_progress_file.Watcher", "--run", tmp_path]
+    monkeypatch.setattr(run_heartbeat, "BEAT", 0.05)
+    watched = ["--trainer.callbacks+=test_run_heartbeat.Watcher", "--run", tmp_path]
     assert status("fit", "-c", tiny, *watched) == 0
-    from test_progress_file import Watcher  # the class that the command line has imported
+    from test_run_heartbeat import Watcher  # the class that the command line has imported
 
     seen = Watcher.seen
     assert (seen.state, seen.step, seen.steps, seen.epoch, seen.epochs) == ("training", 2, 4, 0, 1)
