@@ -105,7 +105,7 @@ def _print_table(found: "list[RunStatus]") -> None:
             "\n".join(f"{100 * result.robust[0]:.1f} %" for result in status.results) or "-",
         )
     console = Console(highlight=False, soft_wrap=True)
-    console.print(f"Runs in {parent}: best accuracies in validation, robust accuracies in test")
+    console.print(f"Runs in {parent}\nrobust, clean: best in validation; result: robust accuracy in test")
     console.print(table)
 
 

@@ -132,9 +132,7 @@ def is_finished(trainer: Trainer, checkpoint: str | None, config: Mapping[str, A
     newest = newest_checkpoint(_checkpoint_folders(trainer, folder))
     if newest is None or step_of(newest) < progress.step or changed_options(folder, config):
         return False
-    rank_zero_info(
-        f"The run in {folder} has finished at step {progress.step}. Pass options that differ to continue it."
-    )
+    rank_zero_info(f"The run in {folder} has finished at step {progress.step}. Pass other options to continue it.")
     return True
 
 

@@ -1,4 +1,4 @@
-"""Loggers of a run: its own table and TensorBoard files, resumed without gaps or doubles, and those of other projects."""
+"""Loggers of a run: its table and TensorBoard files, resumed without duplicates, and optional ones."""
 
 import contextlib
 import csv

@@ -1,5 +1,6 @@
 """Status of a run, read from the files in its folder without torch."""
 
+import contextlib
 import csv
 import json
 import math
@@ -154,8 +155,9 @@ def _runs_below(folder: Path) -> Iterator[Path]:
     if is_run(folder):
         yield folder
         return
-    for child in sorted(path for path in folder.iterdir() if path.is_dir() and not path.is_symlink()):
-        yield from _runs_below(child)
+    with contextlib.suppress(OSError):  # not readable
+        for child in sorted(path for path in folder.iterdir() if path.is_dir() and not path.is_symlink()):
+            yield from _runs_below(child)
 
 
 def _life(progress: Progress | None, began: bool, silent: float) -> tuple[Life, str, float | None]:
@@ -269,9 +271,7 @@ def _unfinished(folder: Path, now: float) -> Iterator[UnfinishedEvaluation]:
         name = header.parent.name.rpartition("-")[0]
         results = (path.stat().st_mtime for path in folder.glob(f"{name}*.json"))
         if len(records) < of and not any(written >= newest.stat().st_mtime for written in results):
-            yield UnfinishedEvaluation(
-                name, len(records), of, _age(newest, now), tuple(_workers(header.parent, now))
-            )
+            yield UnfinishedEvaluation(name, len(records), of, _age(newest, now), tuple(_workers(header.parent, now)))
 
 
 def _workers(state: Path, now: float) -> Iterator[str]:
