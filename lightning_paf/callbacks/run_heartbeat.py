@@ -84,8 +84,8 @@ class RunHeartbeat(Callback):
         if isinstance(checkpoint_io, AtomicCheckpointIO):
             self._checkpoint = checkpoint_io.last_saved or self._checkpoint
             if self._checkpoint[0] is None:
-                resumed = trainer.ckpt_path is not None
-                self._checkpoint = (Path(trainer.ckpt_path).name, trainer.global_step) if resumed else ("", None)
+                path = trainer.ckpt_path
+                self._checkpoint = ("", None) if path is None else (Path(path).name, trainer.global_step)
         self._step, self._epoch, self._stepped = trainer.global_step, trainer.current_epoch, time.monotonic()
 
     def _end(self, state: State) -> None:
