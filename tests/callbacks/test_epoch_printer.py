@@ -1,4 +1,4 @@
-"""The line of an epoch, and that it stands where no progress bar is."""
+"""The line of an epoch, printed where there is no progress bar."""
 
 import re
 from types import SimpleNamespace
@@ -28,10 +28,10 @@ def test_a_run_without_a_bar_prints_a_line_an_epoch(tiny, tmp_path, capsys):
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("epoch ")]
     begin = [rf"epoch {epoch}/3  step {4 * epoch}  loss \d\.\d{{3}}  train \d+\.\d %  " for epoch in (1, 2, 3)]
     number = r"-?\d[\d.e-]*"
-    judged = rf"clean \d+\.\d %  robust\(pgd\) \d+\.\d %  alpha {number}  beta {number}  "
+    validated = rf"clean \d+\.\d %  robust\(pgd\) \d+\.\d %  alpha {number}  beta {number}  "
     pace = r"[\d,]+ img/s"
     assert re.fullmatch(rf"{begin[0]}{pace}  eta .* (s|min)", lines[0])
-    assert re.fullmatch(rf"{begin[1]}{judged}{pace}  eta .* (s|min)", lines[1])
+    assert re.fullmatch(rf"{begin[1]}{validated}{pace}  eta .* (s|min)", lines[1])
     assert re.fullmatch(rf"{begin[2]}{pace}", lines[2]), "what is not of this epoch is left out"
     assert len(lines) == 3
 
@@ -86,7 +86,7 @@ def test_many_activations_are_a_span_and_what_is_missing_is_left_out(capsys):
     assert capsys.readouterr().out == "epoch 3  step 1200  alpha 1..3\n"
 
 
-def test_only_the_first_process_speaks(capsys):
+def test_only_the_first_process_prints(capsys):
     epoch_of(EpochPrinter(Throughput()), {"train/loss": 1.0}, is_global_zero=False)
     assert capsys.readouterr().out == ""
 
