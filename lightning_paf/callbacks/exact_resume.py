@@ -1,4 +1,4 @@
-"""Checkpoints from which a training goes on as if it had not been interrupted."""
+"""Checkpoints from which a training resumes exactly."""
 
 import random
 from typing import Any, Protocol, runtime_checkable
@@ -12,58 +12,60 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
 from torch.nn.parallel import DistributedDataParallel
 
-from lightning_paf.runs import checkpoint_version as stamp
+from lightning_paf.runs.checkpoint_version import KEY as VERSION_KEY
+from lightning_paf.runs.checkpoint_version import checkpoint_version
 from lightning_paf.utils.distributed import gathered
 
 KEY = "rank_states"
 
 
 @runtime_checkable
-class KnowsItsEpoch(Protocol):
-    """A module that keeps something over an epoch, such as the means that it logs."""
+class HasEpochState(Protocol):
+    """A module with a state that lasts one epoch, such as the means that it logs."""
 
     def epoch_state(self) -> dict[str, Any]:
-        """What this rank keeps."""
+        """Return the state of this rank."""
 
     def load_epoch_state(self, state: dict[str, Any]) -> None:
-        """Continue with it."""
+        """Restore the state of this rank."""
 
 
 class ExactResume(Callback):
-    """Adds to a checkpoint what Lightning leaves out, and restores it just before the next batch.
+    """Adds the state that Lightning leaves out of checkpoints, and restores it just before the next batch.
 
-    That is the random state of every rank (torch on the CPU and its GPU, numpy, python), what the module keeps over an
-    epoch, and that a validation is due: after a checkpoint of the last batch of an epoch, Lightning would go on
-    with the next epoch. The position in the data is in the checkpoint, but Lightning does not restore it where the
-    length of the training was asked for before, as schedules do. On another number of ranks the data go on all the
-    same, but random states are those of a new training.
+    This is the random state of every rank (torch on the CPU and its GPU, numpy, python), the epoch state of the module,
+    and whether a validation is due: from a checkpoint of the last batch of an epoch, Lightning would resume with the
+    next epoch. The position in the data is in the checkpoint, but Lightning does not restore it if the length of the
+    training was read before, as schedules do. On another number of ranks the data position is restored too, but random
+    states are those of a new training.
     """
 
     def __init__(self) -> None:
         self._states: list[dict[str, Any]] = []
+        self._optimizers: list[dict[str, Any]] = []
         self._position: dict[str, Any] | None = None
         self._before_validation: dict[str, Any] = {}
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Forget what an earlier run has loaded."""
-        self._states, self._position = [], None
+        """Forget the states of an earlier run."""
+        self._states, self._optimizers, self._position = [], [], None
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Collect the states of all ranks; Lightning calls this on each of them."""
-        # A validation is not resumed in its middle but begun anew.
-        begun = _in_validation(trainer)
-        mine = {"random": self._before_validation if begun else random_state(pl_module.device)}
-        if isinstance(pl_module, KnowsItsEpoch):
+        # An interrupted validation is restarted.
+        mine = {"random": self._before_validation if _in_validation(trainer) else random_state(pl_module.device)}
+        if isinstance(pl_module, HasEpochState):
             mine["epoch"] = pl_module.epoch_state()
         checkpoint[KEY] = gathered(mine)
-        checkpoint[stamp.KEY] = stamp.stamp()
+        checkpoint[VERSION_KEY] = checkpoint_version()
         _note_what_follows(trainer, checkpoint["loops"]["fit_loop"])
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Keep the states until training starts; on the way there other things draw random numbers."""
+        """Keep the states until training starts; random numbers are drawn before that."""
         if trainer.state.fn != TrainerFn.FITTING:
             return
         loop = checkpoint.get("loops", {}).get("fit_loop", {})  # imported weights have none
+        self._optimizers = checkpoint.get("optimizer_states", [])
         positions = loop.get("state_dict", {}).get("combined_loader")
         self._position = positions[0] if positions else None
         states = checkpoint.get(KEY, [])
@@ -72,30 +74,40 @@ class ExactResume(Callback):
             return
         rank_zero_warn(
             f"The checkpoint holds the random states of {len(states)} ranks, not of {trainer.world_size}: attacks and "
-            "augmentation begin with new ones, and the means of a begun epoch leave out its first part. Everything "
-            "else goes on exactly."
+            "augmentation start with new ones, and the means of the current epoch leave out its first part. Everything "
+            "else resumes exactly."
         )
 
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Refuse the state of another optimiser, which torch would report as a missing key."""
+        pairs = zip(self._optimizers, trainer.optimizers, strict=False)
+        for number, (saved, optimizer) in enumerate(pairs):
+            if _layout(saved) != _layout(optimizer.state_dict()):
+                raise ValueError(
+                    f"The checkpoint must hold the state of {type(optimizer).__name__} with its parameter groups, got "
+                    f"another optimizer (number {number}). Pass the same --model.optimizer and --model.decay as before."
+                )
+
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Restore the position, and this rank's states."""
+        """Restore the position and the states of this rank."""
         loader = trainer.train_dataloader
         if self._position is not None and loader is not None and hasattr(loader, "load_state_dict"):
             loader.load_state_dict(self._position)
         if self._states:
             mine = self._states[trainer.global_rank]
-            if isinstance(pl_module, KnowsItsEpoch) and "epoch" in mine:
+            if isinstance(pl_module, HasEpochState) and "epoch" in mine:
                 pl_module.load_epoch_state(mine["epoch"])
             set_random_state(mine["random"], pl_module.device)
-        self._states, self._position = [], None
+        self._states, self._optimizers, self._position = [], [], None
         _begin_next_epoch(trainer)
         _save_no_step_twice(trainer)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Remember the random state, for a checkpoint in the middle of the validation."""
+        """Keep the random state, for a checkpoint in the middle of the validation."""
         self._before_validation = random_state(pl_module.device)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Let all ranks begin every step with the BatchNorm statistics of the first, which are those in checkpoints.
+        """Start every step with the BatchNorm statistics of the first rank, which are those in checkpoints.
 
         `DistributedDataParallel` does so by itself, but not in the first step after a validation.
         """
@@ -104,7 +116,7 @@ class ExactResume(Callback):
 
 
 def random_state(device: torch.device) -> dict[str, Any]:
-    """State of all generators that training draws from, as tensors and plain values.
+    """Return the state of all generators that training draws from, as tensors and plain values.
 
     Args:
         device: The GPU whose generator is included, if it is one.
@@ -121,10 +133,10 @@ def random_state(device: torch.device) -> dict[str, Any]:
 
 
 def set_random_state(state: dict[str, Any], device: torch.device) -> None:
-    """Return to a state of `random_state`.
+    """Restore a state of `random_state`.
 
     Args:
-        state: What it returned.
+        state: Result of `random_state`.
         device: The GPU of this rank, if it is one.
     """
     torch.set_rng_state(state["torch"].cpu())
@@ -135,8 +147,13 @@ def set_random_state(state: dict[str, Any], device: torch.device) -> None:
         torch.cuda.set_rng_state(state["cuda"].cpu(), device)
 
 
+def _layout(state: dict[str, Any]) -> list[tuple[int, set[str]]]:
+    """Return the number of parameters and the hyper-parameters of every group of an optimiser."""
+    return [(len(group["params"]), set(group) - {"params"}) for group in state["param_groups"]]
+
+
 def _begin_next_epoch(trainer: Trainer) -> None:
-    """Go on after an epoch that is over; Lightning ends it twice and leaves out the next where `max_steps` is set."""
+    """Resume after a completed epoch, which Lightning ends twice; with `max_steps` it also skips the next one."""
     loop = trainer.fit_loop
     if loop.restarted_on_epoch_end:
         loop.epoch_progress.increment_completed()
@@ -145,9 +162,9 @@ def _begin_next_epoch(trainer: Trainer) -> None:
 
 
 def _save_no_step_twice(trainer: Trainer) -> None:
-    """Leave out a checkpoint between two steps of the optimiser: it would lack the gradients that are accumulated.
+    """Save no checkpoint between two optimiser steps, since it would lack the accumulated gradients.
 
-    Lightning tells such a batch from that of the step by what it has saved last, and forgets that over a restart.
+    Lightning recognises such a batch by the step that it saved last, and forgets that step over a restart.
     """
     for saver in trainer.checkpoint_callbacks:
         if isinstance(saver, ModelCheckpoint) and saver._every_n_train_steps:
@@ -155,23 +172,23 @@ def _save_no_step_twice(trainer: Trainer) -> None:
 
 
 def _in_validation(trainer: Trainer) -> bool:
-    """Whether a batch of a validation during training has just been looked at."""
-    looked_at = trainer.fit_loop.epoch_loop.val_loop.batch_progress.current
-    return trainer.state.fn == TrainerFn.FITTING and trainer.validating and _is_ending(looked_at)
+    """Return whether a batch of a validation during training is ending."""
+    batches = trainer.fit_loop.epoch_loop.val_loop.batch_progress.current
+    return trainer.state.fn == TrainerFn.FITTING and trainer.validating and _is_ending(batches)
 
 
 def _is_ending(batches: _ReadyCompletedTracker) -> bool:
-    """Whether a batch has been processed, and hooks at its end are running."""
+    """Return whether a batch has been processed and the hooks at its end are running."""
     assert isinstance(batches, _ProcessedTracker)
     return batches.completed < batches.processed
 
 
 def _note_what_follows(trainer: Trainer, loop: dict[str, Any]) -> None:
-    """Where the checkpoint is made right after a batch, write down that a validation or the end of the epoch follows.
+    """Record in a checkpoint right after a batch that a validation or the end of the epoch follows.
 
-    Lightning resumes such a checkpoint at the next batch to train on, and leaves out the validation; after the last
-    batch of an epoch it leaves out the epoch's end, too. It does know how to resume a validation: so the checkpoint
-    says that the batch is done and that the first batch of the validation has begun.
+    Lightning resumes such a checkpoint at the next training batch and skips the validation; after the last batch of an
+    epoch it skips the epoch's end, too. It can resume a validation: so the checkpoint records that the batch is done
+    and that the first batch of the validation has started.
     """
     epoch_loop = trainer.fit_loop.epoch_loop
     ends, fetcher = _is_ending(epoch_loop.batch_progress.current), trainer.fit_loop._data_fetcher

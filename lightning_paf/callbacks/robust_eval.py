@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from lightning_paf.attacks import Attack
-from lightning_paf.callbacks.unequal_work import unequal_work
 from lightning_paf.callbacks.verdict_files import VerdictFiles
 from lightning_paf.evaluation.evaluate import judge
 from lightning_paf.evaluation.identity import Header
@@ -26,6 +25,7 @@ from lightning_paf.evaluation.state import Ledger, MemoryLedger
 from lightning_paf.evaluation.stopping import StopRule
 from lightning_paf.speed.search_model import Precision
 from lightning_paf.types import Batch
+from lightning_paf.utils.distributed import barrier_without_timeout
 
 Stage = Literal["val", "test"]
 _NAME = r"[A-Za-z0-9_-][A-Za-z0-9_.-]{0,63}"
@@ -142,7 +142,7 @@ class RobustEval(Callback):
         if self._due(trainer) and batch_idx + 1 == trainer.num_val_batches[0]:
             ids = np.array([i for i in dict.fromkeys(self._ids[: self._seen]) if i < len(self._verdicts)], np.int64)
             # Where inference mode is on, the tensors made inside it know no gradients.
-            with unequal_work(), torch.inference_mode(False):
+            with barrier_without_timeout(), torch.inference_mode(False):
                 self._check(trainer, _classifier(pl_module), _samples(trainer, trainer.val_dataloaders, ids))
 
     def on_test_batch_end(
@@ -173,7 +173,7 @@ class RobustEval(Callback):
             ids = np.random.default_rng(self.seed).permutation(ids)
         files = VerdictFiles.of(trainer, pl_module, self.name, self.attack)
         model = _classifier(pl_module)
-        with unequal_work(), torch.inference_mode(False):
+        with barrier_without_timeout(), torch.inference_mode(False):
             samples = _samples(trainer, trainer.test_dataloaders, ids)
             header = self._header(model, samples)
             identity = header.identity(stop=None if self.stop is None else self.stop.reason)

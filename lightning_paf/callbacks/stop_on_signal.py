@@ -1,4 +1,4 @@
-"""A training that is told to stop leaves a checkpoint, and an exit status that asks for a restart."""
+"""Checkpoint and exit status of a training that a signal stops."""
 
 import signal
 import threading
@@ -7,47 +7,55 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
+from torch.utils.data import get_worker_info
 
 EXIT_STATUS = 75
-"""EX_TEMPFAIL of `sysexits.h`: nothing is wrong, try again later."""
-_SIGNALS = [getattr(signal, name) for name in ("SIGTERM", "SIGUSR1") if hasattr(signal, name)]
+"""EX_TEMPFAIL of `sysexits.h`: not an error, try again later."""
+_NAMES = ("SIGTERM", "SIGUSR1", "SIGINT", "SIGHUP")
+_SIGNALS = [getattr(signal, name) for name in _NAMES if hasattr(signal, name)]
+_Handler = Callable[[int, FrameType | None], None] | signal.Handlers
 
 
 class StopOnSignal(Callback):
-    """At SIGTERM or SIGUSR1, finishes the batch, saves `checkpoints/stopped.ckpt`, and exits with `EXIT_STATUS`.
+    """At SIGTERM, SIGUSR1, SIGHUP or Ctrl-C, saves `checkpoints/stopped.ckpt` and exits with `EXIT_STATUS`.
 
-    The signal may reach one rank, some or all: all agree at the end of each batch of training and validation.
-    Lightning's own handlers, which this replaces, communicate from inside the handler, in the middle of whatever
-    the ranks do. A test stops at once: its ledger holds all that was found.
+    The current batch is finished first; a second Ctrl-C ends the process at once. The signal may reach one rank, some
+    or all: the ranks agree at the end of each batch of training and validation. This replaces Lightning's own handlers,
+    which communicate from inside the handler, at any point of the step. A test stops immediately, since its state holds
+    all results so far. Signals that the parent process ignores, as with `nohup`, stay ignored.
+
+    After any other exception on the first rank, the ranks that Lightning has started are killed: they could wait in a
+    collective operation until the process group's time-out.
     """
 
     def __init__(self) -> None:
         self._received: int | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Keep Lightning from requeueing SLURM jobs from inside its handler: that is what the exit status is for."""
+        """Keep Lightning from requeueing SLURM jobs inside its handler; the exit status serves that purpose."""
         environment = trainer._accelerator_connector.cluster_environment
         if isinstance(environment, SLURMEnvironment):
             environment.auto_requeue = False
 
     def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Listen before loaders start their processes: they inherit it, and SIGUSR1 would end those that do not."""
-        self._listen()
+        """Install the handlers before loaders start their processes, which SIGUSR1 would kill otherwise."""
+        _handle(self._record)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Listen; the trainer puts back what was there before when it ends."""
-        self._listen()
+        """Install the handlers; the trainer restores the previous ones when it ends."""
+        _handle(self._record)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Stop, unless gradients are being accumulated: a checkpoint holds none."""
+        """Stop, unless gradients are being accumulated, which are in no checkpoint."""
         if not trainer.fit_loop.epoch_loop._should_accumulate():
-            self._stop_if_told(trainer)
+            self._stop_if_signalled(trainer)
 
     def on_validation_batch_end(
         self,
@@ -58,38 +66,50 @@ class StopOnSignal(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Stop; the resumed training begins the validation anew."""
+        """Stop; the resumed training restarts the validation."""
         if trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking:
-            self._stop_if_told(trainer)
+            self._stop_if_signalled(trainer)
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Listen; Lightning would go on to the end, since it looks at signals after training batches only."""
-        self._listen(_stop)
+        """Install a handler that exits; Lightning checks for signals after training batches only."""
+        _handle(_exit)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Save no more: a process that waits to learn why it has lost the others is in the way of a new start."""
-        if not isinstance(exception, SystemExit):
-            self._listen(signal.SIG_DFL)
+        """Let signals end a process that has failed, and end the ranks that Lightning has started."""
+        if isinstance(exception, SystemExit):
+            return
+        _handle(signal.SIG_DFL)
+        for process in getattr(trainer.strategy.launcher, "procs", []):
+            process.kill()
 
-    def _listen(self, handler: Callable[[int, FrameType | None], None] | signal.Handlers | None = None) -> None:
-        if threading.current_thread() is threading.main_thread():
-            for number in _SIGNALS:
-                signal.signal(number, self._note if handler is None else handler)
-            if hasattr(signal, "pthread_sigmask"):
-                signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)  # what has waited since the start of the program
-
-    def _note(self, number: int, frame: FrameType | None) -> None:
+    def _record(self, number: int, frame: FrameType | None) -> None:
         self._received = number
+        if number == signal.SIGINT:
+            signal.signal(number, signal.SIG_DFL)
+            if get_worker_info() is None:  # the processes of loaders inherit the handler
+                rank_zero_info("Stopping after this batch. Press Ctrl-C again to end at once, without a checkpoint.")
 
-    def _stop_if_told(self, trainer: Trainer) -> None:
+    def _stop_if_signalled(self, trainer: Trainer) -> None:
         if not trainer.strategy.reduce_boolean_decision(self._received is not None, all=False):
             return
         path = Path(trainer.log_dir or trainer.default_root_dir) / "checkpoints" / "stopped.ckpt"
         trainer.save_checkpoint(path)
-        rank_zero_info(f"Told to stop: {path} holds step {trainer.global_step}. Continue with --ckpt_path auto.")
-        raise SystemExit(EXIT_STATUS)
+        rank_zero_info(f"Stopped by a signal: {path} holds step {trainer.global_step}. Resume with --ckpt_path auto.")
+        # Lightning's launcher kills the first rank if one that it has started exits with an error.
+        started = isinstance(trainer._accelerator_connector.cluster_environment, LightningEnvironment)
+        raise SystemExit(0 if started and trainer.local_rank else EXIT_STATUS)
 
 
-def _stop(number: int, frame: FrameType | None) -> None:
-    rank_zero_info("Told to stop. Give the same command again: what the ledger holds is not judged again.")
+def _handle(handler: _Handler) -> None:
+    """Install a handler for all signals that are not ignored."""
+    if threading.current_thread() is threading.main_thread():
+        for number in _SIGNALS:
+            if signal.getsignal(number) != signal.SIG_IGN:
+                signal.signal(number, handler)
+        if hasattr(signal, "pthread_sigmask"):
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)  # blocked since the start of the program
+
+
+def _exit(number: int, frame: FrameType | None) -> None:
+    rank_zero_info("Stopped by a signal. Repeat the command to resume: recorded results are kept.")
     raise SystemExit(EXIT_STATUS)

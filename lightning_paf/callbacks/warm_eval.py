@@ -11,13 +11,12 @@ from torch import nn
 
 from lightning_paf.attacks import Attack
 from lightning_paf.callbacks.robust_eval import RobustEval, Stage
-from lightning_paf.callbacks.unequal_work import unequal_work
 from lightning_paf.evaluation.result import EvaluationResult
 from lightning_paf.evaluation.samples import Samples
 from lightning_paf.evaluation.stopping import ConfidenceSequence, StopRule
 from lightning_paf.evaluation.warm import WarmCheck, joined
 from lightning_paf.speed.search_model import Precision
-from lightning_paf.utils.distributed import gathered
+from lightning_paf.utils.distributed import barrier_without_timeout, gathered
 
 
 class WarmEval(RobustEval):
@@ -98,7 +97,7 @@ class WarmEval(RobustEval):
         return {"warm": self.warm.state_dict(), "cold_cost": self._cold_cost}
 
     def _check(self, trainer: Trainer, model: nn.Module, samples: Samples) -> None:
-        with unequal_work() as wait:
+        with barrier_without_timeout() as wait:
             together = _Together(trainer, self.val_stop, wait)
             result = self.warm.run(model, samples, together.ask)
             together.wait_for_the_others()

@@ -16,7 +16,7 @@ import yaml
 from jsonargparse.typing import register_type
 from lightning.fabric.plugins import CheckpointIO
 from lightning.pytorch import Callback, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar, WeightAveraging
+from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint, ProgressBar, WeightAveraging
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.plugins import LayerSync
 
@@ -26,12 +26,11 @@ from lightning_paf import recipes
 from lightning_paf.attacks import Attack, radius_text
 from lightning_paf.callbacks import (
     ActivationMonitor,
-    EpochLine,
+    EpochPrinter,
     ExactResume,
     PredictionWriter,
-    ProgressFile,
-    RankWatch,
     RobustEval,
+    RunHeartbeat,
     StopOnSignal,
     Throughput,
 )
@@ -46,16 +45,16 @@ from lightning_paf.nn.activations import Activation
 from lightning_paf.objectives import Objective
 from lightning_paf.runs import console
 from lightning_paf.runs.checkpoints import AtomicCheckpointIO, check_checkpoint
-from lightning_paf.runs.extra_loggers import check_installed
 from lightning_paf.runs.folder import (
     WORDS_FOR_CHECKPOINTS,
     RunFolder,
     check_writable,
     enter_run_folder,
     held_run_folder,
+    is_finished,
 )
-from lightning_paf.runs.loggers import loggers
-from lightning_paf.runs.torchrun import SharedStatistics, follow_torchrun
+from lightning_paf.runs.loggers import check_installed, loggers
+from lightning_paf.runs.torchrun import SyncBatchNormOnAnyDevice, follow_torchrun
 from lightning_paf.runs.trust import TRUST, TRUST_HELP
 from lightning_paf.runs.weights_origin import WeightsOrigin
 from lightning_paf.schedules import Schedule
@@ -200,7 +199,10 @@ class PafCLI(LightningCLI):
             return
         with held_run_folder(self.trainer, self._get(self.config, "run")):
             config = yaml.safe_load(self._parser("fit").dump(self.config["fit"], skip_unset=False))
-            checkpoint = enter_run_folder(self.trainer, self._get(self.config, "ckpt_path"), config)
+            checkpoint = self._get(self.config, "ckpt_path")
+            if is_finished(self.trainer, checkpoint, config):
+                return
+            checkpoint = enter_run_folder(self.trainer, checkpoint, config)
             self.config["fit"]["ckpt_path"] = self.config_init["fit"]["ckpt_path"] = checkpoint
             super()._run_subcommand(subcommand)
 
@@ -223,7 +225,7 @@ class PafCLI(LightningCLI):
         if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
             plugins.append(AtomicCheckpointIO())
         if config.get("sync_batchnorm") and not any(isinstance(plugin, LayerSync) for plugin in plugins):
-            plugins.append(SharedStatistics())
+            plugins.append(SyncBatchNormOnAnyDevice())
         config["plugins"] = plugins
         follow_torchrun(config)
         # The average first, so that what others save after a step holds the average of this step.
@@ -231,16 +233,15 @@ class PafCLI(LightningCLI):
         config["callbacks"] = [*first, *_as_list(config.get("callbacks"))]
         filled = [callback for callback in slots.values() if callback is not None]
         throughput = Throughput()
-        reports: list[Callback] = [ProgressFile(throughput)]
+        reports: list[Callback] = [RunHeartbeat(throughput)]
+        if training and config.get("logger") not in (False, []):
+            reports.append(LearningRateMonitor("epoch"))
         if not any(isinstance(callback, ProgressBar) for callback in config["callbacks"]):
             if config.get("enable_progress_bar") is None:
                 config["enable_progress_bar"] = sys.stdout.isatty()
-            reports += [] if config["enable_progress_bar"] else [EpochLine(throughput)]
+            reports += [] if config["enable_progress_bar"] else [EpochPrinter(throughput)]
         # What measures comes last, so that a step ends when all callbacks are done with it.
         always = [ExactResume(), StopOnSignal(), PredictionWriter(), *reports, throughput]
-        if not any(isinstance(callback, RankWatch) for callback in config["callbacks"]):
-            # First: after an error, StopOnSignal would let signals end the process before it has told why.
-            always.insert(0, RankWatch())
         return super()._instantiate_trainer(config, [*callbacks, *filled, *always])
 
 

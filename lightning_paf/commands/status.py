@@ -1,25 +1,28 @@
-"""Tell where runs are: how far, how good, how fast, alive or dead, and how to continue."""
+"""Report the progress, accuracies and state of runs, and how to resume them."""
 
 import argparse
 import json
+import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from lightning_paf.runs.status import RunStatus, VerdictFile
+    from lightning_paf.runs.status import ResultFile, RunStatus
+
+_NAME_WIDTH = 24
 
 
 def main(argv: list[str]) -> int:
-    """Print it.
+    """Print the status of runs.
 
     Args:
         argv: Options, see `--help`.
 
     Returns:
-        Exit status 0, whatever the runs do.
+        Exit status 0, whatever the state of the runs.
 
     Raises:
         ValueError: A folder holds no run.
@@ -39,7 +42,7 @@ def main(argv: list[str]) -> int:
 
 def _parse(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser("lightning-paf status", description=__doc__)
-    parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="run folder, or a folder with several")
+    parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="run folder, or a folder with runs in it")
     parser.add_argument("--json", action="store_true", help="print a list of JSON objects instead")
     return parser.parse_args(argv)
 
@@ -51,7 +54,7 @@ def _print_one(status: "RunStatus") -> None:
 
 
 def _facts(status: "RunStatus") -> Iterator[tuple[str, str]]:
-    """Label and text of every line but the first."""
+    """Yield label and text of every line but the first."""
     from lightning_paf.runs.progress import duration
 
     yield "progress", _position(status)
@@ -62,53 +65,67 @@ def _facts(status: "RunStatus") -> Iterator[tuple[str, str]]:
     if status.activation:
         yield "activation", ", ".join(f"{name} {_span(*ends)}" for name, ends in status.activation.items())
     if status.checkpoint:
-        kept = status.checkpoint
-        yield "checkpoint", f"{kept.path.name}: step {kept.step:,}, {duration(kept.age)} old"
+        step, age = _number(status.checkpoint.step), duration(status.checkpoint.age)
+        yield "checkpoint", f"{status.checkpoint.path.name}: step {step}, {age} old"
     elif status.life != "not started":
         yield "checkpoint", "none"
     for torn in status.torn:
-        yield "torn", f"{torn.path.name} is not whole and will be left out"
-    for verdict in status.verdicts:
-        yield "verdict", f"{verdict.name} ({verdict.threat}): {_accuracies(verdict)}"
-    for ledger in status.ledgers:
-        workers = f"at work: {', '.join(ledger.workers)}" if ledger.workers else "nobody at work"
-        share = f"{ledger.records:,} of {ledger.of:,} records ({100 * ledger.records / ledger.of:.0f} %)"
-        yield "judging", f"{ledger.name}: {share}, last {duration(ledger.silent)} ago, {workers}"
-    if status.to_continue:
-        yield ("start" if status.life == "not started" else "continue"), status.to_continue
+        yield "torn", f"{torn.path.name} is incomplete and will be ignored"
+    for result in status.results:
+        yield "result", f"{result.name} ({result.threat}): {_accuracies(result)}"
+    for part in status.unfinished:
+        workers = f"running: {', '.join(part.workers)}" if part.workers else "no process is running"
+        share = f"{part.records:,} of {part.of:,} records ({100 * part.records / part.of:.0f} %)"
+        yield "unfinished", f"{part.name}: {share}, last {duration(part.silent)} ago, {workers}"
+    if status.resume:
+        yield ("start" if status.life == "not started" else "resume"), status.resume
 
 
 def _print_table(found: "list[RunStatus]") -> None:
+    """Print one row per run, in 80 columns; a common parent folder is printed once above."""
     from rich.console import Console
     from rich.table import Table
 
     from lightning_paf.runs.progress import duration
 
-    table = Table("run", "state", "epoch", "done", "left", "robust", "clean", "activation", "checkpoint", "verdict")
+    parent = Path(os.path.commonpath([status.run for status in found]))
+    table = Table(box=None, pad_edge=False)
+    for title in ("run", "state", "epoch", "left", "robust", "clean", "result"):
+        table.add_column(title, no_wrap=True)
     for status in found:
-        best = {_label(best.metric): f"{100 * best.value:.1f} % @ {best.epoch}" for best in status.best}
-        clean = best.pop("clean", "-")
-        kept = status.checkpoint
+        best = {b.metric: f"{100 * b.value:.1f} %" for b in status.best}
+        clean = best.pop("val/acc", "-")
         table.add_row(
-            str(status.run),
+            _short(os.path.relpath(status.run, parent)),
             status.life,
             _epochs(status),
-            _done(status),
             "-" if status.seconds_left is None else duration(status.seconds_left),
-            "\n".join(f"{name.removeprefix('robust')} {value}" for name, value in best.items()) or "-",
+            "\n".join(best.values()) or "-",
             clean,
-            "\n".join(f"{name} {_span(*ends)}" for name, ends in status.activation.items()) or "-",
-            "-" if kept is None else f"{kept.step:,}, {duration(kept.age)} old",
-            "\n".join(f"{v.name} {100 * v.robust[0]:.1f} %" for v in status.verdicts) or "-",
+            "\n".join(f"{100 * result.robust[0]:.1f} %" for result in status.results) or "-",
         )
-    Console(highlight=False).print(table)
+    console = Console(highlight=False, soft_wrap=True)
+    console.print(f"Runs in {parent}\nrobust, clean: best in validation; result: robust accuracy in test")
+    console.print(table)
+
+
+def _short(name: str) -> str:
+    """Shorten a path from the left, at a folder if possible."""
+    if len(name) <= _NAME_WIDTH:
+        return name
+    tail = name[1 - _NAME_WIDTH :]
+    return "…" + (tail[tail.index("/") :] if "/" in tail[:-8] else tail)
 
 
 def _position(status: "RunStatus") -> str:
-    """As in `epoch 3 of 15, step 1,200 of 6,000 (20.0 %)`."""
+    """Format as in `epoch 3 of 15, step 1,200 of 6,000 (20.0 %)`."""
     steps = status.progress.steps if status.progress else None
-    done = f" of {steps:,} ({_done(status)})" if steps else ""
-    return f"epoch {_epochs(status).replace('/', ' of ')}, step {status.step:,}{done}"
+    done = f" of {steps:,} ({100 * (status.step or 0) / steps:.1f} %)" if steps else ""
+    return f"epoch {_epochs(status).replace('/', ' of ')}, step {_number(status.step)}{done}"
+
+
+def _number(step: int | None) -> str:
+    return "unknown" if step is None else f"{step:,}"
 
 
 def _epochs(status: "RunStatus") -> str:
@@ -116,13 +133,8 @@ def _epochs(status: "RunStatus") -> str:
     return f"{status.epoch}/{epochs}" if epochs else str(status.epoch)
 
 
-def _done(status: "RunStatus") -> str:
-    steps = status.progress.steps if status.progress else None
-    return f"{100 * status.step / steps:.1f} %" if steps else "-"
-
-
 def _pace(status: "RunStatus") -> str:
-    """As in `12,345 img/s, 3 min an epoch, 1 h 02 min left: until Sun 22 Nov 14:05`."""
+    """Format as in `12,345 img/s, 3 min an epoch, 1 h 02 min left: until Sun 22 Nov 14:05`."""
     from lightning_paf.runs.progress import duration
 
     progress = status.progress
@@ -145,8 +157,8 @@ def _span(low: float, high: float) -> str:
     return "..".join(dict.fromkeys((f"{low:.3g}", f"{high:.3g}")))
 
 
-def _accuracies(verdict: "VerdictFile") -> str:
-    parts: Mapping[str, Any] = {"robust": verdict.robust, "clean": verdict.clean}
+def _accuracies(result: "ResultFile") -> str:
+    parts = {"robust": result.robust, "clean": result.clean}
     texts = [f"{name} {100 * v:.1f} % [{100 * low:.1f}, {100 * high:.1f}]" for name, (v, low, high) in parts.items()]
-    of = f" of {verdict.total:,}" if verdict.total != verdict.judged else ""
-    return f"{', '.join(texts)} on {verdict.judged:,}{of} samples"
+    of = f" of {result.total:,}" if result.total != result.evaluated else ""
+    return f"{', '.join(texts)} on {result.evaluated:,}{of} samples"

@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from torch import nn
 
-from lightning_paf.nn.sync_batch_norm import SharedBatchNorm
+from lightning_paf.nn.sync_batch_norm import CpuSyncBatchNorm
 
 Mode = Literal["eval", "train"]
 """How the attacked model behaves: `eval` (running statistics, no dropout) or `train` (batch statistics, dropout)."""
@@ -63,7 +63,7 @@ def buffers_kept(model: nn.Module, alone: bool = True) -> Iterator[None]:
     try:
         for module, _, originals in buffers:
             module._buffers.update({k: b.clone() for k, b in originals.items() if b is not None})
-            if alone and isinstance(module, nn.SyncBatchNorm | SharedBatchNorm):
+            if alone and isinstance(module, nn.SyncBatchNorm | CpuSyncBatchNorm):
                 # In eval mode they ask nobody; without running statistics they use those of the batch all the same.
                 module.training = False
                 module._buffers.update(running_mean=None, running_var=None)

@@ -1,4 +1,4 @@
-"""Batch normalisation by the batches of all ranks together, on CPUs: torch has it for GPUs alone."""
+"""Synchronised batch normalisation on CPUs; torch implements it for GPUs only."""
 
 from typing import Any
 
@@ -7,8 +7,8 @@ from torch import Tensor, nn
 from torch.autograd import Function
 
 
-class SharedBatchNorm(nn.modules.batchnorm._BatchNorm):
-    """Computes what `torch.nn.SyncBatchNorm` computes; made by `share_statistics`.
+class CpuSyncBatchNorm(nn.modules.batchnorm._BatchNorm):
+    """`torch.nn.SyncBatchNorm` for CPUs, made by `share_statistics`.
 
     In train mode every pass is a collective operation, forward and backward; in eval mode there is none.
     """
@@ -46,27 +46,27 @@ class SharedBatchNorm(nn.modules.batchnorm._BatchNorm):
         self.running_var.lerp_(variance.to(self.running_var), factor)
 
 
-class SharedBatchNorm1d(SharedBatchNorm, nn.BatchNorm1d):
+class CpuSyncBatchNorm1d(CpuSyncBatchNorm, nn.BatchNorm1d):
     """Of (N, C) or (N, C, L)."""
 
 
-class SharedBatchNorm2d(SharedBatchNorm, nn.BatchNorm2d):
+class CpuSyncBatchNorm2d(CpuSyncBatchNorm, nn.BatchNorm2d):
     """Of (N, C, H, W)."""
 
 
-class SharedBatchNorm3d(SharedBatchNorm, nn.BatchNorm3d):
+class CpuSyncBatchNorm3d(CpuSyncBatchNorm, nn.BatchNorm3d):
     """Of (N, C, D, H, W)."""
 
 
 _SHARED: dict[type[nn.Module], type[nn.Module]] = {
-    nn.BatchNorm1d: SharedBatchNorm1d,
-    nn.BatchNorm2d: SharedBatchNorm2d,
-    nn.BatchNorm3d: SharedBatchNorm3d,
+    nn.BatchNorm1d: CpuSyncBatchNorm1d,
+    nn.BatchNorm2d: CpuSyncBatchNorm2d,
+    nn.BatchNorm3d: CpuSyncBatchNorm3d,
 }
 
 
 def share_statistics(model: nn.Module) -> None:
-    """Let every BatchNorm of a model be a `SharedBatchNorm`; the same objects, with the same tensors."""
+    """Let every BatchNorm of a model be a `CpuSyncBatchNorm`; the same objects, with the same tensors."""
     _change_classes(model, _SHARED)
 
 

@@ -9,8 +9,8 @@ from lightning_paf.attacks.base import Attack
 from lightning_paf.attacks.replay import Recorded
 from lightning_paf.nn.classifier import Classifier
 from lightning_paf.nn.modes import buffers_kept
-from lightning_paf.nn.ranks import mean_over_ranks
 from lightning_paf.objectives.base import Objective, StepResult
+from lightning_paf.utils.distributed import mean_over_ranks
 
 _SMALL = 1e-20
 """Keeps 0 / 0 a zero: a weight without gradient stays."""

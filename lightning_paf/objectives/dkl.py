@@ -7,9 +7,9 @@ from torch.nn.functional import one_hot, softmax
 from lightning_paf.attacks.base import Attack
 from lightning_paf.functional.losses import cross_entropy
 from lightning_paf.nn.classifier import Classifier
-from lightning_paf.nn.ranks import sum_over_ranks
 from lightning_paf.objectives.base import Objective, StepResult
 from lightning_paf.objectives.trades import attack_prediction, checked_weight
+from lightning_paf.utils.distributed import sum_over_ranks
 
 
 class IKL(Objective):

@@ -1,4 +1,4 @@
-"""Which version of the package wrote a checkpoint, and whether this one can read it."""
+"""Version of the package that wrote a checkpoint, and whether this version can read it."""
 
 import warnings
 from collections.abc import Mapping
@@ -8,19 +8,20 @@ from typing import Any
 from lightning_paf import __version__
 
 KEY = "lightning_paf"
+"""Entry of a checkpoint that holds `checkpoint_version()`."""
 LAYOUT = 1
-"""Of what the package adds to checkpoints; raised with every change that older code would misread."""
+"""Number of the layout of the package's own entries; raised with every change that older code would misread."""
 
 
-def stamp() -> dict[str, Any]:
-    """What a checkpoint holds under `KEY`."""
+def checkpoint_version() -> dict[str, Any]:
+    """Return the version of checkpoints that this package writes."""
     return {"version": __version__, "layout": LAYOUT}
 
 
-def check_stamp(checkpoint: Mapping[str, Any], name: str | Path) -> None:
-    """Refuse a checkpoint of a newer major version, warn of any other but this one.
+def check_checkpoint_version(checkpoint: Mapping[str, Any], name: str | Path) -> None:
+    """Refuse a checkpoint of a newer major version, and warn of any other version.
 
-    Weights that were imported, and checkpoints that are older than stamps, have none and pass.
+    Imported weights and old checkpoints have no version and pass.
 
     Args:
         checkpoint: The content.
@@ -39,13 +40,13 @@ def check_stamp(checkpoint: Mapping[str, Any], name: str | Path) -> None:
         )
     if theirs != __version__:
         warnings.warn(
-            f"{name} was written by lightning_paf {theirs}, and this is {__version__}: the changelog tells whether a "
-            "training that goes on differs from one that was not interrupted.",
+            f"{name} was written by lightning_paf {theirs}, and this is {__version__}. The changelog says whether a "
+            "resumed training differs from an uninterrupted one.",
             stacklevel=2,
         )
 
 
 def _major(version: str) -> int:
-    """The number before the first dot; 0 where there is none."""
+    """Return the number before the first dot; 0 where there is none."""
     first = version.partition(".")[0]
     return int(first) if first.isdigit() else 0

@@ -16,7 +16,7 @@ import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.utilities import rank_zero_warn
 
-from lightning_paf.runs.checkpoint_version import check_stamp
+from lightning_paf.runs.checkpoint_version import check_checkpoint_version
 
 _SUFFIX = ".ckpt"
 _WEIGHTS_ONLY = "holds weights only"
@@ -33,11 +33,11 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     that could not be loaded ends the training at its first save.
 
     Attributes:
-        has_saved: Whether a checkpoint has been written.
-        check_owner: Called before files are changed; ends the process if the run folder belongs to another one.
+        last_saved: Name and optimiser steps of the last checkpoint that was written.
+        check_owner: Called before files are changed; ends the process if it has lost the run folder to another one.
     """
 
-    has_saved = False
+    last_saved: tuple[str, int] | None = None
     check_owner: Callable[[], None] = staticmethod(lambda: None)
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
@@ -64,7 +64,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             self.check_owner()
             begun.replace(path)
             _flush_names(path.parent)
-            self.has_saved = True
+            self.last_saved = path.name, checkpoint.get("global_step", 0)
         except (OSError, RuntimeError) as error:  # torch turns errors of the stream into RuntimeError
             begun.unlink(missing_ok=True)
             raise OSError(
@@ -103,7 +103,7 @@ def check_checkpoint(name: str) -> None:
             f"A checkpoint holds state_dict and what belongs to it, but {name} holds {', '.join(map(str, keys))}. "
             "Pass a file that `fit` wrote: RUN/checkpoints/last.ckpt."
         )
-    check_stamp(found, name)
+    check_checkpoint_version(found, name)
 
 
 def checkpoint_files(folders: Iterable[Path]) -> list[Path]:
@@ -145,7 +145,7 @@ def newest_checkpoint(folders: Iterable[Path]) -> Path | None:
             for other, reason in left_out.items():
                 if reason != _WEIGHTS_ONLY:
                     rank_zero_warn(f"{other} {reason} and is left out; {path} is used.")
-            check_stamp(_read(path), path)
+            check_checkpoint_version(_read(path), path)
             return path
         left_out[path] = damage
     if left_out:

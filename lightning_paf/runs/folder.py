@@ -1,4 +1,4 @@
-"""The folder of a run: its configuration, and how a run that was stopped goes on in it."""
+"""Run folder: its configuration, and how an interrupted run resumes in it."""
 
 import contextlib
 import os
@@ -15,40 +15,41 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from lightning_paf import __version__
 from lightning_paf.runs.checkpoints import AtomicCheckpointIO, checkpoint_files, newest_checkpoint, step_of
-from lightning_paf.runs.extra_loggers import tell_config
 from lightning_paf.runs.lock import locked
-from lightning_paf.runs.loggers import RunMetrics
+from lightning_paf.runs.loggers import RunMetrics, log_config
 from lightning_paf.runs.progress import FILE, Progress
-from lightning_paf.runs.resume_check import check_same_training
+from lightning_paf.runs.resume_check import CONFIG, changed_options
 from lightning_paf.runs.shared_folder import check_shared
 from lightning_paf.utils.files import explained, write_whole
 
 NEWEST = ("auto", "last")
 """Words for the newest valid checkpoint of the run folder, or a new training where there is none."""
 WORDS_FOR_CHECKPOINTS = (*NEWEST, "best", "hpc")
-_CONFIG = "config.yaml"
 _SECONDS = 30.0
 """What a network folder may take to show a new file on another machine."""
 
 
 class RunFolder(SaveConfigCallback):
-    """Saves the merged configuration of `fit` beside the checkpoints; other commands leave it alone."""
+    """Saves the merged configuration of `fit` next to the checkpoints; other commands do not change it."""
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Write it without the checkpoint that this start has read: later commands name their own."""
-        checkpoint = self.config.get("ckpt_path")
-        check_shared(trainer, _folder(trainer), checkpoint if stage == "fit" else None, _SECONDS)
-        if stage != "fit" or not trainer.is_global_zero:
+        """Check the folder on all ranks, before anything is written to it."""
+        folder = _folder(trainer)
+        check_shared(trainer, folder, self.config.get("ckpt_path") if stage == "fit" else None, _SECONDS)
+        if stage == "fit" and trainer.is_global_zero and not self.overwrite and _traces(trainer, folder):
+            raise _occupied(folder)
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write the configuration once the checkpoint is loaded, without its path: later commands name their own."""
+        if not trainer.is_global_zero:
             return
         folder = _folder(trainer)
-        if not self.overwrite and _traces(trainer, folder):
-            raise _occupied(folder)
         self.config.pop("ckpt_path", None)
         text = self.parser.dump(self.config, skip_unset=False)
         with explained(folder, "a run folder"):
             folder.mkdir(parents=True, exist_ok=True)
-            write_whole(folder / _CONFIG, f"# lightning_paf=={__version__}\n{text}".encode())
-        tell_config(trainer.loggers, yaml.safe_load(text))
+            write_whole(folder / CONFIG, f"# lightning_paf=={__version__}\n{text}".encode())
+        log_config(trainer.loggers, yaml.safe_load(text))
 
 
 @contextlib.contextmanager
@@ -56,8 +57,8 @@ def held_run_folder(trainer: Trainer, run: Path | None) -> Iterator[None]:
     """Keep other trainings out of the run folder, on the first rank; to be entered before anything is written.
 
     Args:
-        trainer: Of the training.
-        run: What `--run` says; without it, Lightning makes a new folder for each training.
+        trainer: Trainer of the training.
+        run: Value of `--run`; without it, Lightning makes a new folder for each training.
 
     Raises:
         ValueError: Another training is running in the folder.
@@ -78,15 +79,17 @@ def held_run_folder(trainer: Trainer, run: Path | None) -> Iterator[None]:
 
 
 def enter_run_folder(trainer: Trainer, checkpoint: str | None, config: Mapping[str, Any]) -> str | None:
-    """Find out what a training goes on from, before the loggers open the run folder.
+    """Find the checkpoint to resume from, before the loggers open the run folder.
+
+    Warns of every option that differs from those of the run and may change its results.
 
     Args:
-        trainer: Of the training.
-        checkpoint: What `--ckpt_path` says: nothing, a file, or a word.
+        trainer: Trainer of the training.
+        checkpoint: Value of `--ckpt_path`: nothing, a file, or a word.
         config: The merged configuration of the training.
 
     Returns:
-        The checkpoint to go on from; None begins a new training.
+        The checkpoint to resume from; None starts a new training.
 
     Raises:
         ValueError: The folder holds another run; the checkpoint is of a newer version of the package.
@@ -98,15 +101,13 @@ def enter_run_folder(trainer: Trainer, checkpoint: str | None, config: Mapping[s
         checkpoint = _newest(trainer, folder)
     elif not _continues(folder, checkpoint) and _traces(trainer, folder):
         raise _occupied(folder)
-    if _continues(folder, checkpoint) and check_same_training(folder, config):
-        rank_zero_warn(
-            "The training goes on for longer than it was begun for: its schedule is stretched to the new length, so "
-            "that the learning rate jumps unless it is constant."
-        )
+    if _continues(folder, checkpoint):
+        for change in changed_options(folder, config):
+            rank_zero_warn(f"The run in {folder} was started with another option: {change}.")
     if checkpoint is not None and trainer.overfit_batches:  # type: ignore[attr-defined]
         rank_zero_warn(
-            "trainer.overfit_batches takes batches in an order of its own, and a checkpoint does not know its position "
-            "in it: the begun epoch takes its first batches again."
+            "trainer.overfit_batches draws batches in its own order, whose position is in no checkpoint: the current "
+            "epoch restarts with its first batches."
         )
     for logger in trainer.loggers:
         if isinstance(logger, RunMetrics):
@@ -114,22 +115,43 @@ def enter_run_folder(trainer: Trainer, checkpoint: str | None, config: Mapping[s
     return checkpoint
 
 
+def is_finished(trainer: Trainer, checkpoint: str | None, config: Mapping[str, Any]) -> bool:
+    """Return whether `auto` names a run that has finished under the same options, and log that.
+
+    A training that early stopping has ended would otherwise train one more epoch at every start.
+
+    Args:
+        trainer: Trainer of the training.
+        checkpoint: Value of `--ckpt_path`.
+        config: The merged configuration of the training.
+    """
+    folder = _folder(trainer)
+    progress = Progress.read(folder / FILE)
+    if checkpoint not in NEWEST or trainer.fast_dev_run or progress is None or progress.state != "finished":  # type: ignore[attr-defined]
+        return False
+    newest = newest_checkpoint(_checkpoint_folders(trainer, folder))
+    if newest is None or step_of(newest) < progress.step or changed_options(folder, config):
+        return False
+    rank_zero_info(f"The run in {folder} has finished at step {progress.step}. Pass other options to continue it.")
+    return True
+
+
 def check_writable(folder: Path) -> None:
-    """Refuse a run folder that cannot be written, before anything is built. Nothing is written to find out.
+    """Refuse a run folder that cannot be written, by its permissions and before anything is built.
 
     Raises:
-        ValueError: It cannot be, as far as its permissions tell.
+        ValueError: It is read-only, or no folder.
     """
     there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     if not (there.is_dir() and os.access(there, os.W_OK | os.X_OK)):
         raise ValueError(
-            f"What a command finds out is written to its run folder, but {there} is read-only or no folder. "
-            "Pass --run with a folder that can be written, or that can be made."
+            f"A run folder must be writable, but {there} is read-only or no folder. "
+            "Pass --run with a folder that can be written or created."
         )
 
 
 def _traces(trainer: Trainer, folder: Path) -> str:
-    """What a training has left in a folder that a new one would replace; empty if nothing."""
+    """Describe the files of a training that a new one would replace; empty if there are none."""
     files = checkpoint_files(_checkpoint_folders(trainer, folder))
     table = folder / "metrics.csv"
     with explained(table, "the metrics of a run"):
@@ -152,7 +174,7 @@ def _occupied(folder: Path) -> ValueError:
 
 
 def _folder(trainer: Trainer) -> Path:
-    """The run folder as this rank names it; `trainer.log_dir` is what the first rank says."""
+    """Return the run folder as this rank names it; `trainer.log_dir` is broadcast by the first rank."""
     for logger in trainer.loggers:
         if isinstance(logger, RunMetrics):
             return Path(logger.log_dir)
@@ -160,25 +182,25 @@ def _folder(trainer: Trainer) -> Path:
 
 
 def _rehearsed(checkpoint: str | None) -> str | None:
-    """What `fast_dev_run` begins from: it reads no run folder, and writes none."""
+    """Return the checkpoint of `fast_dev_run`, which neither reads nor writes a run folder."""
     if checkpoint in NEWEST:
-        rank_zero_info("A fast_dev_run begins anew, whatever the run folder holds.")
+        rank_zero_info("A fast_dev_run starts a new training, whatever the run folder holds.")
         return None
     return checkpoint
 
 
 def _newest(trainer: Trainer, folder: Path) -> str | None:
-    """Find and log the checkpoint that `auto` means.
+    """Find and log the newest checkpoint.
 
     Raises:
-        ValueError: There is a run, but none of its checkpoints can be continued.
+        ValueError: There is a run, but no checkpoint to resume from.
     """
     newest = newest_checkpoint(_checkpoint_folders(trainer, folder))
     if newest is not None:
         rank_zero_info(f"Continuing from {newest}, step {step_of(newest)}.")
         return str(newest)
     traces, progress = _traces(trainer, folder), Progress.read(folder / FILE)
-    ended_early = progress is not None and progress.saved is False and progress.state != "finished"
+    ended_early = progress is not None and progress.checkpoint == "" and progress.state != "finished"
     if traces and not ended_early:
         raise ValueError(
             f"--ckpt_path auto must find the checkpoints of the run in {folder}, but there are none beside {traces}. "
@@ -194,14 +216,14 @@ def _checkpoint_folders(trainer: Trainer, folder: Path) -> list[Path]:
 
 
 def _steps_before(checkpoint: str | None) -> int:
-    """Optimiser steps before a checkpoint; no row comes after it where only Lightning knows which one it is."""
+    """Return the optimiser steps before a checkpoint; for a word that Lightning resolves, more than any row has."""
     if checkpoint is None:
         return 0
     return sys.maxsize if checkpoint in WORDS_FOR_CHECKPOINTS else step_of(checkpoint)
 
 
 def _continues(folder: Path, checkpoint: str | None) -> bool:
-    """Whether a training that starts from `checkpoint` goes on in its own run folder."""
+    """Return whether a training that starts from `checkpoint` resumes the run in its folder."""
     if checkpoint is None or checkpoint in WORDS_FOR_CHECKPOINTS:
         return checkpoint is not None
     return Path(checkpoint).resolve().is_relative_to(folder.resolve())

@@ -1,9 +1,10 @@
-"""Metrics of a run, as a table and for TensorBoard: as if the run had not been stopped and continued."""
+"""Loggers of a run: its table and TensorBoard files, resumed without duplicates, and optional ones."""
 
 import contextlib
 import csv
 import io
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +16,19 @@ from lightning.pytorch.utilities import rank_zero_only
 from lightning_paf.runs.weights_origin import WeightsOrigin
 from lightning_paf.utils.files import write_whole
 
+EXTRAS: Mapping[str, str] = {"MLFlowLogger": "mlflow", "WandbLogger": "wandb"}
+"""Loggers whose package is optional; module and extra have the same name."""
 
-class _SaysWhy(Logger):
-    """What loggers of a run folder have in common: they say how to go on where nothing can be written."""
+
+class _RunLogger(Logger):
+    """Base of the loggers of a run folder: explains errors of the file system."""
 
     check_owner: Callable[[], None] = staticmethod(lambda: None)
-    """Called before a write; ends the process if the run folder belongs to another one."""
+    """Called before a write; ends the process if it has lost the run folder to another one."""
 
     @rank_zero_only
     def save(self) -> None:
-        """Write what has been logged.
+        """Write the logged metrics.
 
         Raises:
             OSError: The disk is full, or cannot be written to.
@@ -35,21 +39,21 @@ class _SaysWhy(Logger):
 
     @rank_zero_only
     def finalize(self, status: str) -> None:
-        """Write what is left, and close."""
-        with _last_words(str(self.log_dir), status):
+        """Write the rest and close. After a failure, a second one must not hide the first."""
+        with contextlib.suppress(OSError) if status == "failed" else _explained(str(self.log_dir)):
             super().finalize(status)
 
 
-class RunMetrics(_SaysWhy, CSVLogger):
-    """Appends to the `metrics.csv` of a run that is continued; Lightning's own logger would delete it."""
+class RunMetrics(_RunLogger, CSVLogger):
+    """Appends to the `metrics.csv` of a resumed run, which Lightning's own logger would delete."""
 
     resumed_step: int | None = 0
-    """Optimiser steps before the checkpoint that the run goes on from; later rows are left out and logged again.
+    """Optimiser steps before the checkpoint to resume from; later rows are dropped and logged again.
 
-    None keeps all rows: those of other evaluations.
+    None keeps all rows, those of other evaluations.
     """
     checkpoint: str | None = None
-    """Origin of the evaluated weights, which every row of an evaluation names."""
+    """Origin of the evaluated weights, a column of every row of an evaluation."""
 
     @property
     @rank_zero_experiment
@@ -66,11 +70,11 @@ class RunMetrics(_SaysWhy, CSVLogger):
         super().log_metrics({**metrics, **origin}, step)
 
 
-class RunEvents(_SaysWhy, TensorBoardLogger):
-    """Lets TensorBoard forget what came after the checkpoint that a run goes on from, and tells it nothing twice."""
+class RunEvents(_RunLogger, TensorBoardLogger):
+    """TensorBoard events of a resumed run: purged after the checkpoint, and nothing logged twice."""
 
     table: RunMetrics
-    """Whose rows have been told before."""
+    """The table of the same run, which holds the rows that were logged before."""
 
     @property
     @rank_zero_experiment
@@ -78,12 +82,12 @@ class RunEvents(_SaysWhy, TensorBoardLogger):
         """The writer, opened at the first call."""
         if self._experiment is None and self.table.resumed_step:
             self._kwargs["purge_step"] = self.table.resumed_step
-            self._default_hp_metric = False  # a placeholder, told when the run began
+            self._default_hp_metric = False  # a placeholder, logged at the first start
         return super().experiment
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        """Tell what is not there yet."""
+        """Log a row that is not there yet."""
         if not self.table.experiment.holds(metrics, step):
             with _explained(self.log_dir):
                 super().log_metrics(metrics, step)
@@ -92,7 +96,7 @@ class RunEvents(_SaysWhy, TensorBoardLogger):
 class _AppendingWriter(ExperimentWriter):
     """Keeps the rows of steps before the checkpoint, and writes none of them twice.
 
-    The epoch's last rows may be there or not: a checkpoint is made before them, and the run stopped at any time after.
+    The last rows of an epoch may be missing: its checkpoint is written before them.
     """
 
     def __init__(self, log_dir: str, resumed_step: int | None) -> None:
@@ -102,7 +106,7 @@ class _AppendingWriter(ExperimentWriter):
             super().__init__(log_dir)
 
     def holds(self, metrics: Mapping[str, Any], step: int | None) -> bool:
-        """Whether there was a row of these metrics when the run was continued."""
+        """Return whether a row of these metrics was there when the run was resumed."""
         return (step, frozenset(metrics) | {"step"}) in self._kept
 
     def log_metrics(self, metrics_dict: dict[str, Any], step: int | None = None) -> None:
@@ -111,7 +115,7 @@ class _AppendingWriter(ExperimentWriter):
             super().log_metrics(metrics_dict, step)
 
     def _check_log_dir_exists(self) -> None:
-        """Read what is there, instead of deleting it."""
+        """Read the table instead of deleting it."""
         table = Path(self.metrics_file_path)
         if not table.is_file():
             return
@@ -123,7 +127,7 @@ class _AppendingWriter(ExperimentWriter):
         _write(table, self.metrics_keys, kept)
 
     def _rewrite_with_new_header(self, fieldnames: list[str]) -> None:
-        """Add columns to the table that is there, or leave it as it was where the disk is full."""
+        """Add columns to the table; on a full disk the old one stays."""
         table = Path(self.metrics_file_path)
         _, rows = _read(table)
         _write(table, fieldnames, rows)
@@ -132,12 +136,12 @@ class _AppendingWriter(ExperimentWriter):
 def loggers(
     folder: Path, others: Logger | list[Logger] | bool | None, evaluated: WeightsOrigin | None = None
 ) -> list[Logger]:
-    """CSV and TensorBoard in exactly this folder, then those that the user asked for; none if false was typed.
+    """Return CSV and TensorBoard loggers of a folder, followed by the user's; none if the user passed false.
 
     Args:
-        folder: Of the training, or of one of the commands that evaluate.
+        folder: Folder of the training or of an evaluating command.
         others: Loggers of the user.
-        evaluated: Origin of the weights of an evaluation, whose rows are added to those of others.
+        evaluated: Origin of the evaluated weights; rows of an evaluation are added to those of earlier ones.
     """
     if others is False:
         return []
@@ -150,8 +154,41 @@ def loggers(
     return [table, events, *(logger for logger in more if isinstance(logger, Logger))]
 
 
+def check_installed(configured: Any) -> None:
+    """Refuse a logger whose package is missing, before anything is built.
+
+    Args:
+        configured: Value of `--trainer.logger`: one or several `class_path`, or none.
+
+    Raises:
+        ValueError: A package is missing.
+    """
+    for logger in configured if isinstance(configured, list) else [configured]:
+        name = str(getattr(logger, "class_path", "")).rpartition(".")[2]
+        if name in EXTRAS and find_spec(EXTRAS[name]) is None:
+            raise ValueError(
+                f"--trainer.logger {name} needs the package {EXTRAS[name]}, which is not installed. "
+                f"Install it with `pip install 'lightning-paf[{EXTRAS[name]}]'`, or leave the logger out."
+            )
+
+
+def log_config(loggers: Iterable[Logger], config: Mapping[str, Any]) -> None:
+    """Log the whole configuration to those loggers that have no `config.yaml` next to their files.
+
+    The options that only say how a run is resumed are left out: MLflow refuses parameters that change.
+
+    Args:
+        loggers: Loggers of the training, on its first rank.
+        config: Plain values.
+    """
+    kept = {key: value for key, value in config.items() if key not in ("ckpt_path", "config", "run")}
+    for logger in loggers:
+        if not isinstance(logger, CSVLogger | TensorBoardLogger):
+            logger.log_hyperparams(kept)
+
+
 def _read(table: Path) -> tuple[list[str], list[dict[str, str]]]:
-    """Columns and rows; the last row may be half a line, and is left out then."""
+    """Return columns and rows without a half-written last line."""
     with table.open(newline="") as stream:
         reader = csv.DictReader(line for line in stream if line.endswith("\n"))
         rows = list(reader)
@@ -159,7 +196,7 @@ def _read(table: Path) -> tuple[list[str], list[dict[str, str]]]:
 
 
 def _write(table: Path, columns: Sequence[str], rows: Sequence[Mapping[str, str]]) -> None:
-    """Write all rows, or leave what was there."""
+    """Write all rows atomically."""
     lines = io.StringIO(newline="")
     writer = csv.DictWriter(lines, columns)
     writer.writeheader()
@@ -167,14 +204,9 @@ def _write(table: Path, columns: Sequence[str], rows: Sequence[Mapping[str, str]
     write_whole(table, lines.getvalue().encode())
 
 
-def _last_words(folder: str, status: str) -> contextlib.AbstractContextManager[None]:
-    """After a failure, a second one must not hide the first."""
-    return contextlib.suppress(OSError) if status == "failed" else _explained(folder)
-
-
 @contextlib.contextmanager
 def _explained(folder: str) -> Iterator[None]:
-    """Say how to go on where metrics cannot be written."""
+    """Add to an error of the file system how to resume."""
     try:
         yield
     except (OSError, ValueError) as error:

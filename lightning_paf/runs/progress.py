@@ -1,4 +1,4 @@
-"""How far a training is: the file in its run folder that says so, for those who look from outside."""
+"""Progress of a training, in a file of its run folder."""
 
 import json
 import os
@@ -11,29 +11,30 @@ from lightning_paf.utils.process import Process
 
 FILE = "progress.json"
 BEAT = 10.0
-"""Seconds between two signs of life of a training."""
+"""Seconds between two heartbeats of a training."""
 SILENCE = 12 * BEAT
-"""Seconds without a sign of life after which a training on another machine counts as dead; network folders may lag."""
+"""Seconds without a heartbeat after which a training on another machine counts as dead; network folders may lag."""
 
 State = Literal["training", "validating", "finished", "stopped", "failed"]
 
 
 @dataclass(frozen=True)
 class Progress:
-    """Content of `progress.json`. The time of its last change is the last sign of life.
+    """Content of `progress.json`. The modification time of the file is the last heartbeat.
 
     Attributes:
-        process: The first of the training's processes.
-        state: What it did when it wrote this.
+        process: First process of the training.
+        state: State at the last write.
         step: Optimiser steps done.
-        steps: In the whole training; None for one without an end.
+        steps: Optimiser steps of the whole training; None for one without an end.
         epoch: Epochs done.
-        epochs: In the whole training; None where steps are counted.
-        seconds_per_step: All in all, since this process has begun; None before its first step.
+        epochs: Epochs of the whole training; None where steps are counted.
+        seconds_per_step: Mean over this process; None before its first step.
         images_per_second: In the last whole epoch, over all devices; None before its end.
-        idle: Seconds since the last step when this was written: no two clocks are compared.
-        error: What it failed with.
-        saved: Whether the run has a checkpoint; None where this is not known.
+        idle: Seconds since the last step, at the last write: no two clocks are compared.
+        error: Exception that ended the training.
+        checkpoint: Name of the last saved checkpoint; empty before the first, None if unknown.
+        checkpoint_step: Optimiser steps before that checkpoint.
     """
 
     process: Process
@@ -46,36 +47,33 @@ class Progress:
     images_per_second: float | None = None
     idle: float = 0.0
     error: str = ""
-    saved: bool | None = None
-
-    @property
-    def is_over(self) -> bool:
-        """Whether the process has said that it ends."""
-        return self.state in ("finished", "stopped", "failed")
+    checkpoint: str | None = None
+    checkpoint_step: int | None = None
 
     @property
     def seconds_left(self) -> float | None:
-        """Estimate; None where it cannot be made."""
+        """Estimated time until the end; None if unknown."""
         return seconds_left(self.step, self.steps, self.seconds_per_step)
 
     def write(self, path: Path) -> None:
-        """Write it whole. Nothing is forced to the disk: after a power failure the training is dead anyway."""
-        begun = path.with_name(f"{path.name}.partial")
-        begun.write_text(json.dumps(asdict(self), indent=2) + "\n")
-        begun.replace(path)
+        """Write the file atomically, but without flushing it: after a power failure the training is dead anyway."""
+        partial = path.with_name(f"{path.name}.partial")
+        partial.write_text(json.dumps(asdict(self), indent=2) + "\n")
+        partial.replace(path)
 
     @classmethod
     def read(cls, path: Path) -> "Progress | None":
-        """What a training wrote; None where there is no such file."""
+        """Read the file, also one of another version; None if there is none or it is damaged."""
         try:
             content = json.loads(path.read_text())
-            return cls(**content | {"process": Process(**content["process"])})
+            known = {name: content[name] for name in cls.__dataclass_fields__ if name in content}
+            return cls(**known | {"process": Process(**content["process"])})
         except (OSError, ValueError, TypeError, KeyError):
             return None
 
 
 def folder_time(folder: Path) -> float:
-    """The present moment by the clock of a folder, or of this machine where the folder cannot be written to."""
+    """Return the time by the clock of a folder, or of this machine where the folder cannot be written."""
     clock = folder / f".{os.getpid()}.clock"
     try:
         clock.touch()
@@ -87,14 +85,14 @@ def folder_time(folder: Path) -> float:
 
 
 def seconds_left(step: int, steps: int | None, seconds_per_step: float | None) -> float | None:
-    """How long the rest of a training takes at its present pace; None where that is not known."""
+    """Estimate the time until the end of a training; None if unknown."""
     if steps is None or seconds_per_step is None:
         return None
     return max(0, steps - step) * seconds_per_step
 
 
 def duration(seconds: float) -> str:
-    """As in `45 s`, `3.2 s`, `12 min`, `1 h 02 min`, `3 d 04 h`."""
+    """Format a duration, as in `45 s`, `3.2 s`, `12 min`, `1 h 02 min`, `3 d 04 h`."""
     if seconds < 9.95:
         return f"{seconds:.1f} s"
     if seconds < 99.5:

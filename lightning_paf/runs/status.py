@@ -1,31 +1,30 @@
-"""What the files of a run folder say about the run, read without torch and so in a moment."""
+"""Status of a run, read from the files in its folder without torch."""
 
+import contextlib
 import csv
 import json
 import math
-import pickle
 import re
 import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import Literal
 
 from lightning_paf.runs.progress import FILE, SILENCE, Progress, duration, folder_time
 from lightning_paf.utils.process import Process
 
 Life = Literal["not started", "alive", "finished", "stopped", "failed", "dead", "unknown"]
 
-_LEASE_SILENCE = 120.0
+_CLAIM_SILENCE = 120.0
 _LONG = 60.0
-"""Seconds without a step that are worth telling."""
+"""Seconds without a step that are reported."""
 _RECORD = re.compile(r"block-\d+\.stage-\d+\.record")
-_LARGEST_SKELETON = 2**26
 
 
 @dataclass(frozen=True)
 class Best:
-    """The best value of one metric, and the epoch that it was reached in, from 1."""
+    """Best value of one metric, and its epoch, from 1."""
 
     metric: str
     value: float
@@ -34,7 +33,7 @@ class Best:
 
 @dataclass(frozen=True)
 class CheckpointFile:
-    """A checkpoint as its file's table of contents shows it; the step is None where the file is torn."""
+    """A checkpoint file; `step` is None if unknown, `age` is in seconds."""
 
     path: Path
     step: int | None
@@ -42,20 +41,20 @@ class CheckpointFile:
 
 
 @dataclass(frozen=True)
-class VerdictFile:
-    """Accuracies with their intervals (value, low, high) of one evaluation of `test`."""
+class ResultFile:
+    """Accuracies with their intervals (value, low, high) of one evaluation."""
 
     name: str
     threat: str
     robust: tuple[float, float, float]
     clean: tuple[float, float, float]
-    judged: int
+    evaluated: int
     total: int
 
 
 @dataclass(frozen=True)
-class LedgerState:
-    """How far an evaluation has come that is not finished; `workers` are those known or thought to be alive."""
+class UnfinishedEvaluation:
+    """Records of an unfinished evaluation; `workers` are its live processes, `silent` the age of the last record."""
 
     name: str
     records: int
@@ -66,23 +65,23 @@ class LedgerState:
 
 @dataclass(frozen=True)
 class RunStatus:
-    """All that is known of one run.
+    """Status of one run.
 
     Attributes:
-        run: Its folder.
-        life: Whether the training is at work; `unknown` where it has left no `progress.json`.
-        detail: Of `life`, for people.
-        progress: Of the training.
-        seconds_left: Until its end, if it is alive.
-        step: Optimiser steps done, also where there is no `progress`.
-        epoch: Epochs done, too.
-        best: Best values of what validations measured, robust accuracies first.
+        run: Run folder.
+        life: Whether the training runs; `unknown` without a `progress.json`.
+        detail: Explanation of `life`.
+        progress: Content of `progress.json`.
+        seconds_left: Seconds until the end of a live training.
+        step: Optimiser steps done; from the metrics if there is no `progress`, None if unknown.
+        epoch: Epochs done.
+        best: Best values of the validation metrics, robust accuracies first.
         activation: Last logged `alpha` and `beta`: smallest and largest over the activations.
-        checkpoint: That with the most steps.
-        torn: Checkpoints that are not whole.
-        verdicts: What `test` found.
-        ledgers: What `test` has begun.
-        to_continue: The command that continues a training that is not alive, nor finished.
+        checkpoint: The last checkpoint.
+        torn: Checkpoints that are not complete.
+        results: Results of `test`.
+        unfinished: Unfinished evaluations of `test`.
+        resume: Command that starts or resumes the training; empty if it is alive or finished.
     """
 
     run: Path
@@ -90,90 +89,99 @@ class RunStatus:
     detail: str
     progress: Progress | None
     seconds_left: float | None
-    step: int
+    step: int | None
     epoch: int
     best: tuple[Best, ...]
     activation: Mapping[str, tuple[float, float]]
     checkpoint: CheckpointFile | None
     torn: tuple[CheckpointFile, ...]
-    verdicts: tuple[VerdictFile, ...]
-    ledgers: tuple[LedgerState, ...]
-    to_continue: str
+    results: tuple[ResultFile, ...]
+    unfinished: tuple[UnfinishedEvaluation, ...]
+    resume: str
 
 
 def is_run(folder: Path) -> bool:
-    """Whether `fit` has made a folder."""
+    """Return whether `fit` has created a folder."""
     return (folder / "config.yaml").is_file() or (folder / FILE).is_file() or (folder / "checkpoints").is_dir()
 
 
 def runs_in(place: Path) -> list[Path]:
-    """A run, or all those directly in a folder.
+    """Find the run folders in a folder, at any depth; a run folder itself is the only one.
 
     Raises:
         ValueError: There is none.
     """
     if not place.is_dir():
-        raise ValueError(f"A run is a folder, but {place} is none. Pass what was given to `fit --run`.")
-    found = [place] if is_run(place) else sorted(child for child in place.iterdir() if is_run(child))
+        raise ValueError(f"A run must be a folder, got {place}. Pass a folder that was given to `fit --run`.")
+    found = list(_runs_below(place))
     if not found:
         raise ValueError(
-            f"A run folder holds config.yaml, {FILE} or checkpoints, but neither {place} nor a folder in it does. "
-            "Pass what was given to `fit --run`."
+            f"A run folder must hold config.yaml, {FILE} or checkpoints, but there is none in {place}. "
+            "Pass a folder that was given to `fit --run`, or one with several of them."
         )
     return found
 
 
 def read_run(run: Path) -> RunStatus:
-    """Read all that a run has written. Nothing in a checkpoint is executed."""
+    """Read the status of a run. No checkpoint is opened beyond its table of contents."""
     now, rows = folder_time(run), _rows(run / "metrics.csv")
     progress = Progress.read(run / FILE)
     life, detail, left = _life(progress, bool(rows), _age(run / FILE, now))
     paths = [path for folder in (run, run / "checkpoints") for path in sorted(folder.glob("*.ckpt"))]
-    checkpoints = [_checkpoint(path, now) for path in paths]
-    whole = [checkpoint for checkpoint in checkpoints if checkpoint.step is not None]
-    if life == "not started" and checkpoints:
-        life, detail = "unknown", f"it has left no {FILE}"
-    again = f"lightning-paf fit -c {run / 'config.yaml'} --run {run} --ckpt_path auto"
+    complete = [path for path in paths if _is_complete(path)]
+    if life == "not started" and paths:
+        life, detail = "unknown", f"there is no {FILE}"
+    epochs = [row for row in rows if "train/loss" in row]
+    command = f"lightning-paf fit -c {run / 'config.yaml'} --run {run} --ckpt_path auto"
     return RunStatus(
         run,
         life,
         detail,
         progress,
         left,
-        max([progress.step if progress else 0, *(int(row["step"]) + 1 for row in rows)]),
-        max([progress.epoch if progress else 0, *(_epoch(row) for row in rows if "train/loss" in row)]),
+        progress.step if progress else max((int(row["step"]) + 1 for row in epochs), default=None if paths else 0),
+        max([progress.epoch if progress else 0, *map(_epoch, epochs)]),
         _best(rows),
         _activation(rows),
-        max(whole, key=lambda checkpoint: (checkpoint.step or 0, -checkpoint.age), default=None),
-        tuple(checkpoint for checkpoint in checkpoints if checkpoint.step is None),
-        tuple(_verdicts(run / "test")),
-        tuple(_ledgers(run / "test", now)),
-        "" if life in ("alive", "finished") else again,
+        _last_checkpoint(complete, progress, now),
+        tuple(CheckpointFile(path, None, _age(path, now)) for path in paths if path not in complete),
+        tuple(_results(run / "test")),
+        tuple(_unfinished(run / "test", now)),
+        "" if life in ("alive", "finished") else command,
     )
 
 
+def _runs_below(folder: Path) -> Iterator[Path]:
+    if is_run(folder):
+        yield folder
+        return
+    with contextlib.suppress(OSError):  # not readable
+        for child in sorted(path for path in folder.iterdir() if path.is_dir() and not path.is_symlink()):
+            yield from _runs_below(child)
+
+
 def _life(progress: Progress | None, began: bool, silent: float) -> tuple[Life, str, float | None]:
-    """What the training does, more about it, and the seconds that it still needs."""
+    """Return the state of a training, its explanation, and the seconds until its end."""
     if progress is None:
-        return ("unknown", f"it has left no {FILE}", None) if began else ("not started", "", None)
+        return ("unknown", f"there is no {FILE}", None) if began else ("not started", "", None)
     if progress.state == "finished":
         return "finished", "", None
     if progress.state == "stopped" or progress.state == "failed":
         return progress.state, progress.error, None
     process = progress.process
     if process.is_dead():
-        return "dead", f"{process} is gone, last sign of life {duration(silent)} ago", None
+        return "dead", f"{process} is gone, last heartbeat {duration(silent)} ago", None
     if silent > SILENCE and not process.is_near():
-        return "dead", f"{process} is out of sight, and its last sign of life {duration(silent)} old", None
+        return "dead", f"last heartbeat of {process} {duration(silent)} ago", None
     idle, left = progress.idle + silent, progress.seconds_left
-    detail = f"{progress.state}, {process}, sign of life {duration(silent)} ago"
+    detail = f"{progress.state}, {process}, heartbeat {duration(silent)} ago"
     if idle > max(_LONG, 10 * (progress.seconds_per_step or 0)):
         detail += f", no step for {duration(idle)}"
     return "alive", detail, None if left is None else max(0.0, left - idle)
 
 
 def _rows(table: Path) -> list[dict[str, str]]:
-    """Of `metrics.csv`, each without its empty cells; the last may be half a line, and is left out then."""
+    """Read `metrics.csv` without empty cells and without a half-written last line."""
     try:
         with table.open(newline="") as stream:
             found = csv.DictReader(line for line in stream if line.endswith("\n"))
@@ -183,7 +191,7 @@ def _rows(table: Path) -> list[dict[str, str]]:
 
 
 def _epoch(row: Mapping[str, str]) -> int:
-    """Number of a row's epoch, from 1."""
+    """Return the number of a row's epoch, from 1."""
     return int(float(row.get("epoch", 0))) + 1
 
 
@@ -210,78 +218,48 @@ def _activation(rows: list[dict[str, str]]) -> dict[str, tuple[float, float]]:
 
 
 def _age(path: Path, now: float) -> float:
-    """Seconds since the last change of a file; 0 where there is none."""
+    """Return the seconds since the last change of a file; 0 if there is none."""
     try:
         return max(0.0, now - path.stat().st_mtime)
     except OSError:
         return 0.0
 
 
-def _checkpoint(path: Path, now: float) -> CheckpointFile:
-    """A truncated file has lost its table of contents, which is at its end."""
-    age = _age(path, now)
+def _is_complete(path: Path) -> bool:
+    """Return whether a checkpoint has its table of contents, which a truncated file has lost."""
     try:
-        with zipfile.ZipFile(path) as archive:
-            (name,) = [entry for entry in archive.infolist() if entry.filename.endswith("/data.pkl")]
-            if name.file_size > _LARGEST_SKELETON:
-                return CheckpointFile(path, None, age)
-            with archive.open(name) as stream:
-                return CheckpointFile(path, int(_Skeleton(stream).load()["global_step"]), age)
-    except Exception:  # a damaged file fails in any way it likes
-        return CheckpointFile(path, None, age)
+        return zipfile.is_zipfile(path)
+    except OSError:
+        return False
 
 
-class _Nothing:
-    """Stands for every object in a checkpoint that is no plain value."""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        pass
-
-    def __setitem__(self, key: Any, value: Any) -> None:
-        pass
-
-    def __setstate__(self, state: Any) -> None:
-        pass
+def _last_checkpoint(complete: list[Path], progress: Progress | None, now: float) -> CheckpointFile | None:
+    """Return the checkpoint that `progress.json` names, otherwise the youngest file."""
+    last = min(complete, key=lambda path: _age(path, now), default=None)
+    named = next((path for path in complete if progress and path.name == progress.checkpoint), last)
+    step = progress.checkpoint_step if progress and named and named.name == progress.checkpoint else None
+    return CheckpointFile(named, step, _age(named, now)) if named else None
 
 
-class _Skeleton(pickle.Unpickler):
-    """Reads plain values, and puts nothing in the place of tensors and of whatever else there is; runs no code."""
-
-    def __init__(self, stream: IO[bytes]) -> None:
-        super().__init__(stream)
-
-    def find_class(self, module: str, name: str) -> Any:
-        """Nothing, whatever the file names."""
-        return _Nothing
-
-    def persistent_load(self, pid: Any) -> Any:
-        """A storage: not read."""
-        return None
-
-
-def _verdicts(folder: Path) -> Iterator[VerdictFile]:
+def _results(folder: Path) -> Iterator[ResultFile]:
     for path in sorted(folder.glob("*.json")):
         try:
             content = json.loads(path.read_text())
-            attack, judged = content["attack"], content["robust"]["total"]
+            attack, evaluated = content["attack"], content["robust"]["total"]
             threat = f"{attack['attack']} {attack['norm']} {attack['eps']}"
             robust, clean = (
                 (part["accuracy"], part["low"], part["high"]) for part in (content["robust"], content["clean"])
             )
-            if content.get("anytime"):  # its interval stays valid although the end depended on what was seen
+            if content.get("anytime"):  # this interval is valid although the stop depended on the outcomes
                 robust = (robust[0], content["anytime"]["low"], content["anytime"]["high"])
             if content.get("checkpoint"):
                 threat += f", {content['checkpoint']['file']}"
-            yield VerdictFile(content["name"], threat, robust, clean, judged, content.get("total") or judged)
+            yield ResultFile(content["name"], threat, robust, clean, evaluated, content.get("total") or evaluated)
         except (OSError, ValueError, KeyError, TypeError):  # another file
             continue
 
 
-def _interval(part: Mapping[str, float]) -> tuple[float, float, float]:
-    return part["accuracy"], part["low"], part["high"]
-
-
-def _ledgers(folder: Path, now: float) -> Iterator[LedgerState]:
+def _unfinished(folder: Path, now: float) -> Iterator[UnfinishedEvaluation]:
     for header in sorted(folder.glob("ledger/*/header.json")):
         try:
             content = json.loads(header.read_text())["header"]
@@ -293,15 +271,15 @@ def _ledgers(folder: Path, now: float) -> Iterator[LedgerState]:
         name = header.parent.name.rpartition("-")[0]
         results = (path.stat().st_mtime for path in folder.glob(f"{name}*.json"))
         if len(records) < of and not any(written >= newest.stat().st_mtime for written in results):
-            yield LedgerState(name, len(records), of, _age(newest, now), tuple(_workers(header.parent, now)))
+            yield UnfinishedEvaluation(name, len(records), of, _age(newest, now), tuple(_workers(header.parent, now)))
 
 
-def _workers(ledger: Path, now: float) -> Iterator[str]:
-    for lease in sorted(ledger.glob("block-*.lease")):
+def _workers(state: Path, now: float) -> Iterator[str]:
+    for claim in sorted(state.glob("block-*.lease")):
         try:
-            holder = json.loads(lease.read_text())
-            process = Process(**{name: holder[name] for name in ("host", "pid", "started", "system")})
-            if not process.is_dead() and (process.is_near() or _age(lease, now) < _LEASE_SILENCE):
+            owner = json.loads(claim.read_text())
+            process = Process(**{name: owner[name] for name in ("host", "pid", "started", "system")})
+            if not process.is_dead() and (process.is_near() or _age(claim, now) < _CLAIM_SILENCE):
                 yield str(process)
         except (OSError, ValueError, KeyError, TypeError):
             continue

@@ -1,4 +1,4 @@
-"""Several processes: how many torchrun has started, and what makes them one batch."""
+"""Jobs of several processes: the world of torchrun, and batch normalisation over all ranks."""
 
 import os
 from typing import Any
@@ -11,14 +11,14 @@ from torch import distributed, nn
 from lightning_paf.nn.sync_batch_norm import share_statistics, unshare_statistics
 
 
-class SharedStatistics(TorchSyncBatchNorm):
-    """What `--trainer.sync_batchnorm true` does, also on CPUs."""
+class SyncBatchNormOnAnyDevice(TorchSyncBatchNorm):
+    """`--trainer.sync_batchnorm true`, on CPUs too."""
 
     def apply(self, model: nn.Module) -> nn.Module:
         """Let every BatchNorm normalise by the batches of all ranks together.
 
         Args:
-            model: The LightningModule, which knows where it is going to be.
+            model: The LightningModule, with its future `device`.
         """
         if getattr(model, "device", None) != torch.device("cpu"):
             return super().apply(model)
@@ -26,16 +26,16 @@ class SharedStatistics(TorchSyncBatchNorm):
         return model
 
     def revert(self, model: nn.Module) -> nn.Module:
-        """Undo it."""
+        """Undo `apply`."""
         unshare_statistics(model)
         return super().revert(model)
 
 
 def follow_torchrun(config: dict[str, Any]) -> None:
-    """Set the trainer's `devices` and `num_nodes` to what torchrun has started, which may differ at every restart.
+    """Set the trainer's `devices` and `num_nodes` to those of torchrun, which may differ at every restart.
 
     Args:
-        config: Arguments of the trainer; changed in place. Without torchrun they stay.
+        config: Arguments of the trainer, changed in place; unchanged without torchrun.
 
     Raises:
         ValueError: The machines have different numbers of processes.
@@ -59,13 +59,13 @@ def follow_torchrun(config: dict[str, Any]) -> None:
     config["num_nodes"] = nodes
     if given not in ((config["devices"], nodes), ("auto", 1)):
         rank_zero_info(
-            f"torchrun has started {devices} processes on each of {nodes} machines, which holds; the configuration "
-            f"says --trainer.devices {given[0]} --trainer.num_nodes {given[1]}."
+            f"torchrun has started {devices} processes on each of {nodes} machines, which replaces --trainer.devices "
+            f"{given[0]} --trainer.num_nodes {given[1]} of the configuration."
         )
 
 
 def _number(devices: Any) -> int | None:
-    """How many devices an argument of the trainer names; None if that depends on the machine."""
+    """Return the number of devices in an argument of the trainer; None if it depends on the machine."""
     if isinstance(devices, list):
         return len(devices)
     text = str(devices)

@@ -11,9 +11,9 @@ from torch import Tensor, fx, nn
 
 from lightning_paf.nn.activations import Activation
 from lightning_paf.nn.equivalence import generators_kept, has_global_hooks, is_hooked
-from lightning_paf.nn.sync_batch_norm import SharedBatchNorm, SharedBatchNorm2d
+from lightning_paf.nn.sync_batch_norm import CpuSyncBatchNorm, CpuSyncBatchNorm2d
 
-_NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm, SharedBatchNorm2d)
+_NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm, CpuSyncBatchNorm2d)
 _HOOKED = "A hook on the network, or on a part that is more than one layer, would be lost."
 _CUTS = {"data", "detach", "detach_", "register_hook", "requires_grad_", "set_data"}
 """Names of operations that change gradients and not values."""
@@ -156,7 +156,7 @@ class _Tracer(fx.Tracer):
     proxy_buffer_attributes = True  # what is computed from a buffer is recorded, not the present result
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        own = isinstance(m, Activation | nn.Conv2d | nn.Linear | SharedBatchNorm)
+        own = isinstance(m, Activation | nn.Conv2d | nn.Linear | CpuSyncBatchNorm)
         return own or super().is_leaf_module(m, module_qualified_name)
 
     def call_module(

@@ -1,18 +1,81 @@
-"""What each rank knows, put together."""
+"""Collective operations of the ranks of a job; without a process group there is one rank."""
 
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
 from typing import Any
 
 import torch
+from torch import Tensor, distributed
+
+_FOREVER = timedelta(days=10_000)
+
+
+def world_size() -> int:
+    """Return the number of ranks."""
+    return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
 
 
 def gathered(mine: Any) -> list[Any]:
-    """What each rank holds, in their order; to be called on all of them.
+    """Collect one object of each rank, in the order of ranks.
 
     Args:
-        mine: What this one holds: tensors on the CPU, and plain values.
+        mine: Object of this rank: tensors on the CPU and plain values.
     """
-    if not torch.distributed.is_initialized():
+    if world_size() == 1:
         return [mine]
-    all_of_them: list[Any] = [None] * torch.distributed.get_world_size()
-    torch.distributed.all_gather_object(all_of_them, mine)
-    return all_of_them
+    objects: list[Any] = [None] * world_size()
+    distributed.all_gather_object(objects, mine)
+    return objects
+
+
+def sum_over_ranks(value: Tensor) -> Tensor:
+    """Sum a tensor over all ranks; with one rank, the value itself is returned.
+
+    Args:
+        value: Any tensor, of the same shape on all ranks. Not modified.
+    """
+    if world_size() == 1:
+        return value
+    value = value.clone()
+    distributed.all_reduce(value)
+    return value
+
+
+def mean_over_ranks(values: Sequence[Tensor]) -> list[Tensor]:
+    """Average several tensors over all ranks in one message.
+
+    Args:
+        values: Tensors of one dtype and device, of the same shapes on all ranks. Not modified.
+    """
+    if world_size() == 1 or not values:
+        return list(values)
+    flat = sum_over_ranks(torch.cat([value.flatten() for value in values])) / world_size()
+    parts = torch.split(flat, [value.numel() for value in values])
+    return [part.view(value.shape) for part, value in zip(parts, values, strict=True)]
+
+
+@contextmanager
+def barrier_without_timeout() -> Iterator[Callable[[], None]]:
+    """Let all ranks leave a `with` block together, however long the slowest takes.
+
+    An ordinary collective operation fails after the time-out of the process group (30 minutes, unless
+    `--trainer.strategy.timeout` says otherwise), which an attack on one rank can exceed while the others have finished.
+    All ranks must enter. After an error there is no barrier. A dead rank closes its connections, which ends the wait.
+
+    Yields:
+        The same barrier, to be called inside the block.
+    """
+    if world_size() == 1:
+        yield lambda: None
+        return
+    # gloo, on GPUs too: waiting there keeps no device busy, and only its time-outs can be as long.
+    group = distributed.new_group(backend="gloo", timeout=_FOREVER)
+    assert isinstance(group, distributed.ProcessGroup)  # every rank is in it
+
+    def wait() -> None:
+        distributed.barrier(group)
+
+    yield wait
+    wait()
+    distributed.destroy_process_group(group)

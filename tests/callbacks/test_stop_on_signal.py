@@ -1,4 +1,4 @@
-"""A training that is told to stop saves, exits with a status of its own, and goes on as if nothing had happened."""
+"""A training that a signal stops saves a checkpoint, exits with its own status, and resumes exactly."""
 
 import os
 import signal
@@ -33,13 +33,13 @@ def whole(base, tmp_path_factory) -> Path:
 
 @pytest.mark.parametrize(
     ("number", "step", "validating", "saved"),
-    [("SIGTERM", 2, False, 3), ("SIGUSR1", 3, False, 4), ("SIGTERM", 4, True, 4)],
+    [("SIGTERM", 2, False, 3), ("SIGUSR1", 3, False, 4), ("SIGINT", 4, True, 4), ("SIGHUP", 5, False, 6)],
 )
-def test_it_stops_after_the_batch_and_goes_on(number, step, validating, saved, base, whole, tmp_path):
+def test_it_stops_after_the_batch_and_resumes(number, step, validating, saved, base, whole, tmp_path):
     before = signal.getsignal(signal.Signals[number])
-    told = ["--trainer.callbacks+=helpers.resume_helpers.SignalledAt", "--trainer.callbacks.step", step]
-    told += ["--trainer.callbacks.signal", number, "--trainer.callbacks.validating", str(validating).lower()]
-    assert status(*base, *told, "--run", tmp_path) == EXIT_STATUS == 75
+    signalled = ["--trainer.callbacks+=helpers.resume_helpers.SignalledAt", "--trainer.callbacks.step", step]
+    signalled += ["--trainer.callbacks.signal", number, "--trainer.callbacks.validating", str(validating).lower()]
+    assert status(*base, *signalled, "--run", tmp_path) == EXIT_STATUS == 75
     assert signal.getsignal(signal.Signals[number]) == before
     stopped = torch.load(tmp_path / "checkpoints" / "stopped.ckpt", weights_only=True)
     assert stopped["global_step"] == saved
@@ -88,15 +88,47 @@ def test_lightning_does_not_requeue_slurm_jobs(monkeypatch):
 
 
 def test_after_an_error_a_signal_ends_the_process():
-    """One that has lost the others waits for the reason, but not longer than its launcher likes."""
-    callback = StopOnSignal()
+    callback, trainer = StopOnSignal(), Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1)}
     try:
-        callback.on_train_start(None, None)
-        callback.on_exception(None, None, SystemExit(EXIT_STATUS))
-        assert signal.getsignal(signal.SIGTERM) == callback._note
-        callback.on_exception(None, None, RuntimeError("connection closed"))
+        callback.on_train_start(trainer, None)
+        callback.on_exception(trainer, None, SystemExit(EXIT_STATUS))
+        assert signal.getsignal(signal.SIGTERM) == callback._record
+        callback.on_exception(trainer, None, RuntimeError("connection closed"))
         assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
     finally:
         for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def fit_interrupted_twice(*words):
+    """`fit` with Ctrl-C twice within one step."""
+    begin = StopOnSignal.on_train_batch_end
+
+    def interrupted(self, *arguments, **named):
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+        begin(self, *arguments, **named)
+
+    StopOnSignal.on_train_batch_end = interrupted
+    return status(*words)
+
+
+def test_a_second_interrupt_ends_the_process_at_once(base, tmp_path):
+    process = started(fit_interrupted_twice, *base, "--run", tmp_path / "run", log=tmp_path / "log")
+    process.join(SECONDS)
+    assert process.exitcode == -signal.SIGINT, (tmp_path / "log").read_text()
+    assert "Press Ctrl-C again to end at once" in (tmp_path / "log").read_text()
+    assert not list((tmp_path / "run" / "checkpoints").glob("*"))
+
+
+def test_ignored_signals_stay_ignored():
+    """As under `nohup`."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    others = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)}
+    try:
+        StopOnSignal().on_train_start(None, None)
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        for number, handler in {**others, signal.SIGHUP: before}.items():
             signal.signal(number, handler)

@@ -1,4 +1,4 @@
-"""Callbacks that save at every step or stop a training, and comparisons of what a training has left."""
+"""Callbacks and loggers that save, stop or record a training, and comparisons of run folders."""
 
 import csv
 import os
@@ -11,6 +11,9 @@ from typing import Any
 import numpy as np
 import torch
 from lightning.pytorch import Callback
+from lightning.pytorch.loggers import Logger
+
+from lightning_paf.runs.progress import FILE, Progress
 
 
 class Saver(Callback):
@@ -64,6 +67,43 @@ class FailsAt(Callback):
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
         if trainer.global_step == self.step:
             raise RuntimeError(f"stopped before step {self.step}")
+
+
+class RecordingLogger(Logger):
+    """Records metrics and hyper-parameters, as a logger with a server would send them."""
+
+    logged: dict[str, list] = {"hyperparams": [], "metrics": []}  # noqa: RUF012  # shared by all instances
+
+    def __init__(self, project: str = "none") -> None:
+        super().__init__()
+        self.project = project
+
+    @property
+    def name(self) -> str:
+        return self.project
+
+    @property
+    def version(self) -> str:
+        return "0"
+
+    def log_hyperparams(self, params, *args, **kwargs):
+        self.logged["hyperparams"].append(params)
+
+    def log_metrics(self, metrics, step=None):
+        self.logged["metrics"].append((step, dict(metrics)))
+
+
+class ProgressReader(Callback):
+    """Waits before the third step until `progress.json` has the second, and keeps its content."""
+
+    seen: Progress | None = None
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        for _ in range(6000 * (trainer.global_step == 2)):
+            ProgressReader.seen = Progress.read(Path(trainer.log_dir) / FILE)
+            if ProgressReader.seen is not None and ProgressReader.seen.step == 2:
+                break
+            time.sleep(0.01)
 
 
 def last(run: Path) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from torch import nn
 
 from lightning_paf.nn.modes import frozen
 from lightning_paf.nn.sync_batch_norm import (
-    SharedBatchNorm2d,
+    CpuSyncBatchNorm2d,
     share_statistics,
     unshare_statistics,
 )
@@ -91,7 +91,7 @@ def test_alone_it_is_an_ordinary_one(name):
         assert torch.equal(ours, theirs)
 
 
-@pytest.mark.parametrize("make", [nn.SyncBatchNorm, SharedBatchNorm2d])
+@pytest.mark.parametrize("make", [nn.SyncBatchNorm, CpuSyncBatchNorm2d])
 def test_frozen_in_train_mode_they_are_as_before(make):
     norm = make(2)
     buffers = dict(norm.named_buffers())

@@ -6,7 +6,8 @@ import pytest
 import torch
 from helpers.cli_runs import status, write_experiment
 
-from lightning_paf import __version__, stamp
+from lightning_paf import __version__
+from lightning_paf.runs.checkpoint_version import LAYOUT, check_checkpoint_version
 from lightning_paf.runs.checkpoints import check_checkpoint, newest_checkpoint
 
 
@@ -19,22 +20,22 @@ def begun(tmp_path_factory) -> tuple[list, Path]:
     return words, folder / "run" / "checkpoints" / "last.ckpt"
 
 
-def restamp(last: Path, **change) -> None:
+def rewrite(last: Path, **change) -> None:
     checkpoint = torch.load(last, weights_only=True)
-    checkpoint["lightning_paf"] = {"version": __version__, "layout": stamp.LAYOUT, **change}
+    checkpoint["lightning_paf"] = {"version": __version__, "layout": LAYOUT, **change}
     torch.save(checkpoint, last)
 
 
 def test_the_version_is_in_checkpoint_and_configuration(begun):
     _, last = begun
-    assert torch.load(last, weights_only=True)["lightning_paf"] == {"version": __version__, "layout": stamp.LAYOUT}
+    assert torch.load(last, weights_only=True)["lightning_paf"] == {"version": __version__, "layout": LAYOUT}
     assert (last.parent.parent / "config.yaml").read_text().startswith(f"# lightning_paf=={__version__}\n")
 
 
-@pytest.mark.parametrize("change", [{"version": "7.0.1"}, {"layout": stamp.LAYOUT + 1}])
+@pytest.mark.parametrize("change", [{"version": "7.0.1"}, {"layout": LAYOUT + 1}])
 def test_only_a_newer_version_reads_its_own(change, begun, capsys):
     words, last = begun
-    restamp(last, **change)
+    rewrite(last, **change)
     before = {path: path.read_bytes() for path in last.parent.parent.rglob("*") if path.is_file()}
     capsys.readouterr()
     assert status(*words, "--ckpt_path", "auto") == 1
@@ -48,7 +49,7 @@ def test_only_a_newer_version_reads_its_own(change, begun, capsys):
 @pytest.mark.parametrize("version", ["0.0.9", "unknown"])
 def test_another_version_is_a_warning(version, begun):
     _, last = begun
-    restamp(last, version=version)
+    rewrite(last, version=version)
     with pytest.warns(UserWarning, match=f"last.ckpt was written by lightning_paf {version}, and this is"):
         check_checkpoint(str(last))
     with pytest.warns(UserWarning, match=f"last.ckpt was written by lightning_paf {version}, and this is"):
@@ -56,4 +57,4 @@ def test_another_version_is_a_warning(version, begun):
 
 
 def test_imported_weights_have_no_version():
-    stamp.check_stamp({"state_dict": {}}, "weights.ckpt")
+    check_checkpoint_version({"state_dict": {}}, "weights.ckpt")

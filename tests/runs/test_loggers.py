@@ -1,20 +1,23 @@
-"""What TensorBoard shows of a run that was stopped, and tables on a full disk."""
+"""TensorBoard of a resumed run, tables on a full disk, and loggers of other projects, without their packages."""
 
 import errno
+from importlib.util import find_spec
 
 import pytest
 from helpers.cli_runs import status, write_experiment
+from helpers.fakes import CONFIGS
+from helpers.resume_helpers import RecordingLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from lightning_paf.runs import loggers as run_logs
-from lightning_paf.runs.loggers import loggers
+from lightning_paf.runs import loggers as run_loggers
+from lightning_paf.runs.loggers import EXTRAS, loggers
 
 
 def steps(run, tag: str) -> list[int]:
     return [event.step for event in EventAccumulator(str(run)).Reload().Scalars(tag)]
 
 
-def test_a_continued_run_tells_tensorboard_nothing_twice(tmp_path):
+def test_a_resumed_run_logs_nothing_twice_to_tensorboard(tmp_path):
     words = ["fit", "-c", write_experiment(tmp_path), "--trainer.max_epochs", "2", "--run", tmp_path / "run"]
     words += ["--periodic.every_n_train_steps", "3"]
     failing = ["--trainer.callbacks+=helpers.resume_helpers.FailsAt", "--trainer.callbacks.step", "5"]
@@ -39,10 +42,62 @@ def test_new_columns_on_a_full_disk_leave_the_table_as_it_was(tmp_path, monkeypa
     def full(path, content):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(run_logs, "write_whole", full)
+    monkeypatch.setattr(run_loggers, "write_whole", full)
     table.log_metrics({"b": 1.0}, 1)
     with pytest.raises(
         OSError, match=r"Metrics could not be written to .*No space left .*checkpoints are as they were"
     ):
         table.save()
     assert (tmp_path / "run" / "metrics.csv").read_bytes() == before
+
+
+@pytest.fixture
+def logged() -> dict[str, list]:
+    for kept in RecordingLogger.logged.values():
+        kept.clear()
+    return RecordingLogger.logged
+
+
+def test_another_logger_receives_all_metrics_and_the_configuration(logged, tmp_path):
+    logger = ["--trainer.logger", "helpers.resume_helpers.RecordingLogger", "--trainer.logger.project", "paf"]
+    assert status("fit", "-c", write_experiment(tmp_path), *logger, "--run", tmp_path / "run") == 0
+    metrics = {name for _, row in logged["metrics"] for name in row}
+    assert {"train/loss", "train/attack_success", "val/acc", "val/acc_pgd", "run/images_per_second"} <= metrics
+    (config,) = [params for params in logged["hyperparams"] if "data" in params]
+    assert config["data"]["batch_size"] == 16
+    assert config["model"]["net"]["class_path"].endswith("SmallConvNet")
+    assert not {"ckpt_path", "run"} & config.keys()
+    assert {"metrics.csv", "config.yaml"} <= {path.name for path in (tmp_path / "run").iterdir()}
+
+
+@pytest.mark.parametrize("name", EXTRAS)
+@pytest.mark.parametrize("typed", ["{name}", "{folder}/logger/{module}.yaml"])
+def test_a_missing_package_is_named_with_its_extra(name, typed, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("lightning_paf.runs.loggers.find_spec", lambda module: None)
+    words = ["--trainer.logger", typed.format(name=name, folder=CONFIGS, module=EXTRAS[name])]
+    assert status("fit", "-c", write_experiment(tmp_path), *words, "--run", tmp_path / "run") == 1
+    error = capsys.readouterr().err
+    assert f"--trainer.logger {name} needs the package {EXTRAS[name]}" in error
+    assert f"pip install 'lightning-paf[{EXTRAS[name]}]'" in error
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("name", EXTRAS)
+def test_the_extra_exists(name):
+    pyproject = (CONFIGS.parent / "pyproject.toml").read_text()
+    assert f"\n{EXTRAS[name]} = [" in pyproject
+    assert (CONFIGS / "logger" / f"{EXTRAS[name]}.yaml").is_file()
+
+
+@pytest.mark.skipif(find_spec("mlflow") is None, reason="mlflow is not installed")
+def test_mlflow_takes_a_whole_run(tmp_path):
+    words = ["--trainer.logger", str(CONFIGS / "logger" / "mlflow.yaml")]
+    words += ["--trainer.logger.tracking_uri", f"sqlite:///{tmp_path}/mlflow.db"]
+    assert status("fit", "-c", write_experiment(tmp_path), *words, "--run", tmp_path / "run") == 0
+    from mlflow.tracking import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
+    (run,) = client.search_runs([client.get_experiment_by_name("lightning_paf").experiment_id])
+    assert run.info.status == "FINISHED"
+    assert run.data.params["data/batch_size"] == "16"
+    assert run.data.metrics["run/images_per_second"] > 0

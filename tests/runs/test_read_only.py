@@ -50,7 +50,7 @@ def test_a_run_folder(inside, tmp_path, capsys, read_only):
         untrained = [] if command == "fit" else ["--untrained"]
         assert status(command, *words, "--run", tmp_path / "there" / inside, *untrained) == 1
         said = capsys.readouterr().err
-        assert "error: What a command finds out is written to its run folder, but" in said
+        assert "error: A run folder must be writable, but" in said
         assert "is read-only or no folder. Pass --run with a folder that can be written" in said
 
 

@@ -1,19 +1,19 @@
-"""A run folder is gone on with by the training that was begun there, and by no other."""
+"""Options that differ when a run is resumed: warned of, refused where they must be, and free otherwise."""
 
 import copy
-import re
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
 from helpers.cli_runs import status, write_experiment
+from helpers.resume_helpers import tree
 
-from lightning_paf.runs.resume_check import check_same_training
+from lightning_paf.runs.resume_check import changed_options
 
-BEGUN = {
+STARTED = {
     "seed_everything": 0,
-    "trainer": {"precision": None, "max_epochs": 4, "max_steps": -1, "devices": 8, "callbacks": None},
+    "trainer": {"precision": None, "max_epochs": 4, "devices": 8, "callbacks": None},
     "model": {
         "net": {"class_path": "lightning_paf.nets.SmallConvNet", "init_args": {"width": 4}},
         "activation": None,
@@ -27,48 +27,41 @@ BEGUN = {
 }
 
 
-def changed(option: str, value) -> dict:
-    config = copy.deepcopy(BEGUN)
+def changes(folder: Path, option: str, value) -> list[str]:
+    (folder / "config.yaml").write_text(yaml.safe_dump(STARTED))
+    config = copy.deepcopy(STARTED)
     *path, name = option.split(".")
-    place = config
+    inner = config
     for key in path:
-        place = place[key]
-    place[name] = value
-    return config
-
-
-def difference(tmp_path: Path, option: str, value) -> str:
-    (tmp_path / "config.yaml").write_text(yaml.safe_dump(BEGUN))
-    with pytest.raises(ValueError, match="begun with other options") as error:
-        check_same_training(tmp_path, changed(option, value))
-    return str(error.value).splitlines()[1]
+        inner = inner[key]
+    inner[name] = value
+    return changed_options(folder, config)
 
 
 @pytest.mark.parametrize(
-    ("option", "value", "told"),
+    ("option", "value", "text"),
     [
         ("seed_everything", 1, "--seed_everything 0 -> 1"),
         ("data.batch_size", 32, "--data.batch_size 16 -> 32"),
         ("data.synthetic", ["/a/other.npz"], "--data.synthetic [/a/pool.npz] -> [/a/other.npz]"),
         ("model.net.init_args.width", 8, "--model.net.width 4 -> 8"),
-        ("model.net", {"class_path": "lightning_paf.nets.ResNet18", "init_args": {}}, "SmallConvNet -> ResNet18"),
-        ("model.activation", {"class_path": "a.PSSiLU", "init_args": {}}, "--model.activation null -> PSSiLU"),
+        ("model.net", {"class_path": "lightning_paf.nets.ResNet18"}, "--model.net SmallConvNet -> ResNet18"),
         ("averaging", {"class_path": "a.WarmupEMA"}, "--averaging null -> WarmupEMA"),
         ("trainer.max_epochs", 3, "--trainer.max_epochs 4 -> 3"),
-        ("trainer.max_steps", 3, "--trainer.max_steps -1 -> 3"),
         ("trainer.precision", "bf16-mixed", "--trainer.precision null -> bf16-mixed"),
+        ("trainer.callbacks", [{"class_path": "a.B"}], "--trainer.callbacks null -> [{class_path: a.B}]"),
         ("checkpoint.init_args.monitor", "val/acc", "--checkpoint.monitor null -> val/acc"),
     ],
 )
-def test_what_would_make_it_another_training_is_refused(option, value, told, tmp_path):
-    assert difference(tmp_path, option, value).endswith(told)
+def test_a_difference_is_one_line(option, value, text, tmp_path):
+    assert changes(tmp_path, option, value) == [text]
 
 
 @pytest.mark.parametrize(
     ("option", "value"),
     [
         ("trainer.devices", 1),
-        ("trainer.callbacks", [{"class_path": "a.B"}]),
+        ("trainer.callbacks", []),
         ("trainer.precision", "32-true"),
         ("data.num_workers", 8),
         ("data.root", "/b"),
@@ -80,41 +73,54 @@ def test_what_would_make_it_another_training_is_refused(option, value, told, tmp
         ("ckpt_path", "auto"),
     ],
 )
-def test_other_machines_and_places_are_fine(option, value, tmp_path):
-    (tmp_path / "config.yaml").write_text(yaml.safe_dump(BEGUN))
-    assert check_same_training(tmp_path, changed(option, value)) is False
+def test_devices_paths_and_speed_are_free(option, value, tmp_path):
+    assert changes(tmp_path, option, value) == []
 
 
-@pytest.mark.parametrize(("option", "value"), [("trainer.max_epochs", 5), ("trainer.max_epochs", -1)])
-def test_a_longer_one_is_told(option, value, tmp_path):
-    (tmp_path / "config.yaml").write_text(yaml.safe_dump(BEGUN))
-    assert check_same_training(tmp_path, changed(option, value)) is True
-
-
-@pytest.mark.parametrize("content", [None, "", "[1, 2]", "a: [", "trainer:\n  max_ep"])
-def test_without_a_readable_configuration_there_is_nothing_to_compare(content, tmp_path):
+@pytest.mark.parametrize("content", [None, "", "[1, 2]", "a: ["])
+def test_without_a_readable_configuration_nothing_differs(content, tmp_path):
     if content is not None:
         (tmp_path / "config.yaml").write_text(content)
-    assert check_same_training(tmp_path, BEGUN) is False
+    assert changed_options(tmp_path, STARTED) == []
 
 
-def test_nothing_is_lost_where_another_training_is_given_the_folder(tmp_path, capsys):
-    words = ["fit", "-c", write_experiment(tmp_path), "--ckpt_path", "auto", "--trainer.max_epochs", "2"]
-    run = tmp_path / "run"
-    assert status(*words, "--run", run) == 0
-    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
-    capsys.readouterr()
-    other = ["--model.activation", "SiLU", "--data.batch_size", "8", "--data.num_workers", "1"]
-    assert status(*words, "--run", run, *other) == 1
-    said = capsys.readouterr().err
-    assert re.search(
-        r"begun with other options:\n  --\S+ .* -> .*\n  --\S+ .* -> .*\nGive those .* --run OTHER --ckpt_path FILE",
-        said,
-    )
-    assert "--model.activation PSSiLU -> SiLU" in said
-    assert "--data.batch_size 16 -> 8" in said
-    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
-    # The way that the message names.
-    forced = ["--run", tmp_path / "other", "--ckpt_path", run / "checkpoints" / "last.ckpt", "--data.batch_size", "8"]
-    assert status(*words, *forced, "--trainer.max_epochs", "3") == 0
-    assert torch.load(tmp_path / "other" / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] > 2 * 4
+@pytest.fixture(scope="module")
+def stopped_early(tmp_path_factory) -> list:
+    """Command of a run that early stopping has ended after 2 of 4 epochs."""
+    folder = tmp_path_factory.mktemp("early")
+    words = ["fit", "-c", write_experiment(folder), "--run", folder / "run", "--ckpt_path", "auto"]
+    words += ["--trainer.callbacks+=EarlyStopping", "--trainer.callbacks.monitor", "val/acc"]
+    words += ["--trainer.callbacks.patience", 1, "--trainer.callbacks.min_delta", 1, "--trainer.max_epochs"]
+    assert status(*words, 4) == 0
+    assert steps(words) == 8
+    return words
+
+
+def steps(words: list) -> int:
+    return torch.load(words[4] / "checkpoints" / "last.ckpt", weights_only=True)["global_step"]
+
+
+def test_a_finished_run_stays_finished_until_options_differ(stopped_early, caplog):
+    before = tree(stopped_early[4])
+    assert status(*stopped_early, 4, "--data.num_workers", 1) == 0
+    assert "has finished at step 8" in caplog.text
+    assert tree(stopped_early[4]) == before
+    with pytest.warns(UserWarning, match="another option: --trainer.max_epochs 4 -> 5"):
+        assert status(*stopped_early, 5) == 0
+    assert steps(stopped_early) == 12
+
+
+@pytest.mark.parametrize(
+    ("words", "error"),
+    [
+        (["--model.activation", "SiLU"], "The checkpoint holds another network"),
+        (["--model.optimizer", "Adam"], "The checkpoint must hold the state of Adam"),
+        (["--model.decay", "all"], "The checkpoint must hold the state of SGD"),
+    ],
+)
+def test_another_network_or_optimizer_is_refused_and_nothing_is_lost(words, error, stopped_early, capsys):
+    kept = ("config.yaml", "checkpoints/last.ckpt", "metrics.csv")
+    before = [(stopped_early[4] / name).read_bytes() for name in kept]
+    assert status(*stopped_early, 9, *words) == 1
+    assert error in capsys.readouterr().err
+    assert [(stopped_early[4] / name).read_bytes() for name in kept] == before

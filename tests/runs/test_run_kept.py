@@ -29,7 +29,7 @@ def finished(base, tmp_path_factory) -> Path:
     run = tmp_path_factory.mktemp("finished") / "run"
     assert status(*base, "--run", run) == 0
     assert not (run / LOCK).exists()
-    assert Progress.read(run / FILE).saved is True
+    assert Progress.read(run / FILE).checkpoint == "last.ckpt"
     return run
 
 
@@ -158,7 +158,7 @@ def test_a_run_that_was_killed_before_its_first_checkpoint_restarts(base, tmp_pa
     with pytest.raises(RuntimeError, match="stopped before step 1"):
         status(*base, "--run", tmp_path / "run", *AUTO, *killed)
     progress = Progress.read(tmp_path / "run" / FILE)
-    assert (progress.step, progress.saved) == (1, False)
+    assert (progress.step, progress.checkpoint) == (1, "")
     assert not checkpoints(tmp_path / "run")
     assert status(*base, "--run", tmp_path / "run", *AUTO) == 0
     assert checkpoints(tmp_path / "run")

@@ -2,8 +2,8 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_paf.nn.sync_batch_norm import SharedBatchNorm
-from lightning_paf.runs.torchrun import SharedStatistics, follow_torchrun
+from lightning_paf.nn.sync_batch_norm import CpuSyncBatchNorm
+from lightning_paf.runs.torchrun import SyncBatchNormOnAnyDevice, follow_torchrun
 
 
 @pytest.fixture
@@ -74,13 +74,13 @@ def test_shared_statistics_come_and_go():
 
     model = OnTheCPU(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Sequential(nn.BatchNorm1d(2)))
     tensors = list(model.state_dict(keep_vars=True).values())
-    shared = SharedStatistics().apply(model)
-    assert isinstance(shared[1], SharedBatchNorm)
-    assert isinstance(shared[2][0], SharedBatchNorm)
-    back = SharedStatistics().revert(shared)
+    shared = SyncBatchNormOnAnyDevice().apply(model)
+    assert isinstance(shared[1], CpuSyncBatchNorm)
+    assert isinstance(shared[2][0], CpuSyncBatchNorm)
+    back = SyncBatchNormOnAnyDevice().revert(shared)
     assert [type(module) for module in (back[1], back[2][0])] == [nn.BatchNorm2d, nn.BatchNorm1d]
     assert all(ours is theirs for ours, theirs in zip(tensors, back.state_dict(keep_vars=True).values(), strict=True))
 
 
 def test_elsewhere_they_are_those_of_torch():
-    assert isinstance(SharedStatistics().apply(nn.Sequential(nn.BatchNorm2d(2)))[0], nn.SyncBatchNorm)
+    assert isinstance(SyncBatchNormOnAnyDevice().apply(nn.Sequential(nn.BatchNorm2d(2)))[0], nn.SyncBatchNorm)

@@ -65,4 +65,4 @@ passed "node1 was killed and booted again: both hosts went on"
 
 show same-weights
 wait_until 300 has_finished disturbed
-passed "the disturbed training went on from $(resumptions disturbed); $(python "$HERE/same_training.py" "$WORK/disturbed" "$WORK/undisturbed")"
+passed "the disturbed training went on from $(resumptions disturbed); $(python "$HERE/same_result.py" "$WORK/disturbed" "$WORK/undisturbed")"

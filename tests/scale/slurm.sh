@@ -106,7 +106,7 @@ passed "job $urgent of a higher priority ran on both nodes, job $job was requeue
 
 show same-weights
 ends_well "$job"
-passed "the disturbed training went on from $(resumptions disturbed); $(python "$HERE/same_training.py" "$WORK/disturbed" "$WORK/undisturbed")"
+passed "the disturbed training went on from $(resumptions disturbed); $(python "$HERE/same_result.py" "$WORK/disturbed" "$WORK/undisturbed")"
 
 show judging
 checkpoint=$WORK/undisturbed/checkpoints/last.ckpt

@@ -1,4 +1,4 @@
-"""What a training says where nobody watches a progress bar."""
+"""One printed line per epoch, in place of a progress bar."""
 
 import re
 from collections.abc import Mapping
@@ -9,16 +9,16 @@ from lightning_paf.callbacks.throughput import Throughput
 from lightning_paf.runs.progress import duration
 
 
-class EpochLine(Callback):
-    """Prints one line an epoch, for log files.
+class EpochPrinter(Callback):
+    """Prints one line per epoch, for log files.
 
     As in `epoch 3/15  step 1200  loss 1.234  train 41.0 %  clean 81.2 %  robust(pgd20) 45.1 %  alpha 1.23  beta 0.00
-    12,345 img/s  eta 1 h 02 min`. `train` is the accuracy on what the network was trained on, so under attack;
-    what follows until `beta` is of the epoch's validation and left out where there was none. Only the first process
-    prints. The line of an epoch comes when all that belongs to it is done, checkpoints included.
+    12,345 img/s  eta 1 h 02 min`. `train` is the accuracy on the training examples, under attack. The numbers
+    from `clean` to `beta` belong to the epoch's validation, if there was one. Only the first process prints, after the
+    epoch's checkpoints are written.
 
     Args:
-        throughput: Knows how fast the training is.
+        throughput: Source of the pace.
     """
 
     def __init__(self, throughput: Throughput) -> None:
@@ -27,25 +27,25 @@ class EpochLine(Callback):
         self._finished: int | None = None
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Its numbers are new."""
+        """Note that the metrics of the validation are new."""
         self._validated = not trainer.sanity_checking
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """The module logs its own numbers after this."""
+        """Note the epoch; the module logs its metrics after this."""
         self._finished = trainer.current_epoch + 1
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Print the line of the epoch before."""
+        """Print the line of the previous epoch."""
         self._print(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Print the last one."""
+        """Print the last line."""
         self._print(trainer)
 
     def _print(self, trainer: Trainer) -> None:
         if self._finished is not None and trainer.is_global_zero:
             metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
-            if not self._validated:  # what is there is old
+            if not self._validated:  # those of the last validation are old
                 metrics = {name: value for name, value in metrics.items() if name.startswith("train/")}
             last = f"/{trainer.max_epochs}" if (trainer.max_epochs or -1) > 0 else ""
             begin = f"epoch {self._finished}{last}  step {trainer.global_step}"
@@ -60,7 +60,7 @@ class EpochLine(Callback):
 
 
 def _results(metrics: Mapping[str, float]) -> list[str]:
-    """Whatever of loss, accuracies and activations was logged."""
+    """Format the logged loss, accuracies and activation parameters."""
     shares = {"train/acc_adv": "train", "val/acc": "clean"}
     shares |= {name: f"robust({name.removeprefix('val/acc_')})" for name in metrics if name.startswith("val/acc_")}
     loss = [f"loss {metrics['train/loss']:.3f}"] if "train/loss" in metrics else []
@@ -74,6 +74,6 @@ def _results(metrics: Mapping[str, float]) -> list[str]:
 
 
 def _span(values: list[float]) -> str:
-    """One number, or the smallest and the largest of several."""
+    """Format one number, or the smallest and the largest of several."""
     ends = dict.fromkeys(f"{value:.3g}" for value in (min(values), max(values)))
     return "..".join(ends)

@@ -1,4 +1,4 @@
-"""A sign of life in the run folder."""
+"""Heartbeat and progress of a training in its run folder."""
 
 import contextlib
 import threading
@@ -9,84 +9,84 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from lightning_paf.callbacks.throughput import PREFIX, Throughput
+from lightning_paf.runs.checkpoints import AtomicCheckpointIO
 from lightning_paf.runs.progress import BEAT, FILE, Progress, State
 from lightning_paf.utils.process import Process
 
 
-class ProgressFile(Callback):
+class RunHeartbeat(Callback):
     """Keeps `progress.json` in the run folder up to date, for `lightning-paf status`.
 
-    A thread of the first process writes it every few seconds, also in a long validation, with what the steps have left
-    in memory: no step waits for the disk. A training that ends says how.
+    A thread of the first process writes it every few seconds, also during a long validation. No step waits for the
+    disk. The last write says how the training has ended.
 
     Args:
-        throughput: Knows how fast the training is.
+        throughput: Source of the pace.
     """
 
     def __init__(self, throughput: Throughput) -> None:
         self.throughput = throughput
         self._state: State = "training"
-        self._step, self._stepped = 0, 0.0
-        self._epoch = 0
-        self._epochs: int | None = None
+        self._step, self._stepped, self._epoch = 0, 0.0, 0
         self._error = ""
-        self._saved: bool | None = None
+        self._checkpoint: tuple[str | None, int | None] = (None, None)
         self._path = Path()
-        self._checkpoint_io: Any = None
-        self._over: threading.Event | None = None  # made where training begins: it cannot be sent to a new process
+        self._over: threading.Event | None = None  # created where training begins: it cannot be pickled
         self._writer: threading.Thread | None = None
 
     def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Begin; a resumed training knows its step now."""
-        self._begin(trainer)
+        """Start; a resumed training has its step now."""
+        self._start(trainer)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Begin, where nothing was checked before."""
-        self._begin(trainer)
+        """Start, without a sanity check."""
+        self._start(trainer)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Remember the step."""
-        self._note(trainer)
+        """Record the step."""
+        self._record(trainer)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """No step for a while."""
+        """Record the state."""
         self._state = "validating"
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Steps again."""
+        """Record the state."""
         self._state = "training"
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Say that it is done."""
-        self._note(trainer)
+        """Write that the training has finished."""
+        self._record(trainer)
         self._end("finished")
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Say why it ends."""
+        """Write why the training ends."""
         if isinstance(exception, Exception):
             self._error = f"{type(exception).__name__}: {exception}"
-        self._note(trainer)  # what stops a training may do so before this callback has heard of the step
+        self._record(trainer)  # an exception may come before `on_train_batch_end` of this callback
         self._end("failed" if isinstance(exception, Exception) else "stopped")
 
-    def _begin(self, trainer: Trainer) -> None:
-        folder = Path(trainer.log_dir or trainer.default_root_dir)  # agreed upon among the processes
-        self._note(trainer)
+    def _start(self, trainer: Trainer) -> None:
+        folder = Path(trainer.log_dir or trainer.default_root_dir)  # a broadcast: on all ranks
+        self._record(trainer)
         if self._over is not None or not trainer.is_global_zero or getattr(trainer, "fast_dev_run", False):
             return
         folder.mkdir(parents=True, exist_ok=True)
         self._path, self._error = folder / FILE, ""
-        self._checkpoint_io = trainer.strategy.checkpoint_io
-        self._epochs = trainer.max_epochs if (trainer.max_epochs or -1) > 0 else None
         self._over = threading.Event()
-        self._writer = threading.Thread(target=self._keep_writing, args=(self._over,), name=FILE, daemon=True)
+        self._writer = threading.Thread(target=self._keep_writing, args=(trainer, self._over), name=FILE, daemon=True)
         self._writer.start()
 
-    def _note(self, trainer: Trainer) -> None:
+    def _record(self, trainer: Trainer) -> None:
+        checkpoint_io = trainer.strategy.checkpoint_io
+        if isinstance(checkpoint_io, AtomicCheckpointIO):
+            self._checkpoint = checkpoint_io.last_saved or self._checkpoint
+            if self._checkpoint[0] is None:
+                path = trainer.ckpt_path
+                self._checkpoint = ("", None) if path is None else (Path(path).name, trainer.global_step)
         self._step, self._epoch, self._stepped = trainer.global_step, trainer.current_epoch, time.monotonic()
-        has_saved = getattr(trainer.strategy.checkpoint_io, "has_saved", None)
-        self._saved = trainer.ckpt_path is not None or has_saved
 
     def _end(self, state: State) -> None:
         if self._over is None or self._writer is None:
@@ -96,27 +96,28 @@ class ProgressFile(Callback):
         self._writer.join(timeout=BEAT)  # a network folder that is away must not keep the process
         self._over = self._writer = None
 
-    def _keep_writing(self, over: threading.Event) -> None:
-        ends = False
-        while not ends:
-            ends = over.is_set()
+    def _keep_writing(self, trainer: Trainer, over: threading.Event) -> None:
+        check_owner = getattr(trainer.strategy.checkpoint_io, "check_owner", lambda: None)
+        epochs = trainer.max_epochs if (trainer.max_epochs or -1) > 0 else None
+        last = False
+        while not last:
+            last = over.is_set()
             with contextlib.suppress(OSError):  # a network folder may be away for a moment
-                if check_owner := getattr(self._checkpoint_io, "check_owner", None):
-                    check_owner()
-                self._progress().write(self._path)
-            over.wait(0 if ends else BEAT)
+                check_owner()
+                self._progress(epochs).write(self._path)
+            over.wait(0 if last else BEAT)
 
-    def _progress(self) -> Progress:
+    def _progress(self, epochs: int | None) -> Progress:
         return Progress(
             Process.this(),
             self._state,
             self._step,
             self.throughput.steps,
             self._epoch,
-            self._epochs,
+            epochs,
             self.throughput.seconds_per_step(self._step),
             self.throughput.latest.get(f"{PREFIX}images_per_second"),
             time.monotonic() - self._stepped,
             self._error,
-            self._saved,
+            *self._checkpoint,
         )
