@@ -109,6 +109,11 @@ def with_changes(result: Result, **changes: Any) -> Result:
     return replace(result, **changes)
 
 
+def threat(**changes: Any) -> dict[str, Any]:
+    """Metadata of another threat model."""
+    return {"attack": ATTACK.describe() | changes}
+
+
 def forge(path: Path, tensors: dict[str, Any] | None = None, **metadata: Any) -> Path:
     """Change tensors and metadata of a file and seal it again; `None` removes one. The library writes the file."""
     with safe_open(path, "numpy") as file:

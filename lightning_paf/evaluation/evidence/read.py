@@ -32,7 +32,7 @@ TENSORS: Mapping[str, tuple[str, type[np.generic]]] = {
     "outcomes": ("U8", np.uint8),
     "sha256": ("U8", np.uint8),
 }
-"""Types of the tensors, in the order in which safetensors stores them. The last one holds the SHA-256 of all bytes before it."""
+"""Types of the tensors, as safetensors orders them. The last one is the SHA-256 of all bytes before it."""
 
 _FIELDS: Mapping[str, type] = {
     **dict.fromkeys(("version", "seed", "block_size", "total"), int),
@@ -66,7 +66,7 @@ class Evidence:
         fooled_by: Index into `sub_attacks`; -1 for samples that no attack fooled; (n,) int8.
         inputs: SHA-256 of each clean image with its label, (n, 32) uint8.
         outcomes: ROBUST, FOOLED or MISCLASSIFIED, (n,) uint8.
-        sha256: Of the file without its last 32 bytes, (32,) uint8.
+        sha256: Of the file without its last 32 bytes, in hexadecimal digits.
     """
 
     metadata: Mapping[str, Any]
@@ -77,7 +77,7 @@ class Evidence:
     fooled_by: NDArray[np.int8]
     inputs: NDArray[np.uint8]
     outcomes: NDArray[np.uint8]
-    sha256: NDArray[np.uint8]
+    sha256: str
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -169,39 +169,39 @@ def _refuse(reason: str) -> NoReturn:
 def _read(path: Path) -> Evidence:
     if path.stat().st_size > _MOST_BYTES:
         _refuse(f"it has more than {_MOST_BYTES} bytes")
-    file = safe_open(path, "numpy")
+    file: Any = safe_open(path, "numpy")
     texts = file.metadata() or {}
     if _OLD_KEY in texts:
         _refuse(f"it {_OUTDATED}")
     if {*texts} != {KEY} or {*file.keys()} != {*TENSORS}:
         _refuse("it is a safetensors file of another kind")
-    if not _sealed(path):
-        _refuse("it is damaged, because it does not end with the SHA-256 of its content")
+    sha256 = _checked_hash(path)
     slices = {name: file.get_slice(name) for name in TENSORS}
-    n = slices["ids"].get_shape()[:1]
+    x_adv, n = slices["x_adv"], slices["ids"].get_shape()[:1]
     if not [1] <= n <= [_MOST_SAMPLES]:
         _refuse(f"it must have from 1 to {_MOST_SAMPLES} samples")
-    shapes = {**dict.fromkeys(TENSORS, n), "inputs": [*n, 32], "sha256": [32], "x_adv": slices["x_adv"].get_shape()}
+    shapes = {**dict.fromkeys(TENSORS, n), "inputs": [*n, 32], "sha256": [32], "x_adv": x_adv.get_shape()}
     for name, (dtype, _) in TENSORS.items():
         if (slices[name].get_dtype(), slices[name].get_shape()) != (dtype, shapes[name]):
             _refuse(f"{name} has another type or shape")
-    columns = {name: file.get_tensor(name) for name in TENSORS if name != "x_adv"}
-    evidence = Evidence(_metadata(texts[KEY]), x_adv=slices["x_adv"], **columns)
+    columns = {name: file.get_tensor(name) for name in TENSORS if name not in ("x_adv", "sha256")}
+    evidence = Evidence(_metadata(texts[KEY]), x_adv=x_adv, sha256=sha256, **columns)
     for rule, holds in _rules(evidence):
         if not holds:
             _refuse(rule)
     return evidence
 
 
-def _sealed(path: Path) -> bool:
-    """Whether a file ends with the SHA-256 of everything before."""
+def _checked_hash(path: Path) -> str:
+    """SHA-256 of a file without its last 32 bytes, which must be equal to it."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
-        left = path.stat().st_size - digest.digest_size
-        while left > 0 and (part := file.read(min(left, 2**20))):
+        end = path.stat().st_size - digest.digest_size
+        while part := file.read(min(2**20, end - file.tell())):
             digest.update(part)
-            left -= len(part)
-        return file.read() == digest.digest()
+        if file.read() != digest.digest():
+            _refuse("it is damaged, because it does not end with the SHA-256 of its content")
+    return digest.hexdigest()
 
 
 def _metadata(text: str) -> dict[str, Any]:

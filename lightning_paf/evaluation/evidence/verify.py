@@ -19,9 +19,6 @@ from lightning_paf.functional.predictions import predicted
 from lightning_paf.nn.modes import frozen, full_precision
 from lightning_paf.utils.hashing import code_fingerprint, sample_fingerprints, weights_fingerprint
 
-BATCH = 128
-"""Images in one forward pass."""
-
 CHECKS: Mapping[str, str] = {
     "weights": "the model has the weights of the evidence",
     "configuration": "the configuration has the hash of the evidence",
@@ -101,7 +98,8 @@ def verify(
     model: nn.Module,
     samples: Samples,
     config: str | None = None,
-    progress: Callable[[int], None] | None = None,
+    progress: Callable[[int], None] = lambda count: None,
+    batch: int = 128,
 ) -> Verification:
     """Check evidence with one forward pass for each sample, in float32.
 
@@ -114,6 +112,7 @@ def verify(
         samples: Data of the evaluation, or more.
         config: Text of the configuration; None leaves its check out.
         progress: Called with the number of samples that have just been checked.
+        batch: Images in one forward pass.
 
     Raises:
         ValueError: The data lack some of the samples, or have images of another shape.
@@ -134,11 +133,11 @@ def verify(
     ]
     checked = {check: int(check in hashes) for check in CHECKS}
     faultless = np.ones(len(evidence), bool)
-    computed = _recompute(evidence, model, samples, progress)
+    computed = _recompute(evidence, model, samples, progress, batch)
     for check, concerned, holds, detail in _checks(evidence, *computed):
         checked[check] = int(np.count_nonzero(concerned))
         faultless &= holds | ~concerned
-        found += [Mismatch(check, int(evidence.ids[i]), detail(i)) for i in np.flatnonzero(concerned & ~holds)]
+        found += [Mismatch(check, int(evidence.ids[i]), detail(i)) for i in np.flatnonzero(concerned & ~holds).tolist()]
     other_class = int(np.count_nonzero(faultless & (computed[-1] != evidence.adversarial)))
     notes = tuple(_notes(evidence, model, samples, config, other_class))
     proven = int(np.count_nonzero(faultless & (evidence.outcomes != Verdict.ROBUST)))
@@ -146,12 +145,12 @@ def verify(
 
 
 def _recompute(
-    evidence: Evidence, model: nn.Module, samples: Samples, progress: Callable[[int], None] | None
+    evidence: Evidence, model: nn.Module, samples: Samples, progress: Callable[[int], None], batch: int
 ) -> list[NDArray[Any]]:
     """For each sample: whether its input is that of the evidence, least and largest pixel, distance, class."""
     parts = []
-    for first in range(0, len(evidence), BATCH):
-        indices = np.arange(first, min(first + BATCH, len(evidence)))
+    for first in range(0, len(evidence), batch):
+        indices = np.arange(first, min(first + batch, len(evidence)))
         x, y = samples.fetch(evidence.ids[indices])
         clean = x.float().cpu().numpy()
         images = evidence.evaluated_images(indices, clean)
@@ -160,8 +159,7 @@ def _recompute(
         flat = images.reshape(len(images), -1)
         classes = predicted(_logits(model, torch.from_numpy(images).to(x.device))).cpu().numpy()
         parts.append((same, flat.min(1), flat.max(1), evidence.distances(clean, images), classes))
-        if progress is not None:
-            progress(len(indices))
+        progress(len(indices))
     return [np.concatenate(column) for column in zip(*parts, strict=True)]
 
 

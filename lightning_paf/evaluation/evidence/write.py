@@ -44,10 +44,10 @@ def write(result: Judgement, path: Path, samples: Samples, *, dataset: str, conf
     identity, outcomes = result.header, result.verdicts
     inputs, image = _hash_inputs(result.ids, samples, identity.block_size)
     fooled = result.ids[outcomes == Verdict.BROKEN]
-    columns = {
+    columns: dict[str, NDArray[Any]] = {
+        "adversarial": result.adversarial,
         "ids": result.ids,
         "labels": result.labels,
-        "adversarial": result.adversarial,
         "fooled_by": result.broken_by,
         "inputs": inputs,
         "outcomes": outcomes,
@@ -71,11 +71,7 @@ def write(result: Judgement, path: Path, samples: Samples, *, dataset: str, conf
         "x_adv": (len(fooled), *image),
         "sha256": (32,),
     }
-    parts: Mapping[str, Iterable[NDArray[Any]]] = {
-        **{name: [column] for name, column in columns.items()},
-        "x_adv": _images(result, fooled),
-        "sha256": [],
-    }
+    parts = {name: [column] for name, column in columns.items()} | {"x_adv": _images(result, fooled), "sha256": []}
     with explained(path, "evidence"):
         path.parent.mkdir(parents=True, exist_ok=True)
         write_whole(path, _sealed_parts(metadata, shapes, parts))

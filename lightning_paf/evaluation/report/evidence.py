@@ -53,7 +53,7 @@ def supplement_of(
         examples=() if samples is None else evidence_examples(content, samples),
         flips=evidence_flips(content),
         facts=facts | content.metadata["versions"],
-        hashes={"evidence": content.sha256.tobytes().hex(), "config": content.metadata["config"] or "–"},
+        hashes={"evidence": content.sha256, "config": content.metadata["config"] or "–"},
         verify=shlex.join(["lightning-paf", "verify", str(path), "--ckpt", str(checkpoint or "CHECKPOINT")]),
     )
 
