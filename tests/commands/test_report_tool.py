@@ -18,7 +18,7 @@ def trained(tmp_path_factory):
     """A run with one evaluation: result and evidence."""
     folder = tmp_path_factory.mktemp("report")
     result = evaluated_run(folder, ATTACK, f"run/test/{STEM}.evidence.safetensors", with_config=False)
-    EvaluationResult.from_result("pgd", result).save(folder / "run" / "test" / f"{STEM}.json")
+    EvaluationResult.from_judgement("pgd", result).save(folder / "run" / "test" / f"{STEM}.json")
     return folder
 
 

@@ -98,9 +98,9 @@ def test_evidence_of_an_earlier_version_is_answered_in_one_line(folder, capsys, 
     old, run = folder / "run" / "test" / "pgd.receipt.safetensors", folder / "run"
     old.parent.mkdir()
     save_file({"ids": np.arange(3)}, old, {"manifest": "{}"})
-    named, found = {"verify": ([old], None), "report": ([old], [run]), "export": (["--evidence", old], [])}[command]
+    inputs = {"verify": [[old]], "report": [[old], [run]], "export": [["--evidence", old], []]}[command]
     more = ["--ckpt", run / "checkpoints" / "last.ckpt", *(["--out", folder / "out"] if command == "export" else [])]
-    for words in filter(None.__ne__, (named, found)):
+    for words in inputs:
         capsys.readouterr()
         assert status(command, *words, *more) == 1
         (line,) = capsys.readouterr().err.strip().splitlines()
@@ -109,10 +109,12 @@ def test_evidence_of_an_earlier_version_is_answered_in_one_line(folder, capsys, 
 
 def test_text_of_a_file_does_not_control_the_terminal(folder, capsys):
     evil = "\x1b[2J\r\n\ud800\u202e[bold]"
-    forge(folder / NAME, dataset=evil, weights=evil, versions={evil: evil}, sub_attacks=["clean", evil], code=evil)
+    forge(folder / NAME, dataset=evil, versions={evil: evil}, sub_attacks=["clean", evil], code=evil)
+    assert status("report", folder / NAME, "--ckpt", folder / "run" / "checkpoints" / "last.ckpt") == 0
+    assert "\x1b" not in (folder / "pgd.html").read_text()
+    forge(folder / NAME, weights=evil)
+    capsys.readouterr()
     assert verify(folder) == 1
     printed = capsys.readouterr().out
     assert all(letter.isprintable() or letter == "\n" for letter in printed)
     assert printed.count("?[2J????[bold]") == 5
-    assert status("report", folder / NAME, "--ckpt", folder / "run" / "checkpoints" / "last.ckpt") == 0
-    assert "\x1b" not in (folder / "pgd.html").read_text()

@@ -1,6 +1,7 @@
 """Verification recomputes every claim: tampering under a valid seal leads to a mismatch."""
 
 from fractions import Fraction
+from importlib.metadata import version
 
 import numpy as np
 import pytest
@@ -140,7 +141,7 @@ def test_notes_name_differences_that_decide_nothing(path):
     notes = "\n".join(found.notes)
     for words in (
         "after 4 of 100 samples", "not the first of the data", "another wrong class than recorded for 1 samples",
-        "normalisation of the images", f"torch: here {torch.__version__}, evidence 1.0.",
+        "normalisation of the images", f"torch: here {version('torch')}, evidence 1.0.",
         "jax: here absent, evidence 3.",
         "evaluation code has changed", "configuration was not compared",
     ):  # fmt: skip

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from itertools import accumulate
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 import torch
@@ -134,13 +134,13 @@ def read(path: Path) -> Evidence:
     """
     if not path.is_file():
         raise ValueError(f"There is no evidence file {path}. Pass a NAME{SUFFIX} that `lightning-paf test` wrote.")
-    try:
-        with explained(path, "evidence"):
+    with explained(path, "evidence"):
+        try:
             return _read(path)
-    except SafetensorError as error:  # its text quotes the file
-        raise ValueError(f"{path} is refused: it is no safetensors file. Pass an intact evidence file.") from error
-    except _RefusedError as error:
-        raise ValueError(f"{path} is refused: {error}. Pass an intact evidence file.") from error
+        except (SafetensorError, ValueError, ArithmeticError) as error:
+            # The messages of libraries may quote the file.
+            reason = error if isinstance(error, _RefusedError) else "it is no safetensors file with evidence"
+            raise ValueError(f"{path} is refused: {reason}. Pass an intact evidence file.") from error
 
 
 def evidence_files(folder: Path) -> list[Path]:
@@ -158,37 +158,33 @@ def evidence_files(folder: Path) -> list[Path]:
 _OUTDATED = "was written by an earlier version. Run `lightning-paf test` with the same options again"
 
 
-class _RefusedError(Exception):
+class _RefusedError(ValueError):
     """Reason why a file is refused, without any text of the file."""
-
-
-def _refuse(reason: str) -> NoReturn:
-    raise _RefusedError(reason)
 
 
 def _read(path: Path) -> Evidence:
     if path.stat().st_size > _MOST_BYTES:
-        _refuse(f"it has more than {_MOST_BYTES} bytes")
+        raise _RefusedError(f"it has more than {_MOST_BYTES} bytes")
     file: Any = safe_open(path, "numpy")
     texts = file.metadata() or {}
     if _OLD_KEY in texts:
-        _refuse(f"it {_OUTDATED}")
+        raise _RefusedError(f"it {_OUTDATED}")
     if {*texts} != {KEY} or {*file.keys()} != {*TENSORS}:
-        _refuse("it is a safetensors file of another kind")
+        raise _RefusedError("it is a safetensors file of another kind")
     sha256 = _checked_hash(path)
     slices = {name: file.get_slice(name) for name in TENSORS}
     x_adv, n = slices["x_adv"], slices["ids"].get_shape()[:1]
     if not [1] <= n <= [_MOST_SAMPLES]:
-        _refuse(f"it must have from 1 to {_MOST_SAMPLES} samples")
+        raise _RefusedError(f"it must have from 1 to {_MOST_SAMPLES} samples")
     shapes = {**dict.fromkeys(TENSORS, n), "inputs": [*n, 32], "sha256": [32], "x_adv": x_adv.get_shape()}
     for name, (dtype, _) in TENSORS.items():
         if (slices[name].get_dtype(), slices[name].get_shape()) != (dtype, shapes[name]):
-            _refuse(f"{name} has another type or shape")
+            raise _RefusedError(f"{name} has another type or shape")
     columns = {name: file.get_tensor(name) for name in TENSORS if name not in ("x_adv", "sha256")}
     evidence = Evidence(_metadata(texts[KEY]), x_adv=x_adv, sha256=sha256, **columns)
     for rule, holds in _rules(evidence):
         if not holds:
-            _refuse(rule)
+            raise _RefusedError(rule)
     return evidence
 
 
@@ -200,57 +196,38 @@ def _checked_hash(path: Path) -> str:
         while part := file.read(min(2**20, end - file.tell())):
             digest.update(part)
         if file.read() != digest.digest():
-            _refuse("it is damaged, because it does not end with the SHA-256 of its content")
+            raise _RefusedError("it is damaged, because it does not end with the SHA-256 of its content")
     return digest.hexdigest()
 
 
 def _metadata(text: str) -> dict[str, Any]:
     depth = max(accumulate((letter in "[{") - (letter in "]}") for letter in text[:_LONGEST_METADATA]), default=0)
     if len(text) > _LONGEST_METADATA or depth > _DEEPEST_METADATA:
-        _refuse("its metadata is too long or too deeply nested")
-    try:
-        found = json.loads(text)
-    except ValueError:
-        _refuse("its metadata is not JSON")
+        raise _RefusedError("its metadata is too long or too deeply nested")
+    found = json.loads(text)
     if not isinstance(found, dict) or found.get("version") != VERSION:
-        _refuse(f"the version of its format must be {VERSION}")
+        raise _RefusedError(f"the version of its format must be {VERSION}")
     for name, kind in _FIELDS.items():
         if type(found.get(name)) is not kind:
-            _refuse(f"its metadata has no valid {name}")
+            raise _RefusedError(f"its metadata has no valid {name}")
     return found
 
 
 def _rules(evidence: Evidence) -> Iterator[tuple[str, bool]]:
     """Rules that the code relies on, and whether they hold; `verify` decides whether the content is true."""
     names, by, n = evidence.metadata["sub_attacks"], evidence.fooled_by, len(evidence)
-    norm, eps, value, bounds = (
-        evidence.metadata["attack"].get(name) for name in ("norm", "eps", "eps_value", "bounds")
-    )
+    attack, k = evidence.metadata["attack"], int(np.count_nonzero(evidence.fooled))
+    norm, eps, value, bounds = (attack.get(name) for name in ("norm", "eps", "eps_value", "bounds"))
+    kinds = [type(number) in (int, float) for number in bounds] if isinstance(bounds, list) else []
     classes = np.concatenate([evidence.labels, evidence.adversarial])
     yield "norm must be linf, l2 or l1", norm in [*_SLACK]
-    yield (
-        "eps must be a fraction that equals eps_value",
-        isinstance(eps, str) and value is not None and (_number(eps) == value),
-    )
-    yield (
-        "bounds must be two numbers",
-        bounds is None
-        or (isinstance(bounds, list) and [type(number) in (int, float) for number in bounds] == [True, True]),
-    )
+    yield "eps must be a fraction", isinstance(eps, str) and _EPS.fullmatch(eps) is not None
+    yield "eps_value must be equal to eps", value == float(Fraction(eps))
+    yield "bounds must be two numbers", bounds is None or kinds == [True, True]
     yield "total must be at least the number of samples", evidence.metadata["total"] >= n
     yield "ids must differ", len(np.unique(evidence.ids)) == n
     yield f"classes must be less than {_MOST_CLASSES}", bool(((classes >= -1) & (classes < _MOST_CLASSES)).all())
     yield "outcomes must be 1, 2 or 3", bool(((evidence.outcomes >= 1) & (evidence.outcomes <= 3)).all())
-    yield (
-        "fooled_by must be an index exactly where a sample is fooled",
-        bool((((by >= 0) == evidence.fooled) & (by >= -1) & (by < len(names))).all()),
-    )
-    k = int(np.count_nonzero(evidence.fooled))
+    valid = ((by >= 0) == evidence.fooled) & (by >= -1) & (by < len(names))
+    yield "fooled_by must be an index exactly where a sample is fooled", bool(valid.all())
     yield "x_adv must have one image for each fooled sample", evidence.x_adv.get_shape()[:1] == [k]
-
-
-def _number(eps: str) -> float | None:
-    try:
-        return float(Fraction(eps)) if _EPS.fullmatch(eps) else None
-    except (ValueError, ArithmeticError):
-        return None

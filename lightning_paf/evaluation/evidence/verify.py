@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -30,6 +30,10 @@ CHECKS: Mapping[str, str] = {
     "robust": "the model classifies the clean image of a robust sample correctly",
 }
 """Checks by name, with the rule of each."""
+
+
+Mask: TypeAlias = NDArray[np.bool_]
+Column: TypeAlias = NDArray[Any]
 
 
 @dataclass(frozen=True)
@@ -146,7 +150,7 @@ def verify(
 
 def _recompute(
     evidence: Evidence, model: nn.Module, samples: Samples, progress: Callable[[int], None], batch: int
-) -> list[NDArray[Any]]:
+) -> list[Column]:
     """For each sample: whether its input is that of the evidence, least and largest pixel, distance, class."""
     parts = []
     for first in range(0, len(evidence), batch):
@@ -172,13 +176,8 @@ def _logits(model: nn.Module, x: Tensor) -> Tensor:
 
 
 def _checks(
-    evidence: Evidence,
-    same: NDArray[np.bool_],
-    low: NDArray[np.float32],
-    high: NDArray[np.float32],
-    distance: NDArray[np.float64],
-    classes: NDArray[np.int64],
-) -> Iterator[tuple[str, NDArray[np.bool_], NDArray[np.bool_], Callable[[int], str]]]:
+    evidence: Evidence, same: Mask, low: Column, high: Column, distance: Column, classes: Column
+) -> Iterator[tuple[str, Mask, Mask, Callable[[int], str]]]:
     """Check, samples that it concerns (n,), samples that pass (n,), and the detail of a mismatch."""
     wrong, fooled, outcomes = classes != evidence.labels, evidence.fooled, evidence.outcomes
     eps = evidence.metadata["attack"]["eps"]

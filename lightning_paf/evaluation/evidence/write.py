@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from lightning_paf import __version__
@@ -41,37 +40,32 @@ def write(result: Judgement, path: Path, samples: Samples, *, dataset: str, conf
     """
     if len(result.ids) == 0:
         raise ValueError("Evidence must have at least one evaluated sample, got 0. Evaluate some samples first.")
-    identity, outcomes = result.header, result.verdicts
-    inputs, image = _hash_inputs(result.ids, samples, identity.block_size)
-    fooled = result.ids[outcomes == Verdict.BROKEN]
+    identity, block = result.header.content(), result.header.block_size
+    inputs = [
+        sample_fingerprints(*samples.fetch(result.ids[first : first + block]))
+        for first in range(0, len(result.ids), block)
+    ]
+    image = samples.fetch(result.ids[:1])[0].shape[1:]
+    fooled = result.ids[result.verdicts == Verdict.BROKEN]
     columns: dict[str, NDArray[Any]] = {
         "adversarial": result.adversarial,
         "ids": result.ids,
         "labels": result.labels,
         "fooled_by": result.broken_by,
-        "inputs": inputs,
-        "outcomes": outcomes,
+        "inputs": np.concatenate(inputs),
+        "outcomes": result.verdicts,
     }
-    metadata = {
+    metadata = {name: identity[name] for name in ("attack", "seed", "block_size", "precision", "network", "code")} | {
         "version": VERSION,
-        "attack": identity.content()["attack"],
-        "seed": identity.seed,
-        "block_size": identity.block_size,
-        "precision": identity.precision,
         "dataset": dataset,
         "sub_attacks": [sub_attack.label for sub_attack in result.stages],
-        "weights": identity.model,
-        "network": identity.network,
-        "code": identity.code,
+        "weights": identity["model"],
         "config": text_hash(config),
         "versions": library_versions(),
         "total": result.total,
     }
-    shapes = {name: column.shape for name, column in columns.items()} | {
-        "x_adv": (len(fooled), *image),
-        "sha256": (32,),
-    }
-    parts = {name: [column] for name, column in columns.items()} | {"x_adv": _images(result, fooled), "sha256": []}
+    shapes = {"x_adv": (len(fooled), *image), "sha256": (32,)} | {name: array.shape for name, array in columns.items()}
+    parts = {"x_adv": _images(result, fooled), "sha256": []} | {name: [array] for name, array in columns.items()}
     with explained(path, "evidence"):
         path.parent.mkdir(parents=True, exist_ok=True)
         write_whole(path, _sealed_parts(metadata, shapes, parts))
@@ -85,33 +79,19 @@ def text_hash(text: str | None) -> str:
 
 def library_versions() -> dict[str, str]:
     """Versions that the numbers may depend on besides the code."""
-    return {
-        "lightning_paf": __version__,
-        "torch": str(torch.__version__),
-        "lightning": version("lightning"),
-        "numpy": np.__version__,
-        "python": platform.python_version(),
-    }
-
-
-def _hash_inputs(ids: NDArray[np.int64], samples: Samples, block: int) -> tuple[NDArray[np.uint8], tuple[int, ...]]:
-    """Hashes (n, 32) of the clean images with their labels, and the shape (C, H, W) of the images."""
-    parts = []
-    for first in range(0, len(ids), block):
-        x, y = samples.fetch(ids[first : first + block])
-        parts.append(sample_fingerprints(x, y))
-    return np.concatenate(parts), tuple(x.shape[1:])
+    own = {"lightning_paf": __version__, "python": platform.python_version()}
+    return own | {name: version(name) for name in ("lightning", "numpy", "torch")}
 
 
 def _images(result: Judgement, fooled: NDArray[np.int64]) -> Iterator[NDArray[np.float32]]:
     """Adversarial images of the fooled samples, block by block."""
-    done = 0
-    for ids, x_adv in chain(result.examples(), [(fooled[:0], torch.empty(0))]):
-        done += len(ids)
-        if not np.array_equal(ids, fooled[done - len(ids) : done]):
+    left = fooled
+    for ids, x_adv in result.examples():
+        if not np.array_equal(ids, left[: len(ids)]):
             break
+        left = left[len(ids) :]
         yield x_adv.float().cpu().numpy()
-    if done != len(fooled):
+    if len(left):
         raise ValueError("Every fooled sample must have an adversarial image. Evaluate again with the same options.")
 
 
