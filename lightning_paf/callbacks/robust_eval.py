@@ -185,7 +185,7 @@ class RobustEval(Callback):
             if trainer.is_global_zero:
                 result.save(files.result)
                 if self.receipt:
-                    files.write_evidence(result, judgement, model, samples, self.attack)
+                    files.write_evidence(result, judgement, model, samples)
                 rank_zero_info(_summary(self.name, result, files))
 
     def _due(self, trainer: Trainer) -> bool:

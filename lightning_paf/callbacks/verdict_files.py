@@ -1,4 +1,4 @@
-"""Files of one evaluation: ledger, result, receipt and report."""
+"""Files of one evaluation: ledger, result, evidence and report."""
 
 import json
 from dataclasses import dataclass, replace
@@ -9,8 +9,7 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import nn
 
 from lightning_paf.attacks import Attack
-from lightning_paf.evaluation import report
-from lightning_paf.evaluation.evidence.write import write_receipt
+from lightning_paf.evaluation import evidence, report
 from lightning_paf.evaluation.identity import Header
 from lightning_paf.evaluation.judgement import Judgement
 from lightning_paf.evaluation.report.evidence import supplement_of
@@ -69,12 +68,12 @@ class VerdictFiles:
         return replace(self, suffix=f"-{identity[:_DIGITS]}" if taken else "")
 
     def all(self) -> tuple[Path, Path, Path]:
-        """Result, receipt and report."""
-        return self.result, self.receipt, self.report
+        """Result, evidence and report."""
+        return self.result, self.evidence, self.report
 
     @property
     def stem(self) -> str:
-        """What the names of result, receipt and report have in common."""
+        """What the names of result, evidence and report have in common."""
         return self.name + self.suffix
 
     @property
@@ -83,9 +82,9 @@ class VerdictFiles:
         return self.folder / f"{self.stem}.json"
 
     @property
-    def receipt(self) -> Path:
+    def evidence(self) -> Path:
         """What `lightning-paf verify` checks."""
-        return self.folder / f"{self.stem}.receipt.safetensors"
+        return self.folder / f"{self.stem}{evidence.SUFFIX}"
 
     @property
     def report(self) -> Path:
@@ -97,25 +96,14 @@ class VerdictFiles:
         return Ledger(folder or self.folder / "ledger" / f"{self.name}-{header.fingerprint[:12]}")
 
     def write_evidence(
-        self, result: EvaluationResult, judgement: Judgement, model: nn.Module, samples: Samples, attack: Attack
+        self, result: EvaluationResult, judgement: Judgement, model: nn.Module, samples: Samples
     ) -> None:
-        """Write receipt and report."""
-        header = judgement.header
-        config = self.checkpoint.parent.parent / "config.yaml" if self.checkpoint else None
-        receipt = write_receipt(
-            self.receipt,
-            judgement,
-            model,
-            samples,
-            attack=attack,
-            seed=header.seed,
-            block_size=header.block_size,
-            precision=header.precision,
-            config_text=config.read_text() if config is not None and config.is_file() else None,
-            dataset=self.dataset,
-        )
-        run, evidence = self.folder.resolve().parent.name, (self.receipt, receipt)
-        supplement = supplement_of(run, self.dataset, self.checkpoint, evidence, model, samples)
+        """Write evidence and report."""
+        path = self.checkpoint.parent.parent / "config.yaml" if self.checkpoint else None
+        config = path.read_text() if path is not None and path.is_file() else None
+        content = evidence.write(judgement, self.evidence, samples, dataset=self.dataset, config=config)
+        run, source = self.folder.resolve().parent.name, (self.evidence, content)
+        supplement = supplement_of(run, self.dataset, self.checkpoint, source, model, samples)
         report.write(result, self.report, supplement)
 
     def summary(self) -> str:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from lightning_paf.evaluation.evidence.write import Receipt
+    from lightning_paf.evaluation.evidence import Evidence
     from lightning_paf.evaluation.samples import Samples
     from lightning_paf.loading import Run
 
@@ -27,6 +27,11 @@ FILES = {
 }
 SUMMARY = "export.json"
 BATCH = 64
+GONE = {
+    "--queries": ": instead of attacking the ONNX file, export checks that adversarial examples of `test` fool it",
+    "--receipt": "",
+}
+"""Options of earlier versions, with the reason."""
 
 
 def main(argv: list[str]) -> int:
@@ -47,18 +52,18 @@ def main(argv: list[str]) -> int:
 
     run = load_run(options.ckpt, options.config, options.device, rest)
     networks = [FILES[name] for name in formats if name != "model_info"]
-    receipts = _receipts(run, options) if networks else []
-    samples = run.samples() if networks and (options.examples or receipts) else None
+    evidence = _evidence(run, options) if networks else []
+    samples = run.samples() if networks and (options.examples or evidence) else None
     options.out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=options.out, prefix=".partial-") as folder:
         for name, write in _writers(run, options, samples).items():
             if name in formats:
                 write(Path(folder) / FILES[name])
         for name in networks:
-            examples = _adversarial_examples(receipts, samples) if samples else ()
+            examples = _adversarial_examples(evidence, samples) if samples else ()
             _check(Path(folder) / name, run, chain(_images(run, options, samples), examples))
-        if networks and not any(receipt.encoding.any() for receipt in receipts):
-            print("No receipt of `test` has adversarial examples of these weights, so none was checked.")
+        if networks and not any(content.fooled.any() for content in evidence):
+            print("No evidence of `test` has adversarial examples of these weights, so none was checked.")
         _write_summary(run, Path(folder) / SUMMARY)
         for path in sorted(Path(folder).iterdir()):
             shutil.move(path, options.out / path.name)
@@ -82,7 +87,7 @@ def _parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--formats", default=",".join(FILES), help=f"some of {', '.join(FILES)} (default: all)")
     parser.add_argument("--result", type=Path, help="RUN/test/autoattack_....json, for the leaderboard entry")
     parser.add_argument(
-        "--receipt", type=Path, help="of `test`: its adversarial examples must fool the files too; default: all of RUN"
+        "--evidence", type=Path, help="of `test`: its adversarial examples must fool the files too; default: all of RUN"
     )
     parser.add_argument(
         "--examples", type=int, default=64, help="test images to compare logits on; 0: random images, no data is read"
@@ -90,7 +95,8 @@ def _parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--eps", type=Fraction, help="of the perturbed images; default: the run's AutoAttack, or 8/255")
     parser.add_argument("--norm", choices=("linf", "l2", "l1"), help="default: the run's AutoAttack, or linf")
     parser.add_argument("--seed", type=int, default=0, help="of the perturbed images")
-    parser.add_argument("--queries", help=argparse.SUPPRESS)
+    for gone in GONE:
+        parser.add_argument(gone, dest=gone, help=argparse.SUPPRESS)
     return parser.parse_known_args(argv)
 
 
@@ -99,11 +105,9 @@ def _formats(options: argparse.Namespace) -> list[str]:
     unknown = [name for name in typed if name not in FILES]
     if unknown:
         raise ValueError(f"--formats must be some of {', '.join(FILES)}, got {', '.join(unknown)}. Pass others.")
-    if options.queries is not None:
-        raise ValueError(
-            "--queries is gone, because the ONNX file is not attacked again. Pass --receipt FILE of `test`: its "
-            "adversarial examples must fool the file."
-        )
+    for gone, answer in GONE.items():
+        if getattr(options, gone) is not None:
+            raise ValueError(f"{gone} is gone{answer}. Pass --evidence FILE of `test`.")
     formats = [name for name in FILES if name in typed]
     least = int("onnx" in formats)  # the file is for one size of images
     if options.examples < least:
@@ -188,35 +192,36 @@ def _images(run: "Run", options: argparse.Namespace, samples: "Samples | None") 
     yield "perturbed image", geometry.move(x, delta, eps, (0, 1)), y
 
 
-def _receipts(run: "Run", options: argparse.Namespace) -> "list[Receipt]":
-    """The receipt that was named, or all of the run's folder that are of these weights."""
-    from lightning_paf.evaluation.evidence.write import read_receipt
+def _evidence(run: "Run", options: argparse.Namespace) -> "list[Evidence]":
+    """Evidence that was named, or all evidence of the run's folder for these weights."""
+    from lightning_paf.evaluation.evidence import evidence_files, read
     from lightning_paf.utils.hashing import weights_fingerprint
 
-    named, weights = options.receipt, weights_fingerprint(run.model)
+    named, weights = options.evidence, weights_fingerprint(run.model)
     folder = run.checkpoint.parent.parent / "test"
-    paths = [named] if named else sorted(folder.glob("*.receipt.safetensors")) if options.examples else []
-    receipts = [receipt for receipt in map(read_receipt, paths) if receipt.manifest["weights"] == weights]
-    if named and not receipts:
-        raise ValueError(f"{named} is the receipt of another network than {run.checkpoint}. Pass the --receipt of it.")
-    return receipts
+    paths = [named] if named else evidence_files(folder) if options.examples else []
+    evidence = [content for content in map(read, paths) if content.metadata["weights"] == weights]
+    if named and not evidence:
+        raise ValueError(f"{named} is evidence of other weights than {run.checkpoint}. Pass the --evidence of these.")
+    return evidence
 
 
-def _adversarial_examples(receipts: "list[Receipt]", samples: "Samples") -> "Batches":
-    """The adversarial examples of receipts, with their labels."""
+def _adversarial_examples(evidence: "list[Evidence]", samples: "Samples") -> "Batches":
+    """Adversarial examples with their labels."""
     import numpy as np
     import torch
 
     from lightning_paf.utils.hashing import sample_fingerprints
 
-    for receipt in receipts:
-        fooled = np.flatnonzero(receipt.encoding)
+    for content in evidence:
+        fooled = np.flatnonzero(content.fooled)
         for start in range(0, len(fooled), BATCH):
             rows = fooled[start : start + BATCH]
-            x, y = samples.fetch(receipt.ids[rows][np.isin(receipt.ids[rows], samples.ids)])
-            if not np.array_equal(sample_fingerprints(x, y), receipt.inputs[rows]):
-                raise ValueError("The receipt is about other test images. Pass the --data.root of its evaluation.")
-            yield "adversarial example", torch.from_numpy(receipt.judged_images(rows, x.cpu().numpy())).to(x.device), y
+            x, y = samples.fetch(content.ids[rows][np.isin(content.ids[rows], samples.ids)])
+            if not np.array_equal(sample_fingerprints(x, y), content.inputs[rows]):
+                raise ValueError("The evidence is about other test images. Pass the --data.root of its evaluation.")
+            images = torch.from_numpy(content.evaluated_images(rows, x.cpu().numpy()))
+            yield "adversarial example", images.to(x.device), y
 
 
 def _write_summary(run: "Run", path: Path) -> None:

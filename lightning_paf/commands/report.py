@@ -6,11 +6,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from lightning_paf.evaluation.evidence.content import Receipt
+    from lightning_paf.evaluation.evidence import Evidence
     from lightning_paf.evaluation.result import EvaluationResult
     from lightning_paf.loading import Run
-
-EVIDENCE = ".receipt.safetensors"
 
 
 def main(argv: list[str]) -> int:
@@ -74,19 +72,19 @@ class Evaluation:
     folder: Path
     name: str
     result: "EvaluationResult"
-    evidence: "tuple[Path, Receipt] | None"
+    evidence: "tuple[Path, Evidence] | None"
 
     @classmethod
     def read(cls, folder: Path, name: str) -> "Evaluation":
         """Read result and evidence, or one of them where the other is missing."""
         import numpy as np
 
-        from lightning_paf.evaluation.evidence.write import read_receipt
+        from lightning_paf.evaluation.evidence import SUFFIX, read
         from lightning_paf.evaluation.report.evidence import result_of
         from lightning_paf.evaluation.result import EvaluationResult
 
-        written, other = folder / f"{name}.json", folder / f"{name}{EVIDENCE}"
-        content = read_receipt(other) if other.is_file() else None
+        written, other = folder / f"{name}.json", folder / f"{name}{SUFFIX}"
+        content = read(other) if other.is_file() else None
         if content is not None and not written.is_file():
             return cls(folder, name, result_of(content, name), (other, content))
         try:
@@ -96,7 +94,7 @@ class Evaluation:
             raise ValueError(f"{written} is no result of `lightning-paf test`: {error!r}. Pass one.") from error
         if content is None:
             return cls(folder, name, result, None)
-        if not np.array_equal(result.verdicts[result.verdicts > 0], content.verdicts):
+        if not np.array_equal(result.verdicts[result.verdicts > 0], content.outcomes):
             raise ValueError(
                 f"{written} and {other.name} hold different outcomes. Pass one of them after moving it away from the "
                 "other, or test again."
@@ -106,19 +104,23 @@ class Evaluation:
 
 def _evaluations(path: Path) -> list[Evaluation]:
     """All evaluations of a run or a test folder, or that of one file."""
+    from lightning_paf.evaluation.evidence import SUFFIX, evidence_files, read
+
     if path.is_dir():
         folder = path / "test" if (path / "test").is_dir() else path
-        files = [*folder.glob(f"*{EVIDENCE}"), *(p for p in folder.glob("*.json") if '"verdicts"' in p.read_text())]
+        files = [*evidence_files(folder), *(p for p in folder.glob("*.json") if '"verdicts"' in p.read_text())]
         if not files:
             raise ValueError(f"There is no result in {folder}. Run `lightning-paf test --ckpt_path CKPT` first.")
-    elif path.is_file() and path.name.endswith((".json", EVIDENCE)):
+    elif path.is_file() and path.name.endswith((".json", SUFFIX)):
         folder, files = path.parent, [path]
     else:
+        if path.suffix == ".safetensors":
+            read(path)  # gives the reason: an earlier version wrote the file, or it is of another kind
         raise ValueError(
-            f"There is no result {path}. Pass a run folder, or a NAME.json or NAME{EVIDENCE} that `lightning-paf test` "
+            f"There is no result {path}. Pass a run folder, or a NAME.json or NAME{SUFFIX} that `lightning-paf test` "
             "wrote."
         )
-    names = {file.name.removesuffix(".json").removesuffix(EVIDENCE) for file in files}
+    names = {file.name.removesuffix(".json").removesuffix(SUFFIX) for file in files}
     return [Evaluation.read(folder, name) for name in sorted(names)]
 
 
@@ -146,7 +148,7 @@ def _write(path: Path, evaluation: Evaluation, run: "Run | None", curve: dict[st
 
     evidence, title = evaluation.evidence, evaluation.folder.resolve().parent.name
     if run is None:
-        supplement = supplement_of(title, evidence[1].manifest["dataset"] if evidence else "", None, evidence)
+        supplement = supplement_of(title, evidence[1].metadata["dataset"] if evidence else "", None, evidence)
     else:
         _check_model(evaluation, run)
         data = run.datamodule.spec.name

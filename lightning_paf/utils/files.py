@@ -4,7 +4,7 @@ import contextlib
 import errno
 import os
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 _NO_SPACE = {errno.ENOSPC, errno.EDQUOT}
@@ -12,11 +12,15 @@ _NOT_ALLOWED = {errno.EROFS, errno.EACCES, errno.EPERM}
 _NO_FOLDER = {errno.ENOTDIR, errno.EEXIST, errno.EISDIR}
 
 
-def write_whole(path: Path, content: bytes) -> None:
+def write_whole(path: Path, content: bytes | Iterable[bytes]) -> None:
     """Write a file so that others see all of it or none, also after a crash.
 
     The content goes to a second file beside it (`PATH.HEX.partial`), is forced to the disk, and takes the name in one
     step. What a killed process leaves behind is the second file, never half of the first.
+
+    Args:
+        path: File to write.
+        content: Its bytes, or parts of them that need not be in memory together.
 
     Raises:
         OSError: As the file system says; the second file is gone then.
@@ -65,12 +69,12 @@ def explained(path: Path, use: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _partial(path: Path, content: bytes) -> Iterator[Path]:
+def _partial(path: Path, content: bytes | Iterable[bytes]) -> Iterator[Path]:
     """A second file with the content, on the disk; gone at the end, unless it has got another name."""
     partial = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}.partial")
     try:
         with partial.open("xb") as stream:
-            stream.write(content)
+            stream.writelines([content] if isinstance(content, bytes) else content)
             stream.flush()
             os.fsync(stream.fileno())
         yield partial

@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, Subset, TensorDataset
 from lightning_paf.attacks import PGD, Attack
 from lightning_paf.callbacks.robust_eval import RobustEval
 from lightning_paf.evaluation import EvaluationResult, Verdict
-from lightning_paf.evaluation.evidence.write import read_receipt
+from lightning_paf.evaluation.evidence import read
 from lightning_paf.evaluation.stopping import StopRule
 from lightning_paf.utils.hashing import weights_fingerprint
 
@@ -206,13 +206,13 @@ def judged(tmp_path, **options) -> RobustEval:
     return check
 
 
-def test_a_test_leaves_result_receipt_report_and_ledger(tmp_path):
+def test_a_test_leaves_result_evidence_report_and_ledger(tmp_path):
     judged(tmp_path)
     names = {path.name for path in tmp_path.iterdir()}
     stem = f"pgd_linf_{EPS}"
-    assert {f"{stem}.json", f"{stem}.receipt.safetensors", f"{stem}.html", "ledger"} <= names
-    receipt = read_receipt(tmp_path / f"{stem}.receipt.safetensors")
-    assert receipt.verdicts.tolist() == EXPECTED.tolist()
+    assert {f"{stem}.json", f"{stem}.evidence.safetensors", f"{stem}.html", "ledger"} <= names
+    content = read(tmp_path / f"{stem}.evidence.safetensors")
+    assert content.outcomes.tolist() == EXPECTED.tolist()
 
 
 def test_the_same_test_again_finds_its_records(tmp_path, monkeypatch):

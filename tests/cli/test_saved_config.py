@@ -20,7 +20,7 @@ COMMANDS = {
     "test": ["test", "--ckpt_path", "CKPT"],
     "validate": ["validate", "--ckpt_path=CKPT"],
     "predict": ["predict", "--ckpt_path", "CKPT"],
-    "verify": ["verify", "RECEIPT", "--ckpt", "CKPT"],
+    "verify": ["verify", "EVIDENCE", "--ckpt", "CKPT"],
     "sanity-check": ["sanity-check", "--ckpt", "CKPT"],
     "curve": ["curve", "--ckpt_path", "CKPT"],
     "export": ["export", "--ckpt", "CKPT", "--out", "RUN/out"],
@@ -80,8 +80,8 @@ def put(run: Path, key: str, value: object) -> None:
 
 
 def words(run: Path, command: list[str]) -> list[str]:
-    receipt = next((run / "test").glob("*.receipt.safetensors"))
-    filled = {"CKPT": str(run / "checkpoints" / "last.ckpt"), "RECEIPT": str(receipt), "RUN": str(run)}
+    evidence = next((run / "test").glob("*.evidence.safetensors"))
+    filled = {"CKPT": str(run / "checkpoints" / "last.ckpt"), "EVIDENCE": str(evidence), "RUN": str(run)}
     for name, path in filled.items():
         command = [word.replace(name, path) if not word.startswith(str(run)) else word for word in command]
     return command

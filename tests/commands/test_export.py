@@ -10,9 +10,8 @@ from helpers.fakes import TinyNet, write_npz_dataset
 
 from lightning_paf.attacks import PGD
 from lightning_paf.commands import export, import_weights
-from lightning_paf.evaluation import EvaluationResult
+from lightning_paf.evaluation import EvaluationResult, evidence
 from lightning_paf.evaluation.evaluate import judge
-from lightning_paf.evaluation.evidence.write import write_receipt
 from lightning_paf.evaluation.state import MemoryLedger
 from lightning_paf.interop import NormalizedNet, onnx_model, plain_files, read_checkpoint
 from lightning_paf.loading import load_run
@@ -134,7 +133,8 @@ def test_the_leaderboard_entry_is_filled_from_the_result_of_this_network(run, tm
         (["--examples", "0"], "--examples must be at least 1, got 0"),
         ([*PLAIN, "--examples", "-1"], "--examples must be at least 0, got -1"),
         (["--eps=-8/255"], "--eps must be positive"),
-        (["--queries", "100"], r"--queries is gone.*Pass --receipt FILE"),
+        (["--queries", "100"], r"--queries is gone.*Pass --evidence FILE"),
+        (["--receipt", "FILE"], r"--receipt is gone.*Pass --evidence FILE"),
     ],
 )
 def test_bad_options_are_refused(run, tmp_path, options, message):
@@ -151,21 +151,20 @@ def test_nothing_is_overwritten(run, tmp_path):
 
 
 @pytest.fixture(scope="module")
-def receipt(loaded, tmp_path_factory):
-    """The receipt of an evaluation, and the number of its adversarial examples."""
-    path = tmp_path_factory.mktemp("receipt") / "autoattack.receipt.safetensors"
+def evaluated(loaded, tmp_path_factory):
+    """Evidence of an evaluation, and the number of its adversarial examples."""
+    path = tmp_path_factory.mktemp("evaluated") / f"autoattack{evidence.SUFFIX}"
     attack, samples = PGD(0.06, step_size=0.015, steps=8), loaded.samples()
-    judgement = judge(loaded.model, attack, samples, MemoryLedger(), block_size=10)
-    settings = {"seed": 0, "block_size": 10, "precision": "fp32", "config_text": None, "dataset": "npz"}
-    write_receipt(path, judgement, loaded.model, samples, attack=attack, **settings)
-    return path, int((judgement.verdicts == 2).sum())
+    result = judge(loaded.model, attack, samples, MemoryLedger(), block_size=10)
+    evidence.write(result, path, samples, dataset="npz")
+    return path, int((result.verdicts == 2).sum())
 
 
-def test_every_network_is_checked_on_the_evidence_of_the_run(run, tmp_path, receipt, capsys):
+def test_every_network_is_checked_on_the_evidence_of_the_run(run, tmp_path, evaluated, capsys):
     pytest.importorskip("onnxscript")
-    path, fooled = receipt
+    path, fooled = evaluated
     assert fooled > 2
-    assert exported(run, tmp_path / "out", "--receipt", path) == 0
+    assert exported(run, tmp_path / "out", "--evidence", path) == 0
     assert {path.name for path in (tmp_path / "out").iterdir()} == {*export.FILES.values(), export.SUMMARY}
     printed = capsys.readouterr().out
     for name in ("model.pt", "model.safetensors", "model.onnx"):
@@ -178,10 +177,10 @@ def test_every_network_is_checked_on_the_evidence_of_the_run(run, tmp_path, rece
         assert lines[2].endswith(f"the network misclassifies {fooled}, the export {fooled} of these.")
 
 
-def test_the_receipts_in_the_run_folder_are_found_and_those_of_other_weights_left_out(
-    run, tmp_path, receipt, loaded, capsys
+def test_evidence_in_the_run_folder_is_found_and_that_of_other_weights_left_out(
+    run, tmp_path, evaluated, loaded, capsys
 ):
-    path, fooled = receipt
+    path, fooled = evaluated
     again = tmp_path / "run"
     (again / "checkpoints").mkdir(parents=True)
     (again / "test").mkdir()
@@ -197,9 +196,9 @@ def test_the_receipts_in_the_run_folder_are_found_and_those_of_other_weights_lef
     weights["state_dict"]["model.net.net.fc.bias"] += 1
     torch.save(weights, checkpoint(again))
     exported(again, tmp_path / "changed", "--formats", "safetensors")
-    assert "No receipt of `test` has adversarial examples of these weights" in capsys.readouterr().out
-    with pytest.raises(ValueError, match="is the receipt of another network"):
-        exported(again, tmp_path / "named", "--formats", "safetensors", "--receipt", path)
+    assert "No evidence of `test` has adversarial examples of these weights" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="is evidence of other weights"):
+        exported(again, tmp_path / "named", "--formats", "safetensors", "--evidence", path)
     assert not (tmp_path / "named").exists()
 
 

@@ -3,19 +3,22 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from helpers.cli_runs import judged_run, status
+from helpers.cli_runs import evaluated_run, status
+from helpers.evidence_fakes import forge
+from safetensors.numpy import save_file
 
 from lightning_paf.attacks import PGD
-from lightning_paf.evaluation.evidence.write import read_receipt
+from lightning_paf.evaluation.evidence import read
 
 ATTACK = PGD(0.5, steps=2, step_size=0.3)
+NAME = "pgd.evidence.safetensors"
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """A run, and a receipt of it."""
+    """A run with evidence."""
     folder = tmp_path_factory.mktemp("verify")
-    judged_run(folder, ATTACK, "receipt", with_config=True)
+    evaluated_run(folder, ATTACK, NAME, with_config=True)
     return folder
 
 
@@ -25,76 +28,93 @@ def folder(trained, tmp_path):
     return shutil.copytree(trained, tmp_path / "copy")
 
 
-def verify(folder, *options):
-    return status("verify", folder / "receipt", "--ckpt", folder / "run" / "checkpoints" / "last.ckpt", *options)
+def verify(folder, *options, name=NAME):
+    return status("verify", folder / name, "--ckpt", folder / "run" / "checkpoints" / "last.ckpt", *options)
 
 
-def test_an_intact_receipt_holds(folder, capsys):
-    receipt = read_receipt(folder / "receipt")
-    assert np.count_nonzero(receipt.encoding) > 0
+def test_intact_evidence_holds(folder, capsys):
+    evidence = read(folder / NAME)
+    assert evidence.fooled.any()
     assert verify(folder, "--device", "cpu") == 0
     printed = capsys.readouterr().out
-    assert "22 samples of npz, linf, eps=1/2, pgd, seed 0" in printed
+    assert "22 samples of npz, linf, eps=0.5, pgd, seed 0" in printed
     assert printed.count("holds") >= 6
-    wrong = receipt.manifest["counts"]["broken"] + receipt.manifest["counts"]["clean_errors"]
-    assert f"wrong about {wrong} of 22 samples" in printed
+    assert f"misclassifies {np.count_nonzero(evidence.outcomes > 1)} of 22 samples" in printed
 
 
-def test_the_data_may_have_moved(folder, capsys):
+def test_the_data_may_have_moved_but_not_changed(folder, capsys):
     shutil.copytree(folder / "images", folder / "elsewhere")
     with np.load(folder / "elsewhere" / "test.npz") as data:
         image, label = data["image"].copy(), data["label"]
     assert verify(folder, "--data.root", folder / "elsewhere") == 0
-    image[4, 0, 0, 0] ^= 1
-    np.savez(folder / "elsewhere" / "test.npz", image=image, label=label)
-    capsys.readouterr()
-    assert verify(folder, "--data.root", folder / "elsewhere") == 1
-    printed = capsys.readouterr().out
-    assert "sample 4, inputs: another image or label" in printed
-    assert "1 not" in printed
+    for changed, words in (([4], ["sample 4, inputs: another", "1 not"]), (..., ["... and 2 more of `inputs`"])):
+        image[changed] ^= 1
+        np.savez(folder / "elsewhere" / "test.npz", image=image, label=label)
+        capsys.readouterr()
+        assert verify(folder, "--data.root", folder / "elsewhere") == 1
+        printed = capsys.readouterr().out
+        assert all(word in printed for word in words)
+        image[changed] ^= 1
 
 
-def test_another_checkpoint_is_named(folder, capsys):
-    path = folder / "run" / "checkpoints" / "last.ckpt"
+def test_another_checkpoint_and_configuration_are_named(folder, capsys):
+    config, path = folder / "run" / "config.yaml", folder / "run" / "checkpoints" / "last.ckpt"
+    (folder / "other.yaml").write_text("# a comment\n" + config.read_text())
+    assert verify(folder, "--config", config) == 0
+    assert verify(folder, "--config", folder / "other.yaml") == 1
+    assert "configuration: here " in capsys.readouterr().out
     checkpoint = torch.load(path, weights_only=True)
     for name, tensor in checkpoint["state_dict"].items():
         if name.endswith("weight"):
             tensor.neg_()
     torch.save(checkpoint, path)
     assert verify(folder) == 1
+    assert "weights: here " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("command", ["verify", "report", "export"])
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (None, "There is no "),
+        (lambda path: path.read_bytes()[:-1] + b"x", "is refused: it is damaged"),
+        (lambda path: path.read_bytes()[:-1], "is refused: it is no safetensors file"),
+        (lambda path: forge(path, sub_attacks=[]).read_bytes(), "is refused: fooled_by must"),
+        (lambda path: path.read_bytes().replace(b"lightning_paf evidence", b"manifest", 1), "is refused"),
+    ],
+)
+def test_a_bad_file_is_refused_in_one_line_by_every_command(folder, capsys, command, content, words):
+    path, checkpoint = folder / NAME, folder / "run" / "checkpoints" / "last.ckpt"
+    path.unlink() if content is None else path.write_bytes(content(path))
+    options = {"export": ["--evidence", path, "--out", folder / "out"], "verify": [path], "report": [path]}[command]
+    capsys.readouterr()
+    assert status(command, *options, "--ckpt", checkpoint) == 1
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert words in line
+
+
+@pytest.mark.parametrize("command", ["verify", "report", "export"])
+def test_evidence_of_an_earlier_version_is_answered_in_one_line(folder, capsys, command):
+    old, run = folder / "run" / "test" / "pgd.receipt.safetensors", folder / "run"
+    old.parent.mkdir()
+    save_file({"ids": np.arange(3)}, old, {"manifest": "{}"})
+    inputs = {"verify": [[old]], "report": [[old], [run]], "export": [["--evidence", old], []]}[command]
+    more = ["--ckpt", run / "checkpoints" / "last.ckpt", *(["--out", folder / "out"] if command == "export" else [])]
+    for words in inputs:
+        capsys.readouterr()
+        assert status(command, *words, *more) == 1
+        (line,) = capsys.readouterr().err.strip().splitlines()
+        assert "was written by an earlier version. Run `lightning-paf test`" in line
+
+
+def test_text_of_a_file_does_not_control_the_terminal(folder, capsys):
+    evil = "\x1b[2J\r\n\ud800\u202e[bold]"
+    forge(folder / NAME, dataset=evil, versions={evil: evil}, sub_attacks=["clean", evil], code=evil)
+    assert status("report", folder / NAME, "--ckpt", folder / "run" / "checkpoints" / "last.ckpt") == 0
+    assert "\x1b" not in (folder / "pgd.html").read_text()
+    forge(folder / NAME, weights=evil)
+    capsys.readouterr()
+    assert verify(folder) == 1
     printed = capsys.readouterr().out
-    assert "weights: here " in printed
-
-
-def test_another_configuration_is_named(folder, capsys):
-    config = folder / "run" / "config.yaml"
-    (folder / "other.yaml").write_text("# a comment\n" + config.read_text())
-    assert verify(folder, "--config", folder / "other.yaml") == 1
-    assert "configuration: here " in capsys.readouterr().out
-    assert verify(folder, "--config", config) == 0
-
-
-def test_a_damaged_receipt_is_named(folder, capsys):
-    with (folder / "receipt").open("r+b") as file:
-        file.seek(-1, 2)
-        last = file.read(1)
-        file.seek(-1, 2)
-        file.write(bytes([last[0] ^ 1]))
-    assert verify(folder) == 1
-    error = capsys.readouterr().err
-    assert "is refused. tensor '" in error
-    assert "Traceback" not in error
-
-
-def test_a_missing_receipt_is_named(folder, capsys):
-    (folder / "receipt").unlink()
-    assert verify(folder) == 1
-    assert "There is no receipt" in capsys.readouterr().err
-
-
-def test_many_findings_are_cut(folder, capsys):
-    with np.load(folder / "images" / "test.npz") as data:
-        image, label = 255 - data["image"], data["label"]
-    np.savez(folder / "images" / "test.npz", image=image, label=label)
-    assert verify(folder, "--data.root", folder / "images") == 1
-    assert "... and 2 more of `inputs`" in capsys.readouterr().out
+    assert all(letter.isprintable() or letter == "\n" for letter in printed)
+    assert printed.count("?[2J????[bold]") == 5

@@ -272,27 +272,27 @@ def test_examples_are_spread_over_the_classes(labels, count):
 
 
 def test_images_of_the_evidence_are_those_that_fool_the_model(tmp_path):
-    model, samples, judged = attacked()
-    content = written(tmp_path / "e", model, samples, judged)
+    model, samples, result = attacked()
+    content = written(tmp_path / "e", samples, result)
     supplement = supplement_of("toy", "", None, (tmp_path / "e", content), model, samples)
-    assert len(supplement.examples) == min(12, content.manifest["counts"]["broken"]) > 2
+    assert len(supplement.examples) == min(12, content.fooled.sum()) > 2
     for example in supplement.examples:
         x, y = samples.fetch(np.array([example.id]))
         with torch.no_grad():
             assert int(model(example.adversarial[None]).argmax()) == example.predicted != example.label == int(y[0])
         assert torch.equal(example.clean, x[0])
         assert example.sub_attack == "pgd"
-    assert supplement.flips.sum() == content.manifest["counts"]["broken"]
+    assert supplement.flips.sum() == content.fooled.sum()
     assert np.diag(supplement.flips).sum() == 0
     result = result_of(content, "toy")
-    assert (result.robust.correct, result.judged) == (content.manifest["counts"]["robust"], len(content))
+    assert (result.robust.correct, result.judged) == (np.count_nonzero(content.outcomes == 1), len(content))
     report.write(result, tmp_path / "r.html", supplement)
     assert f"lightning-paf verify {tmp_path / 'e'} --ckpt CHECKPOINT" in check(tmp_path / "r.html").text
 
 
 def test_other_clean_images_are_refused(tmp_path):
-    model, samples, judged = attacked()
-    content = written(tmp_path / "e", model, samples, judged)
+    model, samples, result = attacked()
+    content = written(tmp_path / "e", samples, result)
     x, y = samples.fetch(samples.ids)
     with pytest.raises(ValueError, match="not those of the evidence"):
         supplement_of("toy", "", None, (tmp_path / "e", content), model, Samples.of(1 - x, y))

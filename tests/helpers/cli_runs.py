@@ -9,8 +9,8 @@ from helpers.fakes import write_npz_dataset
 from lightning_paf.__main__ import main
 from lightning_paf.attacks import Attack
 from lightning_paf.cli.training import PafCLI, train
+from lightning_paf.evaluation import evidence
 from lightning_paf.evaluation.evaluate import judge
-from lightning_paf.evaluation.evidence.write import write_receipt
 from lightning_paf.evaluation.judgement import Judgement
 from lightning_paf.evaluation.state import MemoryLedger
 from lightning_paf.loading import load_run
@@ -55,26 +55,15 @@ def write_experiment(folder: Path, num_classes: int = 3) -> str:
     return str(path)
 
 
-def judged_run(folder: Path, attack: Attack, receipt: str, with_config: bool) -> Judgement:
-    """Train in `folder/run`, judge the model, and write the receipt to `folder/RECEIPT`."""
+def evaluated_run(folder: Path, attack: Attack, name: str, with_config: bool) -> Judgement:
+    """Train in `folder/run`, evaluate the model, and write the evidence to `folder/NAME`."""
     assert status("fit", "-c", write_experiment(folder), "--run", folder / "run") == 0
     run = load_run(folder / "run" / "checkpoints" / "last.ckpt")
     samples = run.samples()
-    judgement = judge(run.model, attack, samples, MemoryLedger(), block_size=8)
-    (folder / receipt).parent.mkdir(exist_ok=True)
-    write_receipt(
-        folder / receipt,
-        judgement,
-        run.model,
-        samples,
-        attack=attack,
-        seed=0,
-        block_size=8,
-        precision="fp32",
-        config_text=(folder / "run" / "config.yaml").read_text() if with_config else None,
-        dataset="npz",
-    )
-    return judgement
+    result = judge(run.model, attack, samples, MemoryLedger(), block_size=8)
+    config = (folder / "run" / "config.yaml").read_text() if with_config else None
+    evidence.write(result, folder / name, samples, dataset="npz", config=config)
+    return result
 
 
 def status(*words: str | Path) -> int:

@@ -1,86 +1,89 @@
-"""Judgements, and a model of which it is known what fools it."""
+"""Evaluations in memory, a model for which the fooling images are known, and forged evidence files."""
 
-import re
-from dataclasses import dataclass, field
+import hashlib
+import json
+from dataclasses import dataclass, replace
 from fractions import Fraction
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.numpy import load, save
 from torch import Tensor, nn
 
 from helpers.fakes import images, tiny_classifier
-from lightning_paf.attacks import PGD
-from lightning_paf.evaluation.evidence.write import read_receipt, write_receipt
+from lightning_paf.attacks import PGD, Attack
+from lightning_paf.evaluation import evidence
+from lightning_paf.evaluation.evidence.read import KEY
+from lightning_paf.evaluation.identity import Header
 from lightning_paf.evaluation.samples import Samples
 
+CONFIG = "a: 1\n"
 EPS = Fraction(8, 255)
 ATTACK = PGD(EPS, steps=3, step_size=Fraction(4, 255))
 
 
 @dataclass
-class Stage:
+class SubAttack:
     label: str
 
 
 @dataclass
-class Judged:
-    """What a receipt reads of a judgement."""
+class Result:
+    """The part of an evaluation result that evidence is written from."""
 
     ids: np.ndarray
     labels: np.ndarray
     adversarial: np.ndarray
     verdicts: np.ndarray
     broken_by: np.ndarray
+    header: Header
     blocks: list
     total: int
-    stages: tuple = (Stage("clean"), Stage("pgd"))
-    header: None = field(default=None)
+    stages: tuple = (SubAttack("clean"), SubAttack("pgd"))
 
     def examples(self):
         yield from self.blocks
 
 
-class Locks(nn.Module):
-    """Is fooled at the first pixel. The second says by what: 8 grey levels, about half of one, exactly 0.3 of one."""
+class FirstPixel(nn.Module):
+    """Predicts class 1 where the first pixel is at least 128 grey levels, else class 0."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.register_buffer("sizes", torch.tensor([0.1, 1e-5]))
+        self.register_buffer("threshold", torch.tensor(128 / 255))
         self.images = 0
 
     def forward(self, x: Tensor) -> Tensor:
         self.images += len(x)
-        level, lock = 255 * x[:, 0, 0, 0].double(), (x[:, 0, 0, 1] * 255 / 100).round()
-        rest = level - level.floor()
-        fooled = torch.where(lock == 0, level >= 128, (rest - 0.5).abs() < self.sizes[0])
-        fooled = torch.where(lock == 2, (rest - 0.3).abs() < self.sizes[1], fooled)
-        return torch.stack([torch.ones(len(x)), 2.0 * fooled], dim=1)
+        return torch.stack([torch.ones(len(x)), 2.0 * (x[:, 0, 0, 0] >= self.threshold)], dim=1)
 
 
-def locks():
-    """The model, clean samples (6), and a judgement: one sample robust, three broken by each lock, one without proof,
-    one clean error."""
-    x = torch.full((6, 1, 2, 3), 0.25)
-    x[:, 0, 0, 0] = torch.tensor([3.0, 125.0, 3.0, 3.0, 3.0, 200.0]) / 255
-    x[:, 0, 0, 1] = torch.tensor([0.0, 0.0, 1.0, 2.0, 1.0, 0.0]) * 100 / 255
-    x_adv = x.clone()
-    x_adv[1:4, 0, 0, 0] += torch.tensor([8.0, 0.5, 0.3]) / 255
-    x_adv[1, 0, 1] -= 8 / 255
-    judged = Judged(
-        np.arange(6),
-        np.zeros(6, np.int64),
-        np.array([0, 1, 1, 1, 1, 1]),
-        np.array([1, 2, 2, 2, 2, 3], np.uint8),
-        np.array([-1, 1, 1, 1, 1, -1], np.int8),
-        [(np.array([2, 1]), x_adv[[2, 1]]), (np.array([4, 3]), x_adv[[4, 3]])],
-        total=6,
+def first_pixels(attack: Attack = ATTACK):
+    """Model, samples (4) and result: one robust sample, two fooled ones, one misclassified one."""
+    x, model = torch.full((4, 1, 2, 3), 0.25), FirstPixel().eval()
+    x[:, 0, 0, 0] = torch.tensor([3.0, 125.0, 121.0, 200.0]) / 255
+    x_adv = x[1:3].clone()
+    x_adv[:, 0, 0, 0] += 8 / 255
+    samples = Samples.of(x, torch.zeros(4, dtype=torch.int64))
+    result = Result(
+        np.arange(4),
+        np.zeros(4, np.int64),
+        np.array([0, 1, 1, 1]),
+        np.array([1, 2, 2, 3], np.uint8),
+        np.array([-1, 1, 1, -1], np.int8),
+        Header.of(model, attack, samples, seed=7, block_size=2, precision="fp32"),
+        [(np.array([1]), x_adv[:1]), (np.array([2]), x_adv[1:])],
+        total=4,
     )
-    return Locks().eval(), Samples.of(x, torch.zeros(6, dtype=torch.int64)), judged
+    return model, samples, result
 
 
-def attacked(n: int = 40, attack: PGD = ATTACK):
-    """A tiny classifier, samples that it mostly has right, and what an attack made of them."""
+def attacked(n: int = 40, attack: Attack = ATTACK):
+    """A tiny classifier, samples of which it classifies most correctly, and the result of an attack."""
     model, (x, _) = tiny_classifier().eval(), images(n)
     with torch.no_grad():
         model.net.fc.bias -= model(x).mean(0)  # so that it is not always the same class
@@ -89,25 +92,48 @@ def attacked(n: int = 40, attack: PGD = ATTACK):
         clean = model(x).argmax(1)
         x_adv = attack(model, x, y)
         adversarial = torch.where(clean == y, model(x_adv).argmax(1), clean)
-    verdicts = np.where(clean != y, 3, np.where(adversarial != y, 2, 1)).astype(np.uint8)
-    broken = np.flatnonzero(verdicts == 2)
-    blocks = [(part, x_adv[part]) for part in np.array_split(broken, 3)]
-    broken_by = np.where(verdicts == 2, 1, -1).astype(np.int8)
-    judged = Judged(np.arange(n), y.numpy(), adversarial.numpy(), verdicts, broken_by, blocks, n)
-    return model, Samples.of(x, y), judged
+    outcomes = np.where(clean != y, 3, np.where(adversarial != y, 2, 1)).astype(np.uint8)
+    blocks = [(part, x_adv[part]) for part in np.array_split(np.flatnonzero(outcomes == 2), 3)]
+    fooled_by = np.where(outcomes == 2, 1, -1).astype(np.int8)
+    samples = Samples.of(x, y)
+    header = Header.of(model, attack, samples, seed=7, block_size=16, precision="fp32")
+    result = Result(np.arange(n), y.numpy(), adversarial.numpy(), outcomes, fooled_by, header, blocks, n)
+    return model, samples, result
 
 
-def written(path, model, samples, judged, attack=ATTACK, **options):
-    settings = {"seed": 7, "block_size": 4, "precision": "fp32", "config_text": "a: 1\n", "dataset": "toy"}
-    return write_receipt(path, judged, model, samples, attack=attack, **settings | options)
+def written(path: Path, samples: Samples, result: Result, config: str | None = CONFIG) -> evidence.Evidence:
+    return evidence.write(result, path, samples, dataset="toy", config=config)
 
 
-NAMED = re.compile("is refused. (header|manifest|tensor '(ids|labels|inputs|verdicts|broken_by|adversarial|encoding"
-                   "|signs|float16|float32)'): ")  # fmt: skip
+def with_changes(result: Result, **changes: Any) -> Result:
+    return replace(result, **changes)
 
 
-def refused(path, said):
-    """Reading is refused with this message, which names a part of the file."""
-    with pytest.raises(ValueError, match=said) as caught:
-        read_receipt(path)
-    assert NAMED.search(str(caught.value)), str(caught.value)
+def threat(**changes: Any) -> dict[str, Any]:
+    """Metadata of another threat model."""
+    return {"attack": ATTACK.describe() | changes}
+
+
+def forge(path: Path, tensors: dict[str, Any] | None = None, **metadata: Any) -> Path:
+    """Change tensors and metadata of a file and seal it again; `None` removes one. The library writes the file."""
+    with safe_open(path, "numpy") as file:
+        content = json.loads(file.metadata()[KEY]) | metadata
+    arrays = {name: array for name, array in (load(path.read_bytes()) | (tensors or {})).items() if array is not None}
+    text = json.dumps({name: value for name, value in content.items() if value is not None})
+    return seal(path, save(arrays, {KEY: text}))
+
+
+def seal(path: Path, data: bytes) -> Path:
+    """Write a file that ends with the SHA-256 of its content."""
+    path.write_bytes(data[:-32] + hashlib.sha256(data[:-32]).digest())
+    return path
+
+
+def refused(path: Path, reason: str) -> str:
+    """Reading is refused with this reason, in one printable line."""
+    with pytest.raises(ValueError, match=reason) as caught:
+        evidence.read(path)
+    text = str(caught.value)
+    assert text.isprintable()
+    assert str(path) in text
+    return text

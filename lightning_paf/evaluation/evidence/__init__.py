@@ -1,0 +1,12 @@
+"""Evidence files: `write`, `read` and `verify` an upper bound of robust accuracy that others can check.
+
+A file holds for every evaluated sample a hash of the clean image with its label, the outcome, and the exact adversarial
+image where an attack fooled the model. It is a safetensors file without code, and ends with the SHA-256 of all bytes
+before.
+"""
+
+from lightning_paf.evaluation.evidence.read import SUFFIX, Evidence, evidence_files, read
+from lightning_paf.evaluation.evidence.verify import CHECKS, Mismatch, Verification, verify
+from lightning_paf.evaluation.evidence.write import write
+
+__all__ = ["CHECKS", "SUFFIX", "Evidence", "Mismatch", "Verification", "evidence_files", "read", "verify", "write"]

@@ -10,11 +10,10 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from lightning_paf.evaluation.evidence.content import Receipt
-from lightning_paf.evaluation.evidence.encodings import NONE
+from lightning_paf.evaluation.evidence import Evidence
 from lightning_paf.evaluation.report.figures import Example
 from lightning_paf.evaluation.report.report import Supplement
-from lightning_paf.evaluation.result import EvaluationResult, Verdict
+from lightning_paf.evaluation.result import EvaluationResult
 from lightning_paf.evaluation.samples import Samples
 from lightning_paf.utils.hashing import sample_fingerprints
 
@@ -29,7 +28,7 @@ def supplement_of(
     title: str,
     dataset: str,
     checkpoint: Path | None,
-    evidence: tuple[Path, Receipt] | None,
+    evidence: tuple[Path, Evidence] | None,
     model: nn.Module | None = None,
     samples: Samples | None = None,
 ) -> Supplement:
@@ -49,62 +48,61 @@ def supplement_of(
     if evidence is None:
         return plain
     path, content = evidence
-    config = content.manifest["config"] or {}
     return replace(
         plain,
         examples=() if samples is None else evidence_examples(content, samples),
         flips=evidence_flips(content),
-        facts=facts | content.manifest["versions"],
-        hashes={"evidence": content.manifest["sha256"], "config": config.get("sha256", "–")},
+        facts=facts | content.metadata["versions"],
+        hashes={"evidence": content.sha256, "config": content.metadata["config"] or "–"},
         verify=shlex.join(["lightning-paf", "verify", str(path), "--ckpt", str(checkpoint or "CHECKPOINT")]),
     )
 
 
-def result_of(content: Receipt, name: str) -> EvaluationResult:
+def result_of(content: Evidence, name: str) -> EvaluationResult:
     """Result in an evidence file, under the name of its evaluation; without the cost of the sub-attacks."""
-    manifest = content.manifest
+    metadata = content.metadata
     return EvaluationResult(
         name,
-        manifest["attack"],
-        content.verdicts,
+        metadata["attack"],
+        content.outcomes,
         float("nan"),
         content.ids,
         content.labels,
-        content.broken_by,
-        fingerprints={"model": manifest["weights"], "code": manifest["code"]},
-        seed=manifest["seed"],
-        precision=manifest["precision"],
-        total=manifest["counts"]["total"],
+        content.fooled_by,
+        fingerprints={"model": metadata["weights"], "network": metadata["network"], "code": metadata["code"]},
+        seed=metadata["seed"],
+        precision=metadata["precision"],
+        total=metadata["total"],
     )
 
 
-def evidence_examples(content: Receipt, samples: Samples, count: int = SHOWN) -> list[Example]:
+def evidence_examples(content: Evidence, samples: Samples, count: int = SHOWN) -> list[Example]:
     """Up to `count` fooled samples with their adversarial images; `samples` is the source of the clean ones.
 
     Raises:
         ValueError: The clean images are not those of the evaluation.
     """
-    proven = np.flatnonzero((content.verdicts == Verdict.BROKEN) & (content.encoding != NONE))
-    chosen = proven[spread_over_classes(content.labels[proven], count)]
+    fooled = np.flatnonzero(content.fooled)
+    chosen = fooled[spread_over_classes(content.labels[fooled], count)]
     if not len(chosen):
         return []
     x, y = (part.cpu() for part in samples.fetch(content.ids[chosen]))
     if not np.array_equal(sample_fingerprints(x, y), content.inputs[chosen]):
         raise ValueError("The clean images are not those of the evidence. Pass the --data.root of the evaluation.")
-    images = torch.from_numpy(content.judged_images(chosen, x.float().numpy()))
-    ids, labels, predicted, found_by = (
-        column[chosen].tolist() for column in (content.ids, content.labels, content.adversarial, content.broken_by)
+    images = torch.from_numpy(content.evaluated_images(chosen, x.float().numpy()))
+    ids, labels, predicted, fooled_by = (
+        column[chosen].tolist() for column in (content.ids, content.labels, content.adversarial, content.fooled_by)
     )
-    names = [content.manifest["stages"][index] for index in found_by]
+    names = [str(content.metadata["sub_attacks"][index]) for index in fooled_by]
     return [Example(*row) for row in zip(ids, x.float(), images, labels, predicted, names, strict=True)]
 
 
-def evidence_flips(content: Receipt) -> NDArray[np.int64]:
+def evidence_flips(content: Evidence) -> NDArray[np.int64]:
     """Number of fooled samples of each class (rows) that were predicted as each other class, (classes, classes)."""
-    proven = (content.verdicts == Verdict.BROKEN) & (content.encoding != NONE) & (content.adversarial >= 0)
+    known = content.fooled & (content.adversarial >= 0)
     classes = int(max(content.labels.max(), content.adversarial.max())) + 1
     counts = np.zeros((classes, classes), np.int64)
-    np.add.at(counts, (content.labels[proven], content.adversarial[proven]), 1)
+    np.add.at(counts, (content.labels[known], content.adversarial[known]), 1)
     return counts
 
 

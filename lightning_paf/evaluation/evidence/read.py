@@ -1,0 +1,233 @@
+"""Format of an evidence file, and its reader."""
+
+import hashlib
+import json
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from fractions import Fraction
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+
+from lightning_paf.evaluation.result import Verdict
+from lightning_paf.functional.geometry import geometry_of
+from lightning_paf.utils.files import explained
+
+SUFFIX, KEY, VERSION = ".evidence.safetensors", "lightning_paf evidence", 1
+_OLD_SUFFIX, _OLD_KEY = ".receipt.safetensors", "manifest"
+
+TENSORS: Mapping[str, tuple[str, type[np.generic]]] = {
+    "adversarial": ("I64", np.int64),
+    "ids": ("I64", np.int64),
+    "labels": ("I64", np.int64),
+    "x_adv": ("F32", np.float32),
+    "fooled_by": ("I8", np.int8),
+    "inputs": ("U8", np.uint8),
+    "outcomes": ("U8", np.uint8),
+    "sha256": ("U8", np.uint8),
+}
+"""Types of the tensors, as safetensors orders them. The last one is the SHA-256 of all bytes before it."""
+
+_FIELDS: Mapping[str, type] = {
+    **dict.fromkeys(("version", "seed", "block_size", "total"), int),
+    **dict.fromkeys(("precision", "dataset", "config", "weights", "network", "code"), str),
+    **dict.fromkeys(("attack", "versions"), dict),
+    "sub_attacks": list,
+}
+_EPS = re.compile(r"[0-9.]{1,40}(e-?[0-9]{1,3})?(/[0-9]{1,40})?")
+_MOST_BYTES, _MOST_SAMPLES, _MOST_CLASSES, _LONGEST_METADATA, _DEEPEST_METADATA = 2**36, 2**24, 2**15, 2**20, 32
+
+_SLACK: Mapping[str, tuple[float, float]] = {"linf": (2**-24, 0.0), "l2": (0.0, 1e-6), "l1": (0.0, 1e-6)}
+"""By how much a perturbation may exceed eps, absolute and relative. Attacks work in single precision, where a pixel
+near 1 is rounded by up to 2^-24, half a unit in the last place, and a sum over all pixels by more."""
+
+Images = NDArray[np.float32]
+
+
+@dataclass(frozen=True, eq=False)
+class Evidence:
+    """Content of an evidence file. All arrays are in the order of the evaluation.
+
+    Attributes:
+        metadata: `attack` (description with `norm`, `eps` and `eps_value`), `seed`, `block_size`, `precision`,
+            `dataset`, `sub_attacks` (labels, first `clean`), `weights`, `network` and `code` (fingerprints), `config`
+            (SHA-256 of the text; empty if there was none), `versions` of libraries, `total` (samples requested).
+        ids: Indices in the dataset, (n,) int64.
+        labels: (n,) int64.
+        adversarial: Class of the adversarial image, or of the clean one where there is none; -1 for logits that are not
+            finite; (n,) int64.
+        x_adv: Adversarial images of the fooled samples, in their order, float32 (k, C, H, W); read when sliced.
+        fooled_by: Index into `sub_attacks`; -1 for samples that no attack fooled; (n,) int8.
+        inputs: SHA-256 of each clean image with its label, (n, 32) uint8.
+        outcomes: ROBUST, FOOLED or MISCLASSIFIED, (n,) uint8.
+        sha256: Of the file without its last 32 bytes, in hexadecimal digits.
+    """
+
+    metadata: Mapping[str, Any]
+    ids: NDArray[np.int64]
+    labels: NDArray[np.int64]
+    adversarial: NDArray[np.int64]
+    x_adv: Any
+    fooled_by: NDArray[np.int8]
+    inputs: NDArray[np.uint8]
+    outcomes: NDArray[np.uint8]
+    sha256: str
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @property
+    def fooled(self) -> NDArray[np.bool_]:
+        """Which samples an attack fooled the model on, (n,)."""
+        return np.equal(self.outcomes, Verdict.BROKEN)
+
+    @property
+    def threat(self) -> str:
+        """Threat model, as in `linf, eps=8/255`."""
+        return f"{self.metadata['attack']['norm']}, eps={self.metadata['attack']['eps']}"
+
+    @property
+    def limit(self) -> float:
+        """Largest distance that counts as eps."""
+        absolute, relative = _SLACK[self.metadata["attack"]["norm"]]
+        return float(Fraction(self.metadata["attack"]["eps"])) * (1 + relative) + absolute
+
+    def distances(self, x: Images, x_adv: Images) -> NDArray[np.float64]:
+        """Norm of each perturbation, (N,), in double precision."""
+        size = geometry_of(self.metadata["attack"]["norm"]).size
+        return np.asarray(size(torch.from_numpy(x_adv.astype(np.float64) - x.astype(np.float64))))
+
+    def evaluated_images(self, indices: NDArray[np.int64], x: Images) -> Images:
+        """Adversarial images of the fooled samples among some samples, clean images of the others.
+
+        Args:
+            indices: Positions in the arrays, (N,).
+            x: Clean images of these samples, (N, C, H, W).
+
+        Raises:
+            ValueError: The clean images have another shape than the adversarial ones.
+        """
+        image = tuple(self.x_adv.get_shape()[1:])
+        if x.shape[1:] != image:
+            raise ValueError(
+                f"Images of the data must have the shape {image} of the evidence, got {x.shape[1:]}. Pass the --data "
+                "options of the evaluation."
+            )
+        images, mine = x.copy(), np.flatnonzero(self.fooled[indices])
+        rows = np.searchsorted(np.flatnonzero(self.fooled), indices[mine])
+        for at, row in zip(mine, rows.tolist(), strict=True):
+            images[at] = self.x_adv[row : row + 1][0]
+        return images
+
+
+def read(path: Path) -> Evidence:
+    """Read what `write` wrote; the adversarial images stay in the file until they are needed.
+
+    Raises:
+        ValueError: There is no such file, an earlier version wrote it, or it is damaged or malformed.
+    """
+    if not path.is_file():
+        raise ValueError(f"There is no evidence file {path}. Pass a NAME{SUFFIX} that `lightning-paf test` wrote.")
+    with explained(path, "evidence"):
+        try:
+            return _read(path)
+        except (SafetensorError, ValueError, ArithmeticError) as error:
+            # The messages of libraries may quote the file.
+            reason = error if isinstance(error, _RefusedError) else "it is no safetensors file with evidence"
+            raise ValueError(f"{path} is refused: {reason}. Pass an intact evidence file.") from error
+
+
+def evidence_files(folder: Path) -> list[Path]:
+    """Evidence files in a folder, in the order of their names.
+
+    Raises:
+        ValueError: An earlier version wrote an evidence file that no file of this version replaces.
+    """
+    for path in sorted(folder.glob(f"*{_OLD_SUFFIX}")):
+        if not path.with_name(path.name.removesuffix(_OLD_SUFFIX) + SUFFIX).is_file():
+            raise ValueError(f"{path} {_OUTDATED}, or remove the file.")
+    return sorted(folder.glob(f"*{SUFFIX}"))
+
+
+_OUTDATED = "was written by an earlier version. Run `lightning-paf test` with the same options again"
+
+
+class _RefusedError(ValueError):
+    """Reason why a file is refused, without any text of the file."""
+
+
+def _read(path: Path) -> Evidence:
+    if path.stat().st_size > _MOST_BYTES:
+        raise _RefusedError(f"it has more than {_MOST_BYTES} bytes")
+    file: Any = safe_open(path, "numpy")
+    texts = file.metadata() or {}
+    if _OLD_KEY in texts:
+        raise _RefusedError(f"it {_OUTDATED}")
+    if {*texts} != {KEY} or {*file.keys()} != {*TENSORS}:
+        raise _RefusedError("it is a safetensors file of another kind")
+    sha256 = _checked_hash(path)
+    slices = {name: file.get_slice(name) for name in TENSORS}
+    x_adv, n = slices["x_adv"], slices["ids"].get_shape()[:1]
+    if not [1] <= n <= [_MOST_SAMPLES]:
+        raise _RefusedError(f"it must have from 1 to {_MOST_SAMPLES} samples")
+    shapes = {**dict.fromkeys(TENSORS, n), "inputs": [*n, 32], "sha256": [32], "x_adv": x_adv.get_shape()}
+    for name, (dtype, _) in TENSORS.items():
+        if (slices[name].get_dtype(), slices[name].get_shape()) != (dtype, shapes[name]):
+            raise _RefusedError(f"{name} has another type or shape")
+    columns = {name: file.get_tensor(name) for name in TENSORS if name not in ("x_adv", "sha256")}
+    evidence = Evidence(_metadata(texts[KEY]), x_adv=x_adv, sha256=sha256, **columns)
+    for rule, holds in _rules(evidence):
+        if not holds:
+            raise _RefusedError(rule)
+    return evidence
+
+
+def _checked_hash(path: Path) -> str:
+    """SHA-256 of a file without its last 32 bytes, which must be equal to it."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        end = path.stat().st_size - digest.digest_size
+        while part := file.read(min(2**20, end - file.tell())):
+            digest.update(part)
+        if file.read() != digest.digest():
+            raise _RefusedError("it is damaged, because it does not end with the SHA-256 of its content")
+    return digest.hexdigest()
+
+
+def _metadata(text: str) -> dict[str, Any]:
+    depth = max(accumulate((letter in "[{") - (letter in "]}") for letter in text[:_LONGEST_METADATA]), default=0)
+    if len(text) > _LONGEST_METADATA or depth > _DEEPEST_METADATA:
+        raise _RefusedError("its metadata is too long or too deeply nested")
+    found = json.loads(text)
+    if not isinstance(found, dict) or found.get("version") != VERSION:
+        raise _RefusedError(f"the version of its format must be {VERSION}")
+    for name, kind in _FIELDS.items():
+        if type(found.get(name)) is not kind:
+            raise _RefusedError(f"its metadata has no valid {name}")
+    return found
+
+
+def _rules(evidence: Evidence) -> Iterator[tuple[str, bool]]:
+    """Rules that the code relies on, and whether they hold; `verify` decides whether the content is true."""
+    names, by, n = evidence.metadata["sub_attacks"], evidence.fooled_by, len(evidence)
+    attack, k = evidence.metadata["attack"], int(np.count_nonzero(evidence.fooled))
+    norm, eps, value, bounds = (attack.get(name) for name in ("norm", "eps", "eps_value", "bounds"))
+    kinds = [type(number) in (int, float) for number in bounds] if isinstance(bounds, list) else []
+    classes = np.concatenate([evidence.labels, evidence.adversarial])
+    yield "norm must be linf, l2 or l1", norm in [*_SLACK]
+    yield "eps must be a fraction", isinstance(eps, str) and _EPS.fullmatch(eps) is not None
+    yield "eps_value must be equal to eps", value == float(Fraction(eps))
+    yield "bounds must be two numbers", bounds is None or kinds == [True, True]
+    yield "total must be at least the number of samples", evidence.metadata["total"] >= n
+    yield "ids must differ", len(np.unique(evidence.ids)) == n
+    yield f"classes must be less than {_MOST_CLASSES}", bool(((classes >= -1) & (classes < _MOST_CLASSES)).all())
+    yield "outcomes must be 1, 2 or 3", bool(((evidence.outcomes >= 1) & (evidence.outcomes <= 3)).all())
+    valid = ((by >= 0) == evidence.fooled) & (by >= -1) & (by < len(names))
+    yield "fooled_by must be an index exactly where a sample is fooled", bool(valid.all())
+    yield "x_adv must have one image for each fooled sample", evidence.x_adv.get_shape()[:1] == [k]
