@@ -6,8 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from lightning_paf.analysis.logistic import PIXELS, LinearRule, fit_logistic, logistic_curve
-from lightning_paf.analysis.logistic_figure import draw_logistic
+from lightning_paf.analysis.logistic import PIXELS, LinearRule, draw_logistic, fit_logistic, logistic_curve
 from lightning_paf.attacks import FGSM, PGD
 
 

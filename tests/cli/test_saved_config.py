@@ -28,11 +28,11 @@ COMMANDS = {
     "certify a file": ["certify", "CKPT", "--sigma", "0.25"],
     "report": ["report", "RUN", "--ckpt", "CKPT"],
     "report without a checkpoint": ["report", "RUN"],
-    "concentration": ["concentration", "--ckpt", "CKPT"],
-    "saliency": ["saliency", "--ckpt", "CKPT"],
-    "min-max": ["min-max", "--ckpt", "CKPT"],
-    "protected": ["protected", "--ckpt", "CKPT", "--protected", "0"],
-    "ladder": ["ladder", "--ckpt", "CKPT", "--out", "RUN/ladder.npz"],
+    "concentration": ["analyze", "concentration", "--ckpt", "CKPT"],
+    "saliency": ["analyze", "saliency", "--ckpt", "CKPT"],
+    "min-max": ["analyze", "min-max", "--ckpt", "CKPT"],
+    "protection": ["analyze", "protection", "--ckpt", "CKPT", "--protected", "0"],
+    "ladder": ["analyze", "ladder", "--ckpt", "CKPT", "--out", "RUN/ladder.npz"],
 }
 
 

@@ -7,7 +7,7 @@ from torch import nn
 from lightning_paf.synthesis.ladder.moves import (
     Fitting,
     adaptive_eps,
-    eps_for_share,
+    eps_for_fraction,
     flips_of,
     in_parts,
     latent_moves,
@@ -99,7 +99,7 @@ def test_adaptive_eps_gives_up_after_so_many_tries():
 @pytest.mark.parametrize("scale", [1e-3, 1.0, 1e4])
 def test_eps_for_a_share_is_the_smallest_that_flips_it(scale):
     values = scale * torch.linspace(0.1, 1, 10)
-    eps = eps_for_share(threshold(values), values, 0.3)
+    eps = eps_for_fraction(threshold(values), values, 0.3)
     assert eps.shape == (10,)
     assert eps[0].item() == pytest.approx(0.3 * scale, rel=1e-2)
     assert (values <= eps).sum() == 3
@@ -107,7 +107,7 @@ def test_eps_for_a_share_is_the_smallest_that_flips_it(scale):
 
 def test_a_share_that_cannot_be_is_refused():
     with pytest.raises(ValueError, match=r"No eps makes 30 %"):
-        eps_for_share(threshold(torch.full((4,), torch.inf)), torch.zeros(4), 0.3)
+        eps_for_fraction(threshold(torch.full((4,), torch.inf)), torch.zeros(4), 0.3)
 
 
 @pytest.mark.parametrize(("start", "step", "most"), [(0.5, 0, 2), (2, 0.1, 1), (-1, 0.1, 1)])

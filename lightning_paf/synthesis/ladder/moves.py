@@ -172,7 +172,7 @@ def flips_of(classifier: nn.Module, generator: nn.Module, moves: LatentMoves) ->
     return flips
 
 
-def eps_for_share(flips: Flips, like: Tensor, share: float) -> Tensor:
+def eps_for_fraction(flips: Flips, like: Tensor, share: float) -> Tensor:
     """One eps for all, such that about this share of the images changes its class, by bisection.
 
     Args:
