@@ -10,8 +10,14 @@ from hypothesis import strategies as st
 from scipy.stats import beta, binomtest, norm
 from torch import nn
 
-from lightning_paf.analysis.randomized_smoothing import ABSTAINS, Certificates, Smoothing, certificate, majority
-from lightning_paf.analysis.randomized_smoothing_figure import draw_certified
+from lightning_paf.analysis.randomized_smoothing import (
+    ABSTAINS,
+    Certificates,
+    Smoothing,
+    certificate,
+    draw_certified,
+    majority,
+)
 
 SIGMA = 0.5
 SHAPE = (3, 4, 4)
@@ -166,7 +172,7 @@ def test_the_picture_marks_what_the_samples_can_certify():
     smoothing = Smoothing(SIGMA, n=500)
     figure = draw_certified(certified(n=500), torch.ones(7), smoothing, "headline")
     labels = [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
-    assert "most that 500 samples can certify" in labels
+    assert "maximum that 500 samples can certify" in labels
     assert smoothing.largest_radius == pytest.approx(SIGMA * norm.ppf(0.001 ** (1 / 500)))
 
 

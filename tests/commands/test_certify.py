@@ -43,19 +43,19 @@ def test_the_batch_size_changes_nothing(run, tmp_path):
 def test_other_noise_than_that_of_the_training_is_noticed(run, capsys):
     assert certify(run, "--sigma", "0.5", "--examples", "1") == 0
     printed = capsys.readouterr().out
-    assert "trained with noise of 0.1 and smoothed with 0.5" in printed
+    assert "trained with noise of 0.1 and smoothed with 0.5. For" in printed
     assert "--model.objective.std 0.5" in printed
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("--sigma", "0"), "sigma=0.0"),
+        (("--sigma", "0"), "sigma must be above 0 and finite, got sigma=0.0"),
         (("--sigma", "1", "--alpha", "1"), "alpha=1.0"),
         (("--sigma", "1", "--samples", "1", "0"), "n=0"),
-        (("--sigma", "1", "--examples", "0"), "--examples N"),
+        (("--sigma", "1", "--examples", "0"), "--examples: must be at least 1, got 0"),
     ],
 )
 def test_nonsense_is_refused_before_the_run_is_read(options, message, tmp_path, capsys):
-    assert certify(tmp_path / "nowhere", *options) == 1
+    assert certify(tmp_path / "nowhere", *options) in (1, 2)
     assert message in capsys.readouterr().err
