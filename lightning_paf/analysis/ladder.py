@@ -13,7 +13,6 @@ from lightning_paf.analysis.base import Load, Progress, Report, TrainedRun, json
 from lightning_paf.functional.predictions import misclassified, predicted
 from lightning_paf.synthesis.ladder.generator import Generator, train_generator
 from lightning_paf.synthesis.ladder.moves import (
-    Fitting,
     Flips,
     LatentMoves,
     adaptive_eps,
@@ -68,11 +67,19 @@ def analyze(options: argparse.Namespace, load: Load, progress: Progress) -> Repo
     train_generator(generator, features, images, epochs=options.epochs, progress=progress)
     generator.eval()
     decoded = _accuracy(in_parts(nn.Sequential(generator, run.model), features), labels)
-    fitting = Fitting(images=options.svm_images, attention=not options.no_attention, temperature=options.temperature)
-    classes, per_class, seed = run.model.num_classes, options.per_class, options.seed
-    moves = latent_moves(features, labels, classes, per_class=per_class, fitting=fitting, seed=seed, progress=progress)
+    moves = latent_moves(
+        features,
+        labels,
+        run.model.num_classes,
+        per_class=options.per_class,
+        svm_images=options.svm_images,
+        attention=not options.no_attention,
+        temperature=options.temperature,
+        seed=options.seed,
+        progress=progress,
+    )
     if options.random_directions:
-        moves = random_directions(moves, seed)
+        moves = random_directions(moves, options.seed)
     progress("lengths of the moves")
     eps = _lengths(options, flips_of(run.model, generator, moves), moves.z)
     made = (255 * in_parts(generator, moves.moved(eps))).round().byte()

@@ -286,9 +286,11 @@ def test_a_class_that_was_typed_is_trusted_beside_a_configuration_that_was_not(r
     assert marker.exists()
 
 
-@pytest.mark.parametrize("command", sorted({command[0] for command in COMMANDS.values()}))
+@pytest.mark.parametrize(
+    "command", sorted({tuple(command[: 1 + (command[0] == "analyze")]) for command in COMMANDS.values()})
+)
 def test_every_help_names_the_option(command, capsys):
-    assert status(command, "--help") == 0
+    assert status(*command, "--help") == 0
     assert "--trust-config" in capsys.readouterr().out
 
 

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lightning_paf.synthesis.ladder.attention_svm import AttentionSVM, attention_bound, fit_attention_svm
+from lightning_paf.synthesis.ladder.attention_svm import AttentionSVM, fit_attention_svm
 
 D = 6
 
@@ -16,6 +16,11 @@ def machine(pairs=2, width=D, temperature=1.0, scale=1.0) -> AttentionSVM:
     torch.manual_seed(0)
     shapes = ((pairs, width), (pairs,), (pairs, width, width), (pairs, width))
     return AttentionSVM(*(scale * torch.randn(shape, dtype=torch.float64) for shape in shapes), temperature)
+
+
+def attention_bound(d: int, temperature: float = 1.0) -> float:
+    top = math.exp(1 / temperature)
+    return math.exp(top / (top + (d - 1) / top))
 
 
 def clusters(n=20, width=2, gap=3.0):

@@ -5,7 +5,6 @@ import torch
 from torch import nn
 
 from lightning_paf.synthesis.ladder.moves import (
-    Fitting,
     adaptive_eps,
     eps_for_fraction,
     flips_of,
@@ -38,7 +37,7 @@ def threshold(values):
 
 @pytest.fixture(scope="module", params=[True, False], ids=["attention", "plain"])
 def moves(request):
-    return latent_moves(*features(), K, fitting=Fitting(attention=request.param), per_class=7)
+    return latent_moves(*features(), K, attention=request.param, per_class=7)
 
 
 def test_sources_are_the_first_of_each_class_and_keep_features_and_label(moves):
@@ -106,18 +105,18 @@ def test_eps_for_a_share_is_the_smallest_that_flips_it(scale):
 
 
 def test_a_share_that_cannot_be_is_refused():
-    with pytest.raises(ValueError, match=r"No eps makes 30 %"):
+    with pytest.raises(ValueError, match=r"No eps changes the class of 30 %"):
         eps_for_fraction(threshold(torch.full((4,), torch.inf)), torch.zeros(4), 0.3)
 
 
 @pytest.mark.parametrize(("start", "step", "most"), [(0.5, 0, 2), (2, 0.1, 1), (-1, 0.1, 1)])
 def test_series_that_do_not_grow_are_refused(start, step, most):
-    with pytest.raises(ValueError, match="eps grows from START to MOST"):
+    with pytest.raises(ValueError, match="must be START, STEP > 0"):
         adaptive_eps(threshold(torch.zeros(2)), torch.zeros(2), start, step, most)
 
 
 def test_too_few_images_are_refused():
     z, labels = features()
     one = torch.cat([torch.nonzero(labels == 0).flatten()[:1], torch.nonzero(labels > 0).flatten()])
-    with pytest.raises(ValueError, match=r"Every class needs 2 images .* one has 1"):
+    with pytest.raises(ValueError, match=r"Every class must have 2 images .* got 1 of one"):
         latent_moves(z[one], labels[one], K)
