@@ -4,19 +4,12 @@ import importlib
 import json
 
 import pytest
-from helpers.cli_runs import status, write_experiment
+from helpers.cli_runs import status
 
 from lightning_paf.attacks import PGD
 from lightning_paf.commands import analyze
 
 NAMES = ["concentration", "ladder", "logistic", "min-max", "protection", "saliency"]
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("analyze")
-    assert status("fit", "-c", write_experiment(folder), "--run", folder / "run") == 0
-    return folder / "run" / "checkpoints" / "last.ckpt"
 
 
 def test_the_help_lists_every_analysis_with_its_first_line(capsys):
@@ -141,7 +134,9 @@ def test_logistic(tmp_path, capsys):
 def test_an_attack_that_misses_the_optimum_raises_the_alarm(monkeypatch, capsys):
     monkeypatch.setattr(PGD, "perturb", lambda self, forward, x, y, loss: x)
     assert status("analyze", "logistic", "--eps-max", 0.4) == 1
-    assert "ALARM: attack and closed form differ at eps" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "ALARM: attack and closed form differ at eps" in printed
+    assert "from x - s eps sign(w): 4.0e-01" in printed
 
 
 def test_a_file_that_cannot_be_written_is_explained(tmp_path, capsys):

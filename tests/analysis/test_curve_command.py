@@ -2,27 +2,20 @@ import json
 from fractions import Fraction
 
 import pytest
-from helpers.cli_runs import status, write_experiment
+from helpers.cli_runs import status
 
-from lightning_paf.attacks import Attack
+from lightning_paf.attacks import PGD
 from lightning_paf.commands import curve
 
 
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("curve")
-    assert status("fit", "-c", write_experiment(folder), "--run", folder / "run") == 0
-    return folder / "run" / "checkpoints" / "last.ckpt"
-
-
-def run(checkpoint, *options):
+def compute(checkpoint, *options):
     return status("curve", "--ckpt", checkpoint, "--device", "cpu", "--steps", "5", *options)
 
 
 @pytest.mark.parametrize("method", ["bisection", "minimum-norm"])
 def test_it_writes_table_picture_and_numbers(checkpoint, method, tmp_path, capsys):
     out = tmp_path / "new"
-    assert run(checkpoint, "--grid", "0,2/255,8/255,32/255", "--method", method, "--out", out) == 0
+    assert compute(checkpoint, "--grid", "0,2/255,8/255,32/255", "--method", method, "--out", out) == 0
     assert sorted(file.name for file in out.iterdir()) == ["curve_linf.json", "curve_linf.png"]
     content = json.loads((out / "curve_linf.json").read_text())
     assert [point["eps"] for point in content["points"]] == ["0", "2/255", "8/255", "32/255"]
@@ -38,30 +31,24 @@ def test_it_writes_table_picture_and_numbers(checkpoint, method, tmp_path, capsy
     assert "ALARM" not in printed
 
 
-def test_by_default_it_covers_twice_the_eps_of_the_training_and_lies_in_the_run(checkpoint):
-    assert run(checkpoint, "--examples", "4") == 0
-    content = json.loads((checkpoint.parent.parent / "curve" / "curve_linf.json").read_text())
-    assert [point["eps"] for point in content["points"]] == [
-        f"{n}/255" if n else "0" for n in (0, 2, 4, 6, 8, 10, 12, 16)
-    ]
+def test_by_default_it_covers_twice_the_eps_of_the_training_and_lies_in_the_run(run, checkpoint):
+    assert compute(checkpoint, "--examples", "4") == 0
+    content = json.loads((run / "curve" / "curve_linf.json").read_text())
+    expected = ["0", *(f"{n}/255" for n in (2, 4, 6, 8, 10, 12, 16))]
+    assert [point["eps"] for point in content["points"]] == expected
     assert content["points"][0]["total"] == 4
 
 
 def test_another_norm(checkpoint, tmp_path):
-    assert run(checkpoint, "--norm", "l2", "--examples", "4", "--grid", "0.1,0.5", "--out", tmp_path) == 0
+    assert compute(checkpoint, "--norm", "l2", "--examples", "4", "--grid", "0.1,0.5", "--out", tmp_path) == 0
     content = json.loads((tmp_path / "curve_l2.json").read_text())
-    assert content["norm"] == "l2"
-    assert content["check"]["robust_at_one"] is None
-
-
-class Idle(Attack):
-    def perturb(self, forward, x, y, loss):
-        return x
+    assert (content["norm"], content["check"]["robust_at_one"]) == ("l2", None)
 
 
 def test_an_attack_that_finds_nothing_raises_the_alarm(checkpoint, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(curve, "_attack_at", lambda norm, *_: lambda eps: Idle(eps, norm=norm))
-    assert run(checkpoint, "--grid", "8/255", "--out", tmp_path) == 1
+    monkeypatch.setattr(PGD, "perturb", lambda self, forward, x, y, loss: x)
+    monkeypatch.setattr(curve, "_attack_at", lambda norm, *_: lambda eps: PGD(eps, norm=norm))
+    assert compute(checkpoint, "--grid", "8/255", "--out", tmp_path) == 1
     printed = capsys.readouterr().out
     assert "ALARM: " in printed
     assert "withstand eps 1" in printed
