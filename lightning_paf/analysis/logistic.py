@@ -13,7 +13,6 @@ from lightning_paf.analysis.base import Load, Progress, Report, json_file, perce
 from lightning_paf.attacks import FGSM, PGD
 from lightning_paf.data.sources import read_dataset
 from lightning_paf.functional.geometry import Bounds
-from lightning_paf.functional.predictions import misclassified
 from lightning_paf.nn.classifier import Classifier
 from lightning_paf.specs import DatasetSpec, dataset_spec
 from lightning_paf.utils.arguments import number
@@ -26,9 +25,6 @@ if TYPE_CHECKING:
 CHECKPOINTS = 0
 
 PIXELS: Bounds = (0.0, 1.0)
-
-POINTS = 20
-"""Radii that are attacked."""
 
 
 @dataclass(frozen=True)
@@ -125,36 +121,27 @@ def logistic_curve(rule: LinearRule, x: Tensor, y: Tensor, grid: Sequence[float]
         y: Labels (N,), 0 or 1.
         grid: Radii; 0 is the accuracy on clean images.
     """
-    clean = _mean(rule.margins(x, y) > 0)
-    unattacked = LogisticPoint(0.0, clean, clean, clean, clean, clean, 0.0)
-    return [_attacked(rule, x, y, eps) if eps > 0 else unattacked for eps in grid]
-
-
-def _attacked(rule: LinearRule, x: Tensor, y: Tensor, eps: float) -> LogisticPoint:
     model = rule.classifier()
-    found = {
-        bounds: PGD(eps, step_size=eps / 8, steps=20, start="none", bounds=bounds)(model, x, y)
-        for bounds in (None, PIXELS)
-    }
-    worst = {bounds: rule.worst(x, y, eps, bounds) for bounds in found}
-    return LogisticPoint(
-        eps,
-        exact=_mean(rule.margins(x, y) > eps * rule.weight.abs().sum()),
-        pgd=_accuracy(model, found[None], y),
-        fgsm=_accuracy(model, FGSM(eps, bounds=None)(model, x, y), y),
-        exact_in_range=_mean(rule.margins(worst[PIXELS], y) > 0),
-        pgd_in_range=_accuracy(model, found[PIXELS], y),
-        difference=max(float((found[bounds] - worst[bounds]).abs().max()) for bounds in found),
-    )
 
+    def accuracy(images: Tensor) -> float:
+        return float((rule.margins(images, y) > 0).double().mean())
 
-@torch.no_grad()
-def _accuracy(model: nn.Module, x: Tensor, y: Tensor) -> float:
-    return _mean(~misclassified(model(x), y))
+    def attacked(eps: float) -> LogisticPoint:
+        attacks = [PGD(eps, step_size=eps / 8, steps=20, start="none", bounds=bounds) for bounds in (None, PIXELS)]
+        pgd = [attack(model, x, y) for attack in attacks]
+        worst = [rule.worst(x, y, eps, bounds) for bounds in (None, PIXELS)]
+        return LogisticPoint(
+            eps,
+            exact=float((rule.distances(x, y) > eps).double().mean()),
+            pgd=accuracy(pgd[0]),
+            fgsm=accuracy(FGSM(eps, bounds=None)(model, x, y)),
+            exact_in_range=accuracy(worst[1]),
+            pgd_in_range=accuracy(pgd[1]),
+            difference=max(float((one - other).abs().max()) for one, other in zip(pgd, worst, strict=True)),
+        )
 
-
-def _mean(flags: Tensor) -> float:
-    return float(flags.double().mean())
+    clean = LogisticPoint(0.0, *[accuracy(x)] * 5, difference=0.0)
+    return [attacked(eps) if eps > 0 else clean for eps in grid]
 
 
 def _signs(y: Tensor) -> Tensor:
@@ -187,8 +174,7 @@ def _draw_curve(axes: "Axes", curve: Sequence[LogisticPoint]) -> None:
         ("fgsm", VERMILION, "x", 5, "FGSM"),
         ("pgd_in_range", WINE, "s", 6, "PGD-20, pixels in [0, 1]"),
     ):
-        values = [100 * getattr(point, name) for point in curve]
-        eps = [point.eps for point in curve]
+        eps, values = zip(*((point.eps, 100 * getattr(point, name)) for point in curve), strict=True)
         axes.plot(eps, values, line, color=color, fillstyle="none", markersize=size, label=label)
     axes.set(xlabel="eps (linf, pixels in [0, 1])", ylabel="accuracy (%)", ylim=(-2, 102))
     axes.grid()
@@ -229,7 +215,7 @@ def analyze(options: argparse.Namespace, load: Load, progress: Progress) -> Repo
         raise ValueError(f"--classes must be two different digits, got {first} {second}. Pass e.g. --classes 0 1.")
     (x_train, y_train), (x, y) = _digits(first, second)
     rule = fit_logistic(x_train, y_train)
-    curve = logistic_curve(rule, x, y, [options.eps_max * n / POINTS for n in range(POINTS + 1)])
+    curve = logistic_curve(rule, x, y, [options.eps_max * n / 20 for n in range(21)])
     columns = ("exact", "pgd", "fgsm", "exact_in_range", "pgd_in_range")
     rows = [(f"{point.eps:.3f}", *(percent(getattr(point, name)) for name in columns)) for point in curve]
     missed = [f"{point.eps:g}" for point in curve if not point.agrees]

@@ -93,7 +93,7 @@ def recheck(
         attack: Makes the attack for one eps.
         samples: Those of the curve.
         batch_size: Samples attacked at once.
-        seed: Seed of the attacks; different from that of the curve.
+        seed: Seed of the attacks, different from that of the curve.
         tolerance: See `Recheck`.
         progress: Called with a line for each eps.
     """
