@@ -39,8 +39,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     fraction = number(float, above=0, most=1)
     length.add_argument("--flip", type=fraction, default=0.3, help="eps changes the class of this fraction (0.3)")
     length.add_argument("--eps", type=float, help="one eps for all images instead")
-    adaptive = {"metavar": ("START", "STEP", "MOST"), "help": "let eps grow until the class changes"}
-    length.add_argument("--adaptive", type=float, nargs=3, **adaptive)
+    series = ("START", "STEP", "MOST")
+    length.add_argument("--adaptive", type=float, nargs=3, metavar=series, help="increase eps until the class changes")
     boundaries = number(int, least=2)
     parser.add_argument("--svm-images", type=boundaries, default=200, help="images of each class for the SVMs (200)")
     temperature = number(float, above=0)

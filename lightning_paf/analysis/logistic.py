@@ -200,8 +200,8 @@ def _draw_digit(panels: Sequence["Axes"], rule: LinearRule, x: Tensor, y: Tensor
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `analyze logistic`."""
-    digit = {"type": number(int, least=0, most=9), "metavar": "DIGIT"}
-    parser.add_argument("--classes", nargs=2, default=[0, 1], help="two of 0 to 9 (default: 0 1)", **digit)
+    digit, help_ = number(int, least=0, most=9), "two of 0 to 9 (default: 0 1)"
+    parser.add_argument("--classes", type=digit, nargs=2, default=[0, 1], metavar="DIGIT", help=help_)
     eps_max = number(float, above=0, most=1)
     parser.add_argument("--eps-max", type=eps_max, default=0.5, help="largest radius, linf (default: 0.5)")
     parser.add_argument("--figure", type=Path, metavar="PNG", help="draw curve, weights and a digit to this file")

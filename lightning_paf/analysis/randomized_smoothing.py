@@ -165,7 +165,7 @@ class Smoothing:
         draws, shape = math.ceil(self.batch_size / _DRAWN_AT_ONCE), (_DRAWN_AT_ONCE, *image.shape)
         for first in range(0, n, draws * _DRAWN_AT_ONCE):
             drawn = [torch.randn(shape, generator=generator, device=image.device) for _ in range(draws)]
-            yield from torch.cat(drawn)[: n - first].split(self.batch_size)
+            yield from torch.split(torch.cat(drawn)[: n - first], self.batch_size)
 
 
 def majority(votes: Tensor, alpha: float) -> int:

@@ -36,7 +36,8 @@ def main(argv: list[str]) -> int:
     from lightning_paf.objectives.gaussian_noise import training_noise
     from lightning_paf.utils.figures import figure_png
 
-    smoothing = Smoothing(options.sigma, *options.samples, options.alpha, options.seed, options.batch_size)
+    n0, n = options.samples
+    smoothing = Smoothing(options.sigma, n0, n, options.alpha, options.seed, options.batch_size)
     checkpoint = options.run / "checkpoints" / "last.ckpt" if options.run.is_dir() else options.run
     run = load_run(checkpoint, options.config, options.device, rest)
     samples = run.samples(options.examples)

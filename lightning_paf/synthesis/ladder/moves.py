@@ -99,8 +99,8 @@ def latent_moves(
         sources = own[: per_class or None]
         targets = torch.randint(len(others), (len(sources),), generator=draws)
         found.append(_moves_of(svm, features, label, others, sources, targets))
-    fields = (torch.cat(parts) for parts in zip(*found, strict=True))
-    return LatentMoves(*fields, svm_accuracy=sum(accuracies) / num_classes)
+    rows, z, direction, own_labels, targets, score, gain = (torch.cat(parts) for parts in zip(*found, strict=True))
+    return LatentMoves(rows, z, direction, own_labels, targets, score, gain, sum(accuracies) / num_classes)
 
 
 def _examples(pairs: list[tuple[Tensor, Tensor]], which: slice) -> tuple[Tensor, Tensor]:
