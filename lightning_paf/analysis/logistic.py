@@ -140,7 +140,8 @@ def logistic_curve(rule: LinearRule, x: Tensor, y: Tensor, grid: Sequence[float]
             difference=max(float((one - other).abs().max()) for one, other in zip(pgd, worst, strict=True)),
         )
 
-    clean = LogisticPoint(0.0, *[accuracy(x)] * 5, difference=0.0)
+    right = accuracy(x)
+    clean = LogisticPoint(0.0, right, right, right, right, right, 0.0)
     return [attacked(eps) if eps > 0 else clean for eps in grid]
 
 
