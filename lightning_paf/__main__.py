@@ -9,17 +9,16 @@ _HERE = os.path.realpath(f"{__file__}/../..")
 if __name__ == "__main__" and not sys.flags.safe_path and os.path.realpath(sys.path[0]) != _HERE:
     del sys.path[0]
 
-import ast
 import contextlib
 import difflib
 import importlib
-import pkgutil
 import signal
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
 
 from lightning_paf import __version__
+from lightning_paf.utils.discovery import modules_with
 
 TRAINING = {
     "fit": "train, e.g. fit -c configs/paper/resnet18_linf.yaml --data.root DATA --run runs/pssilu",
@@ -32,6 +31,10 @@ GONE = {
     "pool": "pool is gone: `--data.synthetic FOLDER` reads the files of a folder, those of a written pool included.",
     "selftest": "selftest is gone: `pytest tests/attacks/test_oracles.py` checks the attacks on models whose robust "
     "accuracy is known.",
+    "protected": "protected is gone: `lightning-paf analyze protection` takes its options.",
+} | {
+    name: f"{name} is gone: `lightning-paf analyze {name}` takes its options."
+    for name in ("concentration", "ladder", "logistic", "min-max", "saliency")
 }
 """Answers to the commands of earlier versions; each names the replacement."""
 _PACKAGE = Path(__file__).parent
@@ -93,12 +96,7 @@ def _patient_start() -> Iterator[None]:
 
 
 def _commands() -> dict[str, str]:
-    """Name and first docstring line of every file in `commands/`, read without importing it."""
-    found = {}
-    for info in pkgutil.iter_modules([str(_PACKAGE / "commands")]):
-        source = (_PACKAGE / "commands" / f"{info.name}.py").read_text()
-        found[info.name.replace("_", "-")] = (ast.get_docstring(ast.parse(source)) or "").split("\n")[0]
-    return found
+    return modules_with("main", _PACKAGE / "commands")
 
 
 def _usage() -> str:

@@ -67,9 +67,10 @@ class Run:
         return Samples(np.arange(min(size, examples or size)), fetch)
 
 
-def add_run_arguments(parser: argparse.ArgumentParser) -> None:
+def add_run_arguments(parser: argparse.ArgumentParser, nargs: int | str | None = None) -> None:
     """The options that name a run; `--data.*` and other options of `fit` may follow them."""
-    parser.add_argument("--ckpt", "--ckpt_path", type=Path, required=True, help="e.g. RUN/checkpoints/last.ckpt")
+    help_ = "e.g. RUN/checkpoints/last.ckpt"
+    parser.add_argument("--ckpt", "--ckpt_path", type=Path, nargs=nargs, required=True, help=help_)
     add_model_arguments(parser)
 
 

@@ -1,16 +1,32 @@
-"""Do all random starts of an attack end at the same loss? (Madry et al., 2018, section 3.2)."""
+"""Final losses of an attack from many random starts (Madry et al., 2018, section 3.2)."""
 
+import argparse
 from collections.abc import Callable
 from dataclasses import dataclass
+from fractions import Fraction
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
-from lightning_paf.attacks import PGD
+from lightning_paf.analysis.base import Load, Progress, Report, add_folder, folder_files, run_folder
+from lightning_paf.attacks import PGD, radius_text
 from lightning_paf.functional.geometry import geometry_of
 from lightning_paf.functional.losses import cross_entropy
 from lightning_paf.nn.modes import frozen
-from lightning_paf.types import PerExampleLoss
+from lightning_paf.utils.arguments import number, positive
+from lightning_paf.utils.figures import BLUE, REFERENCE, open_figure
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+CHECKPOINTS = 1
+
+MOST = 5
+"""Images with a histogram each, as in figure 2 of Madry et al. (2018)."""
+
+BINS = 40
+"""Bins of the axis from 0 to beyond the largest loss, so that bars stay wide where all losses agree."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -20,8 +36,8 @@ class Concentration:
     Attributes:
         losses: (starts, N), cross-entropy at the end of each start.
         clean: (N,), cross-entropy of the images themselves.
-        distance: (N,), mean distance of two results of the same image, in the norm of the attack and units of eps:
-            maximisers may be far apart although their losses agree.
+        distance: (N,), mean distance between two results for the same image, in the norm of the attack and units of
+            eps: maxima may be far apart although their losses agree.
     """
 
     losses: Tensor
@@ -30,12 +46,12 @@ class Concentration:
 
     @property
     def spread(self) -> Tensor:
-        """Standard deviation over the starts as a share of their mean, for each image (N,)."""
+        """Standard deviation over the starts divided by their mean, for each image (N,)."""
         return self.losses.std(0) / self.losses.mean(0).clamp_min(torch.finfo(self.losses.dtype).tiny)
 
     @property
     def outlier(self) -> Tensor:
-        """How many standard deviations the best start lies above the mean, for each image (N,); 0 where all agree."""
+        """Standard deviations from the mean to the best start, for each image (N,); 0 where all agree."""
         deviation = self.losses.std(0)
         above = self.losses.amax(0) - self.losses.mean(0)
         return torch.where(deviation > 0, above / deviation.clamp_min(torch.finfo(deviation.dtype).tiny), 0.0)
@@ -49,41 +65,95 @@ def concentration(
     starts: int = 100,
     progress: Callable[[str], object] = lambda _: None,
 ) -> Concentration:
-    """Attack the same images again and again.
+    """Attack the same images from several random starts.
 
     Args:
         model: Images (N, C, H, W) in [0, 1] to logits.
         x: Images (N, C, H, W).
         y: Labels (N,).
-        attack: With a random start.
-        starts: How often, at least 2.
-        progress: Told how far it is.
+        attack: PGD with a random start.
+        starts: Number of starts, at least 2.
+        progress: Called with a line before each start.
 
     Raises:
         ValueError: An attack without a random start, or fewer than two starts.
     """
     if attack.start == "none" or starts < 2:
         raise ValueError(
-            f"A distribution over starts needs random ones, at least 2 of them, but start={attack.start} and "
-            f"starts={starts}. Use start=uniform and --starts 100."
+            f"A distribution over starts needs at least 2 random ones, got start={attack.start} and starts={starts}. "
+            "Pass start=uniform and --starts 100."
         )
+
+    def losses_of(images: Tensor) -> Tensor:
+        with torch.no_grad(), frozen(model):
+            return cross_entropy(model(images), y).float()
+
     losses, distance, before = [], torch.zeros(len(x), device=x.device), None
-    for number in range(starts):
-        progress(f"start {number + 1} of {starts}")
+    for start in range(starts):
+        progress(f"start {start + 1} of {starts}")
         x_adv = attack(model, x, y)
-        losses.append(_losses(model, x_adv, y, cross_entropy))
+        losses.append(losses_of(x_adv))
         if before is not None:  # of consecutive starts, which are as independent as any two
             distance += geometry_of(attack.norm).size(x_adv - before) / (attack.radius * (starts - 1))
         before = x_adv
-    return Concentration(torch.stack(losses), _losses(model, x, y, cross_entropy), distance)
+    return Concentration(torch.stack(losses), losses_of(x), distance)
 
 
-def spread_text(share: float) -> str:
-    """A share in % with two significant digits, as in `0.0031 %`: losses that agree differ far behind the point."""
-    percent = 100 * share
+def spread_text(spread: float) -> str:
+    """A fraction in % with two significant digits, as in `0.0031 %`."""
+    percent = 100 * spread
     return f"{percent:.2g} %" if percent < 99.5 else f"{percent:.0f} %"
 
 
-def _losses(model: nn.Module, x: Tensor, y: Tensor, loss: PerExampleLoss) -> Tensor:
-    with torch.no_grad(), frozen(model):
-        return loss(model(x), y).float()
+def draw_concentration(found: Concentration, headline: str) -> "Figure":
+    """Draw one histogram of final losses for each of the first images; the line is the loss of the clean image.
+
+    Each image has a separate axis from 0, so that the width of a histogram is the spread.
+    """
+    from matplotlib.ticker import MaxNLocator
+
+    shown = min(MOST, found.losses.shape[1])
+    with open_figure(2.6 * shown + 0.6, 3.2, headline) as figure:
+        for image, axes in enumerate(figure.subplots(1, shown, squeeze=False, sharey=True)[0]):
+            losses, clean = found.losses[:, image].cpu().numpy(), float(found.clean[image])
+            end = 1.1 * max(float(losses.max()), clean) or 1.0
+            axes.hist(losses, bins=BINS, range=(0, end), color=BLUE)
+            axes.axvline(clean, **REFERENCE)
+            axes.set_title(f"image {image}, spread {spread_text(float(found.spread[image]))}", fontsize="small")
+            axes.set(xlabel="loss", xlim=(0, end))
+            axes.xaxis.set_major_locator(MaxNLocator(3))
+        figure.axes[0].set_ylabel("starts")
+    return figure
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `analyze concentration`."""
+    parser.add_argument("--examples", type=positive, default=20, help="number of test images (default: 20)")
+    parser.add_argument("--starts", type=number(int, least=2), default=100, help="attacks of each image (default: 100)")
+    parser.add_argument("--steps", type=positive, default=20, help="steps of each attack (default: 20)")
+    parser.add_argument("--eps", type=number(Fraction, above=0), help="e.g. 8/255; default: that of the training")
+    parser.add_argument("--seed", type=int, default=0)
+    add_folder(parser, "concentration")
+
+
+def analyze(options: argparse.Namespace, load: Load, progress: Progress) -> Report:
+    """Attack test images from many random starts."""
+    (checkpoint,) = options.ckpt
+    run = load(checkpoint)
+    norm, eps = run.module.attack.norm, options.eps or run.module.attack.eps
+    samples = run.samples(options.examples)
+    attack = PGD(eps, step_size=2.5 * float(eps) / options.steps, steps=options.steps, norm=norm)
+    torch.manual_seed(options.seed)
+    found = concentration(run.model, *samples.fetch(samples.ids), attack, options.starts, progress)
+    spread, outlier = found.spread, found.outlier
+    lines = [
+        f"{options.starts} starts of PGD-{options.steps} on {len(samples)} images, {norm} {radius_text(eps)}",
+        f"Mean loss: clean {found.clean.mean():.3f}, attacked {found.losses.mean():.3f}",
+        f"Spread of the final losses (standard deviation / mean): median {spread_text(float(spread.median()))}",
+        f"Best start above the mean, in deviations: median {outlier.median():.1f}, maximum {outlier.max():.1f}",
+        f"Distance between two results for one image: {found.distance.mean():.2f} eps (maximum: 2)",
+    ]
+    content = {name: getattr(found, name).tolist() for name in ("losses", "clean", "distance")}
+    headline = f"{run_folder(checkpoint).name}: final losses of {options.starts} starts (dashed: clean image)"
+    figure = draw_concentration(found, headline)
+    return Report(lines, folder_files("concentration", options.out, checkpoint, content, figure))

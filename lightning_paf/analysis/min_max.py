@@ -1,30 +1,34 @@
-"""Do most weights of a layer vanish while a few grow? (Shen et al., 2021, the Min-Max property)."""
+"""Inequality of the weights of convolutions, the Min-Max property (Shen et al., 2021)."""
 
+import argparse
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
+from lightning_paf.analysis.base import Load, Progress, Report, add_folder, folder_files, percent, run_folder, table
 from lightning_paf.utils.figures import REFERENCE, open_figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+CHECKPOINTS = 1
+
 VANISHING = 0.01
-"""A weight counts as vanishing below this share of the largest one."""
+"""A weight counts as vanishing below this fraction of the largest one."""
 
 
 @dataclass(frozen=True)
 class MinMaxProfile:
-    """How unequal the weights of a layer are. Nothing of it changes when all are multiplied by a number.
+    """Inequality of the weights of a layer; scaling all weights changes none of the numbers.
 
     Attributes:
-        vanishing: Share of weights with `|w| < 0.01 max |w|`.
+        vanishing: Fraction of weights with `|w| < 0.01 max |w|`.
         kurtosis: Fourth moment over squared variance: 3 for a Gaussian, more where few weights are large.
-        gini: Gini coefficient of `|w|`: 0 where all are equal, 1 - 1/n where a single one is left.
-        ratio: `|w|_1 / |w|_2`: 1 for a single one, the root of n where all are equal.
+        gini: Gini coefficient of `|w|`: 0 where all are equal, 1 - 1/n where a single one differs from 0.
+        ratio: `|w|_1 / |w|_2`: 1 where a single one differs from 0, the root of n where all are equal.
     """
 
     vanishing: float
@@ -34,10 +38,7 @@ class MinMaxProfile:
 
 
 def min_max_profile(weight: Tensor) -> MinMaxProfile:
-    """Look at all weights of a layer.
-
-    Args:
-        weight: Of any shape, with at least one entry that is not 0.
+    """Compute the profile of the weights of a layer, of any shape.
 
     Raises:
         ValueError: All are 0.
@@ -45,7 +46,7 @@ def min_max_profile(weight: Tensor) -> MinMaxProfile:
     w = weight.detach().double().flatten()
     size = w.abs()
     if not (size > 0).any():
-        raise ValueError("The weights of a layer are all 0, so they have no profile. Check the checkpoint.")
+        raise ValueError("A layer must have a weight that is not 0, got all 0. Check the checkpoint.")
     n, deviation = len(w), w - w.mean()
     variance = deviation.square().mean()
     rank = torch.arange(1, n + 1, dtype=w.dtype, device=w.device)
@@ -64,15 +65,7 @@ def convolutions(net: nn.Module) -> dict[str, Tensor]:
 
 
 def draw_weights(weights: Mapping[str, Tensor], headline: str) -> "Figure":
-    """Draw the distribution of `|w| / max |w|`: the share of weights of each layer up to each size.
-
-    Args:
-        weights: Of each layer, by name.
-        headline: Title of the figure.
-
-    Returns:
-        The figure, for `utils.figures.save_figure`.
-    """
+    """Draw the distribution of `|w| / max |w|` of each layer: the fraction of weights up to each size."""
     with open_figure(6.4, 4, headline) as figure:
         axes = figure.subplots()
         for name, weight in weights.items():
@@ -83,3 +76,28 @@ def draw_weights(weights: Mapping[str, Tensor], headline: str) -> "Figure":
         axes.set(xscale="log", xlim=(1e-4, 1), ylim=(0, 1), xlabel="|w| / max |w|", ylabel="fraction of weights below")
         axes.legend(fontsize="x-small")
     return figure
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `analyze min-max`."""
+    add_folder(parser, "min_max")
+
+
+def analyze(options: argparse.Namespace, load: Load, progress: Progress) -> Report:
+    """Profile the convolutions of a network, one line a layer."""
+    (checkpoint,) = options.ckpt
+    net = load(checkpoint).model.net
+    weights = convolutions(net)
+    if not weights:
+        raise ValueError(f"The network must have a convolution, got {type(net).__name__}. Pass --ckpt of another run.")
+    profiles = {name: min_max_profile(weight) for name, weight in weights.items()}
+    lines = table(
+        ("layer", "vanishing", "kurtosis", "Gini", "|w|1/|w|2"),
+        *(
+            (name, percent(one.vanishing), f"{one.kurtosis:.2f}", f"{one.gini:.3f}", f"{one.ratio:.2f}")
+            for name, one in profiles.items()
+        ),
+    )
+    content = {name: asdict(one) for name, one in profiles.items()}
+    figure = draw_weights(weights, f"{run_folder(checkpoint).name}: weights of the convolutions")
+    return Report(lines, folder_files("min_max", options.out, checkpoint, content, figure))

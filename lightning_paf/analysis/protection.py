@@ -1,10 +1,25 @@
-"""How well one class is protected (Shen et al., 2021)."""
+"""Accuracy of a protected class and of the others, clean and under attack (Shen et al., 2021)."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import argparse
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from fractions import Fraction
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+
+from lightning_paf.analysis.base import Load, Progress, Report, TrainedRun, json_file, percent, table
+from lightning_paf.attacks import FGSM, PGD, Attack, AutoAttack, Restarts
+from lightning_paf.evaluation.evaluate import judge
+from lightning_paf.evaluation.state import MemoryLedger
+from lightning_paf.functional.losses import margin
+from lightning_paf.utils.arguments import number, positive
+
+CHECKPOINTS = "+"
+
+AT_ONCE = 512
+"""Images read at once."""
 
 
 @dataclass(frozen=True)
@@ -13,10 +28,10 @@ class Protection:
 
     Attributes:
         label: The class.
-        own: Share of its samples that are classified correctly.
+        own: Fraction of its samples that are classified correctly.
         others: The same of all samples of other classes.
-        taken: Share of the samples of other classes that are taken for it.
-        overall: Share of all samples that are classified correctly.
+        taken: Fraction of the samples of other classes that are classified as it.
+        overall: Fraction of all samples that are classified correctly.
     """
 
     label: int
@@ -31,38 +46,90 @@ def check_protected(labels: NDArray[np.int64], label: int) -> None:
 
     Args:
         labels: True classes, (n,).
-        label: The class that is looked at.
+        label: The protected class.
 
     Raises:
         ValueError: No sample of this class, or of no other.
     """
-    mine = np.count_nonzero(labels == label)
-    if mine in (0, len(labels)):
+    own = np.count_nonzero(labels == label)
+    if own in (0, len(labels)):
         raise ValueError(
-            f"Of {len(labels)} samples {mine} have the protected class {label}; some must, and some must not. "
-            "Pass another --protected, or more --examples."
+            f"Some of the {len(labels)} samples must have the protected class {label} and some another one, got {own} "
+            "of this class. Pass another --protected, or more --examples."
         )
 
 
 def protection(labels: NDArray[np.int64], predictions: NDArray[np.int64], label: int) -> Protection:
-    """Count.
+    """Compute accuracies around one class.
 
     Args:
         labels: True classes, (n,).
         predictions: Predicted classes, (n,), of clean or of adversarial images.
-        label: The class that is looked at.
+        label: The protected class.
 
     Raises:
         ValueError: No sample of this class, or of no other.
     """
     check_protected(labels, label)
-    mine, right = labels == label, labels == predictions
-    taken = predictions[~mine] == label
-    return Protection(
-        label, float(right[mine].mean()), float(right[~mine].mean()), float(taken.mean()), float(right.mean())
-    )
+    own, correct = labels == label, labels == predictions
+    accuracies = (correct[own], correct[~own], predictions[~own] == label, correct)
+    return Protection(label, *(float(flags.mean()) for flags in accuracies))
 
 
 def mean_protection(found: Sequence[Protection]) -> float:
     """The paper's measure I: mean over classes of the accuracy on each, of the model that protects it."""
     return float(np.mean([one.own for one in found]))
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `analyze protection`."""
+    parser.add_argument("--protected", type=int, nargs="+", required=True, help="protected class of each checkpoint")
+    parser.add_argument("--eps", type=number(Fraction, above=0), help="e.g. 8/255; default: that of the training")
+    parser.add_argument("--examples", type=positive, help="number of test images (default: all)")
+    parser.add_argument("--autoattack", action="store_true", help="add AutoAttack")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the accuracies to this file")
+
+
+def analyze(options: argparse.Namespace, load: Load, progress: Progress) -> Report:
+    """Attack the test images of each run, and make a table for each."""
+    if len(options.protected) != len(options.ckpt):
+        raise ValueError(
+            f"Each checkpoint must have its protected class, got {len(options.ckpt)} of --ckpt and "
+            f"{len(options.protected)} of --protected. Pass as many classes as checkpoints."
+        )
+    runs = [load(checkpoint) for checkpoint in options.ckpt]
+    for run, label in zip(runs, options.protected, strict=True):  # all, before the first is attacked
+        samples = run.samples(options.examples)
+        parts = np.array_split(samples.ids, -(-len(samples) // AT_ONCE))
+        check_protected(np.concatenate([samples.fetch(ids)[1].cpu().numpy() for ids in parts]), label)
+    lines: list[str] = []
+    found: dict[str, list[Protection]] = {}
+    for checkpoint, run, label in zip(options.ckpt, runs, options.protected, strict=True):
+        progress(f"attacks on {checkpoint}")
+        rows = dict(_rows(run, label, options))
+        for name, row in rows.items():
+            found.setdefault(name, []).append(row)
+        cells = [(name, *map(percent, (row.own, row.others, row.overall, row.taken))) for name, row in rows.items()]
+        lines += [f"{checkpoint}: class {label} protected"]
+        lines += table(("", "class", "others", "all", "taken for it"), *cells)
+    if len(runs) > 1:
+        means = ", ".join(f"{name} {percent(mean_protection(rows))}" for name, rows in found.items())
+        lines += ["I, the mean over runs of the protected class:", means]
+    content = {name: [asdict(row) for row in rows] for name, rows in found.items()}
+    return Report(lines, {options.json: json_file(content)} if options.json else {})
+
+
+def _rows(run: TrainedRun, label: int, options: argparse.Namespace) -> Iterator[tuple[str, Protection]]:
+    """Accuracies on clean images, then under each attack."""
+    norm, eps = run.module.attack.norm, options.eps or run.module.attack.eps
+    pgd = PGD(eps, step_size=float(eps) / 8, steps=20, norm=norm, loss=margin)
+    attacks: dict[str, Attack] = {"fgsm": FGSM(eps, norm=norm), "pgd": Restarts(pgd, 3)}
+    if options.autoattack:
+        attacks["autoattack"] = AutoAttack(eps, norm=norm)
+    samples = run.samples(options.examples)
+    for name, attack in attacks.items():
+        result = judge(run.model, attack, samples, MemoryLedger(), seed=options.seed)
+        if name == "fgsm":
+            yield "clean", protection(result.labels, result.predictions, label)
+        yield name, protection(result.labels, result.adversarial, label)

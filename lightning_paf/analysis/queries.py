@@ -1,4 +1,4 @@
-"""What an attack asks of a model, and what it gets for it."""
+"""Number of queries of an attack, and the distance it reaches with a budget."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -12,13 +12,13 @@ from lightning_paf.speed.search_model import Passes, SearchModel
 
 @dataclass(frozen=True)
 class CurvePoint:
-    """What a budget buys.
+    """Result of an attack with a budget of queries.
 
     Attributes:
-        budget: Queries that the attack may use for an image.
-        queries: Queries that it used for an image, the mean.
-        median: Median distance of what it found; infinite where it found nothing for half of the images.
-        found: Share of the images for which it found something.
+        budget: Maximum number of queries for an image.
+        queries: Mean number of queries for an image.
+        median: Median distance of the adversarial images; infinite where there is none for half of the images.
+        found: Fraction of the images with an adversarial image.
     """
 
     budget: int
@@ -28,7 +28,7 @@ class CurvePoint:
 
 
 def counted(attack: Attack, model: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, Passes]:
-    """Attack a batch, and count the images that went through the model.
+    """Attack a batch, and count the images that pass through the model.
 
     Args:
         attack: Any attack.
@@ -37,8 +37,8 @@ def counted(attack: Attack, model: nn.Module, x: Tensor, y: Tensor) -> tuple[Ten
         y: Labels (N,).
 
     Returns:
-        What the attack returns, and the passes: images shown, and images whose gradient was taken (once for each
-        backward pass). `exact` is 0 except for attacks that confirm by an untouched model what a faster one says.
+        The result of the attack, and the passes: images in forward passes, and in backward passes. `exact` is 0
+        except for attacks that confirm the result of a faster model with the original one.
     """
     counter = SearchModel(model, fold=False)
     return attack(counter, x, y), counter.passes
@@ -47,20 +47,20 @@ def counted(attack: Attack, model: nn.Module, x: Tensor, y: Tensor) -> tuple[Ten
 def query_curve(
     make: Callable[[int], MinimalAttack], model: nn.Module, x: Tensor, y: Tensor, budgets: Sequence[int]
 ) -> list[CurvePoint]:
-    """Distances that an attack reaches with several budgets, each from the beginning.
+    """Distances that an attack reaches with several budgets, each restarted.
 
     Args:
-        make: From a number of queries to the attack, as in `lambda n: SignOPT(queries=n)`.
+        make: Number of queries to the attack, as in `lambda n: SignOPT(queries=n)`.
         model: Images to logits. Left as found.
         x: Images (N, C, H, W), at least one.
         y: Labels (N,).
-        budgets: Queries for each image.
+        budgets: Maximum numbers of queries for each image.
 
     Raises:
         ValueError: No image.
     """
     if len(x) == 0:
-        raise ValueError("A query curve needs at least one image. Give some.")
+        raise ValueError("A query curve needs at least one image, got none. Pass some.")
     curve = []
     for budget in budgets:
         counter = SearchModel(model, fold=False)

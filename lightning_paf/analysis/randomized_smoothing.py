@@ -1,9 +1,11 @@
-"""Randomised smoothing: the classifier that a network becomes under Gaussian noise, and its certified radii."""
+"""Randomised smoothing: the classifier of a network under Gaussian noise, and its certified radii."""
 
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -11,20 +13,24 @@ from lightning_paf.evaluation.evaluate import stage_seed
 from lightning_paf.evaluation.statistics import Accuracy, exact_accuracy, mcnemar
 from lightning_paf.functional.predictions import NO_PREDICTION, predicted
 from lightning_paf.nn.modes import frozen
+from lightning_paf.utils.figures import BLUE, REFERENCE, draw_accuracy, open_figure
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 ABSTAINS = -1
-"""Stands for a class where the samples do not tell which."""
+"""Stands for a class where the samples do not decide."""
 
 _DRAWN_AT_ONCE = 128
-"""Of one image's noise; fixed, since generators give other numbers where they are asked for other amounts."""
+"""Noise images of one draw; fixed, since the numbers of a generator depend on the size of its draws."""
 
 
 @dataclass(frozen=True, eq=False)
 class Certificates:
-    """What smoothing says of some images.
+    """Certificates of some images.
 
     Attributes:
-        classes: (N,) int64, what is certified, or `ABSTAINS`.
+        classes: (N,) int64, the certified class, or `ABSTAINS`.
         radii: (N,) float64, in l2 and units of pixels in [0, 1]: no perturbation below it changes the smoothed
             classifier's class, with probability at least 1 - alpha for each image; 0 where it abstains.
         predictions: (N,) int64, the smoothed classifier's class without a radius, or `ABSTAINS`.
@@ -40,34 +46,34 @@ class Certificates:
 
     def accuracy(self, y: Tensor, radius: float) -> Accuracy:
         """Certified accuracy at `radius`."""
-        return _share(self.certified(y, radius))
+        return _accuracy(self.certified(y, radius))
 
     def clean(self, y: Tensor) -> Accuracy:
         """Accuracy of the smoothed classifier's predictions; abstaining is wrong."""
-        return _share(self.predictions == y.cpu())
+        return _accuracy(self.predictions == y.cpu())
 
     def abstained(self) -> Accuracy:
-        """Share of images without a certificate."""
-        return _share(self.classes == ABSTAINS)
+        """Fraction of images without a certificate."""
+        return _accuracy(self.classes == ABSTAINS)
 
 
 @dataclass(frozen=True)
 class Smoothing:
     """The smoothed classifier of a network: the class that it most often gives to an image plus Gaussian noise.
 
-    It is not known exactly, only by samples, and abstains where these do not tell. Each statement about one image is
-    wrong with probability at most alpha, over the noise. Cohen, Rosenfeld, Kolter, "Certified Adversarial Robustness
-    via Randomized Smoothing", ICML 2019: Predict and Certify.
+    The class is estimated from samples, and the classifier abstains where these do not decide. Each statement about one
+    image is wrong with probability at most alpha, over the noise. Cohen, Rosenfeld, Kolter, "Certified Adversarial
+    Robustness via Randomized Smoothing", ICML 2019: Predict and Certify.
 
     The noise of an image depends on seed, number of the image and kind of device; neither on the other images nor on
-    the batch size. A network that draws random numbers of its own draws them from torch's generators, unseeded.
+    the batch size. A network with random numbers draws them from torch's generators, unseeded.
 
     Args:
         sigma: Standard deviation of the noise in each pixel, in units of pixels in [0, 1].
-        n0: Samples that select the class to certify.
-        n: Samples that bound its probability, and that predictions count.
+        n0: Number of samples to select the class.
+        n: Number of samples to bound its probability, and for predictions.
         alpha: Probability that a statement about an image is wrong.
-        seed: Of the noise.
+        seed: Seed of the noise.
         batch_size: Noisy images in a forward pass.
 
     Raises:
@@ -82,37 +88,32 @@ class Smoothing:
     batch_size: int = 1024
 
     def __post_init__(self) -> None:
-        """Refuse what is no distribution, no sample, no probability."""
+        """Refuse values out of range."""
         if not 0 < self.sigma < math.inf:
-            raise ValueError(f"sigma is a standard deviation, > 0, but sigma={self.sigma}. Pass e.g. --sigma 0.25.")
+            raise ValueError(f"sigma must be above 0 and finite, got sigma={self.sigma}. Pass e.g. --sigma 0.25.")
         if not 0 < self.alpha < 1:
-            raise ValueError(f"alpha is a probability in (0, 1), but alpha={self.alpha}. Pass e.g. --alpha 0.001.")
-        if self.n0 < 1 or self.n < 1:
-            raise ValueError(
-                f"Selection and estimation need at least 1 sample each, but n0={self.n0} and n={self.n}. "
-                "Pass e.g. --samples 100 10000."
-            )
+            raise ValueError(f"alpha must be above 0 and below 1, got alpha={self.alpha}. Pass e.g. --alpha 0.001.")
+        if min(self.n0, self.n) < 1:
+            got = f"n0={self.n0} and n={self.n}"
+            raise ValueError(f"n0 and n must be at least 1, got {got}. Pass e.g. --samples 100 10000.")
         if self.batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, but is {self.batch_size}. Pass e.g. --batch_size 1024.")
+            raise ValueError(f"batch_size must be at least 1, got {self.batch_size}. Pass e.g. --batch_size 1024.")
 
     @property
     def largest_radius(self) -> float:
-        """What is certified where all samples agree."""
+        """Certified radius where all samples agree."""
         return certificate(self.n, self.n, self.sigma, self.alpha)
 
     def predict(self, model: nn.Module, x: Tensor, numbers: Sequence[int] | None = None) -> Tensor:
         """The smoothed classifier's classes (N,) int64, or `ABSTAINS`; by `n` samples an image.
 
         Args:
-            model: Images (N, C, H, W) to logits; it is left as it was.
+            model: Images (N, C, H, W) to logits; left as found.
             x: Images (N, C, H, W) in [0, 1].
-            numbers: Of the images, which seed their noise; default: 0 to N - 1.
+            numbers: Numbers of the images, which seed their noise; default: 0 to N - 1.
         """
-        found = [
-            self._prediction(self._votes(model, image, number, "estimation", self.n))
-            for number, image in zip(_numbers(x, numbers), x, strict=True)
-        ]
-        return torch.tensor(found, dtype=torch.int64)
+        votes = (self._votes(model, image, number, "estimation", self.n) for number, image in _numbered(x, numbers))
+        return torch.tensor([self._prediction(one) for one in votes], dtype=torch.int64)
 
     def certify(
         self,
@@ -124,34 +125,29 @@ class Smoothing:
         """Classes, certified radii and predictions.
 
         Args:
-            model: Images (N, C, H, W) to logits; it is left as it was.
+            model: Images (N, C, H, W) to logits; left as found.
             x: Images (N, C, H, W) in [0, 1].
-            numbers: Of the images, which seed their noise; default: 0 to N - 1.
-            progress: Told how many images are done.
+            numbers: Numbers of the images, which seed their noise; default: 0 to N - 1.
+            progress: Called with the number of finished images.
         """
-        classes, radii, predictions = [], [], []
-        for number, image in zip(_numbers(x, numbers), x, strict=True):
+        found = []
+        for number, image in _numbered(x, numbers):
             selected = int(self._votes(model, image, number, "selection", self.n0).argmax())
             votes = self._votes(model, image, number, "estimation", self.n)
             radius = certificate(int(votes[selected]), self.n, self.sigma, self.alpha)
-            classes.append(selected if radius > 0 else ABSTAINS)
-            radii.append(radius)
-            predictions.append(self._prediction(votes))
-            progress(len(classes))
-        return Certificates(
-            torch.tensor(classes, dtype=torch.int64),
-            torch.tensor(radii, dtype=torch.float64),
-            torch.tensor(predictions, dtype=torch.int64),
-        )
+            found.append((selected if radius > 0 else ABSTAINS, radius, self._prediction(votes)))
+            progress(len(found))
+        classes, radii, predictions = torch.tensor(found, dtype=torch.float64).view(-1, 3).unbind(1)
+        return Certificates(classes.long(), radii, predictions.long())
 
     def _prediction(self, votes: Tensor) -> int:
-        """The majority of all samples; those without a vote count as a class of their own, which is never predicted."""
+        """The majority of all samples; those without a vote count as another class, which is never predicted."""
         winner = majority(torch.cat([votes, self.n - votes.sum(0, keepdim=True)]), self.alpha)
         return winner if winner < len(votes) else ABSTAINS
 
     @torch.no_grad()
     def _votes(self, model: nn.Module, image: Tensor, number: int, purpose: str, n: int) -> Tensor:
-        """How many of `n` noisy copies of an image (C, H, W) get each class, (classes,) int64.
+        """Number of noisy copies of an image (C, H, W), of `n`, that get each class, (classes,) int64.
 
         Logits that are not finite vote for none, which can only make the bound smaller.
         """
@@ -165,23 +161,18 @@ class Smoothing:
         return torch.stack(votes).sum(0).cpu()
 
     def _noise(self, image: Tensor, n: int, generator: torch.Generator) -> Iterator[Tensor]:
-        """Standard normal numbers (at most batch_size, C, H, W), `n` images of them in all."""
-        drawn = image.new_empty(0, *image.shape)
-        while n > 0:
-            wanted = min(self.batch_size, n)
-            draws = math.ceil(max(0, wanted - len(drawn)) / _DRAWN_AT_ONCE)
-            shape = (_DRAWN_AT_ONCE, *image.shape)
-            more = [torch.randn(shape, generator=generator, device=image.device) for _ in range(draws)]
-            drawn = torch.cat([drawn, *more])
-            yield drawn[:wanted]
-            drawn, n = drawn[wanted:], n - wanted
+        """Batches of standard normal numbers (at most batch_size, C, H, W), `n` images in all."""
+        draws, shape = math.ceil(self.batch_size / _DRAWN_AT_ONCE), (_DRAWN_AT_ONCE, *image.shape)
+        for first in range(0, n, draws * _DRAWN_AT_ONCE):
+            drawn = [torch.randn(shape, generator=generator, device=image.device) for _ in range(draws)]
+            yield from torch.split(torch.cat(drawn)[: n - first], self.batch_size)
 
 
 def majority(votes: Tensor, alpha: float) -> int:
     """The most frequent class of votes (classes,), or `ABSTAINS` where the runner-up may be more frequent.
 
     Args:
-        votes: For each class, at least two.
+        votes: Votes for each class, at least two classes.
         alpha: Level of the two-sided binomial test that both are equally frequent (Hung and Fithian, 2019).
     """
     counts, classes = votes.topk(2)
@@ -196,13 +187,37 @@ def certificate(votes: int, n: int, sigma: float, alpha: float) -> float:
     """
     from scipy.special import ndtri
 
-    low = exact_accuracy(votes, n, confidence=1 - 2 * alpha).low  # its lower end alone errs half as often as both
+    low = exact_accuracy(votes, n, confidence=1 - 2 * alpha).low  # the lower end alone errs half as often as both
     return sigma * float(ndtri(low)) if low > 0.5 else 0.0
 
 
-def _numbers(x: Tensor, numbers: Sequence[int] | None) -> Sequence[int]:
-    return range(len(x)) if numbers is None else numbers
+def draw_certified(found: Certificates, y: Tensor, smoothing: Smoothing, headline: str) -> "Figure":
+    """Draw certified accuracy over the radius with its 95 % intervals.
+
+    Args:
+        found: The certificates.
+        y: Labels (N,).
+        smoothing: Its largest radius is marked.
+        headline: Title of the figure.
+    """
+    end, clean = 1.08 * smoothing.largest_radius, found.clean(y)
+    radii = np.linspace(0, end, 400).tolist()
+    accuracies = [found.accuracy(y, radius) for radius in radii]
+    with open_figure(7.2, 4.8, headline) as figure:
+        axes = figure.add_subplot()
+        draw_accuracy(axes, radii, accuracies, "certified accuracy", "radius (l2, pixels in [0, 1])")
+        label = f"clean accuracy when smoothed, {100 * clean.value:.1f} %"
+        axes.plot([0], [100 * clean.value], "D", color=BLUE, markersize=8, clip_on=False, label=label)
+        label = f"maximum that {smoothing.n:,} samples can certify"
+        axes.axvline(smoothing.largest_radius, **REFERENCE, label=label)
+        axes.set_xlim(0, end)
+        axes.legend()
+    return figure
 
 
-def _share(right: Tensor) -> Accuracy:
+def _numbered(x: Tensor, numbers: Sequence[int] | None) -> Iterator[tuple[int, Tensor]]:
+    return zip(range(len(x)) if numbers is None else numbers, x, strict=True)
+
+
+def _accuracy(right: Tensor) -> Accuracy:
     return exact_accuracy(int(right.sum()), len(right))

@@ -1,21 +1,26 @@
-"""Whether one may believe a security curve: an attack must not fail where a weaker one succeeds."""
+"""Check of a security curve, which must not rise, and its figure."""
 
 import math
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
-from lightning_paf.analysis.security_curve import AttackAt, Progress, SecurityCurve, broken_by, right, silent
+from lightning_paf.analysis.base import Progress
+from lightning_paf.analysis.security_curve import AttackAt, SecurityCurve, correct, fooled_by
 from lightning_paf.attacks import radius_text
 from lightning_paf.evaluation.samples import Samples
 from lightning_paf.types import Radius
+from lightning_paf.utils.figures import BLUE, REFERENCE, VERMILION, draw_accuracy, open_figure
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 _CLEARLY = 1.1
-"""By how much a perturbation must be smaller before it counts as smaller: no attack finds the smallest one exactly."""
+"""Ratio of two sizes above which the smaller one counts as smaller: no attack finds the exact minimum."""
 
 
 @dataclass(frozen=True)
@@ -23,14 +28,14 @@ class Recheck:
     """The fixed-eps attack on all samples at a few eps, which must agree with itself and with the curve.
 
     Attributes:
-        eps: Where.
-        robust: How many samples were robust at each.
-        total: How many samples there are.
-        reversed: Samples that withstand the attack at one eps, or are taken for robust up to it by the curve, though a
-            perturbation that is smaller by a tenth or more fools the model.
-        robust_at_one: Samples that withstand an l-infinity attack of eps 1, which may make any image of any other;
-            None for another norm.
-        tolerance: Share of the samples that may do so without an alarm, because attacks are random.
+        eps: The eps, increasing.
+        robust: Number of robust samples at each.
+        total: Number of samples.
+        reversed: Samples that are robust at one eps, in the check or in the curve, although a perturbation smaller by
+            a tenth or more fools the model.
+        robust_at_one: Samples that are robust under an l-infinity attack of eps 1, which may turn any image into any
+            other; None for another norm.
+        tolerance: Fraction of the samples that may do so without an alarm, because attacks are random.
     """
 
     eps: tuple[Radius, ...]
@@ -42,39 +47,29 @@ class Recheck:
 
     @property
     def alarms(self) -> list[str]:
-        """One sentence with the evidence for every sign that the attack fails where it should not."""
-        found = []
-        for (small, more), (large, less) in pairwise(self._points):
-            if less > more:
-                found.append(
-                    f"Robust accuracy rises with eps: {more} of {self.total} samples withstand {radius_text(small)}, "
-                    f"but {less} withstand {radius_text(large)}."
-                )
-        if self.reversed > self.tolerance * self.total:
-            found.append(
-                f"{self.reversed} of {self.total} samples withstand the attack at an eps although a clearly smaller "
-                "perturbation fools the model."
-            )
-        if self.robust_at_one is not None and self.robust_at_one > self.tolerance * self.total:
-            found.append(
-                f"{self.robust_at_one} of {self.total} samples withstand eps 1, where any image is allowed and none "
-                "should be left."
-            )
+        """One sentence with the evidence for every sign of a failing attack."""
+        found = [
+            f"Robust accuracy rises with eps: {more} of {self.total} samples withstand {radius_text(small)}, but "
+            f"{less} withstand {radius_text(large)}."
+            for (small, more), (large, less) in pairwise(zip(self.eps, self.robust, strict=True))
+            if less > more
+        ]
+        for count, text in (
+            (self.reversed, "the attack at an eps although a clearly smaller perturbation fools the model."),
+            (self.robust_at_one or 0, "eps 1, where any image is allowed and none should be left."),
+        ):
+            if count > self.tolerance * self.total:
+                found.append(f"{count} of {self.total} samples withstand {text}")
         return found
-
-    @property
-    def _points(self) -> list[tuple[Radius, int]]:
-        return list(zip(self.eps, self.robust, strict=True))
 
     def content(self) -> dict[str, Any]:
         """Everything as plain values."""
-        return {
-            "points": [{"eps": radius_text(eps), "eps_value": float(eps), "robust": n} for eps, n in self._points],
-            "reversed": self.reversed,
-            "tolerance": self.tolerance,
-            "robust_at_one": self.robust_at_one,
-            "alarms": self.alarms,
-        }
+        points = [
+            {"eps": radius_text(eps), "eps_value": float(eps), "robust": robust}
+            for eps, robust in zip(self.eps, self.robust, strict=True)
+        ]
+        names = ("reversed", "tolerance", "robust_at_one", "alarms")
+        return {"points": points, **{name: getattr(self, name) for name in names}}
 
 
 def recheck(
@@ -85,38 +80,71 @@ def recheck(
     batch_size: int = 256,
     seed: int = 1,
     tolerance: float = 0.02,
-    progress: Progress = silent,
+    progress: Progress = lambda _: None,
 ) -> Recheck:
     """Attack the samples of a curve directly at its smallest, middle and largest eps, and at 1.
 
-    An attack that fails at an eps where a smaller perturbation is known to exist has not found what is there: it is too
-    weak, or the model masks its gradients. The curve is then too high.
+    An attack that fails at an eps where a smaller perturbation is known to exist is too weak, or the model masks its
+    gradients. The curve is then too high.
 
     Args:
-        model: As for the curve.
-        curve: What to check.
+        model: Images (N, C, H, W) in [0, 1] to logits.
+        curve: The curve to check.
         attack: Makes the attack for one eps.
         samples: Those of the curve.
         batch_size: Samples attacked at once.
-        seed: Of the attacks; another one than that of the curve.
+        seed: Seed of the attacks, different from that of the curve.
         tolerance: See `Recheck`.
-        progress: Is told how far the check is.
+        progress: Called with a line for each eps.
     """
-    correct = right(model, samples, batch_size)
-    places = np.flatnonzero(correct)
+    robust = correct(model, samples, batch_size)
+    chosen = np.flatnonzero(robust)
 
     def withstands(eps: Radius) -> NDArray[np.bool_]:
         progress(f"check at eps {radius_text(eps)}")
-        result = correct.copy()
-        result[places] = ~broken_by(model, attack(eps), samples, places, batch_size, seed)
+        result = robust.copy()
+        result[chosen] = ~fooled_by(model, attack(eps), samples, chosen, batch_size, seed)
         return result
 
     last = len(curve.grid) - 1
     eps = tuple(curve.grid[index] for index in sorted({0, (last + 1) // 2, last}))
-    robust = np.stack([withstands(radius) for radius in eps])
+    found = np.stack([withstands(radius) for radius in eps])
     sizes = np.array([float(radius) for radius in eps])[:, None]
-    broken = np.minimum(curve.radii.broken, np.where(robust, math.inf, sizes).min(0))
-    survived = np.maximum(curve.radii.survived, np.where(robust, sizes, 0.0).max(0))
+    fooled = np.minimum(curve.fooled, np.where(found, math.inf, sizes).min(0))
+    survived = np.maximum(curve.survived, np.where(found, sizes, 0.0).max(0))
     at_one = int(withstands(1).sum()) if curve.norm == "linf" else None
-    counts = tuple(int(count) for count in robust.sum(1))
-    return Recheck(eps, counts, len(samples), int((_CLEARLY * broken < survived).sum()), at_one, tolerance)
+    counts = tuple(found.sum(1).tolist())
+    return Recheck(eps, counts, len(samples), int((_CLEARLY * fooled < survived).sum()), at_one, tolerance)
+
+
+def draw_curve(
+    curve: SecurityCurve, headline: str, check: Recheck | None = None, trained: Radius | None = None
+) -> "Figure":
+    """Draw robust accuracy over eps with its 95 % intervals.
+
+    Args:
+        curve: The curve.
+        headline: Title of the figure.
+        check: Its direct attacks are drawn as squares, its alarms written below the title.
+        trained: Training eps, marked by a line.
+    """
+    unit = 255 if curve.norm == "linf" else 1
+    eps = [unit * float(radius) for radius, _ in curve.points]
+    accuracies = [accuracy for _, accuracy in curve.points]
+    clean = 100 * accuracies[0].value
+    with open_figure(7.2, 4.8, headline) as figure:
+        axes = figure.add_subplot()
+        name = f"eps ({curve.norm}{', in 1/255' if unit == 255 else ''})"
+        draw_accuracy(axes, eps, accuracies, "robust accuracy", name, marker="o", markersize=5)
+        axes.plot(eps[:1], [clean], "D", color=BLUE, markersize=8, label=f"clean accuracy, {clean:.1f} %")
+        if trained is not None:
+            axes.axvline(unit * float(trained), **REFERENCE, label=f"eps of the training, {radius_text(trained)}")
+        if check is not None:
+            direct = [100 * robust / check.total for robust in check.robust]
+            at = [unit * float(radius) for radius in check.eps]
+            axes.plot(at, direct, "s", color=VERMILION, fillstyle="none", markersize=10, label="direct attack (check)")
+            if check.alarms:
+                axes.set_title("ALARM: this attack is unreliable here; the curve may be too high", color=VERMILION)
+        axes.set_xlim(-0.02 * eps[-1], 1.02 * eps[-1])
+        axes.legend()
+    return figure

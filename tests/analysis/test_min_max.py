@@ -1,11 +1,9 @@
-"""Closed forms of the profile, and the command."""
+"""Closed forms of the profile."""
 
-import json
 import math
 
 import pytest
 import torch
-from helpers.cli_runs import status, write_experiment
 
 from lightning_paf.analysis.min_max import min_max_profile
 
@@ -41,13 +39,3 @@ def test_it_does_not_depend_on_the_scale():
 def test_weights_that_are_all_0_are_refused():
     with pytest.raises(ValueError, match="all 0"):
         min_max_profile(torch.zeros(4))
-
-
-def test_the_command_writes_picture_and_numbers(tmp_path, capsys):
-    assert status("fit", "-c", write_experiment(tmp_path), "--run", tmp_path / "run") == 0
-    assert status("min-max", "--ckpt", tmp_path / "run" / "checkpoints" / "last.ckpt") == 0
-    assert "features.0" in capsys.readouterr().out
-    content = json.loads((tmp_path / "run" / "min_max" / "min_max.json").read_text())
-    assert len(content) == 4
-    assert all(row["ratio"] >= 1 for row in content.values())
-    assert (tmp_path / "run" / "min_max" / "min_max.png").stat().st_size > 1000

@@ -4,14 +4,19 @@ import math
 
 import pytest
 import torch
-from helpers.fakes import images, tiny_classifier
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import beta, binomtest, norm
 from torch import nn
 
-from lightning_paf.analysis.randomized_smoothing import ABSTAINS, Certificates, Smoothing, certificate, majority
-from lightning_paf.analysis.randomized_smoothing_figure import draw_certified
+from lightning_paf.analysis.randomized_smoothing import (
+    ABSTAINS,
+    Certificates,
+    Smoothing,
+    certificate,
+    draw_certified,
+    majority,
+)
 
 SIGMA = 0.5
 SHAPE = (3, 4, 4)
@@ -55,13 +60,6 @@ def test_certified_radii_lie_below_the_true_ones_and_near_them():
     assert (found.radii > 0.9 * true).all()
 
 
-@settings(max_examples=10, deadline=None)
-@given(distance=st.floats(0.05, 1.5), seed=st.integers(0, 2**20))
-def test_never_more_than_the_true_radius(distance, seed):
-    found = certified([distance], n=500, alpha=1e-6, seed=seed)
-    assert float(found.radii[0]) <= distance
-
-
 def test_on_the_plane_it_abstains():
     found = certified([0.0] * 5, n=2000)
     assert (found.classes == ABSTAINS).all()
@@ -71,10 +69,10 @@ def test_on_the_plane_it_abstains():
     assert not found.certified(torch.zeros(5, dtype=torch.int64), 0).any()
 
 
-def test_more_confidence_costs_radius():
-    radii = [certificate(900, 1000, SIGMA, alpha) for alpha in (0.1, 0.01, 0.001, 1e-6)]
-    assert radii == sorted(radii, reverse=True)
-    assert len(set(radii)) == 4
+@settings(max_examples=10, deadline=None)
+@given(distance=st.floats(0.05, 1.5), seed=st.integers(0, 2**20))
+def test_never_more_than_the_true_radius(distance, seed):
+    assert float(certified([distance], n=500, alpha=1e-6, seed=seed).radii[0]) <= distance
 
 
 @settings(max_examples=40, deadline=None)
@@ -105,24 +103,16 @@ def test_the_seed_decides_and_the_batch_size_does_not():
     assert not torch.equal(first.radii, certified(n=700, n0=30, seed=1).radii)
 
 
-def test_an_image_has_its_noise_whichever_others_are_there():
-    smoothing, x = Smoothing(SIGMA, n=300), PLANE.at(DISTANCES)
-    alone = smoothing.certify(PLANE, x[2:4], numbers=[2, 3])
-    assert torch.equal(alone.radii, smoothing.certify(PLANE, x).radii[2:4])
-    twins = smoothing.certify(PLANE, x[:1].expand(4, -1, -1, -1)).radii
-    assert len(set(twins.tolist())) > 1
-
-
-def test_selection_and_estimation_have_noise_of_their_own():
-    """The same noise for both would make the bound too large."""
-    smoothing, x = Smoothing(SIGMA, n0=400, n=400), PLANE.at([0.2])
-    votes = [smoothing._votes(PLANE, x[0], 0, purpose, 400) for purpose in ("selection", "estimation")]
-    assert not torch.equal(*votes)
-
-
-def test_predictions_alone_are_those_of_certificates():
-    smoothing, x = Smoothing(SIGMA, n=500), PLANE.at([*DISTANCES, 0.0])
-    assert torch.equal(smoothing.predict(PLANE, x), smoothing.certify(PLANE, x).predictions)
+def test_the_noise_depends_on_image_and_purpose_alone():
+    smoothing, x, reported = Smoothing(SIGMA, n0=300, n=300), PLANE.at([*DISTANCES, 0.0]), []
+    found = smoothing.certify(PLANE, x, progress=reported.append)
+    assert reported == list(range(1, 9))
+    assert torch.equal(smoothing.certify(PLANE, x[2:4], numbers=[2, 3]).radii, found.radii[2:4])
+    assert torch.equal(smoothing.predict(PLANE, x), found.predictions)
+    copies = smoothing.certify(PLANE, x[:1].expand(4, -1, -1, -1)).radii
+    assert len(set(copies.tolist())) > 1
+    # The same noise to select and to estimate would make the bound too large.
+    assert not torch.equal(*(smoothing._votes(PLANE, x[-1], 0, name, 300) for name in ("selection", "estimation")))
 
 
 def test_logits_that_are_no_numbers_do_not_vote():
@@ -137,37 +127,17 @@ def test_logits_that_are_no_numbers_do_not_vote():
     assert found.predictions.tolist() == [ABSTAINS]  # none may be as frequent
 
 
-def test_shares_have_exact_intervals_and_fall_with_the_radius():
+def test_accuracies_have_exact_intervals_and_fall_with_the_radius():
     found, y = certified(n=500), torch.tensor([1, 0, 1, 0, 0, 1, 0])  # one label is wrong
     assert found.clean(y).correct == found.accuracy(y, 0).correct == 6
     shares = [found.accuracy(y, radius).value for radius in (0, 0.4, 0.6, 0.8, 2)]
     assert shares == sorted(shares, reverse=True)
     assert shares[-1] == 0 < shares[1]
     assert 0 < found.clean(y).low < found.clean(y).high < 1
-
-
-def test_the_model_is_left_as_found():
-    model = tiny_classifier().train()
-    before = {key: value.clone() for key, value in model.state_dict().items()}
-    generator = torch.get_rng_state()
-    Smoothing(0.1, n0=5, n=20).certify(model, images(2)[0])
-    assert model.training
-    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
-    assert torch.equal(generator, torch.get_rng_state())
-
-
-def test_progress_counts_images():
-    told = []
-    Smoothing(0.1, n0=2, n=4).certify(PLANE, PLANE.at([0.5, 0.5]), progress=told.append)
-    assert told == [1, 2]
-
-
-def test_the_picture_marks_what_the_samples_can_certify():
     smoothing = Smoothing(SIGMA, n=500)
-    figure = draw_certified(certified(n=500), torch.ones(7), smoothing, "headline")
-    labels = [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
-    assert "most that 500 samples can certify" in labels
     assert smoothing.largest_radius == pytest.approx(SIGMA * norm.ppf(0.001 ** (1 / 500)))
+    labels = draw_certified(found, y, smoothing, "headline").axes[0].get_legend_handles_labels()[1]
+    assert "maximum that 500 samples can certify" in labels
 
 
 @pytest.mark.parametrize(

@@ -1,14 +1,10 @@
-"""Judging saliency maps, and the command."""
-
-import json
+"""Saliency maps of functions whose important pixels are known."""
 
 import pytest
 import torch
-from helpers.cli_runs import status, write_experiment
 from helpers.fakes import images, tiny_classifier
 
-from lightning_paf.analysis.saliency import areas, compare_saliency, overlap
-from lightning_paf.analysis.saliency_figure import draw_saliency
+from lightning_paf.analysis.saliency import areas, compare_saliency, draw_saliency, overlap
 
 
 def brightness(x):
@@ -44,31 +40,12 @@ def test_a_constant_prediction_has_its_probability_as_areas():
         torch.testing.assert_close(area, p.expand(2))
 
 
-def test_both_maps_of_a_model_that_is_left_as_found():
-    model, (x, _) = tiny_classifier().train(), images()
-    before = {key: value.clone() for key, value in model.state_dict().items()}
+def test_both_maps_of_a_model_and_their_figure():
+    model, (x, _) = tiny_classifier(), images()
     found = compare_saliency(model, x, grid=4)
-    assert model.training
-    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
-    assert all(p.grad is None for p in model.parameters())
     for one in (found.gradient, found.perturbation):
         assert one.saliency.shape == (8, 8, 8)
         assert (one.saliency >= 0).all()
         assert one.deletion.shape == one.insertion.shape == (8,)
     torch.testing.assert_close(found.overlap, overlap(found.gradient.saliency, found.perturbation.saliency))
     assert len(draw_saliency(x[:3], found, "title").axes) == 9
-
-
-def test_the_command_writes_picture_and_numbers(tmp_path, capsys):
-    assert status("fit", "-c", write_experiment(tmp_path), "--run", tmp_path / "run") == 0
-    checkpoint = tmp_path / "run" / "checkpoints" / "last.ckpt"
-    assert status("saliency", "--ckpt", checkpoint, "--examples", 3, "--grid", 2) == 0
-    printed = capsys.readouterr().out
-    assert "Saliency of 3 images" in printed
-    assert "perturbation" in printed
-    folder = tmp_path / "run" / "saliency"
-    assert {file.name for file in folder.iterdir()} == {"saliency.json", "saliency.png"}
-    content = json.loads((folder / "saliency.json").read_text())
-    assert len(content["overlap"]) == len(content["gradient_deletion"]) == len(content["label"]) == 3
-    assert status("saliency", "--ckpt", checkpoint, "--grid", 0) == 1
-    assert "--grid is at least 1, but is 0" in capsys.readouterr().err

@@ -76,7 +76,7 @@ def test_the_package_is_a_command_too():
     assert python("-m", "lightning_paf", "--version").stdout == f"{lightning_paf.__version__}\n"
     unknown = python("-m", "lightning_paf", "tset")
     assert unknown.returncode == 2
-    assert "unknown command 'tset'. Did you mean test? Known: fit, validate, test, predict, certify" in unknown.stderr
+    assert "unknown command 'tset'. Did you mean test? Known: fit, validate, test, predict, analyze" in unknown.stderr
 
 
 @pytest.mark.parametrize("words", [(), ("-h",), ("--help",), ("help",)])

@@ -19,6 +19,7 @@ from lightning_paf.cli.evaluated_checkpoint import arrange, evaluated_checkpoint
 from lightning_paf.evaluation import EvaluationResult
 from lightning_paf.loading import load_run
 from lightning_paf.runs.weights_origin import WeightsOrigin
+from lightning_paf.utils.discovery import modules_with
 from lightning_paf.utils.hashing import weights_fingerprint
 
 STEM = "pgd_linf_8-255"
@@ -192,14 +193,14 @@ NOTHING = [
 EVALUATING = ("test", "validate", "predict")
 TOOLS = {
     "certify": "CKPT --sigma 0.5",
-    "concentration": "--ckpt CKPT",
+    "analyze concentration": "--ckpt CKPT",
     "curve": "--ckpt CKPT",
     "export": "--ckpt CKPT --out OUT",
-    "ladder": "--ckpt CKPT --out OUT.npz",
-    "min_max": "--ckpt CKPT",
-    "protected": "--ckpt CKPT --protected 0",
+    "analyze ladder": "--ckpt CKPT --out OUT.npz",
+    "analyze min-max": "--ckpt CKPT",
+    "analyze protection": "--ckpt CKPT --protected 0",
     "report": "RESULT --ckpt CKPT",
-    "saliency": "--ckpt CKPT",
+    "analyze saliency": "--ckpt CKPT",
     "sanity_check": "--ckpt CKPT",
     "verify": "EVIDENCE --ckpt CKPT",
 }
@@ -232,8 +233,10 @@ WALK = [
 
 
 def test_the_walk_knows_every_tool_that_loads_a_checkpoint():
-    tools = Path(lightning_paf.__file__).parent / "commands"
-    assert {path.stem for path in tools.glob("*.py") if "load_run(" in path.read_text()} == set(TOOLS)
+    package = Path(lightning_paf.__file__).parent
+    tools = {path.stem for path in (package / "commands").glob("*.py") if "load_run(" in path.read_text()}
+    analyses = {f"analyze {name}" for name in modules_with("analyze", package / "analysis")} - {"analyze logistic"}
+    assert tools - {"analyze"} | analyses == set(TOOLS)
 
 
 @pytest.fixture(scope="module")

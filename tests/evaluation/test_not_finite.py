@@ -11,7 +11,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_paf.analysis.randomized_smoothing import ABSTAINS, Smoothing
-from lightning_paf.analysis.security_curve import Bisection, MinimumNorm, security_curve
+from lightning_paf.analysis.security_curve import bisection, minimum_norm
 from lightning_paf.analysis.security_curve_check import recheck
 from lightning_paf.attacks import APGD, FAB, PGD, AutoAttack, Square
 from lightning_paf.callbacks.robust_eval import RobustEval
@@ -92,8 +92,8 @@ def test_autoattack_in_python(broken):
 def test_curve(broken):
     model, samples, grid = Overflows(broken), Samples.of(X, Y), (0.05 * EPS, EPS, 2 * EPS)
     pgd = lambda eps: PGD(eps, step_size=float(eps) / 4)  # noqa: E731
-    for search in (MinimumNorm(FAB(EPS, steps=20), grid), Bisection(pgd, grid)):
-        curve = security_curve(model, search, samples)
+    curves = minimum_norm(model, samples, FAB(EPS, steps=20), grid), bisection(model, samples, pgd, grid)
+    for curve in curves:
         assert curve.at(0).correct == int(CLEAN.sum())
         assert curve.at(EPS).correct == int(ROBUST.sum())
     check = recheck(model, curve, pgd, samples)

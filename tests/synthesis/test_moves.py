@@ -5,9 +5,8 @@ import torch
 from torch import nn
 
 from lightning_paf.synthesis.ladder.moves import (
-    Fitting,
     adaptive_eps,
-    eps_for_share,
+    eps_for_fraction,
     flips_of,
     in_parts,
     latent_moves,
@@ -38,7 +37,7 @@ def threshold(values):
 
 @pytest.fixture(scope="module", params=[True, False], ids=["attention", "plain"])
 def moves(request):
-    return latent_moves(*features(), K, fitting=Fitting(attention=request.param), per_class=7)
+    return latent_moves(*features(), K, attention=request.param, per_class=7)
 
 
 def test_sources_are_the_first_of_each_class_and_keep_features_and_label(moves):
@@ -63,12 +62,8 @@ def test_moves_lead_from_the_own_side_towards_the_target(moves):
     assert (moves.direction[rows, moves.labels] < 0).all()
 
 
-def test_without_a_move_an_image_is_the_decoded_features(moves):
-    nothing = torch.zeros(len(moves.rows))
-    assert torch.equal(in_parts(Largest(), moves.moved(nothing)), Largest()(moves.z))
-
-
-def test_the_network_itself_says_what_has_changed(moves):
+def test_flips_compare_decoded_moves_with_decoded_features(moves):
+    assert torch.equal(in_parts(Largest(), moves.moved(torch.zeros(len(moves.rows)))), Largest()(moves.z))
     flips, rows = flips_of(Largest(), Largest(), moves), torch.tensor([1, 4, 9])
     far = 10 * moves.z.abs().max() / moves.direction.abs().max()
     assert not flips(rows, torch.zeros(3)).any()
@@ -89,35 +84,29 @@ def test_adaptive_eps_is_the_smallest_that_was_tried_or_the_last():
     eps = adaptive_eps(threshold(values), values, start=0.2, step=0.2, most=6)
     # 0.2, 0.4, 0.6, 0.8, 1.0, then by ten times the step: 3.0, 5.0
     torch.testing.assert_close(eps, torch.tensor([0.2, 0.4, 0.4, 1.0, 3.0, 5.0]), atol=1e-5, rtol=0)
-
-
-def test_adaptive_eps_gives_up_after_so_many_tries():
-    eps = adaptive_eps(threshold(torch.tensor([9.0])), torch.zeros(1), start=0.1, step=0.1, most=20, tries=3)
-    assert eps.item() == pytest.approx(0.3)
+    eps = adaptive_eps(threshold(values), values, start=0.1, step=0.1, most=20, tries=3)
+    assert eps[-1].item() == pytest.approx(0.3)
 
 
 @pytest.mark.parametrize("scale", [1e-3, 1.0, 1e4])
-def test_eps_for_a_share_is_the_smallest_that_flips_it(scale):
+def test_eps_for_a_fraction_is_the_smallest_that_flips_it(scale):
     values = scale * torch.linspace(0.1, 1, 10)
-    eps = eps_for_share(threshold(values), values, 0.3)
+    eps = eps_for_fraction(threshold(values), values, 0.3)
     assert eps.shape == (10,)
     assert eps[0].item() == pytest.approx(0.3 * scale, rel=1e-2)
     assert (values <= eps).sum() == 3
 
 
-def test_a_share_that_cannot_be_is_refused():
-    with pytest.raises(ValueError, match=r"No eps makes 30 %"):
-        eps_for_share(threshold(torch.full((4,), torch.inf)), torch.zeros(4), 0.3)
-
-
 @pytest.mark.parametrize(("start", "step", "most"), [(0.5, 0, 2), (2, 0.1, 1), (-1, 0.1, 1)])
 def test_series_that_do_not_grow_are_refused(start, step, most):
-    with pytest.raises(ValueError, match="eps grows from START to MOST"):
+    with pytest.raises(ValueError, match="must be START, STEP > 0"):
         adaptive_eps(threshold(torch.zeros(2)), torch.zeros(2), start, step, most)
 
 
-def test_too_few_images_are_refused():
+def test_an_impossible_fraction_and_too_few_images_are_refused():
+    with pytest.raises(ValueError, match=r"No eps changes the class of 30 %"):
+        eps_for_fraction(threshold(torch.full((4,), torch.inf)), torch.zeros(4), 0.3)
     z, labels = features()
     one = torch.cat([torch.nonzero(labels == 0).flatten()[:1], torch.nonzero(labels > 0).flatten()])
-    with pytest.raises(ValueError, match=r"Every class needs 2 images .* one has 1"):
+    with pytest.raises(ValueError, match=r"Every class must have 2 images .* got 1 of one"):
         latent_moves(z[one], labels[one], K)

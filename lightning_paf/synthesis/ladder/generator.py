@@ -1,15 +1,15 @@
-"""A network that makes images of features, to look at what a change of features means."""
+"""A network that decodes features into images."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
 
 
 class Generator(nn.Module):
-    """Features to the image that they came from: a linear layer, two transposed convolutions, two convolutions.
+    """Decoder of features: a linear layer, two transposed convolutions, two convolutions.
 
-    In the manner of the generators of Zhou et al. (2022, LADDER), without their batch norm.
+    It resembles the generators of Zhou et al. (2022, LADDER), without their batch norm.
 
     Args:
         num_features: Width of the features.
@@ -17,7 +17,7 @@ class Generator(nn.Module):
         width: Channels of the middle; the first layer has twice as many.
     """
 
-    def __init__(self, num_features: int, shape: tuple[int, int, int], width: int = 64) -> None:
+    def __init__(self, num_features: int, shape: Sequence[int], width: int = 64) -> None:
         super().__init__()
         channels, self.height, self.size = shape[0], shape[1], shape[2]
         coarse = (2 * width, -(-self.height // 4), -(-self.size // 4))  # rounded up, and cropped at the end
@@ -54,13 +54,13 @@ def train_generator(
     """Minimise the mean squared difference to the images with Adam.
 
     Args:
-        generator: On the device where it is to be trained.
+        generator: On the device of the training.
         features: (N, num_features), on any device.
         images: uint8 (N, C, H, W), on any device.
         epochs: Passes over the images.
         batch_size: Images in a step.
         lr: Learning rate.
-        progress: Told how far it is.
+        progress: Called with a line for each epoch.
 
     Returns:
         Mean squared difference in the last epoch.

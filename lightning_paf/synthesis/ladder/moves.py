@@ -1,6 +1,6 @@
-"""Images whose features are moved towards the boundary with another class: the examples of LADDER (Zhou et al., 2022).
+"""Features moved towards the boundary with another class: the examples of LADDER (Zhou et al., 2022).
 
-No `Attack`: they are made once, of a network that is already trained, and are as far from their images as it comes.
+These are no `Attack`: they are made once, from a trained network, at any distance from their images.
 """
 
 from collections.abc import Callable
@@ -19,7 +19,7 @@ _HALVINGS = 20
 
 @dataclass(frozen=True, eq=False)
 class LatentMoves:
-    """Which way features are moved.
+    """Directions in which features are moved.
 
     Attributes:
         rows: Number of the source image, (n,).
@@ -27,9 +27,9 @@ class LatentMoves:
         direction: `a(z) o w` of the pair (class, target), (n, d).
         labels: Its class, (n,).
         targets: The class towards which it is moved, (n,).
-        score: On which side of the pair's boundary it is, (n,); negative is its own.
-        gain: By how much the score rises for each unit of eps with the attention held, (n,): `sum a^2 w^2`.
-        svm_accuracy: Of the machines on examples that they were not fitted to, the mean over pairs.
+        score: Score of the pair's SVM, (n,); negative on the side of its class.
+        gain: Increase of the score for each unit of eps with the attention held, (n,): `sum a^2 w^2`.
+        svm_accuracy: Accuracy of the SVMs on held-out examples, the mean over pairs.
     """
 
     rows: Tensor
@@ -46,92 +46,76 @@ class LatentMoves:
         return self.z + eps[:, None] * self.direction
 
 
-@dataclass(frozen=True)
-class Fitting:
-    """How the machines are fitted, and to what.
-
-    Attributes:
-        images: Examples of each class, the first ones; 200 in the paper's code.
-        share: Of them that are fitted to; the others measure.
-        attention: Whether there is attention.
-        temperature: Of the attention; 1 in the paper.
-        epochs: Passes over the examples.
-    """
-
-    images: int = 200
-    share: float = 0.67
-    attention: bool = True
-    temperature: float = 1.0
-    epochs: int = 10
-
-
 def latent_moves(
     features: Tensor,
     labels: Tensor,
     num_classes: int,
     *,
     per_class: int = 450,
-    fitting: Fitting = Fitting(),
+    svm_images: int = 200,
+    fitted: float = 0.67,
+    attention: bool = True,
+    temperature: float = 1.0,
     seed: int = 0,
     progress: Callable[[str], object] = lambda _: None,
 ) -> LatentMoves:
-    """Fit a machine for each ordered pair of classes, and give each source image the way to a random other class.
+    """Fit an SVM for each ordered pair of classes, and give each source image the direction to a random other class.
 
     Args:
         features: (N, d), of training images.
-        labels: (N,).
-        num_classes: Every class needs two images at least.
+        labels: (N,), at least two images of every class.
+        num_classes: Number of classes.
         per_class: Source images of each class, the first ones; 0 for all.
-        fitting: Of the machines.
-        seed: Of the order of the examples, and of the targets.
-        progress: Told how far it is.
+        svm_images: Examples of each class for the SVMs, the first ones; 200 in the paper's code.
+        fitted: Fraction of these that the SVMs are fitted to; the others measure the accuracy.
+        attention: False for linear SVMs.
+        temperature: Temperature of the attention; 1 in the paper.
+        seed: Seed of the order of the examples, and of the targets.
+        progress: Called with a line for each class.
 
     Raises:
         ValueError: Too few images of a class.
     """
-    places = [torch.nonzero(labels == label).flatten() for label in range(num_classes)]
-    count = min(fitting.images, *map(len, places))
-    fitted = int(fitting.share * count)
-    if fitted < 1:
+    members = [torch.nonzero(labels == label).flatten() for label in range(num_classes)]
+    smallest = min(map(len, members))
+    count = min(svm_images, smallest)
+    size = int(fitted * count)
+    if size < 1:
         raise ValueError(
-            f"Every class needs 2 images to fit to, but one has {min(map(len, places))}, and --svm-images is "
-            f"{fitting.images}. Pass more of them, or a smaller --data.val_size."
+            f"Every class must have 2 images to fit to, got {smallest} of one class and --svm-images {svm_images}. "
+            "Pass more of them, or a smaller --data.val_size."
         )
     draws = torch.Generator().manual_seed(seed)
     found, accuracies = [], []
-    for label, mine in enumerate(places):
+    for label, own in enumerate(members):
         progress(f"boundaries of class {label} with the {num_classes - 1} others")
         others = [other for other in range(num_classes) if other != label]
-        pairs = [(features[mine[:count]], features[places[other][:count]]) for other in others]
-        svm = fit_attention_svm(
-            *_examples(pairs, slice(fitted)),
-            attention=fitting.attention,
-            temperature=fitting.temperature,
-            epochs=fitting.epochs,
-            generator=torch.Generator().manual_seed(seed),
-        )
-        unseen, sides = _examples(pairs, slice(fitted, None))
+        pairs = [(features[own[:count]], features[members[other][:count]]) for other in others]
+        generator = torch.Generator().manual_seed(seed)
+        examples = _examples(pairs, slice(size))
+        svm = fit_attention_svm(*examples, attention=attention, temperature=temperature, generator=generator)
+        unseen, sides = _examples(pairs, slice(size, None))
         accuracies.append(float((svm.scores(unseen).sign() == sides).double().mean()))
-        sources = mine[: per_class or None]
-        towards = torch.randint(len(others), (len(sources),), generator=draws)
-        found.append(_moves_of(svm, features, label, others, sources, towards))
-    rows, z, direction, own, targets, score, gain = (torch.cat(parts) for parts in zip(*found, strict=True))
-    return LatentMoves(rows, z, direction, own, targets, score, gain, sum(accuracies) / num_classes)
+        sources = own[: per_class or None]
+        targets = torch.randint(len(others), (len(sources),), generator=draws)
+        found.append(_moves_of(svm, features, label, others, sources, targets))
+    rows, z, direction, own_labels, targets, score, gain = (torch.cat(parts) for parts in zip(*found, strict=True))
+    return LatentMoves(rows, z, direction, own_labels, targets, score, gain, sum(accuracies) / num_classes)
 
 
 def _examples(pairs: list[tuple[Tensor, Tensor]], which: slice) -> tuple[Tensor, Tensor]:
     """Features (P, N, d), first those of the class itself; and their sides (N,)."""
-    z = torch.stack([torch.cat([mine[which], other[which]]) for mine, other in pairs])
+    z = torch.stack([torch.cat([own[which], other[which]]) for own, other in pairs])
     return z, torch.tensor([-1.0, 1.0], device=z.device).repeat_interleave(z.shape[1] // 2)
 
 
 def _moves_of(
-    svm: AttentionSVM, features: Tensor, label: int, others: list[int], sources: Tensor, towards: Tensor
+    svm: AttentionSVM, features: Tensor, label: int, others: list[int], sources: Tensor, targets: Tensor
 ) -> tuple[Tensor, ...]:
-    """The fields of `LatentMoves` for the sources of one class, by target."""
+    """The tensors of `LatentMoves` for the sources of one class, by target."""
     parts = []
     for number, target in enumerate(others):
-        rows = sources[towards.to(sources.device) == number]
+        rows = sources[targets.to(sources.device) == number]
         pair, z = svm.pair(number), features[rows][None]
         direction = pair.directions(z)[0]
         classes = [torch.full_like(rows, value) for value in (label, target)]
@@ -140,84 +124,85 @@ def _moves_of(
 
 
 def random_directions(moves: LatentMoves, seed: int = 0) -> LatentMoves:
-    """The same moves along random directions of the same lengths: what the boundaries have to beat."""
+    """The same moves along random directions of the same lengths, as a control."""
     noise = torch.randn(moves.direction.shape, generator=torch.Generator().manual_seed(seed)).to(moves.z)
-    length = moves.direction.norm(dim=1, keepdim=True) / noise.norm(dim=1, keepdim=True)
-    direction = noise * length
-    gain = (direction * moves.direction).sum(1)
-    return replace(moves, direction=direction, gain=gain)
+    direction = noise * moves.direction.norm(dim=1, keepdim=True) / noise.norm(dim=1, keepdim=True)
+    return replace(moves, direction=direction, gain=(direction * moves.direction).sum(1))
 
 
 Flips = Callable[[Tensor, Tensor], Tensor]
-"""`(rows, eps) -> ` whether the class of each of these moves has changed at its eps, all (k,)."""
+"""`(rows, eps)` to whether the class of each of these moves changes at its eps, all (k,)."""
 
 
 def in_parts(network: nn.Module, batch: Tensor) -> Tensor:
-    """What a network makes of a large batch, without a graph."""
+    """Output of a network for a large batch, without a graph."""
     with torch.no_grad():
         return torch.cat([network(part) for part in torch.split(batch, _AT_ONCE)])
 
 
 def flips_of(classifier: nn.Module, generator: nn.Module, moves: LatentMoves) -> Flips:
-    """Ask the network itself whether it sees another class in the decoded move than in the decoded features."""
-
-    def seen(z: Tensor) -> Tensor:
-        return predicted(in_parts(nn.Sequential(generator, classifier), z))
-
-    before = seen(moves.z)
+    """Compare the network's class of the decoded moves with that of the decoded features."""
+    decoded = nn.Sequential(generator, classifier)
+    before = predicted(in_parts(decoded, moves.z))
 
     def flips(rows: Tensor, eps: Tensor) -> Tensor:
-        return seen(moves.z[rows] + eps[:, None] * moves.direction[rows]) != before[rows]
+        return predicted(in_parts(decoded, moves.z[rows] + eps[:, None] * moves.direction[rows])) != before[rows]
 
     return flips
 
 
-def eps_for_share(flips: Flips, like: Tensor, share: float) -> Tensor:
-    """One eps for all, such that about this share of the images changes its class, by bisection.
+def eps_for_fraction(flips: Flips, like: Tensor, fraction: float) -> Tensor:
+    """One eps for all images at which about this fraction changes its class, by bisection.
 
     Args:
-        flips: Which have.
-        like: Any tensor (n, ...) of the moves.
-        share: Wanted, in (0, 1).
+        flips: Whether moves change the class.
+        like: Any tensor (n, ...) on the device of the moves.
+        fraction: In (0, 1].
+
+    Returns:
+        The eps, (n,).
 
     Raises:
-        ValueError: At no eps as many do.
+        ValueError: At no eps as many change their class.
     """
     rows = torch.arange(len(like), device=like.device)
 
-    def found(eps: float) -> float:
-        return float(flips(rows, torch.full((len(rows),), eps, device=like.device)).float().mean())
+    def enough(eps: float) -> bool:
+        return float(flips(rows, torch.full((len(rows),), eps, device=like.device)).float().mean()) >= fraction
 
     low, high = 0.0, 1.0
-    while found(high) < share:
+    while not enough(high):
         low, high = high, 2 * high
         if high > _LARGEST:
-            raise ValueError(f"No eps makes {100 * share:.0f} % of the images flip. Pass a smaller --flip.")
+            raise ValueError(
+                f"No eps changes the class of {100 * fraction:.0f} % of the images. Pass a smaller --flip."
+            )
     for _ in range(_HALVINGS):
         middle = (low + high) / 2
-        low, high = (low, middle) if found(middle) >= share else (middle, high)
+        low, high = (low, middle) if enough(middle) else (middle, high)
     return torch.full((len(rows),), high, device=like.device)
 
 
 def adaptive_eps(flips: Flips, like: Tensor, start: float, step: float, most: float, tries: int = 100) -> Tensor:
-    """For each image the smallest eps of a growing series that flips it, else the last one that was tried.
-
-    The series begins with `start` and grows by `step`, from eps 1 on by ten times that, up to `most`.
+    """For each image the smallest eps of an increasing series that changes its class, else the last of the series.
 
     Args:
-        flips: Which have.
-        like: Any tensor (n, ...) of the moves.
+        flips: Whether moves change the class.
+        like: Any tensor (n, ...) on the device of the moves.
         start: First eps.
-        step: Between two.
-        most: Last eps.
-        tries: Longest series.
+        step: Step of the series; ten times larger from eps 1 on.
+        most: Largest eps.
+        tries: Maximum length of the series.
+
+    Returns:
+        The eps, (n,).
 
     Raises:
-        ValueError: No positive step, or an end before the start.
+        ValueError: A step that is not positive, or an end before the start.
     """
     if not (0 <= start <= most and step > 0):
         raise ValueError(
-            f"eps grows from START to MOST by STEP > 0, but START={start}, STEP={step}, MOST={most}. "
+            f"--adaptive must be START, STEP > 0 and MOST >= START, got {start}, {step}, {most}. "
             "Pass --adaptive 0.5 0.1 25."
         )
     eps = torch.full((len(like),), start, device=like.device)

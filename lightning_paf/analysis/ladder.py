@@ -1,0 +1,175 @@
+"""Training images of LADDER: features moved towards class boundaries and decoded (Zhou et al., 2022)."""
+
+import argparse
+import io
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from lightning_paf.analysis.base import Load, Progress, Report, TrainedRun, json_file, percent
+from lightning_paf.functional.predictions import misclassified, predicted
+from lightning_paf.synthesis.ladder.generator import Generator, train_generator
+from lightning_paf.synthesis.ladder.moves import (
+    Flips,
+    LatentMoves,
+    adaptive_eps,
+    eps_for_fraction,
+    flips_of,
+    in_parts,
+    latent_moves,
+    random_directions,
+)
+from lightning_paf.utils.arguments import number, positive
+
+CHECKPOINTS = 1
+
+RECOGNISED = 0.75
+"""Fraction of the network's accuracy that decoding must keep; below, a move changes less than decoding itself."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `analyze ladder`."""
+    parser.add_argument("--out", type=Path, required=True, help="npz file to write, for --data.synthetic")
+    per_class = number(int, least=0)
+    parser.add_argument("--per-class", type=per_class, default=450, help="source images of each class; 0: all")
+    length = parser.add_mutually_exclusive_group()
+    fraction = number(float, above=0, most=1)
+    length.add_argument("--flip", type=fraction, default=0.3, help="eps changes the class of this fraction (0.3)")
+    length.add_argument("--eps", type=float, help="one eps for all images instead")
+    series = ("START", "STEP", "MOST")
+    length.add_argument("--adaptive", type=float, nargs=3, metavar=series, help="increase eps until the class changes")
+    boundaries = number(int, least=2)
+    parser.add_argument("--svm-images", type=boundaries, default=200, help="images of each class for the SVMs (200)")
+    temperature = number(float, above=0)
+    parser.add_argument("--temperature", type=temperature, default=1.0, help="of the attention; 1 in the paper")
+    parser.add_argument("--no-attention", action="store_true", help="ordinary linear boundaries")
+    parser.add_argument("--random-directions", action="store_true", help="control: move along random directions")
+    parser.add_argument("--epochs", type=positive, default=200, help="epochs of the generator (200)")
+    parser.add_argument("--width", type=positive, default=64, help="channels of the generator (64)")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--force", action="store_true", help="overwrite an existing file")
+
+
+def analyze(options: argparse.Namespace, load: Load, progress: Progress) -> Report:
+    """Train a generator, fit the boundaries, move and decode."""
+    if options.out.suffix != ".npz":
+        raise ValueError(f"The output must be an npz file, got {options.out}. Pass --out NAME.npz.")
+    if options.out.exists() and not options.force:
+        raise ValueError(f"{options.out} exists. Pass another --out, or --force to overwrite it.")
+    (checkpoint,) = options.ckpt
+    torch.manual_seed(options.seed)
+    run = load(checkpoint)
+    images, labels, features, accuracy = _training_images(run)
+    generator = Generator(features.shape[1], images.shape[1:], options.width).to(run.device)
+    train_generator(generator, features, images, epochs=options.epochs, progress=progress)
+    generator.eval()
+    decoded = _accuracy(in_parts(nn.Sequential(generator, run.model), features), labels)
+    moves = latent_moves(
+        features,
+        labels,
+        run.model.num_classes,
+        per_class=options.per_class,
+        svm_images=options.svm_images,
+        attention=not options.no_attention,
+        temperature=options.temperature,
+        seed=options.seed,
+        progress=progress,
+    )
+    if options.random_directions:
+        moves = random_directions(moves, options.seed)
+    progress("lengths of the moves")
+    eps = _lengths(options, flips_of(run.model, generator, moves), moves.z)
+    made = (255 * in_parts(generator, moves.moved(eps))).round().byte()
+    plain, sources = in_parts(generator, moves.z), images[moves.rows.cpu()]
+    found = _measures(run, sources, plain, made, moves, eps)
+    doubt = _doubt(options, accuracy, decoded) if decoded < RECOGNISED * accuracy else []
+    columns = torch.linspace(0, len(made) - 1, 20).long()
+    rows = [part.cpu()[columns] for part in (sources, (255 * plain).round().byte(), made)]
+    files = {
+        options.out: _archive(made, moves.labels),
+        options.out.with_suffix(".json"): json_file(found),
+        options.out.with_suffix(".png"): _sheet(rows),
+    }
+    return Report([*doubt, *(f"{name}: {value:.4g}" for name, value in found.items())], files)
+
+
+def _training_images(run: TrainedRun) -> tuple[Tensor, Tensor, Tensor, float]:
+    """Training images uint8 (N, C, H, W) without those held out; labels and features (N, d) on the device; accuracy."""
+    run.datamodule.prepare_data()
+    run.datamodule.setup("fit")
+    real = run.datamodule.train_dataloader().dataset.real
+    images = torch.from_numpy(real.images).permute(0, 3, 1, 2).contiguous()
+    labels = torch.from_numpy(real.labels).to(run.device)
+    with torch.no_grad():
+        parts = [run.model.outputs(part.to(run.device).float() / 255) for part in torch.split(images, 512)]
+    accuracy = _accuracy(torch.cat([part.logits for part in parts]), labels)
+    return images, labels, torch.cat([part.features for part in parts]), accuracy
+
+
+def _accuracy(logits: Tensor, labels: Tensor) -> float:
+    return float((~misclassified(logits, labels)).float().mean())
+
+
+def _doubt(options: argparse.Namespace, accuracy: float, decoded: float) -> list[str]:
+    return [
+        f"Warning: the network classifies {percent(accuracy)} of the training images correctly,",
+        f"but {percent(decoded)} once they are decoded: the effect of moves means little.",
+        f"Train the generator longer, e.g. --epochs {max(200, 5 * options.epochs)}, or make it wider, "
+        f"e.g. --width {max(64, 2 * options.width)}.",
+    ]
+
+
+def _lengths(options: argparse.Namespace, flips: Flips, like: Tensor) -> Tensor:
+    if options.adaptive is not None:
+        return adaptive_eps(flips, like, *options.adaptive)
+    if options.eps is not None:
+        return torch.full((len(like),), options.eps, device=like.device)
+    return eps_for_fraction(flips, like, options.flip)
+
+
+def _measures(
+    run: TrainedRun, sources: Tensor, plain: Tensor, made: Tensor, moves: LatentMoves, eps: Tensor
+) -> dict[str, float]:
+    """Effect of the moves, as plain numbers."""
+    before, after = (images.to(run.device).float() / 255 for images in (sources, made))
+    classes = [predicted(in_parts(run.model, batch)) for batch in (before, plain, after)]
+    change = (after - before).flatten(1)
+    return {
+        "images": float(len(made)),
+        "boundaries: accuracy on unseen examples": moves.svm_accuracy,
+        "score before": float(moves.score.mean()),
+        "score after, attention held": float((moves.score + eps * moves.gain).mean()),
+        "eps": float(eps.mean()),
+        "accuracy of the network on the images": float((classes[0] == moves.labels).float().mean()),
+        "accuracy on the decoded images": float((classes[1] == moves.labels).float().mean()),
+        "class changed by the move": float((classes[2] != classes[1]).float().mean()),
+        "class of the target": float((classes[2] == moves.targets).float().mean()),
+        "decoding: mean squared error": float((plain - before).square().mean()),
+        "distance to the image, l2, median": float(change.norm(dim=1).median()),
+        "distance to the image, linf, median": float(change.abs().amax(1).median()),
+    }
+
+
+def _archive(images: Tensor, labels: Tensor) -> bytes:
+    """Images uint8 (N, C, H, W) and labels (N,), shuffled, as an npz file for `--data.synthetic`."""
+    order, archive = torch.randperm(len(images)), io.BytesIO()
+    image = images.cpu().permute(0, 2, 3, 1)[order].numpy()
+    np.savez(archive, image=image, label=labels.cpu()[order].numpy().astype(np.int64))
+    return archive.getvalue()
+
+
+def _sheet(rows: list[Tensor]) -> bytes:
+    """Rows of images uint8 (k, C, H, W) as one PNG file: image, decoded, moved and decoded."""
+    from matplotlib.image import imsave
+
+    margin = ((0, 0), (1, 1), (1, 1), (0, 0))
+    tiles = [np.pad(row.permute(0, 2, 3, 1).numpy(), margin, constant_values=255) for row in rows]
+    sheet: NDArray[np.uint8] = np.concatenate([np.concatenate(list(row), axis=1) for row in tiles])
+    zoom = max(1, 960 // sheet.shape[1])
+    sheet = sheet.repeat(zoom, axis=0).repeat(zoom, axis=1)
+    stream = io.BytesIO()
+    imsave(stream, np.ascontiguousarray(np.broadcast_to(sheet, (*sheet.shape[:2], 3))), format="png")
+    return stream.getvalue()

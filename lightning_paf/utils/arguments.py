@@ -1,0 +1,41 @@
+"""Parsers of numeric command-line options that refuse values out of range."""
+
+import argparse
+import math
+from collections.abc import Callable
+from typing import TypeVar
+
+Number = TypeVar("Number", bound=float)
+
+
+def number(
+    kind: Callable[[str], Number], *, least: float = -math.inf, above: float = -math.inf, most: float = math.inf
+) -> Callable[[str], Number]:
+    """Make the `type` of an option for `argparse`.
+
+    Args:
+        kind: `int`, `float`, or `Fraction` for exact values such as `8/255`.
+        least: Smallest value allowed.
+        above: Bound that the value must exceed.
+        most: Largest value allowed.
+
+    Returns:
+        A parser of the option's text; it raises `argparse.ArgumentTypeError` with the bound and the text.
+    """
+    bounds = [(least, "at least"), (above, "above"), (most, "at most")]
+    rule = " and ".join(f"{words} {bound:g}" for bound, words in bounds if math.isfinite(bound))
+
+    def parse(text: str) -> Number:
+        try:
+            value = kind(text)
+            if value >= least and value > above and value <= most:
+                return value
+        except (ValueError, ZeroDivisionError):
+            pass
+        raise argparse.ArgumentTypeError(f"must be {rule}, got {text}")
+
+    return parse
+
+
+positive = number(int, least=1)
+"""Parser of a count."""

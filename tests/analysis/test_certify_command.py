@@ -1,0 +1,50 @@
+import json
+
+import pytest
+from helpers.cli_runs import status
+
+
+def certify(path, *options):
+    return status("certify", path, "--device", "cpu", "--samples", "5", "40", *options)
+
+
+def test_it_prints_a_table_and_writes_the_requested_files(run, tmp_path, capsys):
+    out = tmp_path / "new"
+    assert certify(run, "--sigma", "0.1", "--json", out / "a.json", "--figure", out / "a.png", "--examples", "4") == 0
+    printed = capsys.readouterr().out
+    for text in ("sigma 0.1, 5 + 40 samples, alpha 0.001", "\n0.05 ", "more samples needed", "of 4 test images"):
+        assert text in printed
+    assert "Clean accuracy of the smoothed classifier: " in printed
+    assert "Note" not in printed
+    assert all(len(line) <= 80 for line in printed.splitlines() if not line.startswith("Written: "))
+    content = json.loads((out / "a.json").read_text())
+    assert len(content["radii"]) == len(content["labels"]) == len(content["predictions"]) == 4
+    assert (content["sigma"], content["n0"], content["n"]) == (0.1, 5, 40)
+    assert (out / "a.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_batch_size_changes_nothing_and_other_noise_than_that_of_the_training_is_noticed(
+    checkpoint, tmp_path, capsys
+):
+    for size in ("7", "512"):
+        options = ("--sigma", "0.3", "--batch_size", size, "--json", tmp_path / f"{size}.json")
+        assert certify(checkpoint, *options) == 0
+    first, second = (json.loads((tmp_path / f"{size}.json").read_text()) for size in ("7", "512"))
+    assert first | {"batch_size": 0} == second | {"batch_size": 0}
+    printed = capsys.readouterr().out
+    assert "trained with noise of 0.1 and smoothed with 0.3" in printed
+    assert "--model.objective.std 0.3" in printed
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--sigma", "0"), "sigma must be above 0 and finite, got sigma=0.0"),
+        (("--sigma", "1", "--alpha", "1"), "alpha=1.0"),
+        (("--sigma", "1", "--samples", "1", "0"), "n=0"),
+        (("--sigma", "1", "--examples", "0"), "--examples: must be at least 1, got 0"),
+    ],
+)
+def test_invalid_options_are_refused_before_the_run_is_read(options, message, tmp_path, capsys):
+    assert certify(tmp_path / "nowhere", *options) in (1, 2)
+    assert message in capsys.readouterr().err
