@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from lightning_paf.attacks import Attack, radius_text
-from lightning_paf.attacks.stage import run_stage
+from lightning_paf.attacks.sub_attack import run_sub_attack
 from lightning_paf.evaluation.samples import Samples
 from lightning_paf.evaluation.statistics import Accuracy, exact_accuracy
 from lightning_paf.functional.geometry import geometry_of
@@ -275,8 +275,8 @@ def broken_by(
     for first in range(0, len(places), batch_size):
         x, y = samples.fetch(samples.ids[places[first : first + batch_size]])
         standing = torch.ones(len(y), dtype=torch.bool, device=y.device)
-        for stage in attack.stages():
-            standing[standing.clone()] = ~run_stage(stage, search, x[standing], y[standing], seed + first)[1]
+        for stage in attack.sub_attacks():
+            standing[standing.clone()] = ~run_sub_attack(stage, search, x[standing], y[standing], seed + first)[1]
         broken[first : first + batch_size] = ~standing.cpu().numpy()
     search.warn_of_gradients()
     return broken

@@ -17,7 +17,7 @@ def undefined(output: Tensor) -> Tensor:
     A network that overflows has no prediction: float arithmetic elsewhere may order the same logits differently.
     """
     # 0 * inf is NaN, so is 0 * NaN; fewer operations than `isfinite`, which some searches call thousands of times.
-    return (0 * output.detach().flatten(1)).sum(1) != 0
+    return (0 * output.detach().unsqueeze(-1).flatten(1)).sum(1) != 0
 
 
 def predicted(logits: Tensor) -> Tensor:
