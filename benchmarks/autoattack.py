@@ -24,7 +24,7 @@ from networks import CASES, clean_accuracy
 from torch import Tensor, nn
 
 from lightning_paf.attacks import AutoAttack
-from lightning_paf.attacks.stage import run_stage
+from lightning_paf.attacks.sub_attack import run_sub_attack
 from lightning_paf.nn.modes import frozen
 from lightning_paf.speed.search_model import SearchModel
 
@@ -102,13 +102,13 @@ def ours(precision: str) -> Callable[[nn.Module, Tensor, Tensor, argparse.Namesp
         prepared = time.perf_counter() - started
         attack = AutoAttack(options.eps, norm=options.norm, batch_size=options.batch_size)
         alive = (model(x).argmax(1) == y).nonzero().flatten()
-        for stage in map(copy.copy, attack.stages()):
+        for stage in map(copy.copy, attack.sub_attacks()):
             for name in ("steps", "queries"):
                 if hasattr(stage, name):
                     setattr(stage, name, round(getattr(stage, name) * options.budget))
             started, before = time.perf_counter(), copy.copy(search.passes)
             if len(alive):
-                _, fooled = run_stage(stage, search, x[alive], y[alive], options.seed)
+                _, fooled = run_sub_attack(stage, search, x[alive], y[alive], options.seed)
                 alive = alive[~fooled]
             timing.seconds[stage.label] = time.perf_counter() - started + prepared
             prepared = 0.0

@@ -31,7 +31,7 @@ from lightning_paf.nn.classifier import Classifier
 from lightning_paf.nn.modes import frozen
 from lightning_paf.nn.swap import swap_activations
 from lightning_paf.specs import dataset_spec
-from lightning_paf.speed.folded_model import FoldedTwin
+from lightning_paf.speed.folded_model import FoldedModel
 
 WARMUP = {"cpu": 1, "cuda": 3}
 
@@ -108,13 +108,13 @@ def speed(options: argparse.Namespace, device: torch.device) -> tuple[dict[str, 
     setting = Setting(8 / 255, float(ours.attack(options.steps).step_size), options.steps)
     runs, versions = theirs(model, setting)
     plain = ours_plain(model, setting)
-    twins = {precision: FoldedTwin(model) for precision in ("fp32", "bf16")}
+    twins = {precision: FoldedModel(model) for precision in ("fp32", "bf16")}
 
     def on_twin(precision: str) -> None:
-        model.attack_twin = twins[precision]
+        model.fast_forward = twins[precision]
         with ours.autocast(precision, device):
             plain(x, y)
-        model.attack_twin = None
+        model.fast_forward = None
 
     calls: dict[str, Callable[[], Any]] = {"ours": lambda: plain(x, y), "ours, folded twin": lambda: on_twin("fp32")}
     if options.precision == "bf16":

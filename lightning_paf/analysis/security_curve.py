@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from lightning_paf.analysis.base import Progress
 from lightning_paf.attacks import Attack, radius_text
-from lightning_paf.attacks.stage import run_stage
+from lightning_paf.attacks.sub_attack import run_sub_attack
 from lightning_paf.evaluation.samples import Samples
 from lightning_paf.evaluation.statistics import Accuracy, exact_accuracy
 from lightning_paf.functional.geometry import geometry_of
@@ -201,8 +201,8 @@ def fooled_by(
     for first in range(0, len(chosen), batch_size):
         x, y = samples.fetch(samples.ids[chosen[first : first + batch_size]])
         robust = torch.ones(len(y), dtype=torch.bool, device=y.device)
-        for sub_attack in attack.stages():
-            robust[robust.clone()] = ~run_stage(sub_attack, search, x[robust], y[robust], seed + first)[1]
+        for sub_attack in attack.sub_attacks():
+            robust[robust.clone()] = ~run_sub_attack(sub_attack, search, x[robust], y[robust], seed + first)[1]
         found[first : first + batch_size] = ~robust.cpu().numpy()
     search.warn_of_gradients()
     return found

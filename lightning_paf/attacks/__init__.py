@@ -1,22 +1,19 @@
-"""Makers of adversarial images: one call, `attack(model, x, y)`, for all."""
+"""Adversarial attacks with one interface, `attack(model, x, y)`."""
 
 from lightning_paf.attacks.adam_pgd import AdamPGD
 from lightning_paf.attacks.apgd import APGD
 from lightning_paf.attacks.autoattack import AutoAttack, AutoAttackResult
 from lightning_paf.attacks.base import Attack, loss_and_gradient, radius_text
-from lightning_paf.attacks.catalogue.bim import BIM
 from lightning_paf.attacks.catalogue.boundary import Boundary
 from lightning_paf.attacks.catalogue.carlini_wagner import CarliniWagner
 from lightning_paf.attacks.catalogue.deepfool import DeepFool
-from lightning_paf.attacks.catalogue.ensemble_mi_fgsm import EnsembleMIFGSM
+from lightning_paf.attacks.catalogue.direction_search import OPT, SignOPT
 from lightning_paf.attacks.catalogue.foolbox_attack import FoolboxAttack
 from lightning_paf.attacks.catalogue.jsma import JSMA
 from lightning_paf.attacks.catalogue.least_likely import ILCM
-from lightning_paf.attacks.catalogue.mi_fgsm import MIFGSM
+from lightning_paf.attacks.catalogue.mi_fgsm import MIFGSM, EnsembleMIFGSM
 from lightning_paf.attacks.catalogue.minimal import MinimalAttack
 from lightning_paf.attacks.catalogue.one_pixel import OnePixel
-from lightning_paf.attacks.catalogue.opt import OPT
-from lightning_paf.attacks.catalogue.sign_opt import SignOPT
 from lightning_paf.attacks.catalogue.universal import UniversalPerturbation
 from lightning_paf.attacks.catalogue.zoo import ZOO
 from lightning_paf.attacks.fab import FAB
@@ -26,12 +23,11 @@ from lightning_paf.attacks.pgd import PGD
 from lightning_paf.attacks.reference_autoattack import ReferenceAutoAttack
 from lightning_paf.attacks.replay import Recorded
 from lightning_paf.attacks.square import Square
-from lightning_paf.attacks.stage import run_stage
+from lightning_paf.attacks.sub_attack import run_sub_attack
 from lightning_paf.attacks.wrappers import Restarts, WorstOf
 
 __all__ = [
     "APGD",
-    "BIM",
     "FAB",
     "FGSM",
     "ILCM",
@@ -64,5 +60,5 @@ __all__ = [
     "WorstOf",
     "loss_and_gradient",
     "radius_text",
-    "run_stage",
+    "run_sub_attack",
 ]

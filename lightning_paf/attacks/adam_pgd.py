@@ -1,7 +1,6 @@
 """Projected gradient descent with Adam."""
 
 from fractions import Fraction
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,24 +15,25 @@ _SMALL = 1e-8
 
 
 class AdamPGD(Attack):
-    """Ascent by Adam from a uniform start, with a projection after each step (Gowal et al. 2020, 2021).
+    """PGD with Adam steps from a uniform start (Gowal et al. 2020, 2021).
 
-    Steps are not signs of the gradient but Adam's: running means of the gradient over the root of those of its square
-    (decays 0.9 and 0.999), pixel by pixel, times a learning rate that drops once.
+    The decays are 0.9 and 0.999; the learning rate drops once. A projection follows each step.
 
     Args:
         eps: Largest perturbation, in units of pixels in [0, 1]: `8/255`, `0.031`.
         steps: Number of gradients.
         lr: Learning rate of Adam, in units of pixels.
         drop_at: Number of steps after which the learning rate is divided by 10.
-        norm: How a perturbation is measured.
-        mode: Whether the attacked model is in eval mode, or in train mode with its buffers protected.
-        bounds: Smallest and largest pixel value; null for inputs without bounds.
-        loss: What to increase where the call does not say it: `(output, target) -> (N,)`. Default: cross-entropy.
+        norm: Norm of the perturbation.
+        mode: Mode of the attacked model: `eval`, or `train` with its buffers protected.
+        bounds: Smallest and largest pixel value; null for unbounded inputs.
+        loss: Default of the loss to increase, `(output, target) -> (N,)`; null for cross-entropy.
 
     Raises:
         ValueError: As for every attack; no step, or a learning rate that is not positive.
     """
+
+    settings = ("steps", "lr", "drop_at")
 
     def __init__(
         self,
@@ -48,17 +48,9 @@ class AdamPGD(Attack):
         loss: PerExampleLoss | None = None,
     ) -> None:
         super().__init__(eps, norm=norm, mode=mode, bounds=bounds, loss=loss)
-        if steps < 1:
-            raise ValueError(f"steps={steps} makes no attack. Give at least 1.")
-        if not lr > 0:
-            raise ValueError(f"lr={lr} must be positive. Gowal et al. use 0.1.")
-        self.steps = steps
-        self.lr = lr
-        self.drop_at = drop_at
-
-    def describe(self) -> dict[str, Any]:
-        """The threat model and the settings as plain values, for result files."""
-        return super().describe() | {"steps": self.steps, "lr": self.lr, "drop_at": self.drop_at}
+        self.steps, self.lr, self.drop_at = steps, lr, drop_at
+        self.require(steps=1)
+        self.require_positive("lr")
 
     def perturb(self, forward: Forward, x: Tensor, y: Tensor, loss: PerExampleLoss) -> Tensor:
         """Run `steps` steps from the start."""

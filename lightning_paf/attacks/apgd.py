@@ -1,4 +1,4 @@
-"""Auto-PGD, on batches that stay full."""
+"""Auto-PGD, on batches that are refilled during the search."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from lightning_paf.attacks.base import Attack
-from lightning_paf.functional.geometry import finite_gradient, geometry_of
+from lightning_paf.functional.geometry import finite_gradient, geometry_of, per_example
 from lightning_paf.functional.losses import cross_entropy, dlr, hard_labels
 from lightning_paf.functional.predictions import misclassified, undefined
 from lightning_paf.types import Forward, Norm, PerExampleLoss, Radius
@@ -21,35 +21,31 @@ SearchLoss = Literal["ce", "dlr", "dlr-targeted"]
 _LABELS: Mapping[SearchLoss, str] = MappingProxyType({"ce": "apgd-ce", "dlr": "apgd-dlr", "dlr-targeted": "apgd-t"})
 FEWEST_CLASSES: Mapping[SearchLoss, int] = MappingProxyType({"ce": 2, "dlr": 3, "dlr-targeted": 4})
 _MOMENTUM = 0.75  # alpha of eq. (3.1)
-_RHO = 0.75  # share of rising steps below which the step size is halved
-_LOOK_EVERY = {"cpu": 1}  # iterations between two looks at who fell; elsewhere a look makes the device wait
-_LOOK_ELSEWHERE = 10
+_RHO = 0.75  # fraction of rising steps below which the step size is halved
+_CPU_INTERVAL, _DEVICE_INTERVAL = 1, 10  # iterations between two checks for success, which synchronise a device
 
 
 class APGD(Attack):
-    """Auto-PGD (Croce & Hein 2020): PGD with momentum that halves its step size where the loss stops rising.
+    """PGD with momentum and an adaptive step size (Croce & Hein 2020).
 
     It starts on the sphere of radius `eps` with a step size of `2 eps`, and checks at 22 %, 41 %, 57 %, ... of its
-    steps: where fewer than three quarters of the steps since the last check raised the loss, or where the best loss
-    did not change between two checks without a halving, the step size is halved and the search goes on from the best
-    image. It ends for an image when that is misclassified, and returns it then; images it could not change the class
-    of are returned as they are.
+    steps. It halves the step size and restarts from the best image where fewer than three quarters of the steps since
+    the last check raised the loss, or where the best loss did not change between two checks without a halving. The
+    search for an image ends at its first misclassified image. Images without a success are returned unchanged.
 
-    The search works on up to `batch_size` lanes, each one image with one target. A lane that ends makes place for
-    the next waiting pair, and all lanes of an image end with the first success. A `forward` that has a method `exact`
-    (see `SearchModel`) decides by it: what only looks misclassified goes on being searched. The result is a function
-    of the images, the labels, the random generator's state, the model and `batch_size`.
+    The search runs up to `batch_size` lanes, each one image with one target. A waiting pair replaces a lane that ends;
+    all lanes of an image end with its first success. Where `forward` has a method `exact` (see `SearchModel`), it
+    confirms every success. The result is a function of images, labels, generator state, model and `batch_size`.
 
     Args:
         eps: Largest perturbation, in units of pixels in [0, 1]: `8/255`, `0.031`.
         norm: `linf` or `l2`.
         search_loss: `ce` is the cross-entropy, `dlr` the difference-of-logits ratio (3 classes or more),
             `dlr-targeted` its targeted form (4 classes or more).
-        steps: Steps from every start; there is one more forward pass, at the start.
-        targets: With `dlr-targeted`: how many classes are tried, in the order of the clean logits. All others, where
-            there are fewer.
-        restarts: Random starts, for every target.
-        eot: Gradients that are averaged in every step, for randomised models.
+        steps: Steps from every start, after one forward pass at the start.
+        targets: With `dlr-targeted`: number of target classes, in the order of the clean logits, at most all others.
+        restarts: Random starts for every target.
+        eot: Gradients averaged in every step, for randomised models.
         batch_size: Lanes searched at once.
 
     Raises:
@@ -58,6 +54,7 @@ class APGD(Attack):
     """
 
     fixed_loss = True
+    settings = ("search_loss", "steps", "restarts", "eot", "batch_size")
 
     def __init__(
         self,
@@ -72,20 +69,13 @@ class APGD(Attack):
         batch_size: int = 250,
     ) -> None:
         if norm == "l1":
-            raise ValueError("APGD searches in linf or l2, but norm is 'l1'. Use ReferenceAutoAttack for l1.")
+            raise ValueError("norm of APGD must be linf or l2, got 'l1'. Pass ReferenceAutoAttack for l1.")
         super().__init__(eps, norm=norm)
         if search_loss not in get_args(SearchLoss):
-            raise ValueError(f"search_loss must be one of {', '.join(_LABELS)}, but is {search_loss!r}. Choose one.")
-        counts = {"steps": steps, "targets": targets, "restarts": restarts, "eot": eot, "batch_size": batch_size}
-        for option, value in counts.items():
-            if value < 1:
-                raise ValueError(f"{option}={value} must be at least 1. Give a positive number.")
-        self.search_loss = search_loss
-        self.steps = steps
-        self.targets = targets
-        self.restarts = restarts
-        self.eot = eot
-        self.batch_size = batch_size
+            raise ValueError(f"search_loss must be one of {', '.join(_LABELS)}, got {search_loss!r}.")
+        self.search_loss, self.steps, self.targets = search_loss, steps, targets
+        self.restarts, self.eot, self.batch_size = restarts, eot, batch_size
+        self.require(steps=1, targets=1, restarts=1, eot=1, batch_size=1)
 
     @property
     def label(self) -> str:
@@ -94,10 +84,7 @@ class APGD(Attack):
 
     def describe(self) -> dict[str, Any]:
         """The threat model and the settings as plain values, for result files."""
-        own = {"search_loss": self.search_loss, "steps": self.steps, "restarts": self.restarts, "eot": self.eot}
-        targeted = {"targets": self.targets} if self.search_loss == "dlr-targeted" else {}
-        described = {key: value for key, value in super().describe().items() if key != "loss"}
-        return described | own | targeted | {"batch_size": self.batch_size}
+        return super().describe() | ({"targets": self.targets} if self.search_loss == "dlr-targeted" else {})
 
     def perturb(self, forward: Forward, x: Tensor, y: Tensor, loss: PerExampleLoss) -> Tensor:
         """Search from random starts."""
@@ -107,18 +94,21 @@ class APGD(Attack):
     def search(
         self, forward: Forward, x: Tensor, y: Tensor, start: Tensor | None = None, nearest: Tensor | None = None
     ) -> Tensor:
-        """As `perturb`, but where starts (N, C, H, W) are given, the first search for each target begins there.
+        """Search as `perturb` does, from given starts.
 
-        The model behind `forward` is frozen and gradients are enabled, as in `perturb`. Starts outside the ball are
-        moved to its surface. Into `nearest` (N, C, H, W), where given, goes the image with the largest loss of each
-        example's last search that did not succeed.
+        Args:
+            forward: Images to logits; its model is frozen and gradients are enabled, as in `perturb`.
+            x: Images (N, C, H, W).
+            y: Labels (N,).
+            start: First start (N, C, H, W) for each target; projected onto the ball.
+            nearest: Receives the image (N, C, H, W) with the largest loss of each last search without success.
         """
         waiting = _Waiting(self, x, self._target_classes(forward, x, y), start)
-        windows, look_every = check_windows(self.steps), _LOOK_EVERY.get(x.device.type, _LOOK_ELSEWHERE)
-        x_adv, standing = x.clone(), torch.ones(len(x), dtype=torch.bool)
-        lanes = waiting.take(0, standing)
+        windows, check_every = check_windows(self.steps), _CPU_INTERVAL if x.is_cpu else _DEVICE_INTERVAL
+        x_adv, robust = x.clone(), torch.ones(len(x), dtype=torch.bool)
+        lanes = waiting.take(0, robust)
         for iteration in count():
-            lanes = lanes.joined(waiting.take(self.batch_size - len(lanes), standing))
+            lanes = lanes.joined(waiting.take(self.batch_size - len(lanes), robust))
             if len(lanes) == 0:
                 break
             self._evaluate(forward, lanes, y[lanes.sample])
@@ -127,19 +117,19 @@ class APGD(Attack):
             if nearest is not None and bool(ended.any()):
                 rows = ended.nonzero().squeeze(1).to(x.device)
                 nearest[lanes.sample[rows]] = lanes.best_x[rows]
-            if iteration % look_every == 0 or bool(ended.any()):
-                self._harvest(forward, lanes, x, y, x_adv, standing)
-                lanes = lanes.picked(standing[lanes.sample.cpu()] & ~ended)
+            if iteration % check_every == 0 or bool(ended.any()):
+                self._harvest(forward, lanes, x, y, x_adv, robust)
+                lanes = lanes.picked(robust[lanes.sample.cpu()] & ~ended)
             self._move(lanes, x[lanes.sample])
         return x_adv
 
     def move_inside(self, moved: Tensor, x: Tensor) -> Tensor:
-        """The points of the ball around `x`, and of the pixel range, near to `moved`; up to rounding."""
+        """Project `moved` onto the ball around `x`, then onto the pixel range; exact up to rounding."""
         delta = geometry_of(self.norm).project(moved - x, float(self.eps))
         return delta.add_(x).clamp_(0, 1)
 
     def _evaluate(self, forward: Forward, lanes: "_Lanes", y: Tensor) -> None:
-        """Losses and gradients at the present images, averaged over `eot` passes; the last pass decides the rest."""
+        """Compute losses and mean gradients over `eot` passes at the current images; the last logits count."""
         total = torch.zeros_like(lanes.x)
         for _ in range(self.eot):
             x = lanes.x.detach().requires_grad_()
@@ -147,58 +137,56 @@ class APGD(Attack):
             loss = _LOSSES[self.search_loss](logits, y, lanes.target)
             total += torch.autograd.grad(loss.sum(), x)[0]
         lanes.gradient = finite_gradient(total.div_(self.eot))
-        # An undefined image is a success, and no better than others where the exact model denies that.
+        # Undefined logits are a success; where the exact model refutes it, the image must not count as the best.
         lanes.record(loss.detach().masked_fill(undefined(logits), -torch.inf), misclassified(logits, y))
 
     def _move(self, lanes: "_Lanes", x: Tensor) -> None:
-        """One step of every lane, with momentum from its second step on (eq. 3.1)."""
+        """Take one step in every lane, with momentum from its second step (eq. 3.1)."""
         direction = geometry_of(self.norm).ascent(lanes.gradient, lanes.x, self.bounds)
-        ahead = self.move_inside(lanes.x + _wide(lanes.step_size) * direction, x)
-        share = _wide(lanes.share)
-        moved = lanes.x + share * (ahead - lanes.x) + (1 - share) * (lanes.x - lanes.previous)
+        ahead = self.move_inside(lanes.x + per_example(lanes.step_size, x) * direction, x)
+        weight = per_example(lanes.weight, x)
+        moved = lanes.x + weight * (ahead - lanes.x) + (1 - weight) * (lanes.x - lanes.previous)
         lanes.previous, lanes.x = lanes.x, self.move_inside(moved, x)
-        lanes.share = torch.full_like(lanes.share, _MOMENTUM)
+        lanes.weight = torch.full_like(lanes.weight, _MOMENTUM)
         lanes.age = lanes.age + 1
 
     @torch.no_grad()
-    def _harvest(
-        self, forward: Forward, lanes: "_Lanes", x: Tensor, y: Tensor, x_adv: Tensor, standing: Tensor
-    ) -> None:
-        """Take the images that look misclassified out of the lanes, and keep those that are."""
-        fell = lanes.fell.nonzero().squeeze(1)
-        lanes.fell = torch.zeros_like(lanes.fell)
-        if len(fell) == 0:
+    def _harvest(self, forward: Forward, lanes: "_Lanes", x: Tensor, y: Tensor, x_adv: Tensor, robust: Tensor) -> None:
+        """Collect the candidates of the lanes, and keep those that are confirmed."""
+        rows = lanes.fooled.nonzero().squeeze(1)
+        lanes.fooled = torch.zeros_like(lanes.fooled)
+        if len(rows) == 0:
             return
-        first = {sample: row for row, sample in reversed(list(enumerate(lanes.sample[fell].tolist())))}
+        first = {sample: row for row, sample in reversed(list(enumerate(lanes.sample[rows].tolist())))}
         samples = torch.tensor(list(first), device=x.device)
-        found = lanes.found[fell[list(first.values())]]
+        found = lanes.found[rows[list(first.values())]]
         found = geometry_of(self.norm).move(x[samples], found - x[samples], float(self.eps), self.bounds)
         confirmed = misclassified(getattr(forward, "exact", forward)(found), y[samples])
         x_adv[samples[confirmed]] = found[confirmed]
-        standing[samples[confirmed].cpu()] = False
+        robust[samples[confirmed].cpu()] = False
 
     @torch.no_grad()
     def _target_classes(self, forward: Forward, x: Tensor, y: Tensor) -> Tensor:
-        """Classes (N, T) to search for, the most likely first; of no meaning for the losses without a target."""
+        """Target classes (N, T), the most likely first; a placeholder for losses without a target."""
         if self.search_loss != "dlr-targeted":
             return y[:, None]
         logits = torch.cat([forward(part) for part in torch.split(x, self.batch_size)])
         classes = logits.shape[1]
         if classes < FEWEST_CLASSES[self.search_loss]:
             raise ValueError(
-                f"The targeted DLR loss needs at least 4 classes, but the model has {classes} outputs. "
-                "Use search_loss=ce."
+                f"The number of classes must be at least 4 for the targeted DLR loss, got a model with {classes} "
+                "outputs. Pass search_loss=ce."
             )
         others = logits.scatter(1, y[:, None], -torch.inf)
         return others.topk(min(self.targets, classes - 1), dim=1).indices
 
 
 def check_windows(steps: int) -> Tensor:
-    """For each number of steps done, 0 ... `steps`: how many a check at this point looks back on, or 0 for no check.
+    """Number of steps that the check after 0 ... `steps` steps covers; 0 for no check.
 
     The first check is after 22 % of the steps; each interval is 3 % shorter than the one before, but at least 6 %.
     """
-    window, shrink, least = (max(int(share * steps), 1) for share in (0.22, 0.03, 0.06))
+    window, shrink, least = (max(int(fraction * steps), 1) for fraction in (0.22, 0.03, 0.06))
     windows, done = torch.zeros(steps + 1, dtype=torch.int64), 0
     while done + window <= steps:
         done += window
@@ -228,23 +216,23 @@ class _Lanes:
     """The searches in progress, one row each.
 
     Attributes:
-        sample: Which image is searched.
-        target: The class that is aimed at.
-        age: Steps done; on the CPU, so that reading it does not make the device wait.
-        x: The present image.
+        sample: Index of the image.
+        target: Target class.
+        age: Steps done; on the CPU, so that reading it does not synchronise the device.
+        x: The current image.
         previous: The image before the last step.
-        gradient: Of the loss, at `x`.
+        gradient: Gradient of the loss at `x`.
         best_x: The image with the largest loss so far.
         best_gradient: The gradient there.
-        found: The last image that looked misclassified, since the last look.
+        found: The last candidate since the last check for success.
         step_size: Length of a step.
-        share: Of the new step in the move; the rest repeats the last move.
+        weight: Weight of the new step in the move; the rest repeats the last move.
         best_loss: Largest loss so far.
-        last_loss: Loss before the last step; the first step counts as one from 0, as in the published code.
+        last_loss: Loss before the last step; 0 before the first, as in the published code.
         checked_loss: `best_loss` at the last check.
         rises: Steps since the last check that raised the loss.
         halved: Whether the last check halved the step size; true before the first.
-        fell: Whether `found` holds an image.
+        fooled: Whether `found` holds an image.
     """
 
     sample: Tensor
@@ -257,50 +245,50 @@ class _Lanes:
     best_gradient: Tensor
     found: Tensor
     step_size: Tensor
-    share: Tensor
+    weight: Tensor
     best_loss: Tensor
     last_loss: Tensor
     checked_loss: Tensor
     rises: Tensor
     halved: Tensor
-    fell: Tensor
+    fooled: Tensor
 
     @classmethod
     def at(cls, x: Tensor, sample: Tensor, target: Tensor, step_size: float) -> "_Lanes":
-        """New lanes at images (B, C, H, W) that are not evaluated yet."""
+        """New lanes at images (B, C, H, W)."""
         zeros = x.new_zeros(len(x), dtype=torch.float32)
         lowest = torch.full_like(zeros, -torch.inf)
         age = torch.zeros(len(x), dtype=torch.int64)
         images = dict.fromkeys(("x", "previous", "gradient", "best_x", "best_gradient", "found"), x)
         losses = {"best_loss": lowest, "last_loss": zeros, "checked_loss": lowest, "rises": zeros}
-        flags = {"halved": zeros == 0, "fell": zeros != 0}
-        step_sizes = {"step_size": torch.full_like(zeros, step_size), "share": zeros + 1}
+        flags = {"halved": zeros == 0, "fooled": zeros != 0}
+        step_sizes = {"step_size": torch.full_like(zeros, step_size), "weight": zeros + 1}
         return cls(sample=sample, target=target, age=age, **images, **losses, **flags, **step_sizes)
 
     def __len__(self) -> int:
         return len(self.age)
 
     def picked(self, keep: Tensor) -> "_Lanes":
-        """Those where `keep` (B,), on the CPU, is true."""
+        """The lanes where `keep` (B,), on the CPU, is true."""
         if bool(keep.all()):
             return self
         rows = keep.nonzero().squeeze(1)
-        there = rows.to(self.x.device)
-        return _Lanes(**{name: value[rows if name == "age" else there] for name, value in self._items()})
+        on_device = rows.to(self.x.device)
+        return _Lanes(**{name: value[rows if name == "age" else on_device] for name, value in self._items()})
 
     def joined(self, new: "_Lanes") -> "_Lanes":
-        """These and others."""
+        """These lanes and others."""
         if len(new) == 0:
             return self
         return _Lanes(**{name: torch.cat([value, getattr(new, name)]) for name, value in self._items()})
 
     def record(self, loss: Tensor, wrong: Tensor) -> None:
-        """Note the loss (B,) at the present image, and whether it looks misclassified (B,)."""
-        self.found = torch.where(_wide(wrong), self.x, self.found)
-        self.fell = self.fell | wrong
+        """Record the loss (B,) at the current image, and whether it is misclassified (B,)."""
+        self.found = torch.where(per_example(wrong, self.x), self.x, self.found)
+        self.fooled = self.fooled | wrong
         better = loss > self.best_loss
-        self.best_x = torch.where(_wide(better), self.x, self.best_x)
-        self.best_gradient = torch.where(_wide(better), self.gradient, self.best_gradient)
+        self.best_x = torch.where(per_example(better, self.x), self.x, self.best_x)
+        self.best_gradient = torch.where(per_example(better, self.x), self.gradient, self.best_gradient)
         self.best_loss = torch.where(better, loss, self.best_loss)
         self.rises = self.rises + (loss > self.last_loss)
         self.last_loss = loss
@@ -311,7 +299,11 @@ class _Lanes:
             self.checked_loss = torch.where(fresh, loss, self.checked_loss)
 
     def adapt(self, window: Tensor) -> None:
-        """Where the window (B,), on the CPU, is not 0: halve the step size of stalled searches, back at their best."""
+        """Halve the step size of stalled searches and restart them from their best image.
+
+        Args:
+            window: Steps that this check covers (B,), on the CPU; 0 for no check.
+        """
         if not bool(window.any()):
             return
         window = window.to(self.x.device)
@@ -319,8 +311,8 @@ class _Lanes:
         checked = window > 0
         halve = checked & ((self.rises <= _RHO * window) | stuck)
         self.step_size = torch.where(halve, self.step_size / 2, self.step_size)
-        self.x = torch.where(_wide(halve), self.best_x, self.x)
-        self.gradient = torch.where(_wide(halve), self.best_gradient, self.gradient)
+        self.x = torch.where(per_example(halve, self.x), self.best_x, self.x)
+        self.gradient = torch.where(per_example(halve, self.x), self.best_gradient, self.gradient)
         self.halved = torch.where(checked, halve, self.halved)
         self.checked_loss = torch.where(checked, self.best_loss, self.checked_loss)
         self.rises = torch.where(checked, 0.0, self.rises)
@@ -330,16 +322,16 @@ class _Lanes:
 
 
 class _Waiting:
-    """The searches to come: all images with their first target, then all with their second, and so on.
+    """The waiting searches: all images with their first target, then all with their second, and so on.
 
-    The starts of a round are drawn for all images at once and from a generator of their own, so that they depend
-    neither on which images fell nor on random numbers drawn by the model.
+    The starts of a round are drawn for all images at once from a separate generator, so that they depend neither on
+    earlier successes nor on random numbers drawn by the model.
 
     Args:
-        attack: Its settings.
+        attack: The settings.
         x: Images (N, C, H, W).
         targets: Classes (N, T).
-        start: Where the first search for each target begins, (N, C, H, W).
+        start: First start for each target, (N, C, H, W).
     """
 
     pending: Tensor
@@ -347,20 +339,18 @@ class _Waiting:
     target: Tensor
 
     def __init__(self, attack: APGD, x: Tensor, targets: Tensor, start: Tensor | None) -> None:
-        self.attack = attack
-        self.x = x
-        self.start = start
+        self.attack, self.x, self.start = attack, x, start
         self.rounds = [
             (targets[:, rank], again) for rank in range(targets.shape[1]) for again in range(attack.restarts)
         ]
         self.generator = torch.Generator(x.device).manual_seed(int(torch.randint(2**62, ())))
         self._open_round()
 
-    def take(self, most: int, standing: Tensor) -> _Lanes:
-        """At most so many new lanes, for images that stand (N,), on the CPU."""
+    def take(self, most: int, robust: Tensor) -> _Lanes:
+        """At most `most` new lanes, for robust images (N,), on the CPU."""
         lanes = self._lanes(self.pending[:0])
         while len(lanes) < most and self.rounds:
-            self.pending = self.pending[standing[self.pending]]
+            self.pending = self.pending[robust[self.pending]]
             chosen, self.pending = self.pending.tensor_split([most - len(lanes)])
             lanes = lanes.joined(self._lanes(chosen))
             if len(self.pending) == 0:
@@ -381,7 +371,7 @@ class _Waiting:
         options = {"generator": self.generator, "device": self.x.device, "dtype": self.x.dtype}
         noise = _NOISE[self.attack.norm](self.x.shape, **options)
         size = geometry_of(self.attack.norm).size(noise).clamp_min(1e-12)
-        return self.x + noise * _wide(float(self.attack.eps) / size)
+        return self.x + noise * per_example(float(self.attack.eps) / size, self.x)
 
     def _lanes(self, chosen: Tensor) -> _Lanes:
         rows = chosen.to(self.x.device)
@@ -392,8 +382,3 @@ class _Waiting:
 _NOISE: Mapping[Norm, Callable[..., Tensor]] = MappingProxyType(
     {"linf": lambda shape, **options: 2 * torch.rand(shape, **options) - 1, "l2": torch.randn}
 )
-
-
-def _wide(values: Tensor) -> Tensor:
-    """(B,) -> (B, 1, 1, 1), to go with images."""
-    return values.view(-1, 1, 1, 1)

@@ -1,7 +1,8 @@
-"""AutoAttack, as an ensemble of attacks that share one fast path through the model."""
+"""AutoAttack, an ensemble of attacks that share one fast path through the model."""
 
 import logging
 import time
+from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, field
@@ -16,7 +17,7 @@ from lightning_paf.attacks.apgd import APGD, FEWEST_CLASSES
 from lightning_paf.attacks.base import Attack
 from lightning_paf.attacks.fab import FAB
 from lightning_paf.attacks.square import Square
-from lightning_paf.attacks.stage import run_stage
+from lightning_paf.attacks.sub_attack import run_sub_attack
 from lightning_paf.functional.losses import hard_labels
 from lightning_paf.functional.predictions import check_labels, misclassified
 from lightning_paf.speed.search_model import Passes, Precision, SearchModel
@@ -36,14 +37,14 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class AutoAttackResult:
-    """What AutoAttack found.
+    """Result of AutoAttack.
 
     Attributes:
         x_adv: Images (N, C, H, W); the clean image where none was found or none was needed.
         robust: Whether each example is classified correctly before and after, (N,) bool.
         robust_after: Number of robust examples after each attack that ran, in order; first `clean`.
-        passes: Images that went through the model in each attack, under the same names; none where not counted.
-        seconds: Time of each attack, under the same names.
+        passes: Images passed through the model in each attack, by the same names; empty where not counted.
+        seconds: Time of each attack, by the same names.
     """
 
     x_adv: Tensor
@@ -53,75 +54,13 @@ class AutoAttackResult:
     seconds: Mapping[str, float] = field(default_factory=dict)
 
 
-class AutoAttack(Attack):
-    """The ensemble of Croce & Hein 2020 with its published budgets.
-
-    `standard` runs four attacks, each on what the ones before left robust: APGD on the cross-entropy (100 steps), APGD
-    on the targeted DLR loss (9 targets of 100 steps), targeted FAB (9 targets of 100 steps) and Square (5,000 queries).
-    An image is not attacked again after its first success, also inside an attack. With fewer than 10 classes the
-    targets are all other classes; with fewer than 4 the targeted DLR loss is not defined: use `custom` there.
-
-    It runs in eval mode, on images in [0, 1], in single precision also under autocast; searches use the fast path of
-    `SearchModel`, and the model itself confirms every success. The random generators are left as found. Progress goes
-    to the logger of this module at INFO. For l1, and for `rand` and untargeted FAB, see `ReferenceAutoAttack`.
-
-    Args:
-        eps: Largest perturbation, in units of pixels in [0, 1]: `8/255`, `0.031`.
-        norm: `linf` or `l2`.
-        version: `standard`, or `custom` for the attacks in `attacks`.
-        attacks: With `custom` only: any of apgd-ce, apgd-t, apgd-dlr, fab-t, square, in the order to run; each has the
-            settings that it has in `standard`.
-        seed: Seed of the first sub-attack; those of the others derive from it.
-        batch_size: Images attacked at once. Results depend on it slightly, by the order of additions.
-        search_precision: Of the searches. `bf16` is faster on hardware with such instructions, but may leave an image
-            standing that the exact search, `fp32`, would break.
-        fold: False searches on the model itself, never on a folded copy of it. Slower, and equal up to rounding.
-
-    Raises:
-        ValueError: As for every attack; l1; `attacks` missing, unknown, or given without `custom`. In the call: `loss`
-            or `forward` given; images that are not float32; too few classes, or too small images, for an attack.
-    """
+class Ensemble(Attack):
+    """Attacks that run in turn, each on the examples that the earlier ones left robust."""
 
     fixed_loss = True
 
-    def __init__(
-        self,
-        eps: Radius = Fraction(8, 255),
-        *,
-        norm: Norm = "linf",
-        version: Version = "standard",
-        attacks: list[SubAttack] | None = None,
-        seed: int = 0,
-        batch_size: int = 250,
-        search_precision: Precision = "fp32",
-        fold: bool = True,
-    ) -> None:
-        super().__init__(eps, norm=norm, fold=fold)
-        _check_options(norm, version, attacks, batch_size, search_precision)
-        self.version = version
-        self.attacks: tuple[SubAttack, ...] = tuple(attacks or _STANDARD)
-        self.seed = seed
-        self.batch_size = batch_size
-        self.search_precision = search_precision
-
-    def stages(self) -> tuple[Attack, ...]:
-        """The attacks, in the order to run."""
-        return tuple(_MAKE[name](self) for name in self.attacks)
-
-    def describe(self) -> dict[str, Any]:
-        """The threat model and the settings as plain values, for result files.
-
-        Without `seed` and `search_precision`, which a verdict has of its own.
-        """
-        own = {
-            "version": self.version,
-            "attacks": list(self.attacks),
-            "batch_size": self.batch_size,
-        }
-        return {key: value for key, value in super().describe().items() if key != "loss"} | own
-
     def run(self, model: nn.Module, x: Tensor, y: Tensor) -> AutoAttackResult:
-        """As the call, but returns the whole result.
+        """Attack a batch and return the whole result.
 
         Args:
             model: Images in [0, 1] to logits (N, C).
@@ -140,26 +79,101 @@ class AutoAttack(Attack):
     def _evaluate(self, model: nn.Module, x: Tensor, y: Tensor) -> AutoAttackResult:
         if x.dtype != torch.float32:
             raise ValueError(
-                f"AutoAttack works on float32 images, but got {x.dtype}. Convert, or use precision 32-true."
+                f"Images must be float32 for {type(self).__name__}, got {x.dtype}. Convert, or pass precision 32-true."
             )
-        count, y = _Count(self.search_model(model, self.search_precision), len(x)), hard_labels(y)
+        return self.evaluate(model, x, hard_labels(y))
+
+    @abstractmethod
+    def evaluate(self, model: nn.Module, x: Tensor, y: Tensor) -> AutoAttackResult:
+        """Run all attacks in turn on the frozen model, images (N, C, H, W) and labels (N,)."""
+
+
+class AutoAttack(Ensemble):
+    """The ensemble of Croce & Hein 2020 with its published budgets.
+
+    `standard` runs four attacks: APGD on the cross-entropy (100 steps), APGD on the targeted DLR loss (9 targets of
+    100 steps), targeted FAB (9 targets of 100 steps) and Square (5,000 queries). Each runs on the images that the
+    earlier ones left robust. With fewer than 10 classes the targets are all other classes. With fewer than 4 the
+    targeted DLR loss is not defined: use `custom`.
+
+    It runs in eval mode, on images in [0, 1], in single precision also under autocast. Searches use the fast path of
+    `SearchModel`, and the model itself confirms every success. The random generators are restored. Progress is logged
+    by the logger of this module at INFO. For l1, `rand` and untargeted FAB, see `ReferenceAutoAttack`.
+
+    Args:
+        eps: Largest perturbation, in units of pixels in [0, 1]: `8/255`, `0.031`.
+        norm: `linf` or `l2`.
+        version: `standard`, or `custom` for the attacks in `attacks`.
+        attacks: With `custom` only: any of apgd-ce, apgd-t, apgd-dlr, fab-t, square, in the order to run, with the
+            settings of `standard`.
+        seed: Seed of the first sub-attack; those of the others derive from it.
+        batch_size: Images attacked at once. Results depend on it slightly, by the order of additions.
+        search_precision: Precision of the searches. `bf16` is faster on hardware with such instructions, but may miss
+            an adversarial image that `fp32` would find.
+        fold: False searches on the model itself, never on a folded copy of it. Slower, and equal up to rounding.
+
+    Raises:
+        ValueError: As for every attack; l1; `attacks` missing, unknown, or given without `custom`. In the call: `loss`
+            or `forward` given; images that are not float32; too few classes, or too small images, for an attack.
+    """
+
+    settings = ("version", "batch_size")
+
+    def __init__(
+        self,
+        eps: Radius = Fraction(8, 255),
+        *,
+        norm: Norm = "linf",
+        version: Version = "standard",
+        attacks: list[SubAttack] | None = None,
+        seed: int = 0,
+        batch_size: int = 250,
+        search_precision: Precision = "fp32",
+        fold: bool = True,
+    ) -> None:
+        super().__init__(eps, norm=norm, fold=fold)
+        if norm == "l1":
+            raise ValueError("norm of AutoAttack must be linf or l2, got 'l1'. Pass ReferenceAutoAttack for l1.")
+        check_listing(version, get_args(Version), attacks, get_args(SubAttack))
+        if len(set(attacks or ())) < len(attacks or ()):
+            raise ValueError(f"attacks must not hold one twice, got {attacks}.")
+        if search_precision not in get_args(Precision):
+            raise ValueError(f"search_precision must be fp32 or bf16, got {search_precision!r}.")
+        self.attacks: tuple[SubAttack, ...] = tuple(attacks or _STANDARD)
+        self.version, self.seed, self.batch_size, self.search_precision = version, seed, batch_size, search_precision
+        self.require(batch_size=1)
+
+    def sub_attacks(self) -> tuple[Attack, ...]:
+        """The attacks, in the order to run."""
+        return tuple(_MAKE[name](self) for name in self.attacks)
+
+    def describe(self) -> dict[str, Any]:
+        """The threat model and the settings as plain values, for result files.
+
+        Without `seed` and `search_precision`, which are settings of the evaluation.
+        """
+        return super().describe() | {"attacks": list(self.attacks)}
+
+    def evaluate(self, model: nn.Module, x: Tensor, y: Tensor) -> AutoAttackResult:
+        """Run all attacks in turn on the frozen model, images (N, C, H, W) and labels (N,)."""
+        count = _Count(self.search_model(model, self.search_precision), len(x))
         robust, x_adv = self._correct(count.model, x, y), x.clone()
         count.close("clean", robust)
-        for number, stage in enumerate(self.stages()):
+        for number, attack in enumerate(self.sub_attacks()):
             alive = robust.nonzero().squeeze(1)
             if len(alive) == 0:
                 break
             seed = self.seed * len(self.attacks) + number
-            x_adv[alive], fooled = run_stage(stage, count.model, x[alive], y[alive], seed)
+            x_adv[alive], fooled = run_sub_attack(attack, count.model, x[alive], y[alive], seed)
             robust[alive] = ~fooled
-            count.close(stage.label, robust)
+            count.close(attack.label, robust)
         count.model.warn_of_gradients()
         warn_of_masking(count.robust_after, len(x))
         return AutoAttackResult(x_adv, robust, count.robust_after, count.passes, count.seconds)
 
     @torch.no_grad()
     def _correct(self, model: SearchModel, x: Tensor, y: Tensor) -> Tensor:
-        """Whether each example is classified correctly, (N,) bool; refuses what the attacks cannot work on."""
+        """Whether each example is classified correctly, (N,) bool; checks that all attacks can run."""
         logits = torch.cat([model.exact(part) for part in torch.split(x, self.batch_size)])
         check_fit(self, self.attacks, logits.shape[1], x.shape[-2:])
         check_labels(y, len(x), logits.shape[1])
@@ -190,7 +204,7 @@ class _Count:
         self._started = time.perf_counter()
 
     def close(self, name: str, robust: Tensor) -> None:
-        """Note that an attack has ended."""
+        """Record the results of an attack."""
         self.robust_after[name] = int(robust.sum())
         self.seconds[name] = time.perf_counter() - self._started
         self.passes[name] = self.model.passes - self._before
@@ -199,35 +213,11 @@ class _Count:
             log.info("%s: robust %d/%d (%.1f s)", name, self.robust_after[name], self.total, self.seconds[name])
 
 
-def _check_options(
-    norm: Norm, version: str, attacks: list[SubAttack] | None, batch_size: int, search_precision: str
-) -> None:
-    if norm == "l1":
-        raise ValueError("AutoAttack works in linf and l2, but norm is 'l1'. Use ReferenceAutoAttack for l1.")
-    if version not in get_args(Version):
-        raise ValueError(
-            f"version must be standard or custom, but is {version!r}. Choose one, or use ReferenceAutoAttack for rand."
-        )
-    check_listing(version, attacks)
-    unknown = set(attacks or ()) - set(get_args(SubAttack))
-    if unknown:
-        raise ValueError(
-            f"Unknown attacks {sorted(unknown)}. Known: {', '.join(get_args(SubAttack))}; ReferenceAutoAttack also has "
-            "the untargeted fab."
-        )
-    if len(set(attacks or ())) < len(attacks or ()):
-        raise ValueError(f"attacks={attacks} names one twice. List each once.")
-    if batch_size < 1:
-        raise ValueError(f"batch_size={batch_size} must be at least 1. The default is 250.")
-    if search_precision not in get_args(Precision):
-        raise ValueError(f"search_precision must be fp32 or bf16, but is {search_precision!r}. The default is fp32.")
-
-
 def check_fit(attack: Attack, attacks: Sequence[str], classes: int, size: torch.Size) -> None:
-    """Refuse a model or images that a sub-attack cannot work on.
+    """Check that model and images suit all sub-attacks.
 
     Args:
-        attack: The ensemble, ours or the package's.
+        attack: `AutoAttack` or `ReferenceAutoAttack`.
         attacks: Its sub-attacks.
         classes: Outputs of the model.
         size: Height and width of the images.
@@ -239,35 +229,39 @@ def check_fit(attack: Attack, attacks: Sequence[str], classes: int, size: torch.
     if unfit:
         fit = [name for name in _STANDARD if classes >= _FEWEST.get(name, 2)]
         raise ValueError(
-            f"{unfit[0]} of {type(attack).__name__} needs at least {_FEWEST[unfit[0]]} classes, but the model has "
-            f"{classes} outputs. Use version=custom with attacks=[{', '.join(fit)}]."
+            f"The model must have at least {_FEWEST[unfit[0]]} classes for {unfit[0]} of {type(attack).__name__}, got "
+            f"{classes} outputs. Pass version=custom with attacks=[{', '.join(fit)}]."
         )
     if "square" in attacks and attack.norm != "linf" and min(size) < _SQUARE_TILE:
         raise ValueError(
-            f"Square in the {attack.norm} norm needs images of at least {_SQUARE_TILE} x {_SQUARE_TILE} pixels, but "
-            f"they are {size[0]} x {size[1]}. Use version=custom without square."
+            f"Images must be at least {_SQUARE_TILE} x {_SQUARE_TILE} for Square in {attack.norm}, got "
+            f"{size[0]} x {size[1]}. Pass version=custom without square."
         )
 
 
-def check_listing(version: str, attacks: Sequence[str] | None) -> None:
-    """Refuse a list of attacks without version=custom, and the other way round."""
+def check_listing(version: str, versions: Sequence[str], attacks: Sequence[str] | None, known: Sequence[str]) -> None:
+    """Check the version of an ensemble and its list of attacks, which belongs to version=custom."""
+    if version not in versions:
+        raise ValueError(f"version must be one of {', '.join(versions)}, got {version!r}.")
     if (version == "custom") != bool(attacks):
         raise ValueError(
-            f"version={version} with attacks={attacks} does not fit: attacks are listed with version=custom, and "
-            "only then. Set both or none."
+            f"attacks must be listed with version=custom, and only then, got version={version} and attacks={attacks}. "
+            "Pass both or none."
         )
+    if unknown := set(attacks or ()) - set(known):
+        raise ValueError(f"attacks must be among {', '.join(known)}, got {', '.join(sorted(unknown))}.")
 
 
 def warn_of_masking(robust_after: Mapping[str, int], total: int) -> None:
-    """Square sees no gradients; where it still finds what three gradient attacks missed, these may be masked."""
+    """Warn where Square, which uses no gradients, fools images that three gradient attacks left robust."""
     counts = list(robust_after.items())
     if len(counts) < 3 or counts[-1][0] != "square":
         return
-    broken = counts[-2][1] - counts[-1][1]
-    if broken > max(1, 0.002 * total):
+    fooled = counts[-2][1] - counts[-1][1]
+    if fooled > max(1, 0.002 * total):
         log.warning(
-            "Of %d images, Square broke %d that the gradient attacks left robust: gradients may be masked, and the "
-            "robust accuracy too high. Attack the model with a method made for it.",
+            "Of %d images, Square fooled the model on %d that the gradient attacks left robust: gradients may be "
+            "masked, and the robust accuracy too high. Use an adaptive attack.",
             total,
-            broken,
+            fooled,
         )

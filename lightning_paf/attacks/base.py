@@ -1,17 +1,18 @@
-"""The contract of every attack."""
+"""Base class of all attacks."""
 
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextvars import ContextVar
 from fractions import Fraction
 from types import MappingProxyType
-from typing import Any, final
+from typing import Any, ClassVar, final
 
 import torch
 from torch import Tensor, nn
 
-from lightning_paf.functional.geometry import Bounds, finite_gradient, geometry_of
+from lightning_paf.functional.geometry import Bounds, finite_gradient, geometry_of, per_example
 from lightning_paf.functional.losses import cross_entropy
 from lightning_paf.functional.predictions import check_labels, undefined_first
 from lightning_paf.nn.modes import Mode, frozen
@@ -21,23 +22,25 @@ from lightning_paf.types import Forward, Norm, PerExampleLoss, Radius
 # Far above every published threat model in [0, 1], far below one that was typed in grey levels.
 _LARGEST_EPS: Mapping[Norm, float] = MappingProxyType({"linf": 1.0, "l2": 50.0, "l1": 1000.0})
 
-_PIXEL_TOLERANCE = 1e-4
-"""Pixels may leave the bounds by this much at entry: interpolating augmentations overshoot by a rounding error."""
+_PIXEL_TOLERANCE = 1e-4  # interpolating augmentations overshoot the bounds by a rounding error
+
+call_context: ContextVar[Callable[[], AbstractContextManager[object]]] = ContextVar("call_context", default=nullcontext)
+"""Factory of a context manager, such as a stopwatch, that is entered around every call of an attack."""
 
 
 class Attack(ABC):
-    """Finds a perturbation of at most `eps` that raises a loss. Configuration only; the model comes with the call.
+    """Search for a perturbation of at most `eps` that raises a loss. The model is an argument of the call.
 
-    Subclasses write `perturb`, which is mathematics alone; the call around it takes care of the model, of autograd and
-    of the inputs. It leaves the model as found: state dict, training flags, `requires_grad` and `.grad`. It works under
-    `torch.no_grad` and `torch.inference_mode`, and runs in the precision (autocast) of the caller.
+    Subclasses implement `perturb`, which is pure mathematics. The call around it handles the model, autograd and the
+    inputs. It restores the model's state dict, training flags, `requires_grad` and `.grad`. It works under
+    `torch.no_grad` and `torch.inference_mode`, in the precision (autocast) of the caller.
 
     Args:
         eps: Largest perturbation, in units of pixels in [0, 1]: `8/255`, `0.031`.
-        norm: How a perturbation is measured.
-        mode: Whether the attacked model is in eval mode, or in train mode with its buffers protected.
-        bounds: Smallest and largest pixel value; null for inputs without bounds.
-        loss: What to increase where the call does not say it: `(output, target) -> (N,)`. Default: cross-entropy.
+        norm: Norm of the perturbation.
+        mode: Mode of the attacked model: `eval`, or `train` with its buffers protected.
+        bounds: Smallest and largest pixel value; null for unbounded inputs.
+        loss: Default of the loss to increase, `(output, target) -> (N,)`; null for cross-entropy.
         fold: False attacks the model itself, never a folded copy of it. Slower, and equal up to rounding.
 
     Raises:
@@ -46,13 +49,10 @@ class Attack(ABC):
     """
 
     fixed_loss: bool = False
-    """Whether the attack brings its own losses and refuses `loss` and `forward` in the call."""
+    """Whether the attack has its own losses and refuses `loss` and `forward` in the call."""
 
-    fold: bool = True
-    """Whether it may work on a folded copy of the model that computes the same: faster, and equal up to rounding."""
-
-    around: Callable[[], AbstractContextManager[object]] = nullcontext
-    """Makes what every call happens inside of, such as a stopwatch; set on one attack by whoever watches it."""
+    settings: ClassVar[tuple[str, ...]] = ()
+    """Names of the attributes that `describe` adds to the threat model."""
 
     def __init__(
         self,
@@ -66,9 +66,9 @@ class Attack(ABC):
     ) -> None:
         geometry_of(norm)  # refuses an unknown norm
         if mode not in ("eval", "train"):
-            raise ValueError(f"mode must be eval or train, but is {mode!r}. Use eval unless the method asks for train.")
+            raise ValueError(f"mode must be eval or train, got {mode!r}. Pass eval unless the method requires train.")
         if bounds is not None and not bounds[0] < bounds[1]:
-            raise ValueError(f"bounds must be increasing, but are {bounds}. Write bounds=[0, 1], or null for none.")
+            raise ValueError(f"bounds must be increasing, got {bounds}. Pass [0, 1], or null for none.")
         _check_eps(eps, norm, bounds)
         self.eps = eps
         self.norm = norm
@@ -80,19 +80,19 @@ class Attack(ABC):
 
     @property
     def radius(self) -> float:
-        """How far a result may be from its image, in `norm`. Equals `eps` unless the subclass says otherwise."""
+        """Largest distance of a result from its image, in `norm`. Equals `eps` unless a subclass overrides it."""
         return float(self.eps)
 
     @property
     def label(self) -> str:
-        """A short name for tables and records, such as `pgd` or `apgd-ce`."""
+        """Short name for tables and records, such as `pgd` or `apgd-ce`."""
         return type(self).__name__.lower()
 
-    def stages(self) -> "tuple[Attack, ...]":
-        """The attacks that a verdict runs in turn, each on the examples that those before left correctly classified.
+    def sub_attacks(self) -> "tuple[Attack, ...]":
+        """The attacks that an evaluation runs in turn, each on the examples that the earlier ones left robust.
 
-        By default the attack itself. An attack made of several returns them, so that each is recorded, seeded and
-        resumed on its own.
+        By default the attack itself. An ensemble returns its members, each of which is recorded, seeded and resumed
+        separately.
         """
         return (self,)
 
@@ -103,17 +103,41 @@ class Attack(ABC):
     def describe(self) -> dict[str, Any]:
         """The threat model and the settings as plain values, for result files.
 
-        With `fold` only where it is off: records depend on it, by rounding, but those made with the default stay valid.
+        Without `loss` where the attack has its own, and with `fold` only where it is off.
         """
-        return ({} if self.fold else {"fold": False}) | {
+        described: dict[str, Any] = {
             "attack": type(self).__name__,
             "norm": self.norm,
             "eps": radius_text(self.eps),
             "eps_value": float(self.eps),
             "mode": self.mode,
             "bounds": None if self.bounds is None else list(self.bounds),
-            "loss": getattr(self.loss or cross_entropy, "__name__", type(self.loss).__name__),
         }
+        if self.loss is not None or not self.fixed_loss:
+            described["loss"] = getattr(self.loss or cross_entropy, "__name__", type(self.loss).__name__)
+        described |= {name: getattr(self, name) for name in self.settings}
+        return described if self.fold else {"fold": False, **described}
+
+    def require(self, **least: float) -> None:
+        """Check that attributes are not below their smallest values: `self.require(steps=1)`.
+
+        Raises:
+            ValueError: One is.
+        """
+        for name, bound in least.items():
+            if not (value := getattr(self, name)) >= bound:
+                raise ValueError(f"{name} must be at least {bound}, got {value}.")
+
+    def require_positive(self, *names: str) -> None:
+        """Check that attributes are positive, or None.
+
+        Raises:
+            ValueError: One is not.
+        """
+        for name in names:
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise ValueError(f"{name} must be positive, got {value}.")
 
     @final
     def __call__(
@@ -128,25 +152,25 @@ class Attack(ABC):
         """Attack a batch.
 
         Args:
-            model: What to freeze during the attack; and to call, unless `forward` is given.
+            model: Model to freeze during the attack, and to call unless `forward` is given.
             x: Images (N, C, H, W), floating point, inside `bounds`. Not modified.
-            y: What the loss compares with: labels (N,), a distribution (N, C), a clean image. Not modified.
-            loss: What to increase, `(output, y) -> (N,)`. Default: the attack's own loss, else cross-entropy.
-            forward: How to call the model. Default: `model` itself, or its `attack_twin` where it has one.
+            y: Target of the loss: labels (N,), a distribution (N, C), a clean image. Not modified.
+            loss: Loss to increase, `(output, y) -> (N,)`. Default: the attack's own loss, else cross-entropy.
+            forward: Function to attack. Default: `model` itself, or its `fast_forward` where it has one.
 
         Returns:
             Perturbed images, shaped like `x`, without a graph.
 
         Raises:
-            ValueError: Pixels outside `bounds`; `y` that is not labels, where no `loss` is given. Examined in every
-                call on the CPU, elsewhere in the first call only, since reading the answer makes the device wait.
+            ValueError: Pixels outside `bounds`; `y` that is not labels, where no `loss` is given. Checked in every
+                call on the CPU; elsewhere in the first call only, since the check synchronises the device.
         """
         if self.fixed_loss and (loss is not None or forward is not None):
             raise ValueError(
-                f"{type(self).__name__} brings its own losses and attacks the logits of the model, but got a custom "
-                "loss or forward. Leave both out, or use PGD."
+                f"loss and forward must be left out for {type(self).__name__}, which has its own losses; got a custom "
+                "loss or forward. Pass neither, or use PGD."
             )
-        with self.around(), self._ready(model):
+        with call_context.get()(), self._ready(model):
             x, y = self._own(x, y if loss is None else None), y.detach().clone()
             if len(x) == 0:
                 return x
@@ -154,17 +178,14 @@ class Attack(ABC):
 
     @abstractmethod
     def perturb(self, forward: Forward, x: Tensor, y: Tensor, loss: PerExampleLoss) -> Tensor:
-        """The mathematics. Gradients are on, the model behind `forward` is frozen, `x` and `y` belong to the attack."""
+        """Compute perturbed images; gradients are enabled, the model is frozen, `x` and `y` are copies."""
 
     def _path(self, model: nn.Module) -> Forward:
-        """The model, or in eval mode its faster twin where it has one (see `Classifier.attack_twin`).
-
-        Attacks that bring their own losses end in a verdict, which is that of the model.
-        """
-        twin = getattr(model, "attack_twin", None)
-        if twin is None or self.mode != "eval" or self.fixed_loss or not self.fold:
+        """The model, or its `fast_forward` (see `Classifier`), which needs eval mode and serves no `fixed_loss`."""
+        fast = getattr(model, "fast_forward", None)
+        if fast is None or self.mode != "eval" or self.fixed_loss or not self.fold:
             return model
-        refreshed: Forward = twin.refresh()
+        refreshed: Forward = fast.refresh()
         return refreshed
 
     @contextmanager
@@ -174,9 +195,9 @@ class Attack(ABC):
             yield
 
     def _own(self, x: Tensor, labels: Tensor | None) -> Tensor:
-        """A copy of the images, since autograd may not save an inference tensor; they and their labels are checked."""
+        """Check images and labels; return a copy of the images, since autograd cannot save an inference tensor."""
         if not x.is_floating_point():
-            raise ValueError(f"Images must be floating point, but are {x.dtype}. Divide uint8 images by 255.")
+            raise ValueError(f"Images must be floating point, got {x.dtype}. Divide uint8 images by 255.")
         x = x.detach().clone()
         known = self._seen_pixels and x.device.type != "cpu"
         if labels is not None and not known:
@@ -185,8 +206,8 @@ class Attack(ABC):
             low, high = (limit.item() for limit in x.aminmax())
             if not (low >= self.bounds[0] - _PIXEL_TOLERANCE and high <= self.bounds[1] + _PIXEL_TOLERANCE):
                 raise ValueError(
-                    f"Pixels outside [{self.bounds[0]:g}, {self.bounds[1]:g}] reached {type(self).__name__}: they lie "
-                    f"in [{low:g}, {high:g}]. Give images in this range; normalisation belongs inside the model."
+                    f"Pixels must lie in [{self.bounds[0]:g}, {self.bounds[1]:g}] for {type(self).__name__}, got "
+                    f"[{low:g}, {high:g}]. Pass images in this range; normalisation belongs inside the model."
                 )
             self._seen_pixels = True
         return x
@@ -195,11 +216,11 @@ class Attack(ABC):
 def loss_and_gradient(forward: Forward, x: Tensor, y: Tensor, loss: PerExampleLoss) -> tuple[Tensor, Tensor]:
     """The loss per example (N,) at `x` and its gradient with respect to `x`, neither with a graph.
 
-    The gradient is that of the sum: independent of the batch size, and further from underflow in half precision than
-    that of the mean. `.grad` is never written.
+    The gradient of the sum is independent of the batch size, and underflows later in half precision than that of the
+    mean. `.grad` is never written.
 
-    Where output or loss are undefined, the loss is infinite and the gradient zero: an attack that follows it stays
-    there. Elsewhere gradients are finite, see `finite_gradient`.
+    Where output or loss are undefined, the loss is infinite and the gradient zero, so that an attack stays there.
+    Elsewhere gradients are finite, see `finite_gradient`.
 
     Raises:
         ValueError: The loss does not return one value per example.
@@ -210,14 +231,14 @@ def loss_and_gradient(forward: Forward, x: Tensor, y: Tensor, loss: PerExampleLo
 
 
 def raw_gradient(forward: Forward, x: Tensor, y: Tensor, loss: PerExampleLoss) -> tuple[Any, Tensor, Tensor]:
-    """Output, loss (N,) and gradient as `loss_and_gradient`, but as autograd returns them, NaN included."""
+    """Output, loss (N,) and gradient as autograd returns them, NaN included; see `loss_and_gradient`."""
     x = x.detach().requires_grad_()
     output = forward(x)
     values = loss(output, y)
     if values.shape != x.shape[:1]:
         raise ValueError(
-            f"An attack's loss must return one value per example, shape ({len(x)},), but returned shape "
-            f"{tuple(values.shape)}. Use reduction='none', and average over everything but the first dimension."
+            f"The loss of an attack must return one value per example, shape ({len(x)},), got shape "
+            f"{tuple(values.shape)}. Pass reduction='none', and average over everything but the first dimension."
         )
     (gradient,) = torch.autograd.grad(values.sum(), x)
     return output, values.detach(), gradient
@@ -231,31 +252,27 @@ def loss_at(forward: Forward, x: Tensor, y: Tensor, loss: PerExampleLoss) -> Ten
 
 
 def unless_infinite(values: Tensor, steps: Tensor) -> Tensor:
-    """Steps (N, ...), zero for images whose loss (N,) is infinite: no other image is a better result."""
-    return steps.masked_fill((values == torch.inf).view(-1, *[1] * (steps.dim() - 1)), 0.0)
+    """Steps (N, ...), zero for images whose loss (N,) is infinite, which no other image exceeds."""
+    return steps.masked_fill(per_example(values == torch.inf, steps), 0.0)
 
 
 class Best:
-    """The image with the largest score so far, for each example.
-
-    Args:
-        x: Images (N, ...) that stand in until the first `update`.
-    """
+    """The image with the largest score so far, for each example; until the first `update`, `x` (N, ...)."""
 
     def __init__(self, x: Tensor) -> None:
         self.x = x
         self.scores = torch.full((len(x),), -torch.inf, device=x.device)
 
     def update(self, x: Tensor, scores: Tensor) -> None:
-        """Take over the examples whose score (N,) is larger than before; NaN is larger than every number."""
+        """Store the examples whose score (N,) is larger than before; NaN exceeds every number."""
         scores = undefined_first(scores, None)
         better = scores > self.scores
-        self.x = torch.where(better.view(-1, *[1] * (x.dim() - 1)), x, self.x)
+        self.x = torch.where(per_example(better, x), x, self.x)
         self.scores = torch.where(better, scores.to(self.scores.dtype), self.scores)
 
 
 def radius_text(radius: Radius) -> str:
-    """A radius as people write it: `8/255` for a whole number of grey levels (also 12/255, which reduces to 4/85)."""
+    """Conventional form of a radius: `8/255` for a whole number of grey levels (12/255 too, which reduces to 4/85)."""
     if isinstance(radius, Fraction) and radius.denominator > 1 and 255 % radius.denominator == 0:
         return f"{radius * 255}/255"
     return str(radius)
@@ -263,11 +280,11 @@ def radius_text(radius: Radius) -> str:
 
 def _check_eps(eps: Radius, norm: Norm, bounds: Bounds) -> None:
     if isinstance(eps, bool) or not isinstance(eps, int | float | Fraction):
-        raise TypeError(f"eps must be a number, but is {eps!r}. Write 8/255 in YAML, Fraction(8, 255) in Python.")
+        raise TypeError(f"eps must be a number, got {eps!r}. Pass 8/255 in YAML, Fraction(8, 255) in Python.")
     if not 0 < eps < math.inf:
-        raise ValueError(f"eps={eps} is not a perturbation size. Give a positive number such as 8/255.")
+        raise ValueError(f"eps must be positive and finite, got {eps}. Pass a perturbation size such as 8/255.")
     if bounds is not None and eps > _LARGEST_EPS[norm] * (bounds[1] - bounds[0]):
         raise ValueError(
-            f"eps={eps} is too large for the {norm} norm of images in [{bounds[0]:g}, {bounds[1]:g}]. "
-            f"If it is meant in grey levels, write {float(eps):g}/255."
+            f"eps must be at most {_LARGEST_EPS[norm]:g} times the pixel range in {norm}, got {eps} for images in "
+            f"[{bounds[0]:g}, {bounds[1]:g}]. Pass {float(eps):g}/255 for grey levels."
         )

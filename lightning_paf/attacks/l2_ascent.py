@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from lightning_paf.attacks.base import Attack, loss_and_gradient, radius_text, unless_infinite
-from lightning_paf.functional.geometry import Bounds, geometry_of
+from lightning_paf.functional.geometry import Bounds, geometry_of, per_example
 from lightning_paf.nn.modes import Mode
 from lightning_paf.types import Forward, PerExampleLoss, Radius
 
@@ -15,24 +15,25 @@ _START_STD = 0.001
 
 
 class L2Ascent(Attack):
-    """Ascent in l2 with TRADES' order of projections: first into the pixel range, then into the ball.
+    """Ascent in l2 that projects onto the pixel range first, then onto the ball (code of Zhang et al. 2019).
 
     From a Gaussian start of standard deviation 0.001, each step follows the gradient scaled to length 1. Where the
-    gradient of an image is zero it follows Gaussian noise instead, of standard deviation 1 and not scaled. Shrinking
-    towards the image keeps pixels in their range, so the result lies in both sets. `PGD --norm l2` projects the other
-    way round. As in the code of Zhang et al. (2019).
+    gradient is zero, it follows Gaussian noise of standard deviation 1, not scaled. Shrinking towards the image keeps
+    pixels in their range, so the result lies in both sets. PGD in l2 projects in the opposite order.
 
     Args:
         eps: Largest l2 length of the perturbation: `128/255`, `0.5`.
-        step_size: Length of a step; null for theirs, `2 eps / steps`.
+        step_size: Length of a step; null for `2 eps / steps`.
         steps: Number of gradients.
-        mode: Whether the attacked model is in eval mode, or in train mode with its buffers protected.
-        bounds: Smallest and largest pixel value; null for inputs without bounds.
-        loss: What to increase where the call does not say it: `(output, target) -> (N,)`. Default: cross-entropy.
+        mode: Mode of the attacked model: `eval`, or `train` with its buffers protected.
+        bounds: Smallest and largest pixel value; null for unbounded inputs.
+        loss: Default of the loss to increase, `(output, target) -> (N,)`; null for cross-entropy.
 
     Raises:
         ValueError: As for every attack; no step, or a step size that is not positive.
     """
+
+    settings = ("step_size", "steps")
 
     def __init__(
         self,
@@ -45,17 +46,14 @@ class L2Ascent(Attack):
         loss: PerExampleLoss | None = None,
     ) -> None:
         super().__init__(eps, norm="l2", mode=mode, bounds=bounds, loss=loss)
-        if steps < 1:
-            raise ValueError(f"steps={steps} makes no attack. Give at least 1.")
-        if step_size is not None and not step_size > 0:
-            raise ValueError(f"step_size={step_size} must be positive. Leave it out for the usual 2 eps / steps.")
-        self.step_size = step_size
-        self.steps = steps
+        self.step_size, self.steps = step_size, steps
+        self.require(steps=1)
+        self.require_positive("step_size")
 
     def describe(self) -> dict[str, Any]:
         """The threat model and the settings as plain values, for result files."""
         step = "2 eps / steps" if self.step_size is None else radius_text(self.step_size)
-        return super().describe() | {"step_size": step, "steps": self.steps}
+        return super().describe() | {"step_size": step}
 
     def perturb(self, forward: Forward, x: Tensor, y: Tensor, loss: PerExampleLoss) -> Tensor:
         """Run `steps` steps from the start."""
@@ -64,14 +62,10 @@ class L2Ascent(Attack):
         delta = _START_STD * torch.randn_like(x)
         for _ in range(self.steps):
             values, gradient = loss_and_gradient(forward, x + delta, y, loss)
-            flat = (gradient == 0).flatten(1).all(1).view(-1, *[1] * (x.dim() - 1))
+            flat = per_example((gradient == 0).flatten(1).all(1), x)
             direction = torch.where(flat, torch.randn_like(x), ball.ascent(gradient, x, self.bounds))
-            delta = self._back(x, delta + step_size * unless_infinite(values, direction))
+            delta = delta + step_size * unless_infinite(values, direction)
+            inside = delta if self.bounds is None else (x + delta).clamp(*self.bounds) - x
+            delta = ball.project(inside, ball.share_of_radius * self.radius)
         moved = x + delta
-        return moved if self.bounds is None else moved.clamp(*self.bounds)  # of a sum's last digit
-
-    def _back(self, x: Tensor, delta: Tensor) -> Tensor:
-        """Into the pixel range, then into the ball."""
-        ball = geometry_of("l2")
-        inside = delta if self.bounds is None else (x + delta).clamp(*self.bounds) - x
-        return ball.project(inside, ball.share_of_radius * self.radius)
+        return moved if self.bounds is None else moved.clamp(*self.bounds)  # rounding of the sum

@@ -20,10 +20,13 @@ _GAUSSIAN_STD = 0.001  # TRADES' starting noise
 class PGD(Attack):
     """Steepest ascent on the loss with a projection after each step (Madry et al. 2018).
 
-    With `norm=linf` and the defaults this is the attack of Dai et al. 2021, except for the start: their noise is not
-    clamped to the pixel range before the first gradient (`clamp_start=False`). For l2 they start on the sphere, this
-    attack anywhere in the ball, which for images is the same up to a few thousandths of the radius. For l1, see
+    With `norm=linf` and the defaults this is the attack of Dai et al. 2021, except for the start: they do not clamp
+    their noise to the pixel range before the first gradient (`clamp_start=False`). In l2 they start on the sphere; this
+    attack starts in the ball, which for images differs by a few thousandths of the radius. For l1, see
     `functional.geometry.L1`; the projection onto ball and pixel range together is exact for linf only.
+
+    BIM (Kurakin et al. 2017) is `start=none, step_size=1/255`, with `min(eps + 4, 1.25 eps)` steps, `eps` in grey
+    levels, rounded up.
 
     Args:
         eps: Largest perturbation, in units of pixels in [0, 1]: `8/255`, `0.031`.
@@ -31,16 +34,18 @@ class PGD(Attack):
         steps: Number of gradients.
         start: `uniform` in the ball, `gaussian` with standard deviation 0.001 (TRADES), or `none` (the image itself).
         clamp_start: Clamp the starting point to `bounds` before the first gradient.
-        best: Return for each example the iterate with the largest loss (one more forward pass), not the last one.
-        norm: How a perturbation is measured.
-        mode: Whether the attacked model is in eval mode, or in train mode with its buffers protected.
-        bounds: Smallest and largest pixel value; null for inputs without bounds.
-        loss: What to increase where the call does not say it: `(output, target) -> (N,)`. Default: cross-entropy.
+        best: Return the iterate with the largest loss of each example (one more forward pass), not the last one.
+        norm: Norm of the perturbation.
+        mode: Mode of the attacked model: `eval`, or `train` with its buffers protected.
+        bounds: Smallest and largest pixel value; null for unbounded inputs.
+        loss: Default of the loss to increase, `(output, target) -> (N,)`; null for cross-entropy.
         fold: False attacks the model itself, never a folded copy of it. Slower, and equal up to rounding.
 
     Raises:
         ValueError: As for every attack; no step, or a step size that is not positive; unknown start.
     """
+
+    settings = ("step_size", "steps", "start", "clamp_start", "best")
 
     def __init__(
         self,
@@ -58,33 +63,22 @@ class PGD(Attack):
         fold: bool = True,
     ) -> None:
         super().__init__(eps, norm=norm, mode=mode, bounds=bounds, loss=loss, fold=fold)
-        if steps < 1:
-            raise ValueError(f"steps={steps} makes no attack. Give at least 1.")
-        if not step_size > 0:
-            raise ValueError(f"step_size={step_size} must be positive. Usual is eps / 4.")
+        self.step_size, self.steps = step_size, steps
+        self.start, self.clamp_start, self.best = start, clamp_start, best
+        self.require(steps=1)
+        self.require_positive("step_size")
         if start not in ("uniform", "gaussian", "none"):
-            raise ValueError(f"start must be uniform, gaussian or none, but is {start!r}. Choose one of these.")
+            raise ValueError(f"start must be uniform, gaussian or none, got {start!r}. Pass one of these.")
         if steps * float(step_size) < float(eps):
             warnings.warn(
                 f"PGD cannot cross the ball: {steps} steps of {radius_text(step_size)} are shorter than "
                 f"eps={radius_text(eps)}. Raise steps or step_size.",
                 stacklevel=2,
             )
-        self.step_size = step_size
-        self.steps = steps
-        self.start = start
-        self.clamp_start = clamp_start
-        self.best = best
 
     def describe(self) -> dict[str, Any]:
         """The threat model and the settings as plain values, for result files."""
-        return super().describe() | {
-            "step_size": radius_text(self.step_size),
-            "steps": self.steps,
-            "start": self.start,
-            "clamp_start": self.clamp_start,
-            "best": self.best,
-        }
+        return super().describe() | {"step_size": radius_text(self.step_size)}
 
     def perturb(self, forward: Forward, x: Tensor, y: Tensor, loss: PerExampleLoss) -> Tensor:
         """Run `steps` steps from the start."""

@@ -1,8 +1,7 @@
-"""The published package of AutoAttack behind the same call as every other attack."""
+"""The published package of AutoAttack with the interface of all attacks."""
 
 import importlib.metadata
 import logging
-import random
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -12,16 +11,15 @@ from fractions import Fraction
 from types import MappingProxyType
 from typing import Any, Literal, get_args
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lightning_paf.attacks.autoattack import AutoAttackResult, check_fit, check_listing, warn_of_masking
+from lightning_paf.attacks.autoattack import AutoAttackResult, Ensemble, check_fit, check_listing, warn_of_masking
 from lightning_paf.attacks.base import Attack
 from lightning_paf.functional.geometry import geometry_of, with_finite_gradient
-from lightning_paf.functional.losses import hard_labels
 from lightning_paf.functional.predictions import check_labels, misclassified, undefined
-from lightning_paf.types import Forward, Norm, PerExampleLoss, Radius
+from lightning_paf.nn.equivalence import generators_kept
+from lightning_paf.types import Forward, Norm, Radius
 
 ReferenceVersion = Literal["standard", "rand", "custom"]
 ReferenceSubAttack = Literal["apgd-ce", "apgd-t", "apgd-dlr", "fab", "fab-t", "square"]
@@ -31,31 +29,31 @@ _ATTACKS: Mapping[ReferenceVersion, tuple[ReferenceSubAttack, ...]] = MappingPro
 )
 _PACKAGE_NORMS: Mapping[Norm, str] = MappingProxyType({"linf": "Linf", "l2": "L2", "l1": "L1"})
 
-_ROUNDING = 1e-4  # share of the radius by which the package's images may exceed it
+_ROUNDING = 1e-4  # fraction of the radius by which images of the package may exceed it
 
 log = logging.getLogger(__name__)
 
 
-class ReferenceAutoAttack(Attack):
-    """The ensemble of Croce & Hein 2020, run by the published package: what `AutoAttack` is measured against.
+class ReferenceAutoAttack(Ensemble):
+    """The ensemble of Croce & Hein 2020, run by the published package.
 
-    It also has what `AutoAttack` has not: the l1 norm, `rand`, and untargeted FAB.
+    In addition to `AutoAttack` it has the l1 norm, `rand`, and untargeted FAB.
 
-    `standard` runs APGD on the cross-entropy, APGD on the targeted DLR loss, targeted FAB and Square, each on what the
-    ones before left robust; `rand` (for randomised defences) averages gradients over 20 passes. The number of target
-    classes is the package's (9; 5 for APGD in l1) or all other classes, if they are fewer. With fewer than 4 classes
-    the targeted DLR loss is not defined: use `custom` there.
+    `standard` runs APGD on the cross-entropy, APGD on the targeted DLR loss, targeted FAB and Square; `rand` (for
+    randomised defences) averages gradients over 20 passes. The number of target classes is that of the package (9; 5
+    for APGD in l1), at most all other classes. With fewer than 4 classes the targeted DLR loss is not defined: use
+    `custom`.
 
     It runs in eval mode, on images in [0, 1], in single precision also under autocast. The global random generators
-    (torch, numpy, python) and the trace function, which the package overwrites, are left as found. Progress goes to the
-    logger of this module at INFO. One of the packages `pyautoattack` or `autoattack` must be installed.
+    (torch, numpy, python) and the trace function are restored. Progress is logged by the logger of this module at
+    INFO. One of the packages `pyautoattack` or `autoattack` must be installed.
 
     Args:
         eps: Largest perturbation, in units of pixels in [0, 1]: `8/255`, `0.031`.
-        norm: How a perturbation is measured.
+        norm: Norm of the perturbation.
         version: `standard`, `rand`, or `custom` for the attacks in `attacks`.
-        attacks: With `custom` only: any of apgd-ce, apgd-t, apgd-dlr, fab, fab-t, square, in the order to run; each has
-            the settings that it has in `standard` (one restart).
+        attacks: With `custom` only: any of apgd-ce, apgd-t, apgd-dlr, fab, fab-t, square, in the order to run, with the
+            settings of `standard` (one restart).
         seed: Seed of every sub-attack.
         batch_size: Images attacked at once. Sub-attacks draw their noise per batch, so results depend on it slightly.
 
@@ -64,7 +62,7 @@ class ReferenceAutoAttack(Attack):
             `forward` given; images that are not float32; too few classes, or too small images, for an attack.
     """
 
-    fixed_loss = True
+    settings = ("version", "seed", "batch_size")
 
     def __init__(
         self,
@@ -77,68 +75,33 @@ class ReferenceAutoAttack(Attack):
         batch_size: int = 250,
     ) -> None:
         super().__init__(eps, norm=norm)
-        if version not in get_args(ReferenceVersion):
-            raise ValueError(
-                f"version must be one of {', '.join(get_args(ReferenceVersion))}, but is {version!r}. Choose one."
-            )
-        check_listing(version, attacks)
-        unknown = set(attacks or ()) - set(get_args(ReferenceSubAttack))
-        if unknown:
-            raise ValueError(f"Unknown attacks {sorted(unknown)}. Known: {', '.join(get_args(ReferenceSubAttack))}.")
-        if batch_size < 1:
-            raise ValueError(f"batch_size={batch_size} must be at least 1. The default is 250.")
-        self.version = version
+        check_listing(version, get_args(ReferenceVersion), attacks, get_args(ReferenceSubAttack))
         self.attacks: tuple[ReferenceSubAttack, ...] = tuple(attacks or _ATTACKS[version])
-        self.seed = seed
-        self.batch_size = batch_size
+        self.version, self.seed, self.batch_size = version, seed, batch_size
+        self.require(batch_size=1)
 
     def describe(self) -> dict[str, Any]:
         """The threat model and the settings as plain values, for result files."""
         package = _package().name
-        own = {
-            "version": self.version,
-            "attacks": list(self.attacks),
-            "seed": self.seed,
-            "batch_size": self.batch_size,
-            "package": f"{package} {importlib.metadata.version(package)}",
-        }
-        return {key: value for key, value in super().describe().items() if key != "loss"} | own
+        release = f"{package} {importlib.metadata.version(package)}"
+        return super().describe() | {"attacks": list(self.attacks), "package": release}
 
-    def run(self, model: nn.Module, x: Tensor, y: Tensor) -> AutoAttackResult:
-        """As the call, but returns the whole result.
-
-        Args:
-            model: Images in [0, 1] to logits (N, C).
-            x: Images (N, C, H, W) float32 in [0, 1].
-            y: Labels (N,) int64.
-        """
-        with self._ready(model):
-            return self._evaluate(model, self._own(x, y), y.detach().clone())
-
-    def perturb(self, forward: Forward, x: Tensor, y: Tensor, loss: PerExampleLoss) -> Tensor:
-        """Run all attacks in turn."""
-        del loss
-        return self._evaluate(forward, x, y).x_adv
-
-    def _evaluate(self, forward: Forward, x: Tensor, y: Tensor) -> AutoAttackResult:
-        if x.dtype != torch.float32:
-            raise ValueError(
-                f"ReferenceAutoAttack works on float32 images, but got {x.dtype}. Convert, or use precision 32-true."
-            )
-        x, y = x.contiguous(), hard_labels(y)  # the package flattens gradients with `view`: rows must be whole
-        model = _FiniteModel(forward, self)
+    def evaluate(self, model: nn.Module, x: Tensor, y: Tensor) -> AutoAttackResult:
+        """Run all attacks in turn on the frozen model, images (N, C, H, W) and labels (N,)."""
+        x = x.contiguous()  # the package flattens gradients with `view`
+        finite = _FiniteModel(model, self)
         with _isolated(x.device), torch.autocast(x.device.type, enabled=False):
-            adversary, run = self._adversary(model, x, y)
-            x_adv, robust = x.clone(), self._correct(forward, x, y)
+            adversary, run = self._adversary(finite, x, y)
+            x_adv, robust = x.clone(), self._correct(model, x, y)
             robust_after = {"clean": int(robust.sum())}
             for name in self.attacks:
                 started, alive = time.perf_counter(), robust.nonzero().squeeze(1)
                 if len(alive) == 0:
                     break
                 adversary.attacks_to_run = [name]
-                model.watch(x[alive])
-                for found in (run(x[alive], y[alive]), model.found):
-                    fooled = robust[alive] & ~self._correct(forward, found, y[alive])
+                finite.watch(x[alive])
+                for found in (run(x[alive], y[alive]), finite.found):
+                    fooled = robust[alive] & ~self._correct(model, found, y[alive])
                     x_adv[alive[fooled]], robust[alive[fooled]] = found[fooled], False
                 robust_after[name] = int(robust.sum())
                 seconds = time.perf_counter() - started
@@ -147,7 +110,7 @@ class ReferenceAutoAttack(Attack):
         return AutoAttackResult(x_adv, robust, MappingProxyType(robust_after))
 
     def _adversary(self, model: "_FiniteModel", x: Tensor, y: Tensor) -> tuple[Any, Callable[[Tensor, Tensor], Tensor]]:
-        """The package's object with at most as many target classes as there are, and how to run it."""
+        """The object of the package, with at most all other classes as targets, and a function that runs it."""
         with torch.no_grad():
             classes = model(x[:1]).shape[1]
         check_labels(y, len(x), classes)
@@ -180,10 +143,10 @@ class ReferenceAutoAttack(Attack):
 
 
 class _FiniteModel:
-    """The model as the package sees it: with finite logits and gradients, since it takes NaN for a correct prediction.
+    """The model with finite logits and gradients, since the package counts NaN as a correct prediction.
 
-    Images with undefined logits are remembered instead, where they lie within the threat model of a watched image. The
-    package writes into the logits, which the model may keep: it gets a copy.
+    Images with undefined logits are stored where they lie within the threat model of a watched image. The package
+    writes into the logits, which the model may keep, and therefore gets a copy.
 
     Attributes:
         found: For each watched image one with undefined logits, or the image itself.
@@ -195,7 +158,7 @@ class _FiniteModel:
         self.open = torch.empty(0, dtype=torch.bool)
 
     def watch(self, x: Tensor) -> None:
-        """Begin with other images."""
+        """Replace the watched images."""
         self.watched, self.found, self.open = x, x.clone(), torch.ones(len(x), dtype=torch.bool, device=x.device)
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -217,7 +180,7 @@ class _FiniteModel:
 
 @dataclass(frozen=True)
 class _Package:
-    """The two releases of AutoAttack differ in names only."""
+    """Names that differ between the two releases of AutoAttack."""
 
     name: str
     make: Callable[..., Any]
@@ -244,16 +207,13 @@ def _package() -> _Package:
 
 @contextmanager
 def _isolated(device: torch.device) -> Iterator[None]:
-    """Leave the global random generators and the trace function as found; the package seeds and clears them."""
-    used = {device} if device.type == "cuda" else set()
+    """Restore the global random generators and the trace function, which the package overwrites."""
     initialized: Callable[[], bool] = torch.cuda.is_initialized
-    if initialized():
-        used.add(torch.device("cuda", torch.cuda.current_device()))  # seeded even when the images are on the CPU
-    trace, python_state, numpy_state = sys.gettrace(), random.getstate(), np.random.get_state()  # noqa: NPY002
+    # The package seeds the current device even if the images are on the CPU.
+    current = [torch.device("cuda", torch.cuda.current_device())] if initialized() else []
+    trace = sys.gettrace()
     try:
-        with torch.random.fork_rng(list(used)):
+        with generators_kept(nn.Module(), device, *current):
             yield
     finally:
-        np.random.set_state(numpy_state)  # noqa: NPY002
-        random.setstate(python_state)
         sys.settrace(trace)

@@ -1,4 +1,4 @@
-"""An attack whose results can be used again."""
+"""An attack whose results can be replayed."""
 
 from typing import Any
 
@@ -9,22 +9,19 @@ from lightning_paf.types import Forward, PerExampleLoss
 
 
 class Recorded(Attack):
-    """Keeps the images that another attack finds, and after `rewind` returns them in the same order.
+    """Record the images that another attack finds; after `rewind`, return them in the same order.
 
-    For methods that evaluate one loss twice at the same adversarial images, whatever the loss attacks and how often.
+    For methods that evaluate one loss twice at the same adversarial images.
 
     Args:
-        attack: What finds them.
+        attack: The attack to record.
     """
 
     def __init__(self, attack: Attack) -> None:
-        # Taken over and not checked again: a schedule may have shrunk the radius to zero.
-        self.eps, self.norm, self.mode = attack.eps, attack.norm, attack.mode
-        self.bounds, self.loss, self.fold = attack.bounds, attack.loss, attack.fold
-        self.attack = attack
-        self.around = attack.around  # somebody may watch it
-        self.fixed_loss = attack.fixed_loss
-        self._seen_pixels = attack._seen_pixels
+        threat = {name: getattr(attack, name) for name in ("norm", "mode", "bounds", "loss", "fold")}
+        super().__init__(**threat)
+        self.eps = attack.eps  # a schedule may have shrunk it to 0, which a constructor refuses
+        self.attack, self.fixed_loss, self._seen_pixels = attack, attack.fixed_loss, attack._seen_pixels
         self._found: list[Tensor] = []
         self._next: int | None = None
 
@@ -38,20 +35,20 @@ class Recorded(Attack):
         return super().describe() | {"attacks": [self.attack.describe()]}
 
     def rewind(self) -> None:
-        """From now on return what was found, the first first."""
+        """Start replaying at the first result."""
         self._next = 0
 
     def perturb(self, forward: Forward, x: Tensor, y: Tensor, loss: PerExampleLoss) -> Tensor:
-        """Find images and keep them, or return those that were found.
+        """Record the result of the attack, or replay the next one.
 
         Raises:
-            RuntimeError: More is asked for than was found.
+            RuntimeError: The replay is longer than the record.
         """
-        self.attack._seen_pixels = True  # looked at by the call around this; once is enough
+        self.attack._seen_pixels = True  # checked by the call of this attack
         if self._next is None:
             self._found.append(self.attack.perturb(forward, x, y, loss).detach())
             return self._found[-1]
         if self._next >= len(self._found):
-            raise RuntimeError(f"The attack was called {len(self._found)} times, and now once more. Record it again.")
+            raise RuntimeError(f"The replay must have at most {len(self._found)} calls, got one more. Record again.")
         self._next += 1
         return self._found[self._next - 1]

@@ -1,4 +1,4 @@
-"""The Square attack, which asks for scores only."""
+"""The Square attack, a score-based random search."""
 
 import math
 from abc import ABC, abstractmethod
@@ -6,7 +6,6 @@ from bisect import bisect_left
 from collections.abc import Mapping
 from fractions import Fraction
 from types import MappingProxyType
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,42 +17,36 @@ from lightning_paf.functional.predictions import undefined_first
 from lightning_paf.types import Forward, Norm, PerExampleLoss, Radius
 
 _HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
-"""After these queries the squares' area halves (the paper's schedule for 10,000 queries, used as it is for fewer)."""
-
-_TILES = 5  # the l2 start has 5 x 5 of them
-
-_TINY = 1e-12  # for divisions by a length
-
-_PATIENCE = 10
-"""Queries between two looks at what was found, where looking makes the host wait for the device."""
+"""Queries after which the area of the squares halves (the paper's schedule for 10,000 queries, not rescaled)."""
+_TILES = 5  # the l2 start has 5 x 5 tiles
+_TINY = 1e-12  # added to divisors
+_CPU_INTERVAL, _DEVICE_INTERVAL = 1, 10  # queries between two checks for success, which synchronise a device
 
 
 class Square(Attack):
     """Random search by squares (Andriushchenko et al. 2020), on the margin, with the settings of AutoAttack.
 
-    Every query changes one window of the image, the same window for all images of a batch, and keeps the change where
-    the margin of the wrong classes grows. An image is not queried again after its first success. A batch makes
-    `1 + queries` forward passes for the images that resist.
+    Every query changes one window, the same for all images of a batch, and keeps the change where the margin of the
+    wrong classes grows. An image is not queried again after its first success. A batch makes up to `1 + queries`
+    forward passes.
 
-    Where a window can lie follows the paper: anywhere in the image. (The published code never reaches the last row and
-    column.) All random numbers are drawn on the host at the start of a batch, so they depend neither on the device nor
-    on which images fall.
-
-    A `forward` may carry `forward.exact`, the logits of the model without shortcuts: no success counts before it
-    confirms it; an unconfirmed one goes on searching.
+    A window lies anywhere in the image, as in the paper. (The published code never reaches the last row and column.)
+    All random numbers are drawn on the host at the start of a batch, and depend neither on the device nor on
+    successes. Where `forward` has a method `exact` (see `SearchModel`), it confirms every success.
 
     Args:
         eps: Largest perturbation, in units of pixels in [0, 1]: `8/255`, `0.031`.
         norm: `linf` or `l2`.
         queries: Forward passes after that of the starting point.
-        p_init: Share of the image that the first squares cover.
+        p_init: Fraction of the image that the first squares cover.
         batch_size: Images attacked at once.
 
     Raises:
-        ValueError: As for every attack; norm l1; no query or image at once; a share outside (0, 1].
+        ValueError: As for every attack; norm l1; a number below 1; a fraction outside (0, 1].
     """
 
     fixed_loss = True
+    settings = ("queries", "p_init", "batch_size")
 
     def __init__(
         self,
@@ -66,20 +59,11 @@ class Square(Attack):
     ) -> None:
         super().__init__(eps, norm=norm)
         if norm not in _WALKS:
-            raise ValueError(f"Square works in linf and l2, not in {norm}. Use ReferenceAutoAttack for l1.")
-        for name, value in (("queries", queries), ("batch_size", batch_size)):
-            if value < 1:
-                raise ValueError(f"{name}={value} must be at least 1. AutoAttack uses 5000 queries.")
+            raise ValueError(f"norm of Square must be linf or l2, got {norm!r}. Pass ReferenceAutoAttack for l1.")
         if not 0 < p_init <= 1:
-            raise ValueError(f"p_init={p_init} must be a share of the image, in (0, 1]. AutoAttack uses 0.8.")
-        self.queries = queries
-        self.p_init = p_init
-        self.batch_size = batch_size
-
-    def describe(self) -> dict[str, Any]:
-        """The threat model and the settings as plain values, for result files."""
-        own = {"queries": self.queries, "p_init": self.p_init, "batch_size": self.batch_size}
-        return {key: value for key, value in super().describe().items() if key != "loss"} | own
+            raise ValueError(f"p_init must be a fraction in (0, 1], got {p_init}.")
+        self.queries, self.p_init, self.batch_size = queries, p_init, batch_size
+        self.require(queries=1, batch_size=1)
 
     @torch.no_grad()
     def perturb(self, forward: Forward, x: Tensor, y: Tensor, loss: PerExampleLoss) -> Tensor:
@@ -91,20 +75,20 @@ class Square(Attack):
     def _search(self, forward: Forward, x: Tensor, y: Tensor) -> Tensor:
         """Attack one batch."""
         walk = _WALKS[self.norm](x, self.radius, self.queries, self.p_init)
-        x_adv, places, labels = x.clone(), torch.arange(len(x), device=x.device), hard_labels(y).unsqueeze(1)
+        x_adv, index, labels = x.clone(), torch.arange(len(x), device=x.device), hard_labels(y).unsqueeze(1)
         best = _lead(forward(walk.images), labels)
-        needed = torch.zeros_like(best)  # a success leads by more than this: by what the exact model last denied
-        every = _patience(x)
+        needed = torch.zeros_like(best)  # lead that a success must exceed: that of the last refuted candidate
+        every = _CPU_INTERVAL if x.is_cpu else _DEVICE_INTERVAL
         for query in range(self.queries + 1):
             last = query == self.queries
             if (last or query % every == 0) and (best > needed).any():
                 hits = _confirmed(best > needed, forward, walk.images, labels, best, needed)
-                x_adv[places[hits]] = walk.images[hits]
+                x_adv[index[hits]] = walk.images[hits]
                 alive = (~hits).nonzero().squeeze(1)
-                best = best.masked_fill(best == torch.inf, -torch.inf)  # undefined, and denied by the exact model
-                places, labels, best, needed = places[alive], labels[alive], best[alive], needed[alive]
+                best = best.masked_fill(best == torch.inf, -torch.inf)  # undefined, and refuted by the exact model
+                index, labels, best, needed = index[alive], labels[alive], best[alive], needed[alive]
                 walk.select(alive)
-            if last or len(places) == 0:
+            if last or len(index) == 0:
                 break
             walk.propose(query)
             found = _lead(forward(walk.images), labels)
@@ -114,23 +98,15 @@ class Square(Attack):
 
 
 def _lead(logits: Tensor, labels: Tensor) -> Tensor:
-    """Lead of the best wrong class (n,), infinite where undefined: `margin` in fewer operations, which count here."""
+    """Lead of the best wrong class (n,), infinite where undefined; `margin` in fewer operations."""
     ahead = logits - logits.gather(1, labels)
     return undefined_first(ahead.scatter_(1, labels, -torch.inf).amax(1), logits)
-
-
-def _patience(x: Tensor) -> int:
-    """Queries between two looks at what was found."""
-    return 1 if x.is_cpu else _PATIENCE
 
 
 def _confirmed(
     candidates: Tensor, forward: Forward, images: Tensor, labels: Tensor, leads: Tensor, needed: Tensor
 ) -> Tensor:
-    """Which candidates (n,) are successes; `needed` takes note of the others, which may try again with a larger lead.
-
-    The exact model, where there is one, sees the candidates only.
-    """
+    """Candidates (n,) that the exact model, if any, confirms; `needed` is raised to the lead of the others."""
     exact: Forward | None = getattr(forward, "exact", None)
     if exact is None:
         return candidates
@@ -154,8 +130,8 @@ class _Walk(ABC):
         self.height, self.width = x.shape[-2:]
         self.images = self._start()
         self.p_init = p_init
-        self.places: list[list[float]] = torch.rand(queries, 4).tolist()
-        self.changed: list[tuple[Tensor, Tensor]] = []  # windows of `images`, and what they showed before
+        self.positions: list[list[float]] = torch.rand(queries, 4).tolist()
+        self.changed: list[tuple[Tensor, Tensor]] = []  # windows of `images`, and their former contents
 
     @abstractmethod
     def _start(self) -> Tensor:
@@ -166,34 +142,34 @@ class _Walk(ABC):
         """Change `images`."""
 
     def revert(self, keep: Tensor) -> None:
-        """Take the last change back, except for some images (n,)."""
+        """Undo the last change, except for the images `keep` (n,)."""
         back = 1 - keep.view(-1, 1, 1, 1).to(self.x.dtype)
         for window, before in self.changed:
-            window.lerp_(before, back)  # 0 or 1, which lerp treats exactly; far cheaper than a masked copy
+            window.lerp_(before, back)  # exact for weights 0 and 1; cheaper than a masked copy
 
     @abstractmethod
     def select(self, rows: Tensor) -> None:
-        """Go on with some images only."""
+        """Keep some images (n,) only."""
 
     def side(self, query: int) -> int:
-        """How wide the squares are."""
-        share = self.p_init / 2 ** bisect_left(_HALVINGS, query)
-        return min(max(round(math.sqrt(share * self.height * self.width)), self.smallest), self.height, self.width)
+        """Width of the squares."""
+        fraction = self.p_init / 2 ** bisect_left(_HALVINGS, query)
+        return min(max(round(math.sqrt(fraction * self.height * self.width)), self.smallest), self.height, self.width)
 
     def corner(self, query: int, side: int, second: bool = False) -> tuple[int, int]:
         """First row and column of a random window; all positions are equally likely."""
-        down, right = self.places[query][2 * second : 2 * second + 2]
+        down, right = self.positions[query][2 * second : 2 * second + 2]
         return int(down * (self.height - side + 1)), int(right * (self.width - side + 1))
 
     def window(self, images: Tensor, corner: tuple[int, int], side: int) -> Tensor:
-        """A view of the window (n, C, side, side), in one operation rather than one a dimension."""
+        """View of the window (n, C, side, side), in one operation."""
         down, right = images.stride()[2:]
         start = images.storage_offset() + corner[0] * down + corner[1] * right
         return images.as_strided((*images.shape[:2], side, side), images.stride(), start)
 
 
 class _LinfWalk(_Walk):
-    """Every pixel is as far up or down as it may be: in stripes at first, then in squares, channel by channel."""
+    """Every pixel moves by `radius`, up or down: in stripes first, then in squares, channel by channel."""
 
     def __init__(self, x: Tensor, radius: float, queries: int, p_init: float) -> None:
         ball, step = geometry_of("linf"), torch.full_like(x, radius)
@@ -214,15 +190,15 @@ class _LinfWalk(_Walk):
         torch.lerp(low, high, self.up[query], out=window)
 
     def select(self, rows: Tensor) -> None:
-        """Go on with some images only."""
+        """Keep some images (n,) only."""
         self.images, self.low, self.high = self.images[rows], self.low[rows], self.high[rows]
 
 
 class _L2Walk(_Walk):
-    """The perturbation's energy moves: one window gives it all up, another one takes it, and what was left over.
+    """Each proposal moves the energy of one window, and all unused energy, into another window.
 
-    Its squared length after every proposal is `radius` squared, before pixels are clamped. So nothing outside the two
-    windows needs to be rescaled.
+    The length of the perturbation is then `radius`, before pixels are clamped. Nothing outside the two windows needs
+    to be rescaled.
     """
 
     smallest = 3
@@ -269,11 +245,11 @@ class _L2Walk(_Walk):
         taker.copy_(new.add_(clean).clamp_(0, 1))
 
     def select(self, rows: Tensor) -> None:
-        """Go on with some images only."""
+        """Keep some images (n,) only."""
         self.images, self.x, self.rows = self.images[rows], self.x[rows], self.rows[rows]
 
     def side(self, query: int) -> int:
-        """How wide the squares are: an odd number, unless the image is smaller."""
+        """Width of the squares: an odd number, unless the image is smaller."""
         return min(super().side(query) | 1, self.height, self.width)
 
     def _bump(self, side: int, query: int) -> Tensor:
@@ -296,7 +272,7 @@ def _mass(delta: Tensor) -> Tensor:
 
 
 def _clear_overlap(second: Tensor, corners: tuple[tuple[int, int], tuple[int, int]], side: int) -> None:
-    """Set to zero what a window (n, C, side, side) at the second corner shares with that at the first."""
+    """Zero the overlap of a window (n, C, side, side) at the second corner with that at the first."""
     rows, columns = (
         slice(max(first - here, 0), max(side + min(first - here, 0), 0)) for first, here in zip(*corners, strict=True)
     )
@@ -304,7 +280,7 @@ def _clear_overlap(second: Tensor, corners: tuple[tuple[int, int], tuple[int, in
 
 
 def _two_hills(side: int) -> Tensor:
-    """The paper's window for l2 (section 3, its figure 2), of length 1: a hill above a valley, (side, side)."""
+    """The window for l2 (the paper's section 3 and figure 2), (side, side), of length 1: a hill above a valley."""
     upper, lower = _hill(side // 2, side), -_hill(side - side // 2, side)
     both: Tensor = torch.cat((upper, lower))
     both /= torch.linalg.vector_norm(both)
@@ -312,7 +288,7 @@ def _two_hills(side: int) -> Tensor:
 
 
 def _hill(height: int, width: int) -> Tensor:
-    """Falls off from the middle in rectangular rings: ring r has the sum of 1 / (k + 1)^2 over all k >= r."""
+    """Rectangular rings around the middle: ring r holds the sum of 1 / (k + 1)^2 over all k >= r."""
     if height == 0:
         return torch.zeros(0, width)
     rings = max(height, width) // 2 + 1

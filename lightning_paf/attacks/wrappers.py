@@ -1,4 +1,4 @@
-"""Attacks made of attacks."""
+"""Combinations of attacks."""
 
 from typing import Any
 
@@ -10,15 +10,14 @@ from lightning_paf.types import Forward, PerExampleLoss
 
 
 class WorstOf(Attack):
-    """Runs several attacks and keeps for each example the image that is worst for the model.
+    """Run several attacks and keep the image with the largest `loss` of each example.
 
-    Worst is what has the largest `loss`. The default, the margin, prefers every misclassified image to every correctly
-    classified one. Each attack still climbs its own loss; but a loss given in the call is what all of them climb and
-    what the comparison uses.
+    The default loss, the margin, ranks every misclassified image above every correctly classified one. Each attack
+    increases its own loss; a loss passed in the call replaces these and that of the comparison.
 
     Args:
         attacks: At least one; they must agree in norm, mode and bounds.
-        loss: What to compare by: `(output, target) -> (N,)`.
+        loss: Loss of the comparison, `(output, target) -> (N,)`.
 
     Raises:
         ValueError: No attack, or attacks that do not agree.
@@ -26,12 +25,12 @@ class WorstOf(Attack):
 
     def __init__(self, attacks: list[Attack], *, loss: PerExampleLoss = margin) -> None:
         if not attacks:
-            raise ValueError("WorstOf got no attack. List at least one.")
+            raise ValueError("attacks must hold at least one attack, got none.")
         first = max(attacks, key=lambda attack: attack.radius)
         for name in ("norm", "mode", "bounds"):
             values = [getattr(attack, name) for attack in attacks]
             if any(value != values[0] for value in values):
-                raise ValueError(f"The attacks of WorstOf must agree in {name}, but have {values}. Give all the same.")
+                raise ValueError(f"The attacks of WorstOf must agree in {name}, got {values}. Pass one value to all.")
         fold = all(attack.fold for attack in attacks)
         super().__init__(first.eps, norm=first.norm, mode=first.mode, bounds=first.bounds, loss=loss, fold=fold)
         self.attacks = attacks
@@ -42,9 +41,9 @@ class WorstOf(Attack):
         """The largest of the attacks."""
         return max(attack.radius for attack in self.attacks)
 
-    def stages(self) -> tuple[Attack, ...]:
-        """Those of its attacks: where only misclassification counts, the worst of several is what any of them finds."""
-        return tuple(stage for attack in self.attacks for stage in attack.stages())
+    def sub_attacks(self) -> tuple[Attack, ...]:
+        """The sub-attacks of its attacks: where only misclassification counts, the first success is the result."""
+        return tuple(sub_attack for attack in self.attacks for sub_attack in attack.sub_attacks())
 
     def describe(self) -> dict[str, Any]:
         """The threat model and the settings as plain values, for result files."""
@@ -61,12 +60,12 @@ class WorstOf(Attack):
 
 
 class Restarts(WorstOf):
-    """Repeats an attack with a random start and keeps for each example the image that is worst for the model.
+    """Repeat an attack with a random start and keep the image with the largest `loss` of each example.
 
     Args:
-        attack: What to repeat.
-        n: How often.
-        loss: What to compare by, see `WorstOf`.
+        attack: Attack to repeat.
+        n: Number of runs.
+        loss: Loss of the comparison, see `WorstOf`.
 
     Raises:
         ValueError: `n` below 1.
@@ -74,7 +73,7 @@ class Restarts(WorstOf):
 
     def __init__(self, attack: Attack, n: int = 5, *, loss: PerExampleLoss = margin) -> None:
         if n < 1:
-            raise ValueError(f"n={n} restarts make no attack. Give at least 1.")
+            raise ValueError(f"n must be at least 1, got {n}.")
         super().__init__([attack] * n, loss=loss)
 
     def describe(self) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from lightning_paf.attacks import Attack
-from lightning_paf.attacks.stage import run_stage
+from lightning_paf.attacks.sub_attack import run_sub_attack
 from lightning_paf.evaluation.identity import Header
 from lightning_paf.evaluation.judgement import Findings, Judgement
 from lightning_paf.evaluation.record import Record
@@ -148,7 +148,7 @@ class _Worker:
         self.header = header
         self.stop = stop
         self.say = say
-        self.attacks = attack.stages()
+        self.attacks = attack.sub_attacks()
         self.labels = [CLEAN, *(stage.label for stage in self.attacks)]
         self.blocks = math.ceil(len(samples) / header.block_size)
         self.done: dict[int, Findings] = {}
@@ -247,7 +247,7 @@ class _Worker:
         if task.stage == 0 or len(x) == 0:
             predictions, x_adv = self._predict(x), x[:0]
         else:
-            x_adv, fooled = run_stage(self.attacks[task.stage - 1], self.search, x, y, task.seed)
+            x_adv, fooled = run_sub_attack(self.attacks[task.stage - 1], self.search, x, y, task.seed)
             _check_reach(self.attacks[task.stage - 1], x[fooled], x_adv[fooled])
             predictions = y.clone()
             predictions[fooled] = self._predict(x_adv[fooled])
@@ -358,5 +358,5 @@ def _check(attack: Attack, samples: Samples, block_size: int) -> None:
         raise ValueError("A verdict needs at least one sample, but there is none. Give some.")
     if len(np.unique(samples.ids)) < len(samples):
         raise ValueError("A sample counts once, but some ids occur twice. Give each id once.")
-    if len(attack.stages()) > _MOST_STAGES:
-        raise ValueError(f"An attack may have {_MOST_STAGES} stages, but has {len(attack.stages())}. Give fewer.")
+    if len(attack.sub_attacks()) > _MOST_STAGES:
+        raise ValueError(f"An attack may have {_MOST_STAGES} stages, but has {len(attack.sub_attacks())}. Give fewer.")

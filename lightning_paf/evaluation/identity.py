@@ -73,7 +73,7 @@ class Header:
             data=_data_fingerprint(samples, block_size),
             samples=len(samples),
             attack=attack.describe(),
-            stages=[{"label": stage.label, **stage.describe()} for stage in attack.stages()],
+            stages=[{"label": stage.label, **stage.describe()} for stage in attack.sub_attacks()],
             block_size=block_size,
             seed=seed,
             precision=precision,

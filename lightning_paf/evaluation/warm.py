@@ -86,9 +86,9 @@ class WarmCheck:
     def __init__(
         self, attack: Attack, *, steps: int = 20, block_size: int = 128, seed: int = 0, precision: Precision = "fp32"
     ) -> None:
-        self.cold_stages = [stage for stage in attack.stages() if isinstance(stage, BeginsAnywhere)]
-        if len(self.cold_stages) < len(attack.stages()):
-            labels = ", ".join(stage.label for stage in attack.stages())
+        self.cold_stages = [stage for stage in attack.sub_attacks() if isinstance(stage, BeginsAnywhere)]
+        if len(self.cold_stages) < len(attack.sub_attacks()):
+            labels = ", ".join(stage.label for stage in attack.sub_attacks())
             raise ValueError(
                 f"A warm check begins at images of the last check, which only APGD can, but the attack runs {labels}. "
                 "Use AutoAttack with version=custom and attacks=[apgd-ce, apgd-t]."

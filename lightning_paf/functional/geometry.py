@@ -102,18 +102,18 @@ class L2(Geometry):
         noise = torch.randn_like(x)
         pixels = x[0].numel()
         length = torch.rand(len(x), device=x.device, dtype=x.dtype) ** (1 / pixels)
-        return noise * _per_example(radius * length / _positive(self.size(noise)), x)
+        return noise * per_example(radius * length / _positive(self.size(noise)), x)
 
     def ascent(self, gradient: Tensor, x: Tensor, bounds: Bounds) -> Tensor:
         """The gradient over its length."""
         del x, bounds
         # Scaled by the largest entry first: the squares of a saturated loss's gradient are zero in single precision.
-        gradient = gradient / _per_example(_positive(gradient.flatten(1).abs().amax(dim=1)), gradient)
-        return gradient / _per_example(_positive(self.size(gradient)), gradient)
+        gradient = gradient / per_example(_positive(gradient.flatten(1).abs().amax(dim=1)), gradient)
+        return gradient / per_example(_positive(self.size(gradient)), gradient)
 
     def project(self, delta: Tensor, radius: float) -> Tensor:
         """Shrink to length `radius`."""
-        return delta * _per_example((radius / _positive(self.size(delta))).clamp_max(1), delta)
+        return delta * per_example((radius / _positive(self.size(delta))).clamp_max(1), delta)
 
 
 class L1(Geometry):
@@ -136,7 +136,7 @@ class L1(Geometry):
         shares = torch.empty_like(x).exponential_()
         rest = torch.empty(len(x), device=x.device, dtype=x.dtype).exponential_()
         signs = torch.randint_like(x, 2).mul_(2).sub_(1)
-        return signs * shares * _per_example(radius / _positive(self.size(shares) + rest), x)
+        return signs * shares * per_example(radius / _positive(self.size(shares) + rest), x)
 
     def ascent(self, gradient: Tensor, x: Tensor, bounds: Bounds) -> Tensor:
         """The largest 1 % of the gradient, among the pixels that can still move, over the sum of their sizes."""
@@ -187,7 +187,7 @@ def finite_gradient(gradient: Tensor) -> Tensor:
     """
     finite = gradient.nan_to_num(0.0, 0.0, 0.0)
     largest = _positive(torch.linalg.vector_norm(finite.flatten(1), torch.inf, dim=1))
-    return torch.where(gradient.isinf(), torch.copysign(_per_example(largest, gradient), gradient), finite)
+    return torch.where(gradient.isinf(), torch.copysign(per_example(largest, gradient), gradient), finite)
 
 
 def with_finite_gradient(x: Tensor) -> Tensor:
@@ -204,7 +204,7 @@ def _sum_towards(x: Tensor, delta: Tensor) -> Tensor:
     return torch.where((moved - x).abs() > delta.abs(), torch.nextafter(moved, x), moved)
 
 
-def _per_example(values: Tensor, like: Tensor) -> Tensor:
+def per_example(values: Tensor, like: Tensor) -> Tensor:
     """(N,) -> (N, 1, ...), to be multiplied with `like`."""
     return values.view(-1, *[1] * (like.dim() - 1))
 

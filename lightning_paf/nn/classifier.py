@@ -47,9 +47,9 @@ class Classifier(nn.Module):
             and so does a network that normalises by itself (`DMWideResNet` with `mean` and `std`).
 
     Attributes:
-        attack_twin: What attacks in eval mode refresh and call in place of this model; None, the default, for the model
-            itself. Set by whoever trains the model. It is no submodule: neither in the state dict nor in a copy.
-        training_net: What computes `net` in training mode, the same way; None, the default, for `net` itself.
+        fast_forward: Substitute that attacks in eval mode refresh and call; None, the default, for the model itself. It
+            is set for training, and is no submodule: neither in the state dict nor in a copy.
+        training_net: Substitute for `net` in training mode, set likewise; None, the default, for `net` itself.
 
     Raises:
         ValueError: The network has no linear classification layer, or one with another number of classes; its
@@ -58,7 +58,7 @@ class Classifier(nn.Module):
 
     mean: Tensor
     std: Tensor
-    attack_twin: RefreshedForward | None = None
+    fast_forward: RefreshedForward | None = None
     training_net: Forward | None = None
 
     def __init__(self, net: nn.Module, spec: DatasetSpec, normalize: bool = True) -> None:

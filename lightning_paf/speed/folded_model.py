@@ -18,7 +18,7 @@ _PROBES = 8  # images that show whether the twin computes the same function
 log = logging.getLogger(__name__)
 
 
-class FoldedTwin:
+class FoldedModel:
     """Computes a model in eval mode by a faster path that follows its weights.
 
     Each BatchNorm is folded into the convolution before it, and the weights of convolutions and linear layers are held

@@ -9,7 +9,7 @@ import torch
 from lightning_paf.nn.activations import fuse_activations
 from lightning_paf.nn.classifier import Classifier
 from lightning_paf.speed.compiled_net import CompiledNet
-from lightning_paf.speed.folded_model import FoldedTwin
+from lightning_paf.speed.folded_model import FoldedModel
 from lightning_paf.speed.recompute import recomputed_outputs
 
 
@@ -40,14 +40,14 @@ class Speed:
         if self.channels_last:
             model.to(memory_format=torch.channels_last)
         fuse_activations(model, self.fused)
-        model.attack_twin = FoldedTwin(model, compile=self.compile) if self.folded else None
+        model.fast_forward = FoldedModel(model, compile=self.compile) if self.folded else None
         model.training_net = CompiledNet(model.net) if self.compile else None
 
     def restore(self, model: Classifier) -> None:
         """Undo `prepare`: verdicts do not depend on how a model was trained."""
         model.to(memory_format=torch.contiguous_format)
         fuse_activations(model, False)
-        model.attack_twin = model.training_net = None
+        model.fast_forward = model.training_net = None
 
     @contextmanager
     def step(self, model: Classifier) -> Iterator[None]:

@@ -11,7 +11,7 @@ from lightning_paf.functional import cross_entropy, margin
 
 @pytest.mark.parametrize("eps", [0, 0.0, -0.1, Fraction(0), math.nan, math.inf])
 def test_eps_must_be_positive(eps):
-    with pytest.raises(ValueError, match="is not a perturbation size"):
+    with pytest.raises(ValueError, match="eps must be positive and finite"):
         FGSM(eps)
 
 
@@ -19,7 +19,7 @@ def test_eps_must_be_positive(eps):
     ("eps", "norm"), [(8, "linf"), (8.0, "linf"), (Fraction(256, 255), "linf"), (128, "l2"), (3060, "l1")]
 )
 def test_eps_in_grey_levels_is_refused(eps, norm):
-    with pytest.raises(ValueError, match=rf"too large for the {norm} norm of images in \[0, 1\].*/255"):
+    with pytest.raises(ValueError, match=rf"pixel range in {norm}, got .*/255"):
         FGSM(eps, norm=norm)
 
 
@@ -127,8 +127,8 @@ def test_attack_inside_autocast_leaves_the_training_gradients_alone():
         assert torch.equal(with_attack, without)
 
 
-class Twin:
-    """Stands in for a folded twin and notes when it is used."""
+class FastForward:
+    """A fake folded model that records its uses."""
 
     def __init__(self, model):
         self.model = model
@@ -143,34 +143,34 @@ class Twin:
         return self.model(x)
 
 
-def with_twin():
+def with_fast_forward():
     model = nn.Sequential(nn.Flatten(), nn.Linear(16, 5))
-    model.attack_twin = Twin(model)
+    model.fast_forward = FastForward(model)
     return model, torch.rand(2, 1, 4, 4), torch.tensor([0, 1])
 
 
-def test_a_twin_is_refreshed_once_and_then_attacked():
-    model, x, y = with_twin()
+def test_a_fast_forward_is_refreshed_once_and_then_attacked():
+    model, x, y = with_fast_forward()
     PGD(steps=4)(model, x, y)
-    assert model.attack_twin.uses == [("refresh", False, False), *["call"] * 4]
+    assert model.fast_forward.uses == [("refresh", False, False), *["call"] * 4]
     assert model.training
 
 
 @pytest.mark.parametrize("attack", [PGD(mode="train"), APGD(steps=3), Restarts(APGD(steps=3), 1)])
-def test_train_mode_and_verdicts_are_the_models_own(attack):
-    model, x, y = with_twin()
+def test_train_mode_and_fixed_losses_use_the_model_itself(attack):
+    model, x, y = with_fast_forward()
     attack(model, x, y)
-    assert model.attack_twin.uses == []
+    assert model.fast_forward.uses == []
 
 
-def test_a_forward_that_is_given_is_what_is_attacked():
-    model, x, y = with_twin()
+def test_a_forward_in_the_call_is_attacked():
+    model, x, y = with_fast_forward()
     FGSM()(model, x, y, forward=model)
-    assert model.attack_twin.uses == []
+    assert model.fast_forward.uses == []
 
 
-def test_a_model_without_its_twin_is_attacked_itself():
-    model, x, y = with_twin()
+def test_a_model_without_a_fast_forward_is_attacked_itself():
+    model, x, y = with_fast_forward()
     FGSM()(model, x, y)
-    model.attack_twin = None
+    model.fast_forward = None
     assert FGSM()(model, x, y).shape == x.shape

@@ -7,7 +7,6 @@ from helpers.fakes import images, tiny_classifier
 from torch import nn
 
 from lightning_paf.attacks import (
-    BIM,
     FGSM,
     ILCM,
     JSMA,
@@ -17,11 +16,13 @@ from lightning_paf.attacks import (
     Boundary,
     CarliniWagner,
     DeepFool,
+    EnsembleMIFGSM,
     OnePixel,
     SignOPT,
     UniversalPerturbation,
 )
-from lightning_paf.functional import geometry_of, margin
+from lightning_paf.attacks.catalogue.decisions import Decisions, unit
+from lightning_paf.functional import cross_entropy, geometry_of, margin
 
 DECIDERS = [
     Boundary(queries=130),
@@ -30,6 +31,7 @@ DECIDERS = [
     ZOO(queries=130),
 ]
 SIGN_OPT = SignOPT(0.6, queries=250, starts=10, directions=50)
+ZOO_STEPS = ZOO(3.0, queries=1000, lr=0.02)
 deciders = pytest.mark.parametrize("attack", DECIDERS, ids=lambda attack: attack.label)
 
 
@@ -45,29 +47,42 @@ def plane(size=20, n=3, classes=2):
     return model, x, y, distances.scatter(1, y[:, None], torch.inf).amin(1)
 
 
-def test_bim_and_mi_fgsm_of_one_step_are_fgsm():
+def test_mi_fgsm_of_one_step_is_fgsm_and_ignores_the_scale_of_the_logits():
     net, x, y = digits(8)
-    expected = FGSM(0.1)(net, x, y)
-    assert torch.equal(BIM(0.1, step_size=0.1, steps=1)(net, x, y), expected)
-    assert torch.equal(MIFGSM(0.1, steps=1, momentum=0.0)(net, x, y), expected)
+    for loss in (cross_entropy, margin):
+        attack = MIFGSM(0.1, steps=1, momentum=0.0, loss=loss)
+        assert torch.equal(attack(net, x, y), FGSM(0.1, loss=loss)(net, x, y))
+    assert torch.equal(attack(net, x, y), attack(lambda_module(lambda z: 2 * net(z)), x, y))
+
+
+def test_an_ensemble_of_the_model_itself_is_mi_fgsm_and_calls_the_attacked_model_once():
+    net, x, y = digits(8)
+    other, attacked = lambda_module(lambda z: -net(z)), Recorder(net)
+    expected = MIFGSM(0.1)(net, x, y)
+    torch.testing.assert_close(EnsembleMIFGSM([net, net], [1, 3], 0.1)(attacked, x, y), expected)
+    assert attacked.seen == 1
+    assert torch.equal(EnsembleMIFGSM([other, net], [0, 2], 0.1)(net, x, y), expected)
+    assert not torch.equal(EnsembleMIFGSM([other, net], [2, 1], 0.1)(net, x, y), expected)
+
+
+def test_surrogates_in_train_mode_see_two_images_and_keep_their_statistics():
+    surrogate = nn.Sequential(nn.Flatten(), nn.BatchNorm1d(192), nn.Linear(192, 3))  # refuses a single image
+    x, y = images(4, size=8, num_classes=3)
+    before = surrogate[1].running_mean.clone()
+    assert EnsembleMIFGSM([surrogate], mode="train")(surrogate, x, y).shape == x.shape
+    assert torch.equal(surrogate[1].running_mean, before)
+
+
+def test_surrogates_must_have_the_classes_of_the_model():
+    net, x, y = digits(2)
+    narrow = nn.Sequential(nn.Flatten(), nn.Linear(64, 5))
+    with pytest.raises(ValueError, match=r"the 10 classes of the attacked model, got \[10, 5\]"):
+        EnsembleMIFGSM([net, narrow])(net, x, y)
 
 
 @pytest.mark.parametrize(("levels", "steps"), [(1, 2), (4, 5), (8, 10), (16, 20), (32, 36)])
-def test_bim_takes_the_steps_of_the_paper(levels, steps):
-    assert BIM(levels / 255).steps == ILCM(levels / 255).steps == steps
-
-
-def test_mi_fgsm_without_momentum_ignores_the_scale_of_the_logits():
-    net, x, y = digits(4)
-    first = MIFGSM(0.1, steps=1, momentum=0.0, loss=margin)
-    assert torch.equal(first(net, x, y), first(lambda_module(lambda z: 2 * net(z)), x, y))
-
-
-def test_least_likely_class_gains():
-    net, x, y = digits(32)
-    target = net(x).argmin(1)
-    before, after = net(x).log_softmax(1), net(ILCM(0.3, steps=40)(net, x, y)).log_softmax(1)
-    assert (after.gather(1, target[:, None]) > before.gather(1, target[:, None])).all()
+def test_the_least_likely_class_attack_takes_the_steps_of_the_paper(levels, steps):
+    assert ILCM(levels / 255).steps == steps
 
 
 def test_with_two_classes_the_least_likely_one_is_the_other():
@@ -112,28 +127,19 @@ def test_white_box_distances_are_ordered_on_digits():
     assert theirs.median() <= deepfool.median()
 
 
-@pytest.mark.parametrize("attack", [OPT, SignOPT])
-def test_direction_searches_come_within_two_percent_of_a_plane(attack):
+@pytest.mark.parametrize(
+    ("attack", "queries", "factor"), [(OPT, 6000, 1.02), (SignOPT, 6000, 1.02), (Boundary, 3000, 1.1)]
+)
+def test_decision_based_attacks_reach_the_distance_of_a_plane(attack, queries, factor):
     model, x, y, exact = plane()
     torch.manual_seed(0)
-    found, distances = attack(queries=6000, bounds=None).nearest(model, x, y)
+    _, distances = attack(queries=queries, bounds=None).nearest(model, x, y)
     assert (distances >= exact * (1 - 1e-4)).all()
-    assert (distances <= 1.02 * exact).all()
-    torch.testing.assert_close((found - x).flatten(1).norm(dim=1), distances)
-
-
-def test_boundary_walk_comes_near_a_plane():
-    model, x, y, exact = plane()
-    torch.manual_seed(0)
-    _, distances = Boundary(queries=3000, bounds=None).nearest(model, x, y)
-    assert (distances >= exact * (1 - 1e-4)).all()
-    assert (distances <= 1.1 * exact).all()
+    assert (distances <= factor * exact).all()
 
 
 def test_the_sign_estimate_points_where_the_distance_grows():
     """On a plane with unit normal v, g(theta) = m / -(v . theta), whose ascent is along v, orthogonally to theta."""
-    from lightning_paf.attacks.catalogue.decisions import Decisions, unit
-
     model, x, y, exact = plane(n=6)
     attack = SignOPT(queries=10_000, bounds=None)
     weight = model[1].weight
@@ -163,23 +169,14 @@ def test_the_mean_of_zoo_estimates_is_the_gradient():
     assert ((estimates.mean(0) - exact).abs() < 4.5 * error + 5e-3).all()
 
 
-def test_zoo_returns_what_it_has_found():
-    net, x, y = digits(20)
-    torch.manual_seed(0)
-    x_adv = ZOO(3.0, queries=1000, lr=0.02)(net, x, y)
-    fooled = net(x_adv).argmax(1) != y
-    assert fooled.any()
-    assert ((x_adv != x).flatten(1).any(1) == fooled).all()
-
-
 @deciders
-def test_no_image_is_shown_more_often_than_the_budget_allows(attack):
+def test_no_image_has_more_queries_than_its_budget(attack):
     net, x, y = digits(5)
     for image in range(5):
-        asked = Recorder(net)
+        recorder = Recorder(net)
         torch.manual_seed(image)
-        attack.nearest(asked, x[image : image + 1], y[image : image + 1])
-        assert 100 <= asked.seen <= 130
+        attack.nearest(recorder, x[image : image + 1], y[image : image + 1])
+        assert 100 <= recorder.seen <= 130
 
 
 @deciders
@@ -198,7 +195,7 @@ def test_the_distance_is_that_of_the_image_and_misclassified_images_stay(attack)
     assert torch.equal(found[distances.isinf()], x[distances.isinf()])
 
 
-@pytest.mark.parametrize("attack", [DeepFool(0.5), SIGN_OPT], ids=lambda attack: attack.label)
+@pytest.mark.parametrize("attack", [DeepFool(0.5), SIGN_OPT, ZOO_STEPS], ids=lambda attack: attack.label)
 def test_only_what_lies_within_eps_is_returned(attack):
     net, x, y = digits(20)
     torch.manual_seed(0)
@@ -238,21 +235,28 @@ def test_one_perturbation_within_its_budget_misleads_on_other_images(norm, eps, 
     assert again.describe()["perturbation"] == fitted.describe()["perturbation"] is not None
 
 
-def test_universal_perturbations_refuse_what_does_not_fit(tmp_path):
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (torch.full((1, 8, 8), 0.5), r"linf size of the perturbation must be at most eps=0\.4, got 0\.5"),
+        ({"delta": 1}, "must hold a tensor"),
+        (None, "cannot be read"),
+    ],
+)
+def test_files_without_a_fitting_perturbation_are_refused(content, message, tmp_path):
+    if content is not None:
+        torch.save(content, tmp_path / "delta.pt")
+    with pytest.raises(ValueError, match=message):
+        UniversalPerturbation(0.4, perturbation=tmp_path / "delta.pt")
+
+
+def test_universal_perturbations_refuse_images_that_do_not_fit():
     net, x, y = digits(2)
-    torch.save(torch.full((1, 8, 8), 0.3), tmp_path / "delta.pt")
-    with pytest.raises(ValueError, match=r"linf size 0\.3, more than eps=0\.2"):
-        UniversalPerturbation(0.2, perturbation=tmp_path / "delta.pt")
-    attack = UniversalPerturbation(0.4, perturbation=tmp_path / "delta.pt")
-    with pytest.raises(ValueError, match=r"shape \(1, 8, 8\), the images \(1, 4, 4\)"):
+    attack = UniversalPerturbation(0.4, passes=1, steps=1).fitted(net, x, y)
+    with pytest.raises(ValueError, match=r"shape \(1, 8, 8\) as fitted, got \(1, 4, 4\)"):
         attack(nn.Flatten(), x[:, :, :4, :4], y)
     with pytest.raises(ValueError, match="at least one image"):
         attack.fitted(net, x[:0], y[:0])
-    with pytest.raises(ValueError, match="cannot be read"):
-        UniversalPerturbation(perturbation=tmp_path / "missing.pt")
-    torch.save({"delta": 1}, tmp_path / "other.pt")
-    with pytest.raises(ValueError, match="must hold a tensor"):
-        UniversalPerturbation(perturbation=tmp_path / "other.pt")
 
 
 @pytest.mark.parametrize("increase", [True, False])
@@ -280,14 +284,13 @@ def test_jsma_chooses_the_pair_with_the_largest_product():
 
 def test_one_pixel_changes_no_more_and_counts_its_queries():
     net, x, y = digits(4)
-    asked = Recorder(net)
+    recorder = Recorder(net)
     torch.manual_seed(0)
-    attack = OnePixel(2, population=30, generations=5)
-    x_adv = attack(asked, x, y)
+    x_adv = OnePixel(2, population=30, generations=5)(recorder, x, y)
     assert ((x_adv != x).any(1).flatten(1).sum(1) <= 2).all()
     own = net(x_adv).softmax(1).gather(1, y[:, None]) - net(x).softmax(1).gather(1, y[:, None])
     assert (own < 0).all()
-    assert 4 * 31 <= asked.seen <= 4 * (1 + 6 * 30)
+    assert 4 * 31 <= recorder.seen <= 4 * (1 + 6 * 30)
 
 
 def test_one_pixel_finds_the_only_pixel_that_matters():
@@ -296,29 +299,33 @@ def test_one_pixel_finds_the_only_pixel_that_matters():
     torch.manual_seed(0)
     x_adv = OnePixel(population=100, generations=20)(model, x, y)
     assert (model(x_adv).argmax(1) == 1).all()
-    with pytest.raises(ValueError, match="at most 3 channels"):
+    with pytest.raises(ValueError, match="at most 3 channels for OnePixel, got 4"):
         OnePixel()(model, torch.zeros(1, 4, 8, 8), y[:1])
 
 
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: DeepFool(norm="l1"), "l2 and linf"),
-        (lambda: DeepFool(overshoot=0), "no boundary is crossed"),
-        (lambda: DeepFool(steps=0), "steps=0 makes no DeepFool"),
-        (lambda: CarliniWagner(lr=0), "lr=0 must be positive"),
-        (lambda: CarliniWagner(confidence=-1), "must not be negative"),
-        (lambda: SignOPT(queries=0), "queries=0 makes no SignOPT"),
-        (lambda: OPT(width=0), "width=0 must be positive"),
-        (lambda: Boundary(starts=0), "starts=0 makes no Boundary"),
-        (lambda: ZOO(smoothing=0), "smoothing=0 must be positive"),
-        (lambda: JSMA(1), "less than one pair"),
-        (lambda: OnePixel(population=2), "population=2 must be at least 4"),
-        (lambda: UniversalPerturbation(rate=0), "rate=0 must be a share"),
-        (lambda: UniversalPerturbation(passes=0), "passes=0 looks at no image"),
-        (lambda: MIFGSM(momentum=-1), "momentum=-1 must not be negative"),
-        (lambda: MIFGSM(steps=0), "steps=0 makes no attack"),
-        (lambda: ILCM(step_size=0), "step_size=0 must be positive"),
+        (lambda: DeepFool(norm="l1"), "norm of DeepFool must be l2 or linf"),
+        (lambda: DeepFool(overshoot=0), "overshoot must be positive, got 0"),
+        (lambda: DeepFool(steps=0), "steps must be at least 1, got 0"),
+        (lambda: CarliniWagner(lr=0), "lr must be positive, got 0"),
+        (lambda: CarliniWagner(confidence=-1), "confidence must be at least 0, got -1"),
+        (lambda: SignOPT(queries=0), "queries must be at least 1, got 0"),
+        (lambda: OPT(width=0), "width must be positive, got 0"),
+        (lambda: Boundary(starts=0), "starts must be at least 1, got 0"),
+        (lambda: ZOO(smoothing=0), "smoothing must be positive, got 0"),
+        (lambda: JSMA(1), "entries must be at least 2, got 1"),
+        (lambda: OnePixel(population=2), "population must be at least 4, got 2"),
+        (lambda: UniversalPerturbation(rate=0), r"rate must be a fraction in \(0, 1\], got 0"),
+        (lambda: UniversalPerturbation(passes=0), "passes must be at least 1, got 0"),
+        (lambda: MIFGSM(momentum=-1), "momentum must be at least 0, got -1"),
+        (lambda: MIFGSM(steps=0), "steps must be at least 1, got 0"),
+        (lambda: EnsembleMIFGSM([]), "at least one network"),
+        (lambda: EnsembleMIFGSM([nn.Flatten()] * 2, [1.0]), "must be 2 numbers"),
+        (lambda: EnsembleMIFGSM([nn.Flatten()] * 2, [1.0, -1.0]), "must be 2 numbers"),
+        (lambda: EnsembleMIFGSM([nn.Flatten()] * 2, [0.0, 0.0]), "must be 2 numbers"),
+        (lambda: ILCM(step_size=0), "step_size must be positive, got 0"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(make, message):
@@ -332,9 +339,6 @@ def test_images_in_channels_last_layout_are_attacked_alike():
     assert torch.equal(JSMA(4)(net, x.contiguous(memory_format=torch.channels_last), y), expected)
 
 
-def test_many_entries_of_large_images_may_change():
-    assert JSMA(1200).radius == 1200
-
-
-def test_a_universal_perturbation_in_l1_is_no_l2_radius():
-    assert UniversalPerturbation(100, norm="l1").radius == 100
+@pytest.mark.parametrize(("attack", "radius"), [(JSMA(1200), 1200), (UniversalPerturbation(100, norm="l1"), 100)])
+def test_radii_in_l1_exceed_those_of_other_norms(attack, radius):
+    assert attack.radius == radius

@@ -49,9 +49,9 @@ def test_random_start_step_is_one_and_a_quarter_eps():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: NFGSM(noise=-1), "noise=-1 must not be negative"),
-        (lambda: NFGSM(step_size=0), "step_size=0 must be positive"),
-        (lambda: RSFGSM(step_size=-0.1), "step_size=-0.1 must be positive"),
+        (lambda: NFGSM(noise=-1), "noise must be at least 0, got -1"),
+        (lambda: NFGSM(step_size=0), "step_size must be positive, got 0"),
+        (lambda: RSFGSM(step_size=-0.1), "step_size must be positive, got -0.1"),
     ],
 )
 def test_bad_settings(make, message):

@@ -201,8 +201,8 @@ def test_steps_that_cannot_cross_the_ball_are_warned_of_once():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"steps": 0}, "steps=0 makes no attack"),
-        ({"step_size": 0}, "step_size=0 must be positive"),
+        ({"steps": 0}, "steps must be at least 1, got 0"),
+        ({"step_size": 0}, "step_size must be positive, got 0"),
         ({"step_size": Fraction(-1, 255)}, "must be positive"),
         ({"start": "zero"}, "start must be uniform, gaussian or none"),
     ],

@@ -144,9 +144,9 @@ def test_settings_are_described():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"noise": -0.5}, "noise=-0.5 must not be negative"),
-        ({"step_size": 0}, "step_size=0 must be positive"),
-        ({"clip": 0}, "clip=0 must be positive"),
+        ({"noise": -0.5}, "noise must be at least 0, got -0.5"),
+        ({"step_size": 0}, "step_size must be positive, got 0"),
+        ({"clip": 0}, "clip must be positive, got 0"),
     ],
 )
 def test_bad_settings_of_the_family(options, message):

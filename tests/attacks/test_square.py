@@ -237,7 +237,7 @@ def test_looking_rarely_finds_as_much(norm, monkeypatch):
     net, x, y = digits(20)
     torch.manual_seed(0)
     often = robust(net, Square(EPS[norm], norm=norm, queries=105)(net, x, y), y)
-    monkeypatch.setattr(square, "_patience", lambda x: 10)
+    monkeypatch.setattr(square, "_CPU_INTERVAL", 10)
     torch.manual_seed(0)
     x_adv = Square(EPS[norm], norm=norm, queries=105)(net, x, y)
     assert torch.equal(robust(net, x_adv, y), often)
@@ -313,10 +313,10 @@ def test_empty_batch_and_single_image(norm):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"norm": "l1"}, "not in l1. Use ReferenceAutoAttack"),
-        ({"queries": 0}, "queries=0 must be at least 1"),
-        ({"batch_size": 0}, "batch_size=0 must be at least 1"),
-        ({"p_init": 0}, r"p_init=0 must be a share of the image, in \(0, 1\]"),
+        ({"norm": "l1"}, "got 'l1'. Pass ReferenceAutoAttack"),
+        ({"queries": 0}, "queries must be at least 1, got 0"),
+        ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
+        ({"p_init": 0}, r"p_init must be a fraction in \(0, 1\]"),
     ],
 )
 def test_bad_settings(options, message):

@@ -106,11 +106,11 @@ def test_radius_and_description():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: WorstOf([]), "got no attack"),
+        (lambda: WorstOf([]), "must hold at least one attack"),
         (lambda: WorstOf([FGSM(), FGSM(norm="l2")]), "must agree in norm"),
         (lambda: WorstOf([FGSM(), FGSM(mode="train")]), "must agree in mode"),
         (lambda: WorstOf([FGSM(), FGSM(bounds=None)]), "must agree in bounds"),
-        (lambda: Restarts(FGSM(), 0), "n=0 restarts make no attack"),
+        (lambda: Restarts(FGSM(), 0), "n must be at least 1, got 0"),
     ],
 )
 def test_bad_settings(make, message):

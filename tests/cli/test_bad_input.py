@@ -157,7 +157,7 @@ def test_a_class_sorted_pool_that_is_shorter_than_asked_is_shuffled_and_repeated
         ("--averaging WarmupEMA --averaging.decay 1.5", "decay is a factor in [0, 1), but decay=1.5"),
         ("--model.attack.eps 8", "eps=8.0 is too large for the linf norm of images in [0, 1]. If it is meant in grey"),
         ("--model.attack.eps 0", "eps=0.0 is not a perturbation size. Give a positive number such as 8/255"),
-        ("--model.attack.eps=-8/255", "eps=-8/255 is not a perturbation size"),
+        ("--model.attack.eps=-8/255", "eps=-8/255 eps must be positive and finite"),
         ("--val_attack.attack.eps 8", "If it is meant in grey levels, write 8/255"),
         (
             "--model.net TimmNet --model.net.name resnet-18",

@@ -18,7 +18,7 @@ from lightning_paf.nn.activations import PSSiLU
 from lightning_paf.nn.classifier import Classifier
 from lightning_paf.nn.modes import frozen
 from lightning_paf.nn.swap import swap_activations
-from lightning_paf.speed.folded_model import FoldedTwin
+from lightning_paf.speed.folded_model import FoldedModel
 
 X, Y = images()
 
@@ -161,7 +161,7 @@ def test_verdicts_tell_ensembles_apart():
 def test_attacks_in_training_work_on_the_network_itself():
     """A folded copy is for networks that compute the same twice."""
     model = Classifier(ensemble(net=TinyNet()), spec())
-    twin = FoldedTwin(model)
+    twin = FoldedModel(model)
     with frozen(model):
         twin.refresh()(X)
     assert not twin.folded

@@ -5,7 +5,7 @@ from torch import nn
 
 from lightning_paf.nn.classifier import Classifier
 from lightning_paf.nn.penalties import total_penalty
-from lightning_paf.speed.folded_model import FoldedTwin
+from lightning_paf.speed.folded_model import FoldedModel
 
 
 def test_normalisation_is_the_first_line():
@@ -84,10 +84,10 @@ def test_no_penalised_layer_gives_zero():
 def test_the_twin_for_attacks_is_no_part_of_the_model():
     model = tiny_classifier()
     keys, modules = list(model.state_dict()), list(model.modules())
-    assert model.attack_twin is None
-    model.attack_twin = FoldedTwin(model)
+    assert model.fast_forward is None
+    model.fast_forward = FoldedModel(model)
     with torch.no_grad():
-        model.eval().attack_twin.refresh()(images()[0])
-    assert model.attack_twin.folded
+        model.eval().fast_forward.refresh()(images()[0])
+    assert model.fast_forward.folded
     assert list(model.state_dict()) == keys
     assert list(model.modules()) == modules

@@ -21,7 +21,7 @@ from lightning_paf.nn.equivalence import difference
 from lightning_paf.nn.modes import frozen
 from lightning_paf.nn.swap import swap_activations
 from lightning_paf.speed.compiled_net import CompiledNet
-from lightning_paf.speed.folded_model import FoldedTwin
+from lightning_paf.speed.folded_model import FoldedModel
 from lightning_paf.speed.search_model import SearchModel
 
 
@@ -246,7 +246,7 @@ def folded_search(model, x):
 
 
 def folded_twin(model, x):
-    twin = FoldedTwin(model)
+    twin = FoldedModel(model)
     with torch.no_grad():
         twin.refresh()(x)
     return twin.refresh(), twin.folded
@@ -342,7 +342,7 @@ def test_the_check_leaves_the_generators_as_found(make, path):
     model, (x, _) = settled(classifier(make)), images()
     with frozen(model):
         _, _, expected = outcome(model, model, x, 0)
-        fast = {"search": SearchModel, "twin": lambda model: FoldedTwin(model).refresh()}[path](model)
+        fast = {"search": SearchModel, "twin": lambda model: FoldedModel(model).refresh()}[path](model)
         assert outcome(fast, model, x, 0)[2] == expected
 
 
@@ -389,7 +389,7 @@ def test_the_refusal_is_logged_once_a_model(caplog):
     assert record.name == "lightning_paf.speed.search_model"
     assert "Rounded" in record.getMessage()
     assert "autograd function" in record.getMessage()
-    FoldedTwin(model).refresh()(x)
+    FoldedModel(model).refresh()(x)
     assert caplog.records[-1].name == "lightning_paf.speed.folded_model"
     SearchModel(settled(classifier(Rounded)))(x)
     assert len(caplog.records) == 3
@@ -437,8 +437,8 @@ def test_the_option_is_described_where_it_is_off():
 
 def test_a_training_attack_without_folding_leaves_the_twin_alone():
     model, (x, y) = settled(classifier(TinyNet)), images()
-    model.attack_twin = FoldedTwin(model)
+    model.fast_forward = FoldedModel(model)
     PGD(0.1, step_size=0.05, fold=False)(model, x, y)
-    assert model.attack_twin._forward is None
+    assert model.fast_forward._forward is None
     PGD(0.1, step_size=0.05)(model, x, y)
-    assert model.attack_twin.folded
+    assert model.fast_forward.folded

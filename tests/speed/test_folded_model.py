@@ -17,7 +17,7 @@ from lightning_paf.nn.classifier import Classifier
 from lightning_paf.nn.modes import frozen
 from lightning_paf.nn.swap import swap_activations
 from lightning_paf.specs import dataset_spec
-from lightning_paf.speed.folded_model import FoldedTwin
+from lightning_paf.speed.folded_model import FoldedModel
 
 # How to build each network small.
 SMALL = {
@@ -83,7 +83,7 @@ def snapshot(model):
 @pytest.mark.parametrize("activation", [None, PSSiLU])
 def test_follows_the_model_through_training(activation, layout):
     model = resnet(activation).to(memory_format=layout)
-    twin, x = FoldedTwin(model), torch.rand(6, 3, 16, 16).to(memory_format=layout)
+    twin, x = FoldedModel(model), torch.rand(6, 3, 16, 16).to(memory_format=layout)
     assert_same(twin, model, x)
     for _ in range(3):
         train(model)
@@ -96,7 +96,7 @@ def test_follows_the_model_through_training(activation, layout):
 
 def test_without_refresh_it_is_stale():
     model, x = resnet(None), torch.rand(4, 3, 16, 16)
-    twin = FoldedTwin(model)
+    twin = FoldedModel(model)
     with frozen(model):
         forward = twin.refresh()
         before = forward(x)
@@ -111,7 +111,7 @@ def test_without_refresh_it_is_stale():
 
 def test_weights_stay_where_they_are():
     model, x = resnet(), torch.rand(4, 3, 16, 16)
-    twin = FoldedTwin(model)
+    twin = FoldedModel(model)
     addresses = set()
     with torch.autocast("cpu", torch.bfloat16):
         for _ in range(3):
@@ -126,7 +126,7 @@ def test_weights_stay_where_they_are():
 
 def test_activations_are_the_models_own():
     model, x = resnet(), torch.rand(4, 3, 16, 16)
-    twin = FoldedTwin(model)
+    twin = FoldedModel(model)
     with frozen(model):
         forward = twin.refresh()
         forward(x)
@@ -140,7 +140,7 @@ def test_activations_are_the_models_own():
 def test_autocast_weights_are_stored_in_its_dtype():
     model, x = resnet(), torch.rand(8, 3, 16, 16)
     train(model, 5)
-    twin = FoldedTwin(model)
+    twin = FoldedModel(model)
     with frozen(model), torch.autocast("cpu", torch.bfloat16):
         logits, gradient = evaluate(twin.refresh(), x)
         same, same_gradient = evaluate(model, x)
@@ -160,7 +160,7 @@ def test_autocast_weights_are_stored_in_its_dtype():
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 def test_a_model_that_changes_its_dtype(dtype):
     model, x = resnet(None), torch.rand(4, 3, 16, 16)
-    twin = FoldedTwin(model)
+    twin = FoldedModel(model)
     assert_same(twin, model, x)
     model.to(dtype)
     with frozen(model):
@@ -170,7 +170,7 @@ def test_a_model_that_changes_its_dtype(dtype):
 
 def test_a_model_in_half_precision_is_checked_in_single_precision():
     model = resnet().bfloat16()
-    twin = FoldedTwin(model)
+    twin = FoldedModel(model)
     with frozen(model):
         assert twin.refresh()(torch.rand(4, 3, 16, 16).bfloat16()).dtype == torch.bfloat16
     assert twin.folded
@@ -179,7 +179,7 @@ def test_a_model_in_half_precision_is_checked_in_single_precision():
 @pytest.mark.parametrize("name", SMALL)
 def test_own_networks_fold(name):
     model = Classifier(getattr(nets, name)(**SMALL[name]), dataset_spec("cifar10"))
-    twin = FoldedTwin(model)
+    twin = FoldedModel(model)
     assert_same(twin, model, torch.rand(3, 3, 32, 32))
     train(model, 1, size=32)
     assert_same(twin, model, torch.rand(3, 3, 32, 32))
@@ -195,7 +195,7 @@ def test_all_own_networks_are_covered():
 def test_an_embedding_folds_what_it_is_put_on():
     model = Classifier(nets.EmbeddingNet(nets.CifarResNet(width=4), hidden=[8]), spec())
     train(model)
-    twin = FoldedTwin(model)
+    twin = FoldedModel(model)
     assert_same(twin, model, torch.rand(4, 3, 16, 16))
     assert twin.folded
 
@@ -203,7 +203,7 @@ def test_an_embedding_folds_what_it_is_put_on():
 @pytest.mark.parametrize("name", TIMM)
 def test_networks_of_timm_fold(name):
     model = Classifier(nets.TimmNet(name, **TIMM[name]), spec())
-    twin = FoldedTwin(model)
+    twin = FoldedModel(model)
     with frozen(model):
         twin.refresh()(torch.rand(2, 3, 32, 32))
     train(model, 1, size=32)
@@ -254,7 +254,7 @@ class Ignorant(TinyNet):
 @pytest.mark.parametrize("make", [Branching, Noisy, Detached, Hidden, Ignorant, Writing])
 def test_a_network_that_cannot_be_followed_is_used_as_it_is(make, capfd):
     model, (x, _) = Classifier(make(), spec()), images()
-    twin = FoldedTwin(model)
+    twin = FoldedModel(model)
     random = torch.random.get_rng_state()
     for _ in range(2):
         torch.random.set_rng_state(random)
@@ -271,7 +271,7 @@ def test_a_network_that_cannot_be_followed_is_used_as_it_is(make, capfd):
 def test_a_hook_on_the_model_is_obeyed():
     model, (x, _) = tiny_classifier().eval(), images()
     model.register_forward_hook(lambda _, __, logits: logits.flip(1))
-    twin = FoldedTwin(model)
+    twin = FoldedModel(model)
     assert torch.equal(twin.refresh()(x), model(x))
     assert not twin.folded
 
@@ -283,12 +283,12 @@ def test_the_model_is_not_modified(precision):
     model.net.fc.bias.requires_grad_(False)
     before, random = snapshot(model), torch.random.get_rng_state()
     values = copy.deepcopy(model.state_dict())
-    model.attack_twin = FoldedTwin(model)
+    model.fast_forward = FoldedModel(model)
     with torch.autocast("cpu", torch.bfloat16, enabled=precision == torch.bfloat16):
         PGD(start="none", steps=4)(model, x, y)
-    assert model.attack_twin.folded
+    assert model.fast_forward.folded
     assert torch.equal(torch.random.get_rng_state(), random)
-    del model.attack_twin
+    del model.fast_forward
     assert snapshot(model) == before
     assert all(parameter.grad is None for parameter in model.parameters())
     assert all(torch.equal(tensor, values[key]) for key, tensor in model.state_dict().items())
@@ -306,7 +306,7 @@ def test_a_failure_while_checking_puts_everything_back():
     scale, convolution = model.net.bn.weight, torch.backends.cudnn.conv.fp32_precision
     model.net.activation.register_forward_hook(fail)
     before = snapshot(model)
-    twin = FoldedTwin(model)
+    twin = FoldedModel(model)
     with frozen(model):
         assert torch.equal(twin.refresh()(x), model(x))
     assert seen[0] is not scale
@@ -320,9 +320,9 @@ def test_attacks_find_nearly_the_same_images():
     train(model, 5)
     y, attack = torch.arange(8), PGD(start="none", steps=4)
     expected = attack(model, x, y)
-    model.attack_twin = FoldedTwin(model)
+    model.fast_forward = FoldedModel(model)
     found = attack(model, x, y)
-    assert model.attack_twin.folded
+    assert model.fast_forward.folded
     assert ((found - x).sign() == (expected - x).sign()).float().mean() > 0.99
 
 
@@ -334,7 +334,7 @@ def test_a_compiled_twin_is_compiled_once():
         return graph.forward
 
     model, x = resnet(), torch.rand(4, 3, 16, 16)
-    twin = FoldedTwin(model, compile=True, _backend=backend)
+    twin = FoldedModel(model, compile=True, _backend=backend)
     for _ in range(3):
         assert_same(twin, model, x)
         train(model, 1)
@@ -344,7 +344,7 @@ def test_a_compiled_twin_is_compiled_once():
 
 def test_a_copy_has_no_twin():
     model = tiny_classifier()
-    model.attack_twin = FoldedTwin(model)
-    assert copy.deepcopy(model).attack_twin is None
-    assert pickle.loads(pickle.dumps(model)).attack_twin is None
-    assert model.attack_twin is not None
+    model.fast_forward = FoldedModel(model)
+    assert copy.deepcopy(model).fast_forward is None
+    assert pickle.loads(pickle.dumps(model)).fast_forward is None
+    assert model.fast_forward is not None

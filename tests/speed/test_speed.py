@@ -73,13 +73,13 @@ def test_during_training_everything_is_in_use_and_afterwards_nothing():
     class Look(Callback):
         def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
             self.seen = state(pl_module)
-            self.folded = pl_module.model.attack_twin.folded
+            self.folded = pl_module.model.fast_forward.folded
 
     def state(trained):
         layers = [layer for layer in trained.modules() if isinstance(layer, PSSiLU)]
         weight = trained.model.net[0].weight
         last = weight.is_contiguous(memory_format=torch.channels_last) and not weight.is_contiguous()
-        return last, layers[0].fused, trained.model.attack_twin is not None
+        return last, layers[0].fused, trained.model.fast_forward is not None
 
     trained, look = module(Speed()), Look()
     keys = trained.state_dict().keys()

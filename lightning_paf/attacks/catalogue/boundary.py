@@ -1,7 +1,6 @@
 """The boundary attack."""
 
 from fractions import Fraction
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,31 +10,33 @@ from lightning_paf.attacks.catalogue.minimal import MinimalAttack
 from lightning_paf.functional.geometry import Bounds
 from lightning_paf.types import Forward, Radius
 
-_TOLERANCE = 1e-3  # of the first bisection; the walk comes nearer
-_FACTOR = 1.5  # by which step lengths change
-_MEMORY = 20  # steps whose share of successes decides about that
+_TOLERANCE = 1e-3  # of the first bisection
+_FACTOR = 1.5  # of a change of the step length
+_PERIOD = 20  # steps between two changes
 _FIRST = 1e-2  # both step lengths, in multiples of the distance
-_SIDEWAYS_SHARE, _TOWARDS_SHARE = 0.5, 0.25  # successes at which the lengths are right
+_SIDEWAYS_RATE, _TOWARDS_RATE = 0.5, 0.25  # targets of the success rates
 
 
 class Boundary(MinimalAttack):
-    """A random walk along the boundary (Brendel, Rauber & Bethge 2018), asking for decisions only.
+    """A decision-based random walk along the boundary (Brendel, Rauber & Bethge 2018).
 
-    From noise that the model misclassifies, every step goes sideways on the sphere around the clean image, and where
-    that is adversarial, a little towards the image; it counts where the result is. After every 20 steps of one kind its
-    length grows by half or shrinks accordingly: sideways so that half of them succeed, towards so that a quarter does
-    (the shares are the paper's; memory and factor are ours). A step costs up to two decisions.
+    It starts at noise that the model misclassifies. Every step moves sideways on the sphere around the clean image;
+    if that is adversarial, it moves a little towards the image. The last adversarial point is kept. After every 20
+    steps of one kind their length grows by half or shrinks accordingly, for success rates of one half (sideways) and
+    one quarter (towards), as in the paper; period and factor are our choice. A step costs up to two queries.
 
     Args:
         eps: Largest l2 length of the perturbation that counts.
         queries: Decisions for each image.
-        starts: Noise images that are tried until one is adversarial.
-        bounds: Smallest and largest pixel value, between which the noise is uniform; null for inputs without bounds,
-            where it is Gaussian.
+        starts: Noise images to try until one is adversarial.
+        bounds: Smallest and largest pixel value, between which the noise is uniform; null for unbounded inputs, where
+            it is Gaussian.
 
     Raises:
         ValueError: As for every attack; no query or start.
     """
+
+    settings = ("queries", "starts")
 
     def __init__(
         self,
@@ -46,49 +47,37 @@ class Boundary(MinimalAttack):
         bounds: Bounds = (0.0, 1.0),
     ) -> None:
         super().__init__(eps, norm="l2", bounds=bounds)
-        self.queries = queries
-        self.starts = starts
+        self.queries, self.starts = queries, starts
         self.require(queries=1, starts=1)
-
-    def describe(self) -> dict[str, Any]:
-        """The threat model and the settings as plain values, for result files."""
-        return super().describe() | {"queries": self.queries, "starts": self.starts}
 
     @torch.no_grad()
     def minimum(self, forward: Forward, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         """Images and distances."""
         oracle = Decisions(forward, x, y, self.queries, self.bounds)
-        every = torch.arange(len(x), device=x.device)
-        rows = every[~oracle.wrong(every, torch.zeros_like(x.flatten(1)))]
-        rows, offsets = self._start(oracle, rows)
+        rows, offsets = self._start(oracle, oracle.first())
         sideways, towards = _Length(len(rows), x.device), _Length(len(rows), x.device)
-        while True:
-            going = oracle.left[rows] > 0
-            if not going.any():
-                return oracle.nearest.x, oracle.nearest.distances
+        while (going := oracle.left[rows] > 0).any():
             rows, offsets = rows[going], offsets[going]
             sideways.keep(going)
             towards.keep(going)
             offsets = self._step(oracle, rows, offsets, sideways, towards)
+        return oracle.nearest.x, oracle.nearest.distances
 
     def _start(self, oracle: Decisions, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """The images for which some noise is adversarial (n,), and where the boundary is on the way there (n, D)."""
+        """The images with adversarial noise (n,), and offsets of the boundary on the way there (n, D)."""
         offsets, found = torch.zeros_like(oracle.x[rows].flatten(1)), torch.zeros_like(rows, dtype=torch.bool)
         for _ in range(self.starts):
-            open_ = (~found).nonzero().squeeze(1)
-            if len(open_) == 0:
+            missing = (~found).nonzero().squeeze(1)
+            if len(missing) == 0:
                 break
-            offsets[open_] = self._noise(oracle.x[rows[open_]]).flatten(1)
-            found[open_] = oracle.wrong(rows[open_], offsets[open_])
+            x = oracle.x[rows[missing]]
+            noise = torch.randn_like(x) if self.bounds is None else torch.empty_like(x).uniform_(*self.bounds) - x
+            offsets[missing] = noise.flatten(1)
+            found[missing] = oracle.wrong(rows[missing], offsets[missing])
         rows, offsets = rows[found], offsets[found]
         high, directions = offsets.norm(dim=1), unit(offsets)
         distances = oracle.between(rows, torch.zeros_like(high), high, directions, _TOLERANCE)
         return rows, distances[:, None] * directions
-
-    def _noise(self, x: Tensor) -> Tensor:
-        if self.bounds is None:
-            return torch.randn_like(x)
-        return torch.empty_like(x).uniform_(*self.bounds) - x
 
     def _step(
         self, oracle: Decisions, rows: Tensor, offsets: Tensor, sideways: "_Length", towards: "_Length"
@@ -97,25 +86,22 @@ class Boundary(MinimalAttack):
         distance, direction = offsets.norm(dim=1, keepdim=True), unit(offsets)
         noise = torch.randn_like(offsets)
         tangent = unit(noise - (noise * direction).sum(1, keepdim=True) * direction)
-        beside = distance * unit(direction + sideways.value[:, None] * tangent)
-        beside = self._inside(oracle.x[rows], beside)
-        stays = oracle.wrong(rows, beside)
-        sideways.record(torch.ones_like(stays), stays, _SIDEWAYS_SHARE)
-        nearer = (1 - towards.value.clamp_max(0.9))[:, None] * beside
-        asked = stays & (oracle.left[rows] > 0)
+        moved = distance * unit(direction + sideways.value[:, None] * tangent)
+        if self.bounds is not None:
+            x = oracle.x[rows].flatten(1)
+            moved = (x + moved).clamp(*self.bounds) - x
+        stays = oracle.wrong(rows, moved)
+        sideways.record(torch.ones_like(stays), stays, _SIDEWAYS_RATE)
+        nearer = (1 - towards.value.clamp_max(0.9))[:, None] * moved
+        tried = stays & (oracle.left[rows] > 0)
         counts = torch.zeros_like(stays)
-        counts[asked] = oracle.wrong(rows[asked], nearer[asked])
-        towards.record(asked, counts, _TOWARDS_SHARE)
-        return torch.where(counts[:, None], nearer, torch.where(stays[:, None], beside, offsets))
-
-    def _inside(self, x: Tensor, offsets: Tensor) -> Tensor:
-        if self.bounds is None:
-            return offsets
-        return (x.flatten(1) + offsets).clamp(*self.bounds) - x.flatten(1)
+        counts[tried] = oracle.wrong(rows[tried], nearer[tried])
+        towards.record(tried, counts, _TOWARDS_RATE)
+        return torch.where(counts[:, None], nearer, torch.where(stays[:, None], moved, offsets))
 
 
 class _Length:
-    """Step lengths (n,), in multiples of the distance, that follow the share of successes."""
+    """Step lengths (n,), in multiples of the distance, adapted to a success rate."""
 
     def __init__(self, count: int, device: torch.device) -> None:
         self.value = torch.full((count,), _FIRST, device=device)
@@ -123,14 +109,14 @@ class _Length:
         self.succeeded = torch.zeros(count, device=device)
 
     def keep(self, rows: Tensor) -> None:
-        """Forget the others."""
+        """Drop all other rows."""
         self.value, self.tried, self.succeeded = self.value[rows], self.tried[rows], self.succeeded[rows]
 
-    def record(self, tried: Tensor, succeeded: Tensor, share: float) -> None:
-        """Count; at the end of a period, adapt."""
+    def record(self, tried: Tensor, succeeded: Tensor, rate: float) -> None:
+        """Count trials and successes (n,); adapt at the end of a period."""
         self.tried += tried
         self.succeeded += succeeded
-        over = self.tried >= _MEMORY
-        factor = torch.where(self.succeeded > share * self.tried, _FACTOR, 1 / _FACTOR)
+        over = self.tried >= _PERIOD
+        factor = torch.where(self.succeeded > rate * self.tried, _FACTOR, 1 / _FACTOR)
         self.value = torch.where(over, self.value * factor, self.value)
         self.tried, self.succeeded = torch.where(over, 0, self.tried), torch.where(over, 0, self.succeeded)

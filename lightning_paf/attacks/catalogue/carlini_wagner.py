@@ -1,7 +1,6 @@
 """The l2 attack of Carlini and Wagner."""
 
 from fractions import Fraction
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,15 +13,14 @@ from lightning_paf.nn.modes import Mode
 from lightning_paf.types import Forward, Radius
 
 _INSIDE = 1 - 1e-6  # tanh reaches the ends of the pixel range only at infinity
-_CHECKS = 10  # how often in a search the authors' code asks whether it still improves
-_IMPROVEMENT = 0.9999
+_CHECKS, _IMPROVEMENT = 10, 0.9999  # of the early stop in the authors' code
 
 
 class CarliniWagner(MinimalAttack):
-    """Minimises squared distance plus `c` times the hinge of the margin (Carlini & Wagner 2017, section 5), untargeted.
+    """Minimise squared distance plus `c` times the hinge of the margin (Carlini & Wagner 2017, section 5), untargeted.
 
-    The image is written as `(tanh w + 1) / 2`, Adam moves `w`, and for each image a binary search looks for the
-    smallest useful `c`: ten times as much until one succeeds, then halfway between failure and success.
+    The image is `(tanh w + 1) / 2`, and Adam optimises `w`. For each image a binary search finds the smallest `c` that
+    succeeds: it multiplies `c` by ten until one succeeds, then bisects.
 
     Args:
         eps: Largest l2 length of the perturbation that counts.
@@ -30,14 +28,16 @@ class CarliniWagner(MinimalAttack):
         searches: Values of `c` for each image.
         lr: Learning rate of Adam.
         initial_c: The first `c`.
-        confidence: By how much a wrong logit must lead.
-        abort_early: Whether to end a search whose objective has not improved in the last tenth of its steps.
-        mode: Whether the attacked model is in eval mode, or in train mode with its buffers protected.
+        confidence: Required lead of a wrong logit.
+        abort_early: End a search whose objective has not improved in the last tenth of its steps.
+        mode: Mode of the attacked model: `eval`, or `train` with its buffers protected.
 
     Raises:
         ValueError: As for every attack; no step or search; a learning rate or `c` that is not positive; a negative
             confidence.
     """
+
+    settings = ("steps", "searches", "lr", "initial_c", "confidence", "abort_early")
 
     def __init__(
         self,
@@ -52,23 +52,10 @@ class CarliniWagner(MinimalAttack):
         mode: Mode = "eval",
     ) -> None:
         super().__init__(eps, norm="l2", mode=mode)
-        for name, value in (("lr", lr), ("initial_c", initial_c)):
-            if not value > 0:
-                raise ValueError(f"{name}={value} must be positive. The paper uses lr 0.01 and begins with c = 0.001.")
-        if not confidence >= 0:
-            raise ValueError(f"confidence={confidence} must not be negative. 0 asks for any misclassification.")
-        self.steps = steps
-        self.searches = searches
-        self.lr = lr
-        self.initial_c = initial_c
-        self.confidence = confidence
-        self.abort_early = abort_early
-        self.require(steps=1, searches=1)
-
-    def describe(self) -> dict[str, Any]:
-        """The threat model and the settings as plain values, for result files."""
-        names = ("steps", "searches", "lr", "initial_c", "confidence", "abort_early")
-        return super().describe() | {name: getattr(self, name) for name in names}
+        self.steps, self.searches, self.lr = steps, searches, lr
+        self.initial_c, self.confidence, self.abort_early = initial_c, confidence, abort_early
+        self.require(steps=1, searches=1, confidence=0)
+        self.require_positive("lr", "initial_c")
 
     def minimum(self, forward: Forward, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         """Images and distances."""
@@ -87,7 +74,7 @@ class CarliniWagner(MinimalAttack):
         return nearest.x, nearest.distances
 
     def _search(self, forward: Forward, x: Tensor, y: Tensor, c: Tensor, nearest: Nearest, rows: Tensor) -> Tensor:
-        """One run of Adam for all images with their own `c` (n,); which of them were misled (n,)."""
+        """Run Adam for all images, each with its `c` (n,); return where the model was fooled (n,)."""
         w = torch.atanh((2 * x - 1) * _INSIDE)
         optimizer, found, before = torch.optim.Adam([w], self.lr), torch.zeros_like(y, dtype=torch.bool), torch.inf
         w.requires_grad_()
@@ -98,9 +85,9 @@ class CarliniWagner(MinimalAttack):
             lead = margin(logits, y)
             objective = (points - x).flatten(1).square().sum(1) + c * (self.confidence - lead).clamp_min(0)
             (w.grad,) = torch.autograd.grad(objective.sum(), w)
-            misled = undefined_first(lead.detach(), logits) > self.confidence
-            nearest.update(rows, points.detach(), misled)
-            found |= misled
+            fooled = undefined_first(lead.detach(), logits) > self.confidence
+            nearest.update(rows, points.detach(), fooled)
+            found |= fooled
             if self.abort_early and step % every == 0:
                 now = float(objective.detach().sum())
                 if now > before * _IMPROVEMENT:

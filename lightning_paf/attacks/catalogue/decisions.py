@@ -1,4 +1,4 @@
-"""A model that only says which class it sees, and only so often."""
+"""Queries of a model for decisions, within a budget."""
 
 import torch
 from torch import Tensor
@@ -10,14 +10,14 @@ from lightning_paf.types import Forward
 
 
 class Decisions:
-    """Answers "is this adversarial?", counts the answers, and keeps the nearest image of all that were.
+    """Decide whether points are adversarial, count the queries, and keep the nearest adversarial point.
 
     Args:
-        forward: Images to logits, of which only the largest is looked at.
+        forward: Images to logits, of which only the largest counts.
         x: Clean images (N, C, H, W).
         y: Labels (N,).
-        queries: Answers for each image.
-        bounds: Points are brought in here before they are shown.
+        queries: Number of queries for each image.
+        bounds: Points are clamped to these.
         batch_size: Points in a forward pass.
     """
 
@@ -28,20 +28,25 @@ class Decisions:
         self.nearest = Nearest(x, "l2")
         self.left = torch.full((len(x),), queries, device=x.device)
 
+    def first(self) -> Tensor:
+        """Query the clean images; indices (n,) of those that are classified correctly."""
+        rows = torch.arange(len(self.x), device=self.x.device)
+        return rows[~self.wrong(rows, torch.zeros_like(self.x.flatten(1)))]
+
     @torch.no_grad()
     def wrong(self, rows: Tensor, offsets: Tensor) -> Tensor:
-        """Whether images at some offsets are adversarial; False, unasked, where no answer is left.
+        """Whether images at some offsets are adversarial; False, without a query, where the budget is used up.
 
         Args:
-            rows: Which clean image each offset belongs to (n,); an image may occur several times.
-            offsets: From the clean image (n, D).
+            rows: Index of the clean image of each offset (n,); an image may occur several times.
+            offsets: Offsets from the clean image (n, D).
 
         Returns:
             (n,) bool.
         """
-        asked = _turn(rows) < self.left[rows]
-        answers = torch.zeros_like(asked)
-        for part in torch.split(asked.nonzero().squeeze(1), self.batch_size):
+        queried = _turn(rows) < self.left[rows]
+        answers = torch.zeros_like(queried)
+        for part in torch.split(queried.nonzero().squeeze(1), self.batch_size):
             mine = rows[part]
             points = self.x[mine] + offsets[part].view(-1, *self.x.shape[1:])
             points = points if self.bounds is None else points.clamp(*self.bounds)
@@ -51,19 +56,19 @@ class Decisions:
         return answers
 
     def between(self, rows: Tensor, low: Tensor, high: Tensor, directions: Tensor, tolerance: float) -> Tensor:
-        """Distances (n,) along unit directions (n, D) at which the model begins to be wrong, by bisection.
+        """Distances (n,) of the boundary along unit directions (n, D), by bisection.
 
         Args:
-            rows: Which clean image (n,).
-            low: A distance where the model is right (n,).
-            high: A distance where it is wrong (n,).
+            rows: Index of the clean image (n,).
+            low: A distance at which the image is classified correctly (n,).
+            high: A distance at which it is misclassified (n,).
             directions: (n, D).
             tolerance: Width of the last interval.
         """
         low, high = low.clone(), high.clone()
         while True:
             middle = (low + high) / 2
-            between = (low < middle) & (middle < high)  # not so once low and high are neighbours in floating point
+            between = (low < middle) & (middle < high)  # false for neighbours in floating point
             wide = (between & (high - low > tolerance) & (self.left[rows] > 0)).nonzero().squeeze(1)
             if len(wide) == 0:
                 return high
@@ -73,7 +78,7 @@ class Decisions:
 
 
 def _turn(rows: Tensor) -> Tensor:
-    """How many equal entries stand before each one (n,)."""
+    """Number of equal entries before each one (n,)."""
     ordered, order = rows.sort(stable=True)
     turns = torch.empty_like(rows)
     turns[order] = torch.arange(len(rows), device=rows.device) - torch.searchsorted(ordered, ordered)
@@ -81,6 +86,6 @@ def _turn(rows: Tensor) -> Tensor:
 
 
 def unit(vectors: Tensor) -> Tensor:
-    """(n, D) -> of length 1."""
+    """Vectors (n, D) scaled to length 1."""
     scaled: Tensor = vectors / vectors.norm(dim=-1, keepdim=True).clamp_min(torch.finfo(vectors.dtype).tiny)
     return scaled

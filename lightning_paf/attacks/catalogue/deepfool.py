@@ -1,7 +1,6 @@
-"""DeepFool."""
+"""The DeepFool attack."""
 
 from fractions import Fraction
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,24 +14,26 @@ from lightning_paf.types import Forward, Norm, Radius
 
 
 class DeepFool(MinimalAttack):
-    """Steps to the nearest of the linearised decision boundaries (Moosavi-Dezfooli, Fawzi & Frossard 2016).
+    """Steps to the nearest linearised decision boundary (Moosavi-Dezfooli, Fawzi & Frossard 2016).
 
-    On a linear model the first step ends exactly there; all steps are lengthened by `overshoot`. As in the authors'
-    code, the next linearisation is made at the lengthened point. The point is brought into `bounds`, and pixels that
-    cannot move any further take no part in a step; the authors know no bounds.
+    On a linear model the first step reaches the boundary; all steps are lengthened by `overshoot`. As in the authors'
+    code, the next linearisation is at the lengthened point. Points are clamped to `bounds`, and pixels at their ends
+    are left out of a step; the authors have no bounds.
 
     Args:
         eps: Largest perturbation that counts.
-        norm: `l2`, or `linf` (their section 3.3).
+        norm: `l2`, or `linf` (section 3.3 of the paper).
         steps: Most steps.
-        overshoot: How much further than the boundary to go, as a share of the way.
-        candidates: How many of the likeliest classes are considered besides the label.
-        mode: Whether the attacked model is in eval mode, or in train mode with its buffers protected.
-        bounds: Smallest and largest pixel value; null for inputs without bounds.
+        overshoot: Extra length of a step, as a fraction of the step.
+        candidates: Number of the most likely classes, besides the label, to consider.
+        mode: Mode of the attacked model: `eval`, or `train` with its buffers protected.
+        bounds: Smallest and largest pixel value; null for unbounded inputs.
 
     Raises:
         ValueError: As for every attack; norm l1; no step or candidate; an overshoot that is not positive.
     """
+
+    settings = ("steps", "overshoot", "candidates")
 
     def __init__(
         self,
@@ -47,18 +48,10 @@ class DeepFool(MinimalAttack):
     ) -> None:
         super().__init__(eps, norm=norm, mode=mode, bounds=bounds)
         if norm == "l1":
-            raise ValueError("DeepFool works in l2 and linf, not in l1. Choose one of these.")
-        if not overshoot > 0:
-            raise ValueError(f"overshoot={overshoot} must be positive, or no boundary is crossed. The paper uses 0.02.")
-        self.steps = steps
-        self.overshoot = overshoot
-        self.candidates = candidates
+            raise ValueError("norm of DeepFool must be l2 or linf, got 'l1'.")
+        self.steps, self.overshoot, self.candidates = steps, overshoot, candidates
         self.require(steps=1, candidates=1)
-
-    def describe(self) -> dict[str, Any]:
-        """The threat model and the settings as plain values, for result files."""
-        own = {"steps": self.steps, "overshoot": self.overshoot, "candidates": self.candidates}
-        return super().describe() | own
+        self.require_positive("overshoot")
 
     def minimum(self, forward: Forward, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         """Images and distances."""
@@ -78,7 +71,7 @@ class DeepFool(MinimalAttack):
 
     @torch.no_grad()
     def _classes(self, forward: Forward, x: Tensor, y: Tensor) -> Tensor:
-        """The label, then the likeliest others (N, 1 + candidates)."""
+        """The label, then the most likely others (N, 1 + candidates)."""
         logits = forward(x).scatter(1, y[:, None], torch.inf)
         ranked: Tensor = logits.topk(min(self.candidates + 1, logits.shape[1]), dim=1).indices
         return ranked
@@ -88,8 +81,8 @@ class DeepFool(MinimalAttack):
         smallest = torch.finfo(values.dtype).tiny
         normals = (gradients[:, 1:] - gradients[:, :1]).flatten(2)
         if self.bounds is not None:
-            here = points.flatten(1)[:, None]
-            stuck = ((here <= self.bounds[0]) & (normals < 0)) | ((here >= self.bounds[1]) & (normals > 0))
+            flat = points.flatten(1)[:, None]
+            stuck = ((flat <= self.bounds[0]) & (normals < 0)) | ((flat >= self.bounds[1]) & (normals > 0))
             normals = normals.masked_fill(stuck, 0.0)
         gaps = (values[:, 1:] - values[:, :1]).abs()
         lengths = normals.norm(p=2 if self.norm == "l2" else 1, dim=2)
@@ -98,5 +91,4 @@ class DeepFool(MinimalAttack):
         normal = normals.gather(1, choice[:, :, None].expand(-1, 1, normals.shape[2])).squeeze(1)
         length = lengths.gather(1, choice).clamp_min(smallest)
         direction = normal / length if self.norm == "l2" else normal.sign()
-        flat = torch.where(distance.isfinite(), distance, 0.0) * direction
-        return flat.view_as(gradients[:, 0])
+        return (torch.where(distance.isfinite(), distance, 0.0) * direction).view_as(gradients[:, 0])

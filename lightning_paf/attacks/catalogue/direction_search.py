@@ -1,8 +1,8 @@
-"""What OPT and Sign-OPT share: the search for the direction in which the boundary is nearest."""
+"""OPT and Sign-OPT, searches for the direction in which the boundary is nearest."""
 
 from abc import abstractmethod
 from fractions import Fraction
-from typing import Any
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -13,35 +13,38 @@ from lightning_paf.functional.geometry import Bounds
 from lightning_paf.types import Forward, Radius
 
 _TRIES = 15  # most step sizes in each half of a line search
-_LEAST_ALPHA = 1e-4  # below this step the estimate is made anew, with a smaller width
-PRECISION = 500  # distances are found to the initial width / 500
-_LEAST_WIDTH = 1e-5  # smaller ones are not resolved in single precision
-_BRACKET = 0.01  # by which share the search for a boundary near a known one widens
-_FARTHEST = 10.0  # how much further than the known one it may be
+_SMALLEST_ALPHA = 1e-4  # step below which the width of the estimate shrinks
+_PRECISION = 500  # distances are found to the initial width / 500
+_SMALLEST_WIDTH = 1e-5  # smaller ones are not resolved in single precision
+_BRACKET = 0.01  # relative step of the search for a boundary near a known one
+_FARTHEST = 10.0  # its limit, in multiples of the known distance
 
 
 class DirectionSearch(MinimalAttack):
-    """Minimises g, the distance to the boundary as a function of the direction, asking for decisions only.
+    """Minimise g, the distance to the boundary as a function of the direction, by decisions.
 
     The start is the best of some Gaussian directions, compared by bisection. Each iteration estimates the gradient of
     g, then searches along it: the step doubles while g falls; if the first step fails, it shrinks to a quarter until
-    one does. Where none does, the width of the estimate shrinks to a tenth.
+    one succeeds. If none does, the width of the estimate shrinks to a tenth.
 
-    A step is refused after one query where the model is right at the present distance; the authors' code measures g
-    first. All images of a batch go side by side, each with its own budget.
+    A step is refused after one query where the image at the current distance is classified correctly; the authors'
+    code measures g first. All images of a batch run in parallel, each with a separate budget.
 
     Args:
         eps: Largest l2 length of the perturbation that counts.
-        queries: Decisions for each image.
+        queries: Decisions for each image; 20,000 in the authors' code of Sign-OPT.
         starts: Directions to choose the first one from.
-        directions: Random directions in one estimate.
+        directions: Random directions in one estimate; null for 10 in OPT, 200 in Sign-OPT.
         alpha: First length of a step.
-        width: How far beside the direction an estimate looks.
-        bounds: Smallest and largest pixel value; null for inputs without bounds.
+        width: Distance between the direction and those of an estimate.
+        bounds: Smallest and largest pixel value; null for unbounded inputs.
 
     Raises:
         ValueError: As for every attack; no query, start or direction; a length that is not positive.
     """
+
+    settings = ("queries", "starts", "directions", "alpha", "width")
+    usual_directions: ClassVar[int] = 10
 
     def __init__(
         self,
@@ -49,61 +52,74 @@ class DirectionSearch(MinimalAttack):
         *,
         queries: int = 5000,
         starts: int = 100,
-        directions: int = 10,
+        directions: int | None = None,
         alpha: float = 0.2,
         width: float = 1e-3,
         bounds: Bounds = (0.0, 1.0),
     ) -> None:
         super().__init__(eps, norm="l2", bounds=bounds)
-        for name, value in (("alpha", alpha), ("width", width)):
-            if not value > 0:
-                raise ValueError(f"{name}={value} must be positive. Usual are alpha=0.2 and width=0.001.")
-        self.queries = queries
-        self.starts = starts
-        self.directions = directions
-        self.alpha = alpha
-        self.width = width
+        self.queries, self.starts, self.alpha, self.width = queries, starts, alpha, width
+        self.directions = self.usual_directions if directions is None else directions
         self.require(queries=1, starts=1, directions=1)
-
-    def describe(self) -> dict[str, Any]:
-        """The threat model and the settings as plain values, for result files."""
-        names = ("queries", "starts", "directions", "alpha", "width")
-        return super().describe() | {name: getattr(self, name) for name in names}
+        self.require_positive("alpha", "width")
 
     @abstractmethod
     def estimate(
         self, oracle: Decisions, rows: Tensor, directions: Tensor, distances: Tensor, widths: Tensor
     ) -> Tensor:
-        """The gradient of g, up to its length.
+        """The gradient (n, D) of g, up to its length.
 
         Args:
             oracle: The model.
-            rows: Which clean image (n,).
-            directions: Where, unit vectors (n, D).
+            rows: Index of the clean image (n,).
+            directions: Unit vectors (n, D).
             distances: g there (n,).
-            widths: How far beside it to look (n,).
-
-        Returns:
-            (n, D).
+            widths: Distance of the random directions (n,).
         """
 
     @torch.no_grad()
     def minimum(self, forward: Forward, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         """Images and distances."""
         oracle = Decisions(forward, x, y, self.queries, self.bounds)
-        every = torch.arange(len(x), device=x.device)
-        right = ~oracle.wrong(every, torch.zeros_like(x.flatten(1)))
-        theta, g = self._start(oracle, every[right])
-        rows, theta, g = every[right][g.isfinite()], theta[g.isfinite()], g[g.isfinite()]
+        rows = oracle.first()
+        theta, g = self._start(oracle, rows)
+        rows, theta, g = rows[g.isfinite()], theta[g.isfinite()], g[g.isfinite()]
         alpha, width = torch.full_like(g, self.alpha), torch.full_like(g, self.width)
         while len(rows):
             gradient = self.estimate(oracle, rows, theta, g, width)
             theta, g, alpha = self._line_search(oracle, rows, theta, g, alpha, gradient)
-            tired = alpha < _LEAST_ALPHA
-            alpha, width = torch.where(tired, 1.0, alpha), torch.where(tired, 0.1 * width, width)
-            going = (oracle.left[rows] > 0) & (width >= _LEAST_WIDTH)
+            stalled = alpha < _SMALLEST_ALPHA
+            alpha, width = torch.where(stalled, 1.0, alpha), torch.where(stalled, 0.1 * width, width)
+            going = (oracle.left[rows] > 0) & (width >= _SMALLEST_WIDTH)
             rows, theta, g, alpha, width = rows[going], theta[going], g[going], alpha[going], width[going]
         return oracle.nearest.x, oracle.nearest.distances
+
+    def distance(self, oracle: Decisions, rows: Tensor, guess: Tensor, directions: Tensor, wrong: Tensor) -> Tensor:
+        """G (n,) along directions (n, D), by bisection of an interval around a guess; infinite if none was found.
+
+        The interval grows by one percent at a time.
+
+        Args:
+            oracle: The model.
+            rows: Index of the clean image (n,).
+            guess: Distance to begin at (n,).
+            directions: Unit vectors (n, D).
+            wrong: Whether the image at the guess is misclassified (n,).
+        """
+        step = torch.where(wrong, 1 - _BRACKET, 1 + _BRACKET)
+        inner, outer, crossed = guess, guess * step, torch.zeros_like(wrong)
+        while True:
+            inside = (outer < _FARTHEST * guess) & (outer > guess / _FARTHEST)
+            index = (~crossed & inside & (oracle.left[rows] > 0)).nonzero().squeeze(1)
+            if len(index) == 0:
+                break
+            same = oracle.wrong(rows[index], outer[index, None] * directions[index]) == wrong[index]
+            crossed[index[~same]] = True
+            inner, outer = inner.index_copy(0, index[same], outer[index[same]]), outer.clone()
+            outer[index[same]] *= step[index[same]]
+        low = torch.where(wrong, outer, inner)
+        high = torch.where(wrong, inner, torch.where(crossed, outer, torch.inf))
+        return oracle.between(rows, low, high, directions, self.width / _PRECISION)
 
     def _start(self, oracle: Decisions, rows: Tensor) -> tuple[Tensor, Tensor]:
         """The best of some Gaussian directions (n, D), and g there (n,), infinite where none leads to another class."""
@@ -113,10 +129,8 @@ class DirectionSearch(MinimalAttack):
             noise = torch.randn_like(best)
             theta, farthest = unit(noise), torch.minimum(g, noise.norm(dim=1))
             hits = oracle.wrong(rows, farthest[:, None] * theta).nonzero().squeeze(1)
-            found = oracle.between(
-                rows[hits], torch.zeros_like(g[hits]), farthest[hits], theta[hits], self.width / PRECISION
-            )
-            best[hits], g[hits] = theta[hits], found
+            low, tolerance = torch.zeros_like(g[hits]), self.width / _PRECISION
+            best[hits], g[hits] = theta[hits], oracle.between(rows[hits], low, farthest[hits], theta[hits], tolerance)
         return best, g
 
     def _line_search(
@@ -127,9 +141,8 @@ class DirectionSearch(MinimalAttack):
         growing = torch.ones_like(rows, dtype=torch.bool)
         moved = torch.zeros_like(growing)
         for _ in range(_TRIES):
-            nearer = self._try(oracle, rows, origin - alpha[:, None] * gradient, growing, theta, g)
-            moved |= nearer
-            growing = nearer
+            growing = self._try(oracle, rows, origin - alpha[:, None] * gradient, growing, theta, g)
+            moved |= growing
             alpha = torch.where(growing, 2 * alpha, alpha)
             if not growing.any():
                 break
@@ -142,43 +155,54 @@ class DirectionSearch(MinimalAttack):
         return theta, g, alpha
 
     def _try(self, oracle: Decisions, rows: Tensor, aims: Tensor, which: Tensor, theta: Tensor, g: Tensor) -> Tensor:
-        """Take over, in place, the directions in which the boundary is nearer; which these are (n,)."""
+        """Update `theta` and `g` in place where the boundary is nearer along `aims`; return where that is (n,)."""
         index, better = which.nonzero().squeeze(1), torch.zeros_like(which)
         aims = unit(aims[index])
         hits = oracle.wrong(rows[index], g[index, None] * aims)
         index, aims = index[hits], aims[hits]
-        low, high = self.bracket(oracle, rows[index], g[index], aims, torch.ones_like(index, dtype=torch.bool))
-        found = oracle.between(rows[index], low, high, aims, self.width / PRECISION)
+        found = self.distance(oracle, rows[index], g[index], aims, torch.ones_like(index, dtype=torch.bool))
         nearer = found < g[index]
         theta[index[nearer]], g[index[nearer]] = aims[nearer], found[nearer]
         better[index[nearer]] = True
         return better
 
-    def bracket(
-        self, oracle: Decisions, rows: Tensor, guess: Tensor, directions: Tensor, wrong: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """An interval around the boundary near a guess, widened by one percent at a time.
 
-        Args:
-            oracle: The model.
-            rows: Which clean image (n,).
-            guess: Distance to begin at (n,).
-            directions: Unit vectors (n, D).
-            wrong: Whether the model is wrong at the guess (n,).
+class OPT(DirectionSearch):
+    """Finite differences of the distance to the boundary (Cheng et al. 2019, "Query-efficient hard-label attack").
 
-        Returns:
-            A distance where the model is right, as far as known, and one where it is wrong, infinite if none was found;
-            (n,) each.
-        """
-        step = torch.where(wrong, 1 - _BRACKET, 1 + _BRACKET)
-        here, there, crossed = guess, guess * step, torch.zeros_like(wrong)
-        while True:
-            inside = (there < _FARTHEST * guess) & (there > guess / _FARTHEST)
-            index = (~crossed & inside & (oracle.left[rows] > 0)).nonzero().squeeze(1)
-            if len(index) == 0:
-                break
-            same = oracle.wrong(rows[index], there[index, None] * directions[index]) == wrong[index]
-            crossed[index[~same]] = True
-            here, there = here.index_copy(0, index[same], there[index[same]]), there.clone()
-            there[index[same]] *= step[index[same]]
-        return torch.where(wrong, there, here), torch.where(wrong, here, torch.where(crossed, there, torch.inf))
+    Bisection along every random direction takes about fifteen queries. Directions without a boundary are left out.
+    """
+
+    def estimate(
+        self, oracle: Decisions, rows: Tensor, directions: Tensor, distances: Tensor, widths: Tensor
+    ) -> Tensor:
+        """The mean of slope times direction."""
+        total = torch.zeros_like(directions)
+        for _ in range(self.directions):
+            sideways = unit(torch.randn_like(directions))
+            aims = unit(directions + widths[:, None] * sideways)
+            wrong = oracle.wrong(rows, distances[:, None] * aims)
+            found = self.distance(oracle, rows, distances, aims, wrong)
+            total += torch.where(found.isfinite(), (found - distances) / widths, 0.0)[:, None] * sideways
+        return total / self.directions
+
+
+class SignOPT(DirectionSearch):
+    """Signs of the slope of the distance to the boundary, with one query each (Cheng et al. 2020).
+
+    Where the image along a random direction is misclassified at the current distance, the boundary is nearer there.
+    The mean of sign times direction replaces the gradient.
+    """
+
+    usual_directions = 200
+
+    def estimate(
+        self, oracle: Decisions, rows: Tensor, directions: Tensor, distances: Tensor, widths: Tensor
+    ) -> Tensor:
+        """The mean of sign times direction."""
+        sideways = unit(torch.randn(len(rows), self.directions, directions.shape[1], device=directions.device))
+        aims = unit(directions[:, None] + widths[:, None, None] * sideways)
+        owners = rows.repeat_interleave(self.directions)
+        wrong = oracle.wrong(owners, (distances[:, None, None] * aims).flatten(0, 1))
+        signs = torch.where(wrong, -1.0, 1.0).view(len(rows), -1, 1)
+        return (signs * sideways).mean(dim=1)

@@ -19,21 +19,21 @@ from lightning_paf.nn.modes import Mode
 from lightning_paf.types import Forward, Norm, Radius
 
 _ORDERS: Mapping[Norm, float] = MappingProxyType({"linf": float("inf"), "l2": 2, "l1": 1})
-_NO_START = "init_attack failed"  # how foolbox says that it has no adversarial image to begin with
+_NO_START = "init_attack failed"  # foolbox's error where it has no adversarial starting point
 
 
 class FoolboxAttack(MinimalAttack):
-    """Any minimal-norm attack of foolbox (Rauber et al. 2020): HopSkipJump, DDN, EAD, Brendel-Bethge, FMN, ...
+    """A minimal-norm attack of foolbox (Rauber et al. 2020): HopSkipJump, DDN, EAD, Brendel-Bethge, FMN, ...
 
-    It runs in single precision, on images in [0, 1]. Every result is confirmed by the model and measured here. The
-    global generators of numpy and python are left as found. Needs foolbox: pip install 'lightning-paf[attacks]'.
+    It runs in single precision, on images in [0, 1]. The model confirms every result, and distances are measured anew.
+    The global generators of numpy and python are restored. Requires foolbox: pip install 'lightning-paf[attacks]'.
 
     Args:
         name: Class in `foolbox.attacks`, such as `HopSkipJumpAttack`, `DDNAttack`, `L2BrendelBethgeAttack`.
         eps: Largest perturbation that counts.
-        norm: What the attack makes small; must be the one that foolbox says.
+        norm: Norm that the class minimises.
         options: Arguments of the class.
-        mode: Whether the attacked model is in eval mode, or in train mode with its buffers protected.
+        mode: Mode of the attacked model: `eval`, or `train` with its buffers protected.
 
     Raises:
         ModuleNotFoundError: foolbox is not installed.
@@ -52,14 +52,18 @@ class FoolboxAttack(MinimalAttack):
         super().__init__(eps, norm=norm, mode=mode)
         self.name = name
         self.options = dict(options or {})
-        self._attack = _made(name, self.options)
+        foolbox = _foolbox()
+        cls = getattr(foolbox.attacks, name, None)
+        if not (isinstance(cls, type) and issubclass(cls, foolbox.attacks.base.MinimizationAttack)):
+            raise ValueError(f"name must be a minimal-norm attack of foolbox, got {name}. Pass one such as DDNAttack.")
+        self._attack: Any = cls(**self.options)
         order = getattr(self._attack.distance, "p", None)
         if order != _ORDERS[norm]:
-            raise ValueError(f"{name} of foolbox minimises {self._attack.distance}, not {norm}. Pass that as norm.")
+            raise ValueError(f"norm must be {self._attack.distance} for {name} of foolbox, got {norm}.")
 
     @property
     def label(self) -> str:
-        """The name that foolbox gives it, without the word attack."""
+        """Name of the class without the word attack."""
         return self.name.removesuffix("Attack").lower()
 
     def describe(self) -> dict[str, Any]:
@@ -83,7 +87,7 @@ class FoolboxAttack(MinimalAttack):
         return nearest.x, nearest.distances
 
     def _run(self, forward: Forward, x: Tensor, y: Tensor) -> Tensor:
-        """What foolbox finds; if it refuses a batch because some images have no start, one by one."""
+        """Run foolbox; image by image if it refuses a batch because some images have no start."""
         foolbox = _foolbox()
         model = foolbox.PyTorchModel(_Net(forward).eval(), bounds=(0, 1), device=x.device)
         try:
@@ -99,19 +103,19 @@ class FoolboxAttack(MinimalAttack):
 
 
 class _Net(nn.Module):
-    """The model as foolbox sees it, which wants a module and changes its mode and place."""
+    """The model as a module without submodules, since foolbox changes mode and device of a module."""
 
     def __init__(self, forward: Forward) -> None:
         super().__init__()
-        self.ask = [forward]  # in a list, so that it does not become a submodule
+        self.inner = [forward]  # in a list, so that it does not become a submodule
 
     def forward(self, x: Tensor) -> Tensor:
-        logits: Tensor = self.ask[0](with_finite_gradient(x))
+        logits: Tensor = self.inner[0](with_finite_gradient(x))
         return logits
 
 
 def _criterion(y: Tensor) -> Any:
-    """Misclassification as foolbox asks for it, by which undefined logits are misclassified, too."""
+    """The criterion of foolbox, with undefined logits counted as misclassified."""
 
     class Misclassification(_foolbox().criteria.Misclassification):  # type: ignore[misc]
         def __call__(self, perturbed: Any, outputs: Any) -> Any:
@@ -126,26 +130,14 @@ def _foolbox() -> Any:
         import foolbox
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
-            f"FoolboxAttack needs the package foolbox, but {error.name} is not installed. Run: "
-            "pip install 'lightning-paf[attacks]'"
+            f"{error.name} must be installed for FoolboxAttack. Run: pip install 'lightning-paf[attacks]'"
         ) from error
     return foolbox
 
 
-def _made(name: str, options: dict[str, Any]) -> Any:
-    foolbox = _foolbox()
-    cls = getattr(foolbox.attacks, name, None)
-    if not (isinstance(cls, type) and issubclass(cls, foolbox.attacks.base.MinimizationAttack)):
-        raise ValueError(
-            f"{name} is no minimal-norm attack of foolbox. Pass a class such as HopSkipJumpAttack or DDNAttack. "
-            "Attacks with a given eps are here: PGD, FGSM, MIFGSM."
-        )
-    return cls(**options)
-
-
 @contextmanager
 def _isolated() -> Iterator[None]:
-    """Leave the generators of numpy and python as found; the seed of torch decides about theirs."""
+    """Seed the generators of numpy and python from that of torch; restore them on exit."""
     python_state, numpy_state = random.getstate(), np.random.get_state()  # noqa: NPY002
     seed = int(torch.randint(2**31, ()))
     random.seed(seed)

@@ -8,15 +8,9 @@ from lightning_paf.types import Forward
 
 
 def logit_gradients(forward: Forward, x: Tensor, classes: Tensor) -> tuple[Tensor, Tensor]:
-    """Logits, and the gradients of some of them with respect to the image.
+    """Logits (N, K) and the finite gradients (N, k, C, H, W) of those of some `classes` (N, k) by the images.
 
-    Args:
-        forward: Images to logits.
-        x: Images (N, C, H, W).
-        classes: Which logits (N, k).
-
-    Returns:
-        Logits (N, K) and finite gradients (N, k, C, H, W), without a graph; one forward and k backward passes.
+    Both are without a graph; they take one forward and k backward passes.
     """
     x = x.detach().requires_grad_()
     logits: Tensor = forward(x)

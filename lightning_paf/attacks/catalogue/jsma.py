@@ -1,7 +1,5 @@
 """The Jacobian-based saliency map attack."""
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
@@ -13,17 +11,18 @@ from lightning_paf.types import Forward, PerExampleLoss
 
 
 class JSMA(Attack):
-    """Sets pairs of entries to the end of their range, those that raise the target most (Papernot et al. 2016).
+    """Set the most salient pairs of entries to the end of their range (Papernot et al. 2016).
 
-    An entry is one channel of one pixel. Of all pairs of entries that raise the target's logit and lower the sum of the
-    others, the one with the largest product of both effects is set, until the prediction is wrong, no pair is left, or
-    the budget is used up. The paper's attack is targeted; here the target is the likeliest class besides the label.
+    An entry is one channel of one pixel. A pair must raise the logit of the target and lower the sum of the others; the
+    pair with the largest product of both effects is set. The search ends at a wrong prediction, without such a pair, or
+    at the end of the budget. The paper's attack is targeted; here the target is the most likely class besides the
+    label.
 
-    The budget counts entries (l0). Since no entry moves by more than 1, it bounds the l1 norm, which is what `norm`,
-    `eps` and `radius` say.
+    The budget counts entries (l0). Since no entry moves by more than 1, it bounds the l1 norm, in which `norm`, `eps`
+    and `radius` are given.
 
     Args:
-        entries: How many entries may change; rounded down to pairs.
+        entries: Largest number of entries to change; rounded down to pairs.
         increase: Whether entries become 1 (white), or 0.
 
     Raises:
@@ -31,19 +30,13 @@ class JSMA(Attack):
     """
 
     fixed_loss = True
+    settings = ("entries", "increase")
 
     def __init__(self, entries: int = 20, *, increase: bool = True) -> None:
-        if entries < 2:
-            raise ValueError(f"entries={entries} is less than one pair. Give at least 2.")
         super().__init__(2, norm="l1")
-        self.eps = entries  # a number of entries is not to be taken for grey levels, however large
-        self.entries = entries
+        self.eps = self.entries = entries  # not checked: a number of entries may exceed any radius
         self.increase = increase
-
-    def describe(self) -> dict[str, Any]:
-        """The threat model and the settings as plain values, for result files."""
-        own = {"entries": self.entries, "increase": self.increase}
-        return {key: value for key, value in super().describe().items() if key != "loss"} | own
+        self.require(entries=2)
 
     def perturb(self, forward: Forward, x: Tensor, y: Tensor, loss: PerExampleLoss) -> Tensor:
         """The images after the last pair."""
@@ -55,8 +48,8 @@ class JSMA(Attack):
             logits, gradients = self._gradients(forward, x_adv[rows], y[rows], target[rows], choose=step == 0)
             if step == 0:
                 target[rows] = logits.scatter(1, y[rows, None], -torch.inf).argmax(dim=1)
-            pairs, admissible = self._pairs(gradients, free[rows])
-            going = ~misclassified(logits, y[rows]) & admissible
+            pairs, salient = self._pairs(gradients, free[rows])
+            going = ~misclassified(logits, y[rows]) & salient
             rows, pairs = rows[going], pairs[going]
             if len(rows) == 0:
                 break
@@ -65,7 +58,7 @@ class JSMA(Attack):
         return x_adv
 
     def _gradients(self, forward: Forward, x: Tensor, y: Tensor, target: Tensor, choose: bool) -> tuple[Tensor, Tensor]:
-        """Logits (n, K), and the gradients of the target's and of the sum of the others (n, 2, D)."""
+        """Logits (n, K), and the gradients of the target's logit and of the sum of the others (n, 2, D)."""
         if choose:
             with torch.no_grad():
                 target = forward(x).scatter(1, y[:, None], -torch.inf).argmax(dim=1)
@@ -79,10 +72,10 @@ class JSMA(Attack):
         return values[:, 2:], gradients.flatten(2)
 
     def _pairs(self, gradients: Tensor, free: Tensor) -> tuple[Tensor, Tensor]:
-        """The best pair of entries (n, 2) for each image, and whether it does what it should (n,)."""
+        """The most salient pair of entries (n, 2) for each image, and whether it has both effects (n,)."""
         sign = 1.0 if self.increase else -1.0
         pairs, scores = [], []
-        for gradient, movable in zip(sign * gradients, free, strict=True):  # one at a time: D x D products
+        for gradient, movable in zip(sign * gradients, free, strict=True):  # one image at a time: D x D products
             ours, others = (part[:, None] + part[None, :] for part in gradient)
             score = torch.where((ours > 0) & (others < 0), -ours * others, 0.0) * (movable[:, None] & movable[None, :])
             score.fill_diagonal_(0)

@@ -1,35 +1,40 @@
-"""Momentum iterative FGSM."""
+"""Momentum iterative FGSM, on the attacked model or on an ensemble of surrogates."""
 
+from collections.abc import Sequence
+from contextlib import ExitStack
 from fractions import Fraction
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lightning_paf.attacks.base import Attack, loss_and_gradient, radius_text, unless_infinite
-from lightning_paf.functional.geometry import Bounds, geometry_of
-from lightning_paf.nn.modes import Mode
+from lightning_paf.attacks.digest import tensor_digest
+from lightning_paf.functional.geometry import Bounds, geometry_of, per_example
+from lightning_paf.nn.modes import Mode, frozen
 from lightning_paf.types import Forward, PerExampleLoss, Radius
 
 
 class MIFGSM(Attack):
-    """Signed steps along a decaying sum of normalised gradients (Dong et al. 2018), whose results transfer better.
+    """Signed steps along a decaying sum of normalised gradients (Dong et al. 2018), for transferable results.
 
-    Every gradient is divided by its mean absolute value. (The paper divides by the l1 norm, its code by the mean; the
-    factor between them is the same at every step, so the signs are the same.) With no momentum and one step it is FGSM.
+    Every gradient is divided by its mean absolute value, as in the authors' code. (The l1 norm of the paper leads to
+    the same signs.) Without momentum and with one step it is FGSM.
 
     Args:
         eps: Largest change of a pixel in [0, 1]: `16/255` in the paper.
         step_size: Length of a step; null for `eps / steps`.
         steps: Number of gradients.
-        momentum: Share of the sum that a step keeps.
-        mode: Whether the attacked model is in eval mode, or in train mode with its buffers protected.
-        bounds: Smallest and largest pixel value; null for inputs without bounds.
-        loss: What to increase where the call does not say it: `(output, target) -> (N,)`. Default: cross-entropy.
+        momentum: Factor of the sum at each step.
+        mode: Mode of the attacked model: `eval`, or `train` with its buffers protected.
+        bounds: Smallest and largest pixel value; null for unbounded inputs.
+        loss: Default of the loss to increase, `(output, target) -> (N,)`; null for cross-entropy.
 
     Raises:
         ValueError: As for every attack; no step, a step size that is not positive, or a negative momentum.
     """
+
+    settings = ("step_size", "steps", "momentum")
 
     def __init__(
         self,
@@ -43,20 +48,14 @@ class MIFGSM(Attack):
         loss: PerExampleLoss | None = None,
     ) -> None:
         super().__init__(eps, mode=mode, bounds=bounds, loss=loss)
-        if steps < 1:
-            raise ValueError(f"steps={steps} makes no attack. Give at least 1.")
-        if step_size is not None and not step_size > 0:
-            raise ValueError(f"step_size={step_size} must be positive. Leave it out for the usual eps / steps.")
-        if not momentum >= 0:
-            raise ValueError(f"momentum={momentum} must not be negative. The paper uses 1.")
-        self.step_size = step_size
-        self.steps = steps
-        self.momentum = momentum
+        self.step_size, self.steps, self.momentum = step_size, steps, momentum
+        self.require(steps=1, momentum=0)
+        self.require_positive("step_size")
 
     def describe(self) -> dict[str, Any]:
         """The threat model and the settings as plain values, for result files."""
         step = "eps / steps" if self.step_size is None else radius_text(self.step_size)
-        return super().describe() | {"step_size": step, "steps": self.steps, "momentum": self.momentum}
+        return super().describe() | {"step_size": step}
 
     def perturb(self, forward: Forward, x: Tensor, y: Tensor, loss: PerExampleLoss) -> Tensor:
         """Run `steps` steps from the image."""
@@ -65,6 +64,70 @@ class MIFGSM(Attack):
         for _ in range(self.steps):
             values, gradient = loss_and_gradient(forward, x_adv, y, loss)
             mean = gradient.flatten(1).abs().mean(1).clamp_min(torch.finfo(x.dtype).tiny)
-            direction = self.momentum * direction + gradient / mean.view(-1, *[1] * (x.dim() - 1))
+            direction = self.momentum * direction + gradient / per_example(mean, x)
             x_adv = back(x_adv + step_size * unless_infinite(values, direction.sign()))
         return x_adv
+
+
+class EnsembleMIFGSM(MIFGSM):
+    """A transfer attack: MI-FGSM on the weighted mean of the surrogates' logits (Dong et al. 2018, section 3.3).
+
+    It calls the attacked model once, with one image (two in mode `train`), to compare the number of classes.
+
+    Args:
+        surrogates: Networks, images in [0, 1] to logits (N, K) of the same classes as those of the attacked model.
+        weights: One for each surrogate, relative to their sum. Null for equal ones.
+        eps: Largest change of a pixel in [0, 1].
+        options: Further arguments of `MIFGSM`; `mode` concerns the surrogates.
+
+    Raises:
+        ValueError: As for MI-FGSM; no surrogate; weights that do not fit. In the call: models of different classes.
+    """
+
+    fixed_loss = True
+
+    def __init__(
+        self,
+        surrogates: Sequence[nn.Module],
+        weights: Sequence[float] | None = None,
+        eps: Radius = Fraction(16, 255),
+        **options: Any,
+    ) -> None:
+        super().__init__(eps, **options)
+        if not surrogates:
+            raise ValueError("surrogates must hold at least one network, got none.")
+        weights = [1.0] * len(surrogates) if weights is None else list(weights)
+        if len(weights) != len(surrogates) or not all(weight >= 0 for weight in weights) or not sum(weights) > 0:
+            raise ValueError(
+                f"weights must be {len(surrogates)} numbers, one for each surrogate, at least 0 and not all 0, got "
+                f"{weights}. Pass null for equal ones."
+            )
+
+        self.surrogates = list(surrogates)
+        self.weights = [weight / sum(weights) for weight in weights]
+
+    def describe(self) -> dict[str, Any]:
+        """The threat model and the settings as plain values, for result files."""
+        digests = [tensor_digest(net.state_dict().values()) for net in self.surrogates]
+        return super().describe() | {"weights": self.weights, "surrogates": digests}
+
+    def perturb(self, forward: Forward, x: Tensor, y: Tensor, loss: PerExampleLoss) -> Tensor:
+        """Attack the ensemble."""
+        with ExitStack() as stack:
+            for net in self.surrogates:
+                stack.enter_context(frozen(net.to(x.device), self.mode))
+            self._check(forward, x[:1] if self.mode == "eval" else x[:2])
+            return super().perturb(self._logits, x, y, loss)
+
+    def _logits(self, x: Tensor) -> Tensor:
+        """Weighted mean of the logits."""
+        return torch.stack([weight * net(x) for weight, net in zip(self.weights, self.surrogates, strict=True)]).sum(0)
+
+    @torch.no_grad()
+    def _check(self, forward: Forward, x: Tensor) -> None:
+        classes, attacked = [net(x).shape[1] for net in self.surrogates], forward(x).shape[1]
+        if set(classes) != {attacked}:
+            raise ValueError(
+                f"The surrogates must have the {attacked} classes of the attacked model, got {classes}. "
+                "Pass networks of its data."
+            )

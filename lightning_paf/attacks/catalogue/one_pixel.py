@@ -1,7 +1,5 @@
 """The one-pixel attack."""
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
@@ -14,20 +12,20 @@ _FACTOR = 0.5  # of the difference of two parents
 
 
 class OnePixel(Attack):
-    """Differential evolution over places and colours of a few pixels (Su, Vargas & Sakurai 2019), untargeted.
+    """Differential evolution over positions and colours of a few pixels (Su, Vargas & Sakurai 2019), untargeted.
 
     A candidate holds row, column and colour of each pixel. Every child is one candidate plus half the difference of two
-    others, without crossover, and replaces its parent where the probability of the label is lower. Asks for scores
-    only: an image that resists is asked `1 + (1 + generations) * population` times. An image is not asked again after
-    its first success.
+    others, without crossover, and replaces its parent where the probability of the label is lower. The attack is
+    score-based, with at most `1 + (1 + generations) * population` queries for each image. The search for an image ends
+    with its first success.
 
-    The budget counts pixels. Since no entry of the image moves by more than 1, it bounds the l1 norm, which is what
-    `norm`, `eps` and `radius` say (for three channels; grey images stay within a third of it).
+    The budget counts pixels. Since no entry moves by more than 1, it bounds the l1 norm, in which `norm`, `eps` and
+    `radius` are given (for three channels; grey images stay within a third of it).
 
     Args:
-        pixels: How many pixels may change.
+        pixels: Largest number of pixels to change.
         population: Candidates for each image.
-        generations: How often all candidates have a child.
+        generations: Number of generations.
         batch_size: Changed images in a forward pass.
 
     Raises:
@@ -36,35 +34,22 @@ class OnePixel(Attack):
     """
 
     fixed_loss = True
+    settings = ("pixels", "population", "generations")
 
     def __init__(
         self, pixels: int = 1, *, population: int = 400, generations: int = 100, batch_size: int = 4000
     ) -> None:
-        for name, value, least in (
-            ("pixels", pixels, 1),
-            ("population", population, 4),
-            ("generations", generations, 1),
-            ("batch_size", batch_size, 1),
-        ):
-            if value < least:
-                raise ValueError(f"{name}={value} must be at least {least}. The paper uses 400 candidates, 100 times.")
-        super().__init__(3 * pixels, norm="l1")
-        self.pixels = pixels
-        self.population = population
-        self.generations = generations
+        self.pixels, self.population, self.generations = pixels, population, generations
         self.batch_size = batch_size
-
-    def describe(self) -> dict[str, Any]:
-        """The threat model and the settings as plain values, for result files."""
-        own = {"pixels": self.pixels, "population": self.population, "generations": self.generations}
-        return {key: value for key, value in super().describe().items() if key != "loss"} | own
+        self.require(pixels=1, population=4, generations=1, batch_size=1)
+        super().__init__(3 * pixels, norm="l1")
 
     @torch.no_grad()
     def perturb(self, forward: Forward, x: Tensor, y: Tensor, loss: PerExampleLoss) -> Tensor:
         """The first success of each image, or its best candidate."""
         del loss
         if x.shape[1] > 3:
-            raise ValueError(f"OnePixel works on at most 3 channels, but the images have {x.shape[1]}. Use JSMA.")
+            raise ValueError(f"Images must have at most 3 channels for OnePixel, got {x.shape[1]}. Pass JSMA.")
         y, x_adv = hard_labels(y), x.clone()
         rows = (~misclassified(forward(x), y)).nonzero().squeeze(1)
         if len(rows) == 0:
@@ -72,8 +57,8 @@ class OnePixel(Attack):
         genomes = self._first(x[rows])
         scores = self._scores(forward, x[rows], y[rows], genomes)
         for _ in range(self.generations):
-            best, places = scores.min(dim=1)
-            x_adv[rows] = _painted(x[rows], genomes[torch.arange(len(rows)), places])
+            best, index = scores.min(dim=1)
+            x_adv[rows] = _painted(x[rows], genomes[torch.arange(len(rows)), index])
             alive = best > 0
             rows, genomes, scores = rows[alive], genomes[alive], scores[alive]
             if len(rows) == 0:
@@ -86,11 +71,11 @@ class OnePixel(Attack):
         return x_adv
 
     def _first(self, x: Tensor) -> Tensor:
-        """Candidates (n, population, pixels * (2 + C)) in [0, 1]: uniform places, Gaussian colours around grey."""
+        """Candidates (n, population, pixels * (2 + C)) in [0, 1]: uniform positions, Gaussian colours around grey."""
         shape = (len(x), self.population, self.pixels)
-        places = torch.rand(*shape, 2, device=x.device)
+        positions = torch.rand(*shape, 2, device=x.device)
         colours = 0.5 + 0.5 * torch.randn(*shape, x.shape[1], device=x.device)
-        return torch.cat((places, colours.clamp(0, 1)), dim=3).flatten(2)
+        return torch.cat((positions, colours.clamp(0, 1)), dim=3).flatten(2)
 
     def _children(self, genomes: Tensor) -> Tensor:
         """A child for every candidate, made of three random ones."""

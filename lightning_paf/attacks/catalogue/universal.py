@@ -19,22 +19,22 @@ from lightning_paf.types import Forward, Norm, PerExampleLoss, Radius
 
 
 class UniversalPerturbation(Attack):
-    """Adds one and the same perturbation to every image (Moosavi-Dezfooli et al. 2017).
+    """Add one perturbation to every image (Moosavi-Dezfooli et al. 2017).
 
-    It is made from a set of images: where an image with the current perturbation is still classified correctly, the
-    DeepFool step from there is added, and the sum projected onto the ball; until `rate` of the set is misclassified.
-    `fitted` makes an attack with a perturbation; without one, every call makes its own from the images that it gets.
+    It is fitted to a set of images. Where an image with the current perturbation is still classified correctly, the
+    DeepFool step from there is added, and the sum projected onto the ball, until `rate` of the set is misclassified.
+    `fitted` returns an attack with a perturbation; without one, every call fits one to its images.
 
     Args:
         eps: Largest perturbation, in units of pixels in [0, 1].
-        norm: What measures it. DeepFool's own steps are l2, as the authors'.
+        norm: Norm of the perturbation. The steps of DeepFool are l2, as in the authors' code.
         perturbation: File with a tensor (C, H, W), as `torch.save(attack.perturbation, FILE)` writes it.
-        rate: Share of misclassified images that ends the search.
+        rate: Fraction of misclassified images that ends the search.
         passes: Most passes over the set.
         steps: Most steps of DeepFool for one image.
-        overshoot: Of DeepFool.
-        mode: Whether the attacked model is in eval mode, or in train mode with its buffers protected.
-        bounds: Smallest and largest pixel value; null for inputs without bounds.
+        overshoot: Overshoot of DeepFool.
+        mode: Mode of the attacked model: `eval`, or `train` with its buffers protected.
+        bounds: Smallest and largest pixel value; null for unbounded inputs.
 
     Raises:
         ValueError: As for every attack; a rate outside (0, 1]; no pass or step; a file that holds no such tensor, or a
@@ -42,6 +42,7 @@ class UniversalPerturbation(Attack):
     """
 
     fixed_loss = True
+    settings = ("rate", "passes", "steps", "overshoot")
 
     def __init__(
         self,
@@ -58,28 +59,22 @@ class UniversalPerturbation(Attack):
     ) -> None:
         super().__init__(eps, norm=norm, mode=mode, bounds=bounds)
         if not 0 < rate <= 1:
-            raise ValueError(f"rate={rate} must be a share of the images, in (0, 1]. The paper uses 0.8.")
-        if passes < 1:
-            raise ValueError(f"passes={passes} looks at no image. Give at least 1.")
-        self.rate = rate
-        self.passes = passes
-        self.steps = steps
-        self.overshoot = overshoot
+            raise ValueError(f"rate must be a fraction in (0, 1], got {rate}.")
+        self.rate, self.passes, self.steps, self.overshoot = rate, passes, steps, overshoot
+        self.require(passes=1)
         self._deepfool = DeepFool(steps=steps, overshoot=overshoot, mode=mode, bounds=bounds)
-        self.perturbation = None if perturbation is None else self._checked(_load(perturbation))
+        self.perturbation = None if perturbation is None else self._load(perturbation)
 
     def describe(self) -> dict[str, Any]:
         """The threat model and the settings as plain values, for result files."""
-        names = ("rate", "passes", "steps", "overshoot")
         digest = None if self.perturbation is None else tensor_digest([self.perturbation])
-        own = {name: getattr(self, name) for name in names} | {"perturbation": digest}
-        return {key: value for key, value in super().describe().items() if key != "loss"} | own
+        return super().describe() | {"perturbation": digest}
 
     def fitted(self, model: nn.Module, x: Tensor, y: Tensor) -> Self:
-        """An attack that adds the perturbation made from these images; this one stays as it is.
+        """A copy of this attack with a perturbation fitted to these images.
 
         Args:
-            model: Images to logits. Left as found.
+            model: Images to logits. Left unchanged.
             x: Images (N, C, H, W) inside `bounds`. Not modified.
             y: Labels (N,).
 
@@ -87,19 +82,19 @@ class UniversalPerturbation(Attack):
             ValueError: No image.
         """
         if len(x) == 0:
-            raise ValueError("A universal perturbation needs at least one image. Give some of the training set.")
+            raise ValueError("x must hold at least one image, got none. Pass some of the training set.")
         attack = copy.copy(self)
         with self._ready(model):
             attack.perturbation = self._fit(self._path(model), self._own(x, y), hard_labels(y.detach()))
         return attack
 
     def perturb(self, forward: Forward, x: Tensor, y: Tensor, loss: PerExampleLoss) -> Tensor:
-        """Add the perturbation; make it from these images if there is none."""
+        """Add the perturbation; fit it to these images if there is none."""
         del loss
         delta = self._fit(forward, x, hard_labels(y)) if self.perturbation is None else self.perturbation
         if delta.shape != x.shape[1:]:
             raise ValueError(
-                f"The perturbation has shape {tuple(delta.shape)}, the images {tuple(x.shape[1:])}. Fit it anew."
+                f"Images must have shape {tuple(delta.shape)} of the perturbation, got {tuple(x.shape[1:])}."
             )
         return self._added(x, delta.to(x))
 
@@ -122,20 +117,14 @@ class UniversalPerturbation(Attack):
                 break
         return delta
 
-    def _checked(self, delta: Tensor) -> Tensor:
-        size = float(geometry_of(self.norm).size(delta[None]))
+    def _load(self, path: Path) -> Tensor:
+        try:
+            found = torch.load(path, map_location="cpu", weights_only=True)
+        except Exception as error:  # a damaged file raises errors of many types
+            raise ValueError(f"{path} cannot be read ({type(error).__name__}). Write it with torch.save.") from error
+        if not isinstance(found, Tensor) or found.dim() != 3:
+            raise ValueError(f"{path} must hold a tensor (C, H, W), got another object. Save `attack.perturbation`.")
+        size = float(geometry_of(self.norm).size(found[None]))
         if size > self.radius * (1 + 1e-5):
-            raise ValueError(
-                f"The perturbation has {self.norm} size {size:g}, more than eps={self.eps}. Raise eps, or fit it anew."
-            )
-        return delta
-
-
-def _load(path: Path) -> Tensor:
-    try:
-        found = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a damaged file fails in any way it likes
-        raise ValueError(f"{path} cannot be read ({type(error).__name__}). Write it with torch.save.") from error
-    if not isinstance(found, Tensor) or found.dim() != 3:
-        raise ValueError(f"{path} must hold a tensor (C, H, W), but does not. Save `attack.perturbation`.")
-    return found
+            raise ValueError(f"The {self.norm} size of the perturbation must be at most eps={self.eps}, got {size:g}.")
+        return found

@@ -1,11 +1,13 @@
-"""One stage of a verdict: seeded, confirmed, and searched again where the fast path was wrong."""
+"""A sub-attack is seeded, its results are confirmed, and it runs again where the fast path was wrong."""
+
+import copy
 
 import pytest
 import torch
 from helpers.digits_net import trained
 from torch import nn
 
-from lightning_paf.attacks import APGD, FAB, PGD, Attack, Square, run_stage
+from lightning_paf.attacks import APGD, FAB, PGD, Attack, Square, run_sub_attack
 from lightning_paf.speed.search_model import Passes, SearchModel
 
 
@@ -18,13 +20,13 @@ class Stays(Attack):
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize(
-    "stage", [PGD(0.12, step_size=0.03), APGD(0.12, steps=10), FAB(0.12, steps=10), Square(0.15, queries=100)]
+    "attack", [PGD(0.12, step_size=0.03), APGD(0.12, steps=10), FAB(0.12, steps=10), Square(0.15, queries=100)]
 )
-def test_every_success_is_confirmed_and_all_else_is_returned_as_it_was(stage, precision):
+def test_every_success_is_confirmed_and_all_else_is_returned_as_it_was(attack, precision):
     net, x, y = trained()
     x, y = x[:40], y[:40]
     before = x.clone()
-    x_adv, fooled = run_stage(stage, SearchModel(net, precision), x, y, seed=0)
+    x_adv, fooled = run_sub_attack(attack, SearchModel(net, precision), x, y, seed=0)
     assert 0 < fooled.sum() < 40
     assert torch.equal(net(x_adv).argmax(1) != y, fooled)
     assert torch.equal((x_adv != x).flatten(1).any(1), fooled)
@@ -35,16 +37,16 @@ def test_the_seed_decides_and_the_generators_are_left_as_found():
     net, x, y = trained()
     attack, search = PGD(0.12, step_size=0.03), SearchModel(net)
     state = torch.get_rng_state()
-    first, again, other = (run_stage(attack, search, x[:20], y[:20], seed)[0] for seed in (1, 1, 2))
+    first, again, other = (run_sub_attack(attack, search, x[:20], y[:20], seed)[0] for seed in (1, 1, 2))
     assert torch.equal(torch.get_rng_state(), state)
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
 
 
-def test_a_stage_that_finds_nothing_costs_no_confirmation():
+def test_an_attack_without_a_result_costs_no_confirmation():
     net, x, y = trained()
     search = SearchModel(net, fold=False)
-    x_adv, fooled = run_stage(Stays(), search, x[:5], y[:5], seed=0)
+    x_adv, fooled = run_sub_attack(Stays(), search, x[:5], y[:5], seed=0)
     assert torch.equal(x_adv, x[:5])
     assert not fooled.any()
     assert search.passes == Passes()
@@ -59,13 +61,13 @@ class Hasty(SearchModel):
         return torch.where(touched[:, None], -logits, logits)
 
 
-def test_what_only_the_fast_path_believes_is_searched_again_on_the_model():
+def test_what_only_the_fast_path_misclassifies_is_searched_again_on_the_model():
     net, x, y = trained()
     x, y = x[:40], y[:40]
     search = Hasty(net, fold=False)
     attack = PGD(0.12, step_size=0.03, steps=10)
-    _, fooled = run_stage(attack, search, x, y, seed=0)
-    _, expected = run_stage(attack, SearchModel(net, fold=False), x, y, seed=0)
+    _, fooled = run_sub_attack(attack, search, x, y, seed=0)
+    _, expected = run_sub_attack(attack, SearchModel(net, fold=False), x, y, seed=0)
     assert expected.sum() > 5
     assert (fooled ^ expected).sum() <= 2  # other starts
     assert search.passes.exact > 200  # the second search
@@ -73,10 +75,10 @@ def test_what_only_the_fast_path_believes_is_searched_again_on_the_model():
 
 def test_model_is_left_as_found_and_autocast_is_off():
     net, x, y = trained()
-    net = nn.Sequential(net, nn.Identity()).train()
+    net = nn.Sequential(copy.deepcopy(net), nn.Identity()).train()
     dtypes = set()
     net[1].register_forward_hook(lambda _, __, out: dtypes.add(out.dtype))
     with torch.autocast("cpu", torch.bfloat16):
-        run_stage(PGD(0.12, step_size=0.06, steps=2), SearchModel(net), x[:5], y[:5], seed=0)
+        run_sub_attack(PGD(0.12, step_size=0.06, steps=2), SearchModel(net), x[:5], y[:5], seed=0)
     assert dtypes == {torch.float32}
     assert net.training

@@ -1,4 +1,4 @@
-"""One attack of several that judge together."""
+"""One sub-attack of an ensemble, with confirmed results."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -7,38 +7,39 @@ import torch
 from torch import Tensor, nn
 
 from lightning_paf.attacks.base import Attack
+from lightning_paf.functional.geometry import per_example
 from lightning_paf.functional.predictions import misclassified
 from lightning_paf.nn.modes import frozen
 from lightning_paf.speed.search_model import SearchModel
 
-_AT_ONCE = 250  # images in a forward pass that only looks
+_BATCH_SIZE = 250  # of the confirmation
 
 
-def run_stage(stage: Attack, model: SearchModel, x: Tensor, y: Tensor, seed: int) -> tuple[Tensor, Tensor]:
-    """Attack examples with one stage, in eval mode and single precision; the untouched model confirms every success.
+def run_sub_attack(attack: Attack, model: SearchModel, x: Tensor, y: Tensor, seed: int) -> tuple[Tensor, Tensor]:
+    """Run one sub-attack in eval mode and single precision; the exact model confirms every success.
 
-    A stage that knows nothing of `model.exact` searches on the fast path alone and may stop at an image that only this
-    path misclassifies. Such examples are searched once more, on the untouched model.
+    An attack that does not use `model.exact` may stop at an image that only the fast path misclassifies. It is run
+    once more on such examples, with the exact model.
 
     Args:
-        stage: The attack.
-        model: What it attacks.
+        attack: The sub-attack.
+        model: The attacked model.
         x: Images (N, C, H, W) float32, which the model classifies correctly. Not modified.
         y: Labels (N,).
-        seed: Of the stage's random numbers; the global generators are left as found.
+        seed: Seed of the attack; the global generators are restored.
 
     Returns:
-        Images (N, C, H, W), those of `x` where the model is not fooled; whether it is, (N,) bool.
+        Images (N, C, H, W), those of `x` where the model is not fooled; whether it is fooled, (N,) bool.
     """
     with _seeded(seed, x.device), torch.autocast(x.device.type, enabled=False):
-        x_adv = stage(model, x, y)
+        x_adv = attack(model, x, y)
         fooled = _misled(model, model.exact, x, x_adv, y)
-        doubtful = ~fooled & _misled(model, model, x, torch.where(_wide(fooled), x, x_adv), y)
+        doubtful = ~fooled & _misled(model, model, x, torch.where(per_example(fooled, x), x, x_adv), y)
         if bool(doubtful.any()):
-            again = stage(_Exact(model), x[doubtful], y[doubtful])
+            again = attack(_Exact(model), x[doubtful], y[doubtful])
             x_adv[doubtful] = again
             fooled[doubtful] = _misled(model, model.exact, x[doubtful], again, y[doubtful])
-    return torch.where(_wide(fooled), x_adv, x), fooled
+    return torch.where(per_example(fooled, x), x_adv, x), fooled
 
 
 @torch.no_grad()
@@ -46,15 +47,14 @@ def _misled(model: nn.Module, logits_of: Callable[[Tensor], Tensor], x: Tensor, 
     """Where images were changed and are misclassified, (N,) bool."""
     misled = (x_adv != x).flatten(1).any(dim=1)
     with frozen(model):
-        for rows in torch.split(misled.nonzero().squeeze(1), _AT_ONCE):
+        for rows in torch.split(misled.nonzero().squeeze(1), _BATCH_SIZE):
             if len(rows):
-                logits = logits_of(x_adv[rows])
-                misled[rows] = misclassified(logits, y[rows])
+                misled[rows] = misclassified(logits_of(x_adv[rows]), y[rows])
     return misled
 
 
 class _Exact(nn.Module):
-    """The untouched model, counted."""
+    """The exact model as a module."""
 
     def __init__(self, model: SearchModel) -> None:
         super().__init__()
@@ -66,15 +66,10 @@ class _Exact(nn.Module):
 
 @contextmanager
 def _seeded(seed: int, device: torch.device) -> Iterator[None]:
-    """A fixed seed inside, the generators as they were outside; those of other devices are not touched."""
+    """Seed the generators of the CPU and of `device`; restore them on exit."""
     devices = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices):
         torch.default_generator.manual_seed(seed)
         for used in devices:
             torch.cuda.default_generators[used.index].manual_seed(seed)
         yield
-
-
-def _wide(flags: Tensor) -> Tensor:
-    """(N,) -> (N, 1, 1, 1), to go with images."""
-    return flags.view(-1, 1, 1, 1)
