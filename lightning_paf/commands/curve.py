@@ -6,6 +6,8 @@ from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lightning_paf.utils.radius import radius_from_text
+
 if TYPE_CHECKING:
     from lightning_paf.analysis.security_curve import AttackAt, RadiusSearch, SecurityCurve
     from lightning_paf.analysis.security_curve_check import Recheck
@@ -84,7 +86,7 @@ def _parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
 def _grid(text: str) -> "list[Radius]":
     """Parse `0,2/255,0.1`; a leading 0 is the clean accuracy, which is always shown."""
     try:
-        grid = [Fraction(part.strip()) for part in text.split(",")]
+        grid = [radius_from_text(part) for part in text.split(",")]
     except (ValueError, ZeroDivisionError) as error:
         raise argparse.ArgumentTypeError(f"{text!r} is no list of numbers such as 0,2/255,4/255") from error
     return [*(grid[1:] if grid[0] == 0 else grid)]

@@ -5,9 +5,10 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
-from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from lightning_paf.utils.radius import radius_from_text
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -86,7 +87,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _radius(text: str) -> "Radius":
     try:
-        return Fraction(text) if "/" in text else float(text)
+        return radius_from_text(text) if "/" in text else float(text)
     except (ValueError, ZeroDivisionError):
         raise argparse.ArgumentTypeError(f"eps is a number such as 8/255 or 0.5, but is {text!r}") from None
 

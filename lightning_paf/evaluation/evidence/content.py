@@ -4,7 +4,6 @@ import hashlib
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from fractions import Fraction
 from types import MappingProxyType
 from typing import Any
 
@@ -14,6 +13,7 @@ from numpy.typing import NDArray
 from lightning_paf.evaluation.evidence.encodings import ENCODINGS, NONE, Ball, Images
 from lightning_paf.evaluation.evidence.sealed_file import refuse
 from lightning_paf.evaluation.result import Verdict
+from lightning_paf.utils.radius import radius_from_text
 
 FORMAT, FORMAT_VERSION = "lightning-paf receipt", 1
 
@@ -78,7 +78,7 @@ class Receipt:
     @property
     def ball(self) -> Ball:
         """The threat model."""
-        return Ball(self.manifest["norm"], Fraction(self.manifest["eps"]))
+        return Ball(self.manifest["norm"], radius_from_text(self.manifest["eps"]))
 
     @property
     def image(self) -> tuple[int, ...]:

@@ -43,6 +43,7 @@ from lightning_paf.nn.modes import frozen, full_precision
 from lightning_paf.types import Radius
 from lightning_paf.utils.files import explained
 from lightning_paf.utils.hashing import code_fingerprint, sample_fingerprints, weights_fingerprint
+from lightning_paf.utils.radius import radius_from_text
 
 __all__ = ["Receipt", "read_receipt", "write_receipt"]
 
@@ -84,7 +85,7 @@ def write_receipt(
     """
     if len(judgement.ids) == 0:
         raise ValueError("A receipt needs at least one judged sample, but there is none. Judge some samples first.")
-    ball = Ball(attack.norm, Fraction(eps_text(attack.eps)))
+    ball = Ball(attack.norm, radius_from_text(eps_text(attack.eps)))
     stages = [stage.label for stage in judgement.stages]
     seeds = seeds or _seeds(seed, math.ceil(len(judgement.ids) / block_size), stages)
     inputs, image = _hash_inputs(judgement.ids, samples, block_size)
