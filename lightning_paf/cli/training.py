@@ -61,6 +61,7 @@ from lightning_paf.runs.weights_origin import WeightsOrigin
 from lightning_paf.schedules import Schedule
 from lightning_paf.specs import dataset_spec
 from lightning_paf.tasks.classification import RobustModule
+from lightning_paf.utils.radius import radius_from_text
 
 TRAINING_SLOTS: dict[str, type[Callback]] = {
     "averaging": WeightAveraging,
@@ -144,10 +145,11 @@ class PafCLI(LightningCLI):
         parser.add_argument(TRUST, action=_Typed, help=TRUST_HELP)
         parser.link_arguments("data.dataset", "model.dataset")
         parser.link_arguments("data.num_classes", "model.num_classes")
+        parser.link_arguments("data.channels", "model.channels")
+        sources = ("data.dataset", "data.num_classes", "data.channels")
         for net in ("model.net", "model.net.init_args.net"):  # also of a network inside another one
-            parser.link_arguments(
-                ("data.dataset", "data.num_classes"), f"{net}.init_args.num_classes", compute_fn=_number_of_classes
-            )
+            parser.link_arguments(sources, f"{net}.init_args.num_classes", compute_fn=_number_of_classes)
+            parser.link_arguments(sources, f"{net}.init_args.in_channels", compute_fn=_number_of_channels)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """Parse; without LightningCLI's warning that `args` and a command line are there at the same time."""
@@ -291,8 +293,12 @@ def _as_list(value: Any) -> list[Any]:
     return list(value) if isinstance(value, list | tuple) else [value]
 
 
-def _number_of_classes(dataset: str, num_classes: int | None) -> int:
-    return dataset_spec(dataset, num_classes).num_classes
+def _number_of_classes(dataset: str, num_classes: int | None, channels: int | None) -> int:
+    return dataset_spec(dataset, num_classes, channels).num_classes
+
+
+def _number_of_channels(dataset: str, num_classes: int | None, channels: int | None) -> int:
+    return dataset_spec(dataset, num_classes, channels).channels
 
 
 def _known_classes(message: str) -> str:
@@ -320,9 +326,5 @@ def _concrete_names(base: type | ModuleType) -> list[str]:
     return sorted(cls.__name__ for cls in below if not inspect.isabstract(cls))
 
 
-def _fraction(text: str) -> Fraction:
-    return Fraction(text.replace(" ", ""))
-
-
-# So that `8/255` is read as typed, kept exact, and written back as typed.
-register_type(Fraction, serializer=radius_text, deserializer=_fraction, fail_already_registered=False)
+# `8/255` is read exactly, and written back as typed.
+register_type(Fraction, serializer=radius_text, deserializer=radius_from_text, fail_already_registered=False)

@@ -247,6 +247,32 @@ def test_the_network_has_the_classes_of_the_data(tmp_path):
     assert module.model.num_classes == module.model.head.out_features == 100
 
 
+@pytest.mark.parametrize(
+    ("net", "data", "channels"),
+    [
+        ("small", ["cifar10"], 3),
+        ("resnet18", ["digits"], 1),
+        ("small", ["npz", "--data.num_classes", "4"], 3),
+        ("vgg16_bn", ["npz", "--data.num_classes", "4", "--data.channels", "1"], 1),
+    ],
+)
+def test_the_network_has_the_channels_of_the_data(net, data, channels):
+    module = built("-c", "demo/digits", "--model.net", net, "--data.dataset", *data).model
+    first = next(layer for layer in module.model.net.modules() if isinstance(layer, torch.nn.Conv2d))
+    assert first.in_channels == channels
+
+
+def test_gray_images_are_trained_and_tested(tmp_path):
+    config = write_experiment(tmp_path)
+    for path in (tmp_path / "images").glob("*.npz"):
+        arrays = dict(np.load(path))
+        np.savez(path, image=arrays["image"][..., :1], label=arrays["label"])
+    assert status("fit", "-c", config, "--data.channels", "1", "--run", tmp_path / "run") == 0
+    (tmp_path / "images" / "train.npz").unlink()
+    assert status("test", "--ckpt_path", last(tmp_path / "run"), "--data.val_size", "1024") == 0
+    assert status("predict", "--ckpt_path", last(tmp_path / "run")) == 0
+
+
 def test_a_network_of_timm_by_its_name(tiny):
     module = built("-c", tiny, "--model.net", "TimmNet", "--model.net.name", "resnet10t").model
     assert type(module.model.net.net).__name__ == "ResNet"
