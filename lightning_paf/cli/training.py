@@ -125,7 +125,20 @@ class PafCLI(LightningCLI):
     """LightningCLI with named callback slots and a run folder.
 
     The command line always wins: unlike in LightningCLI, a checkpoint's hyper-parameters are not merged over it.
+
+    Args:
+        command: The only command to build a parser for; None builds all of them.
+        **settings: Of `LightningCLI`.
     """
+
+    def __init__(self, *, command: str | None = None, **settings: Any) -> None:
+        self._command = command
+        super().__init__(**settings)
+
+    def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]  # a static method in LightningCLI
+        """The commands whose parsers are built, and the arguments of the trainer that they skip."""
+        known = LightningCLI.subcommands()
+        return known if self._command is None else {self._command: known[self._command]}
 
     evaluated: WeightsOrigin | None = None
     """Origin of the weights that `validate`, `test` or `predict` evaluates."""
@@ -246,6 +259,21 @@ class PafCLI(LightningCLI):
         return super()._instantiate_trainer(config, [*callbacks, *filled, *always])
 
 
+SETTINGS: dict[str, Any] = {
+    "model_class": RobustModule,
+    "datamodule_class": RobustDataModule,
+    "parser_class": HelpfulParser,
+    "parser_kwargs": {"prog": "lightning-paf"},
+    "save_config_callback": RunFolder,
+    "seed_everything_default": 0,
+    # Attacks need gradients in validation and test, which inference mode forbids for good.
+    "trainer_defaults": {"inference_mode": False},
+    # The optimizer is an argument of the module, so that it also exists without a command line.
+    "auto_configure_optimizers": False,
+}
+"""Arguments of `PafCLI` that all commands share."""
+
+
 def train(args: Sequence[str], run: bool = True) -> PafCLI:
     """Run `fit`, `validate`, `test` or `predict`.
 
@@ -254,21 +282,14 @@ def train(args: Sequence[str], run: bool = True) -> PafCLI:
         run: False builds everything and runs nothing.
     """
     console.set_up()
+    words = recipes.resolved(args)
     with contextlib.nullcontext() if run else console.quiet():
         return PafCLI(
-            RobustModule,
-            RobustDataModule,
-            parser_class=HelpfulParser,
-            parser_kwargs={"prog": "lightning-paf"},
-            save_config_callback=RunFolder,
-            # `PafCLI` has looked before; without a command nobody has.
+            **SETTINGS,
+            command=words[0] if run else None,
+            # `PafCLI` has checked the folder; without a command nothing has.
             save_config_kwargs={"overwrite": run},
-            seed_everything_default=0,
-            # Attacks need gradients in validation and test, which inference mode forbids for good.
-            trainer_defaults={"inference_mode": False},
-            # The optimiser is an argument of the module, so that it also exists without a command line.
-            auto_configure_optimizers=False,
-            args=arrange(recipes.resolved(args)) if run else recipes.resolved(args),
+            args=arrange(words) if run else words,
             run=run,
         )
 
