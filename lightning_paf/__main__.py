@@ -1,10 +1,10 @@
-"""`lightning-paf` and `python -m lightning_paf`: training commands go to LightningCLI, the others to `commands/`."""
+"""Entry point: training commands run in LightningCLI, the others in `commands/`."""
 
 import os
 import sys
 
-# `python -m` would import from the working folder first, where anybody's files may lie; the console script does not.
-# Where the package itself comes from the working folder, as in a checkout, everything there is trusted.
+# `python -m` would import from the working folder first, which may hold untrusted files; the console script does not.
+# A working folder that holds the package itself, such as a checkout, is trusted.
 _HERE = os.path.realpath(f"{__file__}/../..")
 if __name__ == "__main__" and not sys.flags.safe_path and os.path.realpath(sys.path[0]) != _HERE:
     del sys.path[0]
@@ -13,19 +13,28 @@ import contextlib
 import difflib
 import importlib
 import signal
+import textwrap
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
 
 from lightning_paf import __version__
+from lightning_paf.cli.help_page import SUMMARIES, page
 from lightning_paf.utils.discovery import modules_with
 
-TRAINING = {
-    "fit": "train, e.g. fit -c configs/paper/resnet18_linf.yaml --data.root DATA --run runs/pssilu",
-    "validate": "clean and robust accuracy on the validation set",
-    "test": "clean and robust accuracy on the test set, e.g. test --ckpt_path runs/pssilu/checkpoints/last.ckpt",
-    "predict": "write class probabilities of the test set",
+TRAINING = SUMMARIES
+"""Commands that LightningCLI runs, and what they do."""
+_FULL_HELP = ("--help.full", "--help-full")
+_COMPLETION = "--print_shtab"
+_GROUPS = {
+    "train": (*(name for name in TRAINING if name == "fit"), "demo", "reproduce", "synthesize"),
+    "evaluate": (
+        *(name for name in TRAINING if name != "fit"),
+        *("certify", "compare", "curve", "sanity-check", "verify", "report"),
+    ),
+    "analyze": ("analyze",),
 }
+"""Commands in the order of the usage text; all others are tools."""
 GONE = {
     "doctor": "doctor is now called sanity-check: `lightning-paf sanity-check --ckpt CKPT`, with the same options.",
     "pool": "pool is gone: `--data.synthetic FOLDER` reads the files of a folder, those of a written pool included.",
@@ -37,6 +46,14 @@ GONE = {
     for name in ("concentration", "ladder", "logistic", "min-max", "saliency")
 }
 """Answers to the commands of earlier versions; each names the replacement."""
+_EXAMPLES = """Examples:
+  lightning-paf demo
+  lightning-paf fit -c demo/digits --data digits --run runs/a
+  lightning-paf test --ckpt_path runs/a/checkpoints/last.ckpt
+
+Options of one command: lightning-paf COMMAND --help
+Shell completion:       eval "$(lightning-paf --print_shtab bash)"
+Version:                lightning-paf --version"""
 _PACKAGE = Path(__file__).parent
 
 
@@ -47,9 +64,8 @@ def main(argv: list[str] | None = None) -> int:
         argv: Words after the program's name; by default those of the command line.
 
     Returns:
-        Exit status: 0, or 1 after an error of ours, or 2 after a command that is unknown or gone. Errors of the
-        command-line parser exit with 2, and a training that SIGTERM or SIGUSR1 has stopped with 75: it wants to be
-        continued.
+        Exit status: 0; 1 after an error of this package; 2 after an unknown or removed command. Errors of the
+        command-line parser exit with 2, and a training that SIGTERM or SIGUSR1 has stopped with 75: resume it.
     """
     words = sys.argv[1:] if argv is None else argv
     if not words or words[0] in ("-h", "--help", "help"):
@@ -60,8 +76,14 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     command, rest = words[0], words[1:]
     try:
+        if _COMPLETION in words[:2]:
+            return _print_completion(words[words.index(_COMPLETION) + 1 :])
         if command in TRAINING:
-            with _patient_start() if command in ("fit", "test") else contextlib.nullcontext():
+            if {"-h", "--help"} & set(rest):
+                print(page(command))  # noqa: T201
+                return 0
+            words = ["--help" if word in _FULL_HELP else word for word in words]
+            with _blocked_signal() if command in ("fit", "test") else contextlib.nullcontext():
                 from lightning_paf.cli.training import train
 
                 train(words)
@@ -83,8 +105,8 @@ def _unknown(command: str) -> str:
 
 
 @contextlib.contextmanager
-def _patient_start() -> Iterator[None]:
-    """Let SIGUSR1 wait until `StopOnSignal` listens; before, it would end the process, on one rank of several maybe."""
+def _blocked_signal() -> Iterator[None]:
+    """Block SIGUSR1 until `StopOnSignal` handles it; unhandled, it would end the process."""
     if not hasattr(signal, "pthread_sigmask"):
         yield
         return
@@ -100,20 +122,30 @@ def _commands() -> dict[str, str]:
 
 
 def _usage() -> str:
+    """All commands in groups, at most 80 columns wide."""
     rows = {**TRAINING, **_commands()}
-    width = max(map(len, rows)) + 2
-    table = "\n".join(f"  {name:{width}}{text}" for name, text in rows.items())
-    return (
-        "usage: lightning-paf COMMAND [options]     (also: python -m lightning_paf)\n\n"
-        "Adversarially robust image classifiers with parametric activation functions.\n\n"
-        f"{table}\n\nlightning-paf COMMAND --help lists the options of one command."
-    )
+    grouped = {name for names in _GROUPS.values() for name in names}
+    width = max(map(len, rows)) + 4
+    lines = ["usage: lightning-paf COMMAND [options]", "", "Train and evaluate adversarially robust image classifiers."]
+    for group, names in {**_GROUPS, "tools": tuple(name for name in rows if name not in grouped)}.items():
+        lines += ["", f"{group}:"]
+        for name in (name for name in names if name in rows):
+            text = textwrap.wrap(rows[name], 80 - width)
+            lines += [f"  {name}".ljust(width) + text[0], *(" " * width + line for line in text[1:])]
+    return "\n".join([*lines, "", _EXAMPLES])
+
+
+def _print_completion(words: list[str]) -> int:
+    from lightning_paf.cli.completion import script
+
+    print(script(words[0] if words else "", _commands()))  # noqa: T201
+    return 0
 
 
 def _report(error: Exception) -> int:
-    """Print one of our own errors without a traceback; anything else is a bug and keeps it."""
+    """Print an error of this package without a traceback; any other error is a bug and keeps it."""
     ours: BaseException | None = error
-    # The parser wraps an error of a class that may also be null into a list of what it tried.
+    # The parser wraps the error of an optional class.
     while ours is not None and not _raised_here(ours):
         ours = ours.__cause__
     if ours is None or os.environ.get("LIGHTNING_PAF_DEBUG"):

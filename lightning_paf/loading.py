@@ -53,7 +53,7 @@ class Run:
 
         from lightning_paf.evaluation.samples import Samples
 
-        self.datamodule.prepare_data()
+        self.datamodule.prepare_data("test")
         self.datamodule.setup("test")
         loader = self.datamodule.test_dataloader()
         dataset = loader.dataset

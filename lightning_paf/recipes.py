@@ -23,6 +23,11 @@ _KINDS = {
 _WHOLE = ("-c", "--config")
 
 
+def kind_of(option: str) -> str:
+    """Folder of the recipes that an option takes by their stems, or nothing."""
+    return _KINDS.get(option, "")
+
+
 def names(pattern: str = "") -> list[str]:
     """List the recipes as `folder/stem`, those that contain a text."""
     found = sorted(str(path.relative_to(FOLDER).with_suffix("")) for path in FOLDER.rglob("*.yaml"))
@@ -89,7 +94,7 @@ def resolved(words: Sequence[str]) -> list[str]:
 def _path_of(option: str, value: str) -> Path | str:
     if "\n" in value or value.lstrip().startswith(("{", "[")):  # the content itself
         return value
-    kind = _KINDS.get(option, "")
+    kind = kind_of(option)
     if option in _WHOLE or value.endswith((".yaml", ".yml", ".json")):
         return located(value, kind)
     return value if Path(value).is_file() else find(value, kind) or value

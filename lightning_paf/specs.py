@@ -1,4 +1,4 @@
-"""What the rest of the package must know of a dataset before a single image is read."""
+"""Shape, number of classes and statistics of each dataset, known before an image is read."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -30,7 +30,7 @@ class DatasetSpec:
         return len(self.mean)
 
 
-_GENERIC_MEAN, _GENERIC_STD = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
+_GENERIC_CHANNELS, _GENERIC_MEAN, _GENERIC_STD = 3, (0.5,), (0.25,)
 
 # CIFAR statistics: spec 1.8 (the values of PAF_AT); digits: computed on the 1,797 images that scikit-learn ships.
 _SPECS = {
@@ -41,12 +41,13 @@ _SPECS = {
 }
 
 
-def dataset_spec(name: str, num_classes: int | None = None) -> DatasetSpec:
-    """Look a dataset up.
+def dataset_spec(name: str, num_classes: int | None = None, channels: int | None = None) -> DatasetSpec:
+    """Look up a dataset.
 
     Args:
         name: One of digits, cifar10, cifar100, svhn, npz.
-        num_classes: Only for `npz`, where nothing else says it.
+        num_classes: Number of classes; required for `npz`.
+        channels: Number of image channels; for `npz` 3 by default.
 
     Raises:
         ValueError: Unknown name, `npz` without `num_classes`, or a number that contradicts a known dataset.
@@ -54,16 +55,21 @@ def dataset_spec(name: str, num_classes: int | None = None) -> DatasetSpec:
     if name == "npz":
         if num_classes is None or num_classes < 2:
             raise ValueError(
-                f"data.dataset=npz needs the number of classes, but data.num_classes={num_classes}. "
-                "Pass --data.num_classes K with K >= 2."
+                f"data.num_classes must be at least 2 for data.dataset=npz, got {num_classes}. "
+                "Pass --data.num_classes K."
             )
-        return DatasetSpec("npz", num_classes, 32, _GENERIC_MEAN, _GENERIC_STD)
+        count = _GENERIC_CHANNELS if channels is None else channels
+        if count < 1:
+            raise ValueError(f"data.channels must be at least 1, got {count}. Pass --data.channels 1 for gray images.")
+        return DatasetSpec("npz", num_classes, 32, _GENERIC_MEAN * count, _GENERIC_STD * count)
     if name not in _SPECS:
-        raise ValueError(f"Unknown data.dataset={name!r}. Known: {', '.join([*_SPECS, 'npz'])}.")
+        raise ValueError(f"data.dataset must be one of {', '.join([*_SPECS, 'npz'])}, got {name!r}.")
     spec = _SPECS[name]
-    if num_classes not in (None, spec.num_classes):
-        raise ValueError(
-            f"data.dataset={name} has {spec.num_classes} classes, but data.num_classes={num_classes}. "
-            "Leave --data.num_classes out, or use --data.dataset npz for data of your own."
-        )
+    for argument, typed in (("num_classes", num_classes), ("channels", channels)):
+        known = getattr(spec, argument)
+        if typed not in (None, known):
+            raise ValueError(
+                f"data.{argument} must be {known} for data.dataset={name}, got {typed}. "
+                f"Leave --data.{argument} out, or pass --data.dataset npz for your own images."
+            )
     return spec

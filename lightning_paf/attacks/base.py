@@ -5,6 +5,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
+from decimal import Decimal
 from fractions import Fraction
 from types import MappingProxyType
 from typing import Any, ClassVar, final
@@ -272,10 +273,18 @@ class Best:
 
 
 def radius_text(radius: Radius) -> str:
-    """Conventional form of a radius: `8/255` for a whole number of grey levels (12/255 too, which reduces to 4/85)."""
-    if isinstance(radius, Fraction) and radius.denominator > 1 and 255 % radius.denominator == 0:
-        return f"{radius * 255}/255"
-    return str(radius)
+    """A radius in its usual notation.
+
+    `8/255` and `2.5/255` for gray levels (also 12/255, which reduces to 4/85), `1/2` for other fractions.
+    """
+    if not isinstance(radius, Fraction) or radius.denominator == 1:
+        return str(radius)
+    levels = radius * 255
+    if levels.denominator == 1:
+        return f"{levels}/255"
+    # 17 divides 255 and no power of 10: a decimal number of gray levels, and not a reduced decimal fraction.
+    decimals = radius.denominator % 17 == 0 and 10**6 % levels.denominator == 0
+    return f"{Decimal(levels.numerator) / levels.denominator}/255" if decimals else str(radius)
 
 
 def _check_eps(eps: Radius, norm: Norm, bounds: Bounds) -> None:

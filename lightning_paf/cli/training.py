@@ -60,6 +60,7 @@ from lightning_paf.runs.weights_origin import WeightsOrigin
 from lightning_paf.schedules import Schedule
 from lightning_paf.specs import dataset_spec
 from lightning_paf.tasks.classification import RobustModule
+from lightning_paf.utils.radius import radius_from_text
 
 TRAINING_SLOTS: dict[str, type[Callback]] = {
     "averaging": WeightAveraging,
@@ -123,7 +124,20 @@ class PafCLI(LightningCLI):
     """LightningCLI with named callback slots and a run folder.
 
     The command line always wins: unlike in LightningCLI, a checkpoint's hyper-parameters are not merged over it.
+
+    Args:
+        command: The only command to build a parser for; None builds all of them.
+        **settings: Of `LightningCLI`.
     """
+
+    def __init__(self, *, command: str | None = None, **settings: Any) -> None:
+        self._command = command
+        super().__init__(**settings)
+
+    def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]  # a static method in LightningCLI
+        """The commands whose parsers are built, and the arguments of the trainer that they skip."""
+        known = LightningCLI.subcommands()
+        return known if self._command is None else {self._command: known[self._command]}
 
     evaluated: WeightsOrigin | None = None
     """Origin of the weights that `validate`, `test` or `predict` evaluates."""
@@ -143,10 +157,11 @@ class PafCLI(LightningCLI):
         parser.add_argument(TRUST, action=_Typed, help=TRUST_HELP)
         parser.link_arguments("data.dataset", "model.dataset")
         parser.link_arguments("data.num_classes", "model.num_classes")
+        parser.link_arguments("data.channels", "model.channels")
+        sources = ("data.dataset", "data.num_classes", "data.channels")
         for net in ("model.net", "model.net.init_args.net"):  # also of a network inside another one
-            parser.link_arguments(
-                ("data.dataset", "data.num_classes"), f"{net}.init_args.num_classes", compute_fn=_number_of_classes
-            )
+            parser.link_arguments(sources, f"{net}.init_args.num_classes", compute_fn=_number_of_classes)
+            parser.link_arguments(sources, f"{net}.init_args.in_channels", compute_fn=_number_of_channels)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """Parse; without LightningCLI's warning that `args` and a command line are there at the same time."""
@@ -245,6 +260,21 @@ class PafCLI(LightningCLI):
         return super()._instantiate_trainer(config, [*callbacks, *filled, *always])
 
 
+SETTINGS: dict[str, Any] = {
+    "model_class": RobustModule,
+    "datamodule_class": RobustDataModule,
+    "parser_class": HelpfulParser,
+    "parser_kwargs": {"prog": "lightning-paf"},
+    "save_config_callback": RunFolder,
+    "seed_everything_default": 0,
+    # Attacks need gradients in validation and test, which inference mode forbids for good.
+    "trainer_defaults": {"inference_mode": False},
+    # The optimizer is an argument of the module, so that it also exists without a command line.
+    "auto_configure_optimizers": False,
+}
+"""Arguments of `PafCLI` that all commands share."""
+
+
 def train(args: Sequence[str], run: bool = True) -> PafCLI:
     """Run `fit`, `validate`, `test` or `predict`.
 
@@ -253,21 +283,14 @@ def train(args: Sequence[str], run: bool = True) -> PafCLI:
         run: False builds everything and runs nothing.
     """
     console.set_up()
+    words = recipes.resolved(args)
     with contextlib.nullcontext() if run else console.quiet():
         return PafCLI(
-            RobustModule,
-            RobustDataModule,
-            parser_class=HelpfulParser,
-            parser_kwargs={"prog": "lightning-paf"},
-            save_config_callback=RunFolder,
-            # `PafCLI` has looked before; without a command nobody has.
+            **SETTINGS,
+            command=words[0] if run else None,
+            # `PafCLI` has checked the folder; without a command nothing has.
             save_config_kwargs={"overwrite": run},
-            seed_everything_default=0,
-            # Attacks need gradients in validation and test, which inference mode forbids for good.
-            trainer_defaults={"inference_mode": False},
-            # The optimiser is an argument of the module, so that it also exists without a command line.
-            auto_configure_optimizers=False,
-            args=arrange(recipes.resolved(args)) if run else recipes.resolved(args),
+            args=arrange(words) if run else words,
             run=run,
         )
 
@@ -292,8 +315,12 @@ def _as_list(value: Any) -> list[Any]:
     return list(value) if isinstance(value, list | tuple) else [value]
 
 
-def _number_of_classes(dataset: str, num_classes: int | None) -> int:
-    return dataset_spec(dataset, num_classes).num_classes
+def _number_of_classes(dataset: str, num_classes: int | None, channels: int | None) -> int:
+    return dataset_spec(dataset, num_classes, channels).num_classes
+
+
+def _number_of_channels(dataset: str, num_classes: int | None, channels: int | None) -> int:
+    return dataset_spec(dataset, num_classes, channels).channels
 
 
 def _known_classes(message: str) -> str:
@@ -321,9 +348,5 @@ def _concrete_names(base: type | ModuleType) -> list[str]:
     return sorted(cls.__name__ for cls in below if not inspect.isabstract(cls))
 
 
-def _fraction(text: str) -> Fraction:
-    return Fraction(text.replace(" ", ""))
-
-
-# So that `8/255` is read as typed, kept exact, and written back as typed.
-register_type(Fraction, serializer=radius_text, deserializer=_fraction, fail_already_registered=False)
+# `8/255` is read exactly, and written back as typed.
+register_type(Fraction, serializer=radius_text, deserializer=radius_from_text, fail_already_registered=False)

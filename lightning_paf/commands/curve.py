@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lightning_paf.utils.arguments import positive
+from lightning_paf.utils.radius import radius_from_text
 
 if TYPE_CHECKING:
     from lightning_paf.analysis.security_curve import AttackAt, SecurityCurve
@@ -91,7 +92,7 @@ def _grid(text: str) -> "tuple[Radius, ...]":
     from lightning_paf.analysis.security_curve import check_grid
 
     try:
-        grid = [Fraction(part.strip()) for part in text.split(",")]
+        grid = [radius_from_text(part) for part in text.split(",")]
         return check_grid(grid[1:] if grid[0] == 0 else grid)
     except (ValueError, ZeroDivisionError) as error:
         rule = "must be increasing numbers such as 0,2/255,4/255"

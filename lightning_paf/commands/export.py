@@ -5,10 +5,11 @@ import json
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
-from fractions import Fraction
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from lightning_paf.utils.radius import radius_from_text
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -92,7 +93,9 @@ def _parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument(
         "--examples", type=int, default=64, help="test images to compare logits on; 0: random images, no data is read"
     )
-    parser.add_argument("--eps", type=Fraction, help="of the perturbed images; default: the run's AutoAttack, or 8/255")
+    parser.add_argument(
+        "--eps", type=radius_from_text, help="of the perturbed images; default: the run's AutoAttack, or 8/255"
+    )
     parser.add_argument("--norm", choices=("linf", "l2", "l1"), help="default: the run's AutoAttack, or linf")
     parser.add_argument("--seed", type=int, default=0, help="of the perturbed images")
     for gone in GONE:
@@ -184,7 +187,7 @@ def _images(run: "Run", options: argparse.Namespace, samples: "Samples | None") 
     yield "test image", x, y
     evaluation = (run.config.get("autoattack") or {}).get("init_args") or {}
     threat = (evaluation.get("attack") or {}).get("init_args") or {}
-    eps = float(options.eps or Fraction(str(threat.get("eps", "8/255")).replace(" ", "")))
+    eps = float(options.eps or radius_from_text(str(threat.get("eps", "8/255"))))
     geometry = geometry_of(options.norm or threat.get("norm", "linf"))
     with torch.random.fork_rng():
         torch.manual_seed(options.seed)

@@ -12,15 +12,15 @@ def check_images(shape: Sequence[int], dtype: np.dtype, channels: int, where: st
     Raises:
         ValueError: One of them does not hold.
     """
-    rule = f"{where}: images must be uint8 of shape (N, H, W, {channels}), but are {dtype} of shape {tuple(shape)}."
+    rule = f"{where}: images must be uint8 of shape (N, H, W, {channels}), got {dtype} of shape {tuple(shape)}."
     if len(shape) == 3:
-        raise ValueError(f"{rule} Grey images need a channel axis: np.repeat(images[..., None], {channels}, axis=3).")
+        raise ValueError(f"{rule} Add a channel axis to gray images, images[..., None], and pass --data.channels 1.")
     if len(shape) != 4:
         raise ValueError(f"{rule} Reshape them.")
     if shape[3] != channels and shape[1] == channels:
         raise ValueError(f"{rule} This is NCHW: store images.transpose(0, 2, 3, 1).")
     if shape[3] != channels:
-        raise ValueError(f"{rule} Convert them to {channels} channel(s).")
+        raise ValueError(f"{rule} Pass --data.channels {shape[3]} with --data.dataset npz, or convert them.")
     if dtype != np.uint8:
         raise ValueError(
             f"{rule} Store pixels 0 to 255; for floats in [0, 1]: np.round(255 * images).astype(np.uint8)."

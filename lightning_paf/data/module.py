@@ -4,20 +4,21 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from lightning import LightningDataModule
+from lightning import LightningDataModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torch.utils.data import DataLoader
 
 from lightning_paf.data.augment import Augment, standard_augment
+from lightning_paf.data.checks import check_same_size
 from lightning_paf.data.datasets import EvalDataset, MixedDataset, RawBatch, as_fetched
 from lightning_paf.data.image_batches import select_images
 from lightning_paf.data.loader import ResumableLoader
 from lightning_paf.data.mixing import Mixing, distributions
 from lightning_paf.data.readers.folder import find_sources
 from lightning_paf.data.samplers import MixedSampler, ShardSampler, batches_per_epoch, even_batch_size, real_per_batch
-from lightning_paf.data.sources import ImageSet, RealData, hold_out, read_dataset
+from lightning_paf.data.sources import ImageSet, Part, has_part, hold_out, read_part
 from lightning_paf.data.synthetic.convert import convert_all, converted_folder
 from lightning_paf.data.synthetic.pool import SyntheticPool
 from lightning_paf.schedules import Schedule
@@ -33,9 +34,11 @@ class RobustDataModule(LightningDataModule):
 
     Args:
         dataset: Which real images. `digits` come with scikit-learn; `npz` are your own: `root` holds `train.npz` and
-            `test.npz`, each with `image` uint8 (N, H, W, 3) and `label` (N,).
+            `test.npz`, each with `image` uint8 (N, H, W, C) and `label` (N,), and optionally `val.npz`. A command
+            needs only the files that it uses.
         root: Folder of the real images; CIFAR and SVHN are downloaded into it when it lacks them.
-        num_classes: Only for `npz`.
+        num_classes: Number of classes of `npz`.
+        channels: Number of image channels of `npz`, 3 by default; 1 for gray images.
         synthetic: Synthetic images: one or several `.npz` files (keys `image` + `label`, or `X` + `Y`), TI-500K's
             pickle, parquet files with encoded images (columns `image` + `label`), or folders of such files. Each file
             is converted once, next to it, to arrays that can be memory-mapped. A folder of npy arrays
@@ -47,7 +50,8 @@ class RobustDataModule(LightningDataModule):
         batch_size: Images in a global batch, over all devices and nodes.
         eval_batch_size: Images in a batch of validation and test, on each device; reduced (or raised) a little
             where the devices would otherwise run different numbers of batches.
-        val_size: Number of training images held out for validation: the first ones, as Gowal et al. 2020 do.
+        val_size: Number of training images held out for validation: the first ones, as Gowal et al. 2020 do. Unused
+            where `npz` has its own `val.npz`.
         selection: What validation, and so the choice of the best checkpoint, looks at: `val`, the images held out, or
             `test`, the test set itself, as the code of Dai et al. 2021 does. The latter makes results too good and is
             meant for comparison only; no training image is held out then.
@@ -74,6 +78,7 @@ class RobustDataModule(LightningDataModule):
         dataset: DatasetName = "cifar10",
         root: Path = Path("data"),
         num_classes: int | None = None,
+        channels: int | None = None,
         synthetic: list[Path] | Path | None = None,
         cache_dir: Path | None = None,
         real_fraction: float = 0.3,
@@ -92,14 +97,13 @@ class RobustDataModule(LightningDataModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        self.spec = dataset_spec(dataset, num_classes)
+        self.spec = dataset_spec(dataset, num_classes, channels)
         self.root = Path(root)
         self.synthetic = [Path(path) for path in (synthetic if isinstance(synthetic, list) else [synthetic]) if path]
         self.cache_dir = Path(cache_dir) if cache_dir else None
         self.real_fraction, self.real_schedule = real_fraction, real_schedule
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
-        self.val_size = val_size
-        self.selection = selection
+        self.val_size, self.selection = val_size, selection
         self.epoch = epoch
         self.train_examples = train_examples
         self.num_workers = num_workers
@@ -143,40 +147,44 @@ class RobustDataModule(LightningDataModule):
                 "batch. Lower the fraction, or pass --data.real_fraction 1 for real images alone."
             )
 
-    def prepare_data(self) -> None:
-        """Download what is missing and convert synthetic images; once on each node.
-
-        Raises:
-            ValueError: See the class.
-        """
-        conversions = []
-        if self._is_fitting():
-            self._check_mixture()
-            conversions = self._conversions()
-        like = read_dataset(self.spec, self.root, download=True).train.images.shape
-        convert_all(conversions, like, self.spec.num_classes)
-
-    def setup(self, stage: str) -> None:
-        """Read the images and divide them.
+    def prepare_data(self, stage: str | None = None) -> None:
+        """Download missing images and convert synthetic ones; once on each node.
 
         Args:
-            stage: One of fit, validate, test, predict. Only `fit` touches the synthetic images, so that a trained model
-                can be tested where they are not.
+            stage: As for `setup`; by default that of the trainer.
 
         Raises:
             ValueError: See the class.
         """
-        data = read_dataset(self.spec, self.root, download=False)
-        train, val = self._split(data)
-        self._eval_sets = {"val": val, "test": data.test}
-        for name, part in self._eval_sets.items():
-            if len(part) < self._world_size:
+        stage = stage or _stage(self.trainer)
+        conversions = []
+        if stage == "fit":
+            self._check_mixture()
+            conversions = self._conversions()
+        real = self._read(stage, download=True)
+        if conversions:
+            convert_all(conversions, real["train"].images.shape, self.spec.num_classes)
+
+    def setup(self, stage: str) -> None:
+        """Read the images that a stage uses, and divide them.
+
+        Args:
+            stage: One of fit, validate, test, predict. Only `fit` needs the synthetic images, only `fit` and `validate`
+                need the training images, and `validate` does not need them where there is a `val.npz`.
+
+        Raises:
+            ValueError: See the class.
+        """
+        self._real = self._read(stage, download=False)
+        for part in ("val", "test"):
+            if part in self._real and len(self._real[part]) < self._world_size:
                 raise ValueError(
-                    f"{len(part)} {name} images are too few for {self._world_size} devices. "
+                    f"{len(self._real[part])} {part} images are too few for {self._world_size} devices. "
                     "Pass a larger --data.val_size or a smaller --trainer.devices."
                 )
         if stage == "fit":
             self._check_mixture()
+            train = self._real["train"]
             self._train_set = MixedDataset(self._shorten(train), self._open_pool(train))
 
     def train_dataloader(self) -> DataLoader[RawBatch]:
@@ -203,11 +211,11 @@ class RobustDataModule(LightningDataModule):
 
     def val_dataloader(self) -> DataLoader[RawBatch]:
         """The images that choose the checkpoint."""
-        return self._eval_loader(self._eval_sets["val"])
+        return self._eval_loader(self._real["val"])
 
     def test_dataloader(self) -> DataLoader[RawBatch]:
         """The test images, in their order."""
-        return self._eval_loader(self._eval_sets["test"])
+        return self._eval_loader(self._real["test"])
 
     def predict_dataloader(self) -> DataLoader[RawBatch]:
         """The test images, in their order."""
@@ -252,9 +260,6 @@ class RobustDataModule(LightningDataModule):
     @property
     def _epochs(self) -> int:
         return (self.trainer.max_epochs if self.trainer else 0) or 0
-
-    def _is_fitting(self) -> bool:
-        return self.trainer is None or self.trainer.state.fn == TrainerFn.FITTING
 
     def _check_mixture(self) -> None:
         if self.real_fraction < 1 and not self.synthetic:
@@ -301,14 +306,34 @@ class RobustDataModule(LightningDataModule):
         pool.check(real.images.shape, self.spec.num_classes)
         return pool
 
-    def _split(self, data: RealData) -> tuple[ImageSet, ImageSet]:
-        if self.selection == "val":
-            return hold_out(data.train, self.val_size)
-        rank_zero_warn(
-            "data.selection=test: the best checkpoint is chosen on the test set, so its test results are too good. "
-            "Use it only to compare with results that were obtained in this way."
-        )
-        return data.train, data.test
+    def _read(self, stage: str, download: bool) -> dict[Part, ImageSet]:
+        """Read the parts that a stage uses; `fit` also checks the test images where there are some."""
+        own = has_part(self.spec, self.root, "val")
+        parts: dict[str, list[Part]] = {
+            "fit": ["train", *(["val"] if own else []), *(["test"] if has_part(self.spec, self.root, "test") else [])],
+            "validate": ["val"] if own else ["train"],
+        }
+        if self.selection == "test":
+            parts = {"fit": ["train", "test"], "validate": ["test"]}
+        found = {part: read_part(self.spec, self.root, part, download) for part in parts.get(stage, ["test"])}
+        first, *others = found
+        for part in others:
+            where = f"{self.spec.name} in {self.root}, {part} set"
+            check_same_size(found[part].images.shape, found[first].images.shape, where)
+        return found if stage not in parts else self._with_validation(found)
+
+    def _with_validation(self, found: dict[Part, ImageSet]) -> dict[Part, ImageSet]:
+        """Add the images that choose the checkpoint, unless the dataset has its own."""
+        if self.selection == "test":
+            rank_zero_warn(
+                "data.selection=test: the best checkpoint is chosen on the test set, so its test results are too good. "
+                "Use it only to compare with results that were obtained in this way."
+            )
+            return {**found, "val": found["test"]}
+        if "val" in found:
+            return found
+        train, val = hold_out(found["train"], self.val_size)
+        return {**found, "train": train, "val": val}
 
     def _shorten(self, train: ImageSet) -> ImageSet:
         wanted = self.train_examples or len(train)
@@ -337,3 +362,9 @@ class RobustDataModule(LightningDataModule):
             # resumed training, which makes other passes, would go on with other ones.
             "generator": torch.Generator().manual_seed(self.seed),
         }
+
+
+def _stage(trainer: Trainer | None) -> str:
+    """The stage that a trainer prepares; `fit` without a trainer."""
+    fn = trainer.state.fn if trainer else None
+    return "fit" if fn is None else {TrainerFn.FITTING: "fit", TrainerFn.VALIDATING: "validate"}.get(fn, "test")

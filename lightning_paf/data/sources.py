@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,29 +36,45 @@ class ImageSet:
 
 
 class RealData(NamedTuple):
-    """The two halves of a dataset; the training images stand in an order whose beginning is a fair sample of them."""
+    """Training and test images; a prefix of the training images is a fair sample of them."""
 
     train: ImageSet
     test: ImageSet
 
 
+Part = Literal["train", "val", "test"]
+
+
 def read_dataset(spec: DatasetSpec, root: Path, download: bool) -> RealData:
-    """Read a dataset and check it.
+    """Read and check the training and test images of a dataset; see `read_part`."""
+    train, test = (read_part(spec, root, part, download) for part in ("train", "test"))
+    check_same_size(test.images.shape, train.images.shape, f"{spec.name} in {root}, test set")
+    return RealData(train, test)
+
+
+def read_part(spec: DatasetSpec, root: Path, part: Part, download: bool) -> ImageSet:
+    """Read and check one part of a dataset.
 
     Args:
-        spec: Which, with how many classes.
-        root: Folder that holds it (in torchvision's layout; `npz`: with `train.npz` and `test.npz`), or shall.
-        download: Fetch what torchvision does not find there.
+        spec: Dataset, with its number of classes and channels.
+        root: Folder of the dataset in torchvision's layout; for `npz`, the folder of `train.npz` and others.
+        part: `val` exists for `npz` alone.
+        download: Fetch what torchvision does not find in `root`.
 
     Raises:
-        ValueError: It cannot be read, or its images or labels are not what they must be.
+        ValueError: The images cannot be read, or images or labels break a rule.
     """
-    data = _READERS[spec.name](spec, root, download)
-    for part, name in zip(data, ("training", "test"), strict=True):
-        check_labels(part.labels, spec.num_classes, f"{spec.name} in {root}, {name} set")
-    check_same_size(data.test.images.shape, data.train.images.shape, f"{spec.name} in {root}, test set")
-    check_classes(np.bincount(data.train.labels, minlength=spec.num_classes), f"{spec.name} in {root}, training set")
-    return data
+    images = _READERS[spec.name](spec, root, part, download)
+    where = f"{spec.name} in {root}, {'training' if part == 'train' else part} set"
+    check_labels(images.labels, spec.num_classes, where)
+    if part == "train":
+        check_classes(np.bincount(images.labels, minlength=spec.num_classes), where)
+    return images
+
+
+def has_part(spec: DatasetSpec, root: Path, part: Part) -> bool:
+    """Whether a dataset has a part; only `npz` has own validation images or lacks test images."""
+    return (root / f"{part}.npz").is_file() if spec.name == "npz" else part != "val"
 
 
 def hold_out(train: ImageSet, size: int) -> tuple[ImageSet, ImageSet]:
@@ -71,14 +87,14 @@ def hold_out(train: ImageSet, size: int) -> tuple[ImageSet, ImageSet]:
     """
     if not 1 <= size <= len(train) // 2:
         raise ValueError(
-            f"val_size must be 1 to {len(train) // 2}, half of the {len(train)} training images, but is {size}. "
+            f"val_size must be 1 to {len(train) // 2}, half of the {len(train)} training images, got {size}. "
             f"Pass --data.val_size {max(1, len(train) // 10)}, or --data.selection test for none."
         )
     return train.take(slice(size, None)), train.take(slice(size))
 
 
-def _read_digits(spec: DatasetSpec, root: Path, download: bool) -> RealData:
-    """The 8x8 digits of scikit-learn, 16 grey levels spread over 0 to 255; they need no folder."""
+def _read_digits(spec: DatasetSpec, root: Path, part: Part, download: bool) -> ImageSet:
+    """The 8x8 digits of scikit-learn, 16 gray levels spread over 0 to 255; they need no folder."""
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
 
@@ -88,29 +104,22 @@ def _read_digits(spec: DatasetSpec, root: Path, download: bool) -> RealData:
     train, test = train_test_split(
         np.arange(len(everything)), test_size=DIGITS_TEST_SIZE, stratify=everything.labels, random_state=0
     )
-    return RealData(everything.take(train), everything.take(test))
+    return everything.take(train if part == "train" else test)
 
 
-def _read_cifar(spec: DatasetSpec, root: Path, download: bool) -> RealData:
+def _read_cifar(spec: DatasetSpec, root: Path, part: Part, download: bool) -> ImageSet:
     from torchvision.datasets import CIFAR10, CIFAR100
 
     dataset = {"cifar10": CIFAR10, "cifar100": CIFAR100}[spec.name]
-
-    def read(train: bool) -> ImageSet:
-        part = _open_torchvision(lambda: dataset(root, train=train, download=download), root)
-        return ImageSet(np.ascontiguousarray(part.data), np.asarray(part.targets, np.int64))
-
-    return RealData(read(True), read(False))
+    found = _open_torchvision(lambda: dataset(root, train=part == "train", download=download), root)
+    return ImageSet(np.ascontiguousarray(found.data), np.asarray(found.targets, np.int64))
 
 
-def _read_svhn(spec: DatasetSpec, root: Path, download: bool) -> RealData:
+def _read_svhn(spec: DatasetSpec, root: Path, part: Part, download: bool) -> ImageSet:
     from torchvision.datasets import SVHN
 
-    def read(split: str) -> ImageSet:
-        part = _open_torchvision(lambda: SVHN(root, split=split, download=download), root)
-        return ImageSet(np.ascontiguousarray(part.data.transpose(0, 2, 3, 1)), np.asarray(part.labels, np.int64))
-
-    return RealData(read("train"), read("test"))
+    found = _open_torchvision(lambda: SVHN(root, split=part, download=download), root)
+    return ImageSet(np.ascontiguousarray(found.data.transpose(0, 2, 3, 1)), np.asarray(found.labels, np.int64))
 
 
 def _open_torchvision(open_it: Callable[[], Any], root: Path) -> Any:
@@ -123,10 +132,10 @@ def _open_torchvision(open_it: Callable[[], Any], root: Path) -> Any:
         ) from error
 
 
-def _read_npz_pair(spec: DatasetSpec, root: Path, download: bool) -> RealData:
-    """`train.npz` and `test.npz`; the training images are shuffled, because a file may be sorted by class."""
-    train, test = (_load(root / f"{part}.npz", spec.channels) for part in ("train", "test"))
-    return RealData(train.take(np.random.default_rng(0).permutation(len(train))), test)
+def _read_npz(spec: DatasetSpec, root: Path, part: Part, download: bool) -> ImageSet:
+    """One file of `root`; training images are shuffled, because a file may be sorted by class."""
+    images = _load(root / f"{part}.npz", spec.channels)
+    return images.take(np.random.default_rng(0).permutation(len(images))) if part == "train" else images
 
 
 def _load(path: Path, channels: int) -> ImageSet:
@@ -138,10 +147,10 @@ def _load(path: Path, channels: int) -> ImageSet:
     return ImageSet(images, labels)
 
 
-_READERS: dict[str, Callable[[DatasetSpec, Path, bool], RealData]] = {
+_READERS: dict[str, Callable[[DatasetSpec, Path, Part, bool], ImageSet]] = {
     "digits": _read_digits,
     "cifar10": _read_cifar,
     "cifar100": _read_cifar,
     "svhn": _read_svhn,
-    "npz": _read_npz_pair,
+    "npz": _read_npz,
 }

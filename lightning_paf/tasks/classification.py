@@ -44,6 +44,7 @@ class RobustModule(LightningModule):
         objective: The training loss.
         dataset: Statistics and number of classes; follows `--data.dataset`.
         num_classes: Only for `--data.dataset npz`; follows `--data.num_classes`.
+        channels: Only for `--data.dataset npz`; follows `--data.channels`.
         activation: Replaces every ReLU, SiLU and GELU of the network; null keeps the network as it is.
         activation_scope: One activation for the whole network (Dai et al., 2021), or one per stage, module or channel.
         normalize: Normalise inside the model. The networks of Dai et al. (2021) are trained on raw [0, 1] images and
@@ -78,13 +79,14 @@ class RobustModule(LightningModule):
         decay: DecayRule = "weights",
         speed: Speed = Speed(),  # noqa: B008  # immutable; an instance, so that the command line shows its fields
         init: Path | None = None,
+        channels: int | None = None,
     ) -> None:
         super().__init__()
         self.save_hyperparameters()
         if isinstance(self.hparams.get("net"), nn.Module):
             # Built by hand rather than from a config: live modules would make the checkpoint unreadable.
             self.hparams.clear()
-        spec = dataset_spec(dataset, num_classes)
+        spec = dataset_spec(dataset, num_classes, channels)
         if activation is not None:
             example = torch.zeros(2, spec.channels, spec.size, spec.size)
             swap_activations(net, lambda: deepcopy(activation), scope=activation_scope, example=example)

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -16,7 +17,8 @@ from helpers.fakes import CONFIGS
 from helpers.resume_helpers import rows as rows_without_times
 
 import lightning_paf
-from lightning_paf.__main__ import GONE
+from lightning_paf.__main__ import GONE, TRAINING, _commands
+from lightning_paf.cli.training import HelpfulParser
 
 
 @pytest.fixture(scope="module")
@@ -99,8 +101,9 @@ def test_a_removed_command_answers_with_its_replacement(command, capsys):
     assert line.startswith(f"lightning-paf: {command} is gone: `")
 
 
-def test_the_help_of_a_command_is_that_of_the_classes(capsys):
-    assert status("fit", "--help") == 0
+@pytest.mark.parametrize("full", ["--help.full", "--help-full"])
+def test_the_full_help_of_a_command_is_that_of_the_classes(full, capsys):
+    assert status("fit", full) == 0
     shown = " ".join(capsys.readouterr().out.split())
     for text in (
         "What weight decay acts on",  # RobustModule
@@ -110,6 +113,63 @@ def test_the_help_of_a_command_is_that_of_the_classes(capsys):
         "--trainer.max_epochs",
     ):
         assert text in shown
+
+
+@pytest.mark.parametrize("command", TRAINING)
+def test_the_help_page_names_options_of_the_parser(command, capsys):
+    assert status(command, "--help") == status(command, "-c", "nowhere.yaml", "-h") == 0
+    page = capsys.readouterr().out
+    assert max(map(len, page.splitlines())) <= 80
+    assert len(page.splitlines()) <= 60
+    assert status(command, "--help.full") == 0
+    full = capsys.readouterr().out
+    options = set(re.findall(r"(?<= )--\w[\w.-]*", page)) - {"--help.full", "--print_config"}
+    nested = {option for option in options if option.count(".") == 2}
+    assert all(f"{option} " in full or f"{option}]" in full for option in options - nested)
+    for option in nested - {"--model.attack.help"}:
+        assert f"{option.rpartition('.')[0]} " in full
+
+
+def test_one_parser_is_built_for_one_command(monkeypatch):
+    built_for, add = [], HelpfulParser.add_lightning_class_args
+    monkeypatch.setattr(
+        HelpfulParser,
+        "add_lightning_class_args",
+        lambda self, *args, **kw: built_for.append(args) or add(self, *args, **kw),
+    )
+    assert status("fit", "--help.full") == 0
+    assert [key for _, key in built_for] == ["trainer", "model", "data"]
+
+
+def test_the_usage_text_fits_and_names_every_command_once(capsys):
+    assert status() == 0
+    usage = capsys.readouterr().out
+    assert max(map(len, usage.splitlines())) <= 80
+    shown = re.findall(r"^  ([a-z][a-z-]*)  ", usage, re.MULTILINE)
+    assert sorted(shown) == sorted([*TRAINING, *_commands()])
+    for group in ("train", "evaluate", "analyze", "tools"):
+        assert f"\n{group}:\n  " in usage
+
+
+@pytest.mark.parametrize("words", [("--print_shtab",), ("fit", "--print_shtab")])
+def test_the_shell_completes_options_and_recipes(words, tmp_path, capsys):
+    assert status(*words, "bash") == 0
+    (tmp_path / "complete.sh").write_text(capsys.readouterr().out)
+    typed = "COMP_WORDS=(lightning-paf fit {}); COMP_CWORD={}; _shtab_lightning_paf; echo ${{COMPREPLY[@]}}"
+    lines = ["--model.obj", "--model.attack pgd10_l", "--model.activation pss"]
+    script = "; ".join(typed.format(line, 1 + len(line.split())) for line in lines)
+    done = subprocess.run(
+        ["bash", "-c", f"source {tmp_path}/complete.sh; {script}"], capture_output=True, text=True, check=False
+    )
+    options, attacks, activations = done.stdout.splitlines()
+    assert "--model.objective" in options.split()
+    assert attacks.split() == ["pgd10_l2", "pgd10_linf", "pgd10_linf_paf", "pgd10_linf_train"]
+    assert activations.split() == ["pssilu", "pssilufixed"]
+
+
+def test_an_unknown_shell_is_refused(capsys):
+    assert status("--print_shtab", "ksh") == 1
+    assert "--print_shtab must be one of bash" in capsys.readouterr().err
 
 
 def test_the_help_of_a_class(capsys):
@@ -245,6 +305,32 @@ def test_the_network_has_the_classes_of_the_data(tmp_path):
     (tmp_path / "cifar100.yaml").write_text(yaml.safe_dump(parts))
     module = built("-c", tmp_path / "cifar100.yaml").model
     assert module.model.num_classes == module.model.head.out_features == 100
+
+
+@pytest.mark.parametrize(
+    ("net", "data", "channels"),
+    [
+        ("small", ["cifar10"], 3),
+        ("resnet18", ["digits"], 1),
+        ("small", ["npz", "--data.num_classes", "4"], 3),
+        ("vgg16_bn", ["npz", "--data.num_classes", "4", "--data.channels", "1"], 1),
+    ],
+)
+def test_the_network_has_the_channels_of_the_data(net, data, channels):
+    module = built("-c", "demo/digits", "--model.net", net, "--data.dataset", *data).model
+    first = next(layer for layer in module.model.net.modules() if isinstance(layer, torch.nn.Conv2d))
+    assert first.in_channels == channels
+
+
+def test_gray_images_are_trained_and_tested(tmp_path):
+    config = write_experiment(tmp_path)
+    for path in (tmp_path / "images").glob("*.npz"):
+        arrays = dict(np.load(path))
+        np.savez(path, image=arrays["image"][..., :1], label=arrays["label"])
+    assert status("fit", "-c", config, "--data.channels", "1", "--run", tmp_path / "run") == 0
+    (tmp_path / "images" / "train.npz").unlink()
+    assert status("test", "--ckpt_path", last(tmp_path / "run"), "--data.val_size", "1024") == 0
+    assert status("predict", "--ckpt_path", last(tmp_path / "run")) == 0
 
 
 def test_a_network_of_timm_by_its_name(tiny):

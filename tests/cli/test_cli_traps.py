@@ -111,7 +111,10 @@ def test_tools_are_no_commands_of_lightning(capsys):
     assert "--trainer" not in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(("typed", "radius"), [("8/255", 8 / 255), ("12/255", 12 / 255), ("0.031", 0.031)])
+@pytest.mark.parametrize(
+    ("typed", "radius"),
+    [("8/255", 8 / 255), ("12/255", 12 / 255), ("0.031", 0.031), ("2.5/255", 1 / 102), ("0.5/255", 1 / 510)],
+)
 def test_a_radius_is_read_and_written_as_typed(typed, radius, tiny, tmp_path, capsys):
     words = ["-c", tiny, "--model.attack.eps", typed, "--model.attack.step_size", "0.1"]
     assert status("fit", *words, "--print_config") == 0
@@ -119,6 +122,11 @@ def test_a_radius_is_read_and_written_as_typed(typed, radius, tiny, tmp_path, ca
     assert f"eps: {typed}\n" in printed
     (tmp_path / "printed.yaml").write_text(printed)
     assert built("-c", tmp_path / "printed.yaml").model.attack.radius == radius
+
+
+@pytest.mark.parametrize("typed", ["8./255", "8/255.", "8 / 255", "8.0/255.0", ".8/25.5"])
+def test_a_radius_of_decimals_is_exact(typed, tiny):
+    assert built("-c", tiny, "--model.attack.eps", typed).model.attack.eps == Fraction(8, 255)
 
 
 def test_compromised_releases_of_lightning_are_excluded():

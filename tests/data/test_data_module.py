@@ -230,6 +230,56 @@ def test_testing_does_not_need_the_synthetic_images(root):
     assert len(values(data, data.test_dataloader())[0]) == 11
 
 
+STAGES = {"fit": TrainerFn.FITTING, "validate": TrainerFn.VALIDATING, "test": TrainerFn.TESTING}
+STAGES["predict"] = TrainerFn.PREDICTING
+
+
+def after(root, stage, *missing, **options):
+    """A data module that is ready for a stage where files are missing."""
+    for name in missing:
+        (root / f"{name}.npz").unlink()
+    return ready(make(root, **options), stage=stage, fn=STAGES[stage])
+
+
+@pytest.mark.parametrize("stage", ["test", "predict"])
+def test_testing_needs_neither_training_images_nor_a_valid_split(root, stage):
+    data = after(root, stage, "train", val_size=1024)
+    assert len(data.test_dataloader().dataset) == 11
+
+
+@pytest.mark.parametrize("stage", ["fit", "validate"])
+def test_training_and_validation_need_no_test_images(root, stage):
+    data = after(root, stage, "test")
+    assert len(data.val_dataloader().dataset) == 6
+
+
+@pytest.mark.parametrize("stage", ["fit", "validate"])
+def test_own_validation_images_are_used(root, stage):
+    write_npz(root / "val.npz", n=5, seed=7)
+    data = after(root, stage, "test", *(["train"] if stage == "validate" else []), val_size=1024)
+    images, _ = data.on_after_batch_transfer(next(iter(data.val_dataloader())), 0)
+    assert torch.equal(images, torch.from_numpy(arrays(n=5, seed=7)[0]).permute(0, 3, 1, 2) / 255)
+    if stage == "fit":
+        assert len({value for batch in values(data, data.train_dataloader()) for value in batch}) == 30
+
+
+def test_own_validation_images_are_checked(root):
+    write_npz(root / "val.npz", n=5, size=6)
+    with pytest.raises(ValueError, match="val set: images must have the size of the real ones"):
+        after(root, "fit")
+
+
+def test_a_selection_on_test_images_needs_them(root):
+    with pytest.raises(ValueError, match=r"test\.npz: there is no such file"):
+        after(root, "fit", "test", selection="test")
+
+
+def test_gray_images_become_batches(root):
+    write_npz(root / "test.npz", n=11, channels=1)
+    data = ready(make(root, channels=1), stage="test", fn=TrainerFn.TESTING)
+    assert data.on_after_batch_transfer(next(iter(data.test_dataloader())), 0)[0].shape == (11, 1, 4, 4)
+
+
 def test_datasets_travel_to_workers_without_the_pool(root, pool):
     data = ready(make(root, synthetic=pool, real_fraction=0.5))
     copy = pickle.loads(pickle.dumps(data._train_set))

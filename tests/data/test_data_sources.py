@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from helpers.data_files import arrays, write_npz
 
-from lightning_paf.data.sources import ImageSet, hold_out, read_dataset
+from lightning_paf.data.sources import ImageSet, hold_out, read_dataset, read_part
 from lightning_paf.specs import dataset_spec
 
 DIGITS = dataset_spec("digits")
@@ -118,8 +118,8 @@ def test_npz_pair_is_read_with_shuffled_training_and_ordered_test_images(tmp_pat
 def test_bad_npz_pairs_are_refused(tmp_path):
     with pytest.raises(ValueError, match=r"train\.npz: there is no such file"):
         read_dataset(NPZ, tmp_path, download=True)
-    with pytest.raises(ValueError, match=r"test\.npz: images must be uint8 of shape \(N, H, W, 3\)"):
-        read_dataset(NPZ, write_pair(tmp_path / "grey", channels=1), download=True)
+    with pytest.raises(ValueError, match=r"test\.npz: images must be uint8 .*\(N, H, W, 3\).* Pass --data\.channels 1"):
+        read_dataset(NPZ, write_pair(tmp_path / "gray", channels=1), download=True)
     with pytest.raises(ValueError, match=r"test set: images must have the size of the real ones"):
         read_dataset(NPZ, write_pair(tmp_path / "size", size=5), download=True)
     with pytest.raises(ValueError, match=r"test set: labels must be 0 to 2, but range from 0 to 4"):
@@ -132,6 +132,18 @@ def test_bad_npz_pairs_are_refused(tmp_path):
         read_dataset(NPZ, root, download=True)
 
 
+def test_gray_npz_images_are_read(tmp_path):
+    write_npz(tmp_path / "test.npz", n=9, channels=1)
+    assert read_part(dataset_spec("npz", 3, 1), tmp_path, "test", download=False).images.shape[3] == 1
+
+
+def test_a_known_dataset_has_its_own_channels():
+    with pytest.raises(ValueError, match=r"data\.channels must be 3 for data\.dataset=cifar10, got 1"):
+        dataset_spec("cifar10", None, 1)
+    with pytest.raises(ValueError, match=r"data\.channels must be at least 1, got 0"):
+        dataset_spec("npz", 3, 0)
+
+
 def test_validation_images_are_the_first_ones():
     train = ImageSet(*arrays(n=30))
     rest, val = hold_out(train, 10)
@@ -142,5 +154,5 @@ def test_validation_images_are_the_first_ones():
 
 @pytest.mark.parametrize("size", [0, -1, 16])
 def test_validation_takes_at_most_half(size):
-    with pytest.raises(ValueError, match=rf"val_size must be 1 to 15, .* but is {size}\. Pass --data\.val_size 3"):
+    with pytest.raises(ValueError, match=rf"val_size must be 1 to 15, .* got {size}\. Pass --data\.val_size 3"):
         hold_out(ImageSet(*arrays(n=30)), size)

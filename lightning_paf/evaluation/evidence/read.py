@@ -5,7 +5,6 @@ import json
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from fractions import Fraction
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 from lightning_paf.evaluation.result import Verdict
 from lightning_paf.functional.geometry import geometry_of
 from lightning_paf.utils.files import explained
+from lightning_paf.utils.radius import radius_from_text
 
 SUFFIX, KEY, VERSION = ".evidence.safetensors", "lightning_paf evidence", 1
 _OLD_SUFFIX, _OLD_KEY = ".receipt.safetensors", "manifest"
@@ -96,7 +96,7 @@ class Evidence:
     def limit(self) -> float:
         """Largest distance that counts as eps."""
         absolute, relative = _SLACK[self.metadata["attack"]["norm"]]
-        return float(Fraction(self.metadata["attack"]["eps"])) * (1 + relative) + absolute
+        return float(radius_from_text(self.metadata["attack"]["eps"])) * (1 + relative) + absolute
 
     def distances(self, x: Images, x_adv: Images) -> NDArray[np.float64]:
         """Norm of each perturbation, (N,), in double precision."""
@@ -222,7 +222,7 @@ def _rules(evidence: Evidence) -> Iterator[tuple[str, bool]]:
     classes = np.concatenate([evidence.labels, evidence.adversarial])
     yield "norm must be linf, l2 or l1", norm in [*_SLACK]
     yield "eps must be a fraction", isinstance(eps, str) and _EPS.fullmatch(eps) is not None
-    yield "eps_value must be equal to eps", value == float(Fraction(eps))
+    yield "eps_value must be equal to eps", value == float(radius_from_text(eps))
     yield "bounds must be two numbers", bounds is None or kinds == [True, True]
     yield "total must be at least the number of samples", evidence.metadata["total"] >= n
     yield "ids must differ", len(np.unique(evidence.ids)) == n

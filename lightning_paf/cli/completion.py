@@ -1,0 +1,65 @@
+"""Shell completion of all commands and of the options of the training commands."""
+
+import argparse
+from collections.abc import Iterable
+from typing import NoReturn
+
+import shtab
+from jsonargparse import ActionConfigFile
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser
+
+from lightning_paf import recipes
+from lightning_paf.cli.training import SETTINGS, PafCLI
+
+
+class _Complete(Exception):  # no error: it carries the parser out of the constructor
+    def __init__(self, parser: LightningArgumentParser) -> None:
+        self.parser = parser
+
+
+class _AllParsers(PafCLI):
+    """Builds the parsers of all training commands and stops before parsing."""
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> NoReturn:
+        """Hand the parser over."""
+        raise _Complete(parser)
+
+
+def script(shell: str, commands: Iterable[str]) -> str:
+    """Write the completion script of `lightning-paf`.
+
+    Args:
+        shell: Such as bash or zsh.
+        commands: Commands besides those of the training.
+
+    Raises:
+        ValueError: The shell is not supported.
+    """
+    if shell not in shtab.SUPPORTED_SHELLS:
+        raise ValueError(f"--print_shtab must be one of {', '.join(shtab.SUPPORTED_SHELLS)}, got {shell}.")
+    try:
+        _AllParsers(**SETTINGS, args=[])
+    except _Complete as built:
+        trained = built.parser._subcommands_action._name_parser_map  # type: ignore[union-attr]
+    parser = argparse.ArgumentParser("lightning-paf")
+    below = parser.add_subparsers()
+    for name, options in trained.items():
+        _complete(below.add_parser(name, help=name), options)
+    for name in commands:
+        below.add_parser(name, help=name).add_argument("files", nargs="*").complete = shtab.FILE  # type: ignore[attr-defined]
+    return str(shtab.complete(parser, shell))
+
+
+def _complete(parser: argparse.ArgumentParser, like: argparse.ArgumentParser) -> None:
+    """Copy the options of a parser: plain ones are complete without the cost of resolving every class."""
+    for action in like._actions:
+        names = [name for name in action.option_strings if name not in ("-h", "--help")]
+        if names:
+            copied = parser.add_argument(*names, choices=action.choices, help=None)
+            kind = recipes.kind_of(names[-1])
+            if kind and not action.choices:
+                copied.choices = [name.removeprefix(f"{kind}/") for name in recipes.names(f"{kind}/")]
+            elif isinstance(action, ActionConfigFile):
+                copied.choices = [name for name in recipes.names() if "/" in name]
+            elif not action.choices:
+                copied.complete = shtab.FILE  # type: ignore[attr-defined]
