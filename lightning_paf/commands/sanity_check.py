@@ -7,6 +7,8 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+from lightning_paf.utils.radius import radius_from_text
+
 
 def main(argv: list[str]) -> int:
     """Run the sanity checks on a checkpoint, and print their results.
@@ -79,7 +81,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _radius(text: str) -> Fraction | float:
     try:
-        return Fraction(text) if "/" in text else float(text)
+        return radius_from_text(text) if "/" in text else float(text)
     except (ValueError, ZeroDivisionError):
         raise argparse.ArgumentTypeError(f"eps must be a number such as 8/255 or 0.5, got {text!r}") from None
 
