@@ -195,7 +195,7 @@ def _receipts(run: "Run", options: argparse.Namespace) -> "list[Receipt]":
 
     named, weights = options.receipt, weights_fingerprint(run.model)
     folder = run.checkpoint.parent.parent / "test"
-    paths = [named] if named else sorted(folder.glob("*.receipt.safetensors")) if options.examples else []
+    paths = [named] if named else sorted(folder.glob("*.evidence.safetensors")) if options.examples else []
     receipts = [receipt for receipt in map(read_receipt, paths) if receipt.manifest["weights"] == weights]
     if named and not receipts:
         raise ValueError(f"{named} is the receipt of another network than {run.checkpoint}. Pass the --receipt of it.")

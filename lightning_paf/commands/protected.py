@@ -72,8 +72,7 @@ def _labels(run: "Run", examples: int | None) -> "NDArray[np.int64]":
 def _rows(run: "Run", label: int, options: argparse.Namespace) -> "dict[str, Protection]":
     from lightning_paf.analysis.protection import Protection, protection
     from lightning_paf.attacks import FGSM, PGD, AutoAttack, Restarts
-    from lightning_paf.evaluation.evaluate import judge
-    from lightning_paf.evaluation.state import MemoryLedger
+    from lightning_paf.evaluation.evaluate import Evaluation
     from lightning_paf.functional.losses import margin
 
     trained = run.module.attack
@@ -84,9 +83,9 @@ def _rows(run: "Run", label: int, options: argparse.Namespace) -> "dict[str, Pro
         attacks["autoattack"] = AutoAttack(eps, norm=trained.norm)
     samples, rows = run.samples(options.examples), dict[str, Protection]()
     for name, attack in attacks.items():
-        judged = judge(run.model, attack, samples, MemoryLedger(), seed=options.seed)
-        rows.setdefault("clean", protection(judged.labels, judged.predictions, label))
-        rows[name] = protection(judged.labels, judged.adversarial, label)
+        result = Evaluation(run.model, attack, samples, seed=options.seed).run()
+        rows.setdefault("clean", protection(result.labels, result.predictions, label))
+        rows[name] = protection(result.labels, result.adversarial, label)
     return rows
 
 

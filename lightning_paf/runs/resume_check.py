@@ -34,8 +34,12 @@ _FREE = [
     "data.cache_dir",
     "data.num_workers",
     "data.eval_batch_size",
-    *(f"{slot}.{name}" for slot in ("val_attack", "autoattack") for name in ("test_examples", "stop", "ledger")),
-    *(f"{slot}.receipt" for slot in ("val_attack", "autoattack")),
+    *(
+        f"{slot}.{name}"
+        for slot in ("val_attack", "autoattack")
+        for name in ("test_examples", "stop", "ledger", "state_dir")
+    ),
+    *(f"{slot}.{name}" for slot in ("val_attack", "autoattack") for name in ("receipt", "evidence")),
 ]
 """Among these: where things lie, how fast they are computed, and what only matters in tests."""
 

@@ -19,7 +19,7 @@ Life = Literal["not started", "alive", "finished", "stopped", "failed", "dead", 
 _LEASE_SILENCE = 120.0
 _LONG = 60.0
 """Seconds without a step that are worth telling."""
-_RECORD = re.compile(r"block-\d+\.stage-\d+\.record")
+_RECORD = re.compile(r"block-\d+\.sub-attack-\d+\.record")
 _LARGEST_SKELETON = 2**26
 
 
@@ -282,10 +282,10 @@ def _interval(part: Mapping[str, float]) -> tuple[float, float, float]:
 
 
 def _ledgers(folder: Path, now: float) -> Iterator[LedgerState]:
-    for header in sorted(folder.glob("ledger/*/header.json")):
+    for header in sorted(folder.glob("state/*/identity.json")):
         try:
-            content = json.loads(header.read_text())["header"]
-            of = math.ceil(content["samples"] / content["block_size"]) * (1 + len(content["stages"]))
+            content = json.loads(header.read_text())
+            of = math.ceil(content["samples"] / content["block_size"]) * (1 + len(content["sub_attacks"]))
         except (OSError, ValueError, KeyError, TypeError):
             continue
         records = [path for path in header.parent.iterdir() if _RECORD.fullmatch(path.name)]
@@ -297,7 +297,7 @@ def _ledgers(folder: Path, now: float) -> Iterator[LedgerState]:
 
 
 def _workers(ledger: Path, now: float) -> Iterator[str]:
-    for lease in sorted(ledger.glob("block-*.lease")):
+    for lease in sorted(ledger.glob("block-*.claim")):
         try:
             holder = json.loads(lease.read_text())
             process = Process(**{name: holder[name] for name in ("host", "pid", "started", "system")})

@@ -12,7 +12,7 @@ from safetensors.numpy import load, save
 from torch import nn
 
 from lightning_paf.attacks import PGD
-from lightning_paf.evaluation.evaluate import stage_seed
+from lightning_paf.evaluation.evaluate import sub_attack_seed
 from lightning_paf.evaluation.evidence.sealed_file import save_sealed
 from lightning_paf.evaluation.evidence.write import eps_text, exact_logits, read_receipt
 from lightning_paf.evaluation.samples import Samples
@@ -66,7 +66,7 @@ def test_the_manifest_says_what_was_done(receipt):
 
 def test_seeds_are_those_of_the_judge_or_those_given(tmp_path, receipt):
     assert receipt.manifest["seeds"] == [
-        [block, stage, stage_seed(7, block, stage, label)]
+        [block, stage, sub_attack_seed(7, block, stage, label)]
         for block in (0, 1)
         for stage, label in enumerate(["clean", "pgd"])
     ]

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from lightning_paf.evaluation.judgement import Judgement
 
 from helpers.fakes import write_npz_dataset
 from lightning_paf.__main__ import main
@@ -11,7 +12,6 @@ from lightning_paf.attacks import Attack
 from lightning_paf.cli.training import PafCLI, train
 from lightning_paf.evaluation.evaluate import judge
 from lightning_paf.evaluation.evidence.write import write_receipt
-from lightning_paf.evaluation.judgement import Judgement
 from lightning_paf.evaluation.state import MemoryLedger
 from lightning_paf.loading import load_run
 

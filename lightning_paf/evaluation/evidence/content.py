@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from lightning_paf.evaluation.evidence.encodings import ENCODINGS, NONE, Ball, Images
 from lightning_paf.evaluation.evidence.sealed_file import refuse
-from lightning_paf.evaluation.result import Verdict
+from lightning_paf.evaluation.result import Outcome
 
 FORMAT, FORMAT_VERSION = "lightning-paf receipt", 1
 
@@ -40,7 +40,7 @@ class Receipt:
         ids: Sample numbers in the dataset, (n,) int64.
         labels: (n,) int64.
         inputs: Fingerprints of the clean images with their labels, (n, 32) uint8.
-        verdicts: `Verdict` codes, (n,) uint8.
+        verdicts: `Outcome` codes, (n,) uint8.
         broken_by: Index into `stages` (0 is the clean pass), -1 for samples that no attack broke, (n,) int8.
         adversarial: Class of each sample on its decoded adversarial image, or on the clean one where there is none;
             -1 for logits that are not finite; (n,) int64.
@@ -110,12 +110,12 @@ _COUNTS = {"total", "judged", "robust", "broken", "clean_errors", "without_proof
 
 def counts(verdicts: NDArray[np.uint8], encoding: NDArray[np.uint8]) -> dict[str, int]:
     """How many samples have which verdict, and how many broken ones have no image that proves it."""
-    broken = verdicts == Verdict.BROKEN
+    broken = verdicts == Outcome.FOOLED
     found = {
         "judged": np.ones_like(broken),
-        "robust": verdicts == Verdict.ROBUST,
+        "robust": verdicts == Outcome.ROBUST,
         "broken": broken,
-        "clean_errors": verdicts == Verdict.CLEAN_ERROR,
+        "clean_errors": verdicts == Outcome.MISCLASSIFIED,
         "without_proof": broken & (encoding == NONE),
     }
     return {name: int(np.count_nonzero(which)) for name, which in found.items()}
@@ -238,8 +238,8 @@ def check(receipt: Receipt) -> None:
 def _rules(receipt: Receipt) -> list[tuple[str, str, bool]]:
     """Tensor, what holds for each of its values, and whether it does."""
     verdicts, broken_by, stages = receipt.verdicts, receipt.broken_by, len(receipt.manifest["stages"])
-    broken, robust = verdicts == Verdict.BROKEN, verdicts == Verdict.ROBUST
-    judged = np.isin(verdicts, [Verdict.ROBUST, Verdict.BROKEN, Verdict.CLEAN_ERROR])
+    broken, robust = verdicts == Outcome.FOOLED, verdicts == Outcome.ROBUST
+    judged = np.isin(verdicts, [Outcome.ROBUST, Outcome.FOOLED, Outcome.MISCLASSIFIED])
     wrong = receipt.adversarial != receipt.labels
     return [
         ("ids", "there must be at least one", len(receipt) > 0),

@@ -12,7 +12,7 @@ from lightning_paf.evaluation.evidence.content import Receipt, text_fingerprint
 from lightning_paf.evaluation.evidence.encodings import NONE, in_box
 from lightning_paf.evaluation.evidence.write import exact_logits, library_versions
 from lightning_paf.evaluation.identity import network_fingerprint
-from lightning_paf.evaluation.result import Verdict
+from lightning_paf.evaluation.result import Outcome
 from lightning_paf.evaluation.samples import Samples
 from lightning_paf.evaluation.statistics import Accuracy, exact_accuracy
 from lightning_paf.functional.predictions import predicted
@@ -191,12 +191,12 @@ def _about_samples(
     n = len(places)
     return {
         "inputs": _Outcome(np.ones(n, bool), same, ["another image or label"] * n),
-        "proof": _Outcome(verdicts == Verdict.BROKEN, shown, ["counts as broken, but there is no such image"] * n),
+        "proof": _Outcome(verdicts == Outcome.FOOLED, shown, ["counts as broken, but there is no such image"] * n),
         "box": _Outcome(shown, in_box(images), box),
         "ball": _Outcome(shown, sizes <= receipt.ball.limit, ball),
         "misclassified": _Outcome(shown, wrong, said),
-        "clean error": _Outcome(verdicts == Verdict.CLEAN_ERROR, wrong, said),
-        "robust": _Outcome(verdicts == Verdict.ROBUST, ~wrong, said),
+        "clean error": _Outcome(verdicts == Outcome.MISCLASSIFIED, wrong, said),
+        "robust": _Outcome(verdicts == Outcome.ROBUST, ~wrong, said),
     }
 
 

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from lightning_paf import __version__
 from lightning_paf.attacks import Attack, radius_text
-from lightning_paf.evaluation.evaluate import stage_seed
+from lightning_paf.evaluation.evaluate import sub_attack_seed
 from lightning_paf.evaluation.evidence.content import (
     FORMAT,
     FORMAT_VERSION,
@@ -35,7 +35,6 @@ from lightning_paf.evaluation.evidence.content import (
 from lightning_paf.evaluation.evidence.encodings import ENCODINGS, Ball, Images, encode_smallest
 from lightning_paf.evaluation.evidence.sealed_file import load_sealed, save_sealed
 from lightning_paf.evaluation.identity import network_fingerprint
-from lightning_paf.evaluation.judgement import Judgement
 from lightning_paf.evaluation.samples import Samples
 from lightning_paf.functional.losses import margin
 from lightning_paf.functional.predictions import predicted
@@ -49,7 +48,7 @@ __all__ = ["Receipt", "read_receipt", "write_receipt"]
 
 def write_receipt(
     path: Path,
-    judgement: Judgement,
+    result: Any,
     model: nn.Module,
     samples: Samples,
     *,
@@ -61,11 +60,11 @@ def write_receipt(
     dataset: str,
     seeds: Mapping[tuple[int, int], int] | None = None,
 ) -> Receipt:
-    """Encode what `judge` found, and write it. Images are in memory a block at a time, encoded ones all.
+    """Encode the result of an evaluation, and write it. Images are in memory a block at a time, encoded ones all.
 
     Args:
         path: File to write, whole or not at all.
-        judgement: Of `judge`; one sample at least.
+        result: Of `Evaluation.run`; one sample at least.
         model: What was judged.
         samples: What it was judged on.
         attack: Of the evaluation.
@@ -74,7 +73,7 @@ def write_receipt(
         precision: Of the search; here everything is in float32.
         config_text: The configuration of the run, which becomes part of the receipt.
         dataset: Name of the data.
-        seeds: For (block, index of the stage) the seed that was used; by default as `judge` derives it.
+        seeds: For (block, index of the stage) the seed that was used; by default as the evaluation derives it.
 
     Returns:
         What was written.
@@ -82,13 +81,13 @@ def write_receipt(
     Raises:
         ValueError: Nothing was judged, or the file cannot be written.
     """
-    if len(judgement.ids) == 0:
+    if len(result.ids) == 0:
         raise ValueError("A receipt needs at least one judged sample, but there is none. Judge some samples first.")
     ball = Ball(attack.norm, Fraction(eps_text(attack.eps)))
-    stages = [stage.label for stage in judgement.stages]
-    seeds = seeds or _seeds(seed, math.ceil(len(judgement.ids) / block_size), stages)
-    inputs, image = _hash_inputs(judgement.ids, samples, block_size)
-    encoding, adversarial, payloads = _encode(judgement, model, samples, ball, image)
+    stages = [stage.label for stage in result.sub_attacks]
+    seeds = seeds or _seeds(seed, math.ceil(len(result.ids) / block_size), stages)
+    inputs, image = _hash_inputs(result.ids, samples, block_size)
+    encoding, adversarial, payloads = _encode(result, model, samples, ball, image)
     manifest = _origin(model, attack, config_text) | {
         "seed": seed,
         "block_size": block_size,
@@ -97,9 +96,9 @@ def write_receipt(
         "image": list(image),
         "stages": stages,
         "seeds": [[*key, value] for key, value in sorted(seeds.items())],
-        "counts": counts(judgement.verdicts, encoding) | {"total": judgement.total},
+        "counts": counts(result.outcomes, encoding) | {"total": result.total},
     }
-    columns = (judgement.ids, judgement.labels, inputs, judgement.verdicts, judgement.broken_by, adversarial, encoding)
+    columns = (result.ids, result.labels, inputs, result.outcomes, result.fooled_by, adversarial, encoding)
     receipt = Receipt(manifest, *columns, payloads)
     check(receipt)
     with explained(path, "a receipt"):
@@ -166,7 +165,7 @@ def _origin(model: nn.Module, attack: Attack, config_text: str | None) -> dict[s
 
 def _seeds(seed: int, blocks: int, stages: list[str]) -> dict[tuple[int, int], int]:
     return {
-        (block, stage): stage_seed(seed, block, stage, label)
+        (block, stage): sub_attack_seed(seed, block, stage, label)
         for block in range(blocks)
         for stage, label in enumerate(stages)
     }
@@ -182,13 +181,13 @@ def _hash_inputs(ids: NDArray[np.int64], samples: Samples, at_once: int) -> tupl
 
 
 def _encode(
-    judgement: Judgement, model: nn.Module, samples: Samples, ball: Ball, image: tuple[int, ...]
+    result: Any, model: nn.Module, samples: Samples, ball: Ball, image: tuple[int, ...]
 ) -> tuple[NDArray[np.uint8], NDArray[np.int64], tuple[NDArray[Any], ...]]:
     """Codes (n,), classes on the decoded images (n,), and the encoded images of each encoding."""
-    place_of = {int(sample): place for place, sample in enumerate(judgement.ids)}
-    codes, adversarial = np.zeros(len(judgement.ids), np.uint8), judgement.adversarial.copy()
+    place_of = {int(sample): place for place, sample in enumerate(result.ids)}
+    codes, adversarial = np.zeros(len(result.ids), np.uint8), result.adversarial.copy()
     rows: list[dict[int, NDArray[Any]]] = [{} for _ in ENCODINGS]
-    for ids, x_adv in judgement.examples():
+    for ids, x_adv in result.examples():
         x, y = samples.fetch(np.asarray(ids))
         clean, found = x.float().cpu().numpy(), torch.as_tensor(x_adv).float().cpu().numpy()
         encoded = encode_smallest(clean, found, y.cpu().numpy(), ball, partial(_judge, model, y))

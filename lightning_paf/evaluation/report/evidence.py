@@ -14,7 +14,7 @@ from lightning_paf.evaluation.evidence.content import Receipt
 from lightning_paf.evaluation.evidence.encodings import NONE
 from lightning_paf.evaluation.report.figures import Example
 from lightning_paf.evaluation.report.report import Supplement
-from lightning_paf.evaluation.result import EvaluationResult, Verdict
+from lightning_paf.evaluation.result import EvaluationResult, Outcome
 from lightning_paf.evaluation.samples import Samples
 from lightning_paf.utils.hashing import sample_fingerprints
 
@@ -70,7 +70,7 @@ def result_of(content: Receipt, name: str) -> EvaluationResult:
         float("nan"),
         content.ids,
         content.labels,
-        content.broken_by,
+        fooled_by=content.broken_by,
         fingerprints={"model": manifest["weights"], "code": manifest["code"]},
         seed=manifest["seed"],
         precision=manifest["precision"],
@@ -84,7 +84,7 @@ def evidence_examples(content: Receipt, samples: Samples, count: int = SHOWN) ->
     Raises:
         ValueError: The clean images are not those of the evaluation.
     """
-    proven = np.flatnonzero((content.verdicts == Verdict.BROKEN) & (content.encoding != NONE))
+    proven = np.flatnonzero((content.verdicts == Outcome.FOOLED) & (content.encoding != NONE))
     chosen = proven[spread_over_classes(content.labels[proven], count)]
     if not len(chosen):
         return []
@@ -101,7 +101,7 @@ def evidence_examples(content: Receipt, samples: Samples, count: int = SHOWN) ->
 
 def evidence_flips(content: Receipt) -> NDArray[np.int64]:
     """Number of fooled samples of each class (rows) that were predicted as each other class, (classes, classes)."""
-    proven = (content.verdicts == Verdict.BROKEN) & (content.encoding != NONE) & (content.adversarial >= 0)
+    proven = (content.verdicts == Outcome.FOOLED) & (content.encoding != NONE) & (content.adversarial >= 0)
     classes = int(max(content.labels.max(), content.adversarial.max())) + 1
     counts = np.zeros((classes, classes), np.int64)
     np.add.at(counts, (content.labels[proven], content.adversarial[proven]), 1)
