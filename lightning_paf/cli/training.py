@@ -41,6 +41,7 @@ from lightning_paf.cli.evaluated_checkpoint import (
     evaluated_checkpoint,
     evaluated_weights,
 )
+from lightning_paf.cli.renamed_options import with_new_names
 from lightning_paf.data import Augment, Mixing, RobustDataModule
 from lightning_paf.nn.activations import Activation
 from lightning_paf.objectives import Objective
@@ -266,7 +267,7 @@ def train(args: Sequence[str], run: bool = True) -> PafCLI:
             trainer_defaults={"inference_mode": False},
             # The optimiser is an argument of the module, so that it also exists without a command line.
             auto_configure_optimizers=False,
-            args=arrange(recipes.resolved(args)) if run else recipes.resolved(args),
+            args=with_new_names(arrange(recipes.resolved(args)) if run else recipes.resolved(args)),
             run=run,
         )
 

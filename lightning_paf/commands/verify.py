@@ -28,7 +28,7 @@ def main(argv: list[str]) -> int:
     from lightning_paf.loading import add_run_arguments, load_run
 
     parser = argparse.ArgumentParser("lightning-paf verify", description=__doc__, allow_abbrev=False)
-    parser.add_argument("receipt", type=Path, help="file of `test`, e.g. RUN/test/autoattack.receipt.safetensors")
+    parser.add_argument("receipt", type=Path, help="file of `test`, e.g. RUN/test/autoattack.evidence.safetensors")
     add_run_arguments(parser)
     options, rest = parser.parse_known_args(argv)
     from lightning_paf.evaluation.evidence.write import read_receipt

@@ -211,11 +211,12 @@ def _complete(result: EvaluationResult) -> bool:
 
 
 def _evaluated(result: EvaluationResult, values: NDArray[Any]) -> NDArray[Any]:
-    return values[result.outcomes != Outcome.NOT_EVALUATED]
+    evaluated: NDArray[Any] = values[result.outcomes != Outcome.NOT_EVALUATED]
+    return evaluated
 
 
 def _ids(result: EvaluationResult) -> NDArray[np.int64]:
-    return _evaluated(result, np.arange(len(result.outcomes)) if result.ids is None else result.ids)
+    return _evaluated(result, result.ids)
 
 
 def _common_labels(
@@ -224,7 +225,7 @@ def _common_labels(
     known = [
         _evaluated(result, result.labels)[indices]
         for result, indices in ((first, a), (second, b))
-        if result.labels is not None
+        if len(result.labels)
     ]
     if len(known) == 2 and (other := int(np.count_nonzero(known[0] != known[1]))):
         raise ValueError(

@@ -229,8 +229,8 @@ class _Worker:
         number, label = len(records), self.labels[len(records)]
         after = records[-1].fingerprint if records else self.evaluation.identity.fingerprint
         ids, seed = self._ids(block)[self._indices(block, records)], self.evaluation.seed
-        none = np.empty(0, np.int64)
-        return Record(block, number, label, sub_attack_seed(seed, block, number, label), after, ids, none, none, none)
+        none, images = np.empty(0, np.int64), np.empty(0, np.float32)
+        return Record(block, number, label, sub_attack_seed(seed, block, number, label), after, ids, none, none, images)
 
     def _indices(self, block: int, records: list[Record]) -> NDArray[np.int64]:
         """Return which samples of a block the next sub-attack runs on."""

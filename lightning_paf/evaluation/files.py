@@ -84,9 +84,8 @@ class ResultFiles:
         """List the files that were written, and those of another evaluation that were kept."""
         paths = (self.result, self.evidence, self.report)
         plain = replace(self, stem=self.plain).result
-        kept = (
-            f" {plain} belongs to another evaluation and was kept." if plain != self.result and plain.exists() else ""
-        )
+        other = plain != self.result and plain.exists()
+        kept = f" {plain} belongs to another evaluation and was kept." if other else ""
         return f"Written: {', '.join(str(path) for path in paths if path.exists())}.{kept}"
 
     def _write_evidence(self, result: EvaluationResult) -> None:

@@ -109,7 +109,8 @@ def decode(data: bytes) -> Record | None:
         return None
     try:
         header = json.loads(body[8 : 8 + int.from_bytes(body[:8], "little")])
-        record = Record(**json.loads(header["__metadata__"]["record"]), **load(body))
+        content: dict[str, Any] = json.loads(header["__metadata__"]["record"]) | load(body)
+        record = Record(**content)
     except (SafetensorError, ValueError, TypeError, KeyError):
         return None
     return record if _is_consistent(record) else None

@@ -33,6 +33,10 @@ _PER_SAMPLE: Mapping[str, type] = {
 _OLD_NAMES = {"verdicts": "outcomes", "broken_by": "fooled_by", "stages": "sub_attacks", "broken": "fooled"}
 
 
+def _unknown() -> NDArray[Any]:
+    return np.empty(0, np.int64)
+
+
 class Outcome(IntEnum):
     """Outcome of one sample; ranks combine by the maximum."""
 
@@ -68,9 +72,15 @@ class SubAttackSummary:
     def of(cls, records: Sequence[Record]) -> "SubAttackSummary":
         """Add up the records that one sub-attack has made of several blocks."""
         fooled = sum(int(np.count_nonzero(record.fooled)) for record in records)
-        passes = (sum(getattr(record, name) for record in records) for name in ("forward", "backward", "exact"))
-        seconds = sum(float(record.note.get("seconds", 0.0)) for record in records)
-        return cls(records[0].label, sum(len(record.ids) for record in records), fooled, *passes, seconds)
+        return cls(
+            records[0].label,
+            sum(len(record.ids) for record in records),
+            fooled,
+            sum(record.forward for record in records),
+            sum(record.backward for record in records),
+            sum(record.exact for record in records),
+            sum(float(record.note.get("seconds", 0.0)) for record in records),
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -130,11 +140,11 @@ class EvaluationResult:
         attack: `Attack.describe()`: class, norm, eps, steps, ...
         outcomes: `Outcome` of each sample, (n,) uint8.
         seconds: Duration of the sub-attacks, summed over processes.
-        ids: Index in the dataset of each sample, int64; None where they are 0, 1, 2, ...
-        labels: Label of each sample, int64; None if unknown.
-        predictions: Class of each image, int64, -1 where the logits are not finite; None if unknown.
-        adversarial: Class of each adversarial image, or of the image itself where there is none; None if unknown.
-        fooled_by: Index into `sub_attacks` of the one that fooled the model, int8, -1 for none; None if unknown.
+        ids: Index in the dataset of each sample, int64; by default 0, 1, 2, ...
+        labels: Label of each sample, int64; empty if unknown.
+        predictions: Class of each image, int64, -1 where the logits are not finite; empty if unknown.
+        adversarial: Class of each adversarial image, or of the image itself where there is none; empty if unknown.
+        fooled_by: Index into `sub_attacks` of the one that fooled the model, int8, -1 for none; empty if unknown.
         sub_attacks: Summary of each sub-attack, first `clean`; empty if unknown.
         fingerprints: Fingerprints of `model`, `network`, `data` and `code`.
         seed: Seed of the evaluation; None if unknown.
@@ -152,11 +162,11 @@ class EvaluationResult:
     attack: Mapping[str, Any]
     outcomes: NDArray[np.uint8]
     seconds: float
-    ids: NDArray[np.int64] | None = None
-    labels: NDArray[np.int64] | None = None
-    predictions: NDArray[np.int64] | None = None
-    adversarial: NDArray[np.int64] | None = None
-    fooled_by: NDArray[np.int8] | None = None
+    ids: NDArray[np.int64] = field(default_factory=_unknown)
+    labels: NDArray[np.int64] = field(default_factory=_unknown)
+    predictions: NDArray[np.int64] = field(default_factory=_unknown)
+    adversarial: NDArray[np.int64] = field(default_factory=_unknown)
+    fooled_by: NDArray[np.int8] = field(default_factory=_unknown)
     sub_attacks: tuple[SubAttackSummary, ...] = ()
     fingerprints: Mapping[str, str] = field(default_factory=dict)
     seed: int | None = None
@@ -168,6 +178,10 @@ class EvaluationResult:
     checkpoint: Path | None = None
     evaluation: "Evaluation | None" = field(default=None, repr=False)
     state: State | None = field(default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        if not len(self.ids):
+            object.__setattr__(self, "ids", np.arange(len(self.outcomes)))
 
     @classmethod
     def of(
@@ -183,7 +197,8 @@ class EvaluationResult:
         """
         parts = [BlockResult.of(records) for records in blocks]
         sub_attacks = tuple(SubAttackSummary.of(records) for records in zip(*blocks, strict=True))
-        columns = ("labels", "predictions", "adversarial", "fooled_by")
+        names = ("labels", "predictions", "adversarial", "fooled_by")
+        columns: dict[str, Any] = {name: np.concatenate([getattr(part, name) for part in parts]) for name in names}
         identity = evaluation.identity
         return cls(
             evaluation.attack.label,
@@ -191,7 +206,7 @@ class EvaluationResult:
             np.concatenate([part.outcomes for part in parts]),
             sum(summary.seconds for summary in sub_attacks),
             np.concatenate([records[0].ids for records in blocks]),
-            **{name: np.concatenate([getattr(part, name) for part in parts]) for name in columns},
+            **columns,
             sub_attacks=sub_attacks,
             fingerprints={part: getattr(identity, part) for part in ("model", "network", "data", "code")},
             seed=evaluation.seed,
@@ -230,7 +245,7 @@ class EvaluationResult:
     def per_class(self) -> list[ClassRow]:
         """Return the counts of each class with evaluated samples, in order; nothing without labels."""
         rows = []
-        for label in () if self.labels is None else np.unique(self.labels[self.outcomes != Outcome.NOT_EVALUATED]):
+        for label in np.unique(self.labels[self.outcomes != Outcome.NOT_EVALUATED] if len(self.labels) else []):
             counts = np.bincount(self.outcomes[self.labels == label], minlength=len(Outcome)).tolist()
             evaluated = sum(counts) - counts[Outcome.NOT_EVALUATED]
             rows.append(ClassRow(int(label), evaluated, evaluated - counts[3], counts[Outcome.ROBUST]))
@@ -244,7 +259,6 @@ class EvaluationResult:
         """
         if self.evaluation is None or self.state is None:
             raise ValueError("Adversarial images are in the state, not in a result file. Run the evaluation again.")
-        assert self.ids is not None
         index = {sample: number for number, sample in enumerate(self.ids.tolist())}
         for block in range(-(-len(self.ids) // self.evaluation.block_size)):
             records = [self.state.read(block, number) for number in range(1, len(self.sub_attacks))]
@@ -278,7 +292,7 @@ class EvaluationResult:
             "sub_attacks": [asdict(summary) for summary in self.sub_attacks],
             "outcome_codes": {outcome.name.lower(): int(outcome) for outcome in Outcome},
             "outcomes": "".join(map(str, self.outcomes.tolist())),
-            **{name: None if (array := getattr(self, name)) is None else array.tolist() for name in _PER_SAMPLE},
+            **{name: getattr(self, name).tolist() or None for name in _PER_SAMPLE},
         }
         fields = ",\n".join(f"  {json.dumps(name)}: {json.dumps(value)}" for name, value in content.items())
         write_whole(path, f"{{\n{fields}\n}}\n".encode())  # a field a line: arrays of 10,000 do not fill the screen

@@ -72,7 +72,8 @@ def evaluate(
     evaluation = Evaluation(model, attack, Samples.of(x.float(), y, tensor.device), seed, block_size, precision)
     name = name or attack.label
     files = None if out is None else ResultFiles.of(Path(out), name, attack)
-    result = evaluation.run(files and files.state(evaluation.identity), stop, progress)
+    state = None if files is None else files.state(evaluation.identity)
+    result = evaluation.run(state, stop, progress)
     result = replace(result, name=name, weights=WeightsOrigin("weights in memory"))
     if files is not None:
         written = files.write(result)
@@ -91,8 +92,8 @@ def _check_images(x: Tensor, attack: Attack) -> None:
     least, most = attack.bounds or (-torch.inf, torch.inf)
     if not (least <= low <= high <= most and bool(x.isfinite().all())):
         raise ValueError(
-            f"x must be finite and within [{least:g}, {most:g}], got pixels from {low:g} to {high:g}. Pass unnormalised "
-            "images, and put the normalisation into the model."
+            f"x must be finite and within [{least:g}, {most:g}], got pixels from {low:g} to {high:g}. "
+            "Pass unnormalised images, and put the normalisation into the model."
         )
 
 
@@ -103,7 +104,8 @@ def _check_model(model: nn.Module, probes: Tensor, y: Tensor, count: int) -> Non
     if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != len(probes) or logits.shape[1] < 2:
         found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
         raise ValueError(
-            f"The model must return logits of shape ({len(probes)}, classes), got {found}. Wrap it in a module that does."
+            f"The model must return logits of shape ({len(probes)}, classes), got {found}. "
+            "Wrap it in a module that does."
         )
     if y.is_floating_point():
         raise ValueError(f"y must be class labels of shape ({count},), int64, got {y.dtype}. Pass y.long() or argmax.")

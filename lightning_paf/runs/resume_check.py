@@ -37,7 +37,7 @@ _FREE = [
     *(
         f"{slot}.{name}"
         for slot in ("val_attack", "autoattack")
-        for name in ("test_examples", "stop", "ledger", "state_dir")
+        for name in ("test_examples", "stop", "state_dir", "ledger")
     ),
     *(f"{slot}.{name}" for slot in ("val_attack", "autoattack") for name in ("receipt", "evidence")),
 ]

@@ -245,7 +245,7 @@ def places(trained, tiny, tmp_path_factory) -> dict[str, Path]:
     assert status("test", "--ckpt_path", last) == 0
     torch.save({**torch.load(last, weights_only=True), "global_step": 0}, begun)
     (folder / "empty").mkdir()
-    evidence = run / "test" / f"{STEM}.receipt.safetensors"
+    evidence = run / "test" / f"{STEM}.evidence.safetensors"
     return {
         "TINY": tiny,
         "RUN": run,
@@ -342,17 +342,17 @@ def test_another_evaluation_replaces_nothing(change, run, caplog):
     base = ["test", "--run", run, "--ckpt_path", "last"]
     assert status(*base) == 0
     first = files(run)
-    assert set(first) == {f"{STEM}.json", f"{STEM}.html", f"{STEM}.receipt.safetensors"}
+    assert set(first) == {f"{STEM}.json", f"{STEM}.html", f"{STEM}.evidence.safetensors"}
     caplog.clear()
     assert status(*base, *change) == 0
     both = files(run)
     assert first.items() <= both.items()
     identity = next(content["identity"] for name, content in results(run).items() if name != f"{STEM}.json")
     assert set(both) - set(first) == {
-        f"{STEM}-{identity[:8]}{end}" for end in (".json", ".html", ".receipt.safetensors")
+        f"{STEM}-{identity[:8]}{end}" for end in (".json", ".html", ".evidence.safetensors")
     }
     assert f"{run}/test/{STEM}.json holds another evaluation and was kept" in caplog.text
-    assert f"{run}/test/{STEM}-{identity[:8]}.receipt.safetensors" in caplog.text
+    assert f"{run}/test/{STEM}-{identity[:8]}.evidence.safetensors" in caplog.text
 
 
 def test_the_same_evaluation_again_has_the_same_names(run, caplog):
@@ -369,7 +369,7 @@ def test_results_of_unknown_identity_are_kept(lies_there, run):
     (run / "test").mkdir()
     old = {
         "old result": (f"{STEM}.json", '{"name": "pgd", "attack": {}, "verdicts": "1", "seconds": 0}'),
-        "evidence alone": (f"{STEM}.receipt.safetensors", "evidence"),
+        "evidence alone": (f"{STEM}.evidence.safetensors", "evidence"),
         "no JSON": (f"{STEM}.json", "[]"),
     }[lies_there]
     (run / "test" / old[0]).write_text(old[1])

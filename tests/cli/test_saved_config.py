@@ -80,7 +80,7 @@ def put(run: Path, key: str, value: object) -> None:
 
 
 def words(run: Path, command: list[str]) -> list[str]:
-    receipt = next((run / "test").glob("*.receipt.safetensors"))
+    receipt = next((run / "test").glob("*.evidence.safetensors"))
     filled = {"CKPT": str(run / "checkpoints" / "last.ckpt"), "RECEIPT": str(receipt), "RUN": str(run)}
     for name, path in filled.items():
         command = [word.replace(name, path) if not word.startswith(str(run)) else word for word in command]

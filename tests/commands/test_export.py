@@ -10,10 +10,8 @@ from helpers.fakes import TinyNet, write_npz_dataset
 
 from lightning_paf.attacks import PGD
 from lightning_paf.commands import export, import_weights
-from lightning_paf.evaluation import EvaluationResult
-from lightning_paf.evaluation.evaluate import judge
+from lightning_paf.evaluation import Evaluation, EvaluationResult
 from lightning_paf.evaluation.evidence.write import write_receipt
-from lightning_paf.evaluation.state import MemoryLedger
 from lightning_paf.interop import NormalizedNet, onnx_model, plain_files, read_checkpoint
 from lightning_paf.loading import load_run
 from lightning_paf.nn.activations import PSSiLU
@@ -153,12 +151,12 @@ def test_nothing_is_overwritten(run, tmp_path):
 @pytest.fixture(scope="module")
 def receipt(loaded, tmp_path_factory):
     """The receipt of an evaluation, and the number of its adversarial examples."""
-    path = tmp_path_factory.mktemp("receipt") / "autoattack.receipt.safetensors"
+    path = tmp_path_factory.mktemp("receipt") / "autoattack.evidence.safetensors"
     attack, samples = PGD(0.06, step_size=0.015, steps=8), loaded.samples()
-    judgement = judge(loaded.model, attack, samples, MemoryLedger(), block_size=10)
+    result = Evaluation(loaded.model, attack, samples, block_size=10).run()
     settings = {"seed": 0, "block_size": 10, "precision": "fp32", "config_text": None, "dataset": "npz"}
-    write_receipt(path, judgement, loaded.model, samples, attack=attack, **settings)
-    return path, int((judgement.verdicts == 2).sum())
+    write_receipt(path, result, loaded.model, samples, attack=attack, **settings)
+    return path, int((result.outcomes == 2).sum())
 
 
 def test_every_network_is_checked_on_the_evidence_of_the_run(run, tmp_path, receipt, capsys):

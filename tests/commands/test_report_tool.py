@@ -7,7 +7,6 @@ import torch
 from helpers.cli_runs import judged_run, status
 
 from lightning_paf.attacks import PGD
-from lightning_paf.evaluation.result import EvaluationResult
 
 ATTACK = PGD(0.5, steps=2, step_size=0.3)
 STEM = "pgd_linf_0.5"
@@ -17,8 +16,8 @@ STEM = "pgd_linf_0.5"
 def trained(tmp_path_factory):
     """A run with one evaluation: result and evidence."""
     folder = tmp_path_factory.mktemp("report")
-    judgement = judged_run(folder, ATTACK, f"run/test/{STEM}.receipt.safetensors", with_config=False)
-    EvaluationResult.from_judgement("pgd", judgement).save(folder / "run" / "test" / f"{STEM}.json")
+    result = judged_run(folder, ATTACK, f"run/test/{STEM}.evidence.safetensors", with_config=False)
+    result.save(folder / "run" / "test" / f"{STEM}.json")
     return folder
 
 
@@ -35,21 +34,22 @@ def test_a_run_gets_one_report_for_each_evaluation(run, capsys):
     printed = capsys.readouterr().out
     assert sorted(path.name for path in (run / "test").glob("*.html")) == ["again.html", f"{STEM}.html"]
     assert printed.count(": robust ") == 2
-    with_receipt, without = ((run / "test" / f"{name}.html").read_text() for name in (STEM, "again"))
+    with_evidence, without = ((run / "test" / f"{name}.html").read_text() for name in (STEM, "again"))
     assert (
-        f"lightning-paf verify {run}/test/{STEM}.receipt.safetensors --ckpt {run}/checkpoints/last.ckpt" in with_receipt
+        f"lightning-paf verify {run}/test/{STEM}.evidence.safetensors --ckpt {run}/checkpoints/last.ckpt"
+        in with_evidence
     )
-    assert "fooled by pgd" in " ".join(with_receipt.split())
-    assert "Predictions under attack" in with_receipt
+    assert "fooled by pgd" in " ".join(with_evidence.split())
+    assert "Predictions under attack" in with_evidence
     assert "There is no evidence" in without
     assert "Adversarial examples" not in without
-    for text in (with_receipt, without):
+    for text in (with_evidence, without):
         assert "Activations" in text
         assert "://" not in text
 
 
 def test_evidence_alone_is_enough(run, tmp_path):
-    receipt = run / "test" / f"{STEM}.receipt.safetensors"
+    receipt = run / "test" / f"{STEM}.evidence.safetensors"
     moved = shutil.move(receipt, tmp_path / f"mine{''.join(receipt.suffixes[-2:])}")
     assert status("report", moved, "--ckpt", run / "checkpoints" / "last.ckpt", "--out", tmp_path / "o.html") == 0
     text = (tmp_path / "o.html").read_text()
@@ -138,7 +138,7 @@ def test_other_images_are_refused(trained, run, tmp_path, capsys):
 def test_result_and_evidence_of_different_evaluations_are_not_mixed(run, capsys):
     path = run / "test" / f"{STEM}.json"
     content = json.loads(path.read_text())
-    content["verdicts"] = content["verdicts"].translate(str.maketrans("12", "21"))
+    content["outcomes"] = content["outcomes"].translate(str.maketrans("12", "21"))
     path.write_text(json.dumps(content))
     assert status("report", run) == 1
     assert "hold different outcomes" in capsys.readouterr().err

@@ -8,13 +8,12 @@ from helpers.evidence_fakes import ATTACK, attacked, locks, written
 from scipy.stats import binomtest
 
 from lightning_paf.attacks import PGD
-from lightning_paf.evaluation.evaluate import judge
+from lightning_paf.evaluation import Evaluation
 from lightning_paf.evaluation.evidence import verify as verification
 from lightning_paf.evaluation.evidence.encodings import ENCODINGS
 from lightning_paf.evaluation.evidence.verify import CHECKS, verify
 from lightning_paf.evaluation.evidence.write import read_receipt
 from lightning_paf.evaluation.samples import Samples
-from lightning_paf.evaluation.state import MemoryLedger
 
 CONFIG = "a: 1\n"
 
@@ -264,13 +263,13 @@ def test_an_l2_receipt_holds(tmp_path):
     assert {check for check, _ in named(verify(smaller, model, samples, CONFIG))} == {"ball"}
 
 
-def test_a_receipt_of_a_real_judgement_holds(tmp_path):
+def test_a_receipt_of_a_real_evaluation_holds(tmp_path):
     model, samples, _ = attacked()
-    real = judge(model, ATTACK, samples, MemoryLedger(), seed=7, block_size=16)
+    real = Evaluation(model, ATTACK, samples, seed=7, block_size=16).run()
     receipt = written(tmp_path / "r", model, samples, real, block_size=16)
-    assert np.count_nonzero(real.verdicts == 2) > 20
-    np.testing.assert_array_equal(receipt.verdicts, real.verdicts)
-    np.testing.assert_array_equal(receipt.broken_by, real.broken_by)
+    assert np.count_nonzero(real.outcomes == 2) > 20
+    np.testing.assert_array_equal(receipt.verdicts, real.outcomes)
+    np.testing.assert_array_equal(receipt.broken_by, real.fooled_by)
     assert [row[:2] for row in receipt.manifest["seeds"]] == [[block, stage] for block in range(3) for stage in (0, 1)]
     found = verify(read_receipt(tmp_path / "r"), model, samples, CONFIG)
     assert found.ok

@@ -4,15 +4,13 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from lightning_paf.evaluation.judgement import Judgement
 
 from helpers.fakes import write_npz_dataset
 from lightning_paf.__main__ import main
 from lightning_paf.attacks import Attack
 from lightning_paf.cli.training import PafCLI, train
-from lightning_paf.evaluation.evaluate import judge
+from lightning_paf.evaluation import Evaluation, EvaluationResult
 from lightning_paf.evaluation.evidence.write import write_receipt
-from lightning_paf.evaluation.state import MemoryLedger
 from lightning_paf.loading import load_run
 
 
@@ -55,16 +53,16 @@ def write_experiment(folder: Path, num_classes: int = 3) -> str:
     return str(path)
 
 
-def judged_run(folder: Path, attack: Attack, receipt: str, with_config: bool) -> Judgement:
-    """Train in `folder/run`, judge the model, and write the receipt to `folder/RECEIPT`."""
+def judged_run(folder: Path, attack: Attack, receipt: str, with_config: bool) -> EvaluationResult:
+    """Train in `folder/run`, evaluate the model, and write the evidence to `folder/RECEIPT`."""
     assert status("fit", "-c", write_experiment(folder), "--run", folder / "run") == 0
     run = load_run(folder / "run" / "checkpoints" / "last.ckpt")
     samples = run.samples()
-    judgement = judge(run.model, attack, samples, MemoryLedger(), block_size=8)
+    result = Evaluation(run.model, attack, samples, block_size=8).run()
     (folder / receipt).parent.mkdir(exist_ok=True)
     write_receipt(
         folder / receipt,
-        judgement,
+        result,
         run.model,
         samples,
         attack=attack,
@@ -74,7 +72,7 @@ def judged_run(folder: Path, attack: Attack, receipt: str, with_config: bool) ->
         config_text=(folder / "run" / "config.yaml").read_text() if with_config else None,
         dataset="npz",
     )
-    return judgement
+    return result
 
 
 def status(*words: str | Path) -> int:

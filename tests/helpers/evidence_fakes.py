@@ -1,7 +1,7 @@
-"""Judgements, and a model of which it is known what fools it."""
+"""Results, and a model of which it is known what fools it."""
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from fractions import Fraction
 
 import numpy as np
@@ -25,17 +25,16 @@ class Stage:
 
 @dataclass
 class Judged:
-    """What a receipt reads of a judgement."""
+    """What evidence reads of a result."""
 
     ids: np.ndarray
     labels: np.ndarray
     adversarial: np.ndarray
-    verdicts: np.ndarray
-    broken_by: np.ndarray
+    outcomes: np.ndarray
+    fooled_by: np.ndarray
     blocks: list
     total: int
-    stages: tuple = (Stage("clean"), Stage("pgd"))
-    header: None = field(default=None)
+    sub_attacks: tuple = (Stage("clean"), Stage("pgd"))
 
     def examples(self):
         yield from self.blocks
@@ -59,7 +58,7 @@ class Locks(nn.Module):
 
 
 def locks():
-    """The model, clean samples (6), and a judgement: one sample robust, three broken by each lock, one without proof,
+    """The model, clean samples (6), and a result: one sample robust, three broken by each lock, one without proof,
     one clean error."""
     x = torch.full((6, 1, 2, 3), 0.25)
     x[:, 0, 0, 0] = torch.tensor([3.0, 125.0, 3.0, 3.0, 3.0, 200.0]) / 255

@@ -164,7 +164,7 @@ passed "SIGTERM before anything listens ends the container with status 143"
 
 show test
 inside lightning-paf test --ckpt_path runs/stopped/checkpoints/last.ckpt --autoattack.test_examples 16 > "$LOG" 2>&1
-inside lightning-paf verify runs/stopped/test/autoattack_linf_0.25.receipt.safetensors \
+inside lightning-paf verify runs/stopped/test/autoattack_linf_0.25.evidence.safetensors \
     --ckpt runs/stopped/checkpoints/last.ckpt > "$LOG" 2>&1
 passed "AutoAttack on 16 images; the receipt is verified"
 

@@ -35,6 +35,7 @@ from lightning_paf.evaluation.evidence.content import (
 from lightning_paf.evaluation.evidence.encodings import ENCODINGS, Ball, Images, encode_smallest
 from lightning_paf.evaluation.evidence.sealed_file import load_sealed, save_sealed
 from lightning_paf.evaluation.identity import network_fingerprint
+from lightning_paf.evaluation.result import EvaluationResult
 from lightning_paf.evaluation.samples import Samples
 from lightning_paf.functional.losses import margin
 from lightning_paf.functional.predictions import predicted
@@ -48,7 +49,7 @@ __all__ = ["Receipt", "read_receipt", "write_receipt"]
 
 def write_receipt(
     path: Path,
-    result: Any,
+    result: EvaluationResult,
     model: nn.Module,
     samples: Samples,
     *,
@@ -181,7 +182,7 @@ def _hash_inputs(ids: NDArray[np.int64], samples: Samples, at_once: int) -> tupl
 
 
 def _encode(
-    result: Any, model: nn.Module, samples: Samples, ball: Ball, image: tuple[int, ...]
+    result: EvaluationResult, model: nn.Module, samples: Samples, ball: Ball, image: tuple[int, ...]
 ) -> tuple[NDArray[np.uint8], NDArray[np.int64], tuple[NDArray[Any], ...]]:
     """Codes (n,), classes on the decoded images (n,), and the encoded images of each encoding."""
     place_of = {int(sample): place for place, sample in enumerate(result.ids)}

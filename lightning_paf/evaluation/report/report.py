@@ -140,7 +140,7 @@ def _plain(value: object) -> str:
 
 def _classes(result: EvaluationResult) -> list[tuple[int, dict[str, int], Accuracy]]:
     """Label, counts and robust accuracy of every class with evaluated samples."""
-    if result.labels is None:
+    if not len(result.labels):
         return []
     found = [(int(label), _counts(result.outcomes[result.labels == label])) for label in np.unique(result.labels)]
     return [
