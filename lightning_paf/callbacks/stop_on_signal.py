@@ -22,7 +22,7 @@ class StopOnSignal(Callback):
 
     The signal may reach one rank, some or all: all agree at the end of each batch of training and validation.
     Lightning's own handlers, which this replaces, communicate from inside the handler, in the middle of whatever
-    the ranks do. A test stops at once: its ledger holds all that was found.
+    the ranks do. A test stops at once: its state holds all records.
     """
 
     def __init__(self) -> None:
@@ -91,5 +91,5 @@ class StopOnSignal(Callback):
 
 
 def _stop(number: int, frame: FrameType | None) -> None:
-    rank_zero_info("Told to stop. Give the same command again: what the ledger holds is not judged again.")
+    rank_zero_info("Told to stop. Give the same command again: what the state holds is not evaluated again.")
     raise SystemExit(EXIT_STATUS)

@@ -200,14 +200,14 @@ def test_subset_datasets_work(tmp_path):
     assert check.results["test"].outcomes.tolist() == EXPECTED[[4, 0, 7]].tolist()
 
 
-def tested(tmp_path, **options) -> RobustEval:
+def evaluated(tmp_path, **options) -> RobustEval:
     check = RobustEval(pgd(), batch_size=3, **options)
     trainer(tmp_path, check).test(Module(), data(), verbose=False)
     return check
 
 
 def test_a_test_writes_result_evidence_report_and_state(tmp_path):
-    tested(tmp_path)
+    evaluated(tmp_path)
     names = {path.name for path in tmp_path.iterdir()}
     stem = f"pgd_linf_{EPS}"
     assert {f"{stem}.json", f"{stem}.evidence.safetensors", f"{stem}.html", "state"} <= names
@@ -216,21 +216,21 @@ def test_a_test_writes_result_evidence_report_and_state(tmp_path):
 
 
 def test_the_same_test_again_finds_its_records(tmp_path, monkeypatch):
-    tested(tmp_path)
+    evaluated(tmp_path)
     monkeypatch.setattr(PGD, "perturb", lambda *_: pytest.fail("attacked what is in the state"))
-    assert tested(tmp_path).results["test"].outcomes.tolist() == EXPECTED.tolist()
+    assert evaluated(tmp_path).results["test"].outcomes.tolist() == EXPECTED.tolist()
 
 
 def test_another_seed_gets_another_state(tmp_path):
-    tested(tmp_path)
-    tested(tmp_path, seed=1)
+    evaluated(tmp_path)
+    evaluated(tmp_path, seed=1)
     assert len(list((tmp_path / "state").iterdir())) == 2
 
 
 def test_a_named_state_refuses_another_evaluation(tmp_path):
-    tested(tmp_path, state_dir=tmp_path / "mine")
+    evaluated(tmp_path, state_dir=tmp_path / "mine")
     with pytest.raises(ValueError, match="seed: here 1, state 0"):
-        tested(tmp_path, state_dir=tmp_path / "mine", seed=1)
+        evaluated(tmp_path, state_dir=tmp_path / "mine", seed=1)
 
 
 def test_a_stop_rule_evaluates_a_random_part(tmp_path):
@@ -240,7 +240,7 @@ def test_a_stop_rule_evaluates_a_random_part(tmp_path):
         def __call__(self, robust, evaluated, total):
             return evaluated >= 6
 
-    result = tested(tmp_path, stop=AfterSix()).results["test"]
+    result = evaluated(tmp_path, stop=AfterSix()).results["test"]
     assert result.evaluated == 6
     assert result.total == 11
     robust = int((EXPECTED == Outcome.ROBUST).sum()) / 11
@@ -285,6 +285,6 @@ def test_another_test_that_ends_meanwhile_keeps_its_result(tmp_path, monkeypatch
         return perturb(*args)
 
     monkeypatch.setattr(PGD, "perturb", slow)
-    tested(tmp_path)
+    evaluated(tmp_path)
     assert other.read_text() == '{"identity": "other"}'
     assert len(list(tmp_path.glob(f"pgd_linf_{EPS}-????????.*"))) == 3

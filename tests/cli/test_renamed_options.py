@@ -23,18 +23,25 @@ def test_a_typed_old_name_is_answered_with_the_new_one(tmp_path, capsys, typed, 
     assert f"{typed.split('=')[0]} is gone. Pass {new} instead." in said
 
 
-@pytest.mark.parametrize("named", ["checkpoint", "config", "trusted"])
-def test_the_saved_configuration_of_an_earlier_version_is_read(tmp_path, named):
-    run = tmp_path / "run"
-    assert status("fit", "-c", write_experiment(tmp_path), "--run", run) == 0
-    saved, evidence = run / "config.yaml", "test/pgd_linf_8-255.evidence.safetensors"
+@pytest.fixture(scope="module")
+def old_run(tmp_path_factory):
+    """A run whose configuration has the old names."""
+    folder = tmp_path_factory.mktemp("old")
+    assert status("fit", "-c", write_experiment(folder), "--run", folder / "run") == 0
+    saved = folder / "run" / "config.yaml"
     text = saved.read_text().replace("evidence: true", "receipt: false").replace("state_dir: null", "ledger: null")
-    saved.write_text(text)
     assert all(f"{old}:" in text and f"{new}:" not in text for old, new in RENAMED.items())
-    words = {"checkpoint": [], "config": ["-c", saved], "trusted": ["--trust-config"]}[named]
-    assert status("test", *words, "--ckpt_path", run / "checkpoints" / "last.ckpt") == 0
-    assert (run / "test" / "pgd_linf_8-255.json").is_file()
-    assert not (run / evidence).exists(), "the old option counts"
+    saved.write_text(text)
+    return folder / "run"
+
+
+@pytest.mark.parametrize("named", ["checkpoint", "config", "trusted"])
+def test_the_saved_configuration_of_an_earlier_version_is_read(old_run, tmp_path, named):
+    words = {"checkpoint": [], "config": ["-c", old_run / "config.yaml"], "trusted": ["--trust-config"]}[named]
+    checkpoint = old_run / "checkpoints" / "last.ckpt"
+    assert status("test", *words, "--ckpt_path", checkpoint, "--run", tmp_path) == 0
+    assert (tmp_path / "test" / "pgd_linf_8-255.json").is_file()
+    assert not list((tmp_path / "test").glob("*.evidence.safetensors")), "the old option counts"
 
 
 def test_other_words_and_configurations_are_left_alone(tmp_path):

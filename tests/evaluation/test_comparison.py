@@ -11,7 +11,7 @@ CODES = {"r": Outcome.ROBUST, "b": Outcome.FOOLED, "e": Outcome.MISCLASSIFIED, "
 
 
 def result(outcomes: str, attack=ATTACK, **more) -> EvaluationResult:
-    """Outcomes as letters: r(obust), b(roken), e(rror), . (not judged)."""
+    """Outcomes as letters: r(obust), b(roken), e(rror), . (not evaluated)."""
     more = {name: np.array(value) if isinstance(value, list) else value for name, value in more.items()}
     return EvaluationResult("pgd", attack, np.array([CODES[letter] for letter in outcomes], np.uint8), 1.0, **more)
 
@@ -141,7 +141,7 @@ def test_content_is_json():
 
 
 def test_a_result_is_found_by_its_run(tmp_path):
-    saved = result("rb", labels=[0, 1], stages=(SubAttackSummary("clean", 2, 0, 2, 0, 2, 0.1),))
+    saved = result("rb", labels=[0, 1], sub_attacks=(SubAttackSummary("clean", 2, 0, 2, 0, 2, 0.1),))
     path = tmp_path / "run" / "test" / "pgd_linf_8-255.json"
     saved.save(path)
     (path.parent / "other.json").write_text("[1]")

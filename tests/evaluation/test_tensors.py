@@ -22,9 +22,8 @@ def data():
 
 def test_the_files_are_those_of_the_command_and_the_evaluation_resumes(tmp_path):
     lines, net = [], model().train()
-    first = lightning_paf.evaluate(
-        net, *data(), attack(), tmp_path / "mine", seed=3, block_size=4, progress=lines.append
-    )
+    settings = {"attack": attack(), "out": tmp_path / "mine", "seed": 3, "block_size": 4, "progress": lines.append}
+    first = lightning_paf.evaluate(net, *data(), **settings)
     assert net.training
     assert same(first, Evaluation(model(), attack(), samples(), 3, 4).run())
     files = {path.name for path in (tmp_path / "mine").iterdir()}
@@ -34,7 +33,7 @@ def test_the_files_are_those_of_the_command_and_the_evaluation_resumes(tmp_path)
     assert (saved.outcomes.tolist(), saved.identity) == (first.outcomes.tolist(), first.identity)
     assert len(read_receipt(tmp_path / "mine" / f"{STEM}.evidence.safetensors")) == 23
     next((tmp_path / "mine" / "state").rglob("*.record")).unlink()
-    lightning_paf.evaluate(net, *data(), attack(), tmp_path / "mine", seed=3, block_size=4, progress=lines.append)
+    lightning_paf.evaluate(net, *data(), **settings)
     assert sum("misclassified; robust so far" in line for line in lines) == 18 + 1
 
 
