@@ -119,13 +119,7 @@ class RobustEval(Callback):
         self._start("test", trainer)
 
     def on_validation_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Batch,
-        batch_idx: int,
-        dataloader_idx: int = 0,
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, batch_idx: int, *_: int
     ) -> None:
         """Evaluate the samples of this rank on the last batch."""
         self._seen += len(batch[1])
@@ -136,13 +130,7 @@ class RobustEval(Callback):
                 self._check(trainer, _classifier(pl_module), _samples(trainer, trainer.val_dataloaders, ids))
 
     def on_test_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Batch,
-        batch_idx: int,
-        dataloader_idx: int = 0,
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, *_: int
     ) -> None:
         """Count the samples of this rank."""
         self._seen += len(batch[1])

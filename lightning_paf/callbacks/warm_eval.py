@@ -1,7 +1,6 @@
 """An upper bound of AutoAttack accuracy during a training."""
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,7 +15,6 @@ from lightning_paf.evaluation.result import EvaluationResult
 from lightning_paf.evaluation.samples import Samples
 from lightning_paf.evaluation.stopping import StopRule, anytime_interval
 from lightning_paf.evaluation.warm import WarmCheck, joined
-from lightning_paf.speed.search_model import Precision
 from lightning_paf.utils.distributed import gathered
 
 
@@ -32,17 +30,11 @@ class WarmEval(RobustEval):
     Args:
         attack: Its sub-attacks must be APGD: AutoAttack with version=custom and attacks=[apgd-ce, apgd-t].
         name: Suffix of the metric and beginning of the file names.
-        every_n_epochs: Validation epochs between two evaluations; 0 evaluates only in test.
         max_examples: Evaluate at most the first samples of the validation set; null evaluates all.
-        test_examples: Evaluate only the first samples of the test set; null evaluates all.
         batch_size: Samples per block; `val_stop` is called after each.
-        seed: Seed of the attack and of the order of the samples.
-        search_precision: `bf16` searches faster on hardware that supports it, and confirms every success in fp32.
-        stop: As in `RobustEval`, for the test.
-        state_dir: As in `RobustEval`, for the test.
-        evidence: As in `RobustEval`, for the test.
         warm_steps: Steps of every sub-attack in a check that is not the first.
         val_stop: Stops a check, such as HalfWidth; null evaluates all of `max_examples`.
+        **options: Further options of `RobustEval`.
 
     Raises:
         ValueError: As `RobustEval`; a sub-attack that is not APGD.
@@ -52,21 +44,16 @@ class WarmEval(RobustEval):
         self,
         attack: Attack,
         name: str = "warm",
-        every_n_epochs: int = 1,
         max_examples: int | None = 1024,
-        test_examples: int | None = None,
         batch_size: int = 256,
-        seed: int = 0,
-        search_precision: Precision = "fp32",
-        stop: StopRule | None = None,
-        state_dir: Path | None = None,
-        evidence: bool = True,
         warm_steps: int = 20,
         val_stop: StopRule | None = None,
+        **options: Any,
     ) -> None:
-        options = (every_n_epochs, max_examples, test_examples, batch_size, seed, search_precision, stop)
-        super().__init__(attack, name, *options, state_dir, evidence)
-        self.warm = WarmCheck(attack, steps=warm_steps, block_size=batch_size, seed=seed, precision=search_precision)
+        super().__init__(attack, name, max_examples=max_examples, batch_size=batch_size, **options)
+        self.warm = WarmCheck(
+            attack, steps=warm_steps, block_size=batch_size, seed=self.seed, precision=self.search_precision
+        )
         self.val_stop = val_stop
         self._cost = torch.zeros(2)  # passes and samples of the present check
         self._cold_cost = torch.zeros(2)

@@ -297,12 +297,7 @@ class _Worker:
         total = self.blocks * len(self.labels)
         partial = {block for block, _ in self.state.recorded()} - self.done.keys()
         self.found = len(self.done) * len(self.labels) + sum(len(self._records(block)) for block in partial)
-        if self.found == total:
-            self.progress(f"{self.state}: all {total} records found")
-        elif self.found:
-            self.progress(f"{self.state}: {self.found} of {total} records found, resuming")
-        else:
-            self.progress(f"{self.state}: new, {total} records to make")
+        self.progress(f"{self.state}: {self.found} of {total} records found")
 
     def _report(self, records: list[Record]) -> None:
         """Report the newest record of a block."""

@@ -3,22 +3,21 @@
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from lightning_paf.attacks import Attack
+from lightning_paf.attacks import APGD, Attack
 from lightning_paf.evaluation.evaluate import Stop, sub_attack_seed
 from lightning_paf.evaluation.result import Outcome
 from lightning_paf.evaluation.samples import Samples
-from lightning_paf.functional.geometry import Bounds, geometry_of
+from lightning_paf.functional.geometry import geometry_of
 from lightning_paf.functional.predictions import misclassified
 from lightning_paf.nn.modes import frozen
 from lightning_paf.speed.search_model import Precision, SearchModel
-from lightning_paf.types import Forward, Norm, Radius
 
 
 @dataclass(frozen=True)
@@ -45,25 +44,6 @@ class WarmResult:
         return int(np.count_nonzero(self.outcomes == Outcome.ROBUST))
 
 
-@runtime_checkable
-class StartsAnywhere(Protocol):
-    """A sub-attack that starts at given images and returns the nearest ones, such as `APGD`."""
-
-    steps: int
-    norm: Norm
-    eps: Radius
-    bounds: Bounds
-
-    @property
-    def label(self) -> str:
-        """A short name."""
-
-    def search(
-        self, forward: Forward, x: Tensor, y: Tensor, start: Tensor | None = None, nearest: Tensor | None = None
-    ) -> Tensor:
-        """See `APGD.search`."""
-
-
 class WarmCheck:
     """An upper bound of AutoAttack accuracy at a fraction of its cost, for a network that changes little between calls.
 
@@ -72,7 +52,7 @@ class WarmCheck:
     the smallest margin. The random order of the samples is the same in every check.
 
     Args:
-        attack: All its sub-attacks must start anywhere, as APGD does.
+        attack: All its sub-attacks must be APGD, which can start at given images.
         steps: Steps of every sub-attack in a warm check.
         block_size: Samples between two calls of the stop rule.
         seed: Seed of the order and of the attack.
@@ -85,7 +65,7 @@ class WarmCheck:
     def __init__(
         self, attack: Attack, *, steps: int = 20, block_size: int = 128, seed: int = 0, precision: Precision = "fp32"
     ) -> None:
-        self.cold_attacks = [part for part in attack.stages() if isinstance(part, StartsAnywhere)]
+        self.cold_attacks = [part for part in attack.stages() if isinstance(part, APGD)]
         if len(self.cold_attacks) < len(attack.stages()):
             labels = ", ".join(part.label for part in attack.stages())
             raise ValueError(
@@ -175,7 +155,7 @@ def joined(states: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _searched(
-    attack: StartsAnywhere, search: SearchModel, x: Tensor, y: Tensor, start: Tensor | None, seed: int
+    attack: APGD, search: SearchModel, x: Tensor, y: Tensor, start: Tensor | None, seed: int
 ) -> tuple[Tensor, Tensor]:
     """Return the adversarial images, or those with the smallest margin, and which of them fool the network."""
     if len(x) == 0:
@@ -190,7 +170,7 @@ def _searched(
     return nearest, fooled
 
 
-def _shortened(attack: StartsAnywhere, steps: int) -> StartsAnywhere:
+def _shortened(attack: APGD, steps: int) -> APGD:
     shorter = copy.copy(attack)
     shorter.steps = min(steps, attack.steps)
     return shorter

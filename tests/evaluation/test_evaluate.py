@@ -186,8 +186,7 @@ def test_an_interrupted_evaluation_resumes(tmp_path, after):
     state = EvaluationState(tmp_path)
     assert same(evaluation().run(state, progress=resumed.append), undisturbed())
     assert fingerprints(state) == fingerprints(undisturbed().state)
-    found = {0: f"new, {RECORDS} records to make", RECORDS: f"all {RECORDS} records found"}
-    assert resumed[0] == f"state {tmp_path}: " + found.get(after, f"{after} of {RECORDS} records found, resuming")
+    assert resumed[0] == f"state {tmp_path}: {after} of {RECORDS} records found"
     assert len(resumed) == 1 + RECORDS - after
 
 
@@ -221,7 +220,7 @@ def test_a_record_that_follows_another_one_is_invalid(tmp_path):
 def test_progress_lines():
     lines = []
     robust = evaluation().run(progress=lines.append).robust
-    assert lines[0] == "state in memory: new, 18 records to make"
+    assert lines[0] == "state in memory: 0 of 18 records found"
     assert len(lines) == 1 + RECORDS
     assert lines[-1].startswith(f"block {BLOCKS} of {BLOCKS}, slowpgd: ")
     assert f"robust so far {robust.correct} of {robust.total} ({100 * robust.value:.1f} %)" in lines[-1]

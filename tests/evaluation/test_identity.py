@@ -155,4 +155,4 @@ def test_the_folder_of_an_older_version_is_not_misread(tmp_path):
     (tmp_path / "block-00000.stage-0.record").write_bytes(b"pafrec1\n" + bytes(200))
     lines = []
     evaluation().run(EvaluationState(tmp_path), progress=lines.append)
-    assert ": new, 18 records to make" in lines[0]
+    assert ": 0 of 18 records found" in lines[0]
