@@ -1,4 +1,4 @@
-"""Independent processes that judge one run, as a SLURM job array or an indexed Kubernetes job starts them."""
+"""Independent processes that evaluate one run, as a SLURM job array or an indexed Kubernetes job starts them."""
 
 import json
 import os
@@ -15,7 +15,7 @@ pytestmark = pytest.mark.slow
 SECONDS = 300  # far more than any of these takes
 SLURM = {
     "SLURM_JOB_ID": "18",
-    "SLURM_JOB_NAME": "judge",
+    "SLURM_JOB_NAME": "evaluate",
     "SLURM_JOB_NODELIST": "node1",
     "SLURM_NODELIST": "node1",
     "SLURM_ARRAY_JOB_ID": "17",
@@ -31,13 +31,13 @@ KUBERNETES = {
     "JOB_COMPLETION_INDEX": "1",
     "KUBERNETES_PORT": "tcp://10.0.0.1:443",
     "KUBERNETES_SERVICE_HOST": "10.0.0.1",
-    "HOSTNAME": "judge-1",
+    "HOSTNAME": "evaluate-1",
 }
 PGD = ["--val_attack.batch_size", "4"]
 ALONE = ["--trainer.devices", "1", "--trainer.num_nodes", "1", "--trainer.strategy", "auto"]
 
 
-def judge(environment: dict[str, str], *words: str) -> int:
+def run_test(environment: dict[str, str], *words: str) -> int:
     os.environ.update(environment)
     return status("test", *words)
 
@@ -57,29 +57,29 @@ def last(tmp_path_factory) -> Path:
 def test_workers_share_a_run_and_late_ones_end_at_once(environment, last, tmp_path):
     words = ["--ckpt_path", str(last), *ALONE, *PGD, "--run", str(tmp_path / "run")]
     logs = [tmp_path / f"log{i}" for i in range(3)]
-    workers = [started(judge, environment, *words, log=log) for log in logs[:2]]
+    workers = [started(run_test, environment, *words, log=log) for log in logs[:2]]
     for worker in workers:
         worker.join(SECONDS)
     said = "\n".join(log.read_text() for log in logs[:2])
     assert [worker.exitcode for worker in workers] == [0, 0], said
     (result,) = (tmp_path / "run" / "test").glob("pgd_*.json")
     written = json.loads(result.read_text())
-    late = started(judge, environment, *words, log=logs[2])
+    late = started(run_test, environment, *words, log=logs[2])
     late.join(SECONDS)
     assert late.exitcode == 0, logs[2].read_text()
     assert "records found" in logs[2].read_text()
-    assert "misclassified; robust so far" not in logs[2].read_text(), "something was judged again"
+    assert "misclassified; robust so far" not in logs[2].read_text(), "something was evaluated again"
     again = json.loads(result.read_text())
     assert {**again, "seconds": 0} == {**written, "seconds": 0}
     assert not list((tmp_path / "run").rglob("*.partial"))
 
 
-def test_a_worker_that_is_told_to_stop_gives_its_block_back(last, tmp_path):
+def test_a_worker_that_is_stopped_releases_its_block(last, tmp_path):
     words = ["--ckpt_path", str(last), *ALONE, *PGD, "--val_attack.attack.steps", "1000000"]
     log = tmp_path / "log"
-    worker = started(judge, SLURM, *words, "--run", str(tmp_path / "run"), log=log)
+    worker = started(run_test, SLURM, *words, "--run", str(tmp_path / "run"), log=log)
     end = time.monotonic() + SECONDS
-    while not list((tmp_path / "run").rglob("*.lease")):
+    while not list((tmp_path / "run").rglob("*.claim")):
         assert worker.is_alive(), log.read_text()
         assert time.monotonic() < end, log.read_text()
         time.sleep(0.05)
@@ -87,4 +87,4 @@ def test_a_worker_that_is_told_to_stop_gives_its_block_back(last, tmp_path):
     worker.join(SECONDS)
     assert worker.exitcode == 75, log.read_text()
     assert "Give the same command again" in log.read_text()
-    assert not list((tmp_path / "run").rglob("*.lease"))
+    assert not list((tmp_path / "run").rglob("*.claim"))

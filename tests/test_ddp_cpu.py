@@ -296,11 +296,11 @@ def test_uneven_shards_are_equally_many_batches(runs, run):
 @pytest.mark.parametrize("attack", ["pgd_linf_0.15", "aa_linf_0.1"])
 def test_one_rank_and_two_judge_eleven_samples_alike(runs, attack):
     together, alone = (EvaluationResult.load(runs / name / "test" / f"{attack}.json") for name in ("together", "judge"))
-    assert together.judged == alone.judged == len(together.verdicts) == EVALUATED
+    assert together.evaluated == alone.evaluated == len(together.outcomes) == EVALUATED
     assert together.clean == alone.clean
     assert 0 < together.robust.value < together.clean.value < 1
     if together.name == "pgd":  # AutoAttack draws its starts for each batch
-        assert together.verdicts.tolist() == alone.verdicts.tolist()
+        assert together.outcomes.tolist() == alone.outcomes.tolist()
     (logged,) = rows(runs / "together" / "test")
     assert float(logged[f"test/acc_{together.name}"]) == pytest.approx(together.robust.value)
     assert float(logged["test/acc"]) == pytest.approx(together.clean.value)
@@ -308,7 +308,7 @@ def test_one_rank_and_two_judge_eleven_samples_alike(runs, attack):
 
 def test_four_ranks_judge_alike(runs):
     four, alone = (EvaluationResult.load(runs / name / "test" / "pgd_linf_0.15.json") for name in ("judge4", "judge"))
-    assert four.verdicts.tolist() == alone.verdicts.tolist()
+    assert four.outcomes.tolist() == alone.outcomes.tolist()
 
 
 def test_the_first_rank_alone_writes_results(runs):
@@ -375,7 +375,7 @@ def test_ranks_wait_for_a_slow_one_longer_than_for_the_network(runs):
     validated, tested = (seen(runs / "patient")[0].metrics["val/acc_pgd"], runs / "patient" / "test")
     assert 0 < validated < 1
     result = EvaluationResult.load(next(tested.glob("pgd_*.json")))
-    assert result.judged == EVALUATED
+    assert result.evaluated == EVALUATED
 
 
 def test_a_batch_that_does_not_divide_is_refused(runs):

@@ -11,8 +11,7 @@ from numpy.typing import NDArray
 
 from lightning_paf.analysis.base import Load, Progress, Report, TrainedRun, json_file, percent, table
 from lightning_paf.attacks import FGSM, PGD, Attack, AutoAttack, Restarts
-from lightning_paf.evaluation.evaluate import judge
-from lightning_paf.evaluation.state import MemoryLedger
+from lightning_paf.evaluation.evaluate import Evaluation
 from lightning_paf.functional.losses import margin
 from lightning_paf.utils.arguments import number, positive
 
@@ -129,7 +128,7 @@ def _rows(run: TrainedRun, label: int, options: argparse.Namespace) -> Iterator[
         attacks["autoattack"] = AutoAttack(eps, norm=norm)
     samples = run.samples(options.examples)
     for name, attack in attacks.items():
-        result = judge(run.model, attack, samples, MemoryLedger(), seed=options.seed)
+        result = Evaluation(run.model, attack, samples, seed=options.seed).run()
         if name == "fgsm":
             yield "clean", protection(result.labels, result.predictions, label)
         yield name, protection(result.labels, result.adversarial, label)

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lightning_paf.evaluation.evaluate import stage_seed
+from lightning_paf.evaluation.evaluate import sub_attack_seed
 from lightning_paf.evaluation.statistics import Accuracy, exact_accuracy, mcnemar
 from lightning_paf.functional.predictions import NO_PREDICTION, predicted
 from lightning_paf.nn.modes import frozen
@@ -151,7 +151,7 @@ class Smoothing:
 
         Logits that are not finite vote for none, which can only make the bound smaller.
         """
-        generator = torch.Generator(image.device).manual_seed(stage_seed(self.seed, number, 0, purpose))
+        generator = torch.Generator(image.device).manual_seed(sub_attack_seed(self.seed, number, 0, purpose))
         votes = []
         with frozen(model), torch.autocast(image.device.type, enabled=False):
             for noise in self._noise(image, n, generator):

@@ -1,9 +1,9 @@
 """Robust accuracy in validation and test."""
 
 import re
-from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, TypedDict
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -15,14 +15,12 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from lightning_paf.attacks import Attack
-from lightning_paf.callbacks.verdict_files import VerdictFiles
-from lightning_paf.evaluation.evaluate import judge
-from lightning_paf.evaluation.identity import Header
-from lightning_paf.evaluation.judgement import Judgement
+from lightning_paf.evaluation.evaluate import Evaluation
+from lightning_paf.evaluation.files import ResultFiles
 from lightning_paf.evaluation.result import EvaluationResult
 from lightning_paf.evaluation.samples import Samples
-from lightning_paf.evaluation.state import Ledger, MemoryLedger
 from lightning_paf.evaluation.stopping import StopRule
+from lightning_paf.runs.weights_origin import WeightsOrigin
 from lightning_paf.speed.search_model import Precision
 from lightning_paf.types import Batch
 from lightning_paf.utils.distributed import barrier_without_timeout
@@ -31,44 +29,38 @@ Stage = Literal["val", "test"]
 _NAME = r"[A-Za-z0-9_-][A-Za-z0-9_.-]{0,63}"
 
 
-class _Settings(TypedDict):
-    seed: int
-    block_size: int
-    precision: Precision
-
-
 class RobustEval(Callback):
-    """Attacks the model in validation every few epochs, and in test.
+    """Evaluates robust accuracy in validation every few epochs, and in test.
 
     Logs `val/acc_{name}` and `test/acc_{name}` (a checkpoint may monitor them). Each sample counts once, also where a
-    padded sampler shows it twice. Verdicts are in fp32 whatever the precision of the training, never in the sanity
-    check, and leave the random generators as found, so that a check does not change the training.
+    padded sampler repeats it. The evaluation is in fp32 whatever the precision of the training, does not run in the
+    sanity check, and restores the random generators, so that it does not change the training.
 
-    In test, the verdict of every block of samples under every attack is a record of a ledger on disk. Killed at any
-    moment, the same command continues; ranks, and further processes with the same command, share the blocks, and the
-    ledger is the same for any number of them. At the end the test folder holds a result (JSON), a receipt (the
+    In test, the result of every sub-attack on every block of samples is a record of a state on disk. An interrupted
+    test is resumed by the same command. Ranks, and further processes with the same command, share the blocks; the
+    result is the same for any number of them. At the end the test folder holds a result (JSON), evidence (the
     adversarial examples and all hashes, for `lightning-paf verify`) and a report (HTML). Where those of another
     evaluation (other weights, samples, settings) have the same names, their names end in the identity.
 
-    In validation every rank judges its own samples, in memory, on the last batch: only between the epoch hooks are
-    averaged weights in place.
+    In validation every rank evaluates its own samples, in memory, on the last batch: averaged weights are in place
+    only between the epoch hooks.
 
     Args:
-        attack: The attack that judges; not the one that trains.
-        name: Suffix of the metric and of the files.
-        every_n_epochs: Validation epochs between two checks; 0 judges only in test.
-        max_examples: Judge only the first so many samples of the validation set (a fixed subset); null judges all.
-        test_examples: Judge only the first so many samples of the test set; null judges all.
-        batch_size: Samples in a block: judged together, recorded together.
-        seed: Run seed of the attack; every block derives its own from it.
-        search_precision: `bf16` searches faster on hardware that has it, and confirms every success in fp32.
-        stop: Ends a test early, when its rule is met; samples are then judged in random order. Null judges all.
-        ledger: Folder of the test's ledger; null puts it into the test folder, one for each set of weights, data and
-            settings. Several machines can share it.
-        receipt: Whether to write the receipt and the report.
+        attack: The attack of the evaluation, not that of the training.
+        name: Suffix of the metric and beginning of the file names.
+        every_n_epochs: Validation epochs between two evaluations; 0 evaluates only in test.
+        max_examples: Evaluate only the first samples of the validation set (a fixed subset); null evaluates all.
+        test_examples: Evaluate only the first samples of the test set; null evaluates all.
+        batch_size: Samples per block.
+        seed: Seed of the evaluation; every block derives its own from it.
+        search_precision: `bf16` searches faster on hardware that supports it, and confirms every success in fp32.
+        stop: Stops a test early; the order of the samples is then random. Null evaluates all.
+        state_dir: Folder of the test's state; null puts it into the test folder, separately for each set of weights,
+            data and settings. Several machines can share it.
+        evidence: Whether to write the evidence and the report.
 
     Raises:
-        ValueError: A number that makes no sense, a name that is no file name; a ledger of something else.
+        ValueError: A number out of range, a name that is no file name; a state of another evaluation.
     """
 
     def __init__(
@@ -82,8 +74,8 @@ class RobustEval(Callback):
         seed: int = 0,
         search_precision: Precision = "fp32",
         stop: StopRule | None = None,
-        ledger: Path | None = None,
-        receipt: bool = True,
+        state_dir: Path | None = None,
+        evidence: bool = True,
     ) -> None:
         for option, value, least in (
             ("every_n_epochs", every_n_epochs, 0),
@@ -92,9 +84,7 @@ class RobustEval(Callback):
             ("batch_size", batch_size, 1),
         ):
             if value is not None and value < least:
-                raise ValueError(
-                    f"{option} must be at least {least}, but {option}={value}. Pass --SLOT.{option} {least}."
-                )
+                raise ValueError(f"{option} must be at least {least}, got {value}. Pass --SLOT.{option} {least}.")
         _check_name(name)
         self.attack = attack
         self.name = name
@@ -104,12 +94,12 @@ class RobustEval(Callback):
         self.seed = seed
         self.search_precision = search_precision
         self.stop = stop
-        self.ledger = ledger
-        self.receipt = receipt
+        self.state_dir = state_dir
+        self.evidence = evidence
         self.results: dict[Stage, EvaluationResult] = {}
         self._ids: list[int] = []
         self._seen = 0
-        self._verdicts = torch.empty(0, dtype=torch.int32)
+        self._outcomes = torch.empty(0, dtype=torch.int32)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Refuse two evaluations of one name: a metric would be the mean of both, and files would be replaced."""
@@ -121,74 +111,57 @@ class RobustEval(Callback):
             )
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Forget the last check."""
+        """Reset."""
         self._start("val", trainer)
 
     def on_test_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Forget the last check."""
+        """Reset."""
         self._start("test", trainer)
 
     def on_validation_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Batch,
-        batch_idx: int,
-        dataloader_idx: int = 0,
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, batch_idx: int, *_: int
     ) -> None:
-        """On the last batch, attack what this rank has seen."""
+        """Evaluate the samples of this rank on the last batch."""
         self._seen += len(batch[1])
-        if self._due(trainer) and batch_idx + 1 == trainer.num_val_batches[0]:
-            ids = np.array([i for i in dict.fromkeys(self._ids[: self._seen]) if i < len(self._verdicts)], np.int64)
-            # Where inference mode is on, the tensors made inside it know no gradients.
+        if self._is_due(trainer) and batch_idx + 1 == trainer.num_val_batches[0]:
+            ids = np.array([i for i in dict.fromkeys(self._ids[: self._seen]) if i < len(self._outcomes)], np.int64)
+            # Tensors made under inference mode have no gradients.
             with barrier_without_timeout(), torch.inference_mode(False):
                 self._check(trainer, _classifier(pl_module), _samples(trainer, trainer.val_dataloaders, ids))
 
     def on_test_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Batch,
-        batch_idx: int,
-        dataloader_idx: int = 0,
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, *_: int
     ) -> None:
-        """Remember what has passed."""
+        """Count the samples of this rank."""
         self._seen += len(batch[1])
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Put the ranks' verdicts together and log the accuracy."""
-        if self._due(trainer):
-            verdicts = trainer.strategy.reduce(self._verdicts.to(pl_module.device), reduce_op="max")
-            self._log("val", pl_module, EvaluationResult(self.name, self.attack.describe(), _codes(verdicts), 0.0))
+        """Combine the outcomes of the ranks and log the accuracy."""
+        if self._is_due(trainer):
+            outcomes = trainer.strategy.reduce(self._outcomes.to(pl_module.device), reduce_op="max")
+            codes = outcomes.cpu().numpy().astype(np.uint8)
+            self._log("val", pl_module, EvaluationResult(self.name, self.attack.describe(), codes, 0.0))
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Judge everything that has passed, on any rank, through the ledger; log the accuracy, write the files."""
-        passed = torch.zeros(len(self._verdicts), dtype=torch.int32)
-        passed[[i for i in self._ids[: self._seen] if i < len(passed)]] = 1
-        passed = trainer.strategy.reduce(passed.to(pl_module.device), reduce_op="max")
-        ids = passed.nonzero().flatten().cpu().numpy()
-        if self.stop is not None:
-            ids = np.random.default_rng(self.seed).permutation(ids)
-        files = VerdictFiles.of(trainer, pl_module, self.name, self.attack)
-        model = _classifier(pl_module)
+        """Evaluate the samples of all ranks through the state; log the accuracy and write the files."""
+        ids = self._tested_ids(trainer, pl_module)
+        files = ResultFiles.of(Path(trainer.log_dir or trainer.default_root_dir), self.name, self.attack)
         with barrier_without_timeout(), torch.inference_mode(False):
-            samples = _samples(trainer, trainer.test_dataloaders, ids)
-            header = self._header(model, samples)
-            identity = header.identity(stop=None if self.stop is None else self.stop.reason)
-            files = files.of_evaluation(identity)
-            judgement = self._judge(model, samples, header, files.ledger(header, self.ledger), self.stop, _say(trainer))
-            files = files.of_evaluation(identity)  # another test may have ended meanwhile
-            result = EvaluationResult.from_judgement(self.name, judgement, files.weights, identity)
+            evaluation = self._evaluation(_classifier(pl_module), _samples(trainer, trainer.test_dataloaders, ids))
+            state = files.state(evaluation.identity, self.state_dir)
+            result = evaluation.run(state, self.stop, rank_zero_info if trainer.is_global_zero else None)
+            result = replace(
+                result,
+                name=self.name,
+                weights=weights_origin(trainer, pl_module),
+                dataset=getattr(getattr(getattr(trainer, "datamodule", None), "spec", None), "name", "unnamed"),
+                checkpoint=Path(trainer.ckpt_path) if trainer.ckpt_path else None,
+            )
             self._log("test", pl_module, result)
             if trainer.is_global_zero:
-                result.save(files.result)
-                if self.receipt:
-                    files.write_evidence(result, judgement, model, samples)
-                rank_zero_info(_summary(self.name, result, files))
+                rank_zero_info(_summary(result, files.write(result, self.evidence)))
 
-    def _due(self, trainer: Trainer) -> bool:
+    def _is_due(self, trainer: Trainer) -> bool:
         if trainer.sanity_checking or self.every_n_epochs == 0:
             return False
         fitting = trainer.state.fn == TrainerFn.FITTING
@@ -198,45 +171,44 @@ class RobustEval(Callback):
         loaders = trainer.val_dataloaders if stage == "val" else trainer.test_dataloaders
         if not isinstance(loaders, DataLoader):
             raise ValueError(
-                f"RobustEval needs one DataLoader, but the {stage} loader is {type(loaders).__name__}. "
+                f"RobustEval must have one DataLoader, got {type(loaders).__name__} as the {stage} loader. "
                 f"Return a single DataLoader from {stage}_dataloader."
             )
         self._ids = [int(i) for i in loaders.sampler]
-        size = len(loaders.dataset)  # type: ignore[arg-type]  # a dataset behind a sampler has a length
+        size = len(loaders.dataset)  # type: ignore[arg-type]  # a dataset with a sampler has a length
         with torch.inference_mode(False):  # a tensor made under it could not be written to outside
-            self._verdicts = torch.zeros(min(size, self.examples[stage] or size), dtype=torch.int32)
+            self._outcomes = torch.zeros(min(size, self.examples[stage] or size), dtype=torch.int32)
         self._seen = 0
 
+    def _tested_ids(self, trainer: Trainer, pl_module: LightningModule) -> NDArray[np.int64]:
+        """Return the ids of the samples that any rank has tested, in random order if there is a stop rule."""
+        tested = torch.zeros(len(self._outcomes), dtype=torch.int32)
+        tested[[i for i in self._ids[: self._seen] if i < len(tested)]] = 1
+        tested = trainer.strategy.reduce(tested.to(pl_module.device), reduce_op="max")
+        ids: NDArray[np.int64] = tested.nonzero().flatten().cpu().numpy()
+        return ids if self.stop is None else np.random.default_rng(self.seed).permutation(ids)
+
     def _check(self, trainer: Trainer, model: nn.Module, samples: Samples) -> None:
-        """Judge in memory; subclasses may do it in another way."""
-        if len(samples) == 0:
-            return  # a rank whose samples all lie beyond `max_examples`
-        judgement = self._judge(model, samples, self._header(model, samples), MemoryLedger())
-        self._verdicts[torch.from_numpy(judgement.ids)] = torch.from_numpy(judgement.verdicts).int()
+        """Evaluate in memory; subclasses may override it."""
+        if len(samples) > 0:  # otherwise all samples of this rank are after `max_examples`
+            result = self._evaluation(model, samples).run()
+            self._outcomes[torch.from_numpy(result.ids)] = torch.from_numpy(result.outcomes).int()
 
-    def _header(self, model: nn.Module, samples: Samples) -> Header:
-        """The header of an evaluation; reads every sample once."""
-        return Header.of(model, self.attack, samples, **self._settings)
-
-    def _judge(
-        self,
-        model: nn.Module,
-        samples: Samples,
-        header: Header,
-        ledger: Ledger | MemoryLedger,
-        stop: StopRule | None = None,
-        progress: Callable[[str], None] | None = None,
-    ) -> Judgement:
-        return judge(model, self.attack, samples, ledger, **self._settings, stop=stop, progress=progress, header=header)
-
-    @property
-    def _settings(self) -> _Settings:
-        return {"seed": self.seed, "block_size": self.batch_size, "precision": self.search_precision}
+    def _evaluation(self, model: nn.Module, samples: Samples) -> Evaluation:
+        return Evaluation(model, self.attack, samples, self.seed, self.batch_size, self.search_precision)
 
     def _log(self, stage: Stage, pl_module: LightningModule, result: EvaluationResult) -> None:
         self.results[stage] = result
-        # All ranks log the same; Lightning warns of epoch metrics that are not reduced all the same.
+        # All ranks log the same value; without `sync_dist` Lightning warns of epoch metrics that are not reduced.
         pl_module.log(f"{stage}/acc_{self.name}", result.robust.value, prog_bar=True, sync_dist=True)
+
+
+def weights_origin(trainer: Trainer, pl_module: LightningModule) -> WeightsOrigin:
+    """Return the origin of the weights that a trainer evaluates."""
+    if trainer.ckpt_path:
+        return WeightsOrigin.of_checkpoint(Path(trainer.ckpt_path))
+    untrained: WeightsOrigin | None = getattr(pl_module, "untrained", None)
+    return untrained or WeightsOrigin("weights in memory", trainer.global_step, trainer.current_epoch)
 
 
 def _check_name(name: str) -> None:
@@ -248,38 +220,29 @@ def _check_name(name: str) -> None:
 
 
 def _classifier(pl_module: LightningModule) -> nn.Module:
-    """What is judged: the module's `model`, unwrapped."""
+    """Return the module's `model`, without wrappers."""
     model = pl_module.model
     assert isinstance(model, nn.Module)
     return model
 
 
 def _samples(trainer: Trainer, loader: Any, ids: NDArray[np.int64]) -> Samples:
-    """Samples of a loader's dataset, prepared and moved as the loader's batches are."""
+    """Return samples of a loader's dataset, prepared and moved like the loader's batches."""
 
     def fetch(ids: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
-        dataset, numbers = loader.dataset, ids.tolist()
+        dataset, indices = loader.dataset, ids.tolist()
         at_once = getattr(dataset, "__getitems__", None)
-        rows = at_once(numbers) if at_once else [dataset[i] for i in numbers]
+        rows = at_once(indices) if at_once else [dataset[i] for i in indices]
         x, y = trainer.strategy.batch_to_device(loader.collate_fn(rows))
         return x.float(), y
 
     return Samples(ids, fetch)
 
 
-def _codes(verdicts: Tensor) -> NDArray[np.uint8]:
-    return verdicts.cpu().numpy().astype(np.uint8)
-
-
-def _say(trainer: Trainer) -> Callable[[str], None] | None:
-    """Where the lines about progress go: one process of several speaks."""
-    return rank_zero_info if trainer.is_global_zero else None
-
-
-def _summary(name: str, result: EvaluationResult, files: VerdictFiles) -> str:
+def _summary(result: EvaluationResult, files: ResultFiles) -> str:
     attack = result.attack
     stopped = f" (of {result.total}; on all of them {result.anytime}, whenever stopped)" if result.anytime else ""
     return (
-        f"{name}: robust {result.robust}, clean {result.clean} on {result.judged} samples{stopped}; "
-        f"{attack['attack']} {attack['norm']} eps {attack['eps']}; {files.weights}. {files.summary()}"
+        f"{result.name}: robust {result.robust}, clean {result.clean} on {result.evaluated} samples{stopped}; "
+        f"{attack['attack']} {attack['norm']} eps {attack['eps']}; {result.weights}. {files.summary()}"
     )

@@ -290,7 +290,7 @@ def train(args: Sequence[str], run: bool = True) -> PafCLI:
             command=words[0] if run else None,
             # `PafCLI` has checked the folder; without a command nothing has.
             save_config_kwargs={"overwrite": run},
-            args=arrange(words) if run else words,
+            args=with_new_names(arrange(words) if run else words),
             run=run,
         )
 

@@ -72,4 +72,4 @@ def _print(comparison: "Comparison") -> None:
     print(f"McNemar's exact test: p = {comparison.p_value:.3g}")
     for note in comparison.notes:
         print(f"Note: {note}")
-    print(comparison.verdict)
+    print(comparison.conclusion)

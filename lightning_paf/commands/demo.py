@@ -149,13 +149,13 @@ def _show(arms: list[Arm], folder: Path) -> None:
     """Print the table and the paired differences, and write both."""
     from rich.console import Console
 
-    from lightning_paf.evaluation import Verdict, paired_difference
+    from lightning_paf.evaluation import Outcome, paired_difference
 
     console = Console(highlight=False)
     console.print(_table(arms))
-    reference, total = arms[0], arms[0].autoattack.judged
+    reference, total = arms[0], arms[0].autoattack.evaluated
     for arm in arms[1:]:
-        ours, theirs = (a.autoattack.verdicts == Verdict.ROBUST for a in (arm, reference))
+        ours, theirs = (a.autoattack.outcomes == Outcome.ROBUST for a in (arm, reference))
         difference = paired_difference(int((ours & ~theirs).sum()), int((theirs & ~ours).sum()), total)
         console.print(f"AutoAttack, {arm.activation} minus {reference.activation}, same {total} images: {difference}")
     console.print("Intervals: 95 %, over test images of one training run each; another seed moves the numbers too.")
@@ -171,7 +171,7 @@ def _table(arms: list[Arm]) -> "Table":
     from rich.table import Table
 
     eps = arms[0].autoattack.attack["eps"]
-    table = Table(title=f"Digits 8x8, linf eps {eps}, {arms[0].autoattack.judged} test images")
+    table = Table(title=f"Digits 8x8, linf eps {eps}, {arms[0].autoattack.evaluated} test images")
     for column in ("activation", "clean", "PGD-20", "AutoAttack", "alpha", "beta", "train s", "judged s"):
         table.add_column(column, overflow="fold")
     for arm in arms:

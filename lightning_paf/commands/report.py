@@ -1,6 +1,7 @@
 """Write one HTML page for each result of a run: outcomes, sub-attacks, classes, examples, activations, fingerprints."""
 
 import argparse
+import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -94,7 +95,7 @@ class Evaluation:
             raise ValueError(f"{written} is no result of `lightning-paf test`: {error!r}. Pass one.") from error
         if content is None:
             return cls(folder, name, result, None)
-        if not np.array_equal(result.verdicts[result.verdicts > 0], content.outcomes):
+        if not np.array_equal(result.outcomes[result.outcomes > 0], content.outcomes):
             raise ValueError(
                 f"{written} and {other.name} hold different outcomes. Pass one of them after moving it away from the "
                 "other, or test again."
@@ -108,7 +109,10 @@ def _evaluations(path: Path) -> list[Evaluation]:
 
     if path.is_dir():
         folder = path / "test" if (path / "test").is_dir() else path
-        files = [*evidence_files(folder), *(p for p in folder.glob("*.json") if '"verdicts"' in p.read_text())]
+        files = [
+            *evidence_files(folder),
+            *(p for p in folder.glob("*.json") if re.search('"(outcomes|verdicts)"', p.read_text())),
+        ]
         if not files:
             raise ValueError(f"There is no result in {folder}. Run `lightning-paf test --ckpt_path CKPT` first.")
     elif path.is_file() and path.name.endswith((".json", SUFFIX)):

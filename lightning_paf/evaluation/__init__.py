@@ -1,24 +1,21 @@
-"""Verdicts and their statistics."""
+"""Evaluation of robust accuracy, its result and its statistics."""
 
-from lightning_paf.evaluation.evaluate import judge
-from lightning_paf.evaluation.judgement import ClassRow, Judgement
-from lightning_paf.evaluation.result import EvaluationResult, StageSummary, Verdict
+from lightning_paf.evaluation.evaluate import Evaluation
+from lightning_paf.evaluation.result import EvaluationResult, Outcome, SubAttackSummary
 from lightning_paf.evaluation.samples import Samples
-from lightning_paf.evaluation.state import Ledger, MemoryLedger
+from lightning_paf.evaluation.state import EvaluationState, MemoryState
 from lightning_paf.evaluation.statistics import Accuracy, Difference, exact_accuracy, paired_difference
 
 __all__ = [
     "Accuracy",
-    "ClassRow",
     "Difference",
+    "Evaluation",
     "EvaluationResult",
-    "Judgement",
-    "Ledger",
-    "MemoryLedger",
+    "EvaluationState",
+    "MemoryState",
+    "Outcome",
     "Samples",
-    "StageSummary",
-    "Verdict",
+    "SubAttackSummary",
     "exact_accuracy",
-    "judge",
     "paired_difference",
 ]

@@ -1,4 +1,4 @@
-"""The verdict of an attack on a model: block by block, stage by stage, through a ledger."""
+"""The evaluation of a model under an attack: block by block, sub-attack by sub-attack, through a resumable state."""
 
 import hashlib
 import json
@@ -8,7 +8,7 @@ import platform
 import time
 import warnings
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -19,254 +19,253 @@ from torch import Tensor, nn
 
 from lightning_paf.attacks import Attack
 from lightning_paf.attacks.sub_attack import run_sub_attack
-from lightning_paf.evaluation.identity import Header
-from lightning_paf.evaluation.judgement import Findings, Judgement
+from lightning_paf.evaluation.identity import Identity
 from lightning_paf.evaluation.record import Record
+from lightning_paf.evaluation.result import BlockResult, EvaluationResult
 from lightning_paf.evaluation.samples import Samples
-from lightning_paf.evaluation.state import Ledger, MemoryLedger
+from lightning_paf.evaluation.state import MemoryState, State
 from lightning_paf.functional.geometry import geometry_of
 from lightning_paf.functional.predictions import NO_PREDICTION, predicted
 from lightning_paf.nn.modes import frozen
 from lightning_paf.runs.progress import duration
 from lightning_paf.speed.search_model import Precision, SearchModel
 
-__all__ = ["Judgement", "Stop", "judge", "stage_seed"]
-
 Stop = Callable[[int, int, int], bool]
-"""`(robust, judged, total)` to whether enough samples are judged."""
+"""Maps `(robust, evaluated, total)` to whether to stop; see `StopRule`."""
 
 CLEAN = "clean"
-_MOST_STAGES = 2**7 - 1
-_FORWARD_AT_ONCE = 256
+_MOST_SUB_ATTACKS = 2**7 - 1
+_BATCH_SIZE = 256
 _PROBES = 8
 _ROUNDING = 1e-4
-"""What a perturbation may exceed the radius by, as a share of it: the rounding of a sum over the pixels."""
-
+"""Fraction by which a perturbation may exceed the radius: rounding of a sum over the pixels."""
 _SHORTEST_WAIT, _LONGEST_WAIT = 0.05, 2.0
 _SECONDS_BETWEEN_WAITING_LINES = 60.0
 
 
-def judge(
-    model: nn.Module,
-    attack: Attack,
-    samples: Samples,
-    ledger: Ledger | MemoryLedger,
-    *,
-    seed: int = 0,
-    block_size: int = 500,
-    precision: Precision = "fp32",
-    stop: Stop | None = None,
-    progress: Callable[[str], None] | None = None,
-    header: Header | None = None,
-) -> Judgement:
-    """Judge every sample: clean error, broken by which stage of the attack, or robust.
+@dataclass(frozen=True, eq=False)
+class Evaluation:
+    """An evaluation: misclassified, fooled by which sub-attack, or robust, for every sample.
 
-    A block is a fixed run of `block_size` samples. Its clean images come first, then the stages of the attack in their
-    order, each on the samples that all before left correctly classified; each result is one record of the ledger. The
-    seed of a record depends on `seed`, block and stage alone, and no sample meets one of another block. So the verdicts
-    do not depend on interruptions, nor on how many processes call this with the same ledger: each takes blocks that are
-    free, waits for the others at the end, and returns the whole verdict. The price is that an attack's batches shrink
-    within a block as samples fall; a large `block_size` keeps them full.
+    A block is a fixed range of `block_size` samples. Its clean images are classified first. Each sub-attack then runs
+    on the samples that all previous ones left correctly classified. Every result is one record of the state. The seed
+    of a record depends only on `seed`, block and sub-attack, so that interruptions and the number of processes have no
+    influence. An attack's batches shrink within a block as samples are fooled; a large `block_size` keeps them full.
 
-    Equal means bit for bit on equal machines with equal settings. Where processors differ in rounding, the first record
-    of a place counts, and what follows is attacked after that one.
+    Results are bitwise equal on equal machines. Where processors round differently, the first record of a block and
+    sub-attack counts, and the next sub-attack continues from it.
 
     Args:
-        model: Images (N, C, H, W) in [0, 1] to logits (N, classes); on the device of the samples.
-        attack: With its stages.
-        samples: What is judged.
-        ledger: Where the records are kept.
-        seed: Of all random numbers.
-        block_size: Samples a block; what is lost at most when a process is killed, in samples of one stage.
-        precision: Of the search; every success is confirmed in float32.
-        stop: Asked with the counts of the first block, of the first two, and so on; the verdict ends with the first for
-            which it holds. It must depend on its arguments alone for all workers to end at the same.
-        progress: Is called with lines for people; by default, none are made.
-        header: `Header.of` these arguments, where the caller has it: making it reads every sample.
+        model: Maps images (N, C, H, W) in [0, 1] to logits (N, classes); on the device of the samples.
+        attack: The attack with its sub-attacks.
+        samples: The samples to evaluate.
+        seed: Seed of all random numbers.
+        block_size: Samples per block; a killed process loses at most one sub-attack on one block.
+        precision: Precision of the search; every success is confirmed in float32.
 
     Raises:
-        ValueError: The ledger belongs to another evaluation or cannot be written; no samples, or some twice;
-            `block_size` or the number of stages out of range.
+        ValueError: No samples, or duplicate ones; `block_size` or the number of sub-attacks out of range.
     """
-    _check(attack, samples, block_size)
-    with torch.inference_mode(False):
-        if header is None:
-            header = Header.of(model, attack, samples, seed=seed, block_size=block_size, precision=precision)
-        ledger.open(header)
-        worker = _Worker(model, attack, samples, ledger, header, stop, progress or (lambda line: None))
-        judgement = worker.work()
-    undefined = int(np.count_nonzero(judgement.adversarial == NO_PREDICTION))
-    if undefined:
-        warnings.warn(
-            f"The logits of {undefined} samples are not finite; these count as misclassified. Look for an overflow in "
-            "the model.",
-            stacklevel=2,
-        )
-    return judgement
+
+    model: nn.Module
+    attack: Attack
+    samples: Samples
+    seed: int = 0
+    block_size: int = 500
+    precision: Precision = "fp32"
+
+    def __post_init__(self) -> None:
+        if self.block_size < 1:
+            raise ValueError(f"block_size must be at least 1, got {self.block_size}. The default is 500.")
+        if len(self.samples) == 0:
+            raise ValueError("An evaluation must have at least one sample, got none. Pass some.")
+        if len(np.unique(self.samples.ids)) < len(self.samples):
+            raise ValueError("The ids of samples must be distinct, got duplicates. Pass each id once.")
+        if len(self.sub_attacks) > _MOST_SUB_ATTACKS:
+            raise ValueError(
+                f"An attack must have at most {_MOST_SUB_ATTACKS} sub-attacks, got {len(self.sub_attacks)}. Use fewer."
+            )
+
+    @cached_property
+    def sub_attacks(self) -> tuple[Attack, ...]:
+        """The attacks that run one after the other."""
+        return self.attack.sub_attacks()
+
+    @cached_property
+    def identity(self) -> Identity:
+        """Everything that the records depend on; the first access reads every sample."""
+        with torch.inference_mode(False):
+            return Identity.of(self)
+
+    def run(
+        self,
+        state: State | None = None,
+        stop: Stop | None = None,
+        progress: Callable[[str], None] | None = None,
+    ) -> EvaluationResult:
+        """Make the records that the state does not have yet, together with other processes that use it.
+
+        Every process takes free blocks, waits for the others at the end, and returns the whole result.
+
+        Args:
+            state: Where the records are kept; by default in memory.
+            stop: Called with the counts of the first block, of the first two, and so on; the result ends with the first
+                for which it holds. It must depend on its arguments alone for all processes to stop at the same block.
+            progress: Called with lines of progress for people.
+
+        Raises:
+            ValueError: The state belongs to another evaluation, or cannot be written.
+        """
+        state = MemoryState() if state is None else state
+        state.open(self.identity)
+        with torch.inference_mode(False):
+            blocks = _Worker(self, state, stop, progress or (lambda line: None)).run()
+        result = EvaluationResult.of(self, state, blocks, getattr(stop, "reason", None))
+        undefined = int(np.count_nonzero(result.adversarial == NO_PREDICTION))
+        if undefined:
+            warnings.warn(
+                f"The logits of {undefined} samples are not finite; these count as misclassified. Look for an overflow "
+                "in the model.",
+                stacklevel=2,
+            )
+        return result
 
 
-def stage_seed(seed: int, block: int, stage: int, label: str) -> int:
-    """Seed of one record: 63 bits of a SHA-256, so that neighbours have nothing in common."""
-    digest = hashlib.sha256(json.dumps([seed, block, stage, label]).encode()).digest()
+def sub_attack_seed(seed: int, block: int, sub_attack: int, label: str) -> int:
+    """Return the seed of one record: 63 bits of a SHA-256, so that neighbours are independent."""
+    digest = hashlib.sha256(json.dumps([seed, block, sub_attack, label]).encode()).digest()
     return int.from_bytes(digest[:8], "little") >> 1
 
 
-@dataclass(frozen=True, eq=False)
-class _Task:
-    """The next record of a block, and which samples of the block it is about."""
-
-    block: int
-    stage: int
-    label: str
-    seed: int
-    after: str
-    ids: NDArray[np.int64]
-    places: NDArray[np.int64]
-
-    def is_done_by(self, record: Record) -> bool:
-        same = all(getattr(record, name) == getattr(self, name) for name in ("label", "seed", "after"))
-        return same and np.array_equal(record.ids, self.ids)
-
-
 class _Worker:
-    """One process at work on an evaluation, perhaps beside others."""
+    """One process that works on an evaluation."""
 
     def __init__(
-        self,
-        model: nn.Module,
-        attack: Attack,
-        samples: Samples,
-        ledger: Ledger | MemoryLedger,
-        header: Header,
-        stop: Stop | None,
-        say: Callable[[str], None],
+        self, evaluation: Evaluation, state: State, stop: Stop | None, progress: Callable[[str], None]
     ) -> None:
-        self.model = model
-        self.attack = attack
-        self.samples = samples
-        self.ledger = ledger
-        self.header = header
+        self.evaluation = evaluation
+        self.state = state
         self.stop = stop
-        self.say = say
-        self.attacks = attack.sub_attacks()
-        self.labels = [CLEAN, *(stage.label for stage in self.attacks)]
-        self.blocks = math.ceil(len(samples) / header.block_size)
-        self.done: dict[int, Findings] = {}
-        self.prefix = 0  # the first so many blocks are done, and `stop` has been asked about them
+        self.progress = progress
+        self.labels = [CLEAN, *(attack.label for attack in evaluation.sub_attacks)]
+        self.blocks = math.ceil(len(evaluation.samples) / evaluation.block_size)
+        self.done: dict[int, list[Record]] = {}  # without adversarial images
+        self.counts: dict[int, tuple[int, int]] = {}  # robust and evaluated samples of these blocks
+        self.prefix = 0  # so many first blocks are complete, and `stop` has seen their counts
         self.stopped = False
         self.found = 0
         self.started = time.perf_counter()
 
-    def work(self) -> Judgement:
-        """Take free blocks until all are judged, by whomever."""
-        finished = self._look()
-        self._greet()
+    def run(self) -> list[list[Record]]:
+        """Work on free blocks until all are complete; return the records of the blocks before the stop."""
+        finished = self._update()
+        self._report_start()
         wait, next_line = _SHORTEST_WAIT, 0.0
         while not finished:
-            if self._judge_a_free_block():
+            if self._run_free_block():
                 wait = _SHORTEST_WAIT
             else:
                 if time.perf_counter() > next_line:
-                    self._tell_whom_we_wait_for()
+                    self._report_waiting()
                     next_line = time.perf_counter() + _SECONDS_BETWEEN_WAITING_LINES
                 time.sleep(wait)
                 wait = min(2 * wait, _LONGEST_WAIT)
-            finished = self._look()
-        if "search" in vars(self):  # made where a block was left to do
+            finished = self._update()
+        if "search" in vars(self):  # made if a block was left to do
             self.search.warn_of_gradients()
-        parts = [self.done[block] for block in range(self.prefix)]
-        return Judgement.joined(parts, len(self.samples), self.header, self.ledger)
+        return [self.done[block] for block in range(self.prefix)]
 
-    def _look(self) -> bool:
-        """Take in the blocks that have been completed, by whomever; whether there is nothing left to do."""
-        records = Counter(block for block, _ in self.ledger.recorded() if block not in self.done)
-        for block in (block for block, number in records.items() if number == len(self.labels)):
-            chain = self._chain(block)
-            if len(chain) == len(self.labels):
-                self.done[block] = Findings.of(chain)
+    def _update(self) -> bool:
+        """Read the blocks that any process has completed; return whether nothing is left to do."""
+        counts = Counter(block for block, _ in self.state.recorded() if block not in self.done)
+        for block in (block for block, count in counts.items() if count == len(self.labels)):
+            records = self._records(block)
+            if len(records) == len(self.labels):
+                self.done[block] = [replace(record, x_adv=record.x_adv[:0]) for record in records]
+                self.counts[block] = _counts(records)
         while self.prefix in self.done and not self.stopped:
             self.prefix += 1
             if self.stop is not None:
-                robust, judged = self._counts(range(self.prefix))
-                self.stopped = self.stop(robust, judged, len(self.samples))
+                robust, evaluated = (sum(self.counts[block][i] for block in range(self.prefix)) for i in (0, 1))
+                self.stopped = self.stop(robust, evaluated, len(self.evaluation.samples))
         return self.stopped or self.prefix == self.blocks
 
-    def _judge_a_free_block(self) -> bool:
-        for block in range(self.blocks):
-            if block in self.done:
-                continue
-            lease = self.ledger.lease(block)
-            if lease is not None:
-                with lease:
-                    self._judge_block(block)
+    def _run_free_block(self) -> bool:
+        for block in (block for block in range(self.blocks) if block not in self.done):
+            claim = self.state.claim(block)
+            if claim is not None:
+                with claim:
+                    self._run_block(block)
                 return True
         return False
 
-    def _judge_block(self, block: int) -> None:
-        records: list[Record] = []
-        images: tuple[Tensor, Tensor] | None = None
+    def _run_block(self, block: int) -> None:
+        records, images = self._records(block), None
         while len(records) < len(self.labels):
-            task = self._task(block, records)
-            record = self._recorded(task)
-            if record is None:
-                if self._look():  # by another worker's block, the stop rule holds
-                    return
-                images = images or self.samples.fetch(self._ids(block))
-                with torch.autocast(images[0].device.type, enabled=False):
-                    record = self.ledger.write(self._run(task, *images))
-                self._tell(record, Findings.of([*records, record]))
-            records.append(record)
+            if self._update():  # the stop rule holds after a block of another process
+                return
+            images = images or self.evaluation.samples.fetch(self._ids(block))
+            with torch.autocast(images[0].device.type, enabled=False):
+                records.append(self.state.write(self._run_sub_attack(block, records, *images)))
+            self._report(records)
 
-    def _chain(self, block: int) -> list[Record]:
-        """The valid records of a block, up to the first that is missing."""
+    def _records(self, block: int) -> list[Record]:
+        """Return the valid records of a block, up to the first that is missing."""
         records: list[Record] = []
         while len(records) < len(self.labels):
-            record = self._recorded(self._task(block, records))
-            if record is None:
+            record = self.state.read(block, len(records))
+            if record is None or not self._is_next(record, block, records):
                 break
             records.append(record)
         return records
 
-    def _task(self, block: int, records: Sequence[Record]) -> _Task:
-        """What follows after these records of a block."""
-        stage, ids = len(records), self._ids(block)
-        places = np.flatnonzero(Findings.of(records).standing) if records else np.arange(len(ids))
-        after = records[-1].fingerprint if records else self.header.fingerprint
-        label = self.labels[stage]
-        return _Task(block, stage, label, stage_seed(self.header.seed, block, stage, label), after, ids[places], places)
+    def _is_next(self, record: Record, block: int, records: list[Record]) -> bool:
+        expected = self._expected(block, records)
+        same = all(getattr(record, name) == getattr(expected, name) for name in ("label", "seed", "after"))
+        return same and np.array_equal(record.ids, expected.ids)
 
-    def _recorded(self, task: _Task) -> Record | None:
-        record = self.ledger.read(task.block, task.stage)
-        return record if record is not None and task.is_done_by(record) else None
+    def _expected(self, block: int, records: list[Record]) -> Record:
+        """Return the record that follows these of a block, without the part that the sub-attack determines."""
+        number, label = len(records), self.labels[len(records)]
+        after = records[-1].fingerprint if records else self.evaluation.identity.fingerprint
+        ids, seed = self._ids(block)[self._indices(block, records)], self.evaluation.seed
+        none, images = np.empty(0, np.int64), np.empty(0, np.float32)
+        return Record(block, number, label, sub_attack_seed(seed, block, number, label), after, ids, none, none, images)
 
-    def _run(self, task: _Task, x: Tensor, y: Tensor) -> Record:
-        """Do a task; `x` and `y` are those of the whole block."""
-        before, started = replace(self.search.passes), time.perf_counter()
-        places = torch.from_numpy(task.places).to(x.device)
-        x, y = x[places], y[places]
-        if task.stage == 0 or len(x) == 0:
+    def _indices(self, block: int, records: list[Record]) -> NDArray[np.int64]:
+        """Return which samples of a block the next sub-attack runs on."""
+        return np.flatnonzero(BlockResult.of(records).robust) if records else np.arange(len(self._ids(block)))
+
+    def _run_sub_attack(self, block: int, records: list[Record], x: Tensor, y: Tensor) -> Record:
+        """Make the record that follows; `x` and `y` are those of the whole block."""
+        expected, before, started = self._expected(block, records), replace(self.search.passes), time.perf_counter()
+        indices = torch.from_numpy(self._indices(block, records)).to(x.device)
+        x, y = x[indices], y[indices]
+        if not records or len(x) == 0:
             predictions, x_adv = self._predict(x), x[:0]
         else:
-            x_adv, fooled = run_sub_attack(self.attacks[task.stage - 1], self.search, x, y, task.seed)
-            _check_reach(self.attacks[task.stage - 1], x[fooled], x_adv[fooled])
+            attack = self.evaluation.sub_attacks[len(records) - 1]
+            x_adv, fooled = run_sub_attack(attack, self.search, x, y, expected.seed)
+            _check_distance(attack, x[fooled], x_adv[fooled])
             predictions = y.clone()
             predictions[fooled] = self._predict(x_adv[fooled])
             x_adv = x_adv[predictions != y]
-        after = self.search.passes
-        return Record(
-            task.block,
-            task.stage,
-            task.label,
-            task.seed,
-            task.after,
-            task.ids,
-            y.cpu().numpy(),
-            predictions.cpu().numpy(),
-            x_adv.cpu().numpy(),
-            after.forward - before.forward,
-            after.backward - before.backward,
-            after.exact - before.exact,
-            self._note(time.perf_counter() - started, x.device),
+        passes = self.search.passes - before
+        return replace(
+            expected,
+            labels=y.cpu().numpy(),
+            predictions=predictions.cpu().numpy(),
+            x_adv=x_adv.cpu().numpy(),
+            forward=passes.forward,
+            backward=passes.backward,
+            exact=passes.exact,
+            note={
+                "worker": f"process {os.getpid()} on {platform.node()}",
+                "device": x.device.type,
+                "threads": torch.get_num_threads(),
+                "torch": torch.__version__,
+                "seconds": time.perf_counter() - started,
+            },
         )
 
     @cached_property
@@ -276,87 +275,66 @@ class _Worker:
         The first call decides how all others are computed. All workers make it with the first samples of the
         evaluation, so that their records are equal whichever block they begin with.
         """
-        search = self.attack.search_model(self.model, self.header.precision)
-        probes, _ = self.samples.fetch(self.samples.ids[:_PROBES])
-        with torch.no_grad(), frozen(self.model):
+        samples = self.evaluation.samples
+        search = self.evaluation.attack.search_model(self.evaluation.model, self.evaluation.precision)
+        probes, _ = samples.fetch(samples.ids[:_PROBES])
+        with torch.no_grad(), frozen(self.evaluation.model):
             search(probes)
         return search
 
     def _predict(self, x: Tensor) -> Tensor:
-        """Class of each image by the untouched model, (N,) int64; `NO_PREDICTION` where the logits are not finite."""
+        """Return the class of each image by the unmodified model, (N,) int64; `NO_PREDICTION` if it is undefined."""
         parts = [torch.empty(0, dtype=torch.int64, device=x.device)]
-        with torch.no_grad(), frozen(self.model):
-            for first in range(0, len(x), _FORWARD_AT_ONCE):
-                logits = self.search.exact(x[first : first + _FORWARD_AT_ONCE])
-                parts.append(predicted(logits))
+        with torch.no_grad(), frozen(self.evaluation.model):
+            parts += [predicted(self.search.exact(part)) for part in torch.split(x, _BATCH_SIZE) if len(part)]
         return torch.cat(parts)
 
     def _ids(self, block: int) -> NDArray[np.int64]:
-        return self.samples.ids[block * self.header.block_size : (block + 1) * self.header.block_size]
+        size = self.evaluation.block_size
+        return self.evaluation.samples.ids[block * size : (block + 1) * size]
 
-    def _counts(self, blocks: Sequence[int]) -> tuple[int, int]:
-        """Robust and judged samples."""
-        parts = [self.done[block] for block in blocks]
-        return sum(int(np.count_nonzero(part.standing)) for part in parts), sum(len(part.ids) for part in parts)
-
-    def _note(self, seconds: float, device: torch.device) -> dict[str, object]:
-        return {
-            "worker": f"process {os.getpid()} on {platform.node()}",
-            "device": device.type,
-            "threads": torch.get_num_threads(),
-            "torch": torch.__version__,
-            "seconds": seconds,
-        }
-
-    def _greet(self) -> None:
+    def _report_start(self) -> None:
         total = self.blocks * len(self.labels)
-        partial = {block for block, _ in self.ledger.recorded()} - self.done.keys()
-        self.found = len(self.done) * len(self.labels) + sum(len(self._chain(block)) for block in partial)
-        if self.found == total:
-            self.say(f"{self.ledger}: all {total} records found")
-        elif self.found:
-            self.say(f"{self.ledger}: {self.found} of {total} records found, continuing")
-        else:
-            self.say(f"{self.ledger}: new, {total} records to make")
+        partial = {block for block, _ in self.state.recorded()} - self.done.keys()
+        self.found = len(self.done) * len(self.labels) + sum(len(self._records(block)) for block in partial)
+        self.progress(f"{self.state}: {self.found} of {total} records found")
 
-    def _tell(self, record: Record, findings: Findings) -> None:
-        robust, judged = self._counts([block for block in self.done if block != record.block])
-        robust, judged = robust + int(np.count_nonzero(findings.standing)), judged + len(findings.ids)
-        made = max(1, len(self.ledger.recorded()) - self.found)  # by all workers
+    def _report(self, records: list[Record]) -> None:
+        """Report the newest record of a block."""
+        record = records[-1]
+        counts = (self.counts | {record.block: _counts(records)}).values()
+        robust, evaluated = sum(count[0] for count in counts), sum(count[1] for count in counts)
+        made = max(1, len(self.state.recorded()) - self.found)  # by all workers
         left = self.blocks * len(self.labels) - self.found - made
         seconds = (time.perf_counter() - self.started) / made * left
-        self.say(
+        self.progress(
             f"block {record.block + 1} of {self.blocks}, {record.label}: {np.count_nonzero(record.fooled)} of "
-            f"{len(record.ids)} misclassified; robust so far {robust} of {judged} ({100 * robust / judged:.1f} %); "
+            f"{len(record.ids)} misclassified; robust so far {robust} of {evaluated} "
+            f"({100 * robust / evaluated:.1f} %); "
             + (f"at most about {duration(seconds)} left" if left > 0 else "nothing left")
         )
 
-    def _tell_whom_we_wait_for(self) -> None:
-        holders = {block: self.ledger.holder(block) for block in range(self.blocks) if block not in self.done}
-        text = "; ".join(f"block {block + 1}: {holder}" for block, holder in holders.items() if holder)
+    def _report_waiting(self) -> None:
+        owners = {block: self.state.owner(block) for block in range(self.blocks) if block not in self.done}
+        text = "; ".join(f"block {block + 1}: {owner}" for block, owner in owners.items() if owner)
         if text:
-            self.say(f"waiting for {text}")
+            self.progress(f"waiting for {text}")
 
 
-def _check_reach(attack: Attack, x: Tensor, x_adv: Tensor) -> None:
-    """Let no image outside the threat model into a record."""
+def _counts(records: list[Record]) -> tuple[int, int]:
+    """Return the numbers of robust and of evaluated samples of a block."""
+    robust = BlockResult.of(records).robust
+    return int(np.count_nonzero(robust)), len(robust)
+
+
+def _check_distance(attack: Attack, x: Tensor, x_adv: Tensor) -> None:
+    """Refuse images outside the threat model."""
     if len(x) == 0:
         return
     largest = float(geometry_of(attack.norm).size(x_adv - x).max())
     low, high = attack.bounds or (-math.inf, math.inf)
     if not largest <= attack.radius * (1 + _ROUNDING) or not bool(((x_adv >= low) & (x_adv <= high)).all()):
         raise ValueError(
-            f"{attack.label} must stay within {attack.radius:g} ({attack.norm}) and within its bounds, but went "
-            f"{largest:g} far or left the bounds. This is a mistake in the attack; use another one."
+            f"Images of {attack.label} must be within {attack.radius:g} ({attack.norm}) and within its bounds, got a "
+            f"distance of {largest:g} or pixels out of bounds. This is an error of the attack. Use another one."
         )
-
-
-def _check(attack: Attack, samples: Samples, block_size: int) -> None:
-    if block_size < 1:
-        raise ValueError(f"A block needs at least one sample, but block_size={block_size}. Usual is 500.")
-    if len(samples) == 0:
-        raise ValueError("A verdict needs at least one sample, but there is none. Give some.")
-    if len(np.unique(samples.ids)) < len(samples):
-        raise ValueError("A sample counts once, but some ids occur twice. Give each id once.")
-    if len(attack.sub_attacks()) > _MOST_STAGES:
-        raise ValueError(f"An attack may have {_MOST_STAGES} stages, but has {len(attack.sub_attacks())}. Give fewer.")

@@ -1,44 +1,41 @@
-"""What an evaluation is about: everything that its records depend on."""
+"""The identity of an evaluation: everything that its records depend on."""
 
 import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from lightning_paf.attacks import Attack
 from lightning_paf.evaluation.samples import Samples
 from lightning_paf.speed.search_model import Precision
-from lightning_paf.utils.hashing import (
-    code_fingerprint,
-    sample_fingerprints,
-    tensor_bytes,
-    weights_fingerprint,
-)
+from lightning_paf.utils.hashing import code_fingerprint, sample_fingerprints, tensor_bytes, weights_fingerprint
 
-_FORMAT = 1
+if TYPE_CHECKING:
+    from lightning_paf.evaluation.evaluate import Evaluation
+
+_FORMAT = 2
 _ABSENT = "nothing"
 
 
 @dataclass(frozen=True)
-class Header:
-    """What an evaluation is about. Two evaluations with equal headers find the same, so they may share a ledger.
+class Identity:
+    """Everything that the records of an evaluation depend on. Evaluations of equal identity may share a state.
 
     Attributes:
         model: Fingerprint of weights and buffers.
-        network: Fingerprint of what the weights do not show: the modules as printed, the buffers outside checkpoints.
+        network: Fingerprint of the printed modules and of the buffers that checkpoints do not hold.
         data: Fingerprint of every image and label, with its id, in order.
         samples: Number of samples.
-        attack: What the attack says of itself: class, norm, eps, ...
-        stages: The same of each of its stages, with their labels.
-        block_size: Samples a block.
+        attack: `Attack.describe()`: class, norm, eps, ...
+        sub_attacks: The same for each sub-attack, with its label.
+        block_size: Samples per block.
         seed: Seed of the evaluation.
-        precision: Of the search.
-        code: Fingerprint of the judging code.
-        format: Version of the ledger's files.
+        precision: Precision of the search.
+        code: Fingerprint of the evaluation code.
+        format: Version of the files of the state.
     """
 
     model: str
@@ -46,7 +43,7 @@ class Header:
     data: str
     samples: int
     attack: Mapping[str, Any]
-    stages: Sequence[Mapping[str, Any]]
+    sub_attacks: Sequence[Mapping[str, Any]]
     block_size: int
     seed: int
     precision: Precision
@@ -54,34 +51,23 @@ class Header:
     format: int = _FORMAT
 
     @classmethod
-    def of(
-        cls, model: nn.Module, attack: Attack, samples: Samples, *, seed: int, block_size: int, precision: Precision
-    ) -> "Header":
-        """The header of an evaluation; reads every sample once.
-
-        Args:
-            model: Images to logits.
-            attack: With all its settings.
-            samples: What is judged.
-            seed: Of the evaluation.
-            block_size: Samples a block.
-            precision: Of the search.
-        """
+    def of(cls, evaluation: "Evaluation") -> "Identity":
+        """Compute the identity of an evaluation; reads every sample once."""
         return cls(
-            model=weights_fingerprint(model),
-            network=network_fingerprint(model),
-            data=_data_fingerprint(samples, block_size),
-            samples=len(samples),
-            attack=attack.describe(),
-            stages=[{"label": stage.label, **stage.describe()} for stage in attack.sub_attacks()],
-            block_size=block_size,
-            seed=seed,
-            precision=precision,
+            model=weights_fingerprint(evaluation.model),
+            network=network_fingerprint(evaluation.model),
+            data=_data_fingerprint(evaluation.samples, evaluation.block_size),
+            samples=len(evaluation.samples),
+            attack=evaluation.attack.describe(),
+            sub_attacks=[{"label": attack.label, **attack.describe()} for attack in evaluation.sub_attacks],
+            block_size=evaluation.block_size,
+            seed=evaluation.seed,
+            precision=evaluation.precision,
             code=code_fingerprint(),
         )
 
     def content(self) -> dict[str, Any]:
-        """The header as JSON would give it back."""
+        """Return the identity as JSON would return it."""
         content: dict[str, Any] = json.loads(json.dumps(asdict(self), default=str))
         return content
 
@@ -90,46 +76,46 @@ class Header:
         """SHA-256 of the content, in hexadecimal digits."""
         return content_fingerprint(self.content())
 
-    def identity(self, **more: Any) -> str:
-        """Fingerprint of the evaluation whatever the version of the code, in hexadecimal digits.
+    def of_result(self, stop: str | None) -> str:
+        """Return the fingerprint of the result, independent of the version of the code, in hexadecimal digits.
 
         Args:
-            **more: Other settings that the result depends on, as plain values.
+            stop: Description of the stop rule.
         """
-        return content_fingerprint({**self.content(), "code": None, "format": None, **more})
+        return content_fingerprint({**self.content(), "code": None, "format": None, "stop": stop})
 
 
 def content_fingerprint(content: Mapping[str, Any]) -> str:
-    """SHA-256 of plain values, whatever the order of their names."""
+    """Return the SHA-256 of plain values, independent of the order of their names."""
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def check_same(here: Mapping[str, Any], there: Mapping[str, Any], name: str) -> None:
-    """Refuse to continue another evaluation.
+    """Refuse to resume another evaluation.
 
     Args:
-        here: Content of this evaluation's header.
-        there: Content of the ledger's header.
-        name: What to call the ledger.
+        here: Content of this evaluation's identity.
+        there: Content of the state's identity.
+        name: Description of the state.
 
     Raises:
-        ValueError: They differ; it names every difference.
+        ValueError: They differ; every difference is named.
     """
     mine, its = _flat(here), _flat(there)
     differences = [
-        f"{field}: here {mine.get(field, _ABSENT)}, ledger {its.get(field, _ABSENT)}"
+        f"{field}: here {mine.get(field, _ABSENT)}, state {its.get(field, _ABSENT)}"
         for field in sorted({*mine, *its})
         if mine.get(field, _ABSENT) != its.get(field, _ABSENT)
     ]
     if differences:
         raise ValueError(
-            f"{name} belongs to another evaluation: {'; '.join(differences)}. Give another folder for the ledger, or "
-            "the same checkpoint, data, attack, settings and version of the code as before."
+            f"{name} belongs to another evaluation: {'; '.join(differences)}. Pass another folder for the state, or "
+            "use the same checkpoint, data, attack, settings and version of the code as before."
         )
 
 
 def network_fingerprint(model: nn.Module) -> str:
-    """Fingerprint of what a model is apart from its state dict, in hexadecimal digits.
+    """Return the fingerprint of a model apart from its state dict, in hexadecimal digits.
 
     The same weights give another classifier with another activation function, or with another normalisation of the
     images, which checkpoints do not hold.
@@ -141,15 +127,15 @@ def network_fingerprint(model: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def _data_fingerprint(samples: Samples, at_once: int) -> str:
+def _data_fingerprint(samples: Samples, batch_size: int) -> str:
     digest = hashlib.sha256(samples.ids.astype("<i8").tobytes())
-    for first in range(0, len(samples), at_once):
-        digest.update(sample_fingerprints(*samples.fetch(samples.ids[first : first + at_once])).tobytes())
+    for first in range(0, len(samples), batch_size):
+        digest.update(sample_fingerprints(*samples.fetch(samples.ids[first : first + batch_size])).tobytes())
     return digest.hexdigest()
 
 
 def _flat(content: Any, name: str = "") -> dict[str, str]:
-    """Nested values under names such as `stages.1.steps`."""
+    """Nested values under names such as `sub_attacks.1.steps`."""
     if isinstance(content, list) and any(isinstance(part, dict) for part in content):
         content = dict(enumerate(content))
     if not isinstance(content, dict):

@@ -1,148 +1,283 @@
-"""What one evaluation found, sample by sample, and its file."""
+"""The result of an evaluation, sample by sample, and its file."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from enum import IntEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
 
+from lightning_paf.evaluation.record import Record
+from lightning_paf.evaluation.state import State
 from lightning_paf.evaluation.statistics import Accuracy, exact_accuracy
 from lightning_paf.evaluation.stopping import Interval, anytime_interval
 from lightning_paf.runs.weights_origin import WeightsOrigin
 from lightning_paf.utils.files import write_whole
 
 if TYPE_CHECKING:
-    from lightning_paf.evaluation.judgement import Judgement
+    from lightning_paf.evaluation.evaluate import Evaluation
+
+NOT_FOOLED = -1
+_PER_SAMPLE: Mapping[str, type] = {
+    "ids": np.int64,
+    "labels": np.int64,
+    "predictions": np.int64,
+    "adversarial": np.int64,
+    "fooled_by": np.int8,
+}
+_OLD_NAMES = {"verdicts": "outcomes", "broken_by": "fooled_by", "stages": "sub_attacks", "broken": "fooled"}
 
 
-class Verdict(IntEnum):
-    """Fate of one sample; the larger, the worse, so that ranks combine by the maximum."""
+def _unknown() -> NDArray[Any]:
+    return np.empty(0, np.int64)
 
-    NOT_JUDGED = 0
+
+class Outcome(IntEnum):
+    """Outcome of one sample; ranks combine by the maximum."""
+
+    NOT_EVALUATED = 0
     ROBUST = 1
-    BROKEN = 2
-    CLEAN_ERROR = 3
+    FOOLED = 2
+    MISCLASSIFIED = 3
 
 
 @dataclass(frozen=True)
-class StageSummary:
-    """What one stage did.
+class SubAttackSummary:
+    """Counts of one sub-attack.
 
     Attributes:
-        label: `clean`, or the attack's label.
-        attacked: Samples that it met.
-        broken: Those that were misclassified after it.
+        label: `clean`, or the label of the sub-attack.
+        attacked: Samples that it was run on.
+        fooled: Samples that were misclassified after it.
         forward: Images passed forward by the search.
         backward: Images passed backward.
-        exact: Images passed forward by the untouched model in float32.
-        seconds: Time, summed over workers.
+        exact: Images passed forward by the unmodified model in float32.
+        seconds: Duration, summed over workers.
     """
 
     label: str
     attacked: int
-    broken: int
+    fooled: int
     forward: int
     backward: int
     exact: int
     seconds: float
 
+    @classmethod
+    def of(cls, records: Sequence[Record]) -> "SubAttackSummary":
+        """Add up the records that one sub-attack has made of several blocks."""
+        fooled = sum(int(np.count_nonzero(record.fooled)) for record in records)
+        return cls(
+            records[0].label,
+            sum(len(record.ids) for record in records),
+            fooled,
+            sum(record.forward for record in records),
+            sum(record.backward for record in records),
+            sum(record.exact for record in records),
+            sum(float(record.note.get("seconds", 0.0)) for record in records),
+        )
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, eq=False)
+class BlockResult:
+    """Result of one block, from its records so far.
+
+    Attributes:
+        labels: Labels of the samples, (n,) int64.
+        predictions: Class of each image, (n,) int64; -1 where the logits are not finite.
+        adversarial: Class of each adversarial image, or of the image itself where there is none; (n,) int64.
+        fooled_by: Index of the sub-attack that fooled the model, (n,) int8; `NOT_FOOLED` for none.
+    """
+
+    labels: NDArray[np.int64]
+    predictions: NDArray[np.int64]
+    adversarial: NDArray[np.int64]
+    fooled_by: NDArray[np.int8]
+
+    @classmethod
+    def of(cls, records: Sequence[Record]) -> "BlockResult":
+        """Combine the records of one block in the order of the sub-attacks; at least that of the clean images."""
+        clean = records[0]
+        adversarial, fooled_by = clean.predictions.copy(), np.full(len(clean.ids), NOT_FOOLED, np.int8)
+        for record in records[1:]:
+            attacked = np.flatnonzero(adversarial == clean.labels)
+            fooled_by[attacked[record.fooled]] = record.sub_attack
+            adversarial[attacked] = record.predictions
+        return cls(clean.labels, clean.predictions, adversarial, fooled_by)
+
+    @property
+    def robust(self) -> NDArray[np.bool_]:
+        """Which samples no sub-attack so far has fooled, (n,)."""
+        return np.equal(self.adversarial, self.labels)
+
+    @property
+    def outcomes(self) -> NDArray[np.uint8]:
+        """`Outcome` of each sample, (n,)."""
+        attacked = np.where(self.robust, Outcome.ROBUST, Outcome.FOOLED)
+        return np.where(self.predictions == self.labels, attacked, Outcome.MISCLASSIFIED).astype(np.uint8)
+
+
+class ClassRow(NamedTuple):
+    """Counts of one class: evaluated samples, correctly classified ones, robust ones."""
+
+    label: int
+    evaluated: int
+    clean: int
+    robust: int
+
+
+@dataclass(frozen=True, eq=False)
 class EvaluationResult:
-    """Clean and robust accuracy of one model under one attack.
+    """Clean and robust accuracy of one model under one attack, sample by sample.
 
     Attributes:
         name: As in `test/acc_{name}`.
-        attack: What the attack says of itself: class, norm, eps, steps, ...
-        verdicts: One `Verdict` a sample; samples that were not judged are 0.
-        seconds: Time inside the attack, summed over processes.
-        ids: Number in the dataset of each entry of `verdicts`, int64; None where they are 0, 1, 2, ...
-        labels: Label of each entry, int64; None where it is not known.
-        broken_by: Index into `stages` of what broke each entry, int8, -1 for nothing; None where it is not known.
-        stages: What each stage did, first `clean`; empty where it is not known.
-        fingerprints: Of `model`, `network`, `data` and `code`.
-        seed: Of the attack; None where it is not known.
-        precision: Of the search; every success is confirmed in float32.
-        total: Samples asked for, also where a stop rule ended the evaluation before; None where it is not known.
-        weights: Origin of the evaluated weights; None where it is not known.
-        identity: Fingerprint of everything that makes two evaluations the same one, but for the code; None where it is
-            not known.
+        attack: `Attack.describe()`: class, norm, eps, steps, ...
+        outcomes: `Outcome` of each sample, (n,) uint8.
+        seconds: Duration of the sub-attacks, summed over processes.
+        ids: Index in the dataset of each sample, int64; by default 0, 1, 2, ...
+        labels: Label of each sample, int64; empty if unknown.
+        predictions: Class of each image, int64, -1 where the logits are not finite; empty if unknown.
+        adversarial: Class of each adversarial image, or of the image itself where there is none; empty if unknown.
+        fooled_by: Index into `sub_attacks` of the one that fooled the model, int8, -1 for none; empty if unknown.
+        sub_attacks: Summary of each sub-attack, first `clean`; empty if unknown.
+        fingerprints: Fingerprints of `model`, `network`, `data` and `code`.
+        seed: Seed of the evaluation; None if unknown.
+        precision: Precision of the search; every success is confirmed in float32.
+        total: Samples that the evaluation is about; more than `evaluated` after an early stop; None if unknown.
+        weights: Origin of the evaluated weights; None if unknown.
+        identity: Fingerprint of everything that the result depends on, except the code; None if unknown.
+        dataset: Name of the data.
+        checkpoint: File of the evaluated weights; not saved.
+        evaluation: Model, attack and samples; None for a loaded result.
+        state: Holds the adversarial images; None for a loaded result.
     """
 
     name: str
     attack: Mapping[str, Any]
-    verdicts: npt.NDArray[np.uint8]
+    outcomes: NDArray[np.uint8]
     seconds: float
-    ids: npt.NDArray[np.int64] | None = None
-    labels: npt.NDArray[np.int64] | None = None
-    broken_by: npt.NDArray[np.int8] | None = None
-    stages: tuple[StageSummary, ...] = ()
+    ids: NDArray[np.int64] = field(default_factory=_unknown)
+    labels: NDArray[np.int64] = field(default_factory=_unknown)
+    predictions: NDArray[np.int64] = field(default_factory=_unknown)
+    adversarial: NDArray[np.int64] = field(default_factory=_unknown)
+    fooled_by: NDArray[np.int8] = field(default_factory=_unknown)
+    sub_attacks: tuple[SubAttackSummary, ...] = ()
     fingerprints: Mapping[str, str] = field(default_factory=dict)
     seed: int | None = None
     precision: str = "fp32"
     total: int | None = None
     weights: WeightsOrigin | None = None
     identity: str | None = None
+    dataset: str = "unnamed"
+    checkpoint: Path | None = None
+    evaluation: "Evaluation | None" = field(default=None, repr=False)
+    state: State | None = field(default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        if not len(self.ids):
+            object.__setattr__(self, "ids", np.arange(len(self.outcomes)))
 
     @classmethod
-    def from_judgement(
-        cls, name: str, judgement: "Judgement", weights: WeightsOrigin | None = None, identity: str | None = None
+    def of(
+        cls, evaluation: "Evaluation", state: State, blocks: Sequence[Sequence[Record]], stop: str | None
     ) -> "EvaluationResult":
-        """What `judge` found, without the images."""
-        header = judgement.header
+        """Combine the records of the first blocks.
+
+        Args:
+            evaluation: What the records are about.
+            state: Where they are kept.
+            blocks: All records of each block.
+            stop: Description of the stop rule.
+        """
+        parts = [BlockResult.of(records) for records in blocks]
+        sub_attacks = tuple(SubAttackSummary.of(records) for records in zip(*blocks, strict=True))
+        names = ("labels", "predictions", "adversarial", "fooled_by")
+        columns: dict[str, Any] = {name: np.concatenate([getattr(part, name) for part in parts]) for name in names}
+        identity = evaluation.identity
         return cls(
-            name,
-            header.attack,
-            judgement.verdicts,
-            sum(stage.seconds for stage in judgement.stages),
-            judgement.ids,
-            judgement.labels,
-            judgement.broken_by,
-            judgement.stages,
-            {part: getattr(header, part) for part in ("model", "network", "data", "code")},
-            header.seed,
-            header.precision,
-            judgement.total,
-            weights,
-            identity,
+            evaluation.attack.label,
+            identity.attack,
+            np.concatenate([part.outcomes for part in parts]),
+            sum(summary.seconds for summary in sub_attacks),
+            np.concatenate([records[0].ids for records in blocks]),
+            **columns,
+            sub_attacks=sub_attacks,
+            fingerprints={part: getattr(identity, part) for part in ("model", "network", "data", "code")},
+            seed=evaluation.seed,
+            precision=evaluation.precision,
+            total=len(evaluation.samples),
+            identity=identity.of_result(stop),
+            evaluation=evaluation,
+            state=state,
         )
 
     @property
-    def judged(self) -> int:
-        """Number of samples judged."""
-        return int(np.count_nonzero(self.verdicts != Verdict.NOT_JUDGED))
+    def evaluated(self) -> int:
+        """Number of evaluated samples."""
+        return int(np.count_nonzero(self.outcomes != Outcome.NOT_EVALUATED))
 
     @property
     def clean(self) -> Accuracy:
-        """Clean accuracy on the judged samples."""
-        errors = int(np.count_nonzero(self.verdicts == Verdict.CLEAN_ERROR))
-        return exact_accuracy(self.judged - errors, self.judged)
+        """Clean accuracy on the evaluated samples, with its 95 % interval."""
+        return exact_accuracy(self.evaluated - self._count(Outcome.MISCLASSIFIED), self.evaluated)
 
     @property
     def robust(self) -> Accuracy:
-        """Accuracy under the attack on the judged samples; a clean error counts as broken."""
-        return exact_accuracy(int(np.count_nonzero(self.verdicts == Verdict.ROBUST)), self.judged)
+        """Robust accuracy on the evaluated samples, with its 95 % interval; a misclassified sample is not robust."""
+        return exact_accuracy(self._count(Outcome.ROBUST), self.evaluated)
 
     @property
     def anytime(self) -> Interval | None:
-        """Where a stop rule has ended the evaluation: interval of the robust accuracy on all samples asked for.
+        """Interval of the robust accuracy on all samples, after an early stop; otherwise None.
 
-        Unlike the one of `robust`, it stays valid although the end depended on what had been seen; see `sequential`.
+        Unlike the interval of `robust`, it is valid although the stop depended on the outcomes.
         """
-        if self.total is None or self.judged == self.total:
+        if self.total is None or self.evaluated == self.total:
             return None
-        return anytime_interval(self.robust.correct, self.judged, self.total)
+        return anytime_interval(self.robust.correct, self.evaluated, self.total)
+
+    def per_class(self) -> list[ClassRow]:
+        """Return the counts of each class with evaluated samples, in order; nothing without labels."""
+        rows = []
+        for label in np.unique(self.labels[self.outcomes != Outcome.NOT_EVALUATED] if len(self.labels) else []):
+            counts = np.bincount(self.outcomes[self.labels == label], minlength=len(Outcome)).tolist()
+            evaluated = sum(counts) - counts[Outcome.NOT_EVALUATED]
+            rows.append(ClassRow(int(label), evaluated, evaluated - counts[3], counts[Outcome.ROBUST]))
+        return rows
+
+    def examples(self) -> Iterator[tuple[NDArray[np.int64], Tensor]]:
+        """Yield ids (k,) and adversarial images (k, C, H, W) of the fooled samples, by block, in the order of `ids`.
+
+        Raises:
+            ValueError: The result was loaded from a file, or its state has lost a record.
+        """
+        if self.evaluation is None or self.state is None:
+            raise ValueError("Adversarial images are in the state, not in a result file. Run the evaluation again.")
+        index = {sample: number for number, sample in enumerate(self.ids.tolist())}
+        for block in range(-(-len(self.ids) // self.evaluation.block_size)):
+            records = [self.state.read(block, number) for number in range(1, len(self.sub_attacks))]
+            if None in records:
+                raise ValueError(f"{self.state} has lost a record of block {block}. Run the evaluation again.")
+            ids = np.concatenate([record.ids[record.fooled] for record in records if record])
+            if len(ids):
+                images = np.concatenate([record.x_adv for record in records if record and len(record.x_adv)])
+                order = np.argsort([index[sample] for sample in ids.tolist()])
+                yield ids[order], torch.from_numpy(images[order])
 
     def save(self, path: Path) -> None:
-        """Write a JSON file, whole or not at all."""
+        """Write a JSON file atomically."""
         path.parent.mkdir(parents=True, exist_ok=True)
+        weights = self.weights and {**self.weights.content(), "weights": self.fingerprints.get("model")}
         content = {
             "name": self.name,
             "attack": dict(self.attack),
+            "dataset": self.dataset,
             "clean": {**asdict(self.clean), "accuracy": self.clean.value},
             "robust": {**asdict(self.robust), "accuracy": self.robust.value},
             "anytime": None if self.anytime is None else asdict(self.anytime),
@@ -152,42 +287,43 @@ class EvaluationResult:
             "precision": self.precision,
             "total": self.total,
             "identity": self.identity,
-            "checkpoint": None if self.weights is None else self._checkpoint(self.weights),
+            "checkpoint": weights,
             "fingerprints": dict(self.fingerprints),
-            "stages": [asdict(stage) for stage in self.stages],
-            "verdict_codes": {verdict.name.lower(): int(verdict) for verdict in Verdict},
-            "verdicts": "".join(str(int(verdict)) for verdict in self.verdicts),
-            **{name: None if (array := getattr(self, name)) is None else array.tolist() for name in _PER_SAMPLE},
+            "sub_attacks": [asdict(summary) for summary in self.sub_attacks],
+            "outcome_codes": {outcome.name.lower(): int(outcome) for outcome in Outcome},
+            "outcomes": "".join(map(str, self.outcomes.tolist())),
+            **{name: getattr(self, name).tolist() or None for name in _PER_SAMPLE},
         }
         fields = ",\n".join(f"  {json.dumps(name)}: {json.dumps(value)}" for name, value in content.items())
         write_whole(path, f"{{\n{fields}\n}}\n".encode())  # a field a line: arrays of 10,000 do not fill the screen
 
     @classmethod
     def load(cls, path: Path) -> "EvaluationResult":
-        """Read what `save` wrote, in this version or before there were ids, labels, stages and fingerprints."""
-        content = json.loads(path.read_text())
-        verdicts = np.array([int(code) for code in content["verdicts"]], dtype=np.uint8)
+        """Read the output of `save`, of this version or an earlier one; earlier ones have fewer fields.
+
+        Raises:
+            KeyError, TypeError, ValueError: The file is something else.
+        """
+        content = with_new_names(json.loads(path.read_text()))
+        names = ("seed", "precision", "total", "identity", "fingerprints", "dataset")
         arrays: dict[str, Any] = {
-            name: None if content.get(name) is None else np.array(content[name], dtype=kind)
-            for name, kind in _PER_SAMPLE.items()
+            name: np.array(content[name], kind) for name, kind in _PER_SAMPLE.items() if content.get(name) is not None
         }
         return cls(
             content["name"],
             content["attack"],
-            verdicts,
+            np.array([int(code) for code in content["outcomes"]], dtype=np.uint8),
             content["seconds"],
-            **arrays,
-            stages=tuple(StageSummary(**stage) for stage in content.get("stages", ())),
-            fingerprints=content.get("fingerprints", {}),
-            seed=content.get("seed"),
-            precision=content.get("precision", "fp32"),
-            total=content.get("total"),
+            sub_attacks=tuple(SubAttackSummary(**with_new_names(part)) for part in content.get("sub_attacks", ())),
             weights=WeightsOrigin.of_content(content.get("checkpoint")),
-            identity=content.get("identity"),
+            **{name: content[name] for name in names if name in content},
+            **arrays,
         )
 
-    def _checkpoint(self, weights: WeightsOrigin) -> dict[str, Any]:
-        return {**weights.content(), "weights": self.fingerprints.get("model")}
+    def _count(self, outcome: Outcome) -> int:
+        return int(np.count_nonzero(self.outcomes == outcome))
 
 
-_PER_SAMPLE: Mapping[str, type] = {"ids": np.int64, "labels": np.int64, "broken_by": np.int8}
+def with_new_names(content: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the content of a result file with the keys of this version."""
+    return {_OLD_NAMES.get(name, name): value for name, value in content.items()}

@@ -1,4 +1,4 @@
-"""The samples that a verdict is about."""
+"""The samples of an evaluation."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,12 +11,12 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Samples:
-    """Which samples are judged, in which order, and how to get them.
+    """Samples in the order of their evaluation, read on demand.
 
     Attributes:
-        ids: Their numbers in the dataset, (n,) int64, in the order of judging; none twice.
-        fetch: Gives for some of the ids the images, float32 (N, C, H, W) in [0, 1], and the labels, int64 (N,), both on
-            the device that judges. The same ids must always give the same images.
+        ids: Indices in the dataset, (n,) int64; none twice.
+        fetch: Maps some of the ids to images, float32 (N, C, H, W) in [0, 1], and labels, int64 (N,), both on the
+            device of the evaluation. Equal ids must give equal images.
     """
 
     ids: NDArray[np.int64]
@@ -26,16 +26,17 @@ class Samples:
         return len(self.ids)
 
     @classmethod
-    def of(cls, x: Tensor, y: Tensor) -> "Samples":
-        """All of some tensors, in their order.
+    def of(cls, x: Tensor, y: Tensor, device: torch.device | None = None) -> "Samples":
+        """Return all samples of some tensors, in their order.
 
         Args:
             x: Images (n, C, H, W), float32 in [0, 1].
             y: Labels (n,), int64.
+            device: Device of the evaluation; by default that of `x`.
         """
 
         def fetch(ids: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
-            places = torch.from_numpy(ids).to(x.device)
-            return x[places], y[places]
+            indices = torch.from_numpy(ids).to(x.device)
+            return x[indices].to(device), y[indices].to(device)
 
         return cls(np.arange(len(y)), fetch)

@@ -1,4 +1,4 @@
-"""Accuracy intervals that hold while samples are still being judged, and rules for stopping early."""
+"""Intervals of accuracy that hold during an evaluation, and rules for stopping it early."""
 
 import time
 from abc import ABC, abstractmethod
@@ -13,7 +13,7 @@ CONFIDENCE = 0.95
 """Coverage of the intervals of this package."""
 
 _ROUNDING = 1e-9
-"""Numbers of correct samples whose log-ratio is this near to the limit stay in the interval."""
+"""Tolerance of the log-ratio at the ends of an interval."""
 
 
 @dataclass(frozen=True)
@@ -41,19 +41,19 @@ class Interval:
         return f"[{100 * self.low:.1f}, {100 * self.high:.1f}] %"
 
 
-def anytime_interval(correct: int, judged: int, total: int, confidence: float = CONFIDENCE) -> Interval:
-    """Interval for the accuracy on a finite set of samples, of which some were judged in random order.
+def anytime_interval(correct: int, evaluated: int, total: int, confidence: float = CONFIDENCE) -> Interval:
+    """Return the interval for the accuracy on a finite set, of which some samples were evaluated in random order.
 
     The prior-posterior-ratio sequence of Waudby-Smith and Ramdas (2020, section 2) with the uniform prior on the number
     K of correct samples among all. Before the first sample the ratio `prior(K) / posterior(K)` is 1, and for the true K
     it is a martingale, so that by Ville's inequality it ever reaches `1 / (1 - confidence)` with a probability of at
     most `1 - confidence`. The interval holds all K where it is smaller. Hence the intervals at all times together cover
-    the truth with the probability `confidence`: one may look after each sample and stop for any reason. After the last
-    sample the interval is a point.
+    the truth with the probability `confidence`: a stop at any time and for any reason is valid. After the last sample
+    the interval is a point.
 
     Args:
-        correct: Samples judged correct so far.
-        judged: Samples judged so far; the first ones of a random order, drawn before anything was judged.
+        correct: Correct samples so far.
+        evaluated: Evaluated samples so far; the first ones of a random order.
         total: Samples in the set.
         confidence: Probability that no interval ever misses the accuracy on all `total` samples.
 
@@ -62,34 +62,33 @@ def anytime_interval(correct: int, judged: int, total: int, confidence: float = 
     """
     import numpy as np
 
-    if not 0 <= correct <= judged <= total or total < 1:
+    if not 0 <= correct <= evaluated <= total or total < 1:
         raise ValueError(
-            "An interval needs 0 <= correct <= judged <= total and total >= 1, but got "
-            f"{correct} correct of {judged} judged of {total}."
+            "Counts must satisfy 0 <= correct <= evaluated <= total and total >= 1, got "
+            f"{correct} correct of {evaluated} evaluated of {total}."
         )
     if not 0 < confidence < 1:
-        raise ValueError(f"confidence must lie between 0 and 1, but is {confidence}. Usual is {CONFIDENCE}.")
-    # Other numbers of correct samples contradict what was seen.
-    possible = np.arange(correct, total - (judged - correct) + 1)
+        raise ValueError(f"confidence must be between 0 and 1, got {confidence}. The default is {CONFIDENCE}.")
+    possible = np.arange(correct, total - (evaluated - correct) + 1)  # K that do not contradict the counts
     limit = -np.log1p(-confidence) + _ROUNDING
-    kept = possible[_log_ratio(possible, correct, judged, total) < limit]
+    kept = possible[_log_ratio(possible, correct, evaluated, total) < limit]
     return Interval(float(kept[0] / total), float(kept[-1] / total))  # the ratio is convex in K: no gaps
 
 
-def _log_ratio(successes: "NDArray[np.int64]", correct: int, judged: int, total: int) -> "NDArray[np.float64]":
-    """Logarithm of prior over posterior, for possible numbers of correct samples among all.
+def _log_ratio(successes: "NDArray[np.int64]", correct: int, evaluated: int, total: int) -> "NDArray[np.float64]":
+    """Return log(prior / posterior) for numbers of correct samples among all.
 
-    It is the probability of the counts under the prior, which is 1 / (judged + 1) for each count of correct samples,
+    It is the probability of the counts under the prior, which is 1 / (evaluated + 1) for each count of correct samples,
     over their hypergeometric probability.
     """
     import numpy as np
 
     hypergeometric = (
         _log_binomial(successes, correct)
-        + _log_binomial(total - successes, judged - correct)
-        - _log_binomial(np.asarray(total), judged)
+        + _log_binomial(total - successes, evaluated - correct)
+        - _log_binomial(np.asarray(total), evaluated)
     )
-    ratio: NDArray[np.float64] = -np.log(judged + 1.0) - hypergeometric
+    ratio: NDArray[np.float64] = -np.log(evaluated + 1.0) - hypergeometric
     return ratio
 
 
@@ -100,59 +99,28 @@ def _log_binomial(n: "NDArray[np.int64]", k: int) -> "NDArray[np.float64]":
     return result
 
 
-class ConfidenceSequence:
-    """The intersection of the `anytime_interval`s seen so far, which covers the truth just as often.
-
-    Should the intersection become empty, at least one interval has missed; the newest one is then the start of a new
-    intersection.
-
-    Args:
-        total: Samples in the set.
-        confidence: Probability that no interval ever misses the accuracy on all `total` samples.
-    """
-
-    def __init__(self, total: int, confidence: float = CONFIDENCE) -> None:
-        self.total = total
-        self.confidence = confidence
-        self.interval = anytime_interval(0, 0, total, confidence)
-
-    def update(self, correct: int, judged: int) -> Interval:
-        """Take the counts so far into account, and return the intersection.
-
-        Args:
-            correct: Samples judged correct so far.
-            judged: Samples judged so far.
-        """
-        new = anytime_interval(correct, judged, self.total, self.confidence)
-        low, high = max(self.interval.low, new.low), min(self.interval.high, new.high)
-        self.interval = Interval(low, high) if low <= high else new
-        return self.interval
-
-
 class StopRule(ABC):
-    """Decides after each block of samples whether enough were judged.
+    """Decides after each block whether to stop; the samples must come in random order.
 
-    The rules look at `anytime_interval` and not at its intersection over time, so that the answer depends on the counts
-    alone, and not on when the rule was asked before. The interval stays valid under every rule; the samples must come
-    in random order.
+    `anytime_interval` stays valid under every rule.
     """
 
     @property
     @abstractmethod
     def reason(self) -> str:
-        """Why the evaluation ended, when this rule has ended it."""
+        """Why this rule has stopped the evaluation."""
 
     @abstractmethod
-    def __call__(self, robust: int, judged: int, total: int) -> bool:
-        """Whether to stop.
+    def __call__(self, robust: int, evaluated: int, total: int) -> bool:
+        """Return whether to stop.
 
         Args:
-            robust: Samples that withstood all attacks so far.
-            judged: Samples judged so far.
+            robust: Robust samples so far.
+            evaluated: Evaluated samples so far.
             total: Samples in the set.
         """
 
-    def reset(self) -> None:  # noqa: B027  # most rules have nothing to forget
+    def reset(self) -> None:  # noqa: B027  # most rules have no state
         """Prepare for another evaluation."""
 
 
@@ -169,109 +137,49 @@ class HalfWidth(StopRule):
     def __init__(self, half_width: float = 0.01) -> None:
         if not 0 < half_width < 0.5:
             raise ValueError(
-                f"half_width must lie between 0 and 0.5, but is {half_width}. Write 0.01 for one percentage point."
+                f"half_width must be between 0 and 0.5, got {half_width}. Pass 0.01 for one percentage point."
             )
         self.half_width = half_width
 
     @property
     def reason(self) -> str:
-        """Why the evaluation ended, when this rule has ended it."""
+        """Why this rule has stopped the evaluation."""
         return f"robust accuracy known to ±{100 * self.half_width:g} points"
 
-    def __call__(self, robust: int, judged: int, total: int) -> bool:
-        """Whether to stop."""
-        return anytime_interval(robust, judged, total).half_width <= self.half_width
-
-
-class Decide(StopRule):
-    """Stops when it is clear whether the robust accuracy is above or below a value; wrong in at most 5 % of all cases.
-
-    Args:
-        above: The value, in [0, 1].
-
-    Raises:
-        ValueError: A value outside [0, 1].
-    """
-
-    def __init__(self, above: float) -> None:
-        if not 0 <= above <= 1:
-            raise ValueError(f"above must be an accuracy between 0 and 1, but is {above}. Write 0.55 for 55 %.")
-        self.above = above
-
-    @property
-    def reason(self) -> str:
-        """Why the evaluation ended, when this rule has ended it."""
-        return f"robust accuracy decided to be above or below {100 * self.above:g} %"
-
-    def __call__(self, robust: int, judged: int, total: int) -> bool:
-        """Whether to stop."""
-        return self.above not in anytime_interval(robust, judged, total)
+    def __call__(self, robust: int, evaluated: int, total: int) -> bool:
+        """Return whether to stop."""
+        return anytime_interval(robust, evaluated, total).half_width <= self.half_width
 
 
 class TimeLimit(StopRule):
-    """Stops when the time is up; what was judged until then has a valid interval, since it holds at every time.
+    """Stops when the time is up.
 
-    The clock starts at the first question, which is asked after the first block of samples, and takes no notice of
-    changes of the system's time.
+    The clock starts at the first call, after the first block of samples; changes of the system time have no influence.
 
     Args:
-        minutes: How long, positive.
+        minutes: Duration, positive.
 
     Raises:
-        ValueError: A time that is not positive.
+        ValueError: A duration that is not positive.
     """
 
     def __init__(self, minutes: float) -> None:
         if not minutes > 0:
-            raise ValueError(f"minutes must be positive, but is {minutes}. Give the time that you have.")
+            raise ValueError(f"minutes must be positive, got {minutes}. Pass e.g. 30.")
         self.minutes = minutes
         self._started: float | None = None
 
     @property
     def reason(self) -> str:
-        """Why the evaluation ended, when this rule has ended it."""
+        """Why this rule has stopped the evaluation."""
         return f"{self.minutes:g} minutes are over"
 
-    def __call__(self, robust: int, judged: int, total: int) -> bool:
-        """Whether to stop."""
-        del robust, judged, total
+    def __call__(self, robust: int, evaluated: int, total: int) -> bool:
+        """Return whether to stop."""
         if self._started is None:
             self._started = time.monotonic()
         return time.monotonic() - self._started >= 60 * self.minutes
 
     def reset(self) -> None:
-        """Stop the clock; the next question starts it again."""
+        """Stop the clock; the next call starts it again."""
         self._started = None
-
-
-class AnyOf(StopRule):
-    """Stops when any of several rules says so.
-
-    Args:
-        rules: At least one.
-
-    Raises:
-        ValueError: No rule.
-    """
-
-    def __init__(self, rules: list[StopRule]) -> None:
-        if not rules:
-            raise ValueError("AnyOf got no rule. List at least one.")
-        self.rules = rules
-
-    @property
-    def reason(self) -> str:
-        """Why the evaluation ended, when this rule has ended it."""
-        return ", or ".join(rule.reason for rule in self.rules)
-
-    def __call__(self, robust: int, judged: int, total: int) -> bool:
-        """Whether to stop."""
-        answers = [
-            rule(robust, judged, total) for rule in self.rules
-        ]  # of all: each clock starts at the first question
-        return any(answers)
-
-    def reset(self) -> None:
-        """Prepare all rules for another evaluation."""
-        for rule in self.rules:
-            rule.reset()

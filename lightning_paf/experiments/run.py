@@ -162,12 +162,11 @@ def _judged(task: Task, study: Study, arm: Arm) -> dict[str, Any]:
 def _robust(run: "Run", eps: float, samples: Any) -> dict[str, NDArray[np.bool_]]:
     """Whether each image withstands PGD (with the margin loss, three starts) and standard AutoAttack."""
     from lightning_paf.attacks import AutoAttack
-    from lightning_paf.evaluation.evaluate import judge
-    from lightning_paf.evaluation.state import MemoryLedger
+    from lightning_paf.evaluation import Evaluation, Outcome
 
     attacks = {"pgd": margin_pgd(eps), "autoattack": AutoAttack(eps, version="standard")}
     return {
-        name: judge(run.model, attack, samples, MemoryLedger(), block_size=JUDGED_AT_ONCE).standing
+        name: Evaluation(run.model, attack, samples, block_size=JUDGED_AT_ONCE).run().outcomes == Outcome.ROBUST
         for name, attack in attacks.items()
     }
 

@@ -31,8 +31,8 @@ def model_info(
         # The leaderboard takes the number of standard AutoAttack alone.
         if "AutoAttack" in str(result.attack.get("attack")) and result.attack.get("version") == "standard":
             robust = f"{100 * result.robust.value:.2f}"
-        if result.judged != STANDARD_TEST_SETS.get(data["dataset"]):
-            notes.append(f"Accuracies on {result.judged} test images.")
+        if result.evaluated != STANDARD_TEST_SETS.get(data["dataset"]):
+            notes.append(f"Accuracies on {result.evaluated} test images.")
     entry: dict[str, str | int | bool] = {
         "link": "",
         "name": "",

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from lightning.pytorch.utilities import rank_zero_info
 
-from lightning_paf.runs.claim import Holder, Lease, Watch, read_holder, take
+from lightning_paf.runs.claim import Claim, Heartbeats, Owner, read_owner, take
 from lightning_paf.utils.files import explained
 
 FILE = ".run.lock"
@@ -40,17 +40,17 @@ def locked(folder: Path) -> Iterator[Callable[[], None]]:
     try:
         with explained(folder, "a run folder"):
             folder.mkdir(parents=True, exist_ok=True)
-            lease = _wait_for(folder / FILE)
-        lease.on_loss = partial(check_owner, lease.path, lease.holder)
-        with lease:
-            yield lease.on_loss
+            claim = _wait_for(folder / FILE)
+        claim.on_loss = partial(check_owner, claim.path, claim.owner)
+        with claim:
+            yield claim.on_loss
     finally:
         with contextlib.suppress(OSError):  # not empty
             for path in created:
                 path.rmdir()
 
 
-def check_owner(path: Path, owner: Holder) -> None:
+def check_owner(path: Path, owner: Owner) -> None:
     """End this process, with a message, if a lock is not its own any more.
 
     Exceptions would not do: a training that fails writes to its folder while it ends.
@@ -59,10 +59,10 @@ def check_owner(path: Path, owner: Holder) -> None:
         path: File of the lock.
         owner: The lock as this process has taken it.
     """
-    if read_holder(path) == owner:
+    if read_owner(path) == owner:
         return
     time.sleep(_PAUSE)  # a process that looks for a dead owner moves the file for an instant
-    other = read_holder(path)
+    other = read_owner(path)
     if other == owner:
         return
     now = f"belongs to {_described(other)}" if other else "is gone"
@@ -75,13 +75,13 @@ def check_owner(path: Path, owner: Holder) -> None:
     os._exit(1)
 
 
-def _wait_for(path: Path) -> Lease:
+def _wait_for(path: Path) -> Claim:
     """Take the lock as soon as its owner is known to be dead; refuse as soon as it is known to be alive."""
-    watch, before = Watch(), read_holder(path)
+    heartbeats, before = Heartbeats(), read_owner(path)
     waits = False
-    while (lease := take(path, TIMEOUT, watch)) is None:
-        owner = read_holder(path)
-        if owner and not owner.is_dead() and (owner.is_near() or owner != before or watch.has_seen_heartbeat(path)):
+    while (claim := take(path, TIMEOUT, heartbeats)) is None:
+        owner = read_owner(path)
+        if owner and not owner.is_dead() and (owner.is_near() or owner != before or heartbeats.any_of(path)):
             raise ValueError(
                 f"A run folder must be used by one training at a time, but {path.parent} is in use by "
                 f"{_described(owner)}. Pass another --run, or stop that process first."
@@ -92,9 +92,9 @@ def _wait_for(path: Path) -> Lease:
         time.sleep(_PAUSE)
     if before:
         rank_zero_info(f"Taking over {path.parent} from {_described(before)}, which has stopped without releasing it.")
-    return lease
+    return claim
 
 
-def _described(owner: Holder) -> str:
+def _described(owner: Owner) -> str:
     command = "".join(letter if letter.isprintable() else "?" for letter in owner.command)
     return f"{owner} since {owner.since} ({command})"

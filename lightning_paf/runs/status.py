@@ -19,7 +19,7 @@ Life = Literal["not started", "alive", "finished", "stopped", "failed", "dead", 
 _CLAIM_SILENCE = 120.0
 _LONG = 60.0
 """Seconds without a step that are reported."""
-_RECORD = re.compile(r"block-\d+\.stage-\d+\.record")
+_RECORD = re.compile(r"block-\d+\.sub-attack-\d+\.record")
 
 
 @dataclass(frozen=True)
@@ -260,10 +260,10 @@ def _results(folder: Path) -> Iterator[ResultFile]:
 
 
 def _unfinished(folder: Path, now: float) -> Iterator[UnfinishedEvaluation]:
-    for header in sorted(folder.glob("ledger/*/header.json")):
+    for header in sorted(folder.glob("state/*/identity.json")):
         try:
-            content = json.loads(header.read_text())["header"]
-            of = math.ceil(content["samples"] / content["block_size"]) * (1 + len(content["stages"]))
+            content = json.loads(header.read_text())
+            of = math.ceil(content["samples"] / content["block_size"]) * (1 + len(content["sub_attacks"]))
         except (OSError, ValueError, KeyError, TypeError):
             continue
         records = [path for path in header.parent.iterdir() if _RECORD.fullmatch(path.name)]
@@ -275,7 +275,7 @@ def _unfinished(folder: Path, now: float) -> Iterator[UnfinishedEvaluation]:
 
 
 def _workers(state: Path, now: float) -> Iterator[str]:
-    for claim in sorted(state.glob("block-*.lease")):
+    for claim in sorted(state.glob("block-*.claim")):
         try:
             owner = json.loads(claim.read_text())
             process = Process(**{name: owner[name] for name in ("host", "pid", "started", "system")})

@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader, Subset, TensorDataset
 
 from lightning_paf.attacks import PGD, Attack
 from lightning_paf.callbacks.robust_eval import RobustEval
-from lightning_paf.evaluation import EvaluationResult, Verdict
+from lightning_paf.evaluation import EvaluationResult, Outcome
 from lightning_paf.evaluation.evidence import read
 from lightning_paf.evaluation.stopping import StopRule
 from lightning_paf.utils.hashing import weights_fingerprint
@@ -46,8 +46,8 @@ LEVELS = torch.tensor([0.1, 0.3, 0.45, 0.48, 0.52, 0.55, 0.7, 0.9, 0.9, 0.1, 0.6
 LABELS = (LEVELS > 0.5).long()
 LABELS[7] = 0  # a clean error
 EPS = 0.06
-EXPECTED = torch.where((LEVELS - 0.5).abs() < EPS, Verdict.BROKEN, Verdict.ROBUST)
-EXPECTED[7] = Verdict.CLEAN_ERROR
+EXPECTED = torch.where((LEVELS - 0.5).abs() < EPS, Outcome.FOOLED, Outcome.ROBUST)
+EXPECTED[7] = Outcome.MISCLASSIFIED
 
 
 def data(batch_size: int = 4, **kwargs) -> DataLoader:
@@ -72,10 +72,10 @@ def pgd(eps: float = EPS) -> Attack:
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 256])
-def test_verdicts_on_a_model_that_one_can_solve(tmp_path, batch_size):
+def test_outcomes_on_a_model_with_a_known_robust_accuracy(tmp_path, batch_size):
     check = RobustEval(pgd(), batch_size=batch_size)
     metrics = trainer(tmp_path, check).test(Module(), data(), verbose=False)
-    assert check.results["test"].verdicts.tolist() == EXPECTED.tolist()
+    assert check.results["test"].outcomes.tolist() == EXPECTED.tolist()
     assert metrics[0]["test/acc_pgd"] == pytest.approx(6 / 11)
 
 
@@ -87,13 +87,13 @@ def test_the_result_file_names_the_threat_model(tmp_path):
     assert content["attack"]["eps"] == str(EPS)
     assert content["robust"]["correct"] == 6
     assert content["robust"]["low"] < 6 / 11 < content["robust"]["high"]
-    assert EvaluationResult.load(path).judged == 11
+    assert EvaluationResult.load(path).evaluated == 11
 
 
 def test_a_subset_is_the_first_samples_of_the_dataset(tmp_path):
     check = RobustEval(pgd(), test_examples=5)
     trainer(tmp_path, check).test(Module(), data(), verbose=False)
-    assert check.results["test"].verdicts.tolist() == EXPECTED[:5].tolist()
+    assert check.results["test"].outcomes.tolist() == EXPECTED[:5].tolist()
 
 
 def test_a_sample_that_the_sampler_repeats_counts_once(tmp_path):
@@ -106,15 +106,15 @@ def test_a_sample_that_the_sampler_repeats_counts_once(tmp_path):
 
     check = RobustEval(pgd())
     trainer(tmp_path, check).test(Module(), data(sampler=Repeating()), verbose=False)
-    assert check.results["test"].judged == 11
+    assert check.results["test"].evaluated == 11
 
 
 class Schedule(Callback):
     def __init__(self, check: RobustEval) -> None:
-        self.check, self.judged = check, []
+        self.check, self.evaluated = check, []
 
     def on_validation_end(self, trainer, pl_module):
-        self.judged.append((trainer.sanity_checking, trainer.current_epoch, "val" in self.check.results))
+        self.evaluated.append((trainer.sanity_checking, trainer.current_epoch, "val" in self.check.results))
         self.check.results.clear()
 
 
@@ -122,8 +122,8 @@ def test_every_nth_epoch_and_never_in_the_sanity_check(tmp_path):
     check = RobustEval(pgd(), every_n_epochs=2)
     schedule = Schedule(check)
     trainer(tmp_path, check, schedule, max_epochs=4).fit(Module(), data(), data())
-    assert schedule.judged[0][0]
-    assert [judged for *_, judged in schedule.judged] == [False, False, True, False, True]
+    assert schedule.evaluated[0][0]
+    assert [evaluated for *_, evaluated in schedule.evaluated] == [False, False, True, False, True]
 
 
 def test_zero_epochs_means_test_only(tmp_path):
@@ -131,7 +131,7 @@ def test_zero_epochs_means_test_only(tmp_path):
     trainer(tmp_path, check, max_epochs=2).fit(Module(), data(), data())
     assert not check.results
     trainer(tmp_path, check).test(Module(), data(), verbose=False)
-    assert check.results["test"].judged == 11
+    assert check.results["test"].evaluated == 11
 
 
 def test_the_training_draws_the_same_random_numbers_with_and_without_a_check(tmp_path):
@@ -197,58 +197,58 @@ def test_subset_datasets_work(tmp_path):
     loader = DataLoader(Subset(TensorDataset(x, LABELS), [4, 0, 7]), batch_size=2)
     check = RobustEval(pgd())
     trainer(tmp_path, check).test(Module(), loader, verbose=False)
-    assert check.results["test"].verdicts.tolist() == EXPECTED[[4, 0, 7]].tolist()
+    assert check.results["test"].outcomes.tolist() == EXPECTED[[4, 0, 7]].tolist()
 
 
-def judged(tmp_path, **options) -> RobustEval:
+def evaluated(tmp_path, **options) -> RobustEval:
     check = RobustEval(pgd(), batch_size=3, **options)
     trainer(tmp_path, check).test(Module(), data(), verbose=False)
     return check
 
 
-def test_a_test_leaves_result_evidence_report_and_ledger(tmp_path):
-    judged(tmp_path)
+def test_a_test_writes_result_evidence_report_and_state(tmp_path):
+    evaluated(tmp_path)
     names = {path.name for path in tmp_path.iterdir()}
     stem = f"pgd_linf_{EPS}"
-    assert {f"{stem}.json", f"{stem}.evidence.safetensors", f"{stem}.html", "ledger"} <= names
+    assert {f"{stem}.json", f"{stem}.evidence.safetensors", f"{stem}.html", "state"} <= names
     content = read(tmp_path / f"{stem}.evidence.safetensors")
     assert content.outcomes.tolist() == EXPECTED.tolist()
 
 
 def test_the_same_test_again_finds_its_records(tmp_path, monkeypatch):
-    judged(tmp_path)
-    monkeypatch.setattr(PGD, "perturb", lambda *_: pytest.fail("attacked what is in the ledger"))
-    assert judged(tmp_path).results["test"].verdicts.tolist() == EXPECTED.tolist()
+    evaluated(tmp_path)
+    monkeypatch.setattr(PGD, "perturb", lambda *_: pytest.fail("attacked what is in the state"))
+    assert evaluated(tmp_path).results["test"].outcomes.tolist() == EXPECTED.tolist()
 
 
-def test_another_seed_gets_another_ledger(tmp_path):
-    judged(tmp_path)
-    judged(tmp_path, seed=1)
-    assert len(list((tmp_path / "ledger").iterdir())) == 2
+def test_another_seed_gets_another_state(tmp_path):
+    evaluated(tmp_path)
+    evaluated(tmp_path, seed=1)
+    assert len(list((tmp_path / "state").iterdir())) == 2
 
 
-def test_a_named_ledger_refuses_another_evaluation(tmp_path):
-    judged(tmp_path, ledger=tmp_path / "mine")
-    with pytest.raises(ValueError, match="seed: here 1, ledger 0"):
-        judged(tmp_path, ledger=tmp_path / "mine", seed=1)
+def test_a_named_state_refuses_another_evaluation(tmp_path):
+    evaluated(tmp_path, state_dir=tmp_path / "mine")
+    with pytest.raises(ValueError, match="seed: here 1, state 0"):
+        evaluated(tmp_path, state_dir=tmp_path / "mine", seed=1)
 
 
-def test_a_stop_rule_judges_a_random_part(tmp_path):
+def test_a_stop_rule_evaluates_a_random_part(tmp_path):
     class AfterSix(StopRule):
         reason = "six are enough"
 
-        def __call__(self, robust, judged, total):
-            return judged >= 6
+        def __call__(self, robust, evaluated, total):
+            return evaluated >= 6
 
-    result = judged(tmp_path, stop=AfterSix()).results["test"]
-    assert result.judged == 6
+    result = evaluated(tmp_path, stop=AfterSix()).results["test"]
+    assert result.evaluated == 6
     assert result.total == 11
-    robust = int((EXPECTED == Verdict.ROBUST).sum()) / 11
+    robust = int((EXPECTED == Outcome.ROBUST).sum()) / 11
     assert result.anytime is not None
     assert robust in result.anytime
     assert json.loads((tmp_path / f"pgd_linf_{EPS}.json").read_text())["anytime"]["low"] == result.anytime.low
     assert result.ids.tolist() != sorted(result.ids.tolist()) or result.ids.tolist() != list(range(6))
-    assert result.verdicts.tolist() == EXPECTED[result.ids].tolist()
+    assert result.outcomes.tolist() == EXPECTED[result.ids].tolist()
 
 
 class Learner(Module):
@@ -285,6 +285,6 @@ def test_another_test_that_ends_meanwhile_keeps_its_result(tmp_path, monkeypatch
         return perturb(*args)
 
     monkeypatch.setattr(PGD, "perturb", slow)
-    judged(tmp_path)
+    evaluated(tmp_path)
     assert other.read_text() == '{"identity": "other"}'
     assert len(list(tmp_path.glob(f"pgd_linf_{EPS}-????????.*"))) == 3

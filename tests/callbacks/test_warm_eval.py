@@ -10,7 +10,7 @@ from helpers.resume_helpers import differences, last, rows
 from lightning_paf.attacks import APGD, PGD
 from lightning_paf.callbacks import WarmEval
 from lightning_paf.cli.training import train
-from lightning_paf.evaluation import Verdict
+from lightning_paf.evaluation import Outcome
 from lightning_paf.evaluation.stopping import StopRule
 from lightning_paf.evaluation.warm import joined
 
@@ -18,8 +18,8 @@ from lightning_paf.evaluation.warm import joined
 class AfterFour(StopRule):
     reason = "four are enough"
 
-    def __call__(self, robust, judged, total):
-        return judged >= 4
+    def __call__(self, robust, evaluated, total):
+        return evaluated >= 4
 
 
 def fitted(tmp_path, epochs: int = 3, **options) -> tuple[WarmEval, dict[str, float]]:
@@ -31,8 +31,8 @@ def fitted(tmp_path, epochs: int = 3, **options) -> tuple[WarmEval, dict[str, fl
 
 def test_the_bound_is_the_robust_accuracy_and_costs_less_than_at_first(tmp_path):
     check, metrics = fitted(tmp_path)
-    assert check.results["val"].verdicts.tolist() == EXPECTED.tolist()
-    robust = int((EXPECTED == Verdict.ROBUST).sum()) / len(EXPECTED)
+    assert check.results["val"].outcomes.tolist() == EXPECTED.tolist()
+    robust = int((EXPECTED == Outcome.ROBUST).sum()) / len(EXPECTED)
     assert metrics["val/aa_upper"] == metrics["val/acc_warm"] == pytest.approx(robust)
     assert metrics["val/aa_upper_low"] == metrics["val/aa_upper_high"] == pytest.approx(robust), "all were judged"
     assert 0 < metrics["val/aa_passes"] < metrics["val/aa_passes_cold"]
@@ -40,7 +40,7 @@ def test_the_bound_is_the_robust_accuracy_and_costs_less_than_at_first(tmp_path)
 
 def test_a_check_stops_early_with_an_interval(tmp_path):
     check, metrics = fitted(tmp_path, epochs=1, val_stop=AfterFour())
-    assert check.results["val"].judged == 4
+    assert check.results["val"].evaluated == 4
     assert metrics["val/aa_upper_low"] < metrics["val/aa_upper"] < metrics["val/aa_upper_high"]
 
 

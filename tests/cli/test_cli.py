@@ -408,7 +408,7 @@ def test_test_finds_the_config_beside_the_checkpoint(trained, capsys):
     assert status("test", "--ckpt_path", last(trained)) == 0
     assert f"Configuration of the checkpoint: {trained}/config.yaml" in capsys.readouterr().err
     result = json.loads((trained / "test" / "pgd_linf_8-255.json").read_text())
-    assert len(result["verdicts"]) == 22
+    assert len(result["outcomes"]) == 22
     assert result["attack"]["eps"] == "8/255"
     assert before.items() <= contents(trained).items()
 
@@ -436,7 +436,7 @@ def test_autoattack_at_the_radius_that_was_typed(trained, tmp_path, caplog):
     result = json.loads(file.read_text())
     said = {key: result["attack"][key] for key in ("attack", "eps", "eps_value", "attacks")}
     assert said == {"attack": "AutoAttack", "eps": "4/255", "eps_value": 4 / 255, "attacks": ["apgd-ce"]}
-    assert len(result["verdicts"]) == 3
+    assert len(result["outcomes"]) == 3
     assert "AutoAttack linf eps 4/255" in caplog.text
 
 

@@ -9,7 +9,7 @@ from helpers.cli_runs import experiment, status
 from helpers.fakes import write_npz_dataset
 from torch import nn
 
-from lightning_paf.evaluation.result import Verdict
+from lightning_paf.evaluation.result import Outcome
 
 
 class Round(torch.autograd.Function):
@@ -65,7 +65,7 @@ def test_a_stand_in_gradient_is_kept_and_the_reason_is_shown(rounded, tmp_path, 
     assert shown.count("RoundedNet has no folded copy that computes the same: A part of the forward pass is an") == 1
     expected = judged(rounded, tmp_path / "off", "--val_attack.attack.fold", "false")
     assert "no folded copy" not in capfd.readouterr().err
-    assert found["verdicts"] == expected["verdicts"]
+    assert found["outcomes"] == expected["outcomes"]
     assert expected["attack"]["fold"] is False
     assert "fold" not in found["attack"]
-    assert str(int(Verdict.BROKEN)) in found["verdicts"]
+    assert str(int(Outcome.FOOLED)) in found["outcomes"]

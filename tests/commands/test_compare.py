@@ -42,22 +42,22 @@ def test_the_json_file_holds_the_same(runs, capsys):
     path = runs / "new" / "comparison.json"
     assert status("compare", runs / "second", runs / "first", "--json", path) == 0
     content = json.loads(path.read_text())
-    assert content["verdict"] in capsys.readouterr().out
+    assert content["conclusion"] in capsys.readouterr().out
     assert content["a"].endswith("second/test/pgd.json")
     assert content["difference"]["value"] == -0.5
     assert [row["total"] for row in content["classes"]] == [8, 8, 8]
 
 
-def test_no_verdict_is_no_error(runs, capsys):
+def test_an_inconclusive_comparison_is_no_error(runs, capsys):
     assert status("compare", runs / "first", runs / "first") == 0
-    assert "Cannot be told" in capsys.readouterr().out
+    assert "Inconclusive" in capsys.readouterr().out
 
 
 def test_notes_are_printed(runs, tmp_path, capsys):
     other = write(tmp_path / "other.json", [1] * 20, ATTACK | {"attack": "APGD"})
     assert status("compare", runs / "first", other) == 0
     out = capsys.readouterr().out
-    assert "Note: A was judged on 24 samples, B on 20" in out
+    assert "Note: A was evaluated on 24 samples, B on 20" in out
     assert "Note: The attacks differ in attack" in out
 
 

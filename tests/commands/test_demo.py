@@ -35,7 +35,7 @@ def test_the_demo_ends_with_a_table(tmp_path, capfd):
         assert (out / name / "activation.png").is_file()
         assert (out / name / "metrics.csv").is_file()
         result = EvaluationResult.load(out / name / "test" / "autoattack_linf_0.25.json")
-        assert result.judged == 20
+        assert result.evaluated == 20
         assert result.attack["attacks"] == ["apgd-ce", "apgd-t", "fab-t", "square"]
 
 

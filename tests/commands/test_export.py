@@ -12,7 +12,7 @@ from lightning_paf.attacks import PGD
 from lightning_paf.commands import export, import_weights
 from lightning_paf.evaluation import EvaluationResult, evidence
 from lightning_paf.evaluation.evaluate import judge
-from lightning_paf.evaluation.state import MemoryLedger
+from lightning_paf.evaluation.state import MemoryState
 from lightning_paf.interop import NormalizedNet, onnx_model, plain_files, read_checkpoint
 from lightning_paf.loading import load_run
 from lightning_paf.nn.activations import PSSiLU
@@ -155,9 +155,9 @@ def evaluated(loaded, tmp_path_factory):
     """Evidence of an evaluation, and the number of its adversarial examples."""
     path = tmp_path_factory.mktemp("evaluated") / f"autoattack{evidence.SUFFIX}"
     attack, samples = PGD(0.06, step_size=0.015, steps=8), loaded.samples()
-    result = judge(loaded.model, attack, samples, MemoryLedger(), block_size=10)
+    result = judge(loaded.model, attack, samples, MemoryState(), block_size=10)
     evidence.write(result, path, samples, dataset="npz")
-    return path, int((result.verdicts == 2).sum())
+    return path, int((result.outcomes == 2).sum())
 
 
 def test_every_network_is_checked_on_the_evidence_of_the_run(run, tmp_path, evaluated, capsys):

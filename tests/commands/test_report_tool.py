@@ -1,5 +1,6 @@
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -7,7 +8,6 @@ import torch
 from helpers.cli_runs import evaluated_run, status
 
 from lightning_paf.attacks import PGD
-from lightning_paf.evaluation.result import EvaluationResult
 
 ATTACK = PGD(0.5, steps=2, step_size=0.3)
 STEM = "pgd_linf_0.5"
@@ -18,7 +18,7 @@ def trained(tmp_path_factory):
     """A run with one evaluation: result and evidence."""
     folder = tmp_path_factory.mktemp("report")
     result = evaluated_run(folder, ATTACK, f"run/test/{STEM}.evidence.safetensors", with_config=False)
-    EvaluationResult.from_judgement("pgd", result).save(folder / "run" / "test" / f"{STEM}.json")
+    replace(result, name="pgd").save(folder / "run" / "test" / f"{STEM}.json")
     return folder
 
 
@@ -139,7 +139,7 @@ def test_other_images_are_refused(trained, run, tmp_path, capsys):
 def test_result_and_evidence_of_different_evaluations_are_not_mixed(run, capsys):
     path = run / "test" / f"{STEM}.json"
     content = json.loads(path.read_text())
-    content["verdicts"] = content["verdicts"].translate(str.maketrans("12", "21"))
+    content["outcomes"] = content["outcomes"].translate(str.maketrans("12", "21"))
     path.write_text(json.dumps(content))
     assert status("report", run) == 1
     assert "hold different outcomes" in capsys.readouterr().err

@@ -144,14 +144,18 @@ def test_results_and_unfinished_evaluations(tmp_path, capsys):
     verdicts = np.array([1] * 20 + [2] * 2 + [3] * 2, np.uint8)
     EvaluationResult("autoattack", ATTACK, verdicts, 1.0).save(run / "test" / "autoattack_linf_8-255.json")
     (run / "test" / "other.json").write_text("[]")
-    ledger = run / "test" / "ledger" / "pgd_linf_8-255-0123456789ab"
+    ledger = run / "test" / "state" / "pgd_linf_8-255-0123456789ab"
     ledger.mkdir(parents=True)
-    content = {"samples": 100, "block_size": 30, "stages": [{"label": "pgd"}]}
-    (ledger / "header.json").write_text(json.dumps({"header": content, "sha256": ""}))
-    for name in ("block-00000.stage-0.record", "block-00000.stage-1.record", "block-00001.stage-0.record.partial"):
+    content = {"samples": 100, "block_size": 30, "sub_attacks": [{"label": "pgd"}]}
+    (ledger / "identity.json").write_text(json.dumps(content))
+    for name in (
+        "block-00000.sub-attack-0.record",
+        "block-00000.sub-attack-1.record",
+        "block-00001.sub-attack-0.record.partial",
+    ):
         (ledger / name).touch()
-    (ledger / "block-00001.lease").write_text(json.dumps({**asdict(Process.this()), "token": "x"}))
-    (ledger / "block-00002.lease").write_text(json.dumps({**asdict(replace(Process.this(), started="0")), "token": ""}))
+    (ledger / "block-00001.claim").write_text(json.dumps({**asdict(Process.this()), "token": "x"}))
+    (ledger / "block-00002.claim").write_text(json.dumps({**asdict(replace(Process.this(), started="0")), "token": ""}))
     out = printed(capsys, run)
     assert "autoattack (PGD linf 8/255): robust 83.3 % [62.6, 95.3], clean 91.7 % [73.0, 99.0] on 24 samples" in out
     assert "pgd_linf_8-255: 2 of 8 records (25 %)" in out

@@ -1,11 +1,11 @@
 import pytest
-from helpers.state_fakes import HEADER
+from helpers.state_fakes import IDENTITY
 
-from lightning_paf.evaluation.state import Ledger, MemoryLedger
+from lightning_paf.evaluation import EvaluationState, MemoryState
 
 
 @pytest.fixture(params=["folder", "memory"])
-def ledger(request, tmp_path):
-    ledger = Ledger(tmp_path / "ledger") if request.param == "folder" else MemoryLedger()
-    ledger.open(HEADER)
-    return ledger
+def state(request, tmp_path):
+    state = EvaluationState(tmp_path / "state") if request.param == "folder" else MemoryState()
+    state.open(IDENTITY)
+    return state

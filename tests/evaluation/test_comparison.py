@@ -4,16 +4,16 @@ import numpy as np
 import pytest
 
 from lightning_paf.evaluation.comparison import compare, find_result, load_result
-from lightning_paf.evaluation.result import EvaluationResult, StageSummary, Verdict
+from lightning_paf.evaluation.result import EvaluationResult, Outcome, SubAttackSummary
 
 ATTACK = {"attack": "PGD", "norm": "linf", "eps": "8/255", "eps_value": 8 / 255, "bounds": [0.0, 1.0], "steps": 10}
-CODES = {"r": Verdict.ROBUST, "b": Verdict.BROKEN, "e": Verdict.CLEAN_ERROR, ".": Verdict.NOT_JUDGED}
+CODES = {"r": Outcome.ROBUST, "b": Outcome.FOOLED, "e": Outcome.MISCLASSIFIED, ".": Outcome.NOT_EVALUATED}
 
 
-def result(verdicts: str, attack=ATTACK, **more) -> EvaluationResult:
-    """Verdicts as letters: r(obust), b(roken), e(rror), . (not judged)."""
+def result(outcomes: str, attack=ATTACK, **more) -> EvaluationResult:
+    """Outcomes as letters: r(obust), b(roken), e(rror), . (not evaluated)."""
     more = {name: np.array(value) if isinstance(value, list) else value for name, value in more.items()}
-    return EvaluationResult("pgd", attack, np.array([CODES[letter] for letter in verdicts], np.uint8), 1.0, **more)
+    return EvaluationResult("pgd", attack, np.array([CODES[letter] for letter in outcomes], np.uint8), 1.0, **more)
 
 
 def test_counts_of_a_table_done_by_hand():
@@ -26,7 +26,7 @@ def test_counts_of_a_table_done_by_hand():
     assert comparison.p_value == 1
     assert comparison.more_samples is None
     assert comparison.notes == ()
-    assert "each is robust on 2 samples where the other is not" in comparison.verdict
+    assert "each is robust on 2 samples where the other is not" in comparison.conclusion
 
 
 def test_swapping_swaps_everything():
@@ -43,17 +43,17 @@ def test_a_clear_case(first, second, better):
     comparison = compare(result(first), result(second))
     assert comparison.p_value == pytest.approx(2 * 0.5**9)
     worse = {"A": "B", "B": "A"}[better]
-    assert comparison.verdict == f"{better} is more robust than {worse} (p = 0.004)."
+    assert comparison.conclusion == f"{better} is more robust than {worse} (p = 0.004)."
 
 
 def test_an_open_case_says_how_many_more():
     comparison = compare(result("r" * 60 + "bb" + "b" * 38), result("r" * 55 + "b" * 5 + "rr" + "b" * 38))
     assert comparison.more_samples > 100
-    assert f"about {comparison.more_samples} more samples" in comparison.verdict
+    assert f"about {comparison.more_samples} more samples" in comparison.conclusion
 
 
 def test_identical_results_cannot_be_told_apart():
-    assert compare(result("rrbe"), result("rrbe")).verdict.endswith("robust on exactly the same samples.")
+    assert compare(result("rrbe"), result("rrbe")).conclusion.endswith("robust on exactly the same samples.")
 
 
 def test_classes():
@@ -75,7 +75,7 @@ def test_only_common_samples_count_whatever_their_order():
     assert comparison.samples == 2
     assert [a.correct for a in comparison.robust] == [1, 1]
     assert comparison.difference.only_first == comparison.difference.only_second == 0
-    assert comparison.notes[0] == "A was judged on 3 samples, B on 4; compared are the 2 of both."
+    assert comparison.notes[0] == "A was evaluated on 3 samples, B on 4; compared are the 2 of both."
 
 
 def test_results_without_ids_count_from_zero():
@@ -84,7 +84,7 @@ def test_results_without_ids_count_from_zero():
 
 
 def test_nothing_in_common():
-    with pytest.raises(ValueError, match="no judged sample in common"):
+    with pytest.raises(ValueError, match="must have evaluated samples in common"):
         compare(result("rb.."), result("..rb"))
 
 
@@ -108,12 +108,12 @@ def test_the_same_threat_written_otherwise_is_no_difference():
 
 def test_another_attack_is_noted():
     notes = compare(result("rb"), result("rb", ATTACK | {"attack": "APGD", "steps": 50, "seed": 3})).notes
-    assert notes == ("The attacks differ in attack, steps: so may their strength, and the accuracies with it.",)
+    assert notes == ("The attacks differ in attack, steps, so that their strengths may differ.",)
 
 
 def test_other_images_under_the_same_numbers_are_refused():
     a, b = (result("rb", fingerprints={"data": digits, "model": digits}) for digits in ("ab", "cd"))
-    with pytest.raises(ValueError, match="fingerprints of the data differ"):
+    with pytest.raises(ValueError, match="different fingerprints of the data"):
         compare(a, b)
     compare(a, result("rb"))  # not known for B
     compare(a, result("rb", fingerprints={"data": "ab", "model": "cd"}))
@@ -122,7 +122,7 @@ def test_other_images_under_the_same_numbers_are_refused():
 def test_fingerprints_of_other_sets_of_samples_may_differ_but_labels_may_not():
     a = result("rb", fingerprints={"data": "ab"}, labels=[0, 1])
     compare(a, result("rbr", fingerprints={"data": "cd"}, labels=[0, 1, 0]))
-    with pytest.raises(ValueError, match="1 samples with the same number have another label"):
+    with pytest.raises(ValueError, match="got 1 samples with the same index and different labels"):
         compare(a, result("rbr", fingerprints={"data": "cd"}, labels=[0, 0, 0]))
 
 
@@ -134,20 +134,20 @@ def test_stopping_early_is_noted():
 def test_content_is_json():
     comparison = compare(result("rrbbre", labels=[0, 0, 0, 2, 2, 2]), result("rbbrrr"))
     content = json.loads(json.dumps(comparison.content(), allow_nan=False))
-    assert content["verdict"] == comparison.verdict
+    assert content["conclusion"] == comparison.conclusion
     assert content["difference"]["only_second"] == 2
     assert content["classes"][1]["robust"] == [1, 3]
     assert content["robust"][0]["accuracy"] == 0.5
 
 
 def test_a_result_is_found_by_its_run(tmp_path):
-    saved = result("rb", labels=[0, 1], stages=(StageSummary("clean", 2, 0, 2, 0, 2, 0.1),))
+    saved = result("rb", labels=[0, 1], sub_attacks=(SubAttackSummary("clean", 2, 0, 2, 0, 2, 0.1),))
     path = tmp_path / "run" / "test" / "pgd_linf_8-255.json"
     saved.save(path)
     (path.parent / "other.json").write_text("[1]")
     (path.parent / "broken.json").write_text("{")
     assert find_result(path) == find_result(path.parent) == find_result(tmp_path / "run") == path
-    assert (load_result(path).verdicts == saved.verdicts).all()
+    assert (load_result(path).outcomes == saved.outcomes).all()
 
 
 def test_results_that_are_missing_or_many_are_named(tmp_path):
@@ -157,7 +157,7 @@ def test_results_that_are_missing_or_many_are_named(tmp_path):
         find_result(tmp_path)
     for name in ("a", "b"):
         result("rb").save(tmp_path / f"{name}.json")
-    with pytest.raises(ValueError, match=r"holds 2 results: a\.json, b\.json\. Give one"):
+    with pytest.raises(ValueError, match=r"got 2: a\.json, b\.json\. Pass one"):
         find_result(tmp_path)
 
 

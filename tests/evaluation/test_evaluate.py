@@ -1,153 +1,133 @@
+"""The result of an evaluation, and that nothing in its surroundings changes it."""
+
 import re
+import time
 import warnings
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
-from helpers import evaluation_worker
-from helpers.evaluation_worker import BLOCK_SIZE, BLOCKS, RECORDS, attack, model, samples
-from helpers.state_fakes import judged, same, undisturbed
+from helpers.evaluation_worker import BLOCK_SIZE, BLOCKS, RECORDS, evaluation, model, samples
+from helpers.state_fakes import fingerprints, same, undisturbed
 from torch import Tensor, nn
 
 from lightning_paf.attacks import PGD, Restarts, WorstOf
-from lightning_paf.evaluation import evaluate as verdict_file
-from lightning_paf.evaluation.evaluate import judge, stage_seed
+from lightning_paf.evaluation import Evaluation, EvaluationState, MemoryState, Outcome, Samples
+from lightning_paf.evaluation import evaluate as evaluate_file
+from lightning_paf.evaluation.evaluate import sub_attack_seed
 from lightning_paf.evaluation.record import encode
-from lightning_paf.evaluation.result import Verdict
-from lightning_paf.evaluation.samples import Samples
-from lightning_paf.evaluation.state import Ledger, MemoryLedger
 
 
 class Spy(PGD):
-    """Remembers whom it met."""
+    """Keeps its images."""
 
     def __init__(self, *args, **settings):
         super().__init__(*args, **settings)
-        self.met = []
+        self.seen = []
 
     def perturb(self, forward, x, y, loss):
-        self.met.append(x.clone())
+        self.seen.append(x.clone())
         return super().perturb(forward, x, y, loss)
 
 
-# ---- what the verdict says ----
+# ---- the result ----
 
 
-def test_verdicts_are_what_the_model_says_of_the_images():
-    judgement, net = undisturbed(), model()
+def test_outcomes_follow_from_the_predictions_of_the_model():
+    result, net = undisturbed(), model()
     x, y = samples().fetch(samples().ids)
     with torch.no_grad():
-        right = (net(x).argmax(1) == y).numpy()
-    assert set(judgement.verdicts) == {Verdict.ROBUST, Verdict.BROKEN, Verdict.CLEAN_ERROR}, "the example is too easy"
-    assert np.array_equal(judgement.verdicts == Verdict.CLEAN_ERROR, ~right)
-    assert np.array_equal(judgement.labels, y.numpy())
-    assert (judgement.clean.correct, judgement.clean.total) == (right.sum(), len(y))
-    assert judgement.robust.correct == (judgement.verdicts == Verdict.ROBUST).sum()
-    assert judgement.total == judgement.judged == len(y)
+        correct = (net(x).argmax(1) == y).numpy()
+    assert set(result.outcomes) == {Outcome.ROBUST, Outcome.FOOLED, Outcome.MISCLASSIFIED}, "the example is too easy"
+    assert np.array_equal(result.outcomes == Outcome.MISCLASSIFIED, ~correct)
+    assert np.array_equal(result.labels, y.numpy())
+    assert (result.clean.correct, result.clean.total) == (correct.sum(), len(y))
+    assert result.robust.correct == (result.outcomes == Outcome.ROBUST).sum()
+    assert result.total == result.evaluated == len(y)
+    assert len(y) % BLOCK_SIZE, "the last block must not be full"
 
 
-def test_each_broken_sample_has_an_image_that_breaks_it():
-    judgement, net = undisturbed(), model()
-    ids, x_adv = zip(*judgement.examples(), strict=True)
+def test_each_fooled_sample_has_an_adversarial_image():
+    result, net = undisturbed(), model()
+    ids, x_adv = zip(*result.examples(), strict=True)
     ids, x_adv = np.concatenate(ids), torch.cat(x_adv)
-    assert np.array_equal(ids, judgement.ids[judgement.verdicts == Verdict.BROKEN])
+    fooled = result.outcomes == Outcome.FOOLED
+    assert np.array_equal(ids, result.ids[fooled])
     x, y = samples().fetch(ids)
     with torch.no_grad():
         found = net(x_adv).argmax(1)
     assert bool((found != y).all())
-    assert np.array_equal(found.numpy(), judgement.adversarial[judgement.verdicts == Verdict.BROKEN])
+    assert np.array_equal(found.numpy(), result.adversarial[fooled])
     assert float((x_adv - x).abs().max()) <= 0.1 + 1e-6
-    assert float(x_adv.min()) >= 0
-    assert float(x_adv.max()) <= 1
+    assert 0 <= float(x_adv.min()) <= float(x_adv.max()) <= 1
 
 
-def test_stages_add_up():
-    judgement = undisturbed()
-    clean, weak, strong = judgement.stages
-    assert [stage.label for stage in judgement.stages] == ["clean", "slowpgd", "slowpgd"]
-    assert clean.attacked == 23
-    assert weak.attacked == clean.attacked - clean.broken
-    assert strong.attacked == weak.attacked - weak.broken
-    assert strong.attacked - strong.broken == judgement.robust.correct
-    assert weak.broken == (judgement.broken_by == 1).sum() > 0
-    assert strong.broken == (judgement.broken_by == 2).sum() > 0
-    assert set(judgement.broken_by[judgement.verdicts != Verdict.BROKEN]) == {-1}
-    # Clean predictions go through the untouched model once; the weak attack takes two gradients a sample.
-    assert clean.exact == clean.attacked
-    assert weak.backward == 2 * weak.attacked
+def test_sub_attacks_and_classes_add_up():
+    result = undisturbed()
+    clean, weak, strong = result.sub_attacks
+    assert [part.label for part in result.sub_attacks] == ["clean", "slowpgd", "slowpgd"]
+    assert clean.attacked == clean.exact == 23, "clean images go through the unmodified model once"
+    assert weak.attacked == clean.attacked - clean.fooled
+    assert strong.attacked == weak.attacked - weak.fooled
+    assert strong.attacked - strong.fooled == result.robust.correct
+    assert weak.fooled == (result.fooled_by == 1).sum() > 0
+    assert strong.fooled == (result.fooled_by == 2).sum() > 0
+    assert weak.backward == 2 * weak.attacked, "two steps"
+    assert set(result.fooled_by[result.outcomes != Outcome.FOOLED]) == {-1}
+    rows = result.per_class()
+    assert [row.label for row in rows] == sorted(set(result.labels.tolist()))
+    for name, total in (("evaluated", 23), ("clean", result.clean.correct), ("robust", result.robust.correct)):
+        assert sum(getattr(row, name) for row in rows) == total
 
 
-def test_classes_add_up():
-    judgement = undisturbed()
-    rows = judgement.per_class()
-    assert [row.label for row in rows] == sorted(set(judgement.labels.tolist()))
-    assert sum(row.judged for row in rows) == judgement.judged
-    assert sum(row.clean for row in rows) == judgement.clean.correct
-    assert sum(row.robust for row in rows) == judgement.robust.correct
-    for row in rows:
-        assert row.robust <= row.clean <= row.judged
-        assert row.robust == (judgement.verdicts[judgement.labels == row.label] == Verdict.ROBUST).sum()
-
-
-def test_only_what_stands_is_attacked():
+def test_only_robust_samples_are_attacked_and_only_once():
     spies = [Spy(0.05, step_size=0.02, steps=3), Spy(0.1, step_size=0.02, steps=5)]
-    ledger = MemoryLedger()
-    judgement = judge(model(), WorstOf(spies), samples(), ledger, block_size=BLOCK_SIZE)
+    state = MemoryState()
+    result = evaluation(attack=WorstOf(spies)).run(state)
     x, _ = samples().fetch(samples().ids)
     for number, spy in enumerate(spies, start=1):
-        standing = (judgement.predictions == judgement.labels) & ~np.isin(judgement.broken_by, range(1, number))
-        assert torch.equal(torch.cat(spy.met), x[torch.from_numpy(standing)])
-    for spy in spies:
-        spy.met.clear()
-    judge(model(), WorstOf(spies), samples(), ledger, block_size=BLOCK_SIZE)
-    assert not any(spy.met for spy in spies), "everything was recorded"
+        robust = (result.predictions == result.labels) & ~np.isin(result.fooled_by, range(1, number))
+        assert torch.equal(torch.cat(spy.seen), x[torch.from_numpy(robust)])
+        spy.seen.clear()
+    evaluation(attack=WorstOf(spies)).run(state)
+    assert not any(spy.seen for spy in spies), "everything is in the state"
 
 
-def test_each_stage_and_block_has_a_seed_of_its_own():
-    seeds = {stage_seed(s, b, t, name) for s in (0, 1) for b in (0, 1, 11) for t in (0, 1) for name in ("a", "1a")}
+def test_each_record_has_its_own_seed():
+    seeds = {sub_attack_seed(s, b, t, name) for s in (0, 1) for b in (0, 1, 11) for t in (0, 1) for name in ("a", "1a")}
     assert len(seeds) == 24
     assert all(0 <= seed < 2**63 for seed in seeds)
-    assert stage_seed(0, 0, 0, "clean") == 0x3846B86BD5F43265  # kept: another formula would make other ledgers
-
-
-def test_equal_restarts_differ():
-    judgement = judge(model(), Restarts(PGD(0.05, steps=10), 3), samples(), MemoryLedger(), block_size=30)
-    records = [judgement.ledger.read(0, stage) for stage in (1, 2, 3)]
-    assert len({record.seed for record in records}) == 3
-
-
-def test_another_seed_is_another_evaluation():
-    assert not np.array_equal(
-        *(np.concatenate([x.numpy() for _, x in judged(seed=seed).examples()])[:3] for seed in (0, 1))
-    )
+    assert sub_attack_seed(0, 0, 0, "clean") == 0x3846B86BD5F43265  # kept: another formula would give other results
+    state = MemoryState()
+    evaluation(attack=Restarts(PGD(0.05, steps=2), 3), block_size=30).run(state)
+    assert len({state.read(0, number).seed for number in (1, 2, 3)}) == 3
+    first = [next(evaluation(seed=seed).run().examples())[1] for seed in (0, 1)]
+    assert not torch.equal(first[0][:1], first[1][:1])
 
 
 class Overflows(nn.Module):
-    """Says class 0 rightly, but for bright images (clean) and for perturbed ones (attacked)."""
+    """Predicts class 0; logits are NaN for bright images (clean) or for perturbed ones (attacked)."""
 
-    def __init__(self, where: str) -> None:
+    def __init__(self, limit: float) -> None:
         super().__init__()
-        self.where = where
-        self.weight = nn.Parameter(torch.ones(()))
+        self.limit = limit
 
     def forward(self, x: Tensor) -> Tensor:
-        bright = x.flatten(1).mean(1) * self.weight
-        limit = 0.5 if self.where == "clean" else 0.52
-        scores = torch.stack([torch.ones_like(bright), bright], 1)
-        return scores.masked_fill((bright > limit)[:, None], torch.nan)
+        bright = x.flatten(1).mean(1)
+        return torch.stack([torch.ones_like(bright), bright], 1).masked_fill((bright > self.limit)[:, None], torch.nan)
 
 
-@pytest.mark.parametrize(("where", "expected"), [("clean", Verdict.CLEAN_ERROR), ("attacked", Verdict.BROKEN)])
-def test_logits_that_are_not_finite_never_count_as_correct(where, expected):
+@pytest.mark.parametrize(("limit", "expected"), [(0.5, Outcome.MISCLASSIFIED), (0.52, Outcome.FOOLED)])
+def test_logits_that_are_not_finite_never_count_as_correct(limit, expected):
     x = torch.full((6, 1, 4, 4), 0.3)
     x[::2] = 0.51
-    y = torch.zeros(6, dtype=torch.int64)
+    data = Samples.of(x, torch.zeros(6, dtype=torch.int64))
     with pytest.warns(UserWarning, match="logits of 3 samples are not finite") as caught:
-        judgement = judge(Overflows(where), PGD(0.05, step_size=0.02), Samples.of(x, y), MemoryLedger(), block_size=2)
+        result = Evaluation(Overflows(limit), PGD(0.05, step_size=0.02), data, block_size=2).run()
     assert len([w for w in caught if "not finite" in str(w.message)]) == 1
-    assert judgement.verdicts.tolist() == [expected, Verdict.ROBUST] * 3
-    assert (judgement.adversarial[::2] == -1).all()
+    assert result.outcomes.tolist() == [expected, Outcome.ROBUST] * 3
+    assert (result.adversarial[::2] == -1).all()
 
 
 class TooFar(PGD):
@@ -155,54 +135,45 @@ class TooFar(PGD):
         return 1 - x
 
 
-class OutOfRange(PGD):
+class OutOfBounds(PGD):
     def perturb(self, forward, x, y, loss):
         return x - 1
 
 
-@pytest.mark.parametrize("wrong", [TooFar(0.1, step_size=0.1), OutOfRange(1.0, step_size=1.0)])
+@pytest.mark.parametrize("wrong", [TooFar(0.1, step_size=0.1), OutOfBounds(1.0, step_size=1.0)])
 def test_an_image_outside_the_threat_model_is_never_recorded(wrong):
-    ledger = MemoryLedger()
-    with pytest.raises(ValueError, match="mistake in the attack"):
-        judge(model(), wrong, samples(), ledger, block_size=23)
-    assert ledger.recorded() == [(0, 0)]
+    state = MemoryState()
+    with pytest.raises(ValueError, match="error of the attack"):
+        evaluation(attack=wrong, block_size=23).run(state)
+    assert state.recorded() == [(0, 0)]
 
 
-# ---- how it is found ----
-
-
-def test_on_disk_and_in_memory_find_the_same(tmp_path):
-    disk = Ledger(tmp_path)
-    assert same(judged(disk), undisturbed())
-    assert disk.digest() == undisturbed().ledger.digest()
+# ---- interruptions, order, surroundings ----
 
 
 def test_the_order_of_the_blocks_does_not_matter(tmp_path, monkeypatch):
-    expected = undisturbed()
-    lease = Ledger.lease
-    asked = []
+    claim, calls = EvaluationState.claim, []
 
     def last_first(self, block):
-        """Refuses the first blocks for a while."""
-        asked.append(block)
-        return lease(self, block) if len(asked) > 40 or block > BLOCKS - 1 - len(asked) // BLOCKS else None
+        """Refuse the first blocks for a while."""
+        calls.append(block)
+        return claim(self, block) if len(calls) > 40 or block > BLOCKS - 1 - len(calls) // BLOCKS else None
 
-    monkeypatch.setattr(Ledger, "lease", last_first)
-    monkeypatch.setattr(verdict_file, "_SHORTEST_WAIT", 0.0)
-    ledger = Ledger(tmp_path)
-    assert same(judged(ledger), expected)
-    assert asked[:BLOCKS] == list(range(BLOCKS))
-    assert ledger.digest() == expected.ledger.digest()
+    monkeypatch.setattr(EvaluationState, "claim", last_first)
+    monkeypatch.setattr(evaluate_file, "_SHORTEST_WAIT", 0.0)
+    state = EvaluationState(tmp_path)
+    assert same(evaluation().run(state), undisturbed())
+    assert calls[:BLOCKS] == list(range(BLOCKS))
+    assert fingerprints(state) == fingerprints(undisturbed().state), "also of disk and memory"
 
 
 class Killed(BaseException):
     pass
 
 
-@pytest.mark.parametrize("after", range(0, RECORDS + 1, 3))
-def test_an_interrupted_evaluation_continues_and_says_what_it_found(tmp_path, after):
-    expected = undisturbed()
-    lines = []
+@pytest.mark.parametrize("after", [0, 1, 5, RECORDS - 1, RECORDS])
+def test_an_interrupted_evaluation_resumes(tmp_path, after):
+    lines, resumed = [], []
 
     def interrupt(line):
         lines.append(line)
@@ -210,118 +181,141 @@ def test_an_interrupted_evaluation_continues_and_says_what_it_found(tmp_path, af
             raise Killed
 
     with pytest.raises(Killed):
-        judged(Ledger(tmp_path), progress=interrupt)
-    assert not list(tmp_path.glob("*.lease"))
-    told = []
-    ledger = Ledger(tmp_path)
-    assert same(judged(ledger, progress=told.append), expected)
-    assert ledger.digest() == expected.ledger.digest()
-    found = {0: f"new, {RECORDS} records to make", RECORDS: f"all {RECORDS} records found"}
-    assert told[0] == f"{ledger}: " + found.get(after, f"{after} of {RECORDS} records found, continuing")
-    assert len(told) == 1 + RECORDS - after
+        evaluation().run(EvaluationState(tmp_path), progress=interrupt)
+    assert not list(tmp_path.glob("*.claim"))
+    state = EvaluationState(tmp_path)
+    assert same(evaluation().run(state, progress=resumed.append), undisturbed())
+    assert fingerprints(state) == fingerprints(undisturbed().state)
+    assert resumed[0] == f"state {tmp_path}: {after} of {RECORDS} records found"
+    assert len(resumed) == 1 + RECORDS - after
 
 
-@pytest.mark.parametrize("stage", [0, 1, 2])
-def test_a_torn_record_is_made_again(tmp_path, stage):
-    expected = judged(Ledger(tmp_path))
-    digest = expected.ledger.digest()
-    path = tmp_path / f"block-00002.stage-{stage}.record"
+@pytest.mark.parametrize("number", [0, 1, 2])
+def test_a_torn_record_is_made_again(tmp_path, number):
+    expected = evaluation().run(EvaluationState(tmp_path))
+    path = tmp_path / f"block-00002.sub-attack-{number}.record"
     path.write_bytes(path.read_bytes()[:-5])
-    told = []
-    with pytest.warns(UserWarning, match=f"block-00002.stage-{stage}.record does not count"):
-        again = judged(Ledger(tmp_path), progress=told.append)
+    lines = []
+    with pytest.warns(UserWarning, match=f"block-00002.sub-attack-{number}.record is damaged"):
+        again = evaluation().run(EvaluationState(tmp_path), progress=lines.append)
     assert same(again, expected)
-    assert again.ledger.digest() == digest
-    assert len(told) == 2, "the other stages still count"
+    assert fingerprints(again.state) == fingerprints(undisturbed().state)
+    assert len(lines) == 2, "the other records are valid"
 
 
-def test_a_record_that_follows_another_one_does_not_count(tmp_path):
-    """Two machines that round differently may make different records of one place; nothing may rest on both."""
-    ledger = judged(Ledger(tmp_path)).ledger
-    weak, strong = ledger.read(2, 1), ledger.read(2, 2)
+def test_a_record_that_follows_another_one_is_invalid(tmp_path):
+    """Two machines that round differently may make different records; nothing may rest on both."""
+    state = evaluation().run(EvaluationState(tmp_path)).state
+    weak, strong = state.read(2, 1), state.read(2, 2)
     assert len(weak.x_adv) > 0
-    (tmp_path / "block-00002.stage-1.record").write_bytes(encode(replace(weak, x_adv=weak.x_adv * 0.999)))
-    with pytest.warns(UserWarning, match=r"stage-2\.record does not count: .* follows a damaged record"):
-        again = judged(Ledger(tmp_path))
+    path = tmp_path / "block-00002.sub-attack-1.record"
+    path.write_bytes(encode(replace(weak, x_adv=weak.x_adv * 0.999)))
+    with pytest.warns(UserWarning, match=r"sub-attack-2\.record follows a record that has been replaced"):
+        again = evaluation().run(EvaluationState(tmp_path))
     assert strong.after == weak.fingerprint
-    assert again.ledger.read(2, 2).after == again.ledger.read(2, 1).fingerprint != weak.fingerprint
+    assert state.read(2, 2).after == state.read(2, 1).fingerprint != weak.fingerprint
     assert same(again, undisturbed())
 
 
-def test_progress_is_for_people():
+def test_progress_lines():
     lines = []
-    judgement = judged(progress=lines.append)
-    assert lines[0] == "ledger in memory: new, 18 records to make"
+    robust = evaluation().run(progress=lines.append).robust
+    assert lines[0] == "state in memory: 0 of 18 records found"
     assert len(lines) == 1 + RECORDS
-    robust = judgement.robust
     assert lines[-1].startswith(f"block {BLOCKS} of {BLOCKS}, slowpgd: ")
     assert f"robust so far {robust.correct} of {robust.total} ({100 * robust.value:.1f} %)" in lines[-1]
     assert all(re.search(r"; at most about \d+(\.\d)? s left$", line) for line in lines[1:-1]), "not 0 min"
     assert lines[-1].endswith("; nothing left")
 
 
-def test_the_model_and_the_random_numbers_are_left_as_they_were():
+@pytest.mark.parametrize(
+    "surroundings", [torch.enable_grad, torch.inference_mode, lambda: torch.autocast("cpu", torch.bfloat16)]
+)
+def test_surroundings_have_no_influence_and_are_left_as_found(surroundings):
     net = model().train()
-    before, state = torch.get_rng_state(), {name: value.clone() for name, value in net.state_dict().items()}
-    judge(net, attack(), samples(), MemoryLedger(), block_size=BLOCK_SIZE)
+    before, weights = torch.get_rng_state(), {name: value.clone() for name, value in net.state_dict().items()}
+    with surroundings():
+        result = evaluation(model=net).run()
+    assert same(result, undisturbed())
     assert torch.equal(torch.get_rng_state(), before)
     assert net.training
     assert all(parameter.requires_grad and parameter.grad is None for parameter in net.parameters())
-    assert all(torch.equal(value, state[name]) for name, value in net.state_dict().items())
+    assert all(torch.equal(value, weights[name]) for name, value in net.state_dict().items())
 
 
-@pytest.mark.parametrize(
-    "surroundings", [torch.inference_mode, torch.no_grad, lambda: torch.autocast("cpu", torch.bfloat16)]
-)
-def test_the_surroundings_do_not_matter(surroundings):
-    net, what, ledgers = model(), samples(), (MemoryLedger(), MemoryLedger())
-    judge(net, attack(), what, ledgers[0], block_size=BLOCK_SIZE)
-    with surroundings():
-        judge(net, attack(), what, ledgers[1], block_size=BLOCK_SIZE)
-    assert ledgers[0].digest() == ledgers[1].digest()
+def test_recorded_samples_are_not_read_again():
+    fetched, state, whole = [], MemoryState(), samples()
+    spied = Samples(whole.ids, lambda ids: fetched.append(len(ids)) or whole.fetch(ids))
+    evaluation(samples=spied).run(state)
+    fetched.clear()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        evaluation(samples=spied).run(state)
+    assert sum(fetched) == len(whole), "once, for the identity"
+
+
+# ---- stop rules and other processes ----
+
+
+def test_the_result_ends_with_the_first_blocks_that_satisfy_the_rule():
+    calls, n = [], 2 * BLOCK_SIZE
+
+    def stop(robust, evaluated, total):
+        calls.append((robust, evaluated, total))
+        return evaluated >= n
+
+    whole, part = undisturbed(), evaluation().run(stop=stop)
+    assert (part.evaluated, part.total) == (n, 23)
+    assert np.array_equal(part.outcomes, whole.outcomes[:n])
+    robust = [int((whole.outcomes[:k] == Outcome.ROBUST).sum()) for k in (BLOCK_SIZE, n)]
+    assert calls == [(robust[0], BLOCK_SIZE, 23), (robust[1], n, 23)]
+    assert np.concatenate([ids for ids, _ in part.examples()]).max() < n
+    assert part.state.recorded()[-1][0] == 1, "no block was evaluated in vain"
+    again = evaluation().run(whole.state, stop=stop)
+    assert again.evaluated == n, "also if all records are there"
+    assert again.identity == whole.identity, "a rule without a reason is no setting"
+    assert evaluation().run(stop=lambda *counts: False).evaluated == 23
+
+
+def test_a_process_stops_within_a_block_after_the_decision_of_another(tmp_path):
+    """The first block belongs to another process, which completes it while this one works on the second."""
+    other, lines = EvaluationState(tmp_path), []
+    other.open(evaluation().identity)
+
+    def progress(line):
+        lines.append(line)
+        if len(lines) == 2:  # one record of the second block is made
+            for number in range(3):
+                other.write(undisturbed().state.read(0, number))
+
+    with other.claim(0):
+        part = evaluation().run(EvaluationState(tmp_path), lambda *counts: True, progress)
+    assert part.evaluated == BLOCK_SIZE
+    assert [key for key in other.recorded() if key[0] > 0] == [(1, 0)]
+
+
+def test_a_process_waits_for_the_others_and_names_them(tmp_path, monkeypatch):
+    other, lines = EvaluationState(tmp_path), []
+    other.open(evaluation().identity)
+    records = [undisturbed().state.read(BLOCKS - 1, number) for number in range(3)]
+    monkeypatch.setattr(time, "sleep", lambda seconds: records and other.write(records.pop(0)))
+    with other.claim(BLOCKS - 1):
+        assert same(evaluation().run(EvaluationState(tmp_path), progress=lines.append), undisturbed())
+    assert [line for line in lines if line.startswith(f"waiting for block {BLOCKS}: process ")] == [lines[-1]]
 
 
 # ---- misuse ----
 
 
-def test_a_ledger_of_another_model_is_refused():
-    ledger, other = MemoryLedger(), model()
-    judged(ledger)
-    with torch.no_grad():
-        other[3].bias += 1
-    with pytest.raises(ValueError, match="belongs to another evaluation: model: here"):
-        judge(other, attack(), samples(), ledger, seed=3, block_size=BLOCK_SIZE)
-
-
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"block_size": 0}, "block_size=0"),
+        ({"block_size": 0}, "block_size must be at least 1, got 0"),
         ({"samples": Samples(np.array([], np.int64), lambda ids: None)}, "at least one sample"),
-        ({"samples": Samples(np.array([1, 1]), lambda ids: None)}, "occur twice"),
-        ({"attack": Restarts(PGD(), 128)}, "may have 127 stages"),
+        ({"samples": Samples(np.array([1, 1]), lambda ids: None)}, "must be distinct"),
+        ({"attack": Restarts(PGD(), 128)}, "at most 127 sub-attacks, got 128"),
     ],
 )
 def test_impossible_evaluations_are_refused(settings, message):
-    arguments = {"attack": attack(), "samples": samples(), "block_size": 4} | settings
     with pytest.raises(ValueError, match=message):
-        judge(model(), ledger=MemoryLedger(), **arguments)
-
-
-def test_nothing_is_fetched_twice_that_is_recorded():
-    fetched = []
-    whole = samples()
-    spied = Samples(whole.ids, lambda ids: fetched.append(len(ids)) or whole.fetch(ids))
-    ledger = MemoryLedger()
-    judge(model(), attack(), spied, ledger, block_size=BLOCK_SIZE)
-    fetched.clear()
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        judge(model(), attack(), spied, ledger, block_size=BLOCK_SIZE)
-    assert sum(fetched) == len(whole), "once, for the fingerprint"
-
-
-def test_the_example_has_several_blocks_the_last_not_full():
-    assert len(samples()) % BLOCK_SIZE
-    assert -(-len(samples()) // BLOCK_SIZE) == BLOCKS
-    assert evaluation_worker.attack(0.1).radius == pytest.approx(0.1)
+        evaluation(**settings)

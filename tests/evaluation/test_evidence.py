@@ -31,7 +31,7 @@ from lightning_paf.evaluation import evidence
 from lightning_paf.evaluation.evaluate import judge
 from lightning_paf.evaluation.evidence.read import KEY
 from lightning_paf.evaluation.samples import Samples
-from lightning_paf.evaluation.state import MemoryLedger
+from lightning_paf.evaluation.state import MemoryState
 from lightning_paf.utils.hashing import sample_fingerprints, weights_fingerprint
 
 
@@ -90,9 +90,9 @@ def test_the_same_evaluation_gives_the_same_bytes(path):
 @pytest.mark.parametrize("attack", [PGD(0.031, steps=2, step_size=0.02), PGD(0.5, norm="l2", step_size=0.3, steps=3)])
 def test_every_real_evaluation_is_verified(tmp_path, attack):
     model, samples, _ = attacked()
-    result = judge(model, attack, samples, MemoryLedger(), seed=7, block_size=16)
+    result = judge(model, attack, samples, MemoryState(), seed=7, block_size=16)
     content = written(tmp_path / "r", samples, result)
-    np.testing.assert_array_equal(content.outcomes, result.verdicts)
+    np.testing.assert_array_equal(content.outcomes, result.outcomes)
     assert content.fooled.sum() > 3
     found = evidence.verify(content, model, samples, CONFIG)
     assert (found.ok, found.notes) == (True, ())

@@ -2,85 +2,67 @@ import errno
 import json
 import os
 import warnings
-from contextlib import nullcontext
 from dataclasses import replace
 from fractions import Fraction
-from pathlib import Path
 
 import pytest
 import torch
-from helpers import evaluation_worker
-from helpers.state_fakes import HEADER, refuse, small_record
+from helpers.evaluation_worker import evaluation, model, samples
+from helpers.state_fakes import IDENTITY, refuse
 from torch import nn
 
 from lightning_paf.attacks import PGD
-from lightning_paf.evaluation.identity import Header, network_fingerprint
-from lightning_paf.evaluation.samples import Samples
-from lightning_paf.evaluation.state import Ledger
+from lightning_paf.evaluation import EvaluationState, MemoryState, Samples
+from lightning_paf.evaluation.identity import network_fingerprint
 
-HEADER_FIELDS = ("model", "network", "data", "samples", "block_size", "seed", "precision", "code", "format")
+FIELDS = ("model", "network", "data", "samples", "block_size", "seed", "precision", "code", "format")
 
 
 def changed(value):
     return value + 1 if isinstance(value, int) else value + "x"
 
 
-@pytest.mark.parametrize("field", HEADER_FIELDS)
-def test_a_ledger_of_something_else_names_the_difference(ledger, field):
-    other = replace(HEADER, **{field: changed(getattr(HEADER, field))})
-    here, there = getattr(other, field), getattr(HEADER, field)
-    with pytest.raises(ValueError, match=f"another evaluation: {field}: here {here}, ledger {there}. Give another"):
-        ledger.open(other)
-    ledger.open(HEADER)
+@pytest.mark.parametrize("field", FIELDS)
+def test_a_state_of_another_evaluation_names_the_difference(state, field):
+    other = replace(IDENTITY, **{field: changed(getattr(IDENTITY, field))})
+    here, there = getattr(other, field), getattr(IDENTITY, field)
+    with pytest.raises(ValueError, match=f"another evaluation: {field}: here {here}, state {there}. Pass another"):
+        state.open(other)
+    state.open(IDENTITY)
 
 
 @pytest.mark.parametrize(
     ("change", "name"),
     [
-        ({"attack": {"eps": "4/255"}}, "attack.eps: here 4/255, ledger 8/255"),
-        ({"attack": {"eps": "8/255", "norm": "l2"}}, "attack.norm: here l2, ledger nothing"),
-        ({"stages": [{"label": "pgd", "steps": 20}]}, "stages.0.steps: here 20, ledger 10"),
-        ({"stages": [*HEADER.stages, {"label": "fab"}]}, "stages.1.label: here fab, ledger nothing"),
+        ({"attack": {"eps": "4/255"}}, "attack.eps: here 4/255, state 8/255"),
+        ({"attack": {"eps": "8/255", "norm": "l2"}}, "attack.norm: here l2, state nothing"),
+        ({"sub_attacks": [{"label": "pgd", "steps": 20}]}, "sub_attacks.0.steps: here 20, state 10"),
+        ({"sub_attacks": [*IDENTITY.sub_attacks, {"label": "fab"}]}, "sub_attacks.1.label: here fab, state nothing"),
+        ({"code": "d", "seed": 9}, "code: here d, state c; seed: here 9, state 0"),
     ],
 )
-def test_another_attack_is_named_by_its_settings(ledger, change, name):
+def test_every_difference_is_named(state, change, name):
     with pytest.raises(ValueError, match=name):
-        ledger.open(replace(HEADER, **change))
+        state.open(replace(IDENTITY, **change))
 
 
-def test_every_difference_is_named(ledger):
-    with pytest.raises(ValueError, match="seed: here 9, ledger 0") as caught:
-        ledger.open(replace(HEADER, seed=9, code="d"))
-    assert "code: here d, ledger c" in str(caught.value)
+def test_every_field_of_the_identity_is_compared():
+    assert {*FIELDS, "attack", "sub_attacks"} == set(IDENTITY.content())
 
 
-def test_every_field_of_the_header_is_compared():
-    assert {*HEADER_FIELDS, "attack", "stages"} == set(HEADER.content())
-
-
-def test_the_header_depends_on_everything_that_the_verdict_depends_on():
-    def header(model=None, eps=Fraction(8, 255), samples=None, **settings) -> Header:
-        settings = {"seed": 0, "block_size": 4, "precision": "fp32"} | settings
-        return Header.of(
-            model or evaluation_worker.model(), PGD(eps), samples or evaluation_worker.samples(), **settings
-        )
-
-    retrained, relabelled, reordered = (
-        evaluation_worker.model(),
-        evaluation_worker.samples(),
-        evaluation_worker.samples(),
-    )
+def test_the_identity_depends_on_everything_that_the_result_depends_on():
+    retrained, rewired, reordered = model(), model(), samples()
     with torch.no_grad():
         retrained[0].bias[0] += 1e-6
-    x, y = relabelled.fetch(relabelled.ids)
+    rewired[1] = nn.SiLU()  # has no state
+    x, y = samples().fetch(samples().ids)
     y = y.clone()
     y[-1] = 1 - y[-1]
-    rewired = evaluation_worker.model()
-    rewired[1] = nn.SiLU()  # has no state
-    base = header().content()
+    base = evaluation(attack=PGD()).identity.content()
 
     def differs(**change):
-        return {field for field, value in header(**change).content().items() if value != base[field]}
+        content = evaluation(**{"attack": PGD(), **change}).identity.content()
+        return {field for field, value in content.items() if value != base[field]}
 
     assert differs() == set()
     assert differs(model=retrained) == {"model"}
@@ -88,9 +70,14 @@ def test_the_header_depends_on_everything_that_the_verdict_depends_on():
     assert differs(samples=Samples.of(x, y)) == {"data"}
     assert differs(samples=Samples(reordered.ids[::-1].copy(), reordered.fetch)) == {"data"}
     assert differs(samples=Samples(reordered.ids[:-1], reordered.fetch)) == {"data", "samples"}
-    assert differs(eps=Fraction(4, 255)) == {"attack", "stages"}
+    assert differs(attack=PGD(Fraction(4, 255))) == {"attack", "sub_attacks"}
     for name, value in {"seed": 1, "block_size": 5, "precision": "bf16"}.items():
         assert differs(**{name: value}) == {name}
+
+
+def test_the_identity_of_the_result_is_independent_of_the_code():
+    assert replace(IDENTITY, code="d", format=9).of_result(None) == IDENTITY.of_result(None)
+    assert IDENTITY.of_result("time") != IDENTITY.of_result(None) != replace(IDENTITY, seed=1).of_result(None)
 
 
 def test_a_network_is_more_than_its_checkpoint():
@@ -111,87 +98,61 @@ def test_a_network_is_more_than_its_checkpoint():
     assert network_fingerprint(Net(0.0, address("00"))) == network_fingerprint(Net(0.0, address("11")))
 
 
-def test_a_header_that_is_cut_off_anywhere_is_written_again(tmp_path, monkeypatch):
-    monkeypatch.setattr("lightning_paf.evaluation.state._PAUSE", 0.0)
-    ledger = Ledger(tmp_path)
-    ledger.open(HEADER)
-    clean = replace(small_record(after=HEADER.fingerprint), stage=0, x_adv=small_record().x_adv[:0])
-    ledger.write(clean)
-    path = tmp_path / "header.json"
+def test_a_state_of_another_model_is_refused():
+    state, other = MemoryState(), model()
+    evaluation().run(state)
+    with torch.no_grad():
+        other[3].bias += 1
+    with pytest.raises(ValueError, match="belongs to another evaluation: model: here"):
+        evaluation(model=other).run(state)
+
+
+def test_an_incomplete_identity_is_written_again(tmp_path):
+    state, path = EvaluationState(tmp_path), tmp_path / "identity.json"
+    state.open(IDENTITY)
     whole = path.read_bytes()
     for length in range(0, len(whole) - 1, 7):
         path.write_bytes(whole[:length])
-        with pytest.warns(UserWarning, match=r"header\.json does not count: it is damaged"):
-            ledger.open(HEADER)
+        with pytest.warns(UserWarning, match=r"identity\.json is damaged"):
+            state.open(IDENTITY)
         assert path.read_bytes() == whole
-    path.write_bytes(whole[:-30])
-    with pytest.raises(ValueError, match="records of another evaluation"):
-        ledger.open(replace(HEADER, seed=1))
+    path.write_text(json.dumps({**json.loads(whole), "seed": 1}))
+    with pytest.raises(ValueError, match="seed: here 0, state 1"):
+        state.open(IDENTITY)
 
 
-def test_a_header_with_a_changed_value_is_damaged(tmp_path, monkeypatch):
-    monkeypatch.setattr("lightning_paf.evaluation.state._PAUSE", 0.0)
-    Ledger(tmp_path).open(HEADER)
-    path = tmp_path / "header.json"
-    content = json.loads(path.read_text())
-    content["header"]["seed"] = 1
-    path.write_text(json.dumps(content))
-    with pytest.warns(UserWarning, match="damaged"):
-        Ledger(tmp_path).open(HEADER)
-
-
-def test_without_hard_links_the_header_is_written_all_the_same(tmp_path, monkeypatch):
+def test_without_hard_links_the_identity_is_written_in_place(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "link", refuse(errno.EOPNOTSUPP))
-    Ledger(tmp_path).open(HEADER)
+    EvaluationState(tmp_path).open(IDENTITY)
     monkeypatch.undo()
-    Ledger(tmp_path).open(HEADER)
-    assert [path.name for path in tmp_path.iterdir()] == ["header.json"]
+    EvaluationState(tmp_path).open(IDENTITY)
+    assert [path.name for path in tmp_path.iterdir()] == ["identity.json"]
 
 
-def test_of_two_that_begin_at_once_the_second_finds_the_header_of_the_first(tmp_path, monkeypatch):
+@pytest.mark.parametrize("other", [replace(IDENTITY, seed=1), IDENTITY])
+def test_the_identity_of_a_faster_process_counts(tmp_path, monkeypatch, other):
     link = os.link
 
     def slower(source, target):
         monkeypatch.setattr(os, "link", link)
-        Ledger(tmp_path).open(replace(HEADER, seed=1))
+        EvaluationState(tmp_path).open(other)
         link(source, target)
 
     monkeypatch.setattr(os, "link", slower)
-    with pytest.raises(ValueError, match="seed: here 0, ledger 1"):
-        Ledger(tmp_path).open(HEADER)
-    assert [path.name for path in tmp_path.iterdir()] == ["header.json"]
-
-
-def test_a_header_that_another_process_writes_between_two_looks_is_left_where_it_is(tmp_path):
-    class Late(Ledger):
-        def _read_header(self):
-            found = super()._read_header()
-            Ledger(tmp_path).open(replace(HEADER, seed=1))
-            return found
-
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        with pytest.raises(ValueError, match="seed: here 0, ledger 1"):
-            Late(tmp_path).open(HEADER)
-    assert [path.name for path in tmp_path.iterdir()] == ["header.json"]
+        if other is IDENTITY:
+            EvaluationState(tmp_path).open(IDENTITY)
+        else:
+            with pytest.raises(ValueError, match="seed: here 0, state 1"):
+                EvaluationState(tmp_path).open(IDENTITY)
+    assert [path.name for path in tmp_path.iterdir()] == ["identity.json"]
 
 
-@pytest.mark.parametrize("other_seed", [0, 1])
-def test_a_damaged_header_that_another_process_has_mended_meanwhile_is_put_back(tmp_path, monkeypatch, other_seed):
-    monkeypatch.setattr("lightning_paf.evaluation.state._PAUSE", 0.0)
-    path = tmp_path / "header.json"
-    path.write_bytes(b"half")
-    rename = Path.rename
-
-    def later(self, target):
-        monkeypatch.setattr(Path, "rename", rename)
-        path.unlink()
-        Ledger(tmp_path).open(replace(HEADER, seed=other_seed))
-        return rename(self, target)
-
-    monkeypatch.setattr(Path, "rename", later)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        with nullcontext() if other_seed == HEADER.seed else pytest.raises(ValueError, match="seed: here 0, ledger 1"):
-            Ledger(tmp_path).open(HEADER)
-    assert [path.name for path in tmp_path.iterdir()] == ["header.json"]
+def test_the_folder_of_an_older_version_is_not_misread(tmp_path):
+    """It had other names and another format of records."""
+    (tmp_path / "header.json").write_text('{"header": {"seed": 3}, "sha256": ""}')
+    (tmp_path / "block-00000.stage-0.record").write_bytes(b"pafrec1\n" + bytes(200))
+    lines = []
+    evaluation().run(EvaluationState(tmp_path), progress=lines.append)
+    assert ": 0 of 18 records found" in lines[0]

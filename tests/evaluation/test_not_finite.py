@@ -15,11 +15,9 @@ from lightning_paf.analysis.security_curve import bisection, minimum_norm
 from lightning_paf.analysis.security_curve_check import recheck
 from lightning_paf.attacks import APGD, FAB, PGD, AutoAttack, Square
 from lightning_paf.callbacks.robust_eval import RobustEval
+from lightning_paf.evaluation import Evaluation, Outcome, Samples
 from lightning_paf.evaluation.checks import Context, run_checks
 from lightning_paf.evaluation.checks.behaviour import finite_outputs
-from lightning_paf.evaluation.evaluate import judge
-from lightning_paf.evaluation.samples import Samples
-from lightning_paf.evaluation.state import MemoryLedger
 from lightning_paf.evaluation.warm import WarmCheck
 from lightning_paf.functional import misclassified
 from lightning_paf.objectives import Natural
@@ -77,8 +75,8 @@ def test_attacks(attack, broken):
     model = Overflows(broken)
     torch.manual_seed(0)
     assert torch.equal(~misclassified(model(attack(model, X, Y)), Y), ROBUST)
-    judgement = judge(model, attack, Samples.of(X, Y), MemoryLedger())
-    assert np.array_equal(judgement.standing, ROBUST.numpy())
+    result = Evaluation(model, attack, Samples.of(X, Y)).run()
+    assert np.array_equal(result.outcomes == Outcome.ROBUST, ROBUST.numpy())
 
 
 @kinds
@@ -184,8 +182,8 @@ def test_gradients_that_are_not_finite_are_reported_once():
     x = X.clone()
     x[::2, :, 0] = 0
     with pytest.warns(UserWarning, match=r"Gradients of \d+ of \d+ images were not finite") as caught:
-        judge(RootOfBlack(KINDS["NaN"]), PGD(EPS, start="none"), Samples.of(x, Y), MemoryLedger(), block_size=5)
+        Evaluation(RootOfBlack(KINDS["NaN"]), PGD(EPS, start="none"), Samples.of(x, Y), block_size=5).run()
     assert sum("Gradients" in str(one.message) for one in caught) == 1
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        judge(Overflows(KINDS["NaN"]), PGD(EPS), Samples.of(X[:5], Y[:5]), MemoryLedger())
+        Evaluation(Overflows(KINDS["NaN"]), PGD(EPS), Samples.of(X[:5], Y[:5])).run()

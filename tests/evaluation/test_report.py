@@ -22,7 +22,7 @@ from lightning_paf.evaluation.report import Supplement
 from lightning_paf.evaluation.report.evidence import class_names, result_of, spread_over_classes, supplement_of
 from lightning_paf.evaluation.report.figures import Example, activation_figure, image_png
 from lightning_paf.evaluation.report.report import MOST_CLASSES
-from lightning_paf.evaluation.result import EvaluationResult, StageSummary, Verdict
+from lightning_paf.evaluation.result import EvaluationResult, Outcome, SubAttackSummary
 from lightning_paf.evaluation.samples import Samples
 from lightning_paf.evaluation.statistics import exact_accuracy
 from lightning_paf.nn.activations import PSSiLU, ReLU
@@ -79,11 +79,14 @@ def check(path):
 
 def a_result(n=40):
     labels = np.arange(n) % 4
-    verdicts = np.where(np.arange(n) < n // 2, Verdict.ROBUST, Verdict.BROKEN).astype(np.uint8)
-    verdicts[-4:] = Verdict.CLEAN_ERROR
-    stages = (StageSummary("clean", n, 4, n, 0, 0, 0.5), StageSummary("apgd-ce", n - 4, 16, 12345, 6789, 55, 3723.0))
+    verdicts = np.where(np.arange(n) < n // 2, Outcome.ROBUST, Outcome.FOOLED).astype(np.uint8)
+    verdicts[-4:] = Outcome.MISCLASSIFIED
+    stages = (
+        SubAttackSummary("clean", n, 4, n, 0, 0, 0.5),
+        SubAttackSummary("apgd-ce", n - 4, 16, 12345, 6789, 55, 3723.0),
+    )
     return EvaluationResult(
-        "autoattack", THREAT, verdicts, 3723.5, np.arange(n), labels, stages=stages,
+        "autoattack", THREAT, verdicts, 3723.5, np.arange(n), labels, sub_attacks=stages,
         fingerprints={"model": "ab" * 32}, seed=11, precision="bf16", total=50,
     )  # fmt: skip
 
@@ -152,7 +155,7 @@ def test_no_text_becomes_markup(tmp_path):
         result,
         name=EVIL,
         attack={**THREAT, "attack": EVIL, "eps": EVIL, EVIL: {EVIL: [EVIL]}},
-        stages=tuple(replace(stage, label=EVIL) for stage in result.stages),
+        sub_attacks=tuple(replace(part, label=EVIL) for part in result.sub_attacks),
         fingerprints={EVIL: EVIL},
         precision=EVIL,
     )

@@ -2,125 +2,93 @@ import errno
 import os
 import shutil
 import warnings
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from helpers.state_fakes import HEADER, refuse, small_record
+from helpers.state_fakes import IDENTITY, fingerprints, refuse, small_record
 
+from lightning_paf.evaluation import EvaluationState
 from lightning_paf.evaluation import record as record_file
-from lightning_paf.evaluation.state import Ledger, MemoryLedger
 from lightning_paf.utils.files import create_whole, write_whole
 
-# ---- many records ----
+NAME = "block-00000.sub-attack-1.record"
 
 
-def test_records_are_kept_by_block_and_stage(ledger):
-    assert ledger.read(0, 1) is None
-    for block, stage in [(1, 0), (0, 1), (0, 0)]:
-        ledger.write(replace(small_record(block), stage=stage, x_adv=small_record().x_adv[: min(stage, 1)]))
-    assert ledger.recorded() == [(0, 0), (0, 1), (1, 0)]
-    assert ledger.read(1, 0).block == 1
-    assert ledger.read(1, 1) is None
+def test_records_are_kept_by_block_and_sub_attack(state):
+    assert state.read(0, 1) is None
+    for key in [(1, 0), (0, 1), (0, 0)]:
+        state.write(small_record(*key))
+    assert state.recorded() == [(0, 0), (0, 1), (1, 0)]
+    assert state.read(1, 0).block == 1
+    assert state.read(1, 1) is None
 
 
-def test_of_two_records_for_one_place_the_first_counts(ledger):
-    first = ledger.write(small_record(seconds=1.0))
-    second = ledger.write(small_record(seconds=2.0))
+def test_the_first_of_two_equal_records_counts(state):
+    first = state.write(small_record(seconds=1.0))
+    second = state.write(small_record(seconds=2.0))
     assert first.note == second.note == {"s": 1.0}
 
 
-def test_the_digest_sees_every_finding_and_no_note(ledger):
-    other = MemoryLedger()
-    other.open(HEADER)
-    digests = {ledger.digest()}
-    for block in (0, 1):
-        ledger.write(small_record(block, seconds=1.0))
-        digests.add(ledger.digest())
-    assert len(digests) == 3
-    for block in (1, 0):
-        other.write(small_record(block, seconds=2.0))
-    assert other.digest() == ledger.digest() != ledger.digest(blocks=1)
-    other.write(small_record(2))
-    assert other.digest(blocks=2) == ledger.digest()
+def test_a_record_under_the_name_of_another_is_invalid(tmp_path):
+    state = EvaluationState(tmp_path)
+    state.write(small_record(0))
+    shutil.copy(tmp_path / NAME, tmp_path / NAME.replace("00000", "00007"))
+    assert state.recorded() == [(0, 1), (7, 1)]
+    assert state.read(7, 1) is None
 
 
-def test_a_record_under_the_name_of_another_does_not_count(tmp_path):
-    ledger = Ledger(tmp_path)
-    ledger.write(small_record(0))
-    shutil.copy(tmp_path / "block-00000.stage-1.record", tmp_path / "block-00007.stage-1.record")
-    assert ledger.recorded() == [(0, 1), (7, 1)]
-    assert ledger.read(7, 1) is None
-
-
-def test_a_damaged_record_is_moved_aside_and_written_again(tmp_path):
-    ledger = Ledger(tmp_path)
-    ledger.write(small_record())
-    path = tmp_path / "block-00000.stage-1.record"
-    path.write_bytes(path.read_bytes()[:-1])
-    assert ledger.read(0, 1) is None
-    with pytest.warns(UserWarning, match=r"stage-1\.record does not count: it is damaged"):
-        ledger.write(small_record())
-    assert ledger.read(0, 1) is not None
-    (aside,) = tmp_path.glob("*.aside")
-    assert len(aside.read_bytes()) == len(path.read_bytes()) - 1
-
-
-def test_a_damaged_record_that_cannot_be_moved_is_overwritten(tmp_path, monkeypatch):
-    ledger = Ledger(tmp_path)
-    path = tmp_path / "block-00000.stage-1.record"
-    path.write_bytes(b"half")
-    monkeypatch.setattr(Path, "rename", refuse(errno.EPERM))
-    with pytest.warns(UserWarning, match="does not count"):
-        ledger.write(small_record())
-    assert ledger.read(0, 1) is not None
-    assert not list(tmp_path.glob("*.aside"))
+@pytest.mark.parametrize("content", [b"", b"half", b"pafrec1\n" + bytes(100)])
+def test_a_damaged_record_is_replaced(tmp_path, content):
+    state = EvaluationState(tmp_path)
+    (tmp_path / NAME).write_bytes(content)
+    assert state.read(0, 1) is None
+    with pytest.warns(UserWarning, match=r"sub-attack-1\.record is damaged"):
+        state.write(small_record())
+    assert state.read(0, 1) is not None
 
 
 def test_a_file_larger_than_any_record_is_not_read(tmp_path):
-    with (tmp_path / "block-00000.stage-1.record").open("wb") as stream:
+    with (tmp_path / NAME).open("wb") as stream:
         stream.truncate(record_file.LARGEST + 1)  # a sparse file
-    assert Ledger(tmp_path).read(0, 1) is None
+    assert EvaluationState(tmp_path).read(0, 1) is None
 
 
-def test_what_a_killed_process_left_half_written_is_swept_away(tmp_path):
-    ledger = Ledger(tmp_path)
-    mine, other = (tmp_path / f"block-0000{block}.stage-1.record.ab12.partial" for block in (0, 1))
+def test_partial_files_of_a_killed_process_are_removed(tmp_path):
+    mine, other = (tmp_path / f"block-0000{block}.sub-attack-1.record.ab12.partial" for block in (0, 1))
     for path in (mine, other):
         path.write_bytes(b"half")
-    with ledger.lease(0):
+    with EvaluationState(tmp_path).claim(0):
         assert not mine.exists()
         assert other.exists()
 
 
-def test_a_writer_whose_half_written_file_was_swept_away_writes_again(tmp_path, monkeypatch):
-    replaced = Path.replace
-    calls = []
+def test_a_process_whose_partial_file_was_removed_writes_again(tmp_path, monkeypatch):
+    link, calls = os.link, []
 
-    def swept(self, target):
-        calls.append(self)
+    def removed(source, target):
+        calls.append(source)
         if len(calls) == 1:
-            self.unlink()
-        return replaced(self, target)
+            source.unlink()
+        link(source, target)
 
-    monkeypatch.setattr(Path, "replace", swept)
-    Ledger(tmp_path).write(small_record())
+    monkeypatch.setattr(os, "link", removed)
+    EvaluationState(tmp_path).write(small_record())
     assert len(calls) == 2
-    assert Ledger(tmp_path).read(0, 1) is not None
+    assert EvaluationState(tmp_path).read(0, 1) is not None
 
 
-def test_a_record_that_another_process_writes_between_two_looks_is_not_called_damaged(tmp_path):
-    class Late(Ledger):
-        def _load(self, block, stage):
-            found = super()._load(block, stage)
+def test_the_record_of_a_faster_process_counts(tmp_path):
+    class Late(EvaluationState):
+        def _load(self, block, sub_attack):
+            found = super()._load(block, sub_attack)
             if found is None:
-                Ledger(tmp_path).write(small_record(block))
+                EvaluationState(tmp_path).write(small_record(block, seconds=7.0))
             return found
 
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        Late(tmp_path).write(small_record())
-    assert [path.name for path in tmp_path.iterdir()] == ["block-00000.stage-1.record"]
+        assert Late(tmp_path).write(small_record()).note == {"s": 7.0}
+    assert [path.name for path in tmp_path.iterdir()] == [NAME]
 
 
 # ---- folders that do not work ----
@@ -135,40 +103,26 @@ REPAIRS = {
 
 
 @pytest.mark.parametrize(("code", "repair"), REPAIRS.items())
-@pytest.mark.parametrize("where", ["os.fsync", "pathlib.Path.replace"])
-def test_a_record_that_cannot_be_written_says_how_to_go_on(tmp_path, monkeypatch, code, repair, where):
-    ledger = Ledger(tmp_path / "ledger")
-    ledger.open(HEADER)
-    ledger.write(small_record(0))
-    before = ledger.digest()
-    monkeypatch.setattr(where, refuse(code))
-    with pytest.raises(ValueError, match=rf"ledger cannot serve as a ledger: .*\. .*{repair}"):
-        ledger.write(small_record(1))
+def test_a_record_that_cannot_be_written_explains_the_repair(tmp_path, monkeypatch, code, repair):
+    state = EvaluationState(tmp_path / "mine")
+    state.open(IDENTITY)
+    state.write(small_record(0))
+    before = fingerprints(state)
+    monkeypatch.setattr(os, "fsync", refuse(code))
+    with pytest.raises(ValueError, match=rf"mine cannot serve as a state folder: .*\. .*{repair}"):
+        state.write(small_record(1))
+    with pytest.raises(ValueError, match=repair):
+        state.claim(1)
     monkeypatch.undo()
-    assert ledger.digest() == before
-    assert not list(ledger.folder.glob("*.partial"))
-
-
-@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EROFS])
-def test_a_lease_that_cannot_be_written_says_how_to_go_on(tmp_path, monkeypatch, code):
-    ledger = Ledger(tmp_path)
-    monkeypatch.setattr(Path, "open", refuse(code))
-    with pytest.raises(ValueError, match=REPAIRS[code]):
-        ledger.lease(0)
-
-
-def test_a_lease_on_a_disk_that_fills_up_leaves_nothing_behind(tmp_path, monkeypatch):
-    monkeypatch.setattr(os, "fsync", refuse(errno.ENOSPC))
-    with pytest.raises(ValueError, match="Free some space"):
-        Ledger(tmp_path).lease(0)
-    assert not list(tmp_path.iterdir())
+    assert fingerprints(state) == before
+    assert {path.name for path in state.folder.iterdir()} == {NAME, "identity.json"}
 
 
 @pytest.mark.parametrize("name", ["file", "file/below"])
 def test_a_file_is_no_folder(tmp_path, name):
     (tmp_path / "file").touch()
     with pytest.raises(ValueError, match="Give the path of a folder"):
-        Ledger(tmp_path / name).open(HEADER)
+        EvaluationState(tmp_path / name).open(IDENTITY)
 
 
 @pytest.mark.parametrize("links", [True, False])
@@ -182,7 +136,7 @@ def test_a_file_is_created_once(tmp_path, monkeypatch, links):
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_a_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
+def test_a_file_is_written_atomically(tmp_path, monkeypatch):
     path = tmp_path / "file"
     write_whole(path, b"old")
     monkeypatch.setattr(os, "fsync", refuse(errno.ENOSPC))
@@ -192,15 +146,15 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_a_time_out_must_be_positive(tmp_path):
+def test_a_time_limit_must_be_positive(tmp_path):
     with pytest.raises(ValueError, match="such as 120"):
-        Ledger(tmp_path, timeout=0)
+        EvaluationState(tmp_path, timeout=0)
 
 
-def test_a_whole_ledger_can_be_read_where_nothing_can_be_written(tmp_path, monkeypatch):
-    Ledger(tmp_path).open(HEADER)
+def test_a_complete_state_can_be_read_in_a_read_only_folder(tmp_path, monkeypatch):
+    EvaluationState(tmp_path).open(IDENTITY)
+    for name in ("os.fsync", "os.link", "pathlib.Path.replace", "pathlib.Path.rename"):
+        monkeypatch.setattr(name, refuse(errno.EROFS))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        for name in ("os.fsync", "os.link", "pathlib.Path.replace", "pathlib.Path.rename"):
-            monkeypatch.setattr(name, refuse(errno.EROFS))
-        Ledger(tmp_path).open(HEADER)
+        EvaluationState(Path(tmp_path)).open(IDENTITY)

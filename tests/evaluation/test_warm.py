@@ -7,7 +7,7 @@ from helpers.fakes import TinyNet
 from torch import Tensor, nn
 
 from lightning_paf.attacks import APGD, PGD, AutoAttack
-from lightning_paf.evaluation import Samples, Verdict
+from lightning_paf.evaluation import Outcome, Samples
 from lightning_paf.evaluation.warm import WarmCheck
 
 EPS = 0.057  # no sample lies within rounding of it
@@ -32,14 +32,14 @@ def samples() -> tuple[Tensor, Tensor]:
 
 def truth(model: Threshold, x: Tensor, y: Tensor) -> list[int]:
     level = x.mean((1, 2, 3))
-    verdicts = torch.where((level - model.level).abs() < EPS, Verdict.BROKEN, Verdict.ROBUST)
-    verdicts[(level > model.level).long() != y] = Verdict.CLEAN_ERROR
-    return verdicts.tolist()
+    outcomes = torch.where((level - model.level).abs() < EPS, Outcome.FOOLED, Outcome.ROBUST)
+    outcomes[(level > model.level).long() != y] = Outcome.MISCLASSIFIED
+    return outcomes.tolist()
 
 
-def verdicts(result, n: int) -> list[int]:
+def outcomes(result, n: int) -> list[int]:
     found = np.zeros(n, np.uint8)
-    found[result.ids] = result.verdicts
+    found[result.ids] = result.outcomes
     return found.tolist()
 
 
@@ -49,7 +49,7 @@ def test_a_warm_check_finds_the_truth_as_the_network_moves():
     for number, level in enumerate((0.5, 0.505, 0.495, 0.52)):
         model = Threshold(level)
         result = check.run(model, Samples.of(x, y))
-        assert verdicts(result, len(y)) == truth(model, x, y)
+        assert outcomes(result, len(y)) == truth(model, x, y)
         assert result.cold == (number == 0)
 
 
@@ -58,7 +58,7 @@ def test_what_fooled_the_last_network_is_replayed_and_saves_passes():
     check = WarmCheck(APGD(EPS, steps=20), steps=5)
     cold, warm = (check.run(Threshold(), Samples.of(x, y)) for _ in range(2))
     assert cold.replayed == 0
-    assert warm.replayed == int((cold.verdicts == Verdict.BROKEN).sum()) > 0
+    assert warm.replayed == int((cold.outcomes == Outcome.FOOLED).sum()) > 0
     assert warm.passes < 0.5 * cold.passes
 
 
@@ -66,12 +66,12 @@ def test_a_stop_rule_ends_a_check_after_a_block():
     x, y = samples()
     asked = []
 
-    def stop(robust: int, judged: int, total: int) -> bool:
-        asked.append((robust, judged, total))
-        return judged >= 14
+    def stop(robust: int, evaluated: int, total: int) -> bool:
+        asked.append((robust, evaluated, total))
+        return evaluated >= 14
 
     result = WarmCheck(APGD(EPS, steps=5), block_size=7).run(Threshold(), Samples.of(x, y), stop)
-    assert [judged for _, judged, _ in asked] == [7, 14]
+    assert [evaluated for _, evaluated, _ in asked] == [7, 14]
     assert len(result.ids) == 14
     assert asked[-1][0] == result.robust
 
@@ -104,5 +104,5 @@ def test_attacks_without_starts_are_refused(attack):
 
 
 def test_no_steps_are_refused():
-    with pytest.raises(ValueError, match="steps=0"):
+    with pytest.raises(ValueError, match="steps must be at least 1, got 0"):
         WarmCheck(APGD(EPS), steps=0)

@@ -9,10 +9,7 @@ from helpers.fakes import write_npz_dataset
 from lightning_paf.__main__ import main
 from lightning_paf.attacks import Attack
 from lightning_paf.cli.training import PafCLI, train
-from lightning_paf.evaluation import evidence
-from lightning_paf.evaluation.evaluate import judge
-from lightning_paf.evaluation.judgement import Judgement
-from lightning_paf.evaluation.state import MemoryLedger
+from lightning_paf.evaluation import Evaluation, EvaluationResult, evidence
 from lightning_paf.loading import load_run
 
 
@@ -55,12 +52,12 @@ def write_experiment(folder: Path, num_classes: int = 3) -> str:
     return str(path)
 
 
-def evaluated_run(folder: Path, attack: Attack, name: str, with_config: bool) -> Judgement:
+def evaluated_run(folder: Path, attack: Attack, name: str, with_config: bool) -> EvaluationResult:
     """Train in `folder/run`, evaluate the model, and write the evidence to `folder/NAME`."""
     assert status("fit", "-c", write_experiment(folder), "--run", folder / "run") == 0
     run = load_run(folder / "run" / "checkpoints" / "last.ckpt")
     samples = run.samples()
-    result = judge(run.model, attack, samples, MemoryLedger(), block_size=8)
+    result = Evaluation(run.model, attack, samples, block_size=8).run()
     config = (folder / "run" / "config.yaml").read_text() if with_config else None
     evidence.write(result, folder / name, samples, dataset="npz", config=config)
     return result

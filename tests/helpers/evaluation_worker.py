@@ -1,4 +1,4 @@
-"""An evaluation small enough to be run often, and processes that work on it."""
+"""An evaluation small enough to run often, and processes that work on it."""
 
 import multiprocessing
 import os
@@ -11,9 +11,7 @@ from torch import nn
 from helpers.fakes import images
 from helpers.processes import processes
 from lightning_paf.attacks import PGD, Attack, WorstOf
-from lightning_paf.evaluation.evaluate import Judgement, judge
-from lightning_paf.evaluation.samples import Samples
-from lightning_paf.evaluation.state import Ledger
+from lightning_paf.evaluation import Evaluation, EvaluationResult, EvaluationState, Samples
 from lightning_paf.utils import process as process_file
 
 BLOCK_SIZE = 4
@@ -22,7 +20,7 @@ RECORDS = BLOCKS * 3
 
 
 class SlowPGD(PGD):
-    """Takes its time, so that it can be interrupted."""
+    """Sleeps, so that it can be interrupted."""
 
     pause = 0.0
 
@@ -44,7 +42,7 @@ def model() -> nn.Module:
 
 
 def samples(n: int = BLOCK_SIZE * BLOCKS - 1) -> Samples:
-    """The label is what the model says, but for every fifth; the last block is not full."""
+    """Label every sample as the model predicts, except every fifth; the last block is not full."""
     x, _ = images(n, channels=1, size=4)
     with torch.no_grad():
         y = model()(x).argmax(1)
@@ -52,38 +50,40 @@ def samples(n: int = BLOCK_SIZE * BLOCKS - 1) -> Samples:
     return Samples.of(x, y)
 
 
+def evaluation(pause: float = 0.0, **settings) -> Evaluation:
+    arguments = {"model": model(), "attack": attack(pause=pause), "samples": samples(), "seed": 3}
+    return Evaluation(**{**arguments, "block_size": BLOCK_SIZE, **settings})
+
+
 def work(
     folder: Path,
     pause: float = 0.0,
     timeout: float = 120.0,
     stop=None,
-    told: Path | None = None,
+    log: Path | None = None,
     hours: float = 0.0,
-) -> Judgement:
+) -> EvaluationResult:
     torch.set_num_threads(1)
     if hours:
         _set_clock(hours)
 
-    def tell(line: str) -> None:
-        if told is not None:
-            with told.open("a") as stream:
+    def progress(line: str) -> None:
+        if log is not None:
+            with log.open("a") as stream:
                 print(line, file=stream, flush=True)
 
-    ledger = Ledger(folder, timeout)
-    return judge(
-        model(), attack(pause=pause), samples(), ledger, seed=3, block_size=BLOCK_SIZE, stop=stop, progress=tell
-    )
+    return evaluation(pause).run(EvaluationState(folder, timeout), stop, progress)
 
 
 def start(*arguments) -> multiprocessing.Process:
-    """Another process that does `work`."""
+    """Start another process that does `work`."""
     process = processes().Process(target=work, args=arguments)
     process.start()
     return process
 
 
 def _set_clock(hours: float) -> None:
-    """Make this process one of a machine of its own, whose clock is so many hours ahead, also for times of files."""
+    """Simulate another machine whose clock is so many hours ahead, also for times of files."""
     now, utime = time.time, os.utime
     time.time = lambda: now() + 3600 * hours
     os.utime = lambda path: utime(path, (time.time(), time.time()))

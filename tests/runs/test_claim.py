@@ -9,8 +9,8 @@ from dataclasses import asdict, replace
 
 import pytest
 
-from lightning_paf.runs import claim as lease_file
-from lightning_paf.runs.claim import Holder, Lease, Watch, read_holder
+from lightning_paf.runs import claim as claim_file
+from lightning_paf.runs.claim import Claim, Heartbeats, Owner, read_owner
 from lightning_paf.utils import process as process_file
 
 LINUX = pytest.mark.skipif(not os.path.exists("/proc/self/stat"), reason="processes are looked up in /proc")  # noqa: PTH110
@@ -18,7 +18,7 @@ LINUX = pytest.mark.skipif(not os.path.exists("/proc/self/stat"), reason="proces
 
 @pytest.fixture
 def path(tmp_path):
-    return tmp_path / "block-00000.lease"
+    return tmp_path / "block-00000.claim"
 
 
 class Observer:
@@ -26,27 +26,27 @@ class Observer:
 
     def __init__(self) -> None:
         self.seconds = 0.0
-        self.watch = Watch(lambda: self.seconds)
+        self.heartbeats = Heartbeats(lambda: self.seconds)
 
-    def take(self, path, timeout=60.0) -> Lease | None:
-        return lease_file.take(path, timeout, self.watch)
+    def take(self, path, timeout=60.0) -> Claim | None:
+        return claim_file.take(path, timeout, self.heartbeats)
 
-    def waits_and_takes(self, path) -> Lease | None:
+    def waits_and_takes(self, path) -> Claim | None:
         assert self.take(path) is None
         self.seconds += 61
         return self.take(path)
 
 
-def take(path, timeout) -> Lease | None:
-    return lease_file.take(path, timeout, Watch())
+def take(path, timeout) -> Claim | None:
+    return claim_file.take(path, timeout, Heartbeats())
 
 
 def leave(path, **change):
-    """A lease of somebody who does nothing more about it."""
-    path.write_text(json.dumps(asdict(replace(Holder.here(), **change))))
+    """A claim of somebody who does nothing more about it."""
+    path.write_text(json.dumps(asdict(replace(Owner.here(), **change))))
 
 
-def test_only_one_holds_a_lease(path):
+def test_only_one_holds_a_claim(path):
     with take(path, 60) as first:
         assert first.is_ours()
         assert take(path, 60) is None
@@ -67,7 +67,7 @@ def test_of_many_at_once_one_gets_it(path):
         thread.start()
     for thread in threads:
         thread.join()
-    assert sum(lease is not None for lease in taken) == 1
+    assert sum(claim is not None for claim in taken) == 1
 
 
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
@@ -75,24 +75,24 @@ def test_an_error_gives_the_lease_back(path, error):
     with pytest.raises(error), take(path, 60):
         raise error
     assert not path.exists()
-    assert not [thread for thread in threading.enumerate() if thread.name.startswith("lease")]
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("claim")]
 
 
-def test_a_silent_holder_elsewhere_is_relieved_after_the_time_out(path):
+def test_a_silent_owner_elsewhere_is_replaced_after_the_time_out(path):
     leave(path, system="another machine")
     observer = Observer()
     assert observer.take(path) is None
     observer.seconds += 59
     assert observer.take(path) is None
     observer.seconds += 2
-    with observer.take(path) as lease:
-        assert lease.is_ours()
+    with observer.take(path) as claim:
+        assert claim.is_ours()
     assert list(path.parent.iterdir()) == []
 
 
 @pytest.mark.parametrize("hours", [-5, 0, 5])
 def test_clocks_may_be_hours_apart(hours, path):
-    """That of the holder sets the time of the file, as on file systems that leave this to the clients."""
+    """That of the owner sets the time of the file, as on file systems that leave this to the clients."""
     leave(path, system="another machine")
     observer, theirs = Observer(), time.time() + 3600 * hours
     for beat in range(10):
@@ -104,18 +104,18 @@ def test_clocks_may_be_hours_apart(hours, path):
     assert observer.take(path) is not None, "kept for somebody who is dead"
 
 
-def test_a_lease_that_was_given_back_meanwhile_has_no_past(path):
+def test_a_claim_that_was_given_back_meanwhile_has_no_past(path):
     observer = Observer()
     leave(path, system="another machine")
     assert observer.take(path) is None
     path.unlink()
-    assert observer.watch.silence(path) == 0
+    assert observer.heartbeats.silence(path) == 0
     observer.seconds += 61
     leave(path, system="another machine")
     assert observer.take(path) is None
 
 
-def test_signs_of_life_come_several_times_within_the_time_out(path):
+def test_heartbeats_come_several_times_within_the_time_out(path):
     with take(path, 0.4):
         for _ in range(3):
             before, end = path.stat().st_mtime_ns, time.monotonic() + 60
@@ -125,14 +125,14 @@ def test_signs_of_life_come_several_times_within_the_time_out(path):
 
 
 @LINUX
-def test_a_dead_process_of_this_machine_is_relieved_at_once(path):
+def test_a_dead_process_of_this_machine_is_replaced_at_once(path):
     process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
     leave(path, pid=process.pid, started=process_file.start_of(process.pid))
     assert take(path, 60) is None
     process.send_signal(signal.SIGKILL)
     os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)  # dead, but nobody has asked for its status
-    with take(path, 60) as lease:
-        assert lease.is_ours()
+    with take(path, 60) as claim:
+        assert claim.is_ours()
     process.communicate()
     leave(path, pid=process.pid, started="1")
     with take(path, 60):
@@ -141,7 +141,7 @@ def test_a_dead_process_of_this_machine_is_relieved_at_once(path):
 
 @LINUX
 def test_a_process_that_got_the_number_of_a_dead_one_is_another(path):
-    leave(path, started=str(int(Holder.here().started) - 1))
+    leave(path, started=str(int(Owner.here().started) - 1))
     assert take(path, 60) is not None
 
 
@@ -155,7 +155,7 @@ def test_where_processes_cannot_be_looked_up_the_time_out_decides(path, monkeypa
 @pytest.mark.parametrize("content", ["", "{", "[]", "7", '{"pid": 3}'])
 def test_an_unreadable_lease_lasts_until_the_time_out(path, content):
     path.write_text(content)
-    assert read_holder(path) is None
+    assert read_owner(path) is None
     assert Observer().waits_and_takes(path) is not None
 
 
@@ -164,7 +164,7 @@ def test_who_lost_the_lease_leaves_that_of_the_next_alone(path):
         leave(path)  # taken over, say after a long pause
         stamp = path.stat().st_mtime_ns
         time.sleep(0.2)
-        assert path.stat().st_mtime_ns == stamp, "a sign of life for somebody else"
+        assert path.stat().st_mtime_ns == stamp, "a heartbeat for somebody else"
         assert not first.is_ours()
     assert path.exists()
 
@@ -172,37 +172,37 @@ def test_who_lost_the_lease_leaves_that_of_the_next_alone(path):
 def test_a_fresh_lease_in_place_of_the_stale_one_is_put_back(path, monkeypatch):
     leave(path, system="another machine")
 
-    def overtaken(path, timeout, watch):
+    def overtaken(path, timeout, heartbeats):
         leave(path, pid=1)  # by a process that was faster
         return True
 
-    monkeypatch.setattr(lease_file, "_is_stale", overtaken)
+    monkeypatch.setattr(claim_file, "_is_stale", overtaken)
     assert take(path, 60) is None
-    assert read_holder(path).pid == 1
+    assert read_owner(path).pid == 1
     assert [file.name for file in path.parent.iterdir()] == [path.name]
 
 
-def test_a_lease_that_is_given_back_while_we_look_is_left_for_the_next_look(path, monkeypatch):
+def test_a_claim_that_is_given_back_while_we_look_is_left_for_the_next_look(path, monkeypatch):
     leave(path)
-    monkeypatch.setattr(lease_file, "_is_stale", lambda path, timeout, watch: path.unlink() or True)
+    monkeypatch.setattr(claim_file, "_is_stale", lambda path, timeout, heartbeats: path.unlink() or True)
     assert take(path, 60) is None
     monkeypatch.undo()
     assert take(path, 60) is not None
 
 
-def test_a_lease_never_exists_without_its_holder(path, monkeypatch):
-    """Killed at any moment, a process leaves a lease that says so, or none."""
+def test_a_claim_never_exists_without_its_owner(path, monkeypatch):
+    """Killed at any moment, a process leaves a claim that says so, or none."""
     link, seen = os.link, []
 
     def look(source, target):
-        seen.append((target.exists(), read_holder(source)))
+        seen.append((target.exists(), read_owner(source)))
         link(source, target)
-        seen.append((target.exists(), read_holder(target)))
+        seen.append((target.exists(), read_owner(target)))
 
     monkeypatch.setattr(os, "link", look)
-    lease = take(path, 60)
-    assert seen == [(False, lease.holder), (True, lease.holder)]
+    claim = take(path, 60)
+    assert seen == [(False, claim.owner), (True, claim.owner)]
 
 
-def test_a_holder_is_named_for_people():
-    assert str(Holder("box", 12, "", "", "")) == "process 12 on box"
+def test_a_owner_is_named_for_people():
+    assert str(Owner("box", 12, "", "", "")) == "process 12 on box"

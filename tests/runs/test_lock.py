@@ -15,7 +15,7 @@ from helpers.processes import started
 from helpers.resume_helpers import tree
 
 from lightning_paf.runs import lock as run_lock
-from lightning_paf.runs.claim import Holder, read_holder
+from lightning_paf.runs.claim import Owner, read_owner
 from lightning_paf.runs.lock import FILE, locked
 from lightning_paf.runs.progress import FILE as PROGRESS
 
@@ -27,7 +27,7 @@ ELSEWHERE = {"host": "node7", "system": "another machine", "token": "theirs"}
 def leave_lock(folder: Path, **change: Any) -> Path:
     """The lock of a process that writes no heartbeats."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / FILE).write_text(json.dumps(asdict(replace(Holder.here(), **change))))
+    (folder / FILE).write_text(json.dumps(asdict(replace(Owner.here(), **change))))
     return folder / FILE
 
 
@@ -52,7 +52,7 @@ def is_locked(folder: Path) -> str:
 def test_the_owner_is_named(tmp_path):
     with locked(tmp_path):
         said = is_locked(tmp_path)
-    here = Holder.here()
+    here = Owner.here()
     assert f"process {here.pid} on {here.host} since {here.since[:10]}" in said
     assert f"({here.command})" in said
     assert "Pass another --run, or stop that process first." in said
@@ -76,7 +76,7 @@ def test_a_silent_owner_elsewhere_is_waited_for_and_replaced(tmp_path, monkeypat
     begun = time.monotonic()
     with locked(tmp_path):
         assert time.monotonic() - begun > 1
-        assert read_holder(tmp_path / FILE).pid == os.getpid()
+        assert read_owner(tmp_path / FILE).pid == os.getpid()
     assert "waiting for a heartbeat" in caplog.text
     assert f"Taking over {tmp_path} from process {os.getpid()} on node7" in caplog.text
     assert not list(tmp_path.iterdir())
@@ -101,7 +101,7 @@ def test_an_owner_that_releases_while_we_wait_is_followed_at_once(tmp_path, monk
     path = leave_lock(tmp_path, **ELSEWHERE)
     threading.Timer(0.5, path.unlink).start()
     with locked(tmp_path):
-        assert read_holder(path).pid == os.getpid()
+        assert read_owner(path).pid == os.getpid()
 
 
 @pytest.mark.parametrize("content", ["", "{", "[1]"])
@@ -109,7 +109,7 @@ def test_a_torn_lock_lasts_until_the_time_limit(content, tmp_path, monkeypatch):
     monkeypatch.setattr(run_lock, "TIMEOUT", 0.5)
     (tmp_path / FILE).write_text(content)
     with locked(tmp_path):
-        assert read_holder(tmp_path / FILE) == read_holder(tmp_path / FILE)
+        assert read_owner(tmp_path / FILE) == read_owner(tmp_path / FILE)
     assert not list(tmp_path.iterdir())
 
 

@@ -7,5 +7,5 @@ from lightning_paf.evaluation import EvaluationResult
 
 if __name__ == "__main__":
     result, other = (EvaluationResult.load(Path(name)) for name in sys.argv[1:])
-    print(f"robust {result.robust}, {result.judged} samples")
-    sys.exit(result.verdicts.tolist() != other.verdicts.tolist())
+    print(f"robust {result.robust}, {result.evaluated} samples")
+    sys.exit(result.outcomes.tolist() != other.outcomes.tolist())

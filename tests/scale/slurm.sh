@@ -58,15 +58,15 @@ is_starting() {
 }
 
 # has_records N: whether the workers have written so many.
-has_records() { [ "$(find "$WORK/undisturbed/test/ledger" -name '*.record' 2> /dev/null | wc -l)" -ge "$1" ]; }
+has_records() { [ "$(find "$WORK/undisturbed/test/state" -name '*.record' 2> /dev/null | wc -l)" -ge "$1" ]; }
 
 # kill_holder HOST: kills a worker there that holds a block, if there is one.
 kill_holder() {
-    local lease pid
-    lease=$(grep -l "\"$1\"" "$WORK"/undisturbed/test/ledger/*/*.lease 2> /dev/null | head -n 1) \
-        && pid=$(grep -oP '"pid": *\K[0-9]+' "$lease") \
+    local claim pid
+    claim=$(grep -l "\"$1\"" "$WORK"/undisturbed/test/state/*/*.claim 2> /dev/null | head -n 1) \
+        && pid=$(grep -oP '"pid": *\K[0-9]+' "$claim") \
         && on "$1" kill -9 "$pid" \
-        && say "killed process $pid on $1, which held $(basename "$lease")"
+        && say "killed process $pid on $1, which held $(basename "$claim")"
 }
 
 # resumptions RUN: what it went on from.

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
-from lightning_paf.evaluation.result import Verdict
+from lightning_paf.evaluation.result import Outcome
 from lightning_paf.functional.geometry import geometry_of
 from lightning_paf.utils.files import explained
 from lightning_paf.utils.radius import radius_from_text
@@ -85,7 +85,7 @@ class Evidence:
     @property
     def fooled(self) -> NDArray[np.bool_]:
         """Which samples an attack fooled the model on, (n,)."""
-        return np.equal(self.outcomes, Verdict.BROKEN)
+        return np.equal(self.outcomes, Outcome.FOOLED)
 
     @property
     def threat(self) -> str:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from lightning_paf.evaluation.evidence.read import Evidence
 from lightning_paf.evaluation.evidence.write import library_versions, text_hash
 from lightning_paf.evaluation.identity import network_fingerprint
-from lightning_paf.evaluation.result import Verdict
+from lightning_paf.evaluation.result import Outcome
 from lightning_paf.evaluation.samples import Samples
 from lightning_paf.evaluation.statistics import Accuracy, exact_accuracy
 from lightning_paf.functional.predictions import predicted
@@ -144,7 +144,7 @@ def verify(
         found += [Mismatch(check, int(evidence.ids[i]), detail(i)) for i in np.flatnonzero(concerned & ~holds).tolist()]
     other_class = int(np.count_nonzero(faultless & (computed[-1] != evidence.adversarial)))
     notes = tuple(_notes(evidence, model, samples, config, other_class))
-    proven = int(np.count_nonzero(faultless & (evidence.outcomes != Verdict.ROBUST)))
+    proven = int(np.count_nonzero(faultless & (evidence.outcomes != Outcome.ROBUST)))
     return Verification(evidence, checked, tuple(found), notes, proven)
 
 
@@ -189,8 +189,8 @@ def _checks(
     yield "box", fooled, (low >= 0) & (high <= 1), lambda i: f"pixels from {low[i]:.9g} to {high[i]:.9g}"
     yield "ball", fooled, distance <= evidence.limit, lambda i: f"distance {distance[i]:.9g}, eps is {eps}"
     yield "fooled", fooled, wrong, prediction
-    yield "misclassified", outcomes == Verdict.CLEAN_ERROR, wrong, prediction
-    yield "robust", outcomes == Verdict.ROBUST, ~wrong, prediction
+    yield "misclassified", outcomes == Outcome.MISCLASSIFIED, wrong, prediction
+    yield "robust", outcomes == Outcome.ROBUST, ~wrong, prediction
 
 
 def _notes(

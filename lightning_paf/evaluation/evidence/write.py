@@ -15,14 +15,15 @@ from numpy.typing import NDArray
 
 from lightning_paf import __version__
 from lightning_paf.evaluation.evidence.read import KEY, TENSORS, VERSION, Evidence, read
-from lightning_paf.evaluation.judgement import Judgement
-from lightning_paf.evaluation.result import Verdict
+from lightning_paf.evaluation.result import EvaluationResult, Outcome
 from lightning_paf.evaluation.samples import Samples
 from lightning_paf.utils.files import explained, write_whole
 from lightning_paf.utils.hashing import sample_fingerprints
 
 
-def write(result: Judgement, path: Path, samples: Samples, *, dataset: str, config: str | None = None) -> Evidence:
+def write(
+    result: EvaluationResult, path: Path, samples: Samples, *, dataset: str, config: str | None = None
+) -> Evidence:
     """Write the evidence of an evaluation atomically. Images are in memory a block at a time.
 
     Args:
@@ -40,25 +41,26 @@ def write(result: Judgement, path: Path, samples: Samples, *, dataset: str, conf
     """
     if len(result.ids) == 0:
         raise ValueError("Evidence must have at least one evaluated sample, got 0. Evaluate some samples first.")
-    identity, block = result.header.content(), result.header.block_size
+    assert result.evaluation is not None
+    identity, block = result.evaluation.identity.content(), result.evaluation.block_size
     inputs = [
         sample_fingerprints(*samples.fetch(result.ids[first : first + block]))
         for first in range(0, len(result.ids), block)
     ]
     image = samples.fetch(result.ids[:1])[0].shape[1:]
-    fooled = result.ids[result.verdicts == Verdict.BROKEN]
+    fooled = result.ids[result.outcomes == Outcome.FOOLED]
     columns: dict[str, NDArray[Any]] = {
         "adversarial": result.adversarial,
         "ids": result.ids,
         "labels": result.labels,
-        "fooled_by": result.broken_by,
+        "fooled_by": result.fooled_by,
         "inputs": np.concatenate(inputs),
-        "outcomes": result.verdicts,
+        "outcomes": result.outcomes,
     }
     metadata = {name: identity[name] for name in ("attack", "seed", "block_size", "precision", "network", "code")} | {
         "version": VERSION,
         "dataset": dataset,
-        "sub_attacks": [sub_attack.label for sub_attack in result.stages],
+        "sub_attacks": [sub_attack.label for sub_attack in result.sub_attacks],
         "weights": identity["model"],
         "config": text_hash(config),
         "versions": library_versions(),
@@ -83,7 +85,7 @@ def library_versions() -> dict[str, str]:
     return own | {name: version(name) for name in ("lightning", "numpy", "torch")}
 
 
-def _images(result: Judgement, fooled: NDArray[np.int64]) -> Iterator[NDArray[np.float32]]:
+def _images(result: EvaluationResult, fooled: NDArray[np.int64]) -> Iterator[NDArray[np.float32]]:
     """Adversarial images of the fooled samples, block by block."""
     left = fooled
     for ids, x_adv in result.examples():

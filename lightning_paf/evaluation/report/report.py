@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from lightning_paf import __version__
 from lightning_paf.evaluation.report.figures import Example, activation_figure, curve_figure, data_address, tiles
-from lightning_paf.evaluation.result import EvaluationResult, Verdict
+from lightning_paf.evaluation.result import EvaluationResult, Outcome
 from lightning_paf.evaluation.statistics import Accuracy, exact_accuracy
 from lightning_paf.utils.files import explained, write_whole
 
@@ -94,7 +94,7 @@ def _render(result: EvaluationResult, more: Supplement) -> str:
         result=result,
         more=more,
         norm=norm,
-        counts=_counts(result.verdicts),
+        counts=_counts(result.outcomes),
         settings=_settings(result, norm, eps),
         classes=_classes(result),
         examples=[(example, tiles(example)) for example in more.examples],
@@ -109,7 +109,7 @@ def _render(result: EvaluationResult, more: Supplement) -> str:
 
 
 def _counts(verdicts: NDArray[np.uint8]) -> dict[str, int]:
-    kinds = {"robust": Verdict.ROBUST, "fooled": Verdict.BROKEN, "misclassified": Verdict.CLEAN_ERROR}
+    kinds = {"robust": Outcome.ROBUST, "fooled": Outcome.FOOLED, "misclassified": Outcome.MISCLASSIFIED}
     return {name: int((verdicts == kind).sum()) for name, kind in kinds.items()}
 
 
@@ -123,7 +123,7 @@ def _settings(result: EvaluationResult, norm: str, eps: float) -> dict[str, str]
         "norm": norm,
         "eps": f"{exact} ≈ {eps:.6g}",
         "pixels": "without bounds" if bounds is None else f"{bounds[0]:g} to {bounds[1]:g}",
-        "samples evaluated": f"{result.judged} of {result.total or len(result.verdicts)}",
+        "samples evaluated": f"{result.evaluated} of {result.total or len(result.outcomes)}",
         "precision of the search": result.precision,
         "seed": "–" if result.seed is None else str(result.seed),
     }
@@ -140,9 +140,9 @@ def _plain(value: object) -> str:
 
 def _classes(result: EvaluationResult) -> list[tuple[int, dict[str, int], Accuracy]]:
     """Label, counts and robust accuracy of every class with evaluated samples."""
-    if result.labels is None:
+    if not len(result.labels):
         return []
-    found = [(int(label), _counts(result.verdicts[result.labels == label])) for label in np.unique(result.labels)]
+    found = [(int(label), _counts(result.outcomes[result.labels == label])) for label in np.unique(result.labels)]
     return [
         (label, counts, exact_accuracy(counts["robust"], total))
         for label, counts in found
