@@ -40,6 +40,7 @@ from lightning_paf.cli.evaluated_checkpoint import (
     evaluated_checkpoint,
     evaluated_weights,
 )
+from lightning_paf.cli.renamed_options import with_new_names
 from lightning_paf.data import Augment, Mixing, RobustDataModule
 from lightning_paf.nn.activations import Activation
 from lightning_paf.objectives import Objective
