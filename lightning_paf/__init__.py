@@ -1,4 +1,4 @@
-"""lightning_paf: adversarially robust image classifiers with parametric activation functions."""
+"""Adversarially robust image classifiers with parametric activation functions."""
 
 import importlib
 from typing import TYPE_CHECKING, Any

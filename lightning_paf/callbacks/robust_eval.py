@@ -102,7 +102,7 @@ class RobustEval(Callback):
         self._outcomes = torch.empty(0, dtype=torch.int32)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Refuse two evaluations of one name: a metric would be the mean of both, and files would be replaced."""
+        """Refuse two evaluations of one name, which would mix their metrics."""
         named = [c for c in trainer.callbacks if isinstance(c, RobustEval) and c.name == self.name]  # type: ignore[attr-defined]
         if len(named) > 1:
             raise ValueError(
@@ -143,7 +143,7 @@ class RobustEval(Callback):
             self._log("val", pl_module, EvaluationResult(self.name, self.attack.describe(), codes, 0.0))
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Evaluate the samples of all ranks through the state; log the accuracy and write the files."""
+        """Evaluate the samples of all ranks; log the accuracy and write the files."""
         ids = self._tested_ids(trainer, pl_module)
         files = ResultFiles.of(Path(trainer.log_dir or trainer.default_root_dir), self.name, self.attack)
         with barrier_without_timeout(), torch.inference_mode(False):
@@ -181,7 +181,7 @@ class RobustEval(Callback):
         self._seen = 0
 
     def _tested_ids(self, trainer: Trainer, pl_module: LightningModule) -> NDArray[np.int64]:
-        """Return the ids of the samples that any rank has tested, in random order if there is a stop rule."""
+        """Return the ids tested by any rank, in random order for a stop rule."""
         tested = torch.zeros(len(self._outcomes), dtype=torch.int32)
         tested[[i for i in self._ids[: self._seen] if i < len(tested)]] = 1
         tested = trainer.strategy.reduce(tested.to(pl_module.device), reduce_op="max")
@@ -227,7 +227,7 @@ def _classifier(pl_module: LightningModule) -> nn.Module:
 
 
 def _samples(trainer: Trainer, loader: Any, ids: NDArray[np.int64]) -> Samples:
-    """Return samples of a loader's dataset, prepared and moved like the loader's batches."""
+    """Return samples of a loader's dataset, moved like the loader's batches."""
 
     def fetch(ids: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
         dataset, indices = loader.dataset, ids.tolist()

@@ -18,7 +18,7 @@ from lightning_paf.utils.distributed import barrier_without_timeout, gathered
 
 
 class WarmEval(RobustEval):
-    """`RobustEval` with a validation that starts from the adversarial images of the previous one.
+    """`RobustEval` whose validation starts from the previous adversarial images.
 
     It replays these images, searches for the surviving samples from the images with the smallest margin, and stops at
     the interval of `val_stop`. Logs `val/acc_{name}` and the same value as `val/aa_upper`, an upper bound of AutoAttack
@@ -60,7 +60,7 @@ class WarmEval(RobustEval):
         self._before: dict[str, Any] | None = None
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Keep the state for a checkpoint during the validation, which a resumed run starts again."""
+        """Keep the state for checkpoints: a resumed run repeats the validation."""
         super().on_validation_epoch_start(trainer, pl_module)
         self._before = self._state()
 
@@ -70,7 +70,7 @@ class WarmEval(RobustEval):
         self._before = None
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the state of all ranks, because a sample may belong to another rank after a restart."""
+        """Return the state of all ranks, since a restart redistributes samples."""
         state = self._before or self._state()
         return {**state, "warm": joined(gathered(state["warm"]))}
 

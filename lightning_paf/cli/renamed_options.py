@@ -34,7 +34,7 @@ def with_new_names(words: Sequence[str]) -> list[str]:
 
 
 def _updated(config: str) -> str:
-    """Return the content with new names if there are old ones, otherwise the word itself."""
+    """Return the content with new names, or the word itself."""
     is_file = "\n" not in config and Path(config).is_file()
     text = Path(config).read_text(errors="replace") if is_file else config
     if not _SAVED.search(text):

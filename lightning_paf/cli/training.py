@@ -42,6 +42,7 @@ from lightning_paf.cli.evaluated_checkpoint import (
 )
 from lightning_paf.cli.renamed_options import with_new_names
 from lightning_paf.data import Augment, Mixing, RobustDataModule
+from lightning_paf.evaluation.stopping import StopRule
 from lightning_paf.nn.activations import Activation
 from lightning_paf.objectives import Objective
 from lightning_paf.runs import console
@@ -80,6 +81,7 @@ _PLUG_INS: dict[str, type | ModuleType] = {
     "objective": Objective,
     "activation": Activation,
     "schedule": Schedule,
+    "stop": StopRule,
     "augment": Augment,
     "mixing": Mixing,
 }

@@ -196,7 +196,7 @@ def _shown(attack: Mapping[str, Any], name: str) -> Any:
 
 
 def _check_data(first: EvaluationResult, second: EvaluationResult) -> None:
-    """Compare the fingerprints of the data; each covers all samples of an evaluation, also after an early stop."""
+    """Compare the fingerprints of the data, which cover all samples of an evaluation."""
     prints = first.fingerprints.get("data"), second.fingerprints.get("data")
     same_ids = np.array_equal(_ids(first), _ids(second)) and _complete(first) and _complete(second)
     if None not in prints and prints[0] != prints[1] and same_ids:

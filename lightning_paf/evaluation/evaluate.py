@@ -1,4 +1,4 @@
-"""The evaluation of a model under an attack: block by block, sub-attack by sub-attack, through a resumable state."""
+"""Evaluation of a model under an attack, by blocks, in a resumable state."""
 
 import hashlib
 import json
@@ -45,7 +45,7 @@ _SECONDS_BETWEEN_WAITING_LINES = 60.0
 
 @dataclass(frozen=True, eq=False)
 class Evaluation:
-    """An evaluation: misclassified, fooled by which sub-attack, or robust, for every sample.
+    """An evaluation of a model under an attack, with an outcome for every sample.
 
     A block is a fixed range of `block_size` samples. Its clean images are classified first. Each sub-attack then runs
     on the samples that all previous ones left correctly classified. Every result is one record of the state. The seed
@@ -103,7 +103,7 @@ class Evaluation:
         stop: Stop | None = None,
         progress: Callable[[str], None] | None = None,
     ) -> EvaluationResult:
-        """Make the records that the state does not have yet, together with other processes that use it.
+        """Make the missing records, together with other processes of the same state.
 
         Every process takes free blocks, waits for the others at the end, and returns the whole result.
 
@@ -132,7 +132,7 @@ class Evaluation:
 
 
 def sub_attack_seed(seed: int, block: int, sub_attack: int, label: str) -> int:
-    """Return the seed of one record: 63 bits of a SHA-256, so that neighbours are independent."""
+    """Return the seed of one record: 63 bits of a SHA-256."""
     digest = hashlib.sha256(json.dumps([seed, block, sub_attack, label]).encode()).digest()
     return int.from_bytes(digest[:8], "little") >> 1
 
@@ -157,7 +157,7 @@ class _Worker:
         self.started = time.perf_counter()
 
     def run(self) -> list[list[Record]]:
-        """Work on free blocks until all are complete; return the records of the blocks before the stop."""
+        """Work until all blocks are complete; return the records before the stop."""
         finished = self._update()
         self._report_start()
         wait, next_line = _SHORTEST_WAIT, 0.0
@@ -176,7 +176,7 @@ class _Worker:
         return [self.done[block] for block in range(self.prefix)]
 
     def _update(self) -> bool:
-        """Read the blocks that any process has completed; return whether nothing is left to do."""
+        """Read the blocks completed by any process; return whether all is done."""
         counts = Counter(block for block, _ in self.state.recorded() if block not in self.done)
         for block in (block for block, count in counts.items() if count == len(self.labels)):
             records = self._records(block)
@@ -225,7 +225,7 @@ class _Worker:
         return same and np.array_equal(record.ids, expected.ids)
 
     def _expected(self, block: int, records: list[Record]) -> Record:
-        """Return the record that follows these of a block, without the part that the sub-attack determines."""
+        """Return the next record of a block, without the results of the sub-attack."""
         number, label = len(records), self.labels[len(records)]
         after = records[-1].fingerprint if records else self.evaluation.identity.fingerprint
         ids, seed = self._ids(block)[self._indices(block, records)], self.evaluation.seed
@@ -283,7 +283,7 @@ class _Worker:
         return search
 
     def _predict(self, x: Tensor) -> Tensor:
-        """Return the class of each image by the unmodified model, (N,) int64; `NO_PREDICTION` if it is undefined."""
+        """Return the class of each image, (N,) int64; `NO_PREDICTION` if undefined."""
         parts = [torch.empty(0, dtype=torch.int64, device=x.device)]
         with torch.no_grad(), frozen(self.evaluation.model):
             parts += [predicted(self.search.exact(part)) for part in torch.split(x, _BATCH_SIZE) if len(part)]

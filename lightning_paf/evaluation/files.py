@@ -61,7 +61,7 @@ class ResultFiles:
         return EvaluationState(folder or self.folder / "state" / f"{self.plain}-{identity.fingerprint[:12]}")
 
     def write(self, result: EvaluationResult, with_evidence: bool = True) -> "ResultFiles":
-        """Write the result, and the evidence with the report, without replacing those of another evaluation.
+        """Write result, evidence and report, without replacing another evaluation's.
 
         They have the plain names if these are free or belong to the same evaluation, otherwise names that end in the
         first digits of the identity. Untrained weights never have the plain names.
@@ -80,7 +80,7 @@ class ResultFiles:
         return files
 
     def summary(self) -> str:
-        """List the files that were written, and those of another evaluation that were kept."""
+        """List the written files, and the kept one of another evaluation."""
         paths = (self.result, self.evidence, self.report)
         plain = replace(self, stem=self.plain).result
         other = plain != self.result and plain.exists()

@@ -22,7 +22,7 @@ _ABSENT = "nothing"
 
 @dataclass(frozen=True)
 class Identity:
-    """Everything that the records of an evaluation depend on. Evaluations of equal identity may share a state.
+    """Everything that the records of an evaluation depend on.
 
     Attributes:
         model: Fingerprint of weights and buffers.
@@ -77,7 +77,7 @@ class Identity:
         return content_fingerprint(self.content())
 
     def of_result(self, stop: str | None) -> str:
-        """Return the fingerprint of the result, independent of the version of the code, in hexadecimal digits.
+        """Return the fingerprint of the result, independent of the code version.
 
         Args:
             stop: Description of the stop rule.
@@ -115,7 +115,7 @@ def check_same(here: Mapping[str, Any], there: Mapping[str, Any], name: str) -> 
 
 
 def network_fingerprint(model: nn.Module) -> str:
-    """Return the fingerprint of a model apart from its state dict, in hexadecimal digits.
+    """Return the fingerprint of a model apart from its state dict.
 
     The same weights give another classifier with another activation function, or with another normalisation of the
     images, which checkpoints do not hold.

@@ -1,4 +1,4 @@
-"""One record of an evaluation: the effect of one sub-attack on one block of samples, as one checked file."""
+"""Records of an evaluation: the effect of one sub-attack on one block."""
 
 import hashlib
 import json
@@ -30,7 +30,7 @@ _ARRAYS = {"ids": "int64", "labels": "int64", "predictions": "int64", "x_adv": "
 
 @dataclass(frozen=True, eq=False)
 class Record:
-    """Effect of one sub-attack on the samples of one block that were still classified correctly.
+    """Effect of one sub-attack on the correctly classified samples of one block.
 
     Attributes:
         block: Number of the block, from 0.
@@ -80,7 +80,7 @@ class Record:
 
 
 def encode(record: Record) -> bytes:
-    """Serialise a record: magic number, SHA-256, and a safetensors file with the facts as metadata.
+    """Serialise a record: magic number, SHA-256, safetensors with metadata.
 
     Raises:
         ValueError: The record is larger than `LARGEST`.
@@ -99,7 +99,7 @@ def encode(record: Record) -> bytes:
 
 
 def decode(data: bytes) -> Record | None:
-    """Read the output of `encode`; None if the bytes are incomplete, changed, or something else."""
+    """Read the output of `encode`; None if the bytes are anything else."""
     from safetensors import SafetensorError
     from safetensors.numpy import load
 

@@ -101,7 +101,7 @@ class BlockResult:
 
     @classmethod
     def of(cls, records: Sequence[Record]) -> "BlockResult":
-        """Combine the records of one block in the order of the sub-attacks; at least that of the clean images."""
+        """Combine the records of one block, the first of which is `clean`."""
         clean = records[0]
         adversarial, fooled_by = clean.predictions.copy(), np.full(len(clean.ids), NOT_FOOLED, np.int8)
         for record in records[1:]:
@@ -229,12 +229,12 @@ class EvaluationResult:
 
     @property
     def robust(self) -> Accuracy:
-        """Robust accuracy on the evaluated samples, with its 95 % interval; a misclassified sample is not robust."""
+        """Robust accuracy on the evaluated samples, with its 95 % interval."""
         return exact_accuracy(self._count(Outcome.ROBUST), self.evaluated)
 
     @property
     def anytime(self) -> Interval | None:
-        """Interval of the robust accuracy on all samples, after an early stop; otherwise None.
+        """Interval of the robust accuracy on all samples; None without an early stop.
 
         Unlike the interval of `robust`, it is valid although the stop depended on the outcomes.
         """
@@ -243,7 +243,7 @@ class EvaluationResult:
         return anytime_interval(self.robust.correct, self.evaluated, self.total)
 
     def per_class(self) -> list[ClassRow]:
-        """Return the counts of each class with evaluated samples, in order; nothing without labels."""
+        """Return the counts of each evaluated class, in order; empty without labels."""
         rows = []
         for label in np.unique(self.labels[self.outcomes != Outcome.NOT_EVALUATED] if len(self.labels) else []):
             counts = np.bincount(self.outcomes[self.labels == label], minlength=len(Outcome)).tolist()
@@ -252,7 +252,7 @@ class EvaluationResult:
         return rows
 
     def examples(self) -> Iterator[tuple[NDArray[np.int64], Tensor]]:
-        """Yield ids (k,) and adversarial images (k, C, H, W) of the fooled samples, by block, in the order of `ids`.
+        """Yield ids (k,) and adversarial images (k, C, H, W) of the fooled, by block.
 
         Raises:
             ValueError: The result was loaded from a file, or its state has lost a record.
@@ -299,7 +299,7 @@ class EvaluationResult:
 
     @classmethod
     def load(cls, path: Path) -> "EvaluationResult":
-        """Read the output of `save`, of this version or an earlier one; earlier ones have fewer fields.
+        """Read the output of `save`, of this version or an earlier one.
 
         Raises:
             KeyError, TypeError, ValueError: The file is something else.

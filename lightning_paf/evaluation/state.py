@@ -1,4 +1,4 @@
-"""The state of an evaluation: the records made so far, on disk or in memory, and who works on what."""
+"""The state of an evaluation: its records so far, on disk or in memory."""
 
 import contextlib
 import json
@@ -112,7 +112,7 @@ class EvaluationState:
         return sorted((int(match[1]), int(match[2])) for match in matches if match)
 
     def claim(self, block: int) -> AbstractContextManager[object] | None:
-        """Return the right to work on a block for the length of a `with`; None if another process has it."""
+        """Return a context manager for work on a block; None if it is claimed."""
         with self._explained():
             claim = take(self._claim_path(block), self.timeout, self._heartbeats)
         if claim is not None:

@@ -31,7 +31,7 @@ class Accuracy:
 
 
 def exact_accuracy(correct: int, total: int, confidence: float = 0.95) -> Accuracy:
-    """Return an accuracy with the exact binomial interval of Clopper and Pearson (1934).
+    """Return an accuracy with the exact interval of Clopper and Pearson (1934).
 
     Args:
         correct: Correctly classified samples.
@@ -75,7 +75,7 @@ class Difference:
 
 
 def paired_difference(only_first: int, only_second: int, total: int, confidence: float = 0.95) -> Difference:
-    """Return the difference of paired proportions with the adjusted Wald interval of Agresti and Min (2005).
+    """Return a paired difference with the interval of Agresti and Min (2005).
 
     Half a sample is added to each cell of the two-by-two table, for valid coverage when few or no samples differ. The
     interval is about other test samples, not about other training seeds.
@@ -100,7 +100,7 @@ def paired_difference(only_first: int, only_second: int, total: int, confidence:
 
 
 def mcnemar(only_first: int, only_second: int) -> float:
-    """Return the two-sided p-value of the exact McNemar (1947) test that two models are equally accurate.
+    """Return the p-value of the exact two-sided McNemar (1947) test.
 
     Args:
         only_first: Samples that only the first model classifies correctly.
@@ -124,7 +124,7 @@ def mcnemar(only_first: int, only_second: int) -> float:
 def needed_samples(
     only_first: int, only_second: int, total: int, significance: float = 0.05, power: float = 0.8
 ) -> int | None:
-    """Return how many more samples McNemar's test would need to distinguish two models, at the rates so far.
+    """Return how many more samples McNemar's test would need at these rates.
 
     With the fraction d of differing samples and the difference s of the two accuracies, Connor (1987) needs
     `n = ((z_a sqrt(d) + z_b sqrt(d - s^2)) / s)^2` samples, where z_a and z_b are the quantiles of the normal

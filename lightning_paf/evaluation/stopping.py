@@ -1,4 +1,4 @@
-"""Intervals of accuracy that hold during an evaluation, and rules for stopping it early."""
+"""Anytime-valid intervals of accuracy, and rules for stopping early."""
 
 import time
 from abc import ABC, abstractmethod
@@ -42,7 +42,7 @@ class Interval:
 
 
 def anytime_interval(correct: int, evaluated: int, total: int, confidence: float = CONFIDENCE) -> Interval:
-    """Return the interval for the accuracy on a finite set, of which some samples were evaluated in random order.
+    """Return the anytime-valid interval for the accuracy on a finite set.
 
     The prior-posterior-ratio sequence of Waudby-Smith and Ramdas (2020, section 2) with the uniform prior on the number
     K of correct samples among all. Before the first sample the ratio `prior(K) / posterior(K)` is 1, and for the true K

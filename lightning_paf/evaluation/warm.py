@@ -1,4 +1,4 @@
-"""Repeated evaluation during a training, from the adversarial images of the previous one."""
+"""Repeated evaluation from the adversarial images of the previous one."""
 
 import copy
 from collections.abc import Sequence
@@ -45,7 +45,7 @@ class WarmResult:
 
 
 class WarmCheck:
-    """An upper bound of AutoAttack accuracy at a fraction of its cost, for a network that changes little between calls.
+    """A cheap upper bound of AutoAttack accuracy for a slowly changing network.
 
     The first check is cold: the sub-attacks with all their steps. Every later one replays the images of the previous
     check with one forward pass, and searches only for the samples that survive it, with few steps from the image with
@@ -136,7 +136,7 @@ class WarmCheck:
         return outcomes.cpu().numpy().astype(np.uint8), replayed
 
     def _starts(self, ids: NDArray[np.int64], x: Tensor) -> Tensor:
-        """Return each sample's image of the last check, the sample itself where there is none."""
+        """Return each sample's image of the last check, or the sample itself."""
         attack, none = self.cold_attacks[0], torch.zeros_like(x[0])
         last = torch.stack([self.nearest.get(int(i), none).to(x) for i in ids])
         return geometry_of(attack.norm).move(x, last, float(attack.eps), attack.bounds)
@@ -157,7 +157,7 @@ def joined(states: Sequence[dict[str, Any]]) -> dict[str, Any]:
 def _searched(
     attack: APGD, search: SearchModel, x: Tensor, y: Tensor, start: Tensor | None, seed: int
 ) -> tuple[Tensor, Tensor]:
-    """Return the adversarial images, or those with the smallest margin, and which of them fool the network."""
+    """Return images with the smallest margins, and which fool the network."""
     if len(x) == 0:
         return x, torch.zeros(0, dtype=torch.bool, device=x.device)
     nearest = x.clone()

@@ -22,7 +22,9 @@ _BEATS = 6
 
 @dataclass(frozen=True)
 class Owner(Process):
-    """The process that owns a claim. If its `system` is empty, it counts as dead only after the time limit.
+    """The process that owns a claim.
+
+    If its `system` is empty, it counts as dead only after the time limit.
 
     Attributes:
         token: Unique for each claim.
@@ -42,7 +44,7 @@ class Owner(Process):
 
 
 class Claim:
-    """A context manager that sends heartbeats and releases the claim, also after an error.
+    """A context manager that sends heartbeats and releases the claim.
 
     A heartbeat sets the modification time of the file, in a thread. The same thread calls `on_loss`, which does nothing
     by default, at every heartbeat that finds another process in the file, or no file.
@@ -101,7 +103,7 @@ class Heartbeats:
         self._beating: set[Path] = set()
 
     def silence(self, path: Path) -> float:
-        """Return the seconds since the last heartbeat of a claim; 0 at the first look, and without a file."""
+        """Return the seconds since the last heartbeat; 0 at first, and without file."""
         try:
             with path.open("rb") as stream:  # network file systems query the server when a file is opened
                 modified = os.fstat(stream.fileno()).st_mtime_ns
@@ -118,7 +120,7 @@ class Heartbeats:
         return now - since
 
     def any_of(self, path: Path) -> bool:
-        """Return whether `silence` has observed a heartbeat since its first look at a claim."""
+        """Return whether `silence` has observed a heartbeat of a claim."""
         return path in self._beating
 
 
@@ -160,7 +162,7 @@ def _is_stale(path: Path, timeout: float, heartbeats: Heartbeats) -> bool:
 
 
 def _remove(path: Path, stale: bytes, owner: Owner) -> bool:
-    """Remove a stale claim; False if another process was faster, whose claim is then restored."""
+    """Remove a stale claim; return False if another process was faster."""
     aside = path.with_name(f"{path.name}.{owner.token[:8]}.stale")
     try:
         path.rename(aside)

@@ -23,6 +23,11 @@ def test_a_typed_old_name_is_answered_with_the_new_one(tmp_path, capsys, typed, 
     assert f"{typed.split('=')[0]} is gone. Pass {new} instead." in said
 
 
+def test_a_stop_rule_of_an_earlier_version_is_answered_with_the_known_ones(tmp_path, capsys):
+    assert status("fit", "-c", write_experiment(tmp_path), "--val_attack.stop", "Decide") == 2
+    assert "stop=Decide names no known class. Known: HalfWidth, TimeLimit." in capsys.readouterr().err
+
+
 @pytest.fixture(scope="module")
 def old_run(tmp_path_factory):
     """A run whose configuration has the old names."""
