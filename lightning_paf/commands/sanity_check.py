@@ -1,4 +1,4 @@
-"""Check a trained model for masked gradients and evaluation mistakes; exit 1 if a check fails."""
+"""Check a trained model for masked gradients and evaluation mistakes."""
 
 import argparse
 import json
@@ -62,7 +62,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         "lightning-paf sanity-check",
         description=__doc__,
-        epilog="Options of `fit` may follow, such as --data.root DIR. Passing all checks does not prove robustness: it "
+        epilog="Exit status 1 if a check fails. Options of `fit` may follow. Passing all checks does not prove robustness: it "
         "means that no sign of a wrong evaluation was found.",
         allow_abbrev=False,
     )
