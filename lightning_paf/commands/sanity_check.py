@@ -9,13 +9,7 @@ from typing import Any
 
 
 def main(argv: list[str]) -> int:
-    """Run the sanity checks on a checkpoint, and print their results.
-
-    Args:
-        argv: Options, see `--help`.
-
-    Returns:
-        Exit status: 0 if all checks passed, else 1.
+    """Print the results for one checkpoint; return 0 if all checks passed, else 1.
 
     Raises:
         ValueError: The checkpoint, the data or the threat model cannot be used.
@@ -62,8 +56,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         "lightning-paf sanity-check",
         description=__doc__,
-        epilog="Exit status 1 if a check fails. Options of `fit` may follow. Passing all checks does not prove robustness: it "
-        "means that no sign of a wrong evaluation was found.",
+        epilog="The exit status is 1 if a check fails. Passing all checks does not prove robustness.",
         allow_abbrev=False,
     )
     add_run_arguments(parser)
