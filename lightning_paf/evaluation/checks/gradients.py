@@ -44,7 +44,8 @@ _MASKED = (
 def zero_gradients(context: Context) -> CheckResult:
     """Check that gradients of cross-entropy and margin exist and are finite."""
     x, y = context.x[context.correct], context.y[context.correct]
-    passed, texts, values = True, [], {}
+    passed, texts = True, list[str]()
+    values: dict[str, dict[str, float]] = {}
     for name, loss in (("cross-entropy", cross_entropy), ("margin", margin)):
         flat = context.gradients(loss, context.model, x, y).flatten(1)
         zero, infinite = (flat == 0).all(dim=1), int((~flat.isfinite().all(dim=1)).sum())
