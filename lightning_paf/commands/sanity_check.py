@@ -1,4 +1,4 @@
-"""Check a trained model for masked gradients and evaluation mistakes; exit 1 if a check fails."""
+"""Check a trained model for masked gradients and evaluation mistakes."""
 
 import argparse
 import json
@@ -11,13 +11,7 @@ from lightning_paf.utils.radius import radius_from_text
 
 
 def main(argv: list[str]) -> int:
-    """Run the sanity checks on a checkpoint, and print their results.
-
-    Args:
-        argv: Options, see `--help`.
-
-    Returns:
-        Exit status: 0 if all checks passed, else 1.
+    """Print the results for one checkpoint; return 0 if all checks passed, else 1.
 
     Raises:
         ValueError: The checkpoint, the data or the threat model cannot be used.
@@ -64,8 +58,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         "lightning-paf sanity-check",
         description=__doc__,
-        epilog="Options of `fit` may follow, such as --data.root DIR. Passing all checks does not prove robustness: it "
-        "means that no sign of a wrong evaluation was found.",
+        epilog="The exit status is 1 if a check fails. Passing all checks does not prove robustness.",
         allow_abbrev=False,
     )
     add_run_arguments(parser)

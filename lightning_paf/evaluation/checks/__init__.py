@@ -1,4 +1,4 @@
-"""Sanity checks of a robustness evaluation: signs of masked gradients and of mistakes."""
+"""Sanity checks of a robustness evaluation: masked gradients and mistakes."""
 
 from lightning_paf.evaluation.checks.context import CheckResult, Context, smallest_visible_gain
 from lightning_paf.evaluation.checks.run import CHECKS, run_checks

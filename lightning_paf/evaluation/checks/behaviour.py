@@ -120,7 +120,7 @@ def normalisation(context: Context) -> CheckResult:
 
 
 def clean_accuracy(context: Context) -> CheckResult:
-    """Check that clean accuracy exceeds the chance agreement of predictions and labels (Cohen 1960)."""
+    """Check that accuracy exceeds agreement by chance (Cohen 1960)."""
     accuracy = exact_accuracy(int(context.correct.sum()), len(context.y))
     classes, guesses = context.clean_logits.shape[1], predicted(context.clean_logits)
     counts = (torch.bincount(labels, minlength=classes) for labels in (guesses[guesses != NO_PREDICTION], context.y))

@@ -1,4 +1,4 @@
-"""Model, samples and threat model of the sanity checks, and the results that several checks share."""
+"""Model, samples and threat model of the sanity checks, and shared results."""
 
 import random
 import zlib
@@ -56,7 +56,7 @@ class CheckResult:
 
 @dataclass
 class Context:
-    """A model with samples, a threat model, and cached results of the attacks that several checks need.
+    """A model with samples, a threat model, and cached results of shared attacks.
 
     Attributes:
         model: Images (N, C, H, W) in [0, 1] to logits (N, num_classes), in the mode in which it is evaluated.
@@ -124,12 +124,12 @@ class Context:
     def pgd(
         self, loss: PerExampleLoss = margin, steps: int = STEPS, step: float = 1 / 4, radius: float | None = None
     ) -> PGD:
-        """PGD in the threat model or at another radius; `step` is a fraction of the radius."""
+        """PGD, by default at `eps`; `step` is a fraction of the radius."""
         eps = self.eps if radius is None else radius
         return PGD(eps, step_size=step * float(eps), steps=steps, norm=self.norm, loss=loss)
 
     def robust_to(self, attack: Attack, robust: Tensor, source: nn.Module | None = None) -> Tensor:
-        """Attack the samples that are `robust` (n,), on `source` or the model; return those that remain robust (n,)."""
+        """Attack `robust` samples (n,), by default on the model; return the rest (n,)."""
         remaining = robust.clone()
         for index in torch.split(robust.nonzero().flatten(), self.batch_size):
             x_adv = attack(source or self.model, self.x[index], self.y[index])
@@ -175,18 +175,18 @@ class Context:
 
 
 def is_large_gain(before: Tensor, after: Tensor) -> bool:
-    """Whether accuracy falls by more than `LARGEST_GAIN`, beyond what the choice of samples explains."""
+    """Whether accuracy falls by more than `LARGEST_GAIN`, beyond sampling error."""
     only_before, only_after = int((before & ~after).sum()), int((after & ~before).sum())
     return paired_difference(only_before, only_after, len(before)).low > LARGEST_GAIN
 
 
 def smallest_visible_gain(total: int) -> float:
-    """Smallest loss of accuracy that `is_large_gain` detects among `total` samples, as a fraction."""
+    """Smallest loss of accuracy that `is_large_gain` detects in `total` samples."""
     return next((k / total for k in range(total + 1) if paired_difference(k, 0, total).low > LARGEST_GAIN), 1.0)
 
 
 def is_frequent(count: int, total: int) -> bool:
-    """Whether more than `LARGEST_FRACTION` of all samples fail, beyond what the choice of samples explains."""
+    """Whether more than `LARGEST_FRACTION` fail, beyond sampling error."""
     return total > 0 and exact_accuracy(count, total).low > LARGEST_FRACTION
 
 

@@ -42,9 +42,10 @@ _MASKED = (
 
 
 def zero_gradients(context: Context) -> CheckResult:
-    """Check that image gradients exist and are finite, for cross-entropy and for the margin."""
+    """Check that gradients of cross-entropy and margin exist and are finite."""
     x, y = context.x[context.correct], context.y[context.correct]
-    passed, texts, values = True, [], {}
+    passed, texts = True, list[str]()
+    values: dict[str, dict[str, float]] = {}
     for name, loss in (("cross-entropy", cross_entropy), ("margin", margin)):
         flat = context.gradients(loss, context.model, x, y).flatten(1)
         zero, infinite = (flat == 0).all(dim=1), int((~flat.isfinite().all(dim=1)).sum())
@@ -65,7 +66,7 @@ def zero_gradients(context: Context) -> CheckResult:
 
 
 def finite_differences(context: Context) -> CheckResult:
-    """Compare the derivative of the margin in a random direction with a central difference."""
+    """Compare directional derivatives of the margin with central differences."""
     model = _double(context)
     if model is not None:  # a step so short that it rarely contains a kink
         dtype, step, tolerance, precision = torch.float64, 1e-5, 0.01, "float64"
@@ -101,7 +102,7 @@ def finite_differences(context: Context) -> CheckResult:
 
 
 def _double(context: Context) -> nn.Module | None:
-    """A copy of the model in double precision; None if a layer works in another precision."""
+    """A copy of the model in double precision; None if a layer rounds."""
     try:
         model = copy.deepcopy(context.model).double()
         x = context.x[:1].double().clamp(0.25, 0.75)  # near zero, single precision resolves the change below too
@@ -114,7 +115,10 @@ def _double(context: Context) -> nn.Module | None:
 
 
 def logit_scale(context: Context) -> CheckResult:
-    """Check that PGD on cross-entropy gains little from logits divided by powers of ten, down to margins around one."""
+    """Check that PGD on cross-entropy gains little from smaller logits.
+
+    They are divided by powers of ten, down to margins around one.
+    """
     size = margin(context.clean_logits, context.y)[context.correct].abs().median().item()
     before = context.robust_to(context.pgd(cross_entropy), context.correct)
     after, powers = before, max(1, math.ceil(math.log10(max(size, 1.0))))
@@ -141,7 +145,7 @@ def more_starts(context: Context) -> CheckResult:
 
 
 def growing_eps(context: Context) -> CheckResult:
-    """Check that no sample is robust once the ball, doubled step by step, contains all images."""
+    """Check that no sample is robust once the ball contains all images."""
     largest = 1.0 if context.norm == "linf" else min(math.sqrt(context.x[0].numel()), 50.0)
     robust, radius = context.robust_to_white_box, float(context.eps)
     curve = {radius: fraction(robust)}
@@ -159,7 +163,7 @@ def growing_eps(context: Context) -> CheckResult:
 
 
 def black_box(context: Context) -> CheckResult:
-    """Check that Square, which needs scores only, fools few samples that are robust to white-box attacks."""
+    """Check that Square gains little over white-box attacks."""
     square = Square(context.eps, norm=context.norm, queries=_QUERIES, batch_size=context.batch_size)
     before = context.robust_to_white_box
     texts = ("white box", f"Square with {_QUERIES} queries")
@@ -167,7 +171,7 @@ def black_box(context: Context) -> CheckResult:
 
 
 def transfer(context: Context) -> CheckResult:
-    """Check that perturbations from another model fool few samples that are robust to white-box attacks.
+    """Check that perturbations from another model gain little over white-box attacks.
 
     Without a surrogate the model itself with estimated gradients is attacked, which is far weaker on large images.
     """
