@@ -1,4 +1,4 @@
-"""What the learned activations look like while they are learned."""
+"""Parameters and plots of the activations during training."""
 
 import math
 from collections.abc import Mapping
@@ -54,7 +54,7 @@ class ActivationMonitor(Callback):
     def __init__(self, every_n_epochs: int = 1, picture: bool = True, max_examples: int = 256) -> None:
         for option, value in (("every_n_epochs", every_n_epochs), ("max_examples", max_examples)):
             if value < 1:
-                raise ValueError(f"{option} must be at least 1, but {option}={value}. Pass --monitor.{option} 1.")
+                raise ValueError(f"{option} must be at least 1, got {value}. Pass --monitor.{option} 1.")
         self.every_n_epochs = every_n_epochs
         self.picture = picture
         self.max_examples = max_examples
@@ -78,8 +78,7 @@ class ActivationMonitor(Callback):
                 name: {key: value.cpu().clone() for key, value in activation.state_dict().items()}
                 for name, activation in activations.items()
             }
-        # `log_dir` is agreed upon among the processes: all of them must ask, so it is asked here and
-        # not where only the first one draws.
+        # `log_dir` is a broadcast: all processes must read it, but only the first one draws.
         self._folder = Path(trainer.log_dir or trainer.default_root_dir)
 
     @torch.no_grad()
@@ -92,14 +91,14 @@ class ActivationMonitor(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Look at the activations when the first batch has passed."""
+        """Log and draw after the first batch."""
         activations = _activations(pl_module)
         if batch_idx or dataloader_idx or not activations or not self._due(trainer):
             return
         for name, activation in activations.items():
             quantities = _quantities(activation)
-            place = "activation" if len(activations) == 1 else f"activation/{name}"
-            logs = {f"{place}/{key}": value for key, value in quantities.items()}
+            prefix = "activation" if len(activations) == 1 else f"activation/{name}"
+            logs = {f"{prefix}/{key}": value for key, value in quantities.items()}
             # All processes log the same; Lightning warns of epoch metrics that are not reduced all the same.
             pl_module.log_dict(logs, on_step=False, on_epoch=True, batch_size=1, sync_dist=True)
             self._warn(name, activation)
@@ -115,7 +114,7 @@ class ActivationMonitor(Callback):
         return done % self.every_n_epochs == 0 or done == trainer.max_epochs
 
     def _warn(self, name: str, activation: Activation) -> None:
-        """Say once that a beta comes close to 1, and once that an alpha has collapsed."""
+        """Warn once of a beta close to 1, and once of a collapsed alpha."""
         beta, alpha = _magnitudes(activation, "beta"), _magnitudes(activation, "alpha")
         if "beta" not in self._warned and (beta > LARGE_BETA).any():
             self._warned.add("beta")
@@ -157,13 +156,13 @@ class ActivationMonitor(Callback):
 
 
 def _activations(module: nn.Module) -> dict[str, Activation]:
-    """Every activation once, by the name of the first place where it sits."""
+    """Return every activation once, by its first name in the module."""
     found = {name: layer for name, layer in module.named_modules() if isinstance(layer, Activation)}
     return {name.removeprefix("model.").removeprefix("net."): layer for name, layer in found.items()}
 
 
 def _quantities(activation: Activation) -> dict[str, float]:
-    """What is logged; only what is finite."""
+    """Return the finite quantities to log."""
     shape = activation.shape()
     found = {key: getattr(shape, key) for key in ("max_curvature", "max_slope", "mean_on_negative")}
     for key in ("alpha", "beta"):

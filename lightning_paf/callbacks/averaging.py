@@ -96,7 +96,7 @@ class WarmupEMA(WeightAveraging):
         self._swapped = False
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Create the average where `fit` begins, and forget it where anything else does."""
+        """Create the average at the start of `fit`, and drop it for other commands."""
         self._swapped = False
         if stage != "fit":
             # After `fit` the model holds the average. Kept, it would overwrite what is loaded for `test`
@@ -118,7 +118,7 @@ class WarmupEMA(WeightAveraging):
         super().setup(trainer, pl_module, stage)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Work out how many updates copy."""
+        """Compute the number of updates that copy."""
         super().on_train_start(trainer, pl_module)
         updates = trainer.estimated_stepping_batches if self.every == "step" else trainer.max_epochs
         self._rule.copies = round(self.copy_for * (updates or 0))
@@ -136,12 +136,12 @@ class WarmupEMA(WeightAveraging):
         self._swapped = self._average_model is not None
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Put back what the optimiser works on."""
+        """Put back the trained weights."""
         super().on_validation_epoch_end(trainer, pl_module)
         self._swapped = False
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Save both, the average under `state_dict`, also where a signal asks for it in the middle of a validation."""
+        """Save both, the average under `state_dict`, also at a signal in the middle of a validation."""
         super().on_save_checkpoint(trainer, pl_module, checkpoint)
         if self._swapped:
             average, current = checkpoint["current_model_state"], checkpoint["state_dict"]

@@ -1,4 +1,4 @@
-"""Running statistics that begin with those of the first batch."""
+"""Running statistics initialised with the first batch."""
 
 from typing import Any
 

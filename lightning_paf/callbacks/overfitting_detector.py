@@ -1,4 +1,4 @@
-"""Notice catastrophic overfitting of single-step training, and undo it."""
+"""Detect catastrophic overfitting of single-step training, and undo it."""
 
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
@@ -24,7 +24,7 @@ Action = Literal["warn", "stop", "roll_back"]
 
 @dataclass(frozen=True)
 class Look:
-    """What held-out images tell of a network that is being trained.
+    """Measurement of a network in training on held-out images.
 
     Attributes:
         acc_clean: Accuracy on the images.
@@ -65,7 +65,7 @@ class OverfittingDetector(Callback):
     Args:
         action: What follows a sign. `warn`: one line. `stop`: weights, averaged weights and the state of the optimiser
             return to the last look without a sign, and the training ends. `roll_back`: they return, and the training
-            goes on with a learning rate multiplied by `lr_factor`, again at every further sign; the position in the
+            continues with a learning rate multiplied by `lr_factor`, again at every further sign; the position in the
             data and in the schedule stay. Without an earlier look nothing returns.
         every_n_steps: Optimiser steps between two looks; null for one at the end of every epoch.
         max_examples: Use at most the first so many images of the validation set.

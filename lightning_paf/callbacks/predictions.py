@@ -1,5 +1,6 @@
-"""The result of `predict` as a file."""
+"""File with the predictions of `predict`."""
 
+import io
 import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,11 +18,12 @@ from lightning_paf.callbacks.robust_eval import weights_origin
 from lightning_paf.evaluation.identity import content_fingerprint, network_fingerprint
 from lightning_paf.functional.predictions import predicted
 from lightning_paf.utils.distributed import gathered
+from lightning_paf.utils.files import write_whole
 from lightning_paf.utils.hashing import sample_fingerprints, weights_fingerprint
 
 
 class PredictionWriter(BasePredictionWriter):
-    """Writes what `predict` finds to `predictions.npz` in the run folder.
+    """Writes predictions to `predictions.npz` in the run folder.
 
     The file holds, sorted by `index`: `index` (N,) int64, the sample's place in the dataset; `label` (N,) int64;
     `prediction` (N,) int64; `probabilities` (N, num_classes) float32. With several processes each writes what it has
@@ -55,15 +57,15 @@ class PredictionWriter(BasePredictionWriter):
     ) -> None:
         """Keep one batch."""
         seen = sum(len(label) for label in self._label)
-        # A loader without a sampler does not tell places; its samples are numbered as they come.
+        # A loader without a sampler has no indices; its samples are numbered in order.
         self._index.append(torch.as_tensor(batch_indices or range(seen, seen + len(prediction["label"]))))
         self._label.append(prediction["label"].cpu())
         self._probabilities.append(prediction["probabilities"].float().cpu())
         self._samples.append(sample_fingerprints(batch[0], prediction["label"]))
 
     def on_predict_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write the file, complete or not at all."""
-        # `log_dir` and the identity are agreed upon among the processes: all of them must ask.
+        """Write the file atomically."""
+        # `log_dir` and the identity are collective operations.
         folder = Path(trainer.log_dir or trainer.default_root_dir)
         origin, identity = weights_origin(trainer, pl_module), self._identity(pl_module)
         rank = "" if trainer.world_size == 1 else f"_rank{trainer.global_rank}"
@@ -107,9 +109,7 @@ def _identity_of(path: Path) -> str | None:
 
 
 def _save(path: Path, **arrays: np.ndarray[Any, Any]) -> None:
-    """Write next to the file, then replace it: a reader never meets half a file."""
+    content = io.BytesIO()
+    np.savez(content, **arrays)  # type: ignore[arg-type]  # numpy types `**kwds` together with `allow_pickle`
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(".part")
-    with part.open("wb") as stream:
-        np.savez(stream, **arrays)  # type: ignore[arg-type]  # numpy types `**kwds` together with `allow_pickle`
-    part.replace(path)
+    write_whole(path, content.getvalue())

@@ -1,4 +1,4 @@
-"""A radius of the training attack that changes over the training."""
+"""Schedule of the radius of the training attack."""
 
 from typing import Any
 
@@ -13,8 +13,8 @@ from lightning_paf.types import Radius
 class RadiusSchedule(Callback):
     """Multiplies `eps` of the training attack, and its step size where it has one, by a schedule.
 
-    Attacks that judge the model keep their radius. The attack is scaled before every batch by the share of the
-    optimiser steps that are done, so a training that is resumed goes on in the same way.
+    Attacks of an evaluation keep their radius. The attack is scaled before every batch by the fraction of the optimiser
+    steps done, so that a resumed training continues the schedule.
 
     Args:
         schedule: Factor over the training, in [0, 1]; by default a straight line from 0 to 1, as in Cui et al. (2023).

@@ -1,4 +1,4 @@
-"""How fast a training is, and where its time and memory go."""
+"""Throughput of a training, and its use of time and memory."""
 
 import sys
 import time
@@ -15,26 +15,26 @@ from lightning_paf.runs.progress import seconds_left
 from lightning_paf.types import Batch
 
 PREFIX = "run/"
-"""Of everything that is measured here, and so differs between two runs that are equal otherwise."""
+"""Prefix of all measured values, which differ between two runs that are equal otherwise."""
 
 Occupation = Literal["attack", "step", "data", "validation"]
 _PENDING = 256
-"""Intervals that a device may not have finished yet; older ones are over, so that reading them waits for nothing."""
+"""Number of intervals that a device may not have finished yet; reading older ones does not wait."""
 _GIB = 2**30
 
 
 class Clock(Protocol):
-    """Marks moments, and says later how far apart they were."""
+    """Marks moments, and measures the time between them."""
 
     def now(self) -> Any:
-        """This moment."""
+        """Mark this moment."""
 
     def between(self, begin: Any, end: Any) -> float:
-        """Seconds."""
+        """Return the seconds between two marks."""
 
 
 class Throughput(Callback):
-    """Logs once an epoch how fast it was, in a row of its own.
+    """Logs speed, time and memory once per epoch, in a separate row.
 
     `run/images_per_second` counts the training images of all devices over the time spent in training steps and in
     waiting for their data. `run/attack`, `run/update`, `run/data` and `run/validation` are shares of the epoch's time
@@ -50,21 +50,21 @@ class Throughput(Callback):
 
     def __init__(self) -> None:
         self.latest: dict[str, float] = {}
-        """What was logged last."""
+        """The values that were logged last."""
         self.steps: int | None = None
         """Optimiser steps in the whole training; None for one without an end."""
         self._clock: Clock = _HostClock()
-        self._begun = (0.0, 0)  # this process's training: time and step
+        self._started = (0.0, 0)  # time and step of this process
         self._open = deque[tuple[Occupation, Any, Any]]()
         self._left: Any = None  # end of the last step, where nothing but the next batch is waited for
         self._entered: Any = None
         self._start_epoch()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Begin, perhaps in the middle of an epoch."""
+        """Start, perhaps in the middle of an epoch."""
         steps = trainer.estimated_stepping_batches
         self.steps = None if steps == float("inf") else int(steps)
-        self._begun = (time.perf_counter(), trainer.global_step)
+        self._started = (time.perf_counter(), trainer.global_step)
         self._clock = _clock_of(pl_module.device)
         self.latest = {}
         self.on_train_epoch_start(trainer, pl_module)
@@ -77,7 +77,7 @@ class Throughput(Callback):
         self._left = self._clock.now()
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Batch, batch_idx: int) -> None:
-        """The data are there; watch the attack."""
+        """End the wait for data, and measure the attack."""
         self._entered = self._clock.now()
         if self._left is not None:
             self._count("data", self._left, self._entered)
@@ -87,7 +87,7 @@ class Throughput(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, batch_idx: int
     ) -> None:
-        """The step is over; leave the attack alone, which may be copied or used elsewhere."""
+        """End the step, and stop measuring the attack, which may be copied or used elsewhere."""
         if isinstance(attack := getattr(pl_module, "attack", None), Attack):
             vars(attack).pop("around", None)
         self._left = self._clock.now()
@@ -95,20 +95,20 @@ class Throughput(Callback):
         self._images += len(batch[0])
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """A validation begins; the time until the next step is none of the data's."""
+        """Start a validation; the time until the next step is no wait for data."""
         self._left, self._entered = None, self._clock.now()
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """It is over."""
+        """End the validation."""
         if not trainer.sanity_checking:
             self._count("validation", self._entered, self._clock.now())
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Nor is it after a checkpoint."""
+        """Do not count the checkpoint as a wait for data."""
         self._left = None
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Sum up over the epoch and the ranks, and log."""
+        """Sum over the epoch and the ranks, and log."""
         while self._open:
             self._settle()
         if not self._images:  # resumed at its end
@@ -131,16 +131,16 @@ class Throughput(Callback):
             logger.log_metrics({**self.latest, "epoch": trainer.current_epoch}, trainer.global_step - 1)
 
     def seconds_per_step(self, step: int) -> float | None:
-        """Time of a step since this process's training has begun, everything included; None before its first one.
+        """Return the mean time per step of this process, everything included; None before its first step.
 
         Args:
             step: Optimiser steps done.
         """
-        begun, first = self._begun
-        return (time.perf_counter() - begun) / (step - first) if step > first else None
+        started, first = self._started
+        return (time.perf_counter() - started) / (step - first) if step > first else None
 
     def seconds_left(self, step: int) -> float | None:
-        """Estimated time until the end of the training; None where it cannot be told.
+        """Estimate the time until the end of the training; None if unknown.
 
         Args:
             step: Optimiser steps done.
@@ -170,7 +170,7 @@ class Throughput(Callback):
 
 
 class _HostClock:
-    """For devices that work while the program waits."""
+    """Clock of the host, for devices that compute synchronously."""
 
     def now(self) -> float:
         return time.perf_counter()
@@ -201,7 +201,7 @@ def _clock_of(device: torch.device) -> Clock:
 
 
 def _peak_memory(trainer: Trainer, device: torch.device) -> dict[str, float]:
-    """In GiB, the maximum over ranks; nothing where it cannot be told."""
+    """Return the peak memory in GiB, the maximum over ranks; nothing if unknown."""
     if device.type == "cuda":
         name, mine = "peak_gpu_gib", torch.cuda.max_memory_allocated(device) / _GIB
     elif sys.platform == "win32":

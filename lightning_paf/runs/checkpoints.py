@@ -1,4 +1,4 @@
-"""Checkpoint files of a training: written as a whole or not at all, and looked at before they are believed."""
+"""Checkpoint files of a training: written atomically, validated before use."""
 
 import contextlib
 import errno
@@ -24,13 +24,13 @@ _PLAIN = (bool, int, float, str, bytes, type(None), torch.Tensor)
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes beside the file and renames: whoever looks at any time finds the old checkpoint or the new one.
+    """Writes to a second file and renames it, so that a reader finds the old checkpoint or the new one.
 
-    Lightning writes to the system's folder for temporary files and moves from there, which copies where that is another
-    disk; and a file that was not flushed can be empty after a power failure.
+    Lightning moves a file from the system's temporary folder, which is a copy if that is another disk, and flushes
+    nothing, so that the file can be empty after a power failure.
 
-    Numpy numbers are saved as plain ones. Each file is loaded once, as a resume will, before it gets its name: a state
-    that could not be loaded ends the training at its first save.
+    Numpy numbers are saved as plain ones. Each file is loaded once before it is renamed: a state that cannot be loaded
+    ends the training at its first save.
 
     Attributes:
         last_saved: Name and optimiser steps of the last checkpoint that was written.
@@ -41,7 +41,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     check_owner: Callable[[], None] = staticmethod(lambda: None)
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
-        """Write it, or leave what was there.
+        """Write a checkpoint, or keep the old file.
 
         Raises:
             OSError: The disk is full, or cannot be written to.
@@ -51,48 +51,48 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             super().save_checkpoint(checkpoint, path, storage_options)
             return
         path, checkpoint = Path(path), with_plain_numbers(checkpoint)
-        begun = path.with_name(".unfinished")  # one name, so that a process that was killed leaves one file at most
+        partial = path.with_name(".unfinished")  # a fixed name: a killed process leaves one file at most
         self.check_owner()
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            begun.unlink(missing_ok=True)  # a process that has lost the folder may still have it open
-            with begun.open("wb") as stream:
+            partial.unlink(missing_ok=True)  # a process that has lost the folder may still have it open
+            with partial.open("wb") as stream:
                 torch.save(checkpoint, stream)
                 stream.flush()
                 os.fsync(stream.fileno())
-            _read(begun)  # as a resume will
+            _read(partial)  # as a resume will
             self.check_owner()
-            begun.replace(path)
+            partial.replace(path)
             _flush_names(path.parent)
             self.last_saved = path.name, checkpoint.get("global_step", 0)
         except (OSError, RuntimeError) as error:  # torch turns errors of the stream into RuntimeError
-            begun.unlink(missing_ok=True)
+            partial.unlink(missing_ok=True)
             raise OSError(
-                f"{path} could not be written ({error}); checkpoints that were there are as they were. "
+                f"{path} could not be written ({error}); older checkpoints are unchanged. "
                 "Make room, and continue with --ckpt_path auto."
             ) from error
         except (pickle.PickleError, AttributeError, TypeError) as error:
-            begun.unlink(missing_ok=True)
+            partial.unlink(missing_ok=True)
             if foreign := _foreign(checkpoint, "checkpoint"):
                 raise _not_plain(*foreign) from error
             raise
 
 
 def check_checkpoint(name: str) -> None:
-    """Refuse what is no checkpoint of a training. Nothing in the file is executed.
+    """Refuse a file that is no checkpoint of a training. Nothing in it is executed.
 
     Args:
         name: A file.
 
     Raises:
-        ValueError: There is no such file, it cannot be read, or it holds something else.
+        ValueError: The file is missing, cannot be read, or is no checkpoint.
     """
     path = Path(name)
     if not os.path.lexists(path):
         raise ValueError(f"--ckpt_path names a checkpoint, but there is no file {name}. Check the path.")
     try:
         found = _read(path)
-    except Exception as error:  # a damaged file fails in any way it likes
+    except Exception as error:  # a damaged file raises any exception
         raise ValueError(
             f"--ckpt_path must name a checkpoint of a training, but {name} {_reason(path, error)}. Objects are not "
             "unpickled because that can run any code. Pass a file that `fit` wrote: RUN/checkpoints/last.ckpt."
@@ -107,10 +107,10 @@ def check_checkpoint(name: str) -> None:
 
 
 def checkpoint_files(folders: Iterable[Path]) -> list[Path]:
-    """List the checkpoint files of some folders, whatever they hold and whether or not they can be read.
+    """List the checkpoint files of some folders, readable or not.
 
     Args:
-        folders: Where `*.ckpt` are. Missing ones are left out; one that cannot be listed stands for its files.
+        folders: Folders of `*.ckpt`. A missing one is skipped; one that cannot be listed is returned itself.
     """
     found: set[Path] = set()
     for folder in folders:
@@ -122,20 +122,19 @@ def checkpoint_files(folders: Iterable[Path]) -> list[Path]:
 
 
 def newest_checkpoint(folders: Iterable[Path]) -> Path | None:
-    """Find the checkpoint with which a training has come farthest.
+    """Find the checkpoint with the most optimiser steps, then finished epochs, then the latest time.
 
-    By optimiser steps, then finished epochs, then time. Files that hold weights alone cannot continue a training; those
-    that are torn or damaged are named in a warning.
+    Files of weights only are skipped; torn or damaged ones are named in a warning.
 
     Args:
-        folders: Where `*.ckpt` are.
+        folders: Folders of `*.ckpt`.
 
     Returns:
-        The file, or None where there is no checkpoint file of any kind.
+        The file, or None if there is no checkpoint file of any kind.
 
     Raises:
-        ValueError: A file cannot be read, so that the newest is not known; or there are files, but none of them can
-            continue a training; or the newest was written by a newer version of the package.
+        ValueError: A file cannot be read, so that the newest is unknown; there are files, but a training can resume
+            from none of them; or the newest was written by a newer version of the package.
     """
     found, left_out = _sorted_out(checkpoint_files(folders))
     while found:
@@ -154,13 +153,13 @@ def newest_checkpoint(folders: Iterable[Path]) -> Path | None:
 
 
 def step_of(path: str | Path) -> int:
-    """Number of optimiser steps before a checkpoint."""
+    """Return the number of optimiser steps before a checkpoint."""
     step: int = _read(Path(path))["global_step"]
     return step
 
 
 def with_plain_numbers(value: Any) -> Any:
-    """Replace numpy numbers in dictionaries, lists and tuples by Python's; what holds none is returned itself.
+    """Replace numpy numbers in dictionaries, lists and tuples by Python's; a value without any is returned itself.
 
     Args:
         value: A checkpoint, or a part of one.
@@ -187,7 +186,7 @@ def _not_plain(where: str, found: Any) -> ValueError:
 
 
 def _foreign(value: Any, where: str) -> tuple[str, Any] | None:
-    """The first object that `weights_only` refuses, and where it is; None if there is none."""
+    """Return location and value of the first object that `weights_only` refuses, if any."""
     items: Iterable[tuple[str, Any]] = ()
     if isinstance(value, Mapping):
         items = ((f"{where}[{key!r}]", part) for key, item in value.items() for part in (key, item))
@@ -195,7 +194,7 @@ def _foreign(value: Any, where: str) -> tuple[str, Any] | None:
         items = ((f"{where}[{i}]", item) for i, item in enumerate(value))
     elif type(value) in _PLAIN:
         return None
-    inside = next((found for place, item in items if (found := _foreign(item, place))), None)
+    inside = next((found for inner, item in items if (found := _foreign(item, inner))), None)
     if inside or type(value) in (dict, list, tuple, set):
         return inside
     copy = io.BytesIO()
@@ -203,13 +202,13 @@ def _foreign(value: Any, where: str) -> tuple[str, Any] | None:
         torch.save(value, copy)
         copy.seek(0)
         torch.load(copy, weights_only=True)
-    except Exception:  # objects fail in any way they like
+    except Exception:  # pickling runs code of the object
         return where, value
     return None
 
 
 def _sorted_out(files: Iterable[Path]) -> tuple[list[Path], dict[Path, str]]:
-    """Checkpoints that can continue a training, the newest last; and others, with the reason why they cannot.
+    """Return the checkpoints to resume from, the newest last, and the other files with a reason.
 
     Raises:
         ValueError: A file cannot be read.
@@ -224,8 +223,8 @@ def _sorted_out(files: Iterable[Path]) -> tuple[list[Path], dict[Path, str]]:
                 left_out[path] = _WEIGHTS_ONLY
             else:
                 found.append((*progress, path.stat().st_mtime_ns, path))
-        except Exception as error:  # a damaged file fails in any way it likes
-            if not os.path.lexists(path):  # a training that is running has removed it
+        except Exception as error:  # a damaged file raises any exception
+            if not os.path.lexists(path):  # a running training has removed it
                 continue
             (unreadable if _reading_error(path, error) else left_out)[path] = _reason(path, error)
     if unreadable:
@@ -234,7 +233,7 @@ def _sorted_out(files: Iterable[Path]) -> tuple[list[Path], dict[Path, str]]:
 
 
 def _checksum_error(path: Path) -> str:
-    """What is wrong with the bytes of a checkpoint that could be loaded; empty if nothing is."""
+    """Return the damage in the bytes of a checkpoint that could be loaded, or an empty text."""
     try:
         with zipfile.ZipFile(path) as archive:
             damaged = archive.testzip()
@@ -253,17 +252,17 @@ def _refused(files: Mapping[Path, str]) -> ValueError:
 
 
 def _reason(path: Path, error: Exception) -> str:
-    """Why a file could not be loaded, to follow its name."""
+    """Return the reason why a file could not be loaded, to follow its name."""
     if reading := _reading_error(path, error):
         return f"cannot be read ({reading.strerror or reading})"
-    with contextlib.suppress(Exception):  # it is not whole
+    with contextlib.suppress(Exception):  # a truncated file
         if names := torch.serialization.get_unsafe_globals_in_checkpoint(path):
             return f"holds objects that are no plain values ({', '.join(sorted(names))})"
     return f"is damaged ({f'{type(error).__name__}: {error}'.splitlines()[0]})"
 
 
 def _reading_error(path: Path, error: Exception) -> OSError | None:
-    """The error of the file system behind another one: torch turns some into its own."""
+    """Return the error of the file system behind an error of torch."""
     if isinstance(error, OSError) and error.errno != errno.EINVAL:  # a position that a damaged file names
         return error
     try:
@@ -278,13 +277,13 @@ def _reading_error(path: Path, error: Exception) -> OSError | None:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """The content; tensors stay on disk."""
+    """Load a checkpoint; tensors stay on disk."""
     content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     return content
 
 
 def _progress(checkpoint: Mapping[str, Any]) -> tuple[int, int] | None:
-    """Optimiser steps and finished epochs; None of weights alone."""
+    """Return optimiser steps and finished epochs; None for weights only."""
     if "state_dict" in checkpoint and "optimizer_states" not in checkpoint:
         return None
     epochs = checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]
@@ -292,7 +291,7 @@ def _progress(checkpoint: Mapping[str, Any]) -> tuple[int, int] | None:
 
 
 def _flush_names(folder: Path) -> None:
-    """Make a renaming last, where the system can (POSIX)."""
+    """Flush a folder, so that a renaming is permanent (POSIX)."""
     if os.name != "posix":
         return
     handle = os.open(folder, os.O_RDONLY)

@@ -1,4 +1,4 @@
-"""What the training commands print besides Lightning's own lines, and which of these the others do not."""
+"""Console output of the training commands, and the lines of Lightning that they hide."""
 
 import contextlib
 import logging
@@ -23,7 +23,7 @@ def _is_no_advertisement(record: logging.LogRecord) -> bool:
 
 
 def set_up() -> None:
-    """Show the progress of AutoAttack, and hide lines that say nothing about the run."""
+    """Show the progress of AutoAttack, and hide lines that are not about the run."""
     ours = logging.getLogger("lightning_paf")
     if not any(isinstance(handler, _Progress) for handler in ours.handlers):
         ours.addHandler(_Progress())
@@ -41,7 +41,7 @@ def set_up() -> None:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Hide what Lightning says about a trainer that will not train: seed, devices, settings of loops. Warnings stay."""
+    """Hide the lines of Lightning about a trainer that will not run: seed, devices, loops. Warnings stay."""
     before = {logger: logger.level for logger in map(logging.getLogger, ("lightning.fabric", "lightning.pytorch"))}
     for logger in before:
         logger.setLevel(logging.WARNING)

@@ -1,4 +1,4 @@
-"""Several machines that train together need one folder: whether all of them see it is asked before anything is lost."""
+"""Check that all ranks see one run folder."""
 
 import contextlib
 import platform
@@ -16,22 +16,22 @@ _PAUSE = 0.2
 def check_shared(trainer: Trainer, folder: Path, checkpoint: str | None, seconds: float) -> None:
     """Let the first rank write a file into the run folder, and every rank look for it.
 
-    Also compares what the ranks go on from, which each of them has looked up. To be called on all ranks.
+    Also compares the checkpoints that the ranks have found. Must be called on all ranks.
 
     Args:
-        trainer: Whose ranks are asked; a single one is not.
-        folder: As this rank names it.
-        checkpoint: What this rank goes on from.
-        seconds: How long to look.
+        trainer: The trainer; a single rank is not checked.
+        folder: The run folder as this rank names it.
+        checkpoint: The checkpoint that this rank resumes from.
+        seconds: Time limit for the file to appear.
 
     Raises:
-        ValueError: On all ranks; those that do not see the file are named.
+        ValueError: On all ranks, with the ranks that do not see the file or differ in the checkpoint.
     """
     if trainer.world_size == 1:
         return
     token = folder / f".shared-{trainer.strategy.broadcast(uuid.uuid4().hex)}"
     if trainer.is_global_zero:
-        with contextlib.suppress(OSError):  # then nobody sees it
+        with contextlib.suppress(OSError):  # then no rank sees it
             folder.mkdir(parents=True, exist_ok=True)
             token.touch()
     trainer.strategy.barrier("shared folder")
@@ -43,20 +43,20 @@ def check_shared(trainer: Trainer, folder: Path, checkpoint: str | None, seconds
     blind = [f"rank {i} on {rank['host']} ({rank['folder']})" for i, rank in enumerate(ranks) if not rank["sees"]]
     if blind:
         raise ValueError(
-            f"All ranks share one run folder, but what rank 0 on {ranks[0]['host']} wrote into {ranks[0]['folder']} is "
-            f"not seen after {seconds:g} s by {', '.join(blind)}. Pass the same --run everywhere, on a file system "
+            f"All ranks must share one run folder, but a file of rank 0 on {ranks[0]['host']} in {ranks[0]['folder']} "
+            f"is not seen after {seconds:g} s by {', '.join(blind)}. Pass the same --run everywhere, on a file system "
             "that all machines mount."
         )
     if len({rank["checkpoint"] for rank in ranks}) > 1:
         named = ", ".join(f"rank {i} {rank['checkpoint']}" for i, rank in enumerate(ranks))
         raise ValueError(
-            f"All ranks go on from one checkpoint of {folder}, but found: {named}. Give the same command again once no "
+            f"All ranks must resume from one checkpoint of {folder}, but found: {named}. Repeat the command once no "
             "other process writes there, or name a file: --ckpt_path FILE."
         )
 
 
 def _appears(path: Path, seconds: float) -> bool:
-    """Whether a file is there, at once or soon; opened, because listings of network folders are kept for a while."""
+    """Wait until a file can be opened; listings of network folders are cached."""
     end = time.monotonic() + seconds
     while True:
         try:

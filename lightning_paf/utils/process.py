@@ -1,4 +1,4 @@
-"""Which process on which machine, so that others can tell whether it still runs."""
+"""Identity of a process on a machine, to find out whether it still runs."""
 
 import os
 import platform
@@ -8,14 +8,14 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Process:
-    """A process, told from a later one with the same number.
+    """A process, distinguished from a later one with the same number.
 
     Attributes:
-        host: Name of the machine, for people.
+        host: Name of the machine.
         pid: Process.
         started: When the process started, in the kernel's ticks: a new process may have the number of a dead one.
-        system: The machine since its last start, and its process numbers (containers have their own); empty where this
-            cannot be told, and then nobody is known to be dead.
+        system: The machine since its last start, and its process namespace; empty if unknown, and then no process is
+            known to be dead.
     """
 
     host: str
@@ -25,16 +25,16 @@ class Process:
 
     @classmethod
     def this(cls) -> "Process":
-        """This process."""
+        """Return this process."""
         pid = os.getpid()
         return cls(platform.node(), pid, start_of(pid), this_system())
 
     def is_near(self) -> bool:
-        """Whether its life can be seen from here."""
+        """Return whether the process is visible from this one."""
         return bool(self.system) and self.system == this_system()
 
     def is_dead(self) -> bool:
-        """Whether the process is known to be gone; of one elsewhere, nothing is known."""
+        """Return whether the process is known to be gone; unknown for one on another machine."""
         return self.is_near() and self.started != start_of(self.pid)
 
     def __str__(self) -> str:
@@ -42,7 +42,7 @@ class Process:
 
 
 def this_system() -> str:
-    """This start of this machine and this set of process numbers, where Linux tells; otherwise empty."""
+    """Return the start of this machine and its process namespace on Linux; otherwise an empty text."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         return f"{boot} {Path('/proc/self/ns/pid').readlink()}"
@@ -51,7 +51,7 @@ def this_system() -> str:
 
 
 def start_of(pid: int) -> str:
-    """When a process started; empty if there is none, or nothing left of it but its exit status."""
+    """Return the start time of a process; empty if there is none, or only its exit status is left."""
     try:
         state, *fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except (OSError, ValueError):

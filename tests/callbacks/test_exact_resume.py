@@ -1,4 +1,4 @@
-"""A training that was stopped ends as that which was not: bit by bit, and with the same rows in `metrics.csv`."""
+"""An interrupted training ends as an uninterrupted one: bit by bit, and with the same rows in `metrics.csv`."""
 
 import json
 import random
@@ -34,7 +34,7 @@ def base(tmp_path_factory) -> list[str]:
 
 @pytest.fixture(scope="module")
 def whole(base, tmp_path_factory) -> Path:
-    """A run that nobody stops, with all checkpoints that it might have been stopped at."""
+    """An uninterrupted run, with a checkpoint of every step."""
     run = tmp_path_factory.mktemp("whole")
     assert status(*base, *SAVER, "--run", run / "run") == 0
     return run / "run"
@@ -68,39 +68,26 @@ def test_an_average_of_epochs_and_a_schedule_of_real_images_go_on(step, base, tm
     assert_same_end(tmp_path / "run", tmp_path / "whole")
 
 
-def test_what_changes_with_an_epoch_does_not_change_where_training_is_resumed_in_its_middle(base, tmp_path):
-    """AWP begins with the first epoch after its warm-up, not with the first start after it."""
-    words = [*base, "--model.objective", "AWP", "--model.objective.objective", "Natural"]
-    words += ["--model.objective.warmup", "0.3", "--model.objective.gamma", "0.1"]
-    assert status(*words, *SAVER, "--run", tmp_path / "whole") == 0
-    resumed = ["--ckpt_path", tmp_path / "whole" / "saved" / "step3.ckpt", "--run", tmp_path / "run"]
-    assert status(*words, *resumed) == 0
+AWP = ["--model.objective", "AWP", "--model.objective.objective", "Natural"]
+AWP += ["--model.objective.warmup", "0.3", "--model.objective.gamma", "0.1"]
+
+
+@pytest.mark.parametrize(
+    ("options", "saved", "column"),
+    [
+        (AWP, "step3", None),  # starts with the first epoch after its warm-up, not with the first start after it
+        (["--trainer.val_check_interval", "2", "--trainer.max_epochs", "1"], "step2", "val/acc"),
+        (["--trainer.check_val_every_n_epoch", "2"], f"step{EPOCH}", "train/loss"),
+        (["--trainer.max_epochs", "-1", "--trainer.max_steps", str(2 * EPOCH)], "epoch0", None),
+    ],
+    ids=["AWP", "validation within an epoch", "epoch without validation", "max_steps"],
+)
+def test_resumed_under_other_options(options, saved, column, base, tmp_path):
+    assert status(*base, *options, *SAVER, "--run", tmp_path / "whole") == 0
+    resumed = ["--ckpt_path", tmp_path / "whole" / "saved" / f"{saved}.ckpt", "--run", tmp_path / "run"]
+    assert status(*base, *options, *resumed) == 0
     assert_same_end(tmp_path / "run", tmp_path / "whole")
-
-
-def test_resumed_where_a_validation_is_due_in_the_middle_of_an_epoch(base, tmp_path):
-    words = [*base, "--trainer.val_check_interval", "2", "--trainer.max_epochs", "1"]
-    assert status(*words, *SAVER, "--run", tmp_path / "whole") == 0
-    assert status(*words, "--ckpt_path", tmp_path / "whole" / "saved" / "step2.ckpt", "--run", tmp_path / "run") == 0
-    assert_same_end(tmp_path / "run", tmp_path / "whole")
-    assert len([row for row in rows(tmp_path / "run") if "val/acc" in row]) == 2
-
-
-def test_resumed_at_the_end_of_an_epoch_without_validation(base, tmp_path):
-    words = [*base, "--trainer.check_val_every_n_epoch", "2"]
-    assert status(*words, *SAVER, "--run", tmp_path / "whole") == 0
-    resumed = ["--ckpt_path", tmp_path / "whole" / "saved" / f"step{EPOCH}.ckpt", "--run", tmp_path / "run"]
-    assert status(*words, *resumed) == 0
-    assert_same_end(tmp_path / "run", tmp_path / "whole")
-    assert len([row for row in rows(tmp_path / "run") if "train/loss" in row]) == 2
-
-
-def test_resumed_at_the_end_of_an_epoch_where_steps_are_counted(base, tmp_path):
-    words = [*base, "--trainer.max_epochs", "-1", "--trainer.max_steps", str(2 * EPOCH)]
-    assert status(*words, *SAVER, "--run", tmp_path / "whole") == 0
-    resumed = ["--ckpt_path", tmp_path / "whole" / "saved" / "epoch0.ckpt", "--run", tmp_path / "run"]
-    assert status(*words, *resumed) == 0
-    assert_same_end(tmp_path / "run", tmp_path / "whole")
+    assert column is None or len([row for row in rows(tmp_path / "run") if column in row]) == 2
 
 
 def test_killed_at_random_steps_and_continued_in_its_folder(base, whole, tmp_path):
@@ -147,9 +134,9 @@ def test_accumulated_gradients_are_in_no_checkpoint(base, tmp_path):
     assert differences(settled(resumed / "step=3.ckpt"), settled(saved / "step=3.ckpt")) == []
 
 
-def test_few_batches_again_and_again_go_on_but_not_exactly(base, whole, tmp_path):
+def test_overfit_batches_resume_but_not_exactly(base, whole, tmp_path):
     words = [*base, "--trainer.overfit_batches", "3", "--run", tmp_path]
-    with pytest.warns(UserWarning, match="overfit_batches .* the begun epoch takes its first batches again"):
+    with pytest.warns(UserWarning, match="overfit_batches .* the current epoch restarts"):
         assert status(*words, "--ckpt_path", whole / "saved" / "step2.ckpt") == 0
     assert last(tmp_path)["global_step"] == 3 + 3
 
@@ -158,9 +145,9 @@ def test_the_memory_of_a_check_goes_on(base, tmp_path):
     """Also where the training stops in the validation: that is begun anew, from the memory it began with."""
     words = [*base, "--val_attack", WARM, "--trainer.max_epochs", "3", "--data.eval_batch_size", "5"]
     assert status(*words, *SAVER, "--run", tmp_path / "whole") == 0
-    told = ["--trainer.callbacks+=helpers.resume_helpers.SignalledAt", "--trainer.callbacks.step", 2 * EPOCH]
+    signalled = ["--trainer.callbacks+=helpers.resume_helpers.SignalledAt", "--trainer.callbacks.step", 2 * EPOCH]
     run = ["--run", tmp_path / "run"]
-    assert status(*words, *told, "--trainer.callbacks.validating", "true", *run) == EXIT_STATUS
+    assert status(*words, *signalled, "--trainer.callbacks.validating", "true", *run) == EXIT_STATUS
     assert status(*words, "--ckpt_path", "auto", *run) == 0
     assert_same_end(tmp_path / "run", tmp_path / "whole")
     passes = [float(row["val/aa_passes"]) for row in rows(tmp_path / "run") if "val/aa_passes" in row]
@@ -170,8 +157,8 @@ def test_the_memory_of_a_check_goes_on(base, tmp_path):
 
 def test_without_checkpoints_a_signal_leaves_one_all_the_same(base, whole, tmp_path):
     words = [*base, "--checkpoint", "null", "--run", tmp_path]
-    told = ["--trainer.callbacks+=helpers.resume_helpers.SignalledAt", "--trainer.callbacks.step", "5"]
-    assert status(*words, *told) == EXIT_STATUS
+    signalled = ["--trainer.callbacks+=helpers.resume_helpers.SignalledAt", "--trainer.callbacks.step", "5"]
+    assert status(*words, *signalled) == EXIT_STATUS
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["stopped.ckpt"]
     assert status(*words, *SAVER, "--ckpt_path", "auto") == 0
     assert differences(settled(tmp_path / "saved" / "step8.ckpt"), settled(whole / "saved" / "step8.ckpt")) == []
