@@ -1,4 +1,4 @@
-"""Sums over the processes of a training, where there are several."""
+"""Sums and means over the processes of a training."""
 
 from collections.abc import Sequence
 
@@ -7,7 +7,7 @@ from torch import Tensor, distributed
 
 
 def sum_over_ranks(value: Tensor) -> Tensor:
-    """The sum of what every rank has; the value itself where there is one rank.
+    """Sum of a tensor over all ranks.
 
     Args:
         value: Any tensor, of the same shape on all ranks. Not modified.

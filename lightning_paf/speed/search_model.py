@@ -69,7 +69,7 @@ class SearchModel(nn.Module):
 
     def __init__(self, model: nn.Module, precision: Precision = "fp32", fold: bool = True) -> None:
         if precision not in get_args(Precision):
-            raise ValueError(f"precision must be fp32 or bf16, but is {precision!r}. The exact verdict is fp32.")
+            raise ValueError(f"precision must be fp32 or bf16, got {precision!r}.")
         super().__init__()
         self.model = model
         self.precision = precision

@@ -326,7 +326,7 @@ def test_attacks_find_nearly_the_same_images():
     assert ((found - x).sign() == (expected - x).sign()).float().mean() > 0.99
 
 
-def test_a_compiled_twin_is_compiled_once():
+def test_a_compiled_folded_model_is_compiled_once():
     compiled = []
 
     def backend(graph, example_inputs):
