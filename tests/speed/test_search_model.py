@@ -191,5 +191,5 @@ def test_empty_batch():
 
 
 def test_unknown_precision():
-    with pytest.raises(ValueError, match="precision must be fp32 or bf16, but is 'fp16'"):
+    with pytest.raises(ValueError, match="precision must be fp32 or bf16, got 'fp16'"):
         SearchModel(TinyNet(), "fp16")
