@@ -4,7 +4,7 @@
     python benchmarks/libraries.py --device cuda
 
 All run the same number of steps of the same length from a random start, linf, on the same frozen network in eval mode
-and in fp32: ours as it is called (`PGD()(model, x, y)`), ours on the folded twin that training uses (in fp32, and in
+and in fp32: ours as it is called (`PGD()(model, x, y)`), ours on the folded model that training uses (in fp32, and in
 bf16 if told so), `foolbox`, `adv_lib`, `torchattacks`, and the loop that `torchattacks` and many repositories have,
 written plainly. The robust accuracies are those on a network that was trained on digits (benchmarks/networks.py).
 `adv_lib` returns an image that was fooled before any of the steps, the others what the last step leaves.
@@ -108,17 +108,17 @@ def speed(options: argparse.Namespace, device: torch.device) -> tuple[dict[str, 
     setting = Setting(8 / 255, float(ours.attack(options.steps).step_size), options.steps)
     runs, versions = theirs(model, setting)
     plain = ours_plain(model, setting)
-    twins = {precision: FoldedModel(model) for precision in ("fp32", "bf16")}
+    folded_models = {precision: FoldedModel(model) for precision in ("fp32", "bf16")}
 
-    def on_twin(precision: str) -> None:
-        model.fast_forward = twins[precision]
+    def on_folded(precision: str) -> None:
+        model.fast_forward = folded_models[precision]
         with ours.autocast(precision, device):
             plain(x, y)
         model.fast_forward = None
 
-    calls: dict[str, Callable[[], Any]] = {"ours": lambda: plain(x, y), "ours, folded twin": lambda: on_twin("fp32")}
+    calls: dict[str, Callable[[], Any]] = {"ours": lambda: plain(x, y), "ours, folded model": lambda: on_folded("fp32")}
     if options.precision == "bf16":
-        calls["ours, folded twin, bf16"] = lambda: on_twin("bf16")
+        calls["ours, folded model, bf16"] = lambda: on_folded("bf16")
     calls |= {name: lambda run=run: run(x, y) for name, run in runs.items()}
     with frozen(model):
         times = measure.interleaved(calls, options.repeats, WARMUP[device.type], device)

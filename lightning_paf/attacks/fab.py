@@ -69,7 +69,7 @@ class FAB(Attack):
     def perturb(self, forward: Forward, x: Tensor, y: Tensor, loss: PerExampleLoss) -> Tensor:
         """The first adversarial image within `eps` of each, or the image itself."""
         del loss
-        radius = geometry_of(self.norm).share_of_radius * self.radius
+        radius = geometry_of(self.norm).fraction_of_radius * self.radius
         search = _Search(self, forward, getattr(forward, "exact", None), x, hard_labels(y), radius)
         search.run(stop_at_success=True)
         return search.x_adv

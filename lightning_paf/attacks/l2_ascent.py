@@ -66,6 +66,6 @@ class L2Ascent(Attack):
             direction = torch.where(flat, torch.randn_like(x), ball.ascent(gradient, x, self.bounds))
             delta = delta + step_size * unless_infinite(values, direction)
             inside = delta if self.bounds is None else (x + delta).clamp(*self.bounds) - x
-            delta = ball.project(inside, ball.share_of_radius * self.radius)
+            delta = ball.project(inside, ball.fraction_of_radius * self.radius)
         moved = x + delta
         return moved if self.bounds is None else moved.clamp(*self.bounds)  # rounding of the sum

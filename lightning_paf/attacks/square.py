@@ -206,7 +206,7 @@ class _L2Walk(_Walk):
     def __init__(self, x: Tensor, radius: float, queries: int, p_init: float) -> None:
         self.ball = geometry_of("l2")
         self.bumps: dict[int, Tensor] = {}
-        super().__init__(x, self.ball.share_of_radius * radius, queries, p_init)
+        super().__init__(x, self.ball.fraction_of_radius * radius, queries, p_init)
         self.lying: list[int] = torch.randint(2, (queries,)).tolist()
         self.signs = self._random_signs(queries).to(x.device)
         self.rows = torch.arange(len(x), device=x.device)

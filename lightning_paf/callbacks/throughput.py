@@ -5,12 +5,13 @@ import time
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import Token
 from typing import Any, Literal, Protocol
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from lightning_paf.attacks import Attack
+from lightning_paf.attacks.base import call_context
 from lightning_paf.runs.progress import seconds_left
 from lightning_paf.types import Batch
 
@@ -58,6 +59,7 @@ class Throughput(Callback):
         self._open = deque[tuple[Occupation, Any, Any]]()
         self._left: Any = None  # end of the last step, where nothing but the next batch is waited for
         self._entered: Any = None
+        self._watch: Token[Any] | None = None  # of the attacks, within a step
         self._start_epoch()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -81,15 +83,13 @@ class Throughput(Callback):
         self._entered = self._clock.now()
         if self._left is not None:
             self._count("data", self._left, self._entered)
-        if isinstance(attack := getattr(pl_module, "attack", None), Attack):
-            attack.around = self._attacking
+        self._watch = call_context.set(self._attacking)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, batch_idx: int
     ) -> None:
-        """End the step, and stop measuring the attack, which may be copied or used elsewhere."""
-        if isinstance(attack := getattr(pl_module, "attack", None), Attack):
-            vars(attack).pop("around", None)
+        """Count the step, stop timing attacks."""
+        self._stop_watch()
         self._left = self._clock.now()
         self._count("step", self._entered, self._left)
         self._images += len(batch[0])
@@ -146,6 +146,15 @@ class Throughput(Callback):
             step: Optimiser steps done.
         """
         return seconds_left(step, self.steps, self.seconds_per_step(step))
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Stop timing attacks after a failed step."""
+        self._stop_watch()
+
+    def _stop_watch(self) -> None:
+        if self._watch is not None:
+            call_context.reset(self._watch)
+            self._watch = None
 
     @contextmanager
     def _attacking(self) -> Iterator[None]:

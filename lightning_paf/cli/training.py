@@ -99,6 +99,8 @@ _PERIODIC: dict[str, Any] = {
 }
 """What a run that was killed in the middle of an epoch goes on from."""
 _NO_CLASS = "names no known class"
+_GONE_CLASSES = {"BIM": "PGD with start=none, step_size=1/255 and steps=10 (at eps=8/255) is the same attack."}
+"""Replacements of the classes of earlier versions."""
 
 
 class HelpfulParser(LightningArgumentParser):
@@ -332,6 +334,8 @@ def _known_classes(message: str) -> str:
     argument = found[1].rpartition(".")[2] if found else ""
     if found is None or argument not in _PLUG_INS or _NO_CLASS in message:  # told already, of a class inside this one
         return ""
+    if replacement := _GONE_CLASSES.get(found[2].rpartition(".")[2]):
+        return f"\n{argument}={found[2]} is gone: {replacement}"
     names = _concrete_names(_PLUG_INS[argument])
     near = difflib.get_close_matches(found[2], names, 1)
     hint = f" Did you mean {near[0]}?" if near else ""

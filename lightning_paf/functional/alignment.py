@@ -1,4 +1,4 @@
-"""How well two gradients agree in direction."""
+"""Directional agreement of two gradients."""
 
 import torch
 from torch import Tensor
@@ -7,7 +7,7 @@ from torch import Tensor
 def cosine(first: Tensor, second: Tensor) -> Tensor:
     """Cosine (N,) of the angle between two tensors (N, ...), example by example; 0 where one of them is zero.
 
-    It may be differentiated, also at zero, where the derivative is 0.
+    Differentiable also at zero, where the derivative is 0.
     """
     return (_unit(first) * _unit(second)).sum(dim=1)
 

@@ -14,14 +14,14 @@ from torch import Tensor
 from lightning_paf.types import Norm
 
 Bounds = tuple[float, float] | None
-"""Smallest and largest pixel value, or None where the pixels are not bounded."""
+"""Smallest and largest pixel value, or None for unbounded pixels."""
 
 
 class Geometry(ABC):
-    """What an attack must know of a norm. Stateless; get one from `geometry_of`."""
+    """Operations of a norm. Stateless; get one from `geometry_of`."""
 
-    share_of_radius: ClassVar[float] = 1 - 1e-6
-    """What `move` uses of the radius; the rest is for the rounding of a sum over many pixels."""
+    fraction_of_radius: ClassVar[float] = 1 - 1e-6
+    """Fraction of the radius that `move` uses; the rest absorbs the rounding of a sum over many pixels."""
 
     @abstractmethod
     def size(self, delta: Tensor) -> Tensor:
@@ -45,22 +45,19 @@ class Geometry(ABC):
         With `x` inside `bounds` the result lies in both sets, in floating point too: the sum is rounded towards `x`.
         For l-infinity it is the nearest such point, for l2 and l1 a near one.
         """
-        delta = self.project(delta, self.share_of_radius * radius)
+        delta = self.project(delta, self.fraction_of_radius * radius)
         moved = _sum_towards(x, delta)
         return moved if bounds is None else moved.clamp(*bounds)
 
     def returns(self, x: Tensor, radius: float, bounds: Bounds) -> Callable[[Tensor], Tensor]:
-        """A function that brings images back into the ball around `x` and into `bounds`, as `move` does.
-
-        For many steps around one `x`: what does not depend on the step is worked out once.
-        """
+        """A function that projects images as `move` does, for many steps around one `x`."""
         return lambda moved: self.move(x, moved - x, radius, bounds)
 
 
 class Linf(Geometry):
     """Largest change of a pixel."""
 
-    share_of_radius = 1.0
+    fraction_of_radius = 1.0
 
     def size(self, delta: Tensor) -> Tensor:
         """Norm of each perturbation, (N,)."""
@@ -119,24 +116,24 @@ class L2(Geometry):
 class L1(Geometry):
     """Sum of the absolute changes of all pixels and channels.
 
-    The exact steepest direction changes a single pixel; following SLIDE (Tramèr & Boneh 2019) `ascent` uses the
-    largest 1 % of the gradient's entries. They keep their sizes (SLIDE: only their signs), so that on a linear loss the
-    steps still converge to the optimum.
+    The exact steepest direction changes a single pixel. Following SLIDE (Tramèr & Boneh 2019), `ascent` uses the
+    largest 1 % of the gradient's entries. They keep their sizes (SLIDE: only their signs), so that the steps converge
+    to the optimum on a linear loss.
     """
 
-    share: ClassVar[float] = 0.01
-    """Part of the pixels that one step changes (at least one pixel)."""
+    fraction: ClassVar[float] = 0.01
+    """Fraction of the pixels that one step changes (at least one pixel)."""
 
     def size(self, delta: Tensor) -> Tensor:
         """Norm of each perturbation, (N,)."""
         return delta.flatten(1).abs().sum(dim=1)
 
     def uniform(self, x: Tensor, radius: float) -> Tensor:
-        """Exponential spacings with random signs: D of D + 1 random shares of the radius are uniform in the ball."""
-        shares = torch.empty_like(x).exponential_()
+        """Exponential spacings with random signs: D of D + 1 random parts of the radius are uniform in the ball."""
+        parts = torch.empty_like(x).exponential_()
         rest = torch.empty(len(x), device=x.device, dtype=x.dtype).exponential_()
         signs = torch.randint_like(x, 2).mul_(2).sub_(1)
-        return signs * shares * per_example(radius / _positive(self.size(shares) + rest), x)
+        return signs * parts * per_example(radius / _positive(self.size(parts) + rest), x)
 
     def ascent(self, gradient: Tensor, x: Tensor, bounds: Bounds) -> Tensor:
         """The largest 1 % of the gradient, among the pixels that can still move, over the sum of their sizes."""
@@ -144,7 +141,7 @@ class L1(Geometry):
             stuck = ((x <= bounds[0]) & (gradient < 0)) | ((x >= bounds[1]) & (gradient > 0))
             gradient = gradient.masked_fill(stuck, 0.0)
         flat = gradient.flatten(1)
-        count = max(1, round(self.share * flat.shape[1]))
+        count = max(1, round(self.fraction * flat.shape[1]))
         indices = flat.abs().topk(count, dim=1).indices
         sparse = torch.zeros_like(flat).scatter(1, indices, flat.gather(1, indices))
         return (sparse / _positive(self.size(sparse))[:, None]).view_as(gradient)
@@ -158,7 +155,7 @@ class L1(Geometry):
         active = (sizes * rank > excess).sum(dim=1, keepdim=True).clamp_min(1)
         threshold = (excess.gather(1, active - 1) / active).clamp_min(0)
         thinned = flat.sign() * (flat.abs() - threshold).clamp_min(0)
-        # The threshold is a difference of large sums: scale what its rounding has left outside.
+        # The threshold is a difference of large sums: scale, since its rounding may leave points outside.
         return (thinned * (radius / _positive(self.size(thinned)))[:, None].clamp_max(1)).view_as(delta)
 
 
@@ -175,15 +172,14 @@ def geometry_of(norm: Norm) -> Geometry:
         ValueError: Unknown norm.
     """
     if norm not in _GEOMETRIES:
-        raise ValueError(f"norm must be one of {', '.join(_GEOMETRIES)}, but is {norm!r}. Choose one of these.")
+        raise ValueError(f"norm must be one of {', '.join(_GEOMETRIES)}, got {norm!r}.")
     return _GEOMETRIES[norm]
 
 
 def finite_gradient(gradient: Tensor) -> Tensor:
-    """A gradient (N, ...) to follow: NaN entries become 0, infinite ones as large as the largest finite one.
+    """Gradient (N, ...) with NaN replaced by 0, infinity by the largest finite size of the example, with its sign.
 
-    The largest is that of the same example. An infinite entry keeps its sign, but does not outweigh all other pixels:
-    at the end of the pixel range it may point where nothing can move.
+    A larger value would outweigh all other pixels, and might point outside the pixel range.
     """
     finite = gradient.nan_to_num(0.0, 0.0, 0.0)
     largest = _positive(torch.linalg.vector_norm(finite.flatten(1), torch.inf, dim=1))
@@ -191,7 +187,7 @@ def finite_gradient(gradient: Tensor) -> Tensor:
 
 
 def with_finite_gradient(x: Tensor) -> Tensor:
-    """`x`, to which gradients come back through `finite_gradient`; for code that differentiates by itself."""
+    """`x` with a backward hook that applies `finite_gradient`; for external code that differentiates."""
     if x.requires_grad:
         x = x.view_as(x)
         x.register_hook(finite_gradient)  # type: ignore[no-untyped-call]
@@ -205,7 +201,7 @@ def _sum_towards(x: Tensor, delta: Tensor) -> Tensor:
 
 
 def per_example(values: Tensor, like: Tensor) -> Tensor:
-    """(N,) -> (N, 1, ...), to be multiplied with `like`."""
+    """(N,) -> (N, 1, ...), to broadcast with `like`."""
     return values.view(-1, *[1] * (like.dim() - 1))
 
 

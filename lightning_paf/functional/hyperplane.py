@@ -12,7 +12,7 @@ Shift = Callable[[Tensor, Tensor, Tensor], Tensor]
 """`(points, normal, excess) -> shifts`, see `shift_linf`."""
 
 _FULL = 1e30
-"""A level that no limit reaches: everything that can move moves as far as it can."""
+"""A level above all limits."""
 
 _CPU_STEPS, _DEVICE_STEPS = 40, 16
 
@@ -61,7 +61,7 @@ def shift_of(norm: Norm) -> Shift:
         ValueError: No projection for this norm.
     """
     if norm not in _SHIFTS:
-        raise ValueError(f"norm must be one of {', '.join(_SHIFTS)}, but is {norm!r}. Choose one of these.")
+        raise ValueError(f"norm must be one of {', '.join(_SHIFTS)}, got {norm!r}.")
     return _SHIFTS[norm]
 
 
@@ -82,8 +82,8 @@ def _level(limits: Tensor, weights: Tensor, total: Tensor) -> Tensor:
 
     The filled sum is a concave, piecewise linear function of the level. Newton's method from 0 climbs monotonely and
     ends on the root, since it is exact once the set of full coordinates is right: after about six steps. Every step
-    divides (what is missing) x (the slope) by at least 4. That bounds the steps where asking "is it done?" would make
-    the host wait for the device.
+    divides (what is missing) x (the slope) by at least 4. That bounds the steps where a check for convergence would
+    synchronise the device.
 
     Args:
         limits: (N, K, D), at least 0.

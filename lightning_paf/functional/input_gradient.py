@@ -1,4 +1,4 @@
-"""How a classifier's loss changes with its input."""
+"""Gradient of a classifier's loss by its input."""
 
 import torch
 from torch import Tensor

@@ -1,4 +1,4 @@
-"""Predicted classes, and whether they are wrong: every count of correct or robust images comes from here."""
+"""Predicted classes and misclassification, for all counts of correct or robust images."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ from torch import Tensor
 from lightning_paf.functional.losses import hard_labels
 
 NO_PREDICTION = -1
-"""Stands for the predicted class of undefined logits; it equals no label, so it never counts as correct."""
+"""Predicted class of undefined logits; it equals no label."""
 
 
 def undefined(output: Tensor) -> Tensor:
@@ -52,7 +52,7 @@ def undefined_first(values: Tensor, output: Any) -> Tensor:
 
 
 def check_labels(y: Tensor, count: int, classes: int | None = None) -> None:
-    """Refuse what is not one label for every image.
+    """Check that `y` holds one label for every image.
 
     Args:
         y: Labels (N,) int64, or distributions over the classes (N, C), floating point.

@@ -1,4 +1,4 @@
-"""Which pixels a prediction depends on: by perturbing them, and by differentiating."""
+"""Saliency of pixels by perturbation and by differentiation."""
 
 import math
 
@@ -29,7 +29,7 @@ def gradient_saliency(forward: Forward, x: Tensor, y: Tensor) -> Tensor:
 def perturbation_saliency(
     forward: Forward, x: Tensor, grid: int = 8, window: float = 0.125, blur: float = 0.125
 ) -> Tensor:
-    """By how much the prediction changes when the image is blurred around a pixel.
+    """Change of the prediction when the image is blurred around a pixel.
 
     Around each point of a grid the image is blended with its blurred copy under a Gaussian window; the saliency of the
     point is half the squared distance of the two vectors of probabilities. Between the points it is interpolated
@@ -61,14 +61,13 @@ def perturbation_saliency(
 def gaussian_blur(x: Tensor, sigma: float) -> Tensor:
     """Images (N, C, H, W) blurred with a standard deviation in pixels; at the border they are reflected."""
     for dim in (2, 3):
-        # What is more than three standard deviations away would not be seen.
-        reach = min(math.ceil(3 * sigma), x.shape[dim] - 1)
-        distance = torch.arange(-reach, reach + 1, device=x.device, dtype=x.dtype)
+        radius = min(math.ceil(3 * sigma), x.shape[dim] - 1)
+        distance = torch.arange(-radius, radius + 1, device=x.device, dtype=x.dtype)
         weights = torch.exp(-((distance / sigma) ** 2) / 2)
         shape, padding = [1, 1, 1, 1], [0, 0, 0, 0]
         shape[dim] = len(weights)
         first = 2 if dim == 2 else 0
-        padding[first] = padding[first + 1] = reach
+        padding[first] = padding[first + 1] = radius
         flat = F.pad(x, padding, mode="reflect").flatten(0, 1)[:, None]
         with torch.autocast(x.device.type, enabled=False):  # an image, not an activation
             x = F.conv2d(flat, (weights / weights.sum()).view(shape)).view(x.shape)

@@ -38,7 +38,7 @@ class EmbeddingNet(nn.Module):
                 f"hidden={list(hidden)}. Pass --model.net.dimensions 16 and --model.net.hidden '[512, 512, 512]'."
             )
         if not 0 <= dropout < 1:
-            raise ValueError(f"dropout is a share in [0, 1), but dropout={dropout}. Pass --model.net.dropout 0.5.")
+            raise ValueError(f"dropout must be a fraction in [0, 1), got {dropout}. Pass --model.net.dropout 0.5.")
         self.num_classes = num_classes
         self.encoder, width = _without_head(net)
         self.embedding = nn.Linear(width, dimensions)

@@ -86,7 +86,7 @@ def init_convolutions(net: nn.Module) -> None:
 
 
 def set_batchnorm_momentum(net: nn.Module, momentum: float) -> None:
-    """Set the share of the newest batch in the running statistics of every batch norm."""
+    """Set the fraction of the newest batch in the running statistics of every batch norm."""
     for module in net.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.momentum = momentum

@@ -40,9 +40,7 @@ class RandomSelfEnsemble(nn.Module):
         super().__init__()
         for name, std in (("first_std", first_std), ("inner_std", inner_std)):
             if not 0 <= std < math.inf:
-                raise ValueError(
-                    f"{name} is a standard deviation, >= 0, but {name}={std}. Pass --model.net.{name} 0.1."
-                )
+                raise ValueError(f"{name} must be a standard deviation, >= 0, got {std}. Pass --model.net.{name} 0.1.")
         if passes < 1:
             raise ValueError(f"An ensemble needs at least one pass, but passes={passes}. Pass --model.net.passes 10.")
         convolutions = [module for module in net.modules() if isinstance(module, nn.Conv2d)]

@@ -65,7 +65,7 @@ class CifarResNet(nn.Module):
         super().__init__()
         if stem not in ("cifar", "imagenet"):
             raise ValueError(
-                f"The stem is cifar or imagenet, but stem={stem!r}. Pass --model.net.stem cifar for 32x32 images."
+                f"The stem must be cifar or imagenet, got {stem!r}. Pass --model.net.stem cifar for 32x32 images."
             )
         self.num_classes = num_classes
         self.activation = nn.ReLU()

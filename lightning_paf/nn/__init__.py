@@ -1,1 +1,1 @@
-"""Layers: the classifier that everything meets, activations and their swap, penalties, modes."""
+"""The classifier, activations and their replacement, penalties, modes."""

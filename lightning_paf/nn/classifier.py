@@ -1,4 +1,4 @@
-"""The only model type that attacks, objectives and callbacks meet."""
+"""The model type of attacks, objectives and callbacks."""
 
 from typing import NamedTuple, Protocol
 
@@ -22,7 +22,7 @@ class RefreshedForward(Protocol):
 
 
 class Outputs(NamedTuple):
-    """Everything that a training objective may want from one forward pass.
+    """Logits and intermediate results of one forward pass.
 
     Attributes:
         logits: (N, num_classes).

@@ -1,4 +1,4 @@
-"""Put a model, or the arithmetic, into a known state for a while, and put everything back."""
+"""Context managers that change modes, buffers or precision and restore them."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext

@@ -1,4 +1,4 @@
-"""Which parameters weight decay acts on."""
+"""Parameter groups for weight decay."""
 
 from typing import Any, Literal
 

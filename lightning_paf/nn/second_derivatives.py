@@ -1,4 +1,4 @@
-"""Whether a network can be differentiated twice."""
+"""Check that a network can be differentiated twice."""
 
 import torch
 
@@ -11,7 +11,7 @@ def require_second_derivatives(model: Classifier, example: torch.Tensor, needed_
 
     Args:
         model: Tried out in eval mode and left as found.
-        example: Images (N, C, H, W). A network that cannot take them is not judged here.
+        example: Images (N, C, H, W). A network that cannot process them is not checked.
         needed_by: What differentiates a gradient, for the message.
 
     Raises:

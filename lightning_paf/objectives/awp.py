@@ -38,10 +38,10 @@ class AWP(Objective):
     def __init__(self, objective: Objective, gamma: float = 0.005, warmup: float = 0.0) -> None:
         super().__init__()
         if not 0 <= gamma < math.inf:
-            raise ValueError(f"gamma is a relative size, >= 0, but gamma={gamma}. Pass --model.objective.gamma 0.005.")
+            raise ValueError(f"gamma must be a relative size, >= 0, got {gamma}. Pass --model.objective.gamma 0.005.")
         if not 0 <= warmup < 1:
             raise ValueError(
-                f"warmup is a share of the training in [0, 1), but warmup={warmup}. Pass --model.objective.warmup 0.05."
+                f"warmup must be a fraction of training in [0, 1), got {warmup}. Pass --model.objective.warmup 0.05."
             )
         self.objective = objective
         self.gamma = gamma

@@ -43,7 +43,7 @@ class CostSensitive(Objective):
         super().__init__()
         for name, value, usual in (("cost", cost, 10), ("weight", weight, 1)):
             if not 0 <= value < math.inf:
-                raise ValueError(f"{name} is >= 0, but {name}={value}. Pass --model.objective.{name} {usual}.")
+                raise ValueError(f"{name} must be >= 0, got {value}. Pass --model.objective.{name} {usual}.")
         self.protected = protected
         self.cost = cost
         self.weight = weight

@@ -49,7 +49,7 @@ class DIAL(Objective):
         super().__init__()
         if any(width < 1 for width in hidden):
             raise ValueError(
-                f"hidden are widths of layers, at least 1, but hidden={list(hidden)}. "
+                f"hidden must be widths of layers, at least 1, got {list(hidden)}. "
                 "Pass --model.objective.hidden '[100]', or '[]' for a linear head."
             )
         self.beta = checked_weight("beta", beta, 6)

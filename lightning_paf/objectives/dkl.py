@@ -41,7 +41,7 @@ class IKL(Objective):
         self.beta = checked_weight("beta", beta, 20)
         if not temperature > 0:
             raise ValueError(
-                f"temperature is a divisor, > 0, but temperature={temperature}. Pass --model.objective.temperature 4."
+                f"temperature must be a divisor, > 0, got {temperature}. Pass --model.objective.temperature 4."
             )
         self.temperature = temperature
 

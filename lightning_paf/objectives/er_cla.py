@@ -59,18 +59,18 @@ class ERCLA(Objective):
     ) -> None:
         super().__init__()
         if not 0 <= weight < math.inf:
-            raise ValueError(f"weight is >= 0, but weight={weight}. Pass --model.objective.weight 0.1.")
+            raise ValueError(f"weight must be >= 0, got {weight}. Pass --model.objective.weight 0.1.")
         for name, value, usual in (("std", std, "1"), ("clip", clip, "0.01"), ("rate", rate, "0.5")):
             if not 0 < value < math.inf:
-                raise ValueError(f"{name} is > 0, but {name}={value}. Pass --model.objective.{name} {usual}.")
+                raise ValueError(f"{name} must be > 0, got {value}. Pass --model.objective.{name} {usual}.")
         if any(width < 1 for width in hidden):
             raise ValueError(
-                f"hidden are widths of layers, at least 1, but hidden={list(hidden)}. "
+                f"hidden must be widths of layers, at least 1, got {list(hidden)}. "
                 "Pass --model.objective.hidden '[512, 512, 512, 512]', or '[]' for a linear critic."
             )
         if delay is not None and delay < 0:
             raise ValueError(
-                f"delay is a number of epochs, at least 0, but delay={delay}. "
+                f"delay must be a number of epochs, at least 0, got {delay}. "
                 "Pass --model.objective.delay 0 for adversarial images from the start, or null for none."
             )
         self.weight = weight

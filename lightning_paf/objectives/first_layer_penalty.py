@@ -35,7 +35,7 @@ class FirstLayerPenalty(Regularised):
     ) -> None:
         super().__init__(objective, weight)
         if kind not in ("l2", "l1gain"):
-            raise ValueError(f"kind must be l2 or l1gain, but is {kind!r}. Pass --model.objective.kind l2.")
+            raise ValueError(f"kind must be l2 or l1gain, got {kind!r}. Pass --model.objective.kind l2.")
         self.kind = kind
 
     def term(self, model: Classifier, x: Tensor, y: Tensor, attack: Attack) -> Tensor:

@@ -29,7 +29,7 @@ class NoisyCE(Objective):
     def __init__(self, std: float = 0.25) -> None:
         super().__init__()
         if not 0 <= std < math.inf:
-            raise ValueError(f"std is a standard deviation, >= 0, but std={std}. Pass --model.objective.std 0.25.")
+            raise ValueError(f"std must be a standard deviation, >= 0, got {std}. Pass --model.objective.std 0.25.")
         self.std = std
 
     def forward(self, model: Classifier, x: Tensor, y: Tensor, attack: Attack) -> StepResult:

@@ -35,12 +35,12 @@ class IAT(Objective):
         super().__init__()
         if not (alpha == 0 or alpha >= 0.01):
             raise ValueError(
-                f"alpha is the parameter of a Beta distribution, at least 0.01, or 0 for no mixing, but alpha={alpha}. "
+                f"alpha must be the parameter of a Beta distribution, at least 0.01, or 0 for no mixing, got {alpha}. "
                 "Pass --model.objective.alpha 1."
             )
         if not layers or min(layers) < 0:
             raise ValueError(
-                f"layers are numbers of stages, 0 for the image, at least one of them, but layers={list(layers)}. "
+                f"layers must be numbers of stages, 0 for the image, at least one of them, got {list(layers)}. "
                 "Pass --model.objective.layers '[0]' or '[0, 1, 2]'."
             )
         self.alpha = alpha

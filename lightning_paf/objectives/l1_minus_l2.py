@@ -37,7 +37,7 @@ class L1MinusL2(Regularised):
         super().__init__(objective, weight)
         if isinstance(layers, str | bool) or not (layers if isinstance(layers, int) else len(layers)) > 0:
             raise ValueError(
-                f"layers are a number >= 1 or a list of names, but layers={layers!r}. "
+                f"layers must be a number >= 1 or a list of names, got {layers!r}. "
                 "Pass --model.objective.layers 2, or '[conv1, conv2]'."
             )
         self.layers = layers

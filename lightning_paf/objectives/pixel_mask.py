@@ -50,15 +50,15 @@ class PixelMask(AdversarialCE):
         super().__init__(bn_statistics, label_smoothing)
         if not 0 <= ratio < 1:
             raise ValueError(
-                f"ratio is the share of hidden pixels, in [0, 1), but ratio={ratio}. Pass --model.objective.ratio 0.4."
+                f"ratio must be a fraction of the pixels, in [0, 1), got {ratio}. Pass --model.objective.ratio 0.4."
             )
         if mask not in ("per_sample", "fixed", "grid"):
             raise ValueError(
-                f"mask must be per_sample, fixed or grid, but is {mask!r}. Pass --model.objective.mask per_sample."
+                f"mask must be per_sample, fixed or grid, got {mask!r}. Pass --model.objective.mask per_sample."
             )
         if train_input not in ("masked", "unmasked"):
             raise ValueError(
-                f"train_input must be masked or unmasked, but is {train_input!r}. "
+                f"train_input must be masked or unmasked, got {train_input!r}. "
                 "Pass --model.objective.train_input masked."
             )
         self.ratio = ratio

@@ -33,7 +33,7 @@ class SCORE(Objective):
         super().__init__()
         self.beta = checked_weight("beta", beta, 4)
         if not 0 <= clip < math.inf:
-            raise ValueError(f"clip is a squared distance, >= 0, but clip={clip}. Pass --model.objective.clip 0.")
+            raise ValueError(f"clip must be a squared distance, >= 0, got {clip}. Pass --model.objective.clip 0.")
         self.clip = clip
 
     def forward(self, model: Classifier, x: Tensor, y: Tensor, attack: Attack) -> StepResult:

@@ -32,8 +32,8 @@ class SelectiveInputGradient(Regularised):
         quantile: Share of the pixels, those of least saliency, whose gradient is penalised in mode `mask`; 0 penalises
             none, 1 is the input-gradient penalty of Ross and Doshi-Velez (2018) on log p_y.
         grid: Points in each direction at which the saliency is measured.
-        window: Standard deviation of what is blurred, as a share of the image's height.
-        blur: Standard deviation of the blur, as a share of the image's height.
+        window: Standard deviation of what is blurred, as a fraction of the image's height.
+        blur: Standard deviation of the blur, as a fraction of the image's height.
         examples: Compute the term on this many images of each batch, which costs less and is right on average; null
             for all.
 
@@ -57,19 +57,19 @@ class SelectiveInputGradient(Regularised):
     ) -> None:
         super().__init__(objective or Natural(), weight)
         if mode not in ("mask", "match"):
-            raise ValueError(f"mode must be mask or match, but is {mode!r}. Pass --model.objective.mode mask.")
+            raise ValueError(f"mode must be mask or match, got {mode!r}. Pass --model.objective.mode mask.")
         if not 0 <= quantile <= 1:
             raise ValueError(
-                f"quantile is a share of the pixels, in [0, 1], but quantile={quantile}. "
+                f"quantile must be a fraction of the pixels, in [0, 1], got {quantile}. "
                 "Pass --model.objective.quantile 0.7."
             )
         for option, value in (("grid", grid), ("examples", 1 if examples is None else examples)):
             if value < 1:
-                raise ValueError(f"{option} is at least 1, but {option}={value}. Pass --model.objective.{option} 8.")
+                raise ValueError(f"{option} must be at least 1, got {value}. Pass --model.objective.{option} 8.")
         for option, share in (("window", window), ("blur", blur)):
             if not share > 0:
                 raise ValueError(
-                    f"{option} is a share of the image's height, > 0, but {option}={share}. "
+                    f"{option} must be a fraction of the image's height, > 0, got {share}. "
                     f"Pass --model.objective.{option} 0.125."
                 )
         self.mode = mode

@@ -65,5 +65,5 @@ class AdversarialCE(Objective):
 def checked_smoothing(label_smoothing: float) -> float:
     """The same number, if it is a share."""
     if not 0 <= label_smoothing < 1:
-        raise ValueError(f"label_smoothing is a share in [0, 1), but label_smoothing={label_smoothing}. Pass e.g. 0.1.")
+        raise ValueError(f"label_smoothing must be a fraction in [0, 1), got {label_smoothing}. Pass e.g. 0.1.")
     return label_smoothing

@@ -66,6 +66,6 @@ def checked_weight(name: str, weight: float, usual: float) -> float:
     """The same number, if a term of the loss can have it as its weight."""
     if not 0 <= weight < math.inf:
         raise ValueError(
-            f"{name} is the weight of a term, >= 0, but {name}={weight}. Pass --model.objective.{name} {usual}."
+            f"{name} must be the weight of a term, >= 0, got {weight}. Pass --model.objective.{name} {usual}."
         )
     return weight

@@ -26,7 +26,7 @@ class BinaryTRADES(Objective):
     def __init__(self, lam: float = 5.0) -> None:
         super().__init__()
         if not lam > 0:
-            raise ValueError(f"lam is a divisor, > 0, but lam={lam}. Pass --model.objective.lam 5.")
+            raise ValueError(f"lam must be a divisor, > 0, got {lam}. Pass --model.objective.lam 5.")
         self.lam = lam
 
     def bind(self, model: Classifier) -> None:

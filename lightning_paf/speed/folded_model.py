@@ -1,4 +1,4 @@
-"""A cheaper twin of a network whose weights change, for the attacks of adversarial training."""
+"""A cheaper equivalent of a network whose weights change, for the attacks of adversarial training."""
 
 import logging
 from collections.abc import Iterator
@@ -13,7 +13,7 @@ from lightning_paf.nn.modes import full_precision
 from lightning_paf.speed.folding import Folding
 from lightning_paf.types import Forward
 
-_PROBES = 8  # images that show whether the twin computes the same function
+_PROBES = 8  # images that show whether the folded model computes the same function
 
 log = logging.getLogger(__name__)
 
@@ -36,7 +36,7 @@ class FoldedModel:
 
     Args:
         model: Images (N, C, H, W) to logits (N, K).
-        compile: Compile the twin with `torch.compile`.
+        compile: Compile the folded model with `torch.compile`.
     """
 
     def __init__(self, model: nn.Module, compile: bool = False, *, _backend: str = "inductor") -> None:
@@ -94,7 +94,7 @@ class FoldedModel:
 
     def __reduce__(self) -> tuple[type[None], tuple[()]]:
         # For copy and pickle, both. A copy of the model (an average of weights, a worker's) has other weights: it
-        # makes a twin of its own or does without.
+        # makes another folded model or none.
         return type(None), ()
 
 

@@ -1,4 +1,4 @@
-"""How a training step is computed, as opposed to what."""
+"""Options that accelerate a training step."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,12 +15,12 @@ from lightning_paf.speed.recompute import recomputed_outputs
 
 @dataclass(frozen=True)
 class Speed:
-    """What makes a training step faster and changes nothing but rounding; docs/performance.md has the measurements.
+    """Options that make a training step faster, equal up to rounding; measurements are in docs/performance.md.
 
     Args:
         channels_last: Keep weights and images in the channels-last layout.
         fused: Compute parametric activations, and the sums for their parameters, by one kernel each: C on CPUs with a
-            compiler, Triton on CUDA. Without, they are several torch operations, as in the verdicts of a test.
+            compiler, Triton on CUDA. Without, they are several torch operations, as in an evaluation.
         folded: Let attacks in eval mode work on a copy of the network with BatchNorm folded into the convolutions and
             weights in the precision of the training.
         recompute: Keep the inputs of parametric activations for the backward pass and compute their outputs again,
@@ -44,7 +44,7 @@ class Speed:
         model.training_net = CompiledNet(model.net) if self.compile else None
 
     def restore(self, model: Classifier) -> None:
-        """Undo `prepare`: verdicts do not depend on how a model was trained."""
+        """Undo `prepare`, so that evaluations do not depend on these options."""
         model.to(memory_format=torch.contiguous_format)
         fuse_activations(model, False)
         model.fast_forward = model.training_net = None

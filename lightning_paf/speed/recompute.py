@@ -1,4 +1,4 @@
-"""Keep the input of an activation for the backward pass, not its output as well."""
+"""Recompute outputs of activations in the backward pass to save memory."""
 
 import weakref
 from collections.abc import Callable, Iterator

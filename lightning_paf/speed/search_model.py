@@ -1,4 +1,4 @@
-"""A cheaper twin of a frozen model, for attacks that look for adversarial images and confirm what they find."""
+"""A cheaper equivalent of a frozen model, for attacks that look for adversarial images and confirm what they find."""
 
 import copy
 import logging
@@ -19,7 +19,7 @@ from lightning_paf.speed.folding import Folding
 Precision = Literal["fp32", "bf16"]
 """How a search computes: in single precision, or mostly in bfloat16."""
 
-_PROBES = 4  # images that show, twice each, whether the twin computes the same function
+_PROBES = 4  # images that show, twice each, whether the folded model computes the same function
 
 log = logging.getLogger(__name__)
 _reported: WeakSet[nn.Module] = WeakSet()  # models whose missing fast path has been logged
@@ -69,21 +69,21 @@ class SearchModel(nn.Module):
 
     def __init__(self, model: nn.Module, precision: Precision = "fp32", fold: bool = True) -> None:
         if precision not in get_args(Precision):
-            raise ValueError(f"precision must be fp32 or bf16, but is {precision!r}. The exact verdict is fp32.")
+            raise ValueError(f"precision must be fp32 or bf16, got {precision!r}.")
         super().__init__()
         self.model = model
         self.precision = precision
         self.passes = Passes()
-        twin = _twin(model) if fold else None
-        self._refusal = twin if isinstance(twin, str) else None
-        self._twin = None if isinstance(twin, str) else twin
+        folded = _fold(model) if fold else None
+        self._refusal = folded if isinstance(folded, str) else None
+        self._folded = None if isinstance(folded, str) else folded
         self._checked = False
         self._not_finite: Tensor | int = 0
 
     @property
     def folded(self) -> bool:
         """Whether the fast path is the folded copy; known after the first call."""
-        return self._twin is not None
+        return self._folded is not None
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits (N, K) in float32 by the fast path, with gradients for `x`."""
@@ -94,10 +94,10 @@ class SearchModel(nn.Module):
             self._check(x[:_PROBES].detach())
         self.passes.forward += len(x)
         with torch.autocast(x.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
-            if self._twin is None or self.model.training:
+            if self._folded is None or self.model.training:
                 logits: Tensor = self.model(x)
             else:
-                logits = self._twin(x.contiguous(memory_format=torch.channels_last))
+                logits = self._folded(x.contiguous(memory_format=torch.channels_last))
         return self._counted(logits.float())
 
     def exact(self, x: Tensor) -> Tensor:
@@ -130,20 +130,20 @@ class SearchModel(nn.Module):
             )
 
     def _check(self, x: Tensor) -> None:
-        """Keep the twin only if it computes the same function; then give it its precision."""
+        """Keep the folded model only if it computes the same function; then give it its precision."""
         self._checked = True
-        if self._twin is not None:
-            twin = self._twin.forward  # since the call of a graph prints errors
+        if self._folded is not None:
+            folded = self._folded.forward  # since the call of a graph prints errors
             with torch.autocast(x.device.type, enabled=False), full_precision(), frozen(self.model):
                 self._refusal = difference(
-                    self.model, lambda probes: twin(probes.contiguous(memory_format=torch.channels_last)), x
+                    self.model, lambda probes: folded(probes.contiguous(memory_format=torch.channels_last)), x
                 )
             self.passes.exact += 2 * len(x)
         if self._refusal is not None:
-            self._twin = None
+            self._folded = None
             self._report(self._refusal)
-        elif self._twin is not None and self.precision == "bf16":
-            _halve(self._twin)
+        elif self._folded is not None and self.precision == "bf16":
+            _halve(self._folded)
 
     def _report(self, reason: str) -> None:
         if self.model not in _reported:
@@ -156,7 +156,7 @@ class SearchModel(nn.Module):
             )
 
 
-def _twin(model: nn.Module) -> fx.GraphModule | str:
+def _fold(model: nn.Module) -> fx.GraphModule | str:
     """A folded copy of the model, or why there is none."""
     if any(is_hooked(module) for module in model.modules()):
         return "hooks, which would run on the copy instead"

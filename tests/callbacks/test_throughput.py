@@ -1,7 +1,6 @@
 """Where the time of a training goes: closed cases with clocks that the test sets, and a real run."""
 
 import csv
-from contextlib import contextmanager
 from types import SimpleNamespace
 
 import pytest
@@ -11,7 +10,8 @@ from helpers.fakes import images, tiny_classifier
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lightning_paf.attacks import PGD, Recorded
+from lightning_paf.attacks import FGSM, Recorded
+from lightning_paf.attacks.base import call_context
 from lightning_paf.callbacks import Throughput, throughput
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
@@ -54,8 +54,7 @@ class Epoch:
 
     def __init__(self, clock: Clock, ranks: int = 1, device: torch.device = CPU) -> None:
         self.clock, self.trainer, self.callback = clock, trainer(ranks), Throughput()
-        self.attack = PGD(steps=10)
-        self.module = SimpleNamespace(attack=self.attack, device=device)
+        self.module = SimpleNamespace(device=device)
         self.callback.on_train_start(self.trainer, self.module)
         self.callback.on_train_epoch_start(self.trainer, self.module)
 
@@ -63,7 +62,7 @@ class Epoch:
         self.clock.time += data
         x, y = torch.zeros(batch, 3, 8, 8), torch.zeros(batch)
         self.callback.on_train_batch_start(self.trainer, self.module, (x, y), 0)
-        with self.attack.around():
+        with call_context.get()():
             self.clock.time += attack
         self.clock.time += update
         self.trainer.global_step += 1
@@ -169,28 +168,6 @@ def test_the_time_left(clock):
     assert epoch.callback.seconds_left(2) is None
 
 
-def test_the_attack_does_the_same_while_it_is_watched_and_is_left_alone_after():
-    epoch, model, (x, y) = Epoch(Clock()), tiny_classifier(), images()
-    before = dict(vars(epoch.attack))
-    torch.manual_seed(1)
-    unwatched = epoch.attack(model, x, y)
-    epoch.callback.on_train_batch_start(epoch.trainer, epoch.module, (x, y), 0)
-    torch.manual_seed(1)
-    watched = epoch.attack(model, x, y)
-    epoch.callback.on_train_batch_end(epoch.trainer, epoch.module, None, (x, y), 0)
-    assert torch.equal(watched, unwatched)
-    assert vars(epoch.attack).keys() == before.keys()
-    assert "around" not in vars(epoch.attack)
-    assert epoch.end()["attack"] > 0
-
-
-def test_a_module_without_an_attack_is_timed_too(clock):
-    epoch = Epoch(clock)
-    del epoch.module.attack
-    epoch.step(1, 0, 1)
-    assert epoch.end()["update"] == pytest.approx(0.5)
-
-
 class Event:
     """A mark in the queue of a device that is `behind` the program by so many seconds."""
 
@@ -253,16 +230,16 @@ def test_a_run_says_where_its_time_went(tmp_path):
     assert all(0 <= row["train/attack_success"] <= row["train/clean_acc"] for row in rows if "train/loss" in row)
 
 
-def test_an_attack_whose_images_are_recorded_is_watched_all_the_same():
-    """As `AWP` does."""
-    attack, entered = PGD(steps=1), []
-
-    @contextmanager
-    def watched():
-        entered.append(1)
-        yield
-
-    attack.around = watched
-    recorded = Recorded(attack)
-    recorded(tiny_classifier(), *images(2))
-    assert len(entered) == 1
+@pytest.mark.parametrize("attack", [FGSM(), Recorded(FGSM())], ids=["attack", "recorded"])
+def test_attacks_are_timed_within_steps_only(attack, clock):
+    """Also an attack that an objective wraps, such as that of `AWP`, and never after a failed step."""
+    epoch, model, (x, y) = Epoch(clock), tiny_classifier(), images(2)
+    model.register_forward_hook(lambda *_: setattr(clock, "time", clock.time + 1))
+    torch.manual_seed(0)
+    before = attack(model, x, y)
+    epoch.callback.on_train_batch_start(epoch.trainer, epoch.module, (x, y), 0)
+    torch.manual_seed(0)
+    assert torch.equal(attack(model, x, y), before)
+    epoch.callback.on_exception(epoch.trainer, epoch.module, RuntimeError())
+    attack(model, x, y)
+    assert [what for what, *_ in epoch.callback._open].count("attack") == 1

@@ -155,10 +155,10 @@ def test_a_class_sorted_pool_that_is_shorter_than_asked_is_shuffled_and_repeated
         ("--checkpoint.monitor val/acc_pgdx", "checkpoint.monitor=val/acc_pgdx is measured by neither"),
         ("--val_attack.every_n_epochs 0 --checkpoint.monitor val/acc_pgd", "one of val/acc."),
         ("--averaging WarmupEMA --averaging.decay 1.5", "decay is a factor in [0, 1), but decay=1.5"),
-        ("--model.attack.eps 8", "eps=8.0 is too large for the linf norm of images in [0, 1]. If it is meant in grey"),
-        ("--model.attack.eps 0", "eps=0.0 is not a perturbation size. Give a positive number such as 8/255"),
-        ("--model.attack.eps=-8/255", "eps=-8/255 eps must be positive and finite"),
-        ("--val_attack.attack.eps 8", "If it is meant in grey levels, write 8/255"),
+        ("--model.attack.eps 8", "eps must be at most 1 times the pixel range in linf, got 8.0 for images in [0, 1]."),
+        ("--model.attack.eps 0", "eps must be positive and finite, got 0.0. Pass a perturbation size such as 8/255"),
+        ("--model.attack.eps=-8/255", "eps must be positive and finite, got -8/255"),
+        ("--val_attack.attack.eps 8", "Pass 8/255 for grey levels."),
         (
             "--model.net TimmNet --model.net.name resnet-18",
             "timm has no network called 'resnet-18'. Did you mean resnet18",
@@ -186,7 +186,7 @@ def test_steps_that_cannot_cross_the_ball_are_a_warning(tiny, tmp_path):
 @pytest.mark.parametrize("attack", [FGSM(), PGD(Fraction(8, 255), steps=1, step_size=1.0)])
 def test_pixels_outside_the_unit_interval(attack):
     x, y = images()
-    with pytest.raises(ValueError, match=r"Pixels outside \[0, 1\] reached .*normalisation belongs inside the model"):
+    with pytest.raises(ValueError, match=r"Pixels must lie in \[0, 1\] .*normalisation belongs inside the model"):
         attack(tiny_classifier(), x * 255, y)
 
 
@@ -210,7 +210,7 @@ def test_a_batch_that_does_not_divide_by_the_ranks(tmp_path, tiny):
         ("model.schedule", "Cosin", "Cosine", "Constant"),
         ("data.augment", "CropFlp", "CropFlip", "CropFlip"),
         ("val_attack", "RobustEvl", "RobustEval", "RobustEval"),
-        ("val_attack.attack", "PDG", "PGD", "AutoAttack, BIM"),
+        ("val_attack.attack", "PDG", "PGD", "AutoAttack, Boundary"),
         ("monitor", "ActivationMonitr", "ActivationMonitor", "ActivationMonitor"),
     ],
 )
@@ -220,6 +220,13 @@ def test_a_mistyped_class_lists_the_known_ones(argument, typed, meant, others, t
     assert said.count("names no known class") == 1
     assert f"{key}={typed} names no known class. Did you mean {meant}? Known: " in said
     assert others in said
+
+
+@pytest.mark.parametrize("typed", ["BIM", "lightning_paf.attacks.BIM"])
+def test_a_class_of_an_earlier_version_names_its_replacement(typed, tiny, capsys):
+    said = misread(capsys, "-c", tiny, "--val_attack", "RobustEval", "--val_attack.attack", typed)
+    assert f"attack={typed} is gone: PGD with start=none" in said
+    assert "names no known class" not in said
 
 
 def test_a_class_unlike_any_other_has_no_suggestion(tiny, capsys):

@@ -313,7 +313,7 @@ KINDS = {
     "model.attack": parts("attack"),
     "model.net": parts("net"),
     "model.speed": parts("speed"),
-    "val_attack": parts("catalogue"),
+    "val_attack": [*parts("eval"), "RobustEval"],
     "autoattack": parts("eval"),
     "trainer": parts("trainer"),
     "trainer.logger": parts("logger"),

@@ -124,5 +124,5 @@ def test_move_without_bounds_may_leave_the_pixel_range():
 
 
 def test_unknown_norm():
-    with pytest.raises(ValueError, match="must be one of linf, l2, l1, but is 'l3'"):
+    with pytest.raises(ValueError, match="must be one of linf, l2, l1, got 'l3'"):
         geometry_of("l3")

@@ -170,5 +170,5 @@ def test_steps_where_nobody_asks_are_enough(norm, monkeypatch):
 def test_names():
     assert shift_of("linf") is shift_linf
     assert shift_of("l2") is shift_l2
-    with pytest.raises(ValueError, match="norm must be one of linf, l2, but is 'l1'"):
+    with pytest.raises(ValueError, match="norm must be one of linf, l2, got 'l1'"):
         shift_of("l1")

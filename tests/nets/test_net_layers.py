@@ -93,7 +93,7 @@ def test_resnets_refuse_other_depths(cls):
 
 
 def test_resnet_refuses_an_unknown_stem():
-    with pytest.raises(ValueError, match=r"stem='tiny'.*--model\.net\.stem"):
+    with pytest.raises(ValueError, match=r"stem must be .*got 'tiny'.*--model\.net\.stem"):
         CifarResNet(stem="tiny", width=1)
 
 

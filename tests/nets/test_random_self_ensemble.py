@@ -179,9 +179,9 @@ def test_it_takes_the_number_of_classes_from_the_data(tmp_path):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: ensemble(-1), "first_std=-1.*--model.net.first_std"),
-        (lambda: ensemble(inner=math.nan), "inner_std=nan"),
-        (lambda: ensemble(passes=0), "passes=0.*--model.net.passes 10"),
+        (lambda: ensemble(-1), r"first_std must be .*got -1.*--model.net.first_std"),
+        (lambda: ensemble(inner=math.nan), r"inner_std must be .*got nan"),
+        (lambda: ensemble(passes=0), r"passes.*[= ]0.*--model.net.passes 10"),
         (lambda: ensemble(net=nn.Linear(3, 3)), "Linear has no nn.Conv2d"),
     ],
 )

@@ -178,7 +178,7 @@ def test_on_two_ranks_with_different_images_weights_move_alike(tmp_path):
     assert (tmp_path / "0").read_text() == (tmp_path / "1").read_text()
 
 
-@pytest.mark.parametrize(("options", "message"), [({"gamma": -1}, "gamma=-1"), ({"warmup": 1}, "warmup=1")])
+@pytest.mark.parametrize(("options", "message"), [({"gamma": -1}, r"gamma.*[= ]-1"), ({"warmup": 1}, r"warmup.*[= ]1")])
 def test_nonsense_is_refused(options, message):
     with pytest.raises(ValueError, match=message):
         AWP(Natural(), **options)

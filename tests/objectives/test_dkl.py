@@ -79,7 +79,7 @@ def test_what_it_knows_of_the_classes_is_in_the_state():
 
 @pytest.mark.parametrize("name", ["alpha", "beta", "temperature"])
 def test_nonsense_is_refused(name):
-    with pytest.raises(ValueError, match=f"{name}=-1. Pass --model.objective.{name}"):
+    with pytest.raises(ValueError, match=f"{name} must be .*got -1. Pass --model.objective.{name}"):
         IKL(**{name: -1})
 
 

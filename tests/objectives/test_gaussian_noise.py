@@ -52,5 +52,5 @@ def test_the_noise_of_the_training_is_found_also_inside_other_objectives():
 
 @pytest.mark.parametrize("std", [-0.1, math.inf, math.nan])
 def test_nonsense_is_refused(std):
-    with pytest.raises(ValueError, match=rf"std={std}"):
+    with pytest.raises(ValueError, match=rf"std must be .*got {std}"):
         NoisyCE(std)

@@ -82,5 +82,5 @@ def test_files_of_another_kind_are_refused(tmp_path, standard):
 @pytest.mark.parametrize("options", [{"beta": -1}, {"gamma": -1}, {"scale": 0.5}, {"label_smoothing": 1}])
 def test_nonsense_is_refused(tmp_path, options):
     ((name, value),) = options.items()
-    with pytest.raises(ValueError, match=f"{name}={value}"):
+    with pytest.raises(ValueError, match=f"{name}.*[= ]{value}"):
         HAT(tmp_path, **options)

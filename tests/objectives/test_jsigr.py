@@ -206,13 +206,13 @@ def test_a_compiled_network_is_refused(cls):
 @pytest.mark.parametrize(
     ("build", "message"),
     [
-        (lambda: JacobianNorm(weight=-1), "weight=-1"),
-        (lambda: JacobianNorm(projections=0), "projections=0"),
+        (lambda: JacobianNorm(weight=-1), r"weight.*[= ]-1"),
+        (lambda: JacobianNorm(projections=0), r"projections.*[= ]0"),
         (lambda: SelectiveInputGradient(mode="both"), "'both'"),
-        (lambda: SelectiveInputGradient(quantile=1.5), "quantile=1.5"),
-        (lambda: SelectiveInputGradient(grid=0), "grid=0"),
-        (lambda: SelectiveInputGradient(examples=0), "examples=0"),
-        (lambda: SelectiveInputGradient(window=0), "window=0"),
+        (lambda: SelectiveInputGradient(quantile=1.5), r"quantile.*[= ]1.5"),
+        (lambda: SelectiveInputGradient(grid=0), r"grid.*[= ]0"),
+        (lambda: SelectiveInputGradient(examples=0), r"examples.*[= ]0"),
+        (lambda: SelectiveInputGradient(window=0), r"window.*[= ]0"),
     ],
 )
 def test_nonsense_is_refused(build, message):

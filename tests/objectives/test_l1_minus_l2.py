@@ -94,7 +94,7 @@ def test_unknown_layers_are_refused():
     with pytest.raises(ValueError, match=r"3 of them are asked for, and it has conv, fc"):
         L1MinusL2(layers=3).bind(tiny_classifier())
     for layers in ([], 0, -1, "conv", True):
-        with pytest.raises(ValueError, match="layers="):
+        with pytest.raises(ValueError, match="layers must be"):
             L1MinusL2(layers=layers)
     with pytest.raises(ValueError, match="weight=-1"):
         L1MinusL2(weight=-1)

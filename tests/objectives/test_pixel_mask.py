@@ -116,11 +116,11 @@ def test_copies_are_independent():
 
 @pytest.mark.parametrize("ratio", [-0.1, 1, 1.5, float("nan")])
 def test_a_ratio_outside_its_range_is_refused(ratio):
-    with pytest.raises(ValueError, match=r"in \[0, 1\), but ratio=.*Pass --model\.objective\.ratio 0\.4"):
+    with pytest.raises(ValueError, match=r"in \[0, 1\), got .*Pass --model\.objective\.ratio 0\.4"):
         PixelMask(ratio)
 
 
 @pytest.mark.parametrize("option", ["mask", "train_input"])
 def test_an_unknown_word_is_refused(option):
-    with pytest.raises(ValueError, match=rf"{option} must be .* but is 'other'.*--model\.objective\.{option}"):
+    with pytest.raises(ValueError, match=rf"{option} must be .* got 'other'.*--model\.objective\.{option}"):
         PixelMask(**{option: "other"})

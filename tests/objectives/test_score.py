@@ -47,7 +47,10 @@ def test_what_is_below_the_clip_costs_nothing():
     assert torch.equal(loss_of(SCORE(4, clip=2.0)), natural)
 
 
-@pytest.mark.parametrize(("make", "message"), [(lambda: SCORE(-1), "beta=-1"), (lambda: SCORE(clip=-1), "clip=-1")])
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [(lambda: SCORE(-1), r"beta.*[= ]-1"), (lambda: SCORE(clip=-1), r"clip.*[= ]-1")],
+)
 def test_nonsense_is_refused(make, message):
     with pytest.raises(ValueError, match=message):
         make()

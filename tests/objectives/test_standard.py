@@ -79,7 +79,7 @@ def test_trades_is_linear_in_beta():
 
 @pytest.mark.parametrize(
     ("make", "message"),
-    [(lambda: TRADES(-1), "beta=-1"), (lambda: AdversarialCE(label_smoothing=1), "label_smoothing=1")],
+    [(lambda: TRADES(-1), r"beta.*[= ]-1"), (lambda: AdversarialCE(label_smoothing=1), r"label_smoothing.*[= ]1")],
 )
 def test_nonsense_is_refused(make, message):
     with pytest.raises(ValueError, match=message):

@@ -136,7 +136,7 @@ def test_the_first_layer_is_that_of_the_images():
 
 
 def test_an_unknown_kind_is_refused():
-    with pytest.raises(ValueError, match=r"kind must be l2 or l1gain, but is 'l3'"):
+    with pytest.raises(ValueError, match=r"kind must be l2 or l1gain, got 'l3'"):
         FirstLayerPenalty(kind="l3")
 
 

@@ -245,11 +245,11 @@ def folded_search(model, x):
     return search, search.folded
 
 
-def folded_twin(model, x):
-    twin = FoldedModel(model)
+def folded_training(model, x):
+    fast = FoldedModel(model)
     with torch.no_grad():
-        twin.refresh()(x)
-    return twin.refresh(), twin.folded
+        fast.refresh()(x)
+    return fast.refresh(), fast.folded
 
 
 def compiled_net(model, x):
@@ -270,7 +270,7 @@ def fused_kernels(model, x):
     return fast, True
 
 
-FOLDED = {"search": folded_search, "twin": folded_twin}
+FOLDED = {"search": folded_search, "training": folded_training}
 PATHS = FOLDED | {"compiled": compiled_net, "kernels": fused_kernels}
 
 
@@ -342,7 +342,7 @@ def test_the_check_leaves_the_generators_as_found(make, path):
     model, (x, _) = settled(classifier(make)), images()
     with frozen(model):
         _, _, expected = outcome(model, model, x, 0)
-        fast = {"search": SearchModel, "twin": lambda model: FoldedModel(model).refresh()}[path](model)
+        fast = {"search": SearchModel, "training": lambda model: FoldedModel(model).refresh()}[path](model)
         assert outcome(fast, model, x, 0)[2] == expected
 
 
@@ -420,7 +420,7 @@ def test_autoattack_breaks_what_the_reference_breaks(defence):
 def test_every_search_of_an_attack_obeys_its_option(monkeypatch):
     model, (x, y) = settled(classifier(TinyNet)), images()
     made = []
-    monkeypatch.setattr("lightning_paf.speed.search_model._twin", lambda model: made.append(model) or "not wanted")
+    monkeypatch.setattr("lightning_paf.speed.search_model._fold", lambda model: made.append(model) or "not wanted")
     AutoAttack(0.1, version="custom", attacks=["apgd-ce"], fold=False).run(model, x, y)
     attack = Restarts(PGD(0.1, step_size=0.05, fold=False), 2)
     assert not attack.search_model(model).folded
@@ -435,7 +435,7 @@ def test_the_option_is_described_where_it_is_off():
     assert PGD(fold=False).describe() == {"fold": False} | PGD().describe()
 
 
-def test_a_training_attack_without_folding_leaves_the_twin_alone():
+def test_a_training_attack_without_folding_makes_no_folded_model():
     model, (x, y) = settled(classifier(TinyNet)), images()
     model.fast_forward = FoldedModel(model)
     PGD(0.1, step_size=0.05, fold=False)(model, x, y)

@@ -1,4 +1,4 @@
-"""The twin computes the model at its present weights; where it cannot, it is the model."""
+"""The folded model computes the model at its present weights; where it cannot, it is the model."""
 
 import copy
 import inspect
@@ -64,9 +64,9 @@ def evaluate(forward, x):
     return logits.detach(), torch.autograd.grad(loss, x)[0]
 
 
-def assert_same(twin, model, x):
+def assert_same(fast, model, x):
     with frozen(model):
-        for found, expected in zip(evaluate(twin.refresh(), x), evaluate(model, x), strict=True):
+        for found, expected in zip(evaluate(fast.refresh(), x), evaluate(model, x), strict=True):
             torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4 * float(expected.abs().max()))
 
 
@@ -83,42 +83,42 @@ def snapshot(model):
 @pytest.mark.parametrize("activation", [None, PSSiLU])
 def test_follows_the_model_through_training(activation, layout):
     model = resnet(activation).to(memory_format=layout)
-    twin, x = FoldedModel(model), torch.rand(6, 3, 16, 16).to(memory_format=layout)
-    assert_same(twin, model, x)
+    fast, x = FoldedModel(model), torch.rand(6, 3, 16, 16).to(memory_format=layout)
+    assert_same(fast, model, x)
     for _ in range(3):
         train(model)
-        assert_same(twin, model, x)
-    assert twin.folded
-    assert not any(isinstance(module, nn.BatchNorm2d) for module in twin._folding.net.modules())
-    convolutions = [layer.copy for layer in twin._folding.layers if layer.copy.weight.dim() == 4]
+        assert_same(fast, model, x)
+    assert fast.folded
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in fast._folding.net.modules())
+    convolutions = [layer.copy for layer in fast._folding.layers if layer.copy.weight.dim() == 4]
     assert all(layer.weight.is_contiguous(memory_format=layout) for layer in convolutions)
 
 
 def test_without_refresh_it_is_stale():
     model, x = resnet(None), torch.rand(4, 3, 16, 16)
-    twin = FoldedModel(model)
+    fast = FoldedModel(model)
     with frozen(model):
-        forward = twin.refresh()
+        forward = fast.refresh()
         before = forward(x)
-        forward = twin.refresh()
+        forward = fast.refresh()
     train(model)
     with frozen(model):
         torch.testing.assert_close(forward(x), before)
         assert (model(x) - before).abs().max() > 1e-3
-        twin.refresh()
+        fast.refresh()
         torch.testing.assert_close(forward(x), model(x), rtol=1e-3, atol=1e-4)
 
 
 def test_weights_stay_where_they_are():
     model, x = resnet(), torch.rand(4, 3, 16, 16)
-    twin = FoldedModel(model)
+    fast = FoldedModel(model)
     addresses = set()
     with torch.autocast("cpu", torch.bfloat16):
         for _ in range(3):
             with frozen(model):
-                forward = twin.refresh()
+                forward = fast.refresh()
                 forward(x)
-            addresses.add(tuple(buffer.data_ptr() for layer in twin._folding.layers for buffer in layer.copy.buffers()))
+            addresses.add(tuple(buffer.data_ptr() for layer in fast._folding.layers for buffer in layer.copy.buffers()))
             train(model, 1)
     assert len(addresses) == 1
     assert len(set(*addresses)) == 42  # weight and bias of 21 layers
@@ -126,11 +126,11 @@ def test_weights_stay_where_they_are():
 
 def test_activations_are_the_models_own():
     model, x = resnet(), torch.rand(4, 3, 16, 16)
-    twin = FoldedModel(model)
+    fast = FoldedModel(model)
     with frozen(model):
-        forward = twin.refresh()
+        forward = fast.refresh()
         forward(x)
-        own = [module for module in twin._folding.net.modules() if isinstance(module, PSSiLU)]
+        own = [module for module in fast._folding.net.modules() if isinstance(module, PSSiLU)]
         assert own == [model.net.activation]
         before = forward(x)
         model.net.activation.beta.data += 0.2
@@ -140,13 +140,13 @@ def test_activations_are_the_models_own():
 def test_autocast_weights_are_stored_in_its_dtype():
     model, x = resnet(), torch.rand(8, 3, 16, 16)
     train(model, 5)
-    twin = FoldedModel(model)
+    fast = FoldedModel(model)
     with frozen(model), torch.autocast("cpu", torch.bfloat16):
-        logits, gradient = evaluate(twin.refresh(), x)
+        logits, gradient = evaluate(fast.refresh(), x)
         same, same_gradient = evaluate(model, x)
     assert logits.dtype == same.dtype == torch.bfloat16
     assert gradient.dtype == torch.float32
-    assert {layer.copy.weight.dtype for layer in twin._folding.layers} == {torch.bfloat16}
+    assert {layer.copy.weight.dtype for layer in fast._folding.layers} == {torch.bfloat16}
     with frozen(model):
         exact, exact_gradient = evaluate(model, x)
     cosine = F.cosine_similarity
@@ -154,36 +154,36 @@ def test_autocast_weights_are_stored_in_its_dtype():
     # As far from the truth as what it replaces, not farther.
     assert (logits - exact).norm() < 2 * (same - exact).norm()
     assert (gradient - exact_gradient).norm() < 2 * (same_gradient - exact_gradient).norm()
-    assert_same(twin, model, x)  # outside of autocast the weights are exact again
+    assert_same(fast, model, x)  # outside of autocast the weights are exact again
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 def test_a_model_that_changes_its_dtype(dtype):
     model, x = resnet(None), torch.rand(4, 3, 16, 16)
-    twin = FoldedModel(model)
-    assert_same(twin, model, x)
+    fast = FoldedModel(model)
+    assert_same(fast, model, x)
     model.to(dtype)
     with frozen(model):
-        torch.testing.assert_close(twin.refresh()(x.to(dtype)), model(x.to(dtype)), rtol=0.05, atol=0.05)
-    assert {layer.copy.weight.dtype for layer in twin._folding.layers} == {dtype}
+        torch.testing.assert_close(fast.refresh()(x.to(dtype)), model(x.to(dtype)), rtol=0.05, atol=0.05)
+    assert {layer.copy.weight.dtype for layer in fast._folding.layers} == {dtype}
 
 
 def test_a_model_in_half_precision_is_checked_in_single_precision():
     model = resnet().bfloat16()
-    twin = FoldedModel(model)
+    fast = FoldedModel(model)
     with frozen(model):
-        assert twin.refresh()(torch.rand(4, 3, 16, 16).bfloat16()).dtype == torch.bfloat16
-    assert twin.folded
+        assert fast.refresh()(torch.rand(4, 3, 16, 16).bfloat16()).dtype == torch.bfloat16
+    assert fast.folded
 
 
 @pytest.mark.parametrize("name", SMALL)
 def test_own_networks_fold(name):
     model = Classifier(getattr(nets, name)(**SMALL[name]), dataset_spec("cifar10"))
-    twin = FoldedModel(model)
-    assert_same(twin, model, torch.rand(3, 3, 32, 32))
+    fast = FoldedModel(model)
+    assert_same(fast, model, torch.rand(3, 3, 32, 32))
     train(model, 1, size=32)
-    assert_same(twin, model, torch.rand(3, 3, 32, 32))
-    assert twin.folded
+    assert_same(fast, model, torch.rand(3, 3, 32, 32))
+    assert fast.folded
 
 
 def test_all_own_networks_are_covered():
@@ -195,20 +195,20 @@ def test_all_own_networks_are_covered():
 def test_an_embedding_folds_what_it_is_put_on():
     model = Classifier(nets.EmbeddingNet(nets.CifarResNet(width=4), hidden=[8]), spec())
     train(model)
-    twin = FoldedModel(model)
-    assert_same(twin, model, torch.rand(4, 3, 16, 16))
-    assert twin.folded
+    fast = FoldedModel(model)
+    assert_same(fast, model, torch.rand(4, 3, 16, 16))
+    assert fast.folded
 
 
 @pytest.mark.parametrize("name", TIMM)
 def test_networks_of_timm_fold(name):
     model = Classifier(nets.TimmNet(name, **TIMM[name]), spec())
-    twin = FoldedModel(model)
+    fast = FoldedModel(model)
     with frozen(model):
-        twin.refresh()(torch.rand(2, 3, 32, 32))
+        fast.refresh()(torch.rand(2, 3, 32, 32))
     train(model, 1, size=32)
-    assert_same(twin, model, torch.rand(2, 3, 32, 32))
-    assert twin.folded
+    assert_same(fast, model, torch.rand(2, 3, 32, 32))
+    assert fast.folded
 
 
 class Branching(TinyNet):
@@ -254,15 +254,15 @@ class Ignorant(TinyNet):
 @pytest.mark.parametrize("make", [Branching, Noisy, Detached, Hidden, Ignorant, Writing])
 def test_a_network_that_cannot_be_followed_is_used_as_it_is(make, capfd):
     model, (x, _) = Classifier(make(), spec()), images()
-    twin = FoldedModel(model)
+    fast = FoldedModel(model)
     random = torch.random.get_rng_state()
     for _ in range(2):
         torch.random.set_rng_state(random)
         with frozen(model):
-            found = twin.refresh()(x)
+            found = fast.refresh()(x)
             torch.random.set_rng_state(random)
             assert torch.equal(found, model(x))
-    assert not twin.folded
+    assert not fast.folded
     printed = capfd.readouterr()  # the line of the log, where earlier tests have set up a console
     assert printed.out == ""
     assert printed.err.count("\n") <= 1
@@ -271,9 +271,9 @@ def test_a_network_that_cannot_be_followed_is_used_as_it_is(make, capfd):
 def test_a_hook_on_the_model_is_obeyed():
     model, (x, _) = tiny_classifier().eval(), images()
     model.register_forward_hook(lambda _, __, logits: logits.flip(1))
-    twin = FoldedModel(model)
-    assert torch.equal(twin.refresh()(x), model(x))
-    assert not twin.folded
+    fast = FoldedModel(model)
+    assert torch.equal(fast.refresh()(x), model(x))
+    assert not fast.folded
 
 
 @pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
@@ -306,13 +306,13 @@ def test_a_failure_while_checking_puts_everything_back():
     scale, convolution = model.net.bn.weight, torch.backends.cudnn.conv.fp32_precision
     model.net.activation.register_forward_hook(fail)
     before = snapshot(model)
-    twin = FoldedModel(model)
+    fast = FoldedModel(model)
     with frozen(model):
-        assert torch.equal(twin.refresh()(x), model(x))
+        assert torch.equal(fast.refresh()(x), model(x))
     assert seen[0] is not scale
     assert torch.backends.cudnn.conv.fp32_precision == convolution
     assert snapshot(model) == before
-    assert not twin.folded
+    assert not fast.folded
 
 
 def test_attacks_find_nearly_the_same_images():
@@ -326,7 +326,7 @@ def test_attacks_find_nearly_the_same_images():
     assert ((found - x).sign() == (expected - x).sign()).float().mean() > 0.99
 
 
-def test_a_compiled_twin_is_compiled_once():
+def test_a_compiled_folded_model_is_compiled_once():
     compiled = []
 
     def backend(graph, example_inputs):
@@ -334,15 +334,15 @@ def test_a_compiled_twin_is_compiled_once():
         return graph.forward
 
     model, x = resnet(), torch.rand(4, 3, 16, 16)
-    twin = FoldedModel(model, compile=True, _backend=backend)
+    fast = FoldedModel(model, compile=True, _backend=backend)
     for _ in range(3):
-        assert_same(twin, model, x)
+        assert_same(fast, model, x)
         train(model, 1)
-    assert twin.folded
+    assert fast.folded
     assert len(compiled) == 1
 
 
-def test_a_copy_has_no_twin():
+def test_a_copy_has_no_folded_model():
     model = tiny_classifier()
     model.fast_forward = FoldedModel(model)
     assert copy.deepcopy(model).fast_forward is None

@@ -50,7 +50,7 @@ def test_folded_logits_and_gradients_are_those_of_the_model(name):
     search = SearchModel(model)
     fast, exact = search(x), search.exact(x)
     assert search.folded
-    assert sum(isinstance(module, nn.BatchNorm2d) for module in search._twin.modules()) == left
+    assert sum(isinstance(module, nn.BatchNorm2d) for module in search._folded.modules()) == left
     torch.testing.assert_close(fast, exact, rtol=0, atol=1e-4)
     assert torch.equal(exact, model(x))
     gradients = [torch.autograd.grad(F.cross_entropy(z, torch.arange(5)), x)[0] for z in (fast, exact)]
@@ -135,7 +135,7 @@ def test_the_model_is_not_modified(precision):
     assert [parameter.requires_grad for parameter in model.parameters()] == wants
     assert all(parameter.grad is None for parameter in model.parameters())
     assert all(torch.equal(tensor, before[key]) for key, tensor in model.state_dict().items())
-    assert not any(parameter.requires_grad for parameter in search._twin.parameters())
+    assert not any(parameter.requires_grad for parameter in search._folded.parameters())
 
 
 @pytest.mark.parametrize("fold", [True, False])
@@ -191,5 +191,5 @@ def test_empty_batch():
 
 
 def test_unknown_precision():
-    with pytest.raises(ValueError, match="precision must be fp32 or bf16, but is 'fp16'"):
+    with pytest.raises(ValueError, match="precision must be fp32 or bf16, got 'fp16'"):
         SearchModel(TinyNet(), "fp16")

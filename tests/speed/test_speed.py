@@ -116,7 +116,7 @@ def test_memory_of_a_step_is_that_of_relu():
                 loss = trained.objective(trained.model, x, y, trained.attack).loss
             loss.backward()
 
-        call()  # the twin is made, gradients are allocated
+        call()  # the fast is made, gradients are allocated
         return peak(call)
 
     assert step(PLAIN, PSSiLU) > 1.2 * step(PLAIN, ReLU)

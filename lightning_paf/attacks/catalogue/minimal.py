@@ -47,7 +47,7 @@ class MinimalAttack(Attack):
         """The nearest adversarial images where they lie within `eps`."""
         del loss
         found, distances = self.minimum(forward, x, hard_labels(y))
-        near = distances <= geometry_of(self.norm).share_of_radius * self.radius
+        near = distances <= geometry_of(self.norm).fraction_of_radius * self.radius
         return torch.where(per_example(near, x), found, x)
 
     @abstractmethod

@@ -110,7 +110,7 @@ class UniversalPerturbation(Attack):
                 found, distance = self._deepfool.minimum(forward, moved, label)
                 if 0 < float(distance) < torch.inf:
                     total = delta + (found - moved)[0]
-                    delta = ball.project(total[None], ball.share_of_radius * self.radius)[0]
+                    delta = ball.project(total[None], ball.fraction_of_radius * self.radius)[0]
             with torch.no_grad():
                 wrong = misclassified(forward(self._added(x, delta)), y).float().mean()
             if wrong >= self.rate:
