@@ -1,4 +1,4 @@
-"""What the training commands print besides Lightning's own lines, and which of these the others do not."""
+"""Console output of the training commands: progress lines, and filters for Lightning's own output."""
 
 import contextlib
 import logging
@@ -10,7 +10,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only  # type: ignore
 
 
 class _Progress(logging.Handler):
-    """Prints to the standard error of the moment, which a live progress bar may have replaced; on rank zero only."""
+    """Prints to the current standard error, which a live progress bar may have replaced; on rank zero only."""
 
     def emit(self, record: logging.LogRecord) -> None:
         """Print one record."""
@@ -23,7 +23,7 @@ def _is_no_advertisement(record: logging.LogRecord) -> bool:
 
 
 def set_up() -> None:
-    """Show the progress of AutoAttack, and hide lines that say nothing about the run."""
+    """Show the progress of AutoAttack, and hide lines that are unrelated to the run."""
     ours = logging.getLogger("lightning_paf")
     if not any(isinstance(handler, _Progress) for handler in ours.handlers):
         ours.addHandler(_Progress())
@@ -34,14 +34,14 @@ def set_up() -> None:
         r"(?s).*skip_none parameter was deprecated",  # Lightning 2.6 with jsonargparse >= 4.50
         r".*callbacks used to create the checkpoint need to be provided",  # only `fit` has those of the training
         r".*does not have many workers",  # small data is fetched in the main process on purpose
-        r"Experiment logs directory .* exists and is not empty",  # a continued run appends to its own metrics
+        r"Experiment logs directory .* exists and is not empty",  # a resumed run appends to its own metrics
     ):
         warnings.filterwarnings("ignore", message)
 
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Hide what Lightning says about a trainer that will not train: seed, devices, settings of loops. Warnings stay."""
+    """Hide Lightning's lines about a trainer that does not run (seed, devices, loops), but no warnings."""
     before = {logger: logger.level for logger in map(logging.getLogger, ("lightning.fabric", "lightning.pytorch"))}
     for logger in before:
         logger.setLevel(logging.WARNING)

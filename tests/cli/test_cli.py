@@ -107,7 +107,7 @@ def test_the_full_help_of_a_command_is_that_of_the_classes(full, capsys):
     shown = " ".join(capsys.readouterr().out.split())
     for text in (
         "What weight decay acts on",  # RobustModule
-        "Share of real images in a batch",  # RobustDataModule
+        "Fraction of real images in a batch",  # RobustDataModule
         "Run folder: config, metrics",  # the command line itself
         "--val_attack",
         "--trainer.max_epochs",
