@@ -25,6 +25,9 @@ from lightning_paf.schedules import Schedule
 from lightning_paf.specs import DatasetName, dataset_spec
 from lightning_paf.types import Batch
 
+_OPTIONAL: tuple[Part, ...] = ("val", "test")
+"""Parts without which a training is possible."""
+
 
 class RobustDataModule(LightningDataModule):
     """Real images, mixed with synthetic ones for training; batches are floats (N, C, H, W) in [0, 1] and labels (N,).
@@ -176,7 +179,7 @@ class RobustDataModule(LightningDataModule):
             ValueError: See the class.
         """
         self._real = self._read(stage, download=False)
-        for part in ("val", "test"):
+        for part in _OPTIONAL:
             if part in self._real and len(self._real[part]) < self._world_size:
                 raise ValueError(
                     f"{len(self._real[part])} {part} images are too few for {self._world_size} devices. "
@@ -308,10 +311,10 @@ class RobustDataModule(LightningDataModule):
 
     def _read(self, stage: str, download: bool) -> dict[Part, ImageSet]:
         """Read the parts that a stage uses; `fit` also checks the test images where there are some."""
-        own = has_part(self.spec, self.root, "val")
+        present = [part for part in _OPTIONAL if has_part(self.spec, self.root, part)]
         parts: dict[str, list[Part]] = {
-            "fit": ["train", *(["val"] if own else []), *(["test"] if has_part(self.spec, self.root, "test") else [])],
-            "validate": ["val"] if own else ["train"],
+            "fit": ["train", *present],
+            "validate": ["val"] if "val" in present else ["train"],
         }
         if self.selection == "test":
             parts = {"fit": ["train", "test"], "validate": ["test"]}
