@@ -18,9 +18,11 @@ _KINDS = {
     "--val_attack": "eval",
     "--autoattack": "eval",
 }
-"""Options that take a part of a recipe, and the folder in which these parts lie."""
+"""Options that take a part of a recipe, and the folder of these parts."""
 
 _WHOLE = ("-c", "--config")
+_FILES = (*_WHOLE, "--data", "--trainer", "--model.speed")
+"""Options that take a file or its content, and never a class."""
 
 
 def kind_of(option: str) -> str:
@@ -53,7 +55,7 @@ def find(name: str, kind: str = "") -> Path | None:
 
 
 def located(name: str, kind: str = "") -> Path:
-    """A file that a user named: his own, or a recipe.
+    """Find a file that a user named: the path itself, or a recipe.
 
     Raises:
         ValueError: There is neither.
@@ -63,15 +65,15 @@ def located(name: str, kind: str = "") -> Path:
         return path
     recipe = find(name, kind)
     if recipe is None:
-        raise ValueError(f"{name} must be a file or a recipe, but there is neither.{_hint(name, kind)}")
+        raise ValueError(f"{name} must be a file or a recipe, but neither exists.{_hint(name, kind)}")
     return recipe
 
 
 def resolved(words: Sequence[str]) -> list[str]:
     """Replace the names of recipes on a command line by the paths of their files.
 
-    A path that exists wins. What names no recipe stays, for the parser to read as a class, unless it is written as a
-    path.
+    An existing path wins. Any other value that names no recipe is left to the parser as a class, except where the
+    option takes files only or the value is written as a path.
 
     Args:
         words: The words after `lightning-paf`.
@@ -92,10 +94,10 @@ def resolved(words: Sequence[str]) -> list[str]:
 
 
 def _path_of(option: str, value: str) -> Path | str:
-    if "\n" in value or value.lstrip().startswith(("{", "[")):  # the content itself
+    if "\n" in value or ": " in value or value.lstrip().startswith(("{", "[")):  # the content itself
         return value
     kind = kind_of(option)
-    if option in _WHOLE or value.endswith((".yaml", ".yml", ".json")):
+    if option in _FILES or value.endswith((".yaml", ".yml", ".json")):
         return located(value, kind)
     return value if Path(value).is_file() else find(value, kind) or value
 
@@ -104,4 +106,6 @@ def _hint(name: str, kind: str) -> str:
     known = [*names(), *(recipe.removeprefix(f"{kind}/") for recipe in names(f"{kind}/") if kind)]
     near = difflib.get_close_matches(name.removeprefix("configs/").removesuffix(".yaml"), known, 3)
     similar = f" Did you mean {', '.join(near)}?" if near else ""
+    if kind == "data":
+        similar += " Pass --data.dataset npz for your own images."
     return f"{similar} Call `lightning-paf recipes` for a list."

@@ -88,6 +88,12 @@ def command(archives, tmp_path_factory):
 
 def shorten_demo(path: Path) -> None:
     config = yaml.safe_load(path.read_text())
+    config["data"] = {
+        **yaml.safe_load((path.parents[1] / "data/digits_synthetic.yaml").read_text()),
+        "train_examples": 64,
+    }
+    config["data"] |= {"batch_size": 32, "num_workers": 0}
+    config["val_attack"]["init_args"] |= {"max_examples": 4, "test_examples": 4}
     config["model"]["net"] = {"class_path": "SmallConvNet", "init_args": {"width": 2}}
     config["model"]["attack"]["init_args"]["steps"] = 1
     config["autoattack"]["init_args"] |= {"test_examples": 4, "attack": SHORT}

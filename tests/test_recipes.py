@@ -40,7 +40,15 @@ def test_the_users_own_file_wins(tmp_path):
     assert resolved(words) == words
 
 
-@pytest.mark.parametrize("words", [["--model.activation", "ReLU"], ["--model.attack", '{"class_path": "PGD"}'], ["-c"]])
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--model.activation", "ReLU"],
+        ["--model.attack", '{"class_path": "PGD"}'],
+        ["--trainer", "max_epochs: 3"],
+        ["-c"],
+    ],
+)
 def test_what_is_no_recipe_stays(words):
     assert resolved(words) == words
 
@@ -51,6 +59,10 @@ def test_what_is_no_recipe_stays(words):
         (["-c", "configs/paper/resnet18_lnf.yaml"], "paper/resnet18_linf"),
         (["--trainer", "gpu.yaml"], "gpu1"),
         (["--model.net=net/resnet81.yaml"], "resnet18"),
+        (["--data", "mnist"], "--data.dataset npz"),
+        (["--data", "cifar1"], "cifar10"),
+        (["--trainer=gpu"], "gpu1"),
+        (["--model.lr", "3", "-c", "nowhere.yaml"], "lightning-paf recipes"),
     ],
 )
 def test_a_mistyped_name_lists_the_near_ones(words, near, capsys):

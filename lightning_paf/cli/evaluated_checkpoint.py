@@ -151,7 +151,7 @@ def _undecided(config: str, evaluates: bool) -> list[str]:
 
 
 def _is_saved(config: Path) -> bool:
-    """Whether `fit` or `import-weights` has written a file, and not the user."""
+    """Whether `fit` or `import-weights` wrote a file, rather than the user."""
     if config.name != _CONFIG or not config.is_file():
         return False
     with config.open(errors="replace") as stream:

@@ -60,7 +60,7 @@ _EVALUATE = {
 }
 _PREDICT = {group: rows for group, rows in _EVALUATE.items() if group != "Evaluation"}
 _LAST = "runs/a/checkpoints/last.ckpt"
-_PAGES = {
+_PAGES: dict[str, tuple[str, dict[str, dict[str, str]], tuple[str, ...]]] = {
     "fit": (
         "Train a model.",
         _FIT,

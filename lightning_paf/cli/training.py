@@ -70,9 +70,9 @@ TRAINING_SLOTS: dict[str, type[Callback]] = {
     "periodic": ModelCheckpoint,
     "monitor": ActivationMonitor,
 }
-JUDGING_SLOTS: dict[str, type[Callback]] = {"val_attack": RobustEval, "autoattack": RobustEval}
-SLOTS = {**TRAINING_SLOTS, **JUDGING_SLOTS}
-"""Callbacks with a place of their own: lists cannot be merged or overridden by name, top-level keys can."""
+EVALUATION_SLOTS: dict[str, type[Callback]] = {"val_attack": RobustEval, "autoattack": RobustEval}
+SLOTS = {**TRAINING_SLOTS, **EVALUATION_SLOTS}
+"""Callbacks with their own options: unlike lists, top-level keys can be merged and overridden by name."""
 
 _PLUG_INS: dict[str, type | ModuleType] = {
     **SLOTS,
@@ -85,7 +85,7 @@ _PLUG_INS: dict[str, type | ModuleType] = {
     "augment": Augment,
     "mixing": Mixing,
 }
-"""What the arguments that name classes accept, for the error message of a mistyped one."""
+"""Classes that each argument accepts, for the error message of a mistyped one."""
 
 _LAST: dict[str, Any] = {"filename": "last", "enable_version_counter": False, "save_on_train_epoch_end": True}
 """`last.ckpt`, written after every epoch, validated or not; `save_last` would wait until a better one is saved."""
@@ -97,7 +97,7 @@ _PERIODIC: dict[str, Any] = {
     "save_top_k": 2,
     "save_on_train_epoch_end": True,  # or that of an epoch's last batch would wait for the validation
 }
-"""What a run that was killed in the middle of an epoch goes on from."""
+"""Checkpoint from which a run resumes that was killed in the middle of an epoch."""
 _NO_CLASS = "names no known class"
 _GONE_CLASSES = {"BIM": "PGD with start=none, step_size=1/255 and steps=10 (at eps=8/255) is the same attack."}
 """Replacements of the classes of earlier versions."""
@@ -111,18 +111,18 @@ class HelpfulParser(LightningArgumentParser):
         super().error(f"{message}{_known_classes(message)}", ex)
 
     def print_usage(self, file: IO[str] | None = None) -> None:  # type: ignore[override]
-        """One line above an error; the eighty options are in `--help`."""
+        """Print one line above an error; `--help` lists the options."""
         print(f"usage: {self.prog}", file=file)
 
 
 class _Typed(argparse.Action):
-    """An option that concerns how the command line is read, and is no part of the configuration."""
+    """An option that changes how the command line is read, and is not part of the configuration."""
 
     def __init__(self, option_strings: Sequence[str], dest: str, help: str) -> None:
         super().__init__(option_strings, argparse.SUPPRESS, nargs=0, default=argparse.SUPPRESS, help=help)
 
     def __call__(self, *words: object, **options: object) -> None:
-        """Do nothing: `config_words` has looked at the words."""
+        """Do nothing: `config_words` has read the words."""
 
 
 class PafCLI(LightningCLI):
@@ -148,7 +148,7 @@ class PafCLI(LightningCLI):
     """Origin of the weights that `validate`, `test` or `predict` evaluates."""
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """One optional argument per slot, the run folder, and what the model takes from the data."""
+        """Add one optional argument per slot, the run folder, and the links from data to model."""
         for slot, callback in SLOTS.items():
             parser.add_subclass_arguments(callback, slot, required=False, help=f"{callback.__name__}; null: none")
         for slot, options in (("checkpoint", _LAST), ("periodic", _PERIODIC)):
@@ -169,11 +169,11 @@ class PafCLI(LightningCLI):
             parser.link_arguments(sources, f"{net}.init_args.in_channels", compute_fn=_number_of_channels)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
-        """Parse; without LightningCLI's warning that `args` and a command line are there at the same time."""
+        """Parse, without LightningCLI's warning about `args` next to a command line."""
         self.config = parser.parse_args(args)  # type: ignore[arg-type]  # `train` gives a list
 
     def setup_parser(self, add_subcommands: bool, *kwargs: dict[str, Any]) -> None:
-        """Without a command to run, know its arguments all the same: a saved configuration names them."""
+        """Without a command, accept the arguments of `fit`: a saved configuration holds them."""
         super().setup_parser(add_subcommands, *kwargs)
         if not add_subcommands:
             self.parser.add_method_arguments(Trainer, "fit", skip=set(self.subcommands()["fit"]))
@@ -189,10 +189,10 @@ class PafCLI(LightningCLI):
         return self.subcommand not in (None, "fit")
 
     def _parse_ckpt_path(self) -> None:
-        """Leave the command line alone; the checkpoint's own configuration lies beside it as `config.yaml`."""
+        """Ignore the checkpoint's hyper-parameters; its configuration is the `config.yaml` of its run."""
 
     def before_instantiate_classes(self) -> None:
-        """Look at the checkpoint, and whether the run folder can be written, before anything is built."""
+        """Check the checkpoint and write access to the run folder before anything is built."""
         checkpoint, run = self._get(self.config, "ckpt_path"), self._get(self.config, "run")
         if self._evaluates():
             options = self.config[self.subcommand]
@@ -205,7 +205,7 @@ class PafCLI(LightningCLI):
             check_writable(Path(run))
 
     def after_instantiate_classes(self) -> None:
-        """Check what the trainer is asked for."""
+        """Check the trainer against the data and the monitored metric."""
         if self.evaluated is not None and self.evaluated.untrained:
             self.model.untrained = self.evaluated
         if self.subcommand == "fit":
@@ -213,7 +213,7 @@ class PafCLI(LightningCLI):
         _check_monitor(self.trainer)
 
     def _run_subcommand(self, subcommand: str) -> None:
-        """Hold the run folder while a training lasts, and look at it before the loggers open it."""
+        """Lock the run folder during a training, and check it before the loggers open it."""
         if subcommand != "fit":
             super()._run_subcommand(subcommand)
             return
@@ -229,7 +229,7 @@ class PafCLI(LightningCLI):
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> Trainer:
         """Fill the slots and open the run folder."""
         training = self.subcommand in (None, "fit")
-        slots = {slot: self._get(self.config_init, slot) for slot in (SLOTS if training else JUDGING_SLOTS)}
+        slots = {slot: self._get(self.config_init, slot) for slot in (SLOTS if training else EVALUATION_SLOTS)}
         checkpoint = slots.get("checkpoint")
         if checkpoint is None:
             config["enable_checkpointing"] = False
@@ -301,9 +301,9 @@ def train(args: Sequence[str], run: bool = True) -> PafCLI:
 
 
 def _check_monitor(trainer: Trainer) -> None:
-    """Refuse a checkpoint that waits for a robust accuracy which nobody measures; Lightning notices after an epoch."""
-    judges = [callback for callback in trainer.callbacks if isinstance(callback, RobustEval)]  # type: ignore[attr-defined]
-    measured = ["val/acc", *(f"val/acc_{judge.name}" for judge in judges if judge.every_n_epochs)]
+    """Refuse a monitored robust accuracy that is never measured; Lightning notices after an epoch."""
+    evaluations = [callback for callback in trainer.callbacks if isinstance(callback, RobustEval)]  # type: ignore[attr-defined]
+    measured = ["val/acc", *(f"val/acc_{callback.name}" for callback in evaluations if callback.every_n_epochs)]
     for checkpoint in trainer.checkpoint_callbacks:
         monitor = getattr(checkpoint, "monitor", None) or ""
         if monitor.startswith("val/acc_") and monitor not in measured:
@@ -314,7 +314,7 @@ def _check_monitor(trainer: Trainer) -> None:
 
 
 def _as_list(value: Any) -> list[Any]:
-    """What the trainer takes as nothing, one or several."""
+    """An argument of the trainer that is nothing, one value or several, as a list."""
     if value is None:
         return []
     return list(value) if isinstance(value, list | tuple) else [value]
@@ -332,7 +332,7 @@ def _known_classes(message: str) -> str:
     """The classes that an argument accepts, if the message is about a class that does not exist."""
     found = re.search(r'Parser key "([\w.]+)":.*Expected a dot import path string: ([\w.]+)', message, re.DOTALL)
     argument = found[1].rpartition(".")[2] if found else ""
-    if found is None or argument not in _PLUG_INS or _NO_CLASS in message:  # told already, of a class inside this one
+    if found is None or argument not in _PLUG_INS or _NO_CLASS in message:  # reported for an inner class
         return ""
     if replacement := _GONE_CLASSES.get(found[2].rpartition(".")[2]):
         return f"\n{argument}={found[2]} is gone: {replacement}"

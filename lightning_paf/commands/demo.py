@@ -1,4 +1,4 @@
-"""Train ReLU, SiLU and PSSiLU on digits with synthetic data, judge them by AutoAttack, print one table."""
+"""Train ReLU, SiLU and PSSiLU on digits and compare their robust accuracy."""
 
 import argparse
 import json
@@ -29,8 +29,8 @@ ACTIVATIONS = {"ReLU": "relu", "SiLU": "silu", "PSSiLU": "pssilu"}
 
 
 @dataclass(frozen=True)
-class Arm:
-    """One trained and judged network."""
+class Variant:
+    """A trained and evaluated network."""
 
     activation: str
     pgd: "EvaluationResult"
@@ -65,9 +65,9 @@ def main(argv: list[str]) -> int:
     common += ["--trainer.max_epochs", str(options.epochs)]
     runs = [folder / file for file in ACTIVATIONS.values()]
     trained = [_train(run.name, config, run, common) for run in runs]
-    judged = _judge(runs)
-    arms = [_arm(*of_one) for of_one in zip(ACTIVATIONS, runs, trained, judged, strict=True)]
-    _show(arms, folder)
+    seconds = _evaluate(runs)
+    variants = [_collect(*of_one) for of_one in zip(ACTIVATIONS, runs, trained, seconds, strict=True)]
+    _show(variants, folder)
     return 0
 
 
@@ -88,8 +88,8 @@ def _train(file: str, config: Path, run: Path, common: list[str]) -> float:
     return time.perf_counter() - started
 
 
-def _judge(runs: list[Path]) -> list[float]:
-    """Judge all runs at the same time, one process each, and show how far AutoAttack is; seconds of each."""
+def _evaluate(runs: list[Path]) -> list[float]:
+    """Evaluate all runs at the same time, one process each, with a progress bar; seconds of each."""
     from rich.progress import Progress
 
     started, waiting, seconds = time.perf_counter(), {}, dict.fromkeys(runs, 0.0)
@@ -115,24 +115,26 @@ def _judge(runs: list[Path]) -> list[float]:
     return list(seconds.values())
 
 
-def _arm(name: str, run: Path, train_seconds: float, test_seconds: float) -> Arm:
-    """Collect what a run left behind."""
+def _collect(name: str, run: Path, train_seconds: float, test_seconds: float) -> Variant:
+    """Read the results and parameters of a run."""
     from lightning_paf.evaluation import EvaluationResult
 
     results = {path.name.split("_")[0]: EvaluationResult.load(path) for path in (run / "test").glob("*_linf_*.json")}
     parameters = _learned(run / "checkpoints" / "last.ckpt")
-    return Arm(name, results["pgd20"], results["autoattack"], parameters, train_seconds, test_seconds)
+    return Variant(name, results["pgd20"], results["autoattack"], parameters, train_seconds, test_seconds)
 
 
 def _command(*words: str) -> None:
-    """Run one command of ours in this process, and show what a user would type."""
+    """Run a command in this process, and show it as a user would type it."""
     print(f"\n$ lightning-paf {shlex.join(words)}", flush=True)
     _refuse_failure(words[0], main_command(list(words)))
 
 
 def _refuse_failure(command: str, status: int) -> None:
     if status:
-        raise ValueError(f"lightning-paf {command} ended with status {status}. Its message stands above.")
+        raise ValueError(
+            f"lightning-paf {command} must succeed, but ended with status {status}. See its message above."
+        )
 
 
 def _learned(checkpoint: Path) -> dict[str, float]:
@@ -145,21 +147,25 @@ def _learned(checkpoint: Path) -> dict[str, float]:
     }
 
 
-def _show(arms: list[Arm], folder: Path) -> None:
+def _show(variants: list[Variant], folder: Path) -> None:
     """Print the table and the paired differences, and write both."""
     from rich.console import Console
 
     from lightning_paf.evaluation import Outcome, paired_difference
 
     console = Console(highlight=False)
-    console.print(_table(arms))
-    reference, total = arms[0], arms[0].autoattack.evaluated
-    for arm in arms[1:]:
-        ours, theirs = (a.autoattack.outcomes == Outcome.ROBUST for a in (arm, reference))
+    console.print(_table(variants))
+    reference, total = variants[0], variants[0].autoattack.evaluated
+    for variant in variants[1:]:
+        ours, theirs = (a.autoattack.outcomes == Outcome.ROBUST for a in (variant, reference))
         difference = paired_difference(int((ours & ~theirs).sum()), int((theirs & ~ours).sum()), total)
-        console.print(f"AutoAttack, {arm.activation} minus {reference.activation}, same {total} images: {difference}")
-    console.print("Intervals: 95 %, over test images of one training run each; another seed moves the numbers too.")
-    (folder / "summary.json").write_text(json.dumps([_row(arm) for arm in arms], indent=2) + "\n")
+        console.print(
+            f"AutoAttack, {variant.activation} minus {reference.activation}, same {total} images: {difference}"
+        )
+    console.print(
+        "Intervals: 95 %, over test images of one training run each; another seed changes the numbers as well."
+    )
+    (folder / "summary.json").write_text(json.dumps([_row(variant) for variant in variants], indent=2) + "\n")
     console.print(f"Run folder: {folder}", soft_wrap=True)
     for file in ACTIVATIONS.values():
         console.print(
@@ -167,26 +173,30 @@ def _show(arms: list[Arm], folder: Path) -> None:
         )
 
 
-def _table(arms: list[Arm]) -> "Table":
+def _table(variants: list[Variant]) -> "Table":
+    """One column a variant, which fits 80 columns."""
+    from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
-    eps = arms[0].autoattack.attack["eps"]
-    table = Table(title=f"Digits 8x8, linf eps {eps}, {arms[0].autoattack.evaluated} test images")
-    for column in ("activation", "clean", "PGD-20", "AutoAttack", "alpha", "beta", "train s", "judged s"):
-        table.add_column(column, overflow="fold")
-    for arm in arms:
-        table.add_row(*_row(arm).values())
+    first = variants[0].autoattack
+    table = Table(title=f"Digits 8x8, linf eps {first.attack['eps']}, {first.evaluated} test images", box=SIMPLE_HEAD)
+    columns = [_row(variant) for variant in variants]
+    for header in ("", *(column["activation"] for column in columns)):
+        table.add_column(header)
+    rows = ("clean", "pgd20", "autoattack", "alpha", "beta", "train_seconds", "test_seconds")
+    for key, label in zip(rows, ("clean", "PGD-20", "AutoAttack", "alpha", "beta", "train s", "test s"), strict=True):
+        table.add_row(label, *(column[key] for column in columns))
     return table
 
 
-def _row(arm: Arm) -> dict[str, str]:
+def _row(variant: Variant) -> dict[str, str]:
     return {
-        "activation": arm.activation,
-        "clean": str(arm.autoattack.clean),
-        "pgd20": str(arm.pgd.robust),
-        "autoattack": str(arm.autoattack.robust),
-        "alpha": f"{arm.parameters['alpha']:.3f}" if "alpha" in arm.parameters else "-",
-        "beta": f"{arm.parameters['beta']:.2g}" if "beta" in arm.parameters else "-",
-        "train_seconds": f"{arm.train_seconds:.0f}",
-        "test_seconds": f"{arm.test_seconds:.0f}",
+        "activation": variant.activation,
+        "clean": str(variant.autoattack.clean),
+        "pgd20": str(variant.pgd.robust),
+        "autoattack": str(variant.autoattack.robust),
+        "alpha": f"{variant.parameters['alpha']:.3f}" if "alpha" in variant.parameters else "-",
+        "beta": f"{variant.parameters['beta']:.2g}" if "beta" in variant.parameters else "-",
+        "train_seconds": f"{variant.train_seconds:.0f}",
+        "test_seconds": f"{variant.test_seconds:.0f}",
     }

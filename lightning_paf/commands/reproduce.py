@@ -1,4 +1,4 @@
-"""Put a paper's claims to the test: train its method and what it is compared with, judge all by AutoAttack."""
+"""Test a paper's claims: train its method and baselines, evaluate with AutoAttack."""
 
 import argparse
 import json
@@ -20,11 +20,11 @@ BUDGETS: dict[str, tuple[int, int, tuple[str, ...]]] = {
     "cpu": (3, 100, ()),
     "smoke": (2, 16, ("--trainer.max_epochs", "1")),
 }
-"""Seeds, judged test images, and options of `fit` that come last; `smoke` only shows that everything runs."""
+"""Seeds, evaluated test images, and last options of `fit`; `smoke` only shows that everything runs."""
 
 
 def main(argv: list[str]) -> int:
-    """Run a study, or print what there is.
+    """Run a study, or list the studies.
 
     Args:
         argv: Options, see `--help`.
@@ -76,18 +76,20 @@ def _parse(argv: list[str]) -> argparse.Namespace:
         "--budget", choices=tuple(BUDGETS), default="cpu", help="cpu: minutes on 2 cores; smoke: a trial"
     )
     parser.add_argument("--seeds", type=int, help="trainings of each arm; default: that of the budget")
-    parser.add_argument("--examples", type=int, help="test images to judge; default: that of the budget")
+    parser.add_argument("--examples", type=int, help="test images to evaluate; default: that of the budget")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="arms trained at the same time")
     parser.add_argument("--config", default="studies/digits", help="recipe or file of the common experiment")
-    parser.add_argument("--out", type=Path, default=Path("runs/reproduce"), help="what is there is not done again")
     parser.add_argument(
-        "--json", type=Path, metavar="FILE", help="write the outcome to this file and a PNG beside it, too"
+        "--out", type=Path, default=Path("runs/reproduce"), help="output folder; finished runs in it are kept"
+    )
+    parser.add_argument(
+        "--json", type=Path, metavar="FILE", help="also write the outcome to this file, and a PNG next to it"
     )
     return parser.parse_args(argv)
 
 
 def _folder(options: argparse.Namespace) -> Path:
-    """Trials have one of their own, since what was trained with other options makes room."""
+    """Output folder; each budget other than the full one has its own."""
     full = next(iter(BUDGETS))
     name = options.method if options.budget == full else f"{options.method}-{options.budget}"
     folder: Path = options.out / name
@@ -97,13 +99,11 @@ def _folder(options: argparse.Namespace) -> Path:
 def _check_numbers(seeds: int, examples: int, jobs: int) -> None:
     for name, number, least, why in (
         ("seeds", seeds, 2, "the spread between trainings is part of every interval"),
-        ("examples", examples, 1, "there must be an image to judge"),
-        ("jobs", jobs, 1, "somebody has to do the work"),
+        ("examples", examples, 1, "an evaluation needs an image"),
+        ("jobs", jobs, 1, "a training needs a process"),
     ):
         if number < least:
-            raise ValueError(
-                f"--{name} must be at least {least}: {why}, but it is {number}. Pass --{name} {least + 1}."
-            )
+            raise ValueError(f"--{name} must be at least {least} ({why}), got {number}. Pass --{name} {least + 1}.")
 
 
 def _list() -> None:
@@ -123,14 +123,14 @@ def _task(
 
 
 def _perform(tasks: "list[Task]", study: "Study", jobs: int) -> None:
-    """All tasks, each once those are done that it needs."""
+    """Run all tasks, each after those that it needs."""
     from rich.progress import Progress
 
     from lightning_paf.experiments.run import Task, perform
 
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     with ProcessPoolExecutor(jobs, get_context("spawn")) as pool, Progress() as progress:
-        bar = progress.add_task("training and judging", total=len(tasks))
+        bar = progress.add_task("training and evaluation", total=len(tasks))
         arms = {arm.name: arm for arm in study.arms}
         waiting, running = list(tasks), dict[Future[None], Task]()
         while waiting or running:
@@ -145,14 +145,14 @@ def _perform(tasks: "list[Task]", study: "Study", jobs: int) -> None:
                 if (error := future.exception()) is not None:
                     pool.shutdown(cancel_futures=True)
                     raise RuntimeError(
-                        f"{task.arm}, seed {task.seed}: {error} Read {task.place}/log.txt, and give the same command "
-                        "again: what is finished is kept."
+                        f"{task.arm}, seed {task.seed}: {error} Read {task.place}/log.txt, and repeat the command: "
+                        "finished runs are kept."
                     ) from error
                 progress.update(bar, advance=1, description=f"{task.arm}, seed {task.seed}")
 
 
 def _conclude(options: argparse.Namespace, study: "Study", tasks: "list[Task]", folder: Path) -> None:
-    """Print what came of it, write `outcome.json` and draw `outcome.png`."""
+    """Print the outcome, write `outcome.json` and draw `outcome.png`."""
     from lightning_paf.experiments.page import show
     from lightning_paf.experiments.picture import draw
     from lightning_paf.experiments.report import content

@@ -1,4 +1,4 @@
-"""What images and labels must look like. `where` opens every message: a file, or the name of a dataset."""
+"""Rules for images and labels. `where` opens every message: a file, or the name of a dataset."""
 
 from collections.abc import Sequence
 

@@ -25,6 +25,9 @@ from lightning_paf.schedules import Schedule
 from lightning_paf.specs import DatasetName, dataset_spec
 from lightning_paf.types import Batch
 
+_OPTIONAL: tuple[Part, ...] = ("val", "test")
+"""Parts without which a training is possible."""
+
 
 class RobustDataModule(LightningDataModule):
     """Real images, mixed with synthetic ones for training; batches are floats (N, C, H, W) in [0, 1] and labels (N,).
@@ -44,15 +47,15 @@ class RobustDataModule(LightningDataModule):
             is converted once, next to it, to arrays that can be memory-mapped. A folder of npy arrays
             (`NAME.image.npy` + `NAME.label.npy`) is used without conversion.
         cache_dir: Where to put the converted arrays instead, as when the file's own folder is read-only.
-        real_fraction: Share of real images in a batch; 1 for no synthetic ones.
+        real_fraction: Fraction of real images in a batch; 1 for no synthetic ones.
         real_schedule: Factor of `real_fraction` from epoch to epoch, such as `Switch`, with which real images come in
-            late (Bartoldson et al. 2024); null keeps the share. An epoch is as long as without it.
+            late (Bartoldson et al. 2024); null keeps the fraction. The length of an epoch does not change.
         batch_size: Images in a global batch, over all devices and nodes.
         eval_batch_size: Images in a batch of validation and test, on each device; reduced (or raised) a little
             where the devices would otherwise run different numbers of batches.
         val_size: Number of training images held out for validation: the first ones, as Gowal et al. 2020 do. Unused
             where `npz` has its own `val.npz`.
-        selection: What validation, and so the choice of the best checkpoint, looks at: `val`, the images held out, or
+        selection: Images of validation, and so of the choice of the best checkpoint: `val`, the images held out, or
             `test`, the test set itself, as the code of Dai et al. 2021 does. The latter makes results too good and is
             meant for comparison only; no training image is held out then.
         epoch: `real_pass`: an epoch shows every real image once (Dai et al. 2021), and its last batch is topped up with
@@ -62,7 +65,7 @@ class RobustDataModule(LightningDataModule):
         augment: Random change of training images; `standard` means crop and flip for CIFAR, crop for SVHN, none for
             `digits` and `npz`.
         augment_synthetic: Augment synthetic images too; Dai et al. 2021 do not.
-        synthetic_smoothing: Share of the label of a synthetic image that is spread evenly over all classes; 0.1 in
+        synthetic_smoothing: Part of the label of a synthetic image that is spread evenly over all classes; 0.1 in
             Gowal et al. 2021. Smoothing for all images is an argument of the objective.
         mixing: What mixes training images and their labels after `augment`, `CutMix` or null. With it, or with
             smoothing, labels of training are distributions over the classes (N, num_classes).
@@ -118,16 +121,16 @@ class RobustDataModule(LightningDataModule):
         sizes = {name: getattr(self, name) for name in ("batch_size", "eval_batch_size", "train_examples", "epoch")}
         for name, size in sizes.items():
             if isinstance(size, int) and size < 1:
-                raise ValueError(f"{name} must be at least 1, but is {size}. Pass --data.{name} N with N >= 1.")
+                raise ValueError(f"{name} must be at least 1, got {size}. Pass --data.{name} N with N >= 1.")
         if not 0 <= self.real_fraction <= 1:
             raise ValueError(
-                f"real_fraction must be from 0 to 1, but is {self.real_fraction}. Pass e.g. --data.real_fraction 0.3."
+                f"real_fraction must be from 0 to 1, got {self.real_fraction}. Pass e.g. --data.real_fraction 0.3."
             )
         if self.real_schedule is not None:
             self.real_schedule.check_share("real_fraction")
         if not 0 <= self.synthetic_smoothing < 1:
             raise ValueError(
-                f"synthetic_smoothing is a share in [0, 1), but is {self.synthetic_smoothing}. "
+                f"synthetic_smoothing must be in [0, 1), got {self.synthetic_smoothing}. "
                 "Pass e.g. --data.synthetic_smoothing 0.1."
             )
         if self.synthetic_smoothing and self.real_fraction == 1:
@@ -176,7 +179,7 @@ class RobustDataModule(LightningDataModule):
             ValueError: See the class.
         """
         self._real = self._read(stage, download=False)
-        for part in ("val", "test"):
+        for part in _OPTIONAL:
             if part in self._real and len(self._real[part]) < self._world_size:
                 raise ValueError(
                     f"{len(self._real[part])} {part} images are too few for {self._world_size} devices. "
@@ -293,7 +296,7 @@ class RobustDataModule(LightningDataModule):
             raise ValueError(
                 f"batch_size={self.batch_size} is the number of images over all devices and does not divide by "
                 f"{number} of them. Pass --data.batch_size {smaller or number}. "
-                "A number of devices by which it divides keeps the training as it is."
+                "A number of devices that divides it leaves the training unchanged."
             )
 
     def _conversions(self) -> list[tuple[Path, Path]]:
@@ -308,10 +311,10 @@ class RobustDataModule(LightningDataModule):
 
     def _read(self, stage: str, download: bool) -> dict[Part, ImageSet]:
         """Read the parts that a stage uses; `fit` also checks the test images where there are some."""
-        own = has_part(self.spec, self.root, "val")
+        present = [part for part in _OPTIONAL if has_part(self.spec, self.root, part)]
         parts: dict[str, list[Part]] = {
-            "fit": ["train", *(["val"] if own else []), *(["test"] if has_part(self.spec, self.root, "test") else [])],
-            "validate": ["val"] if own else ["train"],
+            "fit": ["train", *present],
+            "validate": ["val"] if "val" in present else ["train"],
         }
         if self.selection == "test":
             parts = {"fit": ["train", "test"], "validate": ["test"]}
@@ -339,7 +342,7 @@ class RobustDataModule(LightningDataModule):
         wanted = self.train_examples or len(train)
         if wanted > len(train):
             raise ValueError(
-                f"train_examples={wanted} is more than the {len(train)} training images beside those of validation. "
+                f"train_examples={wanted} is more than the {len(train)} training images left after validation. "
                 f"Pass --data.train_examples {len(train)} or fewer."
             )
         return train.take(slice(wanted))
@@ -352,14 +355,14 @@ class RobustDataModule(LightningDataModule):
         return DataLoader(dataset, batch_size=batch_size, sampler=sampler, **self._fetching())
 
     def _fetching(self) -> dict[str, Any]:
-        """What all loaders have in common."""
+        """Arguments of all loaders."""
         return {
             "num_workers": self.num_workers,
             "collate_fn": as_fetched,
             "pin_memory": torch.cuda.is_available(),
             "persistent_workers": self.num_workers > 0,
-            # Its own: otherwise each pass over a loader draws from the numbers of attacks and augmentation, and a
-            # resumed training, which makes other passes, would go on with other ones.
+            # Separate: otherwise each pass over a loader draws from the global generator of attacks and augmentation,
+            # and a resumed training, which makes other passes, would continue with other random numbers.
             "generator": torch.Generator().manual_seed(self.seed),
         }
 

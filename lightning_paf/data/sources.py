@@ -47,7 +47,7 @@ Part = Literal["train", "val", "test"]
 
 def read_dataset(spec: DatasetSpec, root: Path, download: bool) -> RealData:
     """Read and check the training and test images of a dataset; see `read_part`."""
-    train, test = (read_part(spec, root, part, download) for part in ("train", "test"))
+    train, test = read_part(spec, root, "train", download), read_part(spec, root, "test", download)
     check_same_size(test.images.shape, train.images.shape, f"{spec.name} in {root}, test set")
     return RealData(train, test)
 

@@ -10,7 +10,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only  # type: ignore
 
 
 class _Progress(logging.Handler):
-    """Prints to the standard error of the moment, which a live progress bar may have replaced; on rank zero only."""
+    """Prints to the current standard error, which a live progress bar may have replaced; on rank zero only."""
 
     def emit(self, record: logging.LogRecord) -> None:
         """Print one record."""
@@ -34,7 +34,7 @@ def set_up() -> None:
         r"(?s).*skip_none parameter was deprecated",  # Lightning 2.6 with jsonargparse >= 4.50
         r".*callbacks used to create the checkpoint need to be provided",  # only `fit` has those of the training
         r".*does not have many workers",  # small data is fetched in the main process on purpose
-        r"Experiment logs directory .* exists and is not empty",  # a continued run appends to its own metrics
+        r"Experiment logs directory .* exists and is not empty",  # a resumed run appends to its own metrics
     ):
         warnings.filterwarnings("ignore", message)
 

@@ -147,9 +147,9 @@ def test_a_class_sorted_pool_that_is_shorter_than_asked_is_shuffled_and_repeated
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ("--data.batch_size 0", "batch_size must be at least 1, but is 0. Pass --data.batch_size N"),
+        ("--data.batch_size 0", "batch_size must be at least 1, got 0. Pass --data.batch_size N"),
         ("--data.real_fraction 0.5", "real_fraction=0.5 needs synthetic images, but data.synthetic is not set"),
-        ("--data.real_fraction 1.5", "real_fraction must be from 0 to 1, but is 1.5"),
+        ("--data.real_fraction 1.5", "real_fraction must be from 0 to 1, got 1.5"),
         ("--data.val_size 1000", "val_size must be 1 to 32, half of the 64 training images, got 1000"),
         ("--trainer.max_epochs -1", "the trainer has no end. Pass --trainer.max_epochs or --trainer.max_steps"),
         ("--checkpoint.monitor val/acc_pgdx", "checkpoint.monitor=val/acc_pgdx is measured by neither"),

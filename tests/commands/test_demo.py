@@ -1,14 +1,19 @@
 """The demonstration from the first command to the table, on a network and a test set that take seconds."""
 
+import io
 import json
 import shutil
+from types import SimpleNamespace
 
 import pytest
 import yaml
 from helpers.fakes import CONFIGS
+from rich.console import Console
 
 from lightning_paf.__main__ import main
+from lightning_paf.commands import demo
 from lightning_paf.evaluation import EvaluationResult
+from lightning_paf.evaluation.statistics import exact_accuracy
 
 
 @pytest.mark.slow
@@ -45,9 +50,21 @@ def test_a_demo_of_nothing_names_the_recipes(tmp_path, monkeypatch, capsys):
     assert "Did you mean demo/digits?" in capsys.readouterr().err
 
 
-def test_an_existing_demo_is_left_alone(tmp_path):
-    from lightning_paf.commands.demo import _free
+def test_the_table_fits_80_columns_without_cut_words():
+    accuracy = exact_accuracy(171, 180)
+    result = SimpleNamespace(attack={"eps": "0.25"}, judged=180, clean=accuracy, robust=accuracy)
+    variants = [
+        demo.Variant(name, result, result, {"alpha": 1.0, "beta": 2.5}, 61.0, 73.0) for name in demo.ACTIVATIONS
+    ]
+    console = Console(width=80, record=True, file=io.StringIO())
+    console.print(demo._table(variants))
+    lines = console.export_text().splitlines()
+    assert max(map(len, lines)) <= 80
+    assert [len(line.split(str(accuracy))) - 1 for line in lines if "%" in line] == [3, 3, 3]
+    assert all(any(word in line for line in lines) for word in ("ReLU", "PSSiLU", "AutoAttack", "PGD-20", "train s"))
 
+
+def test_an_existing_demo_is_left_alone(tmp_path):
     (tmp_path / "demo").mkdir()
     (tmp_path / "demo-2").mkdir()
-    assert _free(tmp_path / "demo") == tmp_path / "demo-3"
+    assert demo._free(tmp_path / "demo") == tmp_path / "demo-3"

@@ -165,7 +165,7 @@ class Failing(InThisProcess):
 def test_numbers_that_compare_nothing_are_refused_at_once(option, number, tmp_path, monkeypatch):
     monkeypatch.setattr(reproduce, "find_study", lambda name: STUDY)
     monkeypatch.chdir(CONFIGS.parent)
-    with pytest.raises(ValueError, match=rf"{option} must be at least .* but it is {number}\. Pass {option}"):
+    with pytest.raises(ValueError, match=rf"{option} must be at least .* got {number}\. Pass {option}"):
         reproduce.main(["small", option, number, "--out", str(tmp_path / "out")])
     with pytest.raises(ValueError, match="--seeds must be at least 2"):
         reproduce.main(["small", "--seeds", "1", "--out", str(tmp_path / "out")])

@@ -91,7 +91,7 @@ def test_mixed_training_batches_have_soft_labels(tmp_path):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: RobustDataModule(synthetic_smoothing=1.0), r"synthetic_smoothing is a share in \[0, 1\), but is 1.0"),
+        (lambda: RobustDataModule(synthetic_smoothing=1.0), r"synthetic_smoothing must be in \[0, 1\), got 1.0"),
         (lambda: RobustDataModule(synthetic_smoothing=0.1, real_fraction=1), "is for synthetic images"),
         (lambda: CutMix(0), "alpha=0. Pass --data.mixing.alpha 1"),
     ],

@@ -290,12 +290,12 @@ def test_datasets_travel_to_workers_without_the_pool(root, pool):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"batch_size": 0}, r"batch_size must be at least 1, but is 0\. Pass --data\.batch_size"),
+        ({"batch_size": 0}, r"batch_size must be at least 1, got 0\. Pass --data\.batch_size"),
         ({"eval_batch_size": 0}, "eval_batch_size must be at least 1"),
         ({"epoch": 0}, "epoch must be at least 1"),
         ({"train_examples": 0}, "train_examples must be at least 1"),
-        ({"real_fraction": 1.5}, r"real_fraction must be from 0 to 1, but is 1\.5"),
-        ({"real_fraction": float("nan")}, "real_fraction must be from 0 to 1, but is nan"),
+        ({"real_fraction": 1.5}, r"real_fraction must be from 0 to 1, got 1\.5"),
+        ({"real_fraction": float("nan")}, "real_fraction must be from 0 to 1, got nan"),
         ({"real_fraction": 0.01}, "leaves no real image in a batch"),
         ({"real_fraction": 0.0}, r"leaves no real image .*--data\.real_fraction 0 --data\.epoch 50000"),
         (
