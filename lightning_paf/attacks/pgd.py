@@ -45,7 +45,7 @@ class PGD(Attack):
         ValueError: As for every attack; no step, or a step size that is not positive; unknown start.
     """
 
-    settings = ("step_size", "steps", "start", "clamp_start", "best")
+    settings: tuple[str, ...] = ("step_size", "steps", "start", "clamp_start", "best")
 
     def __init__(
         self,

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from typing import NoReturn
 
 import shtab
-from jsonargparse import ActionConfigFile
+from jsonargparse import ActionConfigFile  # type: ignore[attr-defined]  # a public name without `__all__`
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser
 
 from lightning_paf import recipes

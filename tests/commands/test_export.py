@@ -11,8 +11,7 @@ from helpers.fakes import TinyNet, write_npz_dataset
 from lightning_paf.attacks import PGD
 from lightning_paf.commands import export, import_weights
 from lightning_paf.evaluation import EvaluationResult, evidence
-from lightning_paf.evaluation.evaluate import judge
-from lightning_paf.evaluation.state import MemoryState
+from lightning_paf.evaluation.evaluate import Evaluation
 from lightning_paf.interop import NormalizedNet, onnx_model, plain_files, read_checkpoint
 from lightning_paf.loading import load_run
 from lightning_paf.nn.activations import PSSiLU
@@ -155,7 +154,7 @@ def evaluated(loaded, tmp_path_factory):
     """Evidence of an evaluation, and the number of its adversarial examples."""
     path = tmp_path_factory.mktemp("evaluated") / f"autoattack{evidence.SUFFIX}"
     attack, samples = PGD(0.06, step_size=0.015, steps=8), loaded.samples()
-    result = judge(loaded.model, attack, samples, MemoryState(), block_size=10)
+    result = Evaluation(loaded.model, attack, samples, block_size=10).run()
     evidence.write(result, path, samples, dataset="npz")
     return path, int((result.outcomes == 2).sum())
 

@@ -28,10 +28,9 @@ from safetensors.numpy import load, save
 
 from lightning_paf.attacks import PGD
 from lightning_paf.evaluation import evidence
-from lightning_paf.evaluation.evaluate import judge
+from lightning_paf.evaluation.evaluate import Evaluation
 from lightning_paf.evaluation.evidence.read import KEY
 from lightning_paf.evaluation.samples import Samples
-from lightning_paf.evaluation.state import MemoryState
 from lightning_paf.utils.hashing import sample_fingerprints, weights_fingerprint
 
 
@@ -90,7 +89,7 @@ def test_the_same_evaluation_gives_the_same_bytes(path):
 @pytest.mark.parametrize("attack", [PGD(0.031, steps=2, step_size=0.02), PGD(0.5, norm="l2", step_size=0.3, steps=3)])
 def test_every_real_evaluation_is_verified(tmp_path, attack):
     model, samples, _ = attacked()
-    result = judge(model, attack, samples, MemoryState(), seed=7, block_size=16)
+    result = Evaluation(model, attack, samples, seed=7, block_size=16).run()
     content = written(tmp_path / "r", samples, result)
     np.testing.assert_array_equal(content.outcomes, result.outcomes)
     assert content.fooled.sum() > 3
@@ -101,7 +100,7 @@ def test_every_real_evaluation_is_verified(tmp_path, attack):
 
 def test_a_file_without_fooled_samples_and_configuration_is_valid(tmp_path):
     model, samples, result = first_pixels()
-    one = {name: getattr(result, name)[:1] for name in ("ids", "labels", "adversarial", "verdicts", "broken_by")}
+    one = {name: getattr(result, name)[:1] for name in ("ids", "labels", "adversarial", "outcomes", "fooled_by")}
     content = written(tmp_path / "r", samples, with_changes(result, blocks=[], **one), config=None)
     found = evidence.verify(content, model, samples, CONFIG)
     assert (found.ok, found.proven, found.checked["configuration"]) == (True, 0, 0)

@@ -288,7 +288,7 @@ def test_images_of_the_evidence_are_those_that_fool_the_model(tmp_path):
     assert supplement.flips.sum() == content.fooled.sum()
     assert np.diag(supplement.flips).sum() == 0
     result = result_of(content, "toy")
-    assert (result.robust.correct, result.judged) == (np.count_nonzero(content.outcomes == 1), len(content))
+    assert (result.robust.correct, result.evaluated) == (np.count_nonzero(content.outcomes == 1), len(content))
     report.write(result, tmp_path / "r.html", supplement)
     assert f"lightning-paf verify {tmp_path / 'e'} --ckpt CHECKPOINT" in check(tmp_path / "r.html").text
 

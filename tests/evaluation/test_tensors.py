@@ -11,7 +11,7 @@ from torch import nn
 
 import lightning_paf
 from lightning_paf.evaluation import Evaluation, EvaluationResult, Samples
-from lightning_paf.evaluation.evidence.write import read_receipt
+from lightning_paf.evaluation.evidence import read
 
 STEM = "worstof_linf_0.1"
 
@@ -31,7 +31,7 @@ def test_the_files_are_those_of_the_command_and_the_evaluation_resumes(tmp_path)
     assert "Written: " in lines[-1]
     saved = EvaluationResult.load(tmp_path / "mine" / f"{STEM}.json")
     assert (saved.outcomes.tolist(), saved.identity) == (first.outcomes.tolist(), first.identity)
-    assert len(read_receipt(tmp_path / "mine" / f"{STEM}.evidence.safetensors")) == 23
+    assert len(read(tmp_path / "mine" / f"{STEM}.evidence.safetensors")) == 23
     next((tmp_path / "mine" / "state").rglob("*.record")).unlink()
     lightning_paf.evaluate(net, *data(), **settings)
     assert sum("misclassified; robust so far" in line for line in lines) == 18 + 1

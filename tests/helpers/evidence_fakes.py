@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from helpers.fakes import images, tiny_classifier
 from lightning_paf.attacks import PGD, Attack
 from lightning_paf.evaluation import evidence
+from lightning_paf.evaluation.evaluate import Evaluation
 from lightning_paf.evaluation.evidence.read import KEY
-from lightning_paf.evaluation.identity import Header
 from lightning_paf.evaluation.samples import Samples
 
 CONFIG = "a: 1\n"
@@ -38,12 +38,12 @@ class Result:
     ids: np.ndarray
     labels: np.ndarray
     adversarial: np.ndarray
-    verdicts: np.ndarray
-    broken_by: np.ndarray
-    header: Header
+    outcomes: np.ndarray
+    fooled_by: np.ndarray
+    evaluation: Evaluation
     blocks: list
     total: int
-    stages: tuple = (SubAttack("clean"), SubAttack("pgd"))
+    sub_attacks: tuple = (SubAttack("clean"), SubAttack("pgd"))
 
     def examples(self):
         yield from self.blocks
@@ -75,7 +75,7 @@ def first_pixels(attack: Attack = ATTACK):
         np.array([0, 1, 1, 1]),
         np.array([1, 2, 2, 3], np.uint8),
         np.array([-1, 1, 1, -1], np.int8),
-        Header.of(model, attack, samples, seed=7, block_size=2, precision="fp32"),
+        Evaluation(model, attack, samples, seed=7, block_size=2),
         [(np.array([1]), x_adv[:1]), (np.array([2]), x_adv[1:])],
         total=4,
     )
@@ -96,8 +96,8 @@ def attacked(n: int = 40, attack: Attack = ATTACK):
     blocks = [(part, x_adv[part]) for part in np.array_split(np.flatnonzero(outcomes == 2), 3)]
     fooled_by = np.where(outcomes == 2, 1, -1).astype(np.int8)
     samples = Samples.of(x, y)
-    header = Header.of(model, attack, samples, seed=7, block_size=16, precision="fp32")
-    result = Result(np.arange(n), y.numpy(), adversarial.numpy(), outcomes, fooled_by, header, blocks, n)
+    evaluation = Evaluation(model, attack, samples, seed=7, block_size=16)
+    result = Result(np.arange(n), y.numpy(), adversarial.numpy(), outcomes, fooled_by, evaluation, blocks, n)
     return model, samples, result
 
 

@@ -153,7 +153,7 @@ def test_copies_keep_their_noise_and_checkpoints_the_keys_of_the_network():
         assert torch.equal(twin(X), expected)
 
 
-def test_verdicts_tell_ensembles_apart():
+def test_identities_separate_ensembles():
     settings = [(0.2, 0.1, 10), (0.3, 0.1, 10), (0.2, 0.2, 10), (0.2, 0.1, 5)]
     assert len({network_fingerprint(ensemble(*values)) for values in settings}) == 4
 

@@ -123,7 +123,8 @@ def logit_scale(context: Context) -> CheckResult:
     before = context.robust_to(context.pgd(cross_entropy), context.correct)
     after, powers = before, max(1, math.ceil(math.log10(max(size, 1.0))))
     for power in range(1, powers + 1):
-        after = context.robust_to(context.pgd(lambda z, y, by=10.0**power: cross_entropy(z / by, y)), after)
+        attack = context.pgd(lambda z, y, by=10.0**power: cross_entropy(z / by, y))  # type: ignore[misc]
+        after = context.robust_to(attack, after)
     divisors = "10" if powers == 1 else f"10 to 1e{powers}"
     hint = "Large logits saturate the softmax in cross-entropy. Attack the margin or DLR, as AutoAttack does."
     texts = (f"PGD-{STEPS} on cross-entropy", f"with logits over {divisors}")
