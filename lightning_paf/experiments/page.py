@@ -79,16 +79,8 @@ def summary(found: dict[str, Any]) -> str:
     Args:
         found: What `report.content` returned.
     """
-    variants = ", ".join(
-        f"{variant} {100 * np.mean(values['clean']):.1f} / {100 * np.mean(values['autoattack']):.1f}"
-        for variant, values in found["variants"].items()
-    )
-    return (
-        f"On digits (linf {found['eps']:g}, {found['seeds']} seeds, {found['examples']} test images, "
-        f"{found['machine']}): of {len(found['claims'])} claims {_counted(found)}. "
-        f"Clean / AutoAttack accuracy in %: {variants}. "
-        f"Intervals: [results](../results/methods.md#{found['method']})."
-    )
+    count, method = len(found["claims"]), found["method"]
+    return f"Of {count} claims {_counted(found)}; variants, accuracies and intervals: [results](../results/methods.md#{method})."
 
 
 def _counted(found: dict[str, Any]) -> str:
