@@ -1,5 +1,6 @@
 """Documentation: examples run, links and named files exist."""
 
+import json
 import re
 import sys
 import textwrap
@@ -133,3 +134,12 @@ def test_named_files_and_linked_headings_exist(document):
     links = [link for link in re.findall(r"\]\(([^)\s]+)\)", text) if not link.startswith("http")]
     missing += [link for link in links if not target_exists(document.parent, link)]
     assert not missing
+
+
+def test_the_architecture_shows_the_imports(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "docs")
+    drawing = import_module("draw_architecture")
+    assert json.loads(drawing.DATA.read_text()) == drawing.edges(), "run: python docs/draw_architecture.py"
+    documented = re.findall(r"^\| \d+ \| (.*) \|$", (ROOT / "docs" / "architecture.md").read_text(), re.M)
+    rooms = [set(re.findall(r"`(\w+)`", row)) for row in documented]
+    assert rooms == [set(layer) for layer in drawing.layers()]

@@ -79,8 +79,8 @@ def summary(found: dict[str, Any]) -> str:
     Args:
         found: What `report.content` returned.
     """
-    count, method = len(found["claims"]), found["method"]
-    return f"Of {count} claims {_counted(found)}; variants, accuracies and intervals: [results](../results/methods.md#{method})."
+    link = f"[results](../results/methods.md#{found['method']})"
+    return f"Of {len(found['claims'])} claims {_counted(found)}; variants, accuracies and intervals: {link}."
 
 
 def _counted(found: dict[str, Any]) -> str:
