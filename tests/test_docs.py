@@ -4,6 +4,7 @@ import json
 import re
 import sys
 import textwrap
+from importlib import import_module
 
 import pytest
 import torch
