@@ -79,4 +79,4 @@ def test_make_targets_exist():
 def test_linked_files_and_headings_exist():
     links = [link for link in re.findall(r"\]\(([^)]+)\)", README) if not link.startswith("http")]
     assert links
-    assert not [link for link in links if not target_exists(ROOT, link)]
+    assert not [link for link in links if not target_exists(ROOT / "README.md", link)]

@@ -10,8 +10,8 @@ def anchors(text: str) -> set[str]:
     return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
-def target_exists(folder: Path, link: str) -> bool:
-    """Whether the file and the heading of a relative link exist."""
+def target_exists(document: Path, link: str) -> bool:
+    """Whether the file and the heading of a relative link in a document exist."""
     name, _, anchor = link.partition("#")
-    path = folder / name
+    path = document.parent / name if name else document
     return path.exists() and (not anchor or anchor in anchors(path.read_text()))
