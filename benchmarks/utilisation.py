@@ -1,4 +1,4 @@
-"""Share of the machine's own bf16 matrix rate that a PGD training step reaches, counting what the method needs.
+"""Fraction of the machine's bf16 matrix rate that a PGD training step reaches.
 
     python benchmarks/utilisation.py                                      # a small ResNet-18, on the CPU
     python benchmarks/utilisation.py --device cuda --net wrn28_10 --compile
