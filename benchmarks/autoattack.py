@@ -4,7 +4,8 @@
     python benchmarks/autoattack.py --case resnet18 --data DIR --images 16 --eps 2/255
 
 `resnet18` is the CIFAR-10 network that pyautoattack ships; DIR holds CIFAR-10 as `--data.root` does (or test.npz).
-Every repetition takes other samples. Each attack runs on the samples that earlier ones of its engine left robust, as in `standard`.
+Every repetition takes other samples. Each attack runs on the samples that are robust to the earlier
+ones of its engine, as in `standard`.
 """
 
 import argparse

@@ -3,8 +3,8 @@
     python benchmarks/options.py
     python benchmarks/options.py --device cuda --net wrn28_10
 
-Variants are our training step (see benchmarks/ours.py) with PSSiLU and bf16 autocast: with the defaults, with each option
-switched off alone, with all of them off, and in fp32. Peak memory likewise.
+Variants are our training step (see benchmarks/ours.py) with PSSiLU and bf16 autocast: with the defaults, with each
+option switched off alone, with all of them off, and in fp32. Peak memory likewise.
 """
 
 import argparse

@@ -55,9 +55,9 @@ def main() -> None:
         early = stopping.run(net, samples, HalfWidth(options.half_width))
         accuracies = [f"{100 * check.robust / len(check.ids):.1f} %" for check in (cold, bound, early)]
         costs = [f"{check.passes / cold.passes:.2f}" for check in (bound, early)]
-        evaluated = f"{accuracies[2]} of {len(early.ids)}"
+        text = f"{accuracies[2]} of {len(early.ids)}"
         print(
-            f"| {epoch} | {accuracies[0]} | {accuracies[1]} | {bound.replayed} | {costs[0]} | {evaluated} | {costs[1]} |",
+            f"| {epoch} | {accuracies[0]} | {accuracies[1]} | {bound.replayed} | {costs[0]} | {text} | {costs[1]} |",
             flush=True,
         )
 
