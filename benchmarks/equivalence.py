@@ -6,8 +6,8 @@
 A ResNet-18 of width 8 with PSSiLU is trained by PGD-10 for 200 steps, several times: in fp32 with all of `Speed`
 switched off, in fp32 with its defaults, and in bf16 with its defaults. A seed gives all variants the same weights,
 batches and random starts; rounding then separates them, as another seed would. A variant passes if the 95 % interval of
-its difference from the first, in the mean loss of the last 50 steps, contains 0 (Welch, over `--repeats` seeds). The robust
-accuracy is under PGD-20 in fp32, with the exact 95 % interval of the first seed.
+its difference from the first, in the mean loss of the last 50 steps, contains 0 (Welch, over `--repeats` seeds). The
+robust accuracy is under PGD-20 in fp32, with the exact 95 % interval of the first seed.
 """
 
 import argparse
