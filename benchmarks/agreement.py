@@ -1,4 +1,4 @@
-"""Whether our AutoAttack and the reference package leave the same samples robust; a Markdown table.
+"""Agreement of our AutoAttack with the reference package, sample by sample; a Markdown table.
 
     python benchmarks/agreement.py --cases digits_relu digits_pssilu digits_standard --images 120
 

@@ -1,9 +1,9 @@
-"""What large trainings take: the tables of docs/scaling.md, "Arithmetic". Nothing is measured here.
+"""Derived sizes and times of large trainings: the tables of docs/results/arithmetic.md.
 
     python benchmarks/arithmetic.py
 
 Parameters and operations are counted on networks that are built without memory (the meta device). The rest are the
-constants below: data sheets, and shares of them that are targets until somebody measures them.
+constants below: data sheets, and fractions of them that are targets, not measurements.
 """
 
 from collections.abc import Callable
@@ -28,32 +28,32 @@ EPOCH = 50_000
 BATCH = 1024
 """Over all GPUs."""
 SYNTHETIC = 0.7
-"""Share of a batch that is drawn from a pool."""
+"""Fraction of synthetic images in a batch."""
 IMAGE = 32 * 32 * 3 + 8
 """Bytes of an image and its label on disk."""
 POOLS = {"1 M": 1_000_000, "6 M": 6_000_000, "50 M": 50_000_000, "300 M": 300_000_000}
 DISK = 1e9
-"""Bytes a second, of a shared file system that is read or written from beginning to end."""
+"""Bytes per second of sequential reads and writes on a shared file system."""
 FILES = 6
 """Checkpoints in a run folder at most: the best, the last, two periodic ones, that of a signal, one being written."""
 PEAK = 989e12
 """Operations a second in bf16 without sparsity: data sheet of an H100 SXM."""
 SHARE = {"ResNet-18": 0.25}
 WIDE_SHARE = 0.40
-"""Of the peak that a step reaches: the targets of docs/performance.md."""
+"""Fraction of the peak rate of a step: the targets of docs/performance.md."""
 LINKS = {1: float("inf"), 8: 450e9, 64: 50e9}
 """GPUs: bytes a second between them in one direction; NVLink in a machine, 400 Gbit/s for each GPU between machines."""
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What is counted on one network.
+    """Counts of one network.
 
     Attributes:
         parameters: Trainable numbers.
         weights: Bytes of parameters and buffers.
         step: Operations of a PGD step of adversarial training, for one image.
-        share: Of the peak rate.
+        share: Fraction of the peak rate.
     """
 
     parameters: int
@@ -92,7 +92,7 @@ def size(net: nn.Module) -> int:
 
 
 def pool_table() -> str:
-    """What pools of images weigh."""
+    """Sizes of synthetic sets."""
     rows = [
         [name, f"{n * IMAGE / 1e9:,.0f} GB", f"{n * IMAGE / DISK / 60:,.1f} min", f"{n / (EPOCH * SYNTHETIC):,.0f}"]
         for name, n in POOLS.items()
@@ -101,7 +101,7 @@ def pool_table() -> str:
 
 
 def checkpoint_table(costs: dict[str, Cost]) -> str:
-    """What the networks weigh."""
+    """Sizes of checkpoints."""
     rows = [
         [
             name,
@@ -117,8 +117,8 @@ def checkpoint_table(costs: dict[str, Cost]) -> str:
 
 
 def epoch_table(costs: dict[str, Cost]) -> str:
-    """What an epoch takes."""
-    header = ["", "operations an image", "share of the peak", "images/s on 1 GPU", "1 GPU", "8 GPUs", "64 GPUs"]
+    """Times of an epoch."""
+    header = ["", "operations an image", "fraction of the peak", "images/s on 1 GPU", "1 GPU", "8 GPUs", "64 GPUs"]
     rows = [
         [
             name,
@@ -133,7 +133,7 @@ def epoch_table(costs: dict[str, Cost]) -> str:
 
 
 def loader_table(costs: dict[str, Cost]) -> str:
-    """What one GPU asks of its loader."""
+    """Images and random reads per second for one GPU."""
     rows = [
         [
             name,
@@ -152,7 +152,7 @@ def table(header: list[str], rows: list[list[str]]) -> str:
 
 
 def tables() -> list[str]:
-    """All, in the order of the document."""
+    """All tables, in the order of the document."""
     costs = {name: cost(name) for name in NETS}
     return [pool_table(), loader_table(costs), checkpoint_table(costs), epoch_table(costs)]
 

@@ -4,7 +4,8 @@
     python benchmarks/autoattack.py --case resnet18 --data DIR --images 16 --eps 2/255
 
 `resnet18` is the CIFAR-10 network that pyautoattack ships; DIR holds CIFAR-10 as `--data.root` does (or test.npz).
-Every repetition takes other samples. Each attack runs on what its own predecessors left robust, as in `standard`.
+Every repetition takes other samples. Each attack runs on the samples that are robust to the earlier
+ones of its engine, as in `standard`.
 """
 
 import argparse
@@ -84,7 +85,7 @@ def reference(model: nn.Module, x: Tensor, y: Tensor, options: argparse.Namespac
 
 
 def shorten(adversary: object, budget: float) -> None:
-    """The same share of every attack's iterations; 1 is `standard`."""
+    """The same fraction of every attack's iterations; 1 is `standard`."""
     if budget == 1:
         return
     for apgd in (adversary.apgd, adversary.apgd_targeted):

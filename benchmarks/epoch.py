@@ -1,4 +1,4 @@
-"""Share of an epoch that passes outside of attack and update.
+"""Fraction of an epoch outside attack and update.
 
     python benchmarks/epoch.py
     python benchmarks/epoch.py --device cuda --compile

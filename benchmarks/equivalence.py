@@ -1,13 +1,13 @@
-"""Whether what makes the training fast leaves the training as it is: loss curves and robust accuracies, side by side.
+"""Training with and without the speed options: loss curves and robust accuracies.
 
     python benchmarks/equivalence.py --picture curves.png                  # the 8x8 digits
     python benchmarks/equivalence.py --data FOLDER --picture curves.png    # train.npz and test.npz, as `--data.root`
 
 A ResNet-18 of width 8 with PSSiLU is trained by PGD-10 for 200 steps, several times: in fp32 with all of `Speed`
-switched off, in fp32 with its defaults, and in bf16 with its defaults. A seed gives all arms the same weights, batches
-and random starts; rounding then separates them, as another seed would. Compared is the mean loss of the last 50 steps:
-an arm passes where the 95 % interval of its difference from the first arm contains 0 (Welch, over the seeds;
-`--repeats` says how many). The robust accuracy is under PGD-20 in fp32, with the exact 95 % interval of the first seed.
+switched off, in fp32 with its defaults, and in bf16 with its defaults. A seed gives all variants the same weights,
+batches and random starts; rounding then separates them, as another seed would. A variant passes if the 95 % interval of
+its difference from the first, in the mean loss of the last 50 steps, contains 0 (Welch, over `--repeats` seeds). The
+robust accuracy is under PGD-20 in fp32, with the exact 95 % interval of the first seed.
 """
 
 import argparse
@@ -38,7 +38,7 @@ from lightning_paf.utils.figures import COLOURS, open_figure, save_figure
 
 PLAIN = Speed(channels_last=False, fused=False, folded=False, recompute=False)
 ARMS = {"fp32, plain": ("fp32", PLAIN), "fp32": ("fp32", Speed()), "bf16": ("bf16", Speed())}
-"""Precision and speed; the first one is what the others are compared with."""
+"""Precision and speed options; the first variant is the baseline."""
 DIGITS_EPS = 0.2
 TAIL = 50
 """Steps that are compared."""
@@ -48,7 +48,7 @@ WINDOW = 20
 
 @dataclass(frozen=True)
 class Task:
-    """Images (N, C, H, W) and labels to train on and to judge with, and the size of the perturbation."""
+    """Training and test images (N, C, H, W) with labels, and eps."""
 
     spec: DatasetSpec
     train: tuple[Tensor, Tensor]
@@ -61,7 +61,7 @@ class Task:
 
 @dataclass(frozen=True)
 class Run:
-    """The loss of every step, and what is robust at the end."""
+    """Loss of every step, and robust samples at the end."""
 
     losses: list[float]
     robust: Accuracy

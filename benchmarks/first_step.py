@@ -4,8 +4,8 @@
     python benchmarks/first_step.py --compile --quick --net wrn10            # both, at a size for CPUs
     python benchmarks/first_step.py --device cuda --net wrn28_10 --compile
 
-Every measurement is a process of its own with empty compiler caches. It begins with `Trainer.fit`: imports and the
-making of the images are before it; reading them, moving the network, generating and compiling kernels are within.
+Every measurement is a separate process with empty compiler caches. It starts at `Trainer.fit`: it excludes imports and
+the making of the images, and includes reading them, moving the network, and generating and compiling kernels.
 After the first step (attack, pass without gradients for BatchNorm, update) come more steps, a validation whose last
 batch is smaller, and a second epoch: none of them may compile anything. The training loader fills its last batch up.
 """
@@ -70,7 +70,7 @@ class Reasons(logging.Handler):
 
 
 def child(options: argparse.Namespace) -> None:
-    """One measurement, in this process; writes what it found to `--child`."""
+    """One measurement in this process, written to `--child`."""
     reasons = Reasons()
     torch._logging.set_logs(recompiles=True)
     recompiles = logging.getLogger("torch._dynamo.guards.__recompiles")

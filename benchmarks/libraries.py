@@ -1,11 +1,11 @@
-"""PGD of libraries that a user would pick, against ours: images a second over ours, and the robust accuracy they find.
+"""PGD of other libraries against ours: images per second over ours, and robust accuracy.
 
     python benchmarks/libraries.py
     python benchmarks/libraries.py --device cuda
 
 All run the same number of steps of the same length from a random start, linf, on the same frozen network in eval mode
-and in fp32: ours as it is called (`PGD()(model, x, y)`), ours on the folded model that training uses (in fp32, and in
-bf16 if told so), `foolbox`, `adv_lib`, `torchattacks`, and the loop that `torchattacks` and many repositories have,
+and in fp32: ours as it is called (`PGD()(model, x, y)`), ours on the folded model of training (in fp32, and in bf16
+with an option), `foolbox`, `adv_lib`, `torchattacks`, and the loop that `torchattacks` and many repositories have,
 written plainly. The robust accuracies are those on a network that was trained on digits (benchmarks/networks.py).
 `adv_lib` returns an image that was fooled before any of the steps, the others what the last step leaves.
 """
@@ -38,7 +38,7 @@ WARMUP = {"cpu": 1, "cuda": 3}
 
 @dataclass(frozen=True)
 class Setting:
-    """What all of them are told."""
+    """Settings of all libraries."""
 
     eps: float
     step_size: float
@@ -85,7 +85,7 @@ MAKERS = {f.__name__: f for f in (plain_loop, foolbox, adv_lib, torchattacks)}
 
 
 def theirs(model: nn.Module, setting: Setting) -> tuple[dict[str, Run], dict[str, str]]:
-    """What can be run, and the versions; `not installed` for what cannot."""
+    """Installed libraries with versions; `not installed` for the others."""
     runs: dict[str, Run] = {}
     versions: dict[str, str] = {}
     for name, make in MAKERS.items():

@@ -1,4 +1,4 @@
-"""What all speed benchmarks share: interleaved timing, peak memory, the machine, the table and the JSON file."""
+"""Common parts of the speed benchmarks: interleaved timing, peak memory, the machine, the table and the JSON file."""
 
 import argparse
 import json
@@ -30,7 +30,7 @@ def parser(description: str | None, repeats: int) -> argparse.ArgumentParser:
 
 
 def prepare(options: argparse.Namespace) -> torch.device:
-    """Set the threads, and on CUDA what the GPU recipes set (`benchmark: true`)."""
+    """Set the threads, and on CUDA the setting of the GPU recipes (`benchmark: true`)."""
     torch.set_num_threads(options.threads)
     torch.backends.cudnn.benchmark = options.device == "cuda"
     return torch.device(options.device)
@@ -78,12 +78,12 @@ def spread(values: Sequence[float]) -> dict[str, float]:
 
 
 def ratios(a: list[float], b: list[float]) -> dict[str, float]:
-    """Of `a` over `b`, repeat by repeat: what was measured side by side is divided."""
+    """Ratios of `a` over `b`, repeat by repeat."""
     return spread([x / y for x, y in zip(a, b, strict=True)])
 
 
 def peak_memory(call: Callable[[], Any], device: torch.device) -> int:
-    """Bytes that `call` holds at most, beyond what lived before it.
+    """Peak bytes of `call` above those allocated before it.
 
     On CUDA the allocator counts. On CPU the profiler sees every allocation and release of a tensor's memory; summed in
     the order of time, they are what is alive. Scratch space inside of libraries is in neither.

@@ -1,10 +1,10 @@
-"""What each option of `Speed` contributes: the time of a step without it over the time with all of them.
+"""Effect of each option of `Speed`: time of a step without it over the time with all.
 
     python benchmarks/options.py
     python benchmarks/options.py --device cuda --net wrn28_10
 
-Arms are our training step (see benchmarks/ours.py) with PSSiLU and bf16 autocast: with the defaults, with each option
-switched off alone, with all of them off, and in fp32. Peak memory likewise.
+Variants are our training step (see benchmarks/ours.py) with PSSiLU and bf16 autocast: with the defaults, with each
+option switched off alone, with all of them off, and in fp32. Peak memory likewise.
 """
 
 import argparse

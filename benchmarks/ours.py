@@ -1,4 +1,4 @@
-"""Our training step for the benchmarks, by way of `RobustModule`, and the sizes it is measured at."""
+"""Our training step for the benchmarks, and the sizes of its networks."""
 
 import argparse
 import warnings
@@ -66,7 +66,7 @@ def attack(steps: int) -> PGD:
 def module(
     options: argparse.Namespace, activation: Activation | None = None, speed: Speed | None = None
 ) -> RobustModule:
-    """What a recipe of PGD adversarial training builds; PSSiLU with its default settings unless told."""
+    """A training module as recipes of PGD adversarial training build it; PSSiLU by default."""
     net = NETS[options.net](options.width)
     activation = PSSiLU() if activation is None else activation
     speed = Speed(compile=options.compile) if speed is None else speed

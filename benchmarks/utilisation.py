@@ -1,4 +1,4 @@
-"""Share of the machine's own bf16 matrix rate that a PGD training step reaches, counting what the method needs.
+"""Fraction of the machine's bf16 matrix rate that a PGD training step reaches.
 
     python benchmarks/utilisation.py                                      # a small ResNet-18, on the CPU
     python benchmarks/utilisation.py --device cuda --net wrn28_10 --compile
@@ -7,8 +7,8 @@
 Counted are the multiplications and additions of convolutions and linear layers, as `torch.utils.flop_counter` finds
 them in one forward pass and in its backward passes: the pass without gradients for BatchNorm; for every attack step a
 forward pass and the gradient of the images; for the update a forward pass and the gradient of the weights, which
-needs that of the activations and not that of the images. Nothing that is computed again or besides counts. The rate is
-that of a large square matrix product in bf16, measured beside the steps.
+needs that of the activations and not that of the images. Recomputation and other work do not count. The rate is
+that of a large square matrix product in bf16, measured next to the steps.
 """
 
 import measure

@@ -1,8 +1,8 @@
-"""What a check costs that begins where the last one ended, and what it misses; a Markdown table.
+"""Cost and accuracy of warm checks against cold ones; a Markdown table.
 
     python benchmarks/warm_check.py
 
-A small network learns the digits adversarially. After every epoch the same test images are judged twice: by a warm
+A small network learns the digits adversarially. After every epoch the same test images are evaluated twice: by a warm
 check, as `WarmEval` does it, and by a cold one, APGD on the cross-entropy and targeted with all their steps.
 """
 
@@ -55,9 +55,9 @@ def main() -> None:
         early = stopping.run(net, samples, HalfWidth(options.half_width))
         accuracies = [f"{100 * check.robust / len(check.ids):.1f} %" for check in (cold, bound, early)]
         costs = [f"{check.passes / cold.passes:.2f}" for check in (bound, early)]
-        judged = f"{accuracies[2]} of {len(early.ids)}"
+        text = f"{accuracies[2]} of {len(early.ids)}"
         print(
-            f"| {epoch} | {accuracies[0]} | {accuracies[1]} | {bound.replayed} | {costs[0]} | {judged} | {costs[1]} |",
+            f"| {epoch} | {accuracies[0]} | {accuracies[1]} | {bound.replayed} | {costs[0]} | {text} | {costs[1]} |",
             flush=True,
         )
 

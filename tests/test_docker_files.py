@@ -295,6 +295,6 @@ def test_the_training_job_names_its_runtime():
 
 
 def test_judges_share_the_work():
-    job = JOBS["paf-judge"]
+    job = JOBS["paf-evaluate"]
     assert job["completionMode"] == "Indexed"
     assert job["completions"] == job["parallelism"] > 1

@@ -1,22 +1,26 @@
-"""The examples in the documentation run, and the files that it names exist."""
+"""Documentation: examples run, links and named files exist."""
 
+import json
 import re
 import sys
 import textwrap
-from pathlib import Path
+from importlib import import_module
 
 import pytest
 import torch
 import yaml
 from helpers.fakes import CONFIGS
+from helpers.markdown import target_exists
 from helpers.recipe_headers import commands, cost_in_header, cost_line, costs
 
 from lightning_paf.cli.training import train
 
 ROOT = CONFIGS.parent
-DOCS = sorted((ROOT / "docs").glob("*.md"))
+DOCS = sorted((ROOT / "docs").rglob("*.md"))
+OTHERS = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "SECURITY.md", "docker/README.md")]
+WITH_PYTHON = [path for path in DOCS if path.name != "extending.md" and "```python" in path.read_text()]
 EXTENDING = (ROOT / "docs" / "extending.md").read_text()
-# The parser refuses a bare name that two classes have, and who has followed the page has one in the package.
+# The parser refuses a bare name that two classes have, and readers of the page may have added one to the package.
 for defined in re.findall(r"^class (\w+)", EXTENDING, re.M):
     EXTENDING = re.sub(rf"(?<!nn\.)\b{defined}\b", f"{defined}Example", EXTENDING)
 SECTIONS = dict(part.split("\n", 1) for part in EXTENDING.split("\n## ")[1:])
@@ -25,7 +29,7 @@ EXAMPLES = {
     for title, text in SECTIONS.items()
     if (blocks := re.findall(r"^```python\n(.*?)^```", text, re.S | re.M))
 }
-MADE_BY_THE_READER = "/half"  # files of the whole method: half_and_half.py, half-and-half.json
+MADE_BY_THE_READER = re.compile(r"/half|/[A-Z]+\.")  # files of the whole method; placeholders such as NAME.yaml
 IMPORTED = ["An activation", "An attack", "An objective", "A network", "A schedule", "An augmentation", "A callback"]
 
 
@@ -66,21 +70,29 @@ def test_the_examples_are_found_by_their_import_path(tmp_path, monkeypatch):
     assert "StopWhenRobustExample" in {type(callback).__name__ for callback in cli.trainer.callbacks}
 
 
-@pytest.mark.parametrize("document", [path for path in DOCS if path.name != "extending.md"], ids=lambda path: path.name)
+@pytest.mark.parametrize("document", WITH_PYTHON, ids=lambda path: path.name)
 def test_python_blocks_of_other_documents_run(document):
     """All blocks of a document follow one another."""
     blocks = re.findall(r"^```python\n(.*?)^```", document.read_text(), re.S | re.M)
     exec(compile("\n\n".join(blocks), document.name, "exec"), {})
 
 
-CARDS = re.split(r"^##+ ", (ROOT / "docs" / "methods.md").read_text(), flags=re.M)[1:]
+METHODS = ROOT / "docs" / "methods"
+PAGES = [path for path in sorted(METHODS.glob("*.md")) if path.name != "README.md"]
 
 
-@pytest.mark.parametrize("card", CARDS, ids=lambda card: card.split("\n", 1)[0])
-def test_a_card_has_what_the_page_promises(card):
-    assert "```bash\nlightning-paf " in card
-    assert re.search(r"[Pp]ublished", card)
-    assert re.search("[Dd]epartures|[Ww]here (the )?sources? (is|are) silent|reconstruction", card)
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.stem)
+def test_a_page_of_a_method_has_recipe_published_numbers_and_differences(page):
+    text = page.read_text()
+    assert re.search(r"`configs/[\w/]+\.yaml`|^lightning-paf ", text, re.M)
+    assert re.search(r"[Pp]ublished", text)
+    assert re.search(r"^## (Differences from|Choices where)", text, re.M)
+    assert f"({page.name})" in (METHODS / "README.md").read_text()
+
+
+def test_every_recipe_of_a_method_has_a_page():
+    text = (METHODS / "README.md").read_text()
+    assert not [path.name for path in (CONFIGS / "methods").glob("*.yaml") if f"`{path.name}`" not in text]
 
 
 def indented(language: str) -> str:
@@ -89,13 +101,13 @@ def indented(language: str) -> str:
     return textwrap.dedent(block[1])
 
 
-def test_the_whole_method_has_a_study_that_names_its_arms():
+def test_the_whole_method_has_an_experiment_that_names_its_variants():
     module = {}
     exec(compile(indented("python"), "half_and_half", "exec"), module)
-    assert {arm.name for arm in module["STUDY"].arms} == {"pgd", "half"}
+    assert {variant.name for variant in module["EXPERIMENT"].variants} == {"pgd", "half"}
 
 
-def test_the_whole_method_has_a_recipe_that_builds_and_a_header_that_is_true(tmp_path, monkeypatch):
+def test_the_whole_method_has_a_recipe_that_builds_with_a_correct_header(tmp_path, monkeypatch):
     written = re.search(r"^```python\n(.*?)^```", SECTIONS["An objective"], re.S | re.M)
     (tmp_path / "my_project.py").write_text(written[1])  # the first block alone
     monkeypatch.syspath_prepend(tmp_path)
@@ -112,21 +124,23 @@ def test_the_whole_method_has_a_recipe_that_builds_and_a_header_that_is_true(tmp
     assert cli.model.objective.clean_weight == 0.5
     assert [words[0] for words in commands(recipe)] == ["fit", "test"]
     spent = costs(cli.model.to("meta"), cli.datamodule, cli.trainer.max_epochs)
-    assert cost_in_header(recipe) == pytest.approx(spent, rel=0.1), f"it should say: {cost_line(*spent)}"
+    assert cost_in_header(recipe) == pytest.approx(spent, rel=0.1), f"expected: {cost_line(*spent)}"
 
 
-@pytest.mark.parametrize("document", DOCS, ids=lambda path: path.name)
-def test_files_that_a_document_names_exist(document):
-    text = document.read_text()
-    named = set(re.findall(r"\b(?:configs|lightning_paf|tests|docs)/[\w/.]*\w/?", text))
-    named |= {str(Path("docs") / link) for link in re.findall(r"\]\(([\w/.]+)\)", text)}
-    missing = [path for path in sorted(named) if MADE_BY_THE_READER not in path and not (ROOT / path).exists()]
+@pytest.mark.parametrize("document", [*DOCS, *OTHERS], ids=lambda path: str(path.relative_to(ROOT)))
+def test_named_files_and_linked_headings_exist(document):
+    text = re.sub(r"^````markdown.*?^````", "", textwrap.dedent(document.read_text()), flags=re.S | re.M)
+    named = set(re.findall(r"(?<![\w/.])(?:configs|lightning_paf|tests|docs)/[\w/.]*\w/?", text))
+    missing = [path for path in sorted(named) if not MADE_BY_THE_READER.search(path) and not (ROOT / path).exists()]
+    links = [link for link in re.findall(r"\]\(([^)\s]+)\)", text) if not link.startswith("http")]
+    missing += [link for link in links if not target_exists(document, link)]
     assert not missing
 
 
-@pytest.mark.parametrize("document", DOCS, ids=lambda path: path.name)
-def test_headings_that_a_document_links_to_exist(document):
-    text = document.read_text()
-    headings = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
-    anchors = {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
-    assert set(re.findall(r"\]\(#([^)]+)\)", text)) <= anchors
+def test_the_architecture_shows_the_imports(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "docs")
+    drawing = import_module("draw_architecture")
+    assert json.loads(drawing.DATA.read_text()) == drawing.edges(), "run: python docs/draw_architecture.py"
+    documented = re.findall(r"^\| \d+ \| (.*) \|$", (ROOT / "docs" / "architecture.md").read_text(), re.M)
+    rooms = [set(re.findall(r"`(\w+)`", row)) for row in documented]
+    assert rooms == [set(layer) for layer in drawing.layers()]

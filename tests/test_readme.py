@@ -1,4 +1,4 @@
-"""What the README tells a stranger to type works."""
+"""Commands, code and links of the README."""
 
 import re
 import shlex
@@ -7,6 +7,7 @@ from contextlib import redirect_stdout
 import pytest
 import torch
 from helpers.fakes import CONFIGS
+from helpers.markdown import target_exists
 
 from lightning_paf.__main__ import TRAINING, main
 
@@ -18,7 +19,8 @@ TOOLS = [c for c in COMMANDS if c.split()[1] not in TRAINING]
 COMMANDS = [c for c in COMMANDS if c not in TOOLS]
 
 
-def test_the_readme_has_commands():
+def test_the_readme_is_short_and_has_commands():
+    assert len(README.splitlines()) <= 120
     assert len(COMMANDS) >= 6
 
 
@@ -32,7 +34,7 @@ def test_training_commands_are_accepted(command, monkeypatch, capsys):
 
 
 def saved_run(folder, monkeypatch) -> None:
-    """A run folder as the README's first command leaves it: with a configuration, and a checkpoint without weights."""
+    """A run folder with the configuration of the README's first command and checkpoints without weights."""
     monkeypatch.chdir(ROOT)
     (folder / "checkpoints").mkdir(parents=True)
     with (folder / "config.yaml").open("w") as config, redirect_stdout(config), pytest.raises(SystemExit, match="0"):
@@ -44,19 +46,20 @@ def saved_run(folder, monkeypatch) -> None:
 
 @pytest.mark.parametrize("command", [c for c in COMMANDS if "--ckpt_path" in c])
 def test_commands_on_a_run_are_accepted(command, tmp_path, monkeypatch, capsys):
-    (place,) = set(re.findall(r"(runs/\w+)/", command))
-    saved_run(tmp_path / place, monkeypatch)
+    (run,) = set(re.findall(r"(runs/\w+)/", command))
+    saved_run(tmp_path / run, monkeypatch)
     with pytest.raises(SystemExit) as stopped:
-        main([*shlex.split(command.replace(f" {place}/", f" {tmp_path / place}/"))[1:], "--print_config"])
+        main([*shlex.split(command.replace(f" {run}/", f" {tmp_path / run}/"))[1:], "--print_config"])
     assert stopped.value.code == 0
     assert "class_path" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("command", TOOLS)
-def test_tools_know_the_options(command, capsys):
+def test_commands_have_the_options(command, capsys):
     words = shlex.split(command)[1:]
+    names = words[:2] if words[0] == "analyze" else words[:1]
     with pytest.raises(SystemExit) as stopped:
-        main([words[0], *words[1:2] * (words[0] == "analyze"), "--help"])
+        main([*names, "--help"])
     assert stopped.value.code == 0
     text = capsys.readouterr().out
     ours = [word for word in words if word.startswith("--") and not word.startswith(("--data.", "--model."))]
@@ -73,7 +76,7 @@ def test_make_targets_exist():
     assert set(re.findall(r"^make (\w+)", SHELL, re.MULTILINE)) <= targets
 
 
-def test_links_lead_somewhere():
-    links = [link for link in re.findall(r"\]\(([^)#]+)\)", README) if not link.startswith("http")]
+def test_linked_files_and_headings_exist():
+    links = [link for link in re.findall(r"\]\(([^)]+)\)", README) if not link.startswith("http")]
     assert links
-    assert not [link for link in links if not (ROOT / link).exists()]
+    assert not [link for link in links if not target_exists(ROOT / "README.md", link)]

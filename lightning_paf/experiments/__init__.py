@@ -1,5 +1,5 @@
-"""Small experiments that put a paper's claim to the test, one file a method in `experiments/methods`."""
+"""Small experiments that test the claims of papers, one file per method in `experiments/methods`."""
 
-from lightning_paf.experiments.experiment import Arm, Claim, Measure, Study, find_study, study_names
+from lightning_paf.experiments.experiment import Claim, Experiment, Metric, Variant, experiment_names, find_experiment
 
-__all__ = ["Arm", "Claim", "Measure", "Study", "find_study", "study_names"]
+__all__ = ["Claim", "Experiment", "Metric", "Variant", "experiment_names", "find_experiment"]

@@ -1,4 +1,4 @@
-"""What several studies measure, beside what is measured in all of them."""
+"""Metrics that several experiments share."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 
 def margin_pgd(eps: float) -> "Attack":
-    """PGD-20 in linf on the margin, from three starts: the `pgd` of studies."""
+    """PGD-20 in linf on the margin with three restarts: the metric `pgd`."""
     from lightning_paf.attacks import PGD, Restarts
     from lightning_paf.functional.losses import margin
 

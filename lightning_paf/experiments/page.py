@@ -1,4 +1,4 @@
-"""Outcomes for people: on the terminal, and as one table for all methods."""
+"""Results on the terminal and as a Markdown page."""
 
 import json
 from pathlib import Path
@@ -6,18 +6,20 @@ from typing import Any
 
 import numpy as np
 
-from lightning_paf.experiments.experiment import find_study, study_names
+from lightning_paf.experiments.experiment import experiment_names, find_experiment
 
-_HEAD = """Each line is made by the command beside it with `--json docs/results/methods/METHOD.json`;
-`lightning-paf reproduce --table docs/results/methods` writes this page. Each claim is a paired comparison over seeds
-and test images: **reproduced** and **not reproduced** say that its whole 95 % interval lies on one side of what is
-claimed; the word for a method is the worst of its paper's claims, or of all where none of its paper's is tested.
-Small networks on 8x8 digits decide nothing about large ones on photographs; a claim that fails here is reported as it
-came."""
+_HEAD = """The command of each row, with `--json docs/results/methods/METHOD.json`, writes its result;
+`lightning-paf reproduce --table docs/results/methods` writes this page.
+
+Each claim is a paired comparison over seeds and test images. A claim is **reproduced** or **not reproduced** if its
+95 % interval lies entirely above or below the claimed difference, and **inconclusive** otherwise. A method gets the
+worst conclusion of its paper's claims, or of our expectations if no claim of the paper is tested.
+
+Limitations: small networks on 8x8 digits decide nothing about large networks on photographs. Failed claims are kept."""
 
 
 def show(found: dict[str, Any]) -> None:
-    """Print one outcome.
+    """Print one result.
 
     Args:
         found: What `report.content` returned.
@@ -26,83 +28,78 @@ def show(found: dict[str, Any]) -> None:
     from rich.table import Column, Table
 
     console = Console(highlight=False)
-    names = list(next(iter(found["arms"].values())))
-    columns = (Column(name, overflow="fold") for name in ("arm", *names))  # whole names, also where there is no room
-    arms = Table(
+    names = list(next(iter(found["variants"].values())))
+    columns = (Column(name, overflow="fold") for name in ("variant", *names))
+    variants = Table(
         *columns, title=f"{found['title']}\nmean and standard deviation over {found['seeds']} seeds{_unit(found)}"
     )
-    for arm, values in found["arms"].items():
-        arms.add_row(arm, *(_mean(values[name], name in found["plain"]) for name in names))
-    console.print(arms)
-    claims = Table("claim", "measure", "difference, 95 %", "outcome")
+    for variant, values in found["variants"].items():
+        variants.add_row(variant, *(_mean(values[name], name in found["plain"]) for name in names))
+    console.print(variants)
+    claims = Table("claim", "metric", "difference, 95 %", "outcome")
     for claim in found["claims"]:
-        claims.add_row(claim["text"], claim["measure"], claim["shown"], claim["word"])
+        claims.add_row(claim["text"], claim["metric"], claim["shown"], claim["conclusion"])
     console.print(claims)
     if found["note"]:
         console.print(found["note"])
-    console.print(f"{found['method']}: {found['word']}")
+    console.print(f"{found['method']}: {found['conclusion']}")
 
 
 def page(folder: Path) -> str:
-    """One Markdown table of all outcomes in a folder.
+    """Markdown page of all results in a folder.
 
     Args:
         folder: Holds the files that `lightning-paf reproduce METHOD --json FILE` wrote.
 
     Raises:
-        ValueError: It holds none.
+        ValueError: The folder holds no result.
     """
     files = sorted(folder.glob("*.json"))
     if not files:
         raise ValueError(
-            f"{folder} holds no outcome. Write some: lightning-paf reproduce METHOD --json {folder}/METHOD.json."
+            f"{folder} must hold results, got none. Run lightning-paf reproduce METHOD --json {folder}/METHOD.json."
         )
-    outcomes = [json.loads(file.read_text()) for file in files]
-    lines = ["# What the papers claim, at the size of a laptop", "", _HEAD, ""]
+    results = [json.loads(file.read_text()) for file in files]
+    lines = ["# Claims of the papers, tested on digits", "", _HEAD, ""]
     lines += ["| method | the paper's claims | all claims | command |", "| --- | --- | --- | --- |"]
     lines += [
-        f"| {found['title']} | **{found['word']}** | {_counted(found)} | `{found['command']}` |" for found in outcomes
+        f"| {found['title']} | **{found['conclusion']}** | {_counted(found)} | `{found['command']}` |"
+        for found in results
     ]
-    missing = sorted({*study_names()} - {found["method"] for found in outcomes})
-    lines += [f"| {find_study(name).title} | not run yet | | `lightning-paf reproduce {name}` |" for name in missing]
-    return "\n".join([*lines, *(line for found in outcomes for line in _section(found, folder))])
+    missing = sorted({*experiment_names()} - {found["method"] for found in results})
+    lines += [
+        f"| {find_experiment(name).title} | not run yet | | `lightning-paf reproduce {name}` |" for name in missing
+    ]
+    return "\n".join([*lines, *(line for found in results for line in _section(found, folder))])
 
 
 def summary(found: dict[str, Any]) -> str:
-    """One outcome in a sentence, as the cards of docs/methods.md have it.
+    """One result in a sentence, as the pages in docs/methods have it.
 
     Args:
         found: What `report.content` returned.
     """
-    arms = ", ".join(
-        f"{arm} {100 * np.mean(values['clean']):.1f} / {100 * np.mean(values['autoattack']):.1f}"
-        for arm, values in found["arms"].items()
-    )
-    return (
-        f"Ours on digits (linf {found['eps']:g}, {found['seeds']} seeds, {found['examples']} test images, "
-        f"{found['machine']}): of {len(found['claims'])} claims {_counted(found)}. "
-        f"Clean / AutoAttack accuracy in %: {arms}. "
-        f"Intervals: [results/methods.md](results/methods.md#{found['method']})."
-    )
+    link = f"[results](../results/methods.md#{found['method']})"
+    return f"Of {len(found['claims'])} claims {_counted(found)}; variants, accuracies and intervals: {link}."
 
 
 def _counted(found: dict[str, Any]) -> str:
-    words = [claim["word"] for claim in found["claims"]]
+    words = [claim["conclusion"] for claim in found["claims"]]
     return ", ".join(f"{words.count(word)} {word}" for word in sorted({*words}, reverse=True))
 
 
 def _section(found: dict[str, Any], folder: Path) -> list[str]:
-    names = list(next(iter(found["arms"].values())))
+    names = list(next(iter(found["variants"].values())))
     lines = ["", f"## {found['method']}", "", found["title"] + ".", ""]
-    lines += [f"| arm | {' | '.join(names)} |", f"| --- |{' --- |' * len(names)}"]
+    lines += [f"| variant | {' | '.join(names)} |", f"| --- |{' --- |' * len(names)}"]
     lines += [
-        f"| {arm} | {' | '.join(_mean(values[n], n in found['plain']) for n in names)} |"
-        for arm, values in found["arms"].items()
+        f"| {variant} | {' | '.join(_mean(values[n], n in found['plain']) for n in names)} |"
+        for variant, values in found["variants"].items()
     ]
-    lines += ["", "| claim | measure | difference, 95 % | outcome |", "| --- | --- | --- | --- |"]
+    lines += ["", "| claim | metric | difference, 95 % | outcome |", "| --- | --- | --- | --- |"]
     for claim in found["claims"]:
         text = f"{claim['text']} ({claim['source']})".replace("|", "\\|")
-        lines.append(f"| {text} | {claim['measure']} | {claim['shown']} | {claim['word']} |")
+        lines.append(f"| {text} | {claim['metric']} | {claim['shown']} | {claim['conclusion']} |")
     lines += [
         "",
         f"Mean and standard deviation over {found['seeds']} seeds{_unit(found)}; linf eps {found['eps']}, "
@@ -110,7 +107,7 @@ def _section(found: dict[str, Any], folder: Path) -> list[str]:
     ]
     if (folder / f"{found['method']}.png").is_file():
         about = ", ".join(found["shown"]) or "clean and robust accuracy"
-        # Beside the folder, as docs/results/methods.md is.
+        # Next to the folder, like docs/results/methods.md.
         lines += ["", f"![{found['method']}: {about}]({folder.name}/{found['method']}.png)"]
     return [*lines, "", found["note"]] if found["note"] else lines
 

@@ -1,4 +1,4 @@
-"""The outcome of a study as plain values."""
+"""Result of an experiment as plain values."""
 
 import os
 import platform
@@ -8,64 +8,64 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lightning_paf.experiments.experiment import Claim, Study
-from lightning_paf.experiments.outcome import Measured, compared, overall
+from lightning_paf.experiments.claim_result import Measured, compare, overall
+from lightning_paf.experiments.experiment import Claim, Experiment
 from lightning_paf.experiments.run import Task, measured
 
 
-def content(method: str, study: Study, tasks: Sequence[Task], budget: str) -> dict[str, Any]:
-    """Means of all measures, an interval for each claim, and one word.
+def content(method: str, experiment: Experiment, tasks: Sequence[Task], budget: str) -> dict[str, Any]:
+    """Means of all metrics, an interval per claim, and a conclusion.
 
     Args:
-        method: Name of the study.
-        study: What was tried.
-        tasks: All of them, done.
+        method: Name of the experiment.
+        experiment: The experiment.
+        tasks: All tasks of the experiment, finished.
         budget: Name of the budget.
     """
-    values = {(task.arm, task.seed): measured(task) for task in tasks}
+    values = {(task.variant, task.seed): measured(task) for task in tasks}
     seeds = sorted({task.seed for task in tasks})
     names = list(next(iter(values.values())))
-    outcomes = [compared(claim, _sides(claim, values, seeds)) for claim in study.claims]
+    outcomes = [compare(claim, _sides(claim, values, seeds)) for claim in experiment.claims]
     return {
         "method": method,
-        "title": study.title,
+        "title": experiment.title,
         "command": f"lightning-paf reproduce {method} --budget {budget} --seeds {len(seeds)}",
-        "note": study.note,
-        "eps": study.eps,
+        "note": experiment.note,
+        "eps": experiment.eps,
         "seeds": len(seeds),
         "examples": tasks[0].examples,
         "machine": _machine(),
-        "plain": list(study.plain),
-        "shown": list(study.shown),
-        "arms": {
-            arm.name: {name: [float(np.mean(values[arm.name, seed][name])) for seed in seeds] for name in names}
-            for arm in study.arms
+        "plain": list(experiment.plain),
+        "shown": list(experiment.shown),
+        "variants": {
+            variant.name: {name: [float(np.mean(values[variant.name, seed][name])) for seed in seeds] for name in names}
+            for variant in experiment.variants
         },
         "claims": [
             {
                 "text": outcome.claim.text,
                 "source": outcome.claim.source,
-                "measure": f"{outcome.claim.measure} > {outcome.claim.than}".removesuffix(" > "),
+                "metric": f"{outcome.claim.metric} > {outcome.claim.than}".removesuffix(" > "),
                 "more": outcome.claim.more,
                 "less": outcome.claim.less,
                 "by": outcome.claim.by,
                 "difference": outcome.difference,
                 "low": outcome.low,
                 "high": outcome.high,
-                "shown": outcome.shown(outcome.claim.measure in study.plain),
-                "word": outcome.word,
+                "shown": outcome.shown(outcome.claim.metric in experiment.plain),
+                "conclusion": outcome.conclusion,
             }
             for outcome in outcomes
         ],
-        "word": overall(outcomes),
+        "conclusion": overall(outcomes),
     }
 
 
 def _sides(
     claim: Claim, values: Mapping[tuple[str, int], Mapping[str, NDArray[np.float64]]], seeds: list[int]
 ) -> Measured:
-    """What was measured on both sides of a claim."""
-    return {side: [values[arm, seed][name] for seed in seeds] for side, (arm, name) in claim.sides.items()}
+    """Values of both sides of a claim."""
+    return {side: [values[variant, seed][name] for seed in seeds] for side, (variant, name) in claim.sides.items()}
 
 
 def _machine() -> str:

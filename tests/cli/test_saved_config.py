@@ -320,7 +320,7 @@ KINDS = {
 }
 DIGITS = ["-c", str(CONFIGS / "demo" / "digits.yaml")]
 OPTIONS = [
-    *(["-c", str(path)] for folder in ("paper", "methods", "demo", "studies") for path in parts(folder)),
+    *(["-c", str(path)] for folder in ("paper", "methods", "demo", "experiments") for path in parts(folder)),
     *(
         [*DIGITS, *(word for key, paths in KINDS.items() for word in (f"--{key}", str(paths[number % len(paths)])))]
         for number in range(max(map(len, KINDS.values())))

@@ -1,4 +1,4 @@
-"""The command, with a study of two arms that takes seconds."""
+"""The command, with an experiment of two variants that takes seconds."""
 
 import contextlib
 import io
@@ -12,13 +12,13 @@ import pytest
 from helpers.fakes import CONFIGS
 
 from lightning_paf.commands import reproduce
-from lightning_paf.experiments import Arm, Claim, Study, run
+from lightning_paf.experiments import Claim, Experiment, Variant, run
 
-STUDY = Study(
-    "A study for the test",
+EXPERIMENT = Experiment(
+    "An experiment for the test",
     (
-        Arm("natural", ("--model.objective", "Natural")),
-        Arm("tuned", ("--model.init", "{natural}", "--trainer.max_epochs", "2")),
+        Variant("natural", ("--model.objective", "Natural")),
+        Variant("tuned", ("--model.init", "{natural}", "--trainer.max_epochs", "2")),
     ),
     (Claim("Tuning helps |w|", "tuned", "natural", "pgd", -9.0), Claim("The same", "tuned", "natural", "clean", -9.0)),
     ("--model.net.width", "4", "--data.train_examples", "128"),
@@ -29,12 +29,12 @@ STUDY = Study(
 
 @pytest.fixture(scope="module")
 def done(tmp_path_factory):
-    """The study, done twice in this process: its folder, what was printed, and when its results were written."""
-    folder, printed = tmp_path_factory.mktemp("study"), io.StringIO()
+    """The experiment, done twice in this process: its folder, what was printed, and when its results were written."""
+    folder, printed = tmp_path_factory.mktemp("experiment"), io.StringIO()
     words = ["small", "--budget", "smoke", "--out", str(folder / "out"), "--json", str(folder / "kept" / "small.json")]
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(printed):
         for module in (reproduce, run):
-            patch.setattr(module, "find_study", lambda name: STUDY)
+            patch.setattr(module, "find_experiment", lambda name: EXPERIMENT)
         patch.setattr(reproduce, "ProcessPoolExecutor", InThisProcess)
         patch.chdir(CONFIGS.parent)
         assert reproduce.main(words) == 0
@@ -63,16 +63,16 @@ class InThisProcess:
         return future
 
 
-def test_arms_are_trained_judged_and_compared(done):
+def test_variants_are_trained_evaluated_and_compared(done):
     found = json.loads((done.folder / "kept" / "small.json").read_text())
-    assert set(found["arms"]) == {"natural", "tuned"}
-    assert set(found["arms"]["tuned"]) == {"clean", "pgd", "autoattack", "constant"}
-    assert [claim["word"] for claim in found["claims"]] == ["reproduced", "reproduced"]
+    assert set(found["variants"]) == {"natural", "tuned"}
+    assert set(found["variants"]["tuned"]) == {"clean", "pgd", "autoattack", "constant"}
+    assert [claim["conclusion"] for claim in found["claims"]] == ["reproduced", "reproduced"]
     assert "Tuning helps |w|" in done.printed
     assert "fit -c" in (done.folder / "out" / "small-smoke" / "tuned-1" / "log.txt").read_text()
 
 
-def test_what_is_finished_is_not_done_again(done):
+def test_finished_work_is_kept(done):
     assert len(done.before) == 4
     assert done.again == done.before
 
@@ -83,19 +83,19 @@ def test_a_task_begins_when_those_that_it_needs_are_done(monkeypatch):
 
     class Pool(InThisProcess):
         def submit(self, function, task):
-            seen.append(("begun", task.arm, task.seed))
+            seen.append(("begun", task.variant, task.seed))
             return Future()
 
     def wait(running, return_when):
         future, task = list(running.items())[-1]
-        seen.append(("done", task.arm, task.seed))
+        seen.append(("done", task.variant, task.seed))
         future.set_result(None)
         return SimpleNamespace(done={future})
 
     monkeypatch.setattr(reproduce, "ProcessPoolExecutor", Pool)
     monkeypatch.setattr(reproduce, "wait", wait)
-    tasks = [SimpleNamespace(arm=arm, seed=seed) for seed in (0, 1) for arm in ("natural", "tuned")]
-    reproduce._perform(tasks, STUDY, jobs=2)
+    tasks = [SimpleNamespace(variant=variant, seed=seed) for seed in (0, 1) for variant in ("natural", "tuned")]
+    reproduce._perform(tasks, EXPERIMENT, jobs=2)
     begun = [entry for entry in seen if entry[0] == "begun"]
     assert begun[:2] == [("begun", "natural", 0), ("begun", "natural", 1)], "they need nothing"
     assert len(begun) == 4
@@ -104,7 +104,7 @@ def test_a_task_begins_when_those_that_it_needs_are_done(monkeypatch):
     assert seen.index(("begun", "tuned", 1)) < seen.index(("done", "natural", 0)), "nobody waits for others' seeds"
 
 
-def test_a_logger_that_one_task_has_made_speaks_in_the_log_of_the_next(tmp_path):
+def test_a_logger_of_one_task_writes_to_the_log_of_the_next(tmp_path):
     logger, handlers = logging.getLogger("of a task"), []
     for number in (1, 2):
         with run._into(tmp_path / f"{number}.txt"):
@@ -114,11 +114,11 @@ def test_a_logger_that_one_task_has_made_speaks_in_the_log_of_the_next(tmp_path)
     assert [(tmp_path / f"{number}.txt").read_text() for number in (1, 2)] == ["task 1\n", "task 2\n"]
 
 
-def test_what_was_asked_otherwise_is_done_again(tmp_path, monkeypatch):
-    monkeypatch.setattr(run, "find_study", lambda name: STUDY)
+def test_other_settings_run_again(tmp_path, monkeypatch):
+    monkeypatch.setattr(run, "find_experiment", lambda name: EXPERIMENT)
     monkeypatch.setattr(run, "_command", lambda words: trained.append(words))
-    monkeypatch.setattr(run, "_judged", lambda task, study, arm: {"clean": [next(answers)]})
-    config, answers, trained = CONFIGS / "studies" / "digits.yaml", iter(range(9)), []
+    monkeypatch.setattr(run, "_evaluate", lambda task, experiment, variant: {"clean": [next(answers)]})
+    config, answers, trained = CONFIGS / "experiments" / "digits.yaml", iter(range(9)), []
 
     def clean(*options: str, examples: int = 8) -> float:
         task = run.Task("small", "natural", 0, tmp_path, config, options, examples)
@@ -126,17 +126,17 @@ def test_what_was_asked_otherwise_is_done_again(tmp_path, monkeypatch):
         return run.measured(task)["clean"].item()
 
     assert [clean(), clean(), clean(examples=9), clean(examples=9)] == [0, 0, 1, 1]
-    assert len(trained) == 1, "the same training, judged in two ways"
+    assert len(trained) == 1, "the same training, evaluated in two ways"
     assert clean("--trainer.max_epochs", "1") == 2
     assert len(trained) == 2
 
 
-def test_a_task_that_failed_is_begun_again_and_said_in_one_line(tmp_path, monkeypatch, capsys):
+def test_a_failed_task_is_reported_in_one_line(tmp_path, monkeypatch, capsys):
     def fail(words):
         raise RuntimeError("lightning-paf fit ended with status 1.")
 
     for module in (reproduce, run):
-        monkeypatch.setattr(module, "find_study", lambda name: STUDY)
+        monkeypatch.setattr(module, "find_experiment", lambda name: EXPERIMENT)
     monkeypatch.setattr(run, "_command", fail)
     monkeypatch.setattr(reproduce, "ProcessPoolExecutor", Failing)
     monkeypatch.chdir(CONFIGS.parent)
@@ -163,25 +163,25 @@ class Failing(InThisProcess):
 @pytest.mark.parametrize("option", ["--seeds", "--examples", "--jobs"])
 @pytest.mark.parametrize("number", ["0", "-3"])
 def test_numbers_that_compare_nothing_are_refused_at_once(option, number, tmp_path, monkeypatch):
-    monkeypatch.setattr(reproduce, "find_study", lambda name: STUDY)
+    monkeypatch.setattr(reproduce, "find_experiment", lambda name: EXPERIMENT)
     monkeypatch.chdir(CONFIGS.parent)
-    with pytest.raises(ValueError, match=rf"{option} must be at least .* got {number}\. Pass {option}"):
+    with pytest.raises(ValueError, match=rf"{option} must be at least .* got {number}: .*Pass {option}"):
         reproduce.main(["small", option, number, "--out", str(tmp_path / "out")])
     with pytest.raises(ValueError, match="--seeds must be at least 2"):
         reproduce.main(["small", "--seeds", "1", "--out", str(tmp_path / "out")])
     assert not (tmp_path / "out").exists()
 
 
-def test_the_page_has_a_row_for_every_outcome(done, capsys):
+def test_the_page_has_a_row_for_every_result(done, capsys):
     assert reproduce.main(["--table", str(done.folder / "kept")]) == 0
     printed = capsys.readouterr().out
     command = "lightning-paf reproduce small --budget smoke --seeds 2"
-    assert f"| A study for the test | **reproduced** | 2 reproduced | `{command}` |" in printed
+    assert f"| An experiment for the test | **reproduced** | 2 reproduced | `{command}` |" in printed
     assert r"| Tuning helps \|w\| (expected) | pgd |" in printed
     assert "(kept/small.png)" in printed
     assert "| TRADES (Zhang et al., ICML 2019) | not run yet | | `lightning-paf reproduce trades` |" in printed
 
 
 def test_an_empty_folder_makes_no_page(tmp_path):
-    with pytest.raises(ValueError, match="holds no outcome"):
+    with pytest.raises(ValueError, match="must hold results"):
         reproduce.main(["--table", str(tmp_path)])

@@ -71,7 +71,7 @@ def test_everything_reaches_the_wrapped_objective():
 def test_bases_are_no_objectives(cls, capsys):
     """`--model.objective Wrapper` has trained, and was listed among the objectives."""
     assert cls not in OBJECTIVES
-    experiment = CONFIGS / "studies" / "digits.yaml"
+    experiment = CONFIGS / "experiments" / "digits.yaml"
     assert status("fit", "-c", experiment, "--model.objective", cls.__name__) == 2
     assert f"{cls.__name__} is abstract" in capsys.readouterr().err
 

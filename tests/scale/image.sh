@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The container: built without a registry and without a Docker daemon, from a base image that is made here; then training,
-# being stopped, continuing and judging in it, as a user without rights, with a read-only root file system and no network.
+# stopping, resuming and evaluating in it, as a user without rights, with a read-only root file system and no network.
 # Root. Its images are its own: nothing is taken from former builds, and nothing is left to the machine.
 set -euo pipefail
 . "$(dirname "$0")/common.sh"

@@ -21,8 +21,8 @@ models() { "$WORK/venv/bin/python" tests/scale/kubernetes_models.py "$1" "$WORK/
 show kubernetes-schema
 sed 's/backoffLimit:/backofLimit:/' $jobs/train.yaml > "$WORK/mistake.yaml"
 if schema "$WORK/mistake.yaml"; then false; fi
-schema $jobs/storage.yaml $jobs/train.yaml $jobs/judge.yaml
-passed "$(grep -c passed "$WORK/log") resources of storage, train, judge fit version $(grep -o 'version .*' "$WORK/log" | sed -n '1s/version //p'); a misspelled key does not"
+schema $jobs/storage.yaml $jobs/train.yaml $jobs/evaluate.yaml
+passed "$(grep -c passed "$WORK/log") resources of storage, train, evaluate fit version $(grep -o 'version .*' "$WORK/log" | sed -n '1s/version //p'); a misspelled key does not"
 
 show kubeflow-models
 sed 's/maxRestarts:/maxRestart:/' $jobs/train_nodes.yaml > "$WORK/mistake.yaml"

@@ -61,18 +61,18 @@ minutes=$(((SECONDS - begun + 30) / 60))
 version() { "$@" 2> /dev/null | grep -oE '[0-9]+(\.[0-9]+)+[^ ,]*' | sed -n 1p; }
 if [ $# = 0 ]; then
     cat > "$page" << PAGE
-# Out of one machine, shown on one
+# Scaling beyond one machine, tested on one
 
 Written by \`make scale-test\` ($(date -u +%Y-%m-%d), $minutes minutes, $failures checks failed). Hosts and nodes are network
 namespaces of one machine, the container runs without a GPU, and no Kubernetes cluster was there: its files were only checked against the
-schemas. [scaling.md](../scaling.md) says how the same is done for real.
+schemas. [scaling.md](../scaling.md) has the instructions for real clusters.
 
 $(nproc) cores, $(awk '/MemTotal/ {printf "%.0f", $2 / 2^20}' /proc/meminfo) GiB, $(. /etc/os-release && echo "$PRETTY_NAME"), kernel $(uname -r | grep -oE '^[0-9.]+'), \
 Python $(version .venv/bin/python --version), torch $(.venv/bin/python -c 'import torch; print(torch.__version__)'), \
 Lightning $(.venv/bin/python -c 'import lightning; print(lightning.__version__)'), buildah $(version buildah --version), podman $(version podman --version), \
 runc $(version runc --version), SLURM $(version slurmctld -V).
 
-| part | check | | seconds | what was seen |
+| part | check | | seconds | result |
 | --- | --- | --- | --- | --- |
 $(cat "$work/rows")
 PAGE

@@ -108,17 +108,17 @@ show same-weights
 ends_well "$job"
 passed "the disturbed training went on from $(resumptions disturbed); $(python "$HERE/same_result.py" "$WORK/disturbed" "$WORK/undisturbed")"
 
-show judging
+show evaluation
 checkpoint=$WORK/undisturbed/checkpoints/last.ckpt
 cp -r "$WORK/undisturbed" "$WORK/alone"
 on node0 lightning-paf test --ckpt_path "$WORK/alone/checkpoints/last.ckpt" --trainer.num_nodes 1 --trainer.strategy auto \
     &> "$WORK/alone.log"
 job=$(CKPT=$checkpoint on node0 sbatch --parsable --array 0-2 --gpus-per-node 0 --cpus-per-task 1 \
-    --output "$WORK/judge-%a.log" docker/slurm/judge.sbatch)
+    --output "$WORK/evaluate-%a.log" docker/slurm/evaluate.sbatch)
 wait_until 240 has_records 3
 wait_until 60 kill_holder node0 # where another one sees at once that it is dead
 for i in 0 1 2; do wait_until 300 job_is_over "${job}_$i"; done
 states=$(for i in 0 1 2; do job_field "${job}_$i" JobState; done | sort | paste -sd ' ')
 [ "$states" = "COMPLETED COMPLETED FAILED" ]
 verdict=$(python "$HERE/same_verdict.py" "$WORK/undisturbed/test/$ATTACK.json" "$WORK/alone/test/$ATTACK.json")
-passed "docker/slurm/judge.sbatch, one worker killed by kill -9: $states; as one process: $verdict"
+passed "docker/slurm/evaluate.sbatch, one worker killed by kill -9: $states; as one process: $verdict"

@@ -1,1 +1,1 @@
-"""One file a method; each holds its `STUDY`, and its name is what `lightning-paf reproduce` calls it."""
+"""One file per method: its `EXPERIMENT`, run by `lightning-paf reproduce NAME`."""

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from lightning_paf.attacks import PGD
-from lightning_paf.experiments.experiment import Arm, Claim, Study
+from lightning_paf.experiments.experiment import Claim, Experiment, Variant
 from lightning_paf.functional.predictions import misclassified
 
 if TYPE_CHECKING:
@@ -31,23 +31,23 @@ def robust_gap(run: "Run", x: "Tensor", y: "Tensor") -> float:
     return robust[0] - robust[1]
 
 
-STUDY = Study(
+EXPERIMENT = Experiment(
     title="Adversarial weight perturbation (Wu et al., NeurIPS 2020)",
-    arms=(
-        Arm("pgd"),
-        Arm("pgd-awp", (*_AWP, "--model.objective.objective", "AdversarialCE")),
-        Arm("trades", ("--model.objective", "TRADES")),
-        Arm("trades-awp", (*_AWP, "--model.objective.objective", "TRADES")),
+    variants=(
+        Variant("pgd"),
+        Variant("pgd-awp", (*_AWP, "--model.objective.objective", "AdversarialCE")),
+        Variant("trades", ("--model.objective", "TRADES")),
+        Variant("trades-awp", (*_AWP, "--model.objective.objective", "TRADES")),
     ),
-    measures={"robust_gap": robust_gap},
+    metrics={"robust_gap": robust_gap},
     claims=(
         Claim("AWP makes PGD training more robust", "pgd-awp", "pgd", "autoattack", source="paper"),
         Claim("AWP makes TRADES more robust", "trades-awp", "trades", "autoattack", source="paper"),
         Claim("AWP narrows the robust generalisation gap", "pgd", "pgd-awp", "robust_gap", source="paper"),
     ),
     note=(
-        "On digits little is overfitted in 40 epochs, so the room for AWP is small. A spread of clean accuracy of tens "
-        "of points means that a training stayed at a constant answer, as PGD training of small networks may; it makes "
-        "the interval too wide to tell anything."
+        "On digits 40 epochs overfit little, so AWP can gain little. A spread of clean accuracy of tens of points "
+        "means that one training stayed at a constant prediction, as PGD training of small networks may; the "
+        "interval is then too wide for a conclusion."
     ),
 )

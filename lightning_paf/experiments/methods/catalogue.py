@@ -1,4 +1,4 @@
-"""The attack catalogue on one network: how near its attacks come, those without gradients at equal budgets."""
+"""The attack catalogue on one network: l2 distances, at equal budgets for attacks without gradients."""
 
 from typing import TYPE_CHECKING
 
@@ -6,7 +6,7 @@ import torch
 
 from lightning_paf.attacks import OPT, ZOO, Boundary, CarliniWagner, DeepFool, MinimalAttack, SignOPT
 from lightning_paf.attacks.base import loss_and_gradient
-from lightning_paf.experiments.experiment import Arm, Claim, Measure, Study
+from lightning_paf.experiments.experiment import Claim, Experiment, Metric, Variant
 from lightning_paf.functional.losses import cross_entropy
 from lightning_paf.functional.predictions import misclassified
 from lightning_paf.nn.modes import frozen
@@ -19,16 +19,16 @@ if TYPE_CHECKING:
 QUERIES = 5000
 IMAGES = 60
 NOTHING = 8.0
-"""The distance that counts where nothing was found: the diagonal of all 8x8 images."""
+"""Distance if nothing was found: the diagonal of all 8x8 images."""
 
 
-def _reached(attack: MinimalAttack) -> Measure:
-    def measure(run: "Run", x: "Tensor", y: "Tensor") -> "Tensor":
-        """l2 distance of what the attack finds, for the first images."""
+def _reached(attack: MinimalAttack) -> Metric:
+    def metric(run: "Run", x: "Tensor", y: "Tensor") -> "Tensor":
+        """l2 distance of the adversarial example, for the first images."""
         _, distances = attack.nearest(run.model, x[:IMAGES], y[:IMAGES])
         return distances.nan_to_num(posinf=NOTHING)
 
-    return measure
+    return metric
 
 
 def _fgsm(run: "Run", x: "Tensor", y: "Tensor") -> "Tensor":
@@ -49,9 +49,9 @@ def _nearer(text: str, nearer: str, than: str, source: str = "expected") -> Clai
     return Claim(text, "natural", "natural", than, source=source, than=nearer)
 
 
-STUDY = Study(
+EXPERIMENT = Experiment(
     title="The attack catalogue (after Li et al., The American Statistician 2022)",
-    arms=(Arm("natural", ("--model.objective", "Natural")),),
+    variants=(Variant("natural", ("--model.objective", "Natural")),),
     claims=(
         _nearer("Carlini-Wagner comes nearer than DeepFool", "carlini_wagner", "deepfool", "paper"),
         _nearer("DeepFool comes nearer than the shortest signed step", "deepfool", "fgsm", "paper"),
@@ -60,7 +60,7 @@ STUDY = Study(
         _nearer("OPT comes nearer than the boundary attack", "opt", "boundary", "paper"),
         _nearer("The boundary attack comes nearer than ZOO", "boundary", "zoo"),
     ),
-    measures={
+    metrics={
         "carlini_wagner": _reached(CarliniWagner(steps=400, searches=7, initial_c=1.0, lr=0.05)),
         "deepfool": _reached(DeepFool()),
         "fgsm": _fgsm,
@@ -72,7 +72,7 @@ STUDY = Study(
     plain=("carlini_wagner", "deepfool", "fgsm", "sign_opt", "opt", "boundary", "zoo"),
     shown=("carlini_wagner", "deepfool", "fgsm", "sign_opt", "opt", "boundary", "zoo"),
     note=(
-        f"All but the first three are l2 distances of the first {IMAGES} images: 0 for one that is "
-        f"misclassified, {NOTHING:g} where nothing was found. Attacks without gradients ask {QUERIES} times an image."
+        f"All but the first three are l2 distances of the first {IMAGES} images: 0 for one that is misclassified, "
+        f"{NOTHING:g} where nothing was found. Attacks without gradients make {QUERIES} queries per image."
     ),
 )

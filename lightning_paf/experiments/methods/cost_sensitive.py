@@ -1,8 +1,8 @@
-"""Cost-sensitive training: is the protected class better off, and does the Min-Max penalty withstand strong attacks?"""
+"""Cost-sensitive training: accuracy of the protected class, and the Min-Max penalty under strong attacks."""
 
 from typing import TYPE_CHECKING, Any
 
-from lightning_paf.experiments.experiment import Arm, Claim, Study
+from lightning_paf.experiments.experiment import Claim, Experiment, Variant
 from lightning_paf.experiments.metrics import margin_pgd, withstands
 
 if TYPE_CHECKING:
@@ -15,7 +15,7 @@ EPS, PROTECTED = 0.2, 8
 
 
 def _test_images(run: "Run", own: bool) -> "tuple[Tensor, Tensor]":
-    """All test images of the protected class, or of the others; the study's own sample has few of one class."""
+    """All test images of the protected class, or of the others; the evaluated sample has few of one class."""
     samples = run.samples()
     x, y = samples.fetch(samples.ids)
     chosen = (y == PROTECTED) == own
@@ -23,33 +23,33 @@ def _test_images(run: "Run", own: bool) -> "tuple[Tensor, Tensor]":
 
 
 def fgsm(run: "Run", x: "Tensor", y: "Tensor") -> Any:
-    """Whether each image withstands FGSM."""
+    """Whether each image is robust to FGSM."""
     from lightning_paf.attacks import FGSM
 
     return withstands(run, x, y, FGSM(EPS))
 
 
 def deepfool(run: "Run", x: "Tensor", y: "Tensor") -> "Tensor":
-    """l2 distance of what DeepFool finds for each image."""
+    """l2 distance of the DeepFool example of each image."""
     from lightning_paf.attacks import DeepFool
 
     return DeepFool().nearest(run.model, x, y)[1].nan_to_num(posinf=8.0)  # the diagonal of all images
 
 
 def protected_pgd(run: "Run", x: "Tensor", y: "Tensor") -> Any:
-    """Whether each image of the protected class withstands PGD (margin loss, three starts)."""
+    """Whether each image of the protected class is robust to PGD (margin loss, three starts)."""
     return withstands(run, *_test_images(run, own=True), margin_pgd(EPS))
 
 
 def protected_autoattack(run: "Run", x: "Tensor", y: "Tensor") -> Any:
-    """Whether each image of the protected class withstands AutoAttack."""
+    """Whether each image of the protected class is robust to AutoAttack."""
     from lightning_paf.attacks import AutoAttack
 
     return withstands(run, *_test_images(run, own=True), AutoAttack(EPS))
 
 
 def others_pgd(run: "Run", x: "Tensor", y: "Tensor") -> Any:
-    """Whether each image of another class withstands PGD."""
+    """Whether each image of another class is robust to PGD."""
     return withstands(run, *_test_images(run, own=False), margin_pgd(EPS))
 
 
@@ -75,30 +75,30 @@ _CSE = (
     *("--model.objective.objective.protected", str(PROTECTED), "--model.objective.weight", "0.01"),
 )
 
-STUDY = Study(
+EXPERIMENT = Experiment(
     title="Cost-sensitive adversarial training, CSA and CSE (Shen et al., arXiv 2021)",
-    arms=(
-        Arm("natural", ("--model.objective", "Natural")),
-        Arm("fgsm", ("--model.attack", "FGSM")),
-        Arm("csa", ("--model.attack", "FGSM", "--model.objective", "CSA", *_PROTECT, "--model.init", "{fgsm}")),
-        Arm("cse", _CSE),
-        Arm("pgd"),
-        Arm("cost-pgd", ("--model.objective", "CostSensitiveAT", *_PROTECT)),
+    variants=(
+        Variant("natural", ("--model.objective", "Natural")),
+        Variant("fgsm", ("--model.attack", "FGSM")),
+        Variant("csa", ("--model.attack", "FGSM", "--model.objective", "CSA", *_PROTECT, "--model.init", "{fgsm}")),
+        Variant("cse", _CSE),
+        Variant("pgd"),
+        Variant("cost-pgd", ("--model.objective", "CostSensitiveAT", *_PROTECT)),
     ),
     claims=(
         Claim("Costs help the protected class under PGD training", "cost-pgd", "pgd", "protected_autoattack"),
-        Claim("Costs take no more than 5 points from other classes", "cost-pgd", "pgd", "others_pgd", by=-0.05),
+        Claim("Costs lower the other classes by at most 5 points", "cost-pgd", "pgd", "others_pgd", by=-0.05),
         Claim("CSA helps the protected class", "csa", "fgsm", "protected_pgd", source="paper"),
-        Claim("CSE withstands FGSM better than clean training", "cse", "natural", "fgsm", source="paper"),
-        Claim("DeepFool has to go further after CSE", "cse", "natural", "deepfool", source="paper"),
-        Claim("CSE withstands PGD better than clean training", "cse", "natural", "pgd", source="paper"),
-        Claim("CSE withstands AutoAttack better than clean training", "cse", "natural", "autoattack"),
-        Claim("What CSE withstands of FGSM it does not withstand of PGD", "cse", "cse", "fgsm", than="pgd"),
+        Claim("CSE is more robust to FGSM than clean training", "cse", "natural", "fgsm", source="paper"),
+        Claim("DeepFool needs larger perturbations after CSE", "cse", "natural", "deepfool", source="paper"),
+        Claim("CSE is more robust to PGD than clean training", "cse", "natural", "pgd", source="paper"),
+        Claim("CSE is more robust to AutoAttack than clean training", "cse", "natural", "autoattack"),
+        Claim("CSE is more robust to FGSM than to PGD", "cse", "cse", "fgsm", than="pgd"),
         Claim("CSE has the Min-Max property: |w|1/|w|2 falls", "natural", "cse", "ratio", source="paper"),
         Claim("CSE has the Min-Max property: kurtosis rises", "cse", "natural", "kurtosis", source="paper"),
         Claim("PGD training has the Min-Max property: |w|1/|w|2 falls", "natural", "pgd", "ratio", source="paper"),
     ),
-    measures={
+    metrics={
         "fgsm": fgsm,
         "deepfool": deepfool,
         "protected_pgd": protected_pgd,
@@ -111,8 +111,8 @@ STUDY = Study(
     shown=("protected_autoattack", "protected_pgd", "others_pgd", "fgsm", "pgd", "autoattack"),
     eps=EPS,
     note=(
-        "The protected class is 8, of which there are about 35 test images, so only large gains can be told. `csa` and "
-        "`cse` go on from networks that are trained already, and so are trained twice as long. ratio and kurtosis are "
-        "those of the first convolution, deepfool is a distance."
+        "The protected class is 8, with about 35 test images, so only large gains are visible. `csa` and `cse` start "
+        "from trained networks, so they are trained twice as long. ratio and kurtosis are those of the first "
+        "convolution; deepfool is a distance."
     ),
 )

@@ -1,8 +1,8 @@
-"""DIAL around TRADES and around PGD training, and what a probe can tell from the features."""
+"""DIAL around TRADES and PGD training, and a probe on the features."""
 
 from typing import TYPE_CHECKING
 
-from lightning_paf.experiments.experiment import Arm, Claim, Study
+from lightning_paf.experiments.experiment import Claim, Experiment, Variant
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -18,7 +18,7 @@ def _kl(weight: str) -> tuple[str, ...]:
 
 
 def probe(run: "Run", x: "Tensor", y: "Tensor") -> float:
-    """Accuracy of a logistic regression that tells clean from adversarial features, on images it was not fitted to.
+    """Held-out accuracy of a logistic regression that separates clean from adversarial features.
 
     Both versions of an image are on the same side of the split. 0.5 is chance.
     """
@@ -40,26 +40,26 @@ def probe(run: "Run", x: "Tensor", y: "Tensor") -> float:
     return float(cross_val_score(classifier, features, domains, groups=image, cv=GroupKFold(5)).mean())
 
 
-STUDY = Study(
+EXPERIMENT = Experiment(
     title="Domain-invariant adversarial learning (Levi et al., TMLR 2022)",
-    arms=(
-        Arm("trades", ("--model.objective", "TRADES", *_GAUSSIAN)),
-        Arm("dial-kl-05", _kl("0.5")),
-        Arm("dial-kl-2", _kl("2")),
-        Arm("ce", ("--model.objective", "DIALCE", *_WEIGHTS, "0")),
-        Arm("dial-ce-2", ("--model.objective", "DIALCE", *_WEIGHTS, "2")),
+    variants=(
+        Variant("trades", ("--model.objective", "TRADES", *_GAUSSIAN)),
+        Variant("dial-kl-05", _kl("0.5")),
+        Variant("dial-kl-2", _kl("2")),
+        Variant("ce", ("--model.objective", "DIALCE", *_WEIGHTS, "0")),
+        Variant("dial-ce-2", ("--model.objective", "DIALCE", *_WEIGHTS, "2")),
     ),
     claims=(
-        Claim("A probe tells domains less well after DIAL (KL, weight 2)", "trades", "dial-kl-2", "probe"),
-        Claim("A probe tells domains less well after DIAL (KL, weight 0.5)", "trades", "dial-kl-05", "probe"),
-        Claim("A probe tells domains less well after DIAL (CE, weight 2)", "ce", "dial-ce-2", "probe"),
+        Claim("A probe separates domains less well after DIAL (KL, weight 2)", "trades", "dial-kl-2", "probe"),
+        Claim("A probe separates domains less well after DIAL (KL, weight 0.5)", "trades", "dial-kl-05", "probe"),
+        Claim("A probe separates domains less well after DIAL (CE, weight 2)", "ce", "dial-ce-2", "probe"),
         Claim("DIAL (KL) costs no clean accuracy (within 1 point)", "dial-kl-2", "trades", "clean", -0.01),
         Claim("DIAL (KL) costs no robustness (within 1 point)", "dial-kl-2", "trades", "autoattack", -0.01),
     ),
-    measures={"probe": probe},
+    metrics={"probe": probe},
     note=(
-        "probe: accuracy of a fresh logistic regression that tells clean from PGD-20 images by their features. The "
-        "paper's gains (0.3 points clean, 0.7 under AutoAttack) are too small to be seen at this size, so only a loss "
+        "probe: accuracy of a fresh logistic regression that separates clean from PGD-20 images by their features. "
+        "The paper's gains (0.3 points clean, 0.7 under AutoAttack) are too small to be visible here, so only a loss "
         "of more than a point counts against it. ce: the loss of DIAL with a weight of 0, that is clean plus 6 times "
         "adversarial cross-entropy."
     ),

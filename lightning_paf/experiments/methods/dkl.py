@@ -1,18 +1,18 @@
 """IKL against the divergence that it takes apart."""
 
-from lightning_paf.experiments.experiment import Arm, Claim, Study
+from lightning_paf.experiments.experiment import Claim, Experiment, Variant
 
 _GAUSSIAN = ("--model.attack.start", "gaussian", "--model.attack.clamp_start", "false")
 _GROWING = ("--trainer.callbacks", "RadiusSchedule")
 
-STUDY = Study(
+EXPERIMENT = Experiment(
     title="Improved Kullback-Leibler loss (Cui et al., 2023)",
     options=_GAUSSIAN,
-    arms=(
-        Arm("trades", ("--model.objective", "TRADES")),
-        Arm("soft", ("--model.objective", "IKL", "--model.objective.beta", "0")),
-        Arm("ikl", ("--model.objective", "IKL")),
-        Arm("ikl-growing", ("--model.objective", "IKL", *_GROWING)),
+    variants=(
+        Variant("trades", ("--model.objective", "TRADES")),
+        Variant("soft", ("--model.objective", "IKL", "--model.objective.beta", "0")),
+        Variant("ikl", ("--model.objective", "IKL")),
+        Variant("ikl-growing", ("--model.objective", "IKL", *_GROWING)),
     ),
     claims=(
         Claim("IKL is more robust than TRADES", "ikl", "trades", "autoattack", source="paper"),

@@ -1,8 +1,8 @@
-"""Embedding-regularised classification beside what an embedding alone, and what PGD training gives."""
+"""Embedding-regularised classification against an embedding alone and PGD training."""
 
 from typing import TYPE_CHECKING, Any
 
-from lightning_paf.experiments.experiment import Arm, Claim, Study
+from lightning_paf.experiments.experiment import Claim, Experiment, Variant
 from lightning_paf.experiments.metrics import margin_pgd, withstands
 
 if TYPE_CHECKING:
@@ -15,8 +15,8 @@ _EMBEDDED = (
     *("--model.net", "EmbeddingNet", "--model.net.net", "SmallConvNet", "--model.net.dimensions", "4"),
     *("--model.net.hidden", "[64, 64]"),
 )
-# The learning rate is 60 times that of the authors' code, so the critic takes a smaller share of it; it is narrower, to
-# cost less, and may have larger weights in return.
+# The learning rate is 60 times that of the authors' code, so the critic uses a smaller fraction of it. It is narrower,
+# to cost less, and has a wider clip.
 _REGULARISED = (
     *(*_EMBEDDED, "--model.objective", "ERCLA", "--model.objective.embedding", "embedding"),
     *("--model.objective.weight", "1", "--model.objective.rate", "0.1"),
@@ -25,18 +25,18 @@ _REGULARISED = (
 
 
 def small_pgd(run: "Run", x: "Tensor", y: "Tensor") -> Any:
-    """Whether each image withstands PGD-20 on the margin, from three starts, at eps 0.05."""
+    """Whether each image is robust to PGD-20 on the margin, three restarts, at eps 0.05."""
     return withstands(run, x, y, margin_pgd(0.05))
 
 
-STUDY = Study(
+EXPERIMENT = Experiment(
     title="ER-CLA, embedding-regularised classifier (Li et al., ICCV 2021)",
-    arms=(
-        Arm("natural", _NATURAL),
-        Arm("embedded", (*_EMBEDDED, *_NATURAL)),
-        Arm("er-cla", _REGULARISED),
-        Arm("er-cla-adv", (*_REGULARISED, "--model.objective.delay", "0")),
-        Arm("pgd"),
+    variants=(
+        Variant("natural", _NATURAL),
+        Variant("embedded", (*_EMBEDDED, *_NATURAL)),
+        Variant("er-cla", _REGULARISED),
+        Variant("er-cla-adv", (*_REGULARISED, "--model.objective.delay", "0")),
+        Variant("pgd"),
     ),
     claims=(
         Claim("It is more robust than standard training", "er-cla", "natural", "autoattack", source="paper"),
@@ -47,14 +47,14 @@ STUDY = Study(
         Claim("PGD training is more robust than ER-CLA without them", "pgd", "er-cla", "autoattack"),
     ),
     options=("--model.optimizer.weight_decay", "0"),  # which would outweigh the small gradients of the critic
-    measures={"small_pgd": small_pgd},
+    metrics={"small_pgd": small_pgd},
     eps=0.1,
     first_seed=3,
     note=(
         "small_pgd: PGD-20 on the margin, three starts, at eps 0.05. embedded, er-cla and er-cla-adv: 4 dimensions "
-        "between the features and an MLP. Trials with seeds 0 to 2 have chosen weight, rate, width and clip of the "
-        "critic by whether embeddings come to the prior (standard deviation 0.7 in each dimension there, 10 without "
-        "the critic). They had shown nothing gained at eps 0.1 and some points at 0.05, so that this radius was added; "
-        "the seeds here are others. All arms train without weight decay, which would stop the critic."
+        "between the features and an MLP. Trials with seeds 0 to 2 chose weight, rate, width and clip of the critic: "
+        "embeddings had to approach the prior (standard deviation 0.7 in each dimension, 10 without the critic). "
+        "They showed no gain at eps 0.1 and some points at 0.05, so this radius was added; the seeds here are "
+        "others. All variants train without weight decay, which would stop the critic."
     ),
 )

@@ -1,15 +1,15 @@
 """HAT: clean accuracy that helper samples give back to TRADES."""
 
-from lightning_paf.experiments.experiment import Arm, Claim, Study
+from lightning_paf.experiments.experiment import Claim, Experiment, Variant
 
 _GAUSSIAN = ("--model.attack.start", "gaussian", "--model.attack.clamp_start", "false")
 
-STUDY = Study(
+EXPERIMENT = Experiment(
     title="Helper-based adversarial training (Rade & Moosavi-Dezfooli, ICLR 2022)",
-    arms=(
-        Arm("standard", ("--model.objective", "Natural")),
-        Arm("trades", ("--model.objective", "TRADES", "--model.objective.beta", "2.5", *_GAUSSIAN)),
-        Arm("hat", ("--model.objective", "HAT", "--model.objective.standard", "{standard}", *_GAUSSIAN)),
+    variants=(
+        Variant("standard", ("--model.objective", "Natural")),
+        Variant("trades", ("--model.objective", "TRADES", "--model.objective.beta", "2.5", *_GAUSSIAN)),
+        Variant("hat", ("--model.objective", "HAT", "--model.objective.standard", "{standard}", *_GAUSSIAN)),
     ),
     claims=(
         Claim("Helpers raise the clean accuracy of TRADES", "hat", "trades", "clean", source="paper"),

@@ -1,17 +1,17 @@
 """Interpolated adversarial training, with input and manifold mixup."""
 
-from lightning_paf.experiments.experiment import Arm, Claim, Study
+from lightning_paf.experiments.experiment import Claim, Experiment, Variant
 
 _IAT = ("--model.objective", "IAT")
 
-STUDY = Study(
+EXPERIMENT = Experiment(
     title="Interpolated adversarial training (Lamb et al., AISec 2019)",
-    arms=(
-        Arm("natural", ("--model.objective", "Natural")),
-        Arm("pgd"),
-        Arm("half", (*_IAT, "--model.objective.alpha", "0")),
-        Arm("iat", _IAT),
-        Arm("iat-manifold", (*_IAT, "--model.objective.alpha", "2", "--model.objective.layers", "[0,1,2]")),
+    variants=(
+        Variant("natural", ("--model.objective", "Natural")),
+        Variant("pgd"),
+        Variant("half", (*_IAT, "--model.objective.alpha", "0")),
+        Variant("iat", _IAT),
+        Variant("iat-manifold", (*_IAT, "--model.objective.alpha", "2", "--model.objective.layers", "[0,1,2]")),
     ),
     claims=(
         Claim("Interpolation keeps more clean accuracy than PGD training", "iat", "pgd", "clean", source="paper"),
@@ -22,8 +22,8 @@ STUDY = Study(
         Claim("Half and half keeps more clean accuracy than PGD training", "half", "pgd", "clean"),
     ),
     note=(
-        "The paper judges by PGD with few steps; here AutoAttack does, under which training on mixtures may lose more. "
-        "half: half clean, half adversarial, without mixing. On digits clean accuracy is near its ceiling, and mixing "
-        "may underfit in 40 epochs."
+        "The paper evaluates with PGD of few steps; under AutoAttack, training on mixtures may lose more. half: half "
+        "clean, half adversarial, without mixing. On digits clean accuracy is near its ceiling, and mixing may "
+        "underfit in 40 epochs."
     ),
 )

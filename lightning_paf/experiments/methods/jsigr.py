@@ -1,8 +1,8 @@
-"""J-SIGR and its two halves, under an attack that is transferred from a wider network, and the saliency of pixels."""
+"""J-SIGR and its two terms under an attack transferred from a wider network, and pixel saliency."""
 
 from typing import TYPE_CHECKING, Any
 
-from lightning_paf.experiments.experiment import Arm, Claim, Study
+from lightning_paf.experiments.experiment import Claim, Experiment, Variant
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -17,16 +17,16 @@ _SELECTIVE = ("--model.objective", "SelectiveInputGradient")
 
 
 def transfer(run: "Run", x: "Tensor", y: "Tensor") -> Any:
-    """Whether each image withstands momentum FGSM (Dong et al., 2018) on the surrogate of the same seed."""
+    """Whether each image is robust to momentum FGSM (Dong et al., 2018) on the surrogate of the same seed."""
     import torch
 
     from lightning_paf.attacks import EnsembleMIFGSM
     from lightning_paf.functional.predictions import misclassified
     from lightning_paf.loading import load_run
 
-    place = run.checkpoint.parent.parent.parent  # STUDY/ARM-SEED
-    seed = place.name.rpartition("-")[2]
-    checkpoint = place.parent / f"{_SURROGATE}-{seed}" / "run" / "checkpoints" / "last.ckpt"
+    folder = run.checkpoint.parent.parent.parent  # EXPERIMENT/VARIANT-SEED
+    seed = folder.name.rpartition("-")[2]
+    checkpoint = folder.parent / f"{_SURROGATE}-{seed}" / "run" / "checkpoints" / "last.ckpt"
     surrogate = load_run(checkpoint, device=str(run.device)).model
     x_adv = EnsembleMIFGSM([surrogate], eps=EPS)(run.model, x, y)
     with torch.no_grad():
@@ -40,34 +40,40 @@ def overlap(run: "Run", x: "Tensor", y: "Tensor") -> Any:
     return compare_saliency(run.model, x).overlap.cpu().numpy()
 
 
-STUDY = Study(
+EXPERIMENT = Experiment(
     title="J-SIGR (Liu et al., Pattern Recognition 2024), a reconstruction",
-    arms=(
-        Arm(_SURROGATE, (*_NATURAL, "--model.net.width", "32")),
-        Arm("natural", _NATURAL, after=(_SURROGATE,)),
-        Arm("jacobian", _JACOBIAN, after=(_SURROGATE,)),
-        Arm("selective", _SELECTIVE, after=(_SURROGATE,)),
-        Arm("jsigr", (*_SELECTIVE, "--model.objective.objective", "JacobianNorm"), after=(_SURROGATE,)),
-        Arm("pgd", after=(_SURROGATE,)),
+    variants=(
+        Variant(_SURROGATE, (*_NATURAL, "--model.net.width", "32")),
+        Variant("natural", _NATURAL, after=(_SURROGATE,)),
+        Variant("jacobian", _JACOBIAN, after=(_SURROGATE,)),
+        Variant("selective", _SELECTIVE, after=(_SURROGATE,)),
+        Variant("jsigr", (*_SELECTIVE, "--model.objective.objective", "JacobianNorm"), after=(_SURROGATE,)),
+        Variant("pgd", after=(_SURROGATE,)),
     ),
     claims=(
-        Claim("J-SIGR withstands transferred attacks better than PGD training", "jsigr", "pgd", "transfer", 0, "paper"),
-        Claim("J-SIGR withstands transferred attacks better than clean training", "jsigr", "natural", "transfer"),
+        Claim("J-SIGR is more robust to transferred attacks than PGD training", "jsigr", "pgd", "transfer", 0, "paper"),
+        Claim("J-SIGR is more robust to transferred attacks than clean training", "jsigr", "natural", "transfer"),
         Claim("... than the Jacobian norm alone", "jsigr", "jacobian", "transfer"),
         Claim("The Jacobian norm alone helps", "jacobian", "natural", "transfer"),
         Claim(
-            "Gradients show more of what matters than after clean training", "jsigr", "natural", "overlap", 0, "paper"
+            "Gradients agree more with perturbation saliency than after clean training",
+            "jsigr",
+            "natural",
+            "overlap",
+            0,
+            "paper",
         ),
         Claim("... than with the Jacobian norm alone", "jsigr", "jacobian", "overlap"),
-        Claim("Under attack itself, PGD training is more robust", "pgd", "jsigr", "autoattack"),
-        Claim("Under attack itself, J-SIGR is more robust than clean training", "jsigr", "natural", "autoattack"),
+        Claim("Under white-box attacks, PGD training is more robust", "pgd", "jsigr", "autoattack"),
+        Claim("Under white-box attacks, J-SIGR is more robust than clean training", "jsigr", "natural", "autoattack"),
     ),
-    measures={"transfer": transfer, "overlap": overlap},
+    metrics={"transfer": transfer, "overlap": overlap},
     shown=("clean", "transfer", "autoattack", "overlap"),
     eps=EPS,
     note=(
         "The authors published neither code nor constants: forms and weights are ours, and were not tuned. transfer: "
         "momentum FGSM, 10 steps, on a wider network trained on clean images with the same seed; in the row of the "
-        "surrogate itself it is no transfer. overlap: intersection over union of the most salient 30 % of the pixels."
+        "surrogate itself it is no transfer. overlap: intersection over union of the most salient 30 % of the "
+        "pixels."
     ),
 )

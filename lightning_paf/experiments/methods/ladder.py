@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
-from lightning_paf.experiments.experiment import Arm, Claim, Study
+from lightning_paf.experiments.experiment import Claim, Experiment, Variant
 from lightning_paf.experiments.metrics import margin_pgd, withstands
 
 if TYPE_CHECKING:
@@ -11,34 +11,34 @@ if TYPE_CHECKING:
     from lightning_paf.loading import Run
 
 SMALL_EPS = 0.05
-"""Where clean training still has some accuracy left, so that arms without PGD training can be told apart."""
+"""Radius at which clean training keeps some accuracy, so that variants without PGD training differ."""
 
 
 def pgd_small(run: "Run", x: "Tensor", y: "Tensor") -> Any:
-    """Whether each image withstands PGD (margin loss, three starts) at a quarter of the radius."""
+    """Whether each image is robust to PGD (margin loss, three restarts) at a quarter of the radius."""
     return withstands(run, x, y, margin_pgd(SMALL_EPS))
 
 
-def _tuned(name: str, *directions: str) -> Arm:
+def _tuned(name: str, *directions: str) -> Variant:
     """Fine-tuning with a tenth of the learning rate; a batch holds as many images as moved ones."""
     made = ("ladder", "--ckpt", "{natural}", "--out", "{folder}/moved.npz", "--force", "--width", "16")
     options = (
         *("--model.objective", "Natural", "--model.init", "{natural}", "--model.optimizer.lr", "0.0003"),
         *("--data.synthetic", "{folder}/moved.npz", "--data.real_fraction", "0.5"),
     )
-    return Arm(
+    return Variant(
         name, options, before=((*made, "--per-class", "0", "--svm-images", "60", "--epochs", "60", *directions),)
     )
 
 
-STUDY = Study(
+EXPERIMENT = Experiment(
     title="LADDER (Zhou, Tsang, Yin, Machine Learning 2022)",
-    arms=(
-        Arm("natural", ("--model.objective", "Natural")),
+    variants=(
+        Variant("natural", ("--model.objective", "Natural")),
         _tuned("ladder"),
         _tuned("no-attention", "--no-attention"),
         _tuned("random", "--random-directions"),
-        Arm("pgd"),
+        Variant("pgd"),
     ),
     claims=(
         Claim("LADDER is more robust than clean training", "ladder", "natural", "autoattack", source="paper"),
@@ -48,9 +48,10 @@ STUDY = Study(
         Claim("Boundaries beat random directions", "ladder", "random", "pgd_small"),
         Claim("Attention beats an ordinary linear boundary", "ladder", "no-attention", "pgd_small"),
     ),
-    measures={"pgd_small": pgd_small},
+    metrics={"pgd_small": pgd_small},
     note=(
         "Lengths are chosen so that 30 % of the moved images change their class, also along random directions. The "
-        "paper claims a better trade between clean and robust accuracy, and judges by attacks weaker than AutoAttack."
+        "paper claims a better trade between clean and robust accuracy, and evaluates with attacks weaker than "
+        "AutoAttack."
     ),
 )

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from lightning_paf.experiments.experiment import Arm, Claim, Study
+from lightning_paf.experiments.experiment import Claim, Experiment, Variant
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -22,15 +22,15 @@ def _spread(run: "Run", x: "Tensor", y: "Tensor") -> float:
     return float(concentration(run.model, x[:50], y[:50], attack, starts=30).spread.median())
 
 
-STUDY = Study(
+EXPERIMENT = Experiment(
     title="PGD adversarial training (Madry et al., ICLR 2018)",
-    arms=(
-        Arm("natural", _NATURAL),
-        Arm("fgsm", _FGSM),
-        Arm("pgd-width4", ("--model.net.width", "4")),
-        Arm("pgd-width8", ("--model.net.width", "8")),
-        Arm("pgd-width16"),
-        Arm("pgd-width32", ("--model.net.width", "32")),
+    variants=(
+        Variant("natural", _NATURAL),
+        Variant("fgsm", _FGSM),
+        Variant("pgd-width4", ("--model.net.width", "4")),
+        Variant("pgd-width8", ("--model.net.width", "8")),
+        Variant("pgd-width16"),
+        Variant("pgd-width32", ("--model.net.width", "32")),
     ),
     claims=(
         Claim(
@@ -48,11 +48,11 @@ STUDY = Study(
             source="paper",
         ),
     ),
-    measures={"spread": _spread},
+    metrics={"spread": _spread},
     plain=("spread",),
     note=(
-        "spread: standard deviation over mean of the final losses of 30 random starts, median over images. A spread of "
-        "clean accuracy of tens of points means that a training stayed at a constant answer, as the paper reports of "
-        "small networks; what is said of capacity rests on such trainings."
+        "spread: standard deviation over mean of the final losses of 30 random starts, median over images. A spread "
+        "of clean accuracy of tens of points means that one training stayed at a constant prediction, as the paper "
+        "reports for small networks. The claims about capacity rest on such trainings."
     ),
 )

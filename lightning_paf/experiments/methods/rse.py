@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
-from lightning_paf.experiments.experiment import Arm, Claim, Study
+from lightning_paf.experiments.experiment import Claim, Experiment, Variant
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 EPS = 0.2
 PASSES = 4
 DRAWS = 10
-"""Calls that the attack and the verdict on its images average, each of all passes of an ensemble."""
+"""Calls that the attack and the final prediction average, each of all passes of an ensemble."""
 
 _NATURAL = ("--model.objective", "Natural")
 _ENSEMBLE = (
@@ -30,10 +30,10 @@ _ENSEMBLE = (
 
 
 def eot(run: "Run", x: "Tensor", y: "Tensor") -> Any:
-    """Whether each image withstands PGD on the expected prediction, by the expected prediction (Athalye et al., 2018).
+    """Whether each image is robust to PGD on the expected prediction (EOT, Athalye et al., 2018).
 
-    An average of fresh draws decides, so that luck counts for neither side: not that of an image which one draw of
-    many misclassifies, nor that of a network whose noise hides the way.
+    An average of fresh draws decides. A single draw would misclassify some images by chance, and noisy gradients would
+    hide the direction of the attack.
     """
     import torch
 
@@ -52,13 +52,13 @@ def eot(run: "Run", x: "Tensor", y: "Tensor") -> Any:
     return right.cpu().numpy()
 
 
-STUDY = Study(
+EXPERIMENT = Experiment(
     title="Random self-ensemble (Liu et al., ECCV 2018)",
-    arms=(
-        Arm("natural", _NATURAL),
-        Arm("rse", (*_NATURAL, *_ENSEMBLE)),
-        Arm("pgd"),
-        Arm("trades", ("--model.objective", "TRADES")),
+    variants=(
+        Variant("natural", _NATURAL),
+        Variant("rse", (*_NATURAL, *_ENSEMBLE)),
+        Variant("pgd"),
+        Variant("trades", ("--model.objective", "TRADES")),
     ),
     claims=(
         Claim("Under PGD on expectations it is more robust than clean training", "rse", "natural", "eot"),
@@ -69,16 +69,16 @@ STUDY = Study(
         Claim("... and less than TRADES", "trades", "rse", "autoattack"),
         Claim("It costs clean accuracy", "natural", "rse", "clean"),
     ),
-    measures={"eot": eot},
+    metrics={"eot": eot},
     shown=("clean", "eot", "pgd", "autoattack"),
     options=("--model.normalize", "false"),
     eps=EPS,
     note=(
         f"eot: PGD-20 on the margin of probabilities averaged over {DRAWS} calls, which for the ensemble are "
-        f"{PASSES * DRAWS} passes, judged by as many fresh ones. pgd and autoattack are the standard attacks: on a "
-        "random network they count every image that the draw of the moment misclassifies. The paper compares under "
-        "C&W, where it finds the ensemble better than earlier defences. Noise 0.4 before the first convolution and 0.2 "
-        f"before the others, half of what the review by Li et al. takes for MNIST, and {PASSES} passes instead of 10 "
-        "for time; not tuned."
+        f"{PASSES * DRAWS} passes, evaluated with as many fresh ones. pgd and autoattack are the standard attacks: "
+        "on a random network they count every image that the current draw misclassifies. The paper compares under "
+        "C&W, where it finds the ensemble better than earlier defences. Noise 0.4 before the first convolution and "
+        f"0.2 before the others, half of the values of the review by Li et al. for MNIST, and {PASSES} passes "
+        "instead of 10 for time; not tuned."
     ),
 )

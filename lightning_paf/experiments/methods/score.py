@@ -1,18 +1,18 @@
-"""SCORE: a distance in place of a divergence."""
+"""SCORE: a squared distance instead of a divergence."""
 
-from lightning_paf.experiments.experiment import Arm, Claim, Study
+from lightning_paf.experiments.experiment import Claim, Experiment, Variant
 
-STUDY = Study(
+EXPERIMENT = Experiment(
     title="SCORE (Pang et al., ICML 2022)",
-    arms=(
-        Arm("natural", ("--model.objective", "Natural")),
-        Arm("trades", ("--model.objective", "TRADES", "--model.objective.beta", "5")),
-        Arm("score-without", ("--model.objective", "SCORE", "--model.objective.beta", "0")),
-        Arm("score", ("--model.objective", "SCORE")),
+    variants=(
+        Variant("natural", ("--model.objective", "Natural")),
+        Variant("trades", ("--model.objective", "TRADES", "--model.objective.beta", "5")),
+        Variant("score-without", ("--model.objective", "SCORE", "--model.objective.beta", "0")),
+        Variant("score", ("--model.objective", "SCORE")),
     ),
     claims=(
         Claim("SCORE is more robust than clean training", "score", "natural", "autoattack", source="paper"),
-        Claim("The robust term is what does it", "score", "score-without", "autoattack"),
+        Claim("The robust term causes the robustness", "score", "score-without", "autoattack"),
         Claim("SCORE keeps more clean accuracy than TRADES", "score", "trades", "clean", source="paper"),
         Claim("SCORE is not less robust than TRADES by more than 2 points", "score", "trades", "autoattack", by=-0.02),
     ),

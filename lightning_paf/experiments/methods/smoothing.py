@@ -1,10 +1,10 @@
-"""Randomised smoothing: what training with noise certifies."""
+"""Randomised smoothing: certified accuracy after training with noise."""
 
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lightning_paf.experiments.experiment import Arm, Claim, Measure, Study
+from lightning_paf.experiments.experiment import Claim, Experiment, Metric, Variant
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 SAMPLES = 2000
 SIGMA = 0.25
-"""What smooths the network that was trained without noise; the others have that of their training."""
+"""Noise for the network trained without noise; the others use that of their training."""
 
 
 @cache
@@ -30,24 +30,24 @@ def _certificates(checkpoint: Path, examples: int) -> "Certificates":
     return smoothing.certify(run.model, samples.fetch(samples.ids)[0])
 
 
-def _certified(radius: float) -> Measure:
-    def measure(run: "Run", x: "Tensor", y: "Tensor") -> Any:
+def _certified(radius: float) -> Metric:
+    def metric(run: "Run", x: "Tensor", y: "Tensor") -> Any:
         return _certificates(run.checkpoint, len(x)).certified(y, radius).numpy()
 
-    return measure
+    return metric
 
 
 def _noise(std: str) -> tuple[str, ...]:
     return ("--model.objective", "NoisyCE", "--model.objective.std", std)
 
 
-STUDY = Study(
+EXPERIMENT = Experiment(
     title="Randomised smoothing (Cohen et al., ICML 2019)",
-    arms=(
-        Arm("natural", ("--model.objective", "Natural")),
-        Arm("noise0.12", _noise("0.12")),
-        Arm("noise0.25", _noise("0.25")),
-        Arm("noise0.5", _noise("0.5")),
+    variants=(
+        Variant("natural", ("--model.objective", "Natural")),
+        Variant("noise0.12", _noise("0.12")),
+        Variant("noise0.25", _noise("0.25")),
+        Variant("noise0.5", _noise("0.5")),
     ),
     claims=(
         Claim(
@@ -66,12 +66,12 @@ STUDY = Study(
             "Noise 0.12 is more accurate, smoothed, than 0.25", "noise0.12", "noise0.25", "certified 0", source="paper"
         ),
     ),
-    measures={f"certified {radius:g}": _certified(radius) for radius in (0, 0.25, 0.6, 1)},
+    metrics={f"certified {radius:g}": _certified(radius) for radius in (0, 0.25, 0.6, 1)},
     shown=("certified 0", "certified 0.25", "certified 0.6", "certified 1"),
     note=(
-        f"certified R: share of images whose right class is certified within l2 radius R, by 100 + {SAMPLES:,} samples "
-        f"at alpha 0.001, each network smoothed with the noise of its training (natural: {SIGMA:g}). clean, pgd and "
-        "autoattack are about the networks themselves, which nobody smooths there. With 0.25 and so many samples, no "
+        f"certified R: fraction of images whose true class is certified within l2 radius R, by 100 + {SAMPLES:,} "
+        f"samples at alpha 0.001, each network smoothed with the noise of its training (natural: {SIGMA:g}). clean, "
+        "pgd and autoattack evaluate the base networks without smoothing. With 0.25 and this number of samples, no "
         "radius above 0.68 can be certified."
     ),
 )

@@ -1,4 +1,4 @@
-"""A picture of a study: what each arm keeps of clean accuracy and gains in robustness, or the measures it names."""
+"""Figure of an experiment: AutoAttack over clean accuracy, or the metrics it names."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 MARKERS = "osD^vPX*"
-"""Of the arms, in order, for eyes that do not tell colours apart."""
+"""Markers of the variants, for readers who cannot distinguish the colours."""
 
 _SIZE = 8
 _DOT: dict[str, Any] = {"markersize": _SIZE, "markeredgecolor": "white", "markeredgewidth": 0.8, "linewidth": 0}
@@ -20,49 +20,49 @@ _MEAN: dict[str, Any] = {"markersize": 16, "markerfacecolor": "none", "markeredg
 
 
 def draw(found: dict[str, Any]) -> "Figure":
-    """Draw a dot for each seed and arm, and the mean of each arm.
+    """Draw a dot for each seed and variant, and the mean of each variant.
 
     Args:
-        found: What `report.content` returned. Where its study names measures to be shown, there is a group of dots
+        found: What `report.content` returned. If its experiment names metrics to show, there is a group of dots
             for each; otherwise AutoAttack accuracy is drawn over clean accuracy.
 
     Returns:
         The figure, for `utils.figures.save_figure`.
     """
-    groups, arms = len(found["shown"]), len(found["arms"])
-    width = max(6.4, 1.8 + groups * max(1.2, 0.3 * arms))
+    groups, variants = len(found["shown"]), len(found["variants"])
+    width = max(6.4, 1.8 + groups * max(1.2, 0.3 * variants))
     with open_figure(width, 4.2) as figure:
         axes = figure.subplots()
-        for number, arm in enumerate(found["arms"]):
-            axes.plot([], [], **_look(number), **_DOT, label=arm)
+        for number, variant in enumerate(found["variants"]):
+            axes.plot([], [], **_look(number), **_DOT, label=variant)
         axes.legend(loc="center left", bbox_to_anchor=(1, 0.5))
         (_groups if groups else _scatter)(axes, found)
     return figure
 
 
 def _look(number: int) -> dict[str, Any]:
-    """Marker and colour of an arm."""
+    """Marker and colour of a variant."""
     return {"marker": MARKERS[number % len(MARKERS)], "color": COLOURS[number % len(COLOURS)]}
 
 
 def _scatter(axes: "Axes", found: dict[str, Any]) -> None:
-    """Robust over clean accuracy; an outline is the mean of an arm."""
+    """Robust over clean accuracy; an outline is the mean of a variant."""
     axes.set_xlabel("clean accuracy (%); overlapping dots are moved apart")
     axes.set_ylabel(f"AutoAttack accuracy at eps {found['eps']:g} (%)")
     axes.grid()
     axes.set_title(f"{found['method']}: {found['seeds']} seeds, their mean (outline), {found['examples']} test images")
-    arms = [100 * np.array([values["clean"], values["autoattack"]]).T for values in found["arms"].values()]
-    for number, dots in enumerate(arms):
+    variants = [100 * np.array([values["clean"], values["autoattack"]]).T for values in found["variants"].values()]
+    for number, dots in enumerate(variants):
         axes.plot(*dots.mean(0), **_look(number), **_MEAN, zorder=1)
     axes.margins(0.08)
-    axes.update_datalim(np.concatenate(arms))
+    axes.update_datalim(np.concatenate(variants))
     axes.autoscale_view()
-    looks = [_look(number) for number, dots in enumerate(arms) for _ in dots]
-    _side_by_side(axes, np.concatenate(arms), looks)
+    looks = [_look(number) for number, dots in enumerate(variants) for _ in dots]
+    _side_by_side(axes, np.concatenate(variants), looks)
 
 
 def _side_by_side(axes: "Axes", dots: NDArray[np.float64], looks: list[dict[str, Any]]) -> None:
-    """Draw dots (n, 2), those that would hide another one moved aside by whole dots, which falsifies no limits."""
+    """Draw dots (n, 2), moved aside by whole dots where they would overlap; the limits do not change."""
     from matplotlib.figure import Figure
     from matplotlib.transforms import ScaledTranslation
 
@@ -83,15 +83,15 @@ def _side_by_side(axes: "Axes", dots: NDArray[np.float64], looks: list[dict[str,
 
 
 def _groups(axes: "Axes", found: dict[str, Any]) -> None:
-    """A group for each measure, in it a column for each arm, in it the seeds from left to right; a line is the mean."""
-    names, arms = found["shown"], found["arms"]
+    """A group per metric, in it a column per variant, in it the seeds; a line is the mean."""
+    names, variants = found["shown"], found["variants"]
     plain = names[0] in found["plain"]  # as then all are
-    column = 0.84 / len(arms)
+    column = 0.84 / len(variants)
     half = 0.45 * min(column, 0.4)
-    for number, values in enumerate(arms.values()):
+    for number, values in enumerate(variants.values()):
         for group, name in enumerate(names):
             dots = (1 if plain else 100) * np.array(values[name])
-            middle = group + (number - (len(arms) - 1) / 2) * column
+            middle = group + (number - (len(variants) - 1) / 2) * column
             places = np.linspace(middle - half, middle + half, 2 * len(dots) + 1)[1::2]
             axes.plot(places, dots, **_look(number), **_DOT | {"markersize": 7}, zorder=3)
             axes.hlines(dots.mean(), middle - half, middle + half, color=COLOURS[number % len(COLOURS)], linewidth=1.5)

@@ -1,4 +1,4 @@
-"""What came of a study: an interval for every claim, and a plain word."""
+"""Results of claims: an interval and a conclusion each."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -10,21 +10,21 @@ from numpy.typing import NDArray
 
 from lightning_paf.experiments.experiment import Claim
 
-Word = Literal["reproduced", "not reproduced", "cannot be told at this size"]
+Conclusion = Literal["reproduced", "not reproduced", "inconclusive"]
 Measured = Mapping[str, Sequence[NDArray[np.float64]]]
-"""For each arm, what was measured with each seed: one value for every image (N,), or a single one (1,)."""
+"""Per variant and seed: one value per image (N,), or a single value (1,)."""
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """One claim, tested.
+class ClaimResult:
+    """Test of one claim.
 
     Attributes:
-        claim: What was claimed.
-        difference: First arm minus second, the mean over seeds.
+        claim: The claim.
+        difference: First variant minus second, the mean over seeds.
         low: Lower end of the 95 % interval.
         high: Upper end.
-        seeds: Trainings of each arm.
+        seeds: Trainings of each variant.
     """
 
     claim: Claim
@@ -34,26 +34,26 @@ class Outcome:
     seeds: int
 
     @property
-    def word(self) -> Word:
-        """Whether the interval lies above what is claimed, below, or around it.
+    def conclusion(self) -> Conclusion:
+        """Whether the interval lies above, below or around the claimed difference.
 
-        Where no seed and no image differs, as when both arms have nothing right, there is nothing to tell by.
+        Inconclusive if no seed and no image differs, for example if both accuracies are 0.
         """
         if self.low == self.high:
-            return "cannot be told at this size"
+            return "inconclusive"
         if self.low > self.claim.by:
             return "reproduced"
-        return "not reproduced" if self.high < self.claim.by else "cannot be told at this size"
+        return "not reproduced" if self.high < self.claim.by else "inconclusive"
 
     def shown(self, plain: bool = False) -> str:
-        """As in `+12.0 [+8.1, +15.9] (claimed > -5.0)`, in points; as measured if `plain`, `+0.57 [+0.55, +0.58]`."""
+        """Text such as `+12.0 [+8.1, +15.9] (claimed > -5.0)`, in points; `+0.57 [+0.55, +0.58]` if `plain`."""
         values = (self.difference, self.low, self.high, self.claim.by)
         difference, low, high, by = (f"{value:+.2f}" if plain else f"{100 * value:+.1f}" for value in values)
         return f"{difference} [{low}, {high}]" + (f" (claimed > {by})" if self.claim.by else "")
 
 
-def compared(claim: Claim, measured: Measured) -> Outcome:
-    """Compare two arms by pairs: seed by seed, and image by image where each image has a value.
+def compare(claim: Claim, measured: Measured) -> ClaimResult:
+    """Compare two variants by pairs: seed by seed, and image by image where each image has a value.
 
     The variance of the difference has two parts: between trainings (over seeds), and between test images (of their
     difference, averaged over seeds). They are added, and the quantile is Student's with the degrees of freedom that
@@ -61,18 +61,18 @@ def compared(claim: Claim, measured: Measured) -> Outcome:
     truth in 92 to 98 % of the cases.
 
     Args:
-        claim: What is claimed.
-        measured: Of both sides of the claim, with at least two seeds and equally many for both.
+        claim: The claim.
+        measured: Values of both sides of the claim, for the same number of seeds, at least two.
 
     Raises:
-        ValueError: Fewer than two seeds, or arms with different numbers of them.
+        ValueError: Fewer than two seeds, or variants with different numbers of them.
     """
     from scipy.stats import t as student
 
     more, less = (np.stack(measured[name]).astype(np.float64) for name in claim.sides)
     if more.shape != less.shape or len(more) < 2:
         raise ValueError(
-            f"A comparison needs at least 2 seeds and the same for both arms, but {claim.more} has {len(more)} and "
+            f"A comparison needs at least 2 seeds and the same for both variants, but {claim.more} has {len(more)} and "
             f"{claim.less} has {len(less)}. Pass --seeds 3."
         )
     differences = more - less  # (seeds, images)
@@ -84,13 +84,13 @@ def compared(claim: Claim, measured: Measured) -> Outcome:
     freedom = variance**2 / sum(part**2 / own for part, own in parts) if variance > 0 else seeds - 1
     half_width = float(student.ppf(0.975, freedom)) * math.sqrt(variance)
     mean = float(differences.mean())
-    return Outcome(claim, mean, mean - half_width, mean + half_width, seeds)
+    return ClaimResult(claim, mean, mean - half_width, mean + half_width, seeds)
 
 
-def overall(outcomes: Sequence[Outcome]) -> Word:
-    """One word for the paper's claims: the worst of theirs. Our own expectations count where the paper has none."""
+def overall(outcomes: Sequence[ClaimResult]) -> Conclusion:
+    """The worst conclusion of the paper's claims, or of our expectations if the paper has no tested claim."""
     claimed = [outcome for outcome in outcomes if outcome.claim.source != "expected"] or outcomes
-    words = {outcome.word for outcome in claimed}
+    words = {outcome.conclusion for outcome in claimed}
     if "not reproduced" in words:
         return "not reproduced"
-    return "reproduced" if words == {"reproduced"} else "cannot be told at this size"
+    return "reproduced" if words == {"reproduced"} else "inconclusive"

@@ -1,4 +1,4 @@
-"""Pictures of studies: every seed can be told, and the measures are shown that a study names."""
+"""Figures of experiments: every seed is visible, and the named metrics are shown."""
 
 import json
 from pathlib import Path
@@ -7,19 +7,19 @@ import numpy as np
 import pytest
 from matplotlib.colors import to_rgb
 
-from lightning_paf.experiments import Arm, Study, find_study, study_names
-from lightning_paf.experiments.picture import draw
+from lightning_paf.experiments import Experiment, Variant, experiment_names, find_experiment
+from lightning_paf.experiments.figure import draw
 
 RESULTS = Path(__file__).parent.parent.parent / "docs" / "results" / "methods"
 SHARES = {"clean": [0.97, 0.97, 0.98], "autoattack": [0.0, 0.0, 0.01]}
 FOUND = {
-    "method": "stand-in",
+    "method": "fake",
     "eps": 0.2,
     "seeds": 3,
     "examples": 100,
     "plain": ["distance"],
     "shown": [],
-    "arms": {
+    "variants": {
         "one": {**SHARES, "distance": [1.5, 1.5, 1.5], "eot": [0.2, 0.2, 0.2]},
         "other": {**SHARES, "distance": [4.0, 5.0, 6.0], "eot": [0.3, 0.3, 0.4]},
     },
@@ -38,11 +38,11 @@ def dots(figure):
 
 
 @pytest.mark.parametrize("shown", [[], ["distance"], ["clean", "eot", "autoattack"]])
-def test_every_seed_can_be_told(shown):
+def test_every_seed_is_visible(shown):
     """Dots of one place have hidden each other, or have taken each other's colour."""
     found = dots(draw({**FOUND, "shown": shown}))
     assert len(found) == 2 * 3 * (len(shown) or 1)
-    assert len({(marker, colour) for marker, colour, _ in found}) == 2, "one look for each arm"
+    assert len({(marker, colour) for marker, colour, _ in found}) == 2, "one look for each variant"
     assert len({marker for marker, _, _ in found}) == 2, "also without colours"
     places = np.array([place for _, _, place in found])
     distances = np.linalg.norm(places[:, None] - places, axis=2) + 99 * np.eye(len(places))
@@ -50,7 +50,7 @@ def test_every_seed_can_be_told(shown):
 
 
 def test_a_dot_alone_is_where_it_belongs():
-    figure = draw({**FOUND, "arms": {"one": {"clean": [0.9, 0.5], "autoattack": [0.1, 0.4]}}})
+    figure = draw({**FOUND, "variants": {"one": {"clean": [0.9, 0.5], "autoattack": [0.1, 0.4]}}})
     places = [place for _, _, place in dots(figure)]
     expected = figure.axes[0].transData.transform([(90, 10), (50, 40)])
     np.testing.assert_allclose(places, expected, atol=0.01)
@@ -66,19 +66,19 @@ def test_only_what_is_plain_is_not_in_percent():
 
 @pytest.mark.parametrize("shown", [("nothing",), ("clean", "distance")])
 def test_a_study_shows_what_it_has_on_one_axis(shown):
-    measures = {"distance": lambda run, x, y: 0.5}
+    metrics = {"distance": lambda run, x, y: 0.5}
     with pytest.raises(ValueError, match=r"shown=.*share an axis"):
-        Study("stand-in", (Arm("one"),), (), measures=measures, plain=("distance",), shown=shown)
+        Experiment("fake", (Variant("one"),), (), metrics=metrics, plain=("distance",), shown=shown)
 
 
-@pytest.mark.parametrize("name", study_names())
+@pytest.mark.parametrize("name", experiment_names())
 def test_a_study_without_claims_about_accuracies_shows_its_measures(name):
-    study = find_study(name)
-    claimed = {claim.measure for claim in study.claims if claim.source == "paper"}
-    assert study.shown or not claimed or claimed & {"clean", "autoattack"}
+    experiment = find_experiment(name)
+    claimed = {claim.metric for claim in experiment.claims if claim.source == "paper"}
+    assert experiment.shown or not claimed or claimed & {"clean", "autoattack"}
 
 
 @pytest.mark.parametrize("path", sorted(RESULTS.glob("*.json")), ids=lambda path: path.stem)
 def test_outcomes_show_what_their_studies_name(path):
-    assert json.loads(path.read_text())["shown"] == list(find_study(path.stem).shown), "run it again"
+    assert json.loads(path.read_text())["shown"] == list(find_experiment(path.stem).shown), "run it again"
     assert path.with_suffix(".png").is_file()
