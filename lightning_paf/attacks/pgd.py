@@ -2,7 +2,7 @@
 
 import warnings
 from fractions import Fraction
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -45,7 +45,7 @@ class PGD(Attack):
         ValueError: As for every attack; no step, or a step size that is not positive; unknown start.
     """
 
-    settings: tuple[str, ...] = ("step_size", "steps", "start", "clamp_start", "best")
+    settings: ClassVar[tuple[str, ...]] = ("step_size", "steps", "start", "clamp_start", "best")
 
     def __init__(
         self,
