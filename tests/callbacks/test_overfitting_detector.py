@@ -9,26 +9,12 @@ import torch
 from helpers.cli_runs import status, write_experiment
 from helpers.ddp_worker import run_all
 from helpers.forked_ranks import Ranks
+from helpers.overfitting_fakes import SIGN_AT
 from helpers.resume_helpers import differences, last, rows
 from torch import nn
 
 from lightning_paf.attacks import FGSM
 from lightning_paf.callbacks.overfitting_detector import Look, OverfittingDetector, _counts
-
-GOOD, BAD = Look(0.9, 0.5, 0.45, 0.8), Look(0.9, 0.9, 0.05, 0.1)
-SIGN_AT = 6  # the second look of the second epoch: four steps make one, looks are at even steps
-
-
-class Pretending(OverfittingDetector):
-    """Sees a sign at one step, or at the end of one epoch, and none at others."""
-
-    def __init__(self, sign_at: int = SIGN_AT, **options) -> None:
-        super().__init__(**options)
-        self.sign_at = sign_at
-
-    def _look(self, trainer, pl_module, attack, eps):
-        self.truth = super()._look(trainer, pl_module, attack, eps)
-        return BAD if trainer.global_step == self.sign_at else GOOD
 
 
 class Waves(nn.Module):
@@ -74,7 +60,7 @@ def test_a_linear_network_has_the_same_gradient_everywhere():
 
 def of_class(**options) -> str:
     settings = {"every_n_steps": 2, "max_examples": 8} | options
-    return json.dumps({"class_path": "test_overfitting_detector.Pretending", "init_args": settings})
+    return json.dumps({"class_path": "helpers.overfitting_fakes.Pretending", "init_args": settings})
 
 
 @pytest.fixture(scope="module")

@@ -3,38 +3,11 @@
 import json
 
 import pytest
-import torch
 import yaml
 from helpers.cli_runs import experiment, status
 from helpers.fakes import write_npz_dataset
-from torch import nn
 
 from lightning_paf.evaluation.result import Outcome
-
-
-class Round(torch.autograd.Function):
-    """A rounding whose gradient is that of the identity."""
-
-    @staticmethod
-    def forward(ctx, x):
-        return (x * 15).round() / 15
-
-    @staticmethod
-    def backward(ctx, grad):
-        return grad
-
-
-class RoundedNet(nn.Module):
-    """A defence by discretised images before a linear classifier."""
-
-    def __init__(self, num_classes: int = 3) -> None:
-        super().__init__()
-        self.flatten = nn.Flatten()
-        self.activation = nn.ReLU()
-        self.fc = nn.Linear(192, num_classes)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.fc(self.activation(self.flatten(Round.apply(x))))
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +15,7 @@ def rounded(tmp_path_factory):
     folder = tmp_path_factory.mktemp("rounded")
     written = experiment()
     written["data"]["root"] = str(write_npz_dataset(folder / "images"))
-    written["model"]["net"] = {"class_path": "test_fold_option.RoundedNet"}
+    written["model"]["net"] = {"class_path": "helpers.rounded_net.RoundedNet"}
     written["model"]["normalize"] = False
     written["trainer"]["max_epochs"] = 8
     (folder / "rounded.yaml").write_text(yaml.safe_dump(written))

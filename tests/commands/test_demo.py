@@ -47,7 +47,7 @@ def test_the_demo_ends_with_a_table(tmp_path, capfd):
 def test_a_demo_of_nothing_names_the_recipes(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert main(["demo", "--config", "demo/digit"]) == 1
-    assert "Did you mean demo/digits?" in capsys.readouterr().err
+    assert "Did you mean demo/digits" in capsys.readouterr().err
 
 
 def test_the_table_fits_80_columns_without_cut_words():
