@@ -1,7 +1,15 @@
 import json
 
 import pytest
-from helpers.cli_runs import status
+from helpers.cli_runs import status, write_experiment
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("certify")
+    noise = ("--model.objective", "NoisyCE", "--model.objective.std", "0.1")
+    assert status("fit", "-c", write_experiment(folder), *noise, "--run", folder / "run") == 0
+    return folder / "run"
 
 
 def certify(path, *options):
@@ -23,12 +31,10 @@ def test_it_prints_a_table_and_writes_the_requested_files(run, tmp_path, capsys)
     assert (out / "a.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_the_batch_size_changes_nothing_and_other_noise_than_that_of_the_training_is_noticed(
-    checkpoint, tmp_path, capsys
-):
+def test_the_batch_size_changes_nothing_and_other_noise_than_that_of_the_training_is_noticed(run, tmp_path, capsys):
     for size in ("7", "512"):
         options = ("--sigma", "0.3", "--batch_size", size, "--json", tmp_path / f"{size}.json")
-        assert certify(checkpoint, *options) == 0
+        assert certify(run / "checkpoints" / "last.ckpt", *options) == 0
     first, second = (json.loads((tmp_path / f"{size}.json").read_text()) for size in ("7", "512"))
     assert first | {"batch_size": 0} == second | {"batch_size": 0}
     printed = capsys.readouterr().out
