@@ -110,11 +110,8 @@ def _print_table(found: "list[RunStatus]") -> None:
 
 
 def _short(name: str) -> str:
-    """Shorten a path from the left, at a folder if possible."""
-    if len(name) <= _NAME_WIDTH:
-        return name
-    tail = name[1 - _NAME_WIDTH :]
-    return "…" + (tail[tail.index("/") :] if "/" in tail[:-8] else tail)
+    """Shorten a path from the left."""
+    return name if len(name) <= _NAME_WIDTH else "…" + name[1 - _NAME_WIDTH :]
 
 
 def _position(status: "RunStatus") -> str:

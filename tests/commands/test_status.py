@@ -175,7 +175,7 @@ def test_runs_in_subfolders_are_a_table_of_80_columns(tmp_path, capsys):
     assert max(map(len, lines)) <= 80
     table = {line.split()[0]: line.split() for line in lines[2:]}
     assert table["demo-2/relu"][1:3] == ["alive", "2/10"]
-    assert table["…/seed-1"][1:] == ["finished", "2/10", "-", "30.0", "%", "70.0", "%", "-"]
+    assert table["…rsarial-training/seed-1"][1:] == ["finished", "2/10", "-", "30.0", "%", "70.0", "%", "-"]
     assert table["x"][1:3] == ["not", "started"]
 
 
