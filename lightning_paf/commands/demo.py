@@ -179,16 +179,12 @@ def _table(variants: list[Variant]) -> "Table":
     from rich.table import Table
 
     first = variants[0].autoattack
-<<<<<<< HEAD
-    table = Table(title=f"Digits 8x8, linf eps {first.attack['eps']}, {first.evaluated} test images", box=SIMPLE_HEAD)
-=======
     table = Table(
-        title=f"Digits 8x8, linf eps {first.attack['eps']}, {first.judged} test images",
+        title=f"Digits 8x8, linf eps {first.attack['eps']}, {first.evaluated} test images",
         box=SIMPLE_HEAD,
         show_edge=False,
         padding=(0, 0, 0, 1),
     )
->>>>>>> w-first
     columns = [_row(variant) for variant in variants]
     for header in ("", *(column["activation"] for column in columns)):
         table.add_column(header)
