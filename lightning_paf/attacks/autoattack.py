@@ -242,7 +242,8 @@ def check_fit(attack: Attack, attacks: Sequence[str], classes: int, size: torch.
 def check_listing(version: str, versions: Sequence[str], attacks: Sequence[str] | None, known: Sequence[str]) -> None:
     """Check the version of an ensemble and its list of attacks, which belongs to version=custom."""
     if version not in versions:
-        raise ValueError(f"version must be one of {', '.join(versions)}, got {version!r}.")
+        hint = " Pass ReferenceAutoAttack for rand." if version == "rand" else ""
+        raise ValueError(f"version must be one of {', '.join(versions)}, got {version!r}.{hint}")
     if (version == "custom") != bool(attacks):
         raise ValueError(
             f"attacks must be listed with version=custom, and only then, got version={version} and attacks={attacks}. "

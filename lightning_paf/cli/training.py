@@ -16,7 +16,7 @@ import yaml
 from jsonargparse.typing import register_type
 from lightning.fabric.plugins import CheckpointIO
 from lightning.pytorch import Callback, Trainer
-from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint, ProgressBar, WeightAveraging
+from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar, WeightAveraging
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.plugins import LayerSync
 
@@ -254,8 +254,6 @@ class PafCLI(LightningCLI):
         filled = [callback for callback in slots.values() if callback is not None]
         throughput = Throughput()
         reports: list[Callback] = [RunHeartbeat(throughput)]
-        if training and config.get("logger") not in (False, []):
-            reports.append(LearningRateMonitor("epoch"))
         if not any(isinstance(callback, ProgressBar) for callback in config["callbacks"]):
             if config.get("enable_progress_bar") is None:
                 config["enable_progress_bar"] = sys.stdout.isatty()

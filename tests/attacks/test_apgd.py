@@ -107,7 +107,7 @@ def test_the_search_is_the_published_one(norm):
     ours = Recorded(eps, norm=norm)
     run(ours, net, x, y, start=start)
     assert 10 < (standing > 0).sum() < 50
-    assert torch.equal(~ours.lanes.fell, standing > 0)
+    assert torch.equal(~ours.lanes.fooled, standing > 0)
     # rounding sends single trajectories elsewhere
     assert torch.isclose(ours.lanes.best_loss, best, rtol=1e-3, atol=1e-4).float().mean() > 0.9
 
@@ -293,7 +293,7 @@ def test_gradients_that_are_no_numbers_do_not_spoil_the_images():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"norm": "l1"}, "Use ReferenceAutoAttack for l1"),
+        ({"norm": "l1"}, "Pass ReferenceAutoAttack for l1"),
         ({"search_loss": "margin"}, "search_loss must be one of ce, dlr, dlr-targeted"),
         ({"steps": 0}, "steps must be at least 1, got 0"),
         ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
@@ -306,7 +306,7 @@ def test_bad_settings(options, message):
 
 def test_too_few_classes_for_the_targeted_loss():
     model = nn.Sequential(nn.Flatten(), nn.Linear(16, 3))
-    with pytest.raises(ValueError, match="needs at least 4 classes, but the model has 3 outputs"):
+    with pytest.raises(ValueError, match="at least 4 for the targeted DLR loss, got a model with 3"):
         APGD(search_loss="dlr-targeted")(model, torch.rand(2, 1, 4, 4), torch.tensor([0, 1]))
 
 

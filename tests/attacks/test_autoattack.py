@@ -66,14 +66,14 @@ def test_any_number_of_classes(classes):
         (
             2,
             {},
-            r"apgd-t of AutoAttack needs at least 4 classes, but the model has 2 .*attacks=\[apgd-ce, fab-t, square\]",
+            r"at least 4 classes for apgd-t of AutoAttack, got 2 outputs.*attacks=\[apgd-ce, fab-t, square\]",
         ),
-        (3, {}, "apgd-t of AutoAttack needs at least 4 classes, but the model has 3"),
-        (2, {"version": "custom", "attacks": ["apgd-dlr"]}, "apgd-dlr of AutoAttack needs at least 3 classes"),
+        (3, {}, "at least 4 classes for apgd-t of AutoAttack, got 3"),
+        (2, {"version": "custom", "attacks": ["apgd-dlr"]}, "at least 3 classes for apgd-dlr of AutoAttack"),
         (
             5,
             {"norm": "l2", "eps": 0.1},
-            "Square in the l2 norm needs images of at least 5 x 5 pixels, but they are 4 x 4",
+            "at least 5 x 5 for Square in l2, got 4 x 4",
         ),
     ],
 )
@@ -250,8 +250,8 @@ def test_masked_gradients_are_pointed_out(caplog):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"norm": "l1"}, "Use ReferenceAutoAttack for l1"),
-        ({"version": "rand"}, "version must be standard or custom, .* use ReferenceAutoAttack for rand"),
+        ({"norm": "l1"}, "Pass ReferenceAutoAttack for l1"),
+        ({"version": "rand"}, "version must be one of standard, custom, got 'rand'. Pass ReferenceAutoAttack"),
         ({"version": "custom"}, "attacks must be listed with version=custom"),
         ({"attacks": ["square"]}, "attacks must be listed with version=custom"),
         ({"version": "custom", "attacks": ["fab"]}, "attacks must be among apgd-ce, .*, got fab"),

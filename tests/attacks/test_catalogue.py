@@ -195,7 +195,7 @@ def test_the_distance_is_that_of_the_image_and_misclassified_images_stay(attack)
     assert torch.equal(found[distances.isinf()], x[distances.isinf()])
 
 
-@pytest.mark.parametrize("attack", [DeepFool(0.5), SIGN_OPT, ZOO_STEPS], ids=lambda attack: attack.label)
+@pytest.mark.parametrize("attack", [DeepFool(0.5), SIGN_OPT], ids=lambda attack: attack.label)
 def test_only_what_lies_within_eps_is_returned(attack):
     net, x, y = digits(20)
     torch.manual_seed(0)
@@ -253,7 +253,7 @@ def test_files_without_a_fitting_perturbation_are_refused(content, message, tmp_
 def test_universal_perturbations_refuse_images_that_do_not_fit():
     net, x, y = digits(2)
     attack = UniversalPerturbation(0.4, passes=1, steps=1).fitted(net, x, y)
-    with pytest.raises(ValueError, match=r"shape \(1, 8, 8\) as fitted, got \(1, 4, 4\)"):
+    with pytest.raises(ValueError, match=r"shape \(1, 8, 8\) of the perturbation, got \(1, 4, 4\)"):
         attack(nn.Flatten(), x[:, :, :4, :4], y)
     with pytest.raises(ValueError, match="at least one image"):
         attack.fitted(net, x[:0], y[:0])

@@ -150,7 +150,7 @@ def test_rare_checks_find_the_same(norm, steps, monkeypatch):
     x_adv = FAB(EPS[norm], norm=norm, steps=steps)(counted, x, y)
     assert torch.equal(robust(net, x_adv, y), often)
     assert (geometry_of(norm).size(x_adv - x) <= EPS[norm]).all()
-    assert len(counted.graph) % 10 == 0
+    assert len(counted.graph) % {20: 10, 12: 6, 7: 7}[steps] == 0
 
 
 def test_success_needs_the_exact_model():

@@ -58,14 +58,14 @@ def test_any_number_of_classes(classes):
         (
             2,
             {},
-            r"apgd-t of ReferenceAutoAttack needs at least 4 classes, .* has 2 .*attacks=\[apgd-ce, fab-t, square\]",
+            r"at least 4 classes for apgd-t of ReferenceAutoAttack, got 2 outputs.*attacks=\[apgd-ce, fab-t, square\]",
         ),
-        (3, {}, "apgd-t of ReferenceAutoAttack needs at least 4 classes, but the model has 3"),
-        (2, {"version": "rand"}, "apgd-dlr of ReferenceAutoAttack needs at least 3 classes"),
+        (3, {}, "at least 4 classes for apgd-t of ReferenceAutoAttack, got 3"),
+        (2, {"version": "rand"}, "at least 3 classes for apgd-dlr of ReferenceAutoAttack"),
         (
             5,
             {"norm": "l2", "eps": 0.1},
-            "Square in the l2 norm needs images of at least 5 x 5 pixels, but they are 4 x 4",
+            "at least 5 x 5 for Square in l2, got 4 x 4",
         ),
     ],
 )

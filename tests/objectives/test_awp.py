@@ -119,7 +119,7 @@ def test_a_recording_answers_only_what_it_has_heard():
     found = recorded(model, x, y)
     recorded.rewind()
     assert torch.equal(recorded(model, x, y), found)
-    with pytest.raises(RuntimeError, match="called 1 times, and now once more"):
+    with pytest.raises(RuntimeError, match="must have at most 1 calls, got one more"):
         recorded(model, x, y)
     assert (recorded.radius, recorded.label) == (ATTACK.radius, "recorded")
 
