@@ -36,7 +36,7 @@ _GROUPS = {
 }
 """Commands in the order of the usage text; all others are tools."""
 GONE = {
-    "doctor": "doctor is now called sanity-check: `lightning-paf sanity-check --ckpt CKPT`, with the same options.",
+    "doctor": "doctor is gone: `lightning-paf sanity-check --ckpt CKPT` takes its options.",
     "pool": "pool is gone: `--data.synthetic FOLDER` reads the files of a folder, those of a written pool included.",
     "selftest": "selftest is gone: `pytest tests/attacks/test_oracles.py` checks the attacks on models whose robust "
     "accuracy is known.",

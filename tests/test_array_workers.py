@@ -86,5 +86,5 @@ def test_a_worker_that_is_stopped_releases_its_block(last, tmp_path):
     os.kill(worker.pid, signal.SIGTERM)
     worker.join(SECONDS)
     assert worker.exitcode == 75, log.read_text()
-    assert "Give the same command again" in log.read_text()
+    assert "Repeat the command to resume" in log.read_text()
     assert not list((tmp_path / "run").rglob("*.claim"))

@@ -11,7 +11,7 @@ _FIT = {
     "Model": {
         "--model.net NET": f"network; {_PART}, e.g. resnet18",
         "--model.activation ACT": f"activation; {_PART}, e.g. pssilu",
-        "--model.attack ATTACK": f"attack of the training; {_PART}, e.g. pgd10_linf",
+        "--model.attack ATTACK": f"training attack; {_PART}, e.g. pgd10_linf",
         "--model.attack.eps EPS": "radius of the attack, e.g. 8/255",
         "--model.objective LOSS": "training loss; class, e.g. TRADES",
         "--model.optimizer CLASS": "optimizer of torch.optim, e.g. SGD",
@@ -42,8 +42,8 @@ _EVALUATE = {
     "Run": {
         "--ckpt_path FILE": "checkpoint; or `last` or `best` in --run",
         **_RUN,
-        "--untrained": "evaluate the starting weights, without a checkpoint",
-        "--trust-config": "accept any class in a configuration that was found",
+        "--untrained": "evaluate the starting weights",
+        "--trust-config": "accept any class in a found configuration",
     },
     "Data": {
         "--data.root FOLDER": "folder of the images",
@@ -51,7 +51,7 @@ _EVALUATE = {
     },
     "Evaluation": {
         "--val_attack EVAL": "first attack; recipe, e.g. pgd20; null for none",
-        "--autoattack EVAL": "second attack; recipe, e.g. autoattack; null for none",
+        "--autoattack EVAL": "second attack, e.g. autoattack, or null",
         "--autoattack.attack.eps EPS": "radius, e.g. 8/255",
         "--autoattack.test_examples N": "number of test images",
         "--trainer.accelerator NAME": "cpu, gpu or auto",
@@ -74,7 +74,7 @@ _PAGES: dict[str, tuple[str, dict[str, dict[str, str]], tuple[str, ...]]] = {
     "test": (
         "Measure clean and robust accuracy on the test images.",
         _EVALUATE,
-        (f"--ckpt_path {_LAST}", "--ckpt_path best --run runs/b --autoattack.test_examples 200"),
+        (f"--ckpt_path {_LAST}", "--ckpt_path best --run runs/b --autoattack.test_examples 99"),
     ),
     "predict": ("Write class probabilities of the test images.", _PREDICT, (f"--ckpt_path {_LAST}",)),
 }

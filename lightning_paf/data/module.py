@@ -81,7 +81,6 @@ class RobustDataModule(LightningDataModule):
         dataset: DatasetName = "cifar10",
         root: Path = Path("data"),
         num_classes: int | None = None,
-        channels: int | None = None,
         synthetic: list[Path] | Path | None = None,
         cache_dir: Path | None = None,
         real_fraction: float = 0.3,
@@ -98,6 +97,7 @@ class RobustDataModule(LightningDataModule):
         synthetic_smoothing: float = 0.0,
         mixing: Mixing | None = None,
         seed: int = 0,
+        channels: int | None = None,
     ) -> None:
         super().__init__()
         self.spec = dataset_spec(dataset, num_classes, channels)
