@@ -329,12 +329,15 @@ def _number_of_channels(dataset: str, num_classes: int | None, channels: int | N
 def _known_classes(message: str) -> str:
     """The classes that an argument accepts, if the message is about a class that does not exist."""
     found = re.search(r'Parser key "([\w.]+)":.*Expected a dot import path string: ([\w.]+)', message, re.DOTALL)
+    found = found or re.search(r"NestedArg\(key='([\w.]+)', val='([\w.]+)'\)", message)  # of an optional argument
     argument = found[1].rpartition(".")[2] if found else ""
     if found is None or argument not in _PLUG_INS or _NO_CLASS in message:  # reported for an inner class
         return ""
     if replacement := _GONE_CLASSES.get(found[2].rpartition(".")[2]):
         return f"\n{argument}={found[2]} is gone: {replacement}"
     names = _concrete_names(_PLUG_INS[argument])
+    if found[2].rpartition(".")[2] in names:  # the class exists, and something else is wrong
+        return ""
     near = difflib.get_close_matches(found[2], names, 1)
     hint = f" Did you mean {near[0]}?" if near else ""
     return f"\n{argument}={found[2]} {_NO_CLASS}.{hint} Known: {', '.join(names)}."

@@ -222,7 +222,7 @@ def test_a_mistyped_class_lists_the_known_ones(argument, typed, meant, others, t
     assert others in said
 
 
-@pytest.mark.parametrize("typed", ["BIM"])
+@pytest.mark.parametrize("typed", ["BIM", "lightning_paf.attacks.BIM"])
 def test_a_class_of_an_earlier_version_names_its_replacement(typed, tiny, capsys):
     said = misread(capsys, "-c", tiny, "--val_attack", "RobustEval", "--val_attack.attack", typed)
     assert f"attack={typed} is gone: PGD with start=none" in said

@@ -354,7 +354,7 @@ def test_another_evaluation_replaces_nothing(change, run, caplog):
     assert set(both) - set(first) == {
         f"{STEM}-{identity[:8]}{end}" for end in (".json", ".html", ".evidence.safetensors")
     }
-    assert f"{run}/test/{STEM}.json holds another evaluation and was kept" in caplog.text
+    assert f"{run}/test/{STEM}.json belongs to another evaluation and was kept" in caplog.text
     assert f"{run}/test/{STEM}-{identity[:8]}.evidence.safetensors" in caplog.text
 
 

@@ -13,7 +13,8 @@ ATTACK = {"attack": "PGD", "norm": "linf", "eps": "8/255", "eps_value": 8 / 255,
 
 def write(path, codes, attack=ATTACK, labels=None):
     verdicts = np.array(codes, np.uint8)
-    EvaluationResult("pgd", attack, verdicts, 1.0, labels=labels).save(path)
+    known = {} if labels is None else {"labels": labels}
+    EvaluationResult("pgd", attack, verdicts, 1.0, **known).save(path)
     return path
 
 

@@ -53,7 +53,7 @@ def test_a_demo_of_nothing_names_the_recipes(tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize("correct", [171, 180])
 def test_the_table_fits_80_columns_without_cut_words(correct):
     accuracy = exact_accuracy(correct, 180)
-    result = SimpleNamespace(attack={"eps": "0.25"}, judged=180, clean=accuracy, robust=accuracy)
+    result = SimpleNamespace(attack={"eps": "0.25"}, evaluated=180, clean=accuracy, robust=accuracy)
     variants = [
         demo.Variant(name, result, result, {"alpha": 1.0, "beta": 2.5}, 61.0, 73.0) for name in demo.ACTIVATIONS
     ]

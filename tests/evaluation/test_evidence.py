@@ -47,7 +47,7 @@ def path(tmp_path):
 def test_a_file_holds_threat_model_origin_and_outcomes(path):
     model, samples, result = first_pixels()
     content = evidence.read(path)
-    for name, there in {"outcomes": "verdicts", "fooled_by": "broken_by"}.items():
+    for name, there in {"outcomes": "outcomes", "fooled_by": "fooled_by"}.items():
         np.testing.assert_array_equal(getattr(content, name), getattr(result, there))
     for name in ("ids", "labels", "adversarial"):
         np.testing.assert_array_equal(getattr(content, name), getattr(result, name))
@@ -112,7 +112,7 @@ def test_images_are_in_memory_a_block_at_a_time(tmp_path):
     size = 4 * n * int(np.prod(image))
     samples = Samples(np.arange(n), lambda ids: (torch.zeros(len(ids), *image), torch.from_numpy(labels[ids])))
     model, _, result = first_pixels()
-    outcomes = {"verdicts": np.full(n, 2, np.uint8), "broken_by": np.ones(n, np.int8), "adversarial": labels + 1}
+    outcomes = {"outcomes": np.full(n, 2, np.uint8), "fooled_by": np.ones(n, np.int8), "adversarial": labels + 1}
     result = with_changes(result, ids=np.arange(n), labels=labels, total=n, **outcomes)
     result.examples = lambda: ((np.array([i]), torch.full((1, *image), 0.01 * i)) for i in range(n))
     tracemalloc.start()
