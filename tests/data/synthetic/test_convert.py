@@ -198,16 +198,16 @@ def test_a_file_system_without_locks_is_refused(tmp_path, monkeypatch):
 IMAGE, LABEL = arrays()
 BAD = {
     "nchw": (IMAGE.transpose(0, 3, 1, 2).copy(), LABEL, r"This is NCHW: store images\.transpose\(0, 2, 3, 1\)"),
-    "grey without axis": (IMAGE[..., 0].copy(), LABEL, "Grey images need a channel axis"),
-    "grey": (IMAGE[..., :1].copy(), LABEL, r"must be uint8 of shape \(N, H, W, 3\).* Convert them to 3 channel"),
-    "float": (IMAGE / np.float32(255), LABEL, r"but are float32 .*np\.round\(255 \* images\)"),
-    "wide integers": (IMAGE.astype(np.int64), LABEL, "but are int64"),
+    "grey without axis": (IMAGE[..., 0].copy(), LABEL, "Add a channel"),
+    "grey": (IMAGE[..., :1].copy(), LABEL, r"must be uint8 of shape \(N, H, W, 3\).* Pass --data"),
+    "float": (IMAGE / np.float32(255), LABEL, r"got float32 of shape .* Store pixels"),
+    "wide integers": (IMAGE.astype(np.int64), LABEL, "got int64"),
     "flat": (IMAGE.reshape(12, -1), LABEL, "Reshape them"),
     "none": (IMAGE[:0], LABEL[:0], "Give at least one image"),
     "another size": (np.zeros((12, 8, 8, 3), np.uint8), LABEL, r"\(H, W, C\) = \(4, 4, 3\), but have \(8, 8, 3\)"),
     "too few labels": (IMAGE, LABEL[:-1], r"12 images need labels of shape \(12,\), but these have \(11,\)"),
     "one-hot labels": (IMAGE, np.eye(3, dtype=np.int64)[LABEL], "one class number for each image"),
-    "float labels": (IMAGE, LABEL.astype(float), "labels must be integers, but are float64"),
+    "float labels": (IMAGE, LABEL.astype(float), "labels must be integers, got float64"),
     "labels from 1": (IMAGE, LABEL + 1, "labels must be 0 to 2, but range from 1 to 3"),
     "negative labels": (IMAGE, LABEL - 1, "range from -1 to 1"),
 }
