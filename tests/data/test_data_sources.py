@@ -128,7 +128,7 @@ def test_bad_npz_pairs_are_refused(tmp_path):
         read_dataset(dataset_spec("npz", 12), write_pair(tmp_path / "classes"), download=True)
     root = write_pair(tmp_path / "float")
     np.savez(root / "train.npz", image=arrays(n=30)[0], label=np.zeros(30))
-    with pytest.raises(ValueError, match=r"train\.npz: labels must be integers, got float64"):
+    with pytest.raises(ValueError, match=r"train\.npz: labels must be integers, but are float64"):
         read_dataset(NPZ, root, download=True)
 
 

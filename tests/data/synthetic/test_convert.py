@@ -207,7 +207,7 @@ BAD = {
     "another size": (np.zeros((12, 8, 8, 3), np.uint8), LABEL, r"\(H, W, C\) = \(4, 4, 3\), but have \(8, 8, 3\)"),
     "too few labels": (IMAGE, LABEL[:-1], r"12 images need labels of shape \(12,\), but these have \(11,\)"),
     "one-hot labels": (IMAGE, np.eye(3, dtype=np.int64)[LABEL], "one class number for each image"),
-    "float labels": (IMAGE, LABEL.astype(float), "labels must be integers, got float64"),
+    "float labels": (IMAGE, LABEL.astype(float), "labels must be integers, but are float64"),
     "labels from 1": (IMAGE, LABEL + 1, "labels must be 0 to 2, but range from 1 to 3"),
     "negative labels": (IMAGE, LABEL - 1, "range from -1 to 1"),
 }
