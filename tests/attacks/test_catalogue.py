@@ -31,7 +31,6 @@ DECIDERS = [
     ZOO(queries=130),
 ]
 SIGN_OPT = SignOPT(0.6, queries=250, starts=10, directions=50)
-ZOO_STEPS = ZOO(3.0, queries=1000, lr=0.02)
 deciders = pytest.mark.parametrize("attack", DECIDERS, ids=lambda attack: attack.label)
 
 
@@ -206,6 +205,15 @@ def test_only_what_lies_within_eps_is_returned(attack):
     assert not near.all()
     assert torch.equal(x_adv[near], found[near])
     assert torch.equal(x_adv[~near], x[~near])
+
+
+def test_zoo_returns_what_it_has_found():
+    net, x, y = digits(20)
+    torch.manual_seed(0)
+    x_adv = ZOO(3.0, queries=1000, lr=0.02)(net, x, y)
+    fooled = net(x_adv).argmax(1) != y
+    assert fooled.any()
+    assert ((x_adv != x).flatten(1).any(1) == fooled).all()
 
 
 def test_a_soft_label_counts_as_its_likeliest_class():

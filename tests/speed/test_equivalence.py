@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from helpers.fakes import TinyNet, images, spec
+from helpers.rounded_net import Round
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
@@ -23,18 +24,6 @@ from lightning_paf.nn.swap import swap_activations
 from lightning_paf.speed.compiled_net import CompiledNet
 from lightning_paf.speed.folded_model import FoldedModel
 from lightning_paf.speed.search_model import SearchModel
-
-
-class Round(torch.autograd.Function):
-    """BPDA: a rounding whose gradient is that of the identity."""
-
-    @staticmethod
-    def forward(ctx, x):
-        return (x * 15).round() / 15
-
-    @staticmethod
-    def backward(ctx, grad):
-        return grad
 
 
 class Sign(torch.autograd.Function):
