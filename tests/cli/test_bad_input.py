@@ -151,7 +151,7 @@ def test_a_class_sorted_pool_that_is_shorter_than_asked_is_shuffled_and_repeated
         ("--data.real_fraction 0.5", "real_fraction=0.5 needs synthetic images, but data.synthetic is not set"),
         ("--data.real_fraction 1.5", "real_fraction must be from 0 to 1, got 1.5"),
         ("--data.val_size 1000", "val_size must be 1 to 32, half of the 64 training images, got 1000"),
-        ("--trainer.max_epochs -1", "the trainer has no end. Pass --trainer.max_epochs or --trainer.max_steps"),
+        ("--trainer.max_epochs -1", "got max_epochs=-1. Pass --trainer.max_epochs or --trainer.max_steps"),
         ("--checkpoint.monitor val/acc_pgdx", "checkpoint.monitor=val/acc_pgdx is measured by neither"),
         ("--val_attack.every_n_epochs 0 --checkpoint.monitor val/acc_pgd", "one of val/acc."),
         ("--averaging WarmupEMA --averaging.decay 1.5", "decay is a factor in [0, 1), but decay=1.5"),
@@ -328,7 +328,7 @@ def test_a_checkpoint_of_another_architecture(command, words, message, trained, 
     options = ["-c", trained / "config.yaml", "--ckpt_path", checkpoint, "--run", tmp_path / "run", *words.split()]
     assert status(command, *options) == 1
     said = capsys.readouterr().err
-    assert "The checkpoint holds another network than" in said
+    assert "The checkpoint must hold a SmallConvNet of this configuration, got another network" in said
     assert message in said
     assert "--config RUN/config.yaml" in said
     assert "Traceback" not in said
@@ -341,6 +341,6 @@ def test_a_checkpoint_of_another_architecture(command, words, message, trained, 
 def test_a_loss_that_is_not_finite_ends_the_training(tiny, tmp_path, capsys):
     words = ["--model.optimizer", "SGD", "--model.optimizer.lr", "1e30"]
     said = refused(capsys, tmp_path / "run", "-c", tiny, *words)
-    assert re.search(r"The loss must be finite, but it is nan at step [1-4] ", said)
+    assert re.search(r"The loss must be finite, got nan at step [1-4] ", said)
     assert "model.net.features.1.alpha" in said
     assert "Lower the learning rate" in said

@@ -1,0 +1,152 @@
+"""Base class of the training tasks: optimiser, schedule, starting weights, epoch means and the check for NaN."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule
+from lightning.pytorch.cli import OptimizerCallable
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor
+from torch.optim.lr_scheduler import LambdaLR
+
+from lightning_paf.nn.activations import Activation
+from lightning_paf.nn.classifier import Classifier
+from lightning_paf.nn.parameter_groups import DecayRule, parameter_groups
+from lightning_paf.nn.weights import key_difference, load_classifier
+from lightning_paf.runs.weights_origin import WeightsOrigin
+from lightning_paf.schedules import Cosine, Schedule
+
+
+class Task(LightningModule):
+    """Base class of the modules that train a network.
+
+    A subclass sets `model`, calls `load_init` at the end of its constructor, and passes the values of each training
+    step to `record`, which logs their means over the epoch as `train/{name}`.
+
+    Args:
+        optimizer: Optimiser of all parameters.
+        schedule: Factor of the learning rate over the training; by default a cosine.
+        decay: Parameters that weight decay acts on.
+        init: Checkpoint of another training whose weights this one starts with.
+    """
+
+    model: Classifier
+    untrained: WeightsOrigin | None = None
+    """Origin of the weights where a command evaluates the starting weights on purpose."""
+
+    def __init__(
+        self, optimizer: OptimizerCallable, schedule: Schedule | None, decay: DecayRule, init: Path | None
+    ) -> None:
+        super().__init__()
+        # A function, which copies of the module share (weight averaging makes one); the command line passes an object
+        # that holds the parser, the trainer and its processes.
+        self.optimizer: OptimizerCallable = lambda parameters: optimizer(parameters)
+        self.schedule = schedule or Cosine()
+        self.decay: DecayRule = decay
+        self.init = init
+        self._sums, self._steps, self._start_progress = dict[str, Tensor](), 0, 0.0
+
+    def load_init(self) -> None:
+        """Load the weights of `init`, in the constructor, so that copies made by weight averaging have them too."""
+        if self.init is not None and self.init.is_file():
+            load_classifier(self.model, self.init)
+
+    def setup(self, stage: str) -> None:
+        """Check that `init` exists."""
+        if stage == "fit" and self.init is not None and not self.init.is_file():
+            raise ValueError(
+                f"--model.init must be a checkpoint, got {self.init}, which does not exist. Train it first, as the "
+                "header of the recipe says, or pass another --model.init, or null for random weights."
+            )
+
+    def on_fit_start(self) -> None:
+        """Seed every rank differently, for its random starts and augmentations; `seed_everything` seeds them alike."""
+        self._steps = 0
+        if self.trainer.world_size > 1:
+            # Far apart: rank 1 of seed 0 must not repeat rank 0 of seed 1.
+            torch.manual_seed(torch.initial_seed() + 1_000_003 * self.global_rank)
+
+    def on_train_epoch_start(self) -> None:
+        """Reset the means."""
+        self._sums, self._steps = {}, 0
+        self._start_progress = self.progress()
+
+    def on_train_epoch_end(self) -> None:
+        """Log the means over the steps of the epoch."""
+        for name, total in self._sums.items():
+            self.log(f"train/{name}", total / self._steps, prog_bar=name in ("loss", "acc_adv"), sync_dist=True)
+
+    def record(self, loss: Tensor, **values: Tensor) -> None:
+        """Add the values of one training step to the means of the epoch.
+
+        Args:
+            loss: Loss of the step, a scalar.
+            **values: Other scalars to log.
+
+        Raises:
+            ValueError: The loss is not finite. Raised before the loss reaches the weights.
+        """
+        self._check_finite(loss)
+        values = {"loss": loss.detach(), **values}
+        self._sums = {name: self._sums.get(name, 0) + value.float() for name, value in values.items()}
+        self._steps += 1
+
+    def progress(self) -> float:
+        """Return the fraction of the optimiser steps that are done."""
+        return min(1.0, self.global_step / self.trainer.estimated_stepping_batches)
+
+    def epoch_state(self) -> dict[str, Any]:
+        """Return this rank's means of the current epoch, which checkpoints of Lightning lack."""
+        sums = {name: total.cpu() for name, total in self._sums.items()}
+        return {"sums": sums, "steps": self._steps, "began_at": self._start_progress}
+
+    def load_epoch_state(self, state: dict[str, Any]) -> None:
+        """Restore the result of `epoch_state`."""
+        self._sums = {name: total.to(self.device) for name, total in state["sums"].items()}
+        self._steps, self._start_progress = state["steps"], state["began_at"]
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Apply the trainer's global clipping, then that of the activations, in the order of Dai et al. (2021)."""
+        self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+        for layer in self.model.modules():
+            if isinstance(layer, Activation):
+                layer.clip_gradients()
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """Return the optimiser over decay groups, and the schedule, stepped after every optimiser step."""
+        optimizer = self.optimizer(parameter_groups(self, self.decay))
+        steps = self.trainer.estimated_stepping_batches
+        if steps == float("inf"):
+            raise ValueError(
+                "The length of the training must be set for the learning-rate schedule, got max_epochs=-1. "
+                "Pass --trainer.max_epochs or --trainer.max_steps."
+            )
+        scheduler = LambdaLR(optimizer, lambda step: self.schedule(step / steps))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step", "name": "lr"}}
+
+    def on_load_checkpoint(self, checkpoint: Mapping[str, Any]) -> None:
+        """Refuse weights of another network, with a short key difference."""
+        if difference := key_difference(self.state_dict(), checkpoint["state_dict"]):
+            raise ValueError(
+                f"The checkpoint must hold a {type(self.model.net).__name__} of this configuration, got another "
+                f"network:\n{difference}\nPass the config.yaml that was saved next to the checkpoint: "
+                "--config RUN/config.yaml."
+            )
+
+    def _check_finite(self, loss: Tensor) -> None:
+        if torch.isfinite(loss):
+            return
+        broken = [name for name, value in self.named_parameters() if not torch.isfinite(value).all()]
+        scalars = {name: round(value.item(), 4) for name, value in self.named_parameters() if value.numel() == 1}
+        where = f"not finite: {', '.join(broken)}" if broken else "all parameters are still finite"
+        raise ValueError(
+            f"The loss must be finite, got {loss.item()} at step {self.global_step} ({where}; scalar parameters: "
+            f"{scalars}). Lower the learning rate, or pass --trainer.gradient_clip_val 1 or --trainer.precision 32."
+        )
