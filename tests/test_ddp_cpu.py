@@ -385,5 +385,5 @@ def test_a_batch_that_does_not_divide_is_refused(runs):
 
 
 def test_a_folder_that_holds_a_run_is_refused_and_left_alone(runs):
-    assert "A run folder holds one run" in (runs / "output").read_text()
+    assert "A run folder must hold one run" in (runs / "output").read_text()
     assert {path.name: path.read_text() for path in (runs / "held").iterdir()} == HELD

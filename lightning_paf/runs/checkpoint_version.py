@@ -1,4 +1,4 @@
-"""Version of the package that wrote a checkpoint, and whether this version can read it."""
+"""Version of the package that wrote a checkpoint, and the check that this version can read it."""
 
 import warnings
 from collections.abc import Mapping
@@ -10,7 +10,7 @@ from lightning_paf import __version__
 KEY = "lightning_paf"
 """Entry of a checkpoint that holds `checkpoint_version()`."""
 LAYOUT = 1
-"""Number of the layout of the package's own entries; raised with every change that older code would misread."""
+"""Layout of the package's own entries; incremented with every change that older code would misread."""
 
 
 def checkpoint_version() -> dict[str, Any]:
@@ -19,34 +19,33 @@ def checkpoint_version() -> dict[str, Any]:
 
 
 def check_checkpoint_version(checkpoint: Mapping[str, Any], name: str | Path) -> None:
-    """Refuse a checkpoint of a newer major version, and warn of any other version.
+    """Refuse a checkpoint that needs a newer version; warn if it is of another one.
 
     Imported weights and old checkpoints have no version and pass.
 
     Args:
-        checkpoint: The content.
-        name: The file, for the message.
+        checkpoint: Content of the file.
+        name: File name for the message.
 
     Raises:
-        ValueError: Only a newer version can read it.
+        ValueError: The checkpoint needs a newer version.
     """
     if KEY not in checkpoint:
         return
     theirs = str(checkpoint[KEY]["version"])
     if _major(theirs) > _major(__version__) or checkpoint[KEY]["layout"] > LAYOUT:
         raise ValueError(
-            f"A checkpoint is read by the version that wrote it or a newer one, but {name} is of lightning_paf "
-            f"{theirs} and this is {__version__}. Install lightning_paf {theirs}, or pass another --ckpt_path."
+            f"A checkpoint must be of lightning_paf {__version__} or older, got {name} of {theirs}. "
+            f"Install lightning_paf {theirs}, or pass another --ckpt_path."
         )
     if theirs != __version__:
         warnings.warn(
-            f"{name} was written by lightning_paf {theirs}, and this is {__version__}. The changelog says whether a "
-            "resumed training differs from an uninterrupted one.",
+            f"{name} was written by lightning_paf {theirs}, and this is {__version__}. See the changelog for "
+            "changes that make a resumed training differ from an uninterrupted one.",
             stacklevel=2,
         )
 
 
 def _major(version: str) -> int:
-    """Return the number before the first dot; 0 where there is none."""
     first = version.partition(".")[0]
     return int(first) if first.isdigit() else 0

@@ -17,6 +17,7 @@ from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.utilities import rank_zero_warn
 
 from lightning_paf.runs.checkpoint_version import check_checkpoint_version
+from lightning_paf.utils.files import sync_folder
 
 _SUFFIX = ".ckpt"
 _WEIGHTS_ONLY = "holds weights only"
@@ -29,22 +30,22 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     Lightning moves a file from the system's temporary folder, which is a copy if that is another disk, and flushes
     nothing, so that the file can be empty after a power failure.
 
-    Numpy numbers are saved as plain ones. Each file is loaded once before it is renamed: a state that cannot be loaded
-    ends the training at its first save.
+    Numpy numbers are saved as plain ones. Each file is loaded before it is renamed, so that a state that cannot be
+    loaded ends the training at its first save.
 
     Attributes:
-        last_saved: Name and optimiser steps of the last checkpoint that was written.
-        check_owner: Called before files are changed; ends the process if it has lost the run folder to another one.
+        last_saved: Name and optimiser steps of the last saved checkpoint.
+        check_owner: Called before files are changed; ends the process if another one has taken over the run folder.
     """
 
     last_saved: tuple[str, int] | None = None
     check_owner: Callable[[], None] = staticmethod(lambda: None)
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
-        """Write a checkpoint, or keep the old file.
+        """Write a checkpoint. After an error, the old file is unchanged.
 
         Raises:
-            OSError: The disk is full, or cannot be written to.
+            OSError: The disk is full or read-only.
             ValueError: The checkpoint holds an object that cannot be loaded with `weights_only`.
         """
         if "://" in str(path) or storage_options is not None:
@@ -55,53 +56,50 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         self.check_owner()
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            partial.unlink(missing_ok=True)  # a process that has lost the folder may still have it open
+            partial.unlink(missing_ok=True)  # a suspended owner of the folder can still have it open
             with partial.open("wb") as stream:
                 torch.save(checkpoint, stream)
                 stream.flush()
                 os.fsync(stream.fileno())
-            _read(partial)  # as a resume will
+            _read(partial)
             self.check_owner()
             partial.replace(path)
-            _flush_names(path.parent)
+            sync_folder(path.parent)
             self.last_saved = path.name, checkpoint.get("global_step", 0)
         except (OSError, RuntimeError) as error:  # torch turns errors of the stream into RuntimeError
             partial.unlink(missing_ok=True)
             raise OSError(
                 f"{path} could not be written ({error}); older checkpoints are unchanged. "
-                "Make room, and continue with --ckpt_path auto."
+                "Free disk space and resume with --ckpt_path auto."
             ) from error
         except (pickle.PickleError, AttributeError, TypeError) as error:
             partial.unlink(missing_ok=True)
-            if foreign := _foreign(checkpoint, "checkpoint"):
-                raise _not_plain(*foreign) from error
+            if found := _first_object(checkpoint, "checkpoint"):
+                raise _not_plain(*found) from error
             raise
 
 
 def check_checkpoint(name: str) -> None:
-    """Refuse a file that is no checkpoint of a training. Nothing in it is executed.
-
-    Args:
-        name: A file.
+    """Refuse a file that is missing, unreadable, or not a checkpoint of a training. Nothing in it is executed.
 
     Raises:
-        ValueError: The file is missing, cannot be read, or is no checkpoint.
+        ValueError: The file is refused.
     """
     path = Path(name)
     if not os.path.lexists(path):
-        raise ValueError(f"--ckpt_path names a checkpoint, but there is no file {name}. Check the path.")
+        raise ValueError(f"--ckpt_path must be a checkpoint, got {name}, which does not exist. Check the path.")
     try:
         found = _read(path)
     except Exception as error:  # a damaged file raises any exception
         raise ValueError(
-            f"--ckpt_path must name a checkpoint of a training, but {name} {_reason(path, error)}. Objects are not "
+            f"--ckpt_path must be a checkpoint of a training, but {name} {_reason(path, error)}. Objects are not "
             "unpickled because that can run any code. Pass a file that `fit` wrote: RUN/checkpoints/last.ckpt."
         ) from error
     keys = list(found) if isinstance(found, dict) else [type(found).__name__]
     if not {"state_dict", "pytorch-lightning_version"} <= set(keys):
         raise ValueError(
-            f"A checkpoint holds state_dict and what belongs to it, but {name} holds {', '.join(map(str, keys))}. "
-            "Pass a file that `fit` wrote: RUN/checkpoints/last.ckpt."
+            f"--ckpt_path must be a checkpoint with state_dict and pytorch-lightning_version, but {name} holds "
+            f"{', '.join(map(str, keys))}. Pass a file that `fit` wrote: RUN/checkpoints/last.ckpt."
         )
     check_checkpoint_version(found, name)
 
@@ -110,7 +108,7 @@ def checkpoint_files(folders: Iterable[Path]) -> list[Path]:
     """List the checkpoint files of some folders, readable or not.
 
     Args:
-        folders: Folders of `*.ckpt`. A missing one is skipped; one that cannot be listed is returned itself.
+        folders: Folders of `*.ckpt`. Missing folders are skipped; a folder that cannot be listed is in the result.
     """
     found: set[Path] = set()
     for folder in folders:
@@ -124,31 +122,42 @@ def checkpoint_files(folders: Iterable[Path]) -> list[Path]:
 def newest_checkpoint(folders: Iterable[Path]) -> Path | None:
     """Find the checkpoint with the most optimiser steps, then finished epochs, then the latest time.
 
-    Files of weights only are skipped; torn or damaged ones are named in a warning.
+    Files of weights only are skipped silently, damaged ones with a warning.
 
     Args:
         folders: Folders of `*.ckpt`.
 
     Returns:
-        The file, or None if there is no checkpoint file of any kind.
+        The file, or None without any checkpoint file.
 
     Raises:
-        ValueError: A file cannot be read, so that the newest is unknown; there are files, but a training can resume
-            from none of them; or the newest was written by a newer version of the package.
+        ValueError: A file cannot be read, so that the newest is unknown; no file can resume a training; or the newest
+            was written by a newer version of the package.
     """
-    found, left_out = _sorted_out(checkpoint_files(folders))
-    while found:
-        path = found.pop()
-        damage = _checksum_error(path)
-        if not damage:
-            for other, reason in left_out.items():
-                if reason != _WEIGHTS_ONLY:
-                    rank_zero_warn(f"{other} {reason} and is left out; {path} is used.")
-            check_checkpoint_version(_read(path), path)
-            return path
-        left_out[path] = damage
-    if left_out:
-        raise _refused(left_out)
+    found, skipped, unreadable = list[tuple[int, int, int, Path]](), dict[Path, str](), dict[Path, str]()
+    for path in checkpoint_files(folders):
+        try:
+            progress = _progress(_read(path))
+            if progress is None:
+                skipped[path] = _WEIGHTS_ONLY
+            else:
+                found.append((*progress, path.stat().st_mtime_ns, path))
+        except Exception as error:  # a damaged file raises any exception
+            if os.path.lexists(path):  # not removed by a running training
+                (unreadable if _reading_error(path, error) else skipped)[path] = _reason(path, error)
+    if unreadable:
+        raise _refused(unreadable)
+    for *_, path in sorted(found, reverse=True):
+        if damage := _checksum_error(path):
+            skipped[path] = damage
+            continue
+        for other, reason in skipped.items():
+            if reason != _WEIGHTS_ONLY:
+                rank_zero_warn(f"{other} {reason} and is skipped; {path} is used.")
+        check_checkpoint_version(_read(path), path)
+        return path
+    if skipped:
+        raise _refused(skipped)
     return None
 
 
@@ -159,11 +168,7 @@ def step_of(path: str | Path) -> int:
 
 
 def with_plain_numbers(value: Any) -> Any:
-    """Replace numpy numbers in dictionaries, lists and tuples by Python's; a value without any is returned itself.
-
-    Args:
-        value: A checkpoint, or a part of one.
-    """
+    """Replace numpy numbers in a checkpoint by those of Python; a value without any is returned unchanged."""
     if isinstance(value, np.generic):
         return value.item()
     if type(value) in (dict, OrderedDict):
@@ -179,13 +184,13 @@ def with_plain_numbers(value: Any) -> Any:
 def _not_plain(where: str, found: Any) -> ValueError:
     kind = f"{type(found).__module__}.{type(found).__qualname__}".removeprefix("builtins.")
     return ValueError(
-        f"A checkpoint must hold tensors and plain values, got {kind} at {where}: it could not be loaded to resume the "
-        "training. Return a plain value, such as str(...), float(...) or a tensor, from the state_dict or "
-        "on_save_checkpoint that puts it there."
+        f"A checkpoint must hold tensors and plain values, got {kind} at {where}, which could not be loaded to resume. "
+        "Return a plain value, such as str(...), float(...) or a tensor, from the state_dict or on_save_checkpoint "
+        "that adds it."
     )
 
 
-def _foreign(value: Any, where: str) -> tuple[str, Any] | None:
+def _first_object(value: Any, where: str) -> tuple[str, Any] | None:
     """Return location and value of the first object that `weights_only` refuses, if any."""
     items: Iterable[tuple[str, Any]] = ()
     if isinstance(value, Mapping):
@@ -194,7 +199,7 @@ def _foreign(value: Any, where: str) -> tuple[str, Any] | None:
         items = ((f"{where}[{i}]", item) for i, item in enumerate(value))
     elif type(value) in _PLAIN:
         return None
-    inside = next((found for inner, item in items if (found := _foreign(item, inner))), None)
+    inside = next((found for inner, item in items if (found := _first_object(item, inner))), None)
     if inside or type(value) in (dict, list, tuple, set):
         return inside
     copy = io.BytesIO()
@@ -207,33 +212,8 @@ def _foreign(value: Any, where: str) -> tuple[str, Any] | None:
     return None
 
 
-def _sorted_out(files: Iterable[Path]) -> tuple[list[Path], dict[Path, str]]:
-    """Return the checkpoints to resume from, the newest last, and the other files with a reason.
-
-    Raises:
-        ValueError: A file cannot be read.
-    """
-    found: list[tuple[int, int, int, Path]] = []
-    left_out: dict[Path, str] = {}
-    unreadable: dict[Path, str] = {}
-    for path in files:
-        try:
-            progress = _progress(_read(path))
-            if progress is None:
-                left_out[path] = _WEIGHTS_ONLY
-            else:
-                found.append((*progress, path.stat().st_mtime_ns, path))
-        except Exception as error:  # a damaged file raises any exception
-            if not os.path.lexists(path):  # a running training has removed it
-                continue
-            (unreadable if _reading_error(path, error) else left_out)[path] = _reason(path, error)
-    if unreadable:
-        raise _refused(unreadable)
-    return [path for *_, path in sorted(found)], left_out
-
-
 def _checksum_error(path: Path) -> str:
-    """Return the damage in the bytes of a checkpoint that could be loaded, or an empty text."""
+    """Describe a checksum error in a checkpoint that could be loaded; empty if there is none."""
     try:
         with zipfile.ZipFile(path) as archive:
             damaged = archive.testzip()
@@ -245,25 +225,25 @@ def _checksum_error(path: Path) -> str:
 def _refused(files: Mapping[Path, str]) -> ValueError:
     listed = "; ".join(f"{path} {reason}" for path, reason in sorted(files.items()))
     return ValueError(
-        f"--ckpt_path auto must find a checkpoint that can be continued wherever there are any, but {listed}. "
-        "Repair or remove these files and give the same command again, or pass another --run; "
-        "weights are a start for another run: --run OTHER --model.init FILE."
+        f"--ckpt_path auto must find a checkpoint to resume from, but {listed}. Repair or remove these files and "
+        "repeat the command, or pass another --run. To start another run with weights only, pass --run OTHER "
+        "--model.init FILE."
     )
 
 
 def _reason(path: Path, error: Exception) -> str:
-    """Return the reason why a file could not be loaded, to follow its name."""
+    """Explain why a file could not be loaded; the text follows its name."""
     if reading := _reading_error(path, error):
         return f"cannot be read ({reading.strerror or reading})"
     with contextlib.suppress(Exception):  # a truncated file
         if names := torch.serialization.get_unsafe_globals_in_checkpoint(path):
-            return f"holds objects that are no plain values ({', '.join(sorted(names))})"
+            return f"holds objects that are not plain values ({', '.join(sorted(names))})"
     return f"is damaged ({f'{type(error).__name__}: {error}'.splitlines()[0]})"
 
 
 def _reading_error(path: Path, error: Exception) -> OSError | None:
     """Return the error of the file system behind an error of torch."""
-    if isinstance(error, OSError) and error.errno != errno.EINVAL:  # a position that a damaged file names
+    if isinstance(error, OSError) and error.errno != errno.EINVAL:  # an invalid offset in a damaged file
         return error
     try:
         if path.suffix != _SUFFIX:  # a folder that could not be listed
@@ -288,14 +268,3 @@ def _progress(checkpoint: Mapping[str, Any]) -> tuple[int, int] | None:
         return None
     epochs = checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]
     return int(checkpoint["global_step"]), int(epochs["processed"])
-
-
-def _flush_names(folder: Path) -> None:
-    """Flush a folder, so that a renaming is permanent (POSIX)."""
-    if os.name != "posix":
-        return
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -1,4 +1,4 @@
-"""Claims: processes agree through files in a shared folder on who works on what."""
+"""Claims: files in a shared folder that assign pieces of work to processes."""
 
 import contextlib
 import json
@@ -24,8 +24,6 @@ _BEATS = 6
 class Owner(Process):
     """The process that owns a claim.
 
-    If its `system` is empty, it counts as dead only after the time limit.
-
     Attributes:
         token: Unique for each claim.
         since: Start of the claim, date and time in UTC.
@@ -44,13 +42,13 @@ class Owner(Process):
 
 
 class Claim:
-    """A context manager that sends heartbeats and releases the claim.
+    """A claim that this process owns; as a context manager, it sends heartbeats and releases the claim at the end.
 
-    A heartbeat sets the modification time of the file, in a thread. The same thread calls `on_loss`, which does nothing
-    by default, at every heartbeat that finds another process in the file, or no file.
+    A heartbeat sets the modification time of the file, in a thread. If the file is gone or has another owner, the
+    thread calls `on_loss` instead, which does nothing by default.
 
     Args:
-        path: Its file, which exists and names the owner.
+        path: Existing file that names the owner.
         owner: This process.
         timeout: Seconds without a heartbeat after which an owner counts as dead.
     """
@@ -80,7 +78,7 @@ class Claim:
 
     def _beat(self) -> None:
         while not self._over.wait(self._interval):
-            with contextlib.suppress(OSError):  # a network folder may be away for a moment
+            with contextlib.suppress(OSError):  # a network folder can be unavailable for a moment
                 if self.is_ours():
                     os.utime(self.path)
                 else:
@@ -90,11 +88,11 @@ class Claim:
 class Heartbeats:
     """Heartbeats that one process has observed, timed by its own clock.
 
-    A heartbeat is a change of the modification time; its value is ignored. So the clocks of the machines, and that of
-    the folder, may be hours apart.
+    A heartbeat is a change of the modification time, whatever its value, so that the clocks of the machines and of the
+    folder can differ by hours.
 
     Args:
-        clock: Seconds since some moment; never set.
+        clock: Monotonic clock, in seconds.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
@@ -103,7 +101,7 @@ class Heartbeats:
         self._beating: set[Path] = set()
 
     def silence(self, path: Path) -> float:
-        """Return the seconds since the last heartbeat; 0 at first, and without file."""
+        """Return the seconds since the last heartbeat; 0 at the first call, and without a file."""
         try:
             with path.open("rb") as stream:  # network file systems query the server when a file is opened
                 modified = os.fstat(stream.fileno()).st_mtime_ns
@@ -127,14 +125,13 @@ class Heartbeats:
 def take(path: Path, timeout: float, heartbeats: Heartbeats) -> Claim | None:
     """Take a claim that is free, or whose owner is dead.
 
-    An owner on this machine is dead when its process is gone; any owner is after `timeout` without a heartbeat. In a
-    tiny window two processes may take over the same claim. Both then do the same work, so the work must be
-    deterministic.
+    An owner on this machine is dead when its process is gone; any owner is dead after `timeout` without a heartbeat.
+    In a tiny window two processes can take over the same claim and do the same work, which must be deterministic.
 
     Args:
-        path: File of the claim, in a folder that exists.
+        path: File of the claim, in an existing folder.
         timeout: Seconds.
-        heartbeats: Of this process, the same at every call.
+        heartbeats: Observations of this process, the same object in every call.
 
     Returns:
         The claim, or None if another process owns it.

@@ -1,4 +1,4 @@
-"""Console output of the training commands, and the lines of Lightning that they hide."""
+"""Console output of the training commands, and the messages of Lightning that are hidden."""
 
 import contextlib
 import logging
@@ -10,7 +10,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only  # type: ignore
 
 
 class _Progress(logging.Handler):
-    """Prints to the current standard error, which a live progress bar may have replaced; on rank zero only."""
+    """Prints to the current standard error, which a progress bar can replace, on rank zero only."""
 
     def emit(self, record: logging.LogRecord) -> None:
         """Print one record."""
@@ -18,22 +18,22 @@ class _Progress(logging.Handler):
             print(self.format(record), file=sys.stderr)  # noqa: T201
 
 
-def _is_no_advertisement(record: logging.LogRecord) -> bool:
+def _is_not_advertisement(record: logging.LogRecord) -> bool:
     return "litlogger" not in record.getMessage()
 
 
 def set_up() -> None:
-    """Show the progress of AutoAttack, and hide lines that are not about the run."""
+    """Print the log of this package, and hide messages that are not about the run."""
     ours = logging.getLogger("lightning_paf")
     if not any(isinstance(handler, _Progress) for handler in ours.handlers):
         ours.addHandler(_Progress())
     ours.setLevel(logging.INFO)
-    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_is_no_advertisement)
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_is_not_advertisement)
     for message in (
         r".*LeafSpec.* is deprecated",  # Lightning 2.6 with torch >= 2.13
         r"(?s).*skip_none parameter was deprecated",  # Lightning 2.6 with jsonargparse >= 4.50
         r".*callbacks used to create the checkpoint need to be provided",  # only `fit` has those of the training
-        r".*does not have many workers",  # small data is fetched in the main process on purpose
+        r".*does not have many workers",  # small data is loaded in the main process on purpose
         r"Experiment logs directory .* exists and is not empty",  # a resumed run appends to its own metrics
     ):
         warnings.filterwarnings("ignore", message)
@@ -41,7 +41,7 @@ def set_up() -> None:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Hide the lines of Lightning about a trainer that will not run: seed, devices, loops. Warnings stay."""
+    """Hide the messages of Lightning about a trainer that will not run (seed, devices, loops), but not its warnings."""
     before = {logger: logger.level for logger in map(logging.getLogger, ("lightning.fabric", "lightning.pytorch"))}
     for logger in before:
         logger.setLevel(logging.WARNING)

@@ -1,4 +1,4 @@
-"""Run folder: its configuration, and how an interrupted run resumes in it."""
+"""Run folder: saved configuration, and the checkpoint from which an interrupted run resumes."""
 
 import contextlib
 import os
@@ -23,24 +23,24 @@ from lightning_paf.runs.shared_folder import check_shared
 from lightning_paf.utils.files import explained, write_whole
 
 NEWEST = ("auto", "last")
-"""Words for the newest valid checkpoint of the run folder, or a new training where there is none."""
+"""Values of `--ckpt_path` for the newest valid checkpoint of the run folder; without one, a new training starts."""
 WORDS_FOR_CHECKPOINTS = (*NEWEST, "best", "hpc")
 _SECONDS = 30.0
-"""What a network folder may take to show a new file on another machine."""
+"""Time limit for a new file to appear on another machine."""
 
 
 class RunFolder(SaveConfigCallback):
-    """Saves the merged configuration of `fit` next to the checkpoints; other commands do not change it."""
+    """Saves the merged configuration of `fit` in the run folder; other commands do not change it."""
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Check the folder on all ranks, before anything is written to it."""
+        """Check the folder on all ranks before anything is written to it."""
         folder = _folder(trainer)
         check_shared(trainer, folder, self.config.get("ckpt_path") if stage == "fit" else None, _SECONDS)
         if stage == "fit" and trainer.is_global_zero and not self.overwrite and _traces(trainer, folder):
             raise _occupied(folder)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write the configuration once the checkpoint is loaded, without its path: later commands name their own."""
+        """Write the configuration once the checkpoint is loaded, without the path of the checkpoint."""
         if not trainer.is_global_zero:
             return
         folder = _folder(trainer)
@@ -54,11 +54,11 @@ class RunFolder(SaveConfigCallback):
 
 @contextlib.contextmanager
 def held_run_folder(trainer: Trainer, run: Path | None) -> Iterator[None]:
-    """Keep other trainings out of the run folder, on the first rank; to be entered before anything is written.
+    """Lock the run folder on the first rank.
 
     Args:
         trainer: Trainer of the training.
-        run: Value of `--run`; without it, Lightning makes a new folder for each training.
+        run: Value of `--run`; without it, Lightning creates a new folder for each training.
 
     Raises:
         ValueError: Another training is running in the folder.
@@ -66,8 +66,11 @@ def held_run_folder(trainer: Trainer, run: Path | None) -> Iterator[None]:
     if run is None or trainer.fast_dev_run or not trainer.is_global_zero:  # type: ignore[attr-defined]
         yield
         return
-    possible = (trainer.strategy.checkpoint_io, *trainer.loggers)
-    writers = [writer for writer in possible if isinstance(writer, AtomicCheckpointIO | RunMetrics)]
+    writers = [
+        writer
+        for writer in (trainer.strategy.checkpoint_io, *trainer.loggers)
+        if isinstance(writer, AtomicCheckpointIO | RunMetrics)
+    ]
     with locked(Path(run)) as check_owner:
         for writer in writers:
             writer.check_owner = check_owner
@@ -81,33 +84,36 @@ def held_run_folder(trainer: Trainer, run: Path | None) -> Iterator[None]:
 def enter_run_folder(trainer: Trainer, checkpoint: str | None, config: Mapping[str, Any]) -> str | None:
     """Find the checkpoint to resume from, before the loggers open the run folder.
 
-    Warns of every option that differs from those of the run and may change its results.
+    Warns of every changed option that can change the results of the run.
 
     Args:
         trainer: Trainer of the training.
-        checkpoint: Value of `--ckpt_path`: nothing, a file, or a word.
+        checkpoint: Value of `--ckpt_path`: a file, one of `WORDS_FOR_CHECKPOINTS`, or None.
         config: The merged configuration of the training.
 
     Returns:
         The checkpoint to resume from; None starts a new training.
 
     Raises:
-        ValueError: The folder holds another run; the checkpoint is of a newer version of the package.
+        ValueError: The folder holds another run; the checkpoint was written by a newer version of the package.
     """
     if trainer.fast_dev_run:  # type: ignore[attr-defined]
-        return _rehearsed(checkpoint)
+        if checkpoint not in NEWEST:
+            return checkpoint
+        rank_zero_info("fast_dev_run starts a new training and neither reads nor writes the run folder.")
+        return None
     folder = _folder(trainer)
     if checkpoint in NEWEST:
         checkpoint = _newest(trainer, folder)
-    elif not _continues(folder, checkpoint) and _traces(trainer, folder):
+    elif not _resumes(folder, checkpoint) and _traces(trainer, folder):
         raise _occupied(folder)
-    if _continues(folder, checkpoint):
+    if _resumes(folder, checkpoint):
         for change in changed_options(folder, config):
-            rank_zero_warn(f"The run in {folder} was started with another option: {change}.")
+            rank_zero_warn(f"An option of the run in {folder} has changed: {change}.")
     if checkpoint is not None and trainer.overfit_batches:  # type: ignore[attr-defined]
         rank_zero_warn(
-            "trainer.overfit_batches draws batches in its own order, whose position is in no checkpoint: the current "
-            "epoch restarts with its first batches."
+            "With trainer.overfit_batches, checkpoints lack the position in the data: the current epoch restarts with "
+            "its first batches."
         )
     for logger in trainer.loggers:
         if isinstance(logger, RunMetrics):
@@ -116,9 +122,9 @@ def enter_run_folder(trainer: Trainer, checkpoint: str | None, config: Mapping[s
 
 
 def is_finished(trainer: Trainer, checkpoint: str | None, config: Mapping[str, Any]) -> bool:
-    """Return whether `auto` names a run that has finished under the same options, and log that.
+    """Return whether `auto` names a run that has finished with the same options, and log it.
 
-    A training that early stopping has ended would otherwise train one more epoch at every start.
+    Otherwise, a training ended by early stopping would train one more epoch at every start.
 
     Args:
         trainer: Trainer of the training.
@@ -137,21 +143,21 @@ def is_finished(trainer: Trainer, checkpoint: str | None, config: Mapping[str, A
 
 
 def check_writable(folder: Path) -> None:
-    """Refuse a run folder that cannot be written, by its permissions and before anything is built.
+    """Refuse a run folder without write permission.
 
     Raises:
-        ValueError: It is read-only, or no folder.
+        ValueError: The folder, or the one to create it in, is read-only or not a folder.
     """
-    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    if not (there.is_dir() and os.access(there, os.W_OK | os.X_OK)):
+    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not (existing.is_dir() and os.access(existing, os.W_OK | os.X_OK)):
         raise ValueError(
-            f"A run folder must be writable, but {there} is read-only or no folder. "
+            f"A run folder must be writable, but {existing} is read-only or not a folder. "
             "Pass --run with a folder that can be written or created."
         )
 
 
 def _traces(trainer: Trainer, folder: Path) -> str:
-    """Describe the files of a training that a new one would replace; empty if there are none."""
+    """List the files of a training that a new one would replace; empty if there are none."""
     files = checkpoint_files(_checkpoint_folders(trainer, folder))
     table = folder / "metrics.csv"
     with explained(table, "the metrics of a run"):
@@ -168,25 +174,17 @@ def _traces(trainer: Trainer, folder: Path) -> str:
 
 def _occupied(folder: Path) -> ValueError:
     return ValueError(
-        f"A run folder holds one run, but {folder} already holds one. "
-        "Pass another --run, or --ckpt_path auto to continue it."
+        f"A run folder must hold one run, but {folder} already holds one. "
+        "Pass another --run, or --ckpt_path auto to resume it."
     )
 
 
 def _folder(trainer: Trainer) -> Path:
-    """Return the run folder as this rank names it; `trainer.log_dir` is broadcast by the first rank."""
+    """Return the run folder of this rank; `trainer.log_dir` is that of the first rank."""
     for logger in trainer.loggers:
         if isinstance(logger, RunMetrics):
             return Path(logger.log_dir)
     return Path(trainer.log_dir or ".")
-
-
-def _rehearsed(checkpoint: str | None) -> str | None:
-    """Return the checkpoint of `fast_dev_run`, which neither reads nor writes a run folder."""
-    if checkpoint in NEWEST:
-        rank_zero_info("A fast_dev_run starts a new training, whatever the run folder holds.")
-        return None
-    return checkpoint
 
 
 def _newest(trainer: Trainer, folder: Path) -> str | None:
@@ -197,16 +195,16 @@ def _newest(trainer: Trainer, folder: Path) -> str | None:
     """
     newest = newest_checkpoint(_checkpoint_folders(trainer, folder))
     if newest is not None:
-        rank_zero_info(f"Continuing from {newest}, step {step_of(newest)}.")
+        rank_zero_info(f"Resuming from {newest}, step {step_of(newest)}.")
         return str(newest)
     traces, progress = _traces(trainer, folder), Progress.read(folder / FILE)
     ended_early = progress is not None and progress.checkpoint == "" and progress.state != "finished"
     if traces and not ended_early:
         raise ValueError(
-            f"--ckpt_path auto must find the checkpoints of the run in {folder}, but there are none beside {traces}. "
-            "Put them back and give the same command again, or pass another --run."
+            f"--ckpt_path auto must find the checkpoints of the run in {folder}, but there are none, only {traces}. "
+            "Restore them and repeat the command, or pass another --run."
         )
-    rank_zero_info(f"{folder} holds no checkpoint to continue from: a new training begins.")
+    rank_zero_info(f"{folder} holds no checkpoint: starting a new training.")
     return None
 
 
@@ -216,13 +214,13 @@ def _checkpoint_folders(trainer: Trainer, folder: Path) -> list[Path]:
 
 
 def _steps_before(checkpoint: str | None) -> int:
-    """Return the optimiser steps before a checkpoint; for a word that Lightning resolves, more than any row has."""
+    """Return the optimiser steps before a checkpoint; for a word that Lightning resolves, a number above all rows."""
     if checkpoint is None:
         return 0
     return sys.maxsize if checkpoint in WORDS_FOR_CHECKPOINTS else step_of(checkpoint)
 
 
-def _continues(folder: Path, checkpoint: str | None) -> bool:
+def _resumes(folder: Path, checkpoint: str | None) -> bool:
     """Return whether a training that starts from `checkpoint` resumes the run in its folder."""
     if checkpoint is None or checkpoint in WORDS_FOR_CHECKPOINTS:
         return checkpoint is not None

@@ -15,23 +15,23 @@ from lightning_paf.utils.files import explained
 
 FILE = ".run.lock"
 TIMEOUT = 60.0
-"""Seconds without a heartbeat after which an owner on another machine counts as dead. There are six in this time."""
+"""Seconds without a heartbeat after which an owner on another machine counts as dead, six heartbeats."""
 _PAUSE = 0.5
 
 
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[Callable[[], None]]:
-    """Keep every other training out of a run folder, to be used by the first rank of a job.
+    """Lock a run folder, on the first rank of a job.
 
-    A dead owner on this machine is replaced at once. On another machine, or in another container, only heartbeats tell:
-    this waits until there is one or until there has been none for `TIMEOUT`. An owner that was suspended for longer,
-    and has lost the folder, ends its process with status 1 before it writes again.
+    A dead owner on this machine is replaced immediately. For an owner on another machine or in another container, this
+    function waits for a heartbeat, at most `TIMEOUT`. An owner that was suspended for longer and has lost the folder
+    ends its process with status 1 before it writes again.
 
     Args:
-        folder: Created if missing; removed at the end if nothing was written to it.
+        folder: Created if missing; removed at the end if it is empty.
 
     Yields:
-        A function to call before a write: it ends the process if the folder now belongs to another one.
+        A function to call before a write; it ends this process if another one has taken over the folder.
 
     Raises:
         ValueError: Another training is running in the folder, or the lock cannot be written.
@@ -51,24 +51,20 @@ def locked(folder: Path) -> Iterator[Callable[[], None]]:
 
 
 def check_owner(path: Path, owner: Owner) -> None:
-    """End this process, with a message, if a lock is not its own any more.
+    """End this process, with a message, if the lock `path` no longer belongs to `owner`.
 
-    Exceptions would not do: a training that fails writes to its folder while it ends.
-
-    Args:
-        path: File of the lock.
-        owner: The lock as this process has taken it.
+    An exception is not enough: a failing training still writes to its folder.
     """
     if read_owner(path) == owner:
         return
-    time.sleep(_PAUSE)  # a process that looks for a dead owner moves the file for an instant
+    time.sleep(_PAUSE)  # a process that checks for a dead owner moves the file for an instant
     other = read_owner(path)
     if other == owner:
         return
     now = f"belongs to {_described(other)}" if other else "is gone"
     sys.stderr.write(
         f"lightning-paf: error: This training has lost its run folder: {path} {now}. It was suspended for longer than "
-        f"{TIMEOUT:.0f} s, or the file was removed. Nothing more is written.\n"
+        f"{TIMEOUT:.0f} s, or the file was removed. The training ends without writing anything.\n"
     )
     sys.stdout.flush()
     sys.stderr.flush()
@@ -76,9 +72,8 @@ def check_owner(path: Path, owner: Owner) -> None:
 
 
 def _wait_for(path: Path) -> Claim:
-    """Take the lock as soon as its owner is known to be dead; refuse as soon as it is known to be alive."""
-    heartbeats, before = Heartbeats(), read_owner(path)
-    waits = False
+    """Take the lock once its owner is known to be dead; refuse once it is known to be alive."""
+    heartbeats, before, waiting = Heartbeats(), read_owner(path), False
     while (claim := take(path, TIMEOUT, heartbeats)) is None:
         owner = read_owner(path)
         if owner and not owner.is_dead() and (owner.is_near() or owner != before or heartbeats.any_of(path)):
@@ -86,12 +81,12 @@ def _wait_for(path: Path) -> Claim:
                 f"A run folder must be used by one training at a time, but {path.parent} is in use by "
                 f"{_described(owner)}. Pass another --run, or stop that process first."
             )
-        if not waits:
+        if not waiting:
             rank_zero_info(f"{path} exists: waiting for a heartbeat of its owner, at most {TIMEOUT:.0f} s.")
-        waits = True
+        waiting = True
         time.sleep(_PAUSE)
     if before:
-        rank_zero_info(f"Taking over {path.parent} from {_described(before)}, which has stopped without releasing it.")
+        rank_zero_info(f"Taking over {path.parent} from {_described(before)}, which ended without releasing it.")
     return claim
 
 

@@ -1,4 +1,4 @@
-"""Loggers of a run: its table and TensorBoard files, resumed without duplicates, and optional ones."""
+"""Loggers of a run: `metrics.csv` and TensorBoard files, resumed without duplicates, and optional ones."""
 
 import contextlib
 import csv
@@ -17,14 +17,14 @@ from lightning_paf.runs.weights_origin import WeightsOrigin
 from lightning_paf.utils.files import write_whole
 
 EXTRAS: Mapping[str, str] = {"MLFlowLogger": "mlflow", "WandbLogger": "wandb"}
-"""Loggers whose package is optional; module and extra have the same name."""
+"""Loggers whose package is optional, and the name of its module and extra."""
 
 
 class _RunLogger(Logger):
-    """Base of the loggers of a run folder: explains errors of the file system."""
+    """Base of the loggers of a run folder, which explains errors of the file system."""
 
     check_owner: Callable[[], None] = staticmethod(lambda: None)
-    """Called before a write; ends the process if it has lost the run folder to another one."""
+    """Called before a write; ends the process if another one has taken over the run folder."""
 
     @rank_zero_only
     def save(self) -> None:
@@ -39,7 +39,7 @@ class _RunLogger(Logger):
 
     @rank_zero_only
     def finalize(self, status: str) -> None:
-        """Write the rest and close. After a failure, a second one must not hide the first."""
+        """Write the rest and close. After a failure, further errors are suppressed."""
         with contextlib.suppress(OSError) if status == "failed" else _explained(str(self.log_dir)):
             super().finalize(status)
 
@@ -48,55 +48,51 @@ class RunMetrics(_RunLogger, CSVLogger):
     """Appends to the `metrics.csv` of a resumed run, which Lightning's own logger would delete."""
 
     resumed_step: int | None = 0
-    """Optimiser steps before the checkpoint to resume from; later rows are dropped and logged again.
-
-    None keeps all rows, those of other evaluations.
-    """
+    """Optimiser steps before the checkpoint to resume from; later rows are dropped. None keeps all rows."""
     checkpoint: str | None = None
-    """Origin of the evaluated weights, a column of every row of an evaluation."""
+    """Origin of the evaluated weights, a column of the table of an evaluation."""
 
     @property
     @rank_zero_experiment
     def experiment(self) -> Any:
-        """The writer, opened at the first call."""
+        """The writer, created on first use."""
         if self._experiment is None:
             self._experiment = _AppendingWriter(self.log_dir, self.resumed_step)
         return self._experiment
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
-        """Add a row, with the checkpoint of an evaluation."""
-        origin: dict[str, Any] = {"checkpoint": self.checkpoint} if self.checkpoint else {}
-        super().log_metrics({**metrics, **origin}, step)
+        """Add a row."""
+        super().log_metrics({**metrics, "checkpoint": self.checkpoint} if self.checkpoint else dict(metrics), step)
 
 
 class RunEvents(_RunLogger, TensorBoardLogger):
-    """TensorBoard events of a resumed run: purged after the checkpoint, and nothing logged twice."""
+    """TensorBoard events; those after the checkpoint of a resumed run are purged, and no row is logged twice."""
 
     table: RunMetrics
-    """The table of the same run, which holds the rows that were logged before."""
+    """Table of the same run, with the rows that were logged before."""
 
     @property
     @rank_zero_experiment
     def experiment(self) -> Any:
-        """The writer, opened at the first call."""
+        """The writer, created on first use."""
         if self._experiment is None and self.table.resumed_step:
             self._kwargs["purge_step"] = self.table.resumed_step
-            self._default_hp_metric = False  # a placeholder, logged at the first start
+            self._default_hp_metric = False  # logged when the run was started
         return super().experiment
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        """Log a row that is not there yet."""
+        """Log a new row."""
         if not self.table.experiment.holds(metrics, step):
             with _explained(self.log_dir):
                 super().log_metrics(metrics, step)
 
 
 class _AppendingWriter(ExperimentWriter):
-    """Keeps the rows of steps before the checkpoint, and writes none of them twice.
+    """Keeps the rows of steps before the checkpoint, and writes none of them again.
 
-    The last rows of an epoch may be missing: its checkpoint is written before them.
+    The last rows of an epoch can be missing, since its checkpoint is written before them.
     """
 
     def __init__(self, log_dir: str, resumed_step: int | None) -> None:
@@ -106,11 +102,11 @@ class _AppendingWriter(ExperimentWriter):
             super().__init__(log_dir)
 
     def holds(self, metrics: Mapping[str, Any], step: int | None) -> bool:
-        """Return whether a row of these metrics was there when the run was resumed."""
+        """Return whether a row with these metrics existed when the run was resumed."""
         return (step, frozenset(metrics) | {"step"}) in self._kept
 
     def log_metrics(self, metrics_dict: dict[str, Any], step: int | None = None) -> None:
-        """Record a row that is not there yet."""
+        """Record a new row."""
         if not self.holds(metrics_dict, step):
             super().log_metrics(metrics_dict, step)
 
@@ -127,7 +123,7 @@ class _AppendingWriter(ExperimentWriter):
         _write(table, self.metrics_keys, kept)
 
     def _rewrite_with_new_header(self, fieldnames: list[str]) -> None:
-        """Add columns to the table; on a full disk the old one stays."""
+        """Add columns to the table, atomically."""
         table = Path(self.metrics_file_path)
         _, rows = _read(table)
         _write(table, fieldnames, rows)
@@ -139,9 +135,9 @@ def loggers(
     """Return CSV and TensorBoard loggers of a folder, followed by the user's; none if the user passed false.
 
     Args:
-        folder: Folder of the training or of an evaluating command.
+        folder: Folder of the training or evaluation.
         others: Loggers of the user.
-        evaluated: Origin of the evaluated weights; rows of an evaluation are added to those of earlier ones.
+        evaluated: Origin of the evaluated weights; an evaluation appends to the rows of earlier ones.
     """
     if others is False:
         return []
@@ -155,10 +151,10 @@ def loggers(
 
 
 def check_installed(configured: Any) -> None:
-    """Refuse a logger whose package is missing, before anything is built.
+    """Refuse a logger whose package is missing.
 
     Args:
-        configured: Value of `--trainer.logger`: one or several `class_path`, or none.
+        configured: Value of `--trainer.logger`: one or several objects with a `class_path`, or None.
 
     Raises:
         ValueError: A package is missing.
@@ -168,14 +164,14 @@ def check_installed(configured: Any) -> None:
         if name in EXTRAS and find_spec(EXTRAS[name]) is None:
             raise ValueError(
                 f"--trainer.logger {name} needs the package {EXTRAS[name]}, which is not installed. "
-                f"Install it with `pip install 'lightning-paf[{EXTRAS[name]}]'`, or leave the logger out."
+                f"Run `pip install 'lightning-paf[{EXTRAS[name]}]'`, or omit the logger."
             )
 
 
 def log_config(loggers: Iterable[Logger], config: Mapping[str, Any]) -> None:
-    """Log the whole configuration to those loggers that have no `config.yaml` next to their files.
+    """Log the configuration to the loggers outside the run folder, whose `config.yaml` holds it otherwise.
 
-    The options that only say how a run is resumed are left out: MLflow refuses parameters that change.
+    Options that a resume changes are left out, since MLflow refuses changed parameters.
 
     Args:
         loggers: Loggers of the training, on its first rank.
@@ -188,7 +184,7 @@ def log_config(loggers: Iterable[Logger], config: Mapping[str, Any]) -> None:
 
 
 def _read(table: Path) -> tuple[list[str], list[dict[str, str]]]:
-    """Return columns and rows without a half-written last line."""
+    """Return columns and rows, without an incomplete last line."""
     with table.open(newline="") as stream:
         reader = csv.DictReader(line for line in stream if line.endswith("\n"))
         rows = list(reader)
@@ -206,7 +202,7 @@ def _write(table: Path, columns: Sequence[str], rows: Sequence[Mapping[str, str]
 
 @contextlib.contextmanager
 def _explained(folder: str) -> Iterator[None]:
-    """Add to an error of the file system how to resume."""
+    """Add the command to resume to errors of the file system."""
     try:
         yield
     except (OSError, ValueError) as error:
@@ -214,6 +210,6 @@ def _explained(folder: str) -> Iterator[None]:
         if not isinstance(reason, OSError):
             raise
         raise OSError(
-            f"Metrics could not be written to {folder} ({reason}); checkpoints are as they were. "
-            "Make room, and continue with --ckpt_path auto."
+            f"Metrics could not be written to {folder} ({reason}); checkpoints are unchanged. "
+            "Free disk space and resume with --ckpt_path auto."
         ) from error

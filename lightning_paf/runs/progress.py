@@ -1,4 +1,4 @@
-"""Progress of a training, in a file of its run folder."""
+"""Progress of a training, written to `progress.json` in its run folder."""
 
 import json
 import os
@@ -13,7 +13,7 @@ FILE = "progress.json"
 BEAT = 10.0
 """Seconds between two heartbeats of a training."""
 SILENCE = 12 * BEAT
-"""Seconds without a heartbeat after which a training on another machine counts as dead; network folders may lag."""
+"""Seconds without a heartbeat after which a training on another machine counts as dead (network folders lag)."""
 
 State = Literal["training", "validating", "finished", "stopped", "failed"]
 
@@ -24,14 +24,14 @@ class Progress:
 
     Attributes:
         process: First process of the training.
-        state: State at the last write.
+        state: Current state, or how the training ended.
         step: Optimiser steps done.
-        steps: Optimiser steps of the whole training; None for one without an end.
+        steps: Optimiser steps in total; None for a training without an end.
         epoch: Epochs done.
-        epochs: Epochs of the whole training; None where steps are counted.
+        epochs: Epochs in total; None if the length is given in steps.
         seconds_per_step: Mean over this process; None before its first step.
-        images_per_second: In the last whole epoch, over all devices; None before its end.
-        idle: Seconds since the last step, at the last write: no two clocks are compared.
+        images_per_second: In the last complete epoch, over all devices; None before its end.
+        idle: Seconds since the last step, at the time of writing.
         error: Exception that ended the training.
         checkpoint: Name of the last saved checkpoint; empty before the first, None if unknown.
         checkpoint_step: Optimiser steps before that checkpoint.
@@ -56,14 +56,14 @@ class Progress:
         return seconds_left(self.step, self.steps, self.seconds_per_step)
 
     def write(self, path: Path) -> None:
-        """Write the file atomically, but without flushing it: after a power failure the training is dead anyway."""
+        """Write the file atomically, without flushing it: a training does not survive a power failure."""
         partial = path.with_name(f"{path.name}.partial")
         partial.write_text(json.dumps(asdict(self), indent=2) + "\n")
         partial.replace(path)
 
     @classmethod
     def read(cls, path: Path) -> "Progress | None":
-        """Read the file, also one of another version; None if there is none or it is damaged."""
+        """Read a file of any version; None if it is missing or damaged."""
         try:
             content = json.loads(path.read_text())
             known = {name: content[name] for name in cls.__dataclass_fields__ if name in content}
@@ -73,7 +73,7 @@ class Progress:
 
 
 def folder_time(folder: Path) -> float:
-    """Return the time by the clock of a folder, or of this machine where the folder cannot be written."""
+    """Return the time by the clock of a folder; by that of this machine if the folder is read-only."""
     clock = folder / f".{os.getpid()}.clock"
     try:
         clock.touch()

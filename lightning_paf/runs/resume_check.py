@@ -28,7 +28,7 @@ FREE = (
     *(f"trainer.{name}" for name in ("fast_dev_run", "log_every_n_steps", "default_root_dir", "profiler")),
     *(f"trainer.{name}" for name in ("enable_checkpointing", "enable_progress_bar", "enable_model_summary")),
 )
-"""Options that change neither the training nor its results: devices, paths, speed, reports. With all below them."""
+"""Options, with all below them, that change neither the training nor its results: devices, paths, speed, reports."""
 
 _PRECISIONS = {"None": "32-true", "32": "32-true", "64": "64-true", "16": "16-mixed", "bf16": "bf16-mixed"}
 
@@ -37,12 +37,12 @@ def changed_options(folder: Path, config: Mapping[str, Any]) -> list[str]:
     """Compare a configuration with the one in a run folder.
 
     Args:
-        folder: The run folder; without a readable `config.yaml` nothing differs.
+        folder: The run folder; without a readable `config.yaml`, the result is empty.
         config: The merged configuration of the command, as plain values.
 
     Returns:
-        One text for each option that differs and is not in `FREE`, as in `--data.batch_size 128 -> 64`. An option that
-        only one of both has came or went with a version of the package, and is left out.
+        One text per option that differs and is not in `FREE`, as in `--data.batch_size 128 -> 64`. Options in only one
+        of the two, which were added or removed by a version of the package, are left out.
     """
     try:
         before = yaml.safe_load((folder / CONFIG).read_text())
@@ -55,7 +55,7 @@ def changed_options(folder: Path, config: Mapping[str, Any]) -> list[str]:
 
 
 def _changes(old: Any, new: Any, option: str = "") -> Iterator[tuple[str, Any, Any]]:
-    """Yield the options that differ, as they are typed, with both values."""
+    """Yield command-line options that differ, with both values."""
     if isinstance(old, dict) and isinstance(new, dict) and old.get("class_path") == new.get("class_path"):
         for name in sorted(old.keys() & new.keys()):
             inside = option if name == "init_args" else f"{option}.{name}".lstrip(".")
@@ -65,7 +65,7 @@ def _changes(old: Any, new: Any, option: str = "") -> Iterator[tuple[str, Any, A
 
 
 def _comparable(option: str, value: Any) -> Any:
-    if option == "data.synthetic" and value:  # the same files in another folder
+    if option == "data.synthetic" and value:  # the files can be in another folder
         return [Path(path).name for path in (value if isinstance(value, list) else [value])]
     if option == "trainer.precision":
         return _PRECISIONS.get(str(value), str(value))
@@ -77,7 +77,7 @@ def _is_free(option: str) -> bool:
 
 
 def _text(value: Any) -> str:
-    """Write a value as it is typed; a class by its name."""
+    """Format a value for the command line; a class by its name."""
     if isinstance(value, dict) and "class_path" in value:
         return str(value["class_path"]).rpartition(".")[2]
     return yaml.safe_dump(value, default_flow_style=True, width=math.inf).removesuffix("\n").removesuffix("\n...")

@@ -1,4 +1,4 @@
-"""Check that all ranks see one run folder."""
+"""Check that all ranks share one run folder."""
 
 import contextlib
 import platform
@@ -14,24 +14,24 @@ _PAUSE = 0.2
 
 
 def check_shared(trainer: Trainer, folder: Path, checkpoint: str | None, seconds: float) -> None:
-    """Let the first rank write a file into the run folder, and every rank look for it.
+    """Check that all ranks see a file of the first rank in the run folder, and resume from the same checkpoint.
 
-    Also compares the checkpoints that the ranks have found. Must be called on all ranks.
+    A collective operation: call it on all ranks.
 
     Args:
         trainer: The trainer; a single rank is not checked.
-        folder: The run folder as this rank names it.
+        folder: Run folder of this rank.
         checkpoint: The checkpoint that this rank resumes from.
         seconds: Time limit for the file to appear.
 
     Raises:
-        ValueError: On all ranks, with the ranks that do not see the file or differ in the checkpoint.
+        ValueError: Raised on all ranks; names those that do not see the file, or all checkpoints.
     """
     if trainer.world_size == 1:
         return
     token = folder / f".shared-{trainer.strategy.broadcast(uuid.uuid4().hex)}"
     if trainer.is_global_zero:
-        with contextlib.suppress(OSError):  # then no rank sees it
+        with contextlib.suppress(OSError):  # no rank will see it
             folder.mkdir(parents=True, exist_ok=True)
             token.touch()
     trainer.strategy.barrier("shared folder")
@@ -44,14 +44,14 @@ def check_shared(trainer: Trainer, folder: Path, checkpoint: str | None, seconds
     if blind:
         raise ValueError(
             f"All ranks must share one run folder, but a file of rank 0 on {ranks[0]['host']} in {ranks[0]['folder']} "
-            f"is not seen after {seconds:g} s by {', '.join(blind)}. Pass the same --run everywhere, on a file system "
-            "that all machines mount."
+            f"did not appear within {seconds:g} s for {', '.join(blind)}. Pass the same --run everywhere, on a file "
+            "system that all machines mount."
         )
     if len({rank["checkpoint"] for rank in ranks}) > 1:
         named = ", ".join(f"rank {i} {rank['checkpoint']}" for i, rank in enumerate(ranks))
         raise ValueError(
-            f"All ranks must resume from one checkpoint of {folder}, but found: {named}. Repeat the command once no "
-            "other process writes there, or name a file: --ckpt_path FILE."
+            f"All ranks must resume from one checkpoint of {folder}, but found: {named}. Repeat the command when no "
+            "other process writes to the folder, or pass --ckpt_path FILE."
         )
 
 

@@ -1,9 +1,9 @@
-"""Status of a run, read from the files in its folder without torch."""
+"""Status of a run, read from the files in its folder, without importing torch."""
 
-import contextlib
 import csv
 import json
 import math
+import os
 import re
 import zipfile
 from collections.abc import Iterator, Mapping
@@ -73,12 +73,12 @@ class RunStatus:
         detail: Explanation of `life`.
         progress: Content of `progress.json`.
         seconds_left: Seconds until the end of a live training.
-        step: Optimiser steps done; from the metrics if there is no `progress`, None if unknown.
+        step: Optimiser steps done; None if unknown.
         epoch: Epochs done.
         best: Best values of the validation metrics, robust accuracies first.
         activation: Last logged `alpha` and `beta`: smallest and largest over the activations.
         checkpoint: The last checkpoint.
-        torn: Checkpoints that are not complete.
+        torn: Incomplete checkpoints.
         results: Results of `test`.
         unfinished: Unfinished evaluations of `test`.
         resume: Command that starts or resumes the training; empty if it is alive or finished.
@@ -105,18 +105,23 @@ def is_run(folder: Path) -> bool:
     return (folder / "config.yaml").is_file() or (folder / FILE).is_file() or (folder / "checkpoints").is_dir()
 
 
-def runs_in(place: Path) -> list[Path]:
+def runs_in(folder: Path) -> list[Path]:
     """Find the run folders in a folder, at any depth; a run folder itself is the only one.
 
     Raises:
         ValueError: There is none.
     """
-    if not place.is_dir():
-        raise ValueError(f"A run must be a folder, got {place}. Pass a folder that was given to `fit --run`.")
-    found = list(_runs_below(place))
+    if not folder.is_dir():
+        raise ValueError(f"A run must be a folder, got {folder}. Pass a folder that was given to `fit --run`.")
+    found = []
+    for path, folders, _ in os.walk(folder):
+        if is_run(Path(path)):
+            found.append(Path(path))
+            folders.clear()
+        folders.sort()
     if not found:
         raise ValueError(
-            f"A run folder must hold config.yaml, {FILE} or checkpoints, but there is none in {place}. "
+            f"A run folder must hold config.yaml, {FILE} or checkpoints, but there is none in {folder}. "
             "Pass a folder that was given to `fit --run`, or one with several of them."
         )
     return found
@@ -128,7 +133,7 @@ def read_run(run: Path) -> RunStatus:
     progress = Progress.read(run / FILE)
     life, detail, left = _life(progress, bool(rows), _age(run / FILE, now))
     paths = [path for folder in (run, run / "checkpoints") for path in sorted(folder.glob("*.ckpt"))]
-    complete = [path for path in paths if _is_complete(path)]
+    complete = [path for path in paths if zipfile.is_zipfile(path)]  # a truncated file has no table of contents
     if life == "not started" and paths:
         life, detail = "unknown", f"there is no {FILE}"
     epochs = [row for row in rows if "train/loss" in row]
@@ -141,23 +146,14 @@ def read_run(run: Path) -> RunStatus:
         left,
         progress.step if progress else max((int(row["step"]) + 1 for row in epochs), default=None if paths else 0),
         max([progress.epoch if progress else 0, *map(_epoch, epochs)]),
-        _best(rows),
-        _activation(rows),
+        tuple(_best(rows)),
+        dict(_activation(rows)),
         _last_checkpoint(complete, progress, now),
         tuple(CheckpointFile(path, None, _age(path, now)) for path in paths if path not in complete),
         tuple(_results(run / "test")),
         tuple(_unfinished(run / "test", now)),
         "" if life in ("alive", "finished") else command,
     )
-
-
-def _runs_below(folder: Path) -> Iterator[Path]:
-    if is_run(folder):
-        yield folder
-        return
-    with contextlib.suppress(OSError):  # not readable
-        for child in sorted(path for path in folder.iterdir() if path.is_dir() and not path.is_symlink()):
-            yield from _runs_below(child)
 
 
 def _life(progress: Progress | None, began: bool, silent: float) -> tuple[Life, str, float | None]:
@@ -181,7 +177,7 @@ def _life(progress: Progress | None, began: bool, silent: float) -> tuple[Life, 
 
 
 def _rows(table: Path) -> list[dict[str, str]]:
-    """Read `metrics.csv` without empty cells and without a half-written last line."""
+    """Read `metrics.csv`, without empty cells and without an incomplete last line."""
     try:
         with table.open(newline="") as stream:
             found = csv.DictReader(line for line in stream if line.endswith("\n"))
@@ -195,26 +191,19 @@ def _epoch(row: Mapping[str, str]) -> int:
     return int(float(row.get("epoch", 0))) + 1
 
 
-def _best(rows: list[dict[str, str]]) -> tuple[Best, ...]:
-    best: dict[str, Best] = {}
-    for row in rows:
-        for metric in (key for key in row if key == "val/acc" or key.startswith("val/acc_")):
-            value = float(row[metric])
-            if metric not in best or value > best[metric].value:
-                best[metric] = Best(metric, value, _epoch(row))
-    return tuple(best[metric] for metric in sorted(best, key=lambda metric: (metric == "val/acc", metric)))
+def _best(rows: list[dict[str, str]]) -> Iterator[Best]:
+    metrics = {name for row in rows for name in row if name == "val/acc" or name.startswith("val/acc_")}
+    for metric in sorted(metrics, key=lambda metric: (metric == "val/acc", metric)):
+        row = max((row for row in rows if metric in row), key=lambda row: float(row[metric]))
+        yield Best(metric, float(row[metric]), _epoch(row))
 
 
-def _activation(rows: list[dict[str, str]]) -> dict[str, tuple[float, float]]:
-    found = {}
+def _activation(rows: list[dict[str, str]]) -> Iterator[tuple[str, tuple[float, float]]]:
     for parameter in ("alpha", "beta"):
         name = re.compile(rf"activation/(.*/)?{parameter}")
-        for row in reversed(rows):
-            values = [float(value) for key, value in row.items() if name.fullmatch(key)]
-            if values:
-                found[parameter] = (min(values), max(values))
-                break
-    return found
+        logged = ([float(value) for key, value in row.items() if name.fullmatch(key)] for row in reversed(rows))
+        if values := next(filter(None, logged), None):
+            yield parameter, (min(values), max(values))
 
 
 def _age(path: Path, now: float) -> float:
@@ -225,16 +214,8 @@ def _age(path: Path, now: float) -> float:
         return 0.0
 
 
-def _is_complete(path: Path) -> bool:
-    """Return whether a checkpoint has its table of contents, which a truncated file has lost."""
-    try:
-        return zipfile.is_zipfile(path)
-    except OSError:
-        return False
-
-
 def _last_checkpoint(complete: list[Path], progress: Progress | None, now: float) -> CheckpointFile | None:
-    """Return the checkpoint that `progress.json` names, otherwise the youngest file."""
+    """Return the checkpoint named in `progress.json`, otherwise the most recent file."""
     last = min(complete, key=lambda path: _age(path, now), default=None)
     named = next((path for path in complete if progress and path.name == progress.checkpoint), last)
     step = progress.checkpoint_step if progress and named and named.name == progress.checkpoint else None
@@ -248,9 +229,9 @@ def _results(folder: Path) -> Iterator[ResultFile]:
             attack, evaluated = content["attack"], content["robust"]["total"]
             threat = f"{attack['attack']} {attack['norm']} {attack['eps']}"
             robust, clean = (
-                (part["accuracy"], part["low"], part["high"]) for part in (content["robust"], content["clean"])
+                (content[name]["accuracy"], content[name]["low"], content[name]["high"]) for name in ("robust", "clean")
             )
-            if content.get("anytime"):  # this interval is valid although the stop depended on the outcomes
+            if content.get("anytime"):  # valid although the stop depended on the outcomes
                 robust = (robust[0], content["anytime"]["low"], content["anytime"]["high"])
             if content.get("checkpoint"):
                 threat += f", {content['checkpoint']['file']}"

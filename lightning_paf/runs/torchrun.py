@@ -1,4 +1,4 @@
-"""Jobs of several processes: the world of torchrun, and batch normalisation over all ranks."""
+"""Settings of jobs with several processes: torchrun, and batch normalisation over all ranks."""
 
 import os
 from typing import Any
@@ -12,13 +12,13 @@ from lightning_paf.nn.sync_batch_norm import share_statistics, unshare_statistic
 
 
 class SyncBatchNormOnAnyDevice(TorchSyncBatchNorm):
-    """`--trainer.sync_batchnorm true`, on CPUs too."""
+    """Plugin of `--trainer.sync_batchnorm true` that also works on CPUs."""
 
     def apply(self, model: nn.Module) -> nn.Module:
-        """Let every BatchNorm normalise by the batches of all ranks together.
+        """Make every BatchNorm normalise over the batches of all ranks.
 
         Args:
-            model: The LightningModule, with its future `device`.
+            model: The LightningModule on its future `device`.
         """
         if getattr(model, "device", None) != torch.device("cpu"):
             return super().apply(model)
@@ -32,10 +32,10 @@ class SyncBatchNormOnAnyDevice(TorchSyncBatchNorm):
 
 
 def follow_torchrun(config: dict[str, Any]) -> None:
-    """Set the trainer's `devices` and `num_nodes` to those of torchrun, which may differ at every restart.
+    """Set the trainer's `devices` and `num_nodes` to those of torchrun, which can differ at every restart.
 
     Args:
-        config: Arguments of the trainer, changed in place; unchanged without torchrun.
+        config: Arguments of the trainer, modified in place; unchanged without torchrun.
 
     Raises:
         ValueError: The machines have different numbers of processes.
@@ -44,14 +44,14 @@ def follow_torchrun(config: dict[str, Any]) -> None:
         return
     if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True" and os.environ.get("TORCHELASTIC_MAX_RESTARTS") != "0":
         rank_zero_warn(
-            "After a restart, processes may find the addresses of their predecessors in the store that torchrun shares "
+            "After a restart, processes can read addresses of their predecessors from the store that torchrun shares "
             "with them, and fail. Set TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 for torchrun, or pass it --max-restarts 0."
         )
     world, devices, nodes = (int(os.environ[f"{name}WORLD_SIZE"]) for name in ("", "LOCAL_", "GROUP_"))
     if devices * nodes != world:
         raise ValueError(
-            f"All machines must run equally many processes, but torchrun has started {world} on {nodes} machines, "
-            f"{devices} of them here. Give all machines the same --nproc-per-node."
+            f"All machines must run equally many processes, got {world} from torchrun on {nodes} machines, "
+            f"{devices} of them on this one. Pass the same --nproc-per-node on all machines."
         )
     given = config.get("devices", "auto"), config.get("num_nodes", 1)
     if _number(given[0]) != devices:

@@ -10,13 +10,13 @@ import torch
 
 @dataclass(frozen=True)
 class WeightsOrigin:
-    """Origin of the weights that an evaluation is about.
+    """Origin of evaluated weights.
 
     Attributes:
         file: Name of the checkpoint file, or a description where there is none.
         global_step: Optimiser steps before the checkpoint; None if unknown.
         epoch: Epoch of the checkpoint, from 0; None if unknown.
-        untrained: Whether these are the starting weights of a training, evaluated on purpose.
+        untrained: Whether they are the starting weights of a training, evaluated on purpose.
     """
 
     file: str
@@ -26,31 +26,27 @@ class WeightsOrigin:
 
     @classmethod
     def of_starting_weights(cls, weights: str) -> "WeightsOrigin":
-        """Origin of weights that nothing was loaded into.
-
-        Args:
-            weights: What they are, such as `random weights`.
-        """
+        """Return the origin of untrained weights, described as in `random weights`."""
         return cls(f"untrained ({weights})", untrained=True)
 
     @classmethod
     def of_checkpoint(cls, path: Path) -> "WeightsOrigin":
-        """Origin of the weights in a checkpoint. Nothing in it is executed; what cannot be read leaves the name."""
+        """Return the origin of weights in a checkpoint; only the name if it is unreadable. Executes nothing in it."""
         try:
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        except Exception:  # a folder of shards, an address, objects of other packages: Lightning has loaded it
+        except Exception:  # a folder of shards, a URL, objects of other packages
             return cls(path.name)
         return cls(path.name, content.get("global_step"), content.get("epoch"))
 
     @classmethod
     def of_content(cls, content: Mapping[str, Any] | None) -> "WeightsOrigin | None":
-        """Inverse of `content`; None for results of versions that did not record it."""
+        """Invert `content`; None for results of versions that did not record it."""
         return cls(**{name: content[name] for name in cls.__dataclass_fields__}) if content else None
 
     def content(self) -> dict[str, Any]:
-        """Plain values for a result file."""
+        """Return plain values for a result file."""
         return asdict(self)
 
     def __str__(self) -> str:
-        """As in `last.ckpt (step 1200, epoch 14)`."""
+        """Format as in `last.ckpt (step 1200, epoch 14)`."""
         return self.file if self.global_step is None else f"{self.file} (step {self.global_step}, epoch {self.epoch})"

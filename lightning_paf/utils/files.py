@@ -27,7 +27,7 @@ def write_whole(path: Path, content: bytes | Iterable[bytes]) -> None:
     """
     with _partial(path, content) as partial:
         partial.replace(path)
-    _sync_folder(path.parent)
+    sync_folder(path.parent)
 
 
 def create_whole(path: Path, content: bytes) -> bool:
@@ -49,7 +49,7 @@ def create_whole(path: Path, content: bytes) -> bool:
             return False
         except OSError:
             return _create_in_place(path, content)
-    _sync_folder(path.parent)
+    sync_folder(path.parent)
     return True
 
 
@@ -105,7 +105,7 @@ def _repair(code: int | None) -> str:
     return "Give the same command again, or another folder; everything recorded so far stays valid."
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
     """Force the new name to the disk, where folders can be opened for that."""
     with contextlib.suppress(OSError):
         handle = os.open(folder, os.O_RDONLY)

@@ -276,7 +276,7 @@ def test_a_pickle_is_not_unpickled(make, command, trained, tmp_path, capsys):
     words = ["-c", trained / "config.yaml", "--ckpt_path", tmp_path / "evil.ckpt", "--run", tmp_path / "run"]
     assert status(command, *words) == 1
     said = capsys.readouterr().err
-    assert re.search(r"evil.ckpt (is damaged|holds objects that are no plain values \(posix.system\))", said)
+    assert re.search(r"evil.ckpt (is damaged|holds objects that are not plain values \(posix.system\))", said)
     assert "Objects are not unpickled because that can run any code." in said
     assert "Traceback" not in said
     assert not (tmp_path / "touched").exists()
@@ -291,7 +291,7 @@ def half(trained: Path, path: Path) -> None:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda trained, path: None, "there is no file"),
+        (lambda trained, path: None, "which does not exist"),
         (lambda trained, path: path.write_bytes(b""), "is damaged"),
         (lambda trained, path: path.write_text("weights"), "is damaged"),
         (half, "is damaged"),
@@ -312,7 +312,7 @@ def test_a_file_that_is_no_checkpoint(make, message, trained, tmp_path, capsys):
 
 def test_a_checkpoint_that_is_missing_without_a_config(capsys, tmp_path):
     assert status("test", "--ckpt_path", tmp_path / "nowhere.ckpt") == 1
-    assert f"there is no file {tmp_path / 'nowhere.ckpt'}" in capsys.readouterr().err
+    assert f"got {tmp_path / 'nowhere.ckpt'}, which does not exist" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -383,7 +383,7 @@ def test_a_second_run_in_the_same_folder_is_refused(tiny, trained, capsys):
     before = contents(trained)
     assert status("fit", "-c", tiny, "--run", trained) == 1
     error = capsys.readouterr().err
-    assert f"A run folder holds one run, but {trained} already holds one. Pass another --run" in error
+    assert f"A run folder must hold one run, but {trained} already holds one. Pass another --run" in error
     assert "Traceback" not in error
     assert contents(trained) == before
 

@@ -180,7 +180,7 @@ NOTHING = [
     ("COMMAND --run RUN", "COMMAND needs a checkpoint, got none"),
     ("COMMAND -c CONFIG --ckpt_path null", "COMMAND needs a checkpoint, got none"),
     ("COMMAND -c CONFIG --ckpt_path hpc", "must be a file, last, auto or best, got hpc"),
-    ("COMMAND -c CONFIG --ckpt_path lats", "there is no file lats"),
+    ("COMMAND -c CONFIG --ckpt_path lats", "got lats, which does not exist"),
     ("COMMAND --ckpt_path last", "--ckpt_path last is resolved in a run folder, got none"),
     ("COMMAND -c TINY --ckpt_path best", "--ckpt_path best is resolved in a run folder, got none"),
     ("COMMAND -c CONFIG --run EMPTY --ckpt_path last", "names a checkpoint in EMPTY, but there is none"),
@@ -205,7 +205,7 @@ TOOLS = {
     "verify": "EVIDENCE --ckpt CKPT",
 }
 """Options of every tool that loads a checkpoint; those without one are filled in by the walk."""
-NO_FILE = [("last", "there is no file last"), ("best", "there is no file best"), ("BEGUN", "must hold trained weights")]
+NO_FILE = [("last", "got last, which does not exist"), ("best", "got best, which does not exist"), ("BEGUN", "must hold trained weights")]
 WALK = [
     *(
         (words.replace("COMMAND", name), said.replace("COMMAND", name))
@@ -226,7 +226,7 @@ WALK = [
         for name, words in TOOLS.items()
         if "--ckpt" in words and name != "report"
     ),
-    ("certify EMPTY --sigma 0.5", "there is no file EMPTY"),
+    ("certify EMPTY --sigma 0.5", "got EMPTY, which does not exist"),
     ("report EMPTY", "There is no result in EMPTY"),
     ("compare EMPTY EMPTY", "EMPTY holds no result"),
 ]

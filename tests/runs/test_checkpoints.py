@@ -52,7 +52,7 @@ def test_a_full_disk_leaves_the_old_one(error, tmp_path, monkeypatch):
 
     monkeypatch.setattr(torch, "save", breaks)
     with pytest.raises(
-        OSError, match=r"last.ckpt could not be written .* Make room, and continue with --ckpt_path auto"
+        OSError, match=r"last.ckpt could not be written .* Free disk space and resume with --ckpt_path auto"
     ):
         AtomicCheckpointIO().save_checkpoint(checkpoint(2), path)
     assert path.read_bytes() == before
@@ -148,7 +148,7 @@ OTHERS = {
 def test_what_holds_no_training_is_named_and_left_out(make, tmp_path):
     good = write(tmp_path, "good", step=4)
     make(tmp_path / "other.ckpt")
-    with pytest.warns(UserWarning, match=r"other.ckpt is damaged .* is left out"):
+    with pytest.warns(UserWarning, match=r"other.ckpt is damaged .* is skipped"):
         assert newest_checkpoint([tmp_path]) == good
     good.unlink()
     with pytest.raises(ValueError, match=r"other.ckpt is damaged \(.*\). Repair or remove"):
@@ -158,7 +158,7 @@ def test_what_holds_no_training_is_named_and_left_out(make, tmp_path):
 def test_objects_are_named_and_left_out(tmp_path):
     good = write(tmp_path, "good", step=4)
     torch.save({"state_dict": os.getcwd}, tmp_path / "other.ckpt")
-    with pytest.warns(UserWarning, match=r"other.ckpt holds objects .*\(posix.getcwd\) and is left out"):
+    with pytest.warns(UserWarning, match=r"other.ckpt holds objects .*\(posix.getcwd\) and is skipped"):
         assert newest_checkpoint([tmp_path]) == good
     good.unlink()
     with pytest.raises(ValueError, match=r"other.ckpt holds objects .*\(posix.getcwd\). Repair or remove"):
@@ -299,5 +299,5 @@ def change(path):
 def test_a_damaged_file_is_named_and_the_one_before_is_used(damage, tmp_path):
     good = write(tmp_path, "good", step=4)
     damage(write(tmp_path, "torn", step=8))
-    with pytest.warns(UserWarning, match=r"torn.ckpt is damaged .* is left out"):
+    with pytest.warns(UserWarning, match=r"torn.ckpt is damaged .* is skipped"):
         assert newest_checkpoint([tmp_path]) == good

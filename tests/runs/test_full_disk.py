@@ -50,7 +50,7 @@ def test_it_ends_with_an_error_and_goes_on_when_there_is_room(
         assert status(*base, "--run", tmp_path) == 1
     said = capsys.readouterr().err
     assert "Traceback" not in said
-    assert said.splitlines()[-1].endswith("Make room, and continue with --ckpt_path auto.")
+    assert said.splitlines()[-1].endswith("Free disk space and resume with --ckpt_path auto.")
     assert "No space left on device" in said
     assert newest_checkpoint([tmp_path / "checkpoints"]) is not None
     assert not list(tmp_path.rglob(".unfinished"))

@@ -57,6 +57,6 @@ def test_torchrun_replaces_a_killed_worker_and_the_training_resumes_exactly(tmp_
     done = python(*TORCHRUN, "--max-restarts", "2", *run)
     assert "Set TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1" not in done.stdout
     assert (tmp_path / "run" / "killed").exists(), done.stdout
-    assert "Continuing from" in done.stdout, done.stdout
+    assert "Resuming from" in done.stdout, done.stdout
     assert "step 4." in done.stdout, done.stdout
     assert differences(last(tmp_path / "run"), last(tmp_path / "whole")) == [], done.stdout

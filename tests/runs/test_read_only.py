@@ -51,13 +51,13 @@ def test_a_run_folder(inside, tmp_path, capsys, read_only):
         assert status(command, *words, "--run", tmp_path / "there" / inside, *untrained) == 1
         said = capsys.readouterr().err
         assert "error: A run folder must be writable, but" in said
-        assert "is read-only or no folder. Pass --run with a folder that can be written" in said
+        assert "is read-only or not a folder. Pass --run with a folder that can be written" in said
 
 
 def test_a_file_is_no_run_folder(tmp_path, capsys):
     words = ["-c", write_experiment(tmp_path)]
     assert status("fit", *words, "--run", tmp_path / "tiny.yaml" / "run") == 1
-    assert "tiny.yaml is read-only or no folder" in capsys.readouterr().err
+    assert "tiny.yaml is read-only or not a folder" in capsys.readouterr().err
 
 
 def test_a_finished_run_is_judged_from_elsewhere(tmp_path, read_only):

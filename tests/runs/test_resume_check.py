@@ -105,7 +105,7 @@ def test_a_finished_run_stays_finished_until_options_differ(stopped_early, caplo
     assert status(*stopped_early, 4, "--data.num_workers", 1) == 0
     assert "has finished at step 8" in caplog.text
     assert tree(stopped_early[4]) == before
-    with pytest.warns(UserWarning, match="another option: --trainer.max_epochs 4 -> 5"):
+    with pytest.warns(UserWarning, match="has changed: --trainer.max_epochs 4 -> 5"):
         assert status(*stopped_early, 5) == 0
     assert steps(stopped_early) == 12
 
@@ -113,7 +113,7 @@ def test_a_finished_run_stays_finished_until_options_differ(stopped_early, caplo
 @pytest.mark.parametrize(
     ("words", "error"),
     [
-        (["--model.activation", "SiLU"], "The checkpoint holds another network"),
+        (["--model.activation", "SiLU"], "The checkpoint must hold a SmallConvNet"),
         (["--model.optimizer", "Adam"], "The checkpoint must hold the state of Adam"),
         (["--model.decay", "all"], "The checkpoint must hold the state of SGD"),
     ],

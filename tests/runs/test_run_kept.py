@@ -98,8 +98,8 @@ def make_file(run: Path) -> None:
 LEFT = {
     "weights": (make_weights_only, "last.ckpt holds weights only"),
     "damaged": (make_damaged, "last.ckpt is damaged"),
-    "foreign": (make_foreign, "last.ckpt holds objects that are no plain values (pathlib.PosixPath)"),
-    "none": (make_none, "but there are none beside"),
+    "foreign": (make_foreign, "last.ckpt holds objects that are not plain values (pathlib.PosixPath)"),
+    "none": (make_none, "but there are none, only"),
     "metrics": (make_metrics_only, "metrics.csv with"),
     "progress": (make_progress_only, "progress.json at step"),
     "link": (make_dangling, "checkpoints cannot be read (No such file or directory)"),

@@ -30,7 +30,7 @@ def test_two_folders_are_not_one(tmp_path):
     ranks = begin(tmp_path, ["--run", tmp_path / "a"], ["--run", tmp_path / "b"])
     assert ranks.status == [1, 1], ranks
     for output in ranks.output:
-        assert f"in {tmp_path / 'a'} is not seen after 1 s by rank 1 on " in output, ranks
+        assert f"in {tmp_path / 'a'} did not appear within 1 s for rank 1 on " in output, ranks
         assert f"({tmp_path / 'b'}). Pass the same --run everywhere" in output, ranks
     assert not list(tmp_path.glob("[ab]/checkpoints"))
     assert not list(tmp_path.glob("[ab]/.shared-*"))

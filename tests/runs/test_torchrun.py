@@ -64,7 +64,7 @@ def test_a_store_that_outlives_processes_is_warned_of(torchrun, monkeypatch, rec
 
 def test_machines_with_different_numbers_of_processes_are_refused(torchrun):
     torchrun(3, 2, 2)
-    with pytest.raises(ValueError, match=r"3 on 2 machines, 2 of them here.*--nproc-per-node"):
+    with pytest.raises(ValueError, match=r"3 on 2 machines, 2 of them on this one.*--nproc-per-node"):
         follow_torchrun({})
 
 

@@ -35,7 +35,7 @@ kill_worker() { on "$1" pkill -KILL -f "python.* -m lightning_paf fi[t]"; }
 
 went_on() { [ "$(grep -c 'Restored all states' "$WORK/$1-node0.log")" -ge "$2" ]; }
 
-resumptions() { grep -oP 'Continuing from .*/\K.*(?=\.)' "$WORK/$1-node0.log" | paste -sd ';'; }
+resumptions() { grep -oP 'Resuming from .*/\K.*(?=\.)' "$WORK/$1-node0.log" | paste -sd ';'; }
 
 needs ip nsenter torchrun
 show torchrun

@@ -146,7 +146,7 @@ passed "SIGTERM: exit status 75, stopped.ckpt holds step $(sed -n 's/.*holds ste
 show continue
 # shellcheck disable=SC2046
 inside $(fit stopped) > "$LOG" 2>&1
-grep -q "Continuing from runs/stopped/checkpoints/stopped.ckpt" "$LOG"
+grep -q "Resuming from runs/stopped/checkpoints/stopped.ckpt" "$LOG"
 inside python -c "
 import torch
 a, b = (torch.load(f'runs/{run}/checkpoints/last.ckpt', weights_only=True) for run in ('whole', 'stopped'))

@@ -70,7 +70,7 @@ kill_holder() {
 }
 
 # resumptions RUN: what it went on from.
-resumptions() { grep -oP 'Continuing from .*/\K.*(?=\.)' "$WORK/$1.log" | paste -sd ';'; }
+resumptions() { grep -oP 'Resuming from .*/\K.*(?=\.)' "$WORK/$1.log" | paste -sd ';'; }
 
 needs ip nsenter munged slurmctld slurmd srun
 show cluster
@@ -88,7 +88,7 @@ job=$(train disturbed)
 wait_until 240 has_saved disturbed '[34]0'
 on node0 scancel --signal=USR1 "$job"
 begins_again "$job" 1
-passed "SIGUSR1 in the middle of an epoch: $(grep -oP 'Told to stop: .*/\K.* holds step [0-9]+' "$WORK/disturbed.log"), job $job was requeued"
+passed "SIGUSR1 in the middle of an epoch: $(grep -oP 'Stopped by a signal: .*/\K.* holds step [0-9]+' "$WORK/disturbed.log"), job $job was requeued"
 
 show early-signal
 wait_until 60 is_starting node0
