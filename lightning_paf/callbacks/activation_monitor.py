@@ -24,28 +24,27 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 LARGE_BETA = 0.8
-"""The activation divides by 1 - |beta|: from here on its curvature is above 5 times that at beta = 0."""
+"""The activation divides by 1 - |beta|: above this value its curvature is over 5 times that at beta = 0."""
 
 SMALL_ALPHA = 0.05
 """PSiLU is nearly linear, PSoftplus nearly constant, PReLU+ nearly zero with an alpha of this size."""
 
 
 class ActivationMonitor(Callback):
-    """Logs the parameters and the shape of every activation, and draws it over the inputs that reach it.
+    """Logs the parameters and the shape of every activation, and plots it over a histogram of its inputs.
 
-    Logs `activation/alpha`, `activation/beta` (the mean over channels), `activation/max_curvature`,
-    `activation/max_slope` and `activation/mean_on_negative`; where a network has several activations,
-    `activation/{layer}/alpha` and so on. Infinite quantities (the curvature of ReLU) are left out. The picture goes to
-    `activations/epoch_XXXX.png` and `activation.png` (the latest) in the run folder, and to TensorBoard.
+    Logs `activation/alpha`, `activation/beta` (means over channels), `activation/max_curvature`,
+    `activation/max_slope` and `activation/mean_on_negative`; in a network with several activations,
+    `activation/{layer}/alpha` and so on. Infinite quantities (the curvature of ReLU) are omitted. The figure is written
+    to `activations/epoch_XXXX.png` and `activation.png` (the latest) in the run folder, and to TensorBoard.
 
-    It works on the first batch of a validation within `fit`, never in the sanity check: there the averaged weights are
-    in place, so that the curve belongs to the network that is validated. Without a validation it stays silent, as it
-    does where the network has no `Activation`. Only the first process draws and writes.
+    Runs after the first validation batch of `fit`, while averaged weights are swapped in, but not in the sanity check.
+    Without a validation, or without an `Activation` in the network, nothing is logged. Only the first process plots.
 
     Args:
-        every_n_epochs: Training epochs between two looks; the last epoch is always looked at.
-        picture: Draw, or only log.
-        max_examples: Images (of the first validation batch) whose pre-activations make the histogram.
+        every_n_epochs: Training epochs between two measurements; the last epoch is always measured.
+        picture: Whether to plot.
+        max_examples: Number of images of the first validation batch for the histogram.
 
     Raises:
         ValueError: A number below 1.
@@ -63,22 +62,22 @@ class ActivationMonitor(Callback):
         self._warned: set[str] = set()
 
     def state_dict(self) -> dict[str, Any]:
-        """The initial parameters of every activation, so that a resumed run still draws the initial curve."""
+        """Return the initial parameters of every activation, for the initial curve in the plots of a resumed run."""
         return {"initial": self._initial}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take over the initial parameters."""
+        """Restore the initial parameters."""
         self._initial = state_dict["initial"]
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Remember the initial curves, unless a checkpoint did, and the run folder."""
+        """Keep the initial parameters, unless a checkpoint had them, and the run folder."""
         activations = _activations(pl_module)
         if self._initial.keys() != activations.keys():
             self._initial = {
                 name: {key: value.cpu().clone() for key, value in activation.state_dict().items()}
                 for name, activation in activations.items()
             }
-        # `log_dir` is a broadcast: all processes must read it, but only the first one draws.
+        # `log_dir` is a collective operation.
         self._folder = Path(trainer.log_dir or trainer.default_root_dir)
 
     @torch.no_grad()
@@ -91,7 +90,7 @@ class ActivationMonitor(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Log and draw after the first batch."""
+        """Log and plot after the first batch."""
         activations = _activations(pl_module)
         if batch_idx or dataloader_idx or not activations or not self._due(trainer):
             return
@@ -99,7 +98,7 @@ class ActivationMonitor(Callback):
             quantities = _quantities(activation)
             prefix = "activation" if len(activations) == 1 else f"activation/{name}"
             logs = {f"{prefix}/{key}": value for key, value in quantities.items()}
-            # All processes log the same; Lightning warns of epoch metrics that are not reduced all the same.
+            # All ranks log the same; without `sync_dist` Lightning warns of epoch metrics that are not reduced.
             pl_module.log_dict(logs, on_step=False, on_epoch=True, batch_size=1, sync_dist=True)
             self._warn(name, activation)
         if self.picture and trainer.is_global_zero and not getattr(trainer, "fast_dev_run", False):
@@ -114,7 +113,7 @@ class ActivationMonitor(Callback):
         return done % self.every_n_epochs == 0 or done == trainer.max_epochs
 
     def _warn(self, name: str, activation: Activation) -> None:
-        """Warn once of a beta close to 1, and once of a collapsed alpha."""
+        """Warn once of |beta| close to 1, and once of a collapsed alpha."""
         beta, alpha = _magnitudes(activation, "beta"), _magnitudes(activation, "alpha")
         if "beta" not in self._warned and (beta > LARGE_BETA).any():
             self._warned.add("beta")
@@ -122,24 +121,24 @@ class ActivationMonitor(Callback):
                 f"|beta| of activation {name} is {float(beta.max()):.3g}, and the activation divides by 1 - |beta|. "
                 "Raise --model.activation.penalty_weight, or lower the learning rate."
             )
-        # PReLU and ReBLU start at 0, as ReLU: nothing collapses there.
-        at_the_start = self._initial[name].get("alpha", alpha).abs()
-        if "alpha" not in self._warned and ((alpha < SMALL_ALPHA) & (at_the_start >= SMALL_ALPHA)).any():
+        # PReLU and ReBLU start at alpha = 0.
+        initial = self._initial[name].get("alpha", alpha).abs()
+        if "alpha" not in self._warned and ((alpha < SMALL_ALPHA) & (initial >= SMALL_ALPHA)).any():
             self._warned.add("alpha")
             rank_zero_warn(
                 f"|alpha| of activation {name} has collapsed to {float(alpha.min()):.3g}. Lower the learning rate, or "
-                "keep weight decay away from alpha with --model.decay weights."
+                "exclude alpha from weight decay with --model.decay weights."
             )
 
     def _draw(self, trainer: Trainer, activations: Mapping[str, Activation], inputs: Mapping[str, Tensor]) -> "Figure":
         sites = []
-        for name, reached in inputs.items():
+        for name, values in inputs.items():
             activation = activations[name]
             initial = deepcopy(activation) if self._initial[name] else None
             if initial is not None:
                 initial.load_state_dict(self._initial[name])
             title = "" if len(activations) == 1 else f"{name}\n"
-            sites.append(ActivationSite(title + _describe(activation), activation, initial, reached))
+            sites.append(ActivationSite(title + _describe(activation), activation, initial, values))
         kinds = ", ".join(sorted({type(activation).__name__ for activation in activations.values()}))
         return draw_activations(sites, f"{kinds} after epoch {trainer.current_epoch + 1}")
 
@@ -156,7 +155,7 @@ class ActivationMonitor(Callback):
 
 
 def _activations(module: nn.Module) -> dict[str, Activation]:
-    """Return every activation once, by its first name in the module."""
+    """Return every activation with its first name in the module."""
     found = {name: layer for name, layer in module.named_modules() if isinstance(layer, Activation)}
     return {name.removeprefix("model.").removeprefix("net."): layer for name, layer in found.items()}
 
@@ -173,19 +172,19 @@ def _quantities(activation: Activation) -> dict[str, float]:
 
 
 def _magnitudes(activation: Activation, name: str) -> Tensor:
-    """|alpha| or |beta| of all channels, (C,); empty where the activation has none."""
+    """Return |alpha| or |beta| of all channels (C,); empty if the activation has none."""
     value = getattr(activation, name, None)
     return value.detach().abs().flatten().cpu() if isinstance(value, Tensor) else torch.empty(0)
 
 
 def _describe(activation: Activation) -> str:
-    """Title of a panel: `α = 2.6, β = 0.01, max curvature 1.3`."""
+    """Format the title of a panel, as in `α = 2.6, β = 0.01, max curvature 1.3`."""
     found = []
     for name, letter in (("alpha", "α"), ("beta", "β")):
         value = getattr(activation, name, None)
         if isinstance(value, Tensor):
-            spread = f" ({float(value.min()):.3g} … {float(value.max()):.3g})" if value.numel() > 1 else ""
-            found.append(f"{letter} = {float(value.mean()):.3g}{spread}")
+            limits = f" ({float(value.min()):.3g} … {float(value.max()):.3g})" if value.numel() > 1 else ""
+            found.append(f"{letter} = {float(value.mean()):.3g}{limits}")
     curvature = activation.shape().max_curvature
     found.append(f"max curvature {curvature:.3g}" if math.isfinite(curvature) else "max curvature ∞")
     return ", ".join(found)

@@ -1,4 +1,4 @@
-"""An exponential moving average of the weights whose memory grows while training begins."""
+"""Exponential moving average of the weights, with a decay that grows at the start of the training."""
 
 from collections.abc import Sequence
 from typing import Any, Literal
@@ -12,13 +12,11 @@ from torch import Tensor
 class WarmupDecay:
     """Update rule `average <- d * average + (1 - d) * current` with `d = min(decay, (1 + t) / (10 + t))`.
 
-    d is 0 for the first `copies` updates, and t counts those after them.
-
-    A class and not a closure, so that processes can be spawned with it.
+    d is 0 for the first `copies` updates, which t does not count. A class and not a closure, so that it can be pickled.
 
     Args:
         decay: Upper bound of `d`.
-        grows: False: d is `decay` at once.
+        grows: Whether `d` grows; otherwise it is `decay` from the start.
         copies: Number of updates that copy.
     """
 
@@ -28,7 +26,7 @@ class WarmupDecay:
         self.copies = copies
 
     def at(self, step: Tensor | int) -> Tensor:
-        """`d` after `step` updates, on the device of `step`: reading it would make the program wait for the device."""
+        """Return `d` after `step` updates, as a tensor on the device of `step`, to avoid a synchronisation."""
         updates = torch.as_tensor(step).double() - self.copies
         decay = (1 + updates) / (10 + updates) if self.grows else torch.full_like(updates, self.decay)
         return torch.where(updates < 0, 0.0, decay.clamp(max=self.decay))
@@ -47,31 +45,30 @@ class WarmupDecay:
             torch._foreach_mul_(differences, (1 - self.at(count)).to(averages[0]))
             torch._foreach_add_(list(averages), differences)
         else:
-            torch._foreach_copy_(list(averages), list(currents))  # counters (`num_batches_tracked`) have no average
+            torch._foreach_copy_(list(averages), list(currents))  # counters such as `num_batches_tracked`
 
 
 class WarmupEMA(WeightAveraging):
-    """Averages the weights over the training; validation, checkpoints and tests see the average.
+    """Averages the weights over the training; validation, checkpoints and tests use the average.
 
-    The average is updated with the decay `min(decay, (1 + t) / (10 + t))`, t being the number of updates before (Gowal
-    et al., 2020, section on model weight averaging): it starts as a copy of the weights at the first update and forgets
-    the early ones quickly. A checkpoint holds the average under `state_dict` and what the optimiser works on under
-    `current_model_state`; resuming continues both. In `validate`, `test` and `predict` it does nothing: the checkpoint
-    is the average.
+    After t updates the decay is `min(decay, (1 + t) / (10 + t))` (Gowal et al., 2020, section on model weight
+    averaging): the average starts as a copy of the weights at the first update and quickly forgets early weights. A
+    checkpoint holds the average under `state_dict` and the trained weights under `current_model_state`; a resumed
+    training restores both. `validate`, `test` and `predict` load the average and ignore this callback.
 
     Args:
-        decay: Upper bound of the decay; 0.995 remembers about 200 updates.
-        use_buffers: Average the statistics of BatchNorm too. False copies the current ones, as the code of Wang et al.
-            (2023) does. Integer counters are copied either way.
-        copy_for: Share of the training during which the average is a copy of the weights; t counts the updates after
-            it. 0.025 in the PyTorch code of Rade & Moosavi-Dezfooli and of Wang et al. (2023).
-        grows: False keeps the decay constant.
-        every: Update after every optimiser `step`, or once an `epoch`, before its validation (Cui et al., 2023, average
-            the weights of all epochs, with 0.9).
+        decay: Upper bound of the decay; 0.995 averages over about 200 updates.
+        use_buffers: Also average the statistics of BatchNorm. False copies the current ones, as the code of Wang et al.
+            (2023) does. Integer counters are always copied.
+        copy_for: Fraction of the training during which the average is a copy of the weights; t counts later updates
+            only. 0.025 in the PyTorch code of Rade & Moosavi-Dezfooli and of Wang et al. (2023).
+        grows: Whether the decay grows; false keeps it constant.
+        every: Update after every optimiser `step`, or once per `epoch`, before its validation (Cui et al., 2023, with
+            decay 0.9).
 
     Raises:
-        ValueError: A decay or share outside [0, 1); checkpoints without callback states, which would lose the average;
-            a share of epochs whose number is not set.
+        ValueError: `decay` or `copy_for` outside [0, 1); checkpoints of weights only, which would lose the average; a
+            fraction of an unknown number of epochs.
     """
 
     def __init__(
@@ -82,13 +79,9 @@ class WarmupEMA(WeightAveraging):
         grows: bool = True,
         every: Literal["step", "epoch"] = "step",
     ) -> None:
-        if not 0 <= decay < 1:
-            raise ValueError(f"decay is a factor in [0, 1), but decay={decay}. Pass e.g. --averaging.decay 0.995.")
-        if not 0 <= copy_for < 1:
-            raise ValueError(
-                f"copy_for is a share of the training in [0, 1), but copy_for={copy_for}. "
-                "Pass e.g. --averaging.copy_for 0.025."
-            )
+        for option, value, example in (("decay", decay, 0.995), ("copy_for", copy_for, 0.025)):
+            if not 0 <= value < 1:
+                raise ValueError(f"{option} must be in [0, 1), got {value}. Pass --averaging.{option} {example}.")
         self._rule = WarmupDecay(decay, grows)
         super().__init__(use_buffers=use_buffers, multi_avg_fn=self._rule)
         self.copy_for = copy_for
@@ -96,24 +89,23 @@ class WarmupEMA(WeightAveraging):
         self._swapped = False
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Create the average at the start of `fit`, and drop it for other commands."""
+        """Create the average for `fit`, and delete it for other commands."""
         self._swapped = False
         if stage != "fit":
-            # After `fit` the model holds the average. Kept, it would overwrite what is loaded for `test`
-            # by the weights under `current_model_state`.
+            # An average left over from `fit` would replace loaded weights by those under `current_model_state`.
             self._average_model = None
             return
         if any(getattr(callback, "save_weights_only", False) for callback in trainer.checkpoint_callbacks):
             raise ValueError(
-                "Averaging needs complete checkpoints, but save_weights_only=True saves the weights before averaging. "
+                "save_weights_only must be false with averaging, got true, which would save only the current weights. "
                 "Pass --checkpoint.save_weights_only false, or --averaging null."
             )
         if self.every == "epoch" and self.copy_for and (trainer.max_epochs or 0) < 1:
             raise ValueError(
-                f"copy_for={self.copy_for} is a share of the epochs, but their number is not set. "
-                "Pass e.g. --trainer.max_epochs 200, or --averaging.copy_for 0."
+                f"max_epochs must be set for copy_for={self.copy_for}, a fraction of the epochs, got "
+                f"{trainer.max_epochs}. Pass --trainer.max_epochs 200, or --averaging.copy_for 0."
             )
-        # The model itself reaches its device only later; an average left on the CPU would slow down every step.
+        # The model is moved to its device later; an average on the CPU would slow down every step.
         self._device = trainer.strategy.root_device
         super().setup(trainer, pl_module, stage)
 
@@ -126,28 +118,28 @@ class WarmupEMA(WeightAveraging):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Update the average: with the last batch of an epoch, not at its end, which comes after its validation."""
+        """Update the average; once per epoch, after its last batch, before the validation."""
         if self.every == "step" or trainer.is_last_batch:
             super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Put the average into the model."""
+        """Swap the average into the model."""
         super().on_validation_epoch_start(trainer, pl_module)
         self._swapped = self._average_model is not None
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Put back the trained weights."""
+        """Swap the trained weights back."""
         super().on_validation_epoch_end(trainer, pl_module)
         self._swapped = False
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Save both, the average under `state_dict`, also at a signal in the middle of a validation."""
+        """Save the average under `state_dict`, even when a signal stops a validation."""
         super().on_save_checkpoint(trainer, pl_module, checkpoint)
         if self._swapped:
             average, current = checkpoint["current_model_state"], checkpoint["state_dict"]
             checkpoint.update(state_dict=average, current_model_state=current)
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Restore both where `fit` resumes; elsewhere the model already holds the average."""
+        """Restore both when `fit` resumes."""
         if self._average_model is not None:
             super().on_load_checkpoint(trainer, pl_module, checkpoint)

@@ -1,4 +1,4 @@
-"""One printed line per epoch, in place of a progress bar."""
+"""One printed line per epoch, instead of a progress bar."""
 
 import re
 from collections.abc import Mapping
@@ -12,13 +12,13 @@ from lightning_paf.runs.progress import duration
 class EpochPrinter(Callback):
     """Prints one line per epoch, for log files.
 
-    As in `epoch 3/15  step 1200  loss 1.234  train 41.0 %  clean 81.2 %  robust(pgd20) 45.1 %  alpha 1.23  beta 0.00
-    12,345 img/s  eta 1 h 02 min`. `train` is the accuracy on the training examples, under attack. The numbers
-    from `clean` to `beta` belong to the epoch's validation, if there was one. Only the first process prints, after the
+    Example: `epoch 3/15  step 1200  loss 1.234  train 41.0 %  clean 81.2 %  robust(pgd20) 45.1 %  alpha 1.23  beta 0.00
+    12,345 img/s  eta 1 h 02 min`. `train` is the accuracy on the training examples under attack. The values from
+    `clean` to `beta` are those of the epoch's validation, if there was one. The first process prints, after the
     epoch's checkpoints are written.
 
     Args:
-        throughput: Source of the pace.
+        throughput: Source of the speed.
     """
 
     def __init__(self, throughput: Throughput) -> None:
@@ -27,11 +27,11 @@ class EpochPrinter(Callback):
         self._finished: int | None = None
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Note that the metrics of the validation are new."""
+        """Record that the metrics of a validation are new."""
         self._validated = not trainer.sanity_checking
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Note the epoch; the module logs its metrics after this."""
+        """Record the epoch; the module logs its metrics later."""
         self._finished = trainer.current_epoch + 1
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -45,15 +45,15 @@ class EpochPrinter(Callback):
     def _print(self, trainer: Trainer) -> None:
         if self._finished is not None and trainer.is_global_zero:
             metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
-            if not self._validated:  # those of the last validation are old
+            if not self._validated:  # from an earlier epoch
                 metrics = {name: value for name, value in metrics.items() if name.startswith("train/")}
             last = f"/{trainer.max_epochs}" if (trainer.max_epochs or -1) > 0 else ""
             begin = f"epoch {self._finished}{last}  step {trainer.global_step}"
-            parts = [begin, *_results(metrics), *self._pace(trainer.global_step)]
+            parts = [begin, *_results(metrics), *self._speed(trainer.global_step)]
             print("  ".join(parts), flush=True)  # noqa: T201
         self._validated, self._finished = False, None
 
-    def _pace(self, step: int) -> list[str]:
+    def _speed(self, step: int) -> list[str]:
         parts = [f"{speed:,.0f} img/s" for name, speed in self.throughput.latest.items() if name.endswith("per_second")]
         left = self.throughput.seconds_left(step)
         return [*parts, f"eta {duration(left)}"] if left else parts
@@ -61,10 +61,10 @@ class EpochPrinter(Callback):
 
 def _results(metrics: Mapping[str, float]) -> list[str]:
     """Format the logged loss, accuracies and activation parameters."""
-    shares = {"train/acc_adv": "train", "val/acc": "clean"}
-    shares |= {name: f"robust({name.removeprefix('val/acc_')})" for name in metrics if name.startswith("val/acc_")}
+    labels = {"train/acc_adv": "train", "val/acc": "clean"}
+    labels |= {name: f"robust({name.removeprefix('val/acc_')})" for name in metrics if name.startswith("val/acc_")}
     loss = [f"loss {metrics['train/loss']:.3f}"] if "train/loss" in metrics else []
-    accuracies = [f"{label} {100 * metrics[name]:.1f} %" for name, label in shares.items() if name in metrics]
+    accuracies = [f"{label} {100 * metrics[name]:.1f} %" for name, label in labels.items() if name in metrics]
     activations = [
         f"{parameter} {_span(values)}"
         for parameter in ("alpha", "beta")
@@ -74,6 +74,6 @@ def _results(metrics: Mapping[str, float]) -> list[str]:
 
 
 def _span(values: list[float]) -> str:
-    """Format one number, or the smallest and the largest of several."""
+    """Format one number, or the range of several."""
     ends = dict.fromkeys(f"{value:.3g}" for value in (min(values), max(values)))
     return "..".join(ends)

@@ -1,7 +1,7 @@
 """Checkpoints from which a training resumes exactly."""
 
 import random
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,25 +19,14 @@ from lightning_paf.utils.distributed import gathered
 KEY = "rank_states"
 
 
-@runtime_checkable
-class HasEpochState(Protocol):
-    """A module with a state that lasts one epoch, such as the means that it logs."""
-
-    def epoch_state(self) -> dict[str, Any]:
-        """Return the state of this rank."""
-
-    def load_epoch_state(self, state: dict[str, Any]) -> None:
-        """Restore the state of this rank."""
-
-
 class ExactResume(Callback):
-    """Adds the state that Lightning leaves out of checkpoints, and restores it just before the next batch.
+    """Adds to checkpoints the state that Lightning leaves out, and restores it just before the next batch.
 
-    This is the random state of every rank (torch on the CPU and its GPU, numpy, python), the epoch state of the module,
-    and whether a validation is due: from a checkpoint of the last batch of an epoch, Lightning would resume with the
-    next epoch. The position in the data is in the checkpoint, but Lightning does not restore it if the length of the
-    training was read before, as schedules do. On another number of ranks the data position is restored too, but random
-    states are those of a new training.
+    The state of every rank consists of its random generators (torch on the CPU and its GPU, numpy, python) and the
+    module's `epoch_state()`, if it has one. A checkpoint of the last batch of an epoch also records a pending
+    validation, since Lightning would resume with the next epoch. The position in the data is in Lightning's checkpoint,
+    but is not restored if the length of the training was computed before, as schedules do. On another number of ranks,
+    the position is restored and random states are new.
     """
 
     def __init__(self) -> None:
@@ -47,21 +36,21 @@ class ExactResume(Callback):
         self._before_validation: dict[str, Any] = {}
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Forget the states of an earlier run."""
+        """Reset the states of an earlier run."""
         self._states, self._optimizers, self._position = [], [], None
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Collect the states of all ranks; Lightning calls this on each of them."""
+        """Gather the states of all ranks; Lightning calls this hook on every rank."""
         # An interrupted validation is restarted.
         mine = {"random": self._before_validation if _in_validation(trainer) else random_state(pl_module.device)}
-        if isinstance(pl_module, HasEpochState):
-            mine["epoch"] = pl_module.epoch_state()
+        if epoch_state := getattr(pl_module, "epoch_state", None):
+            mine["epoch"] = epoch_state()
         checkpoint[KEY] = gathered(mine)
         checkpoint[VERSION_KEY] = checkpoint_version()
-        _note_what_follows(trainer, checkpoint["loops"]["fit_loop"])
+        _record_next_stage(trainer, checkpoint["loops"]["fit_loop"])
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Keep the states until training starts; random numbers are drawn before that."""
+        """Keep the states until the training starts, since random numbers are drawn before."""
         if trainer.state.fn != TrainerFn.FITTING:
             return
         loop = checkpoint.get("loops", {}).get("fit_loop", {})  # imported weights have none
@@ -73,7 +62,7 @@ class ExactResume(Callback):
             self._states = states
             return
         rank_zero_warn(
-            f"The checkpoint holds the random states of {len(states)} ranks, not of {trainer.world_size}: attacks and "
+            f"The checkpoint holds random states of {len(states)} ranks, not of {trainer.world_size}: attacks and "
             "augmentation start with new ones, and the means of the current epoch leave out its first part. Everything "
             "else resumes exactly."
         )
@@ -89,27 +78,27 @@ class ExactResume(Callback):
                 )
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Restore the position and the states of this rank."""
+        """Restore the position in the data and the state of this rank."""
         loader = trainer.train_dataloader
         if self._position is not None and loader is not None and hasattr(loader, "load_state_dict"):
             loader.load_state_dict(self._position)
         if self._states:
             mine = self._states[trainer.global_rank]
-            if isinstance(pl_module, HasEpochState) and "epoch" in mine:
-                pl_module.load_epoch_state(mine["epoch"])
+            if (load := getattr(pl_module, "load_epoch_state", None)) and "epoch" in mine:
+                load(mine["epoch"])
             set_random_state(mine["random"], pl_module.device)
         self._states, self._optimizers, self._position = [], [], None
-        _begin_next_epoch(trainer)
-        _save_no_step_twice(trainer)
+        _start_next_epoch(trainer)
+        _skip_saved_step(trainer)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Keep the random state, for a checkpoint in the middle of the validation."""
+        """Keep the random state for checkpoints saved during the validation."""
         self._before_validation = random_state(pl_module.device)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Start every step with the BatchNorm statistics of the first rank, which are those in checkpoints.
+        """Start every step with the BatchNorm statistics of the first rank, as saved in checkpoints.
 
-        `DistributedDataParallel` does so by itself, but not in the first step after a validation.
+        `DistributedDataParallel` does so too, except in the first step after a validation.
         """
         if isinstance(trainer.model, DistributedDataParallel):
             trainer.model.require_forward_param_sync = True
@@ -119,9 +108,9 @@ def random_state(device: torch.device) -> dict[str, Any]:
     """Return the state of all generators that training draws from, as tensors and plain values.
 
     Args:
-        device: The GPU whose generator is included, if it is one.
+        device: Device of this rank; the generator of a GPU is included.
     """
-    _, keys, *rest = np.random.get_state()  # noqa: NPY002  # the global one is what is saved
+    _, keys, *rest = np.random.get_state()  # noqa: NPY002  # the state of the global generator
     state = {
         "torch": torch.get_rng_state(),
         "numpy": [torch.from_numpy(np.asarray(keys, np.int64)), *rest],
@@ -133,12 +122,7 @@ def random_state(device: torch.device) -> dict[str, Any]:
 
 
 def set_random_state(state: dict[str, Any], device: torch.device) -> None:
-    """Restore a state of `random_state`.
-
-    Args:
-        state: Result of `random_state`.
-        device: The GPU of this rank, if it is one.
-    """
+    """Restore the result of `random_state`."""
     torch.set_rng_state(state["torch"].cpu())
     keys, *rest = state["numpy"]
     np.random.set_state(("MT19937", keys.numpy().astype(np.uint32), *rest))  # noqa: NPY002
@@ -152,7 +136,7 @@ def _layout(state: dict[str, Any]) -> list[tuple[int, set[str]]]:
     return [(len(group["params"]), set(group) - {"params"}) for group in state["param_groups"]]
 
 
-def _begin_next_epoch(trainer: Trainer) -> None:
+def _start_next_epoch(trainer: Trainer) -> None:
     """Resume after a completed epoch, which Lightning ends twice; with `max_steps` it also skips the next one."""
     loop = trainer.fit_loop
     if loop.restarted_on_epoch_end:
@@ -161,10 +145,10 @@ def _begin_next_epoch(trainer: Trainer) -> None:
         loop._restarting = loop.epoch_loop.restarting = False
 
 
-def _save_no_step_twice(trainer: Trainer) -> None:
+def _skip_saved_step(trainer: Trainer) -> None:
     """Save no checkpoint between two optimiser steps, since it would lack the accumulated gradients.
 
-    Lightning recognises such a batch by the step that it saved last, and forgets that step over a restart.
+    Lightning skips such batches by the step that it saved last, which it does not restore.
     """
     for saver in trainer.checkpoint_callbacks:
         if isinstance(saver, ModelCheckpoint) and saver._every_n_train_steps:
@@ -172,30 +156,30 @@ def _save_no_step_twice(trainer: Trainer) -> None:
 
 
 def _in_validation(trainer: Trainer) -> bool:
-    """Return whether a batch of a validation during training is ending."""
+    """Return whether the hooks after a validation batch of `fit` are running."""
     batches = trainer.fit_loop.epoch_loop.val_loop.batch_progress.current
     return trainer.state.fn == TrainerFn.FITTING and trainer.validating and _is_ending(batches)
 
 
 def _is_ending(batches: _ReadyCompletedTracker) -> bool:
-    """Return whether a batch has been processed and the hooks at its end are running."""
+    """Return whether the hooks after a batch are running."""
     assert isinstance(batches, _ProcessedTracker)
     return batches.completed < batches.processed
 
 
-def _note_what_follows(trainer: Trainer, loop: dict[str, Any]) -> None:
-    """Record in a checkpoint right after a batch that a validation or the end of the epoch follows.
+def _record_next_stage(trainer: Trainer, loop: dict[str, Any]) -> None:
+    """Record in a checkpoint, saved right after a batch, that a validation or the end of the epoch follows.
 
-    Lightning resumes such a checkpoint at the next training batch and skips the validation; after the last batch of an
-    epoch it skips the epoch's end, too. It can resume a validation: so the checkpoint records that the batch is done
-    and that the first batch of the validation has started.
+    Lightning would resume at the next training batch and skip the validation, and after the last batch the end of the
+    epoch. It can resume a validation, so the checkpoint records that the batch is done and the first validation batch
+    has started.
     """
-    epoch_loop = trainer.fit_loop.epoch_loop
-    ends, fetcher = _is_ending(epoch_loop.batch_progress.current), trainer.fit_loop._data_fetcher
-    begun = _in_validation(trainer)
-    if trainer.state.fn != TrainerFn.FITTING or fetcher is None or not (ends or begun):
+    epoch_loop, fetcher = trainer.fit_loop.epoch_loop, trainer.fit_loop._data_fetcher
+    validating = _in_validation(trainer)
+    ending = validating or _is_ending(epoch_loop.batch_progress.current)
+    if trainer.state.fn != TrainerFn.FITTING or fetcher is None or not ending:
         return
-    validates = begun or (not trainer.should_stop and epoch_loop._should_check_val_fx(fetcher))
+    validates = validating or (not trainer.should_stop and epoch_loop._should_check_val_fx(fetcher))
     if not validates and not epoch_loop.batch_progress.is_last_batch:
         return
     for count in loop["epoch_loop.batch_progress"].values():

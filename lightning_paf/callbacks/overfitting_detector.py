@@ -1,7 +1,7 @@
-"""Detect catastrophic overfitting of single-step training, and undo it."""
+"""Detection of catastrophic overfitting in single-step adversarial training, and rollback."""
 
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -11,6 +11,7 @@ from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor
 
 from lightning_paf.attacks import FGSM, PGD, Attack, loss_and_gradient
+from lightning_paf.callbacks.robust_eval import fetch
 from lightning_paf.functional.alignment import cosine
 from lightning_paf.functional.geometry import geometry_of
 from lightning_paf.functional.losses import cross_entropy
@@ -23,14 +24,14 @@ Action = Literal["warn", "stop", "roll_back"]
 
 
 @dataclass(frozen=True)
-class Look:
-    """Measurement of a network in training on held-out images.
+class Measurement:
+    """Accuracies and gradient alignment of a network on held-out images.
 
     Attributes:
-        acc_clean: Accuracy on the images.
+        acc_clean: Clean accuracy.
         acc_fgsm: Accuracy under FGSM.
         acc_pgd: Accuracy under PGD-10.
-        cosine: Mean cosine between the loss's gradients at an image and at a random point of its ball.
+        cosine: Mean cosine between the loss gradients at an image and at a random point of its ball.
     """
 
     acc_clean: float
@@ -38,45 +39,45 @@ class Look:
     acc_pgd: float
     cosine: float
 
-    def overfits(self, best: "Look | None", gap: float, fall: float) -> bool:
-        """Whether single steps no longer find what several steps do.
+    def overfits(self, best: "Measurement | None", gap: float, fall: float) -> bool:
+        """Return whether the network is robust to single-step attacks only.
 
         Args:
-            best: The earlier look with the largest `acc_pgd`, if there is one.
-            gap: Largest credible advantage of FGSM accuracy over PGD accuracy.
-            fall: Largest credible loss of PGD accuracy, as a share of the best, while the cosine falls, too.
+            best: Earlier measurement with the largest `acc_pgd`, if any.
+            gap: Largest plausible excess of FGSM accuracy over PGD accuracy.
+            fall: Largest plausible loss of PGD accuracy, as a fraction of the best, while the cosine falls too.
         """
         fell = best is not None and self.acc_pgd < (1 - fall) * best.acc_pgd and self.cosine < best.cosine
         return self.acc_fgsm - self.acc_pgd > gap or fell
 
 
 class OverfittingDetector(Callback):
-    """Looks for catastrophic overfitting: the network withstands the single step of its training, and nothing else.
+    """Detects catastrophic overfitting: the network is robust to the single step of its training, and nothing else.
 
-    At the end of every epoch, or every few steps, it measures on held-out images the clean, FGSM and PGD-10 (steps of
-    eps / 4) accuracy, and the mean cosine between the loss's gradients at an image and at a uniform random point of its
-    ball (Andriushchenko and Flammarion, 2020); logged as `overfitting/acc_clean`, `acc_fgsm`, `acc_pgd`, `cosine`, and
-    `found`, 1 at a sign of overfitting. A sign is: FGSM accuracy exceeds PGD accuracy by more than `gap`; or PGD
-    accuracy has lost more than the share `fall` of its maximum while the cosine is below that at the maximum.
+    Measures clean, FGSM and PGD-10 (step size eps / 4) accuracy on held-out images, and the mean cosine between the
+    loss gradients at an image and at a uniform random point of its ball (Andriushchenko and Flammarion, 2020). Logs
+    them as `overfitting/acc_clean`, `acc_fgsm`, `acc_pgd` and `cosine`, and `overfitting/found`, 1 if overfitting is
+    detected: FGSM accuracy exceeds PGD accuracy by more than `gap`, or PGD accuracy has fallen by more than the
+    fraction `fall` of its maximum and the cosine is below that at the maximum.
 
-    What is measured are the weights that are trained, not their average, in eval mode and float32. Random generators
-    are left as found. Several devices share the images and, since they add up what they count, decide alike.
+    The measurement uses the trained weights, not their average, in eval mode and float32, and does not change the state
+    of random generators. Several devices share the images and sum their counts, so that all decide the same.
 
     Args:
-        action: What follows a sign. `warn`: one line. `stop`: weights, averaged weights and the state of the optimiser
-            return to the last look without a sign, and the training ends. `roll_back`: they return, and the training
-            continues with a learning rate multiplied by `lr_factor`, again at every further sign; the position in the
-            data and in the schedule stay. Without an earlier look nothing returns.
-        every_n_steps: Optimiser steps between two looks; null for one at the end of every epoch.
-        max_examples: Use at most the first so many images of the validation set.
-        eps: Radius of both attacks; null for that of the training's attack, also while it changes.
-        gap: In accuracy, 0.2 for 20 points.
-        fall: As a share of the maximum.
-        lr_factor: See `action`.
-        seed: Of PGD and of the random points, the same at every look.
+        action: Reaction to overfitting. `warn`: a warning. `stop`: restore weights, averaged weights and optimiser
+            state of the last measurement without overfitting, and end the training. `roll_back`: restore them and
+            continue with the learning rate multiplied by `lr_factor`, at every detection; the position in the data and
+            in the schedule are kept. Without an earlier measurement nothing is restored.
+        every_n_steps: Optimiser steps between two measurements; null measures at the end of every epoch.
+        max_examples: Use only the first images of the validation set.
+        eps: Radius of both attacks; null follows the training attack.
+        gap: Difference of accuracies in (0, 1), 0.2 for 20 points.
+        fall: Fraction of the maximum in (0, 1).
+        lr_factor: See `action`; in (0, 1).
+        seed: Seed of PGD and of the random points in every measurement.
 
     Raises:
-        ValueError: A number out of its range; no held-out images.
+        ValueError: A number out of range; no held-out images.
     """
 
     def __init__(
@@ -90,14 +91,14 @@ class OverfittingDetector(Callback):
         lr_factor: float = 0.5,
         seed: int = 0,
     ) -> None:
-        if action not in ("warn", "stop", "roll_back"):
-            raise ValueError(f"action must be warn, stop or roll_back, but is {action!r}. Choose one of these.")
+        if action not in get_args(Action):
+            raise ValueError(f"action must be warn, stop or roll_back, got {action!r}. Pass one of these.")
         for option, value in (("every_n_steps", every_n_steps), ("max_examples", max_examples)):
             if value is not None and value < 1:
-                raise ValueError(f"{option} must be at least 1, but {option}={value}. Pass {option}: 1.")
-        for option, share in (("gap", gap), ("fall", fall), ("lr_factor", lr_factor)):
-            if not 0 < share < 1:
-                raise ValueError(f"{option} is a share in (0, 1), but {option}={share}. Leave it out for the default.")
+                raise ValueError(f"{option} must be at least 1, got {value}. Pass {option}: 1.")
+        for option, fraction in (("gap", gap), ("fall", fall), ("lr_factor", lr_factor)):
+            if not 0 < fraction < 1:
+                raise ValueError(f"{option} must be in (0, 1), got {fraction}. Omit it for the default.")
         self.action = action
         self.every_n_steps = every_n_steps
         self.max_examples = max_examples
@@ -106,14 +107,14 @@ class OverfittingDetector(Callback):
         self.fall = fall
         self.lr_factor = lr_factor
         self.seed = seed
-        self._best: Look | None = None
-        self._best_eps = 0.0  # where the radius changes, accuracies cannot be compared
+        self._best: Measurement | None = None
+        self._best_eps = 0.0  # accuracies at different radii cannot be compared
         self._good: dict[str, Any] | None = None
         self._stopped = False
         self._last_step = 0
 
     def state_dict(self) -> dict[str, Any]:
-        """What later looks are compared with, and what would return."""
+        """Return the best measurement and the snapshot to restore."""
         return {
             "best": None if self._best is None else asdict(self._best),
             "best_eps": self._best_eps,
@@ -123,20 +124,20 @@ class OverfittingDetector(Callback):
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take it over."""
-        self._best = None if state_dict["best"] is None else Look(**state_dict["best"])
+        """Restore the result of `state_dict`."""
+        self._best = None if state_dict["best"] is None else Measurement(**state_dict["best"])
         self._best_eps, self._good = state_dict["best_eps"], state_dict["good"]
         self._stopped, self._last_step = state_dict["stopped"], state_dict["last_step"]
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Fetch this device's share of the images; end at once where a sign has ended the training before."""
+        """Load this rank's images; end at once if overfitting has ended the training before."""
         self._x, self._y = _held_out(trainer, self.max_examples)
         trainer.should_stop = trainer.should_stop or self._stopped
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Look, if it is time; accumulated batches are one step."""
+        """Measure every `every_n_steps`; accumulated batches are one step."""
         step = trainer.global_step
         if self.every_n_steps is not None and step % self.every_n_steps == 0 and step > self._last_step:
             values = self._check(trainer, pl_module)
@@ -144,41 +145,41 @@ class OverfittingDetector(Callback):
                 logger.log_metrics(values, step=step)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Look, where epochs are what counts."""
+        """Measure, unless `every_n_steps` is set."""
         if self.every_n_steps is None:
-            # All ranks log the same; Lightning warns of epoch metrics that are not reduced all the same.
+            # All ranks log the same; without `sync_dist` Lightning warns of epoch metrics that are not reduced.
             pl_module.log_dict(self._check(trainer, pl_module), sync_dist=True)
 
     def _check(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, float]:
-        """Look and act; what is logged."""
+        """Measure and react; return the values to log."""
         attack: Attack = pl_module.attack  # type: ignore[assignment]  # of a RobustModule
         eps = attack.eps if self.eps is None else self.eps
-        if eps == 0:  # a radius that has yet to grow
+        if eps == 0:  # at the start of a radius schedule
             return {}
-        look = self._look(trainer, pl_module, attack, eps)
+        found = self._measure(trainer, pl_module, attack, eps)
         self._last_step = trainer.global_step
         best = self._best if self._best_eps == float(eps) else None
-        found = look.overfits(best, self.gap, self.fall)
-        if found:
-            self._act(trainer, pl_module, look)
+        overfits = found.overfits(best, self.gap, self.fall)
+        if overfits:
+            self._react(trainer, pl_module, found)
         else:
-            if best is None or look.acc_pgd > best.acc_pgd:
-                self._best, self._best_eps = look, float(eps)
+            if best is None or found.acc_pgd > best.acc_pgd:
+                self._best, self._best_eps = found, float(eps)
             if self.action != "warn":
                 self._good = _snapshot(trainer, pl_module)
-        return {f"overfitting/{name}": value for name, value in (asdict(look) | {"found": float(found)}).items()}
+        return {f"overfitting/{name}": value for name, value in (asdict(found) | {"found": float(overfits)}).items()}
 
-    def _look(self, trainer: Trainer, pl_module: LightningModule, attack: Attack, eps: Radius) -> Look:
-        """Measure on all devices together."""
+    def _measure(self, trainer: Trainer, pl_module: LightningModule, attack: Attack, eps: Radius) -> Measurement:
+        """Measure on all ranks together."""
         devices = [pl_module.device] if pl_module.device.type == "cuda" else []
         with torch.random.fork_rng(devices):
             torch.manual_seed(self.seed)
             counts = _counts(pl_module.model, self._x, self._y, attack, eps)  # type: ignore[arg-type]  # a Classifier
         clean, fgsm, pgd, cosines, known, n = trainer.strategy.reduce(counts, reduce_op="sum").tolist()
-        return Look(clean / n, fgsm / n, pgd / n, cosines / max(known, 1))
+        return Measurement(clean / n, fgsm / n, pgd / n, cosines / max(known, 1))
 
-    def _act(self, trainer: Trainer, pl_module: LightningModule, look: Look) -> None:
-        """Say it in one line; return to the last good state, and end or slow down."""
+    def _react(self, trainer: Trainer, pl_module: LightningModule, found: Measurement) -> None:
+        """Warn, restore the last snapshot, and end or slow down the training."""
         consequence = ""
         if self.action != "warn" and self._good is not None:
             _restore(trainer, pl_module, self._good)
@@ -191,26 +192,22 @@ class OverfittingDetector(Callback):
             consequence += f" The learning rate is multiplied by {self.lr_factor:g}."
         rank_zero_warn(
             f"Catastrophic overfitting at step {trainer.global_step} (epoch {trainer.current_epoch + 1}): accuracy "
-            f"{look.acc_fgsm:.1%} under FGSM, {look.acc_pgd:.1%} under PGD-10, gradient cosine {look.cosine:.2f}."
+            f"{found.acc_fgsm:.1%} under FGSM, {found.acc_pgd:.1%} under PGD-10, gradient cosine {found.cosine:.2f}."
             f"{consequence}"
         )
 
 
 def _held_out(trainer: Trainer, most: int) -> tuple[Tensor, Tensor]:
-    """This rank's part of the first validation images, prepared and moved as batches are."""
+    """Return this rank's part of the first validation images, prepared and moved like batches."""
     source = trainer.datamodule if hasattr(trainer, "datamodule") and trainer.datamodule else trainer.lightning_module
     loader = source.val_dataloader()
     size = min(len(loader.dataset), most) if loader is not None else 0
     if size < trainer.world_size:
         raise ValueError(
-            f"OverfittingDetector needs held-out images on every device, but there are {size} for "
-            f"{trainer.world_size}. Pass --data.val_size 256."
+            "OverfittingDetector needs at least one held-out image per device, "
+            f"got {size} for {trainer.world_size}. Pass --data.val_size 256."
         )
-    numbers = list(range(trainer.global_rank, size, trainer.world_size))
-    at_once = getattr(loader.dataset, "__getitems__", None)
-    rows = at_once(numbers) if at_once else [loader.dataset[i] for i in numbers]
-    x, y = trainer.strategy.batch_to_device(loader.collate_fn(rows))
-    return x.float(), y
+    return fetch(trainer, loader, list(range(trainer.global_rank, size, trainer.world_size)))
 
 
 def _counts(model: Classifier, x: Tensor, y: Tensor, attack: Attack, eps: Radius) -> Tensor:
@@ -220,8 +217,8 @@ def _counts(model: Classifier, x: Tensor, y: Tensor, attack: Attack, eps: Radius
     several = PGD(eps, step_size=float(eps) / 4, steps=10, norm=norm, bounds=bounds)
     ball = geometry_of(norm)
     with torch.enable_grad(), frozen(model):
-        beside = ball.move(x, ball.uniform(x, float(eps)), float(eps), bounds)
-        gradients = [loss_and_gradient(model, place, y, cross_entropy)[1] for place in (x, beside)]
+        neighbours = ball.move(x, ball.uniform(x, float(eps)), float(eps), bounds)
+        gradients = [loss_and_gradient(model, points, y, cross_entropy)[1] for points in (x, neighbours)]
     # A zero gradient has no direction.
     known = gradients[0].flatten(1).any(dim=1) & gradients[1].flatten(1).any(dim=1)
     attacked = [x, single(model, x, y), several(model, x, y)]
@@ -232,7 +229,7 @@ def _counts(model: Classifier, x: Tensor, y: Tensor, attack: Attack, eps: Radius
 
 
 def _snapshot(trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
-    """Weights, their average and the optimisers, as a checkpoint holds them, on the CPU."""
+    """Copy weights, their average and the optimiser states to the CPU, in the format of a checkpoint."""
     state: dict[str, Any] = {"state_dict": pl_module.state_dict(), "step": trainer.global_step}
     for averaging in _averagings(trainer):
         averaging.on_save_checkpoint(trainer, pl_module, state)
@@ -242,15 +239,15 @@ def _snapshot(trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
 
 
 def _restore(trainer: Trainer, pl_module: LightningModule, state: dict[str, Any]) -> None:
-    """Return to a snapshot; learning rates stay."""
+    """Restore a snapshot, except for the learning rates."""
     averagings = _averagings(trainer)
     for averaging in averagings:
-        averaging.on_load_checkpoint(trainer, pl_module, state)  # puts the trained weights into the module, too
+        averaging.on_load_checkpoint(trainer, pl_module, state)  # also loads the trained weights into the module
     if not averagings:
         pl_module.load_state_dict(state["state_dict"])
-    for optimizer, kept in zip(trainer.optimizers, state["optimizers"], strict=True):
+    for optimizer, saved in zip(trainer.optimizers, state["optimizers"], strict=True):
         groups = optimizer.state_dict()["param_groups"]
-        optimizer.load_state_dict({"state": kept, "param_groups": groups})
+        optimizer.load_state_dict({"state": saved, "param_groups": groups})
 
 
 def _averagings(trainer: Trainer) -> list[WeightAveraging]:
@@ -258,11 +255,9 @@ def _averagings(trainer: Trainer) -> list[WeightAveraging]:
 
 
 def _scale_learning_rate(trainer: Trainer, factor: float) -> None:
-    """Now and in all that the schedules will say; both are part of checkpoints."""
+    """Multiply the current learning rates and those of the schedules; both are part of checkpoints."""
     for config in trainer.lr_scheduler_configs:
         config.scheduler.base_lrs = [factor * rate for rate in config.scheduler.base_lrs]
     for optimizer in trainer.optimizers:
         for group in optimizer.param_groups:
-            for name in ("lr", "initial_lr"):
-                if name in group:
-                    group[name] = factor * group[name]
+            group.update({name: factor * group[name] for name in ("lr", "initial_lr") if name in group})

@@ -1,4 +1,4 @@
-"""File with the predictions of `predict`."""
+"""Predictions of `predict` in a file."""
 
 import io
 import zipfile
@@ -25,13 +25,13 @@ from lightning_paf.utils.hashing import sample_fingerprints, weights_fingerprint
 class PredictionWriter(BasePredictionWriter):
     """Writes predictions to `predictions.npz` in the run folder.
 
-    The file holds, sorted by `index`: `index` (N,) int64, the sample's place in the dataset; `label` (N,) int64;
-    `prediction` (N,) int64; `probabilities` (N, num_classes) float32. With several processes each writes what it has
-    seen to `predictions_rank{r}.npz`; together they hold every sample once.
-    Where logits are not finite the prediction is -1 and the probabilities are NaN.
+    The file holds, sorted by `index`: `index` (N,) int64, the index of the sample in the dataset; `label` (N,) int64;
+    `prediction` (N,) int64; `probabilities` (N, num_classes) float32. If logits are not finite, the prediction is -1
+    and the probabilities are NaN. Several processes write `predictions_rank{r}.npz`, which together hold every sample
+    once.
 
-    The string `checkpoint` names the weights, and `identity` is a fingerprint of weights and samples. Predictions of
-    other weights or samples are kept: the new file is then `predictions-{identity}.npz`, with eight digits.
+    The string `checkpoint` names the weights, and `identity` is a hash of weights and samples. Predictions of other
+    weights or samples are kept: the new file is then `predictions-{identity}.npz`, with eight digits.
     """
 
     def __init__(self) -> None:
@@ -42,7 +42,7 @@ class PredictionWriter(BasePredictionWriter):
         self._samples: list[NDArray[np.uint8]] = []
 
     def on_predict_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Forget the last run."""
+        """Reset."""
         self._index, self._label, self._probabilities, self._samples = [], [], [], []
 
     def write_on_batch_end(
@@ -55,9 +55,9 @@ class PredictionWriter(BasePredictionWriter):
         batch_idx: int,
         dataloader_idx: int,
     ) -> None:
-        """Keep one batch."""
+        """Collect one batch."""
         seen = sum(len(label) for label in self._label)
-        # A loader without a sampler has no indices; its samples are numbered in order.
+        # A loader without a sampler has no indices; samples are numbered in order.
         self._index.append(torch.as_tensor(batch_indices or range(seen, seen + len(prediction["label"]))))
         self._label.append(prediction["label"].cpu())
         self._probabilities.append(prediction["probabilities"].float().cpu())
@@ -69,17 +69,17 @@ class PredictionWriter(BasePredictionWriter):
         folder = Path(trainer.log_dir or trainer.default_root_dir)
         origin, identity = weights_origin(trainer, pl_module), self._identity(pl_module)
         rank = "" if trainer.world_size == 1 else f"_rank{trainer.global_rank}"
-        plain = folder / f"predictions{rank}.npz"
-        taken = origin.untrained or (plain.is_file() and _identity_of(plain) != identity)
+        path = folder / f"predictions{rank}.npz"
+        taken = origin.untrained or (path.is_file() and _identity_of(path) != identity)
         if trainer.strategy.reduce_boolean_decision(taken, all=False):
-            plain, kept = plain.with_stem(f"predictions-{identity[:8]}{rank}"), plain
-            rank_zero_info(f"Predictions: {plain}. {kept} is of other weights or samples and was kept, if it is there.")
+            path, kept = path.with_stem(f"predictions-{identity[:8]}{rank}"), path
+            rank_zero_info(f"Predictions: {path}. {kept} was not replaced: it is for other weights or samples.")
         if not self._index:
             return
         index, label, probabilities = (torch.cat(p) for p in (self._index, self._label, self._probabilities))
         order = index.argsort()
         _save(
-            plain,
+            path,
             index=index[order].numpy(),
             label=label[order].numpy(),
             prediction=predicted(probabilities[order]).numpy(),
@@ -89,18 +89,18 @@ class PredictionWriter(BasePredictionWriter):
         )
 
     def _identity(self, pl_module: LightningModule) -> str:
-        """Fingerprint of the weights and of the samples of all processes, in hexadecimal digits."""
+        """Hash the weights and the samples of all processes; hexadecimal digits."""
         model = getattr(pl_module, "model", pl_module)
         index = torch.cat([*self._index, torch.empty(0, dtype=torch.int64)])
         samples = np.concatenate([*self._samples, np.empty((0, 32), np.uint8)])
         seen = dict(zip(index.tolist(), (row.tobytes().hex() for row in samples), strict=True))
-        together = {str(place): sample for part in gathered(seen) for place, sample in part.items()}
+        together = {str(number): sample for part in gathered(seen) for number, sample in part.items()}
         content = {"weights": weights_fingerprint(model), "network": network_fingerprint(model), "samples": together}
         return content_fingerprint(content)
 
 
 def _identity_of(path: Path) -> str | None:
-    """Identity of written predictions; None where it is not known."""
+    """Return the identity of written predictions; None if unknown."""
     try:
         with np.load(path) as content:
             return str(content["identity"])

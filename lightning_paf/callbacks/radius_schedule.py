@@ -13,15 +13,15 @@ from lightning_paf.types import Radius
 class RadiusSchedule(Callback):
     """Multiplies `eps` of the training attack, and its step size where it has one, by a schedule.
 
-    Attacks of an evaluation keep their radius. The attack is scaled before every batch by the fraction of the optimiser
+    Attacks of an evaluation keep their radius. The attack is scaled before every batch by the fraction of optimiser
     steps done, so that a resumed training continues the schedule.
 
     Args:
-        schedule: Factor over the training, in [0, 1]; by default a straight line from 0 to 1, as in Cui et al. (2023).
-        step_size: Scale the step size too; false keeps it.
+        schedule: Factor over the training, in [0, 1]; by default linear from 0 to 1 (Cui et al., 2023).
+        step_size: Whether to scale the step size too.
 
     Raises:
-        ValueError: A factor outside [0, 1]; a training attack whose radius does not follow its `eps`.
+        ValueError: A factor outside [0, 1]; a training attack whose radius is not determined by its `eps`.
     """
 
     def __init__(self, schedule: Schedule | None = None, step_size: bool = True) -> None:
@@ -42,8 +42,8 @@ class RadiusSchedule(Callback):
         self._scale(attack, 1.0)
         if halved == radius or (scaled and abs(halved - radius / 2) > 1e-6 * radius):
             raise ValueError(
-                f"RadiusSchedule scales eps, which {type(attack).__name__} does not follow. "
-                "Use a single attack such as PGD, with its radius as --model.attack.eps."
+                "RadiusSchedule needs an attack whose radius is proportional to eps, got "
+                f"{type(attack).__name__}. Pass a single attack such as PGD, with its radius as --model.attack.eps."
             )
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
@@ -52,7 +52,7 @@ class RadiusSchedule(Callback):
         self._scale(_attack_of(pl_module), self.schedule(progress))
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Leave the attack as it was."""
+        """Restore the attack."""
         if stage == "fit" and self._full:
             self._scale(_attack_of(pl_module), 1.0)
 
@@ -67,5 +67,5 @@ class RadiusSchedule(Callback):
 def _attack_of(pl_module: LightningModule) -> Attack:
     attack = getattr(pl_module, "attack", None)
     if not isinstance(attack, Attack):
-        raise ValueError(f"RadiusSchedule needs a module with an attack, but got {type(pl_module).__name__}.")
+        raise ValueError(f"RadiusSchedule needs a module with an attack, got {type(pl_module).__name__}.")
     return attack

@@ -32,22 +32,22 @@ _NAME = r"[A-Za-z0-9_-][A-Za-z0-9_.-]{0,63}"
 class RobustEval(Callback):
     """Evaluates robust accuracy in validation every few epochs, and in test.
 
-    Logs `val/acc_{name}` and `test/acc_{name}` (a checkpoint may monitor them). Each sample counts once, also where a
-    padded sampler repeats it. The evaluation is in fp32 whatever the precision of the training, does not run in the
-    sanity check, and restores the random generators, so that it does not change the training.
+    Logs `val/acc_{name}` and `test/acc_{name}`, which a checkpoint can monitor. Each sample counts once, even if a
+    padded sampler repeats it. The evaluation uses fp32 whatever the precision of the training, is skipped in the sanity
+    check, and restores the random generators, so that it does not change the training.
 
-    In test, the result of every sub-attack on every block of samples is a record of a state on disk. An interrupted
-    test is resumed by the same command. Ranks, and further processes with the same command, share the blocks; the
-    result is the same for any number of them. At the end the test folder holds a result (JSON), evidence (the
-    adversarial examples and all hashes, for `lightning-paf verify`) and a report (HTML). Where those of another
-    evaluation (other weights, samples, settings) have the same names, their names end in the identity.
+    In test, the result of every sub-attack on every block of samples is a record in a state on disk, so that the same
+    command resumes an interrupted test. Ranks, and further processes with the same command, share the blocks; the
+    result is the same for any number of them. At the end, the test folder holds a result (JSON), evidence (adversarial
+    examples and hashes, for `lightning-paf verify`) and a report (HTML). If files of another evaluation (other weights,
+    samples or settings) have these names, the new names end in the identity of the evaluation.
 
-    In validation every rank evaluates its own samples, in memory, on the last batch: averaged weights are in place
-    only between the epoch hooks.
+    In validation, every rank evaluates its samples in memory after the last batch, while averaged weights are swapped
+    in.
 
     Args:
         attack: The attack of the evaluation, not that of the training.
-        name: Suffix of the metric and beginning of the file names.
+        name: Suffix of the metric and prefix of the file names.
         every_n_epochs: Validation epochs between two evaluations; 0 evaluates only in test.
         max_examples: Evaluate only the first samples of the validation set (a fixed subset); null evaluates all.
         test_examples: Evaluate only the first samples of the test set; null evaluates all.
@@ -102,7 +102,7 @@ class RobustEval(Callback):
         self._outcomes = torch.empty(0, dtype=torch.int32)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Refuse two evaluations of one name, which would mix their metrics."""
+        """Refuse two evaluations with the same name, whose metrics would be mixed."""
         named = [c for c in trainer.callbacks if isinstance(c, RobustEval) and c.name == self.name]  # type: ignore[attr-defined]
         if len(named) > 1:
             raise ValueError(
@@ -125,7 +125,7 @@ class RobustEval(Callback):
         self._seen += len(batch[1])
         if self._is_due(trainer) and batch_idx + 1 == trainer.num_val_batches[0]:
             ids = np.array([i for i in dict.fromkeys(self._ids[: self._seen]) if i < len(self._outcomes)], np.int64)
-            # Tensors made under inference mode have no gradients.
+            # Tensors created in inference mode have no gradients.
             with barrier_without_timeout(), torch.inference_mode(False):
                 self._check(trainer, _classifier(pl_module), _samples(trainer, trainer.val_dataloaders, ids))
 
@@ -136,7 +136,7 @@ class RobustEval(Callback):
         self._seen += len(batch[1])
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Combine the outcomes of the ranks and log the accuracy."""
+        """Combine the outcomes of all ranks and log the accuracy."""
         if self._is_due(trainer):
             outcomes = trainer.strategy.reduce(self._outcomes.to(pl_module.device), reduce_op="max")
             codes = outcomes.cpu().numpy().astype(np.uint8)
@@ -176,7 +176,7 @@ class RobustEval(Callback):
             )
         self._ids = [int(i) for i in loaders.sampler]
         size = len(loaders.dataset)  # type: ignore[arg-type]  # a dataset with a sampler has a length
-        with torch.inference_mode(False):  # a tensor made under it could not be written to outside
+        with torch.inference_mode(False):  # a tensor created in it cannot be modified outside
             self._outcomes = torch.zeros(min(size, self.examples[stage] or size), dtype=torch.int32)
         self._seen = 0
 
@@ -190,7 +190,7 @@ class RobustEval(Callback):
 
     def _check(self, trainer: Trainer, model: nn.Module, samples: Samples) -> None:
         """Evaluate in memory; subclasses may override it."""
-        if len(samples) > 0:  # otherwise all samples of this rank are after `max_examples`
+        if len(samples) > 0:  # empty if all samples of this rank are after `max_examples`
             result = self._evaluation(model, samples).run()
             self._outcomes[torch.from_numpy(result.ids)] = torch.from_numpy(result.outcomes).int()
 
@@ -214,8 +214,8 @@ def weights_origin(trainer: Trainer, pl_module: LightningModule) -> WeightsOrigi
 def _check_name(name: str) -> None:
     if not re.fullmatch(_NAME, name):
         raise ValueError(
-            "name must be 1 to 64 letters, digits, `_`, `-` and `.`, and not begin with `.`, because files and metrics "
-            f"bear it, got {name!r}. Pass --SLOT.name autoattack."
+            "name must be 1 to 64 letters, digits, `_`, `-` and `.`, and not start with `.`, since it names files, "
+            f"got {name!r}. Pass --SLOT.name autoattack."
         )
 
 
@@ -226,17 +226,16 @@ def _classifier(pl_module: LightningModule) -> nn.Module:
     return model
 
 
+def fetch(trainer: Trainer, loader: Any, indices: list[int]) -> tuple[Tensor, Tensor]:
+    """Load images (N, C, H, W), float32, and labels (N,) of a loader's dataset, prepared and moved like batches."""
+    batched = getattr(loader.dataset, "__getitems__", None)
+    rows = batched(indices) if batched else [loader.dataset[i] for i in indices]
+    x, y = trainer.strategy.batch_to_device(loader.collate_fn(rows))
+    return x.float(), y
+
+
 def _samples(trainer: Trainer, loader: Any, ids: NDArray[np.int64]) -> Samples:
-    """Return samples of a loader's dataset, moved like the loader's batches."""
-
-    def fetch(ids: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
-        dataset, indices = loader.dataset, ids.tolist()
-        at_once = getattr(dataset, "__getitems__", None)
-        rows = at_once(indices) if at_once else [dataset[i] for i in indices]
-        x, y = trainer.strategy.batch_to_device(loader.collate_fn(rows))
-        return x.float(), y
-
-    return Samples(ids, fetch)
+    return Samples(ids, lambda ids: fetch(trainer, loader, ids.tolist()))
 
 
 def _summary(result: EvaluationResult, files: ResultFiles) -> str:

@@ -1,4 +1,4 @@
-"""Heartbeat and progress of a training in its run folder."""
+"""Progress and heartbeat of a training, written to its run folder."""
 
 import contextlib
 import threading
@@ -15,13 +15,13 @@ from lightning_paf.utils.process import Process
 
 
 class RunHeartbeat(Callback):
-    """Keeps `progress.json` in the run folder up to date, for `lightning-paf status`.
+    """Updates `progress.json` in the run folder, for `lightning-paf status`.
 
-    A thread of the first process writes it every few seconds, also during a long validation. No step waits for the
-    disk. The last write says how the training has ended.
+    A thread of the first process writes it every few seconds, also during a long validation, so that no step waits for
+    the disk. The last write records how the training ended.
 
     Args:
-        throughput: Source of the pace.
+        throughput: Source of the speed.
     """
 
     def __init__(self, throughput: Throughput) -> None:
@@ -31,15 +31,15 @@ class RunHeartbeat(Callback):
         self._error = ""
         self._checkpoint: tuple[str | None, int | None] = (None, None)
         self._path = Path()
-        self._over: threading.Event | None = None  # created where training begins: it cannot be pickled
+        self._over: threading.Event | None = None  # created at the start: it cannot be pickled
         self._writer: threading.Thread | None = None
 
     def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start; a resumed training has its step now."""
+        """Start; the step of a resumed training is known here."""
         self._start(trainer)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start, without a sanity check."""
+        """Start if there is no sanity check."""
         self._start(trainer)
 
     def on_train_batch_end(
@@ -57,15 +57,15 @@ class RunHeartbeat(Callback):
         self._state = "training"
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write that the training has finished."""
+        """Record that the training has finished."""
         self._record(trainer)
         self._end("finished")
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Write why the training ends."""
+        """Record the reason of the end."""
         if isinstance(exception, Exception):
             self._error = f"{type(exception).__name__}: {exception}"
-        self._record(trainer)  # an exception may come before `on_train_batch_end` of this callback
+        self._record(trainer)  # an exception can precede `on_train_batch_end` of this callback
         self._end("failed" if isinstance(exception, Exception) else "stopped")
 
     def _start(self, trainer: Trainer) -> None:
@@ -93,7 +93,7 @@ class RunHeartbeat(Callback):
             return
         self._state = state
         self._over.set()
-        self._writer.join(timeout=BEAT)  # a network folder that is away must not keep the process
+        self._writer.join(timeout=BEAT)  # a network folder can be unavailable
         self._over = self._writer = None
 
     def _keep_writing(self, trainer: Trainer, over: threading.Event) -> None:
@@ -102,7 +102,7 @@ class RunHeartbeat(Callback):
         last = False
         while not last:
             last = over.is_set()
-            with contextlib.suppress(OSError):  # a network folder may be away for a moment
+            with contextlib.suppress(OSError):  # a network folder can be unavailable for a moment
                 check_owner()
                 self._progress(epochs).write(self._path)
             over.wait(0 if last else BEAT)

@@ -15,7 +15,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch.utils.data import get_worker_info
 
 EXIT_STATUS = 75
-"""EX_TEMPFAIL of `sysexits.h`: not an error, try again later."""
+"""EX_TEMPFAIL of `sysexits.h`: try again later."""
 _NAMES = ("SIGTERM", "SIGUSR1", "SIGINT", "SIGHUP")
 _SIGNALS = [getattr(signal, name) for name in _NAMES if hasattr(signal, name)]
 _Handler = Callable[[int, FrameType | None], None] | signal.Handlers
@@ -24,26 +24,26 @@ _Handler = Callable[[int, FrameType | None], None] | signal.Handlers
 class StopOnSignal(Callback):
     """At SIGTERM, SIGUSR1, SIGHUP or Ctrl-C, saves `checkpoints/stopped.ckpt` and exits with `EXIT_STATUS`.
 
-    The current batch is finished first; a second Ctrl-C ends the process at once. The signal may reach one rank, some
-    or all: the ranks agree at the end of each batch of training and validation. This replaces Lightning's own handlers,
-    which communicate from inside the handler, at any point of the step. A test stops immediately, since its state holds
+    The current batch is finished first; a second Ctrl-C ends the process at once. The signal can reach one rank, some
+    or all: the ranks agree at the end of each training and validation batch. This replaces Lightning's handlers, which
+    communicate from inside the handler, at any point of a step. A test stops immediately, since its state on disk holds
     all results so far. Signals that the parent process ignores, as with `nohup`, stay ignored.
 
-    After any other exception on the first rank, the ranks that Lightning has started are killed: they could wait in a
-    collective operation until the process group's time-out.
+    After any other exception on the first rank, the ranks that Lightning has started are killed, since they could wait
+    in a collective operation until the time-out of the process group.
     """
 
     def __init__(self) -> None:
         self._received: int | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Keep Lightning from requeueing SLURM jobs inside its handler; the exit status serves that purpose."""
+        """Disable Lightning's requeueing of SLURM jobs inside its handler; the exit status serves that purpose."""
         environment = trainer._accelerator_connector.cluster_environment
         if isinstance(environment, SLURMEnvironment):
             environment.auto_requeue = False
 
     def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Install the handlers before loaders start their processes, which SIGUSR1 would kill otherwise."""
+        """Install the handlers before loaders start their processes, which SIGUSR1 would kill."""
         _handle(self._record)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -53,7 +53,7 @@ class StopOnSignal(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Stop, unless gradients are being accumulated, which are in no checkpoint."""
+        """Stop, unless gradients are being accumulated, which checkpoints lack."""
         if not trainer.fit_loop.epoch_loop._should_accumulate():
             self._stop_if_signalled(trainer)
 
@@ -75,7 +75,7 @@ class StopOnSignal(Callback):
         _handle(_exit)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Let signals end a process that has failed, and end the ranks that Lightning has started."""
+        """Restore the default handlers, and kill the ranks that Lightning has started."""
         if isinstance(exception, SystemExit):
             return
         _handle(signal.SIG_DFL)
@@ -86,7 +86,7 @@ class StopOnSignal(Callback):
         self._received = number
         if number == signal.SIGINT:
             signal.signal(number, signal.SIG_DFL)
-            if get_worker_info() is None:  # the processes of loaders inherit the handler
+            if get_worker_info() is None:  # loader processes inherit the handler
                 rank_zero_info("Stopping after this batch. Press Ctrl-C again to end at once, without a checkpoint.")
 
     def _stop_if_signalled(self, trainer: Trainer) -> None:
@@ -95,19 +95,19 @@ class StopOnSignal(Callback):
         path = Path(trainer.log_dir or trainer.default_root_dir) / "checkpoints" / "stopped.ckpt"
         trainer.save_checkpoint(path)
         rank_zero_info(f"Stopped by a signal: {path} holds step {trainer.global_step}. Resume with --ckpt_path auto.")
-        # Lightning's launcher kills the first rank if one that it has started exits with an error.
+        # Lightning's launcher kills the first rank if another one exits with an error.
         started = isinstance(trainer._accelerator_connector.cluster_environment, LightningEnvironment)
         raise SystemExit(0 if started and trainer.local_rank else EXIT_STATUS)
 
 
 def _handle(handler: _Handler) -> None:
-    """Install a handler for all signals that are not ignored."""
+    """Install a handler for all signals that are not ignored, and unblock them."""
     if threading.current_thread() is threading.main_thread():
         for number in _SIGNALS:
             if signal.getsignal(number) != signal.SIG_IGN:
                 signal.signal(number, handler)
         if hasattr(signal, "pthread_sigmask"):
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)  # blocked since the start of the program
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)  # blocked by `__main__`
 
 
 def _exit(number: int, frame: FrameType | None) -> None:

@@ -1,4 +1,4 @@
-"""An upper bound of AutoAttack accuracy during a training."""
+"""Upper bound of AutoAttack accuracy during training."""
 
 from collections.abc import Callable
 from typing import Any
@@ -18,21 +18,21 @@ from lightning_paf.utils.distributed import barrier_without_timeout, gathered
 
 
 class WarmEval(RobustEval):
-    """`RobustEval` whose validation starts from the previous adversarial images.
+    """`RobustEval` whose validation starts from the adversarial images of the previous one.
 
-    It replays these images, searches for the surviving samples from the images with the smallest margin, and stops at
-    the interval of `val_stop`. Logs `val/acc_{name}` and the same value as `val/aa_upper`, an upper bound of AutoAttack
-    accuracy, with the ends of its anytime-valid 95 % interval, `val/aa_upper_low` and `val/aa_upper_high`. Logs the
-    cost in images forward or backward per evaluated sample, `val/aa_passes`, and that of the first check,
+    It first replays these images. The remaining robust samples are attacked from the images with the smallest margin,
+    until `val_stop`. Logs `val/acc_{name}` and the same value as `val/aa_upper`, an upper bound of AutoAttack accuracy,
+    with its anytime-valid 95 % interval from `val/aa_upper_low` to `val/aa_upper_high`. Logs the cost, in images
+    forward or backward per evaluated sample, as `val/aa_passes`, and that of the first validation as
     `val/aa_passes_cold`. Its state is part of checkpoints. In test it is the same as `RobustEval`.
 
     Args:
         attack: Its sub-attacks must be APGD: AutoAttack with version=custom and attacks=[apgd-ce, apgd-t].
-        name: Suffix of the metric and beginning of the file names.
+        name: Suffix of the metric and prefix of the file names.
         max_examples: Evaluate at most the first samples of the validation set; null evaluates all.
         batch_size: Samples per block; `val_stop` is called after each.
-        warm_steps: Steps of every sub-attack in a check that is not the first.
-        val_stop: Stops a check, such as HalfWidth; null evaluates all of `max_examples`.
+        warm_steps: Steps of every sub-attack after the first validation.
+        val_stop: Stops a validation early, such as HalfWidth; null evaluates all of `max_examples`.
         **options: Further options of `RobustEval`.
 
     Raises:
@@ -54,18 +54,18 @@ class WarmEval(RobustEval):
             attack, steps=warm_steps, block_size=batch_size, seed=self.seed, precision=self.search_precision
         )
         self.val_stop = val_stop
-        self._cost = torch.zeros(2)  # passes and samples of the present check
+        self._cost = torch.zeros(2)  # passes and samples of the current validation
         self._cold_cost = torch.zeros(2)
         self._counts: tuple[int, int, int] = (0, 0, 0)
         self._before: dict[str, Any] | None = None
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Keep the state for checkpoints: a resumed run repeats the validation."""
+        """Keep the state for checkpoints, since a resumed run repeats the validation."""
         super().on_validation_epoch_start(trainer, pl_module)
         self._before = self._state()
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Log the check."""
+        """Combine and log the results."""
         super().on_validation_epoch_end(trainer, pl_module)
         self._before = None
 
@@ -75,7 +75,7 @@ class WarmEval(RobustEval):
         return {**state, "warm": joined(gathered(state["warm"]))}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore the output of `state_dict`."""
+        """Restore the result of `state_dict`."""
         self.warm.load_state_dict(state_dict["warm"])
         self._cold_cost = state_dict["cold_cost"]
 
@@ -91,12 +91,12 @@ class WarmEval(RobustEval):
         self._outcomes[torch.from_numpy(result.ids)] = torch.from_numpy(result.outcomes).int()
         cost = torch.tensor([float(result.passes), float(len(result.ids))], device=trainer.strategy.root_device)
         self._cost = trainer.strategy.reduce(cost, reduce_op="sum").cpu()
-        if trainer.strategy.reduce_boolean_decision(result.cold, all=True):  # a rank without samples is always cold
+        if trainer.strategy.reduce_boolean_decision(result.cold, all=True):  # a rank without samples is always "cold"
             self._cold_cost = self._cost
         if trainer.is_global_zero and not result.cold:
             rank_zero_info(
-                f"{self.name}: {result.replayed} of {len(result.ids)} samples fooled by the last check's images; "
-                f"{_each(self._cost):.0f} passes a sample, {_each(self._cold_cost):.0f} in the first check"
+                f"{self.name}: {result.replayed} of {len(result.ids)} samples fooled by images of the last validation; "
+                f"{_each(self._cost):.0f} passes per sample, {_each(self._cold_cost):.0f} in the first validation"
             )
 
     def _log(self, stage: Stage, pl_module: LightningModule, result: EvaluationResult) -> None:
@@ -110,15 +110,15 @@ class WarmEval(RobustEval):
 
 
 class _CommonStop:
-    """The stop rule of all ranks, applied to the sum of their counts after each block.
+    """Stop rule applied to the sum of the counts of all ranks after each block.
 
-    The decision is a collective operation, so a rank with fewer blocks takes part until all have stopped.
+    The decision is a collective operation, so that a rank with fewer blocks takes part until all have stopped.
     """
 
     def __init__(self, trainer: Trainer, rule: StopRule | None, wait: Callable[[], None]) -> None:
         self.trainer = trainer
         self.rule = rule
-        self.wait = wait  # for ranks whose block takes longer
+        self.wait = wait  # without time-out, for ranks whose block takes longer
         self.counts = (0, 0, 0)
         self._mine = (0, 0, 0)
         self._stopped = False
@@ -126,12 +126,12 @@ class _CommonStop:
             rule.reset()
 
     def __call__(self, robust: int, evaluated: int, total: int) -> bool:
-        """Return whether to stop, for the counts of this rank."""
+        """Return whether to stop, given the counts of this rank."""
         self._mine = (robust, evaluated, total)
         return self._reduce() or evaluated == total
 
     def wait_for_other_ranks(self) -> None:
-        """Take part in their decisions."""
+        """Take part in the decisions of other ranks."""
         while not self._stopped:
             self._reduce()
 
@@ -141,7 +141,7 @@ class _CommonStop:
         robust, evaluated, total = (int(n) for n in self.trainer.strategy.reduce(mine, reduce_op="sum"))
         self.counts = (robust, evaluated, total)
         enough = self.rule is not None and evaluated > 0 and self.rule(robust, evaluated, total)
-        # Clocks differ between ranks: the decision of one holds for all.
+        # Time limits differ between ranks: the decision of one applies to all.
         self._stopped = self.trainer.strategy.reduce_boolean_decision(enough, all=False) or evaluated == total
         return self._stopped
 
