@@ -1,10 +1,10 @@
-"""Entry point: training commands run in LightningCLI, the others in `commands/`."""
+"""Entry point. Training commands run in LightningCLI, all others in `commands/`."""
 
 import os
 import sys
 
-# `python -m` would import from the working folder first, which may hold untrusted files; the console script does not.
-# A working folder that holds the package itself, such as a checkout, is trusted.
+# `python -m` would first import from the working folder, which can hold untrusted files; the console script does not.
+# A working folder that contains the package itself, such as a checkout, is trusted.
 _HERE = os.path.realpath(f"{__file__}/../..")
 if __name__ == "__main__" and not sys.flags.safe_path and os.path.realpath(sys.path[0]) != _HERE:
     del sys.path[0]
@@ -23,7 +23,7 @@ from lightning_paf.cli.help_page import SUMMARIES, page
 from lightning_paf.utils.discovery import modules_with
 
 TRAINING = SUMMARIES
-"""Commands that LightningCLI runs, and what they do."""
+"""Summaries of the commands that LightningCLI runs."""
 _FULL_HELP = ("--help.full", "--help-full")
 _COMPLETION = "--print_shtab"
 _GROUPS = {
@@ -45,7 +45,7 @@ GONE = {
     name: f"{name} is gone: `lightning-paf analyze {name}` takes its options."
     for name in ("concentration", "ladder", "logistic", "min-max", "saliency")
 }
-"""Answers to the commands of earlier versions; each names the replacement."""
+"""Error messages for commands of earlier versions."""
 _EXAMPLES = """Examples:
   lightning-paf demo
   lightning-paf fit -c demo/digits --data digits --run runs/a
@@ -61,11 +61,11 @@ def main(argv: list[str] | None = None) -> int:
     """Run one command.
 
     Args:
-        argv: Words after the program's name; by default those of the command line.
+        argv: Arguments; by default those of the command line.
 
     Returns:
         Exit status: 0; 1 after an error of this package; 2 after an unknown or removed command. Errors of the
-        command-line parser exit with 2, and a training that SIGTERM or SIGUSR1 has stopped with 75: resume it.
+        command-line parser exit with 2, a training stopped by SIGTERM or SIGUSR1 with 75 (resume it).
     """
     words = sys.argv[1:] if argv is None else argv
     if not words or words[0] in ("-h", "--help", "help"):
@@ -106,7 +106,7 @@ def _unknown(command: str) -> str:
 
 @contextlib.contextmanager
 def _blocked_signal() -> Iterator[None]:
-    """Block SIGUSR1 until `StopOnSignal` handles it; unhandled, it would end the process."""
+    """Block SIGUSR1, which would end the process, until `StopOnSignal` handles it."""
     if not hasattr(signal, "pthread_sigmask"):
         yield
         return
@@ -122,7 +122,7 @@ def _commands() -> dict[str, str]:
 
 
 def _usage() -> str:
-    """All commands in groups, at most 80 columns wide."""
+    """List all commands in groups, at most 80 columns wide."""
     rows = {**TRAINING, **_commands()}
     grouped = {name for names in _GROUPS.values() for name in names}
     width = max(map(len, rows)) + 4
@@ -143,9 +143,9 @@ def _print_completion(words: list[str]) -> int:
 
 
 def _report(error: Exception) -> int:
-    """Print an error of this package without a traceback; any other error is a bug and keeps it."""
+    """Print an error of this package without a traceback; raise any other error, which is a bug."""
     ours: BaseException | None = error
-    # The parser wraps the error of an optional class.
+    # The parser wraps errors of optional classes.
     while ours is not None and not _raised_here(ours):
         ours = ours.__cause__
     if ours is None or os.environ.get("LIGHTNING_PAF_DEBUG"):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from lightning_paf.runs.trust import TRUST, TRUST_HELP
 
-if TYPE_CHECKING:  # the `--help` of a command that loads a run is to be fast
+if TYPE_CHECKING:  # imported in functions, for a fast `--help`
     import numpy as np
     import torch
     from numpy.typing import NDArray
@@ -22,14 +22,14 @@ if TYPE_CHECKING:  # the `--help` of a command that loads a run is to be fast
 
 @dataclass(frozen=True)
 class Run:
-    """A run that `fit` or `import-weights` wrote, loaded from one of its checkpoints.
+    """A run of `fit` or `import-weights`, loaded from one of its checkpoints.
 
     Attributes:
-        module: With the weights of the checkpoint, in eval mode, on `device`.
-        datamodule: As configured; the images are read by `samples`.
-        checkpoint: The file.
+        module: The training module with the weights of the checkpoint, in eval mode, on `device`.
+        datamodule: The configured data; `samples` loads the images.
+        checkpoint: File of the weights.
         config: The merged configuration, as plain values.
-        device: Where the model is.
+        device: Device of the model.
     """
 
     module: "RobustModule"
@@ -40,11 +40,11 @@ class Run:
 
     @property
     def model(self) -> "Classifier":
-        """Images in [0, 1] to logits."""
+        """Model from images (N, C, H, W) in [0, 1] to logits (N, num_classes)."""
         return self.module.model
 
     def samples(self, examples: int | None = None) -> "Samples":
-        """The first so many test images, or all, in their order.
+        """Return the first `examples` test images in their order; None returns all.
 
         Raises:
             ValueError: The data is missing; see `RobustDataModule`.
@@ -68,38 +68,39 @@ class Run:
 
 
 def add_run_arguments(parser: argparse.ArgumentParser, nargs: int | str | None = None) -> None:
-    """The options that name a run; `--data.*` and other options of `fit` may follow them."""
-    help_ = "e.g. RUN/checkpoints/last.ckpt"
-    parser.add_argument("--ckpt", "--ckpt_path", type=Path, nargs=nargs, required=True, help=help_)
+    """Add the options of a run; `--data.*` and other options of `fit` can follow them."""
+    parser.add_argument(
+        "--ckpt", "--ckpt_path", type=Path, nargs=nargs, required=True, help="e.g. RUN/checkpoints/last.ckpt"
+    )
     add_model_arguments(parser)
 
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
-    """How the model of a run is built, and where it works."""
+    """Add the options for the configuration and the device of a run."""
     parser.add_argument("--config", "-c", type=Path, help="default: config.yaml of the checkpoint's run")
-    parser.add_argument("--device", help="cpu, cuda, cuda:1, ...; default: cuda where there is one")
+    parser.add_argument("--device", help="cpu, cuda, cuda:1, ...; default: cuda if available")
     describe_fit_options(parser)
 
 
 def describe_fit_options(parser: argparse.ArgumentParser) -> None:
-    """Name the options that are left for `load_run`, `--trust-config` among them, in the help of a command."""
+    """Describe the remaining options of `load_run` in the help of a command."""
     parser.add_argument_group("options of fit", f"--data.root DIR and others. {TRUST}: {TRUST_HELP}")
 
 
 def load_run(
     checkpoint: Path, config: Path | None = None, device: str | None = None, options: Sequence[str] = ()
 ) -> Run:
-    """Build what a configuration describes, and load a checkpoint into it.
+    """Build the objects of a configuration and load a checkpoint.
 
     Args:
         checkpoint: File that `fit` or `import-weights` wrote.
-        config: Its configuration; by default `config.yaml` of the run that the checkpoint lies in.
-        device: Where to put the model; by default on a GPU, where there is one.
-        options: Further options of `fit`, such as `--data.root DIR`; they win over the configuration. Without
+        config: Its configuration; by default `config.yaml` of the checkpoint's run.
+        device: Device of the model; by default a GPU if available.
+        options: Further options of `fit`, such as `--data.root DIR`, which override the configuration. Without
             `config`, `--trust-config` among them accepts a configuration that names any class.
 
     Raises:
-        ValueError: A file is missing, damaged, or does not fit the configuration, or the configuration names a class
+        ValueError: A file is missing, damaged, or does not match the configuration, or the configuration names a class
             that is not trusted.
     """
     import torch
@@ -115,7 +116,7 @@ def load_run(
     config = config or run_of(checkpoint) / "config.yaml"
     if not config.is_file():
         raise ValueError(
-            f"A checkpoint is read with its configuration, but there is no {config}. Pass --config RUN/config.yaml."
+            f"The configuration of a checkpoint must exist, but there is no {config}. Pass --config RUN/config.yaml."
         )
     quiet = ["--model.init", "null", "--run", "null", "--trainer.logger", "false", "--trainer.precision", "32-true"]
     cli = train([*(typed or config_words(config, options)), *quiet, *options], run=False)
@@ -123,6 +124,6 @@ def load_run(
     try:
         cli.model.load_state_dict(weights)
     except RuntimeError as error:
-        raise ValueError(f"{checkpoint} does not fit {config}. Pass the --config of its own run. {error}") from error
-    place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    return Run(cli.model.eval().to(place), cli.datamodule, checkpoint, cli.config.as_dict(), place)
+        raise ValueError(f"{checkpoint} does not match {config}. Pass the --config of its run. {error}") from error
+    chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    return Run(cli.model.eval().to(chosen), cli.datamodule, checkpoint, cli.config.as_dict(), chosen)

@@ -12,7 +12,7 @@ from lightning_paf import recipes
 from lightning_paf.cli.training import SETTINGS, PafCLI
 
 
-class _Complete(Exception):  # no error: it carries the parser out of the constructor
+class _Built(Exception):  # carries the parser out of the constructor
     def __init__(self, parser: LightningArgumentParser) -> None:
         self.parser = parser
 
@@ -21,8 +21,8 @@ class _AllParsers(PafCLI):
     """Builds the parsers of all training commands and stops before parsing."""
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> NoReturn:
-        """Hand the parser over."""
-        raise _Complete(parser)
+        """Raise the parser."""
+        raise _Built(parser)
 
 
 def script(shell: str, commands: Iterable[str]) -> str:
@@ -30,16 +30,16 @@ def script(shell: str, commands: Iterable[str]) -> str:
 
     Args:
         shell: Such as bash or zsh.
-        commands: Commands besides those of the training.
+        commands: Commands other than the training commands.
 
     Raises:
         ValueError: The shell is not supported.
     """
     if shell not in shtab.SUPPORTED_SHELLS:
-        raise ValueError(f"--print_shtab must be one of {', '.join(shtab.SUPPORTED_SHELLS)}, got {shell}.")
+        raise ValueError(f"--print_shtab must be one of {', '.join(shtab.SUPPORTED_SHELLS)}, got {shell}. Pass bash.")
     try:
         _AllParsers(**SETTINGS, args=[])
-    except _Complete as built:
+    except _Built as built:
         trained = built.parser._subcommands_action._name_parser_map  # type: ignore[union-attr]
     parser = argparse.ArgumentParser("lightning-paf")
     below = parser.add_subparsers()
@@ -51,7 +51,7 @@ def script(shell: str, commands: Iterable[str]) -> str:
 
 
 def _complete(parser: argparse.ArgumentParser, like: argparse.ArgumentParser) -> None:
-    """Copy the options of a parser: plain ones are complete without the cost of resolving every class."""
+    """Copy the options of a parser; the copies are plain, without the cost of resolving classes."""
     for action in like._actions:
         names = [name for name in action.option_strings if name not in ("-h", "--help")]
         if names:

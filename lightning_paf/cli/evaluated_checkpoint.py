@@ -1,4 +1,4 @@
-"""The checkpoint that `test`, `validate` and `predict` evaluate, resolved before anything is built."""
+"""Resolution of the checkpoint that `test`, `validate` and `predict` evaluate, and of its configuration."""
 
 import argparse
 import sys
@@ -13,17 +13,17 @@ from lightning_paf.runs.checkpoints import check_checkpoint, newest_checkpoint
 from lightning_paf.runs.folder import NEWEST, WORDS_FOR_CHECKPOINTS
 from lightning_paf.runs.weights_origin import WeightsOrigin
 
-UNTRAINED_HELP = "evaluate the starting weights on purpose, without a checkpoint; results say `untrained`"
+UNTRAINED_HELP = "evaluate the starting weights, without a checkpoint; results are marked `untrained`"
 _CONFIG = "config.yaml"
 _HEADER = "# lightning"
-"""Beginning of every configuration that `fit` or `import-weights` has saved."""
+"""Start of every configuration that `fit` or `import-weights` saved."""
 
 
 def arrange(words: Sequence[str]) -> list[str]:
-    """Put configuration files before options, so that typed options win whatever the order.
+    """Move configuration files before options, so that options override them whatever the order.
 
-    A saved configuration decides neither the checkpoint nor, in an evaluation, the run folder: the run is the folder
-    in which it lies. Without a typed configuration, an evaluation reads the one of the run.
+    `ckpt_path` of a saved configuration is ignored, and in an evaluation also `run`, which is the folder of the file.
+    Without `--config`, an evaluation reads the configuration of the checkpoint's run.
 
     Args:
         words: A command and its options.
@@ -32,19 +32,19 @@ def arrange(words: Sequence[str]) -> list[str]:
         The same command with all configurations first.
 
     Raises:
-        ValueError: No checkpoint is named, or it is damaged, or its run has no configuration.
+        ValueError: The checkpoint is missing or damaged, or the configuration of its run is not trusted.
     """
     command, (typed, rest) = words[0], _split(words)
     if {"-h", "--help"} & set(rest):
         return list(words)
     evaluates = command != "fit"
-    placed = [word for config in typed.config for word in ("--config", config, *_undecided(config, evaluates))]
+    configs = [word for config in typed.config for word in ("--config", config, *_overrides(config, evaluates))]
     found = _config_of_run(command, typed, "--untrained" in rest) if evaluates and not typed.config else None
     if found is not None:
         print(f"Configuration of the checkpoint: {found}", file=sys.stderr)  # noqa: T201
-        placed = [*config_words(found, words), "--ckpt_path=null", f"--run={found.parent}"]
+        configs = [*config_words(found, words), "--ckpt_path=null", f"--run={found.parent}"]
     named = [f"--{name}={value}" for name, value in (("ckpt_path", typed.ckpt_path), ("run", typed.run)) if value]
-    return [command, *placed, *rest, *named]
+    return [command, *configs, *rest, *named]
 
 
 def evaluated_checkpoint(command: str, checkpoint: str | None, run: Path | None, untrained: bool) -> str | None:
@@ -52,20 +52,19 @@ def evaluated_checkpoint(command: str, checkpoint: str | None, run: Path | None,
 
     Args:
         command: `test`, `validate` or `predict`.
-        checkpoint: A file, one of the words `last`, `auto` and `best`, or nothing.
+        checkpoint: A file, `last`, `auto`, `best`, or None.
         run: Folder in which the words are resolved.
-        untrained: Whether the starting weights are meant.
+        untrained: Whether to evaluate the starting weights.
 
     Returns:
         The file; None for the starting weights.
 
     Raises:
-        ValueError: There is no such checkpoint, or it holds starting weights; both or neither are asked for.
+        ValueError: The checkpoint does not exist or holds starting weights; both or none of the options are given.
     """
     if untrained and checkpoint is not None:
         raise ValueError(
-            f"--untrained evaluates the starting weights and takes no checkpoint, got --ckpt_path {checkpoint}. "
-            "Pass one of the two."
+            f"--untrained must be passed without a checkpoint, got --ckpt_path {checkpoint}. Pass one of the two."
         )
     if untrained:
         return None
@@ -81,21 +80,21 @@ def evaluated_checkpoint(command: str, checkpoint: str | None, run: Path | None,
 
 
 def check_trained(checkpoint: Path) -> None:
-    """Refuse a checkpoint that a training wrote before its first step.
+    """Refuse a checkpoint that a training saved before its first step.
 
     Raises:
-        ValueError: It is one.
+        ValueError: The checkpoint is refused.
     """
     content = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
     if content.get("optimizer_states") and content.get("global_step") == 0:
         raise ValueError(
-            f"A checkpoint must hold trained weights to be evaluated, got {checkpoint} of step 0. Pass a later one, or "
-            "--untrained instead to `test`, `validate` or `predict`."
+            f"An evaluated checkpoint must hold trained weights, got {checkpoint} of step 0. Pass a later one, or "
+            "--untrained to `test`, `validate` or `predict`."
         )
 
 
 def evaluated_weights(checkpoint: str | None, model: Mapping[str, Any]) -> WeightsOrigin:
-    """Origin of the weights that a command evaluates.
+    """Return the origin of the weights that a command evaluates.
 
     Args:
         checkpoint: The file; None for the starting weights.
@@ -111,16 +110,16 @@ def evaluated_weights(checkpoint: str | None, model: Mapping[str, Any]) -> Weigh
 
 
 def run_of(checkpoint: Path) -> Path:
-    """Folder of the run that a checkpoint lies in: the nearest one above it with a saved configuration."""
-    usual = checkpoint.parent.parent
-    if (usual / _CONFIG).is_file():
-        return usual
-    above = [checkpoint.parent, *usual.absolute().parents]
-    return next((folder for folder in above if _is_saved(folder / _CONFIG)), usual)
+    """Return the run folder of a checkpoint: the nearest parent with a saved configuration."""
+    default = checkpoint.parent.parent
+    if (default / _CONFIG).is_file():
+        return default
+    parents = [checkpoint.parent, *default.absolute().parents]
+    return next((folder for folder in parents if _is_saved(folder / _CONFIG)), default)
 
 
 def _split(words: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
-    """Configurations, checkpoint and run folder that were typed, and all other words in their order."""
+    """Return the values of `--config`, `--ckpt_path` and `--run`, and all other words in their order."""
     parser = argparse.ArgumentParser(f"lightning-paf {words[0]}", usage=f"lightning-paf {words[0]}", add_help=False)
     parser.add_argument("-c", "--config", action="append", default=[])
     parser.add_argument("--ckpt_path")
@@ -129,7 +128,7 @@ def _split(words: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
 
 
 def _config_of_run(command: str, typed: argparse.Namespace, untrained: bool) -> Path | None:
-    """Configuration of the run that the checkpoint lies in, or that `--run` names; None where there is none."""
+    """Return the configuration of the checkpoint's run, or of `--run`; None if there is none."""
     checkpoint, run = (None if value == "null" else value for value in (typed.ckpt_path, typed.run))
     if checkpoint is None and not untrained:
         raise _no_checkpoint(command)
@@ -138,20 +137,20 @@ def _config_of_run(command: str, typed: argparse.Namespace, untrained: bool) -> 
             raise _no_run(checkpoint)
         folder = None if run is None else Path(run)
     else:
-        check_checkpoint(checkpoint)  # first: the configuration of a newer version may have options that are unknown
+        check_checkpoint(checkpoint)  # first, since the configuration of a newer version can have unknown options
         folder = run_of(Path(checkpoint))
     return folder / _CONFIG if folder is not None and (folder / _CONFIG).is_file() else None
 
 
-def _undecided(config: str, evaluates: bool) -> list[str]:
-    """Options that overrule what a saved configuration must not decide."""
+def _overrides(config: str, evaluates: bool) -> list[str]:
+    """Return options that override `ckpt_path` and `run` of a saved configuration."""
     if not _is_saved(Path(config)):
         return []
     return ["--ckpt_path=null", *([f"--run={Path(config).parent}"] if evaluates else [])]
 
 
 def _is_saved(config: Path) -> bool:
-    """Whether `fit` or `import-weights` wrote a file, rather than the user."""
+    """Return whether `fit` or `import-weights` wrote a file."""
     if config.name != _CONFIG or not config.is_file():
         return False
     with config.open(errors="replace") as stream:
@@ -159,33 +158,31 @@ def _is_saved(config: Path) -> bool:
 
 
 def _resolve(word: str, run: Path | None) -> Path:
-    """Find the checkpoint of a run that a word means."""
+    """Find the checkpoint of a run for `last`, `auto` or `best`."""
     if word not in (*NEWEST, "best"):
         raise ValueError(f"--ckpt_path must be a file, last, auto or best, got {word}. Pass RUN/checkpoints/FILE.ckpt.")
     if run is None:
         raise _no_run(word)
-    files = sorted(path for path in run.rglob("*.ckpt") if not _in_a_run_below(path, run))
-    if len(files) == 1:  # perhaps weights alone, as of an import
+    files = sorted(path for path in run.rglob("*.ckpt") if not _in_nested_run(path, run))
+    if len(files) == 1:  # possibly weights only, written by `import-weights`
         check_checkpoint(str(files[0]))
     newest = files[0] if len(files) == 1 else newest_checkpoint({path.parent for path in files})
     found = newest if newest is None or word in NEWEST else _best(newest, files)
     if found is None:
-        wanted = (
-            "a checkpoint" if newest is None else "the checkpoint that a monitored ModelCheckpoint recorded as best"
-        )
+        kind = "a checkpoint" if newest is None else "a checkpoint recorded as best by a monitored ModelCheckpoint"
         raise ValueError(
-            f"--ckpt_path {word} names {wanted} in {run}, but there is none. Pass --ckpt_path FILE, or another --run."
+            f"--ckpt_path {word} needs {kind} in {run}, but there is none. Pass --ckpt_path FILE, or another --run."
         )
     return found
 
 
-def _in_a_run_below(path: Path, run: Path) -> bool:
-    """Whether a file belongs to another run, in a folder below."""
+def _in_nested_run(path: Path, run: Path) -> bool:
+    """Return whether a file belongs to another run, in a subfolder of this one."""
     return any((folder / _CONFIG).is_file() for folder in path.parents if folder != run and folder.is_relative_to(run))
 
 
 def _best(newest: Path, files: Sequence[Path]) -> Path | None:
-    """The best checkpoint as the newest one has recorded it, among the files that are in the run now."""
+    """Return the best checkpoint recorded in the newest one, among the existing files of the run."""
     callbacks = torch.load(newest, map_location="cpu", weights_only=True, mmap=True).get("callbacks", {})
     tails = [
         _below(Path(state["best_model_path"]), Path(state.get("dirpath") or ""))
@@ -206,11 +203,11 @@ def _below(path: Path, folder: Path) -> Path:
 def _no_checkpoint(command: str) -> ValueError:
     return ValueError(
         f"{command} needs a checkpoint, got none. Pass --ckpt_path FILE, or --ckpt_path last or best with --run RUN; "
-        "or --untrained to evaluate the starting weights on purpose."
+        "or --untrained to evaluate the starting weights."
     )
 
 
 def _no_run(word: str) -> ValueError:
     return ValueError(
-        f"--ckpt_path {word} is resolved in a run folder, got none. Pass --run RUN, -c RUN/config.yaml or a file."
+        f"--ckpt_path {word} needs a run folder, got none. Pass --run RUN, -c RUN/config.yaml, or --ckpt_path FILE."
     )

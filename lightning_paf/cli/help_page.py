@@ -1,4 +1,4 @@
-"""Short help of the training commands, printed without importing torch; `--help.full` lists all options."""
+"""Short help of the training commands, without importing torch; `--help.full` lists all options."""
 
 _PART = "recipe or class"
 _RUN = {
@@ -79,11 +79,11 @@ _PAGES: dict[str, tuple[str, dict[str, dict[str, str]], tuple[str, ...]]] = {
     "predict": ("Write class probabilities of the test images.", _PREDICT, (f"--ckpt_path {_LAST}",)),
 }
 SUMMARIES = {command: page[0] for command, page in _PAGES.items()}
-"""First line of the page of each training command."""
+"""First line of each help page."""
 
 
 def page(command: str) -> str:
-    """Options that a user needs first, with examples; at most 80 columns wide.
+    """Format the most important options, with examples, at most 80 columns wide.
 
     Args:
         command: One of fit, validate, test, predict.

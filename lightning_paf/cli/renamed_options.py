@@ -1,4 +1,4 @@
-"""Options of evaluations that had another name in earlier versions."""
+"""New names for options of earlier versions."""
 
 import re
 from collections.abc import Sequence
@@ -14,16 +14,16 @@ _SAVED = re.compile(rf"\b({_OLD})\b['\"]?:")
 
 
 def with_new_names(words: Sequence[str]) -> list[str]:
-    """Give the options in configuration files their new names.
+    """Rename options in configuration files.
 
     Args:
-        words: A command and its options; each `--config` has a file or its content as the next word.
+        words: A command and its options; each `--config` is followed by a file or its content.
 
     Returns:
-        The same words, with the content of configurations that use old names.
+        The same words; configurations with old names are replaced by their new content.
 
     Raises:
-        ValueError: An old name was typed.
+        ValueError: An old name is on the command line.
     """
     for word in words:
         if typed := _TYPED.fullmatch(word):
@@ -34,7 +34,7 @@ def with_new_names(words: Sequence[str]) -> list[str]:
 
 
 def _updated(config: str) -> str:
-    """Return the content with new names, or the word itself."""
+    """Return the content with new names, or the unchanged word."""
     is_file = "\n" not in config and Path(config).is_file()
     text = Path(config).read_text(errors="replace") if is_file else config
     if not _SAVED.search(text):

@@ -1,4 +1,4 @@
-"""Check a configuration that was found next to a checkpoint, before the parser imports what it names."""
+"""Checks of a configuration found next to a checkpoint, before the parser imports the classes it names."""
 
 import importlib
 import importlib.util
@@ -22,6 +22,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from lightning_paf.attacks import Attack
+from lightning_paf.cli.class_names import subclasses
 from lightning_paf.data import Augment, Mixing
 from lightning_paf.evaluation.stopping import StopRule
 from lightning_paf.runs.trust import TRUST
@@ -36,38 +37,38 @@ _CLASSES: Mapping[str, tuple[type, ...]] = {
     "lightning.pytorch.strategies": (DDPStrategy,),
     "torch.optim": (Optimizer,),
 }
-"""Where an allowed class is defined, and the bases that it must have one of."""
+"""Allowed classes: packages of their definitions, and possible bases."""
 _FUNCTIONS = ("lightning_paf.functional", "lightning_paf.nets.factory")
-"""Modules of functions that compute and do nothing else, such as losses of attacks."""
+"""Modules of functions without side effects, such as losses of attacks."""
 _NETWORKS = {"timm": "timm", "torchvision": "torchvision.models"}
-"""Libraries of networks, imported only when a configuration names one, and the modules that list their builders."""
+"""Libraries of networks, imported only if a configuration names them, and the modules that list their builders."""
 
 _NAMEABLE = (
     *(base for bases in _CLASSES.values() for base in bases),
     *(Accelerator, CheckpointIO, ClusterEnvironment, LayerSync, Logger, LRScheduler, Precision, Profiler, Strategy),
 )
-"""Bases of the classes that the parser finds by their bare names."""
+"""Bases of the classes that the parser finds by their names without a path."""
 _LOADING = re.compile(r"pretrained_cfg\w*|checkpoint_path|settings")
-"""Arguments that make timm read any file, and W&B start any program."""
+"""Arguments with which timm reads any file, and W&B starts any program."""
 _REMOTE = re.compile(r"(hf[-_]hub|local-dir):|(?!(sqlite|file):///).*(://|::)", re.IGNORECASE)
-"""Names with which a library would load from, or report to, a place that the configuration chooses."""
+"""Values with which a library would load from, or report to, an address in the configuration."""
 _LOADERS = {yaml.SafeLoader, getattr(yaml, "CSafeLoader", yaml.SafeLoader)}
 _MOST_BYTES, _MOST_LEVELS, _MOST_STRINGS = 1_000_000, 50, 3
-"""Limits of a configuration; ours have 10,000 bytes, 15 levels, and texts such as `{step}`."""
+"""Limits of a configuration. Those of this package have about 10,000 bytes, 15 levels, and strings like `{step}`."""
 
 
 def config_words(config: Path, options: Sequence[str]) -> list[str]:
-    """Options of the parser for a configuration that was found next to a checkpoint.
+    """Return parser options for a configuration found next to a checkpoint.
 
-    The parser gets the checked values themselves, so that it reads nothing but what was checked.
+    The options contain the checked values instead of the file, so that the parser reads nothing else.
 
     Args:
-        config: The file that was found.
-        options: The words that were typed; with `--trust-config` among them nothing is checked.
+        config: The file.
+        options: Words of the command line; with `--trust-config` among them, nothing is checked.
 
     Raises:
-        ValueError: The file is no plain YAML, or a value is neither plain nor an allowed class. No module outside
-            this package, timm and torchvision has been imported to find out.
+        ValueError: The file is not plain YAML, or a value is neither plain nor an allowed class. The check imports no
+            module outside this package, timm and torchvision.
     """
     if TRUST in options:
         return ["--config", str(config)]
@@ -86,7 +87,7 @@ def config_words(config: Path, options: Sequence[str]) -> list[str]:
 
 
 def _read(name: str, text: str, loader: Any) -> Any:
-    """Plain values of a text that is no larger than it looks: without anchors, merges, and levels without end."""
+    """Parse YAML without anchors, merges and deep nesting, which can expand to far more values than the text has."""
     level = 0
     try:
         for event in yaml.parse(text, Loader=loader):
@@ -95,13 +96,13 @@ def _read(name: str, text: str, loader: Any) -> Any:
                 break
         else:
             return yaml.load(text, Loader=loader)
-    except (yaml.YAMLError, ValueError) as error:  # a number or a date may be none
+    except (yaml.YAMLError, ValueError) as error:  # an invalid number or date
         raise _refusal(name, "be plain YAML without tags", error) from error
     raise _refusal(name, f"have no anchors, no merges and at most {_MOST_LEVELS} levels", event)
 
 
 def _leaves(value: Any, key: str, strings: int = 0) -> Iterator[tuple[str, Any]]:
-    """Dotted keys and values that are no collections; also of collections in strings, which the parser would read."""
+    """Yield dotted keys and scalar values, including those of collections in strings, which the parser would read."""
     if isinstance(value, dict):
         for name, inner in value.items():
             yield from _leaves(inner, f"{key}.{name}" if key else str(name), strings)
@@ -117,21 +118,21 @@ def _leaves(value: Any, key: str, strings: int = 0) -> Iterator[tuple[str, Any]]
 
 
 def _collections(text: str, key: str) -> Iterator[Any]:
-    """Mappings and lists that a string holds as YAML, for either of the loaders that the parser may have."""
+    """Yield mappings and lists in a string of YAML, for both loaders that the parser can use."""
     for loader in _LOADERS:
         try:
-            holds_some = any(isinstance(event, yaml.CollectionStartEvent) for event in yaml.parse(text, Loader=loader))
-        except yaml.YAMLError:  # the parser will take it as text, too
+            has_some = any(isinstance(event, yaml.CollectionStartEvent) for event in yaml.parse(text, Loader=loader))
+        except yaml.YAMLError:  # text for the parser, too
             continue
-        if holds_some:
+        if has_some:
             yield _read(_option(key), text, loader)
 
 
 def _check(key: str, value: Any, known: Mapping[str, Collection[type]]) -> None:
-    """Refuse a value with which the parser or a class would run code of somebody else."""
+    """Refuse a value with which the parser or a class could run foreign code."""
     option, parts = _option(key), key.split(".")
     if value is not None and not isinstance(value, str | int | float):
-        raise _refusal(option, "be a number, a text, true, false or null", value)
+        raise _refusal(option, "be a number, a string, true, false or null", value)
     if value is not None and any(_LOADING.fullmatch(part) for part in parts):
         raise _refusal(option, "be null", value)
     if parts[-1] == "weights_only" and value not in (None, True):
@@ -143,10 +144,10 @@ def _check(key: str, value: Any, known: Mapping[str, Collection[type]]) -> None:
     is_class = parts[-1] == "class_path" or value in known or _is_import(value)
     if is_class and not _is_allowed(value, known):
         raise _refusal(option, "be a class of lightning_paf, timm or torchvision", value)
-    if _REMOTE.match(re.sub(r"[\x00-\x20]", "", value)):  # timm takes such characters out
-        raise _refusal(option, "be no URL", value)
+    if _REMOTE.match(re.sub(r"[\x00-\x20]", "", value)):  # timm removes such characters
+        raise _refusal(option, "not be a URL", value)
     if not is_class and _is_text_file(value):
-        raise _refusal(option, "be no file of text, which may be a configuration", value)
+        raise _refusal(option, "not be a text file, which could be a configuration", value)
 
 
 def _refusal(name: str, must: str, got: Any) -> ValueError:
@@ -155,32 +156,26 @@ def _refusal(name: str, must: str, got: Any) -> ValueError:
         for text in (name, got)
     )
     return ValueError(
-        f"{name} must {must} in a configuration that was found beside a checkpoint, got {got}. "
+        f"{name} must {must} in a configuration found next to a checkpoint, got {got}. "
         f"Pass {TRUST} to accept it, or -c FILE."
     )
 
 
 def _option(key: str) -> str:
-    """The key as it is typed on the command line."""
+    """Return the command-line option of a key."""
     return re.sub(r"\.(class_path|init_args|dict_kwargs)(?=\.|$)", "", key)
 
 
 def _known_classes() -> dict[str, list[type]]:
-    """The classes that the parser finds by their bare names, by these names."""
-    found, waiting = dict[type, None](), [*_NAMEABLE]
-    while waiting:
-        cls = waiting.pop()
-        if cls not in found:
-            found[cls] = None
-            waiting += cls.__subclasses__()
+    """Map names without a path to the classes that the parser finds by them."""
     names = dict[str, list[type]]()
-    for cls in found:
+    for cls in subclasses(*_NAMEABLE):
         names.setdefault(cls.__name__, []).append(cls)
     return names
 
 
 def _is_import(text: str) -> bool:
-    """Whether the parser could import something by this name; the module itself is not imported to find out."""
+    """Return whether the parser could import this name; checked without importing the module."""
     root, *others = text.split(".")
     if not others or not all(part.isidentifier() for part in (root, *others)):
         return False
@@ -188,7 +183,7 @@ def _is_import(text: str) -> bool:
 
 
 def _is_allowed(path: str, known: Mapping[str, Collection[type]]) -> bool:
-    """Whether a name with or without its path is that of a plug-in class or of a builder of networks."""
+    """Return whether a name, with or without a path, is a plug-in class or a builder of networks."""
     if "." not in path:
         return any(_is_plug_in(cls) for cls in known.get(path, ()))
     found = _found(path)
@@ -198,7 +193,7 @@ def _is_allowed(path: str, known: Mapping[str, Collection[type]]) -> bool:
 
 
 def _found(path: str) -> Any:
-    """The object of this name, looked for only where there may be allowed ones; None if there is none."""
+    """Return the object of a name, searched only in allowed packages; None if there is none."""
     module, _, name = path.rpartition(".")
     root = path.partition(".")[0]
     if root in _NETWORKS:
@@ -212,11 +207,11 @@ def _found(path: str) -> Any:
 
 
 def _is_plug_in(cls: type) -> bool:
-    return any(_is_below(cls.__module__, place) and issubclass(cls, bases) for place, bases in _CLASSES.items())
+    return any(_is_below(cls.__module__, package) and issubclass(cls, bases) for package, bases in _CLASSES.items())
 
 
 def _is_builder(function: Any) -> bool:
-    """Whether a function builds one of the networks of timm or torchvision."""
+    """Return whether a function builds a network of timm or torchvision."""
     root = _root(function.__module__)
     if root not in _NETWORKS:
         return False
@@ -224,8 +219,8 @@ def _is_builder(function: Any) -> bool:
     return function.__name__ in {*listed, "create_model", "get_model"}
 
 
-def _is_below(module: str, *places: str) -> bool:
-    return any(f"{module}.".startswith(f"{place}.") for place in places)
+def _is_below(module: str, *packages: str) -> bool:
+    return any(f"{module}.".startswith(f"{package}.") for package in packages)
 
 
 def _root(path: str) -> str:
@@ -233,7 +228,7 @@ def _root(path: str) -> str:
 
 
 def _is_text_file(text: str) -> bool:
-    """Whether the parser could open it as a configuration: a file that is none of images, weights or arrays."""
+    """Return whether the parser could read a path as a configuration, unlike images, weights and arrays."""
     try:
         path = Path(text).expanduser()
         if not path.exists() or path.is_dir():
@@ -241,6 +236,6 @@ def _is_text_file(text: str) -> bool:
         if not path.is_file():
             return True
         with path.open("rb") as stream:
-            return b"\0" not in stream.read(1024)  # no YAML holds a zero
+            return b"\0" not in stream.read(1024)  # YAML contains no zero byte
     except (OSError, ValueError, RuntimeError):
         return False

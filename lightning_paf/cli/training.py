@@ -1,10 +1,7 @@
-"""The training commands: LightningCLI with named slots for callbacks, part files, and errors that help."""
+"""The training commands: LightningCLI with named slots for callbacks, recipes, and helpful errors."""
 
 import argparse
 import contextlib
-import difflib
-import inspect
-import re
 import sys
 from collections.abc import Sequence
 from fractions import Fraction
@@ -20,7 +17,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar, WeightAver
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.plugins import LayerSync
 
-# Importing the packages makes their classes known, so that configs may say `attack: PGD` instead of the whole path.
+# Imported so that configurations can name classes without their path, as in `attack: PGD`.
 import lightning_paf.nets
 from lightning_paf import recipes
 from lightning_paf.attacks import Attack, radius_text
@@ -34,6 +31,7 @@ from lightning_paf.callbacks import (
     StopOnSignal,
     Throughput,
 )
+from lightning_paf.cli.class_names import suggestion
 from lightning_paf.cli.evaluated_checkpoint import (
     UNTRAINED_HELP,
     arrange,
@@ -72,7 +70,7 @@ TRAINING_SLOTS: dict[str, type[Callback]] = {
 }
 EVALUATION_SLOTS: dict[str, type[Callback]] = {"val_attack": RobustEval, "autoattack": RobustEval}
 SLOTS = {**TRAINING_SLOTS, **EVALUATION_SLOTS}
-"""Callbacks with their own options: unlike lists, top-level keys can be merged and overridden by name."""
+"""Callbacks with named options, which configurations can merge and override, unlike items of a list."""
 
 _PLUG_INS: dict[str, type | ModuleType] = {
     **SLOTS,
@@ -85,53 +83,50 @@ _PLUG_INS: dict[str, type | ModuleType] = {
     "augment": Augment,
     "mixing": Mixing,
 }
-"""Classes that each argument accepts, for the error message of a mistyped one."""
+"""Classes that each argument accepts, listed when one is mistyped."""
 
 _LAST: dict[str, Any] = {"filename": "last", "enable_version_counter": False, "save_on_train_epoch_end": True}
-"""`last.ckpt`, written after every epoch, validated or not; `save_last` would wait until a better one is saved."""
+"""`last.ckpt`, saved after every epoch, validated or not; `save_last` would wait until a better one is saved."""
 _PERIODIC: dict[str, Any] = {
     "filename": "{step}",
     "every_n_train_steps": 1000,
-    "monitor": "step",  # the last ones are the best
+    "monitor": "step",  # keeps the latest
     "mode": "max",
     "save_top_k": 2,
-    "save_on_train_epoch_end": True,  # or that of an epoch's last batch would wait for the validation
+    "save_on_train_epoch_end": True,  # otherwise the last one of an epoch would wait for the validation
 }
-"""Checkpoint from which a run resumes that was killed in the middle of an epoch."""
-_NO_CLASS = "names no known class"
-_GONE_CLASSES = {"BIM": "PGD with start=none, step_size=1/255 and steps=10 (at eps=8/255) is the same attack."}
-"""Replacements of the classes of earlier versions."""
+"""Checkpoint to resume a run that was killed in the middle of an epoch."""
 
 
 class HelpfulParser(LightningArgumentParser):
-    """A parser whose errors are short, and list the known classes where a class name is mistyped."""
+    """A parser with short errors, which list the known classes if a class name is mistyped."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Add the classes of the argument to the message."""
-        super().error(f"{message}{_known_classes(message)}", ex)
+        """Add the known classes to the message."""
+        super().error(f"{message}{suggestion(message, _PLUG_INS)}", ex)
 
     def print_usage(self, file: IO[str] | None = None) -> None:  # type: ignore[override]
-        """Print one line above an error; `--help` lists the options."""
+        """Print one line above an error."""
         print(f"usage: {self.prog}", file=file)
 
 
-class _Typed(argparse.Action):
-    """An option that changes how the command line is read, and is not part of the configuration."""
+class _NotConfigured(argparse.Action):
+    """An option that is not part of the configuration; `config_words` reads it from the command line."""
 
     def __init__(self, option_strings: Sequence[str], dest: str, help: str) -> None:
         super().__init__(option_strings, argparse.SUPPRESS, nargs=0, default=argparse.SUPPRESS, help=help)
 
     def __call__(self, *words: object, **options: object) -> None:
-        """Do nothing: `config_words` has read the words."""
+        """Do nothing."""
 
 
 class PafCLI(LightningCLI):
     """LightningCLI with named callback slots and a run folder.
 
-    The command line always wins: unlike in LightningCLI, a checkpoint's hyper-parameters are not merged over it.
+    Unlike in LightningCLI, hyper-parameters of a checkpoint never override the command line.
 
     Args:
-        command: The only command to build a parser for; None builds all of them.
+        command: The only command to build a parser for; None builds all parsers.
         **settings: Of `LightningCLI`.
     """
 
@@ -140,7 +135,7 @@ class PafCLI(LightningCLI):
         super().__init__(**settings)
 
     def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]  # a static method in LightningCLI
-        """The commands whose parsers are built, and the arguments of the trainer that they skip."""
+        """Return the commands whose parsers are built, with the skipped arguments of the trainer's methods."""
         known = LightningCLI.subcommands()
         return known if self._command is None else {self._command: known[self._command]}
 
@@ -148,7 +143,7 @@ class PafCLI(LightningCLI):
     """Origin of the weights that `validate`, `test` or `predict` evaluates."""
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Add one optional argument per slot, the run folder, and the links from data to model."""
+        """Add one optional argument per slot, the run folder, and links from data to model."""
         for slot, callback in SLOTS.items():
             parser.add_subclass_arguments(callback, slot, required=False, help=f"{callback.__name__}; null: none")
         for slot, options in (("checkpoint", _LAST), ("periodic", _PERIODIC)):
@@ -159,27 +154,27 @@ class PafCLI(LightningCLI):
             default=None,
             help="Run folder: config, metrics (CSV and TensorBoard), checkpoints. Null: lightning_logs/version_N.",
         )
-        parser.add_argument(TRUST, action=_Typed, help=TRUST_HELP)
+        parser.add_argument(TRUST, action=_NotConfigured, help=TRUST_HELP)
         parser.link_arguments("data.dataset", "model.dataset")
         parser.link_arguments("data.num_classes", "model.num_classes")
         parser.link_arguments("data.channels", "model.channels")
         sources = ("data.dataset", "data.num_classes", "data.channels")
-        for net in ("model.net", "model.net.init_args.net"):  # also of a network inside another one
+        for net in ("model.net", "model.net.init_args.net"):  # a network and one inside it
             parser.link_arguments(sources, f"{net}.init_args.num_classes", compute_fn=_number_of_classes)
             parser.link_arguments(sources, f"{net}.init_args.in_channels", compute_fn=_number_of_channels)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
-        """Parse, without LightningCLI's warning about `args` next to a command line."""
+        """Parse without LightningCLI's warning about `args` in addition to a command line."""
         self.config = parser.parse_args(args)  # type: ignore[arg-type]  # `train` gives a list
 
     def setup_parser(self, add_subcommands: bool, *kwargs: dict[str, Any]) -> None:
-        """Without a command, accept the arguments of `fit`: a saved configuration holds them."""
+        """Without a command, accept the arguments of `fit`, since saved configurations hold them."""
         super().setup_parser(add_subcommands, *kwargs)
         if not add_subcommands:
             self.parser.add_method_arguments(Trainer, "fit", skip=set(self.subcommands()["fit"]))
 
     def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
-        """Add `--untrained` to the commands that evaluate; the configuration of `fit` does not hold it."""
+        """Add `--untrained` to the commands that evaluate."""
         parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
         if subcommand != "fit":
             parser.add_argument("--untrained", action="store_true", help=UNTRAINED_HELP)
@@ -189,7 +184,7 @@ class PafCLI(LightningCLI):
         return self.subcommand not in (None, "fit")
 
     def _parse_ckpt_path(self) -> None:
-        """Ignore the checkpoint's hyper-parameters; its configuration is the `config.yaml` of its run."""
+        """Ignore the checkpoint's hyper-parameters; `arrange` reads the `config.yaml` of its run instead."""
 
     def before_instantiate_classes(self) -> None:
         """Check the checkpoint and write access to the run folder before anything is built."""
@@ -209,11 +204,11 @@ class PafCLI(LightningCLI):
         if self.evaluated is not None and self.evaluated.untrained:
             self.model.untrained = self.evaluated
         if self.subcommand == "fit":
-            self.datamodule.check_devices(self.trainer.world_size)  # on all ranks, before one begins to prepare data
+            self.datamodule.check_devices(self.trainer.world_size)  # on all ranks, before one prepares data
         _check_monitor(self.trainer)
 
     def _run_subcommand(self, subcommand: str) -> None:
-        """Lock the run folder during a training, and check it before the loggers open it."""
+        """Lock the run folder during training, and check it before the loggers open it."""
         if subcommand != "fit":
             super()._run_subcommand(subcommand)
             return
@@ -238,7 +233,7 @@ class PafCLI(LightningCLI):
             slots["last"] = ModelCheckpoint(**_LAST)
         run = self._get(self.config_init, "run")
         if run is not None:
-            # Other commands get a subfolder, to leave the metrics of the training alone.
+            # Other commands write to a subfolder and keep the metrics of the training.
             config["default_root_dir"] = run if training else run / str(self.subcommand)
             config["logger"] = loggers(config["default_root_dir"], config.get("logger"), self.evaluated)
         plugins = _as_list(config.get("plugins"))
@@ -248,7 +243,7 @@ class PafCLI(LightningCLI):
             plugins.append(SyncBatchNormOnAnyDevice())
         config["plugins"] = plugins
         follow_torchrun(config)
-        # The average first, so that what others save after a step holds the average of this step.
+        # Averaging comes first, so that checkpoints of other callbacks after a step hold the average of this step.
         first = [slots.pop("averaging")] if slots.get("averaging") else []
         config["callbacks"] = [*first, *_as_list(config.get("callbacks"))]
         filled = [callback for callback in slots.values() if callback is not None]
@@ -258,7 +253,7 @@ class PafCLI(LightningCLI):
             if config.get("enable_progress_bar") is None:
                 config["enable_progress_bar"] = sys.stdout.isatty()
             reports += [] if config["enable_progress_bar"] else [EpochPrinter(throughput)]
-        # What measures comes last, so that a step ends when all callbacks are done with it.
+        # `Throughput` comes last, so that a step includes all callbacks.
         always = [ExactResume(), StopOnSignal(), PredictionWriter(), *reports, throughput]
         return super()._instantiate_trainer(config, [*callbacks, *filled, *always])
 
@@ -270,12 +265,12 @@ SETTINGS: dict[str, Any] = {
     "parser_kwargs": {"prog": "lightning-paf"},
     "save_config_callback": RunFolder,
     "seed_everything_default": 0,
-    # Attacks need gradients in validation and test, which inference mode forbids for good.
+    # Attacks need gradients in validation and test, which inference mode disables irrevocably.
     "trainer_defaults": {"inference_mode": False},
-    # The optimizer is an argument of the module, so that it also exists without a command line.
+    # The optimizer is an argument of the module, so that it also exists without the command line.
     "auto_configure_optimizers": False,
 }
-"""Arguments of `PafCLI` that all commands share."""
+"""Arguments of `PafCLI` for all commands."""
 
 
 def train(args: Sequence[str], run: bool = True) -> PafCLI:
@@ -283,7 +278,7 @@ def train(args: Sequence[str], run: bool = True) -> PafCLI:
 
     Args:
         args: The command and its options.
-        run: False builds everything and runs nothing.
+        run: Whether to run the command; false only builds the objects.
     """
     console.set_up()
     words = recipes.resolved(args)
@@ -291,7 +286,7 @@ def train(args: Sequence[str], run: bool = True) -> PafCLI:
         return PafCLI(
             **SETTINGS,
             command=words[0] if run else None,
-            # `PafCLI` has checked the folder; without a command nothing has.
+            # `enter_run_folder` has checked the folder if a command runs.
             save_config_kwargs={"overwrite": run},
             args=with_new_names(arrange(words) if run else words),
             run=run,
@@ -299,20 +294,20 @@ def train(args: Sequence[str], run: bool = True) -> PafCLI:
 
 
 def _check_monitor(trainer: Trainer) -> None:
-    """Refuse a monitored robust accuracy that is never measured; Lightning notices after an epoch."""
+    """Refuse to monitor a robust accuracy that is never measured; Lightning reports it only after an epoch."""
     evaluations = [callback for callback in trainer.callbacks if isinstance(callback, RobustEval)]  # type: ignore[attr-defined]
     measured = ["val/acc", *(f"val/acc_{callback.name}" for callback in evaluations if callback.every_n_epochs)]
     for checkpoint in trainer.checkpoint_callbacks:
         monitor = getattr(checkpoint, "monitor", None) or ""
         if monitor.startswith("val/acc_") and monitor not in measured:
             raise ValueError(
-                f"checkpoint.monitor={monitor} is measured by neither --val_attack nor --autoattack during training. "
+                f"checkpoint.monitor must be a metric of --val_attack or --autoattack in validation, got {monitor}. "
                 f"Pass --checkpoint.monitor with one of {', '.join(measured)}."
             )
 
 
 def _as_list(value: Any) -> list[Any]:
-    """An argument of the trainer that is nothing, one value or several, as a list."""
+    """Return an argument of the trainer (None, one value or several) as a list."""
     if value is None:
         return []
     return list(value) if isinstance(value, list | tuple) else [value]
@@ -326,35 +321,5 @@ def _number_of_channels(dataset: str, num_classes: int | None, channels: int | N
     return dataset_spec(dataset, num_classes, channels).channels
 
 
-def _known_classes(message: str) -> str:
-    """The classes that an argument accepts, if the message is about a class that does not exist."""
-    found = re.search(r'Parser key "([\w.]+)":.*Expected a dot import path string: ([\w.]+)', message, re.DOTALL)
-    found = found or re.search(r"NestedArg\(key='([\w.]+)', val='([\w.]+)'\)", message)  # of an optional argument
-    argument = found[1].rpartition(".")[2] if found else ""
-    if found is None or argument not in _PLUG_INS or _NO_CLASS in message:  # reported for an inner class
-        return ""
-    if replacement := _GONE_CLASSES.get(found[2].rpartition(".")[2]):
-        return f"\n{argument}={found[2]} is gone: {replacement}"
-    names = _concrete_names(_PLUG_INS[argument])
-    if found[2].rpartition(".")[2] in names:  # the class exists, and something else is wrong
-        return ""
-    near = difflib.get_close_matches(found[2], names, 1)
-    hint = f" Did you mean {near[0]}?" if near else ""
-    return f"\n{argument}={found[2]} {_NO_CLASS}.{hint} Known: {', '.join(names)}."
-
-
-def _concrete_names(base: type | ModuleType) -> list[str]:
-    """Names of the classes that a configuration may name without their path."""
-    if isinstance(base, ModuleType):
-        return sorted(name for name in base.__all__ if inspect.isclass(getattr(base, name)))
-    below: set[type] = {base}
-    waiting: list[type] = [base]
-    while waiting:
-        children: set[type] = set(waiting.pop().__subclasses__()) - below
-        below |= children
-        waiting += children
-    return sorted(cls.__name__ for cls in below if not inspect.isabstract(cls))
-
-
-# `8/255` is read exactly, and written back as typed.
+# `8/255` is read exactly, and saved in the same form.
 register_type(Fraction, serializer=radius_text, deserializer=radius_from_text, fail_already_registered=False)

@@ -124,7 +124,7 @@ def test_best_is_the_one_that_was_recorded_in_a_run_that_was_moved(trained, run)
 
 def test_best_that_the_copy_lacks_is_not_taken_from_the_original(run, capsys):
     (run / "checkpoints" / "best.ckpt").unlink()
-    assert f"recorded as best in {run}, but there is none" in refused(
+    assert f"recorded as best by a monitored ModelCheckpoint in {run}, but there is none" in refused(
         capsys, "test", "--ckpt_path", "best", "--run", run
     )
 
@@ -181,12 +181,12 @@ NOTHING = [
     ("COMMAND -c CONFIG --ckpt_path null", "COMMAND needs a checkpoint, got none"),
     ("COMMAND -c CONFIG --ckpt_path hpc", "must be a file, last, auto or best, got hpc"),
     ("COMMAND -c CONFIG --ckpt_path lats", "got lats, which does not exist"),
-    ("COMMAND --ckpt_path last", "--ckpt_path last is resolved in a run folder, got none"),
-    ("COMMAND -c TINY --ckpt_path best", "--ckpt_path best is resolved in a run folder, got none"),
-    ("COMMAND -c CONFIG --run EMPTY --ckpt_path last", "names a checkpoint in EMPTY, but there is none"),
-    ("COMMAND -c CONFIG --run EMPTY --ckpt_path best", "names a checkpoint in EMPTY, but there is none"),
-    ("COMMAND -c CONFIG --ckpt_path BEGUN", "must hold trained weights to be evaluated, got BEGUN of step 0"),
-    ("COMMAND -c CONFIG --untrained --ckpt_path last", "takes no checkpoint, got --ckpt_path last"),
+    ("COMMAND --ckpt_path last", "--ckpt_path last needs a run folder, got none"),
+    ("COMMAND -c TINY --ckpt_path best", "--ckpt_path best needs a run folder, got none"),
+    ("COMMAND -c CONFIG --run EMPTY --ckpt_path last", "needs a checkpoint in EMPTY, but there is none"),
+    ("COMMAND -c CONFIG --run EMPTY --ckpt_path best", "needs a checkpoint in EMPTY, but there is none"),
+    ("COMMAND -c CONFIG --ckpt_path BEGUN", "must hold trained weights, got BEGUN of step 0"),
+    ("COMMAND -c CONFIG --untrained --ckpt_path last", "must be passed without a checkpoint, got --ckpt_path last"),
     ("COMMAND -c CONFIG --model.init LAST", "COMMAND needs a checkpoint, got none"),
     ("COMMAND -c CONFIG --COMMAND.ckpt_path LAST", "error: "),
 ]
@@ -205,7 +205,11 @@ TOOLS = {
     "verify": "EVIDENCE --ckpt CKPT",
 }
 """Options of every tool that loads a checkpoint; those without one are filled in by the walk."""
-NO_FILE = [("last", "got last, which does not exist"), ("best", "got best, which does not exist"), ("BEGUN", "must hold trained weights")]
+NO_FILE = [
+    ("last", "got last, which does not exist"),
+    ("best", "got best, which does not exist"),
+    ("BEGUN", "must hold trained weights"),
+]
 WALK = [
     *(
         (words.replace("COMMAND", name), said.replace("COMMAND", name))

@@ -112,7 +112,7 @@ def test_no_command_runs_what_a_configuration_names(command, run, marker, capsys
     error = capsys.readouterr().err
     assert not marker.exists()
     assert (
-        "model.net must be a class of lightning_paf, timm or torchvision in a configuration that was found beside a "
+        "model.net must be a class of lightning_paf, timm or torchvision in a configuration found next to a "
         "checkpoint, got stranger.Net. Pass --trust-config to accept it, or -c FILE.\n"
     ) in error
     assert "Traceback" not in error
@@ -172,7 +172,7 @@ def test_no_value_runs_anything(key, payload, run, marker, capsys):
     option = key.replace(".init_args", "")
     line = refusal(run, capsys)
     assert line.startswith(option)
-    assert "must be a class of lightning_paf, timm or torchvision in a configuration that was found" in line
+    assert "must be a class of lightning_paf, timm or torchvision in a configuration found next to" in line
     assert not marker.exists()
     assert "stranger" not in sys.modules
 
@@ -227,7 +227,7 @@ def test_no_file_is_read_as_another_configuration(key, run, tmp_path, monkeypatc
     monkeypatch.chdir(tmp_path)
     for name in ("part.txt", str(tmp_path / "part.txt")):
         put(run, key, name)
-        assert refusal(run, capsys).startswith(f"{key} must be no file of text")
+        assert refusal(run, capsys).startswith(f"{key} must not be a text file")
 
 
 LEVEL = "b{n}: &b{n} [*b{m}, *b{m}, *b{m}, *b{m}, *b{m}, *b{m}, *b{m}, *b{m}]\n"
@@ -253,7 +253,7 @@ TEXTS = {
 def test_no_text_is_more_than_it_seems(text, run, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (run / "config.yaml").write_text(text)
-    assert "in a configuration that was found beside a checkpoint, got " in refusal(run, capsys)
+    assert "in a configuration found next to a checkpoint, got " in refusal(run, capsys)
     assert not (tmp_path / "executed").exists()
 
 

@@ -1,0 +1,50 @@
+"""Names of classes on the command line, and suggestions for mistyped ones."""
+
+import difflib
+import inspect
+import re
+from collections.abc import Mapping
+from types import ModuleType
+
+_UNKNOWN = "names no known class"
+_REMOVED = {"BIM": "PGD with start=none, step_size=1/255 and steps=10 (at eps=8/255) is the same attack."}
+"""Replacements of the classes of earlier versions."""
+
+
+def subclasses(*bases: type) -> set[type]:
+    """Return some classes and all their subclasses."""
+    found, waiting = set(bases), list(bases)
+    while waiting:
+        new = set(waiting.pop().__subclasses__()) - found
+        found |= new
+        waiting += new
+    return found
+
+
+def suggestion(message: str, plug_ins: Mapping[str, type | ModuleType]) -> str:
+    """List the known classes if an error of the parser is about a class that does not exist; otherwise empty.
+
+    Args:
+        message: Error of the parser.
+        plug_ins: For each argument the base of its classes, or the module that lists them in `__all__`.
+    """
+    found = re.search(r'Parser key "([\w.]+)":.*Expected a dot import path string: ([\w.]+)', message, re.DOTALL)
+    found = found or re.search(r"NestedArg\(key='([\w.]+)', val='([\w.]+)'\)", message)  # of an optional argument
+    argument = found[1].rpartition(".")[2] if found else ""
+    if found is None or argument not in plug_ins or _UNKNOWN in message:  # reported for an inner class
+        return ""
+    name = found[2].rpartition(".")[2]
+    if replacement := _REMOVED.get(name):
+        return f"\n{argument}={found[2]} is gone: {replacement}"
+    names = _concrete_names(plug_ins[argument])
+    if name in names:  # another error
+        return ""
+    near = difflib.get_close_matches(found[2], names, 1)
+    hint = f" Did you mean {near[0]}?" if near else ""
+    return f"\n{argument}={found[2]} {_UNKNOWN}.{hint} Known: {', '.join(names)}."
+
+
+def _concrete_names(base: type | ModuleType) -> list[str]:
+    if isinstance(base, ModuleType):
+        return sorted(name for name in base.__all__ if inspect.isclass(getattr(base, name)))
+    return sorted(cls.__name__ for cls in subclasses(base) if not inspect.isabstract(cls))
