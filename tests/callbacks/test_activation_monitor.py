@@ -1,11 +1,11 @@
 import math
 import warnings
-from collections.abc import Callable
 
 import pytest
 import torch
 from helpers.fakes import TinyNet, images
-from lightning.pytorch import LightningModule, Trainer
+from helpers.trainers import trainer
+from lightning.pytorch import LightningModule
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor, nn
@@ -14,31 +14,17 @@ from torch.utils.data import DataLoader, TensorDataset
 from lightning_paf.callbacks import activation_monitor
 from lightning_paf.callbacks.activation_monitor import ActivationMonitor
 from lightning_paf.callbacks.averaging import WarmupEMA
-from lightning_paf.nn.activations import PELU, Activation, PReLU, PSiLU, PSoftplus, PSSiLU, ReLU
+from lightning_paf.nn.activations import PELU, PReLU, PSiLU, PSoftplus, PSSiLU, ReLU
 from lightning_paf.nn.activations.plot import ActivationSite, draw_activations, inputs_of
 
 
-class Two(nn.Module):
-    """Two activations, one of them per channel."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.tiny = TinyNet()
-        self.tiny.activation = PSiLU(2.0).per_channel(4)
-        self.late = PELU()
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.late(self.tiny(x))
-
-
 class Module(LightningModule):
-    """Trains alpha alone, by a step of +1 each epoch of one batch."""
+    """Trains alpha alone, by a step of +1 in each epoch of one batch."""
 
-    def __init__(self, activation: nn.Module, net: nn.Module | None = None) -> None:
+    def __init__(self, activation: nn.Module) -> None:
         super().__init__()
-        self.model = net or TinyNet()
-        if net is None:
-            self.model.activation = activation
+        self.model = TinyNet()
+        self.model.activation = activation
         self.rest = nn.Parameter(torch.zeros(1))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -55,39 +41,28 @@ class Module(LightningModule):
         return torch.optim.SGD(self.parameters(), lr=1.0)
 
 
-def data(n: int = 8) -> DataLoader:
-    return DataLoader(TensorDataset(*images(n)), batch_size=8)
+def data() -> DataLoader:
+    return DataLoader(TensorDataset(*images(8)), batch_size=8)
 
 
-def trainer(tmp_path, *callbacks: Callback, **kwargs) -> Trainer:
-    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
-    kwargs = {"enable_checkpointing": False, "max_epochs": 1, **quiet, **kwargs}
-    return Trainer(
-        accelerator="cpu", default_root_dir=tmp_path, callbacks=list(callbacks), inference_mode=False, **kwargs
-    )
+def logged(folder, module: Module, *callbacks: Callback, **options) -> dict[str, float]:
+    """Train, and return the logged metrics."""
+    run = trainer(folder, *(callbacks or [ActivationMonitor(picture=False)]), **options)
+    run.fit(module, data(), data())
+    return {name: value.item() for name, value in run.callback_metrics.items()}
 
 
-def logged(tmp_path, module: Module, *callbacks: Callback, **kwargs) -> dict[str, float]:
-    fit = trainer(tmp_path, *(callbacks or [ActivationMonitor(picture=False)]), **kwargs)
-    fit.fit(module, data(), data())
-    return {name: value.item() for name, value in fit.callback_metrics.items()}
-
-
-def pictures(tmp_path) -> list[str]:
-    return sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*.png"))
+def pictures(folder) -> list[str]:
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*.png"))
 
 
 @pytest.fixture
 def drawn(monkeypatch) -> list[list[ActivationSite]]:
-    """What the monitor asks to be drawn."""
-    asked: list[list[ActivationSite]] = []
-
-    def spy(sites, headline):
-        asked.append(list(sites))
-        return draw_activations(sites, headline)
-
-    monkeypatch.setattr(activation_monitor, "draw_activations", spy)
-    return asked
+    """Records the sites of every figure, which is not drawn."""
+    figures: list[list[ActivationSite]] = []
+    monkeypatch.setattr(activation_monitor, "draw_activations", lambda sites, title: figures.append(list(sites)))
+    monkeypatch.setattr(activation_monitor, "figure_png", lambda figure: b"")
+    return figures
 
 
 def test_parameters_and_shape_are_logged(tmp_path):
@@ -107,13 +82,9 @@ def test_the_logged_shape_is_that_of_the_averaged_weights(tmp_path):
     assert metrics["activation/alpha"] == pytest.approx(decay * 2 + (1 - decay) * 3)
 
 
-def test_infinite_quantities_are_left_out(tmp_path):
-    metrics = logged(tmp_path, Module(ReLU()))
-    assert metrics == {"activation/max_slope": 1.0, "activation/mean_on_negative": 0.0}
-
-
-def test_an_activation_without_parameters_is_drawn_without_a_start(tmp_path, drawn):
-    logged(tmp_path, Module(ReLU()), ActivationMonitor())
+def test_an_activation_without_parameters_has_no_initial_curve(tmp_path, drawn):
+    metrics = logged(tmp_path, Module(ReLU()), ActivationMonitor())
+    assert metrics == {"activation/max_slope": 1.0, "activation/mean_on_negative": 0.0}, "infinite ones are omitted"
     ((site,),) = drawn
     assert site.initial is None
     assert site.title == "max curvature ∞"
@@ -122,54 +93,51 @@ def test_an_activation_without_parameters_is_drawn_without_a_start(tmp_path, dra
 
 
 def test_several_activations_are_named_and_channels_averaged(tmp_path):
-    net = Two()
+    module = Module(PSiLU(2.0).per_channel(4))
+    module.model = nn.Sequential(module.model, PELU())
     with torch.no_grad():
-        net.tiny.activation.alpha += torch.arange(4)
-    metrics = logged(tmp_path, Module(nn.Identity(), net), ActivationMonitor())
-    assert metrics["activation/tiny.activation/alpha"] == pytest.approx(2 + 1.5 + 1)
-    assert metrics["activation/late/alpha"] == pytest.approx(2.0)
+        module.model[0].activation.alpha += torch.arange(4)
+    metrics = logged(tmp_path, module, ActivationMonitor())
+    assert metrics["activation/0.activation/alpha"] == pytest.approx(2 + 1.5 + 1)
+    assert metrics["activation/1/alpha"] == pytest.approx(2.0)
     assert "activation.png" in pictures(tmp_path)
 
 
-def test_pictures_of_every_nth_and_of_the_last_epoch(tmp_path):
-    trainer(tmp_path, ActivationMonitor(every_n_epochs=2), max_epochs=5).fit(Module(PSiLU()), data(), data())
-    epochs = [f"activations/epoch_{epoch:04d}.png" for epoch in (1, 3, 4)]
+def test_every_nth_epoch_and_the_last_have_a_picture(tmp_path):
+    trainer(tmp_path, ActivationMonitor(every_n_epochs=2), max_epochs=3).fit(Module(PSiLU()), data(), data())
+    epochs = [f"activations/epoch_{epoch:04d}.png" for epoch in (1, 2)]
     assert pictures(tmp_path) == ["activation.png", *epochs]
     latest = (tmp_path / "activation.png").read_bytes()
     assert latest == (tmp_path / epochs[-1]).read_bytes() != (tmp_path / epochs[0]).read_bytes()
 
 
-def test_nothing_in_the_sanity_check_or_outside_fit(tmp_path):
-    class Look(Callback):
-        found: list[str] | None = None
-
-        def on_train_start(self, trainer, pl_module):
-            self.found = pictures(tmp_path)
-
-    look = Look()
-    trainer(tmp_path, ActivationMonitor(), look, num_sanity_val_steps=1).fit(Module(PSiLU()), data(), data())
-    assert look.found == []
-    (tmp_path / "activation.png").unlink()
+def test_nothing_is_drawn_in_the_sanity_check_or_outside_fit(tmp_path, drawn):
+    at_start = []
+    watch = Callback()
+    watch.on_train_start = lambda trainer, pl_module: at_start.append(len(drawn))
+    trainer(tmp_path, ActivationMonitor(), watch, num_sanity_val_steps=1).fit(Module(PSiLU()), data(), data())
+    assert at_start == [0]
+    assert len(drawn) == 1
     trainer(tmp_path, ActivationMonitor()).validate(Module(PSiLU()), data(), verbose=False)
-    assert "activation.png" not in pictures(tmp_path)
+    assert len(drawn) == 1
 
 
 @pytest.mark.parametrize("activation", [nn.ReLU(), nn.PReLU()])
-def test_a_network_without_our_activations_is_left_alone(tmp_path, activation):
+def test_activations_of_torch_are_ignored(tmp_path, activation):
     assert logged(tmp_path, Module(activation), ActivationMonitor()) == {}
     assert pictures(tmp_path) == []
 
 
-def test_the_curve_at_the_start_survives_a_resume(tmp_path, drawn):
+def test_the_initial_curve_is_restored(tmp_path, drawn):
     first = trainer(tmp_path / "a", ActivationMonitor(), ModelCheckpoint(tmp_path), enable_checkpointing=True)
     first.fit(Module(PSiLU(alpha=1.5)), data(), data())
     resumed = trainer(tmp_path / "b", ActivationMonitor(), max_epochs=2)
     resumed.fit(Module(PSiLU(alpha=9.0)), data(), data(), ckpt_path=first.checkpoint_callback.best_model_path)
-    shown = [(site.initial.alpha.item(), site.learned.alpha.item()) for (site,) in drawn]
-    assert shown == [(1.5, 2.5), (1.5, 3.5)]
+    assert [site.initial.alpha.item() for (site,) in drawn] == [1.5, 1.5]
+    assert drawn[1][0].learned.alpha.item() == 3.5
 
 
-def test_the_training_is_the_same_with_and_without_a_monitor(tmp_path):
+def test_a_monitor_does_not_change_the_training(tmp_path):
     class Draws(Module):
         def on_train_epoch_start(self) -> None:
             self.drawn = torch.rand(1)
@@ -184,7 +152,7 @@ def test_the_training_is_the_same_with_and_without_a_monitor(tmp_path):
     assert all(torch.equal(value, states[1][name]) for name, value in states[0].items())
 
 
-def test_the_picture_reaches_tensorboard(tmp_path):
+def test_the_picture_is_logged_to_tensorboard(tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     logger = TensorBoardLogger(tmp_path)
@@ -195,32 +163,29 @@ def test_the_picture_reaches_tensorboard(tmp_path):
     assert (tmp_path / "lightning_logs" / "version_0" / "activation.png").exists()
 
 
-def warned(tmp_path, activation: Activation, change: Callable[[Activation], None], epochs: int = 3) -> list[str]:
-    class Change(Callback):
-        def on_validation_epoch_start(self, trainer, pl_module):
-            with torch.no_grad():
-                change(pl_module.model.activation)
+@pytest.mark.parametrize(
+    ("activation", "change", "messages"),
+    [
+        (PSSiLU, {"beta": -0.85}, ["|beta| of activation activation is 0.85"]),
+        (PSoftplus, {"alpha": 0.01}, ["|alpha| of activation activation has collapsed to 0.01"]),
+        (PReLU, {"alpha": 0.01}, []),  # starts at 0
+    ],
+)
+def test_a_large_beta_and_a_collapsed_alpha_are_warned_of_once(activation, change, messages, tmp_path):
+    def set_parameter(trainer, pl_module) -> None:
+        with torch.no_grad():
+            for name, value in change.items():
+                getattr(pl_module.model.activation, name).fill_(value)
 
+    watch = Callback()
+    watch.on_validation_epoch_start = set_parameter
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        callbacks = (Change(), ActivationMonitor(picture=False))
-        trainer(tmp_path, *callbacks, max_epochs=epochs, num_sanity_val_steps=0).fit(Module(activation), data(), data())
-    return [str(warning.message) for warning in caught if "of activation" in str(warning.message)]
-
-
-def test_a_large_beta_is_warned_of_once(tmp_path):
-    (message,) = warned(tmp_path, PSSiLU(), lambda activation: activation.beta.fill_(-0.85))
-    assert "|beta| of activation activation is 0.85" in message
-    assert "--model.activation.penalty_weight" in message
-
-
-def test_a_collapsed_alpha_is_warned_of_once(tmp_path):
-    (message,) = warned(tmp_path, PSoftplus(), lambda activation: activation.alpha.fill_(0.01))
-    assert "collapsed to 0.01" in message
-
-
-def test_an_alpha_that_starts_at_zero_has_not_collapsed(tmp_path):
-    assert warned(tmp_path, PReLU(), lambda activation: activation.alpha.fill_(0.01)) == []
+        callbacks = (watch, ActivationMonitor(picture=False))
+        logged(tmp_path, Module(activation()), *callbacks, max_epochs=3, num_sanity_val_steps=0)
+    found = [str(warning.message) for warning in caught if "of activation" in str(warning.message)]
+    assert len(found) == len(messages)
+    assert all(message in text for message, text in zip(messages, found, strict=True))
 
 
 @pytest.mark.parametrize("option", ["every_n_epochs", "max_examples"])
@@ -229,7 +194,7 @@ def test_numbers_below_one_are_refused(option):
         ActivationMonitor(**{option: 0})
 
 
-def test_the_histogram_weighs_calls_by_their_size():
+def test_the_histogram_weights_calls_by_their_size():
     activation = ReLU()
 
     def forward() -> None:
@@ -243,7 +208,7 @@ def test_the_histogram_weighs_calls_by_their_size():
     assert not activation._forward_pre_hooks
 
 
-def test_hooks_are_removed_when_the_network_fails():
+def test_hooks_are_removed_after_an_error():
     activation = ReLU()
 
     def forward() -> None:

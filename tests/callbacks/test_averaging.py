@@ -3,6 +3,7 @@ import warnings
 
 import pytest
 import torch
+from helpers.trainers import trainer
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from torch import Tensor, nn
@@ -13,30 +14,30 @@ from lightning_paf.nn.activations import PSiLU
 
 
 class Counter(LightningModule):
-    """A weight that every step raises by 1; the second layer holds the first one's weight too."""
+    """A weight that every step raises by 1, shared by two layers; it is t + 1 after step t."""
 
     def __init__(self) -> None:
         super().__init__()
         self.first = PSiLU(alpha=1.0)
         self.second = self.first
-        self.seen_in_validation: list[float] = []
-        self.seen_in_test: list[float] = []
+        self.validated: list[float] = []
+        self.tested: list[float] = []
 
     def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
         return -self.second.alpha.sum()
 
     def validation_step(self, batch: Tensor, batch_idx: int) -> None:
-        self.seen_in_validation.append(float(self.second.alpha))
+        self.validated.append(float(self.second.alpha))
 
     def test_step(self, batch: Tensor, batch_idx: int) -> None:
-        self.seen_in_test.append(float(self.second.alpha))
+        self.tested.append(float(self.second.alpha))
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return torch.optim.SGD(self.parameters(), lr=1.0)
 
 
 class Normed(LightningModule):
-    """BatchNorm, momentum SGD and a regression: everything that resuming has to restore."""
+    """A regression with BatchNorm and momentum SGD, whose states a resume has to restore."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -53,14 +54,6 @@ class Normed(LightningModule):
         return torch.optim.SGD(self.parameters(), lr=0.1, momentum=0.9)
 
 
-def trainer(tmp_path, *callbacks: Callback, **kwargs) -> Trainer:
-    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
-    kwargs = {"enable_checkpointing": False, "max_epochs": 1, **quiet, **kwargs}
-    return Trainer(
-        accelerator="cpu", default_root_dir=tmp_path, callbacks=list(callbacks), inference_mode=False, **kwargs
-    )
-
-
 def steps(n: int) -> DataLoader:
     return DataLoader(TensorDataset(torch.zeros(n, 1)))
 
@@ -71,40 +64,39 @@ def regression() -> DataLoader:
     return DataLoader(TensorDataset(x, y), batch_size=4)
 
 
-def average_of_counter(n: int, decay: float) -> float:
-    """The weight is t + 1 after step t; the first step is copied."""
+def average_of_counter(n: int, decay: float = 0.995, copies: int = 0) -> float:
+    """Average of the weight of `Counter` after n steps; the first step is copied."""
     average = 2.0
-    for t in range(1, n):
-        d = min(decay, (1 + t) / (10 + t))
-        average = d * average + (1 - d) * (t + 2)
+    for step in range(1, n):
+        t = step - copies
+        d = min(decay, (1 + t) / (10 + t)) if t >= 0 else 0
+        average = d * average + (1 - d) * (step + 2)
     return average
 
 
-@pytest.mark.parametrize(
-    ("step", "expected"), [(0, 0.1), (1, 2 / 11), (8, 0.5), (90, 0.91), (1790, 0.995), (9999, 0.995)]
-)
+@pytest.mark.parametrize(("step", "expected"), [(0, 0.1), (8, 0.5), (90, 0.91), (1790, 0.995), (9999, 0.995)])
 def test_the_decay_rises_to_its_bound(step, expected):
     assert float(WarmupDecay(0.995).at(step)) == pytest.approx(expected)
 
 
-@pytest.mark.parametrize("decay", [0.0, 0.3, 0.995])
-@pytest.mark.parametrize("n", [1, 2, 7])
-def test_the_average_is_the_closed_form_and_a_shared_weight_is_averaged_once(tmp_path, n, decay):
+@pytest.mark.parametrize(("n", "options"), [(1, {}), (7, {"decay": 0.3}), (7, {}), (10, {"copy_for": 0.5})])
+def test_the_average_is_the_closed_form_and_a_shared_weight_is_averaged_once(tmp_path, n, options):
     module = Counter()
-    trainer(tmp_path, WarmupEMA(decay)).fit(module, steps(n))
-    assert module.first.alpha.item() == pytest.approx(average_of_counter(n, decay), rel=1e-6)
+    trainer(tmp_path, WarmupEMA(**options)).fit(module, steps(n))
+    expected = average_of_counter(n, options.get("decay", 0.995), copies=5 if "copy_for" in options else 0)
+    assert module.first.alpha.item() == pytest.approx(expected, rel=1e-6)
 
 
-def test_validation_sees_the_average_and_the_training_goes_on_from_the_weights(tmp_path):
+def test_validation_uses_the_average_and_training_the_weights(tmp_path):
     module = Counter()
     trainer(tmp_path, WarmupEMA(), max_epochs=3, num_sanity_val_steps=0).fit(module, steps(2), steps(1))
-    assert module.seen_in_validation == pytest.approx([average_of_counter(n, 0.995) for n in (2, 4, 6)])
+    assert module.validated == pytest.approx([average_of_counter(n) for n in (2, 4, 6)])
 
 
 def test_accumulated_gradients_count_as_one_step(tmp_path):
     module = Counter()
     trainer(tmp_path, WarmupEMA(), accumulate_grad_batches=2).fit(module, steps(6))
-    assert module.first.alpha.item() == pytest.approx(average_of_counter(3, 0.995))
+    assert module.first.alpha.item() == pytest.approx(average_of_counter(3))
 
 
 @pytest.mark.parametrize("use_buffers", [True, False])
@@ -125,29 +117,20 @@ def test_statistics_are_averaged_or_copied_and_counters_are_copied(tmp_path, use
     assert module.net[1].num_batches_tracked == len(running) == 6
 
 
-def test_a_checkpoint_holds_the_average_and_test_uses_it(tmp_path):
-    average = average_of_counter(5, 0.995)
-    fit = trainer(tmp_path, WarmupEMA(), ModelCheckpoint(tmp_path), enable_checkpointing=True)
-    fit.fit(Counter(), steps(5))
-    path = fit.checkpoint_callback.best_model_path
+def test_a_checkpoint_holds_the_average_and_other_commands_use_it_silently(tmp_path):
+    run = trainer(tmp_path, WarmupEMA(), ModelCheckpoint(tmp_path), enable_checkpointing=True)
+    run.fit(Counter(), steps(5))
+    path = run.checkpoint_callback.best_model_path
     checkpoint = torch.load(path, weights_only=True)
-    assert float(checkpoint["state_dict"]["first.alpha"]) == pytest.approx(average)
+    assert float(checkpoint["state_dict"]["first.alpha"]) == pytest.approx(average_of_counter(5))
     assert float(checkpoint["current_model_state"]["first.alpha"]) == 6
-
-    for tester in (fit, trainer(tmp_path, WarmupEMA()), trainer(tmp_path)):
-        module = Counter()
-        tester.test(module, steps(1), ckpt_path=path, verbose=False)
-        assert module.seen_in_test == pytest.approx([average])
-
-
-@pytest.mark.parametrize("stage", ["validate", "test"])
-def test_outside_fit_it_says_nothing(tmp_path, stage):
-    fit = trainer(tmp_path, WarmupEMA(), ModelCheckpoint(tmp_path), enable_checkpointing=True)
-    fit.fit(Counter(), steps(3))
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        run = getattr(trainer(tmp_path, WarmupEMA()), stage)
-        run(Counter(), steps(1), ckpt_path=fit.checkpoint_callback.best_model_path, verbose=False)
+        for tester in (run, trainer(tmp_path, WarmupEMA()), trainer(tmp_path)):
+            module = Counter()
+            tester.test(module, steps(1), ckpt_path=path, verbose=False)
+            tester.validate(module, steps(1), ckpt_path=path, verbose=False)
+            assert module.tested == module.validated == pytest.approx([average_of_counter(5)])
     assert not [str(warning.message) for warning in caught if "verag" in str(warning.message)]
 
 
@@ -160,32 +143,31 @@ def test_resuming_continues_the_average_exactly(tmp_path, every, updates):
         fit.fit(Normed(), regression(), regression(), ckpt_path=ckpt_path)
         return torch.load(checkpoints.best_model_path, weights_only=True)
 
-    whole = run("whole", 3)
+    uninterrupted = run("uninterrupted", 3)
     run("part", 1)
     resumed = run("resumed", 3, str(tmp_path / "part" / "last.ckpt"))
     assert resumed["averaging_state"]["n_averaged"] == updates
     for state in ("state_dict", "current_model_state"):
-        for name, value in whole[state].items():
+        for name, value in uninterrupted[state].items():
             assert torch.equal(value, resumed[state][name]), (state, name)
-    assert not torch.equal(whole["state_dict"]["net.0.weight"], whole["current_model_state"]["net.0.weight"])
+    averaged, current = (resumed[state]["net.0.weight"] for state in ("state_dict", "current_model_state"))
+    assert not torch.equal(averaged, current)
 
 
-def test_a_checkpoint_in_the_middle_of_a_validation_is_not_turned_around(tmp_path):
+def test_a_checkpoint_saved_during_a_validation_holds_both(tmp_path):
     class Interrupt(Callback):
         def on_validation_batch_end(self, trainer, *args):
             trainer.save_checkpoint(tmp_path / "signal.ckpt")
 
-    ema = WarmupEMA()
-    fit = trainer(tmp_path, ema, Interrupt(), num_sanity_val_steps=0, enable_checkpointing=True)
-    fit.fit(Counter(), steps(4), steps(1))
+    run = trainer(tmp_path, WarmupEMA(), Interrupt(), num_sanity_val_steps=0, enable_checkpointing=True)
+    run.fit(Counter(), steps(4), steps(1))
     checkpoint = torch.load(tmp_path / "signal.ckpt", weights_only=True)
-    assert float(checkpoint["state_dict"]["first.alpha"]) == pytest.approx(average_of_counter(4, 0.995))
+    assert float(checkpoint["state_dict"]["first.alpha"]) == pytest.approx(average_of_counter(4))
     assert float(checkpoint["current_model_state"]["first.alpha"]) == 5
 
 
-def test_it_survives_pickling():
-    copy = pickle.loads(pickle.dumps(WarmupEMA(0.9)))
-    rule = copy._kwargs["multi_avg_fn"]
+def test_it_can_be_pickled():
+    rule = pickle.loads(pickle.dumps(WarmupEMA(0.9)))._kwargs["multi_avg_fn"]
     average = [torch.zeros(2), torch.zeros(1, dtype=torch.long)]
     rule(average[:1], [torch.ones(2)], torch.tensor(8))
     rule(average[1:], [torch.tensor([7])], torch.tensor(8))
@@ -193,13 +175,13 @@ def test_it_survives_pickling():
     assert average[1].item() == 7
 
 
-@pytest.mark.parametrize("decay", [-0.1, 1.0, 1.5])
-def test_a_decay_outside_its_range_is_refused(decay):
-    with pytest.raises(ValueError, match=r"--averaging\.decay 0\.995"):
-        WarmupEMA(decay)
+@pytest.mark.parametrize(("option", "value"), [("decay", -0.1), ("decay", 1.0), ("copy_for", 1)])
+def test_values_outside_their_range_are_refused(option, value):
+    with pytest.raises(ValueError, match=rf"{option} must be in \[0, 1\), got {value}. Pass --averaging\.{option}"):
+        WarmupEMA(**{option: value})
 
 
-def test_checkpoints_without_callback_states_are_refused(tmp_path):
+def test_checkpoints_of_weights_only_are_refused(tmp_path):
     checkpoints = ModelCheckpoint(tmp_path, save_weights_only=True)
     with pytest.raises(ValueError, match=r"--checkpoint\.save_weights_only false"):
         trainer(tmp_path, WarmupEMA(), checkpoints, enable_checkpointing=True).fit(Counter(), steps(1))
@@ -207,7 +189,7 @@ def test_checkpoints_without_callback_states_are_refused(tmp_path):
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_the_average_lives_where_the_model_is_trained(tmp_path):
+def test_the_average_is_on_the_device_of_the_training():
     devices = []
 
     class Watch(Callback):
@@ -220,40 +202,25 @@ def test_the_average_lives_where_the_model_is_trained(tmp_path):
     assert devices == [{"cuda"}] * 2
 
 
-def test_the_average_is_a_copy_for_the_first_share_of_the_training(tmp_path):
-    module = Counter()
-    trainer(tmp_path, WarmupEMA(0.995, copy_for=0.5)).fit(module, steps(10))
-    average = 6.0  # a copy after the fifth of ten steps
-    for t in range(5):
-        d = (1 + t) / (10 + t)
-        average = d * average + (1 - d) * (t + 7)
-    assert module.first.alpha.item() == pytest.approx(average, rel=1e-6)
-
-
-def test_the_decay_may_be_constant(tmp_path):
+def test_the_decay_can_be_constant(tmp_path):
     module = Counter()
     trainer(tmp_path, WarmupEMA(0.75, grows=False)).fit(module, steps(3))
     assert module.first.alpha.item() == pytest.approx(0.75 * (0.75 * 2 + 0.25 * 3) + 0.25 * 4)
 
 
-def test_the_average_may_be_of_epochs_and_validation_sees_the_one_just_over(tmp_path):
+def test_epochs_can_be_averaged_and_validation_includes_the_current_one(tmp_path):
     module = Counter()
     ema = WarmupEMA(0.75, grows=False, every="epoch")
     trainer(tmp_path, ema, max_epochs=3, num_sanity_val_steps=0).fit(module, steps(4), steps(1))
     first, second = 0.75 * 5 + 0.25 * 9, 0.75 * (0.75 * 5 + 0.25 * 9) + 0.25 * 13
-    assert module.seen_in_validation == pytest.approx([5, first, second])
+    assert module.validated == pytest.approx([5, first, second])
     assert module.first.alpha.item() == pytest.approx(second)
 
 
-def test_an_average_of_epochs_copies_for_a_share_of_the_epochs(tmp_path):
+def test_an_average_of_epochs_copies_for_a_fraction_of_the_epochs(tmp_path):
     module = Counter()
     trainer(tmp_path, WarmupEMA(0.75, grows=False, copy_for=0.5, every="epoch"), max_epochs=4).fit(module, steps(2))
     assert module.first.alpha.item() == pytest.approx(0.75 * (0.75 * 5 + 0.25 * 7) + 0.25 * 9)
     endless = trainer(tmp_path, WarmupEMA(copy_for=0.5, every="epoch"), max_epochs=-1, max_steps=3)
-    with pytest.raises(ValueError, match=r"copy_for=0\.5 is a share of the epochs"):
+    with pytest.raises(ValueError, match=r"max_epochs must be set for copy_for=0\.5"):
         endless.fit(Counter(), steps(2))
-
-
-def test_a_share_outside_its_range_is_refused():
-    with pytest.raises(ValueError, match=r"copy_for=1. Pass e.g. --averaging.copy_for 0.025"):
-        WarmupEMA(copy_for=1)

@@ -1,6 +1,7 @@
 import pytest
 import torch
-from lightning.pytorch import LightningModule, Trainer
+from helpers.trainers import trainer
+from lightning.pytorch import LightningModule
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -22,23 +23,13 @@ class Normed(LightningModule):
         return torch.optim.SGD(self.parameters(), lr=0.0)
 
 
-def fit(module, tmp_path, **options):
-    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+def fit(module, folder, **options):
     data = torch.randn(12, 2, generator=torch.Generator().manual_seed(0)) + 5
-    trainer = Trainer(
-        accelerator="cpu",
-        max_epochs=1,
-        default_root_dir=tmp_path,
-        enable_checkpointing=False,
-        callbacks=[BatchNormStart()],
-        **quiet,
-        **options,
-    )
-    trainer.fit(module, DataLoader(TensorDataset(data), batch_size=4))
+    trainer(folder, BatchNormStart(), **options).fit(module, DataLoader(TensorDataset(data), batch_size=4))
     return data
 
 
-def test_statistics_begin_with_the_first_batch_and_go_on_with_their_momentum(tmp_path):
+def test_statistics_start_with_the_first_batch(tmp_path):
     module = Normed()
     data = fit(module, tmp_path)
     torch.testing.assert_close(module.means[0], data[:4].mean(0))
@@ -46,14 +37,14 @@ def test_statistics_begin_with_the_first_batch_and_go_on_with_their_momentum(tmp
     assert module.bn.momentum == 0.01
 
 
-def test_the_first_step_may_have_several_batches(tmp_path):
+def test_the_first_step_can_have_several_batches(tmp_path):
     module = Normed()
     data = fit(module, tmp_path, accumulate_grad_batches=2)
     torch.testing.assert_close(module.means[1], data[4:8].mean(0))
     assert module.bn.momentum == 0.01
 
 
-def test_momenta_are_put_back_when_it_fails(tmp_path):
+def test_momenta_are_restored_after_an_error(tmp_path):
     module = Normed()
     module.training_step = lambda batch, batch_idx: (_ for _ in ()).throw(RuntimeError("lost the device"))
     with pytest.raises(RuntimeError, match="lost the device"):

@@ -42,7 +42,10 @@ def test_only_a_newer_version_reads_its_own(change, begun, capsys):
     assert status("test", "--ckpt_path", last) == 1
     version = change.get("version", __version__)
     said = capsys.readouterr().err
-    assert said.count(f"of lightning_paf {__version__} or older, got {last} of {version}. Install lightning_paf {version}") == 2
+    assert (
+        said.count(f"of lightning_paf {__version__} or older, got {last} of {version}. Install lightning_paf {version}")
+        == 2
+    )
     assert {path: path.read_bytes() for path in last.parent.parent.rglob("*") if path.is_file()} == before
 
 

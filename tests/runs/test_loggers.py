@@ -44,9 +44,7 @@ def test_new_columns_on_a_full_disk_leave_the_table_as_it_was(tmp_path, monkeypa
 
     monkeypatch.setattr(run_loggers, "write_whole", full)
     table.log_metrics({"b": 1.0}, 1)
-    with pytest.raises(
-        OSError, match=r"Metrics could not be written to .*No space left .*checkpoints are unchanged"
-    ):
+    with pytest.raises(OSError, match=r"Metrics could not be written to .*No space left .*checkpoints are unchanged"):
         table.save()
     assert (tmp_path / "run" / "metrics.csv").read_bytes() == before
 
