@@ -186,6 +186,13 @@ class PafCLI(LightningCLI):
     def _parse_ckpt_path(self) -> None:
         """Ignore the checkpoint's hyper-parameters; `arrange` reads the `config.yaml` of its run instead."""
 
+    def _dump_config(self) -> None:
+        """Dump the configuration once, without validating it again as LightningCLI does."""
+        if not hasattr(self, "config_dump"):
+            text = self.parser.dump(self.config, skip_link_targets=False, skip_unset=False, skip_validation=True)
+            content = yaml.safe_load(text)
+            self.config_dump = content[self.subcommand] if self.subcommand else content
+
     def before_instantiate_classes(self) -> None:
         """Check the checkpoint and write access to the run folder before anything is built."""
         checkpoint, run = self._get(self.config, "ckpt_path"), self._get(self.config, "run")
@@ -213,11 +220,10 @@ class PafCLI(LightningCLI):
             super()._run_subcommand(subcommand)
             return
         with held_run_folder(self.trainer, self._get(self.config, "run")):
-            config = yaml.safe_load(self._parser("fit").dump(self.config["fit"], skip_unset=False))
             checkpoint = self._get(self.config, "ckpt_path")
-            if is_finished(self.trainer, checkpoint, config):
+            if is_finished(self.trainer, checkpoint, self.config_dump):
                 return
-            checkpoint = enter_run_folder(self.trainer, checkpoint, config)
+            checkpoint = enter_run_folder(self.trainer, checkpoint, self.config_dump)
             self.config["fit"]["ckpt_path"] = self.config_init["fit"]["ckpt_path"] = checkpoint
             super()._run_subcommand(subcommand)
 

@@ -45,7 +45,7 @@ class RunFolder(SaveConfigCallback):
             return
         folder = _folder(trainer)
         self.config.pop("ckpt_path", None)
-        text = self.parser.dump(self.config, skip_unset=False)
+        text = self.parser.dump(self.config, skip_unset=False, skip_validation=True)  # the parser has validated it
         with explained(folder, "a run folder"):
             folder.mkdir(parents=True, exist_ok=True)
             write_whole(folder / CONFIG, f"# lightning_paf=={__version__}\n{text}".encode())
