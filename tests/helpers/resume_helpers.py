@@ -4,7 +4,6 @@ import csv
 import os
 import signal as signals
 import time
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,14 @@ from lightning.pytorch import Callback
 from lightning.pytorch.loggers import Logger
 
 from lightning_paf.runs.progress import FILE, Progress
+
+
+def at_step(callback: str, step: int, **options: object) -> list[str]:
+    """Return the words that add a callback of this module, with its options."""
+    words = [f"--trainer.callbacks+=helpers.resume_helpers.{callback}"]
+    for name, value in {"step": step, **options}.items():
+        words += [f"--trainer.callbacks.{name}", str(value)]
+    return words
 
 
 class Saver(Callback):
@@ -26,51 +33,67 @@ class Saver(Callback):
         trainer.save_checkpoint(f"{trainer.log_dir}/saved/epoch{trainer.current_epoch}.ckpt")
 
 
-class KilledAt(Callback):
-    """Kills the process before a step, in the way that cannot be caught."""
+class AtStep(Callback):
+    """Acts before a step."""
 
     def __init__(self, step: int) -> None:
         self.step = step
 
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
         if trainer.global_step == self.step:
-            os.kill(os.getpid(), signals.SIGKILL)
+            self.act(trainer)
+
+    def act(self, trainer) -> None:
+        raise RuntimeError(f"stopped before step {self.step}")
 
 
-class SignalledAt(Callback):
-    """Sends a signal to its process, before a step or in the validation after it; to one rank if there are several."""
+class FailsAt(AtStep):
+    """Raises an error before a step."""
+
+
+class KilledAt(AtStep):
+    """Kills the process before a step with SIGKILL."""
+
+    def act(self, trainer):
+        os.kill(os.getpid(), signals.SIGKILL)
+
+
+class SignalledAt(AtStep):
+    """Sends a signal to the process of the last rank, before a step or in the validation after it."""
 
     def __init__(self, step: int, signal: str = "SIGTERM", validating: bool = False) -> None:
-        self.step = step
+        super().__init__(step)
         self.number = getattr(signals, signal)
         self.validating = validating
 
-    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
-        if not self.validating:
-            self._send(trainer)
-
     def on_validation_batch_start(self, trainer, pl_module, batch, batch_idx, dataloader_idx=0):
-        if self.validating and not trainer.sanity_checking:
-            self._send(trainer)
+        if self.validating and trainer.global_step == self.step and not trainer.sanity_checking:
+            self.send(trainer)
 
-    def _send(self, trainer):
-        if trainer.global_step == self.step and trainer.global_rank == trainer.world_size - 1:
+    def act(self, trainer):
+        if not self.validating:
+            self.send(trainer)
+
+    def send(self, trainer):
+        if trainer.global_rank == trainer.world_size - 1:
             os.kill(os.getpid(), self.number)
 
 
-class FailsAt(Callback):
-    """Raises an error before a step."""
+class WaitsAt(AtStep):
+    """Creates a file `waits` in a folder before a step, and waits until there is a file `go`."""
 
-    def __init__(self, step: int) -> None:
-        self.step = step
+    def __init__(self, step: int, folder: str) -> None:
+        super().__init__(step)
+        self.folder = Path(folder)
 
-    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
-        if trainer.global_step == self.step:
-            raise RuntimeError(f"stopped before step {self.step}")
+    def act(self, trainer):
+        (self.folder / "waits").touch()
+        while not (self.folder / "go").exists():
+            time.sleep(0.01)
 
 
 class RecordingLogger(Logger):
-    """Records metrics and hyper-parameters, as a logger with a server would send them."""
+    """Records metrics and hyper-parameters, which a logger with a server would send."""
 
     logged: dict[str, list] = {"hyperparams": [], "metrics": []}  # noqa: RUF012  # shared by all instances
 
@@ -106,59 +129,8 @@ class ProgressReader(Callback):
             time.sleep(0.01)
 
 
-def last(run: Path) -> dict[str, Any]:
-    """The last checkpoint of a run, `settled`."""
-    return settled(run / "checkpoints" / "last.ckpt")
-
-
-def settled(path: Path) -> dict[str, Any]:
-    """A checkpoint without where its run has put which file, and how many batches were validated in total.
-
-    A validation that is begun anew counts its first batch twice, and nothing depends on that.
-    """
-    checkpoint = torch.load(path, weights_only=True)
-    del checkpoint["loops"]["fit_loop"]["epoch_loop.val_loop.batch_progress"]["total"]
-    checkpoint["callbacks"] = {key: value for key, value in checkpoint["callbacks"].items() if "Checkpoint" not in key}
-    return checkpoint
-
-
-def rows(run: Path) -> list[dict[str, str]]:
-    """Lines of `metrics.csv`, each without empty cells; those about speed and memory are left out."""
-    with (run / "metrics.csv").open(newline="") as lines:
-        found = [{key: value for key, value in row.items() if value} for row in csv.DictReader(lines)]
-    return [row for row in found if not any(key.startswith("run/") for key in row)]
-
-
-def differences(ours: Any, theirs: Any, where: str = "") -> list[str]:
-    """Where two checkpoints differ; tensors are compared bit by bit."""
-    if isinstance(ours, dict) and isinstance(theirs, dict):
-        missing = [f"{where}/{key}" for key in ours.keys() ^ theirs.keys()]
-        return missing + [
-            d for key in ours.keys() & theirs.keys() for d in differences(ours[key], theirs[key], f"{where}/{key}")
-        ]
-    if isinstance(ours, list | tuple) and isinstance(theirs, list | tuple) and len(ours) == len(theirs):
-        return [d for i, pair in enumerate(zip(ours, theirs, strict=True)) for d in differences(*pair, f"{where}/{i}")]
-    if isinstance(ours, torch.Tensor) and isinstance(theirs, torch.Tensor):
-        return [] if torch.equal(ours, theirs) else [where]
-    return [] if ours == theirs else [where]
-
-
-class WaitsAt(Callback):
-    """Waits before a step until a file `go` exists in a folder, where it has put a file `waits`."""
-
-    def __init__(self, step: int, folder: str) -> None:
-        self.step = step
-        self.folder = Path(folder)
-
-    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
-        if trainer.global_step == self.step:
-            (self.folder / "waits").touch()
-            while not (self.folder / "go").exists():
-                time.sleep(0.01)
-
-
-class Remembers(Callback):
-    """Has a state of ordinary numpy numbers."""
+class NumpyState(Callback):
+    """Has a state of numpy numbers."""
 
     def __init__(self) -> None:
         self.best = np.float64(0.0)
@@ -173,19 +145,54 @@ class Remembers(Callback):
         self.best = state_dict["best"]
 
 
-class RemembersAPath(Callback):
+class PathState(Callback):
     """Has a state that `weights_only` refuses."""
 
     def state_dict(self):
         return {"where": Path("here")}
 
 
-def tree(folder: Path) -> dict[str, str]:
-    """Hash of every file below a folder, and where every link leads."""
+def last(run: Path) -> dict[str, Any]:
+    """Return the last checkpoint of a run, `settled`."""
+    return settled(run / "checkpoints" / "last.ckpt")
+
+
+def settled(path: Path) -> dict[str, Any]:
+    """Return a checkpoint without file names and without the total number of validation batches.
+
+    A restarted validation counts its first batch twice, which has no effect.
+    """
+    checkpoint = torch.load(path, weights_only=True)
+    del checkpoint["loops"]["fit_loop"]["epoch_loop.val_loop.batch_progress"]["total"]
+    checkpoint["callbacks"] = {key: value for key, value in checkpoint["callbacks"].items() if "Checkpoint" not in key}
+    return checkpoint
+
+
+def rows(run: Path) -> list[dict[str, str]]:
+    """Return the rows of `metrics.csv` without empty cells, and without those of speed and memory."""
+    with (run / "metrics.csv").open(newline="") as lines:
+        found = [{key: value for key, value in row.items() if value} for row in csv.DictReader(lines)]
+    return [row for row in found if not any(key.startswith("run/") for key in row)]
+
+
+def differences(ours: Any, theirs: Any, where: str = "") -> list[str]:
+    """Return the keys at which two checkpoints differ; tensors are compared bit by bit."""
+    if isinstance(ours, dict) and isinstance(theirs, dict):
+        missing = [f"{where}/{key}" for key in ours.keys() ^ theirs.keys()]
+        return missing + [
+            d for key in ours.keys() & theirs.keys() for d in differences(ours[key], theirs[key], f"{where}/{key}")
+        ]
+    if isinstance(ours, list | tuple) and isinstance(theirs, list | tuple) and len(ours) == len(theirs):
+        return [d for i, pair in enumerate(zip(ours, theirs, strict=True)) for d in differences(*pair, f"{where}/{i}")]
+    if isinstance(ours, torch.Tensor) and isinstance(theirs, torch.Tensor):
+        return [] if torch.equal(ours, theirs) else [where]
+    return [] if ours == theirs else [where]
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    """Return the bytes of every file below a folder, and the target of every link."""
     return {
-        str(path.relative_to(folder)): str(path.readlink())
-        if path.is_symlink()
-        else sha256(path.read_bytes()).hexdigest()
+        str(path.relative_to(folder)): bytes(path.readlink()) if path.is_symlink() else path.read_bytes()
         for path in folder.rglob("*")
         if path.is_symlink() or path.is_file()
     }
