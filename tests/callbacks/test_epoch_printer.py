@@ -1,4 +1,4 @@
-"""The line of an epoch, printed where there is no progress bar."""
+"""The line of an epoch, printed if there is no progress bar."""
 
 import re
 from types import SimpleNamespace
@@ -22,17 +22,17 @@ def tiny(tmp_path_factory) -> str:
     return write_experiment(tmp_path_factory.mktemp("tiny"))
 
 
-def test_a_run_without_a_bar_prints_a_line_an_epoch(tiny, tmp_path, capsys):
+def test_a_run_without_a_bar_prints_one_line_per_epoch(tiny, tmp_path, capsys):
     options = ["--trainer.max_epochs", "3", "--trainer.check_val_every_n_epoch", "2", "--monitor", "ActivationMonitor"]
     assert status("fit", "-c", tiny, *options, "--monitor.picture", "false", "--run", tmp_path) == 0
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("epoch ")]
     begin = [rf"epoch {epoch}/3  step {4 * epoch}  loss \d\.\d{{3}}  train \d+\.\d %  " for epoch in (1, 2, 3)]
     number = r"-?\d[\d.e-]*"
     validated = rf"clean \d+\.\d %  robust\(pgd\) \d+\.\d %  alpha {number}  beta {number}  "
-    pace = r"[\d,]+ img/s"
-    assert re.fullmatch(rf"{begin[0]}{pace}  eta .* (s|min)", lines[0])
-    assert re.fullmatch(rf"{begin[1]}{validated}{pace}  eta .* (s|min)", lines[1])
-    assert re.fullmatch(rf"{begin[2]}{pace}", lines[2]), "what is not of this epoch is left out"
+    speed = r"[\d,]+ img/s"
+    assert re.fullmatch(rf"{begin[0]}{speed}  eta .* (s|min)", lines[0])
+    assert re.fullmatch(rf"{begin[1]}{validated}{speed}  eta .* (s|min)", lines[1])
+    assert re.fullmatch(rf"{begin[2]}{speed}", lines[2]), "values of other epochs are omitted"
     assert len(lines) == 3
 
 
@@ -42,17 +42,18 @@ def test_a_run_without_a_bar_prints_a_line_an_epoch(tiny, tmp_path, capsys):
     (True, ["false"], {"EpochPrinter"}),
     (False, ["true"], {BAR}),
 ])  # fmt: skip
-def test_a_bar_or_lines(terminal, words, expected, tiny, monkeypatch):
+def test_a_terminal_gets_a_bar_and_a_file_gets_lines(terminal, words, expected, tiny, monkeypatch):
     monkeypatch.setattr("sys.stdout", SimpleNamespace(isatty=lambda: terminal, write=len, flush=lambda: None))
     assert names("-c", tiny, "--trainer.enable_progress_bar", *words) & {BAR, "EpochPrinter"} == expected
 
 
-def test_a_bar_of_your_own_is_kept(tiny):
-    own = ["--trainer.callbacks+=TQDMProgressBar", "--trainer.enable_progress_bar", "null"]
-    assert names("-c", tiny, *own) & {BAR, "TQDMProgressBar", "EpochPrinter"} == {"TQDMProgressBar"}
+def test_another_bar_is_kept(tiny):
+    other = ["--trainer.callbacks+=TQDMProgressBar", "--trainer.enable_progress_bar", "null"]
+    assert names("-c", tiny, *other) & {BAR, "TQDMProgressBar", "EpochPrinter"} == {"TQDMProgressBar"}
 
 
-def epoch_of(line: EpochPrinter, metrics: dict[str, float], validated: bool = True, **facts) -> None:
+def run_epoch(printer: EpochPrinter, metrics: dict[str, float], **attributes) -> None:
+    """Call the hooks of an epoch with a validation."""
     trainer = SimpleNamespace(
         callback_metrics={name: torch.tensor(value) for name, value in metrics.items()},
         current_epoch=2,
@@ -61,37 +62,35 @@ def epoch_of(line: EpochPrinter, metrics: dict[str, float], validated: bool = Tr
         sanity_checking=False,
         is_global_zero=True,
     )
-    vars(trainer).update(facts)
-    if validated:
-        line.on_validation_end(trainer, None)
-    line.on_train_epoch_end(trainer, None)
-    line.on_train_epoch_start(trainer, None)
+    vars(trainer).update(attributes)
+    printer.on_validation_end(trainer, None)
+    printer.on_train_epoch_end(trainer, None)
+    printer.on_train_epoch_start(trainer, None)
 
 
-def test_the_whole_line(monkeypatch, capsys):
+def test_the_complete_line(monkeypatch, capsys):
     throughput = Throughput()
     throughput.latest = {"run/images_per_second": 12345.4}
     monkeypatch.setattr(throughput, "seconds_left", lambda step: 3720.0)
     metrics = {"train/loss": 1.234, "train/acc_adv": 0.41, "val/acc": 0.812, "val/acc_pgd20": 0.451}
-    epoch_of(EpochPrinter(throughput), metrics | {"activation/alpha": 1.23, "activation/beta": 0.0})
+    run_epoch(EpochPrinter(throughput), metrics | {"activation/alpha": 1.23, "activation/beta": 0.0})
     assert capsys.readouterr().out == (
         "epoch 3/15  step 1200  loss 1.234  train 41.0 %  clean 81.2 %  robust(pgd20) 45.1 %  alpha 1.23  beta 0  "
         "12,345 img/s  eta 1 h 02 min\n"
     )
 
 
-def test_many_activations_are_a_span_and_what_is_missing_is_left_out(capsys):
+def test_several_activations_are_a_range_and_missing_values_are_omitted(capsys):
     metrics = {f"activation/stage{stage}.act/alpha": 1.0 + stage for stage in range(3)}
-    epoch_of(EpochPrinter(Throughput()), metrics, max_epochs=-1)
+    run_epoch(EpochPrinter(Throughput()), metrics, max_epochs=-1)
     assert capsys.readouterr().out == "epoch 3  step 1200  alpha 1..3\n"
 
 
 def test_only_the_first_process_prints(capsys):
-    epoch_of(EpochPrinter(Throughput()), {"train/loss": 1.0}, is_global_zero=False)
+    run_epoch(EpochPrinter(Throughput()), {"train/loss": 1.0}, is_global_zero=False)
     assert capsys.readouterr().out == ""
 
 
-def test_the_sanity_check_is_no_validation(capsys):
-    line = EpochPrinter(Throughput())
-    epoch_of(line, {"train/loss": 1.0, "val/acc": 0.5}, sanity_checking=True)
+def test_the_sanity_check_is_not_a_validation(capsys):
+    run_epoch(EpochPrinter(Throughput()), {"train/loss": 1.0, "val/acc": 0.5}, sanity_checking=True)
     assert capsys.readouterr().out == "epoch 3/15  step 1200  loss 1.000\n"

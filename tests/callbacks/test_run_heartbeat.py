@@ -1,11 +1,11 @@
-"""`progress.json` of a training: while it runs, and however it ends."""
+"""`progress.json` of a training while it runs, and after every kind of end."""
 
 import json
 import threading
 
 import pytest
 from helpers.cli_runs import status, write_experiment
-from helpers.resume_helpers import ProgressReader
+from helpers.resume_helpers import ProgressReader, at_step
 
 from lightning_paf.callbacks import run_heartbeat
 from lightning_paf.runs.progress import FILE, Progress
@@ -17,11 +17,7 @@ def tiny(tmp_path_factory) -> list[str]:
     return ["fit", "-c", write_experiment(tmp_path_factory.mktemp("tiny"))]
 
 
-def stopped_at(callback: str, step: int) -> list:
-    return [f"--trainer.callbacks+=helpers.resume_helpers.{callback}", "--trainer.callbacks.step", step]
-
-
-def has_ended() -> bool:
+def has_no_writer() -> bool:
     return FILE not in [thread.name for thread in threading.enumerate()]
 
 
@@ -39,23 +35,23 @@ def test_the_file_follows_a_training_to_its_end(tiny, tmp_path, monkeypatch):
     assert (done.state, done.step, done.epoch, done.seconds_left) == ("finished", 4, 1, 0)
     assert (done.checkpoint, done.checkpoint_step) == ("last.ckpt", 4)
     assert done.images_per_second > 0
-    assert has_ended()
+    assert has_no_writer()
 
 
 def test_the_error_of_a_failed_training_is_kept(tiny, tmp_path):
     with pytest.raises(RuntimeError):
-        status(*tiny, *stopped_at("FailsAt", 3), "--run", tmp_path)
-    left = Progress.read(tmp_path / FILE)
-    assert (left.state, left.step, left.error) == ("failed", 3, "RuntimeError: stopped before step 3")
-    assert left.checkpoint == ""
-    assert has_ended()
+        status(*tiny, *at_step("FailsAt", 3), "--run", tmp_path)
+    found = Progress.read(tmp_path / FILE)
+    assert (found.state, found.step, found.error) == ("failed", 3, "RuntimeError: stopped before step 3")
+    assert found.checkpoint == ""
+    assert has_no_writer()
 
 
 def test_a_stopped_training_resumes_at_its_step(tiny, tmp_path):
-    assert status(*tiny, *stopped_at("SignalledAt", 2), "--run", tmp_path) == 75
-    left = Progress.read(tmp_path / FILE)
-    assert (left.state, left.step, left.error) == ("stopped", 3, "")
-    assert (left.checkpoint, left.checkpoint_step) == ("stopped.ckpt", 3)
+    assert status(*tiny, *at_step("SignalledAt", 2), "--run", tmp_path) == 75
+    found = Progress.read(tmp_path / FILE)
+    assert (found.state, found.step, found.error) == ("stopped", 3, "")
+    assert (found.checkpoint, found.checkpoint_step) == ("stopped.ckpt", 3)
     assert status(*tiny, "--ckpt_path", "auto", "--run", tmp_path) == 0
     assert Progress.read(tmp_path / FILE).state == "finished"
 
