@@ -22,7 +22,7 @@ def path(tmp_path):
 
 
 class Observer:
-    """Another process, with a clock that a test sets."""
+    """Another process, with a controlled clock."""
 
     def __init__(self) -> None:
         self.seconds = 0.0
@@ -31,7 +31,7 @@ class Observer:
     def take(self, path, timeout=60.0) -> Claim | None:
         return claim_file.take(path, timeout, self.heartbeats)
 
-    def waits_and_takes(self, path) -> Claim | None:
+    def wait_and_take(self, path) -> Claim | None:
         assert self.take(path) is None
         self.seconds += 61
         return self.take(path)
@@ -42,20 +42,21 @@ def take(path, timeout) -> Claim | None:
 
 
 def leave(path, **change):
-    """A claim of somebody who does nothing more about it."""
+    """Write a claim without heartbeats."""
     path.write_text(json.dumps(asdict(replace(Owner.here(), **change))))
 
 
-def test_only_one_holds_a_claim(path):
+def test_a_claim_has_one_owner(path):
     with take(path, 60) as first:
         assert first.is_ours()
         assert take(path, 60) is None
     assert list(path.parent.iterdir()) == []
     with take(path, 60):
         pass
+    assert str(Owner("box", 12, "", "", "")) == "process 12 on box"
 
 
-def test_of_many_at_once_one_gets_it(path):
+def test_one_of_several_simultaneous_processes_gets_the_claim(path):
     barrier, taken = threading.Barrier(8), []
 
     def compete():
@@ -71,14 +72,14 @@ def test_of_many_at_once_one_gets_it(path):
 
 
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
-def test_an_error_gives_the_lease_back(path, error):
+def test_an_error_releases_the_claim(path, error):
     with pytest.raises(error), take(path, 60):
         raise error
     assert not path.exists()
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("claim")]
 
 
-def test_a_silent_owner_elsewhere_is_replaced_after_the_time_out(path):
+def test_an_owner_elsewhere_is_replaced_after_the_time_limit(path):
     leave(path, system="another machine")
     observer = Observer()
     assert observer.take(path) is None
@@ -91,20 +92,20 @@ def test_a_silent_owner_elsewhere_is_replaced_after_the_time_out(path):
 
 
 @pytest.mark.parametrize("hours", [-5, 0, 5])
-def test_clocks_may_be_hours_apart(hours, path):
-    """That of the owner sets the time of the file, as on file systems that leave this to the clients."""
+def test_clocks_can_differ_by_hours(hours, path):
+    """The owner's clock sets the time of the file, as on file systems that leave this to the clients."""
     leave(path, system="another machine")
     observer, theirs = Observer(), time.time() + 3600 * hours
     for beat in range(10):
         os.utime(path, (theirs + 30 * beat, theirs + 30 * beat))
-        assert observer.take(path) is None, "taken from somebody who lives"
+        assert observer.take(path) is None, "taken from a live owner"
         observer.seconds += 30
     assert observer.take(path) is None
     observer.seconds += 31
-    assert observer.take(path) is not None, "kept for somebody who is dead"
+    assert observer.take(path) is not None, "kept for a dead owner"
 
 
-def test_a_claim_that_was_given_back_meanwhile_has_no_past(path):
+def test_a_released_claim_has_no_heartbeats(path):
     observer = Observer()
     leave(path, system="another machine")
     assert observer.take(path) is None
@@ -115,7 +116,7 @@ def test_a_claim_that_was_given_back_meanwhile_has_no_past(path):
     assert observer.take(path) is None
 
 
-def test_heartbeats_come_several_times_within_the_time_out(path):
+def test_there_are_several_heartbeats_within_the_time_limit(path):
     with take(path, 0.4):
         for _ in range(3):
             before, end = path.stat().st_mtime_ns, time.monotonic() + 60
@@ -125,12 +126,12 @@ def test_heartbeats_come_several_times_within_the_time_out(path):
 
 
 @LINUX
-def test_a_dead_process_of_this_machine_is_replaced_at_once(path):
+def test_a_dead_process_on_this_machine_is_replaced_at_once(path):
     process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
     leave(path, pid=process.pid, started=process_file.start_of(process.pid))
     assert take(path, 60) is None
     process.send_signal(signal.SIGKILL)
-    os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)  # dead, but nobody has asked for its status
+    os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)  # dead, its status not collected
     with take(path, 60) as claim:
         assert claim.is_ours()
     process.communicate()
@@ -140,40 +141,40 @@ def test_a_dead_process_of_this_machine_is_replaced_at_once(path):
 
 
 @LINUX
-def test_a_process_that_got_the_number_of_a_dead_one_is_another(path):
+def test_a_process_with_the_number_of_a_dead_one_is_another(path):
     leave(path, started=str(int(Owner.here().started) - 1))
     assert take(path, 60) is not None
 
 
-def test_where_processes_cannot_be_looked_up_the_time_out_decides(path, monkeypatch):
+def test_without_a_process_table_the_time_limit_decides(path, monkeypatch):
     monkeypatch.setattr(process_file, "this_system", lambda: "")
     monkeypatch.setattr(process_file, "start_of", lambda pid: "")
     leave(path, pid=2**22)
-    assert Observer().waits_and_takes(path) is not None
+    assert Observer().wait_and_take(path) is not None
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", "7", '{"pid": 3}'])
-def test_an_unreadable_lease_lasts_until_the_time_out(path, content):
+def test_an_unreadable_claim_lasts_until_the_time_limit(path, content):
     path.write_text(content)
     assert read_owner(path) is None
-    assert Observer().waits_and_takes(path) is not None
+    assert Observer().wait_and_take(path) is not None
 
 
-def test_who_lost_the_lease_leaves_that_of_the_next_alone(path):
+def test_a_former_owner_does_not_change_the_claim_of_the_next(path):
     with take(path, 0.2) as first:
-        leave(path)  # taken over, say after a long pause
-        stamp = path.stat().st_mtime_ns
+        leave(path)  # taken over, for example after a long suspension
+        modified = path.stat().st_mtime_ns
         time.sleep(0.2)
-        assert path.stat().st_mtime_ns == stamp, "a heartbeat for somebody else"
+        assert path.stat().st_mtime_ns == modified
         assert not first.is_ours()
     assert path.exists()
 
 
-def test_a_fresh_lease_in_place_of_the_stale_one_is_put_back(path, monkeypatch):
+def test_a_new_claim_in_place_of_the_stale_one_is_restored(path, monkeypatch):
     leave(path, system="another machine")
 
     def overtaken(path, timeout, heartbeats):
-        leave(path, pid=1)  # by a process that was faster
+        leave(path, pid=1)  # by a faster process
         return True
 
     monkeypatch.setattr(claim_file, "_is_stale", overtaken)
@@ -182,7 +183,7 @@ def test_a_fresh_lease_in_place_of_the_stale_one_is_put_back(path, monkeypatch):
     assert [file.name for file in path.parent.iterdir()] == [path.name]
 
 
-def test_a_claim_that_is_given_back_while_we_look_is_left_for_the_next_look(path, monkeypatch):
+def test_a_claim_released_during_the_check_is_free_in_the_next(path, monkeypatch):
     leave(path)
     monkeypatch.setattr(claim_file, "_is_stale", lambda path, timeout, heartbeats: path.unlink() or True)
     assert take(path, 60) is None
@@ -191,18 +192,14 @@ def test_a_claim_that_is_given_back_while_we_look_is_left_for_the_next_look(path
 
 
 def test_a_claim_never_exists_without_its_owner(path, monkeypatch):
-    """Killed at any moment, a process leaves a claim that says so, or none."""
+    """A process killed at any moment leaves a complete claim or none."""
     link, seen = os.link, []
 
-    def look(source, target):
+    def watch(source, target):
         seen.append((target.exists(), read_owner(source)))
         link(source, target)
         seen.append((target.exists(), read_owner(target)))
 
-    monkeypatch.setattr(os, "link", look)
+    monkeypatch.setattr(os, "link", watch)
     claim = take(path, 60)
     assert seen == [(False, claim.owner), (True, claim.owner)]
-
-
-def test_a_owner_is_named_for_people():
-    assert str(Owner("box", 12, "", "", "")) == "process 12 on box"
