@@ -1,4 +1,4 @@
-"""Commands in this process, on images and networks so small that a whole run takes a second."""
+"""Commands in this process, on images and networks so small that a run takes a second."""
 
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from lightning_paf.loading import load_run
 
 
 def experiment(num_classes: int = 3) -> dict[str, Any]:
-    """An experiment of one epoch; `data.root` is missing."""
+    """Return an experiment of one epoch of four steps, without `data.root`."""
     attack = {"class_path": "PGD", "init_args": {"steps": 2, "step_size": "4/255"}}
     return {
         "data": {
@@ -64,7 +64,7 @@ def evaluated_run(folder: Path, attack: Attack, name: str, with_config: bool) ->
 
 
 def status(*words: str | Path) -> int:
-    """Exit status of `lightning-paf WORDS`."""
+    """Return the exit status of `lightning-paf WORDS`."""
     try:
         return main([str(word) for word in words])
     except SystemExit as stop:
@@ -72,5 +72,5 @@ def status(*words: str | Path) -> int:
 
 
 def built(*words: str | Path) -> PafCLI:
-    """Everything that `lightning-paf fit WORDS` would build; nothing runs."""
+    """Build the objects of `lightning-paf fit WORDS` without running it."""
     return train([str(word) for word in words], run=False)

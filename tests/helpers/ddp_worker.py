@@ -1,4 +1,4 @@
-"""Commands run by several processes, what they look at, and ways for one of them to fail."""
+"""Commands run by several processes, a record of their trainings, and ways for one of them to fail."""
 
 import os
 import signal
@@ -13,11 +13,10 @@ from lightning.pytorch import Callback
 from helpers.cli_runs import status
 from lightning_paf.attacks import PGD
 from lightning_paf.evaluation import EvaluationResult
-from lightning_paf.objectives import Natural
 
 
 class Recorder(Callback):
-    """Saves to the run folder what one process has seen, as `seen_rank{r}.pt`."""
+    """Saves images, gradients and weights of one process in the run folder, as `seen_rank{r}.pt`."""
 
     def on_fit_start(self, trainer, pl_module):
         self.folder = Path(trainer.log_dir)
@@ -27,7 +26,7 @@ class Recorder(Callback):
         attack.perturb = partial(self.counted, attack.perturb)
 
     def counted(self, perturb, *args):
-        """Calls an attack, and counts the collective operations in it."""
+        """Call an attack, and count the collective operations in it."""
         begun = _collectives()
         try:
             return perturb(*args)
@@ -36,7 +35,7 @@ class Recorder(Callback):
 
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
         self.seen["images"].append(batch[0].clone())
-        with torch.random.fork_rng([]):  # the numbers that the attack is about to draw
+        with torch.random.fork_rng([]):  # the next numbers that the attack draws
             self.seen["noise"].append(torch.rand(8))
 
     def on_before_optimizer_step(self, trainer, pl_module, optimizer):
@@ -50,38 +49,25 @@ class Recorder(Callback):
         self.seen["validated"] = _copy(pl_module)  # with averaging, the average
 
     def on_fit_end(self, trainer, pl_module):
-        del pl_module.attack.perturb  # the one of this object
+        del pl_module.attack.perturb  # set in `on_fit_start`
         self.seen["metrics"] = {name: float(value) for name, value in trainer.callback_metrics.items()}
         torch.save(self.seen, self.folder / f"seen_rank{trainer.global_rank}.pt")
 
 
-class NaNOnTheSecondRank(Natural):
-    """A loss that breaks on rank 1 at its second step."""
-
-    steps = 0
-
-    def forward(self, model, x, y, attack):
-        result = super().forward(model, x, y, attack)
-        self.steps += 1
-        if self.steps == 2 and torch.distributed.get_rank() == 1:
-            result.loss.data.fill_(torch.nan)
-        return result
-
-
 class SlowOnTheLastRank(PGD):
-    """Takes one rank much longer than another one."""
+    """PGD that takes the last rank longer than the time-out."""
 
     def perturb(self, forward, x, y, loss):
         if torch.distributed.get_rank() == torch.distributed.get_world_size() - 1:
-            time.sleep(8)
+            time.sleep(6)
         return super().perturb(forward, x, y, loss)
 
 
-class Impatient(Callback):
-    """Gives collective operations 4 s while models are judged."""
+class ShortTimeout(Callback):
+    """Limits collective operations to 3 s during evaluations."""
 
     def on_validation_start(self, trainer, pl_module):
-        torch.distributed.set_timeout(timedelta(seconds=4))
+        torch.distributed.set_timeout(timedelta(seconds=3))
 
     def on_validation_end(self, trainer, pl_module):
         torch.distributed.set_timeout(timedelta(minutes=30))
@@ -90,7 +76,7 @@ class Impatient(Callback):
 
 
 class KilledOnce(Callback):
-    """Kills the last rank before a step, unless that has happened already."""
+    """Kills the last rank before a step, once."""
 
     def __init__(self, step):
         self.step = step
@@ -104,7 +90,7 @@ class KilledOnce(Callback):
 
 
 def run_all(commands, log):
-    """Runs commands one after the other, checks their exit statuses, and logs which rank saves results."""
+    """Run commands one after the other, check their exit statuses, and log the ranks that save results."""
     save = EvaluationResult.save
 
     def announced(self, path):
@@ -121,7 +107,7 @@ def run_all(commands, log):
 
 
 def _compile(compile, *args, **options):
-    """Without generating code, which takes long."""
+    """Compile without generating code, which is slow."""
     return compile(*args, **{**options, "backend": "eager"})
 
 
@@ -130,6 +116,6 @@ def _copy(module):
 
 
 def _collectives():
-    """How many this process has taken part in."""
+    """Return the number of collective operations of this process."""
     several = torch.distributed.is_initialized()
     return torch.distributed.group.WORLD._get_sequence_number_for_group() if several else 0

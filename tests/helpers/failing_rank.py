@@ -1,4 +1,4 @@
-"""`failing_rank.py RANK raises|killed`: training on two ranks of which one fails while the other sleeps."""
+"""`failing_rank.py RANK raises|killed`: train on two ranks; one fails while the other sleeps."""
 
 import os
 import signal

@@ -1,4 +1,4 @@
-"""The processes of one job."""
+"""Processes of one job."""
 
 import os
 import socket
@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from helpers.processes import leave, processes, say_into
+from helpers.processes import leave, log_to, processes
 
-SECONDS = 900  # far more than anything takes; a hang fails instead of stopping the suite
+SECONDS = 900  # far more than any job takes
 
 
 def free_port() -> int:
@@ -25,7 +25,7 @@ class Ranks:
 
     Attributes:
         status: Exit status of each; negative for a signal.
-        output: What each has printed.
+        output: Output of each.
     """
 
     def __init__(self, number: int, folder: Path, function: Callable[..., None], *args: Any) -> None:
@@ -51,7 +51,7 @@ class Ranks:
         return "\n".join(f"rank {i}: {self.status[i]}\n{text}" for i, text in enumerate(self.output))
 
     def wait(self) -> "Ranks":
-        """Until all have ended."""
+        """Wait until all have ended."""
         end = time.monotonic() + SECONDS
         for process in self.processes:
             process.join(max(0.0, end - time.monotonic()))
@@ -63,15 +63,15 @@ class Ranks:
         return self
 
     def succeed(self) -> "Ranks":
-        """Until all have ended well."""
+        """Wait until all have ended with status 0."""
         self.wait()
         assert set(self.status) == {0}, str(self)
         return self
 
 
 def _begin(rank: int, number: int, port: int, log: Path, function: Callable[..., None], args: tuple[Any, ...]) -> None:
-    """In the new process."""
-    say_into(log)
+    """Run in the new process."""
+    log_to(log)
     os.environ.update(
         {"LOCAL_RANK": str(rank), "NODE_RANK": "0", "WORLD_SIZE": str(number), "GLOO_SOCKET_IFNAME": "lo"}
         | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
@@ -82,7 +82,7 @@ def _begin(rank: int, number: int, port: int, log: Path, function: Callable[...,
     from lightning.fabric.utilities.rank_zero import rank_zero_only
 
     torch.set_num_threads(1)
-    rank_zero_only.rank = rank  # found out when it was imported, by a process without a rank
+    rank_zero_only.rank = rank  # set at the import, in a process without a rank
     status: Any = 1
     try:
         function(*args)

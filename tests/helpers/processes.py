@@ -1,4 +1,4 @@
-"""Processes that start in milliseconds and are processes all the same: their server has loaded everything."""
+"""Processes that start in milliseconds, forked by a server that has imported everything."""
 
 import multiprocessing
 import os
@@ -14,9 +14,9 @@ _TESTS = Path(__file__).parents[1]
 
 @cache
 def processes() -> Any:
-    """How to make them; the first call starts the server, of which a session has one."""
+    """Return the context to start processes; the first call starts the server of the session."""
     context = multiprocessing.get_context("forkserver")
-    known = os.environ.get("PYTHONPATH", "")  # only the server is to find the tests' modules by it
+    known = os.environ.get("PYTHONPATH", "")  # changed only for the server, which imports modules of tests
     os.environ["PYTHONPATH"] = os.pathsep.join([str(_TESTS), str(_TESTS.parent), known])
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     context.set_forkserver_preload(["lightning_paf.evaluation.evaluate", "helpers.ddp_worker"])
@@ -26,14 +26,14 @@ def processes() -> Any:
 
 
 def started(work: Callable[..., Any], *arguments: Any, log: Path) -> Any:
-    """Another process that does `work`; what it says is appended to `log`."""
+    """Start a process that calls `work`; its output is appended to `log`."""
     process = processes().Process(target=_logged, args=(log, work, *arguments))
     process.start()
     return process
 
 
-def say_into(log: Path) -> None:
-    """From here on, all that this process says is appended to `log`."""
+def log_to(log: Path) -> None:
+    """Append all further output of this process to `log`."""
     stream = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(stream, 1)
     os.dup2(stream, 2)
@@ -41,7 +41,7 @@ def say_into(log: Path) -> None:
 
 
 def leave(status: int) -> None:
-    """End this process without Python's usual end, in which gloo sometimes aborts after all work is done."""
+    """End this process without Python's clean-up, in which gloo sometimes aborts."""
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(status)
@@ -51,6 +51,6 @@ def _logged(log: Path, work: Callable[..., Any], *arguments: Any) -> None:
     import torch
 
     torch.set_num_threads(1)
-    say_into(log)
+    log_to(log)
     result = work(*arguments)
     leave(result if isinstance(result, int) else 0)

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 from helpers.cli_runs import status, write_experiment
+from helpers.resume_helpers import content
 
 from lightning_paf import __version__
 from lightning_paf.runs.checkpoint_version import LAYOUT, check_checkpoint_version
@@ -12,8 +13,8 @@ from lightning_paf.runs.checkpoints import check_checkpoint, newest_checkpoint
 
 
 @pytest.fixture(scope="module")
-def begun(tmp_path_factory) -> tuple[list, Path]:
-    """What begins a run, and its checkpoint."""
+def trained(tmp_path_factory) -> tuple[list, Path]:
+    """The command of a run, and its checkpoint."""
     folder = tmp_path_factory.mktemp("run")
     words = ["fit", "-c", write_experiment(folder), "--run", folder / "run"]
     assert status(*words) == 0
@@ -26,17 +27,17 @@ def rewrite(last: Path, **change) -> None:
     torch.save(checkpoint, last)
 
 
-def test_the_version_is_in_checkpoint_and_configuration(begun):
-    _, last = begun
+def test_the_version_is_in_checkpoint_and_configuration(trained):
+    _, last = trained
     assert torch.load(last, weights_only=True)["lightning_paf"] == {"version": __version__, "layout": LAYOUT}
     assert (last.parent.parent / "config.yaml").read_text().startswith(f"# lightning_paf=={__version__}\n")
 
 
 @pytest.mark.parametrize("change", [{"version": "7.0.1"}, {"layout": LAYOUT + 1}])
-def test_only_a_newer_version_reads_its_own(change, begun, capsys):
-    words, last = begun
+def test_a_checkpoint_of_a_newer_version_is_refused(change, trained, capsys):
+    words, last = trained
     rewrite(last, **change)
-    before = {path: path.read_bytes() for path in last.parent.parent.rglob("*") if path.is_file()}
+    before = content(last.parent.parent)
     capsys.readouterr()
     assert status(*words, "--ckpt_path", "auto") == 1
     assert status("test", "--ckpt_path", last) == 1
@@ -46,12 +47,12 @@ def test_only_a_newer_version_reads_its_own(change, begun, capsys):
         said.count(f"of lightning_paf {__version__} or older, got {last} of {version}. Install lightning_paf {version}")
         == 2
     )
-    assert {path: path.read_bytes() for path in last.parent.parent.rglob("*") if path.is_file()} == before
+    assert content(last.parent.parent) == before
 
 
 @pytest.mark.parametrize("version", ["0.0.9", "unknown"])
-def test_another_version_is_a_warning(version, begun):
-    _, last = begun
+def test_another_version_is_warned_of(version, trained):
+    _, last = trained
     rewrite(last, version=version)
     with pytest.warns(UserWarning, match=f"last.ckpt was written by lightning_paf {version}, and this is"):
         check_checkpoint(str(last))

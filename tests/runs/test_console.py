@@ -1,4 +1,4 @@
-"""Which lines of Lightning are printed, and which are not."""
+"""Messages of Lightning that are printed or hidden."""
 
 import logging
 
@@ -11,31 +11,31 @@ NOISE = ("Seed set to", "GPU available", "TPU available", "limit_val_batches")
 
 
 @pytest.fixture
-def said(caplog):
-    """What Lightning has said."""
+def messages(caplog):
+    """Returns the messages of Lightning."""
 
-    def messages():
+    def found():
         return [record.getMessage() for record in caplog.records if record.name.startswith("lightning.")]
 
     with caplog.at_level(logging.INFO):
-        yield messages
+        yield found
 
 
-def test_what_builds_a_run_to_look_at_it_says_nothing_about_a_trainer(tmp_path, said):
-    """All commands of analysis build a run so, and have printed Lightning's seed, devices and settings."""
+def test_only_a_training_prints_messages_about_the_trainer(tmp_path, messages):
+    """Other commands build a trainer, too, when they load a run."""
     words = ("-c", write_experiment(tmp_path), "--trainer.limit_val_batches", "1.0")
     built(*words)
-    assert said() == []
+    assert messages() == []
     assert status("fit", *words, "--run", tmp_path / "run", "--trainer.max_steps", "1") == 0
-    printed = " ".join(said())
-    assert all(noise in printed for noise in NOISE), "a training goes on to say it"
+    printed = " ".join(messages())
+    assert all(noise in printed for noise in NOISE)
 
 
-def test_warnings_are_not_hidden_and_levels_come_back(said):
+def test_warnings_are_printed_and_levels_restored(messages):
     logger = logging.getLogger("lightning.pytorch")
     before = logger.level
     with console.quiet():
         logger.info("noise")
         logger.warning("to be read")
-    assert said() == ["to be read"]
+    assert messages() == ["to be read"]
     assert logger.level == before

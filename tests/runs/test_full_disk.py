@@ -1,4 +1,4 @@
-"""A disk that is full while a training writes: a clear end, nothing lost, and exactly continued once there is room."""
+"""A disk that fills up during a training: a clear error, nothing lost, and an exact resume."""
 
 import errno
 from pathlib import Path
@@ -21,41 +21,41 @@ def base(tmp_path_factory) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def whole(base, tmp_path_factory) -> Path:
-    run = tmp_path_factory.mktemp("whole") / "run"
+def uninterrupted(base, tmp_path_factory) -> Path:
+    run = tmp_path_factory.mktemp("uninterrupted") / "run"
     assert status(*base, "--run", run) == 0
     return run
 
 
-def breaks(function, after: int):
-    """A function that fails from the call on that follows so many others, after half of its work."""
+def failing(function, after: int):
+    """Return a function whose calls fail in their middle, except for the first `after`."""
     calls = iter(range(10**6))
 
-    def broken(content, *stream):
+    def call(content, *stream):
         if next(calls) < after:
             return function(content, *stream)
         for file in stream:
             file.write(b"half of it")
         raise FULL
 
-    return broken
+    return call
 
 
-@pytest.mark.parametrize(("place", "name", "after"), [(torch, "save", 3), (ExperimentWriter, "save", 2)])
-def test_it_ends_with_an_error_and_goes_on_when_there_is_room(
-    place, name, after, base, whole, tmp_path, capsys, monkeypatch
+@pytest.mark.parametrize(("owner", "name", "after"), [(torch, "save", 3), (ExperimentWriter, "save", 2)])
+def test_a_full_disk_ends_the_training_which_resumes(
+    owner, name, after, base, uninterrupted, tmp_path, capsys, monkeypatch
 ):
     with monkeypatch.context() as patch:
-        patch.setattr(place, name, breaks(getattr(place, name), after))
+        patch.setattr(owner, name, failing(getattr(owner, name), after))
         assert status(*base, "--run", tmp_path) == 1
-    said = capsys.readouterr().err
-    assert "Traceback" not in said
-    assert said.splitlines()[-1].endswith("Free disk space and resume with --ckpt_path auto.")
-    assert "No space left on device" in said
+    output = capsys.readouterr().err
+    assert "Traceback" not in output
+    assert output.splitlines()[-1].endswith("Free disk space and resume with --ckpt_path auto.")
+    assert "No space left on device" in output
     assert newest_checkpoint([tmp_path / "checkpoints"]) is not None
     assert not list(tmp_path.rglob(".unfinished"))
     assert status(*base, "--run", tmp_path, "--ckpt_path", "auto") == 0
-    assert differences(last(tmp_path), last(whole)) == []
-    kept = rows(tmp_path)
-    assert len(kept) >= len(rows(whole)) - (place is ExperimentWriter), "more is lost than what could not be written"
-    assert all(row in rows(whole) for row in kept)
+    assert differences(last(tmp_path), last(uninterrupted)) == []
+    found, expected = rows(tmp_path), rows(uninterrupted)
+    assert len(found) >= len(expected) - (owner is ExperimentWriter), "more is lost than the row that was not written"
+    assert all(row in expected for row in found)

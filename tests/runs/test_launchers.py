@@ -1,4 +1,4 @@
-"""Launchers end a job whose rank has failed, whatever its other ranks wait for, and torchrun resumes it."""
+"""Launchers end a job whose rank has failed, whatever its other ranks do, and torchrun resumes it."""
 
 import os
 import subprocess
@@ -6,10 +6,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from helpers.ddp_inputs import AVERAGING, BATCH_NORM, DDP, write_inputs
 from helpers.ddp_worker import run_all
 from helpers.forked_ranks import SECONDS, Ranks
 from helpers.resume_helpers import differences, last
-from test_ddp_cpu import AVERAGING, BATCH_NORM, DDP, write_inputs
 
 pytestmark = pytest.mark.slow
 
@@ -17,7 +17,7 @@ TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "
 
 
 def python(*words: str | Path) -> subprocess.CompletedProcess[str]:
-    """Run a program that may start ranks, with the environment of a shell."""
+    """Run a program that can start ranks, with the environment of a shell."""
     tests = Path(__file__).parents[1]
     environment = {key: value for key, value in os.environ.items() if not key.startswith(("PL_", "PYTEST_"))}
     environment |= {"PYTHONPATH": f"{tests}{os.pathsep}{tests.parent}", "GLOO_SOCKET_IFNAME": "lo"}
@@ -39,7 +39,7 @@ def python(*words: str | Path) -> subprocess.CompletedProcess[str]:
     [([], "0 raises", 1), ([], "1 killed", -9), (TORCHRUN, "1 raises", 1)],
     ids=["lightning, first rank", "lightning, other rank", "torchrun"],
 )
-def test_a_failed_rank_ends_the_others(launcher, failure, status, tmp_path):
+def test_a_failed_rank_ends_the_others(launcher, failure, status):
     """The others sleep for longer than the time limit, as in a collective operation of NCCL."""
     done = python(*launcher, Path(__file__).parents[1] / "helpers" / "failing_rank.py", *failure.split())
     assert done.returncode == status, done.stdout
@@ -49,8 +49,8 @@ def test_a_failed_rank_ends_the_others(launcher, failure, status, tmp_path):
 def test_torchrun_replaces_a_killed_worker_and_the_training_resumes_exactly(tmp_path):
     base = write_inputs(tmp_path)
     words = ["fit", "-c", base, *BATCH_NORM, *AVERAGING, "--periodic.every_n_train_steps", "2"]
-    whole = [*words, *DDP, "--run", str(tmp_path / "whole")]
-    Ranks(2, tmp_path / "logs", run_all, [(whole, 0)], tmp_path / "saved").succeed()
+    uninterrupted = [*words, *DDP, "--run", str(tmp_path / "uninterrupted")]
+    Ranks(2, tmp_path / "logs", run_all, [(uninterrupted, 0)], tmp_path / "saved").succeed()
     killed = ["--trainer.callbacks+=helpers.ddp_worker.KilledOnce", "--trainer.callbacks.step", "5"]
     # Without the two dashes, torchrun takes --run for an abbreviation of its --run-path.
     run = ["-m", "--", "lightning_paf", *words, "--run", tmp_path / "run", "--ckpt_path", "auto", *killed]
@@ -59,4 +59,4 @@ def test_torchrun_replaces_a_killed_worker_and_the_training_resumes_exactly(tmp_
     assert (tmp_path / "run" / "killed").exists(), done.stdout
     assert "Resuming from" in done.stdout, done.stdout
     assert "step 4." in done.stdout, done.stdout
-    assert differences(last(tmp_path / "run"), last(tmp_path / "whole")) == [], done.stdout
+    assert differences(last(tmp_path / "run"), last(tmp_path / "uninterrupted")) == [], done.stdout

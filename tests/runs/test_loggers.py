@@ -1,4 +1,4 @@
-"""TensorBoard of a resumed run, tables on a full disk, and loggers of other projects, without their packages."""
+"""TensorBoard of a resumed run, tables on a full disk, and optional loggers."""
 
 import errno
 from importlib.util import find_spec
@@ -6,7 +6,7 @@ from importlib.util import find_spec
 import pytest
 from helpers.cli_runs import status, write_experiment
 from helpers.fakes import CONFIGS
-from helpers.resume_helpers import RecordingLogger
+from helpers.resume_helpers import RecordingLogger, at_step
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from lightning_paf.runs import loggers as run_loggers
@@ -20,9 +20,8 @@ def steps(run, tag: str) -> list[int]:
 def test_a_resumed_run_logs_nothing_twice_to_tensorboard(tmp_path):
     words = ["fit", "-c", write_experiment(tmp_path), "--trainer.max_epochs", "2", "--run", tmp_path / "run"]
     words += ["--periodic.every_n_train_steps", "3"]
-    failing = ["--trainer.callbacks+=helpers.resume_helpers.FailsAt", "--trainer.callbacks.step", "5"]
     with pytest.raises(RuntimeError, match="stopped before step 5"):
-        status(*words, *failing)
+        status(*words, *at_step("FailsAt", 5))
     (tmp_path / "run" / "checkpoints" / "last.ckpt").unlink()
     assert len(list((tmp_path / "run").glob("events.*"))) == 1
     assert status(*words, "--ckpt_path", "auto") == 0
@@ -33,7 +32,7 @@ def test_a_resumed_run_logs_nothing_twice_to_tensorboard(tmp_path):
     assert steps(tmp_path / "run", "epoch") == sorted(steps(tmp_path / "run", "epoch"))
 
 
-def test_new_columns_on_a_full_disk_leave_the_table_as_it_was(tmp_path, monkeypatch):
+def test_new_columns_on_a_full_disk_leave_the_table_unchanged(tmp_path, monkeypatch):
     table, _ = loggers(tmp_path / "run", None)
     table.log_metrics({"a": 1.0}, 0)
     table.save()
@@ -69,26 +68,25 @@ def test_another_logger_receives_all_metrics_and_the_configuration(logged, tmp_p
 
 
 @pytest.mark.parametrize("name", EXTRAS)
-@pytest.mark.parametrize("typed", ["{name}", "{folder}/logger/{module}.yaml"])
-def test_a_missing_package_is_named_with_its_extra(name, typed, tmp_path, capsys, monkeypatch):
+def test_a_missing_package_is_named_with_its_extra(name, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("lightning_paf.runs.loggers.find_spec", lambda module: None)
-    words = ["--trainer.logger", typed.format(name=name, folder=CONFIGS, module=EXTRAS[name])]
-    assert status("fit", "-c", write_experiment(tmp_path), *words, "--run", tmp_path / "run") == 1
-    error = capsys.readouterr().err
-    assert f"--trainer.logger {name} needs the package {EXTRAS[name]}" in error
-    assert f"pip install 'lightning-paf[{EXTRAS[name]}]'" in error
+    words = ["fit", "-c", write_experiment(tmp_path), "--run", tmp_path / "run", "--trainer.logger"]
+    for logger in (name, CONFIGS / "logger" / f"{EXTRAS[name]}.yaml"):
+        assert status(*words, logger) == 1
+        error = capsys.readouterr().err
+        assert f"--trainer.logger {name} needs the package {EXTRAS[name]}" in error
+        assert f"pip install 'lightning-paf[{EXTRAS[name]}]'" in error
     assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("name", EXTRAS)
 def test_the_extra_exists(name):
-    pyproject = (CONFIGS.parent / "pyproject.toml").read_text()
-    assert f"\n{EXTRAS[name]} = [" in pyproject
+    assert f"\n{EXTRAS[name]} = [" in (CONFIGS.parent / "pyproject.toml").read_text()
     assert (CONFIGS / "logger" / f"{EXTRAS[name]}.yaml").is_file()
 
 
 @pytest.mark.skipif(find_spec("mlflow") is None, reason="mlflow is not installed")
-def test_mlflow_takes_a_whole_run(tmp_path):
+def test_mlflow_logs_a_run(tmp_path):
     words = ["--trainer.logger", str(CONFIGS / "logger" / "mlflow.yaml")]
     words += ["--trainer.logger.tracking_uri", f"sqlite:///{tmp_path}/mlflow.db"]
     assert status("fit", "-c", write_experiment(tmp_path), *words, "--run", tmp_path / "run") == 0

@@ -1,4 +1,4 @@
-"""Folders that cannot be written: said before anything is built, and no obstacle where nothing has to be written."""
+"""Read-only folders: refused before anything is built, and accepted if nothing is written to them."""
 
 import errno
 import os
@@ -11,7 +11,7 @@ from helpers.cli_runs import status, write_experiment
 
 @pytest.fixture
 def read_only(monkeypatch):
-    """Folders that refuse to be written, also for a user who may do everything."""
+    """Adds read-only folders, which apply to root too."""
     folders: list[Path] = []
     access, open_file, mkdir = os.access, Path.open, os.mkdir
 
@@ -37,56 +37,56 @@ def read_only(monkeypatch):
     return folders.append
 
 
-def content(folder: Path) -> dict[Path, tuple[int, bytes]]:
+def files(folder: Path) -> dict[Path, tuple[int, bytes]]:
     return {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in folder.rglob("*") if path.is_file()}
 
 
 @pytest.mark.parametrize("inside", ["run", "deep/in/it"])
-def test_a_run_folder(inside, tmp_path, capsys, read_only):
+def test_a_read_only_run_folder_is_refused(inside, tmp_path, capsys, read_only):
     words = ["-c", write_experiment(tmp_path)]
-    (tmp_path / "there" / "run").mkdir(parents=True)
-    read_only(tmp_path / "there")
+    (tmp_path / "parent" / "run").mkdir(parents=True)
+    read_only(tmp_path / "parent")
     for command in ("fit", "validate", "test"):
         untrained = [] if command == "fit" else ["--untrained"]
-        assert status(command, *words, "--run", tmp_path / "there" / inside, *untrained) == 1
-        said = capsys.readouterr().err
-        assert "error: A run folder must be writable, but" in said
-        assert "is read-only or not a folder. Pass --run with a folder that can be written" in said
+        assert status(command, *words, "--run", tmp_path / "parent" / inside, *untrained) == 1
+        error = capsys.readouterr().err
+        assert "error: A run folder must be writable, but" in error
+        assert "is read-only or not a folder. Pass --run with a folder that can be written" in error
 
 
-def test_a_file_is_no_run_folder(tmp_path, capsys):
+def test_a_file_is_not_a_run_folder(tmp_path, capsys):
     words = ["-c", write_experiment(tmp_path)]
     assert status("fit", *words, "--run", tmp_path / "tiny.yaml" / "run") == 1
     assert "tiny.yaml is read-only or not a folder" in capsys.readouterr().err
 
 
-def test_a_finished_run_is_judged_from_elsewhere(tmp_path, read_only):
+def test_a_read_only_run_is_evaluated_with_another_run_folder(tmp_path, read_only):
     assert status("fit", "-c", write_experiment(tmp_path), "--run", tmp_path / "done" / "run") == 0
-    before = content(tmp_path / "done")
+    before = files(tmp_path / "done")
     read_only(tmp_path / "done")
     last = tmp_path / "done" / "run" / "checkpoints" / "last.ckpt"
     assert status("test", "--ckpt_path", last) == 1
     assert status("test", "--ckpt_path", last, "--run", tmp_path / "mine") == 0
     assert list((tmp_path / "mine" / "test").glob("pgd_*.json"))
-    assert content(tmp_path / "done") == before
+    assert files(tmp_path / "done") == before
 
 
-def test_data_that_are_to_be_converted_and_data_that_are(tmp_path, capsys, read_only):
+def test_a_read_only_pool_needs_a_cache_until_it_is_converted(tmp_path, capsys, read_only):
     words = ["fit", "-c", write_experiment(tmp_path), "--data.real_fraction", "0.5"]
     pool = tmp_path / "images" / "pool.npz"
     rng = np.random.default_rng(0)
     np.savez(pool, image=rng.integers(0, 256, (30, 8, 8, 3), np.uint8), label=np.arange(30) % 3)
     read_only(tmp_path / "images")
     assert status(*words, "--data.synthetic", pool, "--run", tmp_path / "a") == 1
-    said = capsys.readouterr().err
-    assert "Read-only file system" in said
-    assert "Pass --data.cache_dir FOLDER" in said
+    error = capsys.readouterr().err
+    assert "Read-only file system" in error
+    assert "Pass --data.cache_dir FOLDER" in error
     assert not (tmp_path / "a" / "checkpoints").exists()
     cached = ["--data.synthetic", pool, "--data.cache_dir", tmp_path / "cache"]
-    before = content(tmp_path / "images")
+    before = files(tmp_path / "images")
     assert status(*words, *cached, "--run", tmp_path / "b") == 0
-    assert content(tmp_path / "images") == before
+    assert files(tmp_path / "images") == before
     read_only(tmp_path / "cache")
-    prepared = content(tmp_path / "cache")
+    prepared = files(tmp_path / "cache")
     assert status(*words, *cached, "--run", tmp_path / "c") == 0
-    assert content(tmp_path / "images") | content(tmp_path / "cache") == before | prepared
+    assert files(tmp_path / "images") | files(tmp_path / "cache") == before | prepared

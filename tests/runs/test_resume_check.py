@@ -1,4 +1,4 @@
-"""Options that differ when a run is resumed: warned of, refused where they must be, and free otherwise."""
+"""Options that differ when a run is resumed: reported in a warning, refused, or without effect."""
 
 import copy
 from pathlib import Path
@@ -7,7 +7,7 @@ import pytest
 import torch
 import yaml
 from helpers.cli_runs import status, write_experiment
-from helpers.resume_helpers import tree
+from helpers.resume_helpers import content
 
 from lightning_paf.runs.resume_check import changed_options
 
@@ -73,20 +73,20 @@ def test_a_difference_is_one_line(option, value, text, tmp_path):
         ("ckpt_path", "auto"),
     ],
 )
-def test_devices_paths_and_speed_are_free(option, value, tmp_path):
+def test_devices_paths_and_speed_can_differ(option, value, tmp_path):
     assert changes(tmp_path, option, value) == []
 
 
-@pytest.mark.parametrize("content", [None, "", "[1, 2]", "a: ["])
-def test_without_a_readable_configuration_nothing_differs(content, tmp_path):
-    if content is not None:
-        (tmp_path / "config.yaml").write_text(content)
+@pytest.mark.parametrize("text", [None, "", "[1, 2]", "a: ["])
+def test_without_a_readable_configuration_nothing_differs(text, tmp_path):
+    if text is not None:
+        (tmp_path / "config.yaml").write_text(text)
     assert changed_options(tmp_path, STARTED) == []
 
 
 @pytest.fixture(scope="module")
 def stopped_early(tmp_path_factory) -> list:
-    """Command of a run that early stopping has ended after 2 of 4 epochs."""
+    """Command of a run that early stopping ended after 2 of 4 epochs; its fifth word is the run folder."""
     folder = tmp_path_factory.mktemp("early")
     words = ["fit", "-c", write_experiment(folder), "--run", folder / "run", "--ckpt_path", "auto"]
     words += ["--trainer.callbacks+=EarlyStopping", "--trainer.callbacks.monitor", "val/acc"]
@@ -101,10 +101,10 @@ def steps(words: list) -> int:
 
 
 def test_a_finished_run_stays_finished_until_options_differ(stopped_early, caplog):
-    before = tree(stopped_early[4])
+    before = content(stopped_early[4])
     assert status(*stopped_early, 4, "--data.num_workers", 1) == 0
     assert "has finished at step 8" in caplog.text
-    assert tree(stopped_early[4]) == before
+    assert content(stopped_early[4]) == before
     with pytest.warns(UserWarning, match="has changed: --trainer.max_epochs 4 -> 5"):
         assert status(*stopped_early, 5) == 0
     assert steps(stopped_early) == 12

@@ -1,4 +1,4 @@
-"""What a training goes on from, and the table of a run that was stopped."""
+"""The checkpoint to resume from, and the metrics of a resumed run."""
 
 from pathlib import Path
 from types import SimpleNamespace
@@ -33,16 +33,16 @@ def trainer(tmp_path) -> SimpleNamespace:
 
 
 @pytest.mark.parametrize("word", ["auto", "last"])
-def test_a_new_training_where_there_is_nothing(word, trainer, tmp_path):
+def test_a_new_training_starts_in_an_empty_folder(word, trainer, tmp_path):
     assert enter_run_folder(trainer, word, {}) is None
     (tmp_path / "config.yaml").touch()
     (tmp_path / "checkpoints").mkdir()
-    assert enter_run_folder(trainer, word, {}) is None, "it was killed before its first checkpoint"
+    assert enter_run_folder(trainer, word, {}) is None
     assert trainer.loggers[0].resumed_step == 0
 
 
 @pytest.mark.parametrize("word", ["auto", "last"])
-def test_the_newest_wherever_it_is(word, trainer, tmp_path):
+def test_the_newest_checkpoint_is_found_in_all_folders(word, trainer, tmp_path):
     found = write(tmp_path / "checkpoints" / "last.ckpt", step=4)
     assert enter_run_folder(trainer, word, {}) == str(found)
     found = write(tmp_path / "checkpoints" / "step=6.ckpt", step=6)
@@ -55,7 +55,7 @@ def test_the_newest_wherever_it_is(word, trainer, tmp_path):
     assert trainer.loggers[0].resumed_step == 8
 
 
-def test_a_torn_one_is_named_and_left_out(trainer, tmp_path):
+def test_a_damaged_checkpoint_is_skipped(trainer, tmp_path):
     found = write(tmp_path / "checkpoints" / "step=3.ckpt", step=3)
     torn = write(tmp_path / "checkpoints" / "last.ckpt", step=4)
     torn.write_bytes(torn.read_bytes()[:-20])
@@ -63,7 +63,7 @@ def test_a_torn_one_is_named_and_left_out(trainer, tmp_path):
         assert enter_run_folder(trainer, "auto", {}) == str(found)
 
 
-def test_a_folder_that_holds_a_run_is_refused_unless_it_is_continued(trainer, tmp_path):
+def test_a_folder_with_a_run_is_refused_unless_it_is_resumed(trainer, tmp_path):
     found = write(tmp_path / "checkpoints" / "last.ckpt", step=4)
     for other in (None, str(write(tmp_path.parent / "other.ckpt", step=2))):
         with pytest.raises(ValueError, match=r"already holds one. Pass another --run, or --ckpt_path auto"):
@@ -72,7 +72,7 @@ def test_a_folder_that_holds_a_run_is_refused_unless_it_is_continued(trainer, tm
     assert trainer.loggers[0].resumed_step == 4
 
 
-def test_a_run_that_failed_before_its_first_step_is_in_nobodys_way(trainer, tmp_path):
+def test_a_run_that_failed_before_its_first_step_is_replaced(trainer, tmp_path):
     (tmp_path / "config.yaml").touch()
     (tmp_path / "checkpoints").mkdir()
     assert enter_run_folder(trainer, None, {}) is None
@@ -80,7 +80,7 @@ def test_a_run_that_failed_before_its_first_step_is_in_nobodys_way(trainer, tmp_
     Progress(here, "failed", 0, 10, 0, 1).write(tmp_path / FILE)
     assert enter_run_folder(trainer, None, {}) is None
     Progress(here, "training", 0, 10, 0, 1).write(tmp_path / FILE)
-    assert enter_run_folder(trainer, None, {}) is None, "whether it still runs is a matter of the lock"
+    assert enter_run_folder(trainer, None, {}) is None  # the lock tells whether it runs
     Progress(here, "failed", 1, 10, 0, 1).write(tmp_path / FILE)
     with pytest.raises(ValueError, match="already holds one"):
         enter_run_folder(trainer, None, {})
@@ -93,13 +93,13 @@ def test_a_run_that_failed_before_its_first_step_is_in_nobodys_way(trainer, tmp_
 
 
 @pytest.mark.parametrize("word", [None, "auto"])
-def test_metrics_that_cannot_be_read_are_not_replaced(word, trainer, tmp_path):
+def test_unreadable_metrics_are_not_replaced(word, trainer, tmp_path):
     table = tmp_path / "metrics.csv"
     table.write_bytes(b"step\n\xff\n")
     with pytest.raises(ValueError, match=r"already holds one|metrics.csv with 1 rows"):
         enter_run_folder(trainer, word, {})
     table.unlink()
-    table.symlink_to(table.name)  # opening it is an error, whoever asks
+    table.symlink_to(table.name)  # opening it is an error, for root too
     with pytest.raises(ValueError, match=r"metrics.csv cannot serve as the metrics of a run: Too many levels"):
         enter_run_folder(trainer, word, {})
 
@@ -114,42 +114,42 @@ EPOCH = [(0, {"lr": 0.1}), (1, {"lr": 0.2}), (1, {"val/acc": 0.5}), (1, {"train/
 
 
 @pytest.mark.parametrize(("resumed", "first"), [(0, 0), (1, 1), (2, 1), (2, 2), (2, 3), (2, 4), (3, 5)])
-def test_a_continued_table_is_that_of_a_run_that_was_not_stopped(resumed, first, trainer, tmp_path):
-    """`first` is the number of the first row that the continued run logs again."""
+def test_a_resumed_table_equals_that_of_an_uninterrupted_run(resumed, first, trainer, tmp_path):
+    """`first` is the index of the first row that the resumed run logs again."""
     log(trainer.loggers[0], *EPOCH)
-    whole = rows(tmp_path)
-    assert len(whole) == len(EPOCH)
+    expected = rows(tmp_path)
+    assert len(expected) == len(EPOCH)
     with (tmp_path / "metrics.csv").open("a") as table:
-        table.write("0.4,3")  # killed while it wrote
+        table.write("0.4,3")  # killed during a write
     again = RunMetrics(tmp_path.parent, name=tmp_path.name, version="")
     again.resumed_step = resumed
-    assert again.experiment, "opened where training begins, logged or not"
+    assert again.experiment
     log(again, *EPOCH[first:])
-    assert rows(tmp_path) == whole
+    assert rows(tmp_path) == expected
 
 
-def test_only_the_first_rank_of_a_training_in_a_run_folder_takes_the_lock(trainer, tmp_path):
+def test_the_first_rank_locks_the_run_folder(trainer, tmp_path):
     trainer.strategy = SimpleNamespace(checkpoint_io=AtomicCheckpointIO())
-    for run, rehearses, is_first, files in (
+    for run, fast_dev_run, is_first, files in (
         (None, False, True, []),
         (tmp_path, True, True, []),
         (tmp_path, False, False, []),
         (tmp_path, False, True, [LOCK]),
     ):
-        trainer.fast_dev_run, trainer.is_global_zero = rehearses, is_first
+        trainer.fast_dev_run, trainer.is_global_zero = fast_dev_run, is_first
         with held_run_folder(trainer, run):
             assert [path.name for path in tmp_path.iterdir()] == files
 
 
-def test_what_is_written_is_preceded_by_a_look_at_the_lock(trainer, tmp_path, monkeypatch):
-    looks = []
+def test_the_lock_is_checked_before_every_write(trainer, tmp_path, monkeypatch):
+    checks = []
     trainer.strategy = SimpleNamespace(checkpoint_io=AtomicCheckpointIO())
     trainer.is_global_zero = True
-    monkeypatch.setattr(run_lock, "check_owner", lambda path, owner: looks.append(path))
+    monkeypatch.setattr(run_lock, "check_owner", lambda path, owner: checks.append(path))
     with held_run_folder(trainer, tmp_path):
         trainer.strategy.checkpoint_io.save_checkpoint({}, tmp_path / "a.ckpt")
-        assert looks == [tmp_path / LOCK] * 2, "before anything is changed, and before the file gets its name"
+        assert checks == [tmp_path / LOCK] * 2, "before a change, and before the renaming"
         log(trainer.loggers[0], (0, {"lr": 0.1}))
-        assert len(looks) == 3
+        assert len(checks) == 3
     trainer.strategy.checkpoint_io.save_checkpoint({}, tmp_path / "a.ckpt")
-    assert len(looks) == 3, "the folder was released"
+    assert len(checks) == 3, "the folder was released"

@@ -8,7 +8,7 @@ from lightning_paf.runs.torchrun import SyncBatchNormOnAnyDevice, follow_torchru
 
 @pytest.fixture
 def torchrun(monkeypatch):
-    """Sets what torchrun sets: processes in all, processes here, machines."""
+    """Sets the variables of torchrun: number of processes, of processes on this machine, of machines."""
 
     def launch(world: int, local: int, groups: int) -> None:
         monkeypatch.setenv("TORCHELASTIC_RUN_ID", "test")
@@ -34,14 +34,14 @@ def test_devices_and_nodes_are_those_of_torchrun(torchrun, given, capsys, caplog
 
 
 @pytest.mark.parametrize("devices", [[1, 3], "1,3", 2, "2"])
-def test_devices_that_fit_stay(torchrun, devices):
+def test_matching_devices_are_kept(torchrun, devices):
     torchrun(2, 2, 1)
     config = {"devices": devices, "num_nodes": 1}
     follow_torchrun(config)
     assert config == {"devices": devices, "num_nodes": 1}
 
 
-def test_a_contradiction_is_told(torchrun, caplog):
+def test_replaced_options_are_logged(torchrun, caplog):
     torchrun(2, 2, 1)
     config = {"devices": 8, "num_nodes": 4}
     follow_torchrun(config)
@@ -51,7 +51,7 @@ def test_a_contradiction_is_told(torchrun, caplog):
 
 
 @pytest.mark.parametrize(("shared", "restarts", "warned"), [("True", 3, 1), ("True", 0, 0), ("False", 3, 0)])
-def test_a_store_that_outlives_processes_is_warned_of(torchrun, monkeypatch, recwarn, shared, restarts, warned):
+def test_a_shared_store_with_restarts_is_warned_of(torchrun, monkeypatch, recwarn, shared, restarts, warned):
     torchrun(2, 2, 1)
     monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", shared)
     monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", str(restarts))
@@ -64,11 +64,11 @@ def test_a_store_that_outlives_processes_is_warned_of(torchrun, monkeypatch, rec
 
 def test_machines_with_different_numbers_of_processes_are_refused(torchrun):
     torchrun(3, 2, 2)
-    with pytest.raises(ValueError, match=r"3 on 2 machines, 2 of them on this one.*--nproc-per-node"):
+    with pytest.raises(ValueError, match=r"3 from torchrun on 2 machines, 2 of them on this one.*--nproc-per-node"):
         follow_torchrun({})
 
 
-def test_shared_statistics_come_and_go():
+def test_batch_norm_is_replaced_and_restored():
     class OnTheCPU(nn.Sequential):
         device = torch.device("cpu")
 
@@ -77,10 +77,12 @@ def test_shared_statistics_come_and_go():
     shared = SyncBatchNormOnAnyDevice().apply(model)
     assert isinstance(shared[1], CpuSyncBatchNorm)
     assert isinstance(shared[2][0], CpuSyncBatchNorm)
-    back = SyncBatchNormOnAnyDevice().revert(shared)
-    assert [type(module) for module in (back[1], back[2][0])] == [nn.BatchNorm2d, nn.BatchNorm1d]
-    assert all(ours is theirs for ours, theirs in zip(tensors, back.state_dict(keep_vars=True).values(), strict=True))
+    restored = SyncBatchNormOnAnyDevice().revert(shared)
+    assert [type(module) for module in (restored[1], restored[2][0])] == [nn.BatchNorm2d, nn.BatchNorm1d]
+    assert all(
+        ours is theirs for ours, theirs in zip(tensors, restored.state_dict(keep_vars=True).values(), strict=True)
+    )
 
 
-def test_elsewhere_they_are_those_of_torch():
+def test_other_devices_use_the_module_of_torch():
     assert isinstance(SyncBatchNormOnAnyDevice().apply(nn.Sequential(nn.BatchNorm2d(2)))[0], nn.SyncBatchNorm)
