@@ -1,4 +1,4 @@
-"""What Lightning's command line does by default and this one must not, each a trap that others fell into."""
+"""Defaults of LightningCLI that this command line must not have."""
 
 import tomllib
 from fractions import Fraction
@@ -31,16 +31,16 @@ def checkpoint(trained) -> Path:
 
 
 def plain(value) -> bool:
-    """Whether a value consists of what YAML knows."""
+    """Return whether a value consists of plain YAML values."""
     if isinstance(value, dict):
-        return all(isinstance(key, str) and plain(inside) for key, inside in value.items())
+        return all(isinstance(key, str) and plain(inner) for key, inner in value.items())
     if isinstance(value, list):
         return all(map(plain, value))
     return value is None or type(value) in (bool, int, float, str)
 
 
-def test_what_was_typed_wins_over_the_checkpoint(trained, checkpoint, tmp_path):
-    """LightningCLI would merge the hyper-parameters of the checkpoint over the command line, silently."""
+def test_options_override_the_checkpoint(trained, checkpoint, tmp_path):
+    """LightningCLI would silently merge the hyper-parameters of the checkpoint over the command line."""
     typed = ["--model.attack.eps", "16/255", "--model.attack.step_size", "9/255", "--model.decay", "all"]
     words = ["test", "-c", trained / "config.yaml", "--ckpt_path", checkpoint, *typed, "--run", tmp_path]
     cli = train([str(word) for word in words])
@@ -58,39 +58,39 @@ def test_hyper_parameters_are_plain_values(checkpoint):
 
 
 def test_a_checkpoint_loads_without_a_command_line(checkpoint):
-    """Linked values are in the hyper-parameters, because they are linked when parsing and not when building."""
+    """Linked values are in the hyper-parameters, since they are linked by the parser."""
     module = RobustModule.load_from_checkpoint(checkpoint)
     assert module.model.num_classes == module.model.head.out_features == 3
     weights = torch.load(checkpoint, weights_only=True)["state_dict"]
     assert all(torch.equal(value, weights[key]) for key, value in module.state_dict().items())
 
 
-def test_there_is_no_second_way_to_name_an_optimiser(tiny):
+def test_the_optimiser_options_of_lightning_are_unknown(tiny):
     """Lightning's `--optimizer` would put all parameters into one group, and `--lr_scheduler` steps once an epoch."""
     for words in (["--optimizer", "SGD"], ["--lr_scheduler", "StepLR"]):
         assert status("fit", "-c", tiny, *words) == 2
 
 
-def test_a_class_keeps_the_arguments_that_the_next_one_shares(tiny):
+def test_another_class_keeps_shared_arguments(tiny):
     cli = built("-c", tiny, "--model.attack.eps", "4/255", "--model.attack", "RSFGSM")
     assert type(cli.model.attack).__name__ == "RSFGSM"
     assert cli.model.attack.eps == Fraction(4, 255)
 
 
-def test_another_callback_leaves_the_slots_alone(tiny):
-    """Callbacks in a list with defaults would be lost or doubled where one more is added."""
+def test_other_callbacks_do_not_change_the_slots(tiny):
+    """Default callbacks in a list would be lost or doubled."""
     before = [type(callback).__name__ for callback in built("-c", tiny).trainer.callbacks]
     more = built("-c", tiny, "--trainer.callbacks+=LearningRateMonitor").trainer.callbacks
     assert sorted(type(callback).__name__ for callback in more) == sorted([*before, "LearningRateMonitor"])
 
 
-def test_the_config_lies_in_the_run_folder_also_with_several_loggers(trained):
+def test_the_configuration_is_in_the_run_folder_with_several_loggers(trained):
     assert (trained / "config.yaml").is_file()
     assert (trained / "metrics.csv").is_file()
     assert list(trained.glob("events.out.tfevents.*"))
 
 
-def test_judging_writes_no_config_and_needs_no_free_folder(trained, checkpoint):
+def test_an_evaluation_writes_no_configuration_and_can_be_repeated(trained, checkpoint):
     before = (trained / "config.yaml").read_bytes()
     for _ in range(2):
         assert status("test", "--ckpt_path", checkpoint) == 0
@@ -99,23 +99,17 @@ def test_judging_writes_no_config_and_needs_no_free_folder(trained, checkpoint):
     assert not (trained / "test" / "checkpoints").exists()
 
 
-def test_attacks_have_gradients_in_validation_and_test_whatever_the_trainer_says(trained, checkpoint, tmp_path):
+def test_attacks_have_gradients_with_inference_mode(trained, checkpoint, tmp_path):
     words = ["--ckpt_path", checkpoint, "--trainer.inference_mode", "true", "--run", tmp_path]
     assert status("validate", "-c", trained / "config.yaml", *words) == 0
     assert status("test", "-c", trained / "config.yaml", *words) == 0
-
-
-def test_tools_are_no_commands_of_lightning(capsys):
-    """They would need a model and a trainer there."""
-    assert status("synthesize", "--help") == 0
-    assert "--trainer" not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
     ("typed", "radius"),
     [("8/255", 8 / 255), ("12/255", 12 / 255), ("0.031", 0.031), ("2.5/255", 1 / 102), ("0.5/255", 1 / 510)],
 )
-def test_a_radius_is_read_and_written_as_typed(typed, radius, tiny, tmp_path, capsys):
+def test_a_radius_is_saved_as_given(typed, radius, tiny, tmp_path, capsys):
     words = ["-c", tiny, "--model.attack.eps", typed, "--model.attack.step_size", "0.1"]
     assert status("fit", *words, "--print_config") == 0
     printed = capsys.readouterr().out
