@@ -1,4 +1,4 @@
-"""Bad input: a clear error before training starts, an exit status that is not 0, and nothing written over."""
+"""Bad input: a clear error before training starts, a nonzero exit status, and no file overwritten."""
 
 import os
 import pickle
@@ -31,21 +31,21 @@ def trained(tmp_path_factory) -> Path:
     return folder / "run"
 
 
-def misread(capsys, *words: str | Path) -> str:
-    """What the parser complains about; nothing was built."""
+def parser_error(capsys, *words: str | Path) -> str:
+    """Return the error of the parser; nothing was built."""
     with pytest.raises(SystemExit, match="2"):
         built(*words)
     return " ".join(capsys.readouterr().err.split())
 
 
-def refused(capsys, run: Path, *words: str | Path) -> str:
-    """What `fit WORDS` complains about; nothing was learned, so no checkpoint was written."""
+def fit_error(capsys, run: Path, *words: str | Path) -> str:
+    """Return the error of `fit WORDS`, which must write no checkpoint."""
     assert status("fit", *words, "--run", run) == 1
     assert not (run / "checkpoints").exists()
     assert not (run / "metrics.csv").exists()
-    said = capsys.readouterr().err
-    assert "Traceback" not in said
-    error = said[said.index("error: ") + len("error: ") :]
+    output = capsys.readouterr().err
+    assert "Traceback" not in output
+    error = output[output.index("error: ") + len("error: ") :]
     return " ".join(error.split())
 
 
@@ -67,7 +67,7 @@ def truncated(path: Path) -> None:
 
 
 def changed(**arrays_of) -> Callable[[Path], None]:
-    """Writes a file that is good but for this."""
+    """Write a valid file except for these arrays."""
     return lambda path: save(path, **arrays_of)
 
 
@@ -94,9 +94,9 @@ BAD_FILES = {
 @pytest.mark.parametrize(("spoil", "message"), BAD_FILES.values(), ids=BAD_FILES)
 def test_bad_training_images(spoil, message, tiny, tmp_path, capsys):
     spoil(tmp_path / "images" / "train.npz")
-    said = refused(capsys, tmp_path / "run", "-c", tiny)
-    assert re.search(message, said)
-    assert "images/train.npz" in said or "images, training set" in said
+    error = fit_error(capsys, tmp_path / "run", "-c", tiny)
+    assert re.search(message, error)
+    assert "images/train.npz" in error or "images, training set" in error
     assert not (tmp_path / "run").exists()
 
 
@@ -107,26 +107,26 @@ def test_bad_synthetic_images(fault, tiny, tmp_path, capsys):
     spoil(pool)
     before = set(tmp_path.rglob("*"))
     words = ["--data.synthetic", pool, "--data.real_fraction", "0.5"]
-    said = refused(capsys, tmp_path / "run", "-c", tiny, *words)
-    assert re.search(message, said)
-    assert str(pool) in said
-    # A class may be in another part of the pool, so that it is missed only after the conversion.
+    error = fit_error(capsys, tmp_path / "run", "-c", tiny, *words)
+    assert re.search(message, error)
+    assert str(pool) in error
+    # Missing classes are found only after the conversion.
     assert fault == "fewer classes" or set(tmp_path.rglob("*")) == before
 
 
 def test_synthetic_images_of_another_size(tiny, tmp_path, capsys):
     np.savez(tmp_path / "pool.npz", image=np.zeros((6, 4, 4, 3), np.uint8), label=np.arange(6) % 3)
     words = ["--data.synthetic", tmp_path / "pool.npz", "--data.real_fraction", "0.5"]
-    said = refused(capsys, tmp_path / "run", "-c", tiny, *words)
-    assert "the size of the real ones (H, W, C) = (8, 8, 3), but have (4, 4, 3)" in said
+    error = fit_error(capsys, tmp_path / "run", "-c", tiny, *words)
+    assert "the size of the real ones (H, W, C) = (8, 8, 3), but have (4, 4, 3)" in error
 
 
-def test_bad_test_images_are_noticed_before_the_training(tiny, tmp_path, capsys):
+def test_bad_test_images_are_refused_before_the_training(tiny, tmp_path, capsys):
     save(tmp_path / "images" / "test.npz", image=np.zeros((12, 4, 4, 3), np.uint8))
-    assert "test set: images must have the size" in refused(capsys, tmp_path / "run", "-c", tiny)
+    assert "test set: images must have the size" in fit_error(capsys, tmp_path / "run", "-c", tiny)
 
 
-def test_a_class_sorted_pool_that_is_shorter_than_asked_is_shuffled_and_repeated(tiny, tmp_path):
+def test_a_small_pool_sorted_by_class_is_shuffled_and_repeated(tiny, tmp_path):
     image = np.random.default_rng(0).integers(0, 256, (9, 8, 8, 3), np.uint8)
     np.savez(tmp_path / "pool.npz", image=image, label=np.repeat(np.arange(3), 3))
     words = ["--data.synthetic", tmp_path / "pool.npz", "--data.real_fraction", "0.25"]
@@ -141,7 +141,7 @@ def test_a_class_sorted_pool_that_is_shorter_than_asked_is_shuffled_and_repeated
     assert all(batch != sorted(batch) for batch in labels)
 
 
-# ------------------------------------------------------------------ numbers that do not fit
+# ------------------------------------------------------------------ inconsistent numbers
 
 
 @pytest.mark.parametrize(
@@ -165,14 +165,14 @@ def test_a_class_sorted_pool_that_is_shorter_than_asked_is_shuffled_and_repeated
         ),
     ],
 )
-def test_numbers_that_do_not_fit(words, message, tiny, tmp_path, capsys):
-    assert message in refused(capsys, tmp_path / "run", "-c", tiny, *words.split())
+def test_inconsistent_numbers(words, message, tiny, tmp_path, capsys):
+    assert message in fit_error(capsys, tmp_path / "run", "-c", tiny, *words.split())
 
 
 @pytest.mark.parametrize("eps", ["abc", "8/0", "nan"])
-def test_an_eps_that_is_no_number(eps, tiny, capsys):
-    said = misread(capsys, "-c", tiny, "--model.attack.eps", eps)
-    assert 'Parser key "eps"' in said
+def test_an_eps_that_is_not_a_number(eps, tiny, capsys):
+    error = parser_error(capsys, "-c", tiny, "--model.attack.eps", eps)
+    assert 'Parser key "eps"' in error
 
 
 def test_steps_that_cannot_cross_the_ball_are_a_warning(tiny, tmp_path):
@@ -201,38 +201,36 @@ def test_a_batch_that_does_not_divide_by_the_ranks(tmp_path, tiny):
 
 
 @pytest.mark.parametrize(
-    ("argument", "typed", "meant", "others"),
+    ("argument", "typed", "suggested", "others"),
     [
         ("model.attack", "PDG", "PGD", "RSFGSM"),
         ("model.net", "SmallConvnet", "SmallConvNet", "CifarResNet"),
         ("model.objective", "TRADE", "TRADES", "AdversarialCE"),
         ("model.activation", "PSSiLu", "PSSiLU", "PSSiLUFixed, PSiLU"),
-        ("model.schedule", "Cosin", "Cosine", "Constant"),
-        ("data.augment", "CropFlp", "CropFlip", "CropFlip"),
         ("val_attack", "RobustEvl", "RobustEval", "RobustEval"),
         ("val_attack.attack", "PDG", "PGD", "AutoAttack, Boundary"),
         ("monitor", "ActivationMonitr", "ActivationMonitor", "ActivationMonitor"),
     ],
 )
-def test_a_mistyped_class_lists_the_known_ones(argument, typed, meant, others, tiny, capsys):
-    said = misread(capsys, "-c", tiny, f"--{argument}", typed)
+def test_a_mistyped_class_lists_the_known_ones(argument, typed, suggested, others, tiny, capsys):
+    error = parser_error(capsys, "-c", tiny, f"--{argument}", typed)
     key = argument.rpartition(".")[2]
-    assert said.count("names no known class") == 1
-    assert f"{key}={typed} names no known class. Did you mean {meant}? Known: " in said
-    assert others in said
+    assert error.count("names no known class") == 1
+    assert f"{key}={typed} names no known class. Did you mean {suggested}? Known: " in error
+    assert others in error
 
 
 @pytest.mark.parametrize("typed", ["BIM", "lightning_paf.attacks.BIM"])
 def test_a_class_of_an_earlier_version_names_its_replacement(typed, tiny, capsys):
-    said = misread(capsys, "-c", tiny, "--val_attack", "RobustEval", "--val_attack.attack", typed)
-    assert f"attack={typed} is gone: PGD with start=none" in said
-    assert "names no known class" not in said
+    error = parser_error(capsys, "-c", tiny, "--val_attack", "RobustEval", "--val_attack.attack", typed)
+    assert f"attack={typed} is gone: PGD with start=none" in error
+    assert "names no known class" not in error
 
 
-def test_a_class_unlike_any_other_has_no_suggestion(tiny, capsys):
-    said = misread(capsys, "-c", tiny, "--model.net", "Xyz")
-    assert "net=Xyz names no known class. Known: CifarResNet" in said
-    assert "timm_net" not in said
+def test_a_class_without_a_similar_one_has_no_suggestion(tiny, capsys):
+    error = parser_error(capsys, "-c", tiny, "--model.net", "Xyz")
+    assert "net=Xyz names no known class. Known: CifarResNet" in error
+    assert "timm_net" not in error
 
 
 @pytest.mark.parametrize(
@@ -246,7 +244,7 @@ def test_a_class_unlike_any_other_has_no_suggestion(tiny, capsys):
     ],
 )
 def test_a_mistyped_option(words, message, tiny, capsys):
-    assert message in misread(capsys, "-c", tiny, *words.split())
+    assert message in parser_error(capsys, "-c", tiny, *words.split())
 
 
 # ------------------------------------------------------------------ checkpoints
@@ -275,10 +273,10 @@ def test_a_pickle_is_not_unpickled(make, command, trained, tmp_path, capsys):
     make(tmp_path / "evil.ckpt", tmp_path / "touched")
     words = ["-c", trained / "config.yaml", "--ckpt_path", tmp_path / "evil.ckpt", "--run", tmp_path / "run"]
     assert status(command, *words) == 1
-    said = capsys.readouterr().err
-    assert re.search(r"evil.ckpt (is damaged|holds objects that are not plain values \(posix.system\))", said)
-    assert "Objects are not unpickled because that can run any code." in said
-    assert "Traceback" not in said
+    error = capsys.readouterr().err
+    assert re.search(r"evil.ckpt (is damaged|holds objects that are not plain values \(posix.system\))", error)
+    assert "Objects are not unpickled because that can run any code." in error
+    assert "Traceback" not in error
     assert not (tmp_path / "touched").exists()
     assert not (tmp_path / "run").exists()
 
@@ -299,18 +297,18 @@ def half(trained: Path, path: Path) -> None:
         (lambda trained, path: torch.save(torch.ones(1), path), "holds Tensor"),
     ],
 )
-def test_a_file_that_is_no_checkpoint(make, message, trained, tmp_path, capsys):
+def test_a_file_that_is_not_a_checkpoint(make, message, trained, tmp_path, capsys):
     make(trained, tmp_path / "bad.ckpt")
     words = ["--config", trained / "config.yaml", "--ckpt_path", tmp_path / "bad.ckpt"]
     assert status("test", *words, "--run", tmp_path / "run") == 1
-    said = capsys.readouterr().err
-    assert message in said
-    assert "bad.ckpt" in said
-    assert "Traceback" not in said
+    error = capsys.readouterr().err
+    assert message in error
+    assert "bad.ckpt" in error
+    assert "Traceback" not in error
     assert not (tmp_path / "run").exists()
 
 
-def test_a_checkpoint_that_is_missing_without_a_config(capsys, tmp_path):
+def test_a_missing_checkpoint_without_a_configuration(capsys, tmp_path):
     assert status("test", "--ckpt_path", tmp_path / "nowhere.ckpt") == 1
     assert f"got {tmp_path / 'nowhere.ckpt'}, which does not exist" in capsys.readouterr().err
 
@@ -327,11 +325,11 @@ def test_a_checkpoint_of_another_architecture(command, words, message, trained, 
     checkpoint = trained / "checkpoints" / "last.ckpt"
     options = ["-c", trained / "config.yaml", "--ckpt_path", checkpoint, "--run", tmp_path / "run", *words.split()]
     assert status(command, *options) == 1
-    said = capsys.readouterr().err
-    assert "The checkpoint must hold a SmallConvNet of this configuration, got another network" in said
-    assert message in said
-    assert "--config RUN/config.yaml" in said
-    assert "Traceback" not in said
+    error = capsys.readouterr().err
+    assert "The checkpoint must hold a SmallConvNet of this configuration, got another network" in error
+    assert message in error
+    assert "--config RUN/config.yaml" in error
+    assert "Traceback" not in error
     assert not (tmp_path / "run" / "checkpoints").exists()
 
 
@@ -340,7 +338,7 @@ def test_a_checkpoint_of_another_architecture(command, words, message, trained, 
 
 def test_a_loss_that_is_not_finite_ends_the_training(tiny, tmp_path, capsys):
     words = ["--model.optimizer", "SGD", "--model.optimizer.lr", "1e30"]
-    said = refused(capsys, tmp_path / "run", "-c", tiny, *words)
-    assert re.search(r"The loss must be finite, got nan at step [1-4] ", said)
-    assert "model.net.features.1.alpha" in said
-    assert "Lower the learning rate" in said
+    error = fit_error(capsys, tmp_path / "run", "-c", tiny, *words)
+    assert re.search(r"The loss must be finite, got nan at step [1-4] ", error)
+    assert "model.net.features.1.alpha" in error
+    assert "Lower the learning rate" in error

@@ -1,4 +1,4 @@
-"""The fast path on the command line: stand-in gradients are kept, the reason is shown, an option switches it off."""
+"""The folded model on the command line: replacement gradients are kept, the reason is logged, an option disables it."""
 
 import json
 
@@ -23,7 +23,7 @@ def rounded(tmp_path_factory):
     return folder / "run"
 
 
-def judged(run, folder, *words):
+def evaluated(run, folder, *words):
     attack = ["--val_attack.attack", "AutoAttack", "--val_attack.attack.eps", "24/255"]
     quick = ["--val_attack.attack.version", "custom", "--val_attack.attack.attacks", "[apgd-ce]"]
     last = run / "checkpoints" / "last.ckpt"
@@ -32,11 +32,11 @@ def judged(run, folder, *words):
     return json.loads(file.read_text())
 
 
-def test_a_stand_in_gradient_is_kept_and_the_reason_is_shown(rounded, tmp_path, capfd):
-    found = judged(rounded, tmp_path / "default")
-    shown = capfd.readouterr().err
-    assert shown.count("RoundedNet has no folded copy that computes the same: A part of the forward pass is an") == 1
-    expected = judged(rounded, tmp_path / "off", "--val_attack.attack.fold", "false")
+def test_a_replacement_gradient_is_kept_and_the_reason_is_logged(rounded, tmp_path, capfd):
+    found = evaluated(rounded, tmp_path / "default")
+    output = capfd.readouterr().err
+    assert output.count("RoundedNet has no folded copy that computes the same: A part of the forward pass is an") == 1
+    expected = evaluated(rounded, tmp_path / "off", "--val_attack.attack.fold", "false")
     assert "no folded copy" not in capfd.readouterr().err
     assert found["outcomes"] == expected["outcomes"]
     assert expected["attack"]["fold"] is False

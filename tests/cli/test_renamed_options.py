@@ -1,4 +1,4 @@
-"""Options of earlier versions: typed ones name their successor, saved ones are read."""
+"""Options of earlier versions: an error names the new one, and saved configurations are read."""
 
 import pytest
 import yaml
@@ -16,17 +16,17 @@ from lightning_paf.cli.renamed_options import RENAMED, with_new_names
         ("--val_attack.init_args.ledger", "--val_attack.init_args.state_dir"),
     ],
 )
-def test_a_typed_old_name_is_answered_with_the_new_one(tmp_path, capsys, typed, new):
+def test_an_old_name_on_the_command_line_is_an_error_with_the_new_one(tmp_path, capsys, typed, new):
     assert status("fit", "-c", write_experiment(tmp_path), typed) == 1
-    said = capsys.readouterr().err
-    assert said.count("\n") == 1
-    assert f"{typed.split('=')[0]} is gone. Pass {new} instead." in said
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert f"{typed.split('=')[0]} is gone. Pass {new} instead." in error
 
 
-def test_a_stop_rule_of_an_earlier_version_is_answered_with_the_known_ones(tmp_path, capsys):
+def test_a_removed_stop_rule_is_an_error_with_the_known_ones(tmp_path, capsys):
     assert status("fit", "-c", write_experiment(tmp_path), "--val_attack.stop", "Decide") == 2
-    known = capsys.readouterr().err.partition("stop=Decide names no known class. Known: ")[2]
-    assert {"HalfWidth", "TimeLimit"} <= set(known.strip(" .\n").split(", "))
+    known = capsys.readouterr().err.partition("stop=Decide names no known class. Known: ")[2].splitlines()[0]
+    assert {"HalfWidth", "TimeLimit"} <= set(known.rstrip(".").split(", "))
 
 
 @pytest.fixture(scope="module")
@@ -47,10 +47,10 @@ def test_the_saved_configuration_of_an_earlier_version_is_read(old_run, tmp_path
     checkpoint = old_run / "checkpoints" / "last.ckpt"
     assert status("test", *words, "--ckpt_path", checkpoint, "--run", tmp_path) == 0
     assert (tmp_path / "test" / "pgd_linf_8-255.json").is_file()
-    assert not list((tmp_path / "test").glob("*.evidence.safetensors")), "the old option counts"
+    assert not list((tmp_path / "test").glob("*.evidence.safetensors")), "the old option has its effect"
 
 
-def test_other_words_and_configurations_are_left_alone(tmp_path):
+def test_other_words_and_configurations_are_unchanged(tmp_path):
     config = tmp_path / "a.yaml"
     config.write_text("data:\n  root: receipts\n")
     words = ["fit", "--config", str(config), "--run", "ledger", "--data.root", "receipt: no"]

@@ -1,4 +1,4 @@
-"""A configuration that was found next to a checkpoint builds networks and plug-ins, and runs no code of its author."""
+"""A configuration found next to a checkpoint builds networks and plug-ins, and runs no code of its author."""
 
 import os
 import shutil
@@ -51,7 +51,7 @@ def run(trained, tmp_path) -> Path:
 
 @pytest.fixture
 def marker(tmp_path, monkeypatch) -> Path:
-    """What an executed payload leaves; `stranger` is a module that leaves it when it is imported."""
+    """File that an executed payload creates, as the import of the module `stranger` does."""
     modules = tmp_path / "installed"
     modules.mkdir()
     path = tmp_path / "executed"
@@ -88,7 +88,7 @@ def words(run: Path, command: list[str]) -> list[str]:
 
 
 def refusal(run: Path, capsys) -> str:
-    """The one line that `test` ends with."""
+    """Return the one-line error of `test`."""
     capsys.readouterr()
     assert status(*words(run, COMMANDS["test"])) == 1
     *before, line = capsys.readouterr().err.strip().splitlines()
@@ -101,11 +101,11 @@ def touch(path: Path) -> dict:
     return {"class_path": "subprocess.Popen", "init_args": {"args": ["touch", str(path)]}}
 
 
-# ------------------------------------------------------------------ what runs nothing
+# ------------------------------------------------------------------ values that are refused
 
 
 @pytest.mark.parametrize("command", COMMANDS.values(), ids=COMMANDS)
-def test_no_command_runs_what_a_configuration_names(command, run, marker, capsys):
+def test_no_command_imports_a_class_of_a_configuration(command, run, marker, capsys):
     put(run, "model.net", {"class_path": "stranger.Net", "init_args": {"in_channels": 3, "width": 4}})
     capsys.readouterr()
     assert status(*words(run, command)) == 1
@@ -178,12 +178,12 @@ def test_no_value_runs_anything(key, payload, run, marker, capsys):
 
 
 PLAIN = {
-    "pickles may be loaded": ("weights_only", False),
+    "pickles are loaded": ("weights_only", False),
     "timm reads a file": (
         "model.net",
         {"class_path": "timm.create_model", "init_args": {"model_name": "resnet10t", "checkpoint_path": "x.pth"}},
     ),
-    "timm reads a file that is described": (
+    "timm reads a file of a description": (
         "model.net",
         {
             "class_path": "TimmNet",
@@ -211,7 +211,7 @@ PLAIN = {
         "trainer.logger",
         {"class_path": "WandbLogger", "dict_kwargs": {"settings": {"x_executable": "x"}}},
     ),
-    "a key that is no text": ("model.net", {"class_path": b"os.system"}),
+    "a key that is not a string": ("model.net", {"class_path": b"os.system"}),
 }
 
 
@@ -239,28 +239,28 @@ TEXTS = {
     "too many levels": "[" * 10_000,
     "a bomb in a string": "model: {net: 'a: &a [*a]'}",
     "too long": "a: " + "x" * 1_000_001,
-    "no mapping": "just words",
-    "no text": "a: \0",
+    "not a mapping": "just words",
+    "not text": "a: \0",
     "strings in strings": "a: |\n" + "".join(f"{' ' * n}a: |\n" for n in range(1, 40)) + " " * 40 + "a: 1",
     "a date": "a: 2020-01-01",
-    "a number that is none": "a: 2020-99-99",
+    "an invalid number": "a: 2020-99-99",
     "levels that do not end": "a: " + "[" * 900_000,
     "levels that do not end in a string": "a: '" + "[" * 900_000 + "'",
 }
 
 
 @pytest.mark.parametrize("text", TEXTS.values(), ids=TEXTS)
-def test_no_text_is_more_than_it_seems(text, run, tmp_path, monkeypatch, capsys):
+def test_text_that_expands_is_refused(text, run, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (run / "config.yaml").write_text(text)
     assert "in a configuration found next to a checkpoint, got " in refusal(run, capsys)
     assert not (tmp_path / "executed").exists()
 
 
-# ------------------------------------------------------------------ what is trusted
+# ------------------------------------------------------------------ trusted configurations
 
 
-def test_what_the_user_trusts_is_built(run, marker):
+def test_trust_config_accepts_any_class(run, marker):
     put(run, "model.net.class_path", "stranger.Net")
     assert status(*words(run, COMMANDS["validate"])) == 1
     assert not marker.exists()
@@ -268,20 +268,20 @@ def test_what_the_user_trusts_is_built(run, marker):
     assert marker.exists()
 
 
-@pytest.mark.parametrize("way", [["-c", "RUN/config.yaml"], ["--trust-config"]])
-def test_a_tool_builds_what_the_user_trusts(way, run, marker):
+@pytest.mark.parametrize("trust", [["-c", "RUN/config.yaml"], ["--trust-config"]])
+def test_a_tool_accepts_a_trusted_configuration(trust, run, marker):
     put(run, "model.net.class_path", "stranger.Net")
-    assert status(*words(run, [*COMMANDS["min-max"], *way])) == 0
+    assert status(*words(run, [*COMMANDS["min-max"], *trust])) == 0
     assert marker.exists()
 
 
-def test_a_typed_configuration_is_trusted(run, marker):
+def test_a_configuration_on_the_command_line_is_trusted(run, marker):
     put(run, "model.net.class_path", "stranger.Net")
     assert status(*words(run, ["validate", "-c", "RUN/config.yaml", "--ckpt_path", "CKPT", "--run", "RUN"])) == 0
     assert marker.exists()
 
 
-def test_a_class_that_was_typed_is_trusted_beside_a_configuration_that_was_not(run, marker):
+def test_a_class_on_the_command_line_is_trusted(run, marker):
     assert status(*words(run, [*COMMANDS["validate"], "--model.net", "stranger.Net"])) == 0
     assert marker.exists()
 
@@ -294,7 +294,7 @@ def test_every_help_names_the_option(command, capsys):
     assert "--trust-config" in capsys.readouterr().out
 
 
-# ------------------------------------------------------------------ what ordinary users have
+# ------------------------------------------------------------------ configurations of this package
 
 
 @pytest.fixture(scope="module")
@@ -331,7 +331,7 @@ OPTIONS = [
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=lambda options: " ".join(Path(word).stem for word in options[1::2]))
-def test_what_recipes_save_is_accepted_unchanged(options, parser, tmp_path):
+def test_saved_recipes_are_accepted_unchanged(options, parser, tmp_path):
     text = parser.dump(parser.parse_args(options), skip_unset=False, skip_validation=True)
     (tmp_path / "config.yaml").write_text(text)
     _, accepted = config_words(tmp_path / "config.yaml", [])
@@ -349,21 +349,21 @@ def test_what_recipes_save_is_accepted_unchanged(options, parser, tmp_path):
         "lightning.pytorch.callbacks.ModelCheckpoint",
     ],
 )
-def test_builders_and_classes_by_their_paths(name, tmp_path):
+def test_builders_and_classes_are_accepted_by_their_paths(name, tmp_path):
     (tmp_path / "config.yaml").write_text(yaml.safe_dump({"model": {"net": {"class_path": name}}}))
     assert config_words(tmp_path / "config.yaml", [])
 
 
-def test_names_without_their_path_are_those_of_the_parser(run):
+def test_names_without_a_path_are_those_of_the_parser(run):
     for key, name in (("model.attack.class_path", "PGD"), ("model.net.class_path", "SmallConvNet")):
         put(run, key, name)
-    put(run, "model.activation", "PReLU")  # torch has one, too
+    put(run, "model.activation", "PReLU")  # also a class of torch
     assert status(*words(run, COMMANDS["min-max"])) == 1, "weights of another activation"
     put(run, "model.activation", "PSSiLU")
     assert status(*words(run, COMMANDS["min-max"])) == 0
 
 
-def test_files_of_images_and_weights_may_be_named(run, tmp_path, monkeypatch):
+def test_files_of_images_and_weights_can_be_named(run, tmp_path, monkeypatch):
     torch.save({}, tmp_path / "begin.ckpt")
     monkeypatch.chdir(tmp_path)
     put(run, "model.init", "begin.ckpt")
@@ -374,7 +374,7 @@ def test_files_of_images_and_weights_may_be_named(run, tmp_path, monkeypatch):
 
 
 def test_no_module_of_the_working_folder_is_imported(run, tmp_path):
-    """Also none of those that torch and Lightning try to import and can do without."""
+    """Nor any optional import of torch and Lightning."""
     folder = tmp_path / "working"
     folder.mkdir()
     for module in ("timm", "yaml", "difflib", "opt_einsum", "wandb", "stranger"):

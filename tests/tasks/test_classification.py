@@ -6,6 +6,7 @@ import pytest
 import torch
 from helpers.cli_runs import built, status, write_experiment
 from helpers.fakes import TinyNet, images
+from helpers.trainers import trainer as silent_trainer
 from lightning.pytorch import Callback, Trainer
 from torch import nn
 from torch.nn.functional import one_hot
@@ -32,13 +33,11 @@ def loader() -> DataLoader:
 
 
 def trainer(*callbacks: Callback, **options) -> Trainer:
-    quiet = {"enable_progress_bar": False, "enable_model_summary": False, "logger": False}
-    defaults = {"accelerator": "cpu", "max_epochs": 1, "enable_checkpointing": False, "callbacks": list(callbacks)}
-    return Trainer(**{**quiet, **defaults, **options})
+    return silent_trainer(None, *callbacks, **options)
 
 
 class Watch(Callback):
-    """Learning rates, and gradients as the optimiser has met them, step by step."""
+    """Records learning rates, and gradients at the optimiser, step by step."""
 
     def __init__(self) -> None:
         self.rates: list[float] = []
@@ -57,7 +56,7 @@ class Watch(Callback):
         return [float(torch.stack([g.norm() for g in gradients.values()]).norm()) for gradients in self.gradients]
 
 
-def test_one_activation_is_shared_and_found_by_the_optimiser():
+def test_one_activation_is_shared_and_trained():
     module = make()
     assert isinstance(module.model.net.activation, PSSiLU)
     assert make(activation=None).model.net.activation.__class__ is nn.ReLU
@@ -74,18 +73,18 @@ def test_the_penalty_on_beta_is_in_the_loss():
 
 
 def test_beta_is_clipped_after_the_backward_pass():
-    """The penalty alone has the gradient 10; what the optimiser meets is at most 0.01."""
+    """The penalty alone has the gradient 10; the optimiser gets at most 0.01."""
     watch = Watch()
     trainer(watch).fit(make(activation=PSSiLU(beta=0.25)), loader())
     assert watch.norms("model.net.activation.beta") == pytest.approx([0.01] * STEPS, rel=1e-4)
     assert max(watch.norms("model.net.fc.weight")) > 0.02
 
 
-def test_the_trainers_own_clip_comes_first():
+def test_the_clipping_of_the_trainer_comes_first():
     watch = Watch()
     trainer(watch, gradient_clip_val=0.5).fit(make(activation=PSSiLU(beta=0.25)), loader())
     assert max(watch.norms("model.net.activation.beta")) <= 0.01 * (1 + 1e-4)
-    # The penalty's gradient takes up nearly the whole norm before beta's own clip.
+    # The gradient of the penalty is nearly the complete norm before beta is clipped.
     assert max(watch.total_norms()) < 0.1
     free = Watch()
     trainer(free, gradient_clip_val=1e-3).fit(make(activation=None), loader())
@@ -112,8 +111,8 @@ class Twice(Natural):
     steps_per_batch = 2
 
 
-def test_two_optimiser_steps_a_batch_count_once_for_trainer_schedule_and_average():
-    """Radius schedules, checkpoints and averages of weights rely on Lightning's counting a batch once."""
+def test_two_optimiser_steps_per_batch_count_once_for_trainer_schedule_and_average():
+    """Radius schedules, checkpoints and averages of weights rely on this count of Lightning."""
     updates = []
 
     class SGD(torch.optim.SGD):
@@ -130,14 +129,14 @@ def test_two_optimiser_steps_a_batch_count_once_for_trainer_schedule_and_average
 
 
 @pytest.mark.parametrize(
-    ("decay", "spared"),
+    ("decay", "not_decayed"),
     [
         ("all", set()),
         ("activation_free", {"activation.alpha", "activation.beta"}),
         ("weights", {"activation.alpha", "activation.beta", "bn.weight", "bn.bias", "fc.bias"}),
     ],
 )
-def test_weight_decay_acts_on_its_groups(decay, spared):
+def test_weight_decay_acts_on_its_groups(decay, not_decayed):
     module = make(decay=decay, optimizer=lambda p: torch.optim.SGD(p, lr=0.1, weight_decay=0.5))
     run = trainer(limit_train_batches=1)
     run.fit(module, loader())
@@ -145,8 +144,8 @@ def test_weight_decay_acts_on_its_groups(decay, spared):
     groups = run.optimizers[0].param_groups
     decays = {names[id(value)]: group["weight_decay"] for group in groups for value in group["params"]}
     assert decays.keys() == set(names.values())
-    assert {name for name, value in decays.items() if value == 0} == spared
-    assert {value for name, value in decays.items() if name not in spared} == {0.5}
+    assert {name for name, value in decays.items() if value == 0} == not_decayed
+    assert {value for name, value in decays.items() if name not in not_decayed} == {0.5}
 
 
 def test_a_training_without_end_is_refused():
@@ -166,10 +165,10 @@ def test_a_loss_that_is_not_finite_names_the_step_and_the_parameters():
     assert "'model.net.activation.alpha': " in str(caught.value)
     assert "Lower the learning rate" in str(caught.value)
     assert len(watch.gradients) == 2
-    assert torch.isfinite(module.model.net.fc.weight).all(), "the broken step reached the weights"
+    assert torch.isfinite(module.model.net.fc.weight).all(), "the NaN reached the weights"
 
 
-def test_a_module_that_was_built_by_hand_saves_a_checkpoint_that_loads(tmp_path):
+def test_a_module_built_in_code_saves_a_plain_checkpoint(tmp_path):
     module = make(objective=AdversarialCE())
     assert not module.hparams
     run = trainer()
@@ -177,10 +176,10 @@ def test_a_module_that_was_built_by_hand_saves_a_checkpoint_that_loads(tmp_path)
     run.save_checkpoint(tmp_path / "by_hand.ckpt")
     saved = torch.load(tmp_path / "by_hand.ckpt", weights_only=True)
     assert "net" not in saved.get("hyper_parameters", {})
-    twin = make(objective=AdversarialCE())
-    twin.load_state_dict(saved["state_dict"])
+    copy = make(objective=AdversarialCE())
+    copy.load_state_dict(saved["state_dict"])
     x, _ = images(4, num_classes=3)
-    assert torch.equal(twin.eval()(x), module.eval()(x))
+    assert torch.equal(copy.eval()(x), module.eval()(x))
 
 
 @pytest.mark.parametrize(
@@ -200,28 +199,28 @@ def test_weights_of_another_network_are_refused_with_the_difference(other, messa
         module.on_load_checkpoint(checkpoint)
 
 
-class Foreseen(Objective):
-    """Right as clean images: the first three of four. Right as attacked: the first and the last."""
+class Scripted(Objective):
+    """Of four images, the first three are correct when clean, the first and the last under attack."""
 
-    def __init__(self, sees_clean: bool) -> None:
+    def __init__(self, with_clean: bool) -> None:
         super().__init__()
-        self.sees_clean = sees_clean
+        self.with_clean = with_clean
 
     def forward(self, model, x, y, attack):
         right, wrong = one_hot(y, 3).float(), one_hot((y + 1) % 3, 3).float()
-        clean = torch.cat([right[:3], wrong[3:]]) if self.sees_clean else None
+        clean = torch.cat([right[:3], wrong[3:]]) if self.with_clean else None
         attacked = torch.cat([right[:1], wrong[1:3], right[3:]])
         return StepResult(model(x).mean(), attacked, clean_logits=clean)
 
 
-@pytest.mark.parametrize("sees_clean", [True, False])
-def test_the_success_of_the_attack_is_what_it_turned_from_right_to_wrong(sees_clean):
+@pytest.mark.parametrize("with_clean", [True, False])
+def test_attack_success_counts_images_that_become_wrong(with_clean):
     fit = trainer()
-    fit.fit(make(objective=Foreseen(sees_clean)), loader())
+    fit.fit(make(objective=Scripted(with_clean)), loader())
     logged = {name: float(value) for name, value in fit.callback_metrics.items() if name.startswith("train/")}
     expected = {"train/acc_adv": 0.5, "train/clean_acc": 0.75, "train/attack_success": 0.5}
     assert {name: logged.get(name) for name in expected} == (
-        expected if sees_clean else {**dict.fromkeys(expected), "train/acc_adv": 0.5}
+        expected if with_clean else {**dict.fromkeys(expected), "train/acc_adv": 0.5}
     )
 
 
@@ -235,7 +234,7 @@ def test_validation_and_test_are_clean_accuracies(tmp_path):
     assert torch.allclose(predicted, module(x).softmax(1), atol=1e-6)
 
 
-def test_the_training_attack_and_objective_are_those_that_were_given():
+def test_the_given_attack_is_used():
     seen = []
 
     class Spy(PGD):
@@ -247,26 +246,16 @@ def test_the_training_attack_and_objective_are_those_that_were_given():
     assert seen == [4] * STEPS
 
 
-def test_a_training_begins_with_the_weights_of_another(tmp_path):
-    words = ["fit", "-c", write_experiment(tmp_path), "--trainer.max_epochs", "1"]
-    assert status(*words, "--run", tmp_path / "first") == 0
+def test_a_training_starts_with_the_weights_of_init(tmp_path, capsys):
+    words = ["-c", write_experiment(tmp_path)]
+    assert status("fit", *words, "--run", tmp_path / "first") == 0
     first = tmp_path / "first" / "checkpoints" / "last.ckpt"
-    idle = ["--trainer.limit_train_batches", "0", "--run", tmp_path / "second"]
-    begun = built(*words[1:], "--model.init", first, *idle)
+    module = built(*words, "--model.init", first).model
     weights = torch.load(first, weights_only=True)["state_dict"]
-    assert all(torch.equal(value, weights[key]) for key, value in begun.model.state_dict().items())
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        (["--model.init", "nowhere.ckpt"], "--model.init must be a checkpoint, got nowhere.ckpt, which does not exist"),
-        (["--model.init", "{first}", "--model.net.width", "8"], "holds another network"),
-    ],
-)
-def test_weights_that_cannot_be_begun_with_are_refused(options, message, tmp_path, capsys):
-    words = ["fit", "-c", write_experiment(tmp_path), "--trainer.max_epochs", "1"]
-    assert status(*words, "--run", tmp_path / "first") == 0
-    first = tmp_path / "first" / "checkpoints" / "last.ckpt"
-    assert status(*words, *(word.format(first=first) for word in options), "--run", tmp_path / "second") == 1
-    assert message in capsys.readouterr().err
+    assert all(torch.equal(value, weights[key]) for key, value in module.state_dict().items())
+    for options, message in (
+        (["nowhere.ckpt"], "--model.init must be a checkpoint, got nowhere.ckpt, which does not exist"),
+        ([first, "--model.net.width", "8"], "holds another network"),
+    ):
+        assert status("fit", *words, "--run", tmp_path / "second", "--model.init", *options) == 1
+        assert message in capsys.readouterr().err
