@@ -1,12 +1,12 @@
 #!/bin/bash
-# Training by torchrun on two hosts of this machine: a worker is killed, then a whole host, and the run ends as one that
-# nobody disturbs. Two minutes on two free cores, root. BIN: the environment's bin folder (.venv/bin).
+# Training with torchrun on two hosts of this machine: a worker is killed, then a host, and the run ends like an
+# uninterrupted one. Two minutes on two free cores, root. BIN: the environment's bin folder (.venv/bin).
 set -euo pipefail
 HERE=$(dirname "$(realpath "$0")")
 . "$HERE/common.sh"
 . "$HERE/netns_hosts.sh"
 
-export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 # or torch's agents wait for each other when a host is replaced
+export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 # otherwise the agents of torch wait for each other when a host is replaced
 
 clean_up() { hosts_down; }
 
@@ -28,41 +28,41 @@ has_finished() { grep -q '"state": "finished"' "$WORK/$1/progress.json" 2> /dev/
 
 has_no_workers() { ! on "$1" pgrep -f "lightning_paf fi[t]" > /dev/null; }
 
-# has_saved RUN STEPS: whether the periodic checkpoint of a step is there; STEPS is a pattern.
+# has_saved RUN STEPS: whether there is a periodic checkpoint of a step; STEPS is a pattern.
 has_saved() { compgen -G "$WORK/$1/checkpoints/step=$2.ckpt" > /dev/null; }
 
 kill_worker() { on "$1" pkill -KILL -f "python.* -m lightning_paf fi[t]"; }
 
-went_on() { [ "$(grep -c 'Restored all states' "$WORK/$1-node0.log")" -ge "$2" ]; }
+has_resumed() { [ "$(grep -c 'Restored all states' "$WORK/$1-node0.log")" -ge "$2" ]; }
 
-resumptions() { grep -oP 'Resuming from .*/\K.*(?=\.)' "$WORK/$1-node0.log" | paste -sd ';'; }
+checkpoints_of() { grep -oP 'Resuming from .*/\K.*(?=\.)' "$WORK/$1-node0.log" | paste -sd ';'; }
 
 needs ip nsenter torchrun
-show torchrun
+check torchrun
 hosts_up 2
-agent 0 undisturbed
-agent 1 undisturbed
-wait_until 300 has_finished undisturbed
+agent 0 uninterrupted
+agent 1 uninterrupted
+wait_until 300 has_finished uninterrupted
 passed "two hosts trained together over the network between them"
 
-show killed-worker
-agent 0 disturbed
-agent 1 disturbed
-wait_until 300 has_saved disturbed '[123]5'
+check killed-worker
+agent 0 interrupted
+agent 1 interrupted
+wait_until 300 has_saved interrupted '[123]5'
 kill_worker node1
-say "killed the worker on node1"
-wait_until 300 went_on disturbed 1
-passed "kill -9 of the worker on node1: both hosts went on"
+log "killed the worker on node1"
+wait_until 300 has_resumed interrupted 1
+passed "kill -9 of the worker on node1: both hosts resumed"
 
-show killed-host
-wait_until 300 has_saved disturbed '[456]5'
+check killed-host
+wait_until 300 has_saved interrupted '[456]5'
 host_kill 1
-say "killed node1"
+log "killed node1"
 host_boot 1
-agent 1 disturbed
-wait_until 300 went_on disturbed 2
-passed "node1 was killed and booted again: both hosts went on"
+agent 1 interrupted
+wait_until 300 has_resumed interrupted 2
+passed "node1 was killed and booted again: both hosts resumed"
 
-show same-weights
-wait_until 300 has_finished disturbed
-passed "the disturbed training went on from $(resumptions disturbed); $(python "$HERE/same_result.py" "$WORK/disturbed" "$WORK/undisturbed")"
+check same-weights
+wait_until 300 has_finished interrupted
+passed "the interrupted training resumed from $(checkpoints_of interrupted); $(python "$HERE/same_result.py" "$WORK/interrupted" "$WORK/uninterrupted")"

@@ -1,8 +1,8 @@
-"""Checks Kubeflow's kinds in a file against its client's models, and writes the Job inside a TrainingRuntime to a file.
+"""Check resources of Kubeflow against the models of its client, and write the Job of a TrainingRuntime to a file.
 
     python kubernetes_models.py FILE.yaml JOB.yaml
 
-The models drop keys that they do not know, so what comes out is compared with what went in.
+The models drop unknown keys, so the result is compared with the input.
 """
 
 import sys
@@ -14,7 +14,7 @@ from kubeflow_trainer_api import models
 
 
 def lost(given: Any, kept: Any, where: str) -> list[str]:
-    """Places at which a document and what its model makes of it differ."""
+    """Return the keys at which a document and its model differ."""
     if isinstance(given, dict) and isinstance(kept, dict):
         return [x for key in given for x in lost(given[key], kept.get(key), f"{where}.{key}")]
     if isinstance(given, list) and isinstance(kept, list) and len(given) == len(kept):
@@ -23,18 +23,18 @@ def lost(given: Any, kept: Any, where: str) -> list[str]:
 
 
 def main() -> None:
-    """Ends with status 1, and names the places, where a document does not fit."""
+    """Exit with status 1 and the keys if a document does not match."""
     source, job = map(Path, sys.argv[1:])
     for document in yaml.safe_load_all(source.read_text()):
         model = getattr(models, f"TrainerV1alpha1{document['kind']}")
         unknown = lost(document, model.from_dict(document).to_dict(), document["kind"])
         if unknown:
-            sys.exit(f"{source.name}: not understood: {', '.join(unknown)}")
+            sys.exit(f"{source.name}: unknown keys: {', '.join(unknown)}")
         if document["kind"] == "TrainingRuntime":
             (replicated,) = document["spec"]["template"]["spec"]["replicatedJobs"]
             spec = replicated["template"]["spec"]
-            whole = {"apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": "node"}, "spec": spec}
-            job.write_text(yaml.safe_dump(whole))
+            job_document = {"apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": "node"}, "spec": spec}
+            job.write_text(yaml.safe_dump(job_document))
 
 
 if __name__ == "__main__":

@@ -2,8 +2,8 @@
 # To be sourced after common.sh: hosts node0 (10.99.0.1), node1 (10.99.0.2), ... on this machine, and a network among
 # them that reaches nothing else.
 #
-# A host has a network, a host name, mounts and process numbers of its own; its files are this machine's. All that runs
-# on it ends with its first process, so hosts_down leaves nothing behind. Needs root and `ip`. WORK is an empty folder.
+# A host has a separate network, host name, mounts and process numbers, and shares the files of this machine. All its
+# processes end with its first one, so that hosts_down leaves nothing behind. Needs root and `ip`. WORK is an empty folder.
 
 STARTERS=()
 
@@ -29,14 +29,14 @@ host_boot() {
     on switch ip link set "port$1" master bridge up
 }
 
-# host_kill I: what a power failure does to node I.
+# host_kill I: kills node I, like a power failure.
 host_kill() {
     kill -9 "$(< "$WORK/node$1.pid")"
     wait_until 20 has_no_cable "$1"
 }
 
 hosts_down() {
-    kill -9 "${STARTERS[@]}" 2> /dev/null || true # each takes its host along
+    kill -9 "${STARTERS[@]}" 2> /dev/null || true # each ends its host
 }
 
 # on NAME COMMAND...: runs a command on a host, in this folder.
@@ -48,7 +48,7 @@ on() {
 }
 
 host_start() {
-    # The first process has to collect orphans that end; a shell does.
+    # The first process must collect the status of orphans, as a shell does.
     unshare --net --uts --mount --pid --fork --kill-child --mount-proc \
         bash -c 'hostname "$0"; while sleep 1; do :; done' "$1" < /dev/null &> /dev/null &
     STARTERS+=($!)
@@ -57,7 +57,7 @@ host_start() {
     wait_until 20 is_up "$1"
 }
 
-# Its number as seen from here: that of the only child of `unshare`.
+# Finds its process number on this machine: that of the only child of `unshare`.
 find_first_process() {
     local child
     child=$(< "/proc/$2/task/$2/children")

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# `make scale-test`: everything that needs root, Debian packages, images or a cluster, all of it on this machine. Installs the
-# packages, runs the parts one after the other, and writes what they have shown to docs/results/scale.md.
-#   tests/scale/run.sh [PART...]     only some parts, and the page is left alone
+# `make scale-test`: tests that need root, Debian packages, images or a cluster, on this machine. Installs the packages,
+# runs the parts in turn, and writes their results to docs/results/scale.md.
+#   tests/scale/run.sh [PART...]     only some parts, without writing the page
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
@@ -26,9 +26,9 @@ if ! dpkg --status "${packages[@]}" > /dev/null 2>&1; then
     DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${packages[@]}"
 fi
 
-# A row of the table for each verdict in what a part has printed: "TIME  --- NAME" begins a check, every line with a time may
-# be its end, and "PASS NAME: ..." or "FAIL NAME: ..." at the end is what became of it.
-verdicts() { # verdicts PART
+# Prints a table row for each result in the output of a part: "TIME  --- NAME" starts a check, the last line with a time
+# ends it, and "PASS NAME: ..." or "FAIL NAME: ..." is its result.
+results() { # results PART
     awk -v part="$1" '
         /^[0-9][0-9]:[0-9][0-9]:[0-9][0-9] / {
             split($1, t, ":")
@@ -49,9 +49,9 @@ for part in "${parts[@]}"; do
     echo "=== $part"
     status=0
     bash "tests/scale/$part.sh" 2>&1 | tee "$work/printed" || status=$?
-    verdicts "$part" < "$work/printed" > "$work/part"
+    results "$part" < "$work/printed" > "$work/part"
     if [ ! -s "$work/part" ] || { [ $status != 0 ] && ! grep -q '| FAIL |' "$work/part"; }; then
-        echo "| $part | | FAIL | | ended with status $status and no verdict |" >> "$work/part"
+        echo "| $part | | FAIL | | ended with status $status and no result |" >> "$work/part"
     fi
     cat "$work/part" >> "$work/rows"
 done
@@ -64,8 +64,8 @@ if [ $# = 0 ]; then
 # Scaling beyond one machine, tested on one
 
 Written by \`make scale-test\` ($(date -u +%Y-%m-%d), $minutes minutes, $failures checks failed). Hosts and nodes are network
-namespaces of one machine, the container runs without a GPU, and no Kubernetes cluster was there: its files were only checked against the
-schemas. [scaling.md](../scaling.md) has the instructions for real clusters.
+namespaces of one machine, the container runs without a GPU, and the files for Kubernetes are only checked against the schemas, without
+a cluster. [scaling.md](../scaling.md) has the instructions for real clusters.
 
 $(nproc) cores, $(awk '/MemTotal/ {printf "%.0f", $2 / 2^20}' /proc/meminfo) GiB, $(. /etc/os-release && echo "$PRETTY_NAME"), kernel $(uname -r | grep -oE '^[0-9.]+'), \
 Python $(version .venv/bin/python --version), torch $(.venv/bin/python -c 'import torch; print(torch.__version__)'), \

@@ -1,4 +1,4 @@
-"""`same_result.py RUN OTHER`: whether two trainings have ended with the same last checkpoint, bit by bit."""
+"""`same_result.py RUN OTHER`: check that two trainings ended with the same last checkpoint, bit by bit."""
 
 import sys
 from pathlib import Path

@@ -1,8 +1,8 @@
 # shellcheck shell=bash
-# To be sourced after netns_hosts.sh: a SLURM cluster of node0 and node1, with its controller on node0. Without
+# Sourced after netns_hosts.sh: a SLURM cluster of node0 and node1, with its controller on node0. Without
 # accounting and cgroups; other munge and SLURM services of this machine are left alone.
 
-# slurm_up: starts it, with a partition that others preempt and one that preempts.
+# slurm_up: starts the cluster, with a partition and one that preempts it.
 slurm_up() {
     chmod 755 "$WORK"
     mkdir -m 755 "$WORK/slurm" "$WORK/slurm/state" "$WORK/munge"
@@ -45,15 +45,15 @@ PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
 NodeName=node0 NodeAddr=10.99.0.1 CPUs=2 CoresPerSocket=2 RealMemory=2000 State=UNKNOWN
 NodeName=node1 NodeAddr=10.99.0.2 CPUs=2 CoresPerSocket=2 RealMemory=2000 State=UNKNOWN
-PartitionName=patient Nodes=node0,node1 Default=YES PriorityTier=1 GraceTime=60
+PartitionName=normal Nodes=node0,node1 Default=YES PriorityTier=1 GraceTime=60
 PartitionName=urgent Nodes=node0,node1 PriorityTier=9 PreemptMode=OFF
 END
 }
 
-nodes_are_idle() { [ "$(on node0 timeout 10 sinfo --noheader --partition patient --format '%T %D')" = "idle 2" ]; }
+nodes_are_idle() { [ "$(on node0 timeout 10 sinfo --noheader --partition normal --format '%T %D')" = "idle 2" ]; }
 
 # job_is JOB STATE: whether it is in a state, such as RUNNING.
 job_is() { [ "$(job_field "$1" JobState)" = "$2" ]; }
 
-# job_field JOB FIELD: what `scontrol show job` says.
+# job_field JOB FIELD: a field of `scontrol show job`.
 job_field() { on node0 scontrol --oneliner show job "$1" | head -1 | tr ' ' '\n' | sed -n "s/^$2=//p"; }

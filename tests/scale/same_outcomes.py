@@ -1,4 +1,4 @@
-"""`same_verdict.py FILE OTHER`: whether two results of a test say the same of every sample."""
+"""`same_outcomes.py FILE OTHER`: check that two results of a test have the same outcome for every sample."""
 
 import sys
 from pathlib import Path
