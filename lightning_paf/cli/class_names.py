@@ -1,11 +1,14 @@
 """Names of classes on the command line, and suggestions for mistyped ones."""
 
+import argparse
 import difflib
 import inspect
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from types import ModuleType
 
+_TASK = re.compile(r"^model:\s*\{?\s*class_path:|^class_path:", re.MULTILINE)
 _UNKNOWN = "names no known class"
 _REMOVED = {"BIM": "PGD with start=none, step_size=1/255 and steps=10 (at eps=8/255) is the same attack."}
 """Replacements of the classes of earlier versions."""
@@ -15,10 +18,27 @@ def subclasses(*bases: type) -> set[type]:
     """Return some classes and all their subclasses."""
     found, waiting = set(bases), list(bases)
     while waiting:
-        new = set(waiting.pop().__subclasses__()) - found
+        new: set[type] = set(waiting.pop().__subclasses__()) - found
         found |= new
         waiting += new
     return found
+
+
+def names_task(words: Sequence[str]) -> bool:
+    """Return whether the command line or a configuration names the class of the module, as in `--model CLASS`.
+
+    Args:
+        words: Options; each `--config` has a file or its content as its value.
+    """
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("-c", "--config", action="append", default=[])
+    parser.add_argument("--model", action="append", default=[])
+    found = parser.parse_known_args(words)[0]
+    texts = [
+        Path(value).read_text(errors="replace") if _is_file(value) else value for value in (*found.config, *found.model)
+    ]
+    classes = [value for value in found.model if not _is_file(value) and value.replace(".", "").isidentifier()]
+    return bool(classes) or any(_TASK.search(text) for text in texts)
 
 
 def suggestion(message: str, plug_ins: Mapping[str, type | ModuleType]) -> str:
@@ -42,6 +62,13 @@ def suggestion(message: str, plug_ins: Mapping[str, type | ModuleType]) -> str:
     near = difflib.get_close_matches(found[2], names, 1)
     hint = f" Did you mean {near[0]}?" if near else ""
     return f"\n{argument}={found[2]} {_UNKNOWN}.{hint} Known: {', '.join(names)}."
+
+
+def _is_file(value: str) -> bool:
+    try:
+        return Path(value).is_file()
+    except OSError:  # the content of a file, too long for a name
+        return False
 
 
 def _concrete_names(base: type | ModuleType) -> list[str]:

@@ -31,7 +31,7 @@ from lightning_paf.callbacks import (
     StopOnSignal,
     Throughput,
 )
-from lightning_paf.cli.class_names import suggestion
+from lightning_paf.cli.class_names import names_task, suggestion
 from lightning_paf.cli.evaluated_checkpoint import (
     UNTRAINED_HELP,
     arrange,
@@ -59,6 +59,7 @@ from lightning_paf.runs.trust import TRUST, TRUST_HELP
 from lightning_paf.runs.weights_origin import WeightsOrigin
 from lightning_paf.schedules import Schedule
 from lightning_paf.specs import dataset_spec
+from lightning_paf.tasks.base import Task
 from lightning_paf.tasks.classification import RobustModule
 from lightning_paf.utils.radius import radius_from_text
 
@@ -74,6 +75,7 @@ SLOTS = {**TRAINING_SLOTS, **EVALUATION_SLOTS}
 
 _PLUG_INS: dict[str, type | ModuleType] = {
     **SLOTS,
+    "model": Task,
     "net": lightning_paf.nets,
     "attack": Attack,
     "objective": Objective,
@@ -155,11 +157,14 @@ class PafCLI(LightningCLI):
             help="Run folder: config, metrics (CSV and TensorBoard), checkpoints. Null: lightning_logs/version_N.",
         )
         parser.add_argument(TRUST, action=_NotConfigured, help=TRUST_HELP)
-        parser.link_arguments("data.dataset", "model.dataset")
-        parser.link_arguments("data.num_classes", "model.num_classes")
-        parser.link_arguments("data.channels", "model.channels")
+        model = "model"
+        if self.subclass_mode_model:
+            model = "model.init_args"
+            parser.set_defaults({"model": {"class_path": f"{RobustModule.__module__}.{RobustModule.__name__}"}})
         sources = ("data.dataset", "data.num_classes", "data.channels")
-        for net in ("model.net", "model.net.init_args.net"):  # a network and one inside it
+        for source in sources:
+            parser.link_arguments(source, source.replace("data", model, 1))
+        for net in (f"{model}.net", f"{model}.net.init_args.net"):  # a network and one inside it
             parser.link_arguments(sources, f"{net}.init_args.num_classes", compute_fn=_number_of_classes)
             parser.link_arguments(sources, f"{net}.init_args.in_channels", compute_fn=_number_of_channels)
 
@@ -199,7 +204,8 @@ class PafCLI(LightningCLI):
         if self._evaluates():
             options = self.config[self.subcommand]
             options["ckpt_path"] = evaluated_checkpoint(str(self.subcommand), checkpoint, run, options["untrained"])
-            self.evaluated = evaluated_weights(options["ckpt_path"], options.model.as_dict())
+            model = options.model.get("init_args", options.model).as_dict()
+            self.evaluated = evaluated_weights(options["ckpt_path"], model)
         elif checkpoint is not None and checkpoint not in WORDS_FOR_CHECKPOINTS:
             check_checkpoint(checkpoint)
         check_installed(self._get(self.config, "trainer.logger"))
@@ -288,13 +294,16 @@ def train(args: Sequence[str], run: bool = True) -> PafCLI:
     """
     console.set_up()
     words = recipes.resolved(args)
+    command = words[0] if run else None
+    words = with_new_names(arrange(words) if run else words)
+    task = {"model_class": Task, "subclass_mode_model": True} if names_task(words) else {}
     with contextlib.nullcontext() if run else console.quiet():
         return PafCLI(
-            **SETTINGS,
-            command=words[0] if run else None,
+            **{**SETTINGS, **task},
+            command=command,
             # `enter_run_folder` has checked the folder if a command runs.
             save_config_kwargs={"overwrite": run},
-            args=with_new_names(arrange(words) if run else words),
+            args=words,
             run=run,
         )
 

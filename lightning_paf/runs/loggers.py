@@ -63,7 +63,8 @@ class RunMetrics(_RunLogger, CSVLogger):
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
         """Add a row."""
-        super().log_metrics({**metrics, "checkpoint": self.checkpoint} if self.checkpoint else dict(metrics), step)
+        origin: dict[str, Any] = {"checkpoint": self.checkpoint} if self.checkpoint else {}
+        super().log_metrics({**metrics, **origin}, step)
 
 
 class RunEvents(_RunLogger, TensorBoardLogger):
