@@ -114,7 +114,8 @@ class ActivationMonitor(Callback):
 
     def _warn(self, name: str, activation: Activation) -> None:
         """Warn once of |beta| close to 1, and once of a collapsed alpha."""
-        beta, alpha = _magnitudes(activation, "beta"), _magnitudes(activation, "alpha")
+        values = {key: value.abs() for key, value in _parameters(activation).items()}
+        beta, alpha = values.get("beta", torch.empty(0)), values.get("alpha", torch.empty(0))
         if "beta" not in self._warned and (beta > LARGE_BETA).any():
             self._warned.add("beta")
             rank_zero_warn(
@@ -122,7 +123,7 @@ class ActivationMonitor(Callback):
                 "Raise --model.activation.penalty_weight, or lower the learning rate."
             )
         # PReLU and ReBLU start at alpha = 0.
-        initial = self._initial[name].get("alpha", alpha).abs()
+        initial = self._initial[name].get("alpha", alpha).flatten().abs()
         if "alpha" not in self._warned and ((alpha < SMALL_ALPHA) & (initial >= SMALL_ALPHA)).any():
             self._warned.add("alpha")
             rank_zero_warn(
@@ -160,31 +161,25 @@ def _activations(module: nn.Module) -> dict[str, Activation]:
     return {name.removeprefix("model.").removeprefix("net."): layer for name, layer in found.items()}
 
 
+def _parameters(activation: Activation) -> dict[str, Tensor]:
+    """Return alpha and beta (C,) on the CPU, those that the activation has."""
+    values = {name: getattr(activation, name, None) for name in ("alpha", "beta")}
+    return {name: value.detach().flatten().cpu() for name, value in values.items() if isinstance(value, Tensor)}
+
+
 def _quantities(activation: Activation) -> dict[str, float]:
     """Return the finite quantities to log."""
     shape = activation.shape()
-    found = {key: getattr(shape, key) for key in ("max_curvature", "max_slope", "mean_on_negative")}
-    for key in ("alpha", "beta"):
-        value = getattr(activation, key, None)
-        if isinstance(value, Tensor):
-            found[key] = float(value.mean())
-    return {key: value for key, value in found.items() if math.isfinite(value)}
-
-
-def _magnitudes(activation: Activation, name: str) -> Tensor:
-    """Return |alpha| or |beta| of all channels (C,); empty if the activation has none."""
-    value = getattr(activation, name, None)
-    return value.detach().abs().flatten().cpu() if isinstance(value, Tensor) else torch.empty(0)
+    found = {name: getattr(shape, name) for name in ("max_curvature", "max_slope", "mean_on_negative")}
+    found |= {name: float(value.mean()) for name, value in _parameters(activation).items()}
+    return {name: value for name, value in found.items() if math.isfinite(value)}
 
 
 def _describe(activation: Activation) -> str:
     """Format the title of a panel, as in `α = 2.6, β = 0.01, max curvature 1.3`."""
     found = []
-    for name, letter in (("alpha", "α"), ("beta", "β")):
-        value = getattr(activation, name, None)
-        if isinstance(value, Tensor):
-            limits = f" ({float(value.min()):.3g} … {float(value.max()):.3g})" if value.numel() > 1 else ""
-            found.append(f"{letter} = {float(value.mean()):.3g}{limits}")
+    for name, value in _parameters(activation).items():
+        limits = f" ({float(value.min()):.3g} … {float(value.max()):.3g})" if value.numel() > 1 else ""
+        found.append(f"{'α' if name == 'alpha' else 'β'} = {float(value.mean()):.3g}{limits}")
     curvature = activation.shape().max_curvature
-    found.append(f"max curvature {curvature:.3g}" if math.isfinite(curvature) else "max curvature ∞")
-    return ", ".join(found)
+    return ", ".join([*found, f"max curvature {curvature:.3g}" if math.isfinite(curvature) else "max curvature ∞"])

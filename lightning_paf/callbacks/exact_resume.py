@@ -105,11 +105,7 @@ class ExactResume(Callback):
 
 
 def random_state(device: torch.device) -> dict[str, Any]:
-    """Return the state of all generators that training draws from, as tensors and plain values.
-
-    Args:
-        device: Device of this rank; the generator of a GPU is included.
-    """
+    """Return the state of all generators that training draws from, also of a GPU, as tensors and plain values."""
     _, keys, *rest = np.random.get_state()  # noqa: NPY002  # the state of the global generator
     state = {
         "torch": torch.get_rng_state(),

@@ -240,10 +240,9 @@ def _snapshot(trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
 
 def _restore(trainer: Trainer, pl_module: LightningModule, state: dict[str, Any]) -> None:
     """Restore a snapshot, except for the learning rates."""
-    averagings = _averagings(trainer)
-    for averaging in averagings:
+    for averaging in _averagings(trainer):
         averaging.on_load_checkpoint(trainer, pl_module, state)  # also loads the trained weights into the module
-    if not averagings:
+    if not _averagings(trainer):
         pl_module.load_state_dict(state["state_dict"])
     for optimizer, saved in zip(trainer.optimizers, state["optimizers"], strict=True):
         groups = optimizer.state_dict()["param_groups"]

@@ -34,13 +34,11 @@ class RunHeartbeat(Callback):
         self._over: threading.Event | None = None  # created at the start: it cannot be pickled
         self._writer: threading.Thread | None = None
 
-    def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start; the step of a resumed training is known here."""
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start, unless the sanity check has started it; the step of a resumed training is known in both."""
         self._start(trainer)
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start if there is no sanity check."""
-        self._start(trainer)
+    on_sanity_check_start = on_train_start
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int

@@ -42,13 +42,11 @@ class StopOnSignal(Callback):
         if isinstance(environment, SLURMEnvironment):
             environment.auto_requeue = False
 
-    def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Install the handlers before loaders start their processes, which SIGUSR1 would kill."""
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Install the handlers, before loaders start processes; the trainer restores the previous ones at the end."""
         _handle(self._record)
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Install the handlers; the trainer restores the previous ones when it ends."""
-        _handle(self._record)
+    on_sanity_check_start = on_train_start
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int

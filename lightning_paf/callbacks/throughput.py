@@ -119,20 +119,12 @@ class Throughput(Callback):
             logger.log_metrics({**self.latest, "epoch": trainer.current_epoch}, trainer.global_step - 1)
 
     def seconds_per_step(self, step: int) -> float | None:
-        """Return the mean time per step of this process, everything included; None before its first step.
-
-        Args:
-            step: Optimiser steps done.
-        """
+        """Return the mean time per step of this process after `step` steps of the training; None before its first."""
         started, first = self._started
         return (time.perf_counter() - started) / (step - first) if step > first else None
 
     def seconds_left(self, step: int) -> float | None:
-        """Estimate the time until the end of the training; None if unknown.
-
-        Args:
-            step: Optimiser steps done.
-        """
+        """Estimate the time until the end of the training after `step` steps; None if unknown."""
         return seconds_left(step, self.steps, self.seconds_per_step(step))
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:

@@ -26,11 +26,7 @@ class _AllParsers(PafCLI):
 
 
 def script(shell: str, commands: Iterable[str]) -> str:
-    """Write the completion script of `lightning-paf`.
-
-    Args:
-        shell: Such as bash or zsh.
-        commands: Commands other than the training commands.
+    """Return the completion script of `lightning-paf` for the training commands and other `commands`.
 
     Raises:
         ValueError: The shell is not supported.

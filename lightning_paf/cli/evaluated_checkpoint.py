@@ -25,12 +25,6 @@ def arrange(words: Sequence[str]) -> list[str]:
     `ckpt_path` of a saved configuration is ignored, and in an evaluation also `run`, which is the folder of the file.
     Without `--config`, an evaluation reads the configuration of the checkpoint's run.
 
-    Args:
-        words: A command and its options.
-
-    Returns:
-        The same command with all configurations first.
-
     Raises:
         ValueError: The checkpoint is missing or damaged, or the configuration of its run is not trusted.
     """
@@ -94,12 +88,7 @@ def check_trained(checkpoint: Path) -> None:
 
 
 def evaluated_weights(checkpoint: str | None, model: Mapping[str, Any]) -> WeightsOrigin:
-    """Return the origin of the weights that a command evaluates.
-
-    Args:
-        checkpoint: The file; None for the starting weights.
-        model: Configuration of the module, as plain values.
-    """
+    """Return the origin of the weights in a checkpoint; None stands for the starting weights of a configured module."""
     if checkpoint is not None:
         return WeightsOrigin.of_checkpoint(Path(checkpoint))
     init, net = model.get("init"), model.get("net") or {}

@@ -83,11 +83,7 @@ SUMMARIES = {command: page[0] for command, page in _PAGES.items()}
 
 
 def page(command: str) -> str:
-    """Format the most important options, with examples, at most 80 columns wide.
-
-    Args:
-        command: One of fit, validate, test, predict.
-    """
+    """Format the most important options of a training command, with examples, at most 80 columns wide."""
     summary, groups, examples = _PAGES[command]
     lines = [f"usage: lightning-paf {command} [options]", "", summary]
     for group, rows in groups.items():

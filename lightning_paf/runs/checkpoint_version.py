@@ -23,12 +23,8 @@ def check_checkpoint_version(checkpoint: Mapping[str, Any], name: str | Path) ->
 
     Imported weights and old checkpoints have no version and pass.
 
-    Args:
-        checkpoint: Content of the file.
-        name: File name for the message.
-
     Raises:
-        ValueError: The checkpoint needs a newer version.
+        ValueError: The checkpoint of the file `name` needs a newer version.
     """
     if KEY not in checkpoint:
         return

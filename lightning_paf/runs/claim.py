@@ -90,9 +90,6 @@ class Heartbeats:
 
     A heartbeat is a change of the modification time, whatever its value, so that the clocks of the machines and of the
     folder can differ by hours.
-
-    Args:
-        clock: Monotonic clock, in seconds.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:

@@ -54,11 +54,7 @@ class RunFolder(SaveConfigCallback):
 
 @contextlib.contextmanager
 def held_run_folder(trainer: Trainer, run: Path | None) -> Iterator[None]:
-    """Lock the run folder on the first rank.
-
-    Args:
-        trainer: Trainer of the training.
-        run: Value of `--run`; without it, Lightning creates a new folder for each training.
+    """Lock the folder of `--run` on the first rank; without one, Lightning creates a new folder.
 
     Raises:
         ValueError: Another training is running in the folder.
@@ -66,11 +62,8 @@ def held_run_folder(trainer: Trainer, run: Path | None) -> Iterator[None]:
     if run is None or trainer.fast_dev_run or not trainer.is_global_zero:  # type: ignore[attr-defined]
         yield
         return
-    writers = [
-        writer
-        for writer in (trainer.strategy.checkpoint_io, *trainer.loggers)
-        if isinstance(writer, AtomicCheckpointIO | RunMetrics)
-    ]
+    candidates = (trainer.strategy.checkpoint_io, *trainer.loggers)
+    writers = [writer for writer in candidates if isinstance(writer, AtomicCheckpointIO | RunMetrics)]
     with locked(Path(run)) as check_owner:
         for writer in writers:
             writer.check_owner = check_owner
@@ -89,10 +82,10 @@ def enter_run_folder(trainer: Trainer, checkpoint: str | None, config: Mapping[s
     Args:
         trainer: Trainer of the training.
         checkpoint: Value of `--ckpt_path`: a file, one of `WORDS_FOR_CHECKPOINTS`, or None.
-        config: The merged configuration of the training.
+        config: The merged configuration, as plain values.
 
     Returns:
-        The checkpoint to resume from; None starts a new training.
+        The checkpoint; None starts a new training.
 
     Raises:
         ValueError: The folder holds another run; the checkpoint was written by a newer version of the package.
@@ -125,11 +118,6 @@ def is_finished(trainer: Trainer, checkpoint: str | None, config: Mapping[str, A
     """Return whether `auto` names a run that has finished with the same options, and log it.
 
     Otherwise, a training ended by early stopping would train one more epoch at every start.
-
-    Args:
-        trainer: Trainer of the training.
-        checkpoint: Value of `--ckpt_path`.
-        config: The merged configuration of the training.
     """
     folder = _folder(trainer)
     progress = Progress.read(folder / FILE)

@@ -170,13 +170,9 @@ def check_installed(configured: Any) -> None:
 
 
 def log_config(loggers: Iterable[Logger], config: Mapping[str, Any]) -> None:
-    """Log the configuration to the loggers outside the run folder, whose `config.yaml` holds it otherwise.
+    """Log the configuration to loggers outside the run folder, on the first rank.
 
     Options that a resume changes are left out, since MLflow refuses changed parameters.
-
-    Args:
-        loggers: Loggers of the training, on its first rank.
-        config: Plain values.
     """
     kept = {key: value for key, value in config.items() if key not in ("ckpt_path", "config", "run")}
     for logger in loggers:
