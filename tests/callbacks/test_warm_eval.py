@@ -65,8 +65,8 @@ def test_the_states_of_several_ranks_are_joined():
 
 def train_and_resume(words: list[str], folder: str) -> None:
     """On each rank, train with a checkpoint of every step, and resume from one of them."""
-    train([*words, "--trainer.callbacks+=helpers.resume_helpers.Saver", "--run", f"{folder}/whole"])
-    train([*words, "--ckpt_path", f"{folder}/whole/saved/step5.ckpt", "--run", f"{folder}/resumed"])
+    train([*words, "--trainer.callbacks+=helpers.resume_helpers.Saver", "--run", f"{folder}/uninterrupted"])
+    train([*words, "--ckpt_path", f"{folder}/uninterrupted/saved/step5.ckpt", "--run", f"{folder}/resumed"])
 
 
 @pytest.mark.slow
@@ -77,10 +77,10 @@ def test_two_ranks_resume_with_the_perturbations_of_both(tmp_path):
     words = ["fit", "-c", write_experiment(tmp_path), "--val_attack", slot, "--trainer.max_epochs", "2"]
     words += ["--trainer.devices", "2", "--trainer.strategy", "ddp"]
     ranks = Ranks(2, tmp_path / "logs", train_and_resume, words, str(tmp_path)).succeed()
-    saved = torch.load(tmp_path / "whole" / "saved" / "step5.ckpt", weights_only=True)["callbacks"]
+    saved = torch.load(tmp_path / "uninterrupted" / "saved" / "step5.ckpt", weights_only=True)["callbacks"]
     (state,) = [state["warm"] for name, state in saved.items() if "WarmEval" in name]
     assert state["ids"] == list(range(12)), "of both ranks"
-    assert differences(last(tmp_path / "resumed"), last(tmp_path / "whole")) == [], ranks
+    assert differences(last(tmp_path / "resumed"), last(tmp_path / "uninterrupted")) == [], ranks
     resumed = [row for row in rows(tmp_path / "resumed") if "val/aa_passes" in row]
-    assert resumed == [row for row in rows(tmp_path / "whole") if "val/aa_passes" in row][1:]
+    assert resumed == [row for row in rows(tmp_path / "uninterrupted") if "val/aa_passes" in row][1:]
     assert float(resumed[0]["val/aa_passes"]) < float(resumed[0]["val/aa_passes_cold"])

@@ -42,11 +42,8 @@ def test_a_checkpoint_of_a_newer_version_is_refused(change, trained, capsys):
     assert status(*words, "--ckpt_path", "auto") == 1
     assert status("test", "--ckpt_path", last) == 1
     version = change.get("version", __version__)
-    said = capsys.readouterr().err
-    assert (
-        said.count(f"of lightning_paf {__version__} or older, got {last} of {version}. Install lightning_paf {version}")
-        == 2
-    )
+    message = f"of lightning_paf {__version__} or older, got {last} of {version}. Install lightning_paf {version}"
+    assert capsys.readouterr().err.count(message) == 2
     assert content(last.parent.parent) == before
 
 
