@@ -47,7 +47,7 @@ def test_its_result_is_found_again_and_kept(run):
 def test_its_status_is_shown(run, capsys):
     assert status("status", run) == 0
     shown = capsys.readouterr().out
-    assert "previous: stopped" in shown and "step 6 of 8" in shown and "robust 68.2 %" in shown
+    assert all(part in shown for part in ("previous: stopped", "step 6 of 8", "robust 68.2 %"))
 
 
 def test_its_receipt_is_refused_in_one_line(run, capsys):
