@@ -12,8 +12,7 @@ from lightning_paf.nets import SmallConvNet
 from lightning_paf.nn.classifier import Classifier
 from lightning_paf.nn.modes import frozen
 from lightning_paf.objectives import TRADES, JacobianNorm, Natural, SelectiveInputGradient
-from lightning_paf.objectives.jacobian_norm import squared_norm
-from lightning_paf.objectives.selective_input_gradient import outside
+from lightning_paf.objectives.jsigr import outside, squared_norm
 from lightning_paf.speed.options import Speed
 from lightning_paf.tasks.classification import RobustModule
 
