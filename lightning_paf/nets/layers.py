@@ -1,10 +1,21 @@
-"""Building blocks that several networks share."""
+"""Building blocks shared by several networks."""
 
 from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+
+class Net(nn.Module):
+    """A network whose last linear layer returns the logits."""
+
+    num_classes: int
+
+    def get_classifier(self) -> nn.Linear:
+        """Last linear layer."""
+        *_, last = (module for module in self.modules() if isinstance(module, nn.Linear))
+        return last
 
 
 def conv3x3(in_channels: int, out_channels: int, stride: int = 1) -> nn.Conv2d:
@@ -20,7 +31,7 @@ def conv1x1(in_channels: int, out_channels: int, stride: int = 1) -> nn.Conv2d:
 def stage(
     block: Callable[[int, int, int], nn.Module], count: int, in_channels: int, out_channels: int, stride: int
 ) -> nn.Sequential:
-    """Chain `count` residual blocks, of which the first changes width and resolution.
+    """Chain `count` residual blocks; the first one changes width and resolution.
 
     Args:
         block: Makes a block from (in_channels, out_channels, stride).
@@ -41,9 +52,7 @@ def basic_block_counts(depth: int) -> tuple[int, int, int, int]:
     """
     counts = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3)}
     if depth not in counts:
-        raise ValueError(
-            f"A ResNet of this kind has depth 18 or 34, but depth={depth}. Pass --model.net.depth 18 or 34."
-        )
+        raise ValueError(f"depth must be 18 or 34, got {depth}. Pass --model.net.depth 18 or 34.")
     return counts[depth]
 
 
@@ -57,21 +66,20 @@ def wide_block_count(depth: int) -> int:
     if rest or count < 1:
         valid = 6 * max(count, 1) + 4
         raise ValueError(
-            f"A wide residual network has depth 6 n + 4 with n >= 1, but depth={depth}. "
-            f"Pass --model.net.depth {valid} or {valid + 6}."
+            f"depth must be 6 n + 4 with n >= 1, got {depth}. Pass --model.net.depth {valid} or {valid + 6}."
         )
     return count
 
 
 def require_stride(stem_stride: int) -> None:
-    """Refuse a stride of the first convolution that is none.
+    """Check the stride of the first convolution.
 
     Raises:
         ValueError: A stride below 1.
     """
     if stem_stride < 1:
         raise ValueError(
-            f"The first convolution has a stride of at least 1, but stem_stride={stem_stride}. "
+            f"stem_stride must be at least 1, got {stem_stride}. "
             "Pass --model.net.stem_stride 2, or 1 for the resolution of the image."
         )
 
@@ -97,11 +105,6 @@ class SameConv2d(nn.Conv2d):
 
     At stride 2 an even side gets one row of zeros at its end and none at its start, so the sampling grid lies one pixel
     further than with `padding=1`: weights trained with one padding do not suit the other.
-
-    Args:
-        in_channels: Channels that enter.
-        out_channels: Channels that leave.
-        stride: 1 or 2.
     """
 
     def __init__(self, in_channels: int, out_channels: int, stride: int = 1) -> None:
@@ -119,7 +122,7 @@ class Standardize(nn.Module):
     """Subtract a mean and divide by a standard deviation, per channel; neither is part of the state dict.
 
     Args:
-        mean: One value per channel, for images in [0, 1]; an empty tuple leaves images as they are.
+        mean: One value per channel, for images in [0, 1]; an empty tuple leaves images unchanged.
         std: One value per channel.
         in_channels: Channels of the images.
 
@@ -134,8 +137,8 @@ class Standardize(nn.Module):
         super().__init__()
         if len(mean) != len(std) or len(mean) not in (0, in_channels):
             raise ValueError(
-                f"mean and std need one value for each of the {in_channels} channels, but mean={mean} and std={std}. "
-                "Pass both with that length, or neither for images that are normalised already."
+                f"mean and std must have one value for each of the {in_channels} channels, got mean={mean} and "
+                f"std={std}. Pass both with that length, or neither for normalised images."
             )
         self.register_buffer("mean", torch.tensor(mean or (0.0,)).view(-1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std or (1.0,)).view(-1, 1, 1), persistent=False)

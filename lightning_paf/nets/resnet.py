@@ -5,17 +5,11 @@ from typing import Literal
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lightning_paf.nets.layers import basic_block_counts, conv1x1, conv3x3, init_convolutions, stage
+from lightning_paf.nets.layers import Net, basic_block_counts, conv1x1, conv3x3, init_convolutions, stage
 
 
 class PostActBlock(nn.Module):
-    """Two 3x3 convolutions, each followed by batch norm, with the activation after the sum.
-
-    Args:
-        in_channels: Channels that enter.
-        out_channels: Channels that leave.
-        stride: Stride of the first convolution and of the projection.
-    """
+    """Two 3x3 convolutions, each followed by batch norm, with the activation after the sum."""
 
     def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
         super().__init__()
@@ -36,7 +30,7 @@ class PostActBlock(nn.Module):
         return out
 
 
-class CifarResNet(nn.Module):
+class CifarResNet(Net):
     """Post-activation ResNet for 32x32 images, as trained by Dai et al. 2021 (architecture: He et al. 2016).
 
     ResNet-18 applies its activation 17 times and has 11,173,962 parameters for 10 classes. The keys are those of the
@@ -64,9 +58,7 @@ class CifarResNet(nn.Module):
     ) -> None:
         super().__init__()
         if stem not in ("cifar", "imagenet"):
-            raise ValueError(
-                f"The stem must be cifar or imagenet, got {stem!r}. Pass --model.net.stem cifar for 32x32 images."
-            )
+            raise ValueError(f"stem must be cifar or imagenet, got {stem!r}. Pass --model.net.stem cifar.")
         self.num_classes = num_classes
         self.activation = nn.ReLU()
         self.conv1 = conv3x3(in_channels, width)
@@ -86,14 +78,10 @@ class CifarResNet(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Images (N, in_channels, H, W) to logits (N, num_classes)."""
         x = self.maxpool(self.activation(self.bn1(self.conv1(x))))
-        # One assignment each: in a nested call the outputs of all earlier stages would stay in memory to the end.
+        # One assignment each: a nested call would keep the outputs of all earlier stages in memory.
         x = self.layer1(x)
         x = self.layer2(x)
         x = self.layer3(x)
         x = self.layer4(x)
         logits: Tensor = self.fc(F.adaptive_avg_pool2d(x, 1).flatten(1))
         return logits
-
-    def get_classifier(self) -> nn.Linear:
-        """The layer that makes the logits."""
-        return self.fc
