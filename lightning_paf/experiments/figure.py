@@ -92,8 +92,8 @@ def _groups(axes: "Axes", found: dict[str, Any]) -> None:
         for group, name in enumerate(names):
             dots = (1 if plain else 100) * np.array(values[name])
             middle = group + (number - (len(variants) - 1) / 2) * column
-            places = np.linspace(middle - half, middle + half, 2 * len(dots) + 1)[1::2]
-            axes.plot(places, dots, **_look(number), **_DOT | {"markersize": 7}, zorder=3)
+            x = np.linspace(middle - half, middle + half, 2 * len(dots) + 1)[1::2]
+            axes.plot(x, dots, **_look(number), **_DOT | {"markersize": 7}, zorder=3)
             axes.hlines(dots.mean(), middle - half, middle + half, color=COLOURS[number % len(COLOURS)], linewidth=1.5)
     for border in range(1, len(names)):
         axes.axvline(border - 0.5, color=GREY, linewidth=0.5, alpha=0.5)

@@ -36,7 +36,7 @@ def show(found: dict[str, Any]) -> None:
     for variant, values in found["variants"].items():
         variants.add_row(variant, *(_mean(values[name], name in found["plain"]) for name in names))
     console.print(variants)
-    claims = Table("claim", "metric", "difference, 95 %", "outcome")
+    claims = Table("claim", "metric", "difference, 95 %", "conclusion")
     for claim in found["claims"]:
         claims.add_row(claim["text"], claim["metric"], claim["shown"], claim["conclusion"])
     console.print(claims)
@@ -96,7 +96,7 @@ def _section(found: dict[str, Any], folder: Path) -> list[str]:
         f"| {variant} | {' | '.join(_mean(values[n], n in found['plain']) for n in names)} |"
         for variant, values in found["variants"].items()
     ]
-    lines += ["", "| claim | metric | difference, 95 % | outcome |", "| --- | --- | --- | --- |"]
+    lines += ["", "| claim | metric | difference, 95 % | conclusion |", "| --- | --- | --- | --- |"]
     for claim in found["claims"]:
         text = f"{claim['text']} ({claim['source']})".replace("|", "\\|")
         lines.append(f"| {text} | {claim['metric']} | {claim['shown']} | {claim['conclusion']} |")
