@@ -57,16 +57,6 @@ class Task:
         """File of the metrics, written at the end."""
         return self.output / "measured.json"
 
-    @property
-    def trained(self) -> Path:
-        """Marker file, written after the commands."""
-        return self.output / "trained"
-
-    @property
-    def settings(self) -> Path:
-        """File of the settings that `measured.json` belongs to."""
-        return self.output / "settings.json"
-
 
 def perform(task: Task) -> None:
     """Train, evaluate, and write `measured.json`; output goes to `log.txt`.
@@ -81,11 +71,12 @@ def perform(task: Task) -> None:
         return
     torch.set_num_threads(1)
     with _into(task.output / "log.txt"):
-        if not task.trained.is_file():
+        trained = task.output / "trained"
+        if not trained.is_file():
             for words in variant.before:
                 _command(_filled(words, task, experiment))
             _command(_fit_words(task, experiment, variant))
-            task.trained.touch()
+            trained.touch()
         measured = _evaluate(task, experiment, variant)
     content = {name: np.asarray(values, np.float64).reshape(-1).tolist() for name, values in measured.items()}
     write_whole(task.result, json.dumps(content).encode())
@@ -101,14 +92,15 @@ def _remove_stale(task: Task, experiment: Experiment, variant: Variant) -> None:
     commands = [*variant.before, _fit_words(task, experiment, variant), variant.test_options]
     evaluated = {"eps": experiment.eps, "examples": task.examples, "metrics": sorted(experiment.metrics)}
     text = json.dumps({"commands": commands, "config": task.config.read_text(), **evaluated}, indent=1)
-    before, now = json.loads(task.settings.read_text()) if task.settings.is_file() else {}, json.loads(text)
+    settings = task.output / "settings.json"
+    before, now = json.loads(settings.read_text()) if settings.is_file() else {}, json.loads(text)
     if before == now:
         return
     if any(before.get(part) != now[part] for part in ("commands", "config")):
         shutil.rmtree(task.output, ignore_errors=True)
     task.result.unlink(missing_ok=True)
     task.output.mkdir(parents=True, exist_ok=True)
-    write_whole(task.settings, text.encode())
+    write_whole(settings, text.encode())
 
 
 def _fit_words(task: Task, experiment: Experiment, variant: Variant) -> list[str]:

@@ -46,7 +46,6 @@ class DMPreActResNet(Net):
 
     Args:
         depth: 18 or 34.
-        num_classes: Width of the logits.
         in_channels: Channels of the images.
         width: Channels of the first stage, doubled in each of the three others; 64 in the literature.
         mean: Per-channel mean that the network subtracts, for use without `Classifier` or with `normalize=False`; empty
@@ -69,9 +68,8 @@ class DMPreActResNet(Net):
         std: tuple[float, ...] = (),
         bn_momentum: float = 0.1,
     ) -> None:
-        super().__init__()
+        super().__init__(num_classes)
         counts = basic_block_counts(depth)
-        self.num_classes = num_classes
         self.normalize = Standardize(mean, std, in_channels)
         self.conv_2d = conv3x3(in_channels, width)
         self.layer_0 = stage(DMPreActBlock, counts[0], width, width, stride=1)

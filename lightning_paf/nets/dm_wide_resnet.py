@@ -58,7 +58,6 @@ class DMWideResNet(Net):
     Args:
         depth: 6 n + 4, e.g. 28, 70, 82, 94.
         width: Widening factor: the three groups have 16, 32 and 64 times as many channels.
-        num_classes: Width of the logits.
         in_channels: Channels of the images.
         mean: Per-channel mean that the network subtracts, for use without `Classifier` or with `normalize=False`; empty
             for normalised images.
@@ -80,9 +79,8 @@ class DMWideResNet(Net):
         std: tuple[float, ...] = (),
         bn_momentum: float = 0.1,
     ) -> None:
-        super().__init__()
+        super().__init__(num_classes)
         count = wide_block_count(depth)
-        self.num_classes = num_classes
         self.normalize = Standardize(mean, std, in_channels)
         self.init_conv = conv3x3(in_channels, 16)
         self.layer = nn.Sequential(

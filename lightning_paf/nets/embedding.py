@@ -19,7 +19,6 @@ class EmbeddingNet(Net):
         dimensions: Width of the embedding; 16 for CIFAR-10, 4 for MNIST in the authors' code.
         hidden: Widths of the hidden layers of the MLP; `[]` classifies embeddings linearly.
         dropout: Fraction of the inputs of the second and the third layer of the MLP to drop in training.
-        num_classes: Width of the logits.
 
     Raises:
         ValueError: The network has no linear classification layer; a width below 1; a dropout outside [0, 1).
@@ -33,7 +32,7 @@ class EmbeddingNet(Net):
         dropout: float = 0.5,
         num_classes: int = 10,
     ) -> None:
-        super().__init__()
+        super().__init__(num_classes)
         if min(dimensions, *hidden, num_classes) < 1:
             raise ValueError(
                 f"dimensions, hidden and num_classes must be at least 1, got {dimensions}, {[*hidden]}, {num_classes}. "
@@ -41,7 +40,6 @@ class EmbeddingNet(Net):
             )
         if not 0 <= dropout < 1:
             raise ValueError(f"dropout must be a fraction in [0, 1), got {dropout}. Pass --model.net.dropout 0.5.")
-        self.num_classes = num_classes
         self.encoder, width = _without_head(net)
         self.embedding = nn.Linear(width, dimensions)
         layers: list[nn.Module] = []

@@ -8,9 +8,15 @@ from torch import Tensor, nn
 
 
 class Net(nn.Module):
-    """A network whose last linear layer returns the logits."""
+    """A network whose last linear layer returns the logits.
 
-    num_classes: int
+    Args:
+        num_classes: Width of the logits.
+    """
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.num_classes = num_classes
 
     def get_classifier(self) -> nn.Linear:
         """Last linear layer."""

@@ -13,14 +13,12 @@ class LeNet(Net):
 
     Args:
         in_channels: Channels of the images, whose sides must be 16 pixels or more.
-        num_classes: Width of the logits.
     """
 
     smallest_side = 16  # checked by `Classifier`
 
     def __init__(self, in_channels: int = 3, num_classes: int = 10) -> None:
-        super().__init__()
-        self.num_classes = num_classes
+        super().__init__(num_classes)
         self.conv1 = nn.Conv2d(in_channels, 6, kernel_size=5)
         self.conv2 = nn.Conv2d(6, 16, kernel_size=5)
         self.fc1 = nn.Linear(16 * 5 * 5, 120)

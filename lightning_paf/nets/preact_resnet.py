@@ -47,7 +47,6 @@ class PreActResNet(Net):
 
     Args:
         depth: 18 or 34.
-        num_classes: Width of the logits.
         in_channels: Channels of the images.
         width: Channels of the first stage, doubled in each of the three others; 64 in the literature.
         stem_stride: Stride of the first convolution, which divides the resolution of all later layers (Li et al. 2022);
@@ -65,10 +64,9 @@ class PreActResNet(Net):
         width: int = 64,
         stem_stride: int = 1,
     ) -> None:
-        super().__init__()
+        super().__init__(num_classes)
         require_stride(stem_stride)
         counts = basic_block_counts(depth)
-        self.num_classes = num_classes
         self.conv1 = conv3x3(in_channels, width, stem_stride)
         self.layer1 = stage(PreActBlock, counts[0], width, width, stride=1)
         self.layer2 = stage(PreActBlock, counts[1], width, 2 * width, stride=2)

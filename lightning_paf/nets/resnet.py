@@ -38,7 +38,6 @@ class CifarResNet(Net):
 
     Args:
         depth: 18 or 34.
-        num_classes: Width of the logits.
         in_channels: Channels of the images.
         width: Channels of the first stage, doubled in each of the three others; 64 in the literature.
         stem: `cifar` is one 3x3 convolution at full resolution; `imagenet` is a 7x7 convolution and a max-pool that
@@ -56,10 +55,9 @@ class CifarResNet(Net):
         width: int = 64,
         stem: Literal["cifar", "imagenet"] = "cifar",
     ) -> None:
-        super().__init__()
+        super().__init__(num_classes)
         if stem not in ("cifar", "imagenet"):
             raise ValueError(f"stem must be cifar or imagenet, got {stem!r}. Pass --model.net.stem cifar.")
-        self.num_classes = num_classes
         self.activation = nn.ReLU()
         self.conv1 = conv3x3(in_channels, width)
         self.maxpool: nn.Module = nn.Identity()

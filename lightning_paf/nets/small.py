@@ -14,7 +14,6 @@ class SmallConvNet(Net):
 
     Args:
         in_channels: Channels of the images, of any size from 4x4 upwards.
-        num_classes: Width of the logits.
         width: Channels of the first two convolutions; the other two have twice as many.
         stem_stride: Stride of the first convolution, which divides the resolution of all later layers (Li et al. 2022).
 
@@ -23,9 +22,8 @@ class SmallConvNet(Net):
     """
 
     def __init__(self, in_channels: int = 1, num_classes: int = 10, width: int = 16, stem_stride: int = 1) -> None:
-        super().__init__()
+        super().__init__(num_classes)
         require_stride(stem_stride)
-        self.num_classes = num_classes
         self.features = nn.Sequential(
             nn.Conv2d(in_channels, width, kernel_size=3, stride=stem_stride, padding=1),
             nn.ReLU(),

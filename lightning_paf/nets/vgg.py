@@ -16,14 +16,12 @@ class VGG16BN(Net):
     Unlike in the original code, `num_classes` has an effect.
 
     Args:
-        num_classes: Width of the logits.
         in_channels: Channels of the images, whose sides must be 32 pixels or more.
         width: Channels of the first convolutions, 64 in the literature; the hidden layers have 8 times as many units.
     """
 
     def __init__(self, num_classes: int = 10, in_channels: int = 3, width: int = 64) -> None:
-        super().__init__()
-        self.num_classes = num_classes
+        super().__init__(num_classes)
         layers: list[nn.Module] = []
         channels = in_channels
         for multiples in _STAGES:

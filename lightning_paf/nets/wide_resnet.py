@@ -50,7 +50,6 @@ class WideResNet(Net):
     Args:
         depth: 6 n + 4, e.g. 10, 16, 28, 34, 70.
         width: Widening factor: the three groups have 16, 32 and 64 times as many channels.
-        num_classes: Width of the logits.
         in_channels: Channels of the images.
 
     Raises:
@@ -58,9 +57,8 @@ class WideResNet(Net):
     """
 
     def __init__(self, depth: int = 28, width: int = 10, num_classes: int = 10, in_channels: int = 3) -> None:
-        super().__init__()
+        super().__init__(num_classes)
         count = wide_block_count(depth)
-        self.num_classes = num_classes
         self.conv1 = conv3x3(in_channels, 16)
         self.block1 = WideGroup(count, 16, 16 * width, stride=1)
         self.block2 = WideGroup(count, 16 * width, 32 * width, stride=2)

@@ -28,12 +28,9 @@ class AWP(Wrapper):
 
     Args:
         objective: Objective to minimise: `--model.objective.objective TRADES`.
-        gamma: Size of the perturbation relative to the weights; 0.005 in the authors' TRADES-AWP.
-        warmup: Fraction of the training before which weights are not perturbed; 10 of 200 epochs in the authors'
-            TRADES-AWP. It ends with an epoch.
-
-    Raises:
-        ValueError: A negative gamma, or a fraction outside [0, 1).
+        gamma: Size of the perturbation relative to the weights, >= 0; 0.005 in the authors' TRADES-AWP.
+        warmup: Fraction of the training, in [0, 1), before which weights are not perturbed; 10 of 200 epochs in the
+            authors' TRADES-AWP. It ends with an epoch.
     """
 
     def __init__(self, objective: Objective, gamma: float = 0.005, warmup: float = 0.0) -> None:

@@ -26,18 +26,15 @@ class DIAL(Objective):
     Adversarial Learning", TMLR 2022. Subclasses define the adversarial loss.
 
     Args:
-        beta: Weight of the adversarial loss.
-        domain_weight: Weight of the head's loss; 0 leaves the two other terms.
-        hidden: Widths of the head's hidden layers; `[]` for a linear head.
+        beta: Weight of the adversarial loss, >= 0.
+        domain_weight: Weight of the head's loss, >= 0; 0 leaves the two other terms.
+        hidden: Widths of the head's hidden layers, at least 1; `[]` for a linear head.
         batch_norm: Normalise the hidden layers of the head, separately for clean and adversarial images.
 
     Attributes:
         domain: The head, built in `bind`: features (N, num_features) to two logits, clean and adversarial.
         reversal: Factor of the current epoch, a scalar.
         epoch: Number of the current epoch, -1 before the first one.
-
-    Raises:
-        ValueError: A negative weight, or a width below 1.
     """
 
     domain: nn.Sequential

@@ -24,12 +24,9 @@ class IKL(Objective):
     Divergence Loss", arXiv 2023.
 
     Args:
-        alpha: Weight of the soft cross-entropy; 4 on CIFAR-10, 3 with 20M synthetic images.
-        beta: Weight of the squares; 20 on CIFAR-10, 10 with 20M synthetic images.
-        temperature: Divides the logits in the mean prediction of a class; 4.
-
-    Raises:
-        ValueError: A negative weight or a temperature that is not positive.
+        alpha: Weight of the soft cross-entropy, >= 0; 4 on CIFAR-10, 3 with 20M synthetic images.
+        beta: Weight of the squares, >= 0; 20 on CIFAR-10, 10 with 20M synthetic images.
+        temperature: Divides the logits in the mean prediction of a class, > 0.
     """
 
     prior: Tensor

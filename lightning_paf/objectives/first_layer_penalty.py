@@ -22,9 +22,6 @@ class FirstLayerPenalty(Regularised):
     Args:
         kind: `l2`, the sum of all squared weights; or `l1gain`, the mean over filters of the sum of absolute weights,
             the largest change of a filter's output per unit of linf perturbation of the layer's input.
-
-    Raises:
-        ValueError: A negative weight, or an unknown kind.
     """
 
     name = "first_layer"

@@ -20,10 +20,7 @@ class NoisyCE(Objective):
     section 3.3.
 
     Args:
-        std: Standard deviation of the noise, for pixels in [0, 1]; 0 is `Natural`, bit for bit.
-
-    Raises:
-        ValueError: A negative or infinite standard deviation.
+        std: Standard deviation of the noise, >= 0, for pixels in [0, 1]; 0 is `Natural`, bit for bit.
     """
 
     def __init__(self, std: float = 0.25) -> None:

@@ -30,10 +30,7 @@ class JacobianNorm(Regularised):
     Args:
         objective: Objective to add the term to; null for standard training.
         weight: Weight of the term. Logits are of the order of 10, pixels lie in [0, 1]: 0.01.
-        projections: Random directions per image; null for the exact norm, at the cost of a gradient per class.
-
-    Raises:
-        ValueError: A negative weight, or no projection.
+        projections: Random directions per image, at least 1; null for the exact norm, which takes a gradient per class.
     """
 
     needs_double_backward = True
@@ -86,15 +83,12 @@ class SelectiveInputGradient(Regularised):
         objective: Objective to add the term to; null for standard training.
         mode: `mask`: the squared gradient of log p_y at the pixels of least saliency. `match`: the squared distance of
             the absolute gradient, summed over channels, and the saliency, each divided by its sum.
-        quantile: Fraction of the pixels, those of least saliency, whose gradient is penalised in mode `mask`; 0
-            penalises none, 1 is the input-gradient penalty of Ross and Doshi-Velez (2018) on log p_y.
-        grid: Points in each direction at which the saliency is measured.
-        window: Standard deviation of the blurred region, as a fraction of the image's height.
-        blur: Standard deviation of the blur, as a fraction of the image's height.
+        quantile: Fraction of the pixels, in [0, 1], whose gradient is penalised in mode `mask`: those of least
+            saliency. 0 penalises none, 1 is the input-gradient penalty of Ross and Doshi-Velez (2018) on log p_y.
+        grid: Points in each direction, at least 1, at which the saliency is measured.
+        window: Standard deviation of the blurred region, > 0, as a fraction of the image's height.
+        blur: Standard deviation of the blur, > 0, as a fraction of the image's height.
         examples: Number of images per batch to compute the term on, an unbiased estimate at lower cost; null for all.
-
-    Raises:
-        ValueError: A negative weight, an unknown mode, or a number outside its range.
     """
 
     needs_double_backward = True

@@ -19,10 +19,7 @@ class MART(Objective):
     (cross-entropy), in the authors' code from a small Gaussian (`--model.attack.start gaussian`).
 
     Args:
-        weight: Weight of the last term, the paper's lambda. The authors' code for ResNet-18 uses 5.
-
-    Raises:
-        ValueError: A negative weight.
+        weight: Weight of the last term, >= 0, the paper's lambda. The authors' code for ResNet-18 uses 5.
     """
 
     def __init__(self, weight: float = 5.0) -> None:

@@ -32,9 +32,6 @@ class PixelMask(AdversarialCE):
 
     Attributes:
         thresholds: (H, W) in [0, 1), None in mode `per_sample`; pixels below the ratio are hidden.
-
-    Raises:
-        ValueError: A ratio outside [0, 1), an unknown mask or train_input.
     """
 
     thresholds: Tensor | None

@@ -22,11 +22,8 @@ class SCORE(Objective):
     (Proper) Definition", ICML 2022.
 
     Args:
-        beta: Weight of the second term; 4 in their command for WRN-28-10.
-        clip: Value up to which the second distance has no cost.
-
-    Raises:
-        ValueError: A negative weight or clip.
+        beta: Weight of the second term, >= 0; 4 in their command for WRN-28-10.
+        clip: Value, >= 0, up to which the second distance has no cost.
     """
 
     def __init__(self, beta: float = 4.0, clip: float = 0.0) -> None:

@@ -21,13 +21,10 @@ class TRADES(Objective):
     ICML 2019.
 
     Args:
-        beta: Weight of the divergence; the paper's 1/lambda. 6 for CIFAR-10, 5 in Wang et al. (2023).
+        beta: Weight of the divergence, >= 0; the paper's 1/lambda. 6 for CIFAR-10, 5 in Wang et al. (2023).
         label_smoothing: Fraction of the clean target that is spread evenly over all classes.
         recompute_clean: Pass the clean images through the network a second time for the divergence, as the authors'
             code does. It only matters for dropout and BatchNorm, which then counts the clean batch twice.
-
-    Raises:
-        ValueError: A negative weight.
     """
 
     def __init__(self, beta: float = 6.0, label_smoothing: float = 0.0, recompute_clean: bool = False) -> None:
@@ -67,10 +64,10 @@ class BinaryTRADES(Objective):
     their code trains on the digits 1 and 3. Here a SMALLER `lam` means more robustness, unlike `TRADES.beta`.
 
     Args:
-        lam: The paper's lambda; their code uses 5 and calls it beta.
+        lam: The paper's lambda, > 0; their code uses 5 and calls it beta.
 
     Raises:
-        ValueError: A weight that is not positive; a network without exactly two classes.
+        ValueError: In `bind`, a network without exactly two classes.
     """
 
     def __init__(self, lam: float = 5.0) -> None:

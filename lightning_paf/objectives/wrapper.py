@@ -57,10 +57,7 @@ class Regularised(Wrapper):
 
     Args:
         objective: Objective to add the term to; null for adversarial training.
-        weight: Weight of the term.
-
-    Raises:
-        ValueError: A negative weight.
+        weight: Weight of the term, >= 0.
     """
 
     name: ClassVar[str]
