@@ -175,8 +175,8 @@ def eps_for_fraction(flips: Flips, like: Tensor, fraction: float) -> Tensor:
         low, high = high, 2 * high
         if high > _LARGEST:
             raise ValueError(
-                f"--flip must be a fraction that some eps reaches, got {fraction}: the classes of too few images change "
-                "at any eps. Pass a smaller --flip."
+                f"--flip must be a fraction that some eps reaches, got {fraction}: fewer images change their class at "
+                "any eps. Pass a smaller --flip."
             )
     for _ in range(_HALVINGS):
         middle = (low + high) / 2
