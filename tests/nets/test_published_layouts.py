@@ -93,13 +93,13 @@ LAYOUTS = {
 
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_keys_with_one_shared_activation_are_those_of_the_published_checkpoints(name):
-    make, expected, places = LAYOUTS[name]
+    make, expected, count = LAYOUTS[name]
     with torch.device("meta"):
         net = make()
         plain = sum(parameter.numel() for parameter in net.parameters())
-        assert swap_activations(net, PSSiLU) == places
+        assert swap_activations(net, PSSiLU) == count
     assert set(net.state_dict()) == expected
-    assert sum(key.endswith((".beta", ".alpha")) for key in net.state_dict()) == 2 * places
+    assert sum(key.endswith((".beta", ".alpha")) for key in net.state_dict()) == 2 * count
     assert sum(parameter.numel() for parameter in net.parameters()) == plain + 2
 
 
@@ -146,11 +146,6 @@ def randomised(net):
             for tensor in (module.weight, module.bias, module.running_mean, module.running_var):
                 nn.init.uniform_(tensor, 0.5, 1.5)
     return net.double().eval()
-
-
-@pytest.fixture(autouse=True)
-def _seed():
-    torch.manual_seed(0)
 
 
 @pytest.mark.parametrize("stem", ["cifar", "imagenet"])
@@ -204,7 +199,7 @@ def test_dm_wide_resnet_computes_the_formula():
     for group, stride in ((0, 1), (1, 2), (2, 2)):
         at = f"layer.{group}.block.0"
         a = F.silu(norm(state, f"{at}.batchnorm_0", z))
-        # At width 1 the first group keeps its 16 channels and adds its input as it is.
+        # At width 1 the first group keeps its 16 channels and adds its unchanged input.
         shortcut = z if group == 0 else F.conv2d(a, state[f"{at}.shortcut.weight"], stride=stride)
         padded = F.pad(a, (1, 1, 1, 1) if stride == 1 else (0, 1, 0, 1))
         a = F.silu(norm(state, f"{at}.batchnorm_1", F.conv2d(padded, state[f"{at}.conv_0.weight"], stride=stride)))
