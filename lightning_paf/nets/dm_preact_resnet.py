@@ -9,11 +9,10 @@ from lightning_paf.nets.layers import (
     Net,
     SameConv2d,
     Standardize,
-    basic_block_counts,
+    basic_stages,
     conv3x3,
     init_convolutions,
     set_batchnorm_momentum,
-    stage,
 )
 
 
@@ -69,13 +68,9 @@ class DMPreActResNet(Net):
         bn_momentum: float = 0.1,
     ) -> None:
         super().__init__(num_classes)
-        counts = basic_block_counts(depth)
         self.normalize = Standardize(mean, std, in_channels)
         self.conv_2d = conv3x3(in_channels, width)
-        self.layer_0 = stage(DMPreActBlock, counts[0], width, width, stride=1)
-        self.layer_1 = stage(DMPreActBlock, counts[1], width, 2 * width, stride=2)
-        self.layer_2 = stage(DMPreActBlock, counts[2], 2 * width, 4 * width, stride=2)
-        self.layer_3 = stage(DMPreActBlock, counts[3], 4 * width, 8 * width, stride=2)
+        self.layer_0, self.layer_1, self.layer_2, self.layer_3 = basic_stages(DMPreActBlock, depth, width)
         self.batchnorm = nn.BatchNorm2d(8 * width)
         self.relu = nn.SiLU()
         self.logits = nn.Linear(8 * width, num_classes)

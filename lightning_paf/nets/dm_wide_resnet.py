@@ -12,7 +12,7 @@ from lightning_paf.nets.layers import (
     init_convolutions,
     set_batchnorm_momentum,
     stage,
-    wide_block_count,
+    wide_groups,
 )
 
 
@@ -80,14 +80,9 @@ class DMWideResNet(Net):
         bn_momentum: float = 0.1,
     ) -> None:
         super().__init__(num_classes)
-        count = wide_block_count(depth)
         self.normalize = Standardize(mean, std, in_channels)
         self.init_conv = conv3x3(in_channels, 16)
-        self.layer = nn.Sequential(
-            DMWideGroup(count, 16, 16 * width, stride=1),
-            DMWideGroup(count, 16 * width, 32 * width, stride=2),
-            DMWideGroup(count, 32 * width, 64 * width, stride=2),
-        )
+        self.layer = nn.Sequential(*wide_groups(DMWideGroup, depth, width))
         self.batchnorm = nn.BatchNorm2d(64 * width)
         self.relu = nn.SiLU()
         self.logits = nn.Linear(64 * width, num_classes)

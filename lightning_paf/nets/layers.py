@@ -1,10 +1,14 @@
 """Building blocks shared by several networks."""
 
 from collections.abc import Callable
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+Block = Callable[[int, int, int], nn.Module]
+"""Makes a block from (in_channels, out_channels, stride)."""
 
 
 class Net(nn.Module):
@@ -34,13 +38,11 @@ def conv1x1(in_channels: int, out_channels: int, stride: int = 1) -> nn.Conv2d:
     return nn.Conv2d(in_channels, out_channels, kernel_size=1, stride=stride, bias=False)
 
 
-def stage(
-    block: Callable[[int, int, int], nn.Module], count: int, in_channels: int, out_channels: int, stride: int
-) -> nn.Sequential:
+def stage(block: Block, count: int, in_channels: int, out_channels: int, stride: int) -> nn.Sequential:
     """Chain `count` residual blocks; the first one changes width and resolution.
 
     Args:
-        block: Makes a block from (in_channels, out_channels, stride).
+        block: Makes the blocks.
         count: Number of blocks.
         in_channels: Channels that enter the first block.
         out_channels: Channels that leave every block.
@@ -50,23 +52,37 @@ def stage(
     return nn.Sequential(first, *(block(out_channels, out_channels, 1) for _ in range(count - 1)))
 
 
-def basic_block_counts(depth: int) -> tuple[int, int, int, int]:
-    """Blocks in each of the four stages of a ResNet made of two-convolution blocks (He et al. 2016, table 1).
+def basic_stages(block: Block, depth: int, width: int) -> list[nn.Sequential]:
+    """Build the four stages of a ResNet of two-convolution blocks (He et al. 2016, table 1).
+
+    Args:
+        block: Makes the blocks.
+        depth: 18 or 34.
+        width: Channels of the first stage, doubled in each of the others, which halve the resolution.
 
     Raises:
-        ValueError: The depth is not 18 or 34.
+        ValueError: Another depth.
     """
     counts = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3)}
     if depth not in counts:
         raise ValueError(f"depth must be 18 or 34, got {depth}. Pass --model.net.depth 18 or 34.")
-    return counts[depth]
+    channels = [width, width, 2 * width, 4 * width, 8 * width]
+    return [
+        stage(block, count, *pair, stride=min(number, 2))
+        for number, (count, pair) in enumerate(zip(counts[depth], pairwise(channels), strict=True), 1)
+    ]
 
 
-def wide_block_count(depth: int) -> int:
-    """Blocks in each of the three groups of a wide residual network (Zagoruyko and Komodakis 2016).
+def wide_groups(group: Callable[[int, int, int, int], nn.Module], depth: int, width: int) -> list[nn.Module]:
+    """Build the three groups of a wide residual network (Zagoruyko and Komodakis 2016).
+
+    Args:
+        group: Makes a group from (number of blocks, in_channels, out_channels, stride).
+        depth: 6 n + 4 with n >= 1.
+        width: Widening factor of 16, 32 and 64 channels.
 
     Raises:
-        ValueError: The depth is not 6 n + 4 with n >= 1.
+        ValueError: Another depth.
     """
     count, rest = divmod(depth - 4, 6)
     if rest or count < 1:
@@ -74,7 +90,11 @@ def wide_block_count(depth: int) -> int:
         raise ValueError(
             f"depth must be 6 n + 4 with n >= 1, got {depth}. Pass --model.net.depth {valid} or {valid + 6}."
         )
-    return count
+    return [
+        group(count, 16, 16 * width, 1),
+        group(count, 16 * width, 32 * width, 2),
+        group(count, 32 * width, 64 * width, 2),
+    ]
 
 
 def require_stride(stem_stride: int) -> None:

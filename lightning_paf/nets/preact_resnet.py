@@ -7,12 +7,11 @@ from torch import Tensor, nn
 
 from lightning_paf.nets.layers import (
     Net,
-    basic_block_counts,
+    basic_stages,
     conv1x1,
     conv3x3,
     init_convolutions,
     require_stride,
-    stage,
 )
 
 
@@ -66,12 +65,8 @@ class PreActResNet(Net):
     ) -> None:
         super().__init__(num_classes)
         require_stride(stem_stride)
-        counts = basic_block_counts(depth)
         self.conv1 = conv3x3(in_channels, width, stem_stride)
-        self.layer1 = stage(PreActBlock, counts[0], width, width, stride=1)
-        self.layer2 = stage(PreActBlock, counts[1], width, 2 * width, stride=2)
-        self.layer3 = stage(PreActBlock, counts[2], 2 * width, 4 * width, stride=2)
-        self.layer4 = stage(PreActBlock, counts[3], 4 * width, 8 * width, stride=2)
+        self.layer1, self.layer2, self.layer3, self.layer4 = basic_stages(PreActBlock, depth, width)
         self.bn = nn.BatchNorm2d(8 * width)
         self.activation = nn.ReLU()
         self.linear = nn.Linear(8 * width, num_classes)

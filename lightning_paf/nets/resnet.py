@@ -5,7 +5,7 @@ from typing import Literal
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lightning_paf.nets.layers import Net, basic_block_counts, conv1x1, conv3x3, init_convolutions, stage
+from lightning_paf.nets.layers import Net, basic_stages, conv1x1, conv3x3, init_convolutions
 
 
 class PostActBlock(nn.Module):
@@ -65,11 +65,7 @@ class CifarResNet(Net):
             self.conv1 = nn.Conv2d(in_channels, width, kernel_size=7, stride=2, padding=3, bias=False)
             self.maxpool = nn.MaxPool2d(kernel_size=3, stride=2, padding=1)
         self.bn1 = nn.BatchNorm2d(width)
-        counts = basic_block_counts(depth)
-        self.layer1 = stage(PostActBlock, counts[0], width, width, stride=1)
-        self.layer2 = stage(PostActBlock, counts[1], width, 2 * width, stride=2)
-        self.layer3 = stage(PostActBlock, counts[2], 2 * width, 4 * width, stride=2)
-        self.layer4 = stage(PostActBlock, counts[3], 4 * width, 8 * width, stride=2)
+        self.layer1, self.layer2, self.layer3, self.layer4 = basic_stages(PostActBlock, depth, width)
         self.fc = nn.Linear(8 * width, num_classes)
         init_convolutions(self)
 

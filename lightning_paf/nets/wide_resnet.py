@@ -3,7 +3,7 @@
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lightning_paf.nets.layers import Net, conv1x1, conv3x3, init_convolutions, stage, wide_block_count
+from lightning_paf.nets.layers import Net, conv1x1, conv3x3, init_convolutions, stage, wide_groups
 
 
 class WideBlock(nn.Module):
@@ -58,11 +58,8 @@ class WideResNet(Net):
 
     def __init__(self, depth: int = 28, width: int = 10, num_classes: int = 10, in_channels: int = 3) -> None:
         super().__init__(num_classes)
-        count = wide_block_count(depth)
         self.conv1 = conv3x3(in_channels, 16)
-        self.block1 = WideGroup(count, 16, 16 * width, stride=1)
-        self.block2 = WideGroup(count, 16 * width, 32 * width, stride=2)
-        self.block3 = WideGroup(count, 32 * width, 64 * width, stride=2)
+        self.block1, self.block2, self.block3 = wide_groups(WideGroup, depth, width)
         self.bn1 = nn.BatchNorm2d(64 * width)
         self.activation = nn.ReLU()
         self.fc = nn.Linear(64 * width, num_classes)
