@@ -23,7 +23,7 @@ def draw(found: dict[str, Any]) -> "Figure":
     """Draw a dot for each seed and variant, and the mean of each variant.
 
     Args:
-        found: What `report.content` returned. If its experiment names metrics to show, there is a group of dots
+        found: Result of `report.content`. If its experiment names metrics to show, there is a group of dots
             for each; otherwise AutoAttack accuracy is drawn over clean accuracy.
 
     Returns:

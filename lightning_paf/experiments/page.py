@@ -22,7 +22,7 @@ def show(found: dict[str, Any]) -> None:
     """Print one result.
 
     Args:
-        found: What `report.content` returned.
+        found: Result of `report.content`.
     """
     from rich.console import Console
     from rich.table import Column, Table
@@ -77,7 +77,7 @@ def summary(found: dict[str, Any]) -> str:
     """One result in a sentence, as the pages in docs/methods have it.
 
     Args:
-        found: What `report.content` returned.
+        found: Result of `report.content`.
     """
     link = f"[results](../results/methods.md#{found['method']})"
     return f"Of {len(found['claims'])} claims {_counted(found)}; variants, accuracies and intervals: {link}."

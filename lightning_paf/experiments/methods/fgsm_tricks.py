@@ -12,8 +12,8 @@ def _fgsm(name: str, *options: str) -> Variant:
     return Variant(name, ("--model.attack", "FGSM", *options))
 
 
-def _better(variant: str, what: str) -> Claim:
-    return Claim(f"{what} makes FGSM training more robust", variant, "fgsm", "autoattack", source="paper")
+def _better(variant: str, trick: str) -> Claim:
+    return Claim(f"{trick} makes FGSM training more robust", variant, "fgsm", "autoattack", source="paper")
 
 
 EXPERIMENT = Experiment(
