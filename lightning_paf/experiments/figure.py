@@ -20,14 +20,10 @@ _MEAN: dict[str, Any] = {"markersize": 16, "markerfacecolor": "none", "markeredg
 
 
 def draw(found: dict[str, Any]) -> "Figure":
-    """Draw a dot for each seed and variant, and the mean of each variant.
+    """Draw a dot for each seed and variant, and the mean of each variant, from a result of `report.content`.
 
-    Args:
-        found: Result of `report.content`. If its experiment names metrics to show, there is a group of dots
-            for each; otherwise AutoAttack accuracy is drawn over clean accuracy.
-
-    Returns:
-        The figure, for `utils.figures.save_figure`.
+    If its experiment names metrics to show, there is a group of dots for each; otherwise AutoAttack accuracy is drawn
+    over clean accuracy.
     """
     groups, variants = len(found["shown"]), len(found["variants"])
     width = max(6.4, 1.8 + groups * max(1.2, 0.3 * variants))

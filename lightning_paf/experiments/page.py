@@ -19,11 +19,7 @@ Limitations: small networks on 8x8 digits decide nothing about large networks on
 
 
 def show(found: dict[str, Any]) -> None:
-    """Print one result.
-
-    Args:
-        found: Result of `report.content`.
-    """
+    """Print one result of `report.content`."""
     from rich.console import Console
     from rich.table import Column, Table
 
@@ -46,10 +42,7 @@ def show(found: dict[str, Any]) -> None:
 
 
 def page(folder: Path) -> str:
-    """Markdown page of all results in a folder.
-
-    Args:
-        folder: Holds the files that `lightning-paf reproduce METHOD --json FILE` wrote.
+    """Markdown page of all results in a folder, written by `lightning-paf reproduce METHOD --json FILE`.
 
     Raises:
         ValueError: The folder holds no result.
@@ -74,11 +67,7 @@ def page(folder: Path) -> str:
 
 
 def summary(found: dict[str, Any]) -> str:
-    """One result in a sentence, as the pages in docs/methods have it.
-
-    Args:
-        found: Result of `report.content`.
-    """
+    """One result of `report.content` in a sentence, for the page of the method in docs/methods."""
     link = f"[results](../results/methods.md#{found['method']})"
     return f"Of {len(found['claims'])} claims {_counted(found)}; variants, accuracies and intervals: {link}."
 

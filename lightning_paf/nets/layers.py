@@ -39,15 +39,7 @@ def conv1x1(in_channels: int, out_channels: int, stride: int = 1) -> nn.Conv2d:
 
 
 def stage(block: Block, count: int, in_channels: int, out_channels: int, stride: int) -> nn.Sequential:
-    """Chain `count` residual blocks; the first one changes width and resolution.
-
-    Args:
-        block: Makes the blocks.
-        count: Number of blocks.
-        in_channels: Channels that enter the first block.
-        out_channels: Channels that leave every block.
-        stride: Stride of the first block; the others have stride 1.
-    """
+    """Chain `count` residual blocks; only the first one changes the channels and has the stride."""
     first = block(in_channels, out_channels, stride)
     return nn.Sequential(first, *(block(out_channels, out_channels, 1) for _ in range(count - 1)))
 
@@ -55,13 +47,10 @@ def stage(block: Block, count: int, in_channels: int, out_channels: int, stride:
 def basic_stages(block: Block, depth: int, width: int) -> list[nn.Sequential]:
     """Build the four stages of a ResNet of two-convolution blocks (He et al. 2016, table 1).
 
-    Args:
-        block: Makes the blocks.
-        depth: 18 or 34.
-        width: Channels of the first stage, doubled in each of the others, which halve the resolution.
+    The first has `width` channels. Each of the others doubles the channels and halves the resolution.
 
     Raises:
-        ValueError: Another depth.
+        ValueError: The depth is not 18 or 34.
     """
     counts = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3)}
     if depth not in counts:
@@ -76,13 +65,10 @@ def basic_stages(block: Block, depth: int, width: int) -> list[nn.Sequential]:
 def wide_groups(group: Callable[[int, int, int, int], nn.Module], depth: int, width: int) -> list[nn.Module]:
     """Build the three groups of a wide residual network (Zagoruyko and Komodakis 2016).
 
-    Args:
-        group: Makes a group from (number of blocks, in_channels, out_channels, stride).
-        depth: 6 n + 4 with n >= 1.
-        width: Widening factor of 16, 32 and 64 channels.
+    `group` makes one from (number of blocks, in_channels, out_channels, stride); `width` multiplies the channels.
 
     Raises:
-        ValueError: Another depth.
+        ValueError: The depth is not 6 n + 4 with n >= 1.
     """
     count, rest = divmod(depth - 4, 6)
     if rest or count < 1:
@@ -98,11 +84,7 @@ def wide_groups(group: Callable[[int, int, int, int], nn.Module], depth: int, wi
 
 
 def require_stride(stem_stride: int) -> None:
-    """Check the stride of the first convolution.
-
-    Raises:
-        ValueError: A stride below 1.
-    """
+    """Refuse a stride of the first convolution below 1."""
     if stem_stride < 1:
         raise ValueError(
             f"stem_stride must be at least 1, got {stem_stride}. "

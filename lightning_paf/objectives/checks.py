@@ -9,15 +9,8 @@ T = TypeVar("T")
 def checked(name: str, value: T, valid: bool, rule: str, usual: object) -> T:
     """Return the value of an argument if it is valid.
 
-    Args:
-        name: Name of the argument.
-        value: Value of the argument.
-        valid: Whether the value obeys the rule.
-        rule: The rule, as the end of "NAME must be ...".
-        usual: Value that the error suggests.
-
     Raises:
-        ValueError: The value is not valid.
+        ValueError: "NAME must be RULE, got VALUE. Pass --model.objective.NAME USUAL."
     """
     if not valid:
         raise ValueError(f"{name} must be {rule}, got {value!r}. Pass --model.objective.{name} {usual}.")

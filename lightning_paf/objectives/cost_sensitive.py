@@ -70,16 +70,11 @@ class CostSensitive(Objective):
         return x
 
     def losses(self, logits: Tensor, y: Tensor) -> Tensor:
-        """Loss (N,) that training minimises and attacks maximise.
-
-        Args:
-            logits: (N, K).
-            y: Labels (N,), or distributions over the classes (N, K).
-        """
+        """Loss (N,) of logits (N, K) that training minimises and attacks maximise."""
         return cross_entropy(logits, y) + self.weight * self.expected_cost(logits, y)
 
     def expected_cost(self, logits: Tensor, y: Tensor) -> Tensor:
-        """Expected cost (N,) under the predicted probabilities; arguments as in `losses`."""
+        """Expected cost (N,) of logits (N, K) with labels (N,) or distributions over the classes (N, K)."""
         # Not a matrix product, which autocast would round to half precision.
         of_classes = (y[:, None] * self.costs).sum(2) if y.is_floating_point() else self.costs.T[y]
         return (logits.float().softmax(1) * of_classes).sum(1)

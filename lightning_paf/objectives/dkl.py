@@ -68,13 +68,7 @@ class IKL(Objective):
         return StepResult(natural + self.beta * squares + self.alpha * soft, adversarial, logs, clean)
 
     def squares(self, clean: Tensor, adversarial: Tensor, target: Tensor) -> Tensor:
-        """Weighted squares of logit differences, (N,), in the precision of `prior`.
-
-        Args:
-            clean: Logits (N, C).
-            adversarial: Logits (N, C).
-            target: Labels as distributions (N, C).
-        """
+        """Weighted squares of logit differences (N,) in the precision of `prior`; all arguments are (N, C)."""
         with torch.autocast(clean.device.type, enabled=False):  # it would round weights and sums to half precision
             return weighted_squares(clean.to(self.prior), adversarial.to(self.prior), target @ self.prior)
 
@@ -87,13 +81,7 @@ class IKL(Objective):
 
 
 def weighted_squares(logits: Tensor, others: Tensor, weight: Tensor) -> Tensor:
-    """`1/4 sum_jk w_j w_k ((z_j - z_k) - (z'_j - z'_k))^2`, (N,), without the (N, C, C) differences.
-
-    Args:
-        logits: z (N, C).
-        others: z' (N, C).
-        weight: w (N, C).
-    """
+    """`1/4 sum_jk w_j w_k ((z_j - z_k) - (z'_j - z'_k))^2`, (N,), of z, z' and w (N, C), without the differences."""
     difference = (logits - others).to(weight.dtype)
     centre = (weight * difference).sum(1, keepdim=True) / weight.sum(1, keepdim=True)
     return 0.5 * weight.sum(1) * (weight * (difference - centre).square()).sum(1)

@@ -57,12 +57,9 @@ class JacobianNorm(Regularised):
 
 
 def squared_norm(logits: Tensor, x: Tensor, directions: Tensor) -> Tensor:
-    """Squared Frobenius norm (N,) of the Jacobian of each image, with its graph.
+    """Squared Frobenius norm (N,) of the Jacobian of logits (N, K) with respect to images (N, C, H, W).
 
-    Args:
-        logits: (N, K), with their graph.
-        x: Images (N, C, H, W) that they were computed from.
-        directions: Unit vectors (directions, N, K). All coordinates give the exact norm.
+    It has a graph. The unit vectors `directions` (directions, N, K) give an estimate, all coordinates the exact norm.
     """
     gradients = [torch.autograd.grad((logits * v).sum(), x, create_graph=True)[0] for v in directions]
     lengths = torch.stack([gradient.flatten(1).square().sum(1) for gradient in gradients])

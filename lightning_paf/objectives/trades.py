@@ -45,13 +45,7 @@ class TRADES(Objective):
 
 
 def attack_prediction(model: Classifier, x: Tensor, attack: Attack) -> Tensor:
-    """Adversarial images that maximise KL(p(x) || p(x')), the inner maximisation of TRADES.
-
-    Args:
-        model: The classifier; its modes and buffers are restored.
-        x: Images (N, C, H, W).
-        attack: Attack that maximises the divergence.
-    """
+    """Adversarial images (N, C, H, W) that maximise KL(p(x) || p(x')), the inner maximisation of TRADES."""
     with torch.no_grad(), frozen(model, attack.mode):
         target = softmax(model(x), 1)
     return attack(model, x, target, loss=kl_divergence)

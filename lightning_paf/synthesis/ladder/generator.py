@@ -51,19 +51,16 @@ def train_generator(
     lr: float = 1e-3,
     progress: Callable[[str], object] = lambda _: None,
 ) -> float:
-    """Minimise the mean squared difference to the images with Adam.
+    """Minimise the mean squared difference to the images with Adam; return that of the last epoch.
 
     Args:
         generator: On the device to train on.
         features: (N, num_features), on any device.
         images: uint8 (N, C, H, W), on any device.
         epochs: Passes over the images.
-        batch_size: Images in a step.
+        batch_size: Images per step.
         lr: Learning rate.
         progress: Called with a line for each epoch.
-
-    Returns:
-        Mean squared difference in the last epoch.
     """
     device = next(generator.parameters()).device
     optimizer = torch.optim.Adam(generator.parameters(), lr)

@@ -156,11 +156,8 @@ def eps_for_fraction(flips: Flips, like: Tensor, fraction: float) -> Tensor:
 
     Args:
         flips: Whether moves change the class.
-        like: Any tensor (n, ...) on the device of the moves.
+        like: Any tensor (n, ...) on the device of the moves; the result is (n,).
         fraction: In (0, 1].
-
-    Returns:
-        The eps, (n,).
 
     Raises:
         ValueError: No eps changes the class of so many images.
@@ -189,14 +186,11 @@ def adaptive_eps(flips: Flips, like: Tensor, start: float, step: float, most: fl
 
     Args:
         flips: Whether moves change the class.
-        like: Any tensor (n, ...) on the device of the moves.
+        like: Any tensor (n, ...) on the device of the moves; the result is (n,).
         start: First eps.
         step: Step of the series; ten times as large from eps 1 on.
         most: Largest eps.
         tries: Maximum length of the series.
-
-    Returns:
-        The eps, (n,).
 
     Raises:
         ValueError: A step that is not positive, or an end before the start.
