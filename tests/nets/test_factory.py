@@ -1,21 +1,9 @@
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 
-import lightning_paf
 from lightning_paf.nets import TimmNet, TorchvisionNet, timm_net, torchvision_net
 from lightning_paf.nn.classifier import Classifier
 from lightning_paf.specs import DatasetSpec
-
-
-def test_libraries_are_imported_on_first_use():
-    code = "import sys, lightning_paf.nets; print(sorted({'timm', 'torchvision'} & set(sys.modules)))"
-    root = Path(lightning_paf.__file__).parents[1]
-    done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
 
 
 @pytest.mark.parametrize("name", ["resnet18", "resnet18.a1_in1k"])

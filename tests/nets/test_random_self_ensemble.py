@@ -5,14 +5,13 @@ from collections import Counter
 
 import pytest
 import torch
-from helpers.cli_runs import status, write_experiment
+from helpers.cli_runs import built, write_experiment
 from helpers.every_net import SMALL, build
 from helpers.fakes import TinyNet, images, spec
 from torch import nn
 
 from lightning_paf.attacks import PGD
 from lightning_paf.evaluation.identity import network_fingerprint
-from lightning_paf.loading import load_run
 from lightning_paf.nets import RandomSelfEnsemble, SmallConvNet, TimmNet
 from lightning_paf.nn.activations import PSSiLU
 from lightning_paf.nn.classifier import Classifier
@@ -98,8 +97,8 @@ def test_the_gradient_flows_through_all_passes():
 
 
 def test_an_attack_raises_the_expected_loss():
-    model = Classifier(ensemble(), spec()).eval()
-    x_adv = PGD(0.1, step_size=0.02, steps=10)(model, X, Y)
+    model = Classifier(ensemble(passes=4), spec()).eval()
+    x_adv = PGD(0.1, step_size=0.04, steps=5)(model, X, Y)
 
     def expected_loss(x):
         with torch.no_grad():
@@ -156,11 +155,9 @@ def test_attacks_in_training_use_the_network_itself():
 
 def test_it_takes_the_number_of_classes_from_the_data(tmp_path):
     net = ("--model.net", "RandomSelfEnsemble", "--model.net.net", "SmallConvNet", "--model.net.net.in_channels", "3")
-    options = ("--model.net.net.width", "4", "--model.net.passes", "2", "--run", tmp_path / "run")
-    assert status("fit", "-c", write_experiment(tmp_path), *net, *options) == 0
-    run = load_run(tmp_path / "run" / "checkpoints" / "last.ckpt")
-    assert run.model.head.out_features == 3
-    assert run.model.net.passes == 2
+    model = built("-c", write_experiment(tmp_path), *net, "--model.net.passes", "2").model.model
+    assert model.head.out_features == 3
+    assert model.net.passes == 2
 
 
 @pytest.mark.parametrize(
