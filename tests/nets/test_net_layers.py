@@ -25,24 +25,6 @@ def test_same_convolution_pads_as_tensorflow_defines_it(height, width, stride):
     torch.testing.assert_close(layer(x), expected)
 
 
-def test_weights_do_not_transfer_between_the_two_wide_resnets():
-    torch.manual_seed(0)
-    ours, theirs = WideResNet(10, 1).eval(), DMWideResNet(10, 1).eval()
-    for module in theirs.modules():
-        for name, child in module.named_children():
-            if isinstance(child, nn.SiLU):
-                setattr(module, name, nn.ReLU())
-    for mine, other in zip(ours.parameters(), theirs.parameters(), strict=True):
-        assert mine.shape == other.shape
-        other.data.copy_(mine.data)
-    x = torch.rand(1, 3, 32, 32)
-    assert not torch.allclose(ours(x), theirs(x))
-    for module in theirs.modules():
-        if isinstance(module, SameConv2d):
-            module.forward = lambda z, conv=module: F.conv2d(z, conv.weight, stride=conv.stride, padding=1)
-    torch.testing.assert_close(ours(x), theirs(x))  # so the padding was the whole difference
-
-
 def test_standardize():
     layer = Standardize((0.1, 0.2), (0.5, 2.0), in_channels=2)
     x = torch.rand(3, 2, 4, 4)

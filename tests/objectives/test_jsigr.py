@@ -33,12 +33,6 @@ def gradients(objective):
 # The Jacobian
 
 
-def test_the_norm_of_a_linear_function_is_that_of_its_matrix():
-    model = linear()
-    expected = model.head.weight.norm() ** 2
-    torch.testing.assert_close(JacobianNorm(projections=None).term(model, X, Y, ATTACK), expected)
-
-
 def test_the_estimate_is_unbiased():
     model, draws = linear(), 4000
     x = X[:1].requires_grad_()
@@ -56,16 +50,6 @@ def test_the_exact_norm_is_that_of_the_jacobian():
     jacobian = torch.autograd.functional.jacobian(lambda x: model(x).sum(0), X)  # (K, N, C, H, W)
     expected = jacobian.square().sum((0, 2, 3, 4)).mean()
     torch.testing.assert_close(JacobianNorm(projections=None).term(model, X, Y, ATTACK).detach(), expected)
-
-
-def test_it_bounds_the_change_of_the_logits_to_first_order():
-    model = Classifier(nn.Sequential(nn.Flatten(), nn.Linear(192, 32), nn.Softplus(), nn.Linear(32, 10)), spec())
-    x = X.clone().requires_grad_()
-    norm = squared_norm(logits := model(x), x, JacobianNorm(projections=None).directions(logits)).sqrt()
-    for size in (1e-2, 1e-3):
-        change = size * F.normalize(torch.randn(len(X), 192), dim=1).view_as(X)
-        moved = (model(X + change) - logits).norm(dim=1)
-        assert (moved <= norm * size + 10 * size**2).all()
 
 
 # The selective gradient

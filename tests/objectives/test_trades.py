@@ -1,7 +1,6 @@
 """Closed forms of both forms of TRADES, and their inner maximisation."""
 
 import copy
-import math
 
 import pytest
 import torch
@@ -43,15 +42,6 @@ def test_with_weight_0_loss_and_gradients_are_those_of_cross_entropy(attack):
 
 def test_without_a_radius_the_divergence_is_zero():
     assert TRADES()(steady_classifier(), X, Y, Nothing()).logs["divergence"] == pytest.approx(0, abs=1e-7)
-
-
-def test_the_divergence_is_that_from_clean_to_adversarial():
-    clean, adversarial = torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 2.0]])
-    p, q = math.exp(1) / (1 + math.exp(1)), 1 / (1 + math.exp(2))
-    expected = p * math.log(p / q) + (1 - p) * math.log((1 - p) / (1 - q))
-    there, back = kl_divergence(adversarial, clean.softmax(1)), kl_divergence(clean, adversarial.softmax(1))
-    assert there.item() == pytest.approx(expected, rel=1e-6)
-    assert abs(there - back) > 0.1
 
 
 def test_adversarial_images_stay_in_the_ball_and_in_range():
