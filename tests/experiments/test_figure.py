@@ -12,7 +12,7 @@ from lightning_paf.experiments.figure import draw
 
 RESULTS = Path(__file__).parent.parent.parent / "docs" / "results" / "methods"
 FRACTIONS = {"clean": [0.97, 0.97, 0.98], "autoattack": [0.0, 0.0, 0.01]}
-FOUND = {
+RESULT = {
     "method": "fake",
     "eps": 0.2,
     "seeds": 3,
@@ -39,17 +39,17 @@ def dots(figure):
 
 @pytest.mark.parametrize("shown", [[], ["distance"], ["clean", "eot", "autoattack"]])
 def test_every_seed_is_visible(shown):
-    found = dots(draw({**FOUND, "shown": shown}))
-    assert len(found) == 2 * 3 * (len(shown) or 1)
-    assert len({(marker, colour) for marker, colour, _ in found}) == 2, "one marker and colour per variant"
-    assert len({marker for marker, _, _ in found}) == 2, "markers alone distinguish variants"
-    positions = np.array([position for _, _, position in found])
+    drawn = dots(draw({**RESULT, "shown": shown}))
+    assert len(drawn) == 2 * 3 * (len(shown) or 1)
+    assert len({(marker, colour) for marker, colour, _ in drawn}) == 2, "one marker and colour per variant"
+    assert len({marker for marker, _, _ in drawn}) == 2, "markers alone distinguish variants"
+    positions = np.array([position for _, _, position in drawn])
     distances = np.linalg.norm(positions[:, None] - positions, axis=2) + 99 * np.eye(len(positions))
     assert distances.min() > 6, "pixels"
 
 
 def test_dots_without_neighbours_are_not_moved():
-    figure = draw({**FOUND, "variants": {"one": {"clean": [0.9, 0.5], "autoattack": [0.1, 0.4]}}})
+    figure = draw({**RESULT, "variants": {"one": {"clean": [0.9, 0.5], "autoattack": [0.1, 0.4]}}})
     positions = [position for _, _, position in dots(figure)]
     expected = figure.axes[0].transData.transform([(90, 10), (50, 40)])
     np.testing.assert_allclose(positions, expected, atol=0.01)
@@ -57,7 +57,7 @@ def test_dots_without_neighbours_are_not_moved():
 
 def test_only_plain_metrics_are_not_in_percent():
     for shown, label, most in (("distance", "as measured", 6), ("eot", "fraction of images (%)", 40)):
-        axes = draw({**FOUND, "shown": [shown]}).axes[0]
+        axes = draw({**RESULT, "shown": [shown]}).axes[0]
         assert axes.get_ylabel() == label
         assert max(max(line.get_ydata(), default=0) for line in axes.lines) == most
         assert [text.get_text() for text in axes.get_xticklabels()] == [shown]

@@ -83,7 +83,7 @@ def train_all(folder: Path) -> None:
         if shared:
             share_statistics(trained)  # including those of an objective, as Lightning does
         torch.manual_seed(rank)
-        steps(DistributedDataParallel(trained))
+        steps(DistributedDataParallel(trained), 1)
         unused = [n for n, p in trained.named_parameters() if p.requires_grad and p.grad is None]
         unused += [n for n, m in trained.named_modules() if not m.training or int(getattr(m, BATCHES, 1)) == 0]
         values = [*trained.parameters(), *(trained.buffers() if shared else ())]
