@@ -1,7 +1,5 @@
 """J-SIGR and its two terms under an attack transferred from a wider network, and pixel saliency."""
 
-from typing import Any
-
 from torch import Tensor
 
 from lightning_paf.analysis.saliency import compare_saliency
@@ -15,7 +13,7 @@ EPS = 0.2
 _SURROGATE = "surrogate"
 
 
-def transfer(run: Run, x: Tensor, y: Tensor) -> Any:
+def transfer(run: Run, x: Tensor, y: Tensor) -> Tensor:
     """Whether each image is robust to momentum FGSM (Dong et al., 2018) on the surrogate of the same seed."""
     folder = run.checkpoint.parent.parent.parent  # EXPERIMENT/VARIANT-SEED
     seed = folder.name.rpartition("-")[2]
@@ -25,7 +23,7 @@ def transfer(run: Run, x: Tensor, y: Tensor) -> Any:
     return correct(run.model, x_adv, y)
 
 
-def overlap(run: Run, x: Tensor, y: Tensor) -> Any:
+def overlap(run: Run, x: Tensor, y: Tensor) -> Tensor:
     """Overlap of gradient saliency and perturbation saliency of each image."""
     return compare_saliency(run.model, x).overlap
 

@@ -1,7 +1,5 @@
 """FGSM, RS-FGSM and N-FGSM training (de Jorge et al., 2022)."""
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
@@ -36,14 +34,14 @@ FRESH = 10
 """First seed; the trials had 0."""
 
 
-def blind_spot(run: Run, x: Tensor, y: Tensor) -> Any:
+def blind_spot(run: Run, x: Tensor, y: Tensor) -> Tensor:
     """Whether each image is robust to FGSM but not to PGD; nearly all after catastrophic overfitting."""
     torch.manual_seed(0)
     single, several = FGSM(EPS)(run.model, x, y), PGD(EPS, step_size=EPS / 4, steps=20)(run.model, x, y)
     return correct(run.model, single, y) & ~correct(run.model, several, y)
 
 
-def alignment(run: Run, x: Tensor, y: Tensor) -> Any:
+def alignment(run: Run, x: Tensor, y: Tensor) -> float:
     """Mean cosine of the loss gradients at each image and at a random point near it; low after overfitting."""
     torch.manual_seed(0)
     nearby = (x + torch.empty_like(x).uniform_(-EPS, EPS)).clamp(0, 1)

@@ -2,7 +2,6 @@
 
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor
 
@@ -27,7 +26,7 @@ def _certificates(checkpoint: Path, examples: int) -> Certificates:
 
 
 def _certified(radius: float) -> Metric:
-    def metric(run: Run, x: Tensor, y: Tensor) -> Any:
+    def metric(run: Run, x: Tensor, y: Tensor) -> Tensor:
         return _certificates(run.checkpoint, len(x)).certified(y, radius)
 
     return metric
