@@ -12,11 +12,11 @@ def compute(checkpoint, *options):
     return status("curve", "--ckpt", checkpoint, "--device", "cpu", "--steps", "5", *options)
 
 
-@pytest.mark.parametrize("method", ["bisection", "minimum-norm"])
+@pytest.mark.parametrize("method", ["fixed-eps", "minimum-norm"])
 def test_it_writes_table_picture_and_numbers(checkpoint, method, tmp_path, capsys):
     out = tmp_path / "new"
     assert compute(checkpoint, "--grid", "0,2/255,8/255,32/255", "--method", method, "--out", out) == 0
-    assert sorted(file.name for file in out.iterdir()) == ["curve_linf.json", "curve_linf.png"]
+    assert sorted(file.name for file in out.iterdir()) == ["curve_linf.json", "curve_linf.png", "state"]
     content = json.loads((out / "curve_linf.json").read_text())
     assert [point["eps"] for point in content["points"]] == ["0", "2/255", "8/255", "32/255"]
     accuracies = [point["accuracy"] for point in content["points"]]
