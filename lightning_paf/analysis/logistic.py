@@ -76,7 +76,7 @@ def fit_logistic(x: Tensor, y: Tensor, cost: float = 0.5) -> LinearRule:
     """
     from sklearn.linear_model import LogisticRegression
 
-    # Version 1.8 renamed the option, and 1.7 gives the new name another meaning without an error.
+    # scikit-learn 1.8 renamed the option; 1.7 accepts the new name with another meaning.
     renamed = getattr(LogisticRegression(), "penalty", "deprecated") == "deprecated"
     option: dict[str, Any] = {"l1_ratio": 1.0} if renamed else {"penalty": "l1"}
     found = LogisticRegression(C=cost, solver="liblinear", random_state=0, tol=1e-6, **option)

@@ -19,10 +19,10 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 ABSTAINS = -1
-"""Stands for a class where the samples do not decide."""
+"""In place of a class where the samples do not decide."""
 
 _DRAWN_AT_ONCE = 128
-"""Noise images of one draw; fixed, since the numbers of a generator depend on the size of its draws."""
+"""Noise images of one draw; fixed, because the numbers of a generator depend on the size of its draws."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,7 +41,7 @@ class Certificates:
     predictions: Tensor
 
     def certified(self, y: Tensor, radius: float) -> Tensor:
-        """Whether each image (N,) is certified to have its label against perturbations below `radius`."""
+        """Whether each image is certified to keep its label (N,) under perturbations below `radius`, (N,) bool."""
         return (self.classes == y.cpu()) & (self.radii >= radius)
 
     def accuracy(self, y: Tensor, radius: float) -> Accuracy:
@@ -61,9 +61,9 @@ class Certificates:
 class Smoothing:
     """The smoothed classifier of a network: the class that it most often gives to an image plus Gaussian noise.
 
-    The class is estimated from samples, and the classifier abstains where these do not decide. Each statement about one
-    image is wrong with probability at most alpha, over the noise. Cohen, Rosenfeld, Kolter, "Certified Adversarial
-    Robustness via Randomized Smoothing", ICML 2019: Predict and Certify.
+    The class is estimated from samples, and the classifier abstains where these do not decide. A prediction or
+    certificate of an image is wrong with probability at most alpha, over the noise. Predict and Certify of Cohen,
+    Rosenfeld, Kolter, "Certified Adversarial Robustness via Randomized Smoothing", ICML 2019.
 
     The noise of an image depends on seed, number of the image and kind of device; neither on the other images nor on
     the batch size. A network with random numbers draws them from torch's generators, unseeded.
@@ -72,7 +72,7 @@ class Smoothing:
         sigma: Standard deviation of the noise in each pixel, in units of pixels in [0, 1].
         n0: Number of samples to select the class.
         n: Number of samples to bound its probability, and for predictions.
-        alpha: Probability that a statement about an image is wrong.
+        alpha: Largest probability that a prediction or certificate is wrong.
         seed: Seed of the noise.
         batch_size: Noisy images in a forward pass.
 
@@ -88,7 +88,7 @@ class Smoothing:
     batch_size: int = 1024
 
     def __post_init__(self) -> None:
-        """Refuse values out of range."""
+        """Check the ranges."""
         if not 0 < self.sigma < math.inf:
             raise ValueError(f"sigma must be above 0 and finite, got sigma={self.sigma}. Pass e.g. --sigma 0.25.")
         if not 0 < self.alpha < 1:
@@ -161,7 +161,7 @@ class Smoothing:
         return torch.stack(votes).sum(0).cpu()
 
     def _noise(self, image: Tensor, n: int, generator: torch.Generator) -> Iterator[Tensor]:
-        """Batches of standard normal numbers (at most batch_size, C, H, W), `n` images in all."""
+        """Batches of standard normal noise (at most batch_size, C, H, W), `n` images in all."""
         draws, shape = math.ceil(self.batch_size / _DRAWN_AT_ONCE), (_DRAWN_AT_ONCE, *image.shape)
         for first in range(0, n, draws * _DRAWN_AT_ONCE):
             drawn = [torch.randn(shape, generator=generator, device=image.device) for _ in range(draws)]

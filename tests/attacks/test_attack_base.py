@@ -18,7 +18,7 @@ def test_eps_must_be_positive(eps):
 @pytest.mark.parametrize(
     ("eps", "norm"), [(8, "linf"), (8.0, "linf"), (Fraction(256, 255), "linf"), (128, "l2"), (3060, "l1")]
 )
-def test_eps_in_grey_levels_is_refused(eps, norm):
+def test_eps_in_grey_levels_is_rejected(eps, norm):
     with pytest.raises(ValueError, match=rf"pixel range in {norm}, got .*/255"):
         FGSM(eps, norm=norm)
 
@@ -46,7 +46,7 @@ def test_eps_must_be_a_number(eps):
         ({"bounds": (1.0, 0.0)}, "bounds must be increasing"),
     ],
 )
-def test_bad_settings(options, message):
+def test_invalid_settings(options, message):
     with pytest.raises(ValueError, match=message):
         FGSM(**options)
 
@@ -87,10 +87,10 @@ def test_gradient_is_that_of_the_sum():
     torch.testing.assert_close(gradient.flatten(1), expected.detach())
     torch.testing.assert_close(values, cross_entropy(model(x), y).detach())
     one = loss_and_gradient(model, x[:1], y[:1], cross_entropy)[1]
-    torch.testing.assert_close(one, gradient[:1])  # whatever else is in the batch
+    torch.testing.assert_close(one, gradient[:1])  # independent of the rest of the batch
 
 
-def test_the_loss_of_the_call_wins_over_the_attacks_own():
+def test_loss_of_the_call_replaces_the_attacks_own():
     used = []
 
     def own(z, y):

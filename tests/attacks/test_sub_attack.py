@@ -1,17 +1,17 @@
-"""A sub-attack is seeded, its results are confirmed, and it runs again where the fast path was wrong."""
+"""Sub-attacks are seeded and confirmed, and run again where the fast path was wrong."""
 
 import copy
 
 import pytest
 import torch
-from helpers.digits_net import trained
+from helpers.digits_net import digits
 from torch import nn
 
 from lightning_paf.attacks import APGD, FAB, PGD, Attack, Square, run_sub_attack
 from lightning_paf.speed.search_model import Passes, SearchModel
 
 
-class Stays(Attack):
+class Idle(Attack):
     """Changes nothing."""
 
     def perturb(self, forward, x, y, loss):
@@ -22,9 +22,8 @@ class Stays(Attack):
 @pytest.mark.parametrize(
     "attack", [PGD(0.12, step_size=0.03), APGD(0.12, steps=10), FAB(0.12, steps=10), Square(0.15, queries=100)]
 )
-def test_every_success_is_confirmed_and_all_else_is_returned_as_it_was(attack, precision):
-    net, x, y = trained()
-    x, y = x[:40], y[:40]
+def test_every_success_is_confirmed_and_all_other_images_are_returned_unchanged(attack, precision):
+    net, x, y = digits(40)
     before = x.clone()
     x_adv, fooled = run_sub_attack(attack, SearchModel(net, precision), x, y, seed=0)
     assert 0 < fooled.sum() < 40
@@ -33,38 +32,37 @@ def test_every_success_is_confirmed_and_all_else_is_returned_as_it_was(attack, p
     assert torch.equal(x, before)
 
 
-def test_the_seed_decides_and_the_generators_are_left_as_found():
-    net, x, y = trained()
+def test_seed_determines_the_result_and_generators_are_restored():
+    net, x, y = digits(20)
     attack, search = PGD(0.12, step_size=0.03), SearchModel(net)
     state = torch.get_rng_state()
-    first, again, other = (run_sub_attack(attack, search, x[:20], y[:20], seed)[0] for seed in (1, 1, 2))
+    first, again, other = (run_sub_attack(attack, search, x, y, seed)[0] for seed in (1, 1, 2))
     assert torch.equal(torch.get_rng_state(), state)
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
 
 
 def test_an_attack_without_a_result_costs_no_confirmation():
-    net, x, y = trained()
+    net, x, y = digits(5)
     search = SearchModel(net, fold=False)
-    x_adv, fooled = run_sub_attack(Stays(), search, x[:5], y[:5], seed=0)
-    assert torch.equal(x_adv, x[:5])
+    x_adv, fooled = run_sub_attack(Idle(), search, x, y, seed=0)
+    assert torch.equal(x_adv, x)
     assert not fooled.any()
     assert search.passes == Passes()
 
 
-class Hasty(SearchModel):
-    """Its fast path gives up the class of every image that was touched."""
+class Misclassifying(SearchModel):
+    """The fast path misclassifies every changed image."""
 
     def forward(self, x):
         logits = super().forward(x)
-        touched = (x * 16 - (x * 16).round()).abs().amax((1, 2, 3)) > 1e-4  # clean digits have 17 grey levels
-        return torch.where(touched[:, None], -logits, logits)
+        changed = (x * 16 - (x * 16).round()).abs().amax((1, 2, 3)) > 1e-4  # clean digits have 17 grey levels
+        return torch.where(changed[:, None], -logits, logits)
 
 
-def test_what_only_the_fast_path_misclassifies_is_searched_again_on_the_model():
-    net, x, y = trained()
-    x, y = x[:40], y[:40]
-    search = Hasty(net, fold=False)
+def test_images_that_only_the_fast_path_misclassifies_are_attacked_again_on_the_exact_model():
+    net, x, y = digits(40)
+    search = Misclassifying(net, fold=False)
     attack = PGD(0.12, step_size=0.03, steps=10)
     _, fooled = run_sub_attack(attack, search, x, y, seed=0)
     _, expected = run_sub_attack(attack, SearchModel(net, fold=False), x, y, seed=0)
@@ -74,11 +72,11 @@ def test_what_only_the_fast_path_misclassifies_is_searched_again_on_the_model():
 
 
 def test_model_is_left_as_found_and_autocast_is_off():
-    net, x, y = trained()
+    net, x, y = digits(5)
     net = nn.Sequential(copy.deepcopy(net), nn.Identity()).train()
     dtypes = set()
     net[1].register_forward_hook(lambda _, __, out: dtypes.add(out.dtype))
     with torch.autocast("cpu", torch.bfloat16):
-        run_sub_attack(PGD(0.12, step_size=0.06, steps=2), SearchModel(net), x[:5], y[:5], seed=0)
+        run_sub_attack(PGD(0.12, step_size=0.06, steps=2), SearchModel(net), x, y, seed=0)
     assert dtypes == {torch.float32}
     assert net.training

@@ -27,7 +27,7 @@ class DirectionSearch(MinimalAttack):
     g, then searches along it: the step doubles while g falls; if the first step fails, it shrinks to a quarter until
     one succeeds. If none does, the width of the estimate shrinks to a tenth.
 
-    A step is refused after one query where the image at the current distance is classified correctly; the authors'
+    A step is rejected after one query where the image at the current distance is classified correctly; the authors'
     code measures g first. All images of a batch run in parallel, each with a separate budget.
 
     Args:
@@ -95,7 +95,7 @@ class DirectionSearch(MinimalAttack):
         return oracle.nearest.x, oracle.nearest.distances
 
     def distance(self, oracle: Decisions, rows: Tensor, guess: Tensor, directions: Tensor, wrong: Tensor) -> Tensor:
-        """G (n,) along directions (n, D), by bisection of an interval around a guess; infinite if none was found.
+        """Distances g (n,) along directions (n, D), by bisection around a guess; infinite where there is no boundary.
 
         The interval grows by one percent at a time.
 
