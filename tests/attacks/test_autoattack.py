@@ -38,32 +38,21 @@ def problem(n=12, **options):
     return net, *batch(net, n, options.get("side", 4))
 
 
-@pytest.mark.parametrize(("norm", "eps"), [("linf", 0.12), ("l2", 0.6)])
-def test_robust_images_are_those_of_the_package(norm, eps):
-    net, x, y = digits(24)
-    options = {"norm": norm, "version": "custom", "attacks": ["apgd-ce", "apgd-dlr"]}
-    ours, again = (AutoAttack(eps, seed=seed, **options).run(net, x, y).robust for seed in (0, 1))
-    theirs = ReferenceAutoAttack(eps, **options).run(net, x, y).robust
-    assert 4 < theirs.sum() < 20
-    assert (ours & again & ~theirs).sum() <= 1
-    assert (theirs & ~ours & ~again).sum() <= 1
-
-
 @pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
 def test_reference_equals_the_packages_own_standard_evaluation(norm):
     # Running the attacks one by one, to count after each, must change nothing.
     import pyautoattack
 
-    net, x, y = problem(10, classes=12, side=5)
+    net, x, y = problem(6, classes=12, side=5)
     eps = {"linf": 0.03, "l2": 0.1, "l1": 0.3}[norm]
     result = ReferenceAutoAttack(eps, norm=norm, seed=3, batch_size=4).run(net, x, y)
     package = {"linf": "Linf", "l2": "L2", "l1": "L1"}[norm]
     theirs, _ = pyautoattack.AutoAttack(net, norm=package, eps=eps, seed=3).run_standard_evaluation(x, y, batch_size=4)
     assert torch.equal(result.x_adv, theirs)
-    assert 0 < result.robust.sum() < 10
+    assert 0 < result.robust.sum() < 6
     assert list(result.robust_after) == ["clean", "apgd-ce", "apgd-t", "fab-t", "square"]
     assert list(result.robust_after.values()) == sorted(result.robust_after.values(), reverse=True)
-    assert result.robust_after["clean"] == 10
+    assert result.robust_after["clean"] == 6
     assert result.robust.sum() == result.robust_after["square"]
 
 

@@ -97,7 +97,7 @@ def test_the_gradient_at_the_worst_image_is_that_of_the_worst_case():
         def forward(images):
             return (weight * images.flatten(1) - 2 * (images - x).flatten(1).square()).sum(1, keepdim=True)
 
-        attack = PGD(0.5, norm="l2", step_size=0.002, steps=200, start="none", best=True)
+        attack = PGD(0.5, norm="l2", step_size=0.002, steps=100, start="none", best=True)
         found = attack(nn.Identity(), x, torch.zeros(1), forward=forward, loss=lambda value, _: value[:, 0])
         value = forward(found).sum()
         return value.item(), torch.autograd.grad(value, weight)[0]
