@@ -1,4 +1,4 @@
-"""Analyses leave the model as found, and those with a seed the global random numbers as well."""
+"""Analyses leave the model as found, and those with a seed the global generator."""
 
 import pytest
 import torch
@@ -31,7 +31,7 @@ def compute_minimum_norm(model, x, y):
     ],
     ids=["concentration", "minimum norm", "saliency", "smoothing", "fixed eps"],
 )
-def test_the_model_is_left_as_found(compute, seeded):
+def test_model_is_left_as_found(compute, seeded):
     model, (x, _) = tiny_classifier().train(), images()
     y = model.eval()(x).argmax(1)
     before = {key: value.clone() for key, value in model.train().state_dict().items()}
