@@ -230,29 +230,7 @@ def test_starts_are_on_the_sphere_or_as_given(norm):
     assert (second < x).any(), "later restarts are random"
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"norm": "l1"}, "Pass ReferenceAutoAttack for l1"),
-        ({"search_loss": "margin"}, "search_loss must be one of ce, dlr, dlr-targeted"),
-        ({"steps": 0}, "steps must be at least 1, got 0"),
-        ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
-    ],
-)
-def test_invalid_settings(options, message):
-    with pytest.raises(ValueError, match=message):
-        APGD(**options)
-
-
 def test_too_few_classes_for_the_targeted_loss():
     model = nn.Sequential(nn.Flatten(), nn.Linear(16, 3))
     with pytest.raises(ValueError, match="at least 4 for the targeted DLR loss, got a model with 3"):
         APGD(search_loss="dlr-targeted")(model, *class_0(2))
-
-
-def test_labels_and_description():
-    assert [APGD(search_loss=loss).label for loss in ("ce", "dlr", "dlr-targeted")] == ["apgd-ce", "apgd-dlr", "apgd-t"]
-    described = APGD(search_loss="dlr-targeted").describe()
-    assert described["targets"] == 9
-    assert described["eps"] == "8/255"
-    assert "loss" not in described

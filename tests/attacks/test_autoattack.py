@@ -311,36 +311,3 @@ def test_reference_attacks_randomised_defences():
     result = ReferenceAutoAttack(0.3, version="rand").run(model, *batch(model.net, 4))
     assert set(result.robust_after) <= {"clean", "apgd-ce", "apgd-dlr"}
     assert result.robust.sum() < 4
-
-
-@pytest.mark.parametrize(
-    ("ensembles", "options", "message"),
-    [
-        (BOTH, {"version": "plus"}, "version must be one of standard"),
-        (BOTH, {"version": "custom"}, "attacks must be listed with version=custom"),
-        (BOTH, {"attacks": ["square"]}, "attacks must be listed with version=custom"),
-        (BOTH, {"version": "custom", "attacks": ["pgd"]}, "attacks must be among apgd-ce, .*, got pgd"),
-        (BOTH, {"batch_size": 0}, "batch_size must be at least 1, got 0"),
-        (BOTH, {"eps": 8}, "eps must be at most 1 times the pixel range in linf, got 8"),
-        (BOTH[:1], {"norm": "l1"}, "Pass ReferenceAutoAttack for l1"),
-        (BOTH[:1], {"version": "rand"}, "got 'rand'. Pass ReferenceAutoAttack"),
-        (BOTH[:1], {"version": "custom", "attacks": ["square", "square"]}, "attacks must be distinct"),
-        (BOTH[:1], {"search_precision": "fp16"}, "search_precision must be fp32 or bf16"),
-    ],
-)
-def test_invalid_settings(ensembles, options, message):
-    for ensemble in ensembles:
-        with pytest.raises(ValueError, match=message):
-            ensemble(**options)
-
-
-@both
-def test_description(ensemble):
-    described = ensemble(seed=3).describe()
-    assert described["attacks"] == ["apgd-ce", "apgd-t", "fab-t", "square"]
-    assert described["version"] == "standard"
-    assert "loss" not in described
-    if ensemble is AutoAttack:
-        assert not {"seed", "search_precision"} & described.keys(), "settings of the evaluation"
-    else:
-        assert described["package"].startswith("pyautoattack 0.")

@@ -316,42 +316,7 @@ def test_one_pixel_finds_the_only_pixel_that_matters():
         OnePixel()(model, torch.zeros(1, 4, 8, 8), y[:1])
 
 
-@pytest.mark.parametrize(
-    ("make", "message"),
-    [
-        (lambda: DeepFool(norm="l1"), "norm of DeepFool must be l2 or linf"),
-        (lambda: DeepFool(overshoot=0), "overshoot must be positive, got 0"),
-        (lambda: DeepFool(steps=0), "steps must be at least 1, got 0"),
-        (lambda: CarliniWagner(lr=0), "lr must be positive, got 0"),
-        (lambda: CarliniWagner(confidence=-1), "confidence must be at least 0, got -1"),
-        (lambda: SignOPT(queries=0), "queries must be at least 1, got 0"),
-        (lambda: OPT(width=0), "width must be positive, got 0"),
-        (lambda: Boundary(starts=0), "starts must be at least 1, got 0"),
-        (lambda: ZOO(smoothing=0), "smoothing must be positive, got 0"),
-        (lambda: JSMA(1), "entries must be at least 2, got 1"),
-        (lambda: OnePixel(population=2), "population must be at least 4, got 2"),
-        (lambda: UniversalPerturbation(rate=0), r"rate must be a fraction in \(0, 1\], got 0"),
-        (lambda: UniversalPerturbation(passes=0), "passes must be at least 1, got 0"),
-        (lambda: MIFGSM(momentum=-1), "momentum must be at least 0, got -1"),
-        (lambda: MIFGSM(steps=0), "steps must be at least 1, got 0"),
-        (lambda: EnsembleMIFGSM([]), "at least one network"),
-        (lambda: EnsembleMIFGSM([nn.Flatten()] * 2, [1.0]), "must be 2 numbers"),
-        (lambda: EnsembleMIFGSM([nn.Flatten()] * 2, [1.0, -1.0]), "must be 2 numbers"),
-        (lambda: EnsembleMIFGSM([nn.Flatten()] * 2, [0.0, 0.0]), "must be 2 numbers"),
-        (lambda: ILCM(step_size=0), "step_size must be positive, got 0"),
-    ],
-)
-def test_invalid_settings(make, message):
-    with pytest.raises(ValueError, match=message):
-        make()
-
-
 def test_channels_last_images_give_the_same_result():
     net, (x, y) = tiny_classifier().eval(), images(3)
     expected = JSMA(4)(net, x, y)
     assert torch.equal(JSMA(4)(net, x.contiguous(memory_format=torch.channels_last), y), expected)
-
-
-@pytest.mark.parametrize(("attack", "radius"), [(JSMA(1200), 1200), (UniversalPerturbation(100, norm="l1"), 100)])
-def test_radii_in_l1_exceed_those_of_other_norms(attack, radius):
-    assert attack.radius == radius

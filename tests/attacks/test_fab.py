@@ -180,24 +180,3 @@ def test_no_random_number_is_drawn():
     assert torch.equal(torch.get_rng_state(), before)
     torch.manual_seed(99)
     assert torch.equal(FAB(0.1, steps=5)(net, x, y), first)
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"norm": "l1"}, "got 'l1'. Pass ReferenceAutoAttack"),
-        ({"steps": 0}, "steps must be at least 1, got 0"),
-        ({"targets": 0}, "targets must be at least 1, got 0"),
-        ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
-    ],
-)
-def test_invalid_settings(options, message):
-    with pytest.raises(ValueError, match=message):
-        FAB(**options)
-
-
-def test_label_and_description():
-    described = FAB(norm="l2", eps=0.5, steps=7).describe()
-    assert (described["steps"], described["targets"], described["batch_size"]) == (7, 9, 250)
-    assert "loss" not in described
-    assert FAB().label == "fab-t"

@@ -9,7 +9,19 @@ import torch
 from helpers.oracles import NORMS, ORACLES, PIXELS, linear, plane
 from scipy.optimize import linprog, minimize
 
-from lightning_paf.attacks import APGD, FAB, PGD, Attack, AutoAttack, ReferenceAutoAttack, Restarts, Square, WorstOf
+from lightning_paf.attacks import (
+    APGD,
+    FAB,
+    FGSM,
+    PGD,
+    RSFGSM,
+    Attack,
+    AutoAttack,
+    ReferenceAutoAttack,
+    Restarts,
+    Square,
+    WorstOf,
+)
 from lightning_paf.functional import cross_entropy, margin
 
 DUAL = {"linf": 1, "l2": 2, "l1": math.inf}
@@ -105,6 +117,10 @@ def ensemble(*attacks):
     return partial(AutoAttack, version="custom", attacks=[*attacks])
 
 
+TWO_CLASSES = {  # the gradient of the loss is a constant direction
+    "fgsm": FGSM,
+    "pgd from a Gaussian start": partial(pgd, start="gaussian", loss=cross_entropy),
+}
 ANY_NORM = {
     "pgd": pgd,
     "restarts": lambda eps, norm: Restarts(pgd(eps, start="uniform", norm=norm), 3),
@@ -131,6 +147,9 @@ def checks():
     for name in ORACLES:
         for norm in NORMS:
             attacks = ANY_NORM if norm == "l1" else ANY_NORM | ANY_CLASSES
+            if "2 classes" in name:
+                rs_fgsm = {"rs-fgsm across the ball": lambda eps, norm: RSFGSM(eps, step_size=2 * eps)}
+                attacks = attacks | TWO_CLASSES | (rs_fgsm if norm == "linf" else {})
             if norm != "l1" and "2 classes" not in name:
                 attacks = attacks | FOUR_CLASSES
             if "4 classes" in name and norm == "linf":  # one oracle is enough for the slowest

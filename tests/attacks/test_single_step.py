@@ -138,27 +138,3 @@ def test_gradient_is_taken_at_the_noisy_image():
     (noisy,) = recorder.images
     assert 0 < (noisy - x).abs().max() <= EPS
     torch.testing.assert_close((x_adv - noisy).abs(), torch.full_like(x, 0.1))
-
-
-def test_settings_are_described():
-    described = SingleStep(EPS, noise=2, clip=None).describe()
-    assert {key: described[key] for key in ("noise", "step_size", "clip", "radius")} == {
-        "noise": 2,
-        "step_size": "eps",
-        "clip": None,
-        "radius": pytest.approx(3 * EPS),
-    }
-    assert RSFGSM(EPS).describe()["step_size"] == "1.25 eps"
-
-
-@pytest.mark.parametrize(
-    ("make", "message"),
-    [
-        (lambda: NFGSM(noise=-0.5), "noise must be at least 0, got -0.5"),
-        (lambda: RSFGSM(step_size=0), "step_size must be positive, got 0"),
-        (lambda: SingleStep(clip=0), "clip must be positive, got 0"),
-    ],
-)
-def test_invalid_settings(make, message):
-    with pytest.raises(ValueError, match=message):
-        make()

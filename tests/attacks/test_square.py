@@ -265,24 +265,3 @@ def test_seed_determines_the_result(norm):
         found.append(Square(EPS[norm], norm=norm, queries=50)(net, x, y))
     assert torch.equal(found[0], found[1])
     assert not torch.equal(found[0], found[2])
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"norm": "l1"}, "got 'l1'. Pass ReferenceAutoAttack"),
-        ({"queries": 0}, "queries must be at least 1, got 0"),
-        ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
-        ({"p_init": 0}, r"p_init must be a fraction in \(0, 1\]"),
-    ],
-)
-def test_invalid_settings(options, message):
-    with pytest.raises(ValueError, match=message):
-        Square(**options)
-
-
-def test_label_and_description():
-    described = Square(queries=7).describe()
-    assert (described["queries"], described["p_init"], described["batch_size"]) == (7, 0.8, 250)
-    assert "loss" not in described
-    assert Square().label == "square"

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_paf.attacks import FGSM, NFGSM, PGD, Attack, Restarts, WorstOf
+from lightning_paf.attacks import PGD, Attack, Restarts, WorstOf
 from lightning_paf.functional import cross_entropy, margin
 
 
@@ -82,27 +82,3 @@ def test_more_restarts_of_the_same_seed_raise_the_loss():
         found.append(margin(model(Restarts(PGD(0.1, step_size=0.05, steps=2), n)(model, x, y)), y))
     assert all((more >= fewer).all() for fewer, more in pairwise(found))
     assert (found[-1] > found[0]).any()
-
-
-def test_radius_and_description():
-    worst = WorstOf([FGSM(0.1), NFGSM(0.1)])
-    assert worst.radius == pytest.approx(0.3)
-    assert [entry["attack"] for entry in worst.describe()["attacks"]] == ["FGSM", "NFGSM"]
-    described = Restarts(FGSM(0.1), 3).describe()
-    assert described["restarts"] == 3
-    assert len(described["attacks"]) == 1
-
-
-@pytest.mark.parametrize(
-    ("make", "message"),
-    [
-        (lambda: WorstOf([]), "must hold at least one attack"),
-        (lambda: WorstOf([FGSM(), FGSM(norm="l2")]), "must agree in norm"),
-        (lambda: WorstOf([FGSM(), FGSM(mode="train")]), "must agree in mode"),
-        (lambda: WorstOf([FGSM(), FGSM(bounds=None)]), "must agree in bounds"),
-        (lambda: Restarts(FGSM(), 0), "n must be at least 1, got 0"),
-    ],
-)
-def test_invalid_settings(make, message):
-    with pytest.raises(ValueError, match=message):
-        make()
