@@ -153,12 +153,7 @@ def _signs(y: Tensor) -> Tensor:
 def draw_logistic(rule: LinearRule, curve: Sequence[LogisticPoint], x: Tensor, y: Tensor, headline: str) -> "Figure":
     """Draw the curve, and a digit with the perturbation that flips its prediction.
 
-    Args:
-        rule: The attacked classifier.
-        curve: Result of `logistic_curve`.
-        x: Images (N, 1, H, W), at least one classified correctly; of those, the one with the median distance is shown.
-        y: Labels (N,), 0 or 1.
-        headline: Title of the figure.
+    Of the correctly classified images (N, 1, H, W) with labels (N,), the one with the median distance is shown.
     """
     with open_figure(11, 4.4, headline) as figure:
         grid = figure.add_gridspec(2, 3, width_ratios=(2.4, 1, 1))

@@ -71,7 +71,7 @@ class Smoothing:
     Args:
         sigma: Standard deviation of the noise in each pixel, in units of pixels in [0, 1].
         n0: Number of samples to select the class.
-        n: Number of samples to bound its probability, and for predictions.
+        n: Number of samples to bound its probability, and for the prediction.
         alpha: Largest probability that a prediction or certificate is wrong.
         seed: Seed of the noise.
         batch_size: Noisy images in a forward pass.
@@ -104,17 +104,6 @@ class Smoothing:
         """Certified radius where all samples agree."""
         return certificate(self.n, self.n, self.sigma, self.alpha)
 
-    def predict(self, model: nn.Module, x: Tensor, numbers: Sequence[int] | None = None) -> Tensor:
-        """The smoothed classifier's classes (N,) int64, or `ABSTAINS`; by `n` samples an image.
-
-        Args:
-            model: Images (N, C, H, W) to logits; left as found.
-            x: Images (N, C, H, W) in [0, 1].
-            numbers: Numbers of the images, which seed their noise; default: 0 to N - 1.
-        """
-        votes = (self._votes(model, image, number, "estimation", self.n) for number, image in _numbered(x, numbers))
-        return torch.tensor([self._prediction(one) for one in votes], dtype=torch.int64)
-
     def certify(
         self,
         model: nn.Module,
@@ -131,7 +120,7 @@ class Smoothing:
             progress: Called with the number of finished images.
         """
         found = []
-        for number, image in _numbered(x, numbers):
+        for number, image in zip(range(len(x)) if numbers is None else numbers, x, strict=True):
             selected = int(self._votes(model, image, number, "selection", self.n0).argmax())
             votes = self._votes(model, image, number, "estimation", self.n)
             radius = certificate(int(votes[selected]), self.n, self.sigma, self.alpha)
@@ -192,14 +181,7 @@ def certificate(votes: int, n: int, sigma: float, alpha: float) -> float:
 
 
 def draw_certified(found: Certificates, y: Tensor, smoothing: Smoothing, headline: str) -> "Figure":
-    """Draw certified accuracy over the radius with its 95 % intervals.
-
-    Args:
-        found: The certificates.
-        y: Labels (N,).
-        smoothing: Its largest radius is marked.
-        headline: Title of the figure.
-    """
+    """Draw certified accuracy for labels (N,) over the radius, with 95 % intervals, up to the largest radius."""
     end, clean = 1.08 * smoothing.largest_radius, found.clean(y)
     radii = np.linspace(0, end, 400).tolist()
     accuracies = [found.accuracy(y, radius) for radius in radii]
@@ -213,10 +195,6 @@ def draw_certified(found: Certificates, y: Tensor, smoothing: Smoothing, headlin
         axes.set_xlim(0, end)
         axes.legend()
     return figure
-
-
-def _numbered(x: Tensor, numbers: Sequence[int] | None) -> Iterator[tuple[int, Tensor]]:
-    return zip(range(len(x)) if numbers is None else numbers, x, strict=True)
 
 
 def _accuracy(right: Tensor) -> Accuracy:

@@ -88,18 +88,8 @@ def recheck(
     """Attack all samples of a curve at its smallest, middle and largest eps, and at 1.
 
     An attack that fails at an eps where a smaller perturbation is known to exist is too weak, or the model masks its
-    gradients. The curve is then too high.
-
-    Args:
-        model: Images (N, C, H, W) in [0, 1] to logits.
-        curve: The curve to check.
-        attack: Makes the attack for one eps.
-        samples: Those of the curve.
-        batch_size: Samples attacked at once.
-        seed: Seed of the attacks, different from that of the curve.
-        tolerance: See `Recheck`.
-        folder: See `outcomes`.
-        progress: Called with a line for each step.
+    gradients. The curve is then too high. `seed` must differ from that of the curve; for `tolerance` see `Recheck`, for
+    the other arguments `fixed_eps`.
     """
 
     def robust_at(eps: Radius) -> NDArray[np.bool_]:
@@ -121,14 +111,7 @@ def recheck(
 def draw_curve(
     curve: SecurityCurve, headline: str, check: Recheck | None = None, trained: Radius | None = None
 ) -> "Figure":
-    """Draw robust accuracy over eps with its 95 % intervals.
-
-    Args:
-        curve: The curve.
-        headline: Title of the figure.
-        check: Its direct attacks are drawn as squares, its alarms written below the title.
-        trained: Training eps, marked by a line.
-    """
+    """Draw robust accuracy over eps with its 95 % intervals, direct attacks of the check, and the training eps."""
     unit = 255 if curve.norm == "linf" else 1
     eps = [unit * float(radius) for radius, _ in curve.points]
     accuracies = [accuracy for _, accuracy in curve.points]

@@ -207,17 +207,7 @@ _MAKE: Mapping[SubAttack, Callable[..., Attack]] = MappingProxyType(
 
 
 def check_fit(attack: Attack, attacks: Sequence[str], classes: int, size: torch.Size) -> None:
-    """Check that model and images suit all sub-attacks.
-
-    Args:
-        attack: `AutoAttack` or `ReferenceAutoAttack`.
-        attacks: Its sub-attacks.
-        classes: Outputs of the model.
-        size: Height and width of the images.
-
-    Raises:
-        ValueError: Too few classes, or too small images.
-    """
+    """Raise a `ValueError` for too few classes, or too small images (height, width), for one of the sub-attacks."""
     unfit = [name for name in attacks if classes < _FEWEST.get(name, 2)]
     if unfit:
         fit = [name for name in _STANDARD if classes >= _FEWEST.get(name, 2)]

@@ -119,21 +119,13 @@ class Attack(ABC):
         return described if self.fold else {"fold": False, **described}
 
     def require(self, **least: float) -> None:
-        """Check that attributes are not below their smallest values: `self.require(steps=1)`.
-
-        Raises:
-            ValueError: One is.
-        """
+        """Raise a `ValueError` for an attribute below its smallest value: `self.require(steps=1)`."""
         for name, bound in least.items():
             if not (value := getattr(self, name)) >= bound:
                 raise ValueError(f"{name} must be at least {bound}, got {value}.")
 
     def require_positive(self, *names: str) -> None:
-        """Check that attributes are positive, or None.
-
-        Raises:
-            ValueError: One is not.
-        """
+        """Raise a `ValueError` for an attribute that is neither positive nor None."""
         for name in names:
             value = getattr(self, name)
             if value is not None and not value > 0:
