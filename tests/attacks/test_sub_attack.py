@@ -1,13 +1,15 @@
-"""Sub-attacks are seeded and confirmed, and run again where the fast path was wrong."""
+"""Sub-attacks are seeded and confirmed by the exact model, as are the searches of AutoAttack."""
 
 import copy
+import sys
 
 import pytest
 import torch
-from helpers.digits_net import digits
+from helpers.digits_net import Recorder, digits
 from torch import nn
 
 from lightning_paf.attacks import APGD, FAB, PGD, Attack, Square, run_sub_attack
+from lightning_paf.functional import geometry_of, margin
 from lightning_paf.speed.search_model import Passes, SearchModel
 
 
@@ -80,3 +82,46 @@ def test_model_is_left_as_found_and_autocast_is_off():
         run_sub_attack(PGD(0.12, step_size=0.06, steps=2), SearchModel(net), x, y, seed=0)
     assert dtypes == {torch.float32}
     assert net.training
+
+
+SEARCHES = [
+    APGD(0.12, steps=20, batch_size=15),
+    APGD(0.6, norm="l2", steps=20),
+    FAB(0.12, steps=20),
+    FAB(0.59, norm="l2", steps=7),
+    Square(0.2, queries=105),
+    Square(0.95, norm="l2", queries=105),
+]
+searches = pytest.mark.parametrize("attack", SEARCHES, ids=lambda attack: f"{attack.label}-{attack.norm}")
+
+
+@searches
+def test_rare_checks_find_the_same(attack, monkeypatch):
+    # On a GPU the searches check for success every few iterations, because a check synchronises.
+    net, x, y = digits(30)
+    found = []
+    for interval in (1, 10):
+        monkeypatch.setattr(sys.modules[type(attack).__module__], "_CPU_INTERVAL", interval)
+        torch.manual_seed(0)
+        x_adv = attack(net, x, y)
+        assert (geometry_of(attack.norm).size(x_adv - x) <= attack.radius).all()
+        found.append(net(x_adv).argmax(1) == y)
+    assert 0 < found[0].sum() < 30
+    assert torch.equal(*found)
+
+
+@searches
+def test_exact_model_confirms_every_success(attack):
+    """Where the label leads by 0.5 more in the exact model, successes have a margin above 0.5."""
+    net, x, y = digits(60)
+    x, y = x[y == 3], y[y == 3]
+    exact = Recorder(lambda images: net(images) + 0.5 * torch.eye(10)[3])
+    attack = copy.copy(attack)
+    attack.eps = 2.5 * attack.eps
+    torch.manual_seed(0)
+    x_adv = attack(Recorder(net, exact), x, y)
+    changed = (x_adv != x).flatten(1).any(1)
+    assert changed.any()
+    assert (margin(net(x_adv[changed]), y[changed]) > 0.5).all()
+    ranking = 1 if isinstance(attack, FAB) else 0  # FAB ranks its targets first
+    assert all((net(images).argmax(1) != 3).all() for images in exact.images[ranking:]), "candidates only"
