@@ -37,7 +37,7 @@ class Concentration:
         losses: (starts, N), cross-entropy at the end of each start.
         clean: (N,), cross-entropy of the images themselves.
         distance: (N,), mean distance between two results for the same image, in the norm of the attack and units of
-            eps: maxima may be far apart although their losses agree.
+            eps: maxima can be far apart although their losses agree.
     """
 
     losses: Tensor

@@ -158,7 +158,7 @@ class Smoothing:
 
 
 def majority(votes: Tensor, alpha: float) -> int:
-    """The most frequent class of votes (classes,), or `ABSTAINS` where the runner-up may be more frequent.
+    """The most frequent class of votes (classes,), or `ABSTAINS` if the runner-up might be more frequent.
 
     Args:
         votes: Votes for each class, at least two classes.
@@ -170,7 +170,7 @@ def majority(votes: Tensor, alpha: float) -> int:
 
 
 def certificate(votes: int, n: int, sigma: float, alpha: float) -> float:
-    """The l2 radius that `votes` of `n` samples for one class certify; 0 where this may not be the likeliest class.
+    """The l2 radius that `votes` of `n` samples for one class certify; 0 if this might not be the likeliest class.
 
     `sigma * Phi^-1(p)` for the lower bound p of the class's probability by Clopper and Pearson, at level alpha.
     """

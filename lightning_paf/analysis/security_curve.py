@@ -151,8 +151,11 @@ def outcomes(
     """
     evaluation = Evaluation(model, attack, samples, seed, batch_size)
     state = None if folder is None else ResultFiles.of(folder, "curve", attack).state(evaluation.identity)
-    name = f"eps {radius_text(attack.eps)}"
-    return evaluation.run(state, progress=lambda line: progress(f"{name}: {line}")).outcomes
+
+    def report(line: str) -> None:
+        progress(f"eps {radius_text(attack.eps)}: {line}")
+
+    return evaluation.run(state, progress=report).outcomes
 
 
 def minimum_norm(

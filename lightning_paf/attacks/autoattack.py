@@ -59,7 +59,7 @@ class Ensemble(Attack):
     fixed_loss = True
 
     def run(self, model: nn.Module, x: Tensor, y: Tensor) -> AutoAttackResult:
-        """Attack a batch and return the whole result.
+        """Attack a batch and return images and counts.
 
         Args:
             model: Images in [0, 1] to logits (N, C).
@@ -129,7 +129,7 @@ class AutoAttack(Ensemble):
             settings of `standard`.
         seed: Seed of the first sub-attack; those of the others derive from it.
         batch_size: Images attacked at once. Results depend on it slightly, by the order of additions.
-        search_precision: Precision of the searches. `bf16` is faster on hardware with such instructions, but may miss
+        search_precision: Precision of the searches. `bf16` is faster on hardware with such instructions, but can miss
             an adversarial image that `fp32` would find.
         fold: False searches on the model itself, never on a folded copy of it. Slower, and equal up to rounding.
 

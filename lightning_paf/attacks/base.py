@@ -97,7 +97,7 @@ class Attack(ABC):
         return (self,)
 
     def search_model(self, model: nn.Module, precision: Precision = "fp32") -> SearchModel:
-        """The model with the fast path that a search by this attack may use."""
+        """The model, with its fast path, for searches by this attack."""
         return SearchModel(model, precision, fold=self.fold)
 
     def describe(self) -> dict[str, Any]:

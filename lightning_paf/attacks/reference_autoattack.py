@@ -28,7 +28,7 @@ _ATTACKS: Mapping[ReferenceVersion, tuple[ReferenceSubAttack, ...]] = MappingPro
 )
 _PACKAGE_NORMS: Mapping[Norm, str] = MappingProxyType({"linf": "Linf", "l2": "L2", "l1": "L1"})
 
-_ROUNDING = 1e-4  # fraction of the radius by which images of the package may exceed it
+_ROUNDING = 1e-4  # fraction of the radius by which images of the package exceed it, from rounding
 
 
 class ReferenceAutoAttack(Ensemble):

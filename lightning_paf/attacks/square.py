@@ -84,10 +84,10 @@ class Square(Attack):
             if (last or query % every == 0) and (best > needed).any():
                 hits = _confirmed(best > needed, forward, walk.images, labels, best, needed)
                 x_adv[index[hits]] = walk.images[hits]
-                alive = (~hits).nonzero().squeeze(1)
+                rest = (~hits).nonzero().squeeze(1)
                 best = best.masked_fill(best == torch.inf, -torch.inf)  # undefined, and refuted by the exact model
-                index, labels, best, needed = index[alive], labels[alive], best[alive], needed[alive]
-                walk.select(alive)
+                index, labels, best, needed = index[rest], labels[rest], best[rest], needed[rest]
+                walk.select(rest)
             if last or len(index) == 0:
                 break
             walk.propose(query)

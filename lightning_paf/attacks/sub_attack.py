@@ -18,7 +18,7 @@ _BATCH_SIZE = 250  # of the confirmation
 def run_sub_attack(attack: Attack, model: SearchModel, x: Tensor, y: Tensor, seed: int) -> tuple[Tensor, Tensor]:
     """Run one sub-attack in eval mode and single precision; the exact model confirms every success.
 
-    An attack that does not use `model.exact` may stop at an image that only the fast path misclassifies. It is run
+    An attack that does not use `model.exact` can stop at an image that only the fast path misclassifies. It is run
     once more on such examples, with the exact model.
 
     Args:

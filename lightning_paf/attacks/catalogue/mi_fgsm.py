@@ -115,7 +115,7 @@ class EnsembleMIFGSM(MIFGSM):
                 stack.enter_context(frozen(net.to(x.device), self.mode))
             with torch.no_grad():
                 few = x[:1] if self.mode == "eval" else x[:2]
-                _check_classes([logits_of(few).shape[1] for logits_of in (*self.surrogates, forward)])
+                _check_classes([*(net(few).shape[1] for net in self.surrogates), forward(few).shape[1]])
             return super().perturb(self._logits, x, y, loss)
 
     def _logits(self, x: Tensor) -> Tensor:
