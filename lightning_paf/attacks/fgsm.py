@@ -94,7 +94,7 @@ class RSFGSM(SingleStep):
     Args:
         eps: Largest change of a pixel in [0, 1]: `8/255`, `0.031`.
         step_size: Length of the step; null for the paper's `1.25 eps`.
-        **options: Further options of `Attack`.
+        **options: Further options of `Attack`, except `norm`.
 
     Raises:
         ValueError: As for every attack; a step size that is not positive.
@@ -116,7 +116,7 @@ class NFGSM(SingleStep):
         eps: The threat model's largest change of a pixel in [0, 1]: `8/255`, `0.031`.
         noise: Half width of the uniform noise, in multiples of `eps`; 2 in the paper.
         step_size: Length of the step; null for the paper's `eps`.
-        **options: Further options of `Attack`.
+        **options: Further options of `Attack`, except `norm`.
 
     Raises:
         ValueError: As for every attack; negative noise or a step size that is not positive.

@@ -24,7 +24,7 @@ class L2Ascent(Attack):
         eps: Largest l2 length of the perturbation: `128/255`, `0.5`.
         step_size: Length of a step; null for `2 eps / steps`.
         steps: Number of gradients.
-        **options: Further options of `Attack`.
+        **options: Further options of `Attack`, except `norm`.
 
     Raises:
         ValueError: As for every attack; no step, or a step size that is not positive.

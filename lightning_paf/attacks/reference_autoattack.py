@@ -1,14 +1,14 @@
 """The published package of AutoAttack with the interface of all attacks."""
 
+import importlib
 import importlib.metadata
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager, suppress
 from fractions import Fraction
 from functools import partial
 from types import MappingProxyType
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
@@ -116,7 +116,6 @@ class ReferenceAutoAttack(Ensemble):
             seed=self.seed,
             version="rand" if self.version == "rand" else "standard",
             device=x.device,
-            **package.quiet,
         )
         for targeted in (adversary.apgd_targeted, adversary.fab):
             targeted.n_target_classes = min(targeted.n_target_classes, classes - 1)
@@ -171,31 +170,28 @@ class _FiniteModel:
         self.open[rows] = False
 
 
-@dataclass(frozen=True)
-class _Package:
-    """Names that differ between the two releases of AutoAttack."""
+class _Package(NamedTuple):
+    """A release of AutoAttack: its name, the name of its batch size, and the options that stop it from printing."""
 
     name: str
-    make: Callable[..., Any]
     batch_argument: str
     quiet: Mapping[str, Any]
 
+    def make(self, *args: Any, **options: Any) -> Any:
+        """Return the object of the package."""
+        return importlib.import_module(self.name).AutoAttack(*args, **options, **self.quiet)
+
+
+_PACKAGES = (_Package("pyautoattack", "batch_size", {}), _Package("autoattack", "bs", {"verbose": False}))
+
 
 def _package() -> _Package:
-    try:
-        import pyautoattack
-
-        return _Package("pyautoattack", pyautoattack.AutoAttack, "batch_size", {})
-    except ModuleNotFoundError:
-        pass
-    try:
-        import autoattack
-
-        return _Package("autoattack", autoattack.AutoAttack, "bs", {"verbose": False})
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            "pyautoattack must be installed for ReferenceAutoAttack. Run: pip install pyautoattack"
-        ) from error
+    """The first release that is installed."""
+    for package in _PACKAGES:
+        with suppress(ModuleNotFoundError):
+            importlib.import_module(package.name)
+            return package
+    raise ModuleNotFoundError("pyautoattack must be installed for ReferenceAutoAttack. Run: pip install pyautoattack")
 
 
 @contextmanager

@@ -27,7 +27,7 @@ class MIFGSM(Attack):
         step_size: Length of a step; null for `eps / steps`.
         steps: Number of gradients.
         momentum: Factor of the sum at each step.
-        **options: Further options of `Attack`.
+        **options: Further options of `Attack`, except `norm`.
 
     Raises:
         ValueError: As for every attack; no step, a step size that is not positive, or a negative momentum.
