@@ -86,12 +86,10 @@ def analyze(options: argparse.Namespace, load: Load, progress: Progress) -> Repo
     plain, sources = in_parts(generator, moves.z), images[moves.rows.cpu()]
     found = _metrics(run, sources, plain, made, moves, eps)
     warning = _warning(options, accuracy, decoded) if decoded < RECOGNISED * accuracy else []
-    columns = torch.linspace(0, len(made) - 1, 20).long()
-    rows = [part.cpu()[columns] for part in (sources, (255 * plain).round().byte(), made)]
     files = {
         options.out: _archive(made, moves.labels),
         options.out.with_suffix(".json"): json_file(found),
-        options.out.with_suffix(".png"): _sheet(rows),
+        options.out.with_suffix(".png"): _sheet([sources, (255 * plain).round().byte(), made]),
     }
     return Report([*warning, *(f"{name}: {value:.4g}" for name, value in found.items())], files)
 
@@ -162,11 +160,11 @@ def _archive(images: Tensor, labels: Tensor) -> bytes:
 
 
 def _sheet(rows: list[Tensor]) -> bytes:
-    """Rows of images uint8 (k, C, H, W) as one PNG file: image, decoded, moved and decoded."""
+    """20 images of each row, uint8 (N, C, H, W), as one PNG file: image, decoded, moved and decoded."""
     from matplotlib.image import imsave
 
-    margin = ((0, 0), (1, 1), (1, 1), (0, 0))
-    tiles = [np.pad(row.permute(0, 2, 3, 1).numpy(), margin, constant_values=255) for row in rows]
+    chosen, margin = torch.linspace(0, len(rows[0]) - 1, 20).long(), ((0, 0), (1, 1), (1, 1), (0, 0))
+    tiles = [np.pad(row.cpu()[chosen].permute(0, 2, 3, 1).numpy(), margin, constant_values=255) for row in rows]
     sheet: NDArray[np.uint8] = np.concatenate([np.concatenate(list(row), axis=1) for row in tiles])
     zoom = max(1, 960 // sheet.shape[1])
     sheet = sheet.repeat(zoom, axis=0).repeat(zoom, axis=1)
