@@ -36,7 +36,7 @@ def main(argv: list[str]) -> int:
     from rich.console import Console
 
     from lightning_paf.analysis.base import Report, folder_files, run_folder
-    from lightning_paf.analysis.security_curve import bisection, minimum_norm
+    from lightning_paf.analysis.security_curve import fixed_eps, minimum_norm
     from lightning_paf.analysis.security_curve_check import draw_curve, recheck
     from lightning_paf.attacks.fab import FAB
     from lightning_paf.commands.analyze import finish
@@ -49,15 +49,15 @@ def main(argv: list[str]) -> int:
         trained = training.eps if training.norm == norm else None
         grid = options.grid or [multiple * (trained or EPS[norm]) for multiple in MULTIPLES]
         attack, samples = _attack_at(norm, options.steps, run.model.num_classes), run.samples(options.examples)
+        folder = options.out or run_folder(options.ckpt) / "curve"
         common = {"batch_size": options.batch_size, "progress": status.update}
         if options.method == "minimum-norm":
             curve = minimum_norm(run.model, samples, FAB(norm=norm, steps=options.steps), grid, **common)
         else:
-            curve = bisection(run.model, samples, attack, grid, seed=seed, **common)
-        check = recheck(run.model, curve, attack, samples, seed=seed + 1, **common)
+            curve = fixed_eps(run.model, samples, attack, grid, seed=seed, folder=folder, **common)
+        check = recheck(run.model, curve, attack, samples, seed=seed + 1, folder=folder, **common)
     content = {"checkpoint": str(options.ckpt), "seed": seed, **curve.content(), "check": check.content()}
     figure = draw_curve(curve, f"{run_folder(options.ckpt).name}, {len(samples)} test images", check, trained)
-    folder = options.out or run_folder(options.ckpt) / "curve"
     files = folder_files(f"curve_{norm}", folder, options.ckpt, content, figure)
     return finish(Report(_lines(curve, check), files, passed=not check.alarms))
 
@@ -76,9 +76,9 @@ def _parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     )
     parser.add_argument(
         "--method",
-        choices=["bisection", "minimum-norm"],
-        default="bisection",
-        help="attack at fixed eps about log2(grid) times, or search the smallest perturbation once",
+        choices=["fixed-eps", "minimum-norm"],
+        default="fixed-eps",
+        help="attack at every eps (resumes after an interruption), or search the smallest perturbation once",
     )
     parser.add_argument("--steps", type=positive, default=50, help="steps of each attack (default: 50)")
     parser.add_argument("--batch_size", type=positive, default=256, help="samples attacked at once (default: 256)")

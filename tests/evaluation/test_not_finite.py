@@ -11,7 +11,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_paf.analysis.randomized_smoothing import ABSTAINS, Smoothing
-from lightning_paf.analysis.security_curve import bisection, minimum_norm
+from lightning_paf.analysis.security_curve import fixed_eps, minimum_norm
 from lightning_paf.analysis.security_curve_check import recheck
 from lightning_paf.attacks import APGD, FAB, PGD, AutoAttack, Square
 from lightning_paf.callbacks.robust_eval import RobustEval
@@ -90,7 +90,7 @@ def test_autoattack_in_python(broken):
 def test_curve(broken):
     model, samples, grid = Overflows(broken), Samples.of(X, Y), (0.05 * EPS, EPS, 2 * EPS)
     pgd = lambda eps: PGD(eps, step_size=float(eps) / 4)  # noqa: E731
-    curves = minimum_norm(model, samples, FAB(EPS, steps=20), grid), bisection(model, samples, pgd, grid)
+    curves = minimum_norm(model, samples, FAB(EPS, steps=20), grid), fixed_eps(model, samples, pgd, grid)
     for curve in curves:
         assert curve.at(0).correct == int(CLEAN.sum())
         assert curve.at(EPS).correct == int(ROBUST.sum())
@@ -153,7 +153,6 @@ def test_certificates_count_votes_without_a_class_as_wrong(broken):
     assert found.predictions.tolist() == [0, 0, ABSTAINS, ABSTAINS]
     exact = sigma * torch.distributions.Normal(0, 1).icdf(torch.tensor(0.8413)).item()
     assert 0.85 * exact < found.radii[1] < exact
-    assert Smoothing(sigma, n0=50, n=2000).predict(Overflows(broken), x).tolist() == found.predictions.tolist()
 
 
 def test_a_network_without_any_finite_logit():
