@@ -73,7 +73,7 @@ def test_a_run_can_be_judged_without_the_file_but_not_trained(tmp_path):
 
 def test_files_of_another_kind_are_refused(tmp_path, standard):
     (tmp_path / "text.ckpt").write_text("not a checkpoint")
-    with pytest.raises(ValueError, match="no checkpoint of a training"):
+    with pytest.raises(ValueError, match="must be a checkpoint of `fit`"):
         HAT(tmp_path / "text.ckpt").bind(still())
     with pytest.raises(ValueError, match=r"holds another network:\n.*fc.weight"):
         HAT(standard).bind(tiny_classifier(num_classes=3))

@@ -1,4 +1,4 @@
-"""Activations without parameters: the baselines."""
+"""Baseline activations without parameters."""
 
 import math
 
@@ -13,7 +13,7 @@ class ReLU(Activation):
     """max(x, 0); the derivative at 0 is 0."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """Apply the function to every element; shape and dtype stay."""
+        """Apply the function to every element, with the shape and dtype of x."""
         return F.relu(x)
 
     def shape(self) -> ActivationShape:
@@ -25,7 +25,7 @@ class ELU(Activation):
     """x for x > 0, exp(x) - 1 below (Clevert et al. 2016)."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """Apply the function to every element; shape and dtype stay."""
+        """Apply the function to every element, with the shape and dtype of x."""
         return F.elu(x)
 
     def shape(self) -> ActivationShape:
@@ -37,7 +37,7 @@ class SiLU(Activation):
     """x * sigmoid(x) (Elfwing et al. 2018)."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """Apply the function to every element; shape and dtype stay."""
+        """Apply the function to every element, with the shape and dtype of x."""
         return F.silu(x)
 
     def shape(self) -> ActivationShape:
@@ -49,7 +49,7 @@ class Softplus(Activation):
     """ln(1 + exp(x)) (Dugas et al. 2001)."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """Apply the function to every element; shape and dtype stay."""
+        """Apply the function to every element, with the shape and dtype of x."""
         return -F.logsigmoid(-x)  # F.softplus switches to the identity at 20, with a jump of 2e-9
 
     def shape(self) -> ActivationShape:

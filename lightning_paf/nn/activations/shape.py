@@ -1,9 +1,8 @@
-"""What the curve of an activation looks like, in the four numbers that the robustness literature talks about."""
+"""Shape of an activation's curve in four numbers that the robustness literature uses, by closed form."""
 
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
 
 NEGATIVE_MEAN = -math.sqrt(2 / math.pi)
 """E[X | X < 0] of a standard normal X."""
@@ -34,23 +33,6 @@ class ActivationShape:
     max_curvature: float
 
 
-class Shaped(Protocol):
-    """Anything that knows its shape: every activation of this package, and those that users add."""
-
-    def shape(self) -> ActivationShape:
-        """The four numbers at the present parameters."""
-
-
-def activation_shape(activation: Shaped) -> ActivationShape:
-    """Describe an activation at its present parameters, by closed form.
-
-    Args:
-        activation: An activation of this package. Where it has one parameter per channel, the mean over the channels
-            (of the magnitude, where only that matters) is described.
-    """
-    return activation.shape()
-
-
 def psoftplus_shape(alpha: float) -> ActivationShape:
     """Shape of softplus(alpha x) / alpha, alpha > 0."""
     return ActivationShape(
@@ -64,7 +46,7 @@ def psoftplus_shape(alpha: float) -> ActivationShape:
 def pssilu_shape(alpha: float, beta: float) -> ActivationShape:
     """Shape of x (sigmoid(alpha x) - beta) / (1 - beta), alpha > 0 and 0 <= beta < 1; beta = 0 is PSiLU."""
     mean_psilu = _mean_on_negative(lambda u: u / (1 + math.exp(-u)), alpha)
-    steepest_fall = SILU_MAX_SLOPE - 1 + beta  # also above the slope -beta / (1 - beta) far out
+    steepest_fall = SILU_MAX_SLOPE - 1 + beta  # exceeds the asymptotic slope -beta / (1 - beta)
     return ActivationShape(
         mean_on_negative=(mean_psilu - beta * NEGATIVE_MEAN) / (1 - beta),
         most_negative_output=_minimum_of_gate(beta) / (alpha * (1 - beta)),
@@ -87,8 +69,7 @@ def elu_shape(alpha: float) -> ActivationShape:
 def _mean_on_negative(function: Callable[[float], float], alpha: float) -> float:
     """E[function(alpha X) / alpha | X < 0] of a standard normal X, for a function that vanishes like exp at -inf.
 
-    There is no elementary form; adaptive quadrature is exact to about 1e-12. Both the function and the normal density
-    are below 1e-17 beyond 40 units of their own.
+    Adaptive quadrature is exact to about 1e-12. Beyond the lower limit, the integrand is below 1e-17.
     """
     from scipy.integrate import quad
 
@@ -100,7 +81,7 @@ def _mean_on_negative(function: Callable[[float], float], alpha: float) -> float
 
 
 def _minimum_of_gate(beta: float) -> float:
-    """Smallest value of u (sigmoid(u) - beta); the root of the derivative lies between the zeros of the function."""
+    """Smallest value of u (sigmoid(u) - beta), where the derivative is zero, between the zeros of the function."""
     from scipy.optimize import brentq
 
     if beta == 0:
