@@ -181,7 +181,7 @@ def test_the_sums_do_not_depend_on_the_number_of_threads():
     assert torch.equal(*gradients)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@dtypes
 def test_kernels_by_torch_compile(dtype):
     """The code for CUDA, without its last step, the generation of Triton."""
     activation = PSSiLU(alpha=1.7, beta=0.2)
