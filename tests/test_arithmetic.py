@@ -46,14 +46,8 @@ def test_a_checkpoint_is_as_large_as_computed(arithmetic, tmp_path):
     experiment = write_experiment(tmp_path)
     short = ["--trainer.max_steps", "1", "--averaging", "WarmupEMA", "--trainer.limit_val_batches", "0"]
     # The formula counts the momentum of SGD, which the recipes use.
-    short += [
-        "--model.optimizer",
-        "torch.optim.SGD",
-        "--model.optimizer.lr",
-        "0.1",
-        "--model.optimizer.momentum",
-        "0.9",
-    ]
+    short += ["--model.optimizer", "torch.optim.SGD", "--model.optimizer.lr", "0.1"]
+    short += ["--model.optimizer.momentum", "0.9"]
     run = tmp_path / "run"
     assert status("fit", "-c", experiment, *net, *short, "--run", run, "--checkpoint.monitor", "null") == 0
     model = CifarResNet(18, width=12, num_classes=3)
