@@ -168,9 +168,7 @@ def _nothing_to_swap(net: nn.Module, targets: Targets) -> str:
     }
     message = f"{type(net).__name__} must have a module of {wanted} to replace, got"
     if others:
-        return (
-            f"{message} {', '.join(sorted(other.__name__ for other in others))}. Pass targets=(...)."
-        )
+        return f"{message} {', '.join(sorted(other.__name__ for other in others))}. Pass targets=(...)."
     return (
         f"{message} none; perhaps it calls functions such as F.relu. "
         "Pass a network that is built from modules, e.g. TimmNet('resnet18')."

