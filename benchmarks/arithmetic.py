@@ -38,8 +38,8 @@ FILES = 6
 """Maximum of checkpoints in a run folder: best, last, two periodic ones, one of a signal, one being written."""
 PEAK = 989e12
 """Operations a second in bf16 without sparsity: data sheet of an H100 SXM."""
-SHARE = {"ResNet-18": 0.25}
-WIDE_SHARE = 0.40
+FRACTION = {"ResNet-18": 0.25}
+WIDE_FRACTION = 0.40
 """Fraction of the peak rate of a step: the targets of docs/performance.md."""
 LINKS = {1: float("inf"), 8: 450e9, 64: 50e9}
 """GPUs: bytes a second between them in one direction; NVLink in a machine, 400 Gbit/s for each GPU between machines."""
@@ -53,13 +53,13 @@ class Cost:
         parameters: Trainable numbers.
         weights: Bytes of parameters and buffers.
         step: Operations of a PGD step of adversarial training, for one image.
-        share: Fraction of the peak rate.
+        fraction: Fraction of the peak rate.
     """
 
     parameters: int
     weights: int
     step: int
-    share: float
+    fraction: float
 
     @property
     def checkpoint(self) -> int:
@@ -69,7 +69,7 @@ class Cost:
     @property
     def images_per_second(self) -> float:
         """Of one GPU."""
-        return PEAK * self.share / self.step
+        return PEAK * self.fraction / self.step
 
     def epoch_seconds(self, gpus: int) -> float:
         """On several GPUs, without overlap of communication and computation."""
@@ -83,7 +83,7 @@ def cost(name: str) -> Cost:
         net = NETS[name]().eval()
         step = operations(net, torch.zeros(1, 3, 32, 32), ATTACK_STEPS)["step"]
     parameters = sum(p.numel() for p in net.parameters())
-    return Cost(parameters, size(net), step, SHARE.get(name, WIDE_SHARE))
+    return Cost(parameters, size(net), step, FRACTION.get(name, WIDE_FRACTION))
 
 
 def size(net: nn.Module) -> int:
@@ -116,7 +116,7 @@ def epoch_table(costs: dict[str, Cost]) -> str:
     """Times of an epoch."""
     cells: dict[str, Callable[[Cost], str]] = {
         "operations an image": lambda c: f"{c.step / 1e9:,.0f} G",
-        "fraction of the peak": lambda c: f"{c.share:.2f}",
+        "fraction of the peak": lambda c: f"{c.fraction:.2f}",
         "images/s on 1 GPU": lambda c: f"{c.images_per_second:,.0f}",
         "1 GPU": lambda c: f"{c.epoch_seconds(1):,.1f} s",
         "8 GPUs": lambda c: f"{c.epoch_seconds(8):,.1f} s",

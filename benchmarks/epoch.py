@@ -115,7 +115,7 @@ class Stopwatch(Callback):
         self.marks.clear()
 
 
-def shares(epoch: dict[str, float]) -> dict[str, float]:
+def fractions(epoch: dict[str, float]) -> dict[str, float]:
     """Parts of an epoch over the epoch."""
     inside = epoch["objective"] + epoch["backward"] + epoch["optimiser"]
     parts = {"outside of attack and update": epoch["epoch"] - inside, "attack": epoch["attack"]}
@@ -189,14 +189,12 @@ def main() -> None:
     options.workers = (4 if cuda else 0) if options.workers is None else options.workers
     torch.manual_seed(0)
     epochs = fit(options, device)
-    columns = [shares(epoch) for epoch in epochs]
+    columns = [fractions(epoch) for epoch in epochs]
     rows: dict[str, dict[str, Any]] = {name: measure.spread([c[name] for c in columns]) for name in columns[0]}
     rows["outside of attack and update"]["target"] = "<= 0.02"
     if cuda:
         rows["seconds of an epoch"] = measure.spread([epoch["epoch"] for epoch in epochs])
-    print(
-        f"Shares of an epoch of {options.batches} steps: {options.net}, width {options.width}, batch {options.batch}\n"
-    )
+    print(f"Epoch of {options.batches} steps: {options.net}, width {options.width}, batch {options.batch}\n")
     measure.report(options, rows)
 
 

@@ -64,9 +64,9 @@ def main() -> None:
     # The fastest product shows the machine's rate; slower ones were disturbed by other work.
     rate = PRODUCTS * 2 * side**3 / min(times["products"])
     name = f"{options.net}, width {options.width}, batch {options.batch}, PGD-{options.steps}, {options.precision}"
-    shares = measure.spread([needed / seconds / rate for seconds in times["step"]])
+    fractions = measure.spread([needed / seconds / rate for seconds in times["step"]])
     rows = {
-        f"share of the bf16 matrix rate: {name}": shares | {"target": TARGETS.get(options.net)},
+        f"share of the bf16 matrix rate: {name}": fractions | {"target": TARGETS.get(options.net)},
         "step, in forward passes": {"median": found["step"] / found["forward"]},
     }
     if device.type == "cuda":

@@ -134,7 +134,7 @@ def test_the_textbook_step_is_equivalent_to_ours():
 
 def test_fractions_of_an_epoch():
     parts = {"epoch": 10.0, "objective": 6.0, "attack": 4.0, "backward": 2.0, "optimiser": 0.5}
-    found = program("epoch").shares(parts)
+    found = program("epoch").fractions(parts)
     assert found["outside of attack and update"] == pytest.approx(0.15)
     assert found["update, forward"] == pytest.approx(0.2)
     assert sum(found.values()) == pytest.approx(1)

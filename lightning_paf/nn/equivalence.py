@@ -141,11 +141,11 @@ def _results(forward: Forward, x: Tensor, parameters: Sequence[Tensor], seed: in
     output = forward(x)
     generator = torch.Generator(output.device).manual_seed(seed)
     cotangent = torch.empty_like(output, requires_grad=False).normal_(generator=generator)
-    wanted = [*parameters, *([x] if x.requires_grad else [])]
-    gradients: Sequence[Tensor | None] = [None] * len(wanted)
+    inputs = [*parameters, *([x] if x.requires_grad else [])]
+    gradients: Sequence[Tensor | None] = [None] * len(inputs)
     if output.requires_grad:
-        gradients = torch.autograd.grad(output, wanted, cotangent, allow_unused=True)
-    vectors = [(torch.zeros_like(w) if g is None else g).flatten() for g, w in zip(gradients, wanted, strict=True)]
+        gradients = torch.autograd.grad(output, inputs, cotangent, allow_unused=True)
+    vectors = [(torch.zeros_like(w) if g is None else g).flatten() for g, w in zip(gradients, inputs, strict=True)]
     by_parameters, by_images = vectors[: len(parameters)], vectors[len(parameters) :]
     empty = output.new_empty(0)
     return {
