@@ -25,20 +25,6 @@ from lightning_paf.speed.folded_model import FoldedModel
 from lightning_paf.speed.search_model import SearchModel
 
 
-class Sign(torch.autograd.Function):
-    """A binarisation with the straight-through gradient of Hubara et al. 2016."""
-
-    @staticmethod
-    def forward(ctx, x):
-        ctx.save_for_backward(x)
-        return x.sign()
-
-    @staticmethod
-    def backward(ctx, grad):
-        (x,) = ctx.saved_tensors
-        return grad * (x.abs() <= 1)
-
-
 class HalfGradient(torch.autograd.Function):
     """The identity with half the gradient."""
 
@@ -104,25 +90,20 @@ PREPROCESSED = {
 }
 
 
-class Binarised(TinyNet):
-    def forward(self, x):
-        return self.fc(self.activation(Sign.apply(self.bn(self.conv(x)))).mean((2, 3)))
-
-
 class HalfScaled(TinyNet):
     def forward(self, x):
         return super().forward(x) + 3 * self.fc(HalfGradient.apply(self.conv(x)).mean((2, 3)))
 
 
-class BinaryConv(nn.Conv2d):
+class QuantisedConv(nn.Conv2d):
     def forward(self, x):
-        return self._conv_forward(Sign.apply(x - 0.5), Sign.apply(self.weight), self.bias)
+        return self._conv_forward(Round.apply(x), Round.apply(self.weight), self.bias)
 
 
-class BinaryWeights(TinyNet):
+class QuantisedWeights(TinyNet):
     def __init__(self):
         super().__init__()
-        self.conv = BinaryConv(3, 4, 3, padding=1)
+        self.conv = QuantisedConv(3, 4, 3, padding=1)
 
 
 class ResizedByAttribute(TinyNet):
@@ -173,7 +154,6 @@ def preprocessed(name):
 
 DIFFERENT = {
     **{name: preprocessed(name) for name in PREPROCESSED},
-    "binarised": classifier(Binarised),
     "half-scaled": classifier(HalfScaled),
     "resized by attribute of numpy": classifier(ResizedByAttribute),
     "resized by attribute of python": classifier(lambda: ResizedByAttribute(random.Random(0))),
@@ -181,7 +161,7 @@ DIFFERENT = {
     **{f"{kind} on {path or 'model'}": hooked(kind, path) for kind in HOOKS for path in ("", "net.0")},
 }
 LAYERS = {
-    "binary weights": classifier(BinaryWeights),
+    "quantised weights": classifier(QuantisedWeights),
     **{f"{kind} on layer": hooked(kind, "net.0.conv") for kind in HOOKS if kind != "full_backward_pre_hook"},
 }
 
@@ -260,7 +240,7 @@ def generators():
 
 
 COMPILED = (
-    "binarised", "detached difference", "resized by torch", "resized by python", "tensor hook",
+    "rounded", "detached difference", "resized by torch", "resized by python", "tensor hook",
     "fake-quantised", "forward_hook on net.0", "full_backward_hook on net.0",
 )  # fmt: skip
 CASES = [(name, path) for name in (*DIFFERENT, *LAYERS) for path in PATHS if path != "compiled" or name in COMPILED]
