@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from lightning_paf.attacks import PGD
 from lightning_paf.evaluation.statistics import exact_accuracy
@@ -89,15 +90,21 @@ def test_missing_values_are_empty_cells():
     assert text.splitlines()[2:] == ["| a | 0.500 |  |  | <= 1 |", "| b | 12,346 |  |  |  |"]
 
 
-def test_operations_of_linear_layers():
-    a, b, c = 6, 5, 4
-    net = nn.Sequential(nn.Linear(a, b), nn.Linear(b, c))
-    found = program("utilisation").operations(net, torch.rand(1, a), attack_steps=3)
-    once = 2 * (a * b + b * c)
-    assert found["forward"] == once
-    assert found["with gradient of the images"] == 2 * once
-    assert found["with gradient of the weights"] == 3 * once - 2 * a * b
-    assert found["step"] == once + 3 * 2 * once + 3 * once - 2 * a * b
+def test_operations_are_those_of_the_flop_counter():
+    net, x = CifarResNet(width=4).eval(), torch.rand(1, 3, 32, 32)
+
+    def counted(inputs):
+        for tensor in (x, *net.parameters()):
+            tensor.requires_grad_(any(tensor is other for other in inputs))
+        with FlopCounterMode(display=False) as counter:
+            net(x).sum().backward(inputs=inputs)
+        return counter.get_total_flops()
+
+    found = program("utilisation").operations(net, x, attack_steps=3)
+    images, weights = counted([x]), counted(list(net.parameters()))
+    assert found["with gradient of the images"] == images
+    assert found["with gradient of the weights"] == weights
+    assert found["step"] == found["forward"] + 3 * images + weights
 
 
 def test_the_textbook_step_is_equivalent_to_ours():
