@@ -41,7 +41,9 @@ def basic_block_counts(depth: int) -> tuple[int, int, int, int]:
     """
     counts = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3)}
     if depth not in counts:
-        raise ValueError(f"depth must be 18 or 34, got {depth}. Pass --model.net.depth 18 or 34.")
+        raise ValueError(
+            f"A ResNet of this kind has depth 18 or 34, but depth={depth}. Pass --model.net.depth 18 or 34."
+        )
     return counts[depth]
 
 
@@ -55,7 +57,8 @@ def wide_block_count(depth: int) -> int:
     if rest or count < 1:
         valid = 6 * max(count, 1) + 4
         raise ValueError(
-            f"depth must be 6 n + 4 with n >= 1, got {depth}. Pass --model.net.depth {valid} or {valid + 6}."
+            f"A wide residual network has depth 6 n + 4 with n >= 1, but depth={depth}. "
+            f"Pass --model.net.depth {valid} or {valid + 6}."
         )
     return count
 

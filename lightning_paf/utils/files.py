@@ -27,7 +27,7 @@ def write_whole(path: Path, content: bytes | Iterable[bytes]) -> None:
     """
     with _partial(path, content) as partial:
         partial.replace(path)
-    _sync_folder(path.parent)
+    sync_folder(path.parent)
 
 
 def create_whole(path: Path, content: bytes) -> bool:
@@ -48,7 +48,7 @@ def create_whole(path: Path, content: bytes) -> bool:
             return False
         except OSError:
             return _create_in_place(path, content)
-    _sync_folder(path.parent)
+    sync_folder(path.parent)
     return True
 
 
@@ -104,7 +104,7 @@ def _hint(code: int | None) -> str:
     return "Run the same command again, or pass another folder; everything recorded so far stays valid."
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
     """Synchronise the new name to the disk, where the system can open folders."""
     with contextlib.suppress(OSError):
         handle = os.open(folder, os.O_RDONLY)

@@ -82,13 +82,13 @@ def test_stage_gives_stride_and_channels_to_the_first_block_only():
 @pytest.mark.parametrize("cls", [WideResNet, DMWideResNet])
 @pytest.mark.parametrize(("depth", "remedy"), [(27, "22 or 28"), (30, "28 or 34"), (4, "10 or 16"), (-2, "10 or 16")])
 def test_wide_resnets_refuse_other_depths(cls, depth, remedy):
-    with pytest.raises(ValueError, match=f"6 n \\+ 4.*got {depth}.*--model.net.depth {remedy}"):
+    with pytest.raises(ValueError, match=f"6 n \\+ 4.*depth={depth}.*--model.net.depth {remedy}"):
         cls(depth=depth, width=1)
 
 
 @pytest.mark.parametrize("cls", [CifarResNet, PreActResNet, DMPreActResNet])
 def test_resnets_refuse_other_depths(cls):
-    with pytest.raises(ValueError, match=r"got 50.*--model\.net\.depth 18 or 34"):
+    with pytest.raises(ValueError, match=r"depth=50.*--model\.net\.depth 18 or 34"):
         cls(depth=50, width=1)
 
 
