@@ -105,15 +105,12 @@ class Classifier(nn.Module):
             y: Labels (N,), for networks whose auxiliary heads use them.
         """
         caught: list[Tensor] = []
-        hook = self.head.register_forward_pre_hook(lambda _, inputs: caught.append(inputs[0]))
-        try:
+        with self.head.register_forward_pre_hook(lambda _, inputs: caught.append(inputs[0])):
             with_aux = getattr(self.net, "forward_aux", None)
             if with_aux is None:
                 return Outputs(self.net(self._normalized(x)), caught[-1])
             logits, aux = with_aux(self._normalized(x), y)
             return Outputs(logits, caught[-1], tuple(aux))
-        finally:
-            hook.remove()
 
     def penalty(self) -> Tensor:
         """Sum the penalties of all layers, a scalar; a shared layer counts once."""

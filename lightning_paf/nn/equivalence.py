@@ -142,10 +142,10 @@ def _results(forward: Forward, x: Tensor, parameters: Sequence[Tensor], seed: in
     generator = torch.Generator(output.device).manual_seed(seed)
     cotangent = torch.empty_like(output, requires_grad=False).normal_(generator=generator)
     inputs = [*parameters, *([x] if x.requires_grad else [])]
-    gradients: Sequence[Tensor | None] = [None] * len(inputs)
+    gradients: Sequence[Tensor] = [torch.zeros_like(tensor) for tensor in inputs]
     if output.requires_grad:
-        gradients = torch.autograd.grad(output, inputs, cotangent, allow_unused=True)
-    vectors = [(torch.zeros_like(w) if g is None else g).flatten() for g, w in zip(gradients, inputs, strict=True)]
+        gradients = torch.autograd.grad(output, inputs, cotangent, materialize_grads=True)
+    vectors = [gradient.flatten() for gradient in gradients]
     by_parameters, by_images = vectors[: len(parameters)], vectors[len(parameters) :]
     empty = output.new_empty(0)
     return {

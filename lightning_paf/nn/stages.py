@@ -42,8 +42,5 @@ def changed_stage(net: nn.Module, number: int, change: Callable[[Tensor], Tensor
     def changed(module: nn.Module, inputs: Any, output: Tensor) -> Tensor | None:
         return change(output) if next(calls) == before else None
 
-    hook = stage.register_forward_hook(changed)
-    try:
+    with stage.register_forward_hook(changed):
         yield
-    finally:
-        hook.remove()

@@ -1,6 +1,7 @@
 """Replacement of the activations of any network that is built from modules."""
 
 from collections.abc import Callable
+from contextlib import ExitStack
 from itertools import takewhile
 from typing import Any, Literal, get_args
 
@@ -136,18 +137,16 @@ def _channels(net: nn.Module, paths: list[str], example: Tensor | None) -> dict[
         latest["linear"] = output
 
     probes = {path: _Probe(net.get_submodule(path), latest) for path in paths}
-    hooks = [module.register_forward_hook(note) for module in net.modules() if isinstance(module, nn.Linear)]
+    linear = [module for module in net.modules() if isinstance(module, nn.Linear)]
     parameter = next(net.parameters(), example)
-    try:
+    with ExitStack() as restored:
+        for module in linear:
+            restored.enter_context(module.register_forward_hook(note))
         for path, probe in probes.items():
             net.set_submodule(path, probe)
+            restored.callback(net.set_submodule, path, probe.inner)
         with frozen(net), torch.no_grad():
             net(example.to(parameter.device))
-    finally:
-        for hook in hooks:
-            hook.remove()
-        for path, probe in probes.items():
-            net.set_submodule(path, probe.inner)
     for path, probe in probes.items():
         if len(probe.seen) != 1:
             widths = " and ".join(str(width) for width, _ in sorted(probe.seen))

@@ -118,19 +118,17 @@ def _difference(model: nn.Module, folding: Folding, x: Tensor) -> str | None:
 @contextmanager
 def _revealing_weights(model: nn.Module) -> Iterator[None]:
     """Replace all tensors of the model by noisy ones, and restore the original objects on exit."""
-    originals = [(module, dict(module._parameters), dict(module._buffers)) for module in model.modules()]
-    noisy: dict[int, Any] = {}
-    for seed, tensor in enumerate([*model.parameters(), *model.buffers()]):
-        noisy[id(tensor)] = _noisy(tensor, seed)
+    stores: list[dict[str, Any]] = [s for module in model.modules() for s in (module._parameters, module._buffers)]
+    originals = [dict(store) for store in stores]
+    tensors = enumerate([*model.parameters(), *model.buffers()])
+    noisy = {id(tensor): _noisy(tensor, seed) for seed, tensor in tensors}
     try:
-        for module, parameters, buffers in originals:
-            for store, held in ((module._parameters, parameters), (module._buffers, buffers)):
-                store.update({name: noisy[id(tensor)] for name, tensor in held.items() if tensor is not None})
+        for store in stores:
+            store.update({name: noisy[id(tensor)] for name, tensor in store.items() if tensor is not None})
         yield
     finally:
-        for module, parameters, buffers in originals:
-            module._parameters.update(parameters)
-            module._buffers.update(buffers)
+        for store, content in zip(stores, originals, strict=True):
+            store.update(content)
 
 
 def _noisy(tensor: Tensor, seed: int) -> Tensor:

@@ -44,8 +44,7 @@ def recomputed_outputs(model: nn.Module) -> Iterator[None]:
     with ExitStack() as stack:
         for module in model.modules():
             if isinstance(module, ParametricActivation):
-                handle = module.register_forward_hook(note)
-                stack.callback(handle.remove)
+                stack.enter_context(module.register_forward_hook(note))
         stack.enter_context(saved_tensors_hooks(pack, unpack))
         yield
 

@@ -4,7 +4,7 @@ import copy
 import logging
 import warnings
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 from weakref import WeakSet
 
 import torch
@@ -168,7 +168,8 @@ def _fold(model: nn.Module) -> fx.GraphModule | str:
 
 def _halve(net: fx.GraphModule) -> None:
     """Store weights in bfloat16 (autocast does the rest), except those of the first and the last layer."""
-    targets = [str(node.target) for node in net.graph.nodes if isinstance(_layer(net, node), nn.Conv2d | nn.Linear)]
+    called = [str(node.target) for node in net.graph.nodes if node.op == "call_module"]
+    targets = [target for target in called if isinstance(net.get_submodule(target), nn.Conv2d | nn.Linear)]
     outer = dict.fromkeys(targets[:1], torch.bfloat16) | dict.fromkeys(targets[-1:], torch.float32)
     for target in set(targets) - outer.keys():
         net.get_submodule(target).bfloat16()
@@ -188,8 +189,3 @@ class _Single(nn.Module):
         with torch.autocast(x.device.type, enabled=False):
             result: Tensor = self.layer(x.float()).to(self.out)
         return result
-
-
-def _layer(net: fx.GraphModule, node: Any) -> nn.Module | None:
-    """Module that a node of the graph calls, if any."""
-    return net.get_submodule(str(node.target)) if isinstance(node, fx.Node) and node.op == "call_module" else None

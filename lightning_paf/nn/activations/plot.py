@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -49,12 +50,10 @@ def inputs_of(activations: Mapping[str, Activation], forward: Callable[[], objec
         For every name a sample (N,) of the inputs of all calls, on the CPU; names without finite inputs are left out.
     """
     records = {name: _Record() for name in activations}
-    hooks = [activations[name].register_forward_pre_hook(record) for name, record in records.items()]
-    try:
+    with ExitStack() as hooks:
+        for name, record in records.items():
+            hooks.enter_context(activations[name].register_forward_pre_hook(record))
         forward()
-    finally:
-        for hook in hooks:
-            hook.remove()
     samples = {name: record.sample() for name, record in records.items()}
     return {name: sample for name, sample in samples.items() if len(sample)}
 

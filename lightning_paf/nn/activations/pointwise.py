@@ -73,9 +73,15 @@ class FusedPointwise(torch.autograd.Function):
         """Compute the required gradients by x and the parameters."""
         _, _, needs_x, *needed = ctx.needs_input_grad
         none = [None] * len(needed)
-        if ctx.keeps_slope:
-            return None, None, _times_slope(grads[0], *ctx.saved_tensors), *none
         (grad,), kernel = grads, ctx.kernel
+        if ctx.keeps_slope:
+            if torch.is_grad_enabled():
+                raise RuntimeError(
+                    "A second derivative requires the inputs of activations, but a frozen network in bfloat16 keeps "
+                    "only their slopes. Pass --model.speed.fused false."
+                )
+            (slope,) = ctx.saved_tensors
+            return None, None, grad * slope, *none
         x, *parameters = ctx.saved_tensors
         if torch.is_grad_enabled():  # with create_graph=True
             return None, None, *_gradients(ctx.formula, grad, (x, *parameters), (needs_x, *needed))
@@ -87,15 +93,6 @@ class FusedPointwise(torch.autograd.Function):
             for s, parameter, need in zip(sums, parameters, needed, strict=True)
         ]
         return None, None, by_x if needs_x else None, *by_parameter
-
-
-def _times_slope(grad: Tensor, slope: Tensor) -> Tensor:
-    if torch.is_grad_enabled():
-        raise RuntimeError(
-            "A second derivative requires the inputs of activations, but a frozen network in bfloat16 keeps only their "
-            "slopes. Pass --model.speed.fused false."
-        )
-    return grad * slope
 
 
 def _gradients(
