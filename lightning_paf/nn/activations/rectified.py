@@ -124,9 +124,4 @@ class ReBLU(ParametricActivation):
     def shape(self) -> ActivationShape:
         """Describe the curve at the present alpha."""
         alpha = float(self.alpha.detach().mean())
-        return ActivationShape(
-            mean_on_negative=0.0,
-            most_negative_output=-math.inf if alpha < -1 else 0.0,
-            max_slope=max(1.0, abs(1 + alpha)),
-            max_curvature=math.inf,
-        )
+        return ActivationShape(mean_on_negative=0.0, max_slope=max(1.0, abs(1 + alpha)), max_curvature=math.inf)
