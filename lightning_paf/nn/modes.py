@@ -23,7 +23,7 @@ def frozen(model: nn.Module, mode: Mode = "eval") -> Iterator[None]:
 
     In mode `train`, forward passes work on copies of the buffers: batch normalisation uses the statistics of the batch,
     but its running statistics (and any other buffer) keep their values. The statistics are never synchronised with
-    other ranks, whose attacks can take fewer passes.
+    other ranks, which can make fewer passes.
 
     Args:
         model: Model with its submodules.
