@@ -1,4 +1,4 @@
-"""Parsers of numeric command-line options that refuse values out of range."""
+"""Parsers of numeric command-line options with a range."""
 
 import argparse
 import math
@@ -20,7 +20,7 @@ def number(
         most: Largest value allowed.
 
     Returns:
-        A parser of the option's text; it raises `argparse.ArgumentTypeError` with the bound and the text.
+        A parser that raises `argparse.ArgumentTypeError` with the bounds and the text.
     """
     bounds = [(least, "at least"), (above, "above"), (most, "at most")]
     rule = " and ".join(f"{words} {bound:g}" for bound, words in bounds if math.isfinite(bound))

@@ -300,7 +300,7 @@ def test_datasets_travel_to_workers_without_the_pool(root, pool):
         ({"real_fraction": 0.0}, r"leaves no real image .*--data\.real_fraction 0 --data\.epoch 50000"),
         (
             {"real_schedule": Cosine(final=2.0)},
-            r"real_fraction is scaled by a factor in \[0, 1\], but Cosine goes from 1 to 2",
+            r"real_fraction must be scaled by a factor in \[0, 1\], got Cosine from 1 to 2",
         ),
         ({"real_fraction": 0.99}, r"leaves no synthetic image in a batch.*--data\.real_fraction 1 for"),
     ],

@@ -121,7 +121,7 @@ def test_a_record_that_cannot_be_written_explains_the_repair(tmp_path, monkeypat
 @pytest.mark.parametrize("name", ["file", "file/below"])
 def test_a_file_is_no_folder(tmp_path, name):
     (tmp_path / "file").touch()
-    with pytest.raises(ValueError, match="Give the path of a folder"):
+    with pytest.raises(ValueError, match="Pass the path of a folder"):
         EvaluationState(tmp_path / name).open(IDENTITY)
 
 

@@ -83,7 +83,7 @@ def test_wide_resnets_start_with_a_classifier_without_bias(cls):
 
 def test_lenet_refuses_images_that_are_too_small():
     assert LeNet()(torch.rand(2, 3, LeNet.smallest_side, LeNet.smallest_side)).shape == (2, 10)
-    with pytest.raises(ValueError, match=r"sides of 16 pixels or more, but those of digits have 8"):
+    with pytest.raises(ValueError, match=r"at least 16 x 16 pixels for LeNet, got 8 x 8 from digits"):
         Classifier(LeNet(1), dataset_spec("digits"))
 
 

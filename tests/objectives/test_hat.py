@@ -68,7 +68,7 @@ def test_without_the_file_a_run_can_be_evaluated_but_not_trained(tmp_path):
 
 def test_other_files_are_refused(tmp_path, standard):
     (tmp_path / "text.ckpt").write_text("not a checkpoint")
-    with pytest.raises(ValueError, match="no checkpoint of a training"):
+    with pytest.raises(ValueError, match="must be a checkpoint of `fit`"):
         HAT(tmp_path / "text.ckpt").bind(tiny_classifier())
     with pytest.raises(ValueError, match=r"holds another network:\n.*fc.weight"):
         HAT(standard).bind(tiny_classifier(num_classes=3))
