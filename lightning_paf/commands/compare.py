@@ -1,27 +1,26 @@
-"""Tell which of two models is more robust, from their results on the same samples."""
+"""Compare the robust accuracy of two models by their results on the same samples."""
 
-import argparse
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from lightning_paf.utils.arguments import command_parser
 
 if TYPE_CHECKING:
     from lightning_paf.evaluation.comparison import Comparison
 
 
 def main(argv: list[str]) -> int:
-    """Print a comparison.
-
-    Args:
-        argv: Options, see `--help`.
-
-    Returns:
-        Exit status 0, whatever the outcome.
+    """Print a comparison; return 0 for any conclusion.
 
     Raises:
         ValueError: A result is missing, or the two cannot be compared.
     """
-    options = _parse(argv)
+    parser = command_parser("compare", __doc__)
+    parser.add_argument("a", type=Path, metavar="A", help="result file of `test`, or a run folder with one")
+    parser.add_argument("b", type=Path, metavar="B", help="the other one")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the numbers to this file")
+    options = parser.parse_args(argv)
     from lightning_paf.evaluation.comparison import compare, find_result, load_result
     from lightning_paf.utils.files import explained, write_whole
 
@@ -41,14 +40,6 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def _parse(argv: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser("lightning-paf compare", description=__doc__)
-    parser.add_argument("a", type=Path, metavar="A", help="result file that `test` wrote, or a run folder with one")
-    parser.add_argument("b", type=Path, metavar="B", help="the other one")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers to this file, too")
-    return parser.parse_args(argv)
-
-
 def _print(comparison: "Comparison") -> None:
     from rich.console import Console
     from rich.table import Table
@@ -63,12 +54,12 @@ def _print(comparison: "Comparison") -> None:
         for column in classes.columns:
             column.justify = "right"
         for row in comparison.classes:
-            shares = (f"{100 * robust / row.total:.1f} %" for robust in row.robust)
-            classes.add_row(str(row.label), str(row.total), *shares, f"{100 * row.difference:+.1f}")
+            fractions = (f"{100 * robust / row.total:.1f} %" for robust in row.robust)
+            classes.add_row(str(row.label), str(row.total), *fractions, f"{100 * row.difference:+.1f}")
         console.print(classes)
     difference = comparison.difference
     print(f"\nDifference of robust accuracy, A - B: {difference}")
-    print(f"Disputed samples: {difference.only_first} only A withstands, {difference.only_second} only B")
+    print(f"Robust in one model only: {difference.only_first} samples in A, {difference.only_second} in B")
     print(f"McNemar's exact test: p = {comparison.p_value:.3g}")
     for note in comparison.notes:
         print(f"Note: {note}")

@@ -5,7 +5,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lightning_paf.utils.arguments import positive
+from lightning_paf.utils.arguments import command_parser, positive
 from lightning_paf.utils.radius import radius_from_text
 
 if TYPE_CHECKING:
@@ -21,13 +21,7 @@ MULTIPLES = [Fraction(n, 4) for n in (1, 2, 3, 4, 5, 6, 8)]
 
 
 def main(argv: list[str]) -> int:
-    """Search, check, and write table, figure and JSON file.
-
-    Args:
-        argv: Options, see `--help`.
-
-    Returns:
-        Exit status 0, or 1 where the check raised an alarm.
+    """Search, check, and write table, figure and JSON file; return 1 where the check raised an alarm, else 0.
 
     Raises:
         ValueError: An invalid option, or an unreadable run.
@@ -65,25 +59,19 @@ def main(argv: list[str]) -> int:
 def _parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     from lightning_paf.loading import add_run_arguments
 
-    parser = argparse.ArgumentParser("lightning-paf curve", description=__doc__)
+    parser = command_parser("curve", __doc__)
     add_run_arguments(parser)
-    parser.add_argument("--examples", type=positive, default=200, help="number of test images (default: 200)")
-    parser.add_argument("--norm", choices=list(EPS), default="linf", help="norm of eps (default: linf)")
-    parser.add_argument(
-        "--grid",
-        type=_grid,
-        help="increasing eps, e.g. 0,2/255,4/255,8/255 (default: from a quarter of the training's eps to twice of it)",
-    )
-    parser.add_argument(
-        "--method",
-        choices=["bisection", "minimum-norm"],
-        default="bisection",
-        help="attack at fixed eps about log2(grid) times, or search the smallest perturbation once",
-    )
-    parser.add_argument("--steps", type=positive, default=50, help="steps of each attack (default: 50)")
-    parser.add_argument("--batch_size", type=positive, default=256, help="samples attacked at once (default: 256)")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, help="output folder (default: `curve` in the checkpoint's run)")
+    add = parser.add_argument
+    add("--examples", type=positive, default=200, help="number of test images (default: 200)")
+    add("--norm", choices=list(EPS), default="linf", help="norm of eps (default: linf)")
+    help_ = "increasing eps, e.g. 0,2/255,4/255,8/255 (default: from a quarter of the training's eps to twice of it)"
+    add("--grid", type=_grid, help=help_)
+    help_ = "attack at fixed eps about log2(grid) times, or search the smallest perturbation once"
+    add("--method", choices=["bisection", "minimum-norm"], default="bisection", help=help_)
+    add("--steps", type=positive, default=50, help="steps of each attack (default: 50)")
+    add("--batch_size", type=positive, default=256, help="samples attacked at once (default: 256)")
+    add("--seed", type=int, default=0)
+    add("--out", type=Path, help="output folder (default: `curve` in the checkpoint's run)")
     return parser.parse_known_args(argv)
 
 
@@ -123,8 +111,8 @@ def _lines(curve: "SecurityCurve", check: "Recheck") -> list[str]:
     lines = table((f"eps ({curve.norm})", "robust accuracy, 95 % interval", "attacked directly"), *rows)
     lines.append(f"Mean robust accuracy over eps from 0 to {radius_text(curve.grid[-1])}: {percent(curve.area)}")
     if check.robust_at_one is not None:
-        lines.append(f"Withstand eps 1 (0 expected): {check.robust_at_one} of {check.total} samples.")
-    lines.append(f"Withstand an eps though clearly less fools the model: {check.reversed} of {check.total} samples.")
+        lines.append(f"Robust at eps 1 (0 expected): {check.robust_at_one} of {check.total} samples.")
+    lines.append(f"Robust at some eps, but fooled at a clearly smaller one: {check.reversed} of {check.total} samples.")
     if check.alarms:
         lines += [f"ALARM: {alarm}" for alarm in check.alarms]
         lines.append("The attack is too weak or gradients are masked: the curve may be too high.")

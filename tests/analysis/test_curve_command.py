@@ -27,7 +27,7 @@ def test_it_writes_table_picture_and_numbers(checkpoint, method, tmp_path, capsy
     printed = capsys.readouterr().out
     assert all(len(line) <= 80 for line in printed.splitlines() if not line.startswith("Written: "))
     assert "32/255" in printed
-    assert "Withstand eps 1 (0 expected): 0 of 22" in printed
+    assert "Robust at eps 1 (0 expected): 0 of 22" in printed
     assert "ALARM" not in printed
 
 
@@ -68,5 +68,5 @@ def test_grids_are_fractions():
     ],
 )
 def test_invalid_options_are_refused_before_the_run_is_read(option, text, message, capsys):
-    assert status("curve", "--ckpt", "no.ckpt", f"{option}={text}") == 2
+    assert status("curve", "--ckpt", "no.ckpt", f"{option}={text}") == 1
     assert f"argument {option}: {message}" in capsys.readouterr().err

@@ -24,7 +24,7 @@ def trained(tmp_path_factory):
 
 @pytest.fixture
 def folder(trained, tmp_path):
-    """A copy that a test may damage."""
+    """A copy for a test to damage."""
     return shutil.copytree(trained, tmp_path / "copy")
 
 
@@ -42,12 +42,12 @@ def test_intact_evidence_holds(folder, capsys):
     assert f"misclassifies {np.count_nonzero(evidence.outcomes > 1)} of 22 samples" in printed
 
 
-def test_the_data_may_have_moved_but_not_changed(folder, capsys):
+def test_moved_data_are_accepted_and_changed_data_are_not(folder, capsys):
     shutil.copytree(folder / "images", folder / "elsewhere")
     with np.load(folder / "elsewhere" / "test.npz") as data:
         image, label = data["image"].copy(), data["label"]
     assert verify(folder, "--data.root", folder / "elsewhere") == 0
-    for changed, words in (([4], ["sample 4, inputs: another", "1 not"]), (..., ["... and 2 more of `inputs`"])):
+    for changed, words in (([4], ["sample 4, inputs: another", "1 failed"]), (..., ["... and 2 more of `inputs`"])):
         image[changed] ^= 1
         np.savez(folder / "elsewhere" / "test.npz", image=image, label=label)
         capsys.readouterr()
@@ -94,7 +94,7 @@ def test_a_bad_file_is_refused_in_one_line_by_every_command(folder, capsys, comm
 
 
 @pytest.mark.parametrize("command", ["verify", "report", "export"])
-def test_evidence_of_an_earlier_version_is_answered_in_one_line(folder, capsys, command):
+def test_evidence_of_an_earlier_version_is_refused_in_one_line(folder, capsys, command):
     old, run = folder / "run" / "test" / "pgd.receipt.safetensors", folder / "run"
     old.parent.mkdir()
     save_file({"ids": np.arange(3)}, old, {"manifest": "{}"})
