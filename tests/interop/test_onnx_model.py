@@ -1,4 +1,4 @@
-"""The ONNX file computes what the model computes, for any number of images."""
+"""The ONNX file has the logits of the model, for any number of images."""
 
 import gc
 
@@ -36,10 +36,10 @@ def test_logits_are_equal_for_any_number_of_images_and_the_model_is_left_as_foun
         torch.testing.assert_close(session(x), model(x).detach(), atol=1e-5, rtol=1e-5)
 
 
-def test_a_name_means_one_class_afterwards(tmp_path):
-    net = SmallConvNet(width=4).eval()  # its activations lie in a container, where the tracer's classes live on
+def test_the_classes_of_the_tracer_are_collected(tmp_path):
+    net = SmallConvNet(width=4).eval()  # its activations are in a container, which keeps classes of the tracer
     swap_activations(net, PSSiLU)
-    gc.disable()  # or Python may happen to collect what the export should
+    gc.disable()  # otherwise Python could collect them before the export does
     try:
         save_onnx(net, torch.rand(2, 1, 8, 8), tmp_path / "model.onnx")
         names = [kind.__qualname__ for kind in ParametricActivation.__subclasses__() + PSSiLU.__subclasses__()]
@@ -50,7 +50,7 @@ def test_a_name_means_one_class_afterwards(tmp_path):
 
 def test_missing_packages_are_named(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "onnxscript" else object())
-    with pytest.raises(ValueError, match=r"need onnxscript, not installed here.*lightning-paf\[export\]"):
+    with pytest.raises(ValueError, match=r"requires the packages onnxscript.*lightning-paf\[export\]"):
         onnx_model.require_onnx()
 
 
