@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from lightning_paf.analysis.base import Progress
 from lightning_paf.attacks import Attack, radius_text
 from lightning_paf.attacks.sub_attack import run_sub_attack
-from lightning_paf.evaluation.samples import Samples
+from lightning_paf.evaluation import Samples
 from lightning_paf.evaluation.statistics import Accuracy, exact_accuracy
 from lightning_paf.functional.geometry import geometry_of
 from lightning_paf.functional.predictions import predicted

@@ -12,7 +12,7 @@ from torch import nn
 from lightning_paf.analysis.base import Progress
 from lightning_paf.analysis.security_curve import AttackAt, SecurityCurve, correct, fooled_by
 from lightning_paf.attacks import radius_text
-from lightning_paf.evaluation.samples import Samples
+from lightning_paf.evaluation import Samples
 from lightning_paf.types import Radius
 from lightning_paf.utils.figures import BLUE, REFERENCE, VERMILION, draw_accuracy, open_figure
 

@@ -16,7 +16,7 @@ from lightning_paf.attacks import PGD, Restarts, WorstOf
 from lightning_paf.evaluation import Evaluation, EvaluationState, MemoryState, Outcome, Samples
 from lightning_paf.evaluation import evaluate as evaluate_file
 from lightning_paf.evaluation.evaluate import sub_attack_seed
-from lightning_paf.evaluation.record import encode
+from lightning_paf.evaluation.state import encode
 
 
 class Spy(PGD):

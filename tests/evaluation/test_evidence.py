@@ -27,10 +27,9 @@ from hypothesis import strategies as st
 from safetensors.numpy import load, save
 
 from lightning_paf.attacks import PGD
-from lightning_paf.evaluation import evidence
+from lightning_paf.evaluation import Samples, evidence
 from lightning_paf.evaluation.evaluate import Evaluation
 from lightning_paf.evaluation.evidence.read import KEY
-from lightning_paf.evaluation.samples import Samples
 from lightning_paf.utils.hashing import sample_fingerprints, weights_fingerprint
 
 

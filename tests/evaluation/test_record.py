@@ -6,8 +6,8 @@ from helpers.state_fakes import small_record
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lightning_paf.evaluation import record as record_file
-from lightning_paf.evaluation.record import decode, encode
+from lightning_paf.evaluation import state as state_file
+from lightning_paf.evaluation.state import decode, encode
 
 BYTES = encode(small_record())
 
@@ -50,7 +50,7 @@ def test_a_record_with_any_changed_byte_is_damaged(flip):
 @given(st.binary(max_size=200))
 def test_other_bytes_are_no_record(data):
     assert decode(data) is None
-    assert decode(record_file.MAGIC + data) is None
+    assert decode(state_file.MAGIC + data) is None
 
 
 @pytest.mark.parametrize(
@@ -66,6 +66,6 @@ def test_inconsistent_content_with_a_correct_hash_is_damaged(field, value):
 
 
 def test_a_record_that_is_too_large_is_not_written(monkeypatch):
-    monkeypatch.setattr(record_file, "LARGEST", 100)
+    monkeypatch.setattr(state_file, "LARGEST", 100)
     with pytest.raises(ValueError, match="smaller block size"):
         encode(small_record())

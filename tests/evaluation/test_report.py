@@ -17,13 +17,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from lightning_paf.evaluation import report
+from lightning_paf.evaluation import Samples, report
 from lightning_paf.evaluation.report import Supplement
-from lightning_paf.evaluation.report.evidence import class_names, result_of, spread_over_classes, supplement_of
 from lightning_paf.evaluation.report.figures import Example, activation_figure, image_png
-from lightning_paf.evaluation.report.report import MOST_CLASSES
+from lightning_paf.evaluation.report.report import (
+    MOST_CLASSES,
+    class_names,
+    result_of,
+    spread_over_classes,
+    supplement_of,
+)
 from lightning_paf.evaluation.result import EvaluationResult, Outcome, SubAttackSummary
-from lightning_paf.evaluation.samples import Samples
 from lightning_paf.evaluation.statistics import exact_accuracy
 from lightning_paf.nn.activations import PSSiLU, ReLU
 from lightning_paf.nn.swap import swap_activations

@@ -8,7 +8,7 @@ import pytest
 from helpers.state_fakes import IDENTITY, fingerprints, refuse, small_record
 
 from lightning_paf.evaluation import EvaluationState
-from lightning_paf.evaluation import record as record_file
+from lightning_paf.evaluation import state as state_file
 from lightning_paf.utils.files import create_whole, write_whole
 
 NAME = "block-00000.sub-attack-1.record"
@@ -49,7 +49,7 @@ def test_a_damaged_record_is_replaced(tmp_path, content):
 
 def test_a_file_larger_than_any_record_is_not_read(tmp_path):
     with (tmp_path / NAME).open("wb") as stream:
-        stream.truncate(record_file.LARGEST + 1)  # a sparse file
+        stream.truncate(state_file.LARGEST + 1)  # a sparse file
     assert EvaluationState(tmp_path).read(0, 1) is None
 
 

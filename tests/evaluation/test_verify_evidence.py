@@ -12,8 +12,8 @@ from scipy.stats import binomtest
 from torch import nn
 
 from lightning_paf.attacks import PGD
+from lightning_paf.evaluation import Samples
 from lightning_paf.evaluation.evidence import CHECKS, read, verify
-from lightning_paf.evaluation.samples import Samples
 
 
 @pytest.fixture

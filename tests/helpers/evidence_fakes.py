@@ -16,10 +16,9 @@ from torch import Tensor, nn
 
 from helpers.fakes import images, tiny_classifier
 from lightning_paf.attacks import PGD, Attack
-from lightning_paf.evaluation import evidence
+from lightning_paf.evaluation import Samples, evidence
 from lightning_paf.evaluation.evaluate import Evaluation
 from lightning_paf.evaluation.evidence.read import KEY
-from lightning_paf.evaluation.samples import Samples
 
 CONFIG = "a: 1\n"
 EPS = Fraction(8, 255)

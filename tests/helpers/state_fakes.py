@@ -8,7 +8,7 @@ import numpy as np
 
 from helpers.evaluation_worker import evaluation
 from lightning_paf.evaluation.identity import Identity
-from lightning_paf.evaluation.record import Record
+from lightning_paf.evaluation.state import Record
 
 IDENTITY = Identity("m", "n", "d", 8, {"eps": "8/255"}, [{"label": "pgd", "steps": 10}], 4, 0, "fp32", "c")
 COLUMNS = ("ids", "labels", "predictions", "adversarial", "fooled_by", "outcomes")

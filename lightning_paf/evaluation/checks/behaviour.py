@@ -8,7 +8,7 @@ from lightning_paf.evaluation.statistics import exact_accuracy
 from lightning_paf.functional.losses import cross_entropy
 from lightning_paf.functional.predictions import NO_PREDICTION, misclassified, predicted, undefined
 
-_PIXEL_TOLERANCE = 1e-4  # interpolation overshoots by a rounding error; attacks accept as much
+_PIXEL_TOLERANCE = 1e-4  # rounding errors of interpolation
 _GREY_LEVEL = 1 / 255
 _REPETITIONS = 3
 
@@ -28,7 +28,7 @@ def pixel_range(context: Context) -> CheckResult:
 
 
 def train_mode(context: Context) -> CheckResult:
-    """Check that no module is in train mode, or that this does not change the outputs."""
+    """Check that no module is in train mode, or that the outputs do not depend on it."""
     training = [name or "the model" for name, module in context.model.named_modules() if module.training]
     x = context.x[: context.batch_size]
     with torch.no_grad(), context.isolated("mode"):

@@ -23,13 +23,13 @@ from lightning_paf.functional.losses import cross_entropy, margin
 from lightning_paf.nn.modes import frozen
 
 _LARGEST_FLAT_FRACTION = 0.5
-"""Pixels that may lack a gradient: masked gradients leave most pixels without one, dead units and crops a few."""
+"""Largest fraction of pixels without a gradient: masked gradients concern most pixels, dead units and crops a few."""
 
 _JITTER = 0.1
 """Uniform noise in the images on which derivatives are compared, as a fraction of the pixel range."""
 
 _POINTS = 8
-"""Gradients whose mean is compared with a central difference, so that kinks within a long step count in both."""
+"""Number of gradients whose mean is compared with a central difference; both then include kinks within a long step."""
 
 _GROWTH_STEPS = 20
 _QUERIES = 300
@@ -73,8 +73,7 @@ def finite_differences(context: Context) -> CheckResult:
     else:  # a step so long that the difference exceeds rounding
         model, dtype, step, tolerance, precision = context.model, context.x.dtype, 0.05, 0.25, "single precision"
     x, y = context.x[context.correct].to(dtype), context.y[context.correct]
-    # Away from the border of the pixel range, where a clamp in the model has a kink, and from ties in flat regions,
-    # where max-pooling and ReLU have one.
+    # Avoid kinks: those of a clamp at the border of the pixel range, and those of max-pooling at ties in flat regions.
     x = 2 * step + (1 - 4 * step) * x.lerp(torch.rand_like(x), _JITTER)
     direction = torch.randn_like(x)
     direction /= direction.flatten(1).norm(dim=1).view(-1, 1, 1, 1)

@@ -44,8 +44,8 @@ _EPS = re.compile(r"[0-9.]{1,40}(e-?[0-9]{1,3})?(/[0-9]{1,40})?")
 _MOST_BYTES, _MOST_SAMPLES, _MOST_CLASSES, _LONGEST_METADATA, _DEEPEST_METADATA = 2**36, 2**24, 2**15, 2**20, 32
 
 _SLACK: Mapping[str, tuple[float, float]] = {"linf": (2**-24, 0.0), "l2": (0.0, 1e-6), "l1": (0.0, 1e-6)}
-"""By how much a perturbation may exceed eps, absolute and relative. Attacks work in single precision, where a pixel
-near 1 is rounded by up to 2^-24, half a unit in the last place, and a sum over all pixels by more."""
+"""Excess of a perturbation over eps that is tolerated, absolute and relative. In single precision a pixel near 1 is
+rounded by up to 2^-24, half a unit in the last place, and a sum over all pixels by more."""
 
 Images = NDArray[np.float32]
 
@@ -62,7 +62,7 @@ class Evidence:
         labels: (n,) int64.
         adversarial: Class of the adversarial image, or of the clean one where there is none; -1 for logits that are not
             finite; (n,) int64.
-        x_adv: Adversarial images of the fooled samples, in their order, float32 (k, C, H, W); read when sliced.
+        x_adv: Adversarial images of the fooled samples, in their order, float32 (k, C, H, W); read on slicing.
         fooled_by: Index into `sub_attacks`; -1 for samples that no attack fooled; (n,) int8.
         inputs: SHA-256 of each clean image with its label, (n, 32) uint8.
         outcomes: ROBUST, FOOLED or MISCLASSIFIED, (n,) uint8.
@@ -104,7 +104,7 @@ class Evidence:
         return np.asarray(size(torch.from_numpy(x_adv.astype(np.float64) - x.astype(np.float64))))
 
     def evaluated_images(self, indices: NDArray[np.int64], x: Images) -> Images:
-        """Adversarial images of the fooled samples among some samples, clean images of the others.
+        """Adversarial images of the fooled samples among `indices` (N,), clean images of the others.
 
         Args:
             indices: Positions in the arrays, (N,).
@@ -119,15 +119,15 @@ class Evidence:
                 f"Images of the data must have the shape {image} of the evidence, got {x.shape[1:]}. Pass the --data "
                 "options of the evaluation."
             )
-        images, mine = x.copy(), np.flatnonzero(self.fooled[indices])
-        rows = np.searchsorted(np.flatnonzero(self.fooled), indices[mine])
-        for at, row in zip(mine, rows.tolist(), strict=True):
-            images[at] = self.x_adv[row : row + 1][0]
+        images, replaced = x.copy(), np.flatnonzero(self.fooled[indices])
+        rows = np.searchsorted(np.flatnonzero(self.fooled), indices[replaced])
+        for index, row in zip(replaced, rows.tolist(), strict=True):
+            images[index] = self.x_adv[row : row + 1][0]
         return images
 
 
 def read(path: Path) -> Evidence:
-    """Read what `write` wrote; the adversarial images stay in the file until they are needed.
+    """Read an evidence file; its adversarial images are read on demand.
 
     Raises:
         ValueError: There is no such file, an earlier version wrote it, or it is damaged or malformed.
@@ -138,7 +138,7 @@ def read(path: Path) -> Evidence:
         try:
             return _read(path)
         except (SafetensorError, ValueError, ArithmeticError) as error:
-            # The messages of libraries may quote the file.
+            # Messages of libraries can quote the file.
             reason = error if isinstance(error, _RefusedError) else "it is no safetensors file with evidence"
             raise ValueError(f"{path} is refused: {reason}. Pass an intact evidence file.") from error
 
@@ -159,7 +159,7 @@ _OUTDATED = "was written by an earlier version. Run `lightning-paf test` with th
 
 
 class _RefusedError(ValueError):
-    """Reason why a file is refused, without any text of the file."""
+    """Reason for refusing a file, without text from the file."""
 
 
 def _read(path: Path) -> Evidence:
@@ -189,14 +189,14 @@ def _read(path: Path) -> Evidence:
 
 
 def _checked_hash(path: Path) -> str:
-    """SHA-256 of a file without its last 32 bytes, which must be equal to it."""
+    """SHA-256 of a file without its last 32 bytes, to which it must be equal."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         end = path.stat().st_size - digest.digest_size
         while part := file.read(min(2**20, end - file.tell())):
             digest.update(part)
         if file.read() != digest.digest():
-            raise _RefusedError("it is damaged, because it does not end with the SHA-256 of its content")
+            raise _RefusedError("it is damaged: it does not end with the SHA-256 of its content")
     return digest.hexdigest()
 
 
@@ -214,7 +214,7 @@ def _metadata(text: str) -> dict[str, Any]:
 
 
 def _rules(evidence: Evidence) -> Iterator[tuple[str, bool]]:
-    """Rules that the code relies on, and whether they hold; `verify` decides whether the content is true."""
+    """Rules of the format, and whether they hold; `verify` checks the claims."""
     names, by, n = evidence.metadata["sub_attacks"], evidence.fooled_by, len(evidence)
     attack, k = evidence.metadata["attack"], int(np.count_nonzero(evidence.fooled))
     norm, eps, value, bounds = (attack.get(name) for name in ("norm", "eps", "eps_value", "bounds"))

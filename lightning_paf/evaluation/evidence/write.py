@@ -14,9 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lightning_paf import __version__
+from lightning_paf.evaluation.evaluate import Samples
 from lightning_paf.evaluation.evidence.read import KEY, TENSORS, VERSION, Evidence, read
 from lightning_paf.evaluation.result import EvaluationResult, Outcome
-from lightning_paf.evaluation.samples import Samples
 from lightning_paf.utils.files import explained, write_whole
 from lightning_paf.utils.hashing import sample_fingerprints
 
@@ -24,11 +24,11 @@ from lightning_paf.utils.hashing import sample_fingerprints
 def write(
     result: EvaluationResult, path: Path, samples: Samples, *, dataset: str, config: str | None = None
 ) -> Evidence:
-    """Write the evidence of an evaluation atomically. Images are in memory a block at a time.
+    """Write the evidence of an evaluation atomically; one block of images is in memory at a time.
 
     Args:
-        result: Of one sample at least, with its adversarial images.
-        path: File to write; its folder is made if it is missing.
+        result: Result with at least one sample and all adversarial images.
+        path: File to write; its folder is created if it is missing.
         samples: The samples of the evaluation, or more.
         dataset: Name of the data.
         config: Text of the run's configuration; its hash becomes part of the file.
@@ -80,27 +80,27 @@ def text_hash(text: str | None) -> str:
 
 
 def library_versions() -> dict[str, str]:
-    """Versions that the numbers may depend on besides the code."""
+    """Versions of the libraries that the numbers can depend on."""
     own = {"lightning_paf": __version__, "python": platform.python_version()}
     return own | {name: version(name) for name in ("lightning", "numpy", "torch")}
 
 
 def _images(result: EvaluationResult, fooled: NDArray[np.int64]) -> Iterator[NDArray[np.float32]]:
     """Adversarial images of the fooled samples, block by block."""
-    left = fooled
+    remaining = fooled
     for ids, x_adv in result.examples():
-        if not np.array_equal(ids, left[: len(ids)]):
+        if not np.array_equal(ids, remaining[: len(ids)]):
             break
-        left = left[len(ids) :]
+        remaining = remaining[len(ids) :]
         yield x_adv.float().cpu().numpy()
-    if len(left):
+    if len(remaining):
         raise ValueError("Every fooled sample must have an adversarial image. Evaluate again with the same options.")
 
 
 def _sealed_parts(
     metadata: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]], parts: Mapping[str, Iterable[NDArray[Any]]]
 ) -> Iterator[bytes]:
-    """Bytes of a safetensors file. The library writes only files whose tensors are all in memory."""
+    """Bytes of a safetensors file; the library can only write tensors that are all in memory."""
     header: dict[str, Any] = {"__metadata__": {KEY: json.dumps(metadata, sort_keys=True)}}
     end = 0
     for name, (dtype, kind) in TENSORS.items():

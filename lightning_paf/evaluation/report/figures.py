@@ -21,7 +21,7 @@ GAIN = 10
 """Factor by which perturbations are enlarged."""
 
 _SHOWN_SIZE = 128
-"""Least pixels of the shorter side of a shown image: viewers that smooth images then keep its pixels square."""
+"""Least size of the shorter side of a shown image, in pixels; viewers that smooth images then keep pixels square."""
 
 _MOST_SITES = 16
 
@@ -55,7 +55,7 @@ def tiles(example: Example) -> dict[str, bytes]:
 
 
 def data_address(png: bytes) -> str:
-    """Address of an image that is part of the page."""
+    """Data URL of an image."""
     return "data:image/png;base64," + base64.b64encode(png).decode("ascii")
 
 
