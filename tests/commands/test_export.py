@@ -12,7 +12,7 @@ from lightning_paf.attacks import PGD
 from lightning_paf.commands import export, import_weights
 from lightning_paf.evaluation import EvaluationResult, evidence
 from lightning_paf.evaluation.evaluate import Evaluation
-from lightning_paf.interop import NormalizedNet, onnx_model, plain_files, read_checkpoint
+from lightning_paf.interop import NormalizedNet, plain_files, read_checkpoint
 from lightning_paf.loading import load_run
 from lightning_paf.nn.activations import PSSiLU
 from lightning_paf.nn.swap import swap_activations
@@ -88,41 +88,33 @@ def test_the_state_dict_has_a_copy_of_a_shared_tensor_for_every_name(run, tmp_pa
     torch.testing.assert_close(NormalizedNet(net, MEAN, STD).eval()(x), loaded.model(x))
 
 
-@pytest.mark.parametrize("file", ["model.pt", "model.safetensors"])
-def test_import_export_import_gives_identical_tensors(run, tmp_path, file, loaded):
-    exported(run, tmp_path / "out", *PLAIN)
-    summary = json.loads((tmp_path / "out" / "export.json").read_text())
+def test_import_export_import_gives_identical_tensors_and_the_leaderboard_entry(run, tmp_path, loaded, capsys):
+    attack, outcomes = {"attack": "AutoAttack", "version": "standard"}, np.array([1, 1, 2, 3], np.uint8)
+    EvaluationResult("autoattack", attack, outcomes, 1.0).save(tmp_path / "result.json")
+    out = tmp_path / "out"
+    exported(run, out, *PLAIN, "--result", tmp_path / "result.json")
+    assert "model_info.json: fill in link, name, authors" in capsys.readouterr().out
+    entry, summary = (json.loads((out / name).read_text()) for name in ("model_info.json", "export.json"))
+    assert (entry["clean_acc"], entry["autoattack_acc"], entry["link"]) == ("75.00", "50.00", "")
     assert summary["normalisation"]["std"] == pytest.approx(STD)
     assert summary["network"] == f"{__name__}.PairNet"
-    again = load_run(
-        checkpoint(imported(tmp_path / "out" / file, tmp_path / "again")), options=["--trust-config"]
-    ).model
-    before, after = dict(loaded.model.state_dict()), again.state_dict()
-    if file.endswith(".pt"):  # without the normalisation
-        before = {key.replace("net.net.", "net."): value for key, value in before.items()}
-    else:
-        assert read_checkpoint(tmp_path / "out" / file).statistics.mean == pytest.approx(MEAN)
-        x = torch.rand(2, 3, 8, 8)
-        assert torch.equal(again(x), loaded.model(x))
-    assert after.keys() == before.keys()
-    assert all(torch.equal(after[key], before[key]) for key in before)
+    assert read_checkpoint(out / "model.safetensors").statistics.mean == pytest.approx(MEAN)
+    for name, prefix in (("model.pt", "net."), ("model.safetensors", "net.net.")):  # the former without normalisation
+        folder = imported(out / name, tmp_path / name)
+        again = load_run(checkpoint(folder), options=["--trust-config"]).model
+        before = {key.replace("net.net.", prefix): value for key, value in loaded.model.state_dict().items()}
+        after, x = again.state_dict(), torch.rand(2, 3, 8, 8)
+        assert after.keys() == before.keys()
+        assert all(torch.equal(after[key], before[key]) for key in before)
+        assert torch.equal(again(x), loaded.model(x)) == (name == "model.safetensors")
 
 
-@pytest.mark.parametrize("fingerprints", [{}, {"model": "0" * 64}])
-def test_the_leaderboard_entry_is_filled_from_the_result_of_this_network(run, tmp_path, capsys, fingerprints):
-    attack, outcomes = {"attack": "AutoAttack", "version": "standard"}, np.array([1, 1, 2, 3], np.uint8)
-    result = EvaluationResult("autoattack", attack, outcomes, 1.0, fingerprints=fingerprints)
+def test_a_result_of_other_weights_is_refused(run, tmp_path):
+    result = EvaluationResult("pgd", {}, np.array([1], np.uint8), 1.0, fingerprints={"model": "0" * 64})
     result.save(tmp_path / "result.json")
-    words = ["--formats", "state_dict,model_info", "--result", tmp_path / "result.json"]
-    if fingerprints:
-        with pytest.raises(ValueError, match=r"--result must be of the weights in .*imported\.ckpt"):
-            exported(run, tmp_path / "out", *words)
-        assert not list((tmp_path / "out").iterdir())
-    else:
-        exported(run, tmp_path / "out", *words)
-        entry = json.loads((tmp_path / "out" / "model_info.json").read_text())
-        assert (entry["clean_acc"], entry["autoattack_acc"], entry["link"]) == ("75.00", "50.00", "")
-        assert "model_info.json: fill in link, name, authors" in capsys.readouterr().out
+    with pytest.raises(ValueError, match=r"--result must be of the weights in .*imported\.ckpt"):
+        exported(run, tmp_path / "out", "--formats", "model_info", "--result", tmp_path / "result.json")
+    assert not list((tmp_path / "out").iterdir())
 
 
 @pytest.mark.parametrize(
@@ -205,11 +197,9 @@ def other_bias(model):
     return other
 
 
-@pytest.mark.parametrize("format_", ["state_dict", "safetensors", "onnx"])
-def test_a_file_of_other_weights_fails_and_leaves_nothing(run, tmp_path, format_, monkeypatch):
-    pytest.importorskip("onnxscript")
-    save, state = onnx_model.save_onnx, plain_files.plain_state_dict
-    monkeypatch.setattr(onnx_model, "save_onnx", lambda model, *rest: save(other_bias(model), *rest))
+@pytest.mark.parametrize("format_", ["state_dict", "safetensors"])
+def test_a_file_of_other_weights_is_refused_and_removed(run, tmp_path, format_, monkeypatch):
+    state = plain_files.plain_state_dict
     monkeypatch.setattr(plain_files, "plain_state_dict", lambda net: state(other_bias(net)))
     with pytest.raises(ValueError, match="has other logits than the network") as refusal:
         exported(run, tmp_path / "out", "--formats", f"model_info,{format_}")

@@ -72,37 +72,32 @@ def test_another_checkpoint_and_configuration_are_named(folder, capsys):
     assert "weights: here " in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("command", ["verify", "report", "export"])
-@pytest.mark.parametrize(
-    ("content", "words"),
-    [
-        (None, "There is no "),
-        (lambda path: path.read_bytes()[:-1] + b"x", "is refused: it is damaged"),
-        (lambda path: path.read_bytes()[:-1], "is refused: it is no safetensors file"),
-        (lambda path: forge(path, sub_attacks=[]).read_bytes(), "is refused: fooled_by must"),
-        (lambda path: path.read_bytes().replace(b"lightning_paf evidence", b"manifest", 1), "is refused"),
-    ],
-)
-def test_a_bad_file_is_refused_in_one_line_by_every_command(folder, capsys, command, content, words):
-    path, checkpoint = folder / NAME, folder / "run" / "checkpoints" / "last.ckpt"
-    path.unlink() if content is None else path.write_bytes(content(path))
-    options = {"export": ["--evidence", path, "--out", folder / "out"], "verify": [path], "report": [path]}[command]
-    capsys.readouterr()
-    assert status(command, *options, "--ckpt", checkpoint) == 1
-    (line,) = capsys.readouterr().err.strip().splitlines()
-    assert words in line
+DAMAGED = {
+    "There is no ": lambda path: path.unlink(),
+    "is refused: it is damaged": lambda path: path.write_bytes(path.read_bytes()[:-1] + b"x"),
+    "is refused: it is no safetensors file": lambda path: path.write_bytes(path.read_bytes()[:-1]),
+    "is refused: fooled_by must": lambda path: forge(path, sub_attacks=[]),
+}
 
 
-@pytest.mark.parametrize("command", ["verify", "report", "export"])
-def test_evidence_of_an_earlier_version_is_refused_in_one_line(folder, capsys, command):
+@pytest.mark.parametrize(("words", "damage"), DAMAGED.items(), ids=DAMAGED)
+def test_damaged_evidence_is_refused_in_one_line(trained, tmp_path, capsys, words, damage):
+    path = shutil.copy(trained / NAME, tmp_path / NAME)
+    damage(path)
+    for command in ("verify", "report"):
+        assert status(command, path, "--ckpt", "absent.ckpt") == 1
+        (line,) = capsys.readouterr().err.splitlines()
+        assert words in line
+
+
+def test_evidence_of_an_earlier_version_is_refused_in_one_line(folder, capsys):
     old, run = folder / "run" / "test" / "pgd.receipt.safetensors", folder / "run"
     old.parent.mkdir()
     save_file({"ids": np.arange(3)}, old, {"manifest": "{}"})
-    inputs = {"verify": [[old]], "report": [[old], [run]], "export": [["--evidence", old], []]}[command]
-    more = ["--ckpt", run / "checkpoints" / "last.ckpt", *(["--out", folder / "out"] if command == "export" else [])]
-    for words in inputs:
+    export = ["export", "--out", folder / "out"]
+    for words in (["verify", old], ["report", old], ["report", run], [*export, "--evidence", old], export):
         capsys.readouterr()
-        assert status(command, *words, *more) == 1
+        assert status(*words, "--ckpt", run / "checkpoints" / "last.ckpt") == 1
         (line,) = capsys.readouterr().err.strip().splitlines()
         assert "was written by an earlier version. Run `lightning-paf test`" in line
 
