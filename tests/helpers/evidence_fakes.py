@@ -1,8 +1,8 @@
-"""Evaluations in memory, a model for which the fooling images are known, and forged evidence files."""
+"""Evaluations in memory, a model with known adversarial images, and forged evidence files."""
 
 import hashlib
 import json
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,7 @@ class SubAttack:
 
 @dataclass
 class Result:
-    """The part of an evaluation result that evidence is written from."""
+    """The part of an evaluation result that evidence consists of."""
 
     ids: np.ndarray
     labels: np.ndarray
@@ -82,10 +82,10 @@ def first_pixels(attack: Attack = ATTACK):
 
 
 def attacked(n: int = 40, attack: Attack = ATTACK):
-    """A tiny classifier, samples of which it classifies most correctly, and the result of an attack."""
+    """A tiny classifier, samples that it mostly classifies correctly, and the result of an attack."""
     model, (x, _) = tiny_classifier().eval(), images(n)
     with torch.no_grad():
-        model.net.fc.bias -= model(x).mean(0)  # so that it is not always the same class
+        model.net.fc.bias -= model(x).mean(0)  # otherwise it predicts one class
         y = model(x).argmax(1)
         y[:3] = (y[:3] + 1) % 10
         clean = model(x).argmax(1)
@@ -104,17 +104,13 @@ def written(path: Path, samples: Samples, result: Result, config: str | None = C
     return evidence.write(result, path, samples, dataset="toy", config=config)
 
 
-def with_changes(result: Result, **changes: Any) -> Result:
-    return replace(result, **changes)
-
-
 def threat(**changes: Any) -> dict[str, Any]:
     """Metadata of another threat model."""
     return {"attack": ATTACK.describe() | changes}
 
 
 def forge(path: Path, tensors: dict[str, Any] | None = None, **metadata: Any) -> Path:
-    """Change tensors and metadata of a file and seal it again; `None` removes one. The library writes the file."""
+    """Change tensors and metadata of a file with a valid hash, written by the library; `None` removes one."""
     with safe_open(path, "numpy") as file:
         content = json.loads(file.metadata()[KEY]) | metadata
     arrays = {name: array for name, array in (load(path.read_bytes()) | (tensors or {})).items() if array is not None}
@@ -123,7 +119,7 @@ def forge(path: Path, tensors: dict[str, Any] | None = None, **metadata: Any) ->
 
 
 def seal(path: Path, data: bytes) -> Path:
-    """Write a file that ends with the SHA-256 of its content."""
+    """Write a file with a valid hash at its end."""
     path.write_bytes(data[:-32] + hashlib.sha256(data[:-32]).digest())
     return path
 

@@ -1,4 +1,4 @@
-"""A small record, an identity, a result, and a file system that refuses."""
+"""A small record, an identity, a result, and errors of the file system."""
 
 import os
 from dataclasses import asdict
@@ -29,7 +29,7 @@ def refuse(code):
 
 @cache
 def undisturbed():
-    """The result of one process without interruptions, in memory; not to be changed."""
+    """The result of one process without interruptions, in memory; tests must not modify it."""
     return evaluation().run()
 
 
