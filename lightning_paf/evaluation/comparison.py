@@ -104,8 +104,8 @@ def compare(first: EvaluationResult, second: EvaluationResult) -> Comparison:
     """
     _check_threat_model(first.attack, second.attack)
     ids = [result.ids[result.outcomes != Outcome.NOT_EVALUATED] for result in (first, second)]
-    _check_data(first, second, np.array_equal(*ids))
-    common = np.intersect1d(*ids, assume_unique=True)
+    _check_data(first, second, np.array_equal(ids[0], ids[1]))
+    common = np.intersect1d(ids[0], ids[1], assume_unique=True)
     if not len(common):
         raise ValueError("A and B must have evaluated samples in common, got none. Evaluate both on the same samples.")
     rows = [np.argsort(result.ids)[np.searchsorted(np.sort(result.ids), common)] for result in (first, second)]
@@ -168,8 +168,8 @@ def _check_threat_model(first: Mapping[str, Any], second: Mapping[str, Any]) -> 
     differences = []
     for name, value in (("norm", "norm"), ("eps", "eps_value"), ("bounds", "bounds")):
         a, b = first.get(value), second.get(value)
-        numbers = isinstance(a, float) and isinstance(b, float)
-        if not (math.isclose(a, b, rel_tol=0, abs_tol=_SAME_EPS) if numbers else a == b):
+        close = isinstance(a, float) and isinstance(b, float) and math.isclose(a, b, rel_tol=0, abs_tol=_SAME_EPS)
+        if a != b and not close:
             shown = first.get(name, "unknown"), second.get(name, "unknown")
             differences.append(f"{name} is {shown[0]} for A and {shown[1]} for B")
     if differences:

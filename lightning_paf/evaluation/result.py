@@ -68,9 +68,10 @@ class SubAttackSummary:
     def of(cls, records: Sequence[Record]) -> "SubAttackSummary":
         """Add up the records of one sub-attack on several blocks."""
         fooled = sum(int(np.count_nonzero(record.fooled)) for record in records)
-        passes = (sum(getattr(record, name) for record in records) for name in ("forward", "backward", "exact"))
+        attacked = sum(len(record.ids) for record in records)
+        passes = {name: sum(getattr(record, name) for record in records) for name in ("forward", "backward", "exact")}
         seconds = sum(float(record.note.get("seconds", 0.0)) for record in records)
-        return cls(records[0].label, sum(len(record.ids) for record in records), fooled, *passes, seconds)
+        return cls(records[0].label, attacked, fooled, **passes, seconds=seconds)
 
 
 @dataclass(frozen=True, eq=False)

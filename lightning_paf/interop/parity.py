@@ -95,4 +95,6 @@ def load_export(path: Path, model: Classifier) -> nn.Module:
     net.load_state_dict(file.choose().tensors)
     if path.suffix == ".safetensors":
         statistics = file.statistics
-    return net if statistics is None else NormalizedNet(net, *map(list, statistics)).to(model.mean.device)
+    if statistics is not None:
+        net = NormalizedNet(net, list(statistics.mean), list(statistics.std)).to(model.mean.device)
+    return net

@@ -40,6 +40,9 @@ def test_intact_evidence_holds(folder, capsys):
     assert "22 samples of npz, linf, eps=0.5, pgd, seed 0" in printed
     assert printed.count("holds") >= 6
     assert f"misclassifies {np.count_nonzero(evidence.outcomes > 1)} of 22 samples" in printed
+    checkpoints = folder / "run" / "checkpoints"
+    shutil.copytree(checkpoints, checkpoints / "below")
+    assert status("verify", folder / NAME, "--ckpt", checkpoints / "below" / "last.ckpt") == 0
 
 
 def test_moved_data_are_accepted_and_changed_data_are_not(folder, capsys):

@@ -162,13 +162,9 @@ def test_a_network_without_finite_logits():
     assert torch.equal(result.x_adv, X)
 
 
-@pytest.mark.parametrize(
-    "y", [Y.int(), Y[:, None], torch.eye(4).long()[Y], Y + 7, Y - 1], ids=["int32", "column", "one-hot", "7", "-1"]
-)
-def test_labels_are_checked_before_any_attack(y):
-    model = Overflows(KINDS["NaN"])
+def test_labels_are_checked_before_any_attack():
     with pytest.raises(ValueError, match="y must be class labels"):
-        AutoAttack(EPS).run(model, X, y)
+        AutoAttack(EPS).run(Overflows(KINDS["NaN"]), X, Y + 7)
 
 
 class RootOfBlack(Overflows):

@@ -129,21 +129,18 @@ def verify(
     hashes = {"weights": (weights_fingerprint(model), evidence.metadata["weights"])}
     if config is not None and evidence.metadata["config"]:
         hashes["configuration"] = text_hash(config), evidence.metadata["config"]
-    found = [
-        Mismatch(check, None, f"here {here}, evidence {there}")
-        for check, (here, there) in hashes.items()
-        if here != there
-    ]
+    found = [Mismatch(check, None, f"here {a}, evidence {b}") for check, (a, b) in hashes.items() if a != b]
     checked = {check: int(check in hashes) for check in CHECKS}
-    faultless = np.ones(len(evidence), bool)
+    passed = np.ones(len(evidence), bool)
     computed = _recompute(evidence, model, samples, progress, batch)
-    for check, concerned, holds, detail in _checks(evidence, *computed):
-        checked[check] = int(np.count_nonzero(concerned))
-        faultless &= holds | ~concerned
-        found += [Mismatch(check, int(evidence.ids[i]), detail(i)) for i in np.flatnonzero(concerned & ~holds).tolist()]
-    other_class = int(np.count_nonzero(faultless & (computed[-1] != evidence.adversarial)))
+    for check, applies, holds, detail in _checks(evidence, *computed):
+        checked[check] = int(np.count_nonzero(applies))
+        failed = applies & ~holds
+        passed &= ~failed
+        found += [Mismatch(check, int(evidence.ids[i]), detail(i)) for i in np.flatnonzero(failed).tolist()]
+    other_class = int(np.count_nonzero(passed & (computed[-1] != evidence.adversarial)))
     notes = tuple(_notes(evidence, model, samples, config, other_class))
-    proven = int(np.count_nonzero(faultless & (evidence.outcomes != Outcome.ROBUST)))
+    proven = int(np.count_nonzero(passed & (evidence.outcomes != Outcome.ROBUST)))
     return Verification(evidence, checked, tuple(found), notes, proven)
 
 

@@ -42,22 +42,29 @@ def write(
     if len(result.ids) == 0:
         raise ValueError("Evidence must have at least one evaluated sample, got 0. Evaluate some samples first.")
     assert result.evaluation is not None
-    identity, block = result.evaluation.identity.content(), result.evaluation.block_size
+    block = result.evaluation.block_size
     inputs = [
         sample_fingerprints(*samples.fetch(result.ids[first : first + block]))
         for first in range(0, len(result.ids), block)
     ]
     image = samples.fetch(result.ids[:1])[0].shape[1:]
     fooled = result.ids[result.outcomes == Outcome.FOOLED]
-    columns: dict[str, NDArray[Any]] = {
-        "adversarial": result.adversarial,
-        "ids": result.ids,
-        "labels": result.labels,
-        "fooled_by": result.fooled_by,
-        "inputs": np.concatenate(inputs),
-        "outcomes": result.outcomes,
-    }
-    metadata = {name: identity[name] for name in ("attack", "seed", "block_size", "precision", "network", "code")} | {
+    names = ("adversarial", "ids", "labels", "fooled_by", "outcomes")
+    columns: dict[str, NDArray[Any]] = {name: getattr(result, name) for name in names}
+    columns["inputs"] = np.concatenate(inputs)
+    metadata = _metadata(result, dataset, config)
+    shapes = {"x_adv": (len(fooled), *image), "sha256": (32,)} | {name: array.shape for name, array in columns.items()}
+    parts = {"x_adv": _images(result, fooled), "sha256": []} | {name: [array] for name, array in columns.items()}
+    with explained(path, "evidence"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(path, _sealed_parts(metadata, shapes, parts))
+    return read(path)
+
+
+def _metadata(result: EvaluationResult, dataset: str, config: str | None) -> dict[str, Any]:
+    assert result.evaluation is not None
+    identity = result.evaluation.identity.content()
+    return {name: identity[name] for name in ("attack", "seed", "block_size", "precision", "network", "code")} | {
         "version": VERSION,
         "dataset": dataset,
         "sub_attacks": [sub_attack.label for sub_attack in result.sub_attacks],
@@ -66,12 +73,6 @@ def write(
         "versions": library_versions(),
         "total": result.total,
     }
-    shapes = {"x_adv": (len(fooled), *image), "sha256": (32,)} | {name: array.shape for name, array in columns.items()}
-    parts = {"x_adv": _images(result, fooled), "sha256": []} | {name: [array] for name, array in columns.items()}
-    with explained(path, "evidence"):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(path, _sealed_parts(metadata, shapes, parts))
-    return read(path)
 
 
 def text_hash(text: str | None) -> str:
