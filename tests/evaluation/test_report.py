@@ -126,7 +126,7 @@ def test_a_complete_report_shows_every_part(tmp_path):
         "run · autoattack", "20 of 40 images are classified correctly under AutoAttack with ℓ∞ perturbations", "50.0 %",
         "95 % interval [33.8, 66.2], 20 of 40", "90.0 %", "8/255 ≈ 0.0313725", "bf16", "0 to 1", "40 of 50",
         "A stop rule ended the evaluation after 40 of 50 samples", "clean 90.0 % 40 – 40 0 0.5 s",
-        "apgd-ce 50.0 % 36 16 12,400 6,789 1 h 2 min", "all 12,440 6,789 1 h 2 min", "apple", "class 3",
+        "apgd-ce 50.0 % 36 16 12,400 6,789 1 h 02 min", "all 12,440 6,789 1 h 02 min", "apple", "class 3",
         "Alarm: it rises.", "0.05 25.0 %", "pear → class 2 · sample 5 · fooled by square", "4 fooled samples",
         "PSSiLU", "ab" * 32, "cd" * 32, "torch 9.9", "lightning-paf verify R --ckpt C",
     ):  # fmt: skip

@@ -16,9 +16,10 @@ from torch import Tensor, nn
 
 from helpers.fakes import images, tiny_classifier
 from lightning_paf.attacks import PGD, Attack
-from lightning_paf.evaluation import Samples, evidence
+from lightning_paf.evaluation import EvaluationResult, Samples, evidence
 from lightning_paf.evaluation.evaluate import Evaluation
 from lightning_paf.evaluation.evidence.read import KEY
+from lightning_paf.nn.classifier import Classifier
 
 CONFIG = "a: 1\n"
 EPS = Fraction(8, 255)
@@ -81,23 +82,15 @@ def first_pixels(attack: Attack = ATTACK):
     return model, samples, result
 
 
-def attacked(n: int = 40, attack: Attack = ATTACK):
-    """A tiny classifier, samples that it mostly classifies correctly, and the result of an attack."""
-    model, (x, _) = tiny_classifier().eval(), images(n)
+def attacked(attack: Attack = ATTACK) -> tuple[Classifier, Samples, EvaluationResult]:
+    """A tiny classifier, 40 samples that it mostly classifies correctly, and the result of an attack."""
+    model, (x, _) = tiny_classifier().eval(), images(40)
     with torch.no_grad():
         model.net.fc.bias -= model(x).mean(0)  # otherwise it predicts one class
         y = model(x).argmax(1)
         y[:3] = (y[:3] + 1) % 10
-        clean = model(x).argmax(1)
-        x_adv = attack(model, x, y)
-        adversarial = torch.where(clean == y, model(x_adv).argmax(1), clean)
-    outcomes = np.where(clean != y, 3, np.where(adversarial != y, 2, 1)).astype(np.uint8)
-    blocks = [(part, x_adv[part]) for part in np.array_split(np.flatnonzero(outcomes == 2), 3)]
-    fooled_by = np.where(outcomes == 2, 1, -1).astype(np.int8)
     samples = Samples.of(x, y)
-    evaluation = Evaluation(model, attack, samples, seed=7, block_size=16)
-    result = Result(np.arange(n), y.numpy(), adversarial.numpy(), outcomes, fooled_by, evaluation, blocks, n)
-    return model, samples, result
+    return model, samples, Evaluation(model, attack, samples, seed=7, block_size=16).run()
 
 
 def written(path: Path, samples: Samples, result: Result, config: str | None = CONFIG) -> evidence.Evidence:

@@ -19,6 +19,7 @@ from lightning_paf.evaluation.evidence import Evidence
 from lightning_paf.evaluation.report.figures import Example, activation_figure, curve_figure, data_address, tiles
 from lightning_paf.evaluation.result import EvaluationResult, Outcome
 from lightning_paf.evaluation.statistics import Accuracy, exact_accuracy
+from lightning_paf.runs.progress import duration
 from lightning_paf.utils.files import explained, write_whole
 from lightning_paf.utils.hashing import sample_fingerprints
 
@@ -91,7 +92,7 @@ def _render(result: EvaluationResult, more: Supplement) -> str:
     pages.filters |= {
         "percent": lambda value: f"{100 * value:.1f} %",
         "interval": lambda accuracy: f"[{100 * accuracy.low:.1f}, {100 * accuracy.high:.1f}]",
-        "duration": _duration,
+        "duration": lambda seconds: "–" if math.isnan(seconds) else duration(seconds),
         "class_name": lambda label: names.get(label, f"class {label}"),
     }
     points = () if isinstance(more.curve, bytes) else more.curve
@@ -156,15 +157,6 @@ def _largest(flips: NDArray[np.int64] | None) -> dict[str, Any] | None:
         return None
     shown = np.sort(np.argsort(-(flips.sum(0) + flips.sum(1)), kind="stable")[:MOST_CLASSES])
     return {"total": int(flips.sum()), "labels": shown.tolist(), "counts": flips[np.ix_(shown, shown)].tolist()}
-
-
-def _duration(seconds: float) -> str:
-    if math.isnan(seconds):
-        return "–"
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
 
 
 def supplement_of(
