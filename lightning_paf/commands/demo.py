@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from lightning_paf.__main__ import main as main_command
 from lightning_paf.recipes import located
-from lightning_paf.utils.arguments import command_parser
+from lightning_paf.utils.arguments import command_parser, positive
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -76,9 +76,9 @@ def main(argv: list[str]) -> int:
     parser = command_parser("demo", __doc__)
     parser.add_argument("--config", default="demo/digits", help="recipe or file of the experiment")
     parser.add_argument("--out", type=Path, default=Path("runs/demo"), help="run folder; numbered where it exists")
-    parser.add_argument("--count", type=int, default=10_000, help="number of synthetic images")
+    parser.add_argument("--count", type=positive, default=10_000, help="number of synthetic images")
     parser.add_argument("--seed", type=int, default=0, help="seed of weights, image order, attacks and pool")
-    parser.add_argument("--epochs", type=int, default=15, help="passes over the real images")
+    parser.add_argument("--epochs", type=positive, default=15, help="passes over the real images")
     options = parser.parse_args(argv)
     config = located(options.config)
     folder = _free(options.out)

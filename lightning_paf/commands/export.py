@@ -9,7 +9,7 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lightning_paf.utils.arguments import command_parser
+from lightning_paf.utils.arguments import command_parser, number
 from lightning_paf.utils.radius import radius_from_text
 
 if TYPE_CHECKING:
@@ -80,9 +80,9 @@ def _parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     help_ = "file of `test` whose adversarial examples must fool the exported networks, too; default: all of RUN"
     add("--evidence", type=Path, help=help_)
     help_ = "test images to compare logits on; 0: random images, no data is read"
-    add("--examples", type=int, default=64, help=help_)
+    add("--examples", type=number(int, least=0), default=64, help=help_)
     help_ = "radius of the perturbed images; default: the run's AutoAttack, or 8/255"
-    add("--eps", type=radius_from_text, help=help_)
+    add("--eps", type=number(radius_from_text, above=0), help=help_)
     add("--norm", choices=("linf", "l2", "l1"), help="default: the run's AutoAttack, or linf")
     add("--seed", type=int, default=0, help="seed of the perturbed images")
     for gone in GONE:
@@ -99,11 +99,8 @@ def _formats(options: argparse.Namespace) -> list[str]:
         if getattr(options, gone) is not None:
             raise ValueError(f"{gone} is gone{answer}. Pass --evidence FILE of `test`.")
     formats = [name for name in FILES if name in typed]
-    least = int("onnx" in formats)  # an ONNX file is for one image size
-    if options.examples < least:
-        raise ValueError(f"--examples must be at least {least}, got {options.examples}. Pass --examples 64.")
-    if options.eps is not None and options.eps <= 0:
-        raise ValueError(f"--eps must be positive, got {options.eps}. Pass --eps 8/255.")
+    if "onnx" in formats and not options.examples:
+        raise ValueError("--examples must be at least 1 for an ONNX file, got 0. Pass --examples 64.")
     for name in [*(FILES[name] for name in formats), SUMMARY]:
         if (options.out / name).exists():
             raise ValueError(f"--out must not hold {name} yet, got {options.out}. Pass another --out.")
@@ -142,12 +139,12 @@ def _write_model_info(run: "Run", evaluation: Path | None, path: Path) -> None:
 
 def _check(path: Path, run: "Run", batches: "Batches") -> None:
     """Refuse an exported network whose logits differ from those of the run."""
-    from lightning_paf.interop.parity import MOST_NAMED, RULE, compare, load_export
+    from lightning_paf.interop.parity import MAX_NAMED, RULE, compare, load_export
 
     found = compare(run.model, load_export(path, run.model), batches)
     for parity in found:
         print(f"{path.name}: {parity}.")
-    mismatches = [line for parity in found for line in parity.mismatches][:MOST_NAMED]
+    mismatches = [line for parity in found for line in parity.mismatches][:MAX_NAMED]
     if mismatches:
         hint = "Nothing was written. Pass --formats without this one, and report the network as a bug."
         raise ValueError("\n".join([f"{path.name} has other logits than the network. {RULE}", *mismatches, hint]))

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from lightning_paf.experiments import experiment_names, find_experiment
 from lightning_paf.recipes import located
-from lightning_paf.utils.arguments import command_parser
+from lightning_paf.utils.arguments import command_parser, number, positive
 
 if TYPE_CHECKING:
     from lightning_paf.experiments.experiment import Experiment
@@ -46,7 +46,6 @@ def main(argv: list[str]) -> int:
     seeds, examples, last = BUDGETS[options.budget]
     seeds = seeds if options.seeds is None else options.seeds
     examples = examples if options.examples is None else options.examples
-    _check_numbers(seeds, examples, options.jobs)
     from lightning_paf.experiments.run import Task
 
     tasks = [
@@ -72,9 +71,10 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     add("--list", action="store_true", help="list all methods and their claims")
     add("--table", type=Path, metavar="FOLDER", help="print the results in a folder as Markdown")
     add("--budget", choices=tuple(BUDGETS), default="cpu", help="cpu: minutes on 2 cores; smoke: a trial")
-    add("--seeds", type=int, help="trainings of each variant; default: that of the budget")
-    add("--examples", type=int, help="test images to evaluate; default: that of the budget")
-    add("--jobs", type=int, default=os.cpu_count() or 1, help="variants to train at the same time")
+    help_ = "trainings of each variant, at least 2, whose spread is part of every interval; default: that of the budget"
+    add("--seeds", type=number(int, least=2), help=help_)
+    add("--examples", type=positive, help="test images to evaluate; default: that of the budget")
+    add("--jobs", type=positive, default=os.cpu_count() or 1, help="variants to train at the same time")
     add("--config", default="experiments/digits", help="recipe or file that all variants share")
     add("--out", type=Path, default=Path("runs/reproduce"), help="folder; finished work in it is kept")
     add("--json", type=Path, metavar="FILE", help="also write the result to this file and a PNG next to it")
@@ -87,16 +87,6 @@ def _folder(options: argparse.Namespace) -> Path:
     name = options.method if options.budget == full else f"{options.method}-{options.budget}"
     folder: Path = options.out / name
     return folder
-
-
-def _check_numbers(seeds: int, examples: int, jobs: int) -> None:
-    for name, number, least, why in (
-        ("seeds", seeds, 2, "the spread between trainings is part of every interval"),
-        ("examples", examples, 1, "an evaluation needs an image"),
-        ("jobs", jobs, 1, "each job trains one variant"),
-    ):
-        if number < least:
-            raise ValueError(f"--{name} must be at least {least}, got {number}: {why}. Pass --{name} {least + 1}.")
 
 
 def _list() -> None:

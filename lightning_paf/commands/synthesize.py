@@ -5,7 +5,7 @@ import io
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lightning_paf.utils.arguments import command_parser
+from lightning_paf.utils.arguments import command_parser, number, positive
 
 if TYPE_CHECKING:
     import numpy as np
@@ -59,22 +59,20 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     add("--root", type=Path, default=Path("data"), help="folder of the real images, as in --data.root")
     add("--num_classes", type=int, help="only for npz")
     add("--out", type=Path, required=True, help="npz file to write; a PNG is written next to it")
-    add("--count", type=int, default=10_000, help="images in total, equally many of each class")
-    add("--components", type=int, default=3, help="Gaussians for each class; they share a covariance")
+    add("--count", type=positive, default=10_000, help="images in total, equally many of each class")
+    add("--components", type=positive, default=3, help="Gaussians for each class; they share a covariance")
     default = f"(default: {PCA_DIMENSIONS} for images of more than {PCA_ABOVE} values, else 0)"
-    add("--pca", type=int, help=f"principal components of the images to fit; 0: fit the pixels {default}")
+    help_ = f"principal components of the images to fit; 0: fit the pixels {default}"
+    add("--pca", type=number(int, least=0), help=help_)
     default = "(default: 1024, or half of the training images if that is fewer)"
-    add("--val_size", type=int, help=f"training images to leave out, at least the --data.val_size of `fit` {default}")
+    help_ = f"training images to leave out, at least the --data.val_size of `fit` {default}"
+    add("--val_size", type=positive, help=help_)
     add("--seed", type=int, default=0)
     add("--force", action="store_true", help="overwrite an existing file")
     return parser.parse_args(argv)
 
 
 def _check(options: argparse.Namespace) -> None:
-    for name, least in (("count", 1), ("components", 1), ("pca", 0), ("val_size", 1)):
-        value = getattr(options, name)
-        if value is not None and value < least:
-            raise ValueError(f"{name} must be at least {least}, got {value}. Pass --{name} N with N >= {least}.")
     if options.out.suffix != ".npz":
         raise ValueError(f"--out must be an npz file, got {options.out}. Pass --out NAME.npz.")
     for path in (options.out, options.out.with_suffix(".png")):

@@ -9,7 +9,7 @@ from lightning_paf.utils.arguments import command_parser
 if TYPE_CHECKING:
     from lightning_paf.evaluation.evidence import Verification
 
-MOST_MISMATCHES = 20
+MAX_MISMATCHES = 20
 """Number of mismatches that are printed for each check."""
 
 
@@ -60,10 +60,10 @@ def _print(path: Path, verification: "Verification") -> None:
         table.add_row(check, rule, str(checked), result)
     Console().print(table)
     for found in mismatches.values():
-        for mismatch in found[:MOST_MISMATCHES]:
+        for mismatch in found[:MAX_MISMATCHES]:
             _line(mismatch)
-        if len(found) > MOST_MISMATCHES:
-            _line(f"... and {len(found) - MOST_MISMATCHES} more of `{found[0].check}`")
+        if len(found) > MAX_MISMATCHES:
+            _line(f"... and {len(found) - MAX_MISMATCHES} more of `{found[0].check}`")
     for note in verification.notes:
         _line(f"Note: {note}")
     _line(verification)

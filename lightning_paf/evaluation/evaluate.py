@@ -33,12 +33,12 @@ Stop = Callable[[int, int, int], bool]
 """Maps `(robust, evaluated, total)` to whether to stop; see `StopRule`."""
 
 CLEAN = "clean"
-_MOST_SUB_ATTACKS = 2**7 - 1
+_MAX_SUB_ATTACKS = 2**7 - 1
 _BATCH_SIZE = 256
 _PROBES = 8
 _ROUNDING = 1e-4
 """Fraction by which a perturbation may exceed the radius: rounding of a sum over the pixels."""
-_SHORTEST_WAIT, _LONGEST_WAIT = 0.05, 2.0
+_MIN_WAIT, _MAX_WAIT = 0.05, 2.0
 _SECONDS_BETWEEN_WAITING_LINES = 60.0
 
 
@@ -107,9 +107,9 @@ class Evaluation:
             raise ValueError("An evaluation must have at least one sample, got none. Pass some.")
         if len(np.unique(self.samples.ids)) < len(self.samples):
             raise ValueError("The ids of samples must be distinct, got duplicates. Pass each id once.")
-        if len(self.sub_attacks) > _MOST_SUB_ATTACKS:
+        if len(self.sub_attacks) > _MAX_SUB_ATTACKS:
             raise ValueError(
-                f"An attack must have at most {_MOST_SUB_ATTACKS} sub-attacks, got {len(self.sub_attacks)}. Use fewer."
+                f"An attack must have at most {_MAX_SUB_ATTACKS} sub-attacks, got {len(self.sub_attacks)}. Use fewer."
             )
 
     @cached_property
@@ -199,16 +199,16 @@ class _Worker:
         """Work until all blocks are complete; return the records before the stop."""
         finished = self._update()
         self._report_start()
-        wait, next_line = _SHORTEST_WAIT, 0.0
+        wait, next_line = _MIN_WAIT, 0.0
         while not finished:
             if self._run_free_block():
-                wait = _SHORTEST_WAIT
+                wait = _MIN_WAIT
             else:
                 if time.perf_counter() > next_line:
                     self._report_waiting()
                     next_line = time.perf_counter() + _SECONDS_BETWEEN_WAITING_LINES
                 time.sleep(wait)
-                wait = min(2 * wait, _LONGEST_WAIT)
+                wait = min(2 * wait, _MAX_WAIT)
             finished = self._update()
         if "search" in vars(self):
             self.search.warn_of_gradients()

@@ -21,7 +21,7 @@ from lightning_paf.runs.claim import Heartbeats, read_owner, take
 from lightning_paf.utils.files import create_whole, explained, write_whole
 
 MAGIC = b"pafrec2\n"
-LARGEST = 2**32
+MAX_BYTES = 2**32
 """Maximal size of a record in bytes; nothing larger is written or read."""
 
 _FACTS: Mapping[str, type] = {
@@ -32,7 +32,7 @@ _FACTS: Mapping[str, type] = {
 _HASHED = ("block", "sub_attack", "label", "seed", "after", "forward", "backward", "exact")
 _ARRAYS = {"ids": "int64", "labels": "int64", "predictions": "int64", "x_adv": "float32"}
 _IDENTITY = "identity.json"
-_LARGEST_IDENTITY = 2**24
+_MAX_IDENTITY_BYTES = 2**24
 _RECORD = re.compile(r"block-(\d{5,})\.sub-attack-(\d+)\.record")
 
 Key = tuple[int, int]
@@ -94,16 +94,16 @@ def encode(record: Record) -> bytes:
     """Serialise a record: magic number, SHA-256, safetensors with metadata.
 
     Raises:
-        ValueError: The record is larger than `LARGEST`.
+        ValueError: The record is larger than `MAX_BYTES`.
     """
     from safetensors.numpy import save
 
     facts = {name: kind(getattr(record, name)) for name, kind in _FACTS.items()}
     body = save(_arrays(record), {"record": json.dumps(facts)})
     data = MAGIC + hashlib.sha256(body).digest() + body
-    if len(data) > LARGEST:
+    if len(data) > MAX_BYTES:
         raise ValueError(
-            f"A record must have at most {LARGEST:,} bytes, got {len(data):,} for block {record.block} of "
+            f"A record must have at most {MAX_BYTES:,} bytes, got {len(data):,} for block {record.block} of "
             f"{len(record.ids)} samples. Pass a smaller block size and a new folder for the state."
         )
     return data
@@ -278,7 +278,7 @@ class EvaluationState:
         with self._explained():
             try:
                 with self._record_path(block, sub_attack).open("rb") as stream:
-                    return b"" if os.fstat(stream.fileno()).st_size > LARGEST else stream.read()
+                    return b"" if os.fstat(stream.fileno()).st_size > MAX_BYTES else stream.read()
             except FileNotFoundError:
                 return None
 
@@ -303,7 +303,7 @@ def _read_identity(path: Path) -> dict[str, Any] | None:
     """Content of an identity file; None if there is none, or it is incomplete."""
     try:
         with path.open("rb") as stream:
-            content = json.loads(stream.read(_LARGEST_IDENTITY))
+            content = json.loads(stream.read(_MAX_IDENTITY_BYTES))
     except (FileNotFoundError, ValueError):
         return None
     return content if isinstance(content, dict) else None

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from lightning_paf.interop.families import COUNTER, PREFIXES, RENAMINGS
 
-MOST_NAMED = 8
+MAX_NAMED = 8
 
 
 class Row(NamedTuple):
@@ -141,4 +141,4 @@ def _check_values(tensors: Mapping[str, Tensor], row: Row) -> None:
 
 
 def _some(texts: list[str]) -> str:
-    return ", ".join(texts[:MOST_NAMED]) + (", ..." if len(texts) > MOST_NAMED else "")
+    return ", ".join(texts[:MAX_NAMED]) + (", ..." if len(texts) > MAX_NAMED else "")

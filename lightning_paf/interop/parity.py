@@ -19,7 +19,7 @@ TOLERANCE = 1e-4
 """Largest difference of logits, over the largest logit where that is above 1; sums in another order give 1e-6."""
 
 RULE = f"Logits must be equal to {TOLERANCE:g}, relative to the largest logit where that is above 1:"
-MOST_NAMED = 10
+MAX_NAMED = 10
 
 
 class Row(NamedTuple):

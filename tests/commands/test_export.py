@@ -121,9 +121,9 @@ def test_a_result_of_other_weights_is_refused(run, tmp_path):
     ("options", "message"),
     [
         (["--formats", "state_dict,tflite"], "must be some of .* got tflite"),
-        (["--examples", "0"], "--examples must be at least 1, got 0"),
-        ([*PLAIN, "--examples", "-1"], "--examples must be at least 0, got -1"),
-        (["--eps=-8/255"], "--eps must be positive"),
+        (["--examples", "0"], "--examples must be at least 1 for an ONNX file, got 0"),
+        ([*PLAIN, "--examples", "-1"], "--examples: must be at least 0, got -1"),
+        (["--eps=-8/255"], "--eps: must be above 0, got -8/255"),
         (["--queries", "100"], r"--queries is gone.*Pass --evidence FILE"),
         (["--receipt", "FILE"], r"--receipt is gone.*Pass --evidence FILE"),
     ],

@@ -172,9 +172,9 @@ class Failing(InThisProcess):
 def test_numbers_that_allow_no_comparison_are_refused(option, number, tmp_path, monkeypatch):
     monkeypatch.setattr(reproduce, "find_experiment", lambda name: EXPERIMENT)
     monkeypatch.chdir(CONFIGS.parent)
-    with pytest.raises(ValueError, match=rf"{option} must be at least .* got {number}: .*Pass {option}"):
+    with pytest.raises(ValueError, match=rf"argument {option}: must be at least \d, got {number}"):
         reproduce.main(["small", option, number, "--out", str(tmp_path / "out")])
-    with pytest.raises(ValueError, match="--seeds must be at least 2"):
+    with pytest.raises(ValueError, match="argument --seeds: must be at least 2, got 1"):
         reproduce.main(["small", "--seeds", "1", "--out", str(tmp_path / "out")])
     assert not (tmp_path / "out").exists()
 

@@ -154,7 +154,7 @@ def test_the_order_of_the_blocks_has_no_influence(tmp_path, monkeypatch):
         return claim(self, block) if len(calls) > 40 or block > BLOCKS - 1 - len(calls) // BLOCKS else None
 
     monkeypatch.setattr(EvaluationState, "claim", last_first)
-    monkeypatch.setattr(evaluate_file, "_SHORTEST_WAIT", 0.0)
+    monkeypatch.setattr(evaluate_file, "_MIN_WAIT", 0.0)
     state = EvaluationState(tmp_path)
     assert same(evaluation().run(state), undisturbed())
     assert calls[:BLOCKS] == list(range(BLOCKS))

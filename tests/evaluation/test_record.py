@@ -65,6 +65,6 @@ def test_inconsistent_content_with_a_correct_hash_is_damaged(field, value):
 
 
 def test_a_record_that_is_too_large_is_not_written(monkeypatch):
-    monkeypatch.setattr(state_file, "LARGEST", 100)
+    monkeypatch.setattr(state_file, "MAX_BYTES", 100)
     with pytest.raises(ValueError, match="smaller block size"):
         encode(small_record())

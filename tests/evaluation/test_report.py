@@ -21,7 +21,7 @@ from lightning_paf.evaluation import Samples, report
 from lightning_paf.evaluation.report import Supplement
 from lightning_paf.evaluation.report.figures import Example, activation_figure, image_png
 from lightning_paf.evaluation.report.report import (
-    MOST_CLASSES,
+    MAX_CLASSES,
     class_names,
     result_of,
     spread_over_classes,
@@ -230,7 +230,7 @@ def test_of_many_classes_those_with_most_fooled_samples_are_shown(tmp_path):
     flips = np.zeros((1000, 1000), np.int64)
     flips[7, 993], flips[993, 7], flips[20:60, 60] = 50, 40, 1
     found = everything(tmp_path / "r.html", flips=flips)
-    assert f"130 fooled samples, for the {MOST_CLASSES} classes" in found.text
+    assert f"130 fooled samples, for the {MAX_CLASSES} classes" in found.text
     assert "class 7 · " in found.text
     assert found.text.count("class 993") == 2
 

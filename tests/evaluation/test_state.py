@@ -49,7 +49,7 @@ def test_a_damaged_record_is_replaced(tmp_path, content):
 
 def test_a_file_larger_than_any_record_is_not_read(tmp_path):
     with (tmp_path / NAME).open("wb") as stream:
-        stream.truncate(state_file.LARGEST + 1)  # a sparse file
+        stream.truncate(state_file.MAX_BYTES + 1)  # a sparse file
     assert EvaluationState(tmp_path).read(0, 1) is None
 
 

@@ -24,13 +24,13 @@ from lightning_paf.types import Norm, PerExampleLoss, Radius
 
 STEPS, MANY_STEPS, RESTARTS = 10, 100, 4
 
-LARGEST_GAIN = 0.05
+MAX_GAIN = 0.05
 """Largest loss of accuracy of a sound model by a stronger attack, as a fraction of all samples.
 
 Between PGD on cross-entropy and AutoAttack, well-trained networks lose up to about 5 points (Croce & Hein 2020,
 tables 2 and 3); masked gradients cost tens of points."""
 
-LARGEST_FRACTION = 0.01
+MAX_FRACTION = 0.01
 """Largest fraction of samples that fail by chance in a sound model."""
 
 
@@ -176,19 +176,19 @@ class Context:
 
 
 def is_large_gain(before: Tensor, after: Tensor) -> bool:
-    """Whether accuracy falls by more than `LARGEST_GAIN`, beyond sampling error."""
+    """Whether accuracy falls by more than `MAX_GAIN`, beyond sampling error."""
     only_before, only_after = int((before & ~after).sum()), int((after & ~before).sum())
-    return paired_difference(only_before, only_after, len(before)).low > LARGEST_GAIN
+    return paired_difference(only_before, only_after, len(before)).low > MAX_GAIN
 
 
 def smallest_visible_gain(total: int) -> float:
     """Smallest loss of accuracy that `is_large_gain` detects in `total` samples."""
-    return next((k / total for k in range(total + 1) if paired_difference(k, 0, total).low > LARGEST_GAIN), 1.0)
+    return next((k / total for k in range(total + 1) if paired_difference(k, 0, total).low > MAX_GAIN), 1.0)
 
 
 def is_frequent(count: int, total: int) -> bool:
-    """Whether more than `LARGEST_FRACTION` fail, beyond sampling error."""
-    return total > 0 and exact_accuracy(count, total).low > LARGEST_FRACTION
+    """Whether more than `MAX_FRACTION` fail, beyond sampling error."""
+    return total > 0 and exact_accuracy(count, total).low > MAX_FRACTION
 
 
 def fraction(flags: Tensor) -> float:

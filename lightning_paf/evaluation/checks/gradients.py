@@ -22,7 +22,7 @@ from lightning_paf.evaluation.checks.context import (
 from lightning_paf.functional.losses import cross_entropy, margin
 from lightning_paf.nn.modes import frozen
 
-_LARGEST_FLAT_FRACTION = 0.5
+_MAX_FLAT_FRACTION = 0.5
 """Largest fraction of pixels without a gradient: masked gradients concern most pixels, dead units and crops a few."""
 
 _JITTER = 0.1
@@ -51,7 +51,7 @@ def zero_gradients(context: Context) -> CheckResult:
         zero, infinite = (flat == 0).all(dim=1), int((~flat.isfinite().all(dim=1)).sum())
         samples, without = len(flat), int(zero.sum())
         pixels = 1.0 if zero.all() else fraction(flat[~zero] == 0)
-        passed &= not is_frequent(without, samples) and infinite == 0 and pixels <= _LARGEST_FLAT_FRACTION
+        passed &= not is_frequent(without, samples) and infinite == 0 and pixels <= _MAX_FLAT_FRACTION
         text = f"{without} of {samples} samples"
         text += f", {percent(pixels)} of the others' pixels" if without < samples else ""
         text += f", NaN or infinite in {infinite} samples" if infinite else ""

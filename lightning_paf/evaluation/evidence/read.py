@@ -41,7 +41,7 @@ _FIELDS: Mapping[str, type] = {
     "sub_attacks": list,
 }
 _EPS = re.compile(r"[0-9.]{1,40}(e-?[0-9]{1,3})?(/[0-9]{1,40})?")
-_MOST_BYTES, _MOST_SAMPLES, _MOST_CLASSES, _LONGEST_METADATA, _DEEPEST_METADATA = 2**36, 2**24, 2**15, 2**20, 32
+_MAX_BYTES, _MAX_SAMPLES, _MAX_CLASSES, _MAX_METADATA, _MAX_DEPTH = 2**36, 2**24, 2**15, 2**20, 32
 
 _SLACK: Mapping[str, tuple[float, float]] = {"linf": (2**-24, 0.0), "l2": (0.0, 1e-6), "l1": (0.0, 1e-6)}
 """Excess of a perturbation over eps that is tolerated, absolute and relative. In single precision a pixel near 1 is
@@ -163,8 +163,8 @@ class _RefusedError(ValueError):
 
 
 def _read(path: Path) -> Evidence:
-    if path.stat().st_size > _MOST_BYTES:
-        raise _RefusedError(f"it has more than {_MOST_BYTES} bytes")
+    if path.stat().st_size > _MAX_BYTES:
+        raise _RefusedError(f"it has more than {_MAX_BYTES} bytes")
     file: Any = safe_open(path, "numpy")
     texts = file.metadata() or {}
     if _OLD_KEY in texts:
@@ -174,8 +174,8 @@ def _read(path: Path) -> Evidence:
     sha256 = _checked_hash(path)
     slices = {name: file.get_slice(name) for name in TENSORS}
     x_adv, n = slices["x_adv"], slices["ids"].get_shape()[:1]
-    if not [1] <= n <= [_MOST_SAMPLES]:
-        raise _RefusedError(f"it must have from 1 to {_MOST_SAMPLES} samples")
+    if not [1] <= n <= [_MAX_SAMPLES]:
+        raise _RefusedError(f"it must have from 1 to {_MAX_SAMPLES} samples")
     shapes = {**dict.fromkeys(TENSORS, n), "inputs": [*n, 32], "sha256": [32], "x_adv": x_adv.get_shape()}
     for name, (dtype, _) in TENSORS.items():
         if (slices[name].get_dtype(), slices[name].get_shape()) != (dtype, shapes[name]):
@@ -201,8 +201,8 @@ def _checked_hash(path: Path) -> str:
 
 
 def _metadata(text: str) -> dict[str, Any]:
-    depth = max(accumulate((letter in "[{") - (letter in "]}") for letter in text[:_LONGEST_METADATA]), default=0)
-    if len(text) > _LONGEST_METADATA or depth > _DEEPEST_METADATA:
+    depth = max(accumulate((letter in "[{") - (letter in "]}") for letter in text[:_MAX_METADATA]), default=0)
+    if len(text) > _MAX_METADATA or depth > _MAX_DEPTH:
         raise _RefusedError("its metadata is too long or too deeply nested")
     found = json.loads(text)
     if not isinstance(found, dict) or found.get("version") != VERSION:
@@ -226,7 +226,7 @@ def _rules(evidence: Evidence) -> Iterator[tuple[str, bool]]:
     yield "bounds must be two numbers", bounds is None or kinds == [True, True]
     yield "total must be at least the number of samples", evidence.metadata["total"] >= n
     yield "ids must differ", len(np.unique(evidence.ids)) == n
-    yield f"classes must be less than {_MOST_CLASSES}", bool(((classes >= -1) & (classes < _MOST_CLASSES)).all())
+    yield f"classes must be less than {_MAX_CLASSES}", bool(((classes >= -1) & (classes < _MAX_CLASSES)).all())
     yield "outcomes must be 1, 2 or 3", bool(((evidence.outcomes >= 1) & (evidence.outcomes <= 3)).all())
     valid = ((by >= 0) == evidence.fooled) & (by >= -1) & (by < len(names))
     yield "fooled_by must be an index exactly where a sample is fooled", bool(valid.all())

@@ -31,7 +31,7 @@ SHOWN = 12
 INPUTS = 64
 """Number of clean images that are the inputs of the activations."""
 
-MOST_CLASSES = 20
+MAX_CLASSES = 20
 """Largest number of classes in the table of predictions under attack: those with most fooled samples."""
 
 _CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
@@ -155,7 +155,7 @@ def _largest(flips: NDArray[np.int64] | None) -> dict[str, Any] | None:
     """Labels and counts (k, k) of the classes that are flipped most, in the order of the labels."""
     if flips is None or not flips.any():
         return None
-    shown = np.sort(np.argsort(-(flips.sum(0) + flips.sum(1)), kind="stable")[:MOST_CLASSES])
+    shown = np.sort(np.argsort(-(flips.sum(0) + flips.sum(1)), kind="stable")[:MAX_CLASSES])
     return {"total": int(flips.sum()), "labels": shown.tolist(), "counts": flips[np.ix_(shown, shown)].tolist()}
 
 
