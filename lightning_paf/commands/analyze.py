@@ -11,11 +11,7 @@ if TYPE_CHECKING:
 
 
 def main(argv: list[str]) -> int:
-    """Run one of the analyses of `lightning_paf/analysis`; return 1 where it found an error, else 0.
-
-    Raises:
-        ValueError: An invalid option, or an unreadable run.
-    """
+    """Run one of the analyses of `lightning_paf/analysis`; return 1 where it found an error, else 0."""
     from lightning_paf.utils.discovery import modules_with
 
     found = modules_with("analyze", Path(__file__).parents[1] / "analysis")

@@ -17,11 +17,7 @@ ROWS = 8
 
 
 def main(argv: list[str]) -> int:
-    """Certify, print a table, and write the figure and the JSON file if requested.
-
-    Raises:
-        ValueError: An invalid option, or an unreadable run.
-    """
+    """Certify, print a table, and write the figure and the JSON file if requested."""
     options, rest = _parse(argv)
     from rich.console import Console
     from rich.progress import Progress

@@ -11,29 +11,23 @@ if TYPE_CHECKING:
 
 
 def main(argv: list[str]) -> int:
-    """Print a comparison; return 0 for any conclusion.
-
-    Raises:
-        ValueError: A result is missing, or the two cannot be compared.
-    """
+    """Print a comparison; return 0 for any conclusion."""
     parser = command_parser("compare", __doc__)
     parser.add_argument("a", type=Path, metavar="A", help="result file of `test`, or a run folder with one")
     parser.add_argument("b", type=Path, metavar="B", help="the other one")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the numbers to this file")
     options = parser.parse_args(argv)
-    from lightning_paf.evaluation.comparison import compare, find_result, load_result
+    from lightning_paf.evaluation.comparison import compare, load_result
     from lightning_paf.utils.files import explained, write_whole
 
-    paths = find_result(options.a), find_result(options.b)
-    results = load_result(paths[0]), load_result(paths[1])
-    comparison = compare(*results)
-    attack = results[0].attack
-    for name, path, result in zip("AB", paths, results, strict=True):
+    (path_a, a), (path_b, b) = load_result(options.a), load_result(options.b)
+    comparison, attack = compare(a, b), a.attack
+    for name, path, result in (("A", path_a, a), ("B", path_b, b)):
         print(f"{name}: {path}" + (f", {result.weights}" if result.weights else ""))
     print(f"{comparison.samples} samples, {attack.get('norm')} eps {attack.get('eps')}, {attack.get('attack')}\n")
     _print(comparison)
     if options.json:
-        content = {"a": str(paths[0]), "b": str(paths[1]), "attack": dict(attack), **comparison.content()}
+        content = {"a": str(path_a), "b": str(path_b), "attack": dict(attack), **comparison.content()}
         with explained(options.json, "the --json file"):
             options.json.parent.mkdir(parents=True, exist_ok=True)
             write_whole(options.json, (json.dumps(content, indent=2) + "\n").encode())

@@ -21,11 +21,7 @@ MULTIPLES = [Fraction(n, 4) for n in (1, 2, 3, 4, 5, 6, 8)]
 
 
 def main(argv: list[str]) -> int:
-    """Search, check, and write table, figure and JSON file; return 1 where the check raised an alarm, else 0.
-
-    Raises:
-        ValueError: An invalid option, or an unreadable run.
-    """
+    """Search, check, and write table, figure and JSON file; return 1 where the check raised an alarm, else 0."""
     options, rest = _parse(argv)
     from rich.console import Console
 

@@ -68,11 +68,7 @@ class Variant:
 
 
 def main(argv: list[str]) -> int:
-    """Run the demonstration.
-
-    Raises:
-        ValueError: There is no such configuration, or one of the commands fails.
-    """
+    """Run the demonstration."""
     parser = command_parser("demo", __doc__)
     parser.add_argument("--config", default="demo/digits", help="recipe or file of the experiment")
     parser.add_argument("--out", type=Path, default=Path("runs/demo"), help="run folder; numbered where it exists")

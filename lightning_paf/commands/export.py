@@ -37,11 +37,7 @@ GONE = {
 
 
 def main(argv: list[str]) -> int:
-    """Write the files of all formats, or none of them.
-
-    Raises:
-        ValueError: An option is invalid, a file exists, or an exported network has other logits than the run's.
-    """
+    """Write the files of all formats, or none of them."""
     options, rest = _parse(argv)
     formats = _formats(options)
     from lightning_paf.loading import load_run

@@ -21,11 +21,7 @@ DEFAULTS = (
 
 
 def main(argv: list[str]) -> int:
-    """Write RUN/config.yaml and RUN/checkpoints/imported.ckpt, or nothing.
-
-    Raises:
-        ValueError: The file cannot be read or does not fit the network, or the run folder is not empty.
-    """
+    """Write RUN/config.yaml and RUN/checkpoints/imported.ckpt, or nothing."""
     options, rest = _parse(argv)
     _check(options, rest)
     from lightning_paf.cli.training import train

@@ -5,11 +5,7 @@ from lightning_paf.utils.arguments import command_parser
 
 
 def main(argv: list[str]) -> int:
-    """Print `folder/stem` and the first comment of each recipe.
-
-    Raises:
-        ValueError: No name contains the pattern.
-    """
+    """Print `folder/stem` and the first comment of each recipe."""
     parser = command_parser("recipes", __doc__)
     parser.add_argument("pattern", nargs="?", default="", help="text that the names must contain, such as `paper/`")
     pattern = parser.parse_args(argv).pattern

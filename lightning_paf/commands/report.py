@@ -16,11 +16,7 @@ if TYPE_CHECKING:
 
 
 def main(argv: list[str]) -> int:
-    """Write the reports.
-
-    Raises:
-        ValueError: An input cannot be read, or belongs to another checkpoint or other images.
-    """
+    """Write the reports."""
     options, rest = _parse(argv)
     from lightning_paf.loading import load_run
 

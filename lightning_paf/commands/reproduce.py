@@ -25,11 +25,7 @@ BUDGETS: dict[str, tuple[int, int, tuple[str, ...]]] = {
 
 
 def main(argv: list[str]) -> int:
-    """Run an experiment, or list the experiments; return 1 if a training failed, 0 for any other result.
-
-    Raises:
-        ValueError: Unknown experiment or folder, or a number that allows no comparison.
-    """
+    """Run an experiment, or list the experiments; return 1 if a training failed, 0 for any other result."""
     options = _parse(argv)
     if options.list:
         _list()

@@ -12,11 +12,7 @@ from lightning_paf.utils.radius import radius_from_text
 
 
 def main(argv: list[str]) -> int:
-    """Print the results for one checkpoint; return 0 if all checks passed, else 1.
-
-    Raises:
-        ValueError: The checkpoint, the data or the threat model cannot be used.
-    """
+    """Print the results for one checkpoint; return 0 if all checks passed, else 1."""
     options, rest = _parse(argv)
     if options.json and not options.json.parent.is_dir():
         raise ValueError(f"--json must be in an existing folder, got {options.json}. Create it, or pass another file.")

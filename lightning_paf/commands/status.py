@@ -17,11 +17,7 @@ _NAME_WIDTH = 24
 
 
 def main(argv: list[str]) -> int:
-    """Print the status of runs; return 0 for any status.
-
-    Raises:
-        ValueError: A folder holds no run.
-    """
+    """Print the status of runs; return 0 for any status."""
     parser = command_parser("status", __doc__)
     parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="run folder, or a folder with runs in it")
     parser.add_argument("--json", action="store_true", help="print a list of JSON objects instead")

@@ -21,11 +21,7 @@ SHEET_CLASSES, SHEET_REAL, SHEET_SYNTHETIC = 20, 5, 10
 
 
 def main(argv: list[str]) -> int:
-    """Write the pool and a contact sheet.
-
-    Raises:
-        ValueError: An option is out of range, the output exists, or the training images cannot be read.
-    """
+    """Write the pool and a contact sheet."""
     options = _parse(argv)
     _check(options)
     import numpy as np

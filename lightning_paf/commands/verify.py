@@ -14,11 +14,7 @@ MAX_MISMATCHES = 20
 
 
 def main(argv: list[str]) -> int:
-    """Verify and print; return 0 if every rule holds, else 1.
-
-    Raises:
-        ValueError: The evidence is damaged or malformed, or a file is missing.
-    """
+    """Verify and print; return 0 if every rule holds, else 1."""
     from lightning_paf.loading import add_run_arguments, load_run
 
     parser = command_parser("verify", __doc__)

@@ -125,35 +125,22 @@ def compare(first: EvaluationResult, second: EvaluationResult) -> Comparison:
     )
 
 
-def find_result(path: Path) -> Path:
-    """Find a result file: the path itself, or the only one in a folder or in its subfolder `test`.
+def load_result(path: Path) -> tuple[Path, EvaluationResult]:
+    """Load a result file: the path itself, or the only one in a folder or in its subfolder `test`.
 
     Raises:
-        ValueError: There is no such path, no result, or several.
+        ValueError: There is no result, or several.
     """
-    if path.is_file():
-        return path
-    if not path.is_dir():
-        raise ValueError(f"There is no {path}. Pass a result file, or the folder of a tested run.")
-    for folder in (path, path / "test"):
-        found = sorted(file for file in folder.glob("*.json") if _is_result(file))
+    for files in ([path],) if path.is_file() else (path.glob("*.json"), (path / "test").glob("*.json")):
+        found = sorted(file for file in files if _is_result(file))
         if len(found) > 1:
             names = ", ".join(file.name for file in found)
-            raise ValueError(f"{folder} must hold one result, got {len(found)}: {names}. Pass one of the files.")
+            raise ValueError(f"{path} must hold one result, got {len(found)}: {names}. Pass one of the files.")
         if found:
-            return found[0]
-    raise ValueError(f"There is no result in {path}. Run `lightning-paf test` first, or pass a result file.")
-
-
-def load_result(path: Path) -> EvaluationResult:
-    """Read a result file.
-
-    Raises:
-        ValueError: It is another file.
-    """
-    if not _is_result(path):
-        raise ValueError(f"{path} is not a result file. Pass a JSON file that `lightning-paf test` wrote.")
-    return EvaluationResult.load(path)
+            return found[0], EvaluationResult.load(found[0])
+    raise ValueError(
+        f"There is no result in {path}. Pass a JSON file of `lightning-paf test`, or the folder of a tested run."
+    )
 
 
 def _is_result(path: Path) -> bool:

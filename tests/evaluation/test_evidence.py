@@ -22,13 +22,6 @@ from lightning_paf.evaluation.evidence.read import KEY
 from lightning_paf.utils.hashing import sample_fingerprints, weights_fingerprint
 
 
-@pytest.fixture
-def path(tmp_path):
-    path = tmp_path / "r.evidence.safetensors"
-    written(path, *first_pixels()[1:])
-    return path
-
-
 def test_a_file_holds_threat_model_origin_and_outcomes(path):
     model, samples, result = first_pixels()
     content = evidence.read(path)

@@ -16,13 +16,6 @@ from lightning_paf.evaluation.evidence import CHECKS, read, verify
 
 
 @pytest.fixture
-def path(tmp_path):
-    path = tmp_path / "r.evidence.safetensors"
-    written(path, *first_pixels()[1:])
-    return path
-
-
-@pytest.fixture
 def parts(tmp_path):
     """Evidence of an attack with its model and samples."""
     model, samples, result = attacked()
