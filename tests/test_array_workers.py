@@ -77,7 +77,7 @@ def test_a_worker_that_is_stopped_releases_its_block(last, tmp_path):
     log = tmp_path / "log"
     worker = started(run_test, SLURM, *words, "--run", str(tmp_path / "run"), log=log)
     end = time.monotonic() + SECONDS
-    while not list((tmp_path / "run").rglob("*.claim")):
+    while not list((tmp_path / "run").rglob("*.sub-attack-0.record")):
         assert worker.is_alive(), log.read_text()
         assert time.monotonic() < end, log.read_text()
         time.sleep(0.05)

@@ -86,10 +86,10 @@ def test_the_block_of_a_killed_process_is_taken_over_by_a_waiting_one(tmp_path):
 
 
 def test_the_block_of_a_suspended_process_is_taken_over_and_the_process_continues_later(tmp_path):
-    first = start(tmp_path, 0.2, 0.5)
+    first = start(tmp_path, 0.2, 1.0)
     wait_for(tmp_path, "*.sub-attack-0.record")
     os.kill(first.pid, signal.SIGSTOP)
-    second = start(tmp_path, 0.0, 0.5)
+    second = start(tmp_path, 0.0, 1.0)
     try:
         finish(second)
         assert fingerprints(EvaluationState(tmp_path)) == fingerprints(undisturbed().state)
@@ -101,8 +101,8 @@ def test_the_block_of_a_suspended_process_is_taken_over_and_the_process_continue
 
 @pytest.mark.parametrize("hours", [5.0, -5.0])
 def test_machines_whose_clocks_differ_take_over_from_each_other(tmp_path, hours):
-    first = start(tmp_path, 0.5, 1.0, None, None, hours)
-    second = start(tmp_path, 0.05, 1.0, None, None, -hours)
+    first = start(tmp_path, 0.5, 2.0, None, None, hours)
+    second = start(tmp_path, 0.05, 2.0, None, None, -hours)
     wait_for(tmp_path, "*.claim", 2)
     os.kill(first.pid, signal.SIGKILL)
     finish(second)
