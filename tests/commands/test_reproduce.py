@@ -6,6 +6,7 @@ import json
 import logging
 import re
 from concurrent.futures import Future
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -37,7 +38,7 @@ def done(tmp_path_factory):
         for module in (reproduce, run):
             patch.setattr(module, "find_experiment", lambda name: EXPERIMENT)
         patch.setattr(reproduce, "ProcessPoolExecutor", InThisProcess)
-        patch.setattr("lightning_paf.attacks.AutoAttack", first_sub_attack)
+        patch.setattr(run, "AutoAttack", partial(AutoAttack, version="custom", attacks=["apgd-ce"]))
         patch.chdir(CONFIGS.parent)
         assert reproduce.main(words) == 0
         files = sorted((folder / "out").rglob("measured.json"))
@@ -45,11 +46,6 @@ def done(tmp_path_factory):
         assert reproduce.main(words) == 0
         again = [file.stat().st_mtime_ns for file in files]
     return SimpleNamespace(folder=folder, printed=printed.getvalue(), before=before, again=again)
-
-
-def first_sub_attack(eps, version):
-    assert version == "standard"
-    return AutoAttack(eps, version="custom", attacks=["apgd-ce"])
 
 
 class InThisProcess:
