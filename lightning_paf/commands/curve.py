@@ -5,7 +5,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lightning_paf.utils.arguments import positive
+from lightning_paf.utils.arguments import command_parser, positive
 from lightning_paf.utils.radius import radius_from_text
 
 if TYPE_CHECKING:
@@ -21,17 +21,7 @@ MULTIPLES = [Fraction(n, 4) for n in (1, 2, 3, 4, 5, 6, 8)]
 
 
 def main(argv: list[str]) -> int:
-    """Search, check, and write table, figure and JSON file.
-
-    Args:
-        argv: Options, see `--help`.
-
-    Returns:
-        Exit status 0, or 1 where the check raised an alarm.
-
-    Raises:
-        ValueError: An invalid option, or an unreadable run.
-    """
+    """Search, check, and write table, figure and JSON file; return 1 where the check raised an alarm, else 0."""
     options, rest = _parse(argv)
     from rich.console import Console
 
@@ -65,7 +55,7 @@ def main(argv: list[str]) -> int:
 def _parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     from lightning_paf.loading import add_run_arguments
 
-    parser = argparse.ArgumentParser("lightning-paf curve", description=__doc__)
+    parser = command_parser("curve", __doc__)
     add_run_arguments(parser)
     parser.add_argument("--examples", type=positive, default=200, help="number of test images (default: 200)")
     parser.add_argument("--norm", choices=list(EPS), default="linf", help="norm of eps (default: linf)")
@@ -123,8 +113,8 @@ def _lines(curve: "SecurityCurve", check: "Recheck") -> list[str]:
     lines = table((f"eps ({curve.norm})", "robust accuracy, 95 % interval", "attacked directly"), *rows)
     lines.append(f"Mean robust accuracy over eps from 0 to {radius_text(curve.grid[-1])}: {percent(curve.area)}")
     if check.robust_at_one is not None:
-        lines.append(f"Withstand eps 1 (0 expected): {check.robust_at_one} of {check.total} samples.")
-    lines.append(f"Withstand an eps though clearly less fools the model: {check.reversed} of {check.total} samples.")
+        lines.append(f"Robust at eps 1 (0 expected): {check.robust_at_one} of {check.total} samples.")
+    lines.append(f"Robust at some eps, but fooled at a clearly smaller one: {check.reversed} of {check.total} samples.")
     if check.alarms:
         lines += [f"ALARM: {alarm}" for alarm in check.alarms]
         lines.append("The attack is too weak or gradients are masked: the curve may be too high.")

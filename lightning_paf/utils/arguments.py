@@ -3,7 +3,7 @@
 import argparse
 import math
 from collections.abc import Callable
-from typing import TypeVar
+from typing import NoReturn, TypeVar
 
 Number = TypeVar("Number", bound=float)
 
@@ -39,3 +39,20 @@ def number(
 
 positive = number(int, least=1)
 """Parser of a count."""
+
+
+class CommandParser(argparse.ArgumentParser):
+    """A parser whose errors are those of every command: one line, and exit status 1."""
+
+    def error(self, message: str) -> NoReturn:
+        """Refuse the options.
+
+        Raises:
+            ValueError: Always.
+        """
+        raise ValueError(f"{message}. See `{self.prog} --help`.")
+
+
+def command_parser(command: str, description: str | None, epilog: str | None = None) -> CommandParser:
+    """Make the parser of `lightning-paf COMMAND`, whose options must be written in full."""
+    return CommandParser(f"lightning-paf {command}", description=description, epilog=epilog, allow_abbrev=False)

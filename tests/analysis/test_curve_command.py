@@ -27,7 +27,7 @@ def test_table_figure_and_numbers(checkpoint, method, tmp_path, capsys):
     printed = capsys.readouterr().out
     assert all(len(line) <= 80 for line in printed.splitlines() if not line.startswith("Written: "))
     assert "32/255" in printed
-    assert "Withstand eps 1 (0 expected): 0 of 22" in printed
+    assert "Robust at eps 1 (0 expected): 0 of 22" in printed
     assert "ALARM" not in printed
 
 
@@ -67,6 +67,6 @@ def test_grids_are_fractions():
         *((option, "0", "must be at least 1, got 0") for option in ("--examples", "--steps", "--batch_size")),
     ],
 )
-def test_invalid_options_are_rejected_before_the_run_is_read(option, text, message, capsys):
-    assert status("curve", "--ckpt", "no.ckpt", f"{option}={text}") == 2
+def test_invalid_options_are_refused_before_the_run_is_read(option, text, message, capsys):
+    assert status("curve", "--ckpt", "no.ckpt", f"{option}={text}") == 1
     assert f"argument {option}: {message}" in capsys.readouterr().err

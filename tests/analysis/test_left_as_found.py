@@ -9,7 +9,7 @@ from lightning_paf.analysis.randomized_smoothing import Smoothing
 from lightning_paf.analysis.saliency import compare_saliency
 from lightning_paf.analysis.security_curve import fixed_eps, minimum_norm
 from lightning_paf.attacks import FAB, PGD
-from lightning_paf.evaluation.samples import Samples
+from lightning_paf.evaluation import Samples
 
 
 def pgd(eps):

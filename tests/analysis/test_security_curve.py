@@ -14,7 +14,7 @@ from lightning_paf.analysis.security_curve import SecurityCurve, fixed_eps, mini
 from lightning_paf.analysis.security_curve_check import Recheck, draw_curve, recheck
 from lightning_paf.attacks import PGD, Attack, WorstOf
 from lightning_paf.attacks.fab import FAB
-from lightning_paf.evaluation.samples import Samples
+from lightning_paf.evaluation import Samples
 from lightning_paf.functional.losses import margin
 
 DUAL = {"linf": 1, "l2": 2}

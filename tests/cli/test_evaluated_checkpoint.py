@@ -228,7 +228,7 @@ WALK = [
     ),
     ("certify EMPTY --sigma 0.5", "there is no file EMPTY"),
     ("report EMPTY", "There is no result in EMPTY"),
-    ("compare EMPTY EMPTY", "EMPTY holds no result"),
+    ("compare EMPTY EMPTY", "There is no result in EMPTY"),
 ]
 
 
