@@ -198,7 +198,7 @@ def test_the_commands_of_the_header_are_accepted(parser, experiment):
 def test_trainings_save_the_checkpoints_that_later_commands_read(experiment, tmp_path, monkeypatch):
     monkeypatch.chdir(root_without_runs(tmp_path))
     text = experiment.read_text()
-    without_tests = re.sub("^#.* lightning-paf test .*$", "", text, flags=re.MULTILINE)  # these follow the recipe's own checkpoint
+    without_tests = re.sub("^#.* lightning-paf test .*$", "", text, flags=re.MULTILINE)  # they are tested below
     for words in (words for words in commands(text) if words[0] == "fit"):
         readers = text if "--checkpoint" in words else without_tests
         read = {*re.findall(rf"{option(words, '--run')}/checkpoints/([\w.]+)", readers)}

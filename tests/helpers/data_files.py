@@ -1,4 +1,4 @@
-"""Small files of images, for the tests of the data rooms."""
+"""Small files of images, for the tests of `lightning_paf.data`."""
 
 import io
 import zipfile
