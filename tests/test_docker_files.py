@@ -101,7 +101,7 @@ def commands() -> list[list[str]]:
     return own
 
 
-COMMANDS = commands()
+COMMANDS = [list(words) for words in dict.fromkeys(map(tuple, commands()))]
 
 
 def test_there_are_commands():

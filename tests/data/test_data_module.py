@@ -34,13 +34,17 @@ def pool(root):
 
 
 def make(root, **options):
-    defaults = {"real_fraction": 1.0, "batch_size": 8, "val_size": 6, "num_workers": 0}
-    return RobustDataModule("npz", root, 3, **{**defaults, **options})
+    defaults = {"num_classes": 3, "real_fraction": 1.0, "batch_size": 8, "val_size": 6, "num_workers": 0}
+    return RobustDataModule("npz", root, **{**defaults, **options})
 
 
-def ready(data, stage="fit", ranks=1, rank=0, fn=TrainerFn.FITTING):
-    if ranks > 1 or fn != TrainerFn.FITTING:
-        data.trainer = SimpleNamespace(world_size=ranks, global_rank=rank, state=SimpleNamespace(fn=fn))
+def trainer(ranks=1, rank=0, fn=TrainerFn.FITTING, epochs=None):
+    return SimpleNamespace(world_size=ranks, global_rank=rank, state=SimpleNamespace(fn=fn), max_epochs=epochs)
+
+
+def ready(data, stage="fit", **options):
+    if options:
+        data.trainer = trainer(**options)
     data.prepare_data()
     data.setup(stage)
     return data
@@ -133,17 +137,6 @@ def test_the_seed_determines_the_training_order_and_not_the_validation_images(ro
     assert len({str(values(data, data.val_dataloader())) for data in modules}) == 1
 
 
-@pytest.mark.parametrize(("augment_synthetic", "blackened"), [(True, {True, False}), (False, {False})])
-def test_augmentation_of_synthetic_images_is_optional(root, pool, augment_synthetic, blackened):
-    options = {"synthetic": pool, "real_fraction": 0.5, "augment": Blacken()}
-    data = ready(make(root, **options, augment_synthetic=augment_synthetic))
-    batch = next(iter(data.train_dataloader()))
-    images, _ = data.on_after_batch_transfer(batch, 0)
-    black = (images == 0).flatten(1).all(1)
-    assert black[~batch.synthetic].all()
-    assert set(batch.synthetic[black].tolist()) == blackened
-
-
 def test_evaluation_is_not_augmented(root):
     data = ready(make(root, augment=Blacken()))
     for loader in (data.val_dataloader(), data.test_dataloader(), data.predict_dataloader()):
@@ -160,12 +153,6 @@ def test_loaders_and_evaluation_draw_no_global_random_numbers(root):
     assert torch.equal(torch.get_rng_state(), before)
     data.on_after_batch_transfer(batches[0], 0)
     assert not torch.equal(torch.get_rng_state(), before)
-
-
-def test_standard_augmentation_follows_the_dataset(root):
-    assert isinstance(RobustDataModule("cifar10").augment, CropFlip)
-    assert RobustDataModule("cifar10", augment=None).augment is None
-    assert make(root).augment is None
 
 
 def test_synthetic_images_only_in_epochs_of_a_number_of_images(root, pool):
@@ -188,19 +175,16 @@ def test_several_sources_are_concatenated(root, pool):
     write_npz(root / "more" / "a.npz", ("X", "Y"), seed=2)
     write_npz(root / "more" / "b.npz", seed=3)
     written = write_pairs(root / "arrays", *arrays(seed=4), {"shard-00000.": 7, "shard-00001.": 5})
-    data = ready(make(root, synthetic=[pool, root / "more", written], real_fraction=0.5))
+    before = set(root.rglob("*"))
+    sources = {"synthetic": [pool, root / "more", written], "cache_dir": root / "cache"}
+    with pytest.raises(ValueError, match=r"not converted yet\. Call prepare_data"):
+        make(root, **sources, real_fraction=0.5).setup("fit")
+    data = ready(make(root, **sources, real_fraction=0.5))
     batch = data._train_set.__getitems__(range(24, 72))
     parts = [tuple(np.load(pool)[key] for key in ("image", "label")), *(arrays(seed=seed) for seed in (2, 3, 4))]
     for got, expected in zip(batch[:2], zip(*parts, strict=True), strict=True):
         np.testing.assert_array_equal(got, np.concatenate(expected))
-    assert len(list(written.iterdir())) == 4, "nothing is written among arrays that need no conversion"
-
-
-def test_conversion_into_cache_dir(root, pool, tmp_path):
-    before = set(root.iterdir())
-    data = ready(make(root, synthetic=pool, real_fraction=0.5, cache_dir=tmp_path / "cache"))
-    assert set(root.iterdir()) - before == {tmp_path / "cache"}
-    assert data._train_set.synthetic_size == 12
+    assert {path for path in root.rglob("*") if "cache" not in path.parts[-3:]} == before
 
 
 def test_selection_on_the_test_set_warns_and_holds_nothing_out(root):
@@ -208,43 +192,34 @@ def test_selection_on_the_test_set_warns_and_holds_nothing_out(root):
         data = ready(make(root, selection="test", val_size=1000))
     assert len(data.val_dataloader().dataset) == 11
     assert len(data.train_dataloader().dataset) == 30
+    (root / "test.npz").unlink()
     with pytest.raises(ValueError, match=r"test\.npz: there is no such file"):
-        after(root, "fit", "test", selection="test")
+        ready(make(root, selection="test"))
 
 
-def test_testing_does_not_need_the_synthetic_images(root):
-    data = make(root, synthetic=root / "gone.npz", real_fraction=0.5)
-    ready(data, stage="test", fn=TrainerFn.TESTING)
-    assert len(values(data, data.test_dataloader())[0]) == 11
-
-
-STAGES = {"fit": TrainerFn.FITTING, "validate": TrainerFn.VALIDATING, "test": TrainerFn.TESTING}
-STAGES["predict"] = TrainerFn.PREDICTING
-
-
-def after(root, stage, *missing, **options):
-    """A data module that is ready for a stage although files are missing."""
-    for name in missing:
-        (root / f"{name}.npz").unlink()
-    return ready(make(root, **options), stage=stage, fn=STAGES[stage])
-
-
-@pytest.mark.parametrize("stage", ["test", "predict"])
-def test_testing_needs_neither_training_images_nor_a_valid_split(root, stage):
-    data = after(root, stage, "train", val_size=1024)
-    assert len(data.test_dataloader().dataset) == 11
-
-
-@pytest.mark.parametrize("stage", ["fit", "validate"])
-def test_training_and_validation_need_no_test_images(root, stage):
-    data = after(root, stage, "test")
-    assert len(data.val_dataloader().dataset) == 6
+@pytest.mark.parametrize(
+    ("fn", "stage", "missing", "options", "size"),
+    [
+        (TrainerFn.TESTING, "test", "train", {"val_size": 1024, "synthetic": "gone.npz", "real_fraction": 0.5}, 11),
+        (TrainerFn.PREDICTING, "predict", "train", {"val_size": 1024}, 11),
+        (TrainerFn.FITTING, "fit", "test", {}, 6),
+        (TrainerFn.VALIDATING, "validate", "test", {}, 6),
+    ],
+)
+def test_a_stage_needs_only_its_own_images(root, fn, stage, missing, options, size):
+    (root / f"{missing}.npz").unlink()
+    data = make(root, **options)
+    data.trainer = trainer(fn=fn)
+    ready(data, stage)
+    loader = data.test_dataloader() if missing == "train" else data.val_dataloader()
+    assert len(loader.dataset) == size
 
 
 @pytest.mark.parametrize("stage", ["fit", "validate"])
 def test_own_validation_images_are_used(root, stage):
     write_npz(root / "val.npz", n=5, seed=7)
-    data = after(root, stage, "test", *(["train"] if stage == "validate" else []), val_size=1024)
+    (root / "test.npz").unlink()
+    data = ready(make(root, val_size=1024), stage)
     images, _ = data.on_after_batch_transfer(next(iter(data.val_dataloader())), 0)
     assert torch.equal(images, torch.from_numpy(arrays(n=5, seed=7)[0]).permute(0, 3, 1, 2) / 255)
     if stage == "fit":
@@ -254,12 +229,13 @@ def test_own_validation_images_are_used(root, stage):
 def test_own_validation_images_are_checked(root):
     write_npz(root / "val.npz", n=5, size=6)
     with pytest.raises(ValueError, match="val set: images must have the size of the real ones"):
-        after(root, "fit")
+        ready(make(root))
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        ({"num_classes": None}, r"Pass --data\.num_classes K"),
         ({"batch_size": 0}, r"batch_size must be at least 1, got 0\. Pass --data\.batch_size"),
         ({"eval_batch_size": 0}, "eval_batch_size must be at least 1"),
         ({"epoch": 0}, "epoch must be at least 1"),
@@ -280,34 +256,14 @@ def test_arguments_out_of_range_are_refused_at_once(root, options, message):
         make(root, **options)
 
 
-def with_epochs(data, epochs):
-    data.trainer = SimpleNamespace(
-        world_size=1, global_rank=0, state=SimpleNamespace(fn=TrainerFn.FITTING), max_epochs=epochs
-    )
-    return data
-
-
 def test_real_images_are_added_late_and_epochs_keep_their_length(root, pool):
-    data = ready(with_epochs(make(root, synthetic=pool, real_fraction=0.25, real_schedule=Switch(0.6)), 5))
+    data = ready(make(root, synthetic=pool, real_fraction=0.25, real_schedule=Switch(0.6)), epochs=5)
     loader = data.train_dataloader()
     for epoch in range(7):
         loader.sampler.set_epoch(epoch)
         batches = values(data, loader)
         assert len(batches) == 12, "24 real images, two in a batch"
         assert {sum(value <= 30 for value in batch) for batch in batches} == {2 if epoch >= 3 else 0}
-
-
-@pytest.mark.parametrize("epochs", [None, -1])
-@pytest.mark.parametrize("hook", ["prepare_data", "setup"])
-def test_a_schedule_of_the_fraction_requires_a_number_of_epochs(root, pool, hook, epochs):
-    data = with_epochs(make(root, synthetic=pool, real_fraction=0.25, real_schedule=Switch()), epochs)
-    with pytest.raises(ValueError, match=r"Pass e\.g\. --trainer\.max_epochs 400"):
-        getattr(data, hook)(*(["fit"] if hook == "setup" else []))
-
-
-def test_npz_requires_a_number_of_classes(root):
-    with pytest.raises(ValueError, match=r"Pass --data\.num_classes K"):
-        RobustDataModule("npz", root)
 
 
 @pytest.mark.parametrize("hook", ["prepare_data", "setup"])
@@ -323,11 +279,16 @@ def test_npz_requires_a_number_of_classes(root):
         ({"synthetic": "pool.npz"}, 1, r"real_fraction must be below 1 for data\.synthetic=pool\.npz"),
         ({"batch_size": 8}, 3, r"batch_size must be a multiple of the 3 devices, got 8\. Pass --data\.batch_size 6,"),
         ({"batch_size": 2}, 3, r"Pass --data\.batch_size 3,"),
+        (
+            {"real_fraction": 0.25, "synthetic": "pool.npz", "real_schedule": Switch()},
+            1,
+            r"trainer\.max_epochs must be at least 1 for real_schedule, got 0\. Pass e\.g\. --trainer\.max_epochs 400",
+        ),
     ],
 )
 def test_impossible_mixtures_are_refused_before_training(root, hook, options, ranks, message):
     data = make(root, **options)
-    data.trainer = SimpleNamespace(world_size=ranks, global_rank=0, state=SimpleNamespace(fn=TrainerFn.FITTING))
+    data.trainer = trainer(ranks)
     with pytest.raises(ValueError, match=message):
         getattr(data, hook)(*(["fit"] if hook == "setup" else []))
 
@@ -350,8 +311,3 @@ def test_bad_pools_are_refused_and_leave_nothing(root):
     write_npz(pool, num_classes=2)
     with pytest.raises(ValueError, match="all 3 classes must occur, got no image of 2"):
         ready(make(root, synthetic=pool, real_fraction=0.5))
-
-
-def test_setup_without_preparation_is_refused(root, pool):
-    with pytest.raises(ValueError, match=r"not converted yet\. Call prepare_data"):
-        make(root, synthetic=pool, real_fraction=0.5).setup("fit")
