@@ -132,11 +132,6 @@ def test_a_pool_sorted_by_class_and_shorter_than_the_epoch_is_shuffled():
     assert (np.diff(drawn[:50]) < 0).any()
 
 
-def test_no_synthetic_and_only_synthetic_images():
-    assert (rank_batches(synthetic=0, n_real=8) < 23).all()
-    assert (rank_batches(n_real=0) >= 23).all()
-
-
 def test_an_epoch_uses_at_most_two_numbers_of_memory_per_image():
     tracemalloc.start()
     numbers = iter(rank_sampler(real=1000, synthetic=10**12, batch_size=500, n_real=150, batches=200))

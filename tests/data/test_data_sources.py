@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from helpers.data_files import arrays, write_npz
 
-from lightning_paf.data.sources import ImageSet, hold_out, read_dataset, read_part
+from lightning_paf.data.sources import ImageSet, hold_out, read_dataset
 from lightning_paf.specs import dataset_spec
 
 DIGITS = dataset_spec("digits")
@@ -130,11 +130,6 @@ def test_bad_npz_pairs_are_refused(tmp_path):
     np.savez(root / "train.npz", image=arrays(n=30)[0], label=np.zeros(30))
     with pytest.raises(ValueError, match=r"train\.npz: labels must be integers, got float64"):
         read_dataset(NPZ, root, download=True)
-
-
-def test_gray_npz_images_are_read(tmp_path):
-    write_npz(tmp_path / "test.npz", n=9, channels=1)
-    assert read_part(dataset_spec("npz", 3, 1), tmp_path, "test", download=False).images.shape[3] == 1
 
 
 def test_channels_must_be_those_of_a_known_dataset():

@@ -5,7 +5,6 @@ import zipfile
 from pathlib import Path
 
 import numpy as np
-import pytest
 
 from lightning_paf.data.readers.archives import open_archive
 
@@ -58,24 +57,3 @@ def write_pairs(folder: Path, image, label, sizes) -> Path:
         for kind, array in zip(("image", "label"), arrays, strict=True):
             np.save(folder / f"{name}{kind}.npy", array)
     return folder
-
-
-def write_sparse_folder(folder: Path, n: int, files: int = 1) -> Path:
-    """Black CIFAR-sized images of class 0 in pairs of sparse arrays; the first byte of a file is its number."""
-    folder.mkdir()
-    skip_without_sparse_files(folder)
-    for file in range(files):
-        for name, dtype, shape in (("image", np.uint8, (n // files, 32, 32, 3)), ("label", np.int64, (n // files,))):
-            array = np.lib.format.open_memmap(folder / f"{file:04}.{name}.npy", "w+", dtype, shape)
-            if name == "image":
-                array.flat[:1] = file % 256
-    return folder
-
-
-def skip_without_sparse_files(folder: Path) -> None:
-    probe = folder / "probe"
-    with probe.open("wb") as file:
-        file.truncate(64 * 2**20)
-    if probe.stat().st_blocks * 512 > 2**20:
-        pytest.skip(f"{folder}: this file system has no sparse files")
-    probe.unlink()

@@ -5,8 +5,7 @@ import pytest
 from helpers.data_files import arrays, read
 from PIL import Image
 
-from lightning_paf.data.readers.folder import find_sources
-from lightning_paf.data.synthetic.convert import convert, convert_all, converted_folder
+from lightning_paf.data.synthetic.convert import convert, converted_folder
 
 pa = pytest.importorskip("pyarrow")
 pq = pytest.importorskip("pyarrow.parquet")
@@ -51,19 +50,6 @@ def test_grey_and_palette_images_are_converted_to_rgb_if_the_first_is_rgb(tmp_pa
     got = read(write_parquet(tmp_path / "a.parquet", content, label[:3]))[0]
     assert got.shape == (3, 4, 4, 3)
     assert (got[1] == got[1][..., :1]).all()
-
-
-def test_parts_are_converted_one_by_one_and_once(tmp_path):
-    for number in range(3):
-        image, label = arrays(seed=number)
-        write_parquet(tmp_path / f"train-0000{number}-of-00003.parquet", map(encoded, image), label)
-    pairs = [(source, converted_folder(source, tmp_path / "cache")) for source in find_sources([tmp_path])]
-    convert_all(pairs, (0, 4, 4, 3), 3)
-    written = [(folder / "image.npy").stat().st_mtime_ns for _, folder in pairs]
-    convert_all(pairs, (0, 4, 4, 3), 3)
-    assert [(folder / "image.npy").stat().st_mtime_ns for _, folder in pairs] == written
-    for number, (_, folder) in enumerate(pairs):
-        np.testing.assert_array_equal(np.load(folder / "image.npy"), arrays(seed=number)[0])
 
 
 IMAGE, LABEL = arrays()
