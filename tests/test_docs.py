@@ -98,7 +98,7 @@ def test_every_recipe_of_a_method_has_a_page():
 
 
 def indented(language: str) -> str:
-    """The block inside the list of "A whole method"."""
+    """The block inside the list of "A complete method"."""
     block = re.search(rf"^   ```{language}\n(.*?)^   ```", SECTIONS["An objective"], re.S | re.M)
     return textwrap.dedent(block[1])
 

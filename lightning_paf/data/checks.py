@@ -12,7 +12,7 @@ def check_images(image: Column | NpyFile, channels: int, where: str) -> None:
     """Check the header of an image array: uint8, (N, H, W, C), N > 0.
 
     Raises:
-        ValueError: One of them does not hold.
+        ValueError: The array has another type or shape.
     """
     shape = image.shape
     rule = f"{where}: images must be uint8 of shape (N, H, W, {channels}), got {image.dtype} of shape {shape}."
@@ -49,7 +49,7 @@ def check_label_header(label: Column | NpyFile, count: int, where: str) -> None:
     """Check the header of a label array: integers, one for each of `count` images.
 
     Raises:
-        ValueError: One of them does not hold.
+        ValueError: The array has another type or shape.
     """
     if label.dtype.kind not in "iu":
         raise ValueError(f"{where}: labels must be integers, got {label.dtype}. Store class numbers, e.g. as int64.")
