@@ -40,7 +40,7 @@ def digits(n):
 
 
 class Recorder(nn.Module):
-    """Counts the images that pass through a model."""
+    """Counts what it is shown."""
 
     def __init__(self, model):
         super().__init__()

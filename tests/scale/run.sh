@@ -66,8 +66,12 @@ if [ $# = 0 ]; then
 Checks of the files for clusters and containers, written by \`make scale-test\` ($(date -u +%Y-%m-%d), $minutes minutes, $failures checks failed).
 [scaling.md](../scaling.md) has the instructions for real clusters.
 
-Limitations: hosts and nodes are network namespaces of one machine, the container runs without a GPU, and the Kubernetes files were checked
+## Limitations
+
+Hosts and nodes are network namespaces of one machine, the container runs without a GPU, and the Kubernetes files were checked
 against the schemas but not run on a cluster.
+
+## Checks
 
 $(nproc) cores, $(awk '/MemTotal/ {printf "%.0f", $2 / 2^20}' /proc/meminfo) GiB, $(. /etc/os-release && echo "$PRETTY_NAME"), kernel $(uname -r | grep -oE '^[0-9.]+'), \
 Python $(version .venv/bin/python --version), torch $(.venv/bin/python -c 'import torch; print(torch.__version__)'), \
