@@ -18,7 +18,7 @@ worst conclusion of its paper's claims, or of our expectations if no claim of th
 
 ## Limitations
 
-Results of small networks on 8x8 digits need not hold for large networks on photographs. Claims that failed are included.
+Results of small networks on 8x8 digits need not hold for large networks on photographs. Failed claims are included.
 
 ## Overview"""
 
