@@ -11,14 +11,13 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from lightning_paf.data.augment import Augment, standard_augment
-from lightning_paf.data.checks import check_same_size
 from lightning_paf.data.datasets import EvalDataset, MixedDataset, RawBatch, as_fetched
 from lightning_paf.data.image_batches import select_images
 from lightning_paf.data.loader import ResumableLoader
 from lightning_paf.data.mixing import Mixing, distributions
 from lightning_paf.data.readers.folder import find_sources
 from lightning_paf.data.samplers import MixedSampler, ShardSampler, batches_per_epoch, even_batch_size, real_per_batch
-from lightning_paf.data.sources import ImageSet, Part, has_part, hold_out, read_part
+from lightning_paf.data.sources import ImageSet, Part, has_part, hold_out, read_parts
 from lightning_paf.data.synthetic.convert import convert_all, converted_folder
 from lightning_paf.data.synthetic.pool import SyntheticPool
 from lightning_paf.schedules import Schedule
@@ -304,11 +303,7 @@ class RobustDataModule(LightningDataModule):
         }
         if self.selection == "test":
             parts = {"fit": ["train", "test"], "validate": ["test"]}
-        found = {part: read_part(self.spec, self.root, part, download) for part in parts.get(stage, ["test"])}
-        first, *others = found
-        for part in others:
-            where = f"{self.spec.name} in {self.root}, {part} set"
-            check_same_size(found[part].images.shape, found[first].images.shape, where)
+        found = read_parts(self.spec, self.root, parts.get(stage, ["test"]), download)
         return found if stage not in parts else self._with_validation(found)
 
     def _with_validation(self, found: dict[Part, ImageSet]) -> dict[Part, ImageSet]:

@@ -1,6 +1,6 @@
 """Real images, read into memory as uint8 (N, H, W, C)."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -46,9 +46,17 @@ class RealData(NamedTuple):
 
 def read_dataset(spec: DatasetSpec, root: Path, download: bool) -> RealData:
     """Read and check the training and test images of a dataset; see `read_part`."""
-    train, test = read_part(spec, root, "train", download), read_part(spec, root, "test", download)
-    check_same_size(test.images.shape, train.images.shape, f"{spec.name} in {root}, test set")
-    return RealData(train, test)
+    found = read_parts(spec, root, ["train", "test"], download)
+    return RealData(found["train"], found["test"])
+
+
+def read_parts(spec: DatasetSpec, root: Path, parts: Sequence[Part], download: bool) -> dict[Part, ImageSet]:
+    """Read and check parts of a dataset, whose images must have one size; see `read_part`."""
+    found = {part: read_part(spec, root, part, download) for part in parts}
+    for part in parts[1:]:
+        where = f"{spec.name} in {root}, {part} set"
+        check_same_size(found[part].images.shape, found[parts[0]].images.shape, where)
+    return found
 
 
 def read_part(spec: DatasetSpec, root: Path, part: Part, download: bool) -> ImageSet:

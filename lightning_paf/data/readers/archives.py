@@ -16,11 +16,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lightning_paf.data.readers.npy import Archive, Column, read_header, read_rows
+from lightning_paf.data.readers.npy import Archive, Column, choose_keys, read_header, read_rows
 from lightning_paf.data.readers.parquet import open_parquet
 
 NPZ_KEYS = (("image", "label"), ("X", "Y"))
-PICKLE_KEYS = ("data", "extrapolated_targets")
+PICKLE_KEYS = (("data", "extrapolated_targets"),)
 
 
 def open_archive(path: Path) -> AbstractContextManager[Archive]:
@@ -44,18 +44,10 @@ def _open_npz(path: Path) -> Iterator[Archive]:
     try:
         with zipfile.ZipFile(path) as archive:
             found = [name.removesuffix(".npy") for name in archive.namelist()]
-            image, label = _choose_keys(path, found)
+            image, label = choose_keys(path, "arrays", found, NPZ_KEYS)
             yield Archive(_npz_column(path, archive, image), _npz_column(path, archive, label))
     except (zipfile.BadZipFile, zlib.error, EOFError) as error:
         raise ValueError(f"{path}: damaged, or not an npz file ({error}). Download or write it again.") from error
-
-
-def _choose_keys(path: Path, found: list[str]) -> tuple[str, str]:
-    for keys in NPZ_KEYS:
-        if set(keys) <= set(found):
-            return keys
-    accepted = " or ".join(f"{image} + {label}" for image, label in NPZ_KEYS)
-    raise ValueError(f"{path}: must hold the arrays {accepted}, got {', '.join(found) or 'none'}. Rename them.")
 
 
 def _npz_column(path: Path, archive: zipfile.ZipFile, key: str) -> Column:
@@ -85,12 +77,8 @@ def _open_pickle(path: Path) -> Iterator[Archive]:
             content = _ArrayUnpickler(stream, encoding="latin1").load()
         except Exception as error:  # a damaged pickle can raise any exception
             raise ValueError(f"{path}: not a readable pickle of arrays ({error}). Convert it to npz.") from error
-    found = list(content) if isinstance(content, dict) else [type(content).__name__]
-    if not set(PICKLE_KEYS) <= set(found):
-        raise ValueError(
-            f"{path}: must hold a dict with {' + '.join(PICKLE_KEYS)}, got {', '.join(map(str, found))}. Rename them."
-        )
-    image, label = (np.asarray(content[key]) for key in PICKLE_KEYS)
+    found = [str(key) for key in content] if isinstance(content, dict) else [type(content).__name__]
+    image, label = (np.asarray(content[key]) for key in choose_keys(path, "dict entries", found, PICKLE_KEYS))
     yield Archive(
         Column(image.shape, image.dtype, lambda: iter([image])),
         Column(label.shape, label.dtype, lambda: iter([label])),

@@ -1,9 +1,9 @@
-"""npy files: headers, rows in chunks, and rows by index."""
+"""Arrays in files: names, headers, rows in chunks, and rows by index."""
 
 import math
 import mmap
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -14,6 +14,19 @@ from numpy.typing import NDArray
 
 CHUNK_BYTES = 4 * 2**20
 MAPPED_FILES = 100  # of the 256 (macOS) or 1,024 (most of Linux) that a process may have open
+
+
+def choose_keys(path: Path, kind: str, found: Sequence[str], accepted: Sequence[tuple[str, str]]) -> tuple[str, str]:
+    """Return the first accepted pair of names of images and labels that a file holds.
+
+    Raises:
+        ValueError: It holds none of them.
+    """
+    for keys in accepted:
+        if set(keys) <= set(found):
+            return keys
+    pairs = " or ".join(f"{image} + {label}" for image, label in accepted)
+    raise ValueError(f"{path}: must hold the {kind} {pairs}, got {', '.join(found) or 'none'}. Rename them.")
 
 
 def read_header(stream: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype]:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lightning_paf.data.readers.npy import CHUNK_BYTES, Archive, Column
+from lightning_paf.data.readers.npy import CHUNK_BYTES, Archive, Column, choose_keys
 
 KEYS = (("image", "label"), ("img", "label"), ("img", "fine_label"))  # the latter two: CIFAR-10, CIFAR-100
 LABELS_AT_ONCE = 2**20
@@ -38,7 +38,9 @@ def open_parquet(path: Path) -> Iterator[Archive]:
     except (pyarrow.ArrowException, OSError) as error:
         raise _damaged(path, error) from error
     with file:
-        image, label = _choose_columns(path, file)
+        if file.metadata.num_rows == 0:
+            raise ValueError(f"{path}: the file must hold at least one image, got none. Download or write it again.")
+        image, label = choose_keys(path, "columns", file.schema_arrow.names, KEYS)
         first = next(_images(path, file, image, None))[0]
         label_type = np.dtype(file.schema_arrow.field(label).type.to_pandas_dtype())
         rows = file.metadata.num_rows
@@ -46,17 +48,6 @@ def open_parquet(path: Path) -> Iterator[Archive]:
             Column((rows, *first.shape), first.dtype, lambda: _images(path, file, image, first)),
             Column((rows,), label_type, lambda: _labels(path, file, label)),
         )
-
-
-def _choose_columns(path: Path, file: Any) -> tuple[str, str]:
-    found = file.schema_arrow.names
-    if file.metadata.num_rows == 0:
-        raise ValueError(f"{path}: the file must hold at least one image, got none. Download or write it again.")
-    for keys in KEYS:
-        if set(keys) <= set(found):
-            return keys
-    accepted = " or ".join(f"{image} + {label}" for image, label in KEYS)
-    raise ValueError(f"{path}: must hold the columns {accepted}, got {', '.join(found)}. Rename them.")
 
 
 def _images(path: Path, file: Any, column: str, like: NDArray[np.uint8] | None) -> Iterator[NDArray[np.uint8]]:
