@@ -24,7 +24,7 @@ class Augment(ABC):
 
 
 class CropFlip(Augment):
-    """Zero-padded random crop and random mirror image, the usual augmentation for CIFAR.
+    """Zero-padded random crop and random mirror image, as usual for CIFAR.
 
     Args:
         padding: Pixels added on each side before the crop.
@@ -44,6 +44,6 @@ class CropFlip(Augment):
 
 
 def standard_augment(dataset: DatasetName) -> Augment | None:
-    """Return the customary augmentation of a dataset: crop and flip for CIFAR, crop for SVHN, otherwise None."""
+    """Return the customary augmentation of a dataset, or None."""
     # In digits a shift by one pixel is an eighth of the image; for npz no label-preserving change is known.
     return CropFlip(flip=dataset != "svhn") if dataset in ("cifar10", "cifar100", "svhn") else None

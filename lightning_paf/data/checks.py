@@ -1,4 +1,7 @@
-"""Rules for images and labels. `where` starts each message: a file, or the name of a dataset."""
+"""Rules for images and labels.
+
+The argument `where` is the start of each message: a file, or the name of a dataset.
+"""
 
 from collections.abc import Sequence
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 def random_crop(images: Tensor, padding: int) -> Tensor:
-    """Pad with zeros on all four sides, then crop to the original size at a random position for each image.
+    """Pad with zeros on all four sides, then crop at a random position per image.
 
     Args:
         images: Images (N, C, H, W).
@@ -42,7 +42,7 @@ def random_flip(images: Tensor) -> Tensor:
 
 
 def select_images(condition: Tensor, images: Tensor, other: Tensor) -> Tensor:
-    """Choose one of two images for each index of the batch; `torch.where` would select pixel by pixel and is slower.
+    """Choose one of two images for each index of the batch, faster than `torch.where`.
 
     Args:
         condition: bool (N,): True takes from `images`, False from `other`.

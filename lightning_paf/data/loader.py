@@ -10,10 +10,11 @@ from lightning_paf.data.samplers import MixedSampler
 
 
 class ResumableLoader(DataLoader[RawBatch]):
-    """A `DataLoader` whose position in the stream of batches can be saved and restored, for any number of ranks.
+    """A `DataLoader` whose position in the stream of batches can be restored.
 
-    The position counts the global batches that the training has used. Batches that workers have prefetched beyond it
-    are fetched again after a restart. The sampler is a `MixedSampler`; arguments are those of `DataLoader`.
+    The position counts the global batches that the training has used, for any number of ranks. Batches that workers
+    have prefetched beyond it are fetched again after a restart. The sampler is a `MixedSampler`; arguments are those of
+    `DataLoader`.
     """
 
     _position = (0, 0)

@@ -23,7 +23,7 @@ def distributions(labels: Tensor, num_classes: int, smoothing: Tensor) -> Tensor
 
 
 class Mixing(ABC):
-    """A random mixture of the training images of a batch, and of their labels in the same proportion."""
+    """A random mixture of the images of a batch and of their labels."""
 
     @abstractmethod
     def __call__(self, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
@@ -39,10 +39,11 @@ class Mixing(ABC):
 
 
 class CutMix(Mixing):
-    """Paste a rectangle of another image of the batch into each image (Yun et al. 2019; Rebuffi et al. 2021).
+    """Paste a rectangle of another image of the batch into each image.
 
-    A batch has one rectangle and one permutation of partners. The area is a fraction of the image drawn from
-    Beta(alpha, alpha), the centre is uniform, and parts outside the image are cut off. Labels are mixed by area.
+    From Yun et al. 2019 and Rebuffi et al. 2021. A batch has one rectangle and one permutation of partners. The area is
+    a fraction of the image drawn from Beta(alpha, alpha), the centre is uniform, and parts outside the image are cut
+    off. Labels are mixed by area.
 
     Args:
         alpha: Parameter of the distribution of the area; 1, the usual value, is uniform.
@@ -70,6 +71,6 @@ class CutMix(Mixing):
 
 
 def _interval(length: int, fraction: float) -> slice:
-    """About this fraction of `length` pixels around a uniform centre, cut off at the edges of the image."""
+    """A fraction of `length` pixels around a uniform centre, cut off at the edges."""
     half, centre = int(length * fraction) // 2, int(torch.randint(length, ()))
     return slice(max(centre - half, 0), min(centre + half, length))

@@ -29,10 +29,11 @@ _OPTIONAL: tuple[Part, ...] = ("val", "test")
 
 
 class RobustDataModule(LightningDataModule):
-    """Real images, mixed with synthetic ones for training; batches are floats (N, C, H, W) in [0, 1] and labels (N,).
+    """Real images, mixed with synthetic ones for training.
 
-    Every global batch holds exactly `round(real_fraction * batch_size)` real images, on any number of devices. Images
-    are sent to the device as uint8, augmented there and converted to floats.
+    Batches are floats (N, C, H, W) in [0, 1] and labels (N,). Every global batch has exactly
+    `round(real_fraction * batch_size)` real images, on any number of devices. Images are sent to the device as uint8,
+    augmented there and converted to floats.
 
     Args:
         dataset: Real images. `digits` come with scikit-learn; `npz` are your own: `root` holds `train.npz` and
@@ -150,7 +151,11 @@ class RobustDataModule(LightningDataModule):
             )
 
     def prepare_data(self, stage: str | None = None) -> None:
-        """Download missing images and convert synthetic ones, once on each node, for the trainer's stage or `stage`."""
+        """Download missing images and convert synthetic ones, once on each node.
+
+        Args:
+            stage: As for `setup`; by default that of the trainer.
+        """
         stage = stage or _stage(self.trainer)
         conversions = []
         if stage == "fit":
@@ -295,7 +300,7 @@ class RobustDataModule(LightningDataModule):
         return pool
 
     def _read(self, stage: str, download: bool) -> dict[Part, ImageSet]:
-        """Read the parts that a stage uses; `fit` also checks the test images if there are any."""
+        """Read the parts that a stage uses; `fit` also checks test images, if any."""
         present = [part for part in _OPTIONAL if has_part(self.spec, self.root, part)]
         parts: dict[str, list[Part]] = {
             "fit": ["train", *present],

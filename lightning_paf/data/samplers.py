@@ -89,7 +89,7 @@ class MixedSampler(DistributedSampler[int]):
         return batch if epoch == self.epoch else 0
 
     def _global_batches(self) -> NDArray[np.int64]:
-        """Indices of this epoch's images, one row for each global batch (batches, batch_size)."""
+        """Indices of this epoch's images (batches, batch_size), a row per global batch."""
         rng = np.random.default_rng([self.seed, self.epoch])
         drawn = self.batch_size - self.real_per_batch[min(self.epoch, len(self.real_per_batch) - 1)]
         batches = np.empty((self.batches, self.batch_size), np.int64)
@@ -106,7 +106,7 @@ def _passes(rng: np.random.Generator, size: int, total: int) -> NDArray[np.int64
 
 
 class ShardSampler(DistributedSampler[int]):
-    """Every `num_replicas`-th image from index `rank` on: each is used once, and none is added as padding.
+    """Every `num_replicas`-th image from index `rank` on, without padding.
 
     Args:
         dataset: Images to divide; 11 on 2 ranks are 6 and 5.
@@ -126,9 +126,10 @@ class ShardSampler(DistributedSampler[int]):
 
 
 def even_batch_size(size: int, num_replicas: int, target: int) -> int:
-    """Choose a batch size for which all shards have equally many batches, as collectives in each batch require.
+    """Choose a batch size for which all shards have equally many batches.
 
-    Shards differ by at most one image, so it suffices that the smaller ones do not fill their last batch.
+    Collective operations in each batch require this. Shards differ by at most one image, so it suffices that the
+    smaller ones do not fill their last batch.
 
     Args:
         size: Number of images, at least `num_replicas`.

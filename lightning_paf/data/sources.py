@@ -51,7 +51,7 @@ def read_dataset(spec: DatasetSpec, root: Path, download: bool) -> RealData:
 
 
 def read_parts(spec: DatasetSpec, root: Path, parts: Sequence[Part], download: bool) -> dict[Part, ImageSet]:
-    """Read and check parts of a dataset, whose images must have one size; see `read_part`."""
+    """Read and check parts of a dataset with images of one size; see `read_part`."""
     found = {part: read_part(spec, root, part, download) for part in parts}
     for part in parts[1:]:
         where = f"{spec.name} in {root}, {part} set"
@@ -80,7 +80,7 @@ def read_part(spec: DatasetSpec, root: Path, part: Part, download: bool) -> Imag
 
 
 def has_part(spec: DatasetSpec, root: Path, part: Part) -> bool:
-    """Check whether a dataset has a part; only `npz` may have validation images or lack test images."""
+    """Check whether a dataset has a part; `npz` can have `val` and can lack `test`."""
     return (root / f"{part}.npz").is_file() if spec.name == "npz" else part != "val"
 
 
@@ -138,7 +138,7 @@ def _open_torchvision(open_it: Callable[[], Any], root: Path) -> Any:
 
 
 def _read_npz(spec: DatasetSpec, root: Path, part: Part, download: bool) -> ImageSet:
-    """One file of `root`; training images are shuffled, because a file may be sorted by class."""
+    """One file of `root`; training images, which can be sorted by class, are shuffled."""
     path = root / f"{part}.npz"
     with open_archive(path) as archive:
         check_images(archive.image, spec.channels, str(path))

@@ -11,7 +11,9 @@ HELD_OUT = re.compile(r"(test|validation|valid|val|dev)(?![a-z])")
 
 
 def array_files(folder: Path) -> list[tuple[Path, Path]]:
-    """List the pairs of arrays in a folder: `image.npy` + `label.npy`, or several `NAME.image.npy` + `NAME.label.npy`.
+    """List the pairs of arrays in a folder.
+
+    A folder has one pair `image.npy` + `label.npy`, or several `NAME.image.npy` + `NAME.label.npy`.
 
     Returns:
         Image and label file of each pair, sorted by name.
@@ -30,10 +32,10 @@ def array_files(folder: Path) -> list[tuple[Path, Path]]:
 
 
 def find_sources(paths: Sequence[Path]) -> list[Path]:
-    """Replace each folder of archives (such as the six parts of cifar5m) by the archives in it.
+    """Replace each folder of archives by the archives in it.
 
     Args:
-        paths: Archives, folders of arrays, or folders of archives.
+        paths: Archives, folders of arrays, or folders of archives (such as the six parts of cifar5m).
 
     Raises:
         ValueError: A folder holds none of them, or both training and held-out images.

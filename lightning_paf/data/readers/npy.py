@@ -156,7 +156,10 @@ def inspect_npy(path: Path) -> NpyFile:
 
 
 class MappedFiles:
-    """Reader of rows of npy files; the most recently used files stay mapped. A pickle holds no map."""
+    """Reader of rows of npy files that keeps the most recently used files mapped.
+
+    A pickle contains no map.
+    """
 
     def __init__(self) -> None:
         self._map = lru_cache(MAPPED_FILES)(NpyFile.map)

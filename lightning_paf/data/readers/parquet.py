@@ -19,9 +19,10 @@ MODES = {"L": "L", "1": "L", "RGB": "RGB", "P": "RGB"}  # a palette holds colour
 
 @contextmanager
 def open_parquet(path: Path) -> Iterator[Archive]:
-    """Open a file with the columns `image` (binary, or a struct with `bytes`) and `label`, or `img` and `label`.
+    """Open a parquet file of images and labels.
 
-    Images are decoded as they are read, some megabytes at a time. All must have the size and channels of the first.
+    Columns are `image` (binary, or a struct with `bytes`) and `label`, or those of CIFAR on Hugging Face. Images are
+    decoded as they are read, some megabytes at a time. All must have the size and channels of the first.
 
     Raises:
         ValueError: pyarrow is not installed, or (also while the file is read) the file is damaged or has other content.
@@ -51,7 +52,7 @@ def open_parquet(path: Path) -> Iterator[Archive]:
 
 
 def _images(path: Path, file: Any, column: str, like: NDArray[np.uint8] | None) -> Iterator[NDArray[np.uint8]]:
-    """Decode the images in chunks (n, H, W, C) of the size of `like`; one by one if it is None."""
+    """Decode images of the size of `like` in chunks (n, H, W, C); one by one if None."""
     at_once = 1 if like is None else max(1, CHUNK_BYTES // like.nbytes)
     row = 0
     for values in _batches(path, file, column, at_once):
@@ -96,7 +97,7 @@ def _bytes_of(path: Path, values: Any) -> list[bytes | None]:
 
 
 def _decode(content: bytes | None, like: NDArray[np.uint8] | None, where: str) -> NDArray[np.uint8]:
-    """Decode an image to (H, W, C); a grey one is converted to RGB if `like` is RGB, never the reverse."""
+    """Decode an image to (H, W, C), grey ones to RGB if `like` is RGB."""
     from PIL import Image
 
     if content is None:

@@ -1,4 +1,4 @@
-"""Convert published files to `image.npy` + `label.npy` once: unlike archives, npy arrays can be memory-mapped."""
+"""One-time conversion of archives to npy arrays, which can be memory-mapped."""
 
 import fcntl
 import hashlib
@@ -17,7 +17,7 @@ from rich.progress import Progress
 from lightning_paf.data.checks import check_images, check_label_header, check_labels, check_same_size
 from lightning_paf.data.readers.archives import open_archive
 from lightning_paf.data.readers.folder import IMAGE_FILE, LABEL_FILE
-from lightning_paf.data.readers.npy import Archive, Column
+from lightning_paf.data.readers.npy import Column
 from lightning_paf.utils.files import write_whole
 
 QUIET_BYTES = 64 * 2**20  # about a second of work; no progress bar below it
@@ -29,10 +29,11 @@ def is_converted(folder: Path) -> bool:
 
 
 def converted_folder(source: Path, cache_dir: Path | None) -> Path:
-    """Return the folder for the converted arrays of a source: next to it, or in `cache_dir`.
+    """Return the folder for the converted arrays of a source.
 
-    The name contains a hash of size and modification time, so a changed source is converted again. Folders of older
-    versions are kept, because a running job may have mapped them. A source that is a folder is returned unchanged.
+    It is next to the source, or in `cache_dir`. The name contains a hash of size and modification time, so a changed
+    source is converted again. Folders of older versions are kept, because a running job may have mapped them. A source
+    that is a folder is returned unchanged.
     """
     if source.is_dir():
         return source
@@ -44,7 +45,7 @@ def converted_folder(source: Path, cache_dir: Path | None) -> Path:
 
 
 def convert_all(conversions: Sequence[tuple[Path, Path]], like: Sequence[int], num_classes: int) -> None:
-    """Convert all sources that are not converted yet, with a progress bar if it takes long.
+    """Convert all sources that are not converted yet, with a progress bar.
 
     Args:
         conversions: Sources and their folders; nothing is done where both are the same.
@@ -73,8 +74,7 @@ def convert(
     """Write the arrays of `source` into `folder`, unless they exist.
 
     Memory use is constant (except for a pickle). One process converts while others wait, on all machines that share the
-    folder. Each array is written atomically, and a failed conversion removes the folder. If a process is killed, the
-    next one removes its files.
+    folder. Each array is written atomically. An unfinished folder is removed after an error, or by the next process.
 
     Args:
         source: An archive.
@@ -94,25 +94,23 @@ def convert(
     with _locked(lock):
         if is_converted(folder):
             return
-        for unfinished in folder.parent.glob(escape(source.name) + "." + "[0-9a-f]" * 12):
-            if not is_converted(unfinished):
-                shutil.rmtree(unfinished, ignore_errors=True)
+        _remove_unfinished(folder.parent, source.name)
         try:
             with open_archive(source) as archive:
-                _check_headers(archive, like, str(source))
+                check_images(archive.image, like[-1], str(source))
+                check_same_size(archive.image.shape, like, str(source))
+                check_label_header(archive.label, archive.image.shape[0], str(source))
                 _write(folder / LABEL_FILE, archive.label, np.dtype(np.int64))
                 check_labels(np.load(folder / LABEL_FILE, mmap_mode="r"), num_classes, str(source))
                 _write(folder / IMAGE_FILE, archive.image, np.dtype(np.uint8), advance)
-        except BaseException:
-            if not is_converted(folder):
-                shutil.rmtree(folder, ignore_errors=True)
-            raise
+        finally:
+            _remove_unfinished(folder.parent, source.name)
 
 
-def _check_headers(archive: Archive, like: Sequence[int], where: str) -> None:
-    check_images(archive.image, like[-1], where)
-    check_same_size(archive.image.shape, like, where)
-    check_label_header(archive.label, archive.image.shape[0], where)
+def _remove_unfinished(parent: Path, name: str) -> None:
+    for folder in parent.glob(escape(name) + "." + "[0-9a-f]" * 12):
+        if not is_converted(folder):
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _write(path: Path, column: Column, dtype: np.dtype, advance: Callable[[float], None] | None = None) -> None:
@@ -157,7 +155,7 @@ def _acquire(lock: Path) -> IO[bytes]:
 
 @contextmanager
 def _writing(folder: Path) -> Iterator[None]:
-    """Convert errors of the file system to one that names the folder and the option for another one."""
+    """Convert errors of the file system to one with the folder and the option."""
     try:
         yield
     except OSError as error:

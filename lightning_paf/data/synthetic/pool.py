@@ -37,7 +37,7 @@ class SyntheticPool:
         return int(self._starts[-1])
 
     def check(self, like: Sequence[int], num_classes: int) -> None:
-        """Check that the images can be mixed with real ones; reads the headers and all labels.
+        """Check that the images can be mixed with real ones; reads all labels.
 
         Args:
             like: Shape (…, H, W, C) of the real images.
