@@ -110,7 +110,8 @@ class HelpfulParser(LightningArgumentParser):
     """A parser whose errors are short, and list the known classes where a class name is mistyped."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Add the classes of the argument to the message."""
+        """Add the classes of the argument to the message, without the names of links."""
+        message = re.sub(r"Call to compute_fn of link '.*' with args \(.*\) failed: ", "", message)
         super().error(f"{message}{_known_classes(message)}", ex)
 
     def print_usage(self, file: IO[str] | None = None) -> None:  # type: ignore[override]

@@ -244,7 +244,7 @@ def test_a_class_unlike_any_other_has_no_suggestion(tiny, capsys):
         ("--model.nett SmallConvNet", "nett"),
         ("--data.dataset cifar11", "Got value: cifar11"),
         ("--data.num_classes null", "data.num_classes must be at least 2 for data.dataset=npz, got None"),
-        ("--data.dataset cifar10", "data.num_classes must be 10 for data.dataset=cifar10, got 3"),
+        ("--data.dataset cifar10", "error: data.num_classes must be 10 for data.dataset=cifar10, got 3"),
     ],
 )
 def test_a_mistyped_option(words, message, tiny, capsys):
