@@ -134,17 +134,12 @@ def test_named_files_exist_and_there_are_no_secrets(path):
     assert not re.search(r"(?i)password|secret|token|api.?key", text)
 
 
-def test_the_base_image_is_an_argument():
+def test_any_base_image_and_old_builders_can_be_used():
+    """buildah 1.28 supports neither here-documents nor links, and ignores changes of a mounted stage."""
     assert re.fullmatch(r"BASE_IMAGE=python:3\.\d+-slim", INSTRUCTIONS[0][1])
     assert next(rest for word, rest in INSTRUCTIONS if word == "FROM") == "${BASE_IMAGE} AS base"
-
-
-def test_old_builders_accept_the_dockerfile():
-    """buildah 1.28 supports neither here-documents nor links, and ignores changes of a mounted stage."""
-    for word, rest in INSTRUCTIONS:
-        assert "<<" not in rest
-        assert "--link" not in rest
-        assert not (word == "RUN" and "--mount" in rest)
+    assert not [rest for word, rest in INSTRUCTIONS if "<<" in rest or "--link" in rest]
+    assert not [rest for word, rest in INSTRUCTIONS if word == "RUN" and "--mount" in rest]
 
 
 def test_code_is_copied_after_the_dependencies():
@@ -176,18 +171,12 @@ def test_the_user_is_not_root():
     assert f"--uid {UID} " in "".join(rest for word, rest in INSTRUCTIONS if word == "RUN")
 
 
-def test_tini_forwards_signals():
-    assert json.loads(only("ENTRYPOINT")) == ["tini", "--"]
+def test_the_image_has_entry_point_volumes_and_labels():
+    assert json.loads(only("ENTRYPOINT")) == ["tini", "--"]  # forwards signals
     assert json.loads(only("CMD"))[0] == "lightning-paf"
-
-
-def test_libraries_write_to_volumes():
     variables = dict(pair.split("=", 1) for pair in shlex.split(only("ENV", stages()[""])))
     assert {variables[name] for name in ("HOME", "TMPDIR")} <= VOLUMES
     assert {f"{only('WORKDIR')}/{folder}" for folder in ("data", "runs")} <= VOLUMES
-
-
-def test_the_labels_are_those_of_the_package():
     assert f"VERSION={__version__}" in [rest for word, rest in INSTRUCTIONS if word == "ARG"]
     assert {"image.version", "image.revision", "image.licenses"} <= set(re.findall(r"image\.\w+", only("LABEL")))
 
@@ -216,14 +205,11 @@ def test_compose_services_are_restricted(name):
     assert {mount[0] for mount in mounts} <= COMPOSE["volumes"].keys()
     assert {mount[1] for mount in mounts} <= VOLUMES
     assert service["build"]["args"].keys() <= {rest.partition("=")[0] for word, rest in INSTRUCTIONS if word == "ARG"}
-
-
-def test_compose_assigns_gpus_to_existing_services():
     assert documents(DOCKER / "compose.gpu.yaml")[0]["services"].keys() <= COMPOSE["services"].keys()
 
 
 @every_job
-def test_pods_have_the_user_and_restrictions_of_the_image(job):
+def test_pods_have_the_restrictions_of_the_image_and_survive_evictions(job):
     spec, container = pod(job)
     assert spec["securityContext"]["runAsNonRoot"]
     assert {spec["securityContext"][key] for key in ("runAsUser", "runAsGroup", "fsGroup")} == {UID}
@@ -234,6 +220,9 @@ def test_pods_have_the_user_and_restrictions_of_the_image(job):
     }
     assert container["image"] == f"lightning-paf:{__version__}"
     assert "command" not in container  # which would replace tini
+    assert spec["restartPolicy"] == "Never"  # podFailurePolicy, by which evictions are no failures, requires it
+    conditions = [rule["onPodConditions"] for rule in job["podFailurePolicy"]["rules"] if "onPodConditions" in rule]
+    assert conditions == [[{"type": "DisruptionTarget"}]]
 
 
 @every_job
@@ -260,13 +249,6 @@ def test_the_memory_limit_includes_the_shared_memory():
         assert memory.endswith("Gi")
         assert int(memory[:-2]) >= 4 * int(shared[:-2])
         assert limits[name]["nvidia.com/gpu"] >= 1
-
-
-@every_job
-def test_an_eviction_is_not_a_failure(job):
-    assert pod(job)[0]["restartPolicy"] == "Never"  # podFailurePolicy works with nothing else
-    conditions = [rule["onPodConditions"] for rule in job["podFailurePolicy"]["rules"] if "onPodConditions" in rule]
-    assert conditions == [[{"type": "DisruptionTarget"}]]
 
 
 def test_a_stopped_training_is_restarted():
