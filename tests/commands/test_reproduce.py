@@ -6,11 +6,13 @@ import json
 import logging
 import re
 from concurrent.futures import Future
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
 from helpers.fakes import CONFIGS
 
+from lightning_paf.attacks import AutoAttack
 from lightning_paf.commands import reproduce
 from lightning_paf.experiments import Claim, Experiment, Variant, run
 
@@ -36,6 +38,7 @@ def done(tmp_path_factory):
         for module in (reproduce, run):
             patch.setattr(module, "find_experiment", lambda name: EXPERIMENT)
         patch.setattr(reproduce, "ProcessPoolExecutor", InThisProcess)
+        patch.setattr(run, "AutoAttack", partial(AutoAttack, version="custom", attacks=["apgd-ce"]))
         patch.chdir(CONFIGS.parent)
         assert reproduce.main(words) == 0
         files = sorted((folder / "out").rglob("measured.json"))

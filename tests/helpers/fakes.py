@@ -55,6 +55,13 @@ def tiny_classifier(num_classes: int = 10, channels: int = 3) -> Classifier:
     return Classifier(TinyNet(num_classes, channels), spec(num_classes, channels))
 
 
+def steady_classifier(num_classes: int = 10) -> Classifier:
+    """In training mode, but with constant running statistics, so that attacks in eval mode can be repeated."""
+    model = tiny_classifier(num_classes).train()
+    model.net.bn.momentum = 0.0
+    return model
+
+
 def images(n: int = 8, num_classes: int = 10, channels: int = 3, size: int = 8) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(1)
     x = torch.rand(n, channels, size, size, generator=generator)
