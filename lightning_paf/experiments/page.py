@@ -8,14 +8,19 @@ import numpy as np
 
 from lightning_paf.experiments.experiment import experiment_names, find_experiment
 
-_HEAD = """The command of each row, with `--json docs/results/methods/METHOD.json`, writes its result;
-`lightning-paf reproduce --table docs/results/methods` writes this page.
+_HEAD = """Which claims of the papers hold on 8x8 digits. The command of each row, with
+`--json docs/results/methods/METHOD.json`, writes its result; `lightning-paf reproduce --table docs/results/methods`
+writes this page.
 
 Each claim is a paired comparison over seeds and test images. A claim is **reproduced** or **not reproduced** if its
 95 % interval lies entirely above or below the claimed difference, and **inconclusive** otherwise. A method gets the
 worst conclusion of its paper's claims, or of our expectations if no claim of the paper is tested.
 
-Limitations: small networks on 8x8 digits decide nothing about large networks on photographs. Failed claims are kept."""
+## Limitations
+
+Results of small networks on 8x8 digits need not hold for large networks on photographs. Failed claims are included.
+
+## Overview"""
 
 
 def show(result: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""A small network that has learned the 8x8 digits, in a second."""
+"""A small network trained on the 8x8 digits in a second."""
 
 from functools import cache
 
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 @cache
 def trained() -> tuple[nn.Module, Tensor, Tensor]:
-    """The network in eval mode, and digits (N, 1, 8, 8) it was not trained on, all classified correctly."""
+    """The network in eval mode, and held-out digits (N, 1, 8, 8) that it classifies correctly."""
     digits = load_digits()
     x, y = torch.tensor(digits.images, dtype=torch.float32)[:, None] / 16, torch.tensor(digits.target)
     torch.manual_seed(0)
@@ -59,7 +59,7 @@ class Recorder(nn.Module):
 
 
 def lambda_module(function):
-    """A network that is this function."""
+    """A network that computes a function."""
 
     class Net(nn.Module):
         def forward(self, x):

@@ -52,5 +52,5 @@ def test_a_batch_that_does_not_divide_leaves_no_trace(tmp_path):
     run = ["--run", tmp_path / "run", "--data.batch_size", 15]
     ranks = begin(tmp_path, run, run)
     assert ranks.status == [1, 1], ranks
-    assert "does not divide by 2 of them. Pass --data.batch_size 14." in ranks.output[0], ranks
+    assert "must be a multiple of the 2 devices, got 15. Pass --data.batch_size 14," in ranks.output[0], ranks
     assert not (tmp_path / "run").exists()
