@@ -12,11 +12,13 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from helpers.short_demo import write_short_demo
 
 ROOT = Path(__file__).parents[1]
 TINY = ["--model.net", "SmallConvNet", "--model.net.width", "2", "--model.attack.steps", "1", "--data.num_workers", "0"]
 SHORT = ["--autoattack.attack.version", "custom", "--autoattack.attack.attacks", "[apgd-ce]"]
 SHORT += ["--autoattack.test_examples", "4", "--val_attack.test_examples", "4"]
+RUN = ["--run", "run", "--trainer.max_epochs", "1", "--trainer.limit_val_batches", "1", "--data.train_examples", "100"]
 REAL = ["--data.synthetic", "null", "--data.real_fraction", "1.0"]
 pytestmark = pytest.mark.slow
 
@@ -85,7 +87,7 @@ def python(archives, tmp_path_factory):
     return run
 
 
-def test_the_installed_package_trains_tests_and_lists(python):
+def test_the_installed_package_has_the_commands_and_recipes(python, tmp_path):
     run = [
         "--run",
         "run",
@@ -97,13 +99,15 @@ def test_the_installed_package_trains_tests_and_lists(python):
         "1",
     ]
     commands = [
-        ["fit", "-c", "demo/digits", "--model.activation", "relu", *run, *REAL, *TINY],
+        ["fit", "-c", "demo/digits", "--model.activation", "relu", *RUN, *REAL, *TINY],
         ["test", "--ckpt_path", "run/checkpoints/last.ckpt", *SHORT],
         ["reproduce", "--list"],
+        ["demo", "--config", str(write_short_demo(tmp_path)), "--out", "demo", "--count", "60", "--epochs", "1"],
     ]
     code = "import json, sys; from lightning_paf.__main__ import main; print(*map(main, json.loads(sys.argv[1])))"
     shown = python("-c", code, json.dumps(commands))
     assert "autoattack" in shown
     assert "madry" in shown
-    assert shown.splitlines()[-1] == "0 0 0"
+    assert "PSSiLU minus ReLU" in shown
+    assert shown.splitlines()[-1] == "0 0 0 0"
     assert "paper/resnet18_linf" in python("-m", "lightning_paf", "recipes")

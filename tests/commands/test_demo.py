@@ -3,12 +3,10 @@
 import contextlib
 import io
 import json
-import shutil
 from types import SimpleNamespace
 
 import pytest
-import yaml
-from helpers.fakes import CONFIGS
+from helpers.short_demo import write_short_demo
 from rich.console import Console
 
 from lightning_paf.__main__ import main
@@ -32,17 +30,7 @@ class InThisProcess:
 def test_the_demo_ends_with_a_table(tmp_path, capfd, monkeypatch):
     monkeypatch.setattr(demo.subprocess, "Popen", InThisProcess)
     monkeypatch.setattr(demo, "ACTIVATIONS", {"ReLU": "relu", "PSSiLU": "pssilu"})
-    configs = shutil.copytree(CONFIGS, tmp_path / "configs")
-    path = configs / "demo" / "digits.yaml"
-    config = yaml.safe_load(path.read_text())
-    config["model"]["net"] = {"class_path": "SmallConvNet", "init_args": {"width": 2}}
-    config["model"]["attack"]["init_args"]["steps"] = 1
-    config["trainer"]["check_val_every_n_epoch"] = 1
-    config["val_attack"]["init_args"]["max_examples"] = 10
-    config["val_attack"]["init_args"]["test_examples"] = config["autoattack"]["init_args"]["test_examples"] = 20
-    # The first sub-attack fools the model on every image.
-    config["autoattack"]["init_args"]["attack"]["init_args"]["eps"] = 0.9
-    path.write_text(yaml.safe_dump(config))
+    path = write_short_demo(tmp_path)
     out = tmp_path / "demo"
     assert main(["demo", "--config", str(path), "--out", str(out), "--count", "60", "--epochs", "1"]) == 0
     printed = capfd.readouterr().out
