@@ -88,16 +88,6 @@ def python(archives, tmp_path_factory):
 
 
 def test_the_installed_package_has_the_commands_and_recipes(python, tmp_path):
-    run = [
-        "--run",
-        "run",
-        "--trainer.max_epochs",
-        "1",
-        "--data.train_examples",
-        "100",
-        "--trainer.limit_val_batches",
-        "1",
-    ]
     commands = [
         ["fit", "-c", "demo/digits", "--model.activation", "relu", *RUN, *REAL, *TINY],
         ["test", "--ckpt_path", "run/checkpoints/last.ckpt", *SHORT],
