@@ -1,10 +1,10 @@
-"""Agreement of our AutoAttack with the reference package, sample by sample; a Markdown table.
+"""Agreement of our AutoAttack with the reference package per sample; a Markdown table.
 
     python benchmarks/agreement.py --cases digits_relu digits_pssilu digits_standard --images 120
 
-Both run `standard` with all its budgets, with several seeds. `only ours` counts samples that are robust under all our
-seeds and under none of the reference's; `only reference` the other way round. Where the seeds of the reference
-disagree among themselves (`between seeds`: samples robust under some of them and not under others), neither is wrong.
+Both run `standard` with its full budget and several seeds. `only ours` counts samples that are robust under all our
+seeds and under none of the reference's, `only reference` the reverse, and `between seeds` samples on which the seeds of
+the reference disagree.
 """
 
 import argparse
@@ -23,7 +23,7 @@ RADII = {"linf": Fraction(1, 5), "l2": Fraction(1)}
 
 
 def robust_sets(attack: type, model: nn.Module, x: Tensor, y: Tensor, options: argparse.Namespace) -> Tensor:
-    """Which samples are robust, for each seed (S, N)."""
+    """Masks of the robust samples, one per seed (S, N)."""
     found = []
     for seed in range(options.seeds):
         attacker = attack(options.eps, norm=options.norm, seed=seed, batch_size=options.batch_size)

@@ -2,8 +2,8 @@
 
     python benchmarks/arithmetic.py
 
-Parameters and operations are counted on networks that are built without memory (the meta device). The rest are the
-constants below: data sheets, and fractions of them that are targets, not measurements.
+Parameters and operations are counted on the meta device, without memory. The constants below are from data sheets, or
+target fractions of those, not measurements.
 """
 
 from collections.abc import Callable
@@ -35,11 +35,11 @@ POOLS = {"1 M": 1_000_000, "6 M": 6_000_000, "50 M": 50_000_000, "300 M": 300_00
 DISK = 1e9
 """Bytes per second of sequential reads and writes on a shared file system."""
 FILES = 6
-"""Checkpoints in a run folder at most: the best, the last, two periodic ones, that of a signal, one being written."""
+"""Maximum of checkpoints in a run folder: best, last, two periodic ones, one of a signal, one being written."""
 PEAK = 989e12
 """Operations a second in bf16 without sparsity: data sheet of an H100 SXM."""
-SHARE = {"ResNet-18": 0.25}
-WIDE_SHARE = 0.40
+FRACTION = {"ResNet-18": 0.25}
+WIDE_FRACTION = 0.40
 """Fraction of the peak rate of a step: the targets of docs/performance.md."""
 LINKS = {1: float("inf"), 8: 450e9, 64: 50e9}
 """GPUs: bytes a second between them in one direction; NVLink in a machine, 400 Gbit/s for each GPU between machines."""
@@ -53,13 +53,13 @@ class Cost:
         parameters: Trainable numbers.
         weights: Bytes of parameters and buffers.
         step: Operations of a PGD step of adversarial training, for one image.
-        share: Fraction of the peak rate.
+        fraction: Fraction of the peak rate.
     """
 
     parameters: int
     weights: int
     step: int
-    share: float
+    fraction: float
 
     @property
     def checkpoint(self) -> int:
@@ -69,10 +69,10 @@ class Cost:
     @property
     def images_per_second(self) -> float:
         """Of one GPU."""
-        return PEAK * self.share / self.step
+        return PEAK * self.fraction / self.step
 
     def epoch_seconds(self, gpus: int) -> float:
-        """On several GPUs, as if no gradient were sent while others are computed."""
+        """On several GPUs, without overlap of communication and computation."""
         gradients = 2 * (gpus - 1) / gpus * 4 * self.parameters / LINKS[gpus]
         return EPOCH / BATCH * (BATCH / gpus / self.images_per_second + gradients)
 
@@ -83,7 +83,7 @@ def cost(name: str) -> Cost:
         net = NETS[name]().eval()
         step = operations(net, torch.zeros(1, 3, 32, 32), ATTACK_STEPS)["step"]
     parameters = sum(p.numel() for p in net.parameters())
-    return Cost(parameters, size(net), step, SHARE.get(name, WIDE_SHARE))
+    return Cost(parameters, size(net), step, FRACTION.get(name, WIDE_FRACTION))
 
 
 def size(net: nn.Module) -> int:
@@ -102,48 +102,43 @@ def pool_table() -> str:
 
 def checkpoint_table(costs: dict[str, Cost]) -> str:
     """Sizes of checkpoints."""
-    rows = [
-        [
-            name,
-            f"{c.parameters:,}",
-            f"{c.weights / 1e6:,.0f} MB",
-            f"{c.checkpoint / 1e6:,.0f} MB",
-            f"{c.checkpoint / DISK:,.1f} s",
-            f"{FILES * c.checkpoint / 1e9:,.1f} GB",
-        ]
-        for name, c in costs.items()
-    ]
-    return table(["", "parameters", "weights", "checkpoint", "written at 1 GB/s", "in a run folder at most"], rows)
+    cells: dict[str, Callable[[Cost], str]] = {
+        "parameters": lambda c: f"{c.parameters:,}",
+        "weights": lambda c: f"{c.weights / 1e6:,.0f} MB",
+        "checkpoint": lambda c: f"{c.checkpoint / 1e6:,.0f} MB",
+        "written at 1 GB/s": lambda c: f"{c.checkpoint / DISK:,.1f} s",
+        "in a run folder at most": lambda c: f"{FILES * c.checkpoint / 1e9:,.1f} GB",
+    }
+    return network_table("", cells, costs)
 
 
 def epoch_table(costs: dict[str, Cost]) -> str:
     """Times of an epoch."""
-    header = ["", "operations an image", "fraction of the peak", "images/s on 1 GPU", "1 GPU", "8 GPUs", "64 GPUs"]
-    rows = [
-        [
-            name,
-            f"{c.step / 1e9:,.0f} G",
-            f"{c.share:.2f}",
-            f"{c.images_per_second:,.0f}",
-            *(f"{c.epoch_seconds(gpus):,.1f} s" for gpus in LINKS),
-        ]
-        for name, c in costs.items()
-    ]
-    return table(header, rows)
+    cells: dict[str, Callable[[Cost], str]] = {
+        "operations an image": lambda c: f"{c.step / 1e9:,.0f} G",
+        "fraction of the peak": lambda c: f"{c.fraction:.2f}",
+        "images/s on 1 GPU": lambda c: f"{c.images_per_second:,.0f}",
+        "1 GPU": lambda c: f"{c.epoch_seconds(1):,.1f} s",
+        "8 GPUs": lambda c: f"{c.epoch_seconds(8):,.1f} s",
+        "64 GPUs": lambda c: f"{c.epoch_seconds(64):,.1f} s",
+    }
+    return network_table("", cells, costs)
 
 
 def loader_table(costs: dict[str, Cost]) -> str:
     """Images and random reads per second for one GPU."""
-    rows = [
-        [
-            name,
-            f"{c.images_per_second:,.0f}",
-            f"{SYNTHETIC * c.images_per_second:,.0f}",
-            f"{SYNTHETIC * c.images_per_second * IMAGE / 1e6:,.1f} MB/s",
-        ]
-        for name, c in costs.items()
-    ]
-    return table(["one GPU with", "images/s", "random reads/s where nothing is cached", "bytes from the pool"], rows)
+    cells: dict[str, Callable[[Cost], str]] = {
+        "images/s": lambda c: f"{c.images_per_second:,.0f}",
+        "random reads/s where nothing is cached": lambda c: f"{SYNTHETIC * c.images_per_second:,.0f}",
+        "bytes from the pool": lambda c: f"{SYNTHETIC * c.images_per_second * IMAGE / 1e6:,.1f} MB/s",
+    }
+    return network_table("one GPU with", cells, costs)
+
+
+def network_table(corner: str, cells: dict[str, Callable[[Cost], str]], costs: dict[str, Cost]) -> str:
+    """One row per network, one column per cell."""
+    rows = [[name, *(cell(c) for cell in cells.values())] for name, c in costs.items()]
+    return table([corner, *cells], rows)
 
 
 def table(header: list[str], rows: list[list[str]]) -> str:

@@ -1,11 +1,11 @@
-"""Time of our AutoAttack over that of the reference package: same network, same samples, interleaved runs.
+"""Time of our AutoAttack relative to the reference package: same network and samples, interleaved runs.
 
     python benchmarks/autoattack.py                                     # a small network on digits; nothing to download
     python benchmarks/autoattack.py --case resnet18 --data DIR --images 16 --eps 2/255
 
 `resnet18` is the CIFAR-10 network that pyautoattack ships; DIR holds CIFAR-10 as `--data.root` does (or test.npz).
-Every repetition takes other samples. Each attack runs on the samples that are robust to the earlier
-ones of its engine, as in `standard`.
+Every repetition uses other samples. As in `standard`, each attack runs on the samples that are robust to the earlier
+attacks of its engine.
 """
 
 import argparse
@@ -47,7 +47,7 @@ class Timing:
 
 
 class Counted(nn.Module):
-    """Counts the images that pass, there and back."""
+    """Counts the images of forward and backward passes."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -157,10 +157,11 @@ def report(runs: dict[str, list[Timing]], options: argparse.Namespace, clean: fl
         for label in [*base[0].seconds, "all"]:
             pick = (lambda t: t.total) if label == "all" else (lambda t, label=label: t.seconds[label])
             ratios = [pick(a) / pick(b) for a, b in zip(timings, base, strict=True) if pick(b) > 0]
-            there, back = (
-                passes(timings, way, label) / max(1, passes(base, way, label)) for way in ("forward", "backward")
+            forward, backward = (
+                passes(timings, kind, label) / max(1, passes(base, kind, label)) for kind in ("forward", "backward")
             )
-            print(f"{label:30} {min(ratios):6.2f} {median(ratios):6.2f} {max(ratios):6.2f} {there:8.2f} {back:8.2f}")
+            spread = f"{min(ratios):6.2f} {median(ratios):6.2f} {max(ratios):6.2f}"
+            print(f"{label:30} {spread} {forward:8.2f} {backward:8.2f}")
             rows[f"{name} {label}"] = {"min": min(ratios), "median": median(ratios), "max": max(ratios)}
     machine = {
         "cpu": measure.cpu_name(),
@@ -176,8 +177,8 @@ def report(runs: dict[str, list[Timing]], options: argparse.Namespace, clean: fl
         options.json.write_text(json.dumps(content, indent=1))
 
 
-def passes(timings: list[Timing], way: str, label: str) -> int:
-    return sum(sum(getattr(t, way).values()) if label == "all" else getattr(t, way)[label] for t in timings)
+def passes(timings: list[Timing], kind: str, label: str) -> int:
+    return sum(sum(getattr(t, kind).values()) if label == "all" else getattr(t, kind)[label] for t in timings)
 
 
 def parse() -> argparse.Namespace:
@@ -188,7 +189,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--eps", type=Fraction, default=Fraction(1, 5))
     parser.add_argument("--images", type=int, default=40, help="samples in a repetition")
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--budget", type=float, default=1.0, help="share of the standard iterations, for both engines")
+    parser.add_argument("--budget", type=float, default=1.0, help="fraction of the standard iterations, for both")
     parser.add_argument("--precisions", nargs="+", default=["fp32"], choices=["fp32", "bf16"])
     parser.add_argument("--batch_size", type=int, default=250)
     parser.add_argument("--threads", type=int, default=1)

@@ -3,13 +3,12 @@
     python benchmarks/epoch.py
     python benchmarks/epoch.py --device cuda --compile
 
-A real `Trainer.fit` of `RobustModule` on `RobustDataModule`: noise images, 30 % of them from `train.npz` in memory and
-70 % from a memory-mapped pool, crop and flip, weight averaging, CSV logger, no validation. Inside is: the training
-objective (the attack, the pass for BatchNorm, the forward pass of the update), the backward pass, and the optimiser
-with clipping. Everything else is outside: waiting for the loader, the transfer to the device, augmentation, the check
-for a loss that is not finite, metrics, logging, weight averaging and other callbacks, the schedule, the trainer's own
-loops, and the pause between two epochs. On CUDA all times are those of events in the stream: what the host does while
-the device is busy costs nothing, and what the device waits for counts where it waits.
+A `Trainer.fit` of `RobustModule` on `RobustDataModule`: noise images, 30 % of them from `train.npz` in memory and 70 %
+from a memory-mapped pool, crop and flip, weight averaging, CSV logger, no validation. Attack and update are the
+training objective (with the attack, the pass for BatchNorm and the forward pass of the update), the backward pass, and
+the optimiser with clipping. The rest is waiting for the loader, the transfer to the device, augmentation, the check for
+a finite loss, metrics, logging, callbacks, the schedule, the trainer's loops, and the pause between epochs. On CUDA,
+times are those of events in the stream: work of the host while the device is busy does not count.
 """
 
 import argparse
@@ -40,7 +39,7 @@ Mark = float | torch.cuda.Event
 
 
 class Clock:
-    """Marks in the stream of the device and the seconds between them."""
+    """Events in the stream of the device and the seconds between them."""
 
     def __init__(self, device: torch.device) -> None:
         self.cuda = device.type == "cuda"
@@ -53,12 +52,12 @@ class Clock:
         return event
 
     def seconds(self, start: Mark, end: Mark) -> float:
-        """Between two marks that have been reached."""
+        """Seconds between two completed marks."""
         return start.elapsed_time(end) / 1000 if isinstance(start, torch.cuda.Event) else end - start
 
 
 class TimedAttack:
-    """An attack that marks its beginning and its end."""
+    """An attack that marks its start and end."""
 
     def __init__(self, attack: Attack, watch: "Stopwatch") -> None:
         self.attack, self.watch = attack, watch
@@ -71,7 +70,7 @@ class TimedAttack:
 
 
 class Stopwatch(Callback):
-    """Seconds of every epoch, as a whole and in parts; the last of the callbacks, so that the others are outside."""
+    """Seconds of every epoch and of its parts; the last of the callbacks, so that the others do not count."""
 
     def __init__(self, device: torch.device) -> None:
         self.clock = Clock(device)
@@ -116,7 +115,7 @@ class Stopwatch(Callback):
         self.marks.clear()
 
 
-def shares(epoch: dict[str, float]) -> dict[str, float]:
+def fractions(epoch: dict[str, float]) -> dict[str, float]:
     """Parts of an epoch over the epoch."""
     inside = epoch["objective"] + epoch["backward"] + epoch["optimiser"]
     parts = {"outside of attack and update": epoch["epoch"] - inside, "attack": epoch["attack"]}
@@ -126,14 +125,14 @@ def shares(epoch: dict[str, float]) -> dict[str, float]:
 
 
 def write_images(folder: Path, name: str, count: int, rng: np.random.Generator) -> Path:
-    """An archive of noise with all classes in it."""
+    """Write an archive of noise with all classes."""
     images = rng.integers(256, size=(count, 32, 32, 3), dtype=np.uint8)
     np.savez(folder / name, image=images, label=np.arange(count) % 10)
     return folder / name
 
 
 def data_module(options: argparse.Namespace, folder: Path, **more: Any) -> RobustDataModule:
-    """Real images of one epoch and a pool of four; `more` as `RobustDataModule` has it."""
+    """Real images for one epoch and a pool for four; `more` are options of `RobustDataModule`."""
     rng = np.random.default_rng(0)
     total = options.batch * options.batches
     write_images(folder, "train.npz", max(80, total), rng)
@@ -151,7 +150,7 @@ def data_module(options: argparse.Namespace, folder: Path, **more: Any) -> Robus
 
 
 def trainer(options: argparse.Namespace, **more: Any) -> Trainer:
-    """As configs/trainer has it for one device, without files and without a bar; `more` as `Trainer` has it."""
+    """The trainer of configs/trainer for one device, without files and progress bar; `more` are its options."""
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     for message in (".*does not have many workers", ".*smaller than the logging interval", ".*LeafSpec.*deprecated"):
         warnings.filterwarnings("ignore", message=message)
@@ -169,7 +168,7 @@ def trainer(options: argparse.Namespace, **more: Any) -> Trainer:
 
 
 def fit(options: argparse.Namespace, device: torch.device) -> list[dict[str, float]]:
-    """Train for the epochs that are asked for; the seconds of their parts."""
+    """Train for `--repeats` epochs, and return the seconds of their parts."""
     watch = Stopwatch(device)
     with TemporaryDirectory() as folder:
         around = {"callbacks": [WarmupEMA(), watch], "logger": CSVLogger(folder), "limit_val_batches": 0}
@@ -190,14 +189,12 @@ def main() -> None:
     options.workers = (4 if cuda else 0) if options.workers is None else options.workers
     torch.manual_seed(0)
     epochs = fit(options, device)
-    columns = [shares(epoch) for epoch in epochs]
+    columns = [fractions(epoch) for epoch in epochs]
     rows: dict[str, dict[str, Any]] = {name: measure.spread([c[name] for c in columns]) for name in columns[0]}
     rows["outside of attack and update"]["target"] = "<= 0.02"
     if cuda:
         rows["seconds of an epoch"] = measure.spread([epoch["epoch"] for epoch in epochs])
-    print(
-        f"Shares of an epoch of {options.batches} steps: {options.net}, width {options.width}, batch {options.batch}\n"
-    )
+    print(f"Epoch of {options.batches} steps: {options.net}, width {options.width}, batch {options.batch}\n")
     measure.report(options, rows)
 
 

@@ -3,11 +3,11 @@
     python benchmarks/equivalence.py --picture curves.png                  # the 8x8 digits
     python benchmarks/equivalence.py --data FOLDER --picture curves.png    # train.npz and test.npz, as `--data.root`
 
-A ResNet-18 of width 8 with PSSiLU is trained by PGD-10 for 200 steps, several times: in fp32 with all of `Speed`
-switched off, in fp32 with its defaults, and in bf16 with its defaults. A seed gives all variants the same weights,
-batches and random starts; rounding then separates them, as another seed would. A variant passes if the 95 % interval of
-its difference from the first, in the mean loss of the last 50 steps, contains 0 (Welch, over `--repeats` seeds). The
-robust accuracy is under PGD-20 in fp32, with the exact 95 % interval of the first seed.
+A ResNet-18 of width 8 with PSSiLU is trained by PGD-10 for 200 steps: in fp32 without the options of `Speed`, in fp32
+with its defaults, and in bf16 with its defaults. With one seed, all variants have the same weights, batches and random
+starts; later, rounding separates them as much as another seed would. A variant passes if the 95 % interval of its
+difference from the first, in the mean loss of the last 50 steps, contains 0 (Welch, over `--repeats` seeds). The robust
+accuracy is under PGD-20 in fp32, with the exact 95 % interval of the first seed.
 """
 
 import argparse
@@ -37,13 +37,13 @@ from lightning_paf.tasks.classification import RobustModule
 from lightning_paf.utils.figures import COLOURS, open_figure, save_figure
 
 PLAIN = Speed(channels_last=False, fused=False, folded=False, recompute=False)
-ARMS = {"fp32, plain": ("fp32", PLAIN), "fp32": ("fp32", Speed()), "bf16": ("bf16", Speed())}
+VARIANTS = {"fp32, plain": ("fp32", PLAIN), "fp32": ("fp32", Speed()), "bf16": ("bf16", Speed())}
 """Precision and speed options; the first variant is the baseline."""
 DIGITS_EPS = 0.2
 TAIL = 50
-"""Steps that are compared."""
+"""Number of compared steps."""
 WINDOW = 20
-"""Steps of the running mean in the picture."""
+"""Steps of the running mean in the figure."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class Task:
 
 @dataclass(frozen=True)
 class Run:
-    """Loss of every step, and robust samples at the end."""
+    """Loss of every step, and robust accuracy at the end."""
 
     losses: list[float]
     robust: Accuracy
@@ -83,8 +83,8 @@ def load(options: argparse.Namespace, device: torch.device) -> Task:
     return Task(spec, on_device(data.train), test, 8 / 255 if options.data else DIGITS_EPS)
 
 
-def train(options: argparse.Namespace, task: Task, arm: str, seed: int, device: torch.device) -> Run:
-    precision, speed = ARMS[arm]
+def train(options: argparse.Namespace, task: Task, variant: str, seed: int, device: torch.device) -> Run:
+    precision, speed = VARIANTS[variant]
     torch.manual_seed(seed)
     net = CifarResNet(18, in_channels=task.spec.channels, width=options.width)
     attack, classes = task.attack(options.steps), task.spec.num_classes if task.spec.name == "npz" else None
@@ -111,35 +111,35 @@ def robust(module: RobustModule, task: Task) -> Accuracy:
 
 
 def compared(runs: Mapping[str, list[Run]]) -> dict[str, dict[str, Any]]:
-    """Rows: final loss and robust accuracy of each arm, and whether it is that of the first."""
+    """Rows of final losses and robust accuracies, and the comparison with the first variant."""
     first, *others = runs
     base = [run.tail for run in runs[first]]
     rows: dict[str, dict[str, Any]] = {}
-    for arm, arm_runs in runs.items():
-        rows[f"loss of the last {TAIL} steps, {arm}"] = measure.spread([run.tail for run in arm_runs])
-    for arm in others:
-        interval = ttest_ind([run.tail for run in runs[arm]], base, equal_var=False).confidence_interval(0.95)
-        rows[f"mean loss, {arm} minus {first}, 95 % interval"] = {
-            "median": mean(run.tail for run in runs[arm]) - mean(base),
+    for name, seeds in runs.items():
+        rows[f"loss of the last {TAIL} steps, {name}"] = measure.spread([run.tail for run in seeds])
+    for name in others:
+        interval = ttest_ind([run.tail for run in runs[name]], base, equal_var=False).confidence_interval(0.95)
+        rows[f"mean loss, {name} minus {first}, 95 % interval"] = {
+            "median": mean(run.tail for run in runs[name]) - mean(base),
             "min": float(interval.low),
             "max": float(interval.high),
             "target": f"contains 0: {'yes' if interval.low <= 0 <= interval.high else 'no'}",
         }
-    for arm, arm_runs in runs.items():
-        of_seeds = measure.spread([run.robust.value for run in arm_runs])
-        rows[f"robust accuracy, {arm}"] = of_seeds | {"target": f"seed 0: {arm_runs[0].robust}"}
+    for name, seeds in runs.items():
+        spread = measure.spread([run.robust.value for run in seeds])
+        rows[f"robust accuracy, {name}"] = spread | {"target": f"seed 0: {seeds[0].robust}"}
     return rows
 
 
 def draw(runs: Mapping[str, list[Run]], file: Path) -> None:
-    """Running means of the loss, a colour for each arm."""
+    """Draw running means of the loss, one colour per variant."""
     with open_figure(7, 4) as figure:
         axes = figure.subplots()
-        for colour, (arm, arm_runs) in zip(COLOURS, runs.items(), strict=False):
-            for seed, run in enumerate(arm_runs):
+        for colour, (name, seeds) in zip(COLOURS, runs.items(), strict=False):
+            for seed, run in enumerate(seeds):
                 width = min(WINDOW, -(-len(run.losses) // 4))
                 curve = torch.tensor(run.losses).unfold(0, width, 1).mean(1)
-                axes.plot(range(width, len(run.losses) + 1), curve, color=colour, lw=1, label="" if seed else arm)
+                axes.plot(range(width, len(run.losses) + 1), curve, color=colour, lw=1, label="" if seed else name)
         axes.set(xlabel="step", ylabel=f"training loss, mean of {WINDOW} steps")
         axes.legend()
     save_figure(figure, file)
@@ -159,12 +159,13 @@ def main() -> None:
         options.batch, options.steps, options.updates, options.images, options.repeats = 8, 4, 4, 20, 2
     device = measure.prepare(options)
     task = load(options, device)
-    runs: dict[str, list[Run]] = {arm: [] for arm in ARMS}
+    runs: dict[str, list[Run]] = {name: [] for name in VARIANTS}
     for seed in range(options.repeats):
-        for arm in ARMS:
-            runs[arm].append(train(options, task, arm, seed, device))
-            print(f"seed {seed}, {arm}: loss {runs[arm][-1].tail:.4f}, robust {runs[arm][-1].robust}", flush=True)
-    losses = {arm: [run.losses for run in arm_runs] for arm, arm_runs in runs.items()}
+        for name in VARIANTS:
+            run = train(options, task, name, seed, device)
+            runs[name].append(run)
+            print(f"seed {seed}, {name}: loss {run.tail:.4f}, robust {run.robust}", flush=True)
+    losses = {name: [run.losses for run in seeds] for name, seeds in runs.items()}
     print()
     measure.report(options, compared(runs), losses=losses)
     if options.picture:

@@ -1,13 +1,13 @@
-"""Time from the start of `fit` to the end of its first step, and how often the compiler runs after that.
+"""Time from the start of `fit` to the end of its first step, and number of later compilations.
 
     python benchmarks/first_step.py                                          # without compilation
     python benchmarks/first_step.py --compile --quick --net wrn10            # both, at a size for CPUs
     python benchmarks/first_step.py --device cuda --net wrn28_10 --compile
 
 Every measurement is a separate process with empty compiler caches. It starts at `Trainer.fit`: it excludes imports and
-the making of the images, and includes reading them, moving the network, and generating and compiling kernels.
-After the first step (attack, pass without gradients for BatchNorm, update) come more steps, a validation whose last
-batch is smaller, and a second epoch: none of them may compile anything. The training loader fills its last batch up.
+the creation of images, and includes reading them, moving the network, and generating and compiling kernels. After the
+first step (attack, pass without gradients for BatchNorm, update) follow more steps, a validation whose last batch is
+smaller, and a second epoch, which must not compile anything.
 """
 
 import argparse
@@ -35,7 +35,7 @@ LIMIT = 60.0
 
 
 class Progress(Callback):
-    """Seconds at the end of every step, and graphs compiled until then and until the end of every validation batch."""
+    """Seconds at the end of every step, and numbers of graphs compiled so far, by phase."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
@@ -59,7 +59,7 @@ class Progress(Callback):
 
 
 class Reasons(logging.Handler):
-    """Why something was compiled again."""
+    """Collects the reasons of recompilations."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -70,7 +70,7 @@ class Reasons(logging.Handler):
 
 
 def child(options: argparse.Namespace) -> None:
-    """One measurement in this process, written to `--child`."""
+    """Measure once in this process, and write the result to `--child`."""
     reasons = Reasons()
     torch._logging.set_logs(recompiles=True)
     recompiles = logging.getLogger("torch._dynamo.guards.__recompiles")
@@ -88,7 +88,7 @@ def child(options: argparse.Namespace) -> None:
 
 
 def measured(options: argparse.Namespace, compiled: bool) -> dict[str, Any]:
-    """One measurement, in a new process with empty caches."""
+    """Measure once in a new process with empty caches."""
     with TemporaryDirectory() as folder:
         caches = {"TORCHINDUCTOR_CACHE_DIR": f"{folder}/inductor", "TRITON_CACHE_DIR": f"{folder}/triton"}
         arguments = [argument for argument in sys.argv[1:] if argument != "--compile"]
@@ -102,7 +102,7 @@ def measured(options: argparse.Namespace, compiled: bool) -> dict[str, Any]:
 
 
 def rows_of(name: str, runs: list[dict[str, Any]], cuda: bool) -> dict[str, dict[str, Any]]:
-    """The rows of one arm."""
+    """Rows of one variant."""
     firsts = [run["seconds"][0] for run in runs]
     later = [median(b - a for a, b in zip(run["seconds"][1:], run["seconds"][2:], strict=False)) for run in runs]
     under = {"median": "yes" if max(firsts) < LIMIT else "no", "target": "yes" if cuda and name == "compiled" else None}
@@ -143,7 +143,7 @@ def main() -> None:
     if options.compile:
         firsts = {name: [run["seconds"][0] for run in runs[name]] for name in names}
         rows["first step, compiled / eager"] = measure.ratios(firsts["compiled"], firsts["eager"])
-    reasons = sorted({reason for of_arm in runs.values() for run in of_arm for reason in run["recompiled"]})
+    reasons = sorted({reason for repeats in runs.values() for run in repeats for reason in run["recompiled"]})
     measure.report(options, rows, recompiled=reasons)
     for reason in reasons:
         print(f"compiled again: {reason}")

@@ -1,13 +1,13 @@
-"""PGD of other libraries against ours: images per second over ours, and robust accuracy.
+"""PGD of other libraries and ours: images per second relative to ours, and robust accuracy.
 
     python benchmarks/libraries.py
     python benchmarks/libraries.py --device cuda
 
 All run the same number of steps of the same length from a random start, linf, on the same frozen network in eval mode
-and in fp32: ours as it is called (`PGD()(model, x, y)`), ours on the folded model of training (in fp32, and in bf16
-with an option), `foolbox`, `adv_lib`, `torchattacks`, and the loop that `torchattacks` and many repositories have,
-written plainly. The robust accuracies are those on a network that was trained on digits (benchmarks/networks.py).
-`adv_lib` returns an image that was fooled before any of the steps, the others what the last step leaves.
+and in fp32: our `PGD()(model, x, y)`, ours on the folded model of training (in fp32, and in bf16 with an option),
+`foolbox`, `adv_lib`, `torchattacks`, and a plain loop as in `torchattacks` and many repositories. The robust accuracies
+are those of a network trained on digits (benchmarks/networks.py). `adv_lib` returns a misclassified image of any step,
+the others the image of the last step.
 """
 
 import argparse
@@ -63,7 +63,7 @@ def foolbox(model: nn.Module, setting: Setting) -> Run:
 
     wrapped = foolbox.PyTorchModel(model, bounds=(0, 1))
     attack = foolbox.attacks.LinfPGD(abs_stepsize=setting.step_size, steps=setting.steps, random_start=True)
-    # `run` is the attack alone; a call of the object would also check which images are fooled, one more pass.
+    # `run` is the attack alone; a call of the object also checks the result in one more pass.
     return lambda x, y: attack.run(wrapped, x, foolbox.criteria.Misclassification(y), epsilon=setting.eps)
 
 
@@ -99,7 +99,7 @@ def theirs(model: nn.Module, setting: Setting) -> tuple[dict[str, Run], dict[str
 
 
 def speed(options: argparse.Namespace, device: torch.device) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
-    """Rows of images a second over ours."""
+    """Rows of images per second relative to ours."""
     net = ours.NETS[options.net](options.width)
     swap_activations(net, PSSiLU)
     model = Classifier(net, dataset_spec("cifar10")).to(device).eval()
@@ -132,7 +132,7 @@ def speed(options: argparse.Namespace, device: torch.device) -> tuple[dict[str, 
 
 
 def accuracy(options: argparse.Namespace, device: torch.device) -> dict[str, dict[str, Any]]:
-    """Rows of the number of images that are still right, on a network that has learned something."""
+    """Rows of the number of robust images, on a trained network."""
     options.norm, options.seed = "linf", 0
     model, x, y = CASES[options.case](options)
     model, x, y = model.to(device).eval(), x.to(device), y.to(device)

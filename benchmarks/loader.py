@@ -1,11 +1,11 @@
-"""Images per second of the mixed loader, from memory-mapped files to augmented uint8, in one process; and its memory.
+"""Images per second of the mixed loader, from memory-mapped files to augmented uint8, in one process; peak memory.
 
-    python benchmarks/loader.py                     # writes 1.1 GB to the folder for temporary files, and removes them
+    python benchmarks/loader.py                     # writes 1.1 GB of temporary files, and removes them
     python benchmarks/loader.py --device cuda       # the same with augmentation on the GPU
 
-CIFAR-sized noise, 30 % of each batch real; the files lie in the page cache and, after the warm-up, are mapped. The
-spread is over batches. Memory is what numpy and Python hold at most while a pool is opened and checked and an epoch
-begins; these pools are sparse files, and left out where the file system has none.
+CIFAR-sized noise, 30 % of each batch real; after the warm-up, the files are mapped and in the page cache. The spread is
+over batches. Memory is the peak of numpy and Python while a pool is opened and checked and an epoch begins; these pools
+are sparse files, and skipped if the file system has none.
 """
 
 import argparse
@@ -26,7 +26,7 @@ from lightning_paf.data.datasets import MixedDataset, RawBatch
 from lightning_paf.data.sources import ImageSet
 
 SHAPE = (32, 32, 3)
-WARMUP = 300  # batches, until nearly every page of the files has been touched
+WARMUP = 300  # batches, until nearly every page of the files has been read
 TARGET = 100_000
 MEMORY_SIZES = (5_000_000, 50_000_000)
 
@@ -69,7 +69,7 @@ def data_module(root: Path, options: argparse.Namespace) -> RobustDataModule:
 
 
 def batch_times(data: RobustDataModule, device: torch.device) -> Iterator[tuple[float, float, float]]:
-    """Seconds of loading, augmentation and conversion to float of one batch after the other."""
+    """Seconds of loading, augmentation and conversion to float, per batch."""
     batches = iter(data.train_dataloader())
     while True:
         marks = [time.perf_counter()]
@@ -87,7 +87,7 @@ def batch_times(data: RobustDataModule, device: torch.device) -> Iterator[tuple[
 
 
 def memory() -> dict[int, float]:
-    """MiB that pools of black images of one class need at most."""
+    """Peak MiB of pools of black images of one class."""
     peaks = {}
     for size in MEMORY_SIZES:
         with TemporaryDirectory() as folder, suppress(OSError):
@@ -100,10 +100,10 @@ def memory() -> dict[int, float]:
 
 
 def write_sparse(folder: Path, size: int) -> None:
-    """Write a pool that takes no room on disk.
+    """Write a pool that takes no space on disk.
 
     Raises:
-        OSError: The file system has no sparse files, or none of this size.
+        OSError: The file system does not support sparse files of this size.
     """
     probe = folder / "probe"
     with probe.open("wb") as file:

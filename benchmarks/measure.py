@@ -1,4 +1,4 @@
-"""Common parts of the speed benchmarks: interleaved timing, peak memory, the machine, the table and the JSON file."""
+"""Common parts of the speed benchmarks: interleaved timing, peak memory, machine, table and JSON file."""
 
 import argparse
 import json
@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from importlib import metadata
+from itertools import accumulate
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -15,17 +16,17 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 BF16_FLAGS = {"avx512_bf16", "amx_bf16", "bf16"}
-"""How /proc/cpuinfo names bf16 arithmetic on x86 and on ARM; without it bf16 is emulated, and slower than fp32."""
+"""Names of bf16 arithmetic in /proc/cpuinfo on x86 and ARM; without it, bf16 is emulated and slower than fp32."""
 
 
 def parser(description: str | None, repeats: int) -> argparse.ArgumentParser:
-    """The options that every benchmark has; `description` is the docstring of the program."""
+    """Options of every benchmark; `description` is the docstring of the program."""
     options = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     options.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of the CPU kernels")
-    options.add_argument("--repeats", type=int, default=repeats, help="measurements of each arm, in alternating order")
+    options.add_argument("--repeats", type=int, default=repeats, help="measurements per variant, in alternating order")
     options.add_argument("--json", type=Path, help="file to write")
-    options.add_argument("--quick", action="store_true", help="tiny sizes, to see that the program runs")
+    options.add_argument("--quick", action="store_true", help="tiny sizes, to test the program")
     return options
 
 
@@ -37,7 +38,7 @@ def prepare(options: argparse.Namespace) -> torch.device:
 
 
 def synchronize(device: torch.device) -> None:
-    """Wait for the device; the CPU is never behind."""
+    """Wait for the device."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
@@ -51,22 +52,20 @@ def seconds(call: Callable[[], Any], device: torch.device) -> float:
 
 
 def interleaved(
-    arms: Mapping[str, Callable[[], Any]], repeats: int, warmup: int, device: torch.device
+    variants: Mapping[str, Callable[[], Any]], repeats: int, warmup: int, device: torch.device
 ) -> dict[str, list[float]]:
-    """Seconds of every arm, one after the other in every repeat, in alternating order.
-
-    A machine that becomes slower or faster in between does so for all arms.
+    """Seconds of every variant, interleaved in alternating order, so that a drift of the machine affects all alike.
 
     Args:
-        arms: What to call, by name.
-        repeats: Measurements of each arm.
-        warmup: Further ones before, which are dropped.
-        device: Waited for before and after every call.
+        variants: Functions to call, by name.
+        repeats: Measurements per variant.
+        warmup: Further measurements at the start, which are dropped.
+        device: Device to synchronise before and after every call.
     """
-    times: dict[str, list[float]] = {name: [] for name in arms}
+    times: dict[str, list[float]] = {name: [] for name in variants}
     for number in range(warmup + repeats):
-        for name in list(arms) if number % 2 == 0 else list(arms)[::-1]:
-            taken = seconds(arms[name], device)
+        for name in list(variants) if number % 2 == 0 else list(variants)[::-1]:
+            taken = seconds(variants[name], device)
             if number >= warmup:
                 times[name].append(taken)
     return times
@@ -78,15 +77,15 @@ def spread(values: Sequence[float]) -> dict[str, float]:
 
 
 def ratios(a: list[float], b: list[float]) -> dict[str, float]:
-    """Ratios of `a` over `b`, repeat by repeat."""
+    """Spread of `a / b` over the repeats."""
     return spread([x / y for x, y in zip(a, b, strict=True)])
 
 
 def peak_memory(call: Callable[[], Any], device: torch.device) -> int:
     """Peak bytes of `call` above those allocated before it.
 
-    On CUDA the allocator counts. On CPU the profiler sees every allocation and release of a tensor's memory; summed in
-    the order of time, they are what is alive. Scratch space inside of libraries is in neither.
+    On CUDA the allocator counts; on the CPU the profiler records every allocation and release of a tensor. Neither
+    includes scratch space inside libraries.
     """
     synchronize(device)
     if device.type == "cuda":
@@ -97,13 +96,9 @@ def peak_memory(call: Callable[[], Any], device: torch.device) -> int:
         return torch.cuda.max_memory_allocated(device) - before
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         call()
-    result = profiler.profiler.kineto_results
-    events = sorted((e for e in result.events() if e.name() == "[memory]"), key=lambda event: event.start_ns())
-    alive = peak = 0
-    for event in events:
-        alive += event.nbytes()
-        peak = max(peak, alive)
-    return peak
+    events = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
+    events.sort(key=lambda event: event.start_ns())
+    return max(accumulate((event.nbytes() for event in events), initial=0))
 
 
 def machine(device: torch.device) -> dict[str, Any]:
@@ -141,14 +136,14 @@ def _cpuinfo(key: str) -> list[str]:
 
 
 def cell(value: object) -> str:
-    """A number with three decimals, or with none where it is large; anything else as text."""
+    """Format a number with three decimals, a large one without; anything else as text."""
     if isinstance(value, float):
         return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3f}"
     return "" if value is None else str(value)
 
 
 def table(rows: Mapping[str, Mapping[str, Any]], columns: tuple[str, ...] = ("median", "min", "max", "target")) -> str:
-    """A Markdown table; a row without a column has an empty cell."""
+    """Format a Markdown table; missing values are empty cells."""
     lines = [["", *columns], ["---"] * (len(columns) + 1)]
     lines += [[name, *(cell(row.get(column)) for column in columns)] for name, row in rows.items()]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
@@ -158,9 +153,9 @@ def report(options: argparse.Namespace, rows: Mapping[str, Mapping[str, Any]], *
     """Print the table and the machine, and write both with the settings to `--json`.
 
     Args:
-        options: Of the program.
-        rows: What was measured, by name; each with any of `median`, `min`, `max` and `target`.
-        more: For the file only.
+        options: Options of the program.
+        rows: Results by name; each with any of `median`, `min`, `max` and `target`.
+        more: Further content of the file.
     """
     described = machine(torch.device(options.device))
     settings = {name: str(value) for name, value in vars(options).items() if not isinstance(value, Path)}
@@ -171,7 +166,7 @@ def report(options: argparse.Namespace, rows: Mapping[str, Mapping[str, Any]], *
 
 
 def write(path: Path | None, content: Mapping[str, Any]) -> None:
-    """As JSON, if there is a path."""
+    """Write JSON, unless the path is None."""
     if path is None:
         return
     path.parent.mkdir(parents=True, exist_ok=True)

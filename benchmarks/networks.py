@@ -32,12 +32,12 @@ def digits_pssilu(options: argparse.Namespace) -> Case:
 
 
 def digits_standard(options: argparse.Namespace) -> Case:
-    """A small network on the digits, trained on clean images: the attacks win almost everywhere."""
+    """A small network on the digits, trained on clean images; almost no image is robust."""
     return _digits(SmallConvNet(in_channels=1, num_classes=10), options, steps=0)
 
 
 def resnet18(options: argparse.Namespace) -> Case:
-    """The CIFAR-10 network that the reference package ships; `--data` holds the images."""
+    """The CIFAR-10 network of the reference package; `--data` holds the images."""
     import pyautoattack
     from pyautoattack.examples.resnet import ResNet18
 
@@ -62,9 +62,9 @@ def _digits(model: nn.Module, options: argparse.Namespace, steps: int = 7) -> Ca
     optimizer = torch.optim.Adam(model.parameters(), 2e-3)
     for _ in range(12):
         for part in torch.randperm(len(x)).split(64):
-            seen = attack(model, x[part], y[part]) if steps else x[part]
+            x_adv = attack(model, x[part], y[part]) if steps else x[part]
             optimizer.zero_grad()
-            nn.functional.cross_entropy(model(seen), y[part]).backward()
+            nn.functional.cross_entropy(model(x_adv), y[part]).backward()
             optimizer.step()
     return model, *tensors(data.test.images, data.test.labels)
 

@@ -1,10 +1,10 @@
-"""Effect of each option of `Speed`: time of a step without it over the time with all.
+"""Effect of each option of `Speed`: time and memory of a step without it relative to a step with all.
 
     python benchmarks/options.py
     python benchmarks/options.py --device cuda --net wrn28_10
 
-Variants are our training step (see benchmarks/ours.py) with PSSiLU and bf16 autocast: with the defaults, with each
-option switched off alone, with all of them off, and in fp32. Peak memory likewise.
+The step is that of benchmarks/ours.py with PSSiLU and bf16 autocast: with the defaults, without each option alone,
+without all options, and in fp32.
 """
 
 import argparse
@@ -19,7 +19,7 @@ from lightning_paf.speed.options import Speed
 NONE = Speed(channels_last=False, fused=False, folded=False, recompute=False)
 
 
-def arms(options: argparse.Namespace, device: torch.device) -> dict[str, ours.OurStep]:
+def variants(options: argparse.Namespace, device: torch.device) -> dict[str, ours.OurStep]:
     speeds = {"defaults": Speed()}
     speeds |= {
         f"without {f.name}": replace(Speed(), **{f.name: False}) for f in fields(Speed) if getattr(Speed(), f.name)
@@ -35,7 +35,7 @@ def arms(options: argparse.Namespace, device: torch.device) -> dict[str, ours.Ou
 def main() -> None:
     options, device = ours.start(__doc__)
     x, y = ours.images(options, device)
-    calls = {name: (lambda step=step: step(x, y)) for name, step in arms(options, device).items()}
+    calls = {name: (lambda step=step: step(x, y)) for name, step in variants(options, device).items()}
     times = measure.interleaved(calls, options.repeats, 1, device)
     peaks = {name: measure.peak_memory(call, device) for name, call in calls.items()}
     rows = {}

@@ -28,7 +28,7 @@ QUICK_WIDTH = {"resnet18": 8, "wrn28_10": 1, "wrn10": 1}
 
 
 def add_sizes(parser: argparse.ArgumentParser) -> None:
-    """The options of a step; where the default is none, `sizes` chooses it for the device."""
+    """Add the options of a step; `sizes` chooses the missing defaults for the device."""
     parser.add_argument("--net", choices=NETS, default="resnet18")
     parser.add_argument("--width", type=int, help="of the network; full on CUDA, ResNet-18 at half width on CPU")
     parser.add_argument("--batch", type=int, help="images; 512 on CUDA, 64 on CPU")
@@ -38,7 +38,7 @@ def add_sizes(parser: argparse.ArgumentParser) -> None:
 
 
 def sizes(options: argparse.Namespace) -> torch.device:
-    """Fill in the options that depend on others, and prepare the machine."""
+    """Fill in the options that depend on others, and prepare the device."""
     cuda = options.device == "cuda"
     width = (QUICK_WIDTH if options.quick else FULL_WIDTH if cuda else CPU_WIDTH)[options.net]
     options.width = options.width or width
@@ -49,7 +49,7 @@ def sizes(options: argparse.Namespace) -> torch.device:
 
 
 def start(description: str | None) -> tuple[argparse.Namespace, torch.device]:
-    """The options of a benchmark that has no others, and the machine prepared for it."""
+    """Parse the options of a benchmark without further ones, and prepare the device."""
     options = parser(description, repeats=5)
     add_sizes(options)
     chosen = options.parse_args()
@@ -59,14 +59,14 @@ def start(description: str | None) -> tuple[argparse.Namespace, torch.device]:
 
 
 def attack(steps: int) -> PGD:
-    """The usual linf attack of the training; fewer steps, as `--quick` has them, are longer."""
+    """The usual linf attack of training; fewer steps, as with `--quick`, are longer."""
     return PGD() if steps == 10 else PGD(step_size=max(2 / 255, 8 / 255 / steps), steps=steps)
 
 
 def module(
     options: argparse.Namespace, activation: Activation | None = None, speed: Speed | None = None
 ) -> RobustModule:
-    """A training module as recipes of PGD adversarial training build it; PSSiLU by default."""
+    """The training module of the recipes for PGD adversarial training, with PSSiLU by default."""
     net = NETS[options.net](options.width)
     activation = PSSiLU() if activation is None else activation
     speed = Speed(compile=options.compile) if speed is None else speed
@@ -76,7 +76,7 @@ def module(
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Without the warnings about a module that is built by hand and has no trainer."""
+    """Suppress warnings about a module without a trainer."""
     with warnings.catch_warnings():
         for message in ("Attribute .* is already saved during checkpointing", ".*reference is not registered"):
             warnings.filterwarnings("ignore", message=message)
@@ -84,7 +84,7 @@ def quiet() -> Iterator[None]:
 
 
 def autocast(precision: str, device: torch.device) -> AbstractContextManager[None]:
-    """As the trainer's `bf16-mixed` and `32-true`."""
+    """Autocast of the trainer's `bf16-mixed` and `32-true`."""
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
 
 
@@ -113,6 +113,6 @@ class OurStep:
 
 
 def images(options: argparse.Namespace, device: torch.device) -> tuple[Tensor, Tensor]:
-    """A batch of noise in the layout of the data module (channels-last), and labels; no step depends on the values."""
+    """A batch of noise in the layout of the data module (channels-last), and labels."""
     x = torch.rand(options.batch, 3, 32, 32, device=device).contiguous(memory_format=torch.channels_last)
     return x, torch.randint(10, (options.batch,), device=device)

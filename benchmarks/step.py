@@ -1,10 +1,10 @@
-"""A training step with PSSiLU: its time and memory over those of ReLU, its time over that of a textbook's step.
+"""Time and memory of a training step with PSSiLU relative to ReLU, and to a textbook implementation.
 
     python benchmarks/step.py                                                  # ResNet-18 at half width, on the CPU
     python benchmarks/step.py --device cuda --net wrn28_10 --compile
 
 Our steps are those of the GPU recipes: `RobustModule` with bf16 autocast and the default `Speed`, PGD-10, mixed
-BatchNorm statistics. The textbook's is in benchmarks/textbook.py: eager, fp32, PSSiLU as its formula.
+BatchNorm statistics. The textbook's step is in benchmarks/textbook.py: eager, fp32, PSSiLU by its formula.
 """
 
 import argparse
@@ -20,10 +20,10 @@ from lightning_paf.nn.swap import swap_activations
 from lightning_paf.specs import dataset_spec
 
 WARMUP = {"cpu": 1, "cuda": 3}
-"""Steps before the measurement: kernels are compiled, libraries choose algorithms, the allocator fills its pools."""
+"""Steps before the measurement, for compilation, choice of algorithms and memory pools."""
 
 
-def arms(options: argparse.Namespace, device: torch.device) -> dict[str, Callable[[], object]]:
+def variants(options: argparse.Namespace, device: torch.device) -> dict[str, Callable[[], object]]:
     x, y = ours.images(options, device)
     steps = {
         activation.__name__: ours.OurStep(ours.module(options, activation()), device, options.precision)
@@ -32,11 +32,11 @@ def arms(options: argparse.Namespace, device: torch.device) -> dict[str, Callabl
     return {
         "PSSiLU": lambda: steps["PSSiLU"](x, y),
         "ReLU": lambda: steps["ReLU"](x, y),
-        "textbook": textbook_arm(options, device, x.contiguous(), y),
+        "textbook": textbook_step(options, device, x.contiguous(), y),
     }
 
 
-def textbook_arm(
+def textbook_step(
     options: argparse.Namespace, device: torch.device, x: torch.Tensor, y: torch.Tensor
 ) -> Callable[[], None]:
     net, activation = ours.NETS[options.net](options.width), textbook.PlainPSSiLU()
@@ -49,7 +49,7 @@ def textbook_arm(
 
 def main() -> None:
     options, device = ours.start(__doc__)
-    calls = arms(options, device)
+    calls = variants(options, device)
     times = measure.interleaved(calls, options.repeats, WARMUP[device.type], device)
     peaks = {name: float(measure.peak_memory(call, device)) for name, call in calls.items()}
     cuda = options.device == "cuda"

@@ -1,7 +1,7 @@
-"""The reference of the benchmarks: PGD adversarial training as textbook repositories write it.
+"""Reference of the benchmarks: PGD adversarial training as in textbook repositories.
 
-Eager fp32, images and weights in PyTorch's default layout, plain modules, the activation as its formula in the paper,
-and an attack on the network as it is. It trains what `RobustModule` trains with `PGD`, `AdversarialCE` and `PSSiLU`.
+Eager fp32, images and weights in PyTorch's default layout, plain modules, the activation by the formula of the paper,
+and an attack on the network itself. It is equivalent to `RobustModule` with `PGD`, `AdversarialCE` and `PSSiLU`.
 """
 
 import torch

@@ -4,12 +4,14 @@
     python benchmarks/utilisation.py --device cuda --net wrn28_10 --compile
     python benchmarks/utilisation.py --device cuda --net resnet18 --compile
 
-Counted are the multiplications and additions of convolutions and linear layers, as `torch.utils.flop_counter` finds
-them in one forward pass and in its backward passes: the pass without gradients for BatchNorm; for every attack step a
-forward pass and the gradient of the images; for the update a forward pass and the gradient of the weights, which
-needs that of the activations and not that of the images. Recomputation and other work do not count. The rate is
-that of a large square matrix product in bf16, measured next to the steps.
+The fraction counts multiplications and additions of convolutions and linear layers (`torch.utils.flop_counter`): the
+pass without gradients for BatchNorm; for every attack step a forward pass and the gradient of the images; for the
+update a forward pass and the gradient of the weights, which needs that of the activations, but not that of the images.
+Recomputation and other work do not count. The rate is that of a large square matrix product in bf16, measured between
+the steps.
 """
+
+from collections.abc import Callable
 
 import measure
 import ours
@@ -20,34 +22,32 @@ from torch.utils.flop_counter import FlopCounterMode
 MATRIX_SIZE = {"cpu": 2048, "cuda": 8192}
 """Side of the square matrices: large enough for the full rate, small enough for many repeats."""
 PRODUCTS = 10
-"""In a row, so that starting the first one does not count."""
+"""In a row, so that the launch of the first one does not count."""
 TARGETS = {"wrn28_10": ">= 0.40 on CUDA", "resnet18": ">= 0.25 on CUDA"}
 WARMUP = 2
 
 
 def operations(model: nn.Module, x: Tensor, attack_steps: int) -> dict[str, int]:
-    """Multiplications and additions of the three kinds of passes, and of the whole step."""
-    passes = {
-        "forward": counted(model, x),
-        "with gradient of the images": counted(model, x, [x]),
-        "with gradient of the weights": counted(model, x, list(model.parameters())),
+    """Multiplications and additions of the three kinds of passes, and of the step.
+
+    The gradient of a layer's input, and that of its weights, take as many operations as its forward pass.
+    """
+    first = next(layer for layer in model.modules() if isinstance(layer, nn.Conv2d | nn.Linear))
+    forward = counted(lambda: model(x))
+    images, weights = 2 * forward, 3 * forward - counted(lambda: first(x))
+    return {
+        "forward": forward,
+        "with gradient of the images": images,
+        "with gradient of the weights": weights,
+        "step": forward + attack_steps * images + weights,
     }
-    step = passes["forward"] + attack_steps * passes["with gradient of the images"]
-    return passes | {"step": step + passes["with gradient of the weights"]}
 
 
-def counted(model: nn.Module, x: Tensor, gradients_of: list[Tensor] | None = None) -> int:
-    """Of a forward pass, and of a backward pass to some tensors if there are any."""
-    wanted = gradients_of or []
-    flags = [(tensor, tensor.requires_grad) for tensor in (x, *model.parameters())]
-    for tensor, _ in flags:
-        tensor.requires_grad_(any(tensor is other for other in wanted))
+@torch.no_grad()
+def counted(call: Callable[[], Tensor]) -> int:
+    """Operations of a forward pass."""
     with FlopCounterMode(display=False) as counter:
-        logits = model(x)
-        if wanted:
-            logits.sum().backward(inputs=wanted)
-    for tensor, flag in flags:
-        tensor.requires_grad_(flag).grad = None
+        call()
     return int(counter.get_total_flops())
 
 
@@ -61,12 +61,12 @@ def main() -> None:
     calls = {"step": lambda: step(x, y), "products": lambda: [left @ right for _ in range(PRODUCTS)]}
     times = measure.interleaved(calls, options.repeats, WARMUP, device)
     needed = found["step"] * options.batch
-    # The fastest product is the machine's rate; the slower ones only show that something else was running.
+    # The fastest product shows the machine's rate; slower ones were disturbed by other work.
     rate = PRODUCTS * 2 * side**3 / min(times["products"])
     name = f"{options.net}, width {options.width}, batch {options.batch}, PGD-{options.steps}, {options.precision}"
-    shares = measure.spread([needed / seconds / rate for seconds in times["step"]])
+    fractions = measure.spread([needed / seconds / rate for seconds in times["step"]])
     rows = {
-        f"share of the bf16 matrix rate: {name}": shares | {"target": TARGETS.get(options.net)},
+        f"share of the bf16 matrix rate: {name}": fractions | {"target": TARGETS.get(options.net)},
         "step, in forward passes": {"median": found["step"] / found["forward"]},
     }
     if device.type == "cuda":

@@ -1,9 +1,9 @@
-"""Cost and accuracy of warm checks against cold ones; a Markdown table.
+"""Cost and accuracy of warm checks relative to cold ones; a Markdown table.
 
     python benchmarks/warm_check.py
 
-A small network learns the digits adversarially. After every epoch the same test images are evaluated twice: by a warm
-check, as `WarmEval` does it, and by a cold one, APGD on the cross-entropy and targeted with all their steps.
+A small network is trained adversarially on the digits. After every epoch, the same test images are evaluated by a warm
+check, as in `WarmEval`, and by a cold one: APGD on the cross-entropy and targeted APGD with all their steps.
 """
 
 import argparse
@@ -29,7 +29,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=360)
     parser.add_argument("--eps", type=Fraction, default=Fraction(1, 5))
     parser.add_argument("--steps", type=int, default=20, help="of a warm check")
-    parser.add_argument("--half_width", type=float, default=0.05, help="at which a third, warm check stops")
+    parser.add_argument("--half_width", type=float, default=0.05, help="at which a third check, also warm, stops")
     options = parser.parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(0)

@@ -2,7 +2,7 @@
 
     python docs/draw_architecture.py
 
-An arrow means "imports". Arrows that follow from others are left out. The edges are also written as JSON, which a test
+An arrow means "imports". Arrows implied by others are left out. The edges are also written as JSON, which a test
 compares with the imports.
 """
 
@@ -18,11 +18,11 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "lightning_paf"
 DATA = ROOT / "docs" / "images" / "architecture.json"
 Node = tuple[str, int]
-"""A room and a layer; in layers between two rooms, a point of the arrow `FROM>TO`."""
+"""A sub-package or module, and a layer; or a point of the arrow `FROM>TO` in a layer between two of them."""
 
 
 def layers() -> list[list[str]]:
-    """Rooms by layer, from the bottom, as in tests/test_layers.py."""
+    """Sub-packages and modules by layer, from the bottom, as in tests/test_layers.py."""
     body = ast.parse((ROOT / "tests" / "test_layers.py").read_text()).body
     (table,) = (n.value for n in body if isinstance(n, ast.Assign) and ast.unparse(n.targets[0]) == "LAYERS")
     found: list[list[str]] = ast.literal_eval(table)
@@ -30,8 +30,8 @@ def layers() -> list[list[str]]:
 
 
 def imports() -> set[tuple[str, str]]:
-    """Pairs of rooms, of which the first imports the second."""
-    rooms = {room for layer in layers() for room in layer}
+    """Pairs of sub-packages or modules, of which the first imports the second."""
+    modules = {module for layer in layers() for module in layer}
     found = set()
     for path in PACKAGE.rglob("*.py"):
         here = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
@@ -44,19 +44,19 @@ def imports() -> set[tuple[str, str]]:
             for name in names:
                 root, _, rest = name.partition(".")
                 there = rest.split(".")[0]
-                if root == "lightning_paf" and there in rooms and here in rooms and there != here:
+                if root == "lightning_paf" and there in modules and here in modules and there != here:
                     found.add((here, there))
     return found
 
 
 def edges() -> list[list[str]]:
-    """Imports without those that follow from others, sorted."""
+    """Imports without those implied by others, sorted."""
     direct = imports()
     below: dict[str, set[str]] = {}
     for layer in layers():
-        for room in layer:
-            targets = {there for here, there in direct if here == room}
-            below[room] = targets.union(*(below[there] for there in targets))
+        for module in layer:
+            targets = {there for here, there in direct if here == module}
+            below[module] = targets.union(*(below[there] for there in targets))
     implied = {(here, far) for here, there in direct for far in below[there]}
     return [list(edge) for edge in sorted(direct - implied)]
 
@@ -98,7 +98,7 @@ def positions(level: dict[str, int], arrows: list[list[Node]]) -> dict[Node, flo
 
 def draw() -> None:
     """Write the picture and its edges."""
-    level = {room: number for number, layer in enumerate(layers()) for room in layer}
+    level = {module: number for number, layer in enumerate(layers()) for module in layer}
     arrows = list(paths(level))
     x = positions(level, arrows)
     with open_figure(11, 9) as figure:
@@ -113,9 +113,9 @@ def draw() -> None:
             points[-1] = (points[-1][0], points[-1][1] + 0.2)
             axes.plot(*zip(*points[:-1], strict=True), **look, zorder=2)
             axes.annotate("", points[-1], points[-2], arrowprops={"arrowstyle": "-|>", "shrinkA": 0, **look}, zorder=2)
-        for room, layer in level.items():
+        for module, layer in level.items():
             box = {"boxstyle": "round,pad=0.4", "facecolor": "white", "edgecolor": GREY}
-            axes.text(x[room, layer], layer, room, ha="center", va="center", bbox=box, zorder=3)
+            axes.text(x[module, layer], layer, module, ha="center", va="center", bbox=box, zorder=3)
         axes.set_xlim(-0.08, 1.02)
         axes.set_ylim(-0.5, len(layers()) - 0.5)
     save_figure(figure, DATA.with_suffix(".png"))

@@ -64,8 +64,8 @@ def main(argv: list[str] | None = None) -> int:
         argv: Arguments; by default those of the command line.
 
     Returns:
-        Exit status: 0; 1 after an error of this package; 2 after an unknown or removed command. Errors of the
-        command-line parser exit with 2, a training stopped by SIGTERM or SIGUSR1 with 75 (resume it).
+        Exit status: 0; 1 after an error of this package; 2 after an unknown or removed command. Errors of
+        LightningCLI's parser exit with 2, a training stopped by SIGTERM or SIGUSR1 with 75 (resume it).
     """
     words = sys.argv[1:] if argv is None else argv
     if not words or words[0] in ("-h", "--help", "help"):

@@ -15,7 +15,7 @@ if TYPE_CHECKING:  # imported in functions, for a fast `--help`
     from torch import Tensor
 
     from lightning_paf.data import RobustDataModule
-    from lightning_paf.evaluation.samples import Samples
+    from lightning_paf.evaluation import Samples
     from lightning_paf.nn.classifier import Classifier
     from lightning_paf.tasks.classification import RobustModule
 
@@ -51,7 +51,7 @@ class Run:
         """
         import numpy as np
 
-        from lightning_paf.evaluation.samples import Samples
+        from lightning_paf.evaluation import Samples
 
         self.datamodule.prepare_data("test")
         self.datamodule.setup("test")

@@ -1,4 +1,4 @@
-"""Recipes that come with the package, found by short names from any directory."""
+"""Packaged recipes, found by short names from any directory."""
 
 import difflib
 from collections.abc import Sequence
@@ -18,52 +18,47 @@ _KINDS = {
     "--val_attack": "eval",
     "--autoattack": "eval",
 }
-"""Options that take a part of a recipe, and the folder of these parts."""
+"""Folder of the recipes for each option that takes a part of one."""
 
-_WHOLE = ("-c", "--config")
-_FILES = (*_WHOLE, "--data", "--trainer", "--model.speed")
-"""Options that take a file or its content, and never a class."""
+_CONFIG = ("-c", "--config")
+_FILE_ONLY = (*_CONFIG, "--data", "--trainer", "--model.speed")
+"""Options that take a file or its content, but no class."""
 
 
 def kind_of(option: str) -> str:
-    """Folder of the recipes that an option takes by their stems, or nothing."""
+    """Folder of the recipes that an option takes by their stems; empty if none."""
     return _KINDS.get(option, "")
 
 
 def names(pattern: str = "") -> list[str]:
-    """List the recipes as `folder/stem`, those that contain a text."""
+    """List the recipes whose name `folder/stem` contains `pattern`."""
     found = sorted(str(path.relative_to(FOLDER).with_suffix("")) for path in FOLDER.rglob("*.yaml"))
     return [name for name in found if pattern in name]
 
 
 def find(name: str, kind: str = "") -> Path | None:
-    """Find a recipe.
+    """Find a packaged recipe.
 
     Args:
         name: `paper/resnet18_linf`, with or without `configs/` before and `.yaml` after it.
-        kind: Folder of the recipes that may be named by their stem alone, such as `trainer` for `gpu1`.
+        kind: Folder of the recipes that the stem alone identifies, such as `trainer` for `gpu1`.
 
     Returns:
-        The packaged file, or None where there is none of this name.
+        Its file, or None if no recipe has this name.
     """
     stem = name.removeprefix("./").removeprefix("configs/").removesuffix(".yaml")
     known = names()
-    for candidate in (stem, f"{kind}/{stem}"):
-        if candidate in known:
-            return FOLDER / f"{candidate}.yaml"
-    return None
+    return next((FOLDER / f"{found}.yaml" for found in (stem, f"{kind}/{stem}") if found in known), None)
 
 
 def located(name: str, kind: str = "") -> Path:
-    """Find a file that a user named: the path itself, or a recipe.
+    """Find a file by its path, or a packaged recipe by its name.
 
     Raises:
-        ValueError: There is neither.
+        ValueError: Neither exists.
     """
     path = Path(name)
-    if path.is_file():
-        return path
-    recipe = find(name, kind)
+    recipe = path if path.is_file() else find(name, kind)
     if recipe is None:
         raise ValueError(f"{name} must be a file or a recipe, but neither exists.{_hint(name, kind)}")
     return recipe
@@ -72,32 +67,32 @@ def located(name: str, kind: str = "") -> Path:
 def resolved(words: Sequence[str]) -> list[str]:
     """Replace the names of recipes on a command line by the paths of their files.
 
-    An existing path wins. Any other value that names no recipe is left to the parser as a class, except where the
-    option takes files only or the value is written as a path.
+    An existing path has priority. The parser takes any other value for a class, except where the option takes files
+    only or the value has a file's suffix.
 
     Args:
-        words: The words after `lightning-paf`.
+        words: The arguments of `lightning-paf`.
 
     Raises:
         ValueError: A file that must exist does not.
     """
     result = list(words)
-    for place, word in enumerate(words):
+    for index, word in enumerate(words):
         option, assigned, value = word.partition("=")
-        if option not in _KINDS and option not in _WHOLE:
+        if option not in _KINDS and option not in _CONFIG:
             continue
         if assigned:
-            result[place] = f"{option}={_path_of(option, value)}"
-        elif place + 1 < len(words):
-            result[place + 1] = str(_path_of(option, words[place + 1]))
+            result[index] = f"{option}={_path_of(option, value)}"
+        elif index + 1 < len(words):
+            result[index + 1] = str(_path_of(option, words[index + 1]))
     return result
 
 
 def _path_of(option: str, value: str) -> Path | str:
-    if "\n" in value or ": " in value or value.lstrip().startswith(("{", "[")):  # the content itself
+    if "\n" in value or ": " in value or value.lstrip().startswith(("{", "[")):  # the content of a file
         return value
     kind = kind_of(option)
-    if option in _FILES or value.endswith((".yaml", ".yml", ".json")):
+    if option in _FILE_ONLY or value.endswith((".yaml", ".yml", ".json")):
         return located(value, kind)
     return value if Path(value).is_file() else find(value, kind) or value
 
@@ -108,4 +103,4 @@ def _hint(name: str, kind: str) -> str:
     similar = f" Did you mean {', '.join(near)}?" if near else ""
     if kind == "data":
         similar += " Pass --data.dataset npz for your own images."
-    return f"{similar} Call `lightning-paf recipes` for a list."
+    return f"{similar} Run `lightning-paf recipes` for a list."

@@ -1,32 +1,28 @@
-"""Schedules as functions of the fraction of the training that is done.
+"""Schedules as functions of training progress, from 0 to 1.
 
-YAML never repeats numbers of epochs or steps: the module multiplies the learning rate by `schedule(progress)` at every
-optimiser step, with progress from 0 to 1. The radius of an attack and the share of real images have schedules too.
+The module multiplies the learning rate by `schedule(progress)` at every optimiser step, so a recipe never repeats
+numbers of epochs or steps. The radius of an attack and the fraction of real images have schedules too.
 """
 
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
-_PROBES = 100
-
 
 class Schedule(ABC):
-    """A factor for the learning rate, or for what else changes over a training.
+    """A factor for the learning rate or another quantity that changes during training.
 
     Args:
         warmup: Fraction of the training during which the factor rises linearly from `warmup_start`.
         warmup_start: Factor at the very beginning, relative to the factor after the warm-up.
 
     Raises:
-        ValueError: A fraction outside [0, 1).
+        ValueError: `warmup` outside [0, 1) or `warmup_start` outside [0, 1].
     """
 
     def __init__(self, warmup: float = 0.0, warmup_start: float = 0.0) -> None:
-        if not 0 <= warmup < 1:
-            raise ValueError(f"warmup is a fraction of the training in [0, 1), but warmup={warmup}. Pass e.g. 0.025.")
-        if not 0 <= warmup_start <= 1:
-            raise ValueError(f"warmup_start is a factor in [0, 1], but warmup_start={warmup_start}. Pass e.g. 0.04.")
+        _require(0 <= warmup < 1, "warmup must be a fraction of the training in [0, 1)", warmup, 0.025)
+        _require(0 <= warmup_start <= 1, "warmup_start must be a factor in [0, 1]", warmup_start, 0.04)
         self.warmup = warmup
         self.warmup_start = warmup_start
 
@@ -42,16 +38,16 @@ class Schedule(ABC):
         """Refuse factors outside [0, 1].
 
         Args:
-            what: What is multiplied, for the message.
+            what: Name of the scaled quantity, for the message.
 
         Raises:
-            ValueError: There is such a factor.
+            ValueError: Some factor is outside.
         """
-        factors = [self(i / _PROBES) for i in range(_PROBES + 1)]
+        factors = [self(i / 100) for i in range(101)]
         if not (min(factors) >= 0 and max(factors) <= 1):
             raise ValueError(
-                f"{what} is scaled by a factor in [0, 1], but {type(self).__name__} goes from {min(factors):g} to "
-                f"{max(factors):g}. Give the largest value, and a schedule that scales it down."
+                f"{what} must be scaled by a factor in [0, 1], got {type(self).__name__} from {min(factors):g} to "
+                f"{max(factors):g}. Pass the largest value, and a schedule that scales it down."
             )
 
     @abstractmethod
@@ -87,11 +83,11 @@ class Cosine(Schedule):
 
 
 class Piecewise(Schedule):
-    """A constant that drops at given moments.
+    """A step schedule.
 
     Args:
-        drops: Fractions of the training at which the factor is multiplied by `gamma`, increasing.
-        gamma: What it is multiplied by. Rice et al. (2020) and Pang et al. (2021) drop by 10.
+        drops: Increasing fractions of the training at which the factor is multiplied by `gamma`.
+        gamma: Multiplier at each drop. Rice et al. (2020) and Pang et al. (2021) divide by 10.
         warmup: Fraction of the training during which the factor rises linearly from `warmup_start`.
         warmup_start: Factor at the very beginning.
 
@@ -103,10 +99,8 @@ class Piecewise(Schedule):
         self, drops: Sequence[float] = (0.5, 0.75), gamma: float = 0.1, warmup: float = 0.0, warmup_start: float = 0.0
     ) -> None:
         super().__init__(warmup, warmup_start)
-        if list(drops) != sorted(drops) or not all(0 < drop < 1 for drop in drops):
-            raise ValueError(
-                f"drops are increasing fractions of the training, but drops={list(drops)}. Pass e.g. '[0.5, 0.75]'."
-            )
+        fits = list(drops) == sorted(drops) and all(0 < drop < 1 for drop in drops)
+        _require(fits, "drops must be increasing fractions of the training in (0, 1)", list(drops), "'[0.5, 0.75]'")
         self.drops = tuple(drops)
         self.gamma = gamma
 
@@ -116,11 +110,11 @@ class Piecewise(Schedule):
 
 
 class Ramp(Schedule):
-    """A straight line up to 1, for what grows over the training, such as the radius of an attack.
+    """A linear increase up to 1, for example of an attack's radius.
 
     Args:
         start: Factor at the very beginning.
-        end: Fraction of the training at which the factor is 1, and stays there.
+        end: Fraction of the training from which on the factor is 1.
 
     Raises:
         ValueError: A start outside [0, 1], an end outside (0, 1].
@@ -128,11 +122,8 @@ class Ramp(Schedule):
 
     def __init__(self, start: float = 0.0, end: float = 1.0) -> None:
         super().__init__()
-        if not 0 <= start <= 1 or not 0 < end <= 1:
-            raise ValueError(
-                f"start is a factor in [0, 1] and end a fraction of the training in (0, 1], but start={start} and "
-                f"end={end}. Pass e.g. 0 and 1."
-            )
+        _require(0 <= start <= 1, "start must be a factor in [0, 1]", start, 0)
+        _require(0 < end <= 1, "end must be a fraction of the training in (0, 1]", end, 1)
         self.start = start
         self.end = end
 
@@ -153,7 +144,8 @@ class Cyclic(Schedule):
 
     def __init__(self, peak: float = 0.4) -> None:
         super().__init__()
-        self.peak = _moment("peak", peak, 0.4)
+        _require(0 < peak < 1, "peak must be a fraction of the training in (0, 1)", peak, 0.4)
+        self.peak = peak
 
     def factor(self, progress: float) -> float:
         """Height of the triangle."""
@@ -161,26 +153,25 @@ class Cyclic(Schedule):
 
 
 class Switch(Schedule):
-    """0 up to a moment of the training and 1 after it, for what begins late.
+    """A step from 0 to 1, for example for real images that come in late.
 
     Args:
         at: Fraction of the training at which the factor becomes 1.
 
     Raises:
-        ValueError: A moment outside (0, 1).
+        ValueError: A fraction outside (0, 1).
     """
 
     def __init__(self, at: float = 0.5) -> None:
         super().__init__()
-        self.at = _moment("at", at, 0.6)
+        _require(0 < at < 1, "at must be a fraction of the training in (0, 1)", at, 0.6)
+        self.at = at
 
     def factor(self, progress: float) -> float:
         """0 or 1."""
         return float(progress >= self.at)
 
 
-def _moment(name: str, moment: float, usual: float) -> float:
-    """The same fraction of the training, if it lies inside it."""
-    if not 0 < moment < 1:
-        raise ValueError(f"{name} is a fraction of the training in (0, 1), but {name}={moment}. Pass e.g. {usual}.")
-    return moment
+def _require(fits: bool, rule: str, given: object, example: object) -> None:
+    if not fits:
+        raise ValueError(f"{rule}, got {given}. Pass e.g. {example}.")

@@ -13,7 +13,7 @@ class DatasetSpec:
     Args:
         name: As in `--data.dataset`.
         num_classes: Number of classes; labels are 0 .. num_classes - 1.
-        size: Height and width of the images; for `npz` a guess that only matters where a network is tried out.
+        size: Height and width of the images; nominal for `npz`, where only trial passes of a network use it.
         mean: Per-channel mean of the training images in [0, 1]; its length is the number of channels.
         std: Per-channel standard deviation of the training images.
     """
@@ -30,9 +30,7 @@ class DatasetSpec:
         return len(self.mean)
 
 
-_GENERIC_CHANNELS, _GENERIC_MEAN, _GENERIC_STD = 3, (0.5,), (0.25,)
-
-# CIFAR statistics: spec 1.8 (the values of PAF_AT); digits: computed on the 1,797 images that scikit-learn ships.
+# CIFAR: the statistics in the code of Dai et al. (2021); digits: computed on the 1,797 images that scikit-learn ships.
 _SPECS = {
     "digits": DatasetSpec("digits", 10, 8, (0.3053,), (0.3760,)),
     "cifar10": DatasetSpec("cifar10", 10, 32, (0.4914, 0.4822, 0.4465), (0.2471, 0.2435, 0.2616)),
@@ -58,18 +56,18 @@ def dataset_spec(name: str, num_classes: int | None = None, channels: int | None
                 f"data.num_classes must be at least 2 for data.dataset=npz, got {num_classes}. "
                 "Pass --data.num_classes K."
             )
-        count = _GENERIC_CHANNELS if channels is None else channels
+        count = 3 if channels is None else channels
         if count < 1:
             raise ValueError(f"data.channels must be at least 1, got {count}. Pass --data.channels 1 for gray images.")
-        return DatasetSpec("npz", num_classes, 32, _GENERIC_MEAN * count, _GENERIC_STD * count)
+        return DatasetSpec("npz", num_classes, 32, (0.5,) * count, (0.25,) * count)
     if name not in _SPECS:
         raise ValueError(f"data.dataset must be one of {', '.join([*_SPECS, 'npz'])}, got {name!r}.")
     spec = _SPECS[name]
-    for argument, typed in (("num_classes", num_classes), ("channels", channels)):
+    for argument, given in (("num_classes", num_classes), ("channels", channels)):
         known = getattr(spec, argument)
-        if typed not in (None, known):
+        if given not in (None, known):
             raise ValueError(
-                f"data.{argument} must be {known} for data.dataset={name}, got {typed}. "
+                f"data.{argument} must be {known} for data.dataset={name}, got {given}. "
                 f"Leave --data.{argument} out, or pass --data.dataset npz for your own images."
             )
     return spec

@@ -1,4 +1,4 @@
-"""Names for the types that all layers share."""
+"""Types shared by all layers."""
 
 from collections.abc import Callable
 from fractions import Fraction
@@ -7,13 +7,13 @@ from typing import Any, Literal
 from torch import Tensor
 
 Radius = float | Fraction
-"""A distance between images in [0, 1]: `0.031` or `8/255` (the fraction is kept, and printed back as written)."""
+"""A distance between images in [0, 1]: `0.031` or `8/255` (kept as a fraction, and printed as written)."""
 
 Norm = Literal["linf", "l2", "l1"]
-"""The norm that measures a perturbation."""
+"""The norm of a perturbation."""
 
 Forward = Callable[[Tensor], Any]
-"""How an attack calls what it attacks: images (N, C, H, W) to any output that the loss understands."""
+"""An attacked model: images (N, C, H, W) to any output that the loss accepts."""
 
 PerExampleLoss = Callable[[Any, Tensor], Tensor]
 """`(output, target) -> (N,)`; larger is better for the attacker."""

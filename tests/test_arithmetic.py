@@ -34,7 +34,7 @@ def test_parameters_match_the_published_ones(arithmetic):
 
 
 def test_speedup_is_at_most_the_number_of_gpus(arithmetic):
-    cost = arithmetic.Cost(parameters=10**8, weights=4 * 10**8, step=10**12, share=0.5)
+    cost = arithmetic.Cost(parameters=10**8, weights=4 * 10**8, step=10**12, fraction=0.5)
     seconds = [cost.epoch_seconds(gpus) for gpus in arithmetic.LINKS]
     assert seconds[0] == pytest.approx(arithmetic.EPOCH * 10**12 / (arithmetic.PEAK * 0.5))
     assert seconds[0] / 8 < seconds[1] < seconds[0]
@@ -46,17 +46,11 @@ def test_a_checkpoint_is_as_large_as_computed(arithmetic, tmp_path):
     experiment = write_experiment(tmp_path)
     short = ["--trainer.max_steps", "1", "--averaging", "WarmupEMA", "--trainer.limit_val_batches", "0"]
     # The formula counts the momentum of SGD, which the recipes use.
-    short += [
-        "--model.optimizer",
-        "torch.optim.SGD",
-        "--model.optimizer.lr",
-        "0.1",
-        "--model.optimizer.momentum",
-        "0.9",
-    ]
+    short += ["--model.optimizer", "torch.optim.SGD", "--model.optimizer.lr", "0.1"]
+    short += ["--model.optimizer.momentum", "0.9"]
     run = tmp_path / "run"
     assert status("fit", "-c", experiment, *net, *short, "--run", run, "--checkpoint.monitor", "null") == 0
     model = CifarResNet(18, width=12, num_classes=3)
     parameters = sum(p.numel() for p in model.parameters())
-    expected = arithmetic.Cost(parameters, arithmetic.size(model), step=1, share=1.0).checkpoint
+    expected = arithmetic.Cost(parameters, arithmetic.size(model), step=1, fraction=1.0).checkpoint
     assert (run / "checkpoints" / "last.ckpt").stat().st_size == pytest.approx(expected, rel=0.1)

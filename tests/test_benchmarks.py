@@ -1,8 +1,9 @@
-"""The speed benchmarks measure what they say, and every program runs."""
+"""Parts of the speed benchmarks, and a quick run of every program."""
 
 import json
 import logging
 import math
+import subprocess
 import sys
 from argparse import Namespace
 from fractions import Fraction
@@ -12,10 +13,11 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from lightning_paf.attacks import PGD
 from lightning_paf.evaluation.statistics import exact_accuracy
-from lightning_paf.nets import CifarResNet
+from lightning_paf.nets import CifarResNet, SmallConvNet
 from lightning_paf.nn.activations import PSSiLU
 from lightning_paf.nn.swap import swap_activations
 from lightning_paf.objectives import AdversarialCE
@@ -28,7 +30,7 @@ TINY = ["--quick", "--net", "wrn10", "--batch", "4", "--repeats", "2"]
 
 
 @pytest.fixture(autouse=True)
-def _beside_the_programs(monkeypatch):
+def _search_path(monkeypatch):
     monkeypatch.syspath_prepend(FOLDER)
     level = logging.getLogger("lightning.pytorch").level
     yield
@@ -40,7 +42,7 @@ def program(name):
 
 
 def run(name, arguments, monkeypatch, folder):
-    """Run a program's `main`; the rows of its JSON file."""
+    """Run a program's `main`, and return the rows of its JSON file."""
     file = folder / "results" / f"{name}.json"
     monkeypatch.setattr(sys, "argv", [str(FOLDER / f"{name}.py"), "--threads", "1", "--json", str(file), *arguments])
     program(name).main()
@@ -54,21 +56,21 @@ def is_spread(row):
     return math.isfinite(row["median"]) and row["min"] <= row["median"] <= row["max"]
 
 
-def test_arms_alternate_and_the_warm_up_is_dropped():
+def test_variants_alternate_and_the_warm_up_is_dropped():
     called = []
-    arms = {name: lambda name=name: called.append(name) for name in "ab"}
-    times = program("measure").interleaved(arms, repeats=2, warmup=1, device=CPU)
+    variants = {name: lambda name=name: called.append(name) for name in "ab"}
+    times = program("measure").interleaved(variants, repeats=2, warmup=1, device=CPU)
     assert "".join(called) == "abbaab"
     assert {name: len(taken) for name, taken in times.items()} == {"a": 2, "b": 2}
     assert all(t > 0 for taken in times.values() for t in taken)
 
 
-def test_ratios_are_those_of_neighbours():
+def test_ratios_are_taken_repeat_by_repeat():
     found = program("measure").ratios([2.0, 30.0, 400.0], [1.0, 10.0, 100.0])
     assert found == {"median": 3.0, "min": 2.0, "max": 4.0}
 
 
-def test_peak_memory_is_what_lives_at_the_same_time():
+def test_peak_memory_counts_simultaneous_tensors():
     before = torch.empty(3_000_000)
 
     def call():
@@ -83,24 +85,29 @@ def test_peak_memory_is_what_lives_at_the_same_time():
     del before
 
 
-def test_a_table_leaves_out_what_was_not_measured():
+def test_missing_values_are_empty_cells():
     text = program("measure").table({"a": {"median": 0.5, "target": "<= 1"}, "b": {"median": 12345.6}})
     assert text.splitlines()[2:] == ["| a | 0.500 |  |  | <= 1 |", "| b | 12,346 |  |  |  |"]
 
 
-def test_operations_of_linear_layers():
-    a, b, c = 6, 5, 4
-    net = nn.Sequential(nn.Linear(a, b), nn.Linear(b, c))
-    found = program("utilisation").operations(net, torch.rand(1, a), attack_steps=3)
-    once = 2 * (a * b + b * c)
-    assert found["forward"] == once
-    assert found["with gradient of the images"] == 2 * once
-    assert found["with gradient of the weights"] == 3 * once - 2 * a * b
-    assert found["step"] == once + 3 * 2 * once + 3 * once - 2 * a * b
-    assert all(p.requires_grad and p.grad is None for p in net.parameters())
+def test_operations_are_those_of_the_flop_counter():
+    net, x = CifarResNet(width=4).eval(), torch.rand(1, 3, 32, 32)
+
+    def counted(inputs):
+        for tensor in (x, *net.parameters()):
+            tensor.requires_grad_(any(tensor is other for other in inputs))
+        with FlopCounterMode(display=False) as counter:
+            net(x).sum().backward(inputs=inputs)
+        return counter.get_total_flops()
+
+    found = program("utilisation").operations(net, x, attack_steps=3)
+    images, weights = counted([x]), counted(list(net.parameters()))
+    assert found["with gradient of the images"] == images
+    assert found["with gradient of the weights"] == weights
+    assert found["step"] == found["forward"] + 3 * images + weights
 
 
-def test_the_textbook_computes_our_step():
+def test_the_textbook_step_is_equivalent_to_ours():
     """The same weights, batch and noise lead to the same weights."""
     textbook, ours = program("textbook"), program("ours")
     x, y = torch.rand(8, 3, 32, 32), torch.randint(10, (8,))
@@ -132,26 +139,26 @@ def test_the_textbook_computes_our_step():
         torch.testing.assert_close(found[name], value, rtol=1e-3, atol=1e-4, msg=name)
 
 
-def test_shares_of_an_epoch():
+def test_fractions_of_an_epoch():
     parts = {"epoch": 10.0, "objective": 6.0, "attack": 4.0, "backward": 2.0, "optimiser": 0.5}
-    found = program("epoch").shares(parts)
+    found = program("epoch").fractions(parts)
     assert found["outside of attack and update"] == pytest.approx(0.15)
     assert found["update, forward"] == pytest.approx(0.2)
     assert sum(found.values()) == pytest.approx(1)
 
 
-@pytest.mark.parametrize(("shift", "verdict"), [(0.05, "yes"), (0.5, "no")])
-def test_a_shift_beyond_the_seeds_is_no_equivalence(shift, verdict):
+@pytest.mark.parametrize(("shift", "contains"), [(0.05, "yes"), (0.5, "no")])
+def test_a_shift_larger_than_the_spread_of_seeds_is_found(shift, contains):
     equivalence = program("equivalence")
     robust = exact_accuracy(5, 10)
     base = [equivalence.Run([9.0] * 10 + [loss] * equivalence.TAIL, robust) for loss in (1.0, 1.1, 1.2)]
     other = [equivalence.Run([9.0] * 10 + [loss + shift] * equivalence.TAIL, robust) for loss in (1.0, 1.1, 1.2)]
     row = equivalence.compared({"first": base, "other": other})["mean loss, other minus first, 95 % interval"]
     assert row["median"] == pytest.approx(shift)
-    assert row["target"] == f"contains 0: {verdict}"
+    assert row["target"] == f"contains 0: {contains}"
 
 
-def test_a_missing_library_is_named(monkeypatch):
+def test_a_missing_library_is_reported(monkeypatch):
     libraries = program("libraries")
     monkeypatch.setitem(sys.modules, "foolbox", None)
     runs, versions = libraries.theirs(nn.Identity(), libraries.Setting(0.1, 0.05, 2))
@@ -171,9 +178,9 @@ def test_step(monkeypatch, tmp_path, capsys):
 
 def test_utilisation(monkeypatch, tmp_path):
     rows = run("utilisation", TINY, monkeypatch, tmp_path)
-    (share,) = [row for name, row in rows.items() if name.startswith("share")]
-    assert is_spread(share)
-    assert share["min"] > 0
+    (fraction,) = [row for name, row in rows.items() if name.startswith("share")]
+    assert is_spread(fraction)
+    assert fraction["min"] > 0
 
 
 def test_epoch(monkeypatch, tmp_path):
@@ -182,9 +189,16 @@ def test_epoch(monkeypatch, tmp_path):
     assert sum(row["median"] for row in rows.values()) == pytest.approx(1)  # two epochs: the median is the mean
 
 
-@pytest.mark.slow
 def test_first_step(monkeypatch, tmp_path):
-    rows = run("first_step", ["--quick", "--net", "wrn10", "--batch", "4", "--repeats", "1"], monkeypatch, tmp_path)
+    def in_this_process(command, **_):
+        monkeypatch.setattr(sys, "argv", command[1:])
+        first_step.main()
+        torch._logging.set_logs()  # the default
+        return subprocess.CompletedProcess(command, 0)
+
+    first_step = program("first_step")
+    monkeypatch.setattr(subprocess, "run", in_this_process)
+    rows = run("first_step", [*TINY[:-1], "1"], monkeypatch, tmp_path)
     assert rows["first step / later step, eager"]["median"] > 1
     assert rows["compilations, second epoch, eager"]["median"] == 0
 
@@ -204,8 +218,9 @@ def test_libraries(monkeypatch, tmp_path):
     assert is_spread(rows["robust of 6 digits, plain_loop"])
 
 
-@pytest.mark.slow
 def test_equivalence(monkeypatch, tmp_path):
+    small = lambda depth, in_channels, width: SmallConvNet(in_channels=in_channels, width=width)  # noqa: E731
+    monkeypatch.setattr(program("equivalence"), "CifarResNet", small)
     rows = run("equivalence", ["--quick", "--width", "4", "--picture", str(tmp_path / "a.png")], monkeypatch, tmp_path)
     difference = rows["mean loss, fp32 minus fp32, plain, 95 % interval"]["median"]
     assert abs(difference) < 0.05  # rounding, after four steps

@@ -1,6 +1,9 @@
-"""Every file in configs/ is understood by the real parser, builds, and says what it is; no data is needed for that."""
+"""Every file in configs/ is accepted by the parser, builds, and has a correct header; no data are needed."""
 
+import inspect
 import re
+from importlib import import_module
+from itertools import permutations
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -9,12 +12,16 @@ import torch
 import yaml
 from helpers.fakes import CONFIGS, root_without_runs
 from helpers.recipe_headers import commands, cost_in_header, cost_line, costs, option
+from lightning.pytorch import callbacks as lightning_callbacks
 
+from lightning_paf import attacks, callbacks, nets, schedules
 from lightning_paf.cli.training import SLOTS, train
 from lightning_paf.data.samplers import real_per_batch
+from lightning_paf.evaluation import stopping
+from lightning_paf.nn import activations
 
 ROOT = CONFIGS.parent
-KEYS = {  # folder: the argument that its files are values of
+KEYS = {  # folder: the argument whose values are its files
     "activation": "model.activation",
     "attack": "model.attack",
     "checkpoint": "checkpoint",
@@ -31,6 +38,7 @@ BASE = {
 EXPERIMENTS = [path for folder in ("paper", "methods") for path in sorted((CONFIGS / folder).glob("*.yaml"))]
 PARTS = [path for folder in KEYS for path in sorted((CONFIGS / folder).glob("*.yaml"))]
 FROM_LIBRARIES = [path for path in PARTS if path.stem.startswith(("timm", "torchvision"))]
+MODULES = (attacks, activations, callbacks, nets, schedules, stopping, lightning_callbacks)
 
 
 def name(path: Path) -> str:
@@ -42,7 +50,7 @@ def of_kind(folder: str) -> list[Path]:
 
 
 def combinations() -> list[dict[str, Path]]:
-    """One part of every kind, until every part has had its turn."""
+    """Combinations of one part of each kind that together contain every part."""
     kinds = {folder: of_kind(folder) for folder in KEYS}
     return [{k: parts[i % len(parts)] for k, parts in kinds.items()} for i in range(max(map(len, kinds.values())))]
 
@@ -57,7 +65,7 @@ mixtures = pytest.mark.parametrize("parts", combinations(), ids=lambda parts: "+
 
 @pytest.fixture(scope="module")
 def parser(tmp_path_factory):
-    """The parser of the command line, with one experiment's worth of arguments, but without a command."""
+    """The parser of the command line, without a command."""
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(root_without_runs(tmp_path_factory.mktemp("root")))  # recipes begin with checkpoints in `runs`
         yield train(["-c", "configs/demo/digits.yaml"], run=False).parser
@@ -65,19 +73,19 @@ def parser(tmp_path_factory):
 
 @pytest.fixture(scope="module", params=EXPERIMENTS, ids=name)
 def recipe(parser, request):
-    """An experiment as configured, and all objects that it names."""
+    """The configuration of an experiment and its objects."""
     config = parser.parse_args(["-c", name(request.param)])
     return SimpleNamespace(path=request.param, config=config, objects=built(parser, config))
 
 
 def built(parser, config):
-    """Everything that the configuration names; on the meta device WRN-70-16 costs nothing."""
+    """All objects of a configuration, on the meta device, where WRN-70-16 takes no memory."""
     with torch.device("meta"):
         return parser.instantiate_classes(config)
 
 
 def with_paths(tree: dict, parts: dict[str, Path]) -> dict:
-    """A copy in which parts stand for their arguments."""
+    """A copy with parts as values of their arguments."""
     filled = {**tree, "model": dict(tree["model"])}
     for folder, path in parts.items():
         *above, last = KEYS[folder].split(".")
@@ -97,24 +105,57 @@ def base(tmp_path) -> str:
 
 
 @mixtures
-def test_parts_are_values_on_the_command_line_and_in_an_experiment(parser, parts, base, tmp_path):
+def test_parts_build(parser, parts, base):
+    objects = built(parser, parser.parse_args(["-c", base, *typed(parts)]))
+    assert objects.model.model.num_classes == objects.data.spec.num_classes
+    assert objects.val_attack.attack.eps < 1
+
+
+def test_parts_are_values_on_the_command_line_and_in_an_experiment(parser, base, tmp_path):
+    parts = combinations()[0]
     (tmp_path / "named.yaml").write_text(yaml.safe_dump(with_paths(BASE, parts)))
     assert dump(parser, "-c", base, *typed(parts)) == dump(parser, "-c", str(tmp_path / "named.yaml"))
 
 
-@mixtures
-def test_parts_replace_all_others_of_their_kind(parser, parts, base):
-    """Arguments that two classes share survive a change of class, so a part must say what any other part says."""
+def test_parts_replace_all_others_of_their_kind(parser, base):
+    parts = combinations()[-1]
     others = [{folder: path} for folder in KEYS for path in of_kind(folder) if path not in parts.values()]
     earlier = [word for other in others for word in typed(other)]
     assert dump(parser, "-c", base, *earlier, *typed(parts)) == dump(parser, "-c", base, *typed(parts))
 
 
-@mixtures
-def test_parts_build(parser, parts, base):
-    objects = built(parser, parser.parse_args(["-c", base, *typed(parts)]))
-    assert objects.model.model.num_classes == objects.data.spec.num_classes
-    assert objects.val_attack.attack.eps < 1
+@pytest.mark.parametrize("folder", KEYS)
+def test_parts_set_every_argument_that_others_of_their_kind_set(folder):
+    """Arguments that two classes share survive a change of class."""
+    parts = {path.stem: yaml.safe_load(path.read_text()) for path in of_kind(folder)}
+    left = {(first, second): surviving(parts[first], parts[second]) for first, second in permutations(parts, 2)}
+    assert not {pair: names for pair, names in left.items() if names}
+
+
+def surviving(earlier: dict, later: dict) -> set[str]:
+    """Arguments of a part that a later part does not replace."""
+    if "class_path" in later:
+        accepted = parameters(later["class_path"])
+        earlier = {key: value for key, value in earlier.get("init_args", {}).items() if key in accepted}
+        later = later.get("init_args", {})
+    left = earlier.keys() - later.keys()
+    for key in earlier.keys() & later.keys():
+        if isinstance(earlier[key], dict) and isinstance(later[key], dict):
+            left |= {f"{key}.{name}" for name in surviving(earlier[key], later[key])}
+    return left
+
+
+def parameters(class_path: str) -> set[str]:
+    """Arguments of a class, with those of its base classes if it passes keywords on."""
+    module, _, name = class_path.rpartition(".")
+    cls = next(getattr(m, name) for m in ([import_module(module)] if module else MODULES) if hasattr(m, name))
+    names: set[str] = set()
+    for base in cls.__mro__:
+        own = inspect.signature(base.__init__).parameters
+        names |= own.keys()
+        if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in own.values()):
+            break
+    return names
 
 
 @pytest.mark.parametrize("part", FROM_LIBRARIES, ids=name)
@@ -130,8 +171,8 @@ def test_an_experiment_builds(recipe):
 
 
 def test_the_checkpoint_monitors_what_the_experiment_logs(recipe):
-    judges = [recipe.objects.get(slot) for slot in ("val_attack", "autoattack")]
-    logged = {"val/acc"} | {f"val/acc_{judge.name}" for judge in judges if judge and judge.every_n_epochs == 1}
+    evaluations = [recipe.objects.get(slot) for slot in ("val_attack", "autoattack")]
+    logged = {"val/acc"} | {f"val/acc_{one.name}" for one in evaluations if one and one.every_n_epochs == 1}
     assert recipe.objects.checkpoint.monitor in logged | {None}
 
 
@@ -144,18 +185,23 @@ def test_an_experiment_is_short(experiment):
 @experiments
 def test_the_commands_of_the_header_are_accepted(parser, experiment):
     fits = [words for words in commands(experiment.read_text()) if words[0] == "fit"]
-    assert fits, "the header names no command that trains"
+    assert fits, "the header has no command that trains"
     for _, *options in fits:
-        assert option(options, "-c") == name(experiment)
-        parser.parse_args(options)
+        usual = {key: option(options, key) for key in ("-c", "--run", "--trainer") if key in options}
+        assert usual["-c"] == name(experiment)
+        assert "--trainer" not in usual or (ROOT / usual["--trainer"]).is_file()
+        if len(options) > 2 * len(usual):  # otherwise the fixture `recipe` has parsed it
+            parser.parse_args(options)
 
 
 @experiments
-def test_what_a_header_trains_first_leaves_the_checkpoint_that_is_read_later(experiment, tmp_path, monkeypatch):
+def test_trainings_save_the_checkpoints_that_later_commands_read(experiment, tmp_path, monkeypatch):
     monkeypatch.chdir(root_without_runs(tmp_path))
     text = experiment.read_text()
+    without_tests = re.sub("^#.* lightning-paf test .*$", "", text, flags=re.MULTILINE)  # they are tested below
     for words in (words for words in commands(text) if words[0] == "fit"):
-        read = {*re.findall(rf"{option(words, '--run')}/checkpoints/([\w.]+)", text)}
+        readers = text if "--checkpoint" in words else without_tests
+        read = {*re.findall(rf"{option(words, '--run')}/checkpoints/([\w.]+)", readers)}
         if read:
             on_any_machine = ["--trainer", "configs/trainer/cpu.yaml", "--trainer.num_nodes", "1"]
             with torch.device("meta"):
@@ -163,19 +209,20 @@ def test_what_a_header_trains_first_leaves_the_checkpoint_that_is_read_later(exp
             assert read <= {f"{saver.filename}.ckpt" for saver in trainer.checkpoint_callbacks}
 
 
-def test_the_header_says_how_to_judge_what_it_trains(parser, recipe):
+def test_the_header_has_commands_that_evaluate_the_trained_checkpoint(parser, recipe):
     runs = {option(words, "--run") for words in commands(recipe.path.read_text()) if words[0] == "fit"}
     tests = [words[1:] for words in commands(recipe.path.read_text()) if words[0] == "test"]
-    assert tests, "the header names no command that judges"
+    assert tests, "the header has no command that evaluates"
     for options in tests:
         checkpoint = Path(option(options, "--ckpt_path"))
         assert str(checkpoint.parent.parent) in runs
         assert checkpoint.name == ("best.ckpt" if recipe.objects.checkpoint.monitor else "last.ckpt")
-        parser.parse_args(["-c", name(recipe.path), *options[2:]])
+        if options[2:]:
+            parser.parse_args(["-c", name(recipe.path), *options[2:]])
 
 
 @experiments
-def test_the_header_has_its_numbers_or_leaves_them_empty(experiment):
+def test_the_header_has_sourced_numbers_or_dashes(experiment):
     header = [line for line in experiment.read_text().splitlines() if line.startswith("#")]
     for field in ("Cost (derived):", "Published", "Ours:"):
         lines = [line for line in header if line.startswith(f"# {field}")]
@@ -185,18 +232,18 @@ def test_the_header_has_its_numbers_or_leaves_them_empty(experiment):
             assert re.search(r"\((abstract|README|RobustBench)", lines[0]), "a number without its source"
 
 
-def test_the_cost_in_the_header_is_what_the_recipe_costs(recipe):
+def test_the_cost_in_the_header_is_that_of_the_recipe(recipe):
     spent = costs(recipe.objects.model, recipe.objects.data, recipe.config.trainer.max_epochs)
-    said = cost_in_header(recipe.path.read_text())
-    assert said == pytest.approx(spent, rel=0.1), f"the header of {name(recipe.path)} should say: {cost_line(*spent)}"
+    stated = cost_in_header(recipe.path.read_text())
+    assert stated == pytest.approx(spent, rel=0.1), f"expected in {name(recipe.path)}: {cost_line(*spent)}"
 
 
-def test_data_parts_share_real_images_as_their_recipes_say():
-    shares = {}
+def test_data_parts_have_the_fractions_of_the_papers():
+    numbers = {}
     for path in sorted((CONFIGS / "data").glob("*.yaml")):
         part = yaml.safe_load(path.read_text())
-        shares[path.stem] = (real_per_batch(part["batch_size"], part["real_fraction"]), part["batch_size"])
+        numbers[path.stem] = (real_per_batch(part["batch_size"], part["real_fraction"]), part["batch_size"])
         assert (part["real_fraction"] < 1) == (part["synthetic"] is not None), path.stem
-    assert shares["cifar10_ddpm6m"] == (256, 512)
-    assert shares["cifar10_edm1m"] == (154, 512)
-    assert shares["cifar10_synthetic"] == (307, 1024)
+    assert numbers["cifar10_ddpm6m"] == (256, 512)
+    assert numbers["cifar10_edm1m"] == (154, 512)
+    assert numbers["cifar10_synthetic"] == (307, 1024)

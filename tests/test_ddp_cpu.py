@@ -302,7 +302,7 @@ def test_ranks_wait_for_a_slow_one_longer_than_the_time_out(runs):
 
 
 def test_a_batch_that_does_not_divide_is_refused(runs):
-    error = "batch_size=15 is the number of images over all devices and does not divide by 2"
+    error = "batch_size must be a multiple of the 2 devices, got 15"
     assert error in (runs / "output").read_text()
     assert not (runs / "indivisible" / "checkpoints").exists()
 

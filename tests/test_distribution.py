@@ -1,4 +1,4 @@
-"""Who installs the wheel, without a checkout, has the commands and the recipes; the sdist has the suite."""
+"""The wheel contains the commands and the recipes, the sdist also the tests."""
 
 import json
 import os
@@ -12,11 +12,13 @@ import zipfile
 from pathlib import Path
 
 import pytest
-import yaml
+from helpers.short_demo import write_short_demo
 
 ROOT = Path(__file__).parents[1]
 TINY = ["--model.net", "SmallConvNet", "--model.net.width", "2", "--model.attack.steps", "1", "--data.num_workers", "0"]
-SHORT = {"class_path": "AutoAttack", "init_args": {"eps": 0.25, "version": "custom", "attacks": ["apgd-ce"]}}
+SHORT = ["--autoattack.attack.version", "custom", "--autoattack.attack.attacks", "[apgd-ce]"]
+SHORT += ["--autoattack.test_examples", "4", "--val_attack.test_examples", "4"]
+RUN = ["--run", "run", "--trainer.max_epochs", "1", "--trainer.limit_val_batches", "1", "--data.train_examples", "100"]
 REAL = ["--data.synthetic", "null", "--data.real_fraction", "1.0"]
 pytestmark = pytest.mark.slow
 
@@ -62,50 +64,40 @@ def test_the_wheel_holds_the_recipes_and_no_tests(archives):
 
 
 @pytest.fixture(scope="module")
-def command(archives, tmp_path_factory):
-    """`lightning-paf` of a new environment that has the dependencies of this one, and the wheel."""
-    place = tmp_path_factory.mktemp("environment")
-    venv.create(place, with_pip=False, symlinks=True)
-    library = place / "lib" / f"python{sys.version_info.major}.{sys.version_info.minor}" / "site-packages"
+def python(archives, tmp_path_factory):
+    """Runs Python in a new environment with the dependencies of this one and the wheel, outside the checkout."""
+    environment = tmp_path_factory.mktemp("environment")
+    venv.create(environment, with_pip=False, symlinks=True)
+    library = environment / "lib" / f"python{sys.version_info.major}.{sys.version_info.minor}" / "site-packages"
     (library / "dependencies.pth").write_text(sysconfig.get_paths()["purelib"])
     options = ["--no-deps", "--no-index", "--quiet", "--target", library]
     subprocess.run([sys.executable, "-m", "pip", "install", *options, archives[1]], check=True)
-    python = place / "bin" / "python"
-    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
-    environment |= {"OMP_NUM_THREADS": "1", "PATH": f"{place / 'bin'}{os.pathsep}{os.environ['PATH']}"}
-    folder, package = tmp_path_factory.mktemp("elsewhere"), library / "lightning_paf"
-    shorten_demo(shutil.copytree(package / "configs", folder / "shortened") / "demo" / "digits.yaml")
+    variables = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"} | {"OMP_NUM_THREADS": "1"}
+    folder = tmp_path_factory.mktemp("elsewhere")
 
     def run(*words: str) -> str:
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-        done = subprocess.run([python, *words], cwd=folder, env=environment, check=False, **pipes)
+        command = [environment / "bin" / "python", *words]
+        done = subprocess.run(command, cwd=folder, env=variables, check=False, **pipes)
         assert done.returncode == 0, done.stdout
         return done.stdout
 
-    assert run("-c", "import lightning_paf; print(lightning_paf.__file__)").strip() == str(package / "__init__.py")
-    return lambda *words: run("-m", "lightning_paf", *words)
+    found = run("-c", "import lightning_paf; print(lightning_paf.__file__)").strip()
+    assert found == str(library / "lightning_paf" / "__init__.py")
+    return run
 
 
-def shorten_demo(path: Path) -> None:
-    config = yaml.safe_load(path.read_text())
-    config["data"] = {
-        **yaml.safe_load((path.parents[1] / "data/digits_synthetic.yaml").read_text()),
-        "train_examples": 64,
-    }
-    config["data"] |= {"batch_size": 32, "num_workers": 0}
-    config["val_attack"]["init_args"] |= {"max_examples": 4, "test_examples": 4}
-    config["model"]["net"] = {"class_path": "SmallConvNet", "init_args": {"width": 2}}
-    config["model"]["attack"]["init_args"]["steps"] = 1
-    config["autoattack"]["init_args"] |= {"test_examples": 4, "attack": SHORT}
-    path.write_text(yaml.safe_dump(config))
-
-
-def test_the_installed_package_trains_tests_and_lists(command):
-    run = ["--run", "run", "--trainer.max_epochs", "1", "--data.train_examples", "100"]
-    command("fit", "-c", "demo/digits", "--model.activation", "relu", *run, *REAL, *TINY)
-    shown = command("test", "--ckpt_path", "run/checkpoints/last.ckpt", "--autoattack.attack", json.dumps(SHORT))
+def test_the_installed_package_has_the_commands_and_recipes(python, tmp_path):
+    commands = [
+        ["fit", "-c", "demo/digits", "--model.activation", "relu", *RUN, *REAL, *TINY],
+        ["test", "--ckpt_path", "run/checkpoints/last.ckpt", *SHORT],
+        ["reproduce", "--list"],
+        ["demo", "--config", str(write_short_demo(tmp_path)), "--out", "demo", "--count", "60", "--epochs", "1"],
+    ]
+    code = "import json, sys; from lightning_paf.__main__ import main; print(*map(main, json.loads(sys.argv[1])))"
+    shown = python("-c", code, json.dumps(commands))
     assert "autoattack" in shown
-    assert "madry" in command("reproduce", "--list")
-    assert "paper/resnet18_linf" in command("recipes")
-    demo = ["demo", "--config", "shortened/demo/digits.yaml", "--count", "60", "--epochs", "1"]
-    assert "PSSiLU minus ReLU, same 4 images" in command(*demo)
+    assert "madry" in shown
+    assert "PSSiLU minus ReLU" in shown
+    assert shown.splitlines()[-1] == "0 0 0 0"
+    assert "paper/resnet18_linf" in python("-m", "lightning_paf", "recipes")

@@ -1,4 +1,4 @@
-"""What lies in docker/ agrees with itself and with the package; neither Docker nor a cluster is needed for that."""
+"""The files in docker/ are consistent with each other and with the package; needs neither Docker nor a cluster."""
 
 import json
 import re
@@ -20,7 +20,6 @@ from lightning_paf.callbacks.stop_on_signal import EXIT_STATUS
 ROOT = CONFIGS.parent
 DOCKER = ROOT / "docker"
 FILES = sorted(path for path in DOCKER.rglob("*") if path.is_file())
-MEBI = {"Mi": 1, "Gi": 1024}
 
 
 def instructions(text: str) -> list[tuple[str, str]]:
@@ -34,7 +33,7 @@ INSTRUCTIONS = instructions((DOCKER / "Dockerfile").read_text())
 
 
 def stages() -> dict[str, list[tuple[str, str]]]:
-    """Instructions of each stage by its name; that of the last one, which has none, is empty."""
+    """Instructions of each stage by its name; the last one has an empty name."""
     found: dict[str, list[tuple[str, str]]] = {}
     for word, rest in INSTRUCTIONS[1:]:
         if word == "FROM":
@@ -61,7 +60,7 @@ COMPOSE = documents(DOCKER / "compose.yaml")[0]
 
 
 def jobs() -> dict[str, dict[str, Any]]:
-    """Specs of batch/v1 Jobs by name, those inside of runtimes too."""
+    """Specs of batch/v1 Jobs by name, including those inside runtimes."""
     found = {}
     for document in KUBERNETES:
         name, spec = document["metadata"]["name"], document["spec"]
@@ -84,72 +83,66 @@ def pod(job: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     return spec, container
 
 
-def filled(text: str) -> str:
-    """With the default of every `${NAME:-default}`."""
-    return re.sub(r"\$\{\w+:-([^}]*)\}", r"\1", text)
-
-
 def commands() -> list[list[str]]:
-    """Every command of ours that docker/ and the page about it have, from its first word on."""
+    """Every `fit` and `test` command in docker/ and in the page about it, from this word on."""
     found = [list(map(str, pod(job)[1].get("args", []))) for job in JOBS.values()]
     found += [document["spec"]["trainer"]["args"] for document in KUBERNETES if document["kind"] == "TrainJob"]
-    found += [shlex.split(filled(service["command"])) for service in COMPOSE["services"].values()]
+    defaults = [re.sub(r"\$\{\w+:-([^}]*)\}", r"\1", service["command"]) for service in COMPOSE["services"].values()]
+    found += [shlex.split(command) for command in defaults]
     for path in (DOCKER / "README.md", ROOT / "docs" / "scaling.md"):
         for block in re.findall(r"```bash\n(.*?)```", path.read_text(), re.DOTALL):
             found += [shlex.split(line, comments=True) for line in block.replace("\\\n", " ").splitlines()]
     own = []
     for words in found:
         for start, word in enumerate(words[:-1]):
-            whole = "..." not in words  # where only an option is the point
-            if whole and word in ("lightning-paf", "lightning_paf") and words[start + 1] in ("fit", "test"):
+            complete = "..." not in words
+            if complete and word in ("lightning-paf", "lightning_paf") and words[start + 1] in ("fit", "test"):
                 own.append(words[start + 1 :])
     return own
 
 
+COMMANDS = [list(words) for words in dict.fromkeys(map(tuple, commands()))]
+
+
 def test_there_are_commands():
-    assert {words[0] for words in commands()} == {"fit", "test"}
-    assert len(commands()) >= 6
+    assert {words[0] for words in COMMANDS} == {"fit", "test"}
+    assert len(COMMANDS) >= 6
 
 
-@pytest.mark.parametrize("words", commands(), ids=" ".join)
+@pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
 def test_commands_are_accepted(words, monkeypatch, capsys):
     monkeypatch.chdir(ROOT)
     name, *options = words
-    if name == "test":  # the configuration lies beside the checkpoint, which is not there
+    if name == "test":  # the configuration is next to the checkpoint, which does not exist here
         options = ["-c", "configs/paper/resnet18_linf.yaml", *options]
     with pytest.raises(SystemExit) as stopped:
         main([name, *options, "--print_config"])
     assert stopped.value.code == 0, capsys.readouterr().err
 
 
-@pytest.mark.parametrize("words", [words for words in commands() if words[0] == "fit"], ids=" ".join)
-def test_trainings_with_a_run_folder_continue_by_themselves(words):
+@pytest.mark.parametrize("words", [words for words in COMMANDS if words[0] == "fit"], ids=" ".join)
+def test_restarted_trainings_resume(words):
     assert words[words.index("--run") + 1].startswith("runs/")
     assert words[words.index("--ckpt_path") + 1] == "auto"
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_files_name_what_exists_and_no_secret(path):
+def test_named_files_exist_and_there_are_no_secrets(path):
     text = path.read_text()
     named = re.findall(r"\b(?:configs|docker|docs|tests)/[\w/.]*\w", text)
     assert not [name for name in named if not (ROOT / name).exists()]
     assert not re.search(r"(?i)password|secret|token|api.?key", text)
 
 
-def test_the_base_image_is_an_argument():
+def test_any_base_image_and_old_builders_can_be_used():
+    """buildah 1.28 supports neither here-documents nor links, and ignores changes of a mounted stage."""
     assert re.fullmatch(r"BASE_IMAGE=python:3\.\d+-slim", INSTRUCTIONS[0][1])
     assert next(rest for word, rest in INSTRUCTIONS if word == "FROM") == "${BASE_IMAGE} AS base"
+    assert not [rest for word, rest in INSTRUCTIONS if "<<" in rest or "--link" in rest]
+    assert not [rest for word, rest in INSTRUCTIONS if word == "RUN" and "--mount" in rest]
 
 
-def test_old_builders_understand_the_dockerfile():
-    """buildah 1.28 knows neither here-documents nor links, and takes no notice of a change behind a mounted stage."""
-    for word, rest in INSTRUCTIONS:
-        assert "<<" not in rest
-        assert "--link" not in rest
-        assert not (word == "RUN" and "--mount" in rest)
-
-
-def test_code_comes_after_the_dependencies():
+def test_code_is_copied_after_the_dependencies():
     found = stages()
     before = [rest for name in ("base", "dependencies") for word, rest in found[name] if word in ("COPY", "ADD")]
     assert before == ["--from=requirements /requirements.txt /requirements.txt"]
@@ -167,34 +160,28 @@ def test_the_requirements_are_those_of_the_package(extras):
     printed = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
     optional = project["project"]["optional-dependencies"]
-    wanted = [*project["build-system"]["requires"], *project["project"]["dependencies"]]
-    assert printed.splitlines() == wanted + [line for extra in extras.split() for line in optional[extra]]
+    expected = [*project["build-system"]["requires"], *project["project"]["dependencies"]]
+    assert printed.splitlines() == expected + [line for extra in extras.split() for line in optional[extra]]
 
 
-def test_nobody_is_root():
-    assert UID == GID > 1000  # of the host's own users, that of the first one is often 1000
+def test_the_user_is_not_root():
+    assert UID == GID > 1000  # often 1000 is the first user of the host
     words = [word for word, _ in INSTRUCTIONS]
     assert "RUN" not in words[words.index("USER") :]
     assert f"--uid {UID} " in "".join(rest for word, rest in INSTRUCTIONS if word == "RUN")
 
 
-def test_signals_reach_the_program():
-    assert json.loads(only("ENTRYPOINT")) == ["tini", "--"]
+def test_the_image_has_entry_point_volumes_and_labels():
+    assert json.loads(only("ENTRYPOINT")) == ["tini", "--"]  # forwards signals
     assert json.loads(only("CMD"))[0] == "lightning-paf"
-
-
-def test_what_libraries_write_goes_to_a_volume():
     variables = dict(pair.split("=", 1) for pair in shlex.split(only("ENV", stages()[""])))
     assert {variables[name] for name in ("HOME", "TMPDIR")} <= VOLUMES
     assert {f"{only('WORKDIR')}/{folder}" for folder in ("data", "runs")} <= VOLUMES
-
-
-def test_the_labels_are_those_of_the_package():
     assert f"VERSION={__version__}" in [rest for word, rest in INSTRUCTIONS if word == "ARG"]
     assert {"image.version", "image.revision", "image.licenses"} <= set(re.findall(r"image\.\w+", only("LABEL")))
 
 
-def test_the_context_is_what_is_copied():
+def test_the_build_context_contains_only_copied_files():
     ignored, *rest = [line for line in (ROOT / ".dockerignore").read_text().splitlines() if line[:1] not in ("", "#")]
     assert ignored == "*"
     sent = {line[1:] for line in rest if line.startswith("!")}
@@ -210,7 +197,7 @@ def test_the_context_is_what_is_copied():
 
 
 @pytest.mark.parametrize("name", COMPOSE["services"])
-def test_compose_locks_what_the_image_allows(name):
+def test_compose_services_are_restricted(name):
     service = COMPOSE["services"][name]
     assert service["read_only"]
     assert service["cap_drop"] == ["ALL"]
@@ -218,14 +205,11 @@ def test_compose_locks_what_the_image_allows(name):
     assert {mount[0] for mount in mounts} <= COMPOSE["volumes"].keys()
     assert {mount[1] for mount in mounts} <= VOLUMES
     assert service["build"]["args"].keys() <= {rest.partition("=")[0] for word, rest in INSTRUCTIONS if word == "ARG"}
-
-
-def test_compose_gives_gpus_to_services_that_exist():
     assert documents(DOCKER / "compose.gpu.yaml")[0]["services"].keys() <= COMPOSE["services"].keys()
 
 
 @every_job
-def test_pods_run_as_the_image_does(job):
+def test_pods_have_the_restrictions_of_the_image_and_survive_evictions(job):
     spec, container = pod(job)
     assert spec["securityContext"]["runAsNonRoot"]
     assert {spec["securityContext"][key] for key in ("runAsUser", "runAsGroup", "fsGroup")} == {UID}
@@ -236,6 +220,9 @@ def test_pods_run_as_the_image_does(job):
     }
     assert container["image"] == f"lightning-paf:{__version__}"
     assert "command" not in container  # which would replace tini
+    assert spec["restartPolicy"] == "Never"  # podFailurePolicy, by which evictions are no failures, requires it
+    conditions = [rule["onPodConditions"] for rule in job["podFailurePolicy"]["rules"] if "onPodConditions" in rule]
+    assert conditions == [[{"type": "DisruptionTarget"}]]
 
 
 @every_job
@@ -250,36 +237,25 @@ def test_pods_have_the_volumes_and_shared_memory(job):
     assert claims == {d["metadata"]["name"] for d in KUBERNETES if d["kind"] == "PersistentVolumeClaim"}
 
 
-def test_memory_is_limited_and_holds_the_shared_memory():
+def test_the_memory_limit_includes_the_shared_memory():
     limits = {name: pod(job)[1].get("resources", {}).get("limits") for name, job in JOBS.items()}
     limits["lightning-paf"] = next(
         d["spec"]["trainer"]["resourcesPerNode"]["limits"] for d in KUBERNETES if d["kind"] == "TrainJob"
     )
     for name, job in JOBS.items():
         (shared,) = [v["emptyDir"]["sizeLimit"] for v in pod(job)[0]["volumes"] if "medium" in v.get("emptyDir", {})]
-        assert mebibytes(limits[name]["memory"]) >= 4 * mebibytes(shared)
+        memory = limits[name]["memory"]
+        assert shared.endswith("Gi")
+        assert memory.endswith("Gi")
+        assert int(memory[:-2]) >= 4 * int(shared[:-2])
         assert limits[name]["nvidia.com/gpu"] >= 1
 
 
-def mebibytes(quantity: str) -> int:
-    return int(quantity[:-2]) * MEBI[quantity[-2:]]
-
-
-@every_job
-def test_an_eviction_is_no_failure(job):
-    assert pod(job)[0]["restartPolicy"] == "Never"  # podFailurePolicy works with nothing else
-    conditions = [rule["onPodConditions"] for rule in job["podFailurePolicy"]["rules"] if "onPodConditions" in rule]
-    assert conditions == [[{"type": "DisruptionTarget"}]]
-
-
-def test_a_stopped_training_is_continued():
-    rules = {rule["onExitCodes"]["values"][0]: rule["action"] for rule in exit_rules(JOBS["paf-train"])}
-    assert rules == {2: "FailJob", EXIT_STATUS: "Ignore"}
+def test_a_stopped_training_is_restarted():
+    rules = [rule for rule in JOBS["paf-train"]["podFailurePolicy"]["rules"] if "onExitCodes" in rule]
+    actions = {rule["onExitCodes"]["values"][0]: rule["action"] for rule in rules}
+    assert actions == {2: "FailJob", EXIT_STATUS: "Ignore"}
     assert pod(JOBS["paf-train"])[0]["terminationGracePeriodSeconds"] >= 120
-
-
-def exit_rules(job: dict[str, Any]) -> list[dict[str, Any]]:
-    return [rule for rule in job["podFailurePolicy"]["rules"] if "onExitCodes" in rule]
 
 
 def test_torchrun_leaves_time_for_the_checkpoint():
@@ -294,7 +270,7 @@ def test_the_training_job_names_its_runtime():
     assert (reference["apiGroup"], reference["kind"], reference["name"]) in named
 
 
-def test_judges_share_the_work():
+def test_evaluation_is_an_indexed_job():
     job = JOBS["paf-evaluate"]
     assert job["completionMode"] == "Indexed"
     assert job["completions"] == job["parallelism"] > 1

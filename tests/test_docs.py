@@ -1,4 +1,4 @@
-"""Documentation: examples run, links and named files exist."""
+"""The examples in the documents run, and links and named files exist."""
 
 import json
 import re
@@ -20,7 +20,7 @@ DOCS = sorted((ROOT / "docs").rglob("*.md"))
 OTHERS = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "SECURITY.md", "docker/README.md")]
 WITH_PYTHON = [path for path in DOCS if path.name != "extending.md" and "```python" in path.read_text()]
 EXTENDING = (ROOT / "docs" / "extending.md").read_text()
-# The parser refuses a bare name that two classes have, and readers of the page may have added one to the package.
+# The parser refuses a bare name that two classes have, and a reader of the page can have added one to the package.
 for defined in re.findall(r"^class (\w+)", EXTENDING, re.M):
     EXTENDING = re.sub(rf"(?<!nn\.)\b{defined}\b", f"{defined}Example", EXTENDING)
 SECTIONS = dict(part.split("\n", 1) for part in EXTENDING.split("\n## ")[1:])
@@ -29,7 +29,7 @@ EXAMPLES = {
     for title, text in SECTIONS.items()
     if (blocks := re.findall(r"^```python\n(.*?)^```", text, re.S | re.M))
 }
-MADE_BY_THE_READER = re.compile(r"/half|/[A-Z]+\.")  # files of the whole method; placeholders such as NAME.yaml
+MADE_BY_THE_READER = re.compile(r"/half|/[A-Z]+\.")  # files of the example method; placeholders such as NAME.yaml
 IMPORTED = ["An activation", "An attack", "An objective", "A network", "A schedule", "An augmentation", "A callback"]
 
 
@@ -43,9 +43,16 @@ def test_an_example_runs(section):
     exec(compile(EXAMPLES[section], section, "exec"), {"__name__": "my_project", "__doc__": ""})
 
 
-def test_the_examples_are_found_by_their_import_path(tmp_path, monkeypatch):
-    (tmp_path / "my_project.py").write_text("\n\n".join(EXAMPLES[section] for section in IMPORTED))
+@pytest.fixture
+def write_module(tmp_path, monkeypatch):
+    """Writes `my_project.py`, which can be imported in this test."""
     monkeypatch.syspath_prepend(tmp_path)
+    yield (tmp_path / "my_project.py").write_text
+    sys.modules.pop("my_project", None)
+
+
+def test_the_examples_are_found_by_their_import_path(write_module, tmp_path):
+    write_module("\n\n".join(EXAMPLES[section] for section in IMPORTED))
     named = {
         "model": {
             "net": "my_project.PerceptronExample",
@@ -58,12 +65,7 @@ def test_the_examples_are_found_by_their_import_path(tmp_path, monkeypatch):
         "trainer": {"accelerator": "cpu"},
     }
     (tmp_path / "mine.yaml").write_text(yaml.safe_dump(named))
-    try:
-        cli = train(
-            ["-c", str(tmp_path / "mine.yaml"), "--trainer.callbacks+=my_project.StopWhenRobustExample"], run=False
-        )
-    finally:
-        sys.modules.pop("my_project", None)
+    cli = train(["-c", str(tmp_path / "mine.yaml"), "--trainer.callbacks+=my_project.StopWhenRobustExample"], run=False)
     alphas = [value for key, value in cli.model.named_parameters() if key.endswith(".alpha")]
     assert torch.equal(torch.stack(list(alphas)), torch.tensor([[4.0]]))
     assert type(cli.model.objective).__name__ == "HalfAndHalfExample"
@@ -72,7 +74,7 @@ def test_the_examples_are_found_by_their_import_path(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("document", WITH_PYTHON, ids=lambda path: path.name)
 def test_python_blocks_of_other_documents_run(document):
-    """All blocks of a document follow one another."""
+    """The blocks of a document run in one namespace, in their order."""
     blocks = re.findall(r"^```python\n(.*?)^```", document.read_text(), re.S | re.M)
     exec(compile("\n\n".join(blocks), document.name, "exec"), {})
 
@@ -96,31 +98,26 @@ def test_every_recipe_of_a_method_has_a_page():
 
 
 def indented(language: str) -> str:
-    """The block inside the list of "A whole method"."""
+    """The block inside the list of "A complete method"."""
     block = re.search(rf"^   ```{language}\n(.*?)^   ```", SECTIONS["An objective"], re.S | re.M)
     return textwrap.dedent(block[1])
 
 
-def test_the_whole_method_has_an_experiment_that_names_its_variants():
+def test_the_example_method_has_an_experiment_with_its_variants():
     module = {}
     exec(compile(indented("python"), "half_and_half", "exec"), module)
     assert {variant.name for variant in module["EXPERIMENT"].variants} == {"pgd", "half"}
 
 
-def test_the_whole_method_has_a_recipe_that_builds_with_a_correct_header(tmp_path, monkeypatch):
-    written = re.search(r"^```python\n(.*?)^```", SECTIONS["An objective"], re.S | re.M)
-    (tmp_path / "my_project.py").write_text(written[1])  # the first block alone
-    monkeypatch.syspath_prepend(tmp_path)
+def test_the_example_method_has_a_recipe_that_builds_with_a_correct_header(write_module, tmp_path):
+    write_module(re.search(r"^```python\n(.*?)^```", SECTIONS["An objective"], re.S | re.M)[1])
     recipe = (
         indented("yaml")
         .replace("../", f"{ROOT}/configs/")
         .replace("HalfAndHalfExample", "my_project.HalfAndHalfExample")
     )
     (tmp_path / "recipe.yaml").write_text(recipe)
-    try:
-        cli = train(["-c", str(tmp_path / "recipe.yaml"), "--trainer.accelerator", "cpu"], run=False)
-    finally:
-        sys.modules.pop("my_project", None)
+    cli = train(["-c", str(tmp_path / "recipe.yaml"), "--trainer.accelerator", "cpu"], run=False)
     assert cli.model.objective.clean_weight == 0.5
     assert [words[0] for words in commands(recipe)] == ["fit", "test"]
     spent = costs(cli.model.to("meta"), cli.datamodule, cli.trainer.max_epochs)
@@ -142,5 +139,4 @@ def test_the_architecture_shows_the_imports(monkeypatch):
     drawing = import_module("draw_architecture")
     assert json.loads(drawing.DATA.read_text()) == drawing.edges(), "run: python docs/draw_architecture.py"
     documented = re.findall(r"^\| \d+ \| (.*) \|$", (ROOT / "docs" / "architecture.md").read_text(), re.M)
-    rooms = [set(re.findall(r"`(\w+)`", row)) for row in documented]
-    assert rooms == [set(layer) for layer in drawing.layers()]
+    assert [set(re.findall(r"`(\w+)`", row)) for row in documented] == [set(layer) for layer in drawing.layers()]

@@ -1,9 +1,9 @@
 """Imports point downwards, and files stay readable. Pure `ast`, no torch."""
 
 import ast
+from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
-
-import pytest
 
 PACKAGE = Path(__file__).parent.parent / "lightning_paf"
 LAYERS = [
@@ -22,80 +22,77 @@ LAYER = {unit: number for number, units in enumerate(LAYERS) for unit in units}
 WITH_LIGHTNING = {"data", "runs", "tasks", "callbacks", "cli", "loading"}
 FILES = sorted(PACKAGE.rglob("*.py"))
 HEAVY = {
-    "timm",
-    "torchvision",
-    "pyautoattack",
-    "autoattack",
-    "sklearn",
-    "matplotlib",
-    "jinja2",
-    "scipy",
-    "onnx",
-    "onnxruntime",
-    "foolbox",
-    "pyarrow",
-}
+    "timm", "torchvision", "pyautoattack", "autoattack", "sklearn", "matplotlib", "jinja2", "scipy", "onnx",
+    "onnxruntime", "foolbox", "pyarrow",
+}  # fmt: skip
+FIGURES = ("FigureCanvas", "pyplot", ".savefig(", " Figure(")
+
+
+@cache
+def parsed(path: Path) -> ast.Module:
+    return ast.parse(path.read_text())
 
 
 def unit(path: Path) -> str:
-    first = path.relative_to(PACKAGE).parts[0]
-    return first.removesuffix(".py")
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
 
 
-def imports(tree: ast.AST) -> list[str]:
-    found = []
-    for node in ast.walk(tree):
+def imports(nodes: Iterator[ast.AST]) -> Iterator[str]:
+    for node in nodes:
         if isinstance(node, ast.Import):
-            found += [alias.name for alias in node.names]
+            yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, "relative import"
-            found.append(node.module)
-            found += [f"{node.module}.{alias.name}" for alias in node.names]
-    return found
+            yield "." * node.level + (node.module or "")
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
-def test_imports_point_downwards(path):
-    here = unit(path)
-    if here == "__init__":
-        return
-    for name in imports(ast.parse(path.read_text())):
-        root, _, rest = name.partition(".")
-        if root == "lightning":
-            assert here in WITH_LIGHTNING, f"{path} imports lightning"
-        there = rest.split(".")[0]
-        if root == "lightning_paf" and there in LAYER and there != here:
-            assert LAYER[there] < LAYER[here], f"{path} ({here}) imports {name}"
+def points_up(here: str, name: str) -> bool:
+    root, _, rest = name.partition(".")
+    there = rest.split(".")[0]
+    if root == "lightning":
+        return here not in WITH_LIGHTNING
+    own = root == "lightning_paf" and there in LAYER and there != here
+    return not root or (own and LAYER[there] >= LAYER[here])
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
-def test_heavy_libraries_are_imported_where_they_are_used(path):
-    for name in top_imports(path):
-        assert name.split(".")[0] not in HEAVY, f"{path} imports {name} at the top; import it inside the function"
-
-
-@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
-def test_figures_are_opened_in_one_place(path):
-    """One style, no state of pyplot, and no half-written file."""
-    words = ("FigureCanvas", "pyplot", ".savefig(", " Figure(")
-    if path != PACKAGE / "utils" / "figures.py":
-        assert not [word for word in words if word in path.read_text()], "use utils.figures"
-
-
-def top_imports(path: Path) -> list[str]:
-    body = ast.parse(path.read_text()).body
-    return [name for node in body if isinstance(node, ast.Import | ast.ImportFrom) for name in imports(node)]
-
-
-@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
-def test_files_and_functions_stay_readable(path):
-    source = path.read_text()
-    assert len(source.splitlines()) <= 400
-    for node in ast.walk(ast.parse(source)):
+def long_parts(path: Path) -> Iterator[str]:
+    if (length := len(path.read_text().splitlines())) > 400:
+        yield f"{path} has {length} lines"
+    for node in ast.walk(parsed(path)):
         if isinstance(node, ast.FunctionDef):
-            lines = node.end_lineno - node.lineno + 1 - len((ast.get_docstring(node) or "").splitlines())
-            assert lines <= 40, f"{node.name} has {lines} lines"
+            length = node.end_lineno - node.lineno + 1 - len((ast.get_docstring(node) or "").splitlines())
+            if length > 40:
+                yield f"{path}: {node.name} has {length} lines"
 
 
 def test_every_unit_has_a_layer():
     assert {unit(path) for path in FILES} - {"__init__"} <= LAYER.keys()
+
+
+def test_imports_point_downwards():
+    units = {path: unit(path) for path in FILES if unit(path) != "__init__"}
+    wrong = {
+        f"{path} ({here}) imports {name}"
+        for path, here in units.items()
+        for name in imports(ast.walk(parsed(path)))
+        if points_up(here, name)
+    }
+    assert not wrong, "\n".join(sorted(wrong))
+
+
+def test_heavy_libraries_are_imported_inside_functions():
+    names = {path: imports(iter(parsed(path).body)) for path in FILES}
+    wrong = {f"{path} imports {name}" for path in FILES for name in names[path] if name.split(".")[0] in HEAVY}
+    assert not wrong, "\n".join(sorted(wrong))
+
+
+def test_figures_are_opened_in_one_place():
+    """One style, no state of pyplot, and atomic files."""
+    sources = {path: path.read_text() for path in FILES if path != PACKAGE / "utils" / "figures.py"}
+    wrong = [f"{path} has {word}; use utils.figures" for path in sources for word in FIGURES if word in sources[path]]
+    assert not wrong, "\n".join(wrong)
+
+
+def test_files_and_functions_are_short():
+    wrong = [text for path in FILES for text in long_parts(path)]
+    assert not wrong, "\n".join(wrong)

@@ -1,4 +1,4 @@
-"""Commands, code and links of the README."""
+"""The commands, the code and the links of the README."""
 
 import re
 import shlex
@@ -33,23 +33,26 @@ def test_training_commands_are_accepted(command, monkeypatch, capsys):
     assert "class_path" in capsys.readouterr().out
 
 
-def saved_run(folder, monkeypatch) -> None:
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
     """A run folder with the configuration of the README's first command and checkpoints without weights."""
-    monkeypatch.chdir(ROOT)
-    (folder / "checkpoints").mkdir(parents=True)
-    with (folder / "config.yaml").open("w") as config, redirect_stdout(config), pytest.raises(SystemExit, match="0"):
-        main(["fit", "-c", "configs/paper/resnet18_linf.yaml", "--print_config"])
+    folder = tmp_path_factory.mktemp("run")
+    (folder / "checkpoints").mkdir()
+    with pytest.MonkeyPatch.context() as patch, (folder / "config.yaml").open("w") as config, redirect_stdout(config):
+        patch.chdir(ROOT)
+        with pytest.raises(SystemExit, match="0"):
+            main(["fit", "-c", "configs/paper/resnet18_linf.yaml", "--print_config"])
     for name in ("best", "last", "imported"):
         content = {"state_dict": {}, "pytorch-lightning_version": "2.6.0"}
         torch.save(content, folder / "checkpoints" / f"{name}.ckpt")
+    return folder
 
 
 @pytest.mark.parametrize("command", [c for c in COMMANDS if "--ckpt_path" in c])
-def test_commands_on_a_run_are_accepted(command, tmp_path, monkeypatch, capsys):
-    (run,) = set(re.findall(r"(runs/\w+)/", command))
-    saved_run(tmp_path / run, monkeypatch)
+def test_commands_on_a_run_are_accepted(command, run, monkeypatch, capsys):
+    monkeypatch.chdir(ROOT)
     with pytest.raises(SystemExit) as stopped:
-        main([*shlex.split(command.replace(f" {run}/", f" {tmp_path / run}/"))[1:], "--print_config"])
+        main([*shlex.split(re.sub(r" runs/\w+/", f" {run}/", command))[1:], "--print_config"])
     assert stopped.value.code == 0
     assert "class_path" in capsys.readouterr().out
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
-from lightning_paf.evaluation.samples import Samples
+from lightning_paf.evaluation import Samples
 from lightning_paf.nn.classifier import Classifier
 from lightning_paf.utils.figures import figure_png
 

@@ -37,7 +37,7 @@ class Concentration:
         losses: (starts, N), cross-entropy at the end of each start.
         clean: (N,), cross-entropy of the images themselves.
         distance: (N,), mean distance between two results for the same image, in the norm of the attack and units of
-            eps: maxima may be far apart although their losses agree.
+            eps: maxima can be far apart although their losses agree.
     """
 
     losses: Tensor
@@ -80,22 +80,22 @@ def concentration(
     """
     if attack.start == "none" or starts < 2:
         raise ValueError(
-            f"A distribution over starts needs at least 2 random ones, got start={attack.start} and starts={starts}. "
-            "Pass start=uniform and --starts 100."
+            f"start must be random and starts at least 2, got start={attack.start} and starts={starts}. Pass "
+            "start=uniform and --starts 100."
         )
 
     def losses_of(images: Tensor) -> Tensor:
         with torch.no_grad(), frozen(model):
             return cross_entropy(model(images), y).float()
 
-    losses, distance, before = [], torch.zeros(len(x), device=x.device), None
+    losses, distance, previous = [], torch.zeros(len(x), device=x.device), None
     for start in range(starts):
         progress(f"start {start + 1} of {starts}")
         x_adv = attack(model, x, y)
         losses.append(losses_of(x_adv))
-        if before is not None:  # of consecutive starts, which are as independent as any two
-            distance += geometry_of(attack.norm).size(x_adv - before) / (attack.radius * (starts - 1))
-        before = x_adv
+        if previous is not None:  # consecutive starts are as independent as any two
+            distance += geometry_of(attack.norm).size(x_adv - previous) / (attack.radius * (starts - 1))
+        previous = x_adv
     return Concentration(torch.stack(losses), losses_of(x), distance)
 
 

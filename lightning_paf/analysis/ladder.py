@@ -27,7 +27,7 @@ from lightning_paf.utils.arguments import number, positive
 CHECKPOINTS = 1
 
 RECOGNISED = 0.75
-"""Fraction of the network's accuracy that decoding must keep; below, a move changes less than decoding itself."""
+"""Fraction of the network's accuracy that must remain after decoding; below it a warning is printed."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -84,16 +84,14 @@ def analyze(options: argparse.Namespace, load: Load, progress: Progress) -> Repo
     eps = _lengths(options, flips_of(run.model, generator, moves), moves.z)
     made = (255 * in_parts(generator, moves.moved(eps))).round().byte()
     plain, sources = in_parts(generator, moves.z), images[moves.rows.cpu()]
-    found = _measures(run, sources, plain, made, moves, eps)
-    doubt = _doubt(options, accuracy, decoded) if decoded < RECOGNISED * accuracy else []
-    columns = torch.linspace(0, len(made) - 1, 20).long()
-    rows = [part.cpu()[columns] for part in (sources, (255 * plain).round().byte(), made)]
+    found = _metrics(run, sources, plain, made, moves, eps)
+    warning = _warning(options, accuracy, decoded) if decoded < RECOGNISED * accuracy else []
     files = {
         options.out: _archive(made, moves.labels),
         options.out.with_suffix(".json"): json_file(found),
-        options.out.with_suffix(".png"): _sheet(rows),
+        options.out.with_suffix(".png"): _sheet([sources, (255 * plain).round().byte(), made]),
     }
-    return Report([*doubt, *(f"{name}: {value:.4g}" for name, value in found.items())], files)
+    return Report([*warning, *(f"{name}: {value:.4g}" for name, value in found.items())], files)
 
 
 def _training_images(run: TrainedRun) -> tuple[Tensor, Tensor, Tensor, float]:
@@ -113,24 +111,24 @@ def _accuracy(logits: Tensor, labels: Tensor) -> float:
     return float((~misclassified(logits, labels)).float().mean())
 
 
-def _doubt(options: argparse.Namespace, accuracy: float, decoded: float) -> list[str]:
+def _warning(options: argparse.Namespace, accuracy: float, decoded: float) -> list[str]:
     return [
         f"Warning: the network classifies {percent(accuracy)} of the training images correctly,",
-        f"but {percent(decoded)} once they are decoded: the effect of moves means little.",
+        f"but {percent(decoded)} after decoding, so the effect of moves means little.",
         f"Train the generator longer, e.g. --epochs {max(200, 5 * options.epochs)}, or make it wider, "
         f"e.g. --width {max(64, 2 * options.width)}.",
     ]
 
 
-def _lengths(options: argparse.Namespace, flips: Flips, like: Tensor) -> Tensor:
+def _lengths(options: argparse.Namespace, flips: Flips, z: Tensor) -> Tensor:
     if options.adaptive is not None:
-        return adaptive_eps(flips, like, *options.adaptive)
+        return adaptive_eps(flips, z, *options.adaptive)
     if options.eps is not None:
-        return torch.full((len(like),), options.eps, device=like.device)
-    return eps_for_fraction(flips, like, options.flip)
+        return torch.full((len(z),), options.eps, device=z.device)
+    return eps_for_fraction(flips, z, options.flip)
 
 
-def _measures(
+def _metrics(
     run: TrainedRun, sources: Tensor, plain: Tensor, made: Tensor, moves: LatentMoves, eps: Tensor
 ) -> dict[str, float]:
     """Effect of the moves, as plain numbers."""
@@ -162,11 +160,11 @@ def _archive(images: Tensor, labels: Tensor) -> bytes:
 
 
 def _sheet(rows: list[Tensor]) -> bytes:
-    """Rows of images uint8 (k, C, H, W) as one PNG file: image, decoded, moved and decoded."""
+    """20 images of each row, uint8 (N, C, H, W), as one PNG file: image, decoded, moved and decoded."""
     from matplotlib.image import imsave
 
-    margin = ((0, 0), (1, 1), (1, 1), (0, 0))
-    tiles = [np.pad(row.permute(0, 2, 3, 1).numpy(), margin, constant_values=255) for row in rows]
+    chosen, margin = torch.linspace(0, len(rows[0]) - 1, 20).long(), ((0, 0), (1, 1), (1, 1), (0, 0))
+    tiles = [np.pad(row.cpu()[chosen].permute(0, 2, 3, 1).numpy(), margin, constant_values=255) for row in rows]
     sheet: NDArray[np.uint8] = np.concatenate([np.concatenate(list(row), axis=1) for row in tiles])
     zoom = max(1, 960 // sheet.shape[1])
     sheet = sheet.repeat(zoom, axis=0).repeat(zoom, axis=1)

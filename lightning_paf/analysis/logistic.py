@@ -76,7 +76,7 @@ def fit_logistic(x: Tensor, y: Tensor, cost: float = 0.5) -> LinearRule:
     """
     from sklearn.linear_model import LogisticRegression
 
-    # Version 1.8 renamed the option, and 1.7 gives the new name another meaning without an error.
+    # scikit-learn 1.8 renamed the option; 1.7 accepts the new name with another meaning.
     renamed = getattr(LogisticRegression(), "penalty", "deprecated") == "deprecated"
     option: dict[str, Any] = {"l1_ratio": 1.0} if renamed else {"penalty": "l1"}
     found = LogisticRegression(C=cost, solver="liblinear", random_state=0, tol=1e-6, **option)
@@ -153,12 +153,7 @@ def _signs(y: Tensor) -> Tensor:
 def draw_logistic(rule: LinearRule, curve: Sequence[LogisticPoint], x: Tensor, y: Tensor, headline: str) -> "Figure":
     """Draw the curve, and a digit with the perturbation that flips its prediction.
 
-    Args:
-        rule: The attacked classifier.
-        curve: Result of `logistic_curve`.
-        x: Images (N, 1, H, W), at least one classified correctly; of those, the one with the median distance is shown.
-        y: Labels (N,), 0 or 1.
-        headline: Title of the figure.
+    Of the correctly classified images (N, 1, H, W) with labels (N,), the one with the median distance is shown.
     """
     with open_figure(11, 4.4, headline) as figure:
         grid = figure.add_gridspec(2, 3, width_ratios=(2.4, 1, 1))

@@ -22,7 +22,7 @@ VANISHING = 0.01
 
 @dataclass(frozen=True)
 class MinMaxProfile:
-    """Inequality of the weights of a layer; scaling all weights changes none of the numbers.
+    """Inequality of the weights of a layer, independent of their scale.
 
     Attributes:
         vanishing: Fraction of weights with `|w| < 0.01 max |w|`.
@@ -84,7 +84,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def analyze(options: argparse.Namespace, load: Load, progress: Progress) -> Report:
-    """Profile the convolutions of a network, one line a layer."""
+    """Profile the convolutions of a network, one line per layer."""
     (checkpoint,) = options.ckpt
     net = load(checkpoint).model.net
     weights = convolutions(net)

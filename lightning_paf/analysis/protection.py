@@ -41,7 +41,7 @@ class Protection:
 
 
 def check_protected(labels: NDArray[np.int64], label: int) -> None:
-    """Refuse a class that cannot be compared with others.
+    """Check that a class can be compared with others.
 
     Args:
         labels: True classes, (n,).
@@ -76,7 +76,7 @@ def protection(labels: NDArray[np.int64], predictions: NDArray[np.int64], label:
 
 
 def mean_protection(found: Sequence[Protection]) -> float:
-    """The paper's measure I: mean over classes of the accuracy on each, of the model that protects it."""
+    """The paper's I: the accuracy on each class of the model that protects it, averaged over classes."""
     return float(np.mean([one.own for one in found]))
 
 
@@ -98,7 +98,7 @@ def analyze(options: argparse.Namespace, load: Load, progress: Progress) -> Repo
             f"{len(options.protected)} of --protected. Pass as many classes as checkpoints."
         )
     runs = [load(checkpoint) for checkpoint in options.ckpt]
-    for run, label in zip(runs, options.protected, strict=True):  # all, before the first is attacked
+    for run, label in zip(runs, options.protected, strict=True):  # before any attack
         samples = run.samples(options.examples)
         parts = np.array_split(samples.ids, -(-len(samples) // AT_ONCE))
         check_protected(np.concatenate([samples.fetch(ids)[1].cpu().numpy() for ids in parts]), label)

@@ -1,4 +1,4 @@
-"""Number of queries of an attack, and the distance it reaches with a budget."""
+"""Number of queries of an attack, and the distance of its results for a budget of queries."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -47,10 +47,10 @@ def counted(attack: Attack, model: nn.Module, x: Tensor, y: Tensor) -> tuple[Ten
 def query_curve(
     make: Callable[[int], MinimalAttack], model: nn.Module, x: Tensor, y: Tensor, budgets: Sequence[int]
 ) -> list[CurvePoint]:
-    """Distances that an attack reaches with several budgets, each restarted.
+    """Distances of the results of an attack for several budgets of queries.
 
     Args:
-        make: Number of queries to the attack, as in `lambda n: SignOPT(queries=n)`.
+        make: Maps a number of queries to the attack, as in `lambda n: SignOPT(queries=n)`.
         model: Images to logits. Left as found.
         x: Images (N, C, H, W), at least one.
         y: Labels (N,).
@@ -60,7 +60,7 @@ def query_curve(
         ValueError: No image.
     """
     if len(x) == 0:
-        raise ValueError("A query curve needs at least one image, got none. Pass some.")
+        raise ValueError("A query curve must have at least one image, got none. Pass some.")
     curve = []
     for budget in budgets:
         counter = SearchModel(model, fold=False)

@@ -19,10 +19,10 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 ABSTAINS = -1
-"""Stands for a class where the samples do not decide."""
+"""In place of a class where the samples do not decide."""
 
 _DRAWN_AT_ONCE = 128
-"""Noise images of one draw; fixed, since the numbers of a generator depend on the size of its draws."""
+"""Noise images of one draw; fixed, because the numbers of a generator depend on the size of its draws."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,7 +41,7 @@ class Certificates:
     predictions: Tensor
 
     def certified(self, y: Tensor, radius: float) -> Tensor:
-        """Whether each image (N,) is certified to have its label against perturbations below `radius`."""
+        """Whether each image is certified to keep its label (N,) under perturbations below `radius`, (N,) bool."""
         return (self.classes == y.cpu()) & (self.radii >= radius)
 
     def accuracy(self, y: Tensor, radius: float) -> Accuracy:
@@ -61,9 +61,9 @@ class Certificates:
 class Smoothing:
     """The smoothed classifier of a network: the class that it most often gives to an image plus Gaussian noise.
 
-    The class is estimated from samples, and the classifier abstains where these do not decide. Each statement about one
-    image is wrong with probability at most alpha, over the noise. Cohen, Rosenfeld, Kolter, "Certified Adversarial
-    Robustness via Randomized Smoothing", ICML 2019: Predict and Certify.
+    The class is estimated from samples, and the classifier abstains where these do not decide. A prediction or
+    certificate of an image is wrong with probability at most alpha, over the noise. Predict and Certify of Cohen,
+    Rosenfeld, Kolter, "Certified Adversarial Robustness via Randomized Smoothing", ICML 2019.
 
     The noise of an image depends on seed, number of the image and kind of device; neither on the other images nor on
     the batch size. A network with random numbers draws them from torch's generators, unseeded.
@@ -71,8 +71,8 @@ class Smoothing:
     Args:
         sigma: Standard deviation of the noise in each pixel, in units of pixels in [0, 1].
         n0: Number of samples to select the class.
-        n: Number of samples to bound its probability, and for predictions.
-        alpha: Probability that a statement about an image is wrong.
+        n: Number of samples to bound its probability, and for the prediction.
+        alpha: Largest probability that a prediction or certificate is wrong.
         seed: Seed of the noise.
         batch_size: Noisy images in a forward pass.
 
@@ -88,7 +88,7 @@ class Smoothing:
     batch_size: int = 1024
 
     def __post_init__(self) -> None:
-        """Refuse values out of range."""
+        """Check the ranges."""
         if not 0 < self.sigma < math.inf:
             raise ValueError(f"sigma must be above 0 and finite, got sigma={self.sigma}. Pass e.g. --sigma 0.25.")
         if not 0 < self.alpha < 1:
@@ -103,17 +103,6 @@ class Smoothing:
     def largest_radius(self) -> float:
         """Certified radius where all samples agree."""
         return certificate(self.n, self.n, self.sigma, self.alpha)
-
-    def predict(self, model: nn.Module, x: Tensor, numbers: Sequence[int] | None = None) -> Tensor:
-        """The smoothed classifier's classes (N,) int64, or `ABSTAINS`; by `n` samples an image.
-
-        Args:
-            model: Images (N, C, H, W) to logits; left as found.
-            x: Images (N, C, H, W) in [0, 1].
-            numbers: Numbers of the images, which seed their noise; default: 0 to N - 1.
-        """
-        votes = (self._votes(model, image, number, "estimation", self.n) for number, image in _numbered(x, numbers))
-        return torch.tensor([self._prediction(one) for one in votes], dtype=torch.int64)
 
     def certify(
         self,
@@ -131,7 +120,7 @@ class Smoothing:
             progress: Called with the number of finished images.
         """
         found = []
-        for number, image in _numbered(x, numbers):
+        for number, image in zip(range(len(x)) if numbers is None else numbers, x, strict=True):
             selected = int(self._votes(model, image, number, "selection", self.n0).argmax())
             votes = self._votes(model, image, number, "estimation", self.n)
             radius = certificate(int(votes[selected]), self.n, self.sigma, self.alpha)
@@ -161,7 +150,7 @@ class Smoothing:
         return torch.stack(votes).sum(0).cpu()
 
     def _noise(self, image: Tensor, n: int, generator: torch.Generator) -> Iterator[Tensor]:
-        """Batches of standard normal numbers (at most batch_size, C, H, W), `n` images in all."""
+        """Batches of standard normal noise (at most batch_size, C, H, W), `n` images in all."""
         draws, shape = math.ceil(self.batch_size / _DRAWN_AT_ONCE), (_DRAWN_AT_ONCE, *image.shape)
         for first in range(0, n, draws * _DRAWN_AT_ONCE):
             drawn = [torch.randn(shape, generator=generator, device=image.device) for _ in range(draws)]
@@ -169,7 +158,7 @@ class Smoothing:
 
 
 def majority(votes: Tensor, alpha: float) -> int:
-    """The most frequent class of votes (classes,), or `ABSTAINS` where the runner-up may be more frequent.
+    """The most frequent class of votes (classes,), or `ABSTAINS` if the runner-up might be more frequent.
 
     Args:
         votes: Votes for each class, at least two classes.
@@ -181,7 +170,7 @@ def majority(votes: Tensor, alpha: float) -> int:
 
 
 def certificate(votes: int, n: int, sigma: float, alpha: float) -> float:
-    """The l2 radius that `votes` of `n` samples for one class certify; 0 where this may not be the likeliest class.
+    """The l2 radius that `votes` of `n` samples for one class certify; 0 if this might not be the likeliest class.
 
     `sigma * Phi^-1(p)` for the lower bound p of the class's probability by Clopper and Pearson, at level alpha.
     """
@@ -192,14 +181,7 @@ def certificate(votes: int, n: int, sigma: float, alpha: float) -> float:
 
 
 def draw_certified(found: Certificates, y: Tensor, smoothing: Smoothing, headline: str) -> "Figure":
-    """Draw certified accuracy over the radius with its 95 % intervals.
-
-    Args:
-        found: The certificates.
-        y: Labels (N,).
-        smoothing: Its largest radius is marked.
-        headline: Title of the figure.
-    """
+    """Draw certified accuracy for labels (N,) over the radius, with 95 % intervals, up to the largest radius."""
     end, clean = 1.08 * smoothing.largest_radius, found.clean(y)
     radii = np.linspace(0, end, 400).tolist()
     accuracies = [found.accuracy(y, radius) for radius in radii]
@@ -213,10 +195,6 @@ def draw_certified(found: Certificates, y: Tensor, smoothing: Smoothing, headlin
         axes.set_xlim(0, end)
         axes.legend()
     return figure
-
-
-def _numbered(x: Tensor, numbers: Sequence[int] | None) -> Iterator[tuple[int, Tensor]]:
-    return zip(range(len(x)) if numbers is None else numbers, x, strict=True)
 
 
 def _accuracy(right: Tensor) -> Accuracy:

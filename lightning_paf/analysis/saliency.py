@@ -69,7 +69,7 @@ def compare_saliency(model: nn.Module, x: Tensor, grid: int = 8) -> SaliencyComp
     with frozen(model):
         with torch.no_grad():
             logits = model(x)
-        predictions = logits.argmax(1)  # a class to explain, also where there is no prediction
+        predictions = logits.argmax(1)  # a class even where the logits are not finite
         maps = gradient_saliency(model, x, predictions), perturbation_saliency(model, x, grid)
         gradient, perturbation = (SaliencyMap(one, *areas(model, x, predictions, one)) for one in maps)
     return SaliencyComparison(predicted(logits), gradient, perturbation, overlap(*maps))
@@ -110,7 +110,7 @@ def areas(forward: Forward, x: Tensor, y: Tensor, saliency: Tensor, steps: int =
 
 
 def draw_saliency(x: Tensor, found: SaliencyComparison, headline: str) -> "Figure":
-    """Draw the first images (N, C, H, W) in [0, 1], one a column, above the two maps of each."""
+    """Draw the first images (N, C, H, W) in [0, 1], one per column, above their two maps."""
     shown = min(MOST, len(x))
     images = x[:shown].permute(0, 2, 3, 1).float().cpu()
     with open_figure(1.3 * shown + 0.6, 4.6, headline) as figure:

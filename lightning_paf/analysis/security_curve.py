@@ -4,37 +4,25 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, Protocol
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import nn
 
 from lightning_paf.analysis.base import Progress
-from lightning_paf.attacks import Attack, radius_text
-from lightning_paf.attacks.sub_attack import run_sub_attack
-from lightning_paf.evaluation.samples import Samples
-from lightning_paf.evaluation.statistics import Accuracy, exact_accuracy
+from lightning_paf.attacks import FAB, Attack, MinimalAttack, radius_text
+from lightning_paf.evaluation import Accuracy, Evaluation, Outcome, Samples, exact_accuracy
+from lightning_paf.evaluation.files import ResultFiles
 from lightning_paf.functional.geometry import geometry_of
-from lightning_paf.functional.predictions import predicted
+from lightning_paf.functional.predictions import misclassified
 from lightning_paf.nn.modes import frozen
-from lightning_paf.types import Forward, Norm, Radius
+from lightning_paf.types import Norm, Radius
 
 AttackAt = Callable[[Radius], Attack]
 """Makes the attack for one eps."""
-
-
-class MinimumNormAttack(Protocol):
-    """An attack that searches small perturbations instead of ones of a given size."""
-
-    norm: Norm
-
-    def minimum(self, forward: Forward, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        """Adversarial images (N, C, H, W), and their distances (N,)."""
-
-    def describe(self) -> dict[str, Any]:
-        """The settings as plain values."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +34,7 @@ class SecurityCurve:
         search: Method and attack as plain values.
         grid: The eps, positive and increasing.
         ids: (n,) Numbers of the samples.
-        survived: (n,) Largest eps up to which the search counts the sample as robust; 0 for a clean error.
+        survived: (n,) Largest eps for which the search found no perturbation; 0 for a clean error.
         fooled: (n,) Smallest eps at which a perturbation fooled the model; 0 for a clean error, infinite where none
             was found.
     """
@@ -93,18 +81,18 @@ class SecurityCurve:
 
 
 def check_grid(grid: Sequence[Radius]) -> tuple[Radius, ...]:
-    """Refuse eps that are none or do not increase from above 0.
+    """Check that there are eps, and that they increase from above 0.
 
     Raises:
-        ValueError: Such a grid.
+        ValueError: They do not.
     """
     if not grid or not all(small < large for small, large in pairwise((0, *grid))):
         shown = ",".join(radius_text(eps) for eps in grid) or "none"
-        raise ValueError(f"A grid of eps must increase from above 0, got {shown}. Pass e.g. 2/255,4/255.")
+        raise ValueError(f"The grid of eps must increase from above 0, got {shown}. Pass e.g. --grid 2/255,4/255.")
     return tuple(grid)
 
 
-def bisection(
+def fixed_eps(
     model: nn.Module,
     samples: Samples,
     attack: AttackAt,
@@ -112,13 +100,10 @@ def bisection(
     *,
     batch_size: int = 256,
     seed: int = 0,
+    folder: Path | None = None,
     progress: Progress = lambda _: None,
 ) -> SecurityCurve:
-    """Bisect a grid of eps for every sample with an attack of fixed eps.
-
-    In each of about log2(grid) rounds, all samples whose radius may lie around the same eps are attacked together. A
-    sample fooled at one eps counts as fooled at all larger ones, which the perturbation proves. A sample robust at one
-    eps counts as robust at all smaller ones, which `recheck` tests.
+    """Attack at each eps, in increasing order, the samples that were robust at all smaller ones.
 
     Args:
         model: Images (N, C, H, W) in [0, 1] to logits.
@@ -127,34 +112,56 @@ def bisection(
         grid: The eps of the curve, positive and increasing.
         batch_size: Samples attacked at once.
         seed: Seed of the attacks.
+        folder: See `outcomes`.
         progress: Called with a line for each step.
 
     Raises:
         ValueError: No sample, or a grid that is empty or does not increase from above 0.
     """
-    radii = np.array([0.0, *map(float, check_grid(grid)), math.inf])
-    survived = np.zeros(len(samples), dtype=np.int64)
-    fooled = np.where(correct(model, samples, batch_size), len(radii) - 1, 0)
-    rounds = math.ceil(math.log2(len(radii) - 1))
-    for turn in range(rounds):
-        middle = (survived + fooled) // 2
-        unsure = fooled - survived > 1
-        for index in np.unique(middle[unsure]):
-            eps = grid[index - 1]
-            progress(f"bisection, round {turn + 1} of {rounds}, eps {radius_text(eps)}")
-            chosen = np.flatnonzero(unsure & (middle == index))
-            found = fooled_by(model, attack(eps), samples, chosen, batch_size, seed)
-            fooled[chosen[found]] = index
-            survived[chosen[~found]] = index
+    grid = check_grid(grid)
+    survived, fooled = np.zeros(len(samples)), np.zeros(len(samples))
+    robust = np.arange(len(samples))
+    for smaller, eps in pairwise((0, *grid)):
+        rest = Samples(samples.ids[robust], samples.fetch)
+        found = outcomes(model, rest, attack(eps), batch_size=batch_size, seed=seed, folder=folder, progress=progress)
+        hit, robust = robust[found == Outcome.FOOLED], robust[found == Outcome.ROBUST]
+        survived[hit], fooled[hit] = smaller, eps
+        if len(robust) == 0:
+            break
+    survived[robust], fooled[robust] = grid[-1], math.inf
     example = attack(grid[-1])
-    search = {"method": "bisection", **_without_eps(example.describe())}
-    return SecurityCurve(example.norm, search, tuple(grid), samples.ids, radii[survived], radii[fooled])
+    search = {"method": "fixed-eps", **_without_eps(example.describe())}
+    return SecurityCurve(example.norm, search, grid, samples.ids, survived, fooled)
+
+
+def outcomes(
+    model: nn.Module,
+    samples: Samples,
+    attack: Attack,
+    *,
+    batch_size: int,
+    seed: int,
+    folder: Path | None,
+    progress: Progress,
+) -> NDArray[np.uint8]:
+    """`Outcome` of each sample, (n,).
+
+    With a `folder`, the state of the evaluation is a subfolder of it, separate for each eps and all other settings. An
+    interrupted evaluation then resumes.
+    """
+    evaluation = Evaluation(model, attack, samples, seed, batch_size)
+    state = None if folder is None else ResultFiles.of(folder, "curve", attack).state(evaluation.identity)
+
+    def report(line: str) -> None:
+        progress(f"eps {radius_text(attack.eps)}: {line}")
+
+    return evaluation.run(state, progress=report).outcomes
 
 
 def minimum_norm(
     model: nn.Module,
     samples: Samples,
-    attack: MinimumNormAttack,
+    attack: FAB | MinimalAttack,
     grid: Sequence[Radius],
     *,
     batch_size: int = 256,
@@ -162,23 +169,25 @@ def minimum_norm(
 ) -> SecurityCurve:
     """Take the size of the smallest perturbation that a minimum-norm attack finds.
 
-    The arguments and errors are those of `bisection`.
+    The arguments and errors are those of `fixed_eps`. An interrupted search starts over.
     """
-    check_grid(grid)
-    right = correct(model, samples, batch_size)
-    radius = np.where(right, math.inf, 0.0)
-    chosen = np.flatnonzero(right)
-    for first in range(0, len(chosen), batch_size):
-        part = chosen[first : first + batch_size]
-        progress(f"minimum norm, {first + len(part)} of {len(chosen)} samples")
-        x, y = samples.fetch(samples.ids[part])
-        with frozen(model), torch.enable_grad():
-            x_adv = attack.minimum(model, x, y)[0].detach()
-        fooled = (_predictions(model, x_adv) != y).cpu().numpy()
-        distance = geometry_of(attack.norm).size(x_adv - x).double().cpu().numpy()
-        radius[part[fooled]] = distance[fooled]
+    grid = check_grid(grid)
+    if not len(samples):
+        raise ValueError("A security curve must have at least one sample, got none. Pass some.")
+    radii = []
+    for first in range(0, len(samples), batch_size):
+        progress(f"minimum norm, sample {first + 1} of {len(samples)}")
+        x, y = samples.fetch(samples.ids[first : first + batch_size])
+        with frozen(model):
+            with torch.enable_grad():
+                x_adv = attack.minimum(model, x, y)[0].detach()
+            with torch.no_grad():
+                fooled = misclassified(model(x_adv), y)
+        distance = geometry_of(attack.norm).size(x_adv - x).double()
+        radii.append(torch.where(fooled, distance, torch.inf).cpu().numpy())
+    radius = np.concatenate(radii)
     search = {"method": "minimum-norm", **_without_eps(attack.describe())}
-    return SecurityCurve(attack.norm, search, tuple(grid), samples.ids, radius, radius)
+    return SecurityCurve(attack.norm, search, grid, samples.ids, radius, radius)
 
 
 def _without_eps(settings: Any) -> Any:
@@ -190,40 +199,3 @@ def _without_eps(settings: Any) -> Any:
             name: _without_eps(value) for name, value in settings.items() if name not in ("eps", "eps_value", "norm")
         }
     return settings
-
-
-def fooled_by(
-    model: nn.Module, attack: Attack, samples: Samples, chosen: NDArray[np.int64], batch_size: int, seed: int
-) -> NDArray[np.bool_]:
-    """For the samples at the indices `chosen`, classified correctly: whether any sub-attack fools the model."""
-    search = attack.search_model(model)
-    found = np.zeros(len(chosen), dtype=np.bool_)
-    for first in range(0, len(chosen), batch_size):
-        x, y = samples.fetch(samples.ids[chosen[first : first + batch_size]])
-        robust = torch.ones(len(y), dtype=torch.bool, device=y.device)
-        for sub_attack in attack.sub_attacks():
-            robust[robust.clone()] = ~run_sub_attack(sub_attack, search, x[robust], y[robust], seed + first)[1]
-        found[first : first + batch_size] = ~robust.cpu().numpy()
-    search.warn_of_gradients()
-    return found
-
-
-def correct(model: nn.Module, samples: Samples, batch_size: int) -> NDArray[np.bool_]:
-    """Whether the model classifies each clean sample correctly, (n,).
-
-    Raises:
-        ValueError: No sample.
-    """
-    if not len(samples):
-        raise ValueError("A security curve needs at least one sample, got none. Pass some.")
-    found = []
-    for first in range(0, len(samples), batch_size):
-        x, y = samples.fetch(samples.ids[first : first + batch_size])
-        found.append((_predictions(model, x) == y).cpu().numpy())
-    return np.concatenate(found)
-
-
-@torch.no_grad()
-def _predictions(model: nn.Module, x: Tensor) -> Tensor:
-    with frozen(model):
-        return predicted(model(x))

@@ -3,6 +3,7 @@
 import math
 from dataclasses import dataclass
 from itertools import pairwise
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -10,9 +11,9 @@ from numpy.typing import NDArray
 from torch import nn
 
 from lightning_paf.analysis.base import Progress
-from lightning_paf.analysis.security_curve import AttackAt, SecurityCurve, correct, fooled_by
+from lightning_paf.analysis.security_curve import AttackAt, SecurityCurve, outcomes
 from lightning_paf.attacks import radius_text
-from lightning_paf.evaluation.samples import Samples
+from lightning_paf.evaluation import Outcome, Samples
 from lightning_paf.types import Radius
 from lightning_paf.utils.figures import BLUE, REFERENCE, VERMILION, draw_accuracy, open_figure
 
@@ -25,7 +26,7 @@ _CLEARLY = 1.1
 
 @dataclass(frozen=True)
 class Recheck:
-    """The fixed-eps attack on all samples at a few eps, which must agree with itself and with the curve.
+    """Result of the fixed-eps attack on all samples at a few eps, compared with the curve.
 
     Attributes:
         eps: The eps, increasing.
@@ -33,9 +34,9 @@ class Recheck:
         total: Number of samples.
         reversed: Samples that are robust at one eps, in the check or in the curve, although a perturbation smaller by
             a tenth or more fools the model.
-        robust_at_one: Samples that are robust under an l-infinity attack of eps 1, which may turn any image into any
-            other; None for another norm.
-        tolerance: Fraction of the samples that may do so without an alarm, because attacks are random.
+        robust_at_one: Samples that are robust under an l-infinity attack of eps 1, which allows every image; None for
+            another norm.
+        tolerance: Largest fraction of either kind without an alarm, because attacks are random.
     """
 
     eps: tuple[Radius, ...]
@@ -47,7 +48,7 @@ class Recheck:
 
     @property
     def alarms(self) -> list[str]:
-        """One sentence with the evidence for every sign of a failing attack."""
+        """One sentence for every sign of a failing attack."""
         found = [
             f"Robust accuracy rises with eps: {more} of {self.total} samples withstand {radius_text(small)}, but "
             f"{less} withstand {radius_text(large)}."
@@ -77,57 +78,40 @@ def recheck(
     curve: SecurityCurve,
     attack: AttackAt,
     samples: Samples,
+    *,
     batch_size: int = 256,
     seed: int = 1,
     tolerance: float = 0.02,
+    folder: Path | None = None,
     progress: Progress = lambda _: None,
 ) -> Recheck:
-    """Attack the samples of a curve directly at its smallest, middle and largest eps, and at 1.
+    """Attack all samples of a curve at its smallest, middle and largest eps, and at 1.
 
     An attack that fails at an eps where a smaller perturbation is known to exist is too weak, or the model masks its
-    gradients. The curve is then too high.
-
-    Args:
-        model: Images (N, C, H, W) in [0, 1] to logits.
-        curve: The curve to check.
-        attack: Makes the attack for one eps.
-        samples: Those of the curve.
-        batch_size: Samples attacked at once.
-        seed: Seed of the attacks, different from that of the curve.
-        tolerance: See `Recheck`.
-        progress: Called with a line for each eps.
+    gradients. The curve is then too high. `seed` must differ from that of the curve; for `tolerance` see `Recheck`, for
+    the other arguments `fixed_eps`.
     """
-    robust = correct(model, samples, batch_size)
-    chosen = np.flatnonzero(robust)
 
-    def withstands(eps: Radius) -> NDArray[np.bool_]:
-        progress(f"check at eps {radius_text(eps)}")
-        result = robust.copy()
-        result[chosen] = ~fooled_by(model, attack(eps), samples, chosen, batch_size, seed)
-        return result
+    def robust_at(eps: Radius) -> NDArray[np.bool_]:
+        at = attack(eps)
+        found = outcomes(model, samples, at, batch_size=batch_size, seed=seed, folder=folder, progress=progress)
+        return np.equal(found, Outcome.ROBUST)
 
     last = len(curve.grid) - 1
     eps = tuple(curve.grid[index] for index in sorted({0, (last + 1) // 2, last}))
-    found = np.stack([withstands(radius) for radius in eps])
+    robust = np.stack([robust_at(radius) for radius in eps])
     sizes = np.array([float(radius) for radius in eps])[:, None]
-    fooled = np.minimum(curve.fooled, np.where(found, math.inf, sizes).min(0))
-    survived = np.maximum(curve.survived, np.where(found, sizes, 0.0).max(0))
-    at_one = int(withstands(1).sum()) if curve.norm == "linf" else None
-    counts = tuple(found.sum(1).tolist())
+    fooled = np.minimum(curve.fooled, np.where(robust, math.inf, sizes).min(0))
+    survived = np.maximum(curve.survived, np.where(robust, sizes, 0.0).max(0))
+    at_one = int(robust_at(1).sum()) if curve.norm == "linf" else None
+    counts = tuple(robust.sum(1).tolist())
     return Recheck(eps, counts, len(samples), int((_CLEARLY * fooled < survived).sum()), at_one, tolerance)
 
 
 def draw_curve(
     curve: SecurityCurve, headline: str, check: Recheck | None = None, trained: Radius | None = None
 ) -> "Figure":
-    """Draw robust accuracy over eps with its 95 % intervals.
-
-    Args:
-        curve: The curve.
-        headline: Title of the figure.
-        check: Its direct attacks are drawn as squares, its alarms written below the title.
-        trained: Training eps, marked by a line.
-    """
+    """Draw robust accuracy over eps with its 95 % intervals, direct attacks of the check, and the training eps."""
     unit = 255 if curve.norm == "linf" else 1
     eps = [unit * float(radius) for radius, _ in curve.points]
     accuracies = [accuracy for _, accuracy in curve.points]

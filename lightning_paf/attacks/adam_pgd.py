@@ -1,14 +1,14 @@
 """Projected gradient descent with Adam."""
 
 from fractions import Fraction
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from lightning_paf.attacks.base import Attack, loss_and_gradient, unless_infinite
-from lightning_paf.functional.geometry import Bounds, geometry_of
-from lightning_paf.nn.modes import Mode
-from lightning_paf.types import Forward, Norm, PerExampleLoss, Radius
+from lightning_paf.functional.geometry import geometry_of
+from lightning_paf.types import Forward, PerExampleLoss, Radius
 
 _BETAS = (0.9, 0.999)
 _SMALL = 1e-8
@@ -24,10 +24,7 @@ class AdamPGD(Attack):
         steps: Number of gradients.
         lr: Learning rate of Adam, in units of pixels.
         drop_at: Number of steps after which the learning rate is divided by 10.
-        norm: Norm of the perturbation.
-        mode: Mode of the attacked model: `eval`, or `train` with its buffers protected.
-        bounds: Smallest and largest pixel value; null for unbounded inputs.
-        loss: Default of the loss to increase, `(output, target) -> (N,)`; null for cross-entropy.
+        **options: Further options of `Attack`.
 
     Raises:
         ValueError: As for every attack; no step, or a learning rate that is not positive.
@@ -42,12 +39,9 @@ class AdamPGD(Attack):
         steps: int = 10,
         lr: float = 0.1,
         drop_at: int = 5,
-        norm: Norm = "linf",
-        mode: Mode = "eval",
-        bounds: Bounds = (0.0, 1.0),
-        loss: PerExampleLoss | None = None,
+        **options: Any,
     ) -> None:
-        super().__init__(eps, norm=norm, mode=mode, bounds=bounds, loss=loss)
+        super().__init__(eps, **options)
         self.steps, self.lr, self.drop_at = steps, lr, drop_at
         self.require(steps=1)
         self.require_positive("lr")

@@ -213,45 +213,25 @@ _LOSSES: Mapping[SearchLoss, Callable[[Tensor, Tensor, Tensor], Tensor]] = Mappi
 
 @dataclass
 class _Lanes:
-    """The searches in progress, one row each.
+    """The searches in progress, one row each."""
 
-    Attributes:
-        sample: Index of the image.
-        target: Target class.
-        age: Steps done; on the CPU, so that reading it does not synchronise the device.
-        x: The current image.
-        previous: The image before the last step.
-        gradient: Gradient of the loss at `x`.
-        best_x: The image with the largest loss so far.
-        best_gradient: The gradient there.
-        found: The last candidate since the last check for success.
-        step_size: Length of a step.
-        weight: Weight of the new step in the move; the rest repeats the last move.
-        best_loss: Largest loss so far.
-        last_loss: Loss before the last step; 0 before the first, as in the published code.
-        checked_loss: `best_loss` at the last check.
-        rises: Steps since the last check that raised the loss.
-        halved: Whether the last check halved the step size; true before the first.
-        fooled: Whether `found` holds an image.
-    """
-
-    sample: Tensor
-    target: Tensor
-    age: Tensor
-    x: Tensor
-    previous: Tensor
-    gradient: Tensor
-    best_x: Tensor
-    best_gradient: Tensor
-    found: Tensor
-    step_size: Tensor
-    weight: Tensor
-    best_loss: Tensor
-    last_loss: Tensor
-    checked_loss: Tensor
-    rises: Tensor
-    halved: Tensor
-    fooled: Tensor
+    sample: Tensor  # index of the image
+    target: Tensor  # target class
+    age: Tensor  # steps done; on the CPU, so that reading it does not synchronise the device
+    x: Tensor  # current image
+    previous: Tensor  # image before the last step
+    gradient: Tensor  # gradient of the loss at `x`
+    best_x: Tensor  # image with the largest loss so far
+    best_gradient: Tensor  # gradient there
+    found: Tensor  # last candidate since the last check for success
+    step_size: Tensor  # length of a step
+    weight: Tensor  # weight of the new step in the move; the rest repeats the last move
+    best_loss: Tensor  # largest loss so far
+    last_loss: Tensor  # loss before the last step; 0 before the first, as in the published code
+    checked_loss: Tensor  # `best_loss` at the last check
+    rises: Tensor  # steps since the last check that raised the loss
+    halved: Tensor  # whether the last check halved the step size; true before the first
+    fooled: Tensor  # whether `found` holds an image
 
     @classmethod
     def at(cls, x: Tensor, sample: Tensor, target: Tensor, step_size: float) -> "_Lanes":
@@ -325,13 +305,8 @@ class _Waiting:
     """The waiting searches: all images with their first target, then all with their second, and so on.
 
     The starts of a round are drawn for all images at once from a separate generator, so that they depend neither on
-    earlier successes nor on random numbers drawn by the model.
-
-    Args:
-        attack: The settings.
-        x: Images (N, C, H, W).
-        targets: Classes (N, T).
-        start: First start for each target, (N, C, H, W).
+    earlier successes nor on random numbers drawn by the model. The classes `targets` (N, T) are ordered; `start`
+    (N, C, H, W) is the first start for each target.
     """
 
     pending: Tensor

@@ -3,10 +3,10 @@
 import logging
 import time
 from abc import abstractmethod
-from collections.abc import Callable, Mapping, Sequence
-from copy import copy
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from fractions import Fraction
+from functools import partial
 from types import MappingProxyType
 from typing import Any, Literal, get_args
 
@@ -20,7 +20,7 @@ from lightning_paf.attacks.square import Square
 from lightning_paf.attacks.sub_attack import run_sub_attack
 from lightning_paf.functional.losses import hard_labels
 from lightning_paf.functional.predictions import check_labels, misclassified
-from lightning_paf.speed.search_model import Passes, Precision, SearchModel
+from lightning_paf.speed.search_model import Precision, SearchModel
 from lightning_paf.types import Forward, Norm, PerExampleLoss, Radius
 
 Version = Literal["standard", "custom"]
@@ -31,6 +31,9 @@ _FEWEST: Mapping[str, int] = MappingProxyType(
     {"apgd-dlr": FEWEST_CLASSES["dlr"], "apgd-t": FEWEST_CLASSES["dlr-targeted"]}  # others: 2
 )
 _SQUARE_TILE = 5  # its l2 and l1 starts tile the image 5 x 5
+
+Run = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+"""Maps images (n, C, H, W) and labels (n,) to adversarial images and to whether each fools the model, (n,)."""
 
 log = logging.getLogger(__name__)
 
@@ -43,15 +46,11 @@ class AutoAttackResult:
         x_adv: Images (N, C, H, W); the clean image where none was found or none was needed.
         robust: Whether each example is classified correctly before and after, (N,) bool.
         robust_after: Number of robust examples after each attack that ran, in order; first `clean`.
-        passes: Images passed through the model in each attack, by the same names; empty where not counted.
-        seconds: Time of each attack, by the same names.
     """
 
     x_adv: Tensor
     robust: Tensor
     robust_after: Mapping[str, int]
-    passes: Mapping[str, Passes] = field(default_factory=dict)
-    seconds: Mapping[str, float] = field(default_factory=dict)
 
 
 class Ensemble(Attack):
@@ -60,7 +59,7 @@ class Ensemble(Attack):
     fixed_loss = True
 
     def run(self, model: nn.Module, x: Tensor, y: Tensor) -> AutoAttackResult:
-        """Attack a batch and return the whole result.
+        """Attack a batch and return images and counts.
 
         Args:
             model: Images in [0, 1] to logits (N, C).
@@ -87,6 +86,28 @@ class Ensemble(Attack):
     def evaluate(self, model: nn.Module, x: Tensor, y: Tensor) -> AutoAttackResult:
         """Run all attacks in turn on the frozen model, images (N, C, H, W) and labels (N,)."""
 
+    def run_in_turn(self, x: Tensor, y: Tensor, robust: Tensor, attacks: Iterable[tuple[str, Run]]) -> AutoAttackResult:
+        """Run each attack on the examples that the earlier ones left robust.
+
+        Args:
+            x: Images (N, C, H, W).
+            y: Labels (N,).
+            robust: Whether each image is classified correctly, (N,) bool; overwritten.
+            attacks: Name and function of each attack.
+        """
+        x_adv, robust_after = x.clone(), {"clean": int(robust.sum())}
+        for name, run in attacks:
+            rows, started = robust.nonzero().squeeze(1), time.perf_counter()
+            if len(rows) == 0:
+                break
+            x_adv[rows], fooled = run(x[rows], y[rows])
+            robust[rows] = ~fooled
+            robust_after[name] = int(robust.sum())
+            seconds = time.perf_counter() - started
+            log.info("%s: robust %d/%d (%.1f s)", name, robust_after[name], len(x), seconds)
+        _warn_of_masking(robust_after, len(x))
+        return AutoAttackResult(x_adv, robust, robust_after)
+
 
 class AutoAttack(Ensemble):
     """The ensemble of Croce & Hein 2020 with its published budgets.
@@ -96,9 +117,9 @@ class AutoAttack(Ensemble):
     earlier ones left robust. With fewer than 10 classes the targets are all other classes. With fewer than 4 the
     targeted DLR loss is not defined: use `custom`.
 
-    It runs in eval mode, on images in [0, 1], in single precision also under autocast. Searches use the fast path of
+    It runs in eval mode, on images in [0, 1], in single precision even under autocast. Searches use the fast path of
     `SearchModel`, and the model itself confirms every success. The random generators are restored. Progress is logged
-    by the logger of this module at INFO. For l1, `rand` and untargeted FAB, see `ReferenceAutoAttack`.
+    at INFO. For l1, `rand` and untargeted FAB, see `ReferenceAutoAttack`.
 
     Args:
         eps: Largest perturbation, in units of pixels in [0, 1]: `8/255`, `0.031`.
@@ -108,7 +129,7 @@ class AutoAttack(Ensemble):
             settings of `standard`.
         seed: Seed of the first sub-attack; those of the others derive from it.
         batch_size: Images attacked at once. Results depend on it slightly, by the order of additions.
-        search_precision: Precision of the searches. `bf16` is faster on hardware with such instructions, but may miss
+        search_precision: Precision of the searches. `bf16` is faster on hardware with such instructions, but can miss
             an adversarial image that `fp32` would find.
         fold: False searches on the model itself, never on a folded copy of it. Slower, and equal up to rounding.
 
@@ -136,7 +157,7 @@ class AutoAttack(Ensemble):
             raise ValueError("norm of AutoAttack must be linf or l2, got 'l1'. Pass ReferenceAutoAttack for l1.")
         check_listing(version, get_args(Version), attacks, get_args(SubAttack))
         if len(set(attacks or ())) < len(attacks or ()):
-            raise ValueError(f"attacks must not hold one twice, got {attacks}.")
+            raise ValueError(f"attacks must be distinct, got {attacks}. Pass each once.")
         if search_precision not in get_args(Precision):
             raise ValueError(f"search_precision must be fp32 or bf16, got {search_precision!r}.")
         self.attacks: tuple[SubAttack, ...] = tuple(attacks or _STANDARD)
@@ -145,7 +166,7 @@ class AutoAttack(Ensemble):
 
     def sub_attacks(self) -> tuple[Attack, ...]:
         """The attacks, in the order to run."""
-        return tuple(_MAKE[name](self) for name in self.attacks)
+        return tuple(_MAKE[name](self.eps, norm=self.norm, batch_size=self.batch_size) for name in self.attacks)
 
     def describe(self) -> dict[str, Any]:
         """The threat model and the settings as plain values, for result files.
@@ -156,20 +177,14 @@ class AutoAttack(Ensemble):
 
     def evaluate(self, model: nn.Module, x: Tensor, y: Tensor) -> AutoAttackResult:
         """Run all attacks in turn on the frozen model, images (N, C, H, W) and labels (N,)."""
-        count = _Count(self.search_model(model, self.search_precision), len(x))
-        robust, x_adv = self._correct(count.model, x, y), x.clone()
-        count.close("clean", robust)
-        for number, attack in enumerate(self.sub_attacks()):
-            alive = robust.nonzero().squeeze(1)
-            if len(alive) == 0:
-                break
-            seed = self.seed * len(self.attacks) + number
-            x_adv[alive], fooled = run_sub_attack(attack, count.model, x[alive], y[alive], seed)
-            robust[alive] = ~fooled
-            count.close(attack.label, robust)
-        count.model.warn_of_gradients()
-        warn_of_masking(count.robust_after, len(x))
-        return AutoAttackResult(x_adv, robust, count.robust_after, count.passes, count.seconds)
+        search, seed = self.search_model(model, self.search_precision), self.seed * len(self.attacks)
+        attacks = (
+            (attack.label, partial(run_sub_attack, attack, search, seed=seed + number))
+            for number, attack in enumerate(self.sub_attacks())
+        )
+        result = self.run_in_turn(x, y, self._correct(search, x, y), attacks)
+        search.warn_of_gradients()
+        return result
 
     @torch.no_grad()
     def _correct(self, model: SearchModel, x: Tensor, y: Tensor) -> Tensor:
@@ -180,51 +195,19 @@ class AutoAttack(Ensemble):
         return ~misclassified(logits, y)
 
 
-_MAKE: Mapping[SubAttack, Callable[[AutoAttack], Attack]] = MappingProxyType(
+_MAKE: Mapping[SubAttack, Callable[..., Attack]] = MappingProxyType(
     {
-        "apgd-ce": lambda own: APGD(own.eps, norm=own.norm, batch_size=own.batch_size),
-        "apgd-t": lambda own: APGD(own.eps, norm=own.norm, search_loss="dlr-targeted", batch_size=own.batch_size),
-        "apgd-dlr": lambda own: APGD(own.eps, norm=own.norm, search_loss="dlr", batch_size=own.batch_size),
-        "fab-t": lambda own: FAB(own.eps, norm=own.norm, batch_size=own.batch_size),
-        "square": lambda own: Square(own.eps, norm=own.norm, batch_size=own.batch_size),
+        "apgd-ce": APGD,
+        "apgd-t": partial(APGD, search_loss="dlr-targeted"),
+        "apgd-dlr": partial(APGD, search_loss="dlr"),
+        "fab-t": FAB,
+        "square": Square,
     }
 )
 
 
-class _Count:
-    """Robust examples, passes and seconds of each attack."""
-
-    def __init__(self, model: SearchModel, total: int) -> None:
-        self.model = model
-        self.total = total
-        self.robust_after: dict[str, int] = {}
-        self.passes: dict[str, Passes] = {}
-        self.seconds: dict[str, float] = {}
-        self._before = copy(model.passes)
-        self._started = time.perf_counter()
-
-    def close(self, name: str, robust: Tensor) -> None:
-        """Record the results of an attack."""
-        self.robust_after[name] = int(robust.sum())
-        self.seconds[name] = time.perf_counter() - self._started
-        self.passes[name] = self.model.passes - self._before
-        self._before, self._started = copy(self.model.passes), time.perf_counter()
-        if name != "clean":
-            log.info("%s: robust %d/%d (%.1f s)", name, self.robust_after[name], self.total, self.seconds[name])
-
-
 def check_fit(attack: Attack, attacks: Sequence[str], classes: int, size: torch.Size) -> None:
-    """Check that model and images suit all sub-attacks.
-
-    Args:
-        attack: `AutoAttack` or `ReferenceAutoAttack`.
-        attacks: Its sub-attacks.
-        classes: Outputs of the model.
-        size: Height and width of the images.
-
-    Raises:
-        ValueError: Too few classes, or too small images.
-    """
+    """Raise a `ValueError` for too few classes, or too small images (height, width), for one of the sub-attacks."""
     unfit = [name for name in attacks if classes < _FEWEST.get(name, 2)]
     if unfit:
         fit = [name for name in _STANDARD if classes >= _FEWEST.get(name, 2)]
@@ -253,7 +236,7 @@ def check_listing(version: str, versions: Sequence[str], attacks: Sequence[str] 
         raise ValueError(f"attacks must be among {', '.join(known)}, got {', '.join(sorted(unknown))}.")
 
 
-def warn_of_masking(robust_after: Mapping[str, int], total: int) -> None:
+def _warn_of_masking(robust_after: Mapping[str, int], total: int) -> None:
     """Warn where Square, which uses no gradients, fools images that three gradient attacks left robust."""
     counts = list(robust_after.items())
     if len(counts) < 3 or counts[-1][0] != "square":

@@ -20,10 +20,10 @@ from lightning_paf.nn.modes import Mode, frozen
 from lightning_paf.speed.search_model import Precision, SearchModel
 from lightning_paf.types import Forward, Norm, PerExampleLoss, Radius
 
-# Far above every published threat model in [0, 1], far below one that was typed in grey levels.
+# Far above every published threat model in [0, 1], far below one given in grey levels.
 _LARGEST_EPS: Mapping[Norm, float] = MappingProxyType({"linf": 1.0, "l2": 50.0, "l1": 1000.0})
 
-_PIXEL_TOLERANCE = 1e-4  # interpolating augmentations overshoot the bounds by a rounding error
+_PIXEL_TOLERANCE = 1e-4  # for rounding errors of interpolating augmentations
 
 call_context: ContextVar[Callable[[], AbstractContextManager[object]]] = ContextVar("call_context", default=nullcontext)
 """Factory of a context manager, such as a stopwatch, that is entered around every call of an attack."""
@@ -32,9 +32,9 @@ call_context: ContextVar[Callable[[], AbstractContextManager[object]]] = Context
 class Attack(ABC):
     """Search for a perturbation of at most `eps` that raises a loss. The model is an argument of the call.
 
-    Subclasses implement `perturb`, which is pure mathematics. The call around it handles the model, autograd and the
-    inputs. It restores the model's state dict, training flags, `requires_grad` and `.grad`. It works under
-    `torch.no_grad` and `torch.inference_mode`, in the precision (autocast) of the caller.
+    Subclasses implement `perturb`. The call around it handles the model, autograd and the inputs: it restores the
+    model's state dict, training flags, `requires_grad` and `.grad`, and works under `torch.no_grad`,
+    `torch.inference_mode` and the autocast of the caller.
 
     Args:
         eps: Largest perturbation, in units of pixels in [0, 1]: `8/255`, `0.031`.
@@ -50,7 +50,7 @@ class Attack(ABC):
     """
 
     fixed_loss: bool = False
-    """Whether the attack has its own losses and refuses `loss` and `forward` in the call."""
+    """Whether the attack has its own losses and rejects `loss` and `forward` in the call."""
 
     settings: ClassVar[tuple[str, ...]] = ()
     """Names of the attributes that `describe` adds to the threat model."""
@@ -65,7 +65,7 @@ class Attack(ABC):
         loss: PerExampleLoss | None = None,
         fold: bool = True,
     ) -> None:
-        geometry_of(norm)  # refuses an unknown norm
+        geometry_of(norm)  # raises for an unknown norm
         if mode not in ("eval", "train"):
             raise ValueError(f"mode must be eval or train, got {mode!r}. Pass eval unless the method requires train.")
         if bounds is not None and not bounds[0] < bounds[1]:
@@ -92,13 +92,12 @@ class Attack(ABC):
     def sub_attacks(self) -> "tuple[Attack, ...]":
         """The attacks that an evaluation runs in turn, each on the examples that the earlier ones left robust.
 
-        By default the attack itself. An ensemble returns its members, each of which is recorded, seeded and resumed
-        separately.
+        By default the attack itself. An ensemble returns its members, which are seeded and recorded separately.
         """
         return (self,)
 
     def search_model(self, model: nn.Module, precision: Precision = "fp32") -> SearchModel:
-        """The model with the fast path that a search by this attack may use."""
+        """The model, with its fast path, for searches by this attack."""
         return SearchModel(model, precision, fold=self.fold)
 
     def describe(self) -> dict[str, Any]:
@@ -120,21 +119,13 @@ class Attack(ABC):
         return described if self.fold else {"fold": False, **described}
 
     def require(self, **least: float) -> None:
-        """Check that attributes are not below their smallest values: `self.require(steps=1)`.
-
-        Raises:
-            ValueError: One is.
-        """
+        """Raise a `ValueError` for an attribute below its smallest value: `self.require(steps=1)`."""
         for name, bound in least.items():
             if not (value := getattr(self, name)) >= bound:
                 raise ValueError(f"{name} must be at least {bound}, got {value}.")
 
     def require_positive(self, *names: str) -> None:
-        """Check that attributes are positive, or None.
-
-        Raises:
-            ValueError: One is not.
-        """
+        """Raise a `ValueError` for an attribute that is neither positive nor None."""
         for name in names:
             value = getattr(self, name)
             if value is not None and not value > 0:
@@ -196,7 +187,7 @@ class Attack(ABC):
             yield
 
     def _own(self, x: Tensor, labels: Tensor | None) -> Tensor:
-        """Check images and labels; return a copy of the images, since autograd cannot save an inference tensor."""
+        """Check images and labels; return a copy of the images, because autograd cannot save an inference tensor."""
         if not x.is_floating_point():
             raise ValueError(f"Images must be floating point, got {x.dtype}. Divide uint8 images by 255.")
         x = x.detach().clone()
@@ -215,13 +206,11 @@ class Attack(ABC):
 
 
 def loss_and_gradient(forward: Forward, x: Tensor, y: Tensor, loss: PerExampleLoss) -> tuple[Tensor, Tensor]:
-    """The loss per example (N,) at `x` and its gradient with respect to `x`, neither with a graph.
+    """The loss per example (N,) at `x` and its gradient with respect to `x`, both detached.
 
-    The gradient of the sum is independent of the batch size, and underflows later in half precision than that of the
-    mean. `.grad` is never written.
-
-    Where output or loss are undefined, the loss is infinite and the gradient zero, so that an attack stays there.
-    Elsewhere gradients are finite, see `finite_gradient`.
+    The gradient is that of the sum, which is independent of the batch size and, in half precision, underflows later
+    than that of the mean. Where output or loss are undefined, the loss is infinite and the gradient zero, so that an
+    attack stays there. Elsewhere gradients are finite, see `finite_gradient`.
 
     Raises:
         ValueError: The loss does not return one value per example.
@@ -273,16 +262,13 @@ class Best:
 
 
 def radius_text(radius: Radius) -> str:
-    """A radius in its usual notation.
-
-    `8/255` and `2.5/255` for gray levels (also 12/255, which reduces to 4/85), `1/2` for other fractions.
-    """
+    """A radius in its usual notation: `8/255`, `12/255` and `2.5/255` for grey levels, `1/2` for other fractions."""
     if not isinstance(radius, Fraction) or radius.denominator == 1:
         return str(radius)
     levels = radius * 255
     if levels.denominator == 1:
         return f"{levels}/255"
-    # 17 divides 255 and no power of 10: a decimal number of gray levels, and not a reduced decimal fraction.
+    # 17 divides 255 but no power of 10: a decimal number of grey levels, not a reduced decimal fraction.
     decimals = radius.denominator % 17 == 0 and 10**6 % levels.denominator == 0
     return f"{Decimal(levels.numerator) / levels.denominator}/255" if decimals else str(radius)
 

@@ -76,7 +76,7 @@ class FAB(Attack):
 
     @torch.enable_grad()
     def minimum(self, forward: Forward, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        """The nearest adversarial images of the whole search, at any distance, independent of `eps`.
+        """The nearest adversarial images found, at any distance, independent of `eps`.
 
         Args:
             forward: Images to logits; frozen by the caller. Its `exact`, if present, is used throughout.
@@ -96,8 +96,8 @@ class _Search:
     """Results for each image, waiting (image, target) pairs, and running lanes of one call.
 
     Lane `i` searches an image of class `pairs[i, 1]` near image `owners[i]` of class `pairs[i, 0]`. `points[i]` holds
-    its current point and its clean image, `nearest[i]` the closest adversarial point so far, at `sizes[i]`, where
-    `radius` stands for none.
+    its current point and its clean image, `nearest[i]` the closest adversarial point so far, at distance `sizes[i]`,
+    which is `radius` if there is none.
     """
 
     def __init__(

@@ -6,9 +6,8 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from lightning_paf.attacks.base import Attack, loss_and_gradient, radius_text
-from lightning_paf.functional.geometry import Bounds, geometry_of
-from lightning_paf.nn.modes import Mode
-from lightning_paf.types import Forward, Norm, PerExampleLoss, Radius
+from lightning_paf.functional.geometry import geometry_of
+from lightning_paf.types import Forward, PerExampleLoss, Radius
 
 
 class SingleStep(Attack):
@@ -23,10 +22,7 @@ class SingleStep(Attack):
         step_size: Length of the step; null for `eps`.
         clip: Radius of the ball onto which the result is projected, in multiples of `eps`; null for no projection,
             where `radius` is the sum of noise and step.
-        norm: Norm of the perturbation.
-        mode: Mode of the attacked model: `eval`, or `train` with its buffers protected.
-        bounds: Smallest and largest pixel value; null for unbounded inputs.
-        loss: Default of the loss to increase, `(output, target) -> (N,)`; null for cross-entropy.
+        **options: Further options of `Attack`.
 
     Raises:
         ValueError: As for every attack; negative noise, or a step or clip that is not positive.
@@ -43,12 +39,9 @@ class SingleStep(Attack):
         noise: float = 0.0,
         step_size: Radius | None = None,
         clip: float | None = 1.0,
-        norm: Norm = "linf",
-        mode: Mode = "eval",
-        bounds: Bounds = (0.0, 1.0),
-        loss: PerExampleLoss | None = None,
+        **options: Any,
     ) -> None:
-        super().__init__(eps, norm=norm, mode=mode, bounds=bounds, loss=loss)
+        super().__init__(eps, **options)
         self.noise, self.step_size, self.clip = noise, step_size, clip
         self.require(noise=0)
         self.require_positive("step_size", "clip")
@@ -85,25 +78,14 @@ class FGSM(SingleStep):
 
     Args:
         eps: Largest perturbation, in units of pixels in [0, 1]: `8/255`, `0.031`.
-        norm: Norm of the perturbation.
-        mode: Mode of the attacked model: `eval`, or `train` with its buffers protected.
-        bounds: Smallest and largest pixel value; null for unbounded inputs.
-        loss: Default of the loss to increase, `(output, target) -> (N,)`; null for cross-entropy.
+        **options: Further options of `Attack`.
 
     Raises:
         ValueError: As for every attack.
     """
 
-    def __init__(
-        self,
-        eps: Radius = Fraction(8, 255),
-        *,
-        norm: Norm = "linf",
-        mode: Mode = "eval",
-        bounds: Bounds = (0.0, 1.0),
-        loss: PerExampleLoss | None = None,
-    ) -> None:
-        super().__init__(eps, norm=norm, mode=mode, bounds=bounds, loss=loss)
+    def __init__(self, eps: Radius = Fraction(8, 255), **options: Any) -> None:
+        super().__init__(eps, noise=0.0, step_size=None, clip=1.0, **options)
 
 
 class RSFGSM(SingleStep):
@@ -112,9 +94,7 @@ class RSFGSM(SingleStep):
     Args:
         eps: Largest change of a pixel in [0, 1]: `8/255`, `0.031`.
         step_size: Length of the step; null for the paper's `1.25 eps`.
-        mode: Mode of the attacked model: `eval`, or `train` with its buffers protected.
-        bounds: Smallest and largest pixel value; null for unbounded inputs.
-        loss: Default of the loss to increase, `(output, target) -> (N,)`; null for cross-entropy.
+        **options: Further options of `Attack`, except `norm`.
 
     Raises:
         ValueError: As for every attack; a step size that is not positive.
@@ -122,16 +102,8 @@ class RSFGSM(SingleStep):
 
     usual_step = 1.25
 
-    def __init__(
-        self,
-        eps: Radius = Fraction(8, 255),
-        *,
-        step_size: Radius | None = None,
-        mode: Mode = "eval",
-        bounds: Bounds = (0.0, 1.0),
-        loss: PerExampleLoss | None = None,
-    ) -> None:
-        super().__init__(eps, noise=1.0, step_size=step_size, mode=mode, bounds=bounds, loss=loss)
+    def __init__(self, eps: Radius = Fraction(8, 255), *, step_size: Radius | None = None, **options: Any) -> None:
+        super().__init__(eps, noise=1.0, step_size=step_size, clip=1.0, norm="linf", **options)
 
 
 class NFGSM(SingleStep):
@@ -144,9 +116,7 @@ class NFGSM(SingleStep):
         eps: The threat model's largest change of a pixel in [0, 1]: `8/255`, `0.031`.
         noise: Half width of the uniform noise, in multiples of `eps`; 2 in the paper.
         step_size: Length of the step; null for the paper's `eps`.
-        mode: Mode of the attacked model: `eval`, or `train` with its buffers protected.
-        bounds: Smallest and largest pixel value; null for unbounded inputs.
-        loss: Default of the loss to increase, `(output, target) -> (N,)`; null for cross-entropy.
+        **options: Further options of `Attack`, except `norm`.
 
     Raises:
         ValueError: As for every attack; negative noise or a step size that is not positive.
@@ -158,8 +128,6 @@ class NFGSM(SingleStep):
         *,
         noise: float = 2.0,
         step_size: Radius | None = None,
-        mode: Mode = "eval",
-        bounds: Bounds = (0.0, 1.0),
-        loss: PerExampleLoss | None = None,
+        **options: Any,
     ) -> None:
-        super().__init__(eps, noise=noise, step_size=step_size, clip=None, mode=mode, bounds=bounds, loss=loss)
+        super().__init__(eps, noise=noise, step_size=step_size, clip=None, norm="linf", **options)

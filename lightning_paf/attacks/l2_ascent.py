@@ -7,8 +7,7 @@ import torch
 from torch import Tensor
 
 from lightning_paf.attacks.base import Attack, loss_and_gradient, radius_text, unless_infinite
-from lightning_paf.functional.geometry import Bounds, geometry_of, per_example
-from lightning_paf.nn.modes import Mode
+from lightning_paf.functional.geometry import geometry_of, per_example
 from lightning_paf.types import Forward, PerExampleLoss, Radius
 
 _START_STD = 0.001
@@ -25,9 +24,7 @@ class L2Ascent(Attack):
         eps: Largest l2 length of the perturbation: `128/255`, `0.5`.
         step_size: Length of a step; null for `2 eps / steps`.
         steps: Number of gradients.
-        mode: Mode of the attacked model: `eval`, or `train` with its buffers protected.
-        bounds: Smallest and largest pixel value; null for unbounded inputs.
-        loss: Default of the loss to increase, `(output, target) -> (N,)`; null for cross-entropy.
+        **options: Further options of `Attack`, except `norm`.
 
     Raises:
         ValueError: As for every attack; no step, or a step size that is not positive.
@@ -41,11 +38,9 @@ class L2Ascent(Attack):
         *,
         step_size: Radius | None = None,
         steps: int = 10,
-        mode: Mode = "eval",
-        bounds: Bounds = (0.0, 1.0),
-        loss: PerExampleLoss | None = None,
+        **options: Any,
     ) -> None:
-        super().__init__(eps, norm="l2", mode=mode, bounds=bounds, loss=loss)
+        super().__init__(eps, norm="l2", **options)
         self.step_size, self.steps = step_size, steps
         self.require(steps=1)
         self.require_positive("step_size")

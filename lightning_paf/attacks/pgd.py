@@ -8,22 +8,21 @@ import torch
 from torch import Tensor
 
 from lightning_paf.attacks.base import Attack, Best, loss_and_gradient, loss_at, radius_text
-from lightning_paf.functional.geometry import Bounds, geometry_of
-from lightning_paf.nn.modes import Mode
-from lightning_paf.types import Forward, Norm, PerExampleLoss, Radius
+from lightning_paf.functional.geometry import geometry_of
+from lightning_paf.types import Forward, PerExampleLoss, Radius
 
 Start = Literal["uniform", "gaussian", "none"]
 
-_GAUSSIAN_STD = 0.001  # TRADES' starting noise
+_GAUSSIAN_STD = 0.001  # as in TRADES
 
 
 class PGD(Attack):
     """Steepest ascent on the loss with a projection after each step (Madry et al. 2018).
 
-    With `norm=linf` and the defaults this is the attack of Dai et al. 2021, except for the start: they do not clamp
-    their noise to the pixel range before the first gradient (`clamp_start=False`). In l2 they start on the sphere; this
-    attack starts in the ball, which for images differs by a few thousandths of the radius. For l1, see
-    `functional.geometry.L1`; the projection onto ball and pixel range together is exact for linf only.
+    The defaults are those of Dai et al. 2021, except for the start, which they do not clamp to the pixel range
+    (`clamp_start=False`). In l2 they start on the sphere; this attack starts in the ball, which for images differs by a
+    few thousandths of the radius. For l1, see `functional.geometry.L1`. The projection onto ball and pixel range
+    together is exact for linf only.
 
     BIM (Kurakin et al. 2017) is `start=none, step_size=1/255`, with `min(eps + 4, 1.25 eps)` steps, `eps` in grey
     levels, rounded up.
@@ -35,11 +34,7 @@ class PGD(Attack):
         start: `uniform` in the ball, `gaussian` with standard deviation 0.001 (TRADES), or `none` (the image itself).
         clamp_start: Clamp the starting point to `bounds` before the first gradient.
         best: Return the iterate with the largest loss of each example (one more forward pass), not the last one.
-        norm: Norm of the perturbation.
-        mode: Mode of the attacked model: `eval`, or `train` with its buffers protected.
-        bounds: Smallest and largest pixel value; null for unbounded inputs.
-        loss: Default of the loss to increase, `(output, target) -> (N,)`; null for cross-entropy.
-        fold: False attacks the model itself, never a folded copy of it. Slower, and equal up to rounding.
+        **options: Further options of `Attack`.
 
     Raises:
         ValueError: As for every attack; no step, or a step size that is not positive; unknown start.
@@ -56,13 +51,9 @@ class PGD(Attack):
         start: Start = "uniform",
         clamp_start: bool = True,
         best: bool = False,
-        norm: Norm = "linf",
-        mode: Mode = "eval",
-        bounds: Bounds = (0.0, 1.0),
-        loss: PerExampleLoss | None = None,
-        fold: bool = True,
+        **options: Any,
     ) -> None:
-        super().__init__(eps, norm=norm, mode=mode, bounds=bounds, loss=loss, fold=fold)
+        super().__init__(eps, **options)
         self.step_size, self.steps = step_size, steps
         self.start, self.clamp_start, self.best = start, clamp_start, best
         self.require(steps=1)

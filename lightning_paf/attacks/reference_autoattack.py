@@ -1,20 +1,19 @@
 """The published package of AutoAttack with the interface of all attacks."""
 
+import importlib
 import importlib.metadata
-import logging
 import sys
-import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager, suppress
 from fractions import Fraction
+from functools import partial
 from types import MappingProxyType
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
 
-from lightning_paf.attacks.autoattack import AutoAttackResult, Ensemble, check_fit, check_listing, warn_of_masking
+from lightning_paf.attacks.autoattack import AutoAttackResult, Ensemble, check_fit, check_listing
 from lightning_paf.attacks.base import Attack
 from lightning_paf.functional.geometry import geometry_of, with_finite_gradient
 from lightning_paf.functional.predictions import check_labels, misclassified, undefined
@@ -29,9 +28,7 @@ _ATTACKS: Mapping[ReferenceVersion, tuple[ReferenceSubAttack, ...]] = MappingPro
 )
 _PACKAGE_NORMS: Mapping[Norm, str] = MappingProxyType({"linf": "Linf", "l2": "L2", "l1": "L1"})
 
-_ROUNDING = 1e-4  # fraction of the radius by which images of the package may exceed it
-
-log = logging.getLogger(__name__)
+_ROUNDING = 1e-4  # fraction of the radius by which images of the package exceed it, from rounding
 
 
 class ReferenceAutoAttack(Ensemble):
@@ -44,9 +41,9 @@ class ReferenceAutoAttack(Ensemble):
     for APGD in l1), at most all other classes. With fewer than 4 classes the targeted DLR loss is not defined: use
     `custom`.
 
-    It runs in eval mode, on images in [0, 1], in single precision also under autocast. The global random generators
-    (torch, numpy, python) and the trace function are restored. Progress is logged by the logger of this module at
-    INFO. One of the packages `pyautoattack` or `autoattack` must be installed.
+    It runs in eval mode, on images in [0, 1], in single precision even under autocast. The global random generators
+    (torch, numpy, python) and the trace function are restored. Progress is logged at INFO. One of the packages
+    `pyautoattack` or `autoattack` must be installed.
 
     Args:
         eps: Largest perturbation, in units of pixels in [0, 1]: `8/255`, `0.031`.
@@ -92,22 +89,18 @@ class ReferenceAutoAttack(Ensemble):
         finite = _FiniteModel(model, self)
         with _isolated(x.device), torch.autocast(x.device.type, enabled=False):
             adversary, run = self._adversary(finite, x, y)
-            x_adv, robust = x.clone(), self._correct(model, x, y)
-            robust_after = {"clean": int(robust.sum())}
-            for name in self.attacks:
-                started, alive = time.perf_counter(), robust.nonzero().squeeze(1)
-                if len(alive) == 0:
-                    break
+
+            def run_one(name: str, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
                 adversary.attacks_to_run = [name]
-                finite.watch(x[alive])
-                for found in (run(x[alive], y[alive]), finite.found):
-                    fooled = robust[alive] & ~self._correct(model, found, y[alive])
-                    x_adv[alive[fooled]], robust[alive[fooled]] = found[fooled], False
-                robust_after[name] = int(robust.sum())
-                seconds = time.perf_counter() - started
-                log.info("%s: robust %d/%d (%.1f s)", name, robust_after[name], len(x), seconds)
-        warn_of_masking(robust_after, len(x))
-        return AutoAttackResult(x_adv, robust, MappingProxyType(robust_after))
+                finite.watch(x)
+                x_adv, robust = x.clone(), torch.ones_like(y, dtype=torch.bool)
+                for found in (run(x, y), finite.found):
+                    fooled = robust & ~self._correct(model, found, y)
+                    x_adv[fooled], robust[fooled] = found[fooled], False
+                return x_adv, ~robust
+
+            attacks = ((name, partial(run_one, name)) for name in self.attacks)
+            return self.run_in_turn(x, y, self._correct(model, x, y), attacks)
 
     def _adversary(self, model: "_FiniteModel", x: Tensor, y: Tensor) -> tuple[Any, Callable[[Tensor, Tensor], Tensor]]:
         """The object of the package, with at most all other classes as targets, and a function that runs it."""
@@ -123,7 +116,6 @@ class ReferenceAutoAttack(Ensemble):
             seed=self.seed,
             version="rand" if self.version == "rand" else "standard",
             device=x.device,
-            **package.quiet,
         )
         for targeted in (adversary.apgd_targeted, adversary.fab):
             targeted.n_target_classes = min(targeted.n_target_classes, classes - 1)
@@ -143,10 +135,10 @@ class ReferenceAutoAttack(Ensemble):
 
 
 class _FiniteModel:
-    """The model with finite logits and gradients, since the package counts NaN as a correct prediction.
+    """The model with finite logits and gradients, because the package counts NaN as a correct prediction.
 
-    Images with undefined logits are stored where they lie within the threat model of a watched image. The package
-    writes into the logits, which the model may keep, and therefore gets a copy.
+    Images with undefined logits are stored if they lie within the threat model of a watched image. The package writes
+    into the logits, so it gets a copy.
 
     Attributes:
         found: For each watched image one with undefined logits, or the image itself.
@@ -163,12 +155,12 @@ class _FiniteModel:
 
     def __call__(self, x: Tensor) -> Tensor:
         logits: Tensor = self.forward(with_finite_gradient(x))
-        outside = undefined(logits)
-        for image in x.detach()[outside] if len(self.watched) else ():
-            self._remember(image)
-        return logits.masked_fill(outside[:, None], 0.0)
+        not_finite = undefined(logits)
+        for image in x.detach()[not_finite] if len(self.watched) else ():
+            self._store(image)
+        return logits.masked_fill(not_finite[:, None], 0.0)
 
-    def _remember(self, image: Tensor) -> None:
+    def _store(self, image: Tensor) -> None:
         ball, radius = geometry_of(self.attack.norm), self.attack.radius
         rows = self.open.nonzero().squeeze(1)
         near = ball.size(image - self.watched[rows]) <= radius * (1 + _ROUNDING)
@@ -178,31 +170,28 @@ class _FiniteModel:
         self.open[rows] = False
 
 
-@dataclass(frozen=True)
-class _Package:
-    """Names that differ between the two releases of AutoAttack."""
+class _Package(NamedTuple):
+    """A release of AutoAttack: its name, the name of its batch size, and the options that stop it from printing."""
 
     name: str
-    make: Callable[..., Any]
     batch_argument: str
     quiet: Mapping[str, Any]
 
+    def make(self, *args: Any, **options: Any) -> Any:
+        """Return the object of the package."""
+        return importlib.import_module(self.name).AutoAttack(*args, **options, **self.quiet)
+
+
+_PACKAGES = (_Package("pyautoattack", "batch_size", {}), _Package("autoattack", "bs", {"verbose": False}))
+
 
 def _package() -> _Package:
-    try:
-        import pyautoattack
-
-        return _Package("pyautoattack", pyautoattack.AutoAttack, "batch_size", {})
-    except ModuleNotFoundError:
-        pass
-    try:
-        import autoattack
-
-        return _Package("autoattack", autoattack.AutoAttack, "bs", {"verbose": False})
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            "AutoAttack needs the package pyautoattack, which is not installed. Run: pip install pyautoattack"
-        ) from error
+    """The first release that is installed."""
+    for package in _PACKAGES:
+        with suppress(ModuleNotFoundError):
+            importlib.import_module(package.name)
+            return package
+    raise ModuleNotFoundError("pyautoattack must be installed for ReferenceAutoAttack. Run: pip install pyautoattack")
 
 
 @contextmanager

@@ -20,14 +20,14 @@ class Recorded(Attack):
     def __init__(self, attack: Attack) -> None:
         threat = {name: getattr(attack, name) for name in ("norm", "mode", "bounds", "loss", "fold")}
         super().__init__(**threat)
-        self.eps = attack.eps  # a schedule may have shrunk it to 0, which a constructor refuses
+        self.eps = attack.eps  # a schedule may have set it to 0, which the constructor rejects
         self.attack, self.fixed_loss, self._seen_pixels = attack, attack.fixed_loss, attack._seen_pixels
         self._found: list[Tensor] = []
         self._next: int | None = None
 
     @property
     def radius(self) -> float:
-        """That of the attack."""
+        """The radius of the attack."""
         return self.attack.radius
 
     def describe(self) -> dict[str, Any]:

@@ -69,7 +69,7 @@ class Square(Attack):
     def perturb(self, forward: Forward, x: Tensor, y: Tensor, loss: PerExampleLoss) -> Tensor:
         """The first adversarial image found for each, or the image itself."""
         del loss
-        parts = zip(*(torch.split(whole, self.batch_size) for whole in (x, y)), strict=True)
+        parts = zip(torch.split(x, self.batch_size), torch.split(y, self.batch_size), strict=True)
         return torch.cat([self._search(forward, *part) for part in parts])
 
     def _search(self, forward: Forward, x: Tensor, y: Tensor) -> Tensor:
@@ -84,10 +84,10 @@ class Square(Attack):
             if (last or query % every == 0) and (best > needed).any():
                 hits = _confirmed(best > needed, forward, walk.images, labels, best, needed)
                 x_adv[index[hits]] = walk.images[hits]
-                alive = (~hits).nonzero().squeeze(1)
+                rest = (~hits).nonzero().squeeze(1)
                 best = best.masked_fill(best == torch.inf, -torch.inf)  # undefined, and refuted by the exact model
-                index, labels, best, needed = index[alive], labels[alive], best[alive], needed[alive]
-                walk.select(alive)
+                index, labels, best, needed = index[rest], labels[rest], best[rest], needed[rest]
+                walk.select(rest)
             if last or len(index) == 0:
                 break
             walk.propose(query)
@@ -117,10 +117,10 @@ def _confirmed(
 
 
 class _Walk(ABC):
-    """The images of a batch on their way, and the random numbers of all queries.
+    """The current images of a batch, and the random numbers of all queries.
 
-    `propose` writes the next change into `images` in place, window by window, since whole images would cost more than a
-    small network does; `revert` takes it back where it did not help.
+    `propose` changes windows of `images` in place, because copies of the images would cost more than a forward pass of
+    a small network. `revert` undoes the change where it did not help.
     """
 
     smallest = 1

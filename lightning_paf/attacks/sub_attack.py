@@ -18,7 +18,7 @@ _BATCH_SIZE = 250  # of the confirmation
 def run_sub_attack(attack: Attack, model: SearchModel, x: Tensor, y: Tensor, seed: int) -> tuple[Tensor, Tensor]:
     """Run one sub-attack in eval mode and single precision; the exact model confirms every success.
 
-    An attack that does not use `model.exact` may stop at an image that only the fast path misclassifies. It is run
+    An attack that does not use `model.exact` can stop at an image that only the fast path misclassifies. It is run
     once more on such examples, with the exact model.
 
     Args:
@@ -33,24 +33,24 @@ def run_sub_attack(attack: Attack, model: SearchModel, x: Tensor, y: Tensor, see
     """
     with _seeded(seed, x.device), torch.autocast(x.device.type, enabled=False):
         x_adv = attack(model, x, y)
-        fooled = _misled(model, model.exact, x, x_adv, y)
-        doubtful = ~fooled & _misled(model, model, x, torch.where(per_example(fooled, x), x, x_adv), y)
-        if bool(doubtful.any()):
-            again = attack(_Exact(model), x[doubtful], y[doubtful])
-            x_adv[doubtful] = again
-            fooled[doubtful] = _misled(model, model.exact, x[doubtful], again, y[doubtful])
+        fooled = _fooled(model, model.exact, x, x_adv, y)
+        unconfirmed = ~fooled & _fooled(model, model, x, torch.where(per_example(fooled, x), x, x_adv), y)
+        if bool(unconfirmed.any()):
+            again = attack(_Exact(model), x[unconfirmed], y[unconfirmed])
+            x_adv[unconfirmed] = again
+            fooled[unconfirmed] = _fooled(model, model.exact, x[unconfirmed], again, y[unconfirmed])
     return torch.where(per_example(fooled, x), x_adv, x), fooled
 
 
 @torch.no_grad()
-def _misled(model: nn.Module, logits_of: Callable[[Tensor], Tensor], x: Tensor, x_adv: Tensor, y: Tensor) -> Tensor:
+def _fooled(model: nn.Module, logits_of: Callable[[Tensor], Tensor], x: Tensor, x_adv: Tensor, y: Tensor) -> Tensor:
     """Where images were changed and are misclassified, (N,) bool."""
-    misled = (x_adv != x).flatten(1).any(dim=1)
+    fooled = (x_adv != x).flatten(1).any(dim=1)
     with frozen(model):
-        for rows in torch.split(misled.nonzero().squeeze(1), _BATCH_SIZE):
+        for rows in torch.split(fooled.nonzero().squeeze(1), _BATCH_SIZE):
             if len(rows):
-                misled[rows] = misclassified(logits_of(x_adv[rows]), y[rows])
-    return misled
+                fooled[rows] = misclassified(logits_of(x_adv[rows]), y[rows])
+    return fooled
 
 
 class _Exact(nn.Module):

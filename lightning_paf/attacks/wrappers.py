@@ -25,7 +25,7 @@ class WorstOf(Attack):
 
     def __init__(self, attacks: list[Attack], *, loss: PerExampleLoss = margin) -> None:
         if not attacks:
-            raise ValueError("attacks must hold at least one attack, got none.")
+            raise ValueError("attacks must hold at least one attack, got none. Pass some.")
         first = max(attacks, key=lambda attack: attack.radius)
         for name in ("norm", "mode", "bounds"):
             values = [getattr(attack, name) for attack in attacks]
@@ -50,11 +50,11 @@ class WorstOf(Attack):
         return super().describe() | {"attacks": [attack.describe() for attack in self.attacks]}
 
     def perturb(self, forward: Forward, x: Tensor, y: Tensor, loss: PerExampleLoss) -> Tensor:
-        """Run all, compare."""
+        """Run all attacks and compare their results."""
         worst = Best(x)
         for attack in self.attacks:
-            climbed = (attack.loss or cross_entropy) if loss is self.loss else loss
-            x_adv = attack.perturb(forward, x, y, climbed).detach()
+            own_loss = (attack.loss or cross_entropy) if loss is self.loss else loss
+            x_adv = attack.perturb(forward, x, y, own_loss).detach()
             worst.update(x_adv, loss_at(forward, x_adv, y, loss))
         return worst.x
 

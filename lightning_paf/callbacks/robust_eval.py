@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from lightning_paf.attacks import Attack
+from lightning_paf.evaluation import Samples
 from lightning_paf.evaluation.evaluate import Evaluation
 from lightning_paf.evaluation.files import ResultFiles
 from lightning_paf.evaluation.result import EvaluationResult
-from lightning_paf.evaluation.samples import Samples
 from lightning_paf.evaluation.stopping import StopRule
 from lightning_paf.runs.weights_origin import WeightsOrigin
 from lightning_paf.speed.search_model import Precision

@@ -10,8 +10,8 @@ from torch import nn
 
 from lightning_paf.attacks import Attack
 from lightning_paf.callbacks.robust_eval import RobustEval, Stage
+from lightning_paf.evaluation import Samples
 from lightning_paf.evaluation.result import EvaluationResult
-from lightning_paf.evaluation.samples import Samples
 from lightning_paf.evaluation.stopping import StopRule, anytime_interval
 from lightning_paf.evaluation.warm import WarmCheck, joined
 from lightning_paf.utils.distributed import barrier_without_timeout, gathered

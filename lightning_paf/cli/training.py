@@ -2,14 +2,17 @@
 
 import argparse
 import contextlib
+import re
 import sys
 from collections.abc import Sequence
 from fractions import Fraction
+from itertools import pairwise
 from pathlib import Path
 from types import ModuleType
 from typing import IO, Any, NoReturn
 
 import yaml
+from jsonargparse import Namespace
 from jsonargparse.typing import register_type
 from lightning.fabric.plugins import CheckpointIO
 from lightning.pytorch import Callback, Trainer
@@ -98,13 +101,15 @@ _PERIODIC: dict[str, Any] = {
     "save_on_train_epoch_end": True,  # otherwise the last one of an epoch would wait for the validation
 }
 """Checkpoint to resume a run that was killed in the middle of an epoch."""
+_NET_SIZE = re.compile(r"--(model\.net\.(?:init_args\.)?(?:net\.(?:init_args\.)?)?(num_classes|in_channels))(?:=(.*))?")
 
 
 class HelpfulParser(LightningArgumentParser):
     """A parser with short errors, which list the known classes if a class name is mistyped."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Add the known classes to the message."""
+        """Add the known classes to the message, and remove the names of links."""
+        message = re.sub(r"Call to compute_fn of link '.*' with args \(.*\) failed: ", "", message)
         super().error(f"{message}{suggestion(message, _PLUG_INS)}", ex)
 
     def print_usage(self, file: IO[str] | None = None) -> None:  # type: ignore[override]
@@ -171,6 +176,7 @@ class PafCLI(LightningCLI):
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """Parse without LightningCLI's warning about `args` in addition to a command line."""
         self.config = parser.parse_args(args)  # type: ignore[arg-type]  # `train` gives a list
+        _check_net_sizes(args, self.config)  # type: ignore[arg-type]
 
     def setup_parser(self, add_subcommands: bool, *kwargs: dict[str, Any]) -> None:
         """Without a command, accept the arguments of `fit`, since saved configurations hold them."""
@@ -334,6 +340,17 @@ def _number_of_classes(dataset: str, num_classes: int | None, channels: int | No
 
 def _number_of_channels(dataset: str, num_classes: int | None, channels: int | None) -> int:
     return dataset_spec(dataset, num_classes, channels).channels
+
+
+def _check_net_sizes(words: Sequence[str], config: Namespace) -> None:
+    """Refuse typed sizes of the network that contradict the data; the links would replace them silently."""
+    data = config[config.subcommand].data if config.get("subcommand") else config.data
+    spec = dataset_spec(data.dataset, data.num_classes, data.channels)
+    sizes = {"num_classes": spec.num_classes, "in_channels": spec.channels}
+    for word, following in pairwise([*words, ""]):
+        typed = _NET_SIZE.fullmatch(word)
+        if typed and (value := typed[3] or following) != str(size := sizes[typed[2]]):
+            raise ValueError(f"{typed[1]} must be {size}, as in the data, got {value}. Leave --{typed[1]} out.")
 
 
 # `8/255` is read exactly, and saved in the same form.

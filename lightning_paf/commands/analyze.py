@@ -1,36 +1,27 @@
 """Analyse a trained run: saliency, loss concentration, weights and others."""
 
-import argparse
 import importlib
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from lightning_paf.utils.arguments import command_parser
 
 if TYPE_CHECKING:
     from lightning_paf.analysis.base import Report
 
 
 def main(argv: list[str]) -> int:
-    """Run one of the analyses of `lightning_paf/analysis`.
-
-    Args:
-        argv: Name of the analysis and its options, see `--help`.
-
-    Returns:
-        Exit status 0, or 1 where the analysis found an error.
-
-    Raises:
-        ValueError: An invalid option, or an unreadable run.
-    """
+    """Run one of the analyses of `lightning_paf/analysis`; return 1 where it found an error, else 0."""
     from lightning_paf.utils.discovery import modules_with
 
     found = modules_with("analyze", Path(__file__).parents[1] / "analysis")
-    parser = argparse.ArgumentParser("lightning-paf analyze", description=__doc__)
+    parser = command_parser("analyze", __doc__)
     choices = parser.add_subparsers(metavar="NAME", required=True)
     parsers = {name: choices.add_parser(name, help=line, description=line) for name, line in found.items()}
     chosen = parsers.get(argv[0] if argv else "")
     if chosen is None:
-        parser.parse_args(argv)  # prints the help or an error, and exits
-        return 2
+        parser.parse_args(argv)  # prints the help and exits, or refuses the name
+        return 0
     analysis = importlib.import_module(f"lightning_paf.analysis.{argv[0].replace('-', '_')}")
     if analysis.CHECKPOINTS:
         from lightning_paf.loading import add_run_arguments

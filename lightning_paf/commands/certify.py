@@ -5,7 +5,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lightning_paf.utils.arguments import positive
+from lightning_paf.utils.arguments import command_parser, positive
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -17,14 +17,7 @@ ROWS = 8
 
 
 def main(argv: list[str]) -> int:
-    """Certify, and print a table; write figure and JSON file where requested.
-
-    Args:
-        argv: Options, see `--help`.
-
-    Raises:
-        ValueError: An invalid option, or an unreadable run.
-    """
+    """Certify, print a table, and write the figure and the JSON file if requested."""
     options, rest = _parse(argv)
     from rich.console import Console
     from rich.progress import Progress
@@ -60,19 +53,19 @@ def main(argv: list[str]) -> int:
 def _parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     from lightning_paf.loading import add_model_arguments
 
-    parser = argparse.ArgumentParser("lightning-paf certify", description=__doc__, allow_abbrev=False)
-    parser.add_argument("run", type=Path, metavar="RUN", help="run folder (its last checkpoint), or a checkpoint")
-    parser.add_argument("--sigma", type=float, required=True, help="standard deviation of the noise, pixels in [0, 1]")
+    parser = command_parser("certify", __doc__)
+    add = parser.add_argument
+    add("run", type=Path, metavar="RUN", help="run folder (its last checkpoint), or a checkpoint")
+    add("--sigma", type=float, required=True, help="standard deviation of the noise, pixels in [0, 1]")
     help_ = "noisy copies of an image that select a class, and that bound its probability (default: 100 10000)"
-    parser.add_argument("--samples", type=int, nargs=2, default=(100, 10_000), metavar=("N0", "N"), help=help_)
-    help_ = "probability that a certificate is wrong (default: 0.001)"
-    parser.add_argument("--alpha", type=float, default=0.001, help=help_)
-    parser.add_argument("--examples", type=positive, default=200, help="number of test images (default: 200)")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--batch_size", type=int, default=1024, help="noisy copies in a forward pass (default: 1024)")
+    add("--samples", type=int, nargs=2, default=(100, 10_000), metavar=("N0", "N"), help=help_)
+    add("--alpha", type=float, default=0.001, help="probability that a certificate is wrong (default: 0.001)")
+    add("--examples", type=positive, default=200, help="number of test images (default: 200)")
+    add("--seed", type=int, default=0)
+    add("--batch_size", type=int, default=1024, help="noisy copies in a forward pass (default: 1024)")
     add_model_arguments(parser)
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write all classes and radii to this file")
-    parser.add_argument("--figure", type=Path, metavar="PNG", help="draw certified accuracy over the radius")
+    add("--json", type=Path, metavar="FILE", help="write all classes and radii to this file")
+    add("--figure", type=Path, metavar="PNG", help="draw certified accuracy over the radius")
     return parser.parse_known_args(argv)
 
 
@@ -94,7 +87,7 @@ def _lines(found: "Certificates", y: "Tensor", smoothing: "Smoothing") -> list[s
 
 
 def _hint(trained: float, sigma: float) -> list[str]:
-    """Warning about a network that was trained with other noise than it is smoothed with."""
+    """Note on a network that was trained with other noise than it is smoothed with."""
     if trained == sigma:
         return []
     noise = f"with noise of {trained:g}" if trained else "without noise"

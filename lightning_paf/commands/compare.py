@@ -1,52 +1,37 @@
-"""Tell which of two models is more robust, from their results on the same samples."""
+"""Compare the robust accuracy of two models by their results on the same samples."""
 
-import argparse
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from lightning_paf.utils.arguments import command_parser
 
 if TYPE_CHECKING:
     from lightning_paf.evaluation.comparison import Comparison
 
 
 def main(argv: list[str]) -> int:
-    """Print a comparison.
-
-    Args:
-        argv: Options, see `--help`.
-
-    Returns:
-        Exit status 0, whatever the outcome.
-
-    Raises:
-        ValueError: A result is missing, or the two cannot be compared.
-    """
-    options = _parse(argv)
-    from lightning_paf.evaluation.comparison import compare, find_result, load_result
+    """Print a comparison; return 0 for any conclusion."""
+    parser = command_parser("compare", __doc__)
+    parser.add_argument("a", type=Path, metavar="A", help="result file of `test`, or a run folder with one")
+    parser.add_argument("b", type=Path, metavar="B", help="the other one")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the numbers to this file")
+    options = parser.parse_args(argv)
+    from lightning_paf.evaluation.comparison import compare, load_result
     from lightning_paf.utils.files import explained, write_whole
 
-    paths = find_result(options.a), find_result(options.b)
-    results = load_result(paths[0]), load_result(paths[1])
-    comparison = compare(*results)
-    attack = results[0].attack
-    for name, path, result in zip("AB", paths, results, strict=True):
+    (path_a, a), (path_b, b) = load_result(options.a), load_result(options.b)
+    comparison, attack = compare(a, b), a.attack
+    for name, path, result in (("A", path_a, a), ("B", path_b, b)):
         print(f"{name}: {path}" + (f", {result.weights}" if result.weights else ""))
     print(f"{comparison.samples} samples, {attack.get('norm')} eps {attack.get('eps')}, {attack.get('attack')}\n")
     _print(comparison)
     if options.json:
-        content = {"a": str(paths[0]), "b": str(paths[1]), "attack": dict(attack), **comparison.content()}
+        content = {"a": str(path_a), "b": str(path_b), "attack": dict(attack), **comparison.content()}
         with explained(options.json, "the --json file"):
             options.json.parent.mkdir(parents=True, exist_ok=True)
             write_whole(options.json, (json.dumps(content, indent=2) + "\n").encode())
     return 0
-
-
-def _parse(argv: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser("lightning-paf compare", description=__doc__)
-    parser.add_argument("a", type=Path, metavar="A", help="result file that `test` wrote, or a run folder with one")
-    parser.add_argument("b", type=Path, metavar="B", help="the other one")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers to this file, too")
-    return parser.parse_args(argv)
 
 
 def _print(comparison: "Comparison") -> None:
@@ -63,12 +48,12 @@ def _print(comparison: "Comparison") -> None:
         for column in classes.columns:
             column.justify = "right"
         for row in comparison.classes:
-            shares = (f"{100 * robust / row.total:.1f} %" for robust in row.robust)
-            classes.add_row(str(row.label), str(row.total), *shares, f"{100 * row.difference:+.1f}")
+            fractions = (f"{100 * robust / row.total:.1f} %" for robust in row.robust)
+            classes.add_row(str(row.label), str(row.total), *fractions, f"{100 * row.difference:+.1f}")
         console.print(classes)
     difference = comparison.difference
     print(f"\nDifference of robust accuracy, A - B: {difference}")
-    print(f"Disputed samples: {difference.only_first} only A withstands, {difference.only_second} only B")
+    print(f"Robust in one model only: {difference.only_first} samples in A, {difference.only_second} in B")
     print(f"McNemar's exact test: p = {comparison.p_value:.3g}")
     for note in comparison.notes:
         print(f"Note: {note}")

@@ -5,7 +5,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lightning_paf.utils.arguments import positive
+from lightning_paf.utils.arguments import command_parser, positive
 from lightning_paf.utils.radius import radius_from_text
 
 if TYPE_CHECKING:
@@ -21,22 +21,12 @@ MULTIPLES = [Fraction(n, 4) for n in (1, 2, 3, 4, 5, 6, 8)]
 
 
 def main(argv: list[str]) -> int:
-    """Search, check, and write table, figure and JSON file.
-
-    Args:
-        argv: Options, see `--help`.
-
-    Returns:
-        Exit status 0, or 1 where the check raised an alarm.
-
-    Raises:
-        ValueError: An invalid option, or an unreadable run.
-    """
+    """Search, check, and write table, figure and JSON file; return 1 where the check raised an alarm, else 0."""
     options, rest = _parse(argv)
     from rich.console import Console
 
     from lightning_paf.analysis.base import Report, folder_files, run_folder
-    from lightning_paf.analysis.security_curve import bisection, minimum_norm
+    from lightning_paf.analysis.security_curve import fixed_eps, minimum_norm
     from lightning_paf.analysis.security_curve_check import draw_curve, recheck
     from lightning_paf.attacks.fab import FAB
     from lightning_paf.commands.analyze import finish
@@ -49,15 +39,15 @@ def main(argv: list[str]) -> int:
         trained = training.eps if training.norm == norm else None
         grid = options.grid or [multiple * (trained or EPS[norm]) for multiple in MULTIPLES]
         attack, samples = _attack_at(norm, options.steps, run.model.num_classes), run.samples(options.examples)
+        folder = options.out or run_folder(options.ckpt) / "curve"
         common = {"batch_size": options.batch_size, "progress": status.update}
         if options.method == "minimum-norm":
             curve = minimum_norm(run.model, samples, FAB(norm=norm, steps=options.steps), grid, **common)
         else:
-            curve = bisection(run.model, samples, attack, grid, seed=seed, **common)
-        check = recheck(run.model, curve, attack, samples, seed=seed + 1, **common)
+            curve = fixed_eps(run.model, samples, attack, grid, seed=seed, folder=folder, **common)
+        check = recheck(run.model, curve, attack, samples, seed=seed + 1, folder=folder, **common)
     content = {"checkpoint": str(options.ckpt), "seed": seed, **curve.content(), "check": check.content()}
     figure = draw_curve(curve, f"{run_folder(options.ckpt).name}, {len(samples)} test images", check, trained)
-    folder = options.out or run_folder(options.ckpt) / "curve"
     files = folder_files(f"curve_{norm}", folder, options.ckpt, content, figure)
     return finish(Report(_lines(curve, check), files, passed=not check.alarms))
 
@@ -65,7 +55,7 @@ def main(argv: list[str]) -> int:
 def _parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     from lightning_paf.loading import add_run_arguments
 
-    parser = argparse.ArgumentParser("lightning-paf curve", description=__doc__)
+    parser = command_parser("curve", __doc__)
     add_run_arguments(parser)
     parser.add_argument("--examples", type=positive, default=200, help="number of test images (default: 200)")
     parser.add_argument("--norm", choices=list(EPS), default="linf", help="norm of eps (default: linf)")
@@ -76,9 +66,9 @@ def _parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     )
     parser.add_argument(
         "--method",
-        choices=["bisection", "minimum-norm"],
-        default="bisection",
-        help="attack at fixed eps about log2(grid) times, or search the smallest perturbation once",
+        choices=["fixed-eps", "minimum-norm"],
+        default="fixed-eps",
+        help="attack at every eps (resumes after an interruption), or search the smallest perturbation once",
     )
     parser.add_argument("--steps", type=positive, default=50, help="steps of each attack (default: 50)")
     parser.add_argument("--batch_size", type=positive, default=256, help="samples attacked at once (default: 256)")
@@ -123,8 +113,8 @@ def _lines(curve: "SecurityCurve", check: "Recheck") -> list[str]:
     lines = table((f"eps ({curve.norm})", "robust accuracy, 95 % interval", "attacked directly"), *rows)
     lines.append(f"Mean robust accuracy over eps from 0 to {radius_text(curve.grid[-1])}: {percent(curve.area)}")
     if check.robust_at_one is not None:
-        lines.append(f"Withstand eps 1 (0 expected): {check.robust_at_one} of {check.total} samples.")
-    lines.append(f"Withstand an eps though clearly less fools the model: {check.reversed} of {check.total} samples.")
+        lines.append(f"Robust at eps 1 (0 expected): {check.robust_at_one} of {check.total} samples.")
+    lines.append(f"Robust at some eps, but fooled at a clearly smaller one: {check.reversed} of {check.total} samples.")
     if check.alarms:
         lines += [f"ALARM: {alarm}" for alarm in check.alarms]
         lines.append("The attack is too weak or gradients are masked: the curve may be too high.")

@@ -1,6 +1,5 @@
 """Train ReLU, SiLU and PSSiLU on digits and compare their robust accuracy."""
 
-import argparse
 import json
 import os
 import re
@@ -13,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lightning_paf.__main__ import main as main_command
-from lightning_paf.recipes import located
+from lightning_paf.utils.arguments import command_parser, positive
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -26,6 +25,19 @@ ATTACKS = 4
 ATTACK_DONE = re.compile(r", (apgd-ce|apgd-t|fab-t|square): ")
 
 ACTIVATIONS = {"ReLU": "relu", "SiLU": "silu", "PSSiLU": "pssilu"}
+"""Names of the recipes and of the run folders, by class."""
+
+ROWS = {
+    "": "activation",
+    "clean": "clean",
+    "PGD-20": "pgd20",
+    "AutoAttack": "autoattack",
+    "alpha": "alpha",
+    "beta": "beta",
+    "train s": "train_seconds",
+    "test s": "test_seconds",
+}
+"""Labels of the rows in the printed table, and their names in `summary.json`."""
 
 
 @dataclass(frozen=True)
@@ -39,35 +51,40 @@ class Variant:
     train_seconds: float
     test_seconds: float
 
+    def summary(self) -> dict[str, str]:
+        """Cells of the table, by the names of `ROWS`."""
+        alpha, beta = (self.parameters.get(name) for name in ("alpha", "beta"))
+        return {
+            "activation": self.activation,
+            "clean": str(self.autoattack.clean),
+            "pgd20": str(self.pgd.robust),
+            "autoattack": str(self.autoattack.robust),
+            "alpha": "-" if alpha is None else f"{alpha:.3f}",
+            "beta": "-" if beta is None else f"{beta:.2g}",
+            "train_seconds": f"{self.train_seconds:.0f}",
+            "test_seconds": f"{self.test_seconds:.0f}",
+        }
+
 
 def main(argv: list[str]) -> int:
-    """Run the demonstration.
-
-    Args:
-        argv: Options, see `--help`.
-
-    Raises:
-        ValueError: There is no such configuration.
-    """
-    parser = argparse.ArgumentParser("lightning-paf demo", description=__doc__)
+    """Run the demonstration."""
+    parser = command_parser("demo", __doc__)
     parser.add_argument("--config", default="demo/digits", help="recipe or file of the experiment")
     parser.add_argument("--out", type=Path, default=Path("runs/demo"), help="run folder; numbered where it exists")
-    parser.add_argument("--count", type=int, default=10_000, help="synthetic images to make")
-    parser.add_argument("--seed", type=int, default=0, help="of weights, order of the images, attacks and the pool")
-    parser.add_argument("--epochs", type=int, default=15, help="passes over the real images")
+    parser.add_argument("--count", type=positive, default=10_000, help="number of synthetic images")
+    parser.add_argument("--seed", type=int, default=0, help="seed of weights, image order, attacks and pool")
+    parser.add_argument("--epochs", type=positive, default=15, help="passes over the real images")
     options = parser.parse_args(argv)
-    config = located(options.config)
     folder = _free(options.out)
     pool = folder / "pool.npz"
     synthesize = ["--dataset", "digits", "--val_size", "200", "--count", str(options.count)]
     _command("synthesize", *synthesize, "--seed", str(options.seed), "--out", str(pool))
     common = ["--data.synthetic", str(pool), "--seed_everything", str(options.seed), "--data.seed", str(options.seed)]
     common += ["--trainer.max_epochs", str(options.epochs)]
-    runs = [folder / file for file in ACTIVATIONS.values()]
-    trained = [_train(run.name, config, run, common) for run in runs]
-    seconds = _evaluate(runs)
-    variants = [_collect(*of_one) for of_one in zip(ACTIVATIONS, runs, trained, seconds, strict=True)]
-    _show(variants, folder)
+    runs = [folder / name for name in ACTIVATIONS.values()]
+    trained = [_train(options.config, run, common) for run in runs]
+    evaluated = _evaluate(runs)
+    _show([_collect(*variant) for variant in zip(ACTIVATIONS, runs, trained, evaluated, strict=True)], folder)
     return 0
 
 
@@ -80,75 +97,67 @@ def _free(folder: Path) -> Path:
     return candidate
 
 
-def _train(file: str, config: Path, run: Path, common: list[str]) -> float:
-    """Train one activation; seconds."""
+def _train(config: str, run: Path, common: list[str]) -> float:
+    """Train the activation that a run folder is named after; return the seconds."""
     started = time.perf_counter()
-    activation = str(config.parent.parent / "activation" / f"{file}.yaml")
-    _command("fit", "-c", str(config), "--model.activation", activation, "--run", str(run), *common)
+    _command("fit", "-c", config, "--model.activation", run.name, "--run", str(run), *common)
     return time.perf_counter() - started
 
 
 def _evaluate(runs: list[Path]) -> list[float]:
-    """Evaluate all runs at the same time, one process each, with a progress bar; seconds of each."""
+    """Evaluate all runs at the same time, one process each, with a progress bar; return the seconds of each."""
     from rich.progress import Progress
 
-    started, waiting, seconds = time.perf_counter(), {}, dict.fromkeys(runs, 0.0)
+    started, running, seconds = time.perf_counter(), {}, dict.fromkeys(runs, 0.0)
     for run in runs:
         words = ["test", "--ckpt_path", str(run / "checkpoints" / "last.ckpt"), "--data.eval_batch_size", "512"]
         print(f"\n$ lightning-paf {shlex.join(words)} > {run}/test.log 2>&1 &", flush=True)
         with (run / "test.log").open("w") as log:
             command = [sys.executable, "-m", "lightning_paf", *words]
             environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-            waiting[run] = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment)
+            running[run] = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment)
     with Progress() as progress:
         bars = {run: progress.add_task(run.name, total=ATTACKS) for run in runs}
-        while waiting:
+        while running:
             time.sleep(0.5)
-            for run, process in list(waiting.items()):
+            for run, process in list(running.items()):
                 lines = [line for line in (run / "test.log").read_text().splitlines() if ATTACK_DONE.search(line)]
                 note = f"{run.name}: {lines[-1]}" if lines else f"{run.name}: starting"
                 progress.update(bars[run], completed=len(lines), description=note)
                 if process.poll() is not None:
-                    del waiting[run]
+                    del running[run]
                     seconds[run] = time.perf_counter() - started
-                    _refuse_failure(f"test (see {run}/test.log)", process.returncode)
+                    _check_status(f"test (see {run}/test.log)", process.returncode)
     return list(seconds.values())
 
 
-def _collect(name: str, run: Path, train_seconds: float, test_seconds: float) -> Variant:
-    """Read the results and parameters of a run."""
+def _collect(activation: str, run: Path, train_seconds: float, test_seconds: float) -> Variant:
+    """Read the results of the one `test` in a new run folder, and the magnitudes of the shared alpha and beta."""
+    import torch
+
     from lightning_paf.evaluation import EvaluationResult
 
-    results = {path.name.split("_")[0]: EvaluationResult.load(path) for path in (run / "test").glob("*_linf_*.json")}
-    parameters = _learned(run / "checkpoints" / "last.ckpt")
-    return Variant(name, results["pgd20"], results["autoattack"], parameters, train_seconds, test_seconds)
+    results = {result.name: result for result in map(EvaluationResult.load, (run / "test").glob("*.json"))}
+    weights = torch.load(run / "checkpoints" / "last.ckpt", map_location="cpu", weights_only=True)["state_dict"]
+    parameters = {
+        key.rpartition(".")[2]: abs(float(value)) for key, value in weights.items() if key.endswith((".alpha", ".beta"))
+    }
+    return Variant(activation, results["pgd20"], results["autoattack"], parameters, train_seconds, test_seconds)
 
 
 def _command(*words: str) -> None:
     """Run a command in this process, and show it as a user would type it."""
     print(f"\n$ lightning-paf {shlex.join(words)}", flush=True)
-    _refuse_failure(words[0], main_command(list(words)))
+    _check_status(words[0], main_command(list(words)))
 
 
-def _refuse_failure(command: str, status: int) -> None:
+def _check_status(command: str, status: int) -> None:
     if status:
-        raise ValueError(
-            f"lightning-paf {command} must succeed, but ended with status {status}. See its message above."
-        )
-
-
-def _learned(checkpoint: Path) -> dict[str, float]:
-    """Magnitudes of alpha and beta; the network shares one of each."""
-    import torch
-
-    weights = torch.load(checkpoint, map_location="cpu", weights_only=True)["state_dict"]
-    return {
-        key.rpartition(".")[2]: abs(float(value)) for key, value in weights.items() if key.endswith((".alpha", ".beta"))
-    }
+        raise ValueError(f"lightning-paf {command} must exit with status 0, got {status}. See its message above.")
 
 
 def _show(variants: list[Variant], folder: Path) -> None:
-    """Print the table and the paired differences, and write both."""
+    """Print the table and the paired differences, and write the table."""
     from rich.console import Console
 
     from lightning_paf.evaluation import Outcome, paired_difference
@@ -159,49 +168,27 @@ def _show(variants: list[Variant], folder: Path) -> None:
     for variant in variants[1:]:
         ours, theirs = (a.autoattack.outcomes == Outcome.ROBUST for a in (variant, reference))
         difference = paired_difference(int((ours & ~theirs).sum()), int((theirs & ~ours).sum()), total)
-        console.print(
-            f"AutoAttack, {variant.activation} minus {reference.activation}, same {total} images: {difference}"
-        )
-    console.print(
-        "Intervals: 95 %, over test images of one training run each; another seed changes the numbers as well."
-    )
-    (folder / "summary.json").write_text(json.dumps([_row(variant) for variant in variants], indent=2) + "\n")
-    console.print(f"Run folder: {folder}", soft_wrap=True)
-    for file in ACTIVATIONS.values():
-        console.print(
-            f"  {file}/: config.yaml, metrics.csv, checkpoints/last.ckpt, activation.png, test/", soft_wrap=True
-        )
+        names = f"{variant.activation} minus {reference.activation}"
+        console.print(f"AutoAttack, {names}, same {total} images: {difference}")
+    console.print("Intervals: 95 %, over test images of one training run each; another seed changes the numbers, too.")
+    content = [variant.summary() for variant in variants]
+    (folder / "summary.json").write_text(json.dumps(content, indent=2) + "\n")
+    files = "config.yaml, metrics.csv, checkpoints/last.ckpt, activation.png, test/"
+    lines = [f"Run folder: {folder}", *(f"  {name}/: {files}" for name in ACTIVATIONS.values())]
+    console.print("\n".join(lines), soft_wrap=True)
 
 
 def _table(variants: list[Variant]) -> "Table":
-    """One column a variant, which fits 80 columns."""
+    """One column for each variant; at most 80 characters wide."""
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
     first = variants[0].autoattack
-    table = Table(
-        title=f"Digits 8x8, linf eps {first.attack['eps']}, {first.evaluated} test images",
-        box=SIMPLE_HEAD,
-        show_edge=False,
-        padding=(0, 0, 0, 1),
-    )
-    columns = [_row(variant) for variant in variants]
-    for header in ("", *(column["activation"] for column in columns)):
-        table.add_column(header)
-    rows = ("clean", "pgd20", "autoattack", "alpha", "beta", "train_seconds", "test_seconds")
-    for key, label in zip(rows, ("clean", "PGD-20", "AutoAttack", "alpha", "beta", "train s", "test s"), strict=True):
-        table.add_row(label, *(column[key] for column in columns))
+    title = f"Digits 8x8, linf eps {first.attack['eps']}, {first.evaluated} test images"
+    table = Table(title=title, box=SIMPLE_HEAD, show_edge=False, padding=(0, 0, 0, 1))
+    header, *rows = [(label, *(variant.summary()[name] for variant in variants)) for label, name in ROWS.items()]
+    for cell in header:
+        table.add_column(cell)
+    for row in rows:
+        table.add_row(*row)
     return table
-
-
-def _row(variant: Variant) -> dict[str, str]:
-    return {
-        "activation": variant.activation,
-        "clean": str(variant.autoattack.clean),
-        "pgd20": str(variant.pgd.robust),
-        "autoattack": str(variant.autoattack.robust),
-        "alpha": f"{variant.parameters['alpha']:.3f}" if "alpha" in variant.parameters else "-",
-        "beta": f"{variant.parameters['beta']:.2g}" if "beta" in variant.parameters else "-",
-        "train_seconds": f"{variant.train_seconds:.0f}",
-        "test_seconds": f"{variant.test_seconds:.0f}",
-    }

@@ -9,13 +9,14 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lightning_paf.utils.arguments import command_parser, number
 from lightning_paf.utils.radius import radius_from_text
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from lightning_paf.evaluation import Samples
     from lightning_paf.evaluation.evidence import Evidence
-    from lightning_paf.evaluation.samples import Samples
     from lightning_paf.loading import Run
 
     Batches = Iterator[tuple[str, Tensor, Tensor]]
@@ -36,17 +37,7 @@ GONE = {
 
 
 def main(argv: list[str]) -> int:
-    """Write the files of all formats, or none of them.
-
-    Args:
-        argv: Options, see `--help`.
-
-    Returns:
-        Exit status 0.
-
-    Raises:
-        ValueError: An option is wrong, a file exists, or a file does not compute what the network computes.
-    """
+    """Write the files of all formats, or none of them."""
     options, rest = _parse(argv)
     formats = _formats(options)
     from lightning_paf.loading import load_run
@@ -75,31 +66,23 @@ def main(argv: list[str]) -> int:
 def _parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     from lightning_paf.loading import add_run_arguments
 
-    parser = argparse.ArgumentParser(
-        "lightning-paf export",
-        description=__doc__,
-        epilog="Other options of `fit`, such as --data.root FOLDER, may follow.",
-        allow_abbrev=False,
-    )
+    parser = command_parser("export", __doc__)
     add_run_arguments(parser)
-    # Other devices round convolutions by more than the tolerance.
-    parser.set_defaults(device="cpu")
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write into")
-    parser.add_argument("--formats", default=",".join(FILES), help=f"some of {', '.join(FILES)} (default: all)")
-    parser.add_argument("--result", type=Path, help="RUN/test/autoattack_....json, for the leaderboard entry")
-    parser.add_argument(
-        "--evidence", type=Path, help="of `test`: its adversarial examples must fool the files too; default: all of RUN"
-    )
-    parser.add_argument(
-        "--examples", type=int, default=64, help="test images to compare logits on; 0: random images, no data is read"
-    )
-    parser.add_argument(
-        "--eps", type=radius_from_text, help="of the perturbed images; default: the run's AutoAttack, or 8/255"
-    )
-    parser.add_argument("--norm", choices=("linf", "l2", "l1"), help="default: the run's AutoAttack, or linf")
-    parser.add_argument("--seed", type=int, default=0, help="of the perturbed images")
+    parser.set_defaults(device="cpu")  # other devices round convolutions by more than the tolerance
+    add = parser.add_argument
+    add("--out", type=Path, required=True, metavar="DIR", help="folder to write into")
+    add("--formats", default=",".join(FILES), help=f"some of {', '.join(FILES)} (default: all)")
+    add("--result", type=Path, help="RUN/test/autoattack_....json, for the leaderboard entry")
+    help_ = "file of `test` whose adversarial examples must fool the exported networks, too; default: all of RUN"
+    add("--evidence", type=Path, help=help_)
+    help_ = "test images to compare logits on; 0: random images, no data is read"
+    add("--examples", type=number(int, least=0), default=64, help=help_)
+    help_ = "radius of the perturbed images; default: the run's AutoAttack, or 8/255"
+    add("--eps", type=number(radius_from_text, above=0), help=help_)
+    add("--norm", choices=("linf", "l2", "l1"), help="default: the run's AutoAttack, or linf")
+    add("--seed", type=int, default=0, help="seed of the perturbed images")
     for gone in GONE:
-        parser.add_argument(gone, dest=gone, help=argparse.SUPPRESS)
+        add(gone, dest=gone, help=argparse.SUPPRESS)
     return parser.parse_known_args(argv)
 
 
@@ -107,19 +90,16 @@ def _formats(options: argparse.Namespace) -> list[str]:
     typed = options.formats.split(",")
     unknown = [name for name in typed if name not in FILES]
     if unknown:
-        raise ValueError(f"--formats must be some of {', '.join(FILES)}, got {', '.join(unknown)}. Pass others.")
+        raise ValueError(f"--formats must be some of {', '.join(FILES)}, got {', '.join(unknown)}.")
     for gone, answer in GONE.items():
         if getattr(options, gone) is not None:
             raise ValueError(f"{gone} is gone{answer}. Pass --evidence FILE of `test`.")
     formats = [name for name in FILES if name in typed]
-    least = int("onnx" in formats)  # the file is for one size of images
-    if options.examples < least:
-        raise ValueError(f"--examples must be at least {least}, got {options.examples}. Pass --examples 64.")
-    if options.eps is not None and options.eps <= 0:
-        raise ValueError(f"--eps must be positive, got {options.eps}. Pass --eps 8/255.")
+    if "onnx" in formats and not options.examples:
+        raise ValueError("--examples must be at least 1 for an ONNX file, got 0. Pass --examples 64.")
     for name in [*(FILES[name] for name in formats), SUMMARY]:
         if (options.out / name).exists():
-            raise ValueError(f"{options.out / name} exists, and nothing is overwritten. Pass another --out.")
+            raise ValueError(f"--out must not hold {name} yet, got {options.out}. Pass another --out.")
     if "onnx" in formats:
         from lightning_paf.interop.onnx_model import require_onnx
 
@@ -147,29 +127,23 @@ def _write_model_info(run: "Run", evaluation: Path | None, path: Path) -> None:
 
     result = EvaluationResult.load(evaluation) if evaluation else None
     if result and result.fingerprints.get("model", weights_fingerprint(run.model)) != weights_fingerprint(run.model):
-        raise ValueError(f"{evaluation} is of another network than {run.checkpoint}. Pass the --result of this one.")
+        raise ValueError(f"--result must be of the weights in {run.checkpoint}, got {evaluation} of other weights.")
     entry, unknown = model_info(run.config, result)
     path.write_text(json.dumps(entry, indent=2) + "\n")
-    print(f"{path.name}: its author must fill in {', '.join(unknown)}.")
+    print(f"{path.name}: fill in {', '.join(unknown)}.")
 
 
 def _check(path: Path, run: "Run", batches: "Batches") -> None:
-    """Compare the network in a file with that of the run.
-
-    Raises:
-        ValueError: Logits differ.
-    """
-    from lightning_paf.interop.parity import MOST_NAMED, RULE, compare, load_export
+    """Refuse an exported network whose logits differ from those of the run."""
+    from lightning_paf.interop.parity import MAX_NAMED, RULE, compare, load_export
 
     found = compare(run.model, load_export(path, run.model), batches)
     for parity in found:
         print(f"{path.name}: {parity}.")
-    mismatches = [line for parity in found for line in parity.mismatches][:MOST_NAMED]
+    mismatches = [line for parity in found for line in parity.mismatches][:MAX_NAMED]
     if mismatches:
-        help_ = "Nothing was written. Pass --formats without this one, and report which network it is."
-        raise ValueError(
-            "\n".join([f"{path.name} does not compute what the network computes. {RULE}", *mismatches, help_])
-        )
+        hint = "Nothing was written. Pass --formats without this one, and report the network as a bug."
+        raise ValueError("\n".join([f"{path.name} has other logits than the network. {RULE}", *mismatches, hint]))
 
 
 def _images(run: "Run", options: argparse.Namespace, samples: "Samples | None") -> "Batches":
@@ -196,16 +170,16 @@ def _images(run: "Run", options: argparse.Namespace, samples: "Samples | None") 
 
 
 def _evidence(run: "Run", options: argparse.Namespace) -> "list[Evidence]":
-    """Evidence that was named, or all evidence of the run's folder for these weights."""
+    """The evidence of `--evidence`, or all evidence in the run folder for these weights."""
+    from lightning_paf.cli.evaluated_checkpoint import run_of
     from lightning_paf.evaluation.evidence import evidence_files, read
     from lightning_paf.utils.hashing import weights_fingerprint
 
     named, weights = options.evidence, weights_fingerprint(run.model)
-    folder = run.checkpoint.parent.parent / "test"
-    paths = [named] if named else evidence_files(folder) if options.examples else []
+    paths = [named] if named else evidence_files(run_of(run.checkpoint) / "test") if options.examples else []
     evidence = [content for content in map(read, paths) if content.metadata["weights"] == weights]
     if named and not evidence:
-        raise ValueError(f"{named} is evidence of other weights than {run.checkpoint}. Pass the --evidence of these.")
+        raise ValueError(f"--evidence must be of the weights in {run.checkpoint}, got {named} of other weights.")
     return evidence
 
 
@@ -222,13 +196,13 @@ def _adversarial_examples(evidence: "list[Evidence]", samples: "Samples") -> "Ba
             rows = fooled[start : start + BATCH]
             x, y = samples.fetch(content.ids[rows][np.isin(content.ids[rows], samples.ids)])
             if not np.array_equal(sample_fingerprints(x, y), content.inputs[rows]):
-                raise ValueError("The evidence is about other test images. Pass the --data.root of its evaluation.")
+                raise ValueError("Test images must be those of the evidence. Pass the --data.root of its evaluation.")
             images = torch.from_numpy(content.evaluated_images(rows, x.cpu().numpy()))
             yield "adversarial example", images.to(x.device), y
 
 
 def _write_summary(run: "Run", path: Path) -> None:
-    """What a reader of the files must know; a state dict says nothing of the normalisation in front of it."""
+    """Write architecture, input format and normalisation, which a state dict does not hold."""
     from lightning_paf import __version__
     from lightning_paf.interop import bare_net
     from lightning_paf.utils.hashing import weights_fingerprint
@@ -240,7 +214,7 @@ def _write_summary(run: "Run", path: Path) -> None:
         "network": f"{type(net).__module__}.{type(net).__qualname__}",
         "configuration": {key: model.get(key) for key in ("net", "activation", "activation_scope")},
         "num_classes": run.model.num_classes,
-        "input": "images (N, C, H, W) in [0, 1]; the ONNX file normalises by itself, the state dicts do not",
+        "input": "images (N, C, H, W) in [0, 1]; the ONNX file includes the normalisation, the state dicts do not",
         "normalisation": None if statistics is None else statistics._asdict(),
         "weights": weights_fingerprint(run.model),
     }

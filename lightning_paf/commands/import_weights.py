@@ -1,10 +1,12 @@
-"""Turn a checkpoint of another program into a run that `test`, `verify`, `sanity-check` and `export` understand."""
+"""Turn a checkpoint of another program into a run for `test`, `verify`, `sanity-check` and `export`."""
 
 import argparse
 from collections.abc import Iterable
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from lightning_paf.utils.arguments import command_parser
 
 if TYPE_CHECKING:
     from lightning_paf.cli.training import PafCLI
@@ -15,21 +17,11 @@ DEFAULTS = (
     *("--autoattack.attack", "AutoAttack", "--model.attack", "PGD", "--model.objective", "AdversarialCE"),
     *("--data.real_fraction", "1", "--model.normalize", "false"),
 )
-"""Of the run's configuration, as words of `fit`."""
+"""Options of `fit` that the configuration of the run begins with."""
 
 
 def main(argv: list[str]) -> int:
-    """Write RUN/config.yaml and RUN/checkpoints/imported.ckpt, or nothing.
-
-    Args:
-        argv: Options, see `--help`.
-
-    Returns:
-        Exit status 0.
-
-    Raises:
-        ValueError: The file cannot be read, does not fit the network, or the run folder is taken.
-    """
+    """Write RUN/config.yaml and RUN/checkpoints/imported.ckpt, or nothing."""
     options, rest = _parse(argv)
     _check(options, rest)
     from lightning_paf.cli.training import train
@@ -38,72 +30,61 @@ def main(argv: list[str]) -> int:
     file = read_checkpoint(options.file)
     weights = file.choose("ema" if options.ema else "raw" if options.raw else None)
     tensors, inside = split_statistics(weights.tensors)
-    words = ["--data.dataset", options.dataset, *DEFAULTS, "--model.net", options.net]
+    fit_options = ["--data.dataset", options.dataset, *DEFAULTS, "--model.net", options.net]
     if options.activation:
-        words += ["--model.activation", options.activation, "--model.activation_scope", options.activation_scope]
-    cli = train([*words, "--run", str(options.out), *rest], run=False)
+        fit_options += ["--model.activation", options.activation, "--model.activation_scope", options.activation_scope]
+    cli = train([*fit_options, "--run", str(options.out), *rest], run=False)
     keys = map_keys(tensors, cli.model.model.net)
     cli.model.model.net.load_state_dict(keys.state)
     statistics, reason = _normalisation(options, inside or file.statistics, file.normalize, tensors, cli)
     _print_map(file, weights, keys)
     checkpoint = _write(options.out, cli, statistics, _origin(file, weights))
     print(
-        f"Normalisation: {reason}.\n{checkpoint} holds {options.file}. Evaluate it:\n"
+        f"Normalisation: {reason}.\nWritten: {checkpoint}. Evaluate it with\n"
         f"lightning-paf test --ckpt_path {checkpoint} --data.root FOLDER"
     )
     return 0
 
 
 def _parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
-    parser = argparse.ArgumentParser(
-        "lightning-paf import-weights",
-        description=__doc__,
-        epilog="Other options of `fit`, such as --data.root FOLDER or --model.net.depth 34, may follow.",
-        allow_abbrev=False,
-    )
-    parser.add_argument("file", type=Path, help="file of torch.save or safetensors; nothing in it is executed")
-    parser.add_argument("--net", required=True, help="file such as configs/net/wrn28_10.yaml, or a class")
-    parser.add_argument("--out", type=Path, required=True, metavar="RUN", help="run folder to write")
-    parser.add_argument("--dataset", default="cifar10", help="what the network was trained on")
-    parser.add_argument(
-        "--activation", help="file such as configs/activation/pssilu.yaml, or a class; default: the net's"
-    )
-    parser.add_argument("--activation_scope", default="network", help="network, stage, module or channel")
-    parser.add_argument(
-        "--normalize",
-        choices=("true", "false"),
-        help="whether the network expects images normalised by the statistics of the dataset; default: as the "
-        "file or its family needs, else false",
-    )
-    parser.add_argument("--mean", type=float, nargs="+", help="normalise by other statistics, for images in [0, 1]")
-    parser.add_argument("--std", type=float, nargs="+")
+    epilog = "Other options of `fit`, such as --data.root FOLDER or --model.net.depth 34, can follow."
+    parser = command_parser("import-weights", __doc__, epilog)
+    add = parser.add_argument
+    add("file", type=Path, help="file of torch.save or safetensors; nothing in it is executed")
+    add("--net", required=True, help="file such as configs/net/wrn28_10.yaml, or a class")
+    add("--out", type=Path, required=True, metavar="RUN", help="run folder to write")
+    add("--dataset", default="cifar10", help="dataset that the network was trained on")
+    add("--activation", help="file such as configs/activation/pssilu.yaml, or a class; default: the net's")
+    add("--activation_scope", default="network", help="network, stage, module or channel")
+    help_ = "whether the network expects images normalised by the statistics of the dataset; default: as the file or "
+    add("--normalize", choices=("true", "false"), help=help_ + "its family needs, else false")
+    add("--mean", type=float, nargs="+", help="normalise by other statistics, for images in [0, 1]")
+    add("--std", type=float, nargs="+", help="see --mean")
     which = parser.add_mutually_exclusive_group()
-    which.add_argument("--ema", action="store_true", help="take averaged weights; they are taken where there are some")
-    which.add_argument("--raw", action="store_true", help="take the weights that are no average")
+    which.add_argument("--ema", action="store_true", help="import averaged weights (default if there are any)")
+    which.add_argument("--raw", action="store_true", help="import the weights that are not averaged")
     return parser.parse_known_args(argv)
 
 
 def _check(options: argparse.Namespace, rest: list[str]) -> None:
     if any(word.split("=")[0] == "--model.normalize" for word in rest):
-        raise ValueError("The option for normalisation is --normalize here, not --model.normalize. Pass that.")
+        raise ValueError("Normalisation must be an option of import-weights, got --model.normalize. Pass --normalize.")
     if (options.mean is None) != (options.std is None) or (options.mean and options.normalize):
-        raise ValueError(
-            "A normalisation is given by --mean and --std together, or by --normalize. Pass one of the two."
-        )
+        raise ValueError("A normalisation must be --mean with --std, or --normalize. Pass one of the two.")
     if (options.out / "config.yaml").exists() or (options.out / "checkpoints").exists():
-        raise ValueError(f"A run folder holds one run, but {options.out} already holds one. Pass another --out.")
+        raise ValueError(f"--out must not hold a run yet, got {options.out}. Pass another --out.")
 
 
 def _normalisation(
     options: argparse.Namespace, held: "Statistics | None", expected: bool | None, keys: Iterable[str], cli: "PafCLI"
 ) -> tuple["Statistics | None", str]:
-    """The normalisation of the network's images, if there is one, and where it comes from.
+    """Return the normalisation of the network's images, None for none, and its source.
 
     Args:
-        options: As typed.
+        options: Options of the command.
         held: Statistics in the file.
-        expected: Whether the network expects normalised images, where the file says so.
-        keys: Of the file.
+        expected: Whether the network expects normalised images, if the file records it.
+        keys: Keys of the file.
         cli: The run.
     """
     from lightning_paf.interop import Statistics
@@ -112,39 +93,37 @@ def _normalisation(
 
     spec, typed = cli.datamodule.spec, {"true": True, "false": False}.get(options.normalize)
     if options.mean is not None:
-        return Statistics(tuple(options.mean), tuple(options.std)), "as typed"
+        return Statistics(tuple(options.mean), tuple(options.std)), "from the command line"
     if typed is None and held is not None:
         return held, f"mean {held.mean}, std {held.std}, from the file"
-    for answer, source in ((typed, "as typed"), (expected, "from the file")):
-        if answer is not None:
-            chosen = Statistics(spec.mean, spec.std) if answer else None
-            return chosen, f"{f'that of {spec.name}' if answer else 'none'}, {source}"
+    for normalizes, source in ((typed, "from the command line"), (expected, "from the file")):
+        if normalizes is not None:
+            chosen = Statistics(spec.mean, spec.std) if normalizes else None
+            return chosen, f"{f'that of {spec.name}' if normalizes else 'none'}, {source}"
     if (cli.config["model"]["net"].get("init_args") or {}).get("mean"):
         return None, "the network's own"
     if DEEPMIND_MARKS & set(stripped(keys)) and spec.name in DEEPMIND_STATISTICS:
         return DEEPMIND_STATISTICS[spec.name], f"that of DeepMind's networks for {spec.name}"
-    return None, "none, since nothing in the file asks for one (pass --normalize true if it was trained with one)"
+    return None, "none, since the file records none (pass --normalize true if it was trained with one)"
 
 
 def _print_map(file: "CheckpointFile", weights: "WeightSet", keys: "KeyMap") -> None:
     print(f"{file.path.name} -> {len(keys.rows)} tensors ({keys.renaming})")
     width = max(len(key) for row in keys.rows for key in row.theirs or [""])
     for value, ours, theirs in keys.rows:
-        more = f"  (and {len(ours) - 1} more that share it)" if len(ours) > 1 else ""
+        more = f"  (shared with {len(ours) - 1} more)" if len(ours) > 1 else ""
         print(f"  {theirs[0] if theirs else '(absent: 0)':{width}} -> {ours[0]}{more}  {tuple(value.shape)}")
     if weights.name:
         others = [item.name + (" (--raw)" if weights.averaged > item.averaged else "") for item in file.sets]
         other = ", ".join(name for name in others if name != weights.name)
-        print(
-            f"Took the {'averaged ' if weights.averaged else ''}weights under {weights.name}"
-            f"{other and '; the file also holds '}{other}."
-        )
+        kind = "averaged weights" if weights.averaged else "weights"
+        print(f"Imported the {kind} under {weights.name}{other and '; the file also holds '}{other}.")
     if weights.left_out:
-        print(f"Left out, as no part of the network: {', '.join(weights.left_out)}.")
+        print(f"Left out, not part of the network: {', '.join(weights.left_out)}.")
 
 
 def _origin(file: "CheckpointFile", weights: "WeightSet") -> dict[str, Any]:
-    """Where the weights came from, kept in the checkpoint."""
+    """Return the origin of the weights, for the checkpoint."""
     import hashlib
 
     with file.path.open("rb") as content:
@@ -153,14 +132,14 @@ def _origin(file: "CheckpointFile", weights: "WeightSet") -> dict[str, Any]:
 
 
 def _write(out: Path, cli: "PafCLI", statistics: "Statistics | None", origin: dict[str, Any]) -> Path:
-    """Write the run, with its normalisation in the words of `fit`."""
+    """Write configuration and checkpoint; the configuration includes the normalisation."""
     import yaml
 
     from lightning_paf.interop import NormalizedNet, Statistics
     from lightning_paf.runs.checkpoints import AtomicCheckpointIO
 
     config, spec = yaml.safe_load(cli.parser.dump(cli.config, skip_none=False)), cli.datamodule.spec
-    config.pop("ckpt_path", None)  # commands name their own
+    config.pop("ckpt_path", None)
     if statistics is not None and statistics.same_as(Statistics(spec.mean, spec.std)):
         config["model"]["normalize"] = True
     elif statistics is not None:

@@ -1,10 +1,13 @@
 """Write one HTML page for each result of a run: outcomes, sub-attacks, classes, examples, activations, fingerprints."""
 
 import argparse
+import json
 import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from lightning_paf.utils.arguments import command_parser
 
 if TYPE_CHECKING:
     from lightning_paf.evaluation.evidence import Evidence
@@ -13,33 +16,23 @@ if TYPE_CHECKING:
 
 
 def main(argv: list[str]) -> int:
-    """Write the reports.
-
-    Args:
-        argv: Options, see `--help`.
-
-    Returns:
-        Exit status 0.
-
-    Raises:
-        ValueError: An input cannot be read, or belongs to another checkpoint or other images.
-    """
+    """Write the reports."""
     options, rest = _parse(argv)
     from lightning_paf.loading import load_run
 
-    evaluations = [found for path in options.inputs for found in _evaluations(path)]
-    if options.out and len(evaluations) > 1:
-        names = ", ".join(evaluation.name for evaluation in evaluations)
-        raise ValueError(f"--out is one file, but there are {len(evaluations)} results: {names}. Name one of them.")
-    curves = [_curve(evaluation, options.curve) for evaluation in evaluations]
+    tested = [found for path in options.inputs for found in _tested(path)]
+    if options.out and len(tested) > 1:
+        names = ", ".join(one.name for one in tested)
+        raise ValueError(f"--out must be for one result, got {len(tested)}: {names}. Pass one of the result files.")
+    curves = [_curve(one, options.curve) for one in tested]
     runs: dict[Path | None, Run | None] = {None: None}  # each checkpoint is loaded once
-    for evaluation, curve in zip(evaluations, curves, strict=True):
-        checkpoint = options.ckpt or _own_checkpoint(evaluation, options.inputs)
+    for one, curve in zip(tested, curves, strict=True):
+        checkpoint = options.ckpt or _tested_checkpoint(one, options.inputs)
         if checkpoint is not None and checkpoint not in runs:
             runs[checkpoint] = load_run(checkpoint, options.config, options.device, rest)
-        path = options.out or evaluation.folder / f"{evaluation.name}.html"
-        _write(path, evaluation, runs[checkpoint], curve)
-        result = evaluation.result
+        path = options.out or one.folder / f"{one.name}.html"
+        _write(path, one, runs[checkpoint], curve)
+        result = one.result
         print(f"{path}: robust {result.robust}, clean {result.clean}; {path.stat().st_size / 1024:.0f} KiB")
     return 0
 
@@ -47,26 +40,26 @@ def main(argv: list[str]) -> int:
 def _parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     from lightning_paf.loading import add_model_arguments
 
-    parser = argparse.ArgumentParser("lightning-paf report", description=__doc__, allow_abbrev=False)
+    parser = command_parser("report", __doc__)
     kinds = "RUN|RESULT.json|EVIDENCE"
     parser.add_argument("inputs", nargs="+", type=Path, metavar=kinds, help="run folder, or files that `test` wrote")
-    weights = "for images and activations (default: in checkpoints/ of the run, the one that was tested, or last.ckpt)"
-    parser.add_argument("--ckpt", "--ckpt_path", type=Path, help=weights)
+    help_ = "for images and activations (default: in checkpoints/ of the run, the one that was tested, or last.ckpt)"
+    parser.add_argument("--ckpt", "--ckpt_path", type=Path, help=help_)
     add_model_arguments(parser)
     parser.add_argument("--out", type=Path, help="HTML file (default: next to the result, with its name)")
-    curve = "JSON or PNG of `lightning-paf curve` (default: curve/curve_NORM.json of the run, if it exists)"
-    parser.add_argument("--curve", type=Path, help=curve)
+    help_ = "JSON or PNG of `lightning-paf curve` (default: curve/curve_NORM.json of the run, if it exists)"
+    parser.add_argument("--curve", type=Path, help=help_)
     return parser.parse_known_args(argv)
 
 
 @dataclass(frozen=True)
-class Evaluation:
+class Tested:
     """Files of one evaluation that `test` wrote.
 
     Attributes:
         folder: Their folder.
         name: First part of their names.
-        result: Outcomes.
+        result: Content of the result file, or of the evidence where there is none.
         evidence: Path and content of the evidence file, if there is one.
     """
 
@@ -76,12 +69,12 @@ class Evaluation:
     evidence: "tuple[Path, Evidence] | None"
 
     @classmethod
-    def read(cls, folder: Path, name: str) -> "Evaluation":
+    def read(cls, folder: Path, name: str) -> "Tested":
         """Read result and evidence, or one of them where the other is missing."""
         import numpy as np
 
         from lightning_paf.evaluation.evidence import SUFFIX, read
-        from lightning_paf.evaluation.report.evidence import result_of
+        from lightning_paf.evaluation.report.report import result_of
         from lightning_paf.evaluation.result import EvaluationResult
 
         written, other = folder / f"{name}.json", folder / f"{name}{SUFFIX}"
@@ -92,93 +85,75 @@ class Evaluation:
             result = EvaluationResult.load(written)
             _ = result.robust, float(result.attack.get("eps_value", "nan"))  # raise where these are no numbers
         except (AttributeError, KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"{written} is no result of `lightning-paf test`: {error!r}. Pass one.") from error
+            raise ValueError(f"{written} is not a result of `lightning-paf test`: {error!r}. Pass one.") from error
         if content is None:
             return cls(folder, name, result, None)
         if not np.array_equal(result.outcomes[result.outcomes > 0], content.outcomes):
             raise ValueError(
-                f"{written} and {other.name} hold different outcomes. Pass one of them after moving it away from the "
-                "other, or test again."
+                f"{written} and {other.name} must have the same outcomes, got different ones. Move one of them to "
+                "another folder, or test again."
             )
         return cls(folder, name, result, (other, content))
 
 
-def _evaluations(path: Path) -> list[Evaluation]:
-    """All evaluations of a run or a test folder, or that of one file."""
+def _tested(path: Path) -> list[Tested]:
+    """All evaluations in a run or test folder, or that of one file."""
     from lightning_paf.evaluation.evidence import SUFFIX, evidence_files, read
 
     if path.is_dir():
         folder = path / "test" if (path / "test").is_dir() else path
-        files = [
-            *evidence_files(folder),
-            *(p for p in folder.glob("*.json") if re.search('"(outcomes|verdicts)"', p.read_text())),
-        ]
+        results = [file for file in folder.glob("*.json") if re.search('"(outcomes|verdicts)"', file.read_text())]
+        files = [*evidence_files(folder), *results]
         if not files:
             raise ValueError(f"There is no result in {folder}. Run `lightning-paf test --ckpt_path CKPT` first.")
     elif path.is_file() and path.name.endswith((".json", SUFFIX)):
         folder, files = path.parent, [path]
     else:
         if path.suffix == ".safetensors":
-            read(path)  # gives the reason: an earlier version wrote the file, or it is of another kind
+            read(path)  # raises with the reason
         raise ValueError(
             f"There is no result {path}. Pass a run folder, or a NAME.json or NAME{SUFFIX} that `lightning-paf test` "
             "wrote."
         )
     names = {file.name.removesuffix(".json").removesuffix(SUFFIX) for file in files}
-    return [Evaluation.read(folder, name) for name in sorted(names)]
+    return [Tested.read(folder, name) for name in sorted(names)]
 
 
-def _own_checkpoint(evaluation: Evaluation, inputs: list[Path]) -> Path | None:
-    """The checkpoint that was tested, as far as the result names it; none of untrained weights."""
-    weights = evaluation.result.weights
-    if weights is None:
-        return _last_checkpoint(inputs)
-    if weights.untrained:
+def _tested_checkpoint(one: Tested, inputs: list[Path]) -> Path | None:
+    """The checkpoint that was tested, by the name in the result, else a `last.ckpt`; None for untrained weights."""
+    weights = one.result.weights
+    if weights is not None and weights.untrained:
         return None
-    named = evaluation.folder.resolve().parent / "checkpoints" / weights.file
-    return named if named.is_file() else _last_checkpoint(inputs)
-
-
-def _last_checkpoint(inputs: list[Path]) -> Path | None:
-    """That of the first run among the inputs, or of the run that the first file lies in."""
+    named = [] if weights is None else [one.folder.resolve().parent / "checkpoints" / weights.file]
     folders = [path if path.is_dir() else path.parent for path in inputs]
-    places = [place / "checkpoints" / "last.ckpt" for folder in folders for place in (folder, folder.resolve().parent)]
-    return next((place for place in places if place.is_file()), None)
+    runs = [run for folder in folders for run in (folder, folder.resolve().parent)]
+    candidates = [*named, *(run / "checkpoints" / "last.ckpt" for run in runs)]
+    return next((path for path in candidates if path.is_file()), None)
 
 
-def _write(path: Path, evaluation: Evaluation, run: "Run | None", curve: dict[str, Any]) -> None:
+def _write(path: Path, one: Tested, run: "Run | None", curve: dict[str, Any]) -> None:
     from lightning_paf.evaluation import report
-    from lightning_paf.evaluation.report.evidence import supplement_of
+    from lightning_paf.evaluation.report.report import supplement_of
+    from lightning_paf.utils.hashing import weights_fingerprint
 
-    evidence, title = evaluation.evidence, evaluation.folder.resolve().parent.name
+    evidence, title = one.evidence, one.folder.resolve().parent.name
     if run is None:
         supplement = supplement_of(title, evidence[1].metadata["dataset"] if evidence else "", None, evidence)
     else:
-        _check_model(evaluation, run)
+        evaluated, here = one.result.fingerprints.get("model"), weights_fingerprint(run.model)
+        if evaluated not in (None, here):
+            raise ValueError(f"{one.name} evaluated other weights than {run.checkpoint}. Pass the tested --ckpt.")
         data = run.datamodule.spec.name
         supplement = supplement_of(title, data, run.checkpoint, evidence, run.model, run.samples())
-    report.write(evaluation.result, path, replace(supplement, **curve))
+    report.write(one.result, path, replace(supplement, **curve))
 
 
-def _check_model(evaluation: Evaluation, run: "Run") -> None:
-    from lightning_paf.utils.hashing import weights_fingerprint
-
-    evaluated = evaluation.result.fingerprints.get("model")
-    if evaluated is not None and evaluated != weights_fingerprint(run.model):
-        raise ValueError(
-            f"{evaluation.name} evaluated other weights than those of {run.checkpoint}. Pass the --ckpt that was "
-            "tested."
-        )
-
-
-def _curve(evaluation: Evaluation, path: Path | None) -> dict[str, Any]:
+def _curve(one: Tested, path: Path | None) -> dict[str, Any]:
     """Points of the security curve, or its PNG file, and its alarms."""
-    import json
-
     from lightning_paf.evaluation.statistics import exact_accuracy
 
-    norm = evaluation.result.attack.get("norm")
-    file = path or evaluation.folder.resolve().parent / "curve" / f"curve_{norm}.json"
+    norm = one.result.attack.get("norm")
+    file = path or one.folder.resolve().parent / "curve" / f"curve_{norm}.json"
     if not file.is_file():
         if path is not None:
             raise ValueError(f"There is no {path}. Make it with `lightning-paf curve --ckpt CKPT`.")
@@ -190,7 +165,7 @@ def _curve(evaluation: Evaluation, path: Path | None) -> dict[str, Any]:
         points = [(float(p["eps_value"]), exact_accuracy(p["robust"], p["total"])) for p in content["points"]]
         alarms = " ".join(content.get("check", {}).get("alarms", []))
     except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{file} is no curve of `lightning-paf curve`: {error!r}. Pass its JSON or PNG.") from error
+        raise ValueError(f"{file} is not a curve of `lightning-paf curve`: {error!r}. Pass its JSON or PNG.") from error
     if content.get("norm") != norm:
-        raise ValueError(f"{file} measures eps in {content.get('norm')}, but the result in {norm}. Pass another.")
+        raise ValueError(f"The norm of --curve must be {norm}, got {content.get('norm')} in {file}. Pass another.")
     return {"curve": points, "curve_note": f"Alarm: {alarms}" if alarms else ""}

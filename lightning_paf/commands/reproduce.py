@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from lightning_paf.experiments import experiment_names, find_experiment
 from lightning_paf.recipes import located
+from lightning_paf.utils.arguments import command_parser, number, positive
 
 if TYPE_CHECKING:
     from lightning_paf.experiments.experiment import Experiment
@@ -20,21 +21,11 @@ BUDGETS: dict[str, tuple[int, int, tuple[str, ...]]] = {
     "cpu": (3, 100, ()),
     "smoke": (2, 16, ("--trainer.max_epochs", "1")),
 }
-"""Seeds, evaluated test images, and last options of `fit`; `smoke` only shows that everything runs."""
+"""Seeds, evaluated test images, and last options of `fit`; `smoke` is a quick trial of the whole command."""
 
 
 def main(argv: list[str]) -> int:
-    """Run an experiment, or list the experiments.
-
-    Args:
-        argv: Options, see `--help`.
-
-    Returns:
-        0 for any result, since a failed claim is a result; 1 if a training failed.
-
-    Raises:
-        ValueError: Unknown experiment or folder, or a number that allows no comparison.
-    """
+    """Run an experiment, or list the experiments; return 1 if a training failed, 0 for any other result."""
     options = _parse(argv)
     if options.list:
         _list()
@@ -51,9 +42,10 @@ def main(argv: list[str]) -> int:
     seeds, examples, last = BUDGETS[options.budget]
     seeds = seeds if options.seeds is None else options.seeds
     examples = examples if options.examples is None else options.examples
-    _check_numbers(seeds, examples, options.jobs)
+    from lightning_paf.experiments.run import Task
+
     tasks = [
-        _task(options, folder, variant.name, seed, last, examples)
+        Task(options.method, variant.name, seed, folder, options.config, last, examples)
         for seed in range(experiment.first_seed, experiment.first_seed + seeds)
         for variant in experiment.variants
     ]
@@ -69,21 +61,19 @@ def main(argv: list[str]) -> int:
 
 
 def _parse(argv: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser("lightning-paf reproduce", description=__doc__)
-    parser.add_argument("method", nargs="?", help="its name, see --list")
-    parser.add_argument("--list", action="store_true", help="list all methods and their claims")
-    parser.add_argument("--table", type=Path, metavar="FOLDER", help="print the results in a folder as Markdown")
-    parser.add_argument(
-        "--budget", choices=tuple(BUDGETS), default="cpu", help="cpu: minutes on 2 cores; smoke: a trial"
-    )
-    parser.add_argument("--seeds", type=int, help="trainings of each variant; default: that of the budget")
-    parser.add_argument("--examples", type=int, help="test images to evaluate; default: that of the budget")
-    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="variants to train at the same time")
-    parser.add_argument("--config", default="experiments/digits", help="recipe or file that all variants share")
-    parser.add_argument("--out", type=Path, default=Path("runs/reproduce"), help="folder; finished work in it is kept")
-    parser.add_argument(
-        "--json", type=Path, metavar="FILE", help="also write the result to this file and a PNG next to it"
-    )
+    parser = command_parser("reproduce", __doc__)
+    add = parser.add_argument
+    add("method", nargs="?", help="name of the method, see --list")
+    add("--list", action="store_true", help="list all methods and their claims")
+    add("--table", type=Path, metavar="FOLDER", help="print the results in a folder as Markdown")
+    add("--budget", choices=tuple(BUDGETS), default="cpu", help="cpu: minutes on 2 cores; smoke: a trial")
+    help_ = "trainings of each variant, at least 2, whose spread is part of every interval; default: that of the budget"
+    add("--seeds", type=number(int, least=2), help=help_)
+    add("--examples", type=positive, help="test images to evaluate; default: that of the budget")
+    add("--jobs", type=positive, default=os.cpu_count() or 1, help="variants to train at the same time")
+    add("--config", default="experiments/digits", help="recipe or file that all variants share")
+    add("--out", type=Path, default=Path("runs/reproduce"), help="folder; finished work in it is kept")
+    add("--json", type=Path, metavar="FILE", help="also write the result to this file and a PNG next to it")
     return parser.parse_args(argv)
 
 
@@ -95,16 +85,6 @@ def _folder(options: argparse.Namespace) -> Path:
     return folder
 
 
-def _check_numbers(seeds: int, examples: int, jobs: int) -> None:
-    for name, number, least, why in (
-        ("seeds", seeds, 2, "the spread between trainings is part of every interval"),
-        ("examples", examples, 1, "an evaluation needs an image"),
-        ("jobs", jobs, 1, "each job trains one variant"),
-    ):
-        if number < least:
-            raise ValueError(f"--{name} must be at least {least}, got {number}: {why}. Pass --{name} {least + 1}.")
-
-
 def _list() -> None:
     for name in experiment_names():
         experiment = find_experiment(name)
@@ -113,16 +93,8 @@ def _list() -> None:
             print(f"    {claim.text} ({claim.source})")
 
 
-def _task(
-    options: argparse.Namespace, folder: Path, variant: str, seed: int, last: tuple[str, ...], examples: int
-) -> "Task":
-    from lightning_paf.experiments.run import Task
-
-    return Task(options.method, variant, seed, folder, options.config, last, examples)
-
-
 def _perform(tasks: "list[Task]", experiment: "Experiment", jobs: int) -> None:
-    """Run all tasks, each after the tasks that it needs."""
+    """Run all tasks, each after the tasks that it depends on."""
     from rich.progress import Progress
 
     from lightning_paf.experiments.run import Task, perform

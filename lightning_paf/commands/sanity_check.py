@@ -7,17 +7,14 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+from lightning_paf.utils.arguments import command_parser
 from lightning_paf.utils.radius import radius_from_text
 
 
 def main(argv: list[str]) -> int:
-    """Print the results for one checkpoint; return 0 if all checks passed, else 1.
-
-    Raises:
-        ValueError: The checkpoint, the data or the threat model cannot be used.
-    """
-    options, rest = _parser().parse_known_args(argv)
-    if options.json and not options.json.parent.is_dir():  # before the checks run
+    """Print the results for one checkpoint; return 0 if all checks passed, else 1."""
+    options, rest = _parse(argv)
+    if options.json and not options.json.parent.is_dir():
         raise ValueError(f"--json must be in an existing folder, got {options.json}. Create it, or pass another file.")
     import numpy as np
     from rich.console import Console
@@ -52,31 +49,28 @@ def main(argv: list[str]) -> int:
     return 0 if content["passed"] else 1
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     from lightning_paf.loading import add_run_arguments
 
-    parser = argparse.ArgumentParser(
-        "lightning-paf sanity-check",
-        description=__doc__,
-        epilog="The exit status is 1 if a check fails. Passing all checks does not prove robustness.",
-        allow_abbrev=False,
-    )
+    epilog = "The exit status is 1 if a check fails. Passing all checks does not prove robustness."
+    parser = command_parser("sanity-check", __doc__, epilog)
     add_run_arguments(parser)
-    parser.add_argument("--examples", type=int, default=100, help="number of test images, the first ones")
-    parser.add_argument("--eps", type=_radius, help="such as 8/255; default: as in training")
-    parser.add_argument("--norm", choices=["linf", "l2"], help="default: as in training")
-    parser.add_argument("--surrogate", type=Path, help="checkpoint of another run, to transfer attacks from")
-    parser.add_argument("--batch_size", type=int, default=128, help="images in a forward pass")
-    parser.add_argument("--seed", type=int, default=0, help="seed of all random numbers")
-    parser.add_argument("--json", type=Path, help="write all results with their numbers")
-    return parser
+    add = parser.add_argument
+    add("--examples", type=int, default=100, help="number of test images, the first ones")
+    add("--eps", type=_radius, help="such as 8/255; default: as in training")
+    add("--norm", choices=["linf", "l2"], help="default: as in training")
+    add("--surrogate", type=Path, help="checkpoint of another run, to transfer attacks from")
+    add("--batch_size", type=int, default=128, help="images in a forward pass")
+    add("--seed", type=int, default=0, help="seed of all random numbers")
+    add("--json", type=Path, help="write all results with their numbers")
+    return parser.parse_known_args(argv)
 
 
 def _radius(text: str) -> Fraction | float:
     try:
         return radius_from_text(text) if "/" in text else float(text)
     except (ValueError, ZeroDivisionError):
-        raise argparse.ArgumentTypeError(f"eps must be a number such as 8/255 or 0.5, got {text!r}") from None
+        raise argparse.ArgumentTypeError(f"must be a number such as 8/255 or 0.5, got {text!r}") from None
 
 
 def _print(content: dict[str, Any]) -> None:

@@ -1,6 +1,5 @@
 """Report the progress, accuracies and state of runs, and how to resume them."""
 
-import argparse
 import json
 import os
 import time
@@ -9,6 +8,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lightning_paf.utils.arguments import command_parser
+
 if TYPE_CHECKING:
     from lightning_paf.runs.status import ResultFile, RunStatus
 
@@ -16,21 +17,14 @@ _NAME_WIDTH = 24
 
 
 def main(argv: list[str]) -> int:
-    """Print the status of runs.
-
-    Args:
-        argv: Options, see `--help`.
-
-    Returns:
-        Exit status 0, whatever the state of the runs.
-
-    Raises:
-        ValueError: A folder holds no run.
-    """
-    options = _parse(argv)
+    """Print the status of runs; return 0 for any status."""
+    parser = command_parser("status", __doc__)
+    parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="run folder, or a folder with runs in it")
+    parser.add_argument("--json", action="store_true", help="print a list of JSON objects instead")
+    options = parser.parse_args(argv)
     from lightning_paf.runs.status import read_run, runs_in
 
-    found = [read_run(run) for place in options.runs for run in runs_in(place)]
+    found = [read_run(run) for folder in options.runs for run in runs_in(folder)]
     if options.json:
         print(json.dumps([asdict(status) for status in found], indent=2, default=str))
     elif len(found) == 1:
@@ -38,13 +32,6 @@ def main(argv: list[str]) -> int:
     else:
         _print_table(found)
     return 0
-
-
-def _parse(argv: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser("lightning-paf status", description=__doc__)
-    parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="run folder, or a folder with runs in it")
-    parser.add_argument("--json", action="store_true", help="print a list of JSON objects instead")
-    return parser.parse_args(argv)
 
 
 def _print_one(status: "RunStatus") -> None:
@@ -75,14 +62,14 @@ def _facts(status: "RunStatus") -> Iterator[tuple[str, str]]:
         yield "result", f"{result.name} ({result.threat}): {_accuracies(result)}"
     for part in status.unfinished:
         workers = f"running: {', '.join(part.workers)}" if part.workers else "no process is running"
-        share = f"{part.records:,} of {part.of:,} records ({100 * part.records / part.of:.0f} %)"
-        yield "unfinished", f"{part.name}: {share}, last {duration(part.silent)} ago, {workers}"
+        done = f"{part.records:,} of {part.of:,} records ({100 * part.records / part.of:.0f} %)"
+        yield "unfinished", f"{part.name}: {done}, last {duration(part.silent)} ago, {workers}"
     if status.resume:
         yield ("start" if status.life == "not started" else "resume"), status.resume
 
 
 def _print_table(found: "list[RunStatus]") -> None:
-    """Print one row per run, in 80 columns; a common parent folder is printed once above."""
+    """Print one row for each run, at most 80 columns wide, under the common parent folder."""
     from rich.console import Console
     from rich.table import Table
 
@@ -93,10 +80,11 @@ def _print_table(found: "list[RunStatus]") -> None:
     for title in ("run", "state", "epoch", "left", "robust", "clean", "result"):
         table.add_column(title, no_wrap=True)
     for status in found:
+        name = os.path.relpath(status.run, parent)
         best = {b.metric: f"{100 * b.value:.1f} %" for b in status.best}
         clean = best.pop("val/acc", "-")
         table.add_row(
-            _short(os.path.relpath(status.run, parent)),
+            name if len(name) <= _NAME_WIDTH else "…" + name[1 - _NAME_WIDTH :],
             status.life,
             _epochs(status),
             "-" if status.seconds_left is None else duration(status.seconds_left),
@@ -107,11 +95,6 @@ def _print_table(found: "list[RunStatus]") -> None:
     console = Console(highlight=False, soft_wrap=True)
     console.print(f"Runs in {parent}\nrobust, clean: best in validation; result: robust accuracy in test")
     console.print(table)
-
-
-def _short(name: str) -> str:
-    """Shorten a path from the left."""
-    return name if len(name) <= _NAME_WIDTH else "…" + name[1 - _NAME_WIDTH :]
 
 
 def _position(status: "RunStatus") -> str:

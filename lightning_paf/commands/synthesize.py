@@ -1,10 +1,11 @@
 """Make a pool of synthetic images: samples of a Gaussian mixture for each class of the training images."""
 
 import argparse
-import os
-import tempfile
+import io
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from lightning_paf.utils.arguments import command_parser, number, positive
 
 if TYPE_CHECKING:
     import numpy as np
@@ -15,78 +16,64 @@ if TYPE_CHECKING:
 
 PCA_ABOVE = 256  # a full covariance of more values than this is slow, and singular for most classes
 PCA_DIMENSIONS = 128
-REGULARISATION = 1e-3  # added to every variance of pixels in [0, 1]; pixels that never change have none of their own
+REGULARISATION = 1e-3  # added to every variance of pixels in [0, 1]; constant pixels have none
 SHEET_CLASSES, SHEET_REAL, SHEET_SYNTHETIC = 20, 5, 10
 
 
 def main(argv: list[str]) -> int:
-    """Write the pool and a contact sheet.
-
-    Args:
-        argv: Options, see `--help`.
-
-    Returns:
-        Exit status 0.
-
-    Raises:
-        ValueError: An option is out of range, the output exists, or the training images cannot be read.
-    """
+    """Write the pool and a contact sheet."""
     options = _parse(argv)
     _check(options)
+    import numpy as np
+
     from lightning_paf.data.sources import hold_out, read_dataset
     from lightning_paf.specs import dataset_spec
+    from lightning_paf.utils.files import write_whole
 
     spec = dataset_spec(options.dataset, options.num_classes)
     train = read_dataset(spec, options.root, download=True).train
-    # What validates a model must not have shaped its training images. A larger split contains every smaller one.
+    # Validation images must not influence the pool. A larger validation split contains every smaller one.
     fitted, _ = hold_out(train, options.val_size or min(1024, len(train) // 2))
     pool = sample_mixture(fitted, spec, options.count, options.components, options.pca, options.seed)
+    content, sheet = io.BytesIO(), options.out.with_suffix(".png")
+    np.savez(content, image=pool.images, label=pool.labels)
     options.out.parent.mkdir(parents=True, exist_ok=True)
-    _save(pool, options.out)
-    _save_contact_sheet(fitted, pool, spec.num_classes, options.out.with_suffix(".png"))
+    write_whole(options.out, content.getvalue())
+    _save_contact_sheet(fitted, pool, spec.num_classes, sheet)
     print(
         f"{options.out}: {len(pool)} images {pool.images.shape[1:]} of {spec.num_classes} classes, from a mixture of "
         f"{options.components} Gaussian(s) for each class, fitted on {len(fitted)} training images of {spec.name}; "
-        f"contact sheet: {options.out.with_suffix('.png')}"
+        f"contact sheet: {sheet}"
     )
     return 0
 
 
 def _parse(argv: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser("lightning-paf synthesize", description=__doc__)
-    parser.add_argument("--dataset", default="digits", help="digits, cifar10, cifar100, svhn or npz")
-    parser.add_argument("--root", type=Path, default=Path("data"), help="folder of the real images, as in --data.root")
-    parser.add_argument("--num_classes", type=int, help="only for npz")
-    parser.add_argument("--out", type=Path, required=True, help="npz file to write; a PNG is written beside it")
-    parser.add_argument("--count", type=int, default=10_000, help="images in total, equally many of each class")
-    parser.add_argument("--components", type=int, default=3, help="Gaussians for each class; they share a covariance")
-    parser.add_argument(
-        "--pca",
-        type=int,
-        help=f"principal components to work in; 0: the pixels themselves (default: {PCA_DIMENSIONS} for images of more "
-        f"than {PCA_ABOVE} values, else 0)",
-    )
-    parser.add_argument(
-        "--val_size",
-        type=int,
-        help="training images to leave out, at least the --data.val_size you train with (default: 1024, or half of the "
-        "training images where that is fewer)",
-    )
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--force", action="store_true", help="write over an existing file")
+    parser = command_parser("synthesize", __doc__)
+    add = parser.add_argument
+    add("--dataset", default="digits", help="digits, cifar10, cifar100, svhn or npz")
+    add("--root", type=Path, default=Path("data"), help="folder of the real images, as in --data.root")
+    add("--num_classes", type=int, help="only for npz")
+    add("--out", type=Path, required=True, help="npz file to write; a PNG is written next to it")
+    add("--count", type=positive, default=10_000, help="images in total, equally many of each class")
+    add("--components", type=positive, default=3, help="Gaussians for each class; they share a covariance")
+    default = f"(default: {PCA_DIMENSIONS} for images of more than {PCA_ABOVE} values, else 0)"
+    help_ = f"principal components of the images to fit; 0: fit the pixels {default}"
+    add("--pca", type=number(int, least=0), help=help_)
+    default = "(default: 1024, or half of the training images if that is fewer)"
+    help_ = f"training images to leave out, at least the --data.val_size of `fit` {default}"
+    add("--val_size", type=positive, help=help_)
+    add("--seed", type=int, default=0)
+    add("--force", action="store_true", help="overwrite an existing file")
     return parser.parse_args(argv)
 
 
 def _check(options: argparse.Namespace) -> None:
-    for name, least in (("count", 1), ("components", 1), ("pca", 0), ("val_size", 1)):
-        value = getattr(options, name)
-        if value is not None and value < least:
-            raise ValueError(f"{name} must be at least {least}, but is {value}. Pass --{name} N with N >= {least}.")
     if options.out.suffix != ".npz":
-        raise ValueError(f"The output is an npz file, but --out is {options.out}. Pass --out NAME.npz.")
+        raise ValueError(f"--out must be an npz file, got {options.out}. Pass --out NAME.npz.")
     for path in (options.out, options.out.with_suffix(".png")):
         if path.exists() and not options.force:
-            raise ValueError(f"{path} exists. Pass another --out, or --force to write over it.")
+            raise ValueError(f"{path} exists. Pass another --out, or --force to overwrite it.")
 
 
 def sample_mixture(
@@ -94,19 +81,19 @@ def sample_mixture(
 ) -> "ImageSet":
     """Fit one Gaussian mixture for each class and draw images from it, in random order.
 
-    The Gaussians of a class share their covariance: with one each, a hundred images are enough to place a Gaussian on
-    single images, which the pool would then repeat (the likelihood of held-out digits falls steeply).
+    The Gaussians of a class share their covariance. With separate ones, some Gaussians collapse onto single images,
+    which the pool would repeat (the likelihood of held-out digits falls steeply).
 
     Args:
-        train: What to fit.
-        spec: Its classes.
-        count: Images to draw; classes get equally many, the first ones one more where it does not divide.
+        train: Images to fit.
+        spec: Number of classes.
+        count: Images to draw, equally many of each class; the first classes get one more if it does not divide.
         components: Gaussians for each class.
-        pca: Number of principal components to work in; 0 for the pixels, None to choose by image size.
-        seed: Of the fits, the draws and the order.
+        pca: Number of principal components to fit; 0 for the pixels, None to choose by image size.
+        seed: Seed of the fits, the draws and the order.
 
     Raises:
-        ValueError: A class, or the whole set, has too few images.
+        ValueError: Too few images, in total or of a class; `pca` above the number of principal components.
     """
     import numpy as np
     from rich.progress import track
@@ -120,7 +107,7 @@ def sample_mixture(
     pca = PCA_DIMENSIONS * (flat.shape[1] > PCA_ABOVE) if pca is None else pca
     _check_enough(train, spec, count, components, pca)
     rng = np.random.default_rng(seed)
-    projection = PCA(pca, random_state=seed) if pca else FunctionTransformer()  # which is the identity
+    projection = PCA(pca, random_state=seed) if pca else FunctionTransformer()  # the identity
     codes = projection.fit_transform(flat).astype(np.float64)
     labels = np.arange(count) % spec.num_classes
     images = np.empty((count, *train.images.shape[1:]), np.uint8)
@@ -137,30 +124,16 @@ def _check_enough(train: "ImageSet", spec: "DatasetSpec", count: int, components
     import numpy as np
 
     if count < spec.num_classes:
-        raise ValueError(f"A pool of {count} images cannot show {spec.num_classes} classes. Pass a larger --count.")
+        raise ValueError(f"count must be at least {spec.num_classes}, one for each class, got {count}. Pass --count.")
     fewest, least = int(np.bincount(train.labels, minlength=spec.num_classes).min()), max(2, components)
     if fewest < least:
         raise ValueError(
-            f"{components} component(s) need {least} training images of each class, but one class has {fewest}. "
-            "Pass a smaller --components or --val_size."
+            f"Each class must have {least} training images for {components} component(s), got {fewest}. Pass a smaller "
+            "--components or --val_size."
         )
     most = min(len(train), train.images[0].size)
     if pca > most:
-        raise ValueError(f"There are only {most} principal components, but pca is {pca}. Pass --pca {most} or fewer.")
-
-
-def _save(pool: "ImageSet", path: Path) -> None:
-    """Write a npz file in one step: a crash leaves the old one, or none."""
-    import numpy as np
-
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            np.savez(file, image=pool.images, label=pool.labels)
-        Path(temporary).chmod(0o644)
-        Path(temporary).replace(path)
-    finally:
-        Path(temporary).unlink(missing_ok=True)
+        raise ValueError(f"pca must be at most {most}, got {pca}. Pass --pca {most} or fewer.")
 
 
 def _save_contact_sheet(train: "ImageSet", pool: "ImageSet", num_classes: int, path: Path) -> None:

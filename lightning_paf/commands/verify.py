@@ -1,48 +1,38 @@
 """Verify evidence of `test`: hashes, pixel range, eps, and that the model misclassifies every fooled sample."""
 
-import argparse
 from collections import defaultdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lightning_paf.utils.arguments import command_parser
+
 if TYPE_CHECKING:
     from lightning_paf.evaluation.evidence import Verification
 
-MOST_MISMATCHES = 20
+MAX_MISMATCHES = 20
 """Number of mismatches that are printed for each check."""
 
 
 def main(argv: list[str]) -> int:
-    """Verify and print.
-
-    Args:
-        argv: Options, see `--help`; `--data.root` and other options of `fit` may be among them.
-
-    Returns:
-        Exit status: 0 if everything holds, else 1.
-
-    Raises:
-        ValueError: The evidence is damaged or malformed, or a file is missing.
-    """
+    """Verify and print; return 0 if every rule holds, else 1."""
     from lightning_paf.loading import add_run_arguments, load_run
 
-    parser = argparse.ArgumentParser("lightning-paf verify", description=__doc__, allow_abbrev=False)
+    parser = command_parser("verify", __doc__)
     parser.add_argument("evidence", type=Path, help="file of `test`, e.g. RUN/test/autoattack.evidence.safetensors")
     add_run_arguments(parser)
     options, rest = parser.parse_known_args(argv)
     from rich.console import Console
     from rich.progress import Progress
 
+    from lightning_paf.cli.evaluated_checkpoint import run_of
     from lightning_paf.evaluation.evidence import read, verify
 
     evidence = read(options.evidence)
     run = load_run(options.ckpt, options.config, options.device, rest)
-    config = options.config or options.ckpt.parent.parent / "config.yaml"
+    config = (options.config or run_of(options.ckpt) / "config.yaml").read_text()
     with Progress(console=Console(stderr=True), transient=True) as progress:
         task = progress.add_task("Checking samples", total=len(evidence))
-        verification = verify(
-            evidence, run.model, run.samples(), config.read_text(), lambda n: progress.advance(task, n)
-        )
+        verification = verify(evidence, run.model, run.samples(), config, lambda n: progress.advance(task, n))
     _print(options.evidence, verification)
     return 0 if verification.ok else 1
 
@@ -62,20 +52,19 @@ def _print(path: Path, verification: "Verification") -> None:
     table = Table("check", "rule", "samples", "result")
     for check, rule in CHECKS.items():
         failed, checked = len(mismatches[check]), verification.checked[check]
-        table.add_row(
-            check, rule, str(checked), f"[bold red]{failed} not" if failed else "[green]holds" if checked else "-"
-        )
+        result = f"[bold red]{failed} failed" if failed else "[green]holds" if checked else "-"
+        table.add_row(check, rule, str(checked), result)
     Console().print(table)
     for found in mismatches.values():
-        for mismatch in found[:MOST_MISMATCHES]:
+        for mismatch in found[:MAX_MISMATCHES]:
             _line(mismatch)
-        if len(found) > MOST_MISMATCHES:
-            _line(f"... and {len(found) - MOST_MISMATCHES} more of `{found[0].check}`")
+        if len(found) > MAX_MISMATCHES:
+            _line(f"... and {len(found) - MAX_MISMATCHES} more of `{found[0].check}`")
     for note in verification.notes:
         _line(f"Note: {note}")
     _line(verification)
 
 
 def _line(text: object) -> None:
-    """Print one line. Text of a file must not control the terminal."""
+    """Print one line, in which text from the file cannot control the terminal."""
     print("".join(letter if letter.isprintable() else "?" for letter in str(text)[:2000]))

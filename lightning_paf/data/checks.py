@@ -1,18 +1,24 @@
-"""Rules for images and labels. `where` opens every message: a file, or the name of a dataset."""
+"""Rules for images and labels.
+
+The argument `where` is the start of each message: a file, or the name of a dataset.
+"""
 
 from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
+from lightning_paf.data.readers.npy import Column, NpyFile
 
-def check_images(shape: Sequence[int], dtype: np.dtype, channels: int, where: str) -> None:
-    """Check what the header of an image array says: uint8, (N, H, W, C), N > 0.
+
+def check_images(image: Column | NpyFile, channels: int, where: str) -> None:
+    """Check the header of an image array: uint8, (N, H, W, C), N > 0.
 
     Raises:
-        ValueError: One of them does not hold.
+        ValueError: The array has another type or shape.
     """
-    rule = f"{where}: images must be uint8 of shape (N, H, W, {channels}), got {dtype} of shape {tuple(shape)}."
+    shape = image.shape
+    rule = f"{where}: images must be uint8 of shape (N, H, W, {channels}), got {image.dtype} of shape {shape}."
     if len(shape) == 3:
         raise ValueError(f"{rule} Add a channel axis to gray images, images[..., None], and pass --data.channels 1.")
     if len(shape) != 4:
@@ -21,12 +27,12 @@ def check_images(shape: Sequence[int], dtype: np.dtype, channels: int, where: st
         raise ValueError(f"{rule} This is NCHW: store images.transpose(0, 2, 3, 1).")
     if shape[3] != channels:
         raise ValueError(f"{rule} Pass --data.channels {shape[3]} with --data.dataset npz, or convert them.")
-    if dtype != np.uint8:
+    if image.dtype != np.uint8:
         raise ValueError(
             f"{rule} Store pixels 0 to 255; for floats in [0, 1]: np.round(255 * images).astype(np.uint8)."
         )
     if 0 in shape:
-        raise ValueError(f"{rule} Give at least one image.")
+        raise ValueError(f"{rule} Store at least one image.")
 
 
 def check_same_size(shape: Sequence[int], expected: Sequence[int], where: str) -> None:
@@ -37,22 +43,22 @@ def check_same_size(shape: Sequence[int], expected: Sequence[int], where: str) -
     """
     if tuple(shape[1:]) != tuple(expected[1:]):
         raise ValueError(
-            f"{where}: images must have the size of the real ones (H, W, C) = {tuple(expected[1:])}, "
-            f"but have {tuple(shape[1:])}. Resize them, or choose the --data.dataset they belong to."
+            f"{where}: images must have the size of the real ones, (H, W, C) = {tuple(expected[1:])}, "
+            f"got {tuple(shape[1:])}. Resize them, or pass the --data.dataset that they belong to."
         )
 
 
-def check_label_header(shape: Sequence[int], dtype: np.dtype, count: int, where: str) -> None:
-    """Check what the header of a label array says: integers, one for each image.
+def check_label_header(label: Column | NpyFile, count: int, where: str) -> None:
+    """Check the header of a label array: integers, one for each of `count` images.
 
     Raises:
-        ValueError: One of them does not hold.
+        ValueError: The array has another type or shape.
     """
-    if dtype.kind not in "iu":
-        raise ValueError(f"{where}: labels must be integers, but are {dtype}. Store class numbers, e.g. as int64.")
-    if tuple(shape) != (count,):
+    if label.dtype.kind not in "iu":
+        raise ValueError(f"{where}: labels must be integers, got {label.dtype}. Store class numbers, e.g. as int64.")
+    if label.shape != (count,):
         raise ValueError(
-            f"{where}: {count} images need labels of shape ({count},), but these have {tuple(shape)}. "
+            f"{where}: labels of {count} images must have shape ({count},), got {label.shape}. "
             "Store one class number for each image."
         )
 
@@ -63,28 +69,16 @@ def check_labels(labels: NDArray[np.int64], num_classes: int, where: str) -> Non
     Raises:
         ValueError: One is not.
     """
-    check_label_range(int(labels.min()), int(labels.max()), num_classes, where)
-
-
-def check_label_range(low: int, high: int, num_classes: int, where: str) -> None:
-    """Check that the lowest and the highest label lie in 0 .. num_classes - 1.
-
-    Raises:
-        ValueError: One does not.
-    """
+    low, high = int(labels.min()), int(labels.max())
     if low < 0 or high >= num_classes:
         raise ValueError(
-            f"{where}: labels must be 0 to {num_classes - 1}, but range from {low} to {high}. "
-            "Renumber them, or set --data.dataset (and --data.num_classes for npz) to what they belong to."
+            f"{where}: labels must be 0 to {num_classes - 1}, got {low} to {high}. "
+            "Renumber them, or pass their --data.dataset (and --data.num_classes for npz)."
         )
 
 
 def check_classes(counts: NDArray[np.int64], where: str) -> None:
-    """Check that every class occurs.
-
-    Args:
-        counts: Number of images of each class (K,).
-        where: Opens the message.
+    """Check that every class occurs, given the number of images of each class (K,).
 
     Raises:
         ValueError: A class has no image.
@@ -93,6 +87,6 @@ def check_classes(counts: NDArray[np.int64], where: str) -> None:
     if missing.size:
         named = ", ".join(map(str, missing[:10])) + (", …" if missing.size > 10 else "")
         raise ValueError(
-            f"{where}: all {len(counts)} classes must occur, but there is no image of {named}. "
-            "Add the missing classes; a file sorted by class may have been cut off."
+            f"{where}: all {len(counts)} classes must occur, got no image of {named}. "
+            "Add the missing classes; a file sorted by class may be truncated."
         )

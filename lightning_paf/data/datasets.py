@@ -1,4 +1,4 @@
-"""Datasets that fetch a whole batch at once."""
+"""Datasets that fetch a batch in one call."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -13,12 +13,12 @@ from lightning_paf.data.synthetic.pool import SyntheticPool
 
 
 class RawBatch(NamedTuple):
-    """A batch on its way to the device, before it becomes floats.
+    """A batch before it is augmented and converted to floats on the device.
 
     Args:
         images: uint8 (N, H, W, C).
         labels: int64 (N,).
-        synthetic: bool (N,), which images are synthetic; None in evaluation, where nothing is augmented.
+        synthetic: bool (N,), True for synthetic images; None in evaluation, where nothing is augmented.
     """
 
     images: Tensor
@@ -27,11 +27,7 @@ class RawBatch(NamedTuple):
 
 
 class EvalDataset(Dataset[RawBatch]):
-    """Images in memory, in their order.
-
-    Args:
-        data: The images.
-    """
+    """Images in memory, in their order."""
 
     def __init__(self, data: ImageSet) -> None:
         self.data = data
@@ -43,13 +39,13 @@ class EvalDataset(Dataset[RawBatch]):
         return self.__getitems__([index])
 
     def __getitems__(self, indices: Sequence[int]) -> RawBatch:
-        """Fetch the batch of these numbers."""
+        """Fetch the batch of these indices."""
         part = self.data.take(np.asarray(indices))
         return RawBatch(torch.from_numpy(part.images), torch.from_numpy(part.labels), None)
 
 
 class MixedDataset(Dataset[RawBatch]):
-    """Real images, numbered from 0, and after them the synthetic ones.
+    """Real images, indexed from 0, followed by the synthetic ones.
 
     Args:
         real: Images in memory.
@@ -59,16 +55,7 @@ class MixedDataset(Dataset[RawBatch]):
     def __init__(self, real: ImageSet, pool: SyntheticPool | None) -> None:
         self.real = real
         self.pool = pool
-
-    @property
-    def real_size(self) -> int:
-        """Number of real images."""
-        return len(self.real)
-
-    @property
-    def synthetic_size(self) -> int:
-        """Number of synthetic images."""
-        return len(self.pool) if self.pool is not None else 0
+        self.real_size, self.synthetic_size = len(real), len(pool) if pool is not None else 0
 
     def __len__(self) -> int:
         return self.real_size + self.synthetic_size
@@ -77,19 +64,19 @@ class MixedDataset(Dataset[RawBatch]):
         return self.__getitems__([index])
 
     def __getitems__(self, indices: Sequence[int]) -> RawBatch:
-        """Fetch the batch of these numbers."""
+        """Fetch the batch of these indices."""
         index = np.asarray(indices)
         synthetic = index >= self.real_size
         batch = ImageSet(np.empty((len(index), *self.real.images.shape[1:]), np.uint8), np.empty(len(index), np.int64))
-        places = np.flatnonzero(~synthetic)
-        batch.images[places] = self.real.images[index[places]]
-        batch.labels[places] = self.real.labels[index[places]]
+        rows = np.flatnonzero(~synthetic)
+        batch.images[rows] = self.real.images[index[rows]]
+        batch.labels[rows] = self.real.labels[index[rows]]
         if self.pool is not None:
-            places = np.flatnonzero(synthetic)
-            self.pool.fetch(index[places] - self.real_size, batch, places)
+            rows = np.flatnonzero(synthetic)
+            self.pool.fetch(index[rows] - self.real_size, batch, rows)
         return RawBatch(*map(torch.from_numpy, (batch.images, batch.labels, synthetic)))
 
 
 def as_fetched(batch: Any) -> Any:
-    """Collate nothing: `__getitems__` has already returned a batch."""
+    """Return a batch unchanged, in place of collating: `__getitems__` returns batches."""
     return batch

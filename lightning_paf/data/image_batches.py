@@ -1,7 +1,7 @@
-"""Random augmentation of whole image batches (N, C, H, W), of any dtype, on the device where they lie.
+"""Random augmentation of image batches (N, C, H, W) of any dtype, on their device.
 
-Randomness comes from PyTorch's global generator of that device. Results are in channels-last layout: the pixels of a
-row of the image then lie side by side in memory, and whole rows or images are copied, never single pixels.
+Random numbers come from PyTorch's global generator of that device. Results are in channels-last layout, where the
+pixels of a row are contiguous, so rows and images are copied and never single pixels.
 """
 
 import torch
@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 def random_crop(images: Tensor, padding: int) -> Tensor:
-    """Pad with zeros on all four sides, then cut a window of the original size, placed anew for every image.
+    """Pad with zeros on all four sides, then crop at a random position per image.
 
     Args:
         images: Images (N, C, H, W).
@@ -24,8 +24,8 @@ def random_crop(images: Tensor, padding: int) -> Tensor:
     top, left = torch.randint(0, 2 * padding + 1, (2, n, 1), device=images.device)
     sample = torch.arange(n, device=images.device)[:, None]
     rows = sample * padded.shape[1] + top + torch.arange(height, device=images.device)
-    first = rows * padded.shape[2] + left  # number of the pixel with which each row of a window begins (N, H)
-    runs = padded.flatten().unfold(0, width * channels, channels)  # a view: `width` pixels from every pixel on
+    first = rows * padded.shape[2] + left  # index of the first pixel of each row of a window (N, H)
+    runs = padded.flatten().unfold(0, width * channels, channels)  # a view: `width` pixels from each pixel on
     return runs.index_select(0, first.flatten()).view(n, height, width, channels).permute(0, 3, 1, 2)
 
 
@@ -42,7 +42,7 @@ def random_flip(images: Tensor) -> Tensor:
 
 
 def select_images(condition: Tensor, images: Tensor, other: Tensor) -> Tensor:
-    """Choose for each place in the batch one of two images; `torch.where`, which decides pixel by pixel, is slower.
+    """Choose one of two images for each index of the batch, faster than `torch.where`.
 
     Args:
         condition: bool (N,): True takes from `images`, False from `other`.

@@ -1,4 +1,4 @@
-"""Labels that are distributions, and what mixes them with the images."""
+"""Soft labels, and mixtures of training images with their labels."""
 
 from abc import ABC, abstractmethod
 
@@ -8,22 +8,22 @@ from torch.nn.functional import one_hot
 
 
 def distributions(labels: Tensor, num_classes: int, smoothing: Tensor) -> Tensor:
-    """Labels as distributions over the classes.
+    """Convert labels to distributions over the classes.
 
     Args:
         labels: int64 (N,).
-        num_classes: How many classes.
-        smoothing: Share (N,), in [0, 1), of each label that is spread evenly over all classes.
+        num_classes: Number of classes.
+        smoothing: Fraction (N,), in [0, 1), of each label that is spread evenly over all classes.
 
     Returns:
         Float (N, num_classes).
     """
-    share = smoothing.float()[:, None]
-    return one_hot(labels, num_classes) * (1 - share) + share / num_classes
+    spread = smoothing.float()[:, None]
+    return one_hot(labels, num_classes) * (1 - spread) + spread / num_classes
 
 
 class Mixing(ABC):
-    """A random mixture of training images among each other, and of their labels in the same proportion."""
+    """A random mixture of the images of a batch and of their labels."""
 
     @abstractmethod
     def __call__(self, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
@@ -39,39 +39,38 @@ class Mixing(ABC):
 
 
 class CutMix(Mixing):
-    """Pastes a rectangle of another image of the batch into every image (Yun et al. 2019; Rebuffi et al. 2021).
+    """Paste a rectangle of another image of the batch into each image.
 
-    One rectangle and one order of partners a batch: its area is a share of the image drawn from Beta(alpha, alpha), its
-    centre is uniform, and what lies outside the image is cut off. Labels are mixed by the area that is left.
+    From Yun et al. 2019 and Rebuffi et al. 2021. A batch has one rectangle and one permutation of partners. The area is
+    a fraction of the image drawn from Beta(alpha, alpha), the centre is uniform, and parts outside the image are cut
+    off. Labels are mixed by area.
 
     Args:
-        alpha: Parameter of the distribution of the area; 1, the usual, is uniform.
+        alpha: Parameter of the distribution of the area; 1, the usual value, is uniform.
 
     Raises:
-        ValueError: A parameter that is not positive.
+        ValueError: `alpha` is not positive.
     """
 
     def __init__(self, alpha: float = 1.0) -> None:
         if not alpha > 0:
-            raise ValueError(
-                f"alpha is the parameter of a Beta distribution, > 0, but alpha={alpha}. Pass --data.mixing.alpha 1."
-            )
+            raise ValueError(f"alpha must be greater than 0, got {alpha}. Pass --data.mixing.alpha 1.")
         self.alpha = alpha
 
     def __call__(self, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """Mix a batch."""
         height, width = images.shape[-2:]
-        # On the CPU, since sizes are read at once, which would make the program wait for the device.
+        # On the CPU: the sizes are needed at once, and reading them from a device would wait for it.
         side = float(torch.distributions.Beta(self.alpha, self.alpha).sample()) ** 0.5
         rows, columns = _interval(height, side), _interval(width, side)
         partners = torch.randperm(len(images), device=images.device)
         mixed = images.clone()
         mixed[..., rows, columns] = images[partners][..., rows, columns]
-        share = (rows.stop - rows.start) * (columns.stop - columns.start) / (height * width)
-        return mixed, (1 - share) * targets + share * targets[partners]
+        pasted = (rows.stop - rows.start) * (columns.stop - columns.start) / (height * width)
+        return mixed, (1 - pasted) * targets + pasted * targets[partners]
 
 
-def _interval(length: int, share: float) -> slice:
-    """About this share of `length` pixels, around a uniform centre, without what lies outside."""
-    half, centre = int(length * share) // 2, int(torch.randint(length, ()))
+def _interval(length: int, fraction: float) -> slice:
+    """A fraction of `length` pixels around a uniform centre, cut off at the edges."""
+    half, centre = int(length * fraction) // 2, int(torch.randint(length, ()))
     return slice(max(centre - half, 0), min(centre + half, length))

@@ -11,14 +11,13 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from lightning_paf.data.augment import Augment, standard_augment
-from lightning_paf.data.checks import check_same_size
 from lightning_paf.data.datasets import EvalDataset, MixedDataset, RawBatch, as_fetched
 from lightning_paf.data.image_batches import select_images
 from lightning_paf.data.loader import ResumableLoader
 from lightning_paf.data.mixing import Mixing, distributions
 from lightning_paf.data.readers.folder import find_sources
 from lightning_paf.data.samplers import MixedSampler, ShardSampler, batches_per_epoch, even_batch_size, real_per_batch
-from lightning_paf.data.sources import ImageSet, Part, has_part, hold_out, read_part
+from lightning_paf.data.sources import ImageSet, Part, has_part, hold_out, read_parts
 from lightning_paf.data.synthetic.convert import convert_all, converted_folder
 from lightning_paf.data.synthetic.pool import SyntheticPool
 from lightning_paf.schedules import Schedule
@@ -26,53 +25,54 @@ from lightning_paf.specs import DatasetName, dataset_spec
 from lightning_paf.types import Batch
 
 _OPTIONAL: tuple[Part, ...] = ("val", "test")
-"""Parts without which a training is possible."""
+"""Parts that training does not require."""
 
 
 class RobustDataModule(LightningDataModule):
-    """Real images, mixed with synthetic ones for training; batches are floats (N, C, H, W) in [0, 1] and labels (N,).
+    """Real images, mixed with synthetic ones for training.
 
-    Every global batch holds exactly `round(real_fraction * batch_size)` real images, on any number of devices. Images
-    travel to the device as uint8 and become floats, and are augmented, there.
+    Batches are floats (N, C, H, W) in [0, 1] and labels (N,). Every global batch has exactly
+    `round(real_fraction * batch_size)` real images, on any number of devices. Images are sent to the device as uint8,
+    augmented there and converted to floats.
 
     Args:
-        dataset: Which real images. `digits` come with scikit-learn; `npz` are your own: `root` holds `train.npz` and
+        dataset: Real images. `digits` come with scikit-learn; `npz` are your own: `root` holds `train.npz` and
             `test.npz`, each with `image` uint8 (N, H, W, C) and `label` (N,), and optionally `val.npz`. A command
             needs only the files that it uses.
-        root: Folder of the real images; CIFAR and SVHN are downloaded into it when it lacks them.
+        root: Folder of the real images; missing files of CIFAR and SVHN are downloaded into it.
         num_classes: Number of classes of `npz`.
         channels: Number of image channels of `npz`, 3 by default; 1 for gray images.
         synthetic: Synthetic images: one or several `.npz` files (keys `image` + `label`, or `X` + `Y`), TI-500K's
-            pickle, parquet files with encoded images (columns `image` + `label`), or folders of such files. Each file
-            is converted once, next to it, to arrays that can be memory-mapped. A folder of npy arrays
-            (`NAME.image.npy` + `NAME.label.npy`) is used without conversion.
-        cache_dir: Where to put the converted arrays instead, as when the file's own folder is read-only.
+            pickle, parquet files of encoded images (columns `image` + `label`), or folders of such files. Each file is
+            converted once, next to it, to memory-mapped arrays. A folder of npy arrays (`NAME.image.npy` +
+            `NAME.label.npy`) is used without conversion.
+        cache_dir: Folder for the converted arrays, for example when the file's own folder is read-only.
         real_fraction: Fraction of real images in a batch; 1 for no synthetic ones.
-        real_schedule: Factor of `real_fraction` from epoch to epoch, such as `Switch`, with which real images come in
-            late (Bartoldson et al. 2024); null keeps the fraction. The length of an epoch does not change.
+        real_schedule: Factor of `real_fraction` from epoch to epoch, such as `Switch`, which adds real images late in
+            training (Bartoldson et al. 2024); null for a constant fraction. The length of an epoch does not change.
         batch_size: Images in a global batch, over all devices and nodes.
-        eval_batch_size: Images in a batch of validation and test, on each device; reduced (or raised) a little
-            where the devices would otherwise run different numbers of batches.
-        val_size: Number of training images held out for validation: the first ones, as Gowal et al. 2020 do. Unused
-            where `npz` has its own `val.npz`.
-        selection: Images of validation, and so of the choice of the best checkpoint: `val`, the images held out, or
-            `test`, the test set itself, as the code of Dai et al. 2021 does. The latter makes results too good and is
-            meant for comparison only; no training image is held out then.
-        epoch: `real_pass`: an epoch shows every real image once (Dai et al. 2021), and its last batch is topped up with
-            others; a number: it shows that many images of either kind (50000 in Gowal et al. 2021, Wang et al. 2023).
+        eval_batch_size: Images in a batch of validation and test, per device; adjusted slightly if devices would
+            otherwise have different numbers of batches.
+        val_size: Number of training images held out for validation: the first ones, as in Gowal et al. 2020. Not used
+            if `npz` has a `val.npz`.
+        selection: Images for validation and for selecting the best checkpoint: `val`, the held-out images, or `test`,
+            the test set, as in the code of Dai et al. 2021. `test` holds out no images and biases results upwards; it
+            is for comparisons only.
+        epoch: `real_pass`: an epoch uses every real image once (Dai et al. 2021), and its last batch is filled up; a
+            number: an epoch has that many images of either kind (50000 in Gowal et al. 2021, Wang et al. 2023).
         train_examples: Use only the first n real training images, for quick runs.
-        num_workers: Processes that fetch batches, on each device; 0 fetches in the main process.
+        num_workers: Processes per device that fetch batches; 0 fetches in the main process.
         augment: Random change of training images; `standard` means crop and flip for CIFAR, crop for SVHN, none for
             `digits` and `npz`.
         augment_synthetic: Augment synthetic images too; Dai et al. 2021 do not.
-        synthetic_smoothing: Part of the label of a synthetic image that is spread evenly over all classes; 0.1 in
+        synthetic_smoothing: Fraction of the label of a synthetic image that is spread evenly over all classes; 0.1 in
             Gowal et al. 2021. Smoothing for all images is an argument of the objective.
-        mixing: What mixes training images and their labels after `augment`, `CutMix` or null. With it, or with
-            smoothing, labels of training are distributions over the classes (N, num_classes).
-        seed: Of the order of the training images and the draws from the synthetic ones.
+        mixing: Mixture of training images and labels after `augment`: `CutMix` or null. With mixing or smoothing,
+            training labels are distributions over the classes (N, num_classes).
+        seed: Seed of the order of the real images and of the draws from the synthetic ones.
 
     Raises:
-        ValueError: An argument is out of its range (at once); images, labels or files are not what they must be (in
+        ValueError: An argument is out of range (at construction), or images, labels or files are invalid (in
             `prepare_data` or `setup`, before training).
     """
 
@@ -135,29 +135,26 @@ class RobustDataModule(LightningDataModule):
             )
         if self.synthetic_smoothing and self.real_fraction == 1:
             raise ValueError(
-                f"synthetic_smoothing={self.synthetic_smoothing} is for synthetic images, but real_fraction=1 leaves "
-                "no room. Pass --data.synthetic_smoothing 0; for all images: --model.objective.label_smoothing."
+                f"synthetic_smoothing must be 0 without synthetic images, got {self.synthetic_smoothing}. "
+                "Pass --data.synthetic_smoothing 0; to smooth all labels: --model.objective.label_smoothing."
             )
         real = real_per_batch(self.batch_size, self.real_fraction)
         if real == 0 and (self.real_fraction > 0 or self.epoch == "real_pass"):
             raise ValueError(
-                f"real_fraction={self.real_fraction} of batch_size={self.batch_size} leaves no real image in a batch. "
-                "Raise one of them, or train on synthetic images alone: --data.real_fraction 0 --data.epoch 50000."
+                f"real_fraction must leave a real image in a batch of {self.batch_size}, got {self.real_fraction}. "
+                "Raise one of them, or use synthetic images only: --data.real_fraction 0 --data.epoch 50000."
             )
         if real == self.batch_size and self.real_fraction < 1:
             raise ValueError(
-                f"real_fraction={self.real_fraction} of batch_size={self.batch_size} leaves no synthetic image in a "
-                "batch. Lower the fraction, or pass --data.real_fraction 1 for real images alone."
+                f"real_fraction must leave a synthetic image in a batch of {self.batch_size}, got "
+                f"{self.real_fraction}. Lower it, or use real images only: --data.real_fraction 1."
             )
 
     def prepare_data(self, stage: str | None = None) -> None:
-        """Download missing images and convert synthetic ones; once on each node.
+        """Download missing images and convert synthetic ones, once on each node.
 
         Args:
             stage: As for `setup`; by default that of the trainer.
-
-        Raises:
-            ValueError: See the class.
         """
         stage = stage or _stage(self.trainer)
         conversions = []
@@ -169,21 +166,18 @@ class RobustDataModule(LightningDataModule):
             convert_all(conversions, real["train"].images.shape, self.spec.num_classes)
 
     def setup(self, stage: str) -> None:
-        """Read the images that a stage uses, and divide them.
+        """Read and split the images that a stage uses.
 
         Args:
-            stage: One of fit, validate, test, predict. Only `fit` needs the synthetic images, only `fit` and `validate`
-                need the training images, and `validate` does not need them where there is a `val.npz`.
-
-        Raises:
-            ValueError: See the class.
+            stage: One of fit, validate, test, predict. Only `fit` needs synthetic images; `fit`, and `validate` without
+                a `val.npz`, need training images.
         """
         self._real = self._read(stage, download=False)
         for part in _OPTIONAL:
             if part in self._real and len(self._real[part]) < self._world_size:
                 raise ValueError(
-                    f"{len(self._real[part])} {part} images are too few for {self._world_size} devices. "
-                    "Pass a larger --data.val_size or a smaller --trainer.devices."
+                    f"The number of {part} images must be at least that of the {self._world_size} devices, got "
+                    f"{len(self._real[part])}. Pass a larger --data.val_size or a smaller --trainer.devices."
                 )
         if stage == "fit":
             self._check_mixture()
@@ -206,14 +200,14 @@ class RobustDataModule(LightningDataModule):
         )
 
     def _real_per_batch(self) -> list[int]:
-        """How many images of a global batch are real, epoch by epoch."""
+        """Number of real images in a global batch, per epoch."""
         if self.real_schedule is None:
             return [real_per_batch(self.batch_size, self.real_fraction)]
-        shares = [self.real_fraction * self.real_schedule(epoch / self._epochs) for epoch in range(self._epochs)]
-        return [real_per_batch(self.batch_size, share) for share in shares]
+        factors = [self.real_schedule(epoch / self._epochs) for epoch in range(self._epochs)]
+        return [real_per_batch(self.batch_size, self.real_fraction * factor) for factor in factors]
 
     def val_dataloader(self) -> DataLoader[RawBatch]:
-        """The images that choose the checkpoint."""
+        """The images for validation and for selecting the checkpoint."""
         return self._eval_loader(self._real["val"])
 
     def test_dataloader(self) -> DataLoader[RawBatch]:
@@ -225,15 +219,15 @@ class RobustDataModule(LightningDataModule):
         return self.test_dataloader()
 
     def on_after_batch_transfer(self, batch: RawBatch, dataloader_idx: int) -> Batch:
-        """Augment a training batch and make floats, on the device.
+        """Augment a training batch and convert it to floats, on the device.
 
         Args:
-            batch: uint8 images (N, H, W, C), labels, and which of them are synthetic.
+            batch: uint8 images (N, H, W, C), labels, and a mask of the synthetic images.
             dataloader_idx: Not used.
 
         Returns:
             Images (N, C, H, W) in [0, 1], in channels-last layout for training, and labels (N,), or distributions over
-            the classes (N, num_classes) where training smooths or mixes them.
+            the classes (N, num_classes) if training smooths or mixes labels.
         """
         images, targets = self.augmented(batch), batch.labels
         if batch.synthetic is not None and (self.synthetic_smoothing or self.mixing):
@@ -243,7 +237,7 @@ class RobustDataModule(LightningDataModule):
         return images.float().div_(255), targets
 
     def augmented(self, batch: RawBatch) -> Tensor:
-        """Return the images of a batch as uint8 (N, C, H, W), those of training augmented."""
+        """Return the images of a batch as uint8 (N, C, H, W), augmented in training."""
         images = batch.images.permute(0, 3, 1, 2)
         if batch.synthetic is None:
             return images.contiguous()  # for evaluation packages, which flatten images with `view`
@@ -267,36 +261,32 @@ class RobustDataModule(LightningDataModule):
     def _check_mixture(self) -> None:
         if self.real_fraction < 1 and not self.synthetic:
             raise ValueError(
-                f"real_fraction={self.real_fraction} needs synthetic images, but data.synthetic is not set. "
+                f"data.synthetic must be set for real_fraction={self.real_fraction}, got none. "
                 "Pass --data.synthetic PATH.npz or --data.real_fraction 1."
             )
         if self.real_fraction == 1 and self.synthetic:
             raise ValueError(
-                f"real_fraction=1 leaves no room for the synthetic images of data.synthetic={self.synthetic[0]}. "
-                "Pass --data.real_fraction 0.3 to use them or --data.synthetic null to leave them out."
+                f"real_fraction must be below 1 for data.synthetic={self.synthetic[0]}, got 1. "
+                "Pass --data.real_fraction 0.3 to use the synthetic images, or --data.synthetic null to omit them."
             )
         if self.real_schedule is not None and self._epochs < 1:
             raise ValueError(
-                "real_schedule is over the epochs of the training, but their number is not set. "
+                f"trainer.max_epochs must be at least 1 for real_schedule, got {self._epochs}. "
                 "Pass e.g. --trainer.max_epochs 400, or --data.real_schedule null."
             )
         self.check_devices(self._world_size)
 
     def check_devices(self, number: int) -> None:
-        """Refuse a number of devices on which batches cannot be of equal size.
-
-        Args:
-            number: Over all nodes.
+        """Refuse a number of devices over all nodes that does not divide the global batch.
 
         Raises:
-            ValueError: The global batch does not divide.
+            ValueError: It does not.
         """
         if self.batch_size % number:
             smaller = self.batch_size - self.batch_size % number
             raise ValueError(
-                f"batch_size={self.batch_size} is the number of images over all devices and does not divide by "
-                f"{number} of them. Pass --data.batch_size {smaller or number}. "
-                "A number of devices that divides it leaves the training unchanged."
+                f"batch_size must be a multiple of the {number} devices, got {self.batch_size}. Pass --data.batch_size "
+                f"{smaller or number}, or, to leave the training unchanged, another number of devices."
             )
 
     def _conversions(self) -> list[tuple[Path, Path]]:
@@ -310,7 +300,7 @@ class RobustDataModule(LightningDataModule):
         return pool
 
     def _read(self, stage: str, download: bool) -> dict[Part, ImageSet]:
-        """Read the parts that a stage uses; `fit` also checks the test images where there are some."""
+        """Read the parts that a stage uses; `fit` also checks test images, if any."""
         present = [part for part in _OPTIONAL if has_part(self.spec, self.root, part)]
         parts: dict[str, list[Part]] = {
             "fit": ["train", *present],
@@ -318,19 +308,15 @@ class RobustDataModule(LightningDataModule):
         }
         if self.selection == "test":
             parts = {"fit": ["train", "test"], "validate": ["test"]}
-        found = {part: read_part(self.spec, self.root, part, download) for part in parts.get(stage, ["test"])}
-        first, *others = found
-        for part in others:
-            where = f"{self.spec.name} in {self.root}, {part} set"
-            check_same_size(found[part].images.shape, found[first].images.shape, where)
+        found = read_parts(self.spec, self.root, parts.get(stage, ["test"]), download)
         return found if stage not in parts else self._with_validation(found)
 
     def _with_validation(self, found: dict[Part, ImageSet]) -> dict[Part, ImageSet]:
-        """Add the images that choose the checkpoint, unless the dataset has its own."""
+        """Add images for validation, unless the dataset has its own."""
         if self.selection == "test":
             rank_zero_warn(
-                "data.selection=test: the best checkpoint is chosen on the test set, so its test results are too good. "
-                "Use it only to compare with results that were obtained in this way."
+                "data.selection=test: the best checkpoint is chosen on the test set, which biases its test results "
+                "upwards. Use it only to compare with results that were obtained in this way."
             )
             return {**found, "val": found["test"]}
         if "val" in found:
@@ -339,19 +325,18 @@ class RobustDataModule(LightningDataModule):
         return {**found, "train": train, "val": val}
 
     def _shorten(self, train: ImageSet) -> ImageSet:
-        wanted = self.train_examples or len(train)
-        if wanted > len(train):
+        if self.train_examples and self.train_examples > len(train):
             raise ValueError(
-                f"train_examples={wanted} is more than the {len(train)} training images left after validation. "
-                f"Pass --data.train_examples {len(train)} or fewer."
+                f"train_examples must be at most {len(train)}, the number of training images without validation "
+                f"images, got {self.train_examples}. Pass --data.train_examples {len(train)} or fewer."
             )
-        return train.take(slice(wanted))
+        return train.take(slice(self.train_examples))
 
     def _eval_loader(self, data: ImageSet) -> DataLoader[RawBatch]:
         dataset = EvalDataset(data)
         batch_size = even_batch_size(len(data), self._world_size, self.eval_batch_size)
         sampler = ShardSampler(dataset, self._world_size, self._rank)
-        # by name: Lightning rebuilds the loader of `predict`, with a new one
+        # By name, because Lightning rebuilds the loader of `predict` from its arguments.
         return DataLoader(dataset, batch_size=batch_size, sampler=sampler, **self._fetching())
 
     def _fetching(self) -> dict[str, Any]:
@@ -361,13 +346,13 @@ class RobustDataModule(LightningDataModule):
             "collate_fn": as_fetched,
             "pin_memory": torch.cuda.is_available(),
             "persistent_workers": self.num_workers > 0,
-            # Separate: otherwise each pass over a loader draws from the global generator of attacks and augmentation,
-            # and a resumed training, which makes other passes, would continue with other random numbers.
+            # Otherwise each pass over a loader draws from the global generator, and a resumed training, which makes
+            # other passes, would continue with other random numbers.
             "generator": torch.Generator().manual_seed(self.seed),
         }
 
 
 def _stage(trainer: Trainer | None) -> str:
-    """The stage that a trainer prepares; `fit` without a trainer."""
+    """The stage of a trainer; `fit` without a trainer."""
     fn = trainer.state.fn if trainer else None
     return "fit" if fn is None else {TrainerFn.FITTING: "fit", TrainerFn.VALIDATING: "validate"}.get(fn, "test")

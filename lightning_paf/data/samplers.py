@@ -1,6 +1,6 @@
-"""Which images a rank sees, in which order.
+"""Indices of the images of each rank.
 
-Both samplers are `DistributedSampler`s, so that Lightning keeps them as they are and calls `set_epoch`.
+Both samplers are `DistributedSampler`s, so that Lightning keeps them and calls `set_epoch`.
 """
 
 import math
@@ -16,7 +16,7 @@ from lightning_paf.data.datasets import MixedDataset
 
 
 def real_per_batch(batch_size: int, real_fraction: float) -> int:
-    """Return the number of real images in a global batch: the share of it, rounded."""
+    """Return the number of real images in a global batch, rounded."""
     return round(real_fraction * batch_size)
 
 
@@ -26,8 +26,8 @@ def batches_per_epoch(real_size: int, batch_size: int, real_fraction: float, epo
     Args:
         real_size: Number of real training images.
         batch_size: Images in a global batch.
-        real_fraction: Share of real ones.
-        epoch: `real_pass`: enough batches to see every real image once; a number: that many images, real and synthetic.
+        real_fraction: Fraction of real images in a batch.
+        epoch: `real_pass`: enough batches to use every real image once; a number: that many images, real and synthetic.
     """
     if epoch == "real_pass":
         return math.ceil(real_size / real_per_batch(batch_size, real_fraction))
@@ -35,22 +35,21 @@ def batches_per_epoch(real_size: int, batch_size: int, real_fraction: float, epo
 
 
 class MixedSampler(DistributedSampler[int]):
-    """Batches with an exact share of real images, whatever the number of ranks.
+    """Batches with an exact fraction of real images, for any number of ranks.
 
-    All ranks work out the same global batches from (seed, epoch) and each takes its slice of every one, so batches
-    differ in nothing but their slicing between 1 and 64 ranks. Real images are drawn without replacement: none comes a
-    second time before all have come. When the epoch needs more, a second shuffled pass begins, so the last batch of a
-    `real_pass` is topped up with images that have been seen, and no batch is short. Synthetic images are drawn
-    with replacement; their number per epoch may exceed the pool or be a small part of it.
+    All ranks compute the same global batches from (seed, epoch), and each takes its slice of every one. Real images are
+    drawn without replacement in shuffled passes: all have been used once before any is used again. The last batch of a
+    `real_pass` is filled up from the next pass, so no batch is short. Synthetic images are drawn with replacement; an
+    epoch may use more or fewer of them than the pool has.
 
     Args:
-        dataset: Real images first, synthetic ones after them.
-        batch_size: Images in a global batch, a multiple of `num_replicas`; the loader of a rank takes its part of them.
-        real_per_batch: How many of them are real, epoch by epoch; the last number holds for all epochs after it.
+        dataset: Real images, followed by synthetic ones.
+        batch_size: Images in a global batch, a multiple of `num_replicas`.
+        real_per_batch: Number of real images in a batch, per epoch; later epochs use the last number.
         batches: Global batches per epoch.
         num_replicas: Number of ranks.
         rank: This rank.
-        seed: With the epoch, determines everything.
+        seed: Seed of the order, combined with the epoch.
     """
 
     def __init__(
@@ -75,22 +74,22 @@ class MixedSampler(DistributedSampler[int]):
         return self.batches * self.batch_size // self.num_replicas
 
     def __iter__(self) -> Iterator[int]:
-        share = self.batch_size // self.num_replicas
-        for batch in self.global_batches()[self.first_batch :]:
-            yield from batch[self.rank * share : (self.rank + 1) * share].tolist()
+        size = self.batch_size // self.num_replicas
+        for batch in self._global_batches()[self.first_batch :]:
+            yield from batch[self.rank * size : (self.rank + 1) * size].tolist()
 
     def resume(self, epoch: int, batch: int) -> None:
-        """Leave out the first `batch` global batches of this epoch, and nothing of others."""
+        """Skip the first `batch` global batches of this epoch, and none of other epochs."""
         self._resumed = (epoch, batch)
 
     @property
     def first_batch(self) -> int:
-        """The global batch that the present epoch begins with."""
+        """Index of the global batch with which the current epoch starts."""
         epoch, batch = self._resumed
         return batch if epoch == self.epoch else 0
 
-    def global_batches(self) -> NDArray[np.int64]:
-        """Return the numbers of this epoch's images, one row for each global batch (batches, batch_size)."""
+    def _global_batches(self) -> NDArray[np.int64]:
+        """Indices of this epoch's images (batches, batch_size), a row per global batch."""
         rng = np.random.default_rng([self.seed, self.epoch])
         drawn = self.batch_size - self.real_per_batch[min(self.epoch, len(self.real_per_batch) - 1)]
         batches = np.empty((self.batches, self.batch_size), np.int64)
@@ -101,16 +100,16 @@ class MixedSampler(DistributedSampler[int]):
 
 
 def _passes(rng: np.random.Generator, size: int, total: int) -> NDArray[np.int64]:
-    """Number `total` images: shuffled passes over `size` of them, one after the other."""
+    """The first `total` indices of consecutive shuffled passes over `size` images."""
     passes = [rng.permutation(size) for _ in range(math.ceil(total / size))]
     return np.concatenate([np.empty(0, np.int64), *passes])[:total]
 
 
 class ShardSampler(DistributedSampler[int]):
-    """Every `num_replicas`-th image, beginning with number `rank`: each is seen once, none is added as padding.
+    """Every `num_replicas`-th image from index `rank` on, without padding.
 
     Args:
-        dataset: What is divided; 11 images on 2 ranks are 6 and 5.
+        dataset: Images to divide; 11 on 2 ranks are 6 and 5.
         num_replicas: Number of ranks.
         rank: This rank.
     """
@@ -126,21 +125,22 @@ class ShardSampler(DistributedSampler[int]):
         return iter(self.shard)
 
 
-def even_batch_size(size: int, num_replicas: int, wanted: int) -> int:
-    """Choose a batch size with which all shards have the same number of batches, as collectives in each batch need.
+def even_batch_size(size: int, num_replicas: int, target: int) -> int:
+    """Choose a batch size for which all shards have equally many batches.
 
-    Shards differ by one image at most, so it is enough that the smaller ones do not fill their last batch.
+    Collective operations in each batch require this. Shards differ by at most one image, so it suffices that the
+    smaller ones do not fill their last batch.
 
     Args:
-        size: Number of images, not less than `num_replicas`.
+        size: Number of images, at least `num_replicas`.
         num_replicas: Number of ranks.
-        wanted: Batch size of a rank that is aimed at.
+        target: Preferred batch size per rank.
 
     Returns:
-        The largest fitting one up to `wanted`, or the smallest above.
+        The largest possible size up to `target`, or the smallest above it.
     """
     smallest, rest = divmod(size, num_replicas)
     if not rest:
-        return wanted
-    candidates = chain(range(wanted, 1, -1), count(wanted + 1))
+        return target
+    candidates = chain(range(target, 1, -1), count(target + 1))
     return next(b for b in candidates if smallest % b)

@@ -1,6 +1,6 @@
 """Real images, read into memory as uint8 (N, H, W, C)."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -13,6 +13,8 @@ from lightning_paf.data.readers.archives import open_archive
 from lightning_paf.specs import DatasetSpec
 
 DIGITS_TEST_SIZE = 360
+
+Part = Literal["train", "val", "test"]
 
 
 @dataclass(frozen=True)
@@ -36,20 +38,25 @@ class ImageSet:
 
 
 class RealData(NamedTuple):
-    """Training and test images; a prefix of the training images is a fair sample of them."""
+    """Training images, of which any prefix is a random sample, and test images."""
 
     train: ImageSet
     test: ImageSet
 
 
-Part = Literal["train", "val", "test"]
-
-
 def read_dataset(spec: DatasetSpec, root: Path, download: bool) -> RealData:
     """Read and check the training and test images of a dataset; see `read_part`."""
-    train, test = read_part(spec, root, "train", download), read_part(spec, root, "test", download)
-    check_same_size(test.images.shape, train.images.shape, f"{spec.name} in {root}, test set")
-    return RealData(train, test)
+    found = read_parts(spec, root, ["train", "test"], download)
+    return RealData(found["train"], found["test"])
+
+
+def read_parts(spec: DatasetSpec, root: Path, parts: Sequence[Part], download: bool) -> dict[Part, ImageSet]:
+    """Read and check parts of a dataset with images of one size; see `read_part`."""
+    found = {part: read_part(spec, root, part, download) for part in parts}
+    for part in parts[1:]:
+        where = f"{spec.name} in {root}, {part} set"
+        check_same_size(found[part].images.shape, found[parts[0]].images.shape, where)
+    return found
 
 
 def read_part(spec: DatasetSpec, root: Path, part: Part, download: bool) -> ImageSet:
@@ -58,8 +65,8 @@ def read_part(spec: DatasetSpec, root: Path, part: Part, download: bool) -> Imag
     Args:
         spec: Dataset, with its number of classes and channels.
         root: Folder of the dataset in torchvision's layout; for `npz`, the folder of `train.npz` and others.
-        part: `val` exists for `npz` alone.
-        download: Fetch what torchvision does not find in `root`.
+        part: `val` exists for `npz` only.
+        download: Download files that torchvision does not find in `root`.
 
     Raises:
         ValueError: The images cannot be read, or images or labels break a rule.
@@ -73,7 +80,7 @@ def read_part(spec: DatasetSpec, root: Path, part: Part, download: bool) -> Imag
 
 
 def has_part(spec: DatasetSpec, root: Path, part: Part) -> bool:
-    """Whether a dataset has a part; only `npz` has own validation images or lacks test images."""
+    """Check whether a dataset has a part; `npz` can have `val` and can lack `test`."""
     return (root / f"{part}.npz").is_file() if spec.name == "npz" else part != "val"
 
 
@@ -83,7 +90,7 @@ def hold_out(train: ImageSet, size: int) -> tuple[ImageSet, ImageSet]:
     Gowal et al. 2020, Rade & Moosavi-Dezfooli 2022 and Wang et al. 2023 hold out the first 1,024 CIFAR images.
 
     Raises:
-        ValueError: Fewer than one image, or more than half of them, would be held out.
+        ValueError: `size` is less than one or more than half of the images.
     """
     if not 1 <= size <= len(train) // 2:
         raise ValueError(
@@ -94,17 +101,15 @@ def hold_out(train: ImageSet, size: int) -> tuple[ImageSet, ImageSet]:
 
 
 def _read_digits(spec: DatasetSpec, root: Path, part: Part, download: bool) -> ImageSet:
-    """The 8x8 digits of scikit-learn, 16 gray levels spread over 0 to 255; they need no folder."""
+    """The 8x8 digits of scikit-learn, 16 gray levels scaled to 0 to 255."""
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
 
     digits = load_digits()
     images = np.round(digits.images * (255 / 16)).astype(np.uint8)[..., None]
-    everything = ImageSet(images, digits.target.astype(np.int64))
-    train, test = train_test_split(
-        np.arange(len(everything)), test_size=DIGITS_TEST_SIZE, stratify=everything.labels, random_state=0
-    )
-    return everything.take(train if part == "train" else test)
+    labels = digits.target.astype(np.int64)
+    train, test = train_test_split(np.arange(len(labels)), test_size=DIGITS_TEST_SIZE, stratify=labels, random_state=0)
+    return ImageSet(images, labels).take(train if part == "train" else test)
 
 
 def _read_cifar(spec: DatasetSpec, root: Path, part: Part, download: bool) -> ImageSet:
@@ -127,24 +132,22 @@ def _open_torchvision(open_it: Callable[[], Any], root: Path) -> Any:
         return open_it()
     except (RuntimeError, OSError) as error:
         raise ValueError(
-            f"data.root={root} holds no complete copy of the dataset, and none could be downloaded ({error}). "
+            f"data.root={root} must hold a complete copy of the dataset, and none could be downloaded ({error}). "
             "Unpack its archive there, or pass the folder that holds it as --data.root."
         ) from error
 
 
 def _read_npz(spec: DatasetSpec, root: Path, part: Part, download: bool) -> ImageSet:
-    """One file of `root`; training images are shuffled, because a file may be sorted by class."""
-    images = _load(root / f"{part}.npz", spec.channels)
-    return images.take(np.random.default_rng(0).permutation(len(images))) if part == "train" else images
-
-
-def _load(path: Path, channels: int) -> ImageSet:
+    """One file of `root`; training images, which can be sorted by class, are shuffled."""
+    path = root / f"{part}.npz"
     with open_archive(path) as archive:
-        check_images(archive.image.shape, archive.image.dtype, channels, str(path))
-        check_label_header(archive.label.shape, archive.label.dtype, archive.image.shape[0], str(path))
-        images = np.concatenate(list(archive.image.chunks()))
-        labels = np.concatenate(list(archive.label.chunks())).astype(np.int64)
-    return ImageSet(images, labels)
+        check_images(archive.image, spec.channels, str(path))
+        check_label_header(archive.label, archive.image.shape[0], str(path))
+        images = ImageSet(
+            np.concatenate(list(archive.image.chunks())),
+            np.concatenate(list(archive.label.chunks())).astype(np.int64),
+        )
+    return images.take(np.random.default_rng(0).permutation(len(images))) if part == "train" else images
 
 
 _READERS: dict[str, Callable[[DatasetSpec, Path, Part, bool], ImageSet]] = {

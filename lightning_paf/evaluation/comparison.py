@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -21,20 +21,14 @@ from lightning_paf.evaluation.statistics import (
 )
 
 SIGNIFICANCE = 0.05
-_THREAT_MODEL = ("norm", "eps_value", "bounds")
-_HARMLESS = ("eps", "seed", "batch_size")  # the text of eps_value, and settings without influence on the strength
+_IGNORED = ("norm", "eps", "eps_value", "bounds", "seed", "batch_size")
+"""Settings of an attack that are compared separately, or have no influence on its strength."""
 _SAME_EPS = 1e-6  # 8/255 and 0.031373 are the same threat model
 
 
 @dataclass(frozen=True)
 class ClassRow:
-    """Robust samples of one class.
-
-    Attributes:
-        label: The class.
-        total: Samples of it.
-        robust: Robust ones of model A and of B.
-    """
+    """Number of samples of a class, and of those on which A and B are robust."""
 
     label: int
     total: int
@@ -48,14 +42,14 @@ class ClassRow:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two models, A and B, on the samples that were evaluated for both.
+    """Two models, A and B, on their common samples.
 
     Attributes:
-        samples: Number of these samples.
-        clean: Clean accuracy of A and of B.
-        robust: Robust accuracy of A and of B.
+        samples: Number of common samples.
+        clean: Clean accuracies of A and B.
+        robust: Robust accuracies of A and B.
         difference: Difference of the robust accuracies, A minus B.
-        p_value: Of the exact McNemar test that both are equally robust.
+        p_value: P-value of the exact McNemar test that both are equally robust.
         more_samples: See `needed_samples`.
         classes: One row for each class; empty without labels.
         notes: Limitations of the comparison.
@@ -101,70 +95,52 @@ class Comparison:
 
 
 def compare(first: EvaluationResult, second: EvaluationResult) -> Comparison:
-    """Compare two results on the samples that were evaluated in both.
+    """Compare the results of two models, A and B, on their common samples.
 
     The conclusion is about other test samples, not about other training seeds.
-
-    Args:
-        first: Result of model A.
-        second: Result of model B.
 
     Raises:
         ValueError: Different threat models, different data, or no common sample.
     """
     _check_threat_model(first.attack, second.attack)
-    _check_data(first, second)
-    common, a, b = np.intersect1d(_ids(first), _ids(second), assume_unique=True, return_indices=True)
+    ids = [result.ids[result.outcomes != Outcome.NOT_EVALUATED] for result in (first, second)]
+    _check_data(first, second, np.array_equal(ids[0], ids[1]))
+    common = np.intersect1d(ids[0], ids[1], assume_unique=True)
     if not len(common):
         raise ValueError("A and B must have evaluated samples in common, got none. Evaluate both on the same samples.")
-    outcomes = _evaluated(first, first.outcomes)[a], _evaluated(second, second.outcomes)[b]
-    labels = _common_labels(first, second, a, b)
-    robust = [outcome == Outcome.ROBUST for outcome in outcomes]
-    only_a, only_b = (int(np.count_nonzero(robust[i] & ~robust[1 - i])) for i in (0, 1))
+    rows = [np.argsort(result.ids)[np.searchsorted(np.sort(result.ids), common)] for result in (first, second)]
+    outcomes = first.outcomes[rows[0]], second.outcomes[rows[1]]
+    labels = _common_labels([r.labels[at] for r, at in zip((first, second), rows, strict=True) if len(r.labels)])
+    a, b = (outcome == Outcome.ROBUST for outcome in outcomes)
+    only_a, only_b = int(np.count_nonzero(a & ~b)), int(np.count_nonzero(b & ~a))
     return Comparison(
         len(common),
         (_accuracy(outcomes[0] != Outcome.MISCLASSIFIED), _accuracy(outcomes[1] != Outcome.MISCLASSIFIED)),
-        (_accuracy(robust[0]), _accuracy(robust[1])),
+        (_accuracy(a), _accuracy(b)),
         paired_difference(only_a, only_b, len(common)),
         mcnemar(only_a, only_b),
         needed_samples(only_a, only_b, len(common), SIGNIFICANCE),
-        () if labels is None else tuple(_class_rows(labels, robust[0], robust[1])),
+        () if labels is None else tuple(_class_rows(labels, a, b)),
         tuple(_notes(first, second, len(common))),
     )
 
 
-def find_result(path: Path) -> Path:
-    """Find a result file.
-
-    Args:
-        path: The file itself, or a folder (or its folder `test`) that holds exactly one.
+def load_result(path: Path) -> tuple[Path, EvaluationResult]:
+    """Load a result file: the path itself, or the only one in a folder or in its subfolder `test`.
 
     Raises:
-        ValueError: There is no such path, no result, or several.
+        ValueError: There is no result, or several.
     """
-    if path.is_file():
-        return path
-    if not path.is_dir():
-        raise ValueError(f"There is no {path}. Pass a result file, or the folder of a tested run.")
-    for folder in (path, path / "test"):
-        found = sorted(file for file in folder.glob("*.json") if _is_result(file))
+    for files in ([path],) if path.is_file() else (path.glob("*.json"), (path / "test").glob("*.json")):
+        found = sorted(file for file in files if _is_result(file))
         if len(found) > 1:
             names = ", ".join(file.name for file in found)
-            raise ValueError(f"{folder} must hold one result, got {len(found)}: {names}. Pass one of the files.")
+            raise ValueError(f"{path} must hold one result, got {len(found)}: {names}. Pass one of the files.")
         if found:
-            return found[0]
-    raise ValueError(f"{path} holds no result. Run `lightning-paf test` first, or pass a result file.")
-
-
-def load_result(path: Path) -> EvaluationResult:
-    """Read a result file.
-
-    Raises:
-        ValueError: It is something else.
-    """
-    if not _is_result(path):
-        raise ValueError(f"{path} is no result file. Pass a JSON file that `lightning-paf test` wrote.")
-    return EvaluationResult.load(path)
+            return found[0], EvaluationResult.load(found[0])
+    raise ValueError(
+        f"There is no result in {path}. Pass a JSON file of `lightning-paf test`, or the folder of a tested run."
+    )
 
 
 def _is_result(path: Path) -> bool:
@@ -176,30 +152,22 @@ def _is_result(path: Path) -> bool:
 
 
 def _check_threat_model(first: Mapping[str, Any], second: Mapping[str, Any]) -> None:
-    differences = [
-        f"{name.removesuffix('_value')} is {_shown(first, name)} for A and {_shown(second, name)} for B"
-        for name in _THREAT_MODEL
-        if not _same(first.get(name), second.get(name))
-    ]
+    differences = []
+    for name, value in (("norm", "norm"), ("eps", "eps_value"), ("bounds", "bounds")):
+        a, b = first.get(value), second.get(value)
+        close = isinstance(a, float) and isinstance(b, float) and math.isclose(a, b, rel_tol=0, abs_tol=_SAME_EPS)
+        if a != b and not close:
+            shown = first.get(name, "unknown"), second.get(name, "unknown")
+            differences.append(f"{name} is {shown[0]} for A and {shown[1]} for B")
     if differences:
         raise ValueError(f"Threat models must be equal, got: {'; '.join(differences)}. Evaluate both with the same.")
 
 
-def _same(one: Any, other: Any) -> bool:
-    if isinstance(one, float) and isinstance(other, float):
-        return math.isclose(one, other, rel_tol=0, abs_tol=_SAME_EPS)
-    return bool(one == other)
-
-
-def _shown(attack: Mapping[str, Any], name: str) -> Any:
-    return attack.get("eps" if name == "eps_value" else name, "unknown")
-
-
-def _check_data(first: EvaluationResult, second: EvaluationResult) -> None:
+def _check_data(first: EvaluationResult, second: EvaluationResult, same_ids: bool) -> None:
     """Compare the fingerprints of the data, which cover all samples of an evaluation."""
     prints = first.fingerprints.get("data"), second.fingerprints.get("data")
-    same_ids = np.array_equal(_ids(first), _ids(second)) and _complete(first) and _complete(second)
-    if None not in prints and prints[0] != prints[1] and same_ids:
+    comparable = same_ids and _complete(first) and _complete(second) and None not in prints
+    if comparable and prints[0] != prints[1]:
         raise ValueError(
             "Images and labels must be the same for A and B, got different fingerprints of the data for the same "
             "indices. Evaluate both on the same --data."
@@ -210,23 +178,8 @@ def _complete(result: EvaluationResult) -> bool:
     return result.total in (None, len(result.outcomes))
 
 
-def _evaluated(result: EvaluationResult, values: NDArray[Any]) -> NDArray[Any]:
-    evaluated: NDArray[Any] = values[result.outcomes != Outcome.NOT_EVALUATED]
-    return evaluated
-
-
-def _ids(result: EvaluationResult) -> NDArray[np.int64]:
-    return _evaluated(result, result.ids)
-
-
-def _common_labels(
-    first: EvaluationResult, second: EvaluationResult, a: NDArray[np.int64], b: NDArray[np.int64]
-) -> NDArray[np.int64] | None:
-    known = [
-        _evaluated(result, result.labels)[indices]
-        for result, indices in ((first, a), (second, b))
-        if len(result.labels)
-    ]
+def _common_labels(known: list[NDArray[np.int64]]) -> NDArray[np.int64] | None:
+    """Check that the labels of A and B are equal, as far as they are known."""
     if len(known) == 2 and (other := int(np.count_nonzero(known[0] != known[1]))):
         raise ValueError(
             f"Labels must be the same for A and B, got {other} samples with the same index and different labels. "
@@ -239,23 +192,21 @@ def _accuracy(correct: NDArray[np.bool_]) -> Accuracy:
     return exact_accuracy(int(np.count_nonzero(correct)), len(correct))
 
 
-def _class_rows(labels: NDArray[np.int64], a: NDArray[np.bool_], b: NDArray[np.bool_]) -> list[ClassRow]:
-    return [
-        ClassRow(int(label), int(of.sum()), (int((a & of).sum()), int((b & of).sum())))
-        for label in np.unique(labels)
-        for of in [labels == label]
-    ]
+def _class_rows(labels: NDArray[np.int64], a: NDArray[np.bool_], b: NDArray[np.bool_]) -> Iterator[ClassRow]:
+    for label in np.unique(labels):
+        mask = labels == label
+        yield ClassRow(int(label), int(mask.sum()), (int(a[mask].sum()), int(b[mask].sum())))
 
 
 def _notes(first: EvaluationResult, second: EvaluationResult, common: int) -> list[str]:
     notes = []
     if common < max(first.evaluated, second.evaluated):
         notes.append(
-            f"A was evaluated on {first.evaluated} samples, B on {second.evaluated}; compared are the {common} of both."
+            f"A was evaluated on {first.evaluated} samples, B on {second.evaluated}; {common} are in both and compared."
         )
     settings = sorted(
         name
-        for name in {*first.attack, *second.attack} - {*_THREAT_MODEL, *_HARMLESS}
+        for name in {*first.attack, *second.attack} - {*_IGNORED}
         if first.attack.get(name) != second.attack.get(name)
     )
     if settings:

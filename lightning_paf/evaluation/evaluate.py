@@ -19,28 +19,54 @@ from torch import Tensor, nn
 
 from lightning_paf.attacks import Attack
 from lightning_paf.attacks.sub_attack import run_sub_attack
-from lightning_paf.evaluation.identity import Identity
-from lightning_paf.evaluation.record import Record
+from lightning_paf.evaluation.identity import Identity, data_fingerprint, network_fingerprint
 from lightning_paf.evaluation.result import BlockResult, EvaluationResult
-from lightning_paf.evaluation.samples import Samples
-from lightning_paf.evaluation.state import MemoryState, State
+from lightning_paf.evaluation.state import MemoryState, Record, State
 from lightning_paf.functional.geometry import geometry_of
 from lightning_paf.functional.predictions import NO_PREDICTION, predicted
 from lightning_paf.nn.modes import frozen
 from lightning_paf.runs.progress import duration
 from lightning_paf.speed.search_model import Precision, SearchModel
+from lightning_paf.utils.hashing import code_fingerprint, weights_fingerprint
 
 Stop = Callable[[int, int, int], bool]
 """Maps `(robust, evaluated, total)` to whether to stop; see `StopRule`."""
 
 CLEAN = "clean"
-_MOST_SUB_ATTACKS = 2**7 - 1
+_MAX_SUB_ATTACKS = 2**7 - 1
 _BATCH_SIZE = 256
 _PROBES = 8
 _ROUNDING = 1e-4
 """Fraction by which a perturbation may exceed the radius: rounding of a sum over the pixels."""
-_SHORTEST_WAIT, _LONGEST_WAIT = 0.05, 2.0
+_MIN_WAIT, _MAX_WAIT = 0.05, 2.0
 _SECONDS_BETWEEN_WAITING_LINES = 60.0
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Samples in the order of their evaluation, read on demand.
+
+    Attributes:
+        ids: Indices in the dataset, (n,) int64, without duplicates.
+        fetch: Maps some of the ids to images, float32 (N, C, H, W) in [0, 1], and labels, int64 (N,), both on the
+            device of the evaluation. Equal ids must give equal images.
+    """
+
+    ids: NDArray[np.int64]
+    fetch: Callable[[NDArray[np.int64]], tuple[Tensor, Tensor]]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @classmethod
+    def of(cls, x: Tensor, y: Tensor, device: torch.device | None = None) -> "Samples":
+        """Return images (n, C, H, W) and labels (n,) as samples; by default on their device."""
+
+        def fetch(ids: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
+            indices = torch.from_numpy(ids).to(x.device)
+            return x[indices].to(device), y[indices].to(device)
+
+        return cls(np.arange(len(y)), fetch)
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,9 +107,9 @@ class Evaluation:
             raise ValueError("An evaluation must have at least one sample, got none. Pass some.")
         if len(np.unique(self.samples.ids)) < len(self.samples):
             raise ValueError("The ids of samples must be distinct, got duplicates. Pass each id once.")
-        if len(self.sub_attacks) > _MOST_SUB_ATTACKS:
+        if len(self.sub_attacks) > _MAX_SUB_ATTACKS:
             raise ValueError(
-                f"An attack must have at most {_MOST_SUB_ATTACKS} sub-attacks, got {len(self.sub_attacks)}. Use fewer."
+                f"An attack must have at most {_MAX_SUB_ATTACKS} sub-attacks, got {len(self.sub_attacks)}. Use fewer."
             )
 
     @cached_property
@@ -95,23 +121,36 @@ class Evaluation:
     def identity(self) -> Identity:
         """Everything that the records depend on; the first access reads every sample."""
         with torch.inference_mode(False):
-            return Identity.of(self)
+            return Identity(
+                model=weights_fingerprint(self.model),
+                network=network_fingerprint(self.model),
+                data=data_fingerprint(self.samples.ids, map(self.samples.fetch, self.blocks())),
+                samples=len(self.samples),
+                attack=self.attack.describe(),
+                sub_attacks=[{"label": attack.label, **attack.describe()} for attack in self.sub_attacks],
+                block_size=self.block_size,
+                seed=self.seed,
+                precision=self.precision,
+                code=code_fingerprint(),
+            )
+
+    def blocks(self) -> list[NDArray[np.int64]]:
+        """Return the ids of each block."""
+        size = self.block_size
+        return [self.samples.ids[first : first + size] for first in range(0, len(self.samples), size)]
 
     def run(
-        self,
-        state: State | None = None,
-        stop: Stop | None = None,
-        progress: Callable[[str], None] | None = None,
+        self, state: State | None = None, stop: Stop | None = None, progress: Callable[[str], None] | None = None
     ) -> EvaluationResult:
         """Make the missing records, together with other processes of the same state.
 
-        Every process takes free blocks, waits for the others at the end, and returns the whole result.
+        Every process takes free blocks, waits for the others at the end, and returns the complete result.
 
         Args:
-            state: Where the records are kept; by default in memory.
+            state: Storage of the records; by default in memory.
             stop: Called with the counts of the first block, of the first two, and so on; the result ends with the first
-                for which it holds. It must depend on its arguments alone for all processes to stop at the same block.
-            progress: Called with lines of progress for people.
+                for which it is true. All processes stop at the same block if it depends on its arguments alone.
+            progress: Called with log lines.
 
         Raises:
             ValueError: The state belongs to another evaluation, or cannot be written.
@@ -138,7 +177,7 @@ def sub_attack_seed(seed: int, block: int, sub_attack: int, label: str) -> int:
 
 
 class _Worker:
-    """One process that works on an evaluation."""
+    """One process of an evaluation."""
 
     def __init__(
         self, evaluation: Evaluation, state: State, stop: Stop | None, progress: Callable[[str], None]
@@ -148,10 +187,10 @@ class _Worker:
         self.stop = stop
         self.progress = progress
         self.labels = [CLEAN, *(attack.label for attack in evaluation.sub_attacks)]
-        self.blocks = math.ceil(len(evaluation.samples) / evaluation.block_size)
+        self.ids = evaluation.blocks()
         self.done: dict[int, list[Record]] = {}  # without adversarial images
         self.counts: dict[int, tuple[int, int]] = {}  # robust and evaluated samples of these blocks
-        self.prefix = 0  # so many first blocks are complete, and `stop` has seen their counts
+        self.prefix = 0  # number of first blocks that are complete and were passed to `stop`
         self.stopped = False
         self.found = 0
         self.started = time.perf_counter()
@@ -160,18 +199,18 @@ class _Worker:
         """Work until all blocks are complete; return the records before the stop."""
         finished = self._update()
         self._report_start()
-        wait, next_line = _SHORTEST_WAIT, 0.0
+        wait, next_line = _MIN_WAIT, 0.0
         while not finished:
             if self._run_free_block():
-                wait = _SHORTEST_WAIT
+                wait = _MIN_WAIT
             else:
                 if time.perf_counter() > next_line:
                     self._report_waiting()
                     next_line = time.perf_counter() + _SECONDS_BETWEEN_WAITING_LINES
                 time.sleep(wait)
-                wait = min(2 * wait, _LONGEST_WAIT)
+                wait = min(2 * wait, _MAX_WAIT)
             finished = self._update()
-        if "search" in vars(self):  # made if a block was left to do
+        if "search" in vars(self):
             self.search.warn_of_gradients()
         return [self.done[block] for block in range(self.prefix)]
 
@@ -188,10 +227,10 @@ class _Worker:
             if self.stop is not None:
                 robust, evaluated = (sum(self.counts[block][i] for block in range(self.prefix)) for i in (0, 1))
                 self.stopped = self.stop(robust, evaluated, len(self.evaluation.samples))
-        return self.stopped or self.prefix == self.blocks
+        return self.stopped or self.prefix == len(self.ids)
 
     def _run_free_block(self) -> bool:
-        for block in (block for block in range(self.blocks) if block not in self.done):
+        for block in self._missing():
             claim = self.state.claim(block)
             if claim is not None:
                 with claim:
@@ -199,12 +238,15 @@ class _Worker:
                 return True
         return False
 
+    def _missing(self) -> list[int]:
+        return [block for block in range(len(self.ids)) if block not in self.done]
+
     def _run_block(self, block: int) -> None:
         records, images = self._records(block), None
         while len(records) < len(self.labels):
             if self._update():  # the stop rule holds after a block of another process
                 return
-            images = images or self.evaluation.samples.fetch(self._ids(block))
+            images = images or self.evaluation.samples.fetch(self.ids[block])
             with torch.autocast(images[0].device.type, enabled=False):
                 records.append(self.state.write(self._run_sub_attack(block, records, *images)))
             self._report(records)
@@ -228,16 +270,16 @@ class _Worker:
         """Return the next record of a block, without the results of the sub-attack."""
         number, label = len(records), self.labels[len(records)]
         after = records[-1].fingerprint if records else self.evaluation.identity.fingerprint
-        ids, seed = self._ids(block)[self._indices(block, records)], self.evaluation.seed
+        ids, seed = self.ids[block][self._indices(block, records)], self.evaluation.seed
         none, images = np.empty(0, np.int64), np.empty(0, np.float32)
         return Record(block, number, label, sub_attack_seed(seed, block, number, label), after, ids, none, none, images)
 
     def _indices(self, block: int, records: list[Record]) -> NDArray[np.int64]:
         """Return which samples of a block the next sub-attack runs on."""
-        return np.flatnonzero(BlockResult.of(records).robust) if records else np.arange(len(self._ids(block)))
+        return np.flatnonzero(BlockResult.of(records).robust) if records else np.arange(len(self.ids[block]))
 
     def _run_sub_attack(self, block: int, records: list[Record], x: Tensor, y: Tensor) -> Record:
-        """Make the record that follows; `x` and `y` are those of the whole block."""
+        """Make the next record of a block with images `x` and labels `y`."""
         expected, before, started = self._expected(block, records), replace(self.search.passes), time.perf_counter()
         indices = torch.from_numpy(self._indices(block, records)).to(x.device)
         x, y = x[indices], y[indices]
@@ -272,8 +314,8 @@ class _Worker:
     def search(self) -> SearchModel:
         """The model for the attacks, after its first call.
 
-        The first call decides how all others are computed. All workers make it with the first samples of the
-        evaluation, so that their records are equal whichever block they begin with.
+        The first call fixes how all others are computed. It has the first samples of the evaluation in all processes,
+        so that their records are equal whichever block they begin with.
         """
         samples = self.evaluation.samples
         search = self.evaluation.attack.search_model(self.evaluation.model, self.evaluation.precision)
@@ -289,12 +331,8 @@ class _Worker:
             parts += [predicted(self.search.exact(part)) for part in torch.split(x, _BATCH_SIZE) if len(part)]
         return torch.cat(parts)
 
-    def _ids(self, block: int) -> NDArray[np.int64]:
-        size = self.evaluation.block_size
-        return self.evaluation.samples.ids[block * size : (block + 1) * size]
-
     def _report_start(self) -> None:
-        total = self.blocks * len(self.labels)
+        total = len(self.ids) * len(self.labels)
         partial = {block for block, _ in self.state.recorded()} - self.done.keys()
         self.found = len(self.done) * len(self.labels) + sum(len(self._records(block)) for block in partial)
         self.progress(f"{self.state}: {self.found} of {total} records found")
@@ -304,18 +342,18 @@ class _Worker:
         record = records[-1]
         counts = (self.counts | {record.block: _counts(records)}).values()
         robust, evaluated = sum(count[0] for count in counts), sum(count[1] for count in counts)
-        made = max(1, len(self.state.recorded()) - self.found)  # by all workers
-        left = self.blocks * len(self.labels) - self.found - made
+        made = max(1, len(self.state.recorded()) - self.found)  # by all processes
+        left = len(self.ids) * len(self.labels) - self.found - made
         seconds = (time.perf_counter() - self.started) / made * left
         self.progress(
-            f"block {record.block + 1} of {self.blocks}, {record.label}: {np.count_nonzero(record.fooled)} of "
+            f"block {record.block + 1} of {len(self.ids)}, {record.label}: {np.count_nonzero(record.fooled)} of "
             f"{len(record.ids)} misclassified; robust so far {robust} of {evaluated} "
             f"({100 * robust / evaluated:.1f} %); "
             + (f"at most about {duration(seconds)} left" if left > 0 else "nothing left")
         )
 
     def _report_waiting(self) -> None:
-        owners = {block: self.state.owner(block) for block in range(self.blocks) if block not in self.done}
+        owners = {block: self.state.owner(block) for block in self._missing()}
         text = "; ".join(f"block {block + 1}: {owner}" for block, owner in owners.items() if owner)
         if text:
             self.progress(f"waiting for {text}")
@@ -336,5 +374,5 @@ def _check_distance(attack: Attack, x: Tensor, x_adv: Tensor) -> None:
     if not largest <= attack.radius * (1 + _ROUNDING) or not bool(((x_adv >= low) & (x_adv <= high)).all()):
         raise ValueError(
             f"Images of {attack.label} must be within {attack.radius:g} ({attack.norm}) and within its bounds, got a "
-            f"distance of {largest:g} or pixels out of bounds. This is an error of the attack. Use another one."
+            f"distance of {largest:g} or pixels out of bounds. This is a bug of the attack. Use another one."
         )

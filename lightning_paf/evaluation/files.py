@@ -7,7 +7,7 @@ from pathlib import Path
 from lightning_paf.attacks import Attack
 from lightning_paf.evaluation import evidence, report
 from lightning_paf.evaluation.identity import Identity
-from lightning_paf.evaluation.report.evidence import supplement_of
+from lightning_paf.evaluation.report.report import supplement_of
 from lightning_paf.evaluation.result import EvaluationResult
 from lightning_paf.evaluation.state import EvaluationState
 
@@ -21,7 +21,7 @@ class ResultFiles:
     Attributes:
         folder: Folder of all files.
         stem: Common beginning of the names, such as `autoattack_linf_8-255`.
-        plain: The same without the suffix that separates two evaluations.
+        plain: The same without the suffix that distinguishes two evaluations.
     """
 
     folder: Path
@@ -30,13 +30,7 @@ class ResultFiles:
 
     @classmethod
     def of(cls, folder: Path, name: str, attack: Attack) -> "ResultFiles":
-        """Return the files of an evaluation.
-
-        Args:
-            folder: Folder of all files.
-            name: Name of the evaluation.
-            attack: Its norm and radius become part of the names.
-        """
+        """Return the files of an evaluation, named after it and after norm and radius of the attack."""
         threat = attack.describe()
         stem = f"{name}_{threat['norm']}_{str(threat['eps']).replace('/', '-')}"
         return cls(folder, stem, stem)
@@ -61,10 +55,10 @@ class ResultFiles:
         return EvaluationState(folder or self.folder / "state" / f"{self.plain}-{identity.fingerprint[:12]}")
 
     def write(self, result: EvaluationResult, with_evidence: bool = True) -> "ResultFiles":
-        """Write result, evidence and report, without replacing another evaluation's.
+        """Write result, evidence and report, without replacing those of another evaluation.
 
         They have the plain names if these are free or belong to the same evaluation, otherwise names that end in the
-        first digits of the identity. Untrained weights never have the plain names.
+        first digits of the identity. Results of untrained weights never have the plain names.
 
         Returns:
             The files that were written.
@@ -80,7 +74,7 @@ class ResultFiles:
         return files
 
     def summary(self) -> str:
-        """List the written files, and the kept one of another evaluation."""
+        """List the written files, and the kept result of another evaluation."""
         paths = (self.result, self.evidence, self.report)
         plain = replace(self, stem=self.plain).result
         other = plain != self.result and plain.exists()

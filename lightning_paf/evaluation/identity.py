@@ -3,21 +3,18 @@
 import hashlib
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from torch import nn
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor, nn
 
-from lightning_paf.evaluation.samples import Samples
 from lightning_paf.speed.search_model import Precision
-from lightning_paf.utils.hashing import code_fingerprint, sample_fingerprints, tensor_bytes, weights_fingerprint
-
-if TYPE_CHECKING:
-    from lightning_paf.evaluation.evaluate import Evaluation
+from lightning_paf.utils.hashing import sample_fingerprints, tensor_bytes
 
 _FORMAT = 2
-_ABSENT = "nothing"
 
 
 @dataclass(frozen=True)
@@ -27,7 +24,7 @@ class Identity:
     Attributes:
         model: Fingerprint of weights and buffers.
         network: Fingerprint of the printed modules and of the buffers that checkpoints do not hold.
-        data: Fingerprint of every image and label, with its id, in order.
+        data: Fingerprint of all ids, images and labels, in order.
         samples: Number of samples.
         attack: `Attack.describe()`: class, norm, eps, ...
         sub_attacks: The same for each sub-attack, with its label.
@@ -50,24 +47,8 @@ class Identity:
     code: str
     format: int = _FORMAT
 
-    @classmethod
-    def of(cls, evaluation: "Evaluation") -> "Identity":
-        """Compute the identity of an evaluation; reads every sample once."""
-        return cls(
-            model=weights_fingerprint(evaluation.model),
-            network=network_fingerprint(evaluation.model),
-            data=_data_fingerprint(evaluation.samples, evaluation.block_size),
-            samples=len(evaluation.samples),
-            attack=evaluation.attack.describe(),
-            sub_attacks=[{"label": attack.label, **attack.describe()} for attack in evaluation.sub_attacks],
-            block_size=evaluation.block_size,
-            seed=evaluation.seed,
-            precision=evaluation.precision,
-            code=code_fingerprint(),
-        )
-
     def content(self) -> dict[str, Any]:
-        """Return the identity as JSON would return it."""
+        """Return the identity as plain values, those of its JSON file."""
         content: dict[str, Any] = json.loads(json.dumps(asdict(self), default=str))
         return content
 
@@ -77,11 +58,7 @@ class Identity:
         return content_fingerprint(self.content())
 
     def of_result(self, stop: str | None) -> str:
-        """Return the fingerprint of the result, independent of the code version.
-
-        Args:
-            stop: Description of the stop rule.
-        """
+        """Return the fingerprint of the result, which includes the stop rule but not the code version."""
         return content_fingerprint({**self.content(), "code": None, "format": None, "stop": stop})
 
 
@@ -101,12 +78,9 @@ def check_same(here: Mapping[str, Any], there: Mapping[str, Any], name: str) -> 
     Raises:
         ValueError: They differ; every difference is named.
     """
-    mine, its = _flat(here), _flat(there)
-    differences = [
-        f"{field}: here {mine.get(field, _ABSENT)}, state {its.get(field, _ABSENT)}"
-        for field in sorted({*mine, *its})
-        if mine.get(field, _ABSENT) != its.get(field, _ABSENT)
-    ]
+    flat = _flat(here), _flat(there)
+    pairs = {field: [values.get(field, "nothing") for values in flat] for field in sorted({*flat[0], *flat[1]})}
+    differences = [f"{field}: here {a}, state {b}" for field, (a, b) in pairs.items() if a != b]
     if differences:
         raise ValueError(
             f"{name} belongs to another evaluation: {'; '.join(differences)}. Pass another folder for the state, or "
@@ -127,15 +101,16 @@ def network_fingerprint(model: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def _data_fingerprint(samples: Samples, batch_size: int) -> str:
-    digest = hashlib.sha256(samples.ids.astype("<i8").tobytes())
-    for first in range(0, len(samples), batch_size):
-        digest.update(sample_fingerprints(*samples.fetch(samples.ids[first : first + batch_size])).tobytes())
+def data_fingerprint(ids: NDArray[np.int64], batches: Iterable[tuple[Tensor, Tensor]]) -> str:
+    """Return the fingerprint of all samples, from their images (N, C, H, W) and labels (N,) in batches."""
+    digest = hashlib.sha256(ids.astype("<i8").tobytes())
+    for batch in batches:
+        digest.update(sample_fingerprints(*batch).tobytes())
     return digest.hexdigest()
 
 
 def _flat(content: Any, name: str = "") -> dict[str, str]:
-    """Nested values under names such as `sub_attacks.1.steps`."""
+    """Nested values by names such as `sub_attacks.1.steps`."""
     if isinstance(content, list) and any(isinstance(part, dict) for part in content):
         content = dict(enumerate(content))
     if not isinstance(content, dict):

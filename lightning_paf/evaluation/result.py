@@ -12,8 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lightning_paf.evaluation.record import Record
-from lightning_paf.evaluation.state import State
+from lightning_paf.evaluation.state import Record, State
 from lightning_paf.evaluation.statistics import Accuracy, exact_accuracy
 from lightning_paf.evaluation.stopping import Interval, anytime_interval
 from lightning_paf.runs.weights_origin import WeightsOrigin
@@ -30,11 +29,8 @@ _PER_SAMPLE: Mapping[str, type] = {
     "adversarial": np.int64,
     "fooled_by": np.int8,
 }
+_UNKNOWN: NDArray[Any] = np.empty(0, np.int64)
 _OLD_NAMES = {"verdicts": "outcomes", "broken_by": "fooled_by", "stages": "sub_attacks", "broken": "fooled"}
-
-
-def _unknown() -> NDArray[Any]:
-    return np.empty(0, np.int64)
 
 
 class Outcome(IntEnum):
@@ -70,17 +66,12 @@ class SubAttackSummary:
 
     @classmethod
     def of(cls, records: Sequence[Record]) -> "SubAttackSummary":
-        """Add up the records that one sub-attack has made of several blocks."""
+        """Add up the records of one sub-attack on several blocks."""
         fooled = sum(int(np.count_nonzero(record.fooled)) for record in records)
-        return cls(
-            records[0].label,
-            sum(len(record.ids) for record in records),
-            fooled,
-            sum(record.forward for record in records),
-            sum(record.backward for record in records),
-            sum(record.exact for record in records),
-            sum(float(record.note.get("seconds", 0.0)) for record in records),
-        )
+        attacked = sum(len(record.ids) for record in records)
+        passes = {name: sum(getattr(record, name) for record in records) for name in ("forward", "backward", "exact")}
+        seconds = sum(float(record.note.get("seconds", 0.0)) for record in records)
+        return cls(records[0].label, attacked, fooled, **passes, seconds=seconds)
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,8 +80,8 @@ class BlockResult:
 
     Attributes:
         labels: Labels of the samples, (n,) int64.
-        predictions: Class of each image, (n,) int64; -1 where the logits are not finite.
-        adversarial: Class of each adversarial image, or of the image itself where there is none; (n,) int64.
+        predictions: Class of each clean image, (n,) int64; -1 where the logits are not finite.
+        adversarial: Class of each adversarial image, or of the clean one where there is none; (n,) int64.
         fooled_by: Index of the sub-attack that fooled the model, (n,) int8; `NOT_FOOLED` for none.
     """
 
@@ -101,7 +92,7 @@ class BlockResult:
 
     @classmethod
     def of(cls, records: Sequence[Record]) -> "BlockResult":
-        """Combine the records of one block, the first of which is `clean`."""
+        """Combine the records of one block, beginning with `clean`."""
         clean = records[0]
         adversarial, fooled_by = clean.predictions.copy(), np.full(len(clean.ids), NOT_FOOLED, np.int8)
         for record in records[1:]:
@@ -112,7 +103,7 @@ class BlockResult:
 
     @property
     def robust(self) -> NDArray[np.bool_]:
-        """Which samples no sub-attack so far has fooled, (n,)."""
+        """Which samples are robust to all sub-attacks so far, (n,)."""
         return np.equal(self.adversarial, self.labels)
 
     @property
@@ -142,14 +133,14 @@ class EvaluationResult:
         seconds: Duration of the sub-attacks, summed over processes.
         ids: Index in the dataset of each sample, int64; by default 0, 1, 2, ...
         labels: Label of each sample, int64; empty if unknown.
-        predictions: Class of each image, int64, -1 where the logits are not finite; empty if unknown.
-        adversarial: Class of each adversarial image, or of the image itself where there is none; empty if unknown.
+        predictions: Class of each clean image, int64, -1 where the logits are not finite; empty if unknown.
+        adversarial: Class of each adversarial image, or of the clean one where there is none; empty if unknown.
         fooled_by: Index into `sub_attacks` of the one that fooled the model, int8, -1 for none; empty if unknown.
         sub_attacks: Summary of each sub-attack, first `clean`; empty if unknown.
         fingerprints: Fingerprints of `model`, `network`, `data` and `code`.
         seed: Seed of the evaluation; None if unknown.
         precision: Precision of the search; every success is confirmed in float32.
-        total: Samples that the evaluation is about; more than `evaluated` after an early stop; None if unknown.
+        total: Samples to evaluate; more than `evaluated` after an early stop; None if unknown.
         weights: Origin of the evaluated weights; None if unknown.
         identity: Fingerprint of everything that the result depends on, except the code; None if unknown.
         dataset: Name of the data.
@@ -162,11 +153,11 @@ class EvaluationResult:
     attack: Mapping[str, Any]
     outcomes: NDArray[np.uint8]
     seconds: float
-    ids: NDArray[np.int64] = field(default_factory=_unknown)
-    labels: NDArray[np.int64] = field(default_factory=_unknown)
-    predictions: NDArray[np.int64] = field(default_factory=_unknown)
-    adversarial: NDArray[np.int64] = field(default_factory=_unknown)
-    fooled_by: NDArray[np.int8] = field(default_factory=_unknown)
+    ids: NDArray[np.int64] = field(default_factory=lambda: _UNKNOWN)
+    labels: NDArray[np.int64] = field(default_factory=lambda: _UNKNOWN)
+    predictions: NDArray[np.int64] = field(default_factory=lambda: _UNKNOWN)
+    adversarial: NDArray[np.int64] = field(default_factory=lambda: _UNKNOWN)
+    fooled_by: NDArray[np.int8] = field(default_factory=lambda: _UNKNOWN)
     sub_attacks: tuple[SubAttackSummary, ...] = ()
     fingerprints: Mapping[str, str] = field(default_factory=dict)
     seed: int | None = None
@@ -187,14 +178,7 @@ class EvaluationResult:
     def of(
         cls, evaluation: "Evaluation", state: State, blocks: Sequence[Sequence[Record]], stop: str | None
     ) -> "EvaluationResult":
-        """Combine the records of the first blocks.
-
-        Args:
-            evaluation: What the records are about.
-            state: Where they are kept.
-            blocks: All records of each block.
-            stop: Description of the stop rule.
-        """
+        """Combine all records of the first blocks; `stop` describes the stop rule."""
         parts = [BlockResult.of(records) for records in blocks]
         sub_attacks = tuple(SubAttackSummary.of(records) for records in zip(*blocks, strict=True))
         names = ("labels", "predictions", "adversarial", "fooled_by")
@@ -294,15 +278,16 @@ class EvaluationResult:
             "outcomes": "".join(map(str, self.outcomes.tolist())),
             **{name: getattr(self, name).tolist() or None for name in _PER_SAMPLE},
         }
+        # One line for each field, since arrays can have 10,000 elements.
         fields = ",\n".join(f"  {json.dumps(name)}: {json.dumps(value)}" for name, value in content.items())
-        write_whole(path, f"{{\n{fields}\n}}\n".encode())  # a field a line: arrays of 10,000 do not fill the screen
+        write_whole(path, f"{{\n{fields}\n}}\n".encode())
 
     @classmethod
     def load(cls, path: Path) -> "EvaluationResult":
         """Read the output of `save`, of this version or an earlier one.
 
         Raises:
-            KeyError, TypeError, ValueError: The file is something else.
+            KeyError, TypeError, ValueError: The file has other content.
         """
         content = with_new_names(json.loads(path.read_text()))
         names = ("seed", "precision", "total", "identity", "fingerprints", "dataset")

@@ -1,25 +1,144 @@
-"""The state of an evaluation: its records so far, on disk or in memory."""
+"""Records of an evaluation, and its state: the records so far, on disk or in memory."""
 
 import contextlib
+import hashlib
 import json
 import os
 import re
 import warnings
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from lightning_paf.evaluation.identity import Identity, check_same
-from lightning_paf.evaluation.record import LARGEST, Record, decode, encode
 from lightning_paf.runs.claim import Heartbeats, read_owner, take
 from lightning_paf.utils.files import create_whole, explained, write_whole
 
+MAGIC = b"pafrec2\n"
+MAX_BYTES = 2**32
+"""Maximal size of a record in bytes; nothing larger is written or read."""
+
+_FACTS: Mapping[str, type] = {
+    **dict.fromkeys(("block", "sub_attack", "seed", "forward", "backward", "exact"), int),
+    **dict.fromkeys(("label", "after"), str),
+    "note": dict,
+}
+_HASHED = ("block", "sub_attack", "label", "seed", "after", "forward", "backward", "exact")
+_ARRAYS = {"ids": "int64", "labels": "int64", "predictions": "int64", "x_adv": "float32"}
 _IDENTITY = "identity.json"
-_LARGEST_IDENTITY = 2**24
+_MAX_IDENTITY_BYTES = 2**24
 _RECORD = re.compile(r"block-(\d{5,})\.sub-attack-(\d+)\.record")
 
 Key = tuple[int, int]
 """Numbers of a block and a sub-attack."""
+
+
+@dataclass(frozen=True, eq=False)
+class Record:
+    """Effect of one sub-attack on the correctly classified samples of one block.
+
+    Attributes:
+        block: Number of the block, from 0.
+        sub_attack: 0 for the clean images, then the sub-attacks in their order.
+        label: Name of the sub-attack.
+        seed: Seed of the random numbers.
+        after: Fingerprint of the previous record of the block, or of the evaluation's identity. A record is valid only
+            after that one, because it determines the attacked samples.
+        ids: Samples, (n,) int64.
+        labels: Their labels, (n,) int64.
+        predictions: Class of each adversarial image, or of the clean image where none was found; (n,) int64,
+            `NO_PREDICTION` where the logits are not finite. A sample is fooled where this differs from its label.
+        x_adv: Adversarial images of the fooled samples, float32 (f, C, H, W); empty for sub-attack 0.
+        forward: Images passed forward by the search.
+        backward: Images passed backward.
+        exact: Images passed forward by the unmodified model in float32.
+        note: Process, device and duration; not part of the fingerprint.
+    """
+
+    block: int
+    sub_attack: int
+    label: str
+    seed: int
+    after: str
+    ids: NDArray[np.int64]
+    labels: NDArray[np.int64]
+    predictions: NDArray[np.int64]
+    x_adv: NDArray[np.float32]
+    forward: int = 0
+    backward: int = 0
+    exact: int = 0
+    note: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def fooled(self) -> NDArray[np.bool_]:
+        """Which samples are misclassified, (n,)."""
+        return np.not_equal(self.predictions, self.labels)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 of everything except the note, in hexadecimal digits."""
+        facts = {name: getattr(self, name) for name in _HASHED}
+        digest = hashlib.sha256(json.dumps([facts, self.x_adv.shape]).encode())
+        for array in _arrays(self).values():
+            digest.update(array.tobytes())
+        return digest.hexdigest()
+
+
+def encode(record: Record) -> bytes:
+    """Serialise a record: magic number, SHA-256, safetensors with metadata.
+
+    Raises:
+        ValueError: The record is larger than `MAX_BYTES`.
+    """
+    from safetensors.numpy import save
+
+    facts = {name: kind(getattr(record, name)) for name, kind in _FACTS.items()}
+    body = save(_arrays(record), {"record": json.dumps(facts)})
+    data = MAGIC + hashlib.sha256(body).digest() + body
+    if len(data) > MAX_BYTES:
+        raise ValueError(
+            f"A record must have at most {MAX_BYTES:,} bytes, got {len(data):,} for block {record.block} of "
+            f"{len(record.ids)} samples. Pass a smaller block size and a new folder for the state."
+        )
+    return data
+
+
+def decode(data: bytes) -> Record | None:
+    """Read the output of `encode`; None if the bytes are anything else."""
+    from safetensors import SafetensorError
+    from safetensors.numpy import load
+
+    start = len(MAGIC) + 32
+    digest, body = data[len(MAGIC) : start], data[start:]
+    if not data.startswith(MAGIC) or hashlib.sha256(body).digest() != digest:
+        return None
+    try:
+        header = json.loads(body[8 : 8 + int.from_bytes(body[:8], "little")])
+        content: dict[str, Any] = json.loads(header["__metadata__"]["record"]) | load(body)
+        record = Record(**content)
+    except (SafetensorError, ValueError, TypeError, KeyError):
+        return None
+    return record if _is_consistent(record) else None
+
+
+def _arrays(record: Record) -> dict[str, NDArray[Any]]:
+    return {name: np.ascontiguousarray(getattr(record, name), kind) for name, kind in _ARRAYS.items()}
+
+
+def _is_consistent(record: Record) -> bool:
+    """Exclude a file with a correct hash that `encode` has not written."""
+    return (
+        all(type(getattr(record, name)) is kind for name, kind in _FACTS.items())
+        and all(getattr(record, name).dtype == kind for name, kind in _ARRAYS.items())
+        and record.ids.shape == record.labels.shape == record.predictions.shape == (record.ids.size,)
+        and len(record.x_adv) == (np.count_nonzero(record.fooled) if record.sub_attack > 0 else 0)
+    )
 
 
 class MemoryState:
@@ -38,19 +157,19 @@ class MemoryState:
         check_same(identity.content(), self._identity, str(self))
 
     def recorded(self) -> list[Key]:
-        """Block and sub-attack of all records, in order."""
+        """See `EvaluationState.recorded`."""
         return sorted(self._records)
 
     def claim(self, block: int) -> AbstractContextManager[object] | None:
-        """Return a context manager: there is no other process."""
+        """See `EvaluationState.claim`."""
         return contextlib.nullcontext()
 
     def owner(self, block: int) -> str:
-        """Return an empty text: there is no other process."""
+        """See `EvaluationState.owner`."""
         return ""
 
     def read(self, block: int, sub_attack: int) -> Record | None:
-        """Return a record, None if it is missing."""
+        """See `EvaluationState.read`."""
         return self._records.get((block, sub_attack))
 
     def write(self, record: Record) -> Record:
@@ -63,10 +182,10 @@ class MemoryState:
 
 
 class EvaluationState:
-    """Records in a folder, which several processes on several machines may share.
+    """Records in a folder, which several processes on several machines can share.
 
     One file for each record (`block-00003.sub-attack-1.record`), one for the identity of the evaluation, and one for
-    each block in progress (`block-00003.claim`). Every file is created atomically and never changed. A record carries
+    each block in progress (`block-00003.claim`). Every file is created atomically and never changed. A record includes
     a hash; a damaged one (power failure, folder without atomic renaming) is replaced with a warning.
 
     Args:
@@ -112,7 +231,7 @@ class EvaluationState:
         return sorted((int(match[1]), int(match[2])) for match in matches if match)
 
     def claim(self, block: int) -> AbstractContextManager[object] | None:
-        """Return a context manager for work on a block; None if it is claimed."""
+        """Return a context manager for work on a block; None if another process works on it."""
         with self._explained():
             claim = take(self._claim_path(block), self.timeout, self._heartbeats)
         if claim is not None:
@@ -148,8 +267,8 @@ class EvaluationState:
                 if first is not None and first.after == record.after:
                     return first
                 if there is not None:
-                    why = "is damaged" if first is None else "follows a record that has been replaced"
-                    warnings.warn(f"{path} {why}. It is replaced.", stacklevel=2)
+                    reason = "is damaged" if first is None else "follows a record that has been replaced"
+                    warnings.warn(f"{path} {reason}. It is replaced.", stacklevel=2)
                     write_whole(path, data)
                     return record
                 if create_whole(path, data):
@@ -159,7 +278,7 @@ class EvaluationState:
         with self._explained():
             try:
                 with self._record_path(block, sub_attack).open("rb") as stream:
-                    return b"" if os.fstat(stream.fileno()).st_size > LARGEST else stream.read()
+                    return b"" if os.fstat(stream.fileno()).st_size > MAX_BYTES else stream.read()
             except FileNotFoundError:
                 return None
 
@@ -184,7 +303,7 @@ def _read_identity(path: Path) -> dict[str, Any] | None:
     """Content of an identity file; None if there is none, or it is incomplete."""
     try:
         with path.open("rb") as stream:
-            content = json.loads(stream.read(_LARGEST_IDENTITY))
+            content = json.loads(stream.read(_MAX_IDENTITY_BYTES))
     except (FileNotFoundError, ValueError):
         return None
     return content if isinstance(content, dict) else None

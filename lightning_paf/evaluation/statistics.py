@@ -100,14 +100,9 @@ def paired_difference(only_first: int, only_second: int, total: int, confidence:
 
 
 def mcnemar(only_first: int, only_second: int) -> float:
-    """Return the p-value of the exact two-sided McNemar (1947) test.
+    """Return the p-value of the exact two-sided McNemar (1947) test; 1 without differing samples.
 
-    Args:
-        only_first: Samples that only the first model classifies correctly.
-        only_second: Samples that only the second model classifies correctly.
-
-    Returns:
-        The p-value; 1 without differing samples.
+    The counts are those of `paired_difference`.
 
     Raises:
         ValueError: A negative count.
@@ -131,10 +126,10 @@ def needed_samples(
     distribution at `1 - significance / 2` and at `power`. The rates are estimates themselves: an order of magnitude.
 
     Args:
-        only_first: Samples that only the first model classifies correctly.
-        only_second: Samples that only the second model classifies correctly.
-        total: Samples that both models were evaluated on.
-        significance: Of the two-sided test.
+        only_first: As in `paired_difference`, like the next two.
+        only_second: See there.
+        total: See there.
+        significance: Level of the two-sided test.
         power: Probability that the test is then significant.
 
     Returns:
@@ -143,7 +138,7 @@ def needed_samples(
     Raises:
         ValueError: More differing samples than samples.
     """
-    difference = paired_difference(only_first, only_second, total).value  # refuses impossible counts
+    difference = paired_difference(only_first, only_second, total).value  # checks the counts
     if mcnemar(only_first, only_second) <= significance:
         return 0
     if difference == 0:

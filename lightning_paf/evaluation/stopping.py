@@ -18,12 +18,7 @@ _ROUNDING = 1e-9
 
 @dataclass(frozen=True)
 class Interval:
-    """A range of accuracies.
-
-    Attributes:
-        low: Lower end, in [0, 1].
-        high: Upper end, in [0, 1].
-    """
+    """A range of accuracies in [0, 1]."""
 
     low: float
     high: float
@@ -47,7 +42,7 @@ def anytime_interval(correct: int, evaluated: int, total: int, confidence: float
     The prior-posterior-ratio sequence of Waudby-Smith and Ramdas (2020, section 2) with the uniform prior on the number
     K of correct samples among all. Before the first sample the ratio `prior(K) / posterior(K)` is 1, and for the true K
     it is a martingale, so that by Ville's inequality it ever reaches `1 / (1 - confidence)` with a probability of at
-    most `1 - confidence`. The interval holds all K where it is smaller. Hence the intervals at all times together cover
+    most `1 - confidence`. The interval is the range of all K with a smaller ratio. Hence all intervals together cover
     the truth with the probability `confidence`: a stop at any time and for any reason is valid. After the last sample
     the interval is a point.
 
@@ -58,7 +53,7 @@ def anytime_interval(correct: int, evaluated: int, total: int, confidence: float
         confidence: Probability that no interval ever misses the accuracy on all `total` samples.
 
     Raises:
-        ValueError: Counts that contradict each other, or a confidence outside (0, 1).
+        ValueError: Inconsistent counts, or a confidence outside (0, 1).
     """
     import numpy as np
 
@@ -69,7 +64,7 @@ def anytime_interval(correct: int, evaluated: int, total: int, confidence: float
         )
     if not 0 < confidence < 1:
         raise ValueError(f"confidence must be between 0 and 1, got {confidence}. The default is {CONFIDENCE}.")
-    possible = np.arange(correct, total - (evaluated - correct) + 1)  # K that do not contradict the counts
+    possible = np.arange(correct, total - (evaluated - correct) + 1)  # K that agree with the counts
     limit = -np.log1p(-confidence) + _ROUNDING
     kept = possible[_log_ratio(possible, correct, evaluated, total) < limit]
     return Interval(float(kept[0] / total), float(kept[-1] / total))  # the ratio is convex in K: no gaps
@@ -78,8 +73,7 @@ def anytime_interval(correct: int, evaluated: int, total: int, confidence: float
 def _log_ratio(successes: "NDArray[np.int64]", correct: int, evaluated: int, total: int) -> "NDArray[np.float64]":
     """Return log(prior / posterior) for numbers of correct samples among all.
 
-    It is the probability of the counts under the prior, which is 1 / (evaluated + 1) for each count of correct samples,
-    over their hypergeometric probability.
+    The ratio is the probability of the counts under the prior, 1 / (evaluated + 1), over the hypergeometric one.
     """
     import numpy as np
 
@@ -100,9 +94,9 @@ def _log_binomial(n: "NDArray[np.int64]", k: int) -> "NDArray[np.float64]":
 
 
 class StopRule(ABC):
-    """Decides after each block whether to stop; the samples must come in random order.
+    """Decides after each block whether to stop; the samples must be in random order.
 
-    `anytime_interval` stays valid under every rule.
+    `anytime_interval` is valid under every rule.
     """
 
     @property
@@ -125,7 +119,7 @@ class StopRule(ABC):
 
 
 class HalfWidth(StopRule):
-    """Stops when the robust accuracy is known precisely enough.
+    """Stops at a given precision of the robust accuracy.
 
     Args:
         half_width: Half of the length of the 95 % interval; 0.01 is one percentage point to either side.
@@ -152,9 +146,9 @@ class HalfWidth(StopRule):
 
 
 class TimeLimit(StopRule):
-    """Stops when the time is up.
+    """Stops after a given time.
 
-    The clock starts at the first call, after the first block of samples; changes of the system time have no influence.
+    The time starts with the first call, after the first block of samples; it ignores changes of the system time.
 
     Args:
         minutes: Duration, positive.
@@ -181,5 +175,5 @@ class TimeLimit(StopRule):
         return time.monotonic() - self._started >= 60 * self.minutes
 
     def reset(self) -> None:
-        """Stop the clock; the next call starts it again."""
+        """Restart the time at the next call."""
         self._started = None

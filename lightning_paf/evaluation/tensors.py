@@ -9,10 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from lightning_paf.attacks import Attack, AutoAttack
-from lightning_paf.evaluation.evaluate import Evaluation, Stop
+from lightning_paf.evaluation.evaluate import Evaluation, Samples, Stop
 from lightning_paf.evaluation.files import ResultFiles
 from lightning_paf.evaluation.result import EvaluationResult
-from lightning_paf.evaluation.samples import Samples
 from lightning_paf.functional.predictions import check_labels
 from lightning_paf.nn.modes import frozen
 from lightning_paf.runs.weights_origin import WeightsOrigin
@@ -37,8 +36,8 @@ def evaluate(
 ) -> EvaluationResult:
     """Evaluate the robust accuracy of a model.
 
-    With `out`, the same call resumes an interrupted evaluation, several processes may share the work, and the folder
-    then holds the result (JSON), the evidence and a report (HTML), as after `lightning-paf test`.
+    With `out`, the same call resumes an interrupted evaluation, several processes can share the work, and result
+    (JSON), evidence and report (HTML) are written as by `lightning-paf test`.
 
     Args:
         model: Maps images (N, C, H, W) in [0, 1] to logits (N, classes), and includes its normalisation. It is
@@ -52,7 +51,7 @@ def evaluate(
         block_size: Samples per block; an interruption loses at most one sub-attack on one block.
         precision: Precision of the search; every success is confirmed in float32.
         stop: A stop rule such as `HalfWidth`; the order of the samples must then be random.
-        progress: Called with lines of progress, such as `print`.
+        progress: Called with log lines, such as `print`.
 
     Returns:
         The result; `result.examples()` yields the adversarial images.

@@ -11,9 +11,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from lightning_paf.attacks import APGD, Attack
-from lightning_paf.evaluation.evaluate import Stop, sub_attack_seed
+from lightning_paf.evaluation.evaluate import Samples, Stop, sub_attack_seed
 from lightning_paf.evaluation.result import Outcome
-from lightning_paf.evaluation.samples import Samples
 from lightning_paf.functional.geometry import geometry_of
 from lightning_paf.functional.predictions import misclassified
 from lightning_paf.nn.modes import frozen
@@ -26,9 +25,9 @@ class WarmResult:
 
     Attributes:
         ids: Evaluated samples, (n,) int64, in the order of their evaluation.
-        outcomes: An `Outcome` for each, (n,) uint8.
-        replayed: Samples that were fooled by the images of the previous check.
-        passes: Images that went through the network, forward or backward.
+        outcomes: `Outcome` of each, (n,) uint8.
+        replayed: Number of samples fooled by the images of the previous check.
+        passes: Images passed through the network, forward or backward.
         cold: Whether there was no previous check.
     """
 
@@ -48,18 +47,18 @@ class WarmCheck:
     """A cheap upper bound of AutoAttack accuracy for a slowly changing network.
 
     The first check is cold: the sub-attacks with all their steps. Every later one replays the images of the previous
-    check with one forward pass, and searches only for the samples that survive it, with few steps from the image with
+    check with one forward pass, and attacks only the samples that are still robust, with few steps from the image with
     the smallest margin. The random order of the samples is the same in every check.
 
     Args:
-        attack: All its sub-attacks must be APGD, which can start at given images.
+        attack: An attack whose sub-attacks are all APGD, which can start at given images.
         steps: Steps of every sub-attack in a warm check.
         block_size: Samples between two calls of the stop rule.
         seed: Seed of the order and of the attack.
         precision: Precision of the search.
 
     Raises:
-        ValueError: A sub-attack that cannot start at a given image; no step.
+        ValueError: A sub-attack that cannot start at a given image; fewer than one step.
     """
 
     def __init__(
@@ -86,8 +85,8 @@ class WarmCheck:
 
         Args:
             model: Images (N, C, H, W) in [0, 1] to logits.
-            samples: The same, or nearly, as in the previous check.
-            stop: Maps `(robust, evaluated, total)` to whether to stop.
+            samples: All or most of them those of the previous check.
+            stop: See `Stop`.
         """
         search, cold = self.attack.search_model(model, self.precision), not self.nearest
         order = np.random.default_rng(self.seed).permutation(samples.ids)
@@ -104,8 +103,7 @@ class WarmCheck:
         outcomes = np.concatenate(parts) if parts else np.empty(0, np.uint8)
         search.warn_of_gradients()
         passes = search.passes.forward + search.passes.backward + search.passes.exact
-        ours = set(samples.ids.tolist())
-        self.nearest = {i: nearest for i, nearest in self.nearest.items() if i in ours}
+        self.nearest = {i: self.nearest[i] for i in samples.ids.tolist() if i in self.nearest}
         return WarmResult(order[: len(outcomes)], outcomes, replayed, passes, cold)
 
     def state_dict(self) -> dict[str, Any]:
@@ -120,7 +118,7 @@ class WarmCheck:
     def _block(
         self, search: SearchModel, ids: NDArray[np.int64], x: Tensor, y: Tensor, number: int, cold: bool
     ) -> tuple[NDArray[np.uint8], int]:
-        """Return outcomes (n,), and how many samples the replay fooled."""
+        """Return outcomes (n,), and the number of samples that the replay fooled."""
         robust = self._correct(search, x, y)
         outcomes = torch.where(robust, Outcome.ROBUST, Outcome.MISCLASSIFIED)
         nearest = self._starts(ids, x)
@@ -157,7 +155,7 @@ def joined(states: Sequence[dict[str, Any]]) -> dict[str, Any]:
 def _searched(
     attack: APGD, search: SearchModel, x: Tensor, y: Tensor, start: Tensor | None, seed: int
 ) -> tuple[Tensor, Tensor]:
-    """Return images with the smallest margins, and which fool the network."""
+    """Return the images with the smallest margins, (N, C, H, W), and whether each fools the network, (N,)."""
     if len(x) == 0:
         return x, torch.zeros(0, dtype=torch.bool, device=x.device)
     nearest = x.clone()

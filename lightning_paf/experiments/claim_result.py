@@ -57,8 +57,8 @@ def compare(claim: Claim, measured: Measured) -> ClaimResult:
 
     The variance of the difference has two parts: between trainings (over seeds), and between test images (of their
     difference, averaged over seeds). They are added, and the quantile is Student's with the degrees of freedom that
-    Satterthwaite (1946) gives to such a sum. In simulations with 3 seeds and 100 or 200 images the interval held the
-    truth in 92 to 98 % of the cases.
+    Satterthwaite (1946) gives for such a sum. In simulations with 3 seeds and 100 or 200 images the interval contained
+    the true difference in 92 to 98 % of the cases.
 
     Args:
         claim: The claim.
@@ -72,8 +72,8 @@ def compare(claim: Claim, measured: Measured) -> ClaimResult:
     more, less = (np.stack(measured[name]).astype(np.float64) for name in claim.sides)
     if more.shape != less.shape or len(more) < 2:
         raise ValueError(
-            f"A comparison needs at least 2 seeds and the same for both variants, but {claim.more} has {len(more)} and "
-            f"{claim.less} has {len(less)}. Pass --seeds 3."
+            f"Both variants must have the same number of seeds, at least 2, got {len(more)} of {claim.more} and "
+            f"{len(less)} of {claim.less}. Pass --seeds 3."
         )
     differences = more - less  # (seeds, images)
     seeds, images = differences.shape
@@ -87,10 +87,10 @@ def compare(claim: Claim, measured: Measured) -> ClaimResult:
     return ClaimResult(claim, mean, mean - half_width, mean + half_width, seeds)
 
 
-def overall(outcomes: Sequence[ClaimResult]) -> Conclusion:
+def overall(results: Sequence[ClaimResult]) -> Conclusion:
     """The worst conclusion of the paper's claims, or of our expectations if the paper has no tested claim."""
-    claimed = [outcome for outcome in outcomes if outcome.claim.source != "expected"] or outcomes
-    words = {outcome.conclusion for outcome in claimed}
+    claimed = [result for result in results if result.claim.source != "expected"] or results
+    words = {result.conclusion for result in claimed}
     if "not reproduced" in words:
         return "not reproduced"
     return "reproduced" if words == {"reproduced"} else "inconclusive"

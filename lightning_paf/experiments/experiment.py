@@ -87,10 +87,10 @@ class Experiment:
         metrics: Further metrics by name. `clean`, `pgd` and `autoattack` at `eps` are always measured.
         eps: Radius (linf) of `pgd` and `autoattack`.
         plain: Further metrics that are not fractions, such as distances; they are not shown in %.
-        shown: Measures that its picture shows side by side, all plain or none; without any it shows AutoAttack accuracy
+        shown: Metrics that its figure shows side by side, all plain or none; without any it shows AutoAttack accuracy
             over clean accuracy.
         note: Limitations of the numbers.
-        first_seed: First seed; above those of the trials, if trials chose the setting.
+        first_seed: First seed; above the seeds of any trials that chose the settings.
     """
 
     title: str
@@ -108,15 +108,15 @@ class Experiment:
         """Check the names in claims, `plain` and `shown`."""
         variants, metrics = {variant.name for variant in self.variants}, {"clean", "pgd", "autoattack", *self.metrics}
         if not {*self.plain} <= {*self.metrics}:
-            raise ValueError(f"plain={self.plain} must be among the metrics {sorted(self.metrics)}. Correct it.")
+            raise ValueError(f"plain must be among the metrics {sorted(self.metrics)}, got {self.plain}.")
         if not {*self.shown} <= metrics or len({name in self.plain for name in self.shown}) > 1:
             raise ValueError(
-                f"shown={self.shown} must be among the metrics {sorted(metrics)}, and all plain or none, as they "
-                "share an axis. Correct it."
+                f"shown must be among the metrics {sorted(metrics)}, and all plain or none, as they share an axis, "
+                f"got {self.shown}."
             )
         for claim in self.claims:
             if not {claim.more, claim.less} <= variants or not {claim.metric, claim.than or claim.metric} <= metrics:
-                raise ValueError(f"A claim must name variants and metrics of its experiment, got {claim}. Correct it.")
+                raise ValueError(f"A claim must name variants and metrics of its experiment, got {claim}.")
 
 
 def experiment_names() -> list[str]:

@@ -19,24 +19,20 @@ _DOT: dict[str, Any] = {"markersize": _SIZE, "markeredgecolor": "white", "marker
 _MEAN: dict[str, Any] = {"markersize": 16, "markerfacecolor": "none", "markeredgewidth": 1.2, "linewidth": 0}
 
 
-def draw(found: dict[str, Any]) -> "Figure":
-    """Draw a dot for each seed and variant, and the mean of each variant.
+def draw(result: dict[str, Any]) -> "Figure":
+    """Draw a dot for each seed and variant, and the mean of each variant, from a result of `report.content`.
 
-    Args:
-        found: What `report.content` returned. If its experiment names metrics to show, there is a group of dots
-            for each; otherwise AutoAttack accuracy is drawn over clean accuracy.
-
-    Returns:
-        The figure, for `utils.figures.save_figure`.
+    If its experiment names metrics to show, there is a group of dots for each; otherwise AutoAttack accuracy is drawn
+    over clean accuracy.
     """
-    groups, variants = len(found["shown"]), len(found["variants"])
+    groups, variants = len(result["shown"]), len(result["variants"])
     width = max(6.4, 1.8 + groups * max(1.2, 0.3 * variants))
     with open_figure(width, 4.2) as figure:
         axes = figure.subplots()
-        for number, variant in enumerate(found["variants"]):
+        for number, variant in enumerate(result["variants"]):
             axes.plot([], [], **_look(number), **_DOT, label=variant)
         axes.legend(loc="center left", bbox_to_anchor=(1, 0.5))
-        (_groups if groups else _scatter)(axes, found)
+        (_groups if groups else _scatter)(axes, result)
     return figure
 
 
@@ -45,13 +41,15 @@ def _look(number: int) -> dict[str, Any]:
     return {"marker": MARKERS[number % len(MARKERS)], "color": COLOURS[number % len(COLOURS)]}
 
 
-def _scatter(axes: "Axes", found: dict[str, Any]) -> None:
+def _scatter(axes: "Axes", result: dict[str, Any]) -> None:
     """Robust over clean accuracy; an outline is the mean of a variant."""
     axes.set_xlabel("clean accuracy (%); overlapping dots are moved apart")
-    axes.set_ylabel(f"AutoAttack accuracy at eps {found['eps']:g} (%)")
+    axes.set_ylabel(f"AutoAttack accuracy at eps {result['eps']:g} (%)")
     axes.grid()
-    axes.set_title(f"{found['method']}: {found['seeds']} seeds, their mean (outline), {found['examples']} test images")
-    variants = [100 * np.array([values["clean"], values["autoattack"]]).T for values in found["variants"].values()]
+    axes.set_title(
+        f"{result['method']}: {result['seeds']} seeds, their mean (outline), {result['examples']} test images"
+    )
+    variants = [100 * np.array([values["clean"], values["autoattack"]]).T for values in result["variants"].values()]
     for number, dots in enumerate(variants):
         axes.plot(*dots.mean(0), **_look(number), **_MEAN, zorder=1)
     axes.margins(0.08)
@@ -82,18 +80,18 @@ def _side_by_side(axes: "Axes", dots: NDArray[np.float64], looks: list[dict[str,
         axes.plot(*dots[number], **look, **_DOT, transform=axes.transData + shift, zorder=3, clip_on=False)
 
 
-def _groups(axes: "Axes", found: dict[str, Any]) -> None:
+def _groups(axes: "Axes", result: dict[str, Any]) -> None:
     """A group per metric, in it a column per variant, in it the seeds; a line is the mean."""
-    names, variants = found["shown"], found["variants"]
-    plain = names[0] in found["plain"]  # as then all are
+    names, variants = result["shown"], result["variants"]
+    plain = names[0] in result["plain"]  # as then all are
     column = 0.84 / len(variants)
     half = 0.45 * min(column, 0.4)
     for number, values in enumerate(variants.values()):
         for group, name in enumerate(names):
             dots = (1 if plain else 100) * np.array(values[name])
             middle = group + (number - (len(variants) - 1) / 2) * column
-            places = np.linspace(middle - half, middle + half, 2 * len(dots) + 1)[1::2]
-            axes.plot(places, dots, **_look(number), **_DOT | {"markersize": 7}, zorder=3)
+            x = np.linspace(middle - half, middle + half, 2 * len(dots) + 1)[1::2]
+            axes.plot(x, dots, **_look(number), **_DOT | {"markersize": 7}, zorder=3)
             axes.hlines(dots.mean(), middle - half, middle + half, color=COLOURS[number % len(COLOURS)], linewidth=1.5)
     for border in range(1, len(names)):
         axes.axvline(border - 0.5, color=GREY, linewidth=0.5, alpha=0.5)
@@ -102,4 +100,4 @@ def _groups(axes: "Axes", found: dict[str, Any]) -> None:
     axes.tick_params(axis="x", length=0)
     axes.set_ylabel("as measured" if plain else "fraction of images (%)")
     axes.grid(axis="y")
-    axes.set_title(f"{found['method']}: {found['seeds']} seeds and their mean (line)")
+    axes.set_title(f"{result['method']}: {result['seeds']} seeds and their mean (line)")

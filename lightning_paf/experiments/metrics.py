@@ -1,29 +1,44 @@
 """Metrics that several experiments share."""
 
-from typing import TYPE_CHECKING, Any
+import torch
+from torch import Tensor, nn
 
-if TYPE_CHECKING:
-    from torch import Tensor
+from lightning_paf.attacks import PGD, Attack, MinimalAttack, Restarts
+from lightning_paf.experiments.experiment import Metric
+from lightning_paf.functional.losses import margin
+from lightning_paf.functional.predictions import misclassified
+from lightning_paf.loading import Run
 
-    from lightning_paf.attacks import Attack
-    from lightning_paf.loading import Run
+DIAGONAL = 8.0
+"""Largest l2 distance of two 8x8 images, for attacks that find nothing."""
 
 
-def margin_pgd(eps: float) -> "Attack":
+def margin_pgd(eps: float) -> Attack:
     """PGD-20 in linf on the margin with three restarts: the metric `pgd`."""
-    from lightning_paf.attacks import PGD, Restarts
-    from lightning_paf.functional.losses import margin
-
     return Restarts(PGD(eps, step_size=eps / 8, steps=20, loss=margin), 3)
 
 
-def withstands(run: "Run", x: "Tensor", y: "Tensor", attack: "Attack") -> Any:
-    """Whether each image (N, C, H, W) is classified correctly, clean and attacked; (N,) bools."""
-    import torch
+@torch.no_grad()
+def correct(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    """Whether each image (N, C, H, W) is classified correctly; (N,) bools."""
+    return ~misclassified(model(x), y)
 
-    from lightning_paf.functional.predictions import misclassified
 
-    torch.manual_seed(0)
-    x_adv = attack(run.model, x, y)
-    with torch.no_grad():
-        return (~misclassified(run.model(x), y) & ~misclassified(run.model(x_adv), y)).cpu().numpy()
+def robust_to(attack: Attack) -> Metric:
+    """Metric: whether each image is classified correctly, clean and attacked."""
+
+    def metric(run: Run, x: Tensor, y: Tensor) -> Tensor:
+        torch.manual_seed(0)
+        x_adv = attack(run.model, x, y)
+        return correct(run.model, x, y) & correct(run.model, x_adv, y)
+
+    return metric
+
+
+def distance_of(attack: MinimalAttack, images: int | None = None) -> Metric:
+    """Metric: l2 distance of the adversarial example of each of the first images, by default of all."""
+
+    def metric(run: Run, x: Tensor, y: Tensor) -> Tensor:
+        return attack.nearest(run.model, x[:images], y[:images])[1].nan_to_num(posinf=DIAGONAL)
+
+    return metric

@@ -1,4 +1,4 @@
-"""Result of an experiment as plain values."""
+"""The result of an experiment as plain values."""
 
 import os
 import platform
@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from lightning_paf.experiments.claim_result import Measured, compare, overall
@@ -14,18 +15,11 @@ from lightning_paf.experiments.run import Task, measured
 
 
 def content(method: str, experiment: Experiment, tasks: Sequence[Task], budget: str) -> dict[str, Any]:
-    """Means of all metrics, an interval per claim, and a conclusion.
-
-    Args:
-        method: Name of the experiment.
-        experiment: The experiment.
-        tasks: All tasks of the experiment, finished.
-        budget: Name of the budget.
-    """
+    """Means of all metrics, an interval per claim, and a conclusion, from the finished tasks of an experiment."""
     values = {(task.variant, task.seed): measured(task) for task in tasks}
     seeds = sorted({task.seed for task in tasks})
     names = list(next(iter(values.values())))
-    outcomes = [compare(claim, _sides(claim, values, seeds)) for claim in experiment.claims]
+    results = [compare(claim, _sides(claim, values, seeds)) for claim in experiment.claims]
     return {
         "method": method,
         "title": experiment.title,
@@ -43,21 +37,21 @@ def content(method: str, experiment: Experiment, tasks: Sequence[Task], budget: 
         },
         "claims": [
             {
-                "text": outcome.claim.text,
-                "source": outcome.claim.source,
-                "metric": f"{outcome.claim.metric} > {outcome.claim.than}".removesuffix(" > "),
-                "more": outcome.claim.more,
-                "less": outcome.claim.less,
-                "by": outcome.claim.by,
-                "difference": outcome.difference,
-                "low": outcome.low,
-                "high": outcome.high,
-                "shown": outcome.shown(outcome.claim.metric in experiment.plain),
-                "conclusion": outcome.conclusion,
+                "text": result.claim.text,
+                "source": result.claim.source,
+                "metric": f"{result.claim.metric} > {result.claim.than}".removesuffix(" > "),
+                "more": result.claim.more,
+                "less": result.claim.less,
+                "by": result.claim.by,
+                "difference": result.difference,
+                "low": result.low,
+                "high": result.high,
+                "shown": result.shown(result.claim.metric in experiment.plain),
+                "conclusion": result.conclusion,
             }
-            for outcome in outcomes
+            for result in results
         ],
-        "conclusion": overall(outcomes),
+        "conclusion": overall(results),
     }
 
 
@@ -69,6 +63,4 @@ def _sides(
 
 
 def _machine() -> str:
-    import torch
-
     return f"{os.cpu_count()} CPUs ({platform.machine()}), torch {torch.__version__}"

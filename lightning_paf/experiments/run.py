@@ -3,22 +3,24 @@
 import contextlib
 import json
 import os
+import re
 import shutil
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
+from lightning_paf.attacks import AutoAttack
+from lightning_paf.evaluation import Evaluation, Outcome
 from lightning_paf.experiments.experiment import Experiment, Variant, find_experiment
-from lightning_paf.experiments.metrics import margin_pgd
+from lightning_paf.experiments.metrics import correct, margin_pgd
+from lightning_paf.loading import load_run
 from lightning_paf.utils.files import write_whole
-
-if TYPE_CHECKING:
-    from lightning_paf.loading import Run
 
 BLOCK_SIZE = 512
 
@@ -32,8 +34,8 @@ class Task:
         variant: Name of the variant.
         seed: Seed of weights, data order and attacks.
         folder: Folder of the experiment; this task writes to `VARIANT-SEED` in it.
-        config: Experiment that all variants share.
-        options: Last words of `fit`, for example for a shorter training.
+        config: Configuration that all variants share.
+        options: Last words of `fit`, such as those for a shorter training.
         examples: Number of test images to evaluate.
     """
 
@@ -55,16 +57,6 @@ class Task:
         """File of the metrics, written at the end."""
         return self.output / "measured.json"
 
-    @property
-    def trained(self) -> Path:
-        """Marker file, written after the commands."""
-        return self.output / "trained"
-
-    @property
-    def settings(self) -> Path:
-        """File of the settings that `measured.json` belongs to."""
-        return self.output / "settings.json"
-
 
 def perform(task: Task) -> None:
     """Train, evaluate, and write `measured.json`; output goes to `log.txt`.
@@ -77,15 +69,14 @@ def perform(task: Task) -> None:
     _remove_stale(task, experiment, variant)
     if task.result.is_file():
         return
-    import torch
-
     torch.set_num_threads(1)
     with _into(task.output / "log.txt"):
-        if not task.trained.is_file():
+        trained = task.output / "trained"
+        if not trained.is_file():
             for words in variant.before:
                 _command(_filled(words, task, experiment))
             _command(_fit_words(task, experiment, variant))
-            task.trained.touch()
+            trained.touch()
         measured = _evaluate(task, experiment, variant)
     content = {name: np.asarray(values, np.float64).reshape(-1).tolist() for name, values in measured.items()}
     write_whole(task.result, json.dumps(content).encode())
@@ -101,14 +92,15 @@ def _remove_stale(task: Task, experiment: Experiment, variant: Variant) -> None:
     commands = [*variant.before, _fit_words(task, experiment, variant), variant.test_options]
     evaluated = {"eps": experiment.eps, "examples": task.examples, "metrics": sorted(experiment.metrics)}
     text = json.dumps({"commands": commands, "config": task.config.read_text(), **evaluated}, indent=1)
-    before, now = json.loads(task.settings.read_text()) if task.settings.is_file() else {}, json.loads(text)
+    settings = task.output / "settings.json"
+    before, now = json.loads(settings.read_text()) if settings.is_file() else {}, json.loads(text)
     if before == now:
         return
     if any(before.get(part) != now[part] for part in ("commands", "config")):
         shutil.rmtree(task.output, ignore_errors=True)
     task.result.unlink(missing_ok=True)
     task.output.mkdir(parents=True, exist_ok=True)
-    write_whole(task.settings, text.encode())
+    write_whole(settings, text.encode())
 
 
 def _fit_words(task: Task, experiment: Experiment, variant: Variant) -> list[str]:
@@ -120,17 +112,9 @@ def _fit_words(task: Task, experiment: Experiment, variant: Variant) -> list[str
 
 def _filled(words: Sequence[str], task: Task, experiment: Experiment) -> list[str]:
     """Words with their placeholders filled in."""
-    paths = {
-        f"{{{variant.name}}}": str(_checkpoint(task.folder / f"{variant.name}-{task.seed}"))
-        for variant in experiment.variants
-    }
-    paths["{folder}"] = str(task.output)
-    filled = []
-    for word in words:
-        for placeholder, path in paths.items():
-            word = word.replace(placeholder, path)
-        filled.append(word)
-    return filled
+    names = (variant.name for variant in experiment.variants)
+    paths = {"folder": task.output} | {name: _checkpoint(task.folder / f"{name}-{task.seed}") for name in names}
+    return [re.sub(r"{([\w.-]+)}", lambda found: str(paths[found[1]]), word) for word in words]
 
 
 def _checkpoint(folder: Path) -> Path:
@@ -148,31 +132,15 @@ def _command(words: list[str]) -> None:
 
 def _evaluate(task: Task, experiment: Experiment, variant: Variant) -> dict[str, Any]:
     """All metrics of a trained variant."""
-    import torch
-
-    from lightning_paf.functional.predictions import misclassified
-    from lightning_paf.loading import load_run
-
     run = load_run(_checkpoint(task.output), device="cpu", options=_filled(variant.test_options, task, experiment))
     samples = run.samples(task.examples)
     x, y = samples.fetch(samples.ids)
     torch.manual_seed(task.seed)
-    with torch.no_grad():
-        found: dict[str, Any] = {"clean": (~misclassified(run.model(x), y)).numpy()}
-    found |= _robust(run, experiment.eps, samples)
+    found: dict[str, Any] = {"clean": correct(run.model, x, y)}
+    for name, attack in (("pgd", margin_pgd(experiment.eps)), ("autoattack", AutoAttack(experiment.eps))):
+        result = Evaluation(run.model, attack, samples, block_size=BLOCK_SIZE).run()
+        found[name] = result.outcomes == Outcome.ROBUST
     return found | {name: metric(run, x, y) for name, metric in experiment.metrics.items()}
-
-
-def _robust(run: "Run", eps: float, samples: Any) -> dict[str, NDArray[np.bool_]]:
-    """Whether each image is robust under PGD (margin loss, three starts) and standard AutoAttack."""
-    from lightning_paf.attacks import AutoAttack
-    from lightning_paf.evaluation import Evaluation, Outcome
-
-    attacks = {"pgd": margin_pgd(eps), "autoattack": AutoAttack(eps, version="standard")}
-    return {
-        name: Evaluation(run.model, attack, samples, block_size=BLOCK_SIZE).run().outcomes == Outcome.ROBUST
-        for name, attack in attacks.items()
-    }
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""Tensor mathematics without state: losses per example and the geometry of perturbations."""
+"""Stateless tensor mathematics: per-example losses and the geometry of perturbations."""
 
 from lightning_paf.functional.geometry import Geometry, geometry_of
 from lightning_paf.functional.losses import cross_entropy, dlr, kl_divergence, margin

@@ -1,21 +1,18 @@
-"""Directional agreement of two gradients."""
+"""Cosine similarity of gradients."""
 
 import torch
 from torch import Tensor
 
 
 def cosine(first: Tensor, second: Tensor) -> Tensor:
-    """Cosine (N,) of the angle between two tensors (N, ...), example by example; 0 where one of them is zero.
-
-    Differentiable also at zero, where the derivative is 0.
-    """
+    """Cosine similarity (N,) of tensors (N, ...), per example; 0, with derivative 0, where one of them is zero."""
     return (_unit(first) * _unit(second)).sum(dim=1)
 
 
 def _unit(vector: Tensor) -> Tensor:
-    """Of length 1 (N, D), or zero."""
+    """Normalise to length 1, (N, D); a zero vector stays zero."""
     flat = vector.flatten(1)
-    # Scaled by a constant first: the squares of a saturated loss's gradient are zero in single precision.
+    # Scaled first: the squares of a saturated loss's gradient underflow in single precision.
     largest = flat.detach().abs().amax(dim=1, keepdim=True)
     flat = flat / torch.where(largest > 0, largest, torch.ones_like(largest))
     length = flat.square().sum(dim=1, keepdim=True)

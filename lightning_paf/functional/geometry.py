@@ -1,6 +1,6 @@
-"""Balls of images in the l-infinity, l2 and l1 norm: random points, steepest directions, projections.
+"""Balls in the l-infinity, l2 and l1 norm: random points, steepest directions, projections.
 
-Everything works on perturbations of shape (N, ...), one ball per example, centred at zero or at the image `x`.
+All functions take perturbations of shape (N, ...), with one ball per example, centred at zero or at the image `x`.
 """
 
 from abc import ABC, abstractmethod
@@ -18,7 +18,7 @@ Bounds = tuple[float, float] | None
 
 
 class Geometry(ABC):
-    """Operations of a norm. Stateless; get one from `geometry_of`."""
+    """Stateless operations in a norm; get one from `geometry_of`."""
 
     fraction_of_radius: ClassVar[float] = 1 - 1e-6
     """Fraction of the radius that `move` uses; the rest absorbs the rounding of a sum over many pixels."""
@@ -29,7 +29,7 @@ class Geometry(ABC):
 
     @abstractmethod
     def uniform(self, x: Tensor, radius: float) -> Tensor:
-        """Perturbations shaped like `x`, drawn uniformly from the ball (global random generator of the device)."""
+        """Perturbations shaped like `x`, uniform in the ball, from the device's global random generator."""
 
     @abstractmethod
     def ascent(self, gradient: Tensor, x: Tensor, bounds: Bounds) -> Tensor:
@@ -37,12 +37,12 @@ class Geometry(ABC):
 
     @abstractmethod
     def project(self, delta: Tensor, radius: float) -> Tensor:
-        """The nearest points (in l2 distance) of the ball; perturbations inside it are returned unchanged."""
+        """Project onto the ball (in l2 distance); perturbations inside it are returned unchanged."""
 
     def move(self, x: Tensor, delta: Tensor, radius: float, bounds: Bounds) -> Tensor:
-        """`x + delta`, brought back into the ball around `x`, then into `bounds`.
+        """Project `x + delta` onto the ball around `x`, then onto `bounds`.
 
-        With `x` inside `bounds` the result lies in both sets, in floating point too: the sum is rounded towards `x`.
+        For `x` inside `bounds`, the result lies in both sets, in floating point too: the sum is rounded towards `x`.
         For l-infinity it is the nearest such point, for l2 and l1 a near one.
         """
         delta = self.project(delta, self.fraction_of_radius * radius)
@@ -50,12 +50,12 @@ class Geometry(ABC):
         return moved if bounds is None else moved.clamp(*bounds)
 
     def returns(self, x: Tensor, radius: float, bounds: Bounds) -> Callable[[Tensor], Tensor]:
-        """A function that projects images as `move` does, for many steps around one `x`."""
+        """Make a function that projects images as `move` does, for many steps around one `x`."""
         return lambda moved: self.move(x, moved - x, radius, bounds)
 
 
 class Linf(Geometry):
-    """Largest change of a pixel."""
+    """Largest absolute change of a pixel."""
 
     fraction_of_radius = 1.0
 
@@ -95,16 +95,16 @@ class L2(Geometry):
         return length
 
     def uniform(self, x: Tensor, radius: float) -> Tensor:
-        """A uniform direction, and the length that makes the volume uniform (close to `radius` for images)."""
+        """Uniform direction, with a length that makes the points uniform in volume (close to `radius` for images)."""
         noise = torch.randn_like(x)
         pixels = x[0].numel()
         length = torch.rand(len(x), device=x.device, dtype=x.dtype) ** (1 / pixels)
         return noise * per_example(radius * length / _positive(self.size(noise)), x)
 
     def ascent(self, gradient: Tensor, x: Tensor, bounds: Bounds) -> Tensor:
-        """The gradient over its length."""
+        """The normalised gradient."""
         del x, bounds
-        # Scaled by the largest entry first: the squares of a saturated loss's gradient are zero in single precision.
+        # Scaled first: the squares of a saturated loss's gradient underflow in single precision.
         gradient = gradient / per_example(_positive(gradient.flatten(1).abs().amax(dim=1)), gradient)
         return gradient / per_example(_positive(self.size(gradient)), gradient)
 
@@ -116,9 +116,9 @@ class L2(Geometry):
 class L1(Geometry):
     """Sum of the absolute changes of all pixels and channels.
 
-    The exact steepest direction changes a single pixel. Following SLIDE (Tramèr & Boneh 2019), `ascent` uses the
-    largest 1 % of the gradient's entries. They keep their sizes (SLIDE: only their signs), so that the steps converge
-    to the optimum on a linear loss.
+    The exact steepest direction changes a single pixel. As in SLIDE (Tramèr & Boneh 2019), `ascent` uses the largest
+    1 % of the gradient's entries. It keeps their sizes (SLIDE: only their signs), so that the steps converge to the
+    optimum of a linear loss.
     """
 
     fraction: ClassVar[float] = 0.01
@@ -129,14 +129,14 @@ class L1(Geometry):
         return delta.flatten(1).abs().sum(dim=1)
 
     def uniform(self, x: Tensor, radius: float) -> Tensor:
-        """Exponential spacings with random signs: D of D + 1 random parts of the radius are uniform in the ball."""
+        """Exponential spacings with random signs: D of D + 1 random parts of the radius."""
         parts = torch.empty_like(x).exponential_()
         rest = torch.empty(len(x), device=x.device, dtype=x.dtype).exponential_()
         signs = torch.randint_like(x, 2).mul_(2).sub_(1)
         return signs * parts * per_example(radius / _positive(self.size(parts) + rest), x)
 
     def ascent(self, gradient: Tensor, x: Tensor, bounds: Bounds) -> Tensor:
-        """The largest 1 % of the gradient, among the pixels that can still move, over the sum of their sizes."""
+        """The largest 1 % of the gradient among the pixels that can still move, normalised."""
         if bounds is not None:
             stuck = ((x <= bounds[0]) & (gradient < 0)) | ((x >= bounds[1]) & (gradient > 0))
             gradient = gradient.masked_fill(stuck, 0.0)
@@ -147,7 +147,7 @@ class L1(Geometry):
         return (sparse / _positive(self.size(sparse))[:, None]).view_as(gradient)
 
     def project(self, delta: Tensor, radius: float) -> Tensor:
-        """Soft thresholding with the threshold from the sorted sizes (Duchi et al. 2008, fig. 1)."""
+        """Soft thresholding, with the threshold from the sorted sizes (Duchi et al. 2008, fig. 1)."""
         flat = delta.flatten(1)
         sizes = flat.abs().sort(dim=1, descending=True).values
         excess = sizes.cumsum(dim=1) - radius
@@ -155,7 +155,7 @@ class L1(Geometry):
         active = (sizes * rank > excess).sum(dim=1, keepdim=True).clamp_min(1)
         threshold = (excess.gather(1, active - 1) / active).clamp_min(0)
         thinned = flat.sign() * (flat.abs() - threshold).clamp_min(0)
-        # The threshold is a difference of large sums: scale, since its rounding may leave points outside.
+        # The threshold is a difference of large sums, whose rounding can leave points outside.
         return (thinned * (radius / _positive(self.size(thinned)))[:, None].clamp_max(1)).view_as(delta)
 
 
@@ -163,10 +163,7 @@ _GEOMETRIES: Mapping[Norm, Geometry] = MappingProxyType({"linf": Linf(), "l2": L
 
 
 def geometry_of(norm: Norm) -> Geometry:
-    """The geometry of a norm.
-
-    Args:
-        norm: `linf`, `l2` or `l1`.
+    """Look up the geometry of a norm: `linf`, `l2` or `l1`.
 
     Raises:
         ValueError: Unknown norm.
@@ -177,9 +174,9 @@ def geometry_of(norm: Norm) -> Geometry:
 
 
 def finite_gradient(gradient: Tensor) -> Tensor:
-    """Gradient (N, ...) with NaN replaced by 0, infinity by the largest finite size of the example, with its sign.
+    """Replace NaN by 0, and infinities by the example's largest finite magnitude with their sign, (N, ...).
 
-    A larger value would outweigh all other pixels, and might point outside the pixel range.
+    A larger magnitude would outweigh all other pixels, and could point out of the pixel range.
     """
     finite = gradient.nan_to_num(0.0, 0.0, 0.0)
     largest = _positive(torch.linalg.vector_norm(finite.flatten(1), torch.inf, dim=1))
@@ -187,7 +184,7 @@ def finite_gradient(gradient: Tensor) -> Tensor:
 
 
 def with_finite_gradient(x: Tensor) -> Tensor:
-    """`x` with a backward hook that applies `finite_gradient`; for external code that differentiates."""
+    """Attach a backward hook with `finite_gradient` to `x`, for external code that differentiates."""
     if x.requires_grad:
         x = x.view_as(x)
         x.register_hook(finite_gradient)  # type: ignore[no-untyped-call]
@@ -195,23 +192,23 @@ def with_finite_gradient(x: Tensor) -> Tensor:
 
 
 def _sum_towards(x: Tensor, delta: Tensor) -> Tensor:
-    """`x + delta`, rounded towards `x` where rounding would lead further away than `delta`."""
+    """`x + delta`, rounded towards `x` where rounding to nearest would exceed `delta`."""
     moved = x + delta
     return torch.where((moved - x).abs() > delta.abs(), torch.nextafter(moved, x), moved)
 
 
 def per_example(values: Tensor, like: Tensor) -> Tensor:
-    """(N,) -> (N, 1, ...), to broadcast with `like`."""
+    """View (N,) as (N, 1, ...), to broadcast with `like`."""
     return values.view(-1, *[1] * (like.dim() - 1))
 
 
 def _positive(values: Tensor) -> Tensor:
-    """A divisor: zero becomes the smallest normal number, so that 0 / 0 is 0."""
+    """Replace zero divisors by the smallest normal number, so that 0 / 0 is 0."""
     return values.clamp_min(torch.finfo(values.dtype).tiny)
 
 
 def _rounded_down(radius: float, dtype: torch.dtype) -> float:
-    """The largest number of `dtype` that is not above `radius`."""
+    """Round `radius` down to `dtype`."""
     rounded = torch.tensor(radius, dtype=dtype)
     if rounded.item() > radius:
         rounded = torch.nextafter(rounded, torch.zeros_like(rounded))

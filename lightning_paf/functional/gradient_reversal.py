@@ -1,4 +1,4 @@
-"""A layer whose gradient points the other way (Ganin and Lempitsky, 2015)."""
+"""Gradient reversal layer (Ganin and Lempitsky, 2015)."""
 
 import math
 from typing import Any
@@ -8,20 +8,13 @@ from torch import Tensor
 
 
 def reverse_gradient(x: Tensor, factor: Tensor | float) -> Tensor:
-    """`x` itself, whose gradient is that of the result times `-factor`.
-
-    What follows is trained to do its work, what comes before is trained to spoil it.
-
-    Args:
-        x: Any tensor.
-        factor: Scalar; 0 lets no gradient through.
-    """
+    """Identity whose backward pass multiplies the gradient by `-factor`, a scalar; 0 blocks the gradient."""
     reversed_: Tensor = _Reversal.apply(x, factor)
     return reversed_
 
 
 def reversal_schedule(progress: float) -> float:
-    """The usual factor over the training, `2 / (1 + exp(-10 progress)) - 1` (Ganin et al., 2016): 0 first, then 1."""
+    """Factor `2 / (1 + exp(-10 progress)) - 1` (Ganin et al., 2016), which rises from 0 to nearly 1."""
     return 2 / (1 + math.exp(-10 * progress)) - 1
 
 

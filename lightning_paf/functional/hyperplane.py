@@ -1,4 +1,4 @@
-"""Projections onto the part of a hyperplane that lies in the box [0, 1]^D, without sorting."""
+"""Projections onto the intersection of a hyperplane and the box [0, 1]^D, without sorting."""
 
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
@@ -9,7 +9,7 @@ from torch import Tensor
 from lightning_paf.types import Norm
 
 Shift = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""`(points, normal, excess) -> shifts`, see `shift_linf`."""
+"""`(points, normal, excess) -> shifts`; see `shift_linf`."""
 
 _FULL = 1e30
 """A level above all limits."""
@@ -19,17 +19,16 @@ _CPU_STEPS, _DEVICE_STEPS = 40, 16
 
 @torch.no_grad()
 def shift_linf(points: Tensor, normal: Tensor, excess: Tensor) -> Tensor:
-    """The smallest shifts, in the l-infinity norm, that move points of the box onto a hyperplane within the box.
+    """Smallest shifts in the l-infinity norm that move points of the box onto a hyperplane, inside the box.
 
-    All coordinates move by one common amount, except those that reach the end of their range before (Croce & Hein
-    2020, "Minimally distorted adversarial examples", appendix on projections). Where the hyperplane does not meet the
-    box, the shift leads to the corner nearest to it; where the normal is zero, nowhere.
+    All coordinates move by the same amount, except those that reach the end of their range first (Croce & Hein 2020,
+    "Minimally distorted adversarial examples", appendix on projections). If the hyperplane does not meet the box, the
+    points move to the corner nearest to it. If the normal is zero, they stay.
 
     Args:
-        points: (N, K, D) in [0, 1]: K points for each hyperplane.
-        normal: (N, D) the normals w.
-        excess: (N, K) the values of `<w, point> - b`, which the shift is to bring to zero. Given rather than b, because
-            the caller knows it without the rounding of a long sum.
+        points: K points for each hyperplane, (N, K, D), in [0, 1].
+        normal: Normals w, (N, D).
+        excess: `<w, point> - b`, (N, K), which becomes zero. FAB has it without the rounding error of a long sum.
 
     Returns:
         (N, K, D).
@@ -41,7 +40,7 @@ def shift_linf(points: Tensor, normal: Tensor, excess: Tensor) -> Tensor:
 
 @torch.no_grad()
 def shift_l2(points: Tensor, normal: Tensor, excess: Tensor) -> Tensor:
-    """As `shift_linf` for the l2 norm: coordinates move in proportion to the normal, until their range ends."""
+    """The same in the l2 norm: coordinates move in proportion to the normal, up to the end of their range."""
     weights, total, direction, room = _prepare(points, normal, excess)
     limits = room / weights.clamp_min(1 / _FULL).unsqueeze(1)
     level = _level(limits, weights.square(), total)
@@ -52,10 +51,7 @@ _SHIFTS: Mapping[Norm, Shift] = MappingProxyType({"linf": shift_linf, "l2": shif
 
 
 def shift_of(norm: Norm) -> Shift:
-    """The projection of a norm.
-
-    Args:
-        norm: `linf` or `l2`.
+    """Look up the projection in a norm: `linf` or `l2`.
 
     Raises:
         ValueError: No projection for this norm.
@@ -66,24 +62,24 @@ def shift_of(norm: Norm) -> Shift:
 
 
 def _prepare(points: Tensor, normal: Tensor, excess: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Weights (N, D) with largest entry 1, the total (N, K) to remove, direction and room of each coordinate (N, K, D).
+    """Weights (N, D) with largest entry 1, total (N, K) to remove, direction and room of each coordinate (N, K, D).
 
-    The hyperplane is the same after scaling; squares of the gradients of a saturated network would be zero.
+    Scaling does not change the hyperplane, but keeps the squares of a saturated network's gradients from underflow.
     """
     sizes = normal.abs()
     scale = sizes.amax(dim=1, keepdim=True).clamp_min(torch.finfo(normal.dtype).tiny).reciprocal()
     direction = normal.sign().unsqueeze(1) * -excess.sign().unsqueeze(2)
-    room = torch.addcmul(direction.clamp_min(0), direction, points, value=-1)  # upwards 1 - point, downwards point
+    room = torch.addcmul(direction.clamp_min(0), direction, points, value=-1)  # 1 - point upwards, point downwards
     return sizes * scale, excess.abs() * scale, direction, room
 
 
 def _level(limits: Tensor, weights: Tensor, total: Tensor) -> Tensor:
-    """The level (N, K) up to which to fill every coordinate, at most to its limit, so that the weights sum to `total`.
+    """Solve `sum_d weights_d min(limits_d, level) = total` for the level.
 
-    The filled sum is a concave, piecewise linear function of the level. Newton's method from 0 climbs monotonely and
-    ends on the root, since it is exact once the set of full coordinates is right: after about six steps. Every step
-    divides (what is missing) x (the slope) by at least 4. That bounds the steps where a check for convergence would
-    synchronise the device.
+    The sum is a concave, piecewise linear function of the level. Newton's method from 0 increases monotonically and
+    is exact once the set of coordinates at their limit is right, after about six steps. Every step divides the
+    remainder times the slope by at least 4, which bounds the number of steps on devices, where a check for
+    convergence would synchronise.
 
     Args:
         limits: (N, K, D), at least 0.
@@ -91,10 +87,10 @@ def _level(limits: Tensor, weights: Tensor, total: Tensor) -> Tensor:
         total: (N, K), at least 0.
 
     Returns:
-        (N, K); `_FULL` where the sum of all cannot reach the total.
+        (N, K); `_FULL` where the sum cannot reach the total.
     """
     on_cpu, smallest, count = limits.is_cpu, torch.finfo(limits.dtype).tiny, limits.shape[1]
-    both = limits.new_empty(len(limits), 2 * count, limits.shape[2])  # the fillings, and whether each can rise further
+    both = limits.new_empty(len(limits), 2 * count, limits.shape[2])  # min(limits, level), and where it can still rise
     fillings, can_rise = both[:, :count], both[:, count:]
     row, level = weights.unsqueeze(1), torch.zeros_like(total)
     for _ in range(_CPU_STEPS if on_cpu else _DEVICE_STEPS):

@@ -1,4 +1,4 @@
-"""Gradient of a classifier's loss by its input."""
+"""Input gradient of a classifier's loss."""
 
 import torch
 from torch import Tensor
@@ -8,7 +8,7 @@ from lightning_paf.types import Forward
 
 
 def input_gradient(forward: Forward, x: Tensor, y: Tensor) -> Tensor:
-    """Gradient (N, C, H, W) of each image's cross-entropy at the image, with its graph.
+    """Gradient (N, C, H, W) of the cross-entropy with respect to each image, with its graph.
 
     For labels this is minus the gradient of log p_y.
 
@@ -18,6 +18,6 @@ def input_gradient(forward: Forward, x: Tensor, y: Tensor) -> Tensor:
         y: Labels (N,), or a distribution over the classes (N, K).
     """
     x = x.detach().requires_grad_()
-    # Of the sum, which is that of each image where the network treats images alone.
+    # The gradient of the sum is that of each image, if the network processes images independently.
     (gradient,) = torch.autograd.grad(cross_entropy(forward(x), y).sum(), x, create_graph=True)
     return gradient

@@ -1,4 +1,4 @@
-"""Losses per example, `(output, target) -> (N,)`: what an attack increases and what training averages."""
+"""Per-example losses, `(output, target) -> (N,)`, for attacks and for training."""
 
 import torch
 from torch import Tensor
@@ -11,7 +11,7 @@ def cross_entropy(logits: Tensor, y: Tensor, label_smoothing: float = 0.0) -> Te
     Args:
         logits: (N, C).
         y: Labels (N,) int64, or a distribution over the classes (N, C).
-        label_smoothing: Share of the target, in [0, 1), spread evenly over all classes.
+        label_smoothing: Fraction of the target, in [0, 1), spread evenly over all classes.
 
     Returns:
         (N,), at least 0.
@@ -24,8 +24,8 @@ def kl_divergence(logits: Tensor, p: Tensor) -> Tensor:
 
     Args:
         logits: (N, C).
-        p: Distribution over the classes (N, C), zeros allowed; or labels (N,) int64, which stand for a one-hot row and
-            make this the cross-entropy.
+        p: Distribution over the classes (N, C), zeros allowed; or labels (N,) int64, for which the divergence is the
+            cross-entropy.
 
     Returns:
         (N,), at least 0 up to rounding.
@@ -38,11 +38,11 @@ def kl_divergence(logits: Tensor, p: Tensor) -> Tensor:
 
 
 def margin(logits: Tensor, y: Tensor) -> Tensor:
-    """`max_{j != y} z_j - z_y`: negative exactly while the example is classified correctly (Carlini & Wagner 2017).
+    """`max_{j != y} z_j - z_y`: negative exactly where the example is classified correctly (Carlini & Wagner 2017).
 
     Args:
         logits: (N, C), C >= 2.
-        y: Labels (N,) int64, or a distribution over the classes (N, C), which stands for its likeliest class.
+        y: Labels (N,) int64, or a distribution over the classes (N, C), whose most likely class is the label.
 
     Returns:
         (N,), in units of the logits.
@@ -55,29 +55,29 @@ def margin(logits: Tensor, y: Tensor) -> Tensor:
 def dlr(logits: Tensor, y: Tensor) -> Tensor:
     """Difference-of-logits ratio: the margin over `z_(1) - z_(3)` of the sorted logits (Croce & Hein 2020, eq. 6).
 
-    Unlike the margin it does not change when the logits are scaled or shifted.
+    Unlike the margin, it is invariant to scaling and shifting the logits.
 
     Args:
         logits: (N, C), C >= 3.
-        y: Labels (N,) int64, or a distribution over the classes (N, C), which stands for its likeliest class.
+        y: Labels (N,) int64, or a distribution over the classes (N, C), whose most likely class is the label.
 
     Returns:
-        (N,), in [-1, 1] for a prediction among the three largest logits.
+        (N,), in [-1, 1] if the label is among the three largest logits.
 
     Raises:
-        ValueError: Fewer than three classes, for which the ratio is not defined.
+        ValueError: Fewer than three classes, for which the ratio is undefined.
     """
     if logits.shape[1] < 3:
         raise ValueError(
-            f"The DLR loss needs at least 3 classes, but the model has {logits.shape[1]}. "
-            "Use lightning_paf.functional.margin, which orders two classes in the same way."
+            f"The number of classes must be at least 3 for the DLR loss, got {logits.shape[1]}. "
+            "Use lightning_paf.functional.margin, which ranks two classes in the same way."
         )
     top = logits.topk(3, dim=1).values
     return margin(logits, y) / (top[:, 0] - top[:, 2] + 1e-12)
 
 
 def hard_labels(y: Tensor) -> Tensor:
-    """Labels (N,) int64: themselves, or the most likely class of a distribution over the classes (N, C)."""
+    """Labels (N,) int64, of a distribution over the classes (N, C) the most likely one."""
     return y.argmax(dim=1) if y.is_floating_point() else y
 
 

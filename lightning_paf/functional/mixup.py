@@ -1,4 +1,4 @@
-"""Convex combinations within a batch, of images, of hidden activations, and of losses."""
+"""Mixup: convex combinations within a batch of images, hidden activations or losses."""
 
 from dataclasses import dataclass
 
@@ -8,33 +8,33 @@ from torch import Tensor
 
 @dataclass(frozen=True, eq=False)
 class Mixture:
-    """Who is mixed with whom, and how much (Zhang et al. 2018, "mixup").
+    """Coefficient and partners of mixed examples (Zhang et al. 2018, "mixup").
 
     Attributes:
-        share: Of each example itself, in [0, 1]; one number for the batch.
-        partners: Numbers (N,) of the examples that make up the rest.
+        share: Mixing coefficient (lambda in the paper) of the example itself, in [0, 1]; one number for the batch.
+        partners: Indices (N,) of the examples to mix in, with coefficient `1 - share`.
     """
 
     share: float
     partners: Tensor
 
     def __call__(self, batch: Tensor) -> Tensor:
-        """Mix examples (N, ...); at a share of 1 they are what they were."""
+        """Mix examples (N, ...); a coefficient of 1 leaves them unchanged."""
         return self.share * batch + (1 - self.share) * batch[self.partners]
 
 
 def draw_mixture(examples: int, alpha: float, device: torch.device) -> Mixture:
-    """Draw a share from Beta(alpha, alpha) and a permutation.
+    """Draw a mixing coefficient from Beta(alpha, alpha), and a permutation.
 
     Args:
         examples: Size of the batch.
-        alpha: At least 0.01, or 0, which mixes nothing.
-        device: Of the batch.
+        alpha: At least 0.01, or 0 for no mixing.
+        device: Device of the batch.
     """
-    # On the CPU, as a number that the program needs at once: a device would make it wait.
-    # In double precision: for a small alpha, the two gamma variates behind it are tiny.
+    # On the CPU, since reading a number from a GPU would synchronise it; in double precision, since the two gamma
+    # variates of a small alpha are tiny.
     pair = torch.full((2,), alpha, dtype=torch.float64)
     drawn = float(torch.distributions.Beta(*pair).sample()) if alpha > 0 else 1.0
-    # Exchanging an example and its partner renames the mixed examples, no more. With the larger share its own, an
-    # example keeps its label as the more likely one, and the training accuracy means something.
+    # Exchanging examples and partners only reorders the mixed batch. With the larger coefficient, the example's label
+    # stays the more likely one, so that the training accuracy remains meaningful.
     return Mixture(max(drawn, 1 - drawn), torch.randperm(examples, device=device))

@@ -1,4 +1,4 @@
-"""Predicted classes and misclassification, for all counts of correct or robust images."""
+"""Predicted classes, misclassification, and validation of labels."""
 
 from typing import Any
 
@@ -12,11 +12,11 @@ NO_PREDICTION = -1
 
 
 def undefined(output: Tensor) -> Tensor:
-    """Which rows (N,) of an output (N, ...) hold a NaN or an infinity, bool.
+    """Mask (N,) of the rows of an output (N, ...) that hold a NaN or an infinity, bool.
 
-    A network that overflows has no prediction: float arithmetic elsewhere may order the same logits differently.
+    A network that overflows has no prediction: other hardware can order the same logits differently.
     """
-    # 0 * inf is NaN, so is 0 * NaN; fewer operations than `isfinite`, which some searches call thousands of times.
+    # 0 * inf and 0 * NaN are NaN; this takes fewer operations than `isfinite` in the inner loop of attacks.
     return (0 * output.detach().unsqueeze(-1).flatten(1)).sum(1) != 0
 
 
@@ -26,24 +26,23 @@ def predicted(logits: Tensor) -> Tensor:
 
 
 def misclassified(logits: Tensor, y: Tensor) -> Tensor:
-    """Which rows are classified wrongly, (N,) bool; rows with a NaN or infinite logit are.
+    """Mask (N,) of the misclassified rows, bool, including all rows with a NaN or infinite logit.
 
     Args:
         logits: (N, C).
-        y: Labels (N,) int64, or a distribution over the classes (N, C), which stands for its likeliest class.
+        y: Labels (N,) int64, or a distribution over the classes (N, C), whose most likely class is the label.
     """
     return predicted(logits) != hard_labels(y)
 
 
 def undefined_first(values: Tensor, output: Any) -> Tensor:
-    """Losses (N,) as a search for adversarial images compares them: infinite where undefined.
+    """Losses (N,) for the comparison of adversarial images: infinite where undefined.
 
-    An image with undefined logits is misclassified, so no other image is a better result. NaN would compare as worse
-    than every number.
+    An image with undefined logits is misclassified, so no other image is better. A NaN would lose every comparison.
 
     Args:
         values: Losses (N,), larger is better.
-        output: Network output that they were computed from; rows are only examined where it is a tensor.
+        output: Network output of these losses; its rows are examined if it is a tensor.
     """
     worst = values.isnan()
     if isinstance(output, Tensor):
@@ -57,10 +56,10 @@ def check_labels(y: Tensor, count: int, classes: int | None = None) -> None:
     Args:
         y: Labels (N,) int64, or distributions over the classes (N, C), floating point.
         count: Number of images.
-        classes: Number of classes, where it is known.
+        classes: Number of classes, if known.
 
     Raises:
-        ValueError: Another shape or type; a label outside the classes.
+        ValueError: Wrong shape or type, or a label out of range.
     """
     if y.is_floating_point():
         fits = y.dim() == 2 and len(y) == count and classes in (None, y.shape[1])

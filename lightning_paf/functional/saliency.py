@@ -1,4 +1,4 @@
-"""Saliency of pixels by perturbation and by differentiation."""
+"""Perturbation-based and gradient-based saliency maps."""
 
 import math
 
@@ -11,16 +11,7 @@ from lightning_paf.types import Forward
 
 
 def gradient_saliency(forward: Forward, x: Tensor, y: Tensor) -> Tensor:
-    """Absolute gradient of log p_y, summed over channels.
-
-    Args:
-        forward: Images to logits (N, K).
-        x: Images (N, C, H, W).
-        y: Labels (N,).
-
-    Returns:
-        (N, H, W), without a graph.
-    """
+    """Absolute gradient (N, H, W) of log p_y, summed over channels, without a graph; arguments of `input_gradient`."""
     with torch.enable_grad():
         return input_gradient(forward, x, y).detach().abs().sum(1)
 
@@ -31,17 +22,16 @@ def perturbation_saliency(
 ) -> Tensor:
     """Change of the prediction when the image is blurred around a pixel.
 
-    Around each point of a grid the image is blended with its blurred copy under a Gaussian window; the saliency of the
-    point is half the squared distance of the two vectors of probabilities. Between the points it is interpolated
-    bilinearly. It takes one pass through the network for each point, and no gradient. After Greydanus et al.,
-    "Visualizing and Understanding Atari Agents", ICML 2018.
+    At each point of a grid, the image is blended with its blurred copy under a Gaussian window. The saliency of the
+    point is half the squared distance of the two probability vectors; it is interpolated bilinearly in between. Each
+    point takes one forward pass. After Greydanus et al., "Visualizing and Understanding Atari Agents", ICML 2018.
 
     Args:
         forward: Images to logits (N, K).
         x: Images (N, C, H, W).
         grid: Points in each direction.
-        window: Standard deviation of the window, as a share of the image's height.
-        blur: Standard deviation of the blur, as a share of the image's height.
+        window: Standard deviation of the window, as a fraction of the image's height.
+        blur: Standard deviation of the blur, as a fraction of the image's height.
 
     Returns:
         (N, H, W), at least 0.
@@ -59,7 +49,7 @@ def perturbation_saliency(
 
 
 def gaussian_blur(x: Tensor, sigma: float) -> Tensor:
-    """Images (N, C, H, W) blurred with a standard deviation in pixels; at the border they are reflected."""
+    """Blur images (N, C, H, W) with a standard deviation in pixels and reflection at the border."""
     for dim in (2, 3):
         radius = min(math.ceil(3 * sigma), x.shape[dim] - 1)
         distance = torch.arange(-radius, radius + 1, device=x.device, dtype=x.dtype)
@@ -69,23 +59,20 @@ def gaussian_blur(x: Tensor, sigma: float) -> Tensor:
         first = 2 if dim == 2 else 0
         padding[first] = padding[first + 1] = radius
         flat = F.pad(x, padding, mode="reflect").flatten(0, 1)[:, None]
-        with torch.autocast(x.device.type, enabled=False):  # an image, not an activation
+        with torch.autocast(x.device.type, enabled=False):  # images keep their precision
             x = F.conv2d(flat, (weights / weights.sum()).view(shape)).view(x.shape)
     return x
 
 
-def most_salient(saliency: Tensor, share: float) -> Tensor:
-    """Whether each pixel (N, H, W) is among the most salient ones of its image, a share in [0, 1] of all.
-
-    Of equally salient pixels the first are taken.
-    """
+def most_salient(saliency: Tensor, fraction: float) -> Tensor:
+    """Mask (N, H, W) of the most salient pixels, a fraction in [0, 1] of each image; the first pixels win ties."""
     order = saliency.flatten(1).argsort(dim=1, descending=True, stable=True)
     rank = order.argsort(dim=1)
-    return (rank < round(share * order.shape[1])).view(saliency.shape)
+    return (rank < round(fraction * order.shape[1])).view(saliency.shape)
 
 
 def _windows(length: int, grid: int, sigma: float, like: Tensor) -> Tensor:
-    """Gaussians (grid, length) of height 1 around evenly spaced points of a line of pixels."""
+    """Gaussians (grid, length) of height 1 at evenly spaced points of a line of pixels."""
     pixel = torch.arange(length, device=like.device, dtype=like.dtype)
     centre = (torch.arange(grid, device=like.device, dtype=like.dtype) + 0.5) * (length / grid) - 0.5
     return torch.exp(-(((pixel - centre[:, None]) / sigma) ** 2) / 2)

@@ -1,4 +1,4 @@
-"""Read a checkpoint of any family without running anything in it."""
+"""Reader of checkpoints of any family, which executes nothing in them."""
 
 import json
 import pickle
@@ -22,10 +22,10 @@ class WeightSet:
     """One state dict of a file.
 
     Attributes:
-        name: The entry that it lies under; empty where the file is nothing else.
+        name: Key of the entry; empty if the file is a state dict itself.
         averaged: Whether it is an average over the training.
-        tensors: As in the file.
-        left_out: Keys of anything else (the state of a training objective, say).
+        tensors: Weights and buffers of the network, as in the file.
+        left_out: Keys of other tensors, such as those of a training objective.
     """
 
     name: str
@@ -36,13 +36,13 @@ class WeightSet:
 
 @dataclass(frozen=True)
 class CheckpointFile:
-    """What a file holds.
+    """Content of a checkpoint file.
 
     Attributes:
-        path: Where it is.
-        sets: Its state dicts, at least one; the preferred one of each kind comes first.
-        normalize: Whether the network expects normalised images, if the file records it (checkpoints of `fit` do).
-        statistics: Of that normalisation, if the file records them apart from the weights (safetensors of `export`).
+        path: Path of the file.
+        sets: State dicts, at least one; the preferred one of each kind is first.
+        normalize: Whether the network expects normalised images; None unless recorded, as by `fit`.
+        statistics: Mean and standard deviation for it; None unless recorded next to the weights, as by `export`.
     """
 
     path: Path
@@ -51,33 +51,31 @@ class CheckpointFile:
     statistics: Statistics | None = None
 
     def choose(self, which: Which | None = None) -> WeightSet:
-        """The averaged weights where there are some, otherwise the others.
+        """Return the averaged weights, or the others if there are none.
 
         Args:
-            which: Insist on the averaged (`ema`) or on the last ones (`raw`).
+            which: Require averaged weights (`ema`) or those that are not (`raw`).
 
         Raises:
-            ValueError: There are none of the kind.
+            ValueError: There are no weights of the required kind.
         """
-        wanted = [item for item in self.sets if which is None or item.averaged == (which == "ema")]
-        if not wanted:
+        found = [item for item in self.sets if which is None or item.averaged == (which == "ema")]
+        if not found:
             kind, other = ("averaged", "not averaged") if which == "ema" else ("unaveraged", "averaged")
             held = ", ".join(f"{item.name or 'one state dict'} ({other})" for item in self.sets)
-            raise ValueError(
-                f"--{which} asks for {kind} weights, but {self.path} holds only {held}. Leave --{which} out."
-            )
-        return max(wanted, key=lambda item: item.averaged)
+            raise ValueError(f"--{which} requires {kind} weights, got {self.path} with {held} only. Omit --{which}.")
+        return max(found, key=lambda item: item.averaged)
 
 
 def read_checkpoint(path: Path) -> CheckpointFile:
-    """Read a .safetensors file, or anything that torch.save wrote and that holds only tensors and plain values.
+    """Read a .safetensors file, or a file of torch.save with tensors and plain values only.
 
     Raises:
-        ValueError: There is no such file, it is damaged, it holds objects that only unpickling could make (which can
-            run any code), or no state dict is in it.
+        ValueError: There is no such file; it is damaged, holds other objects (unpickling them can run any code), or
+            holds no state dict.
     """
     if not path.is_file():
-        raise ValueError(f"A checkpoint is a file, but there is none at {path}. Check the path.")
+        raise ValueError(f"There is no checkpoint file {path}. Check the path.")
     if path.suffix == ".safetensors":
         return _read_safetensors(path)
     content = _load(path)
@@ -86,8 +84,8 @@ def read_checkpoint(path: Path) -> CheckpointFile:
         held = ", ".join(map(str, list(content)[:8])) if isinstance(content, Mapping) else type(content).__name__
         known = ", ".join(dict.fromkeys(wrapper.key for wrapper in WRAPPERS))
         raise ValueError(
-            f"A checkpoint holds a state dict, as such or under one of {known}, but {path} holds {held}. "
-            "Save the state dict alone: torch.save(net.state_dict(), FILE)."
+            f"A checkpoint must be a state dict or hold one under {known}, got {path} with {held}. Save the state dict "
+            "alone: torch.save(net.state_dict(), FILE)."
         )
     parameters = content.get("hyper_parameters")
     normalize = parameters.get("normalize") if isinstance(parameters, Mapping) else None
@@ -96,26 +94,26 @@ def read_checkpoint(path: Path) -> CheckpointFile:
 
 def _load(path: Path) -> Any:
     with path.open("rb") as file:
-        if file.read(64).lstrip()[:1] == b"<":  # what a download site answers when its quota is used up
-            raise ValueError(f"{path} is a web page and no checkpoint. Download it again, and look at what you get.")
+        if file.read(64).lstrip()[:1] == b"<":  # the answer of a download site whose quota is used up
+            raise ValueError(f"{path} is a web page, not a checkpoint. Download it again and check its content.")
     try:
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Detected pickle protocol")  # if it cannot be read, it is refused
+            warnings.filterwarnings("ignore", "Detected pickle protocol")
             return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged file fails in many ways
         lines = [line.strip() for line in str(error).splitlines()] or [""]
         reason = next((line for line in lines if "GLOBAL" in line or "Unsupported" in line), lines[0])[:160]
-        hint = (
-            f"is damaged, or torch.save did not write it ({type(error).__name__}: {reason}). "
-            "Compare its size with the original's, or download it again."
+        problem = (
+            f"is damaged, or torch.save did not write it ({type(error).__name__}: {reason}). Compare its size with the "
+            "original's, or download it again."
         )
         if isinstance(error, pickle.UnpicklingError):
-            hint = (
-                "is damaged or holds other things than tensors and plain values, which are not unpickled because "
-                "that can run any code. If you trust its author, save the weights alone where you trained: "
+            problem = (
+                "is damaged or holds objects other than tensors and plain values. They are not unpickled because that "
+                "can run any code. If you trust its author, save the weights alone: "
                 f"torch.save(torch.load(FILE, weights_only=False)['state_dict'], 'plain.pt'). ({reason})"
             )
-        raise ValueError(f"{path} {hint}") from error
+        raise ValueError(f"{path} {problem}") from error
 
 
 def _read_safetensors(path: Path) -> CheckpointFile:
@@ -126,13 +124,13 @@ def _read_safetensors(path: Path) -> CheckpointFile:
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  # it has no __iter__
             notes = file.metadata() or {}
     except SafetensorError as error:
-        raise ValueError(f"{path} is no whole safetensors file ({error}). Download or write it again.") from error
+        raise ValueError(f"{path} is not a complete safetensors file ({error}). Download or write it again.") from error
     if not tensors:
-        raise ValueError(f"A checkpoint holds tensors, but {path} holds none. Pass another file.")
-    # `safetensors.torch.save_model` keeps one of several names of a tensor, and notes which name stands for which.
+        raise ValueError(f"A checkpoint must hold tensors, got {path} without any. Pass another file.")
+    # `safetensors.torch.save_model` writes a shared tensor once, and its other names to the metadata.
     tensors |= {alias: tensors[kept] for alias, kept in notes.items() if kept in tensors and alias not in tensors}
     statistics = None
-    if {"mean", "std"} <= notes.keys():  # as `export` notes them
+    if {"mean", "std"} <= notes.keys():  # written by `export`
         try:
             statistics = Statistics(*(tuple(map(float, json.loads(notes[name]))) for name in ("mean", "std")))
         except (ValueError, TypeError) as error:
@@ -146,13 +144,13 @@ def _read_safetensors(path: Path) -> CheckpointFile:
 def _weight_sets(content: Mapping[str, Any]) -> tuple[WeightSet, ...]:
     """All state dicts of a loaded file, in the order of `WRAPPERS`."""
     if _is_state_dict(content):
-        return (_network_of("", False, content, ()),)
+        return (_network_weights("", False, content, ()),)
     roots = LIGHTNING_ROOTS if LIGHTNING_MARK in content else ()
     found: dict[str, WeightSet] = {}
-    for key, averaged, beside in WRAPPERS:
-        meant = beside is None or _is_state_dict(content.get(beside))
-        if meant and key not in found and _is_state_dict(content.get(key)):
-            found[key] = _network_of(key, averaged, content[key], roots)
+    for key, averaged, other in WRAPPERS:
+        applies = other is None or _is_state_dict(content.get(other))
+        if applies and key not in found and _is_state_dict(content.get(key)):
+            found[key] = _network_weights(key, averaged, content[key], roots)
     return tuple(found.values())
 
 
@@ -160,8 +158,8 @@ def _is_state_dict(value: Any) -> bool:
     return isinstance(value, Mapping) and bool(value) and all(isinstance(item, Tensor) for item in value.values())
 
 
-def _network_of(name: str, averaged: bool, tensors: Mapping[str, Tensor], roots: tuple[str, ...]) -> WeightSet:
-    """Separate a network from what a LightningModule or an averaging keeps next to it."""
+def _network_weights(name: str, averaged: bool, tensors: Mapping[str, Tensor], roots: tuple[str, ...]) -> WeightSet:
+    """Separate a network from the other tensors of a LightningModule or an AveragedModel."""
     root = next((root for root in roots if any(key.startswith(root) for key in tensors)), "")
     inside = {key: value for key, value in tensors.items() if key.startswith(root) and key not in BOOKKEEPING}
     return WeightSet(name, averaged, inside, tuple(key for key in tensors if key not in inside))

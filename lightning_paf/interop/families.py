@@ -1,4 +1,4 @@
-"""What published checkpoints have in common, as data: a new family is a new line here."""
+"""Layouts of published checkpoints, as data: a new family is a new line here."""
 
 from typing import NamedTuple
 
@@ -11,20 +11,19 @@ class Wrapper(NamedTuple):
     Attributes:
         key: Name of the entry.
         averaged: Whether it is an average over the training (EMA, SWA).
-        beside: The entry means this only where the file also has an entry of this name.
+        other: Name of another entry, without which this line does not apply.
     """
 
     key: str
     averaged: bool = False
-    beside: str | None = None
+    other: str | None = None
 
 
 WRAPPERS = (
-    # Rade & Moosavi-Dezfooli 2022, Pang et al. 2022, Wang et al. 2023, Bartoldson et al. 2024: the plain name is the
-    # average.
-    Wrapper("model_state_dict", averaged=True, beside="unaveraged_model_state_dict"),
-    # Lightning's WeightAveraging, and so our own WarmupEMA, exchanges the two when it saves.
-    Wrapper("state_dict", averaged=True, beside="current_model_state"),
+    # Rade & Moosavi-Dezfooli 2022, Pang et al. 2022, Wang et al. 2023, Bartoldson et al. 2024
+    Wrapper("model_state_dict", averaged=True, other="unaveraged_model_state_dict"),
+    # Lightning's WeightAveraging, and so WarmupEMA, saves the average under the usual name.
+    Wrapper("state_dict", averaged=True, other="current_model_state"),
     Wrapper("swadict", averaged=True),  # Dai et al. 2021
     Wrapper("state_dict_ema", averaged=True),  # timm
     Wrapper("ema_state_dict", averaged=True),
@@ -35,7 +34,7 @@ WRAPPERS = (
     Wrapper("model_state_dict"),
     Wrapper("net"),
     Wrapper("model"),
-    Wrapper("last"),  # Andriushchenko & Flammarion 2020, beside `best`
+    Wrapper("last"),  # Andriushchenko & Flammarion 2020, next to `best`
 )
 """In the order of preference among entries of the same kind."""
 
@@ -44,20 +43,20 @@ LIGHTNING_ROOTS = ("model.", "net.", "network.", "backbone.")
 """Attributes of a LightningModule that hold the network; the rest belongs to the training."""
 
 BOOKKEEPING = ("n_averaged",)
-"""What torch's AveragedModel counts next to the weights."""
+"""Counters of torch's AveragedModel among the weights."""
 
 PREFIXES = ("module.", "_orig_mod.", "model.", "net.", "network.", "backbone.", "0.", "1.")
-"""What wrapping a network puts in front of every key: DataParallel and DDP, torch.compile, an attribute, and the
-index in `Sequential(network)` or `Sequential(normalisation, network)`."""
+"""Prefixes of wrapped networks: DataParallel and DDP, torch.compile, an attribute, and the index in
+`Sequential(network)` or `Sequential(normalisation, network)`."""
 
 COUNTER = "num_batches_tracked"
-"""Left out by some converters; it has no influence on what a network computes in eval mode."""
+"""Omitted by some converters; it has no influence in eval mode."""
 
 
-# There is no renaming between DeepMind's wide ResNets and those of TRADES, although all shapes agree: they pad their
-# strided convolutions differently, and the weights of one compute nonsense in the other.
+# There is no renaming between DeepMind's wide ResNets and those of TRADES, although all shapes agree: their strided
+# convolutions have different padding.
 RENAMINGS: dict[str, dict[str, str]] = {
-    "keys as they are": {},
+    "same keys": {},
     "head called linear instead of fc": {r"^linear\.": "fc."},
     "head called fc instead of linear": {r"^fc\.": "linear."},
     # The ResNet of many CIFAR repositories, also of the AutoAttack examples.
@@ -66,12 +65,12 @@ RENAMINGS: dict[str, dict[str, str]] = {
         r"^linear\.": "fc.",
     },
 }
-"""Regular expressions and their replacements, which turn the keys of one implementation into those of another that
-computes the same. Tried in this order; the first that fits without a rest wins."""
+"""Regular expressions and their replacements, from the keys of one implementation to those of an equivalent one. Tried
+in this order; the first that fits all keys wins."""
 
 
 DEEPMIND_MARKS = {"init_conv.weight", "conv_2d.weight"}
-"""Keys that only the networks of DeepMind have, which normalise in their own code; their files say nothing of it."""
+"""Keys of DeepMind's networks only, which normalise images in code that their files do not record."""
 
 DEEPMIND_STATISTICS = {
     "cifar10": Statistics((0.4914, 0.4822, 0.4465), (0.2471, 0.2435, 0.2616)),

@@ -1,4 +1,4 @@
-"""Match the keys of a file with those of a network."""
+"""Mapping of the keys of a file to those of a network."""
 
 import re
 from collections.abc import Iterable, Mapping
@@ -10,16 +10,16 @@ from torch import Tensor, nn
 
 from lightning_paf.interop.families import COUNTER, PREFIXES, RENAMINGS
 
-MOST_NAMED = 8
+MAX_NAMED = 8
 
 
 class Row(NamedTuple):
-    """One tensor of the network, whose keys are several where layers share it.
+    """One tensor of the network.
 
     Attributes:
         value: The tensor in the network.
-        ours: Its keys in the network.
-        theirs: Its keys in the file; none where the file lacks it and need not have it.
+        ours: Its keys in the network; several if layers share it.
+        theirs: Its keys in the file; none for an optional tensor that the file lacks.
     """
 
     value: Tensor
@@ -29,12 +29,12 @@ class Row(NamedTuple):
 
 @dataclass(frozen=True)
 class KeyMap:
-    """A file that fits.
+    """Mapping of a file that fits the network.
 
     Attributes:
-        renaming: Which renaming made it fit.
+        renaming: Name of the renaming that was applied.
         rows: One for each tensor, in the order of the network.
-        state: The whole state dict of the network, with its dtypes.
+        state: Complete state dict of the network, with its dtypes.
     """
 
     renaming: str
@@ -43,18 +43,17 @@ class KeyMap:
 
 
 def map_keys(tensors: Mapping[str, Tensor], net: nn.Module) -> KeyMap:
-    """Find for every tensor of a network the one in the file.
+    """Find the tensor in the file for every tensor of a network.
 
-    Prefixes that all keys share are stripped, repeatedly and only at the front, on both sides; then the renamings of
-    the known families are tried. A tensor that several layers share may be in the file under each of its names or
-    under some of them. Nothing is written into `net`, which may be on the meta device.
+    Prefixes that all keys share are stripped repeatedly, on both sides; then the renamings of the known families are
+    tried. The file can hold a shared tensor under all or some of its names.
 
     Args:
         tensors: State dict of the file, without a normalisation.
-        net: The network.
+        net: The network, possibly on the meta device; not modified.
 
     Raises:
-        ValueError: Missing or unexpected keys, other shapes, different values for a shared tensor, values that are not
+        ValueError: Missing or unexpected keys, other shapes, different values of a shared tensor, values that are not
             finite.
     """
     attempts = [(name, _match(tensors, net, rules)) for name, rules in RENAMINGS.items()]
@@ -95,7 +94,7 @@ def _match(tensors: Mapping[str, Tensor], net: nn.Module, rules: Mapping[str, st
 
 
 def _misfits(tensors: Mapping[str, Tensor], rows: list[Row]) -> dict[str, list[str]]:
-    """Keys that do not fit, by what is wrong with them."""
+    """Keys that do not fit, by problem."""
     used = {key for row in rows for key in row.theirs}
     return {
         "missing in the file": [row.ours[0] for row in rows if not row.theirs and not row.ours[0].endswith(COUNTER)],
@@ -118,17 +117,17 @@ def _difference(name: str, misfits: Mapping[str, list[str]]) -> str:
 
     hint = "Pass the --net, with its depth and width, that the weights were trained with."
     if parametric(unexpected) and not missing:
-        hint = "The file has a parametric activation: pass e.g. --activation configs/activation/pssilu.yaml."
+        hint = "The file has a parametric activation. Pass e.g. --activation configs/activation/pssilu.yaml."
     elif parametric(missing) and not unexpected:
-        hint = "The file lacks this activation's parameters: pass the --activation it was trained with, or none."
+        hint = "The file lacks this activation's parameters. Pass the --activation it was trained with, or none."
     elif not missing and not unexpected and len(shapes) <= 2:
-        hint = "Pass the --dataset that the weights were trained on, which gives the number of classes."
-    lines = [f"  {len(keys)} {what}: {_some(keys)}" for what, keys in misfits.items() if keys]
+        hint = "Pass the --dataset that the weights were trained on, for the number of classes."
+    lines = [f"  {len(keys)} {problem}: {_some(keys)}" for problem, keys in misfits.items() if keys]
     return "\n".join([f"The weights do not fit {name}:", *lines, hint])
 
 
 def _check_values(tensors: Mapping[str, Tensor], row: Row) -> None:
-    """Refuse a shared tensor that the file holds with different values, and values that are not finite."""
+    """Refuse different values of a shared tensor, and values that are not finite."""
     values = [tensors[key] for key in row.theirs]
     if any(not torch.equal(values[0], value) for value in values[1:]):
         brief = [f"{value.item():.6g}" if value.numel() == 1 else f"tensor {tuple(value.shape)}" for value in values]
@@ -138,8 +137,8 @@ def _check_values(tensors: Mapping[str, Tensor], row: Row) -> None:
             "Pass --activation_scope module if every layer has its own."
         )
     if values and not torch.isfinite(values[0]).all():
-        raise ValueError(f"Weights must be finite, but {row.theirs[0]} is not. Pass a checkpoint that works.")
+        raise ValueError(f"Weights must be finite, got NaN or infinity in {row.theirs[0]}. Pass another checkpoint.")
 
 
-def _some(words: list[str]) -> str:
-    return ", ".join(words[:MOST_NAMED]) + (", ..." if len(words) > MOST_NAMED else "")
+def _some(texts: list[str]) -> str:
+    return ", ".join(texts[:MAX_NAMED]) + (", ..." if len(texts) > MAX_NAMED else "")

@@ -6,7 +6,7 @@ from typing import Any
 from lightning_paf.evaluation.result import EvaluationResult
 
 STANDARD_TEST_SETS = {"cifar10": 10_000, "cifar100": 10_000}
-"""Data sets of the leaderboard, and the number of images that it evaluates on."""
+"""Datasets of the leaderboard, and the size of their test sets."""
 
 
 def model_info(
@@ -15,12 +15,12 @@ def model_info(
     """Fill in the fields that follow from a run and its evaluation.
 
     Args:
-        config: The configuration of the run, as plain values.
-        result: What `lightning-paf test` wrote.
+        config: Configuration of the run, as plain values.
+        result: Result of `lightning-paf test`.
 
     Returns:
-        The entry, in the order of the leaderboard's files, where what is not known is an empty string; and the fields
-        that its author must still fill in.
+        The entry, in the order of the leaderboard's files, with an empty string for unknown fields; and the unknown
+        fields that its author must fill in.
     """
     data, notes = config["data"], []
     eps = clean = robust = ""
@@ -28,7 +28,7 @@ def model_info(
         notes.append("It uses additional synthetic images in training.")
     if result is not None:
         eps, clean = str(result.attack.get("eps", "")), f"{100 * result.clean.value:.2f}"
-        # The leaderboard takes the number of standard AutoAttack alone.
+        # The leaderboard accepts standard AutoAttack only.
         if "AutoAttack" in str(result.attack.get("attack")) and result.attack.get("version") == "standard":
             robust = f"{100 * result.robust.value:.2f}"
         if result.evaluated != STANDARD_TEST_SETS.get(data["dataset"]):
@@ -53,13 +53,12 @@ def model_info(
 
 
 def architecture(model: Mapping[str, Any]) -> str:
-    """A network and its activation as people write them, e.g. `WideResNet-28-10-PSSiLU`."""
+    """Usual name of a network and its activation, e.g. `WideResNet-28-10-PSSiLU`."""
     net = model["net"]
     arguments = {**(net.get("init_args") or {}), **(net.get("dict_kwargs") or {})}
-    if isinstance(arguments.get("net"), Mapping):  # behind a normalisation of its own
+    if isinstance(arguments.get("net"), Mapping):  # of a `NormalizedNet`
         return architecture({**model, "net": arguments["net"]})
-    # A network of a library is known by its name there, ours by class, depth and width.
-    name = arguments.get("name") or _class_name(net)
+    name = arguments.get("name") or _class_name(net)  # networks of timm and torchvision have a name
     parts = [name, *(str(arguments[key]) for key in ("depth", "width") if arguments.get(key) is not None)]
     activation = model.get("activation")
     return "-".join(parts + ([_class_name(activation)] if activation else []))

@@ -1,4 +1,4 @@
-"""Normalisation that comes with imported weights."""
+"""Normalisation of imported networks."""
 
 from collections.abc import Mapping
 from typing import NamedTuple
@@ -17,12 +17,12 @@ class Statistics(NamedTuple):
     std: tuple[float, ...]
 
     def same_as(self, other: "Statistics") -> bool:
-        """Whether both are the same numbers in float32, in which the model computes."""
+        """Whether both are equal in float32, the precision of the model."""
         return len(self.mean) == len(other.mean) and torch.equal(torch.tensor(self), torch.tensor(other))
 
 
 class NormalizedNet(nn.Module):
-    """A network behind the normalisation that it was trained with, where this is not the dataset's own.
+    """A network with the normalisation that it was trained with, where this is not the dataset's.
 
     Args:
         net: Network from normalised images to logits.
@@ -46,7 +46,7 @@ class NormalizedNet(nn.Module):
             )
         self.net = net
         self.num_classes = num_classes
-        # As in `Classifier`: a checkpoint holds what was learned, the configuration holds these.
+        # As in `Classifier`, the configuration holds these, not the checkpoint.
         self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1), persistent=False)
 
@@ -56,19 +56,19 @@ class NormalizedNet(nn.Module):
         return logits
 
     def get_classifier(self) -> nn.Module | None:
-        """The layer that makes the logits, where the network says which it is."""
+        """Last layer, if the network has a method for it."""
         own = getattr(self.net, "get_classifier", None)
         return None if own is None else own()
 
 
 def bare_net(model: Classifier) -> tuple[nn.Module, Statistics | None]:
-    """The network as its authors or its library know it, and the normalisation that belongs in front of it.
+    """Return the network without its normalisation, and the normalisation.
 
     Args:
         model: Normalisation and network.
 
     Returns:
-        A part of `model`, not a copy; and None where images in [0, 1] go straight into it.
+        A part of `model`, not a copy; and its normalisation, None if it takes images in [0, 1].
     """
     mean, std = model.mean.flatten(), model.std.flatten()
     net = model.net
@@ -81,13 +81,7 @@ def bare_net(model: Classifier) -> tuple[nn.Module, Statistics | None]:
 
 
 def split_statistics(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], Statistics | None]:
-    """Take the buffers of a normalisation out of a state dict.
-
-    Args:
-        tensors: A state dict.
-
-    Returns:
-        The other tensors, and the statistics if there were any.
+    """Separate the buffers of a normalisation from the other tensors of a state dict.
 
     Raises:
         ValueError: A mean without a standard deviation, several of them, or numbers that are not for images in [0, 1].

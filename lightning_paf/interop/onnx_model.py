@@ -1,4 +1,4 @@
-"""A classifier as an ONNX file, and an ONNX file as a classifier."""
+"""Writer and reader of classifiers as ONNX files."""
 
 import gc
 import importlib.util
@@ -15,7 +15,7 @@ INPUT, OUTPUT = "images", "logits"
 
 
 def save_onnx(model: nn.Module, example: Tensor, path: Path) -> None:
-    """Write a file that maps `images` (N, C, H, W) in [0, 1] to `logits`, for any N; normalisation is inside.
+    """Write a file that maps `images` (N, C, H, W) in [0, 1] to `logits`, for any N; includes the normalisation.
 
     Args:
         model: The classifier; left as found.
@@ -23,12 +23,12 @@ def save_onnx(model: nn.Module, example: Tensor, path: Path) -> None:
         path: File to write.
 
     Raises:
-        ValueError: The packages for it are missing, or ONNX has no operation for a part of the network.
+        ValueError: Packages are missing, or ONNX has no operation for a part of the network.
     """
     require_onnx()
     import onnx
 
-    twice = torch.cat([example[:1], example[:1]])  # an axis of size 1 would be taken for a constant
+    twice = torch.cat([example[:1], example[:1]])  # an axis of size 1 would become a constant
     with frozen(model), torch.no_grad(), warnings.catch_warnings(action="ignore"):  # deprecations inside onnxscript
         try:
             torch.onnx.export(
@@ -48,14 +48,14 @@ def save_onnx(model: nn.Module, example: Tensor, path: Path) -> None:
                 "Pass --formats state_dict,safetensors,model_info."
             ) from error
         finally:
-            # The tracer derives a class of the same name from every module's; while these live, a name typed without
-            # its path ("PSSiLU") means several classes, and the command line refuses it.
+            # The tracer derives a class of the same name from the class of every module. While these exist, the
+            # command line refuses a name without its path ("PSSiLU") as ambiguous.
             gc.collect()
     onnx.checker.check_model(str(path), full_check=True)
 
 
 class OnnxModel(nn.Module):
-    """An ONNX file in onnxruntime on the CPU, as a module for evaluations and attacks that need no gradients.
+    """An ONNX file in onnxruntime on the CPU, for evaluations and attacks without gradients.
 
     Args:
         path: A file that `save_onnx` wrote.
@@ -80,14 +80,14 @@ class OnnxModel(nn.Module):
 
 
 def require_onnx() -> None:
-    """Name the packages that are missing, before any work.
+    """Check that all packages are installed.
 
     Raises:
-        ValueError: Some are.
+        ValueError: Some are missing.
     """
     missing = [name for name in ("onnx", "onnxscript", "onnxruntime") if importlib.util.find_spec(name) is None]
     if missing:
         raise ValueError(
-            f"ONNX files need {', '.join(missing)}, not installed here. Run pip install 'lightning-paf[export]', or "
-            "pass --formats state_dict,safetensors,model_info."
+            f"ONNX requires the packages {', '.join(missing)}, which are missing. Run pip install "
+            "'lightning-paf[export]', or pass --formats state_dict,safetensors,model_info."
         )

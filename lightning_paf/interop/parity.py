@@ -1,4 +1,4 @@
-"""Comparison of a network with its export: logits, and the images that fool both."""
+"""Comparison of a network with its export: logits and misclassified images."""
 
 import copy
 from collections.abc import Iterable
@@ -19,7 +19,7 @@ TOLERANCE = 1e-4
 """Largest difference of logits, over the largest logit where that is above 1; sums in another order give 1e-6."""
 
 RULE = f"Logits must be equal to {TOLERANCE:g}, relative to the largest logit where that is above 1:"
-MOST_NAMED = 10
+MAX_NAMED = 10
 
 
 class Row(NamedTuple):
@@ -32,22 +32,14 @@ class Row(NamedTuple):
 
 @dataclass(frozen=True)
 class Parity:
-    """A network and its export on images of one kind.
-
-    Attributes:
-        kind: For the report: `test image`, `adversarial example`.
-        rows: One for each image.
-    """
+    """Comparison on images of one kind, such as `test image`, with a row for each."""
 
     kind: str
     rows: tuple[Row, ...]
 
     @property
     def mismatches(self) -> tuple[str, ...]:
-        """Images whose logits differ by more than `TOLERANCE`, as in `test image 3: logits differ by 2.1e-01`.
-
-        With equal logits, predictions can differ only at a tie.
-        """
+        """Images whose logits differ by more than `TOLERANCE`, as in `test image 3: logits differ by 2.1e-01`."""
         which = {(True, False): ", only the network is wrong", (False, True): ", only the export is wrong"}
         return tuple(
             f"{self.kind} {index}: logits differ by {row.difference:.1e}{which.get(row[1:], '')}"
@@ -56,7 +48,7 @@ class Parity:
         )
 
     def __str__(self) -> str:
-        """The measurements, in one line."""
+        """Largest difference and numbers of misclassified images, in one line."""
         wrong = [row for row in self.rows if row.wrong]
         return (
             f"{len(self.rows)} {self.kind}s: logits differ by at most {max(row.difference for row in self.rows):.1e}; "
@@ -66,11 +58,11 @@ class Parity:
 
 @torch.no_grad()
 def compare(network: nn.Module, export: nn.Module, batches: Iterable[tuple[str, Tensor, Tensor]]) -> tuple[Parity, ...]:
-    """Compare the logits of two networks that should compute the same.
+    """Compare the logits of two networks that should be equal.
 
     Args:
         network: Images in [0, 1] to logits, in eval mode.
-        export: The network to compare with it.
+        export: The exported network.
         batches: Kind, images (N, C, H, W) and labels (N,).
 
     Returns:
@@ -87,10 +79,10 @@ def compare(network: nn.Module, export: nn.Module, batches: Iterable[tuple[str, 
 
 
 def load_export(path: Path, model: Classifier) -> nn.Module:
-    """The network that somebody else gets from a file.
+    """Load an exported network, as another program would.
 
     Args:
-        path: An ONNX file, a safetensors file, or a state dict, which holds no normalisation.
+        path: ONNX file, safetensors file, or state dict without normalisation.
         model: The network that was exported; left as found.
 
     Returns:
@@ -103,8 +95,6 @@ def load_export(path: Path, model: Classifier) -> nn.Module:
     net.load_state_dict(file.choose().tensors)
     if path.suffix == ".safetensors":
         statistics = file.statistics
-    return (
-        net
-        if statistics is None
-        else NormalizedNet(net, list(statistics.mean), list(statistics.std)).to(model.mean.device)
-    )
+    if statistics is not None:
+        net = NormalizedNet(net, list(statistics.mean), list(statistics.std)).to(model.mean.device)
+    return net

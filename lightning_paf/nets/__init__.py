@@ -1,7 +1,7 @@
-"""Network architectures; every one maps images (N, C, H, W) to logits (N, num_classes).
+"""Network architectures, from images (N, C, H, W) to logits (N, num_classes).
 
-Activations are `nn.ReLU` or `nn.SiLU` modules, so that `swap_activations` can replace them; keys and parameter
-counts are those of published checkpoints where there are any.
+Activations are `nn.ReLU` or `nn.SiLU` modules, so that `swap_activations` can replace them. Keys and parameter counts
+are those of published checkpoints if there are any.
 """
 
 from lightning_paf.nets.dm_preact_resnet import DMPreActResNet

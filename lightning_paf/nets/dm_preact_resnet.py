@@ -6,24 +6,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lightning_paf.nets.layers import (
+    Net,
     SameConv2d,
     Standardize,
-    basic_block_counts,
+    basic_stages,
     conv3x3,
     init_convolutions,
     set_batchnorm_momentum,
-    stage,
 )
 
 
 class DMPreActBlock(nn.Module):
-    """Pre-activation block with `SAME` padding, whose shortcut is a 3x3 convolution of the block's input.
-
-    Args:
-        in_channels: Channels that enter.
-        out_channels: Channels that leave.
-        stride: Stride of the first convolution and of the shortcut.
-    """
+    """Pre-activation block with `SAME` padding, whose shortcut is a 3x3 convolution of the block's input."""
 
     def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
         super().__init__()
@@ -44,24 +38,23 @@ class DMPreActBlock(nn.Module):
         return out
 
 
-class DMPreActResNet(nn.Module):
+class DMPreActResNet(Net):
     """PreActResNet-18 and -34 with SiLU of Gowal et al. 2021, Rebuffi et al. 2021 and Rade 2021.
 
-    17 SiLU at depth 18. Parameters differ from `PreActResNet`, as the shortcuts are 3x3 convolutions.
+    17 SiLU at depth 18. The shortcuts are 3x3 convolutions, unlike those of `PreActResNet`.
 
     Args:
         depth: 18 or 34.
-        num_classes: Width of the logits.
         in_channels: Channels of the images.
         width: Channels of the first stage, doubled in each of the three others; 64 in the literature.
-        mean: Per-channel mean that the network itself subtracts, for a network that is used without `Classifier` or
-            with `normalize=False`; empty: images arrive normalised.
+        mean: Per-channel mean that the network subtracts, for use without `Classifier` or with `normalize=False`; empty
+            for normalised images.
         std: Per-channel standard deviation that goes with `mean`.
-        bn_momentum: Share of the newest batch in the running statistics. Wang et al. 2023 use 0.01, which takes
-            hundreds of steps to forget the initial statistics.
+        bn_momentum: Weight of the newest batch in the running statistics. With 0.01, as in Wang et al. 2023, the
+            initial statistics matter for hundreds of steps.
 
     Raises:
-        ValueError: Unknown depth, or the lengths of `mean` and `std` do not suit the channels.
+        ValueError: Unknown depth, or `mean` and `std` of another length than the channels.
     """
 
     def __init__(
@@ -74,15 +67,10 @@ class DMPreActResNet(nn.Module):
         std: tuple[float, ...] = (),
         bn_momentum: float = 0.1,
     ) -> None:
-        super().__init__()
-        counts = basic_block_counts(depth)
-        self.num_classes = num_classes
+        super().__init__(num_classes)
         self.normalize = Standardize(mean, std, in_channels)
         self.conv_2d = conv3x3(in_channels, width)
-        self.layer_0 = stage(DMPreActBlock, counts[0], width, width, stride=1)
-        self.layer_1 = stage(DMPreActBlock, counts[1], width, 2 * width, stride=2)
-        self.layer_2 = stage(DMPreActBlock, counts[2], 2 * width, 4 * width, stride=2)
-        self.layer_3 = stage(DMPreActBlock, counts[3], 4 * width, 8 * width, stride=2)
+        self.layer_0, self.layer_1, self.layer_2, self.layer_3 = basic_stages(DMPreActBlock, depth, width)
         self.batchnorm = nn.BatchNorm2d(8 * width)
         self.relu = nn.SiLU()
         self.logits = nn.Linear(8 * width, num_classes)
@@ -96,7 +84,3 @@ class DMPreActResNet(nn.Module):
         x = self.relu(self.batchnorm(x))
         logits: Tensor = self.logits(F.adaptive_avg_pool2d(x, 1).flatten(1))
         return logits
-
-    def get_classifier(self) -> nn.Linear:
-        """The layer that makes the logits."""
-        return self.logits

@@ -4,6 +4,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lightning_paf.nets.layers import (
+    Net,
     SameConv2d,
     Standardize,
     conv1x1,
@@ -11,18 +12,12 @@ from lightning_paf.nets.layers import (
     init_convolutions,
     set_batchnorm_momentum,
     stage,
-    wide_block_count,
+    wide_groups,
 )
 
 
 class DMWideBlock(nn.Module):
-    """Pre-activation block with `SAME` padding; where the width changes, the shortcut projects the activated input.
-
-    Args:
-        in_channels: Channels that enter.
-        out_channels: Channels that leave.
-        stride: Stride of the first convolution and of the shortcut.
-    """
+    """Pre-activation block with `SAME` padding; where the width changes, the shortcut projects the activated input."""
 
     def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
         super().__init__()
@@ -42,14 +37,7 @@ class DMWideBlock(nn.Module):
 
 
 class DMWideGroup(nn.Module):
-    """Blocks of one resolution, under the key `block`.
-
-    Args:
-        count: Number of blocks.
-        in_channels: Channels that enter the first block.
-        out_channels: Channels that leave.
-        stride: Stride of the first block.
-    """
+    """Blocks of one resolution, under the key `block`."""
 
     def __init__(self, count: int, in_channels: int, out_channels: int, stride: int) -> None:
         super().__init__()
@@ -61,25 +49,24 @@ class DMWideGroup(nn.Module):
         return out
 
 
-class DMWideResNet(nn.Module):
+class DMWideResNet(Net):
     """Wide residual network of Gowal et al. 2020 with SiLU, also used by Rebuffi 2021, Wang 2023 and Bartoldson 2024.
 
-    Same parameters as `WideResNet`, other keys, and `SAME` padding: weights cannot be moved between the two. 25 SiLU in
-    WRN-28-10, each a module of its own; 36,479,194 parameters for 10 classes.
+    Same parameters as `WideResNet`, but other keys and `SAME` padding, so weights do not transfer between the two.
+    WRN-28-10 has 25 SiLU, each a separate module, and 36,479,194 parameters for 10 classes.
 
     Args:
         depth: 6 n + 4, e.g. 28, 70, 82, 94.
         width: Widening factor: the three groups have 16, 32 and 64 times as many channels.
-        num_classes: Width of the logits.
         in_channels: Channels of the images.
-        mean: Per-channel mean that the network itself subtracts, for a network that is used without `Classifier` or
-            with `normalize=False`; empty: images arrive normalised.
+        mean: Per-channel mean that the network subtracts, for use without `Classifier` or with `normalize=False`; empty
+            for normalised images.
         std: Per-channel standard deviation that goes with `mean`.
-        bn_momentum: Share of the newest batch in the running statistics. Wang et al. 2023 use 0.01, which takes
-            hundreds of steps to forget the initial statistics.
+        bn_momentum: Weight of the newest batch in the running statistics. With 0.01, as in Wang et al. 2023, the
+            initial statistics matter for hundreds of steps.
 
     Raises:
-        ValueError: The depth is not 6 n + 4, or the lengths of `mean` and `std` do not suit the channels.
+        ValueError: A depth other than 6 n + 4, or `mean` and `std` of another length than the channels.
     """
 
     def __init__(
@@ -92,16 +79,10 @@ class DMWideResNet(nn.Module):
         std: tuple[float, ...] = (),
         bn_momentum: float = 0.1,
     ) -> None:
-        super().__init__()
-        count = wide_block_count(depth)
-        self.num_classes = num_classes
+        super().__init__(num_classes)
         self.normalize = Standardize(mean, std, in_channels)
         self.init_conv = conv3x3(in_channels, 16)
-        self.layer = nn.Sequential(
-            DMWideGroup(count, 16, 16 * width, stride=1),
-            DMWideGroup(count, 16 * width, 32 * width, stride=2),
-            DMWideGroup(count, 32 * width, 64 * width, stride=2),
-        )
+        self.layer = nn.Sequential(*wide_groups(DMWideGroup, depth, width))
         self.batchnorm = nn.BatchNorm2d(64 * width)
         self.relu = nn.SiLU()
         self.logits = nn.Linear(64 * width, num_classes)
@@ -115,7 +96,3 @@ class DMWideResNet(nn.Module):
         x = self.relu(self.batchnorm(x))
         logits: Tensor = self.logits(F.adaptive_avg_pool2d(x, 1).flatten(1))
         return logits
-
-    def get_classifier(self) -> nn.Linear:
-        """The layer that makes the logits."""
-        return self.logits

@@ -1,4 +1,4 @@
-"""Networks of timm and torchvision by name; both libraries are imported when a network is asked for."""
+"""Networks of timm and torchvision by name; both libraries are imported on first use."""
 
 from collections.abc import Collection
 from difflib import get_close_matches
@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 
 class LibraryNet(nn.Module):
-    """A network of a library, as a class that a configuration can name.
+    """A network of a library, wrapped in a class for configurations.
 
     Args:
         net: The network itself.
@@ -27,7 +27,7 @@ class LibraryNet(nn.Module):
 
 
 class TimmNet(LibraryNet):
-    """Any network of timm, with fresh weights; nothing is downloaded.
+    """Any network of timm, with new weights; nothing is downloaded.
 
     Args:
         name: As in `timm.list_models()`, with or without the tag of pretrained weights.
@@ -43,49 +43,13 @@ class TimmNet(LibraryNet):
         super().__init__(timm_net(name, num_classes, **kwargs), num_classes)
 
     def get_classifier(self) -> nn.Module:
-        """The layer that makes the logits."""
+        """Linear layer that returns the logits."""
         head: nn.Module = self.net.get_classifier()  # type: ignore[operator]
         return head
 
 
 class TorchvisionNet(LibraryNet):
-    """Any classification network of torchvision, with fresh weights; nothing is downloaded.
-
-    Args:
-        name: As in `torchvision.models.list_models(module=torchvision.models)`.
-        num_classes: Width of the logits.
-        **kwargs: Passed to the constructor (in YAML under `dict_kwargs`), e.g. `aux_logits=False` for inception_v3,
-            whose training output is a tuple otherwise.
-
-    Raises:
-        ValueError: torchvision has no classification network of this name.
-    """
-
-    def __init__(self, name: str, num_classes: int = 10, **kwargs: Any) -> None:
-        super().__init__(torchvision_net(name, num_classes, **kwargs), num_classes)
-
-
-def timm_net(name: str, num_classes: int = 10, **kwargs: Any) -> nn.Module:
-    """Build a network of timm with fresh weights; nothing is downloaded.
-
-    Args:
-        name: As in `timm.list_models()`, with or without the tag of pretrained weights.
-        num_classes: Width of the logits.
-        **kwargs: Passed to `timm.create_model`, e.g. `in_chans=1` or `img_size=32` (in YAML under `dict_kwargs`), or
-            `pretrained=True` to download weights.
-
-    Raises:
-        ValueError: timm has no network of this name.
-    """
-    import timm
-
-    _check_name("timm", name, {*timm.list_models(), *timm.list_pretrained()})
-    net: nn.Module = timm.create_model(name, num_classes=num_classes, **kwargs)
-    return net
-
-
-def torchvision_net(name: str, num_classes: int = 10, **kwargs: Any) -> nn.Module:
-    """Build a classification network of torchvision with fresh weights; nothing is downloaded.
+    """Any classification network of torchvision, with new weights; nothing is downloaded.
 
     Args:
         name: As in `torchvision.models.list_models(module=torchvision.models)`.
@@ -96,6 +60,22 @@ def torchvision_net(name: str, num_classes: int = 10, **kwargs: Any) -> nn.Modul
     Raises:
         ValueError: torchvision has no classification network of this name.
     """
+
+    def __init__(self, name: str, num_classes: int = 10, **kwargs: Any) -> None:
+        super().__init__(torchvision_net(name, num_classes, **kwargs), num_classes)
+
+
+def timm_net(name: str, num_classes: int = 10, **kwargs: Any) -> nn.Module:
+    """Build a network of timm with new weights; arguments and errors as in `TimmNet`."""
+    import timm
+
+    _check_name("timm", name, {*timm.list_models(), *timm.list_pretrained()})
+    net: nn.Module = timm.create_model(name, num_classes=num_classes, **kwargs)
+    return net
+
+
+def torchvision_net(name: str, num_classes: int = 10, **kwargs: Any) -> nn.Module:
+    """Build a network of torchvision with new weights; arguments and errors as in `TorchvisionNet`."""
     from torchvision import models
 
     _check_name("torchvision", name, models.list_models(module=models))
@@ -104,9 +84,9 @@ def torchvision_net(name: str, num_classes: int = 10, **kwargs: Any) -> nn.Modul
 
 
 def _check_name(library: str, name: str, known: Collection[str]) -> None:
-    """Refuse a name that the library does not know, with the closest ones that it does."""
+    """Refuse an unknown name, and list the closest known ones."""
     if name in known:
         return
     close = get_close_matches(name, known, n=5, cutoff=0.5)
-    remedy = f"Did you mean {', '.join(close)}?" if close else f"Names are listed by {library}'s list_models()."
-    raise ValueError(f"{library} has no network called {name!r}. {remedy}")
+    hint = f"Did you mean {', '.join(close)}?" if close else f"Names are listed by {library}'s list_models()."
+    raise ValueError(f"{library} has no network called {name!r}. {hint}")

@@ -1,10 +1,31 @@
-"""Building blocks that several networks share."""
+"""Building blocks shared by several networks."""
 
 from collections.abc import Callable
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+Block = Callable[[int, int, int], nn.Module]
+"""Makes a block from (in_channels, out_channels, stride)."""
+
+
+class Net(nn.Module):
+    """A network whose last linear layer returns the logits.
+
+    Args:
+        num_classes: Width of the logits.
+    """
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.num_classes = num_classes
+
+    def get_classifier(self) -> nn.Linear:
+        """Last linear layer."""
+        *_, last = (module for module in self.modules() if isinstance(module, nn.Linear))
+        return last
 
 
 def conv3x3(in_channels: int, out_channels: int, stride: int = 1) -> nn.Conv2d:
@@ -17,38 +38,34 @@ def conv1x1(in_channels: int, out_channels: int, stride: int = 1) -> nn.Conv2d:
     return nn.Conv2d(in_channels, out_channels, kernel_size=1, stride=stride, bias=False)
 
 
-def stage(
-    block: Callable[[int, int, int], nn.Module], count: int, in_channels: int, out_channels: int, stride: int
-) -> nn.Sequential:
-    """Chain `count` residual blocks, of which the first changes width and resolution.
-
-    Args:
-        block: Makes a block from (in_channels, out_channels, stride).
-        count: Number of blocks.
-        in_channels: Channels that enter the first block.
-        out_channels: Channels that leave every block.
-        stride: Stride of the first block; the others have stride 1.
-    """
+def stage(block: Block, count: int, in_channels: int, out_channels: int, stride: int) -> nn.Sequential:
+    """Chain `count` residual blocks; only the first one changes the channels and has the stride."""
     first = block(in_channels, out_channels, stride)
     return nn.Sequential(first, *(block(out_channels, out_channels, 1) for _ in range(count - 1)))
 
 
-def basic_block_counts(depth: int) -> tuple[int, int, int, int]:
-    """Blocks in each of the four stages of a ResNet made of two-convolution blocks (He et al. 2016, table 1).
+def basic_stages(block: Block, depth: int, width: int) -> list[nn.Sequential]:
+    """Build the four stages of a ResNet of two-convolution blocks (He et al. 2016, table 1).
+
+    The first has `width` channels. Each of the others doubles the channels and halves the resolution.
 
     Raises:
         ValueError: The depth is not 18 or 34.
     """
     counts = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3)}
     if depth not in counts:
-        raise ValueError(
-            f"A ResNet of this kind has depth 18 or 34, but depth={depth}. Pass --model.net.depth 18 or 34."
-        )
-    return counts[depth]
+        raise ValueError(f"depth must be 18 or 34, got {depth}. Pass --model.net.depth 18 or 34.")
+    channels = [width, width, 2 * width, 4 * width, 8 * width]
+    return [
+        stage(block, count, *pair, stride=min(number, 2))
+        for number, (count, pair) in enumerate(zip(counts[depth], pairwise(channels), strict=True), 1)
+    ]
 
 
-def wide_block_count(depth: int) -> int:
-    """Blocks in each of the three groups of a wide residual network (Zagoruyko and Komodakis 2016).
+def wide_groups(group: Callable[[int, int, int, int], nn.Module], depth: int, width: int) -> list[nn.Module]:
+    """Build the three groups of a wide residual network (Zagoruyko and Komodakis 2016).
+
+    `group` makes one from (number of blocks, in_channels, out_channels, stride); `width` multiplies the channels.
 
     Raises:
         ValueError: The depth is not 6 n + 4 with n >= 1.
@@ -57,21 +74,20 @@ def wide_block_count(depth: int) -> int:
     if rest or count < 1:
         valid = 6 * max(count, 1) + 4
         raise ValueError(
-            f"A wide residual network has depth 6 n + 4 with n >= 1, but depth={depth}. "
-            f"Pass --model.net.depth {valid} or {valid + 6}."
+            f"depth must be 6 n + 4 with n >= 1, got {depth}. Pass --model.net.depth {valid} or {valid + 6}."
         )
-    return count
+    return [
+        group(count, 16, 16 * width, 1),
+        group(count, 16 * width, 32 * width, 2),
+        group(count, 32 * width, 64 * width, 2),
+    ]
 
 
 def require_stride(stem_stride: int) -> None:
-    """Refuse a stride of the first convolution that is none.
-
-    Raises:
-        ValueError: A stride below 1.
-    """
+    """Refuse a stride of the first convolution below 1."""
     if stem_stride < 1:
         raise ValueError(
-            f"The first convolution has a stride of at least 1, but stem_stride={stem_stride}. "
+            f"stem_stride must be at least 1, got {stem_stride}. "
             "Pass --model.net.stem_stride 2, or 1 for the resolution of the image."
         )
 
@@ -97,11 +113,6 @@ class SameConv2d(nn.Conv2d):
 
     At stride 2 an even side gets one row of zeros at its end and none at its start, so the sampling grid lies one pixel
     further than with `padding=1`: weights trained with one padding do not suit the other.
-
-    Args:
-        in_channels: Channels that enter.
-        out_channels: Channels that leave.
-        stride: 1 or 2.
     """
 
     def __init__(self, in_channels: int, out_channels: int, stride: int = 1) -> None:
@@ -119,7 +130,7 @@ class Standardize(nn.Module):
     """Subtract a mean and divide by a standard deviation, per channel; neither is part of the state dict.
 
     Args:
-        mean: One value per channel, for images in [0, 1]; an empty tuple leaves images as they are.
+        mean: One value per channel, for images in [0, 1]; an empty tuple leaves images unchanged.
         std: One value per channel.
         in_channels: Channels of the images.
 
@@ -134,8 +145,8 @@ class Standardize(nn.Module):
         super().__init__()
         if len(mean) != len(std) or len(mean) not in (0, in_channels):
             raise ValueError(
-                f"mean and std need one value for each of the {in_channels} channels, but mean={mean} and std={std}. "
-                "Pass both with that length, or neither for images that are normalised already."
+                f"mean and std must have one value for each of the {in_channels} channels, got mean={mean} and "
+                f"std={std}. Pass both with that length, or neither for normalised images."
             )
         self.register_buffer("mean", torch.tensor(mean or (0.0,)).view(-1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std or (1.0,)).view(-1, 1, 1), persistent=False)

@@ -5,17 +5,18 @@ from typing import Literal
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lightning_paf.nets.layers import basic_block_counts, conv1x1, conv3x3, init_convolutions, require_stride, stage
+from lightning_paf.nets.layers import (
+    Net,
+    basic_stages,
+    conv1x1,
+    conv3x3,
+    init_convolutions,
+    require_stride,
+)
 
 
 class PreActBlock(nn.Module):
-    """Batch norm and activation before each 3x3 convolution; a shortcut projects the activated input.
-
-    Args:
-        in_channels: Channels that enter.
-        out_channels: Channels that leave.
-        stride: Stride of the first convolution and of the shortcut.
-    """
+    """Batch norm and activation before each 3x3 convolution; a shortcut projects the activated input."""
 
     def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
         super().__init__()
@@ -36,16 +37,15 @@ class PreActBlock(nn.Module):
         return residual + (x if self.shortcut is None else self.shortcut(activated))
 
 
-class PreActResNet(nn.Module):
+class PreActResNet(Net):
     """Pre-activation ResNet (He et al. 2016, "Identity Mappings") with a final batch norm, as in Rice et al. 2020.
 
     PreActResNet-18 has 17 activations and 11,172,170 parameters for 10 classes. The keys are those of the common CIFAR
     implementations (`conv1`, `layerL.B`, `bn`, `linear`). Some of their checkpoints project the input of the block
-    instead of its activation (e.g. Wong et al. 2020): these load without complaint and compute something else.
+    instead of its activation (e.g. Wong et al. 2020): these load without an error but compute something else.
 
     Args:
         depth: 18 or 34.
-        num_classes: Width of the logits.
         in_channels: Channels of the images.
         width: Channels of the first stage, doubled in each of the three others; 64 in the literature.
         stem_stride: Stride of the first convolution, which divides the resolution of all later layers (Li et al. 2022);
@@ -63,15 +63,10 @@ class PreActResNet(nn.Module):
         width: int = 64,
         stem_stride: int = 1,
     ) -> None:
-        super().__init__()
+        super().__init__(num_classes)
         require_stride(stem_stride)
-        counts = basic_block_counts(depth)
-        self.num_classes = num_classes
         self.conv1 = conv3x3(in_channels, width, stem_stride)
-        self.layer1 = stage(PreActBlock, counts[0], width, width, stride=1)
-        self.layer2 = stage(PreActBlock, counts[1], width, 2 * width, stride=2)
-        self.layer3 = stage(PreActBlock, counts[2], 2 * width, 4 * width, stride=2)
-        self.layer4 = stage(PreActBlock, counts[3], 4 * width, 8 * width, stride=2)
+        self.layer1, self.layer2, self.layer3, self.layer4 = basic_stages(PreActBlock, depth, width)
         self.bn = nn.BatchNorm2d(8 * width)
         self.activation = nn.ReLU()
         self.linear = nn.Linear(8 * width, num_classes)
@@ -83,7 +78,3 @@ class PreActResNet(nn.Module):
         x = self.activation(self.bn(x))
         logits: Tensor = self.linear(F.adaptive_avg_pool2d(x, 1).flatten(1))
         return logits
-
-    def get_classifier(self) -> nn.Linear:
-        """The layer that makes the logits."""
-        return self.linear

@@ -7,30 +7,29 @@ from torch import Tensor, nn
 
 
 class RandomSelfEnsemble(nn.Module):
-    """Any network with Gaussian noise before each of its convolutions, in training and afterwards.
+    """Any network with Gaussian noise before each of its convolutions, in training and evaluation.
 
-    In training it makes one pass. In eval mode it averages the probabilities of several, and returns their logarithms,
-    which are logits like others. Gradients flow through all passes, so an attack in eval mode climbs an expectation
-    over the noise (EOT, Athalye et al., 2018); more `passes` estimate it better. Liu, Cheng, Zhang, Hsieh, "Towards
-    Robust Neural Networks via Random Self-ensemble", ECCV 2018.
+    In training it makes one pass. In eval mode it averages the probabilities of several passes and returns their
+    logarithms as logits. Gradients flow through all passes, so an attack in eval mode maximises an expectation over the
+    noise (EOT, Athalye et al., 2018); more `passes` estimate it better. Liu, Cheng, Zhang, Hsieh, "Towards Robust
+    Neural Networks via Random Self-ensemble", ECCV 2018.
 
-    Its outputs are random: the same image may be right once and wrong the next time. An attack that keeps the luckiest
-    of many tries, and a verdict that counts every success, find less robustness than the average has; and attacks that
-    compare single outputs (line searches, Square) may find too little. Judge it by
-    `ReferenceAutoAttack` with `version: rand`.
+    The checkpoint of `net` fits below `net.`. All `nn.Conv2d` are convolutions, including those of shortcuts and gates;
+    the first one is the first in the order of the network's definition. Functional convolutions and linear layers get
+    no noise. `Classifier.outputs` returns the features of the last pass, but in eval mode the logits of all passes, so
+    the last layer does not map one to the other. Probes of `net` (`forward_aux`) are not used.
 
-    Networks keep their keys: a checkpoint of `net` fits below `net.`. Convolutions are all `nn.Conv2d`, those of
-    shortcuts and gates as well; the first is the first by definition, which is that of the data in all usual networks.
-    Convolutions by function calls, and linear layers, get no noise. `Classifier.outputs` gives the features of the
-    last pass; in eval mode the logits are those of all passes, so the last layer does not map one to the other. Probes
-    of `net` (`forward_aux`) are not used.
+    Limitations: Outputs are random, so the same image can be classified correctly once and wrongly the next time. An
+    attack that keeps the best of many tries, and an evaluation that counts every success, find less robustness than the
+    average has. Attacks that compare single outputs (line searches, Square) can find too little. Evaluate with
+    `ReferenceAutoAttack` and `version: rand`.
 
     Args:
         net: Network from images (N, C, H, W) to logits (N, num_classes).
-        first_std: Standard deviation of the noise before the first convolution, in units of what reaches it: of pixels
-            in [0, 1] with `--model.normalize false`, as in the authors' code.
-        inner_std: The same before all others.
-        passes: How many are averaged in eval mode; 1 gives the logits of a single one.
+        first_std: Standard deviation of the noise before the first convolution, in units of its input: of pixels in
+            [0, 1] with `--model.normalize false`, as in the authors' code.
+        inner_std: Standard deviation before all others.
+        passes: Number of passes to average in eval mode; 1 returns the logits of a single pass.
 
     Raises:
         ValueError: A negative or infinite standard deviation; no pass; a network without convolutions.
@@ -40,20 +39,20 @@ class RandomSelfEnsemble(nn.Module):
         super().__init__()
         for name, std in (("first_std", first_std), ("inner_std", inner_std)):
             if not 0 <= std < math.inf:
-                raise ValueError(f"{name} must be a standard deviation, >= 0, got {std}. Pass --model.net.{name} 0.1.")
+                raise ValueError(f"{name} must be finite and >= 0, got {std}. Pass --model.net.{name} 0.1.")
         if passes < 1:
-            raise ValueError(f"An ensemble needs at least one pass, but passes={passes}. Pass --model.net.passes 10.")
+            raise ValueError(f"passes must be at least 1, got {passes}. Pass --model.net.passes 10.")
         convolutions = [module for module in net.modules() if isinstance(module, nn.Conv2d)]
         if not convolutions:
             raise ValueError(
-                f"Noise goes before convolutions, but {type(net).__name__} has no nn.Conv2d. "
-                "Use a convolutional network, e.g. --model.net.net SmallConvNet."
+                f"net must have convolutions, got {type(net).__name__} without nn.Conv2d. "
+                "Pass --model.net.net SmallConvNet."
             )
         self.net = net
         self.first_std, self.inner_std, self.passes = first_std, inner_std, passes
-        for position, convolution in enumerate(convolutions):
-            std = inner_std if position else first_std
-            if std > 0:  # otherwise no random number is drawn
+        for number, convolution in enumerate(convolutions):
+            std = inner_std if number else first_std
+            if std > 0:  # 0 draws no random numbers
                 convolution.register_forward_pre_hook(_Noise(std))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -65,18 +64,17 @@ class RandomSelfEnsemble(nn.Module):
         return log_probabilities.logsumexp(0) - math.log(self.passes)
 
     def get_classifier(self) -> nn.Module | None:
-        """The layer that makes the logits of one pass, where the network tells."""
-        tell = getattr(self.net, "get_classifier", None)
-        head: nn.Module | None = None if tell is None else tell()
+        """Linear layer that returns the logits of one pass, if the network has this method."""
+        head: nn.Module | None = getattr(self.net, "get_classifier", lambda: None)()
         return head
 
     def extra_repr(self) -> str:
-        """Its settings, by which records of verdicts tell networks apart."""
+        """Settings, so that fingerprints of networks differ."""
         return f"first_std={self.first_std}, inner_std={self.inner_std}, passes={self.passes}"
 
 
 class _Noise:
-    """Adds noise to what enters a layer; an object, so that networks can be copied and sent to other processes."""
+    """Hook that adds noise to the input of a layer; unlike a closure, it can be copied and pickled."""
 
     def __init__(self, std: float) -> None:
         self.std = std

@@ -5,17 +5,11 @@ from typing import Literal
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lightning_paf.nets.layers import basic_block_counts, conv1x1, conv3x3, init_convolutions, stage
+from lightning_paf.nets.layers import Net, basic_stages, conv1x1, conv3x3, init_convolutions
 
 
 class PostActBlock(nn.Module):
-    """Two 3x3 convolutions, each followed by batch norm, with the activation after the sum.
-
-    Args:
-        in_channels: Channels that enter.
-        out_channels: Channels that leave.
-        stride: Stride of the first convolution and of the projection.
-    """
+    """Two 3x3 convolutions, each followed by batch norm, with the activation after the sum."""
 
     def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
         super().__init__()
@@ -36,7 +30,7 @@ class PostActBlock(nn.Module):
         return out
 
 
-class CifarResNet(nn.Module):
+class CifarResNet(Net):
     """Post-activation ResNet for 32x32 images, as trained by Dai et al. 2021 (architecture: He et al. 2016).
 
     ResNet-18 applies its activation 17 times and has 11,173,962 parameters for 10 classes. The keys are those of the
@@ -44,7 +38,6 @@ class CifarResNet(nn.Module):
 
     Args:
         depth: 18 or 34.
-        num_classes: Width of the logits.
         in_channels: Channels of the images.
         width: Channels of the first stage, doubled in each of the three others; 64 in the literature.
         stem: `cifar` is one 3x3 convolution at full resolution; `imagenet` is a 7x7 convolution and a max-pool that
@@ -62,12 +55,9 @@ class CifarResNet(nn.Module):
         width: int = 64,
         stem: Literal["cifar", "imagenet"] = "cifar",
     ) -> None:
-        super().__init__()
+        super().__init__(num_classes)
         if stem not in ("cifar", "imagenet"):
-            raise ValueError(
-                f"The stem must be cifar or imagenet, got {stem!r}. Pass --model.net.stem cifar for 32x32 images."
-            )
-        self.num_classes = num_classes
+            raise ValueError(f"stem must be cifar or imagenet, got {stem!r}. Pass --model.net.stem cifar.")
         self.activation = nn.ReLU()
         self.conv1 = conv3x3(in_channels, width)
         self.maxpool: nn.Module = nn.Identity()
@@ -75,25 +65,17 @@ class CifarResNet(nn.Module):
             self.conv1 = nn.Conv2d(in_channels, width, kernel_size=7, stride=2, padding=3, bias=False)
             self.maxpool = nn.MaxPool2d(kernel_size=3, stride=2, padding=1)
         self.bn1 = nn.BatchNorm2d(width)
-        counts = basic_block_counts(depth)
-        self.layer1 = stage(PostActBlock, counts[0], width, width, stride=1)
-        self.layer2 = stage(PostActBlock, counts[1], width, 2 * width, stride=2)
-        self.layer3 = stage(PostActBlock, counts[2], 2 * width, 4 * width, stride=2)
-        self.layer4 = stage(PostActBlock, counts[3], 4 * width, 8 * width, stride=2)
+        self.layer1, self.layer2, self.layer3, self.layer4 = basic_stages(PostActBlock, depth, width)
         self.fc = nn.Linear(8 * width, num_classes)
         init_convolutions(self)
 
     def forward(self, x: Tensor) -> Tensor:
         """Images (N, in_channels, H, W) to logits (N, num_classes)."""
         x = self.maxpool(self.activation(self.bn1(self.conv1(x))))
-        # One assignment each: in a nested call the outputs of all earlier stages would stay in memory to the end.
+        # One assignment each: a nested call would keep the outputs of all earlier stages in memory.
         x = self.layer1(x)
         x = self.layer2(x)
         x = self.layer3(x)
         x = self.layer4(x)
         logits: Tensor = self.fc(F.adaptive_avg_pool2d(x, 1).flatten(1))
         return logits
-
-    def get_classifier(self) -> nn.Linear:
-        """The layer that makes the logits."""
-        return self.fc

@@ -3,18 +3,17 @@
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lightning_paf.nets.layers import init_convolutions, require_stride
+from lightning_paf.nets.layers import Net, init_convolutions, require_stride
 
 
-class SmallConvNet(nn.Module):
+class SmallConvNet(Net):
     """Four 3x3 convolutions without batch norm, for the 8x8 digits of scikit-learn, for demonstrations and for tests.
 
-    Not from a paper. Without batch norm its output depends on each image alone, in training as in evaluation. The
-    activation is applied 4 times.
+    Not from a paper. Without batch norm images do not affect each other, in training and in evaluation. The activation
+    is applied 4 times.
 
     Args:
         in_channels: Channels of the images, of any size from 4x4 upwards.
-        num_classes: Width of the logits.
         width: Channels of the first two convolutions; the other two have twice as many.
         stem_stride: Stride of the first convolution, which divides the resolution of all later layers (Li et al. 2022).
 
@@ -23,9 +22,8 @@ class SmallConvNet(nn.Module):
     """
 
     def __init__(self, in_channels: int = 1, num_classes: int = 10, width: int = 16, stem_stride: int = 1) -> None:
-        super().__init__()
+        super().__init__(num_classes)
         require_stride(stem_stride)
-        self.num_classes = num_classes
         self.features = nn.Sequential(
             nn.Conv2d(in_channels, width, kernel_size=3, stride=stem_stride, padding=1),
             nn.ReLU(),
@@ -41,10 +39,6 @@ class SmallConvNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Images (N, in_channels, H, W) to logits (N, num_classes)."""
-        # The 4x4 grid of means keeps where a stroke is; at 8x8 it is the features themselves.
+        # The 4x4 grid of means keeps the position of a stroke; at 8x8 pixels it equals the features.
         logits: Tensor = self.fc(F.adaptive_avg_pool2d(self.features(x), 4).flatten(1))
         return logits
-
-    def get_classifier(self) -> nn.Linear:
-        """The layer that makes the logits."""
-        return self.fc

@@ -3,27 +3,25 @@
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lightning_paf.nets.layers import init_convolutions
+from lightning_paf.nets.layers import Net, init_convolutions
 
 # Channels of each convolution in units of the width, one row per resolution; a max-pool follows each row.
 _STAGES = ((1, 1), (2, 2), (4, 4, 4), (8, 8, 8), (8, 8, 8))
 
 
-class VGG16BN(nn.Module):
+class VGG16BN(Net):
     """VGG-16 with batch norm, as trained by Dai et al. 2021 (architecture: Simonyan and Zisserman 2015, type D).
 
     The activation is applied 15 times: 13 in `features`, 2 in `classifier`. 15,253,578 parameters for 10 classes.
-    Unlike the original code, `num_classes` is honoured.
+    Unlike in the original code, `num_classes` has an effect.
 
     Args:
-        num_classes: Width of the logits.
         in_channels: Channels of the images, whose sides must be 32 pixels or more.
         width: Channels of the first convolutions, 64 in the literature; the hidden layers have 8 times as many units.
     """
 
     def __init__(self, num_classes: int = 10, in_channels: int = 3, width: int = 64) -> None:
-        super().__init__()
-        self.num_classes = num_classes
+        super().__init__(num_classes)
         layers: list[nn.Module] = []
         channels = in_channels
         for multiples in _STAGES:
@@ -46,10 +44,6 @@ class VGG16BN(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Images (N, in_channels, H, W) to logits (N, num_classes)."""
-        # At 32x32 the features are 1x1 already; the mean serves larger images.
+        # At 32x32 the features are already 1x1; the mean is for larger images.
         logits: Tensor = self.classifier(F.adaptive_avg_pool2d(self.features(x), 1).flatten(1))
         return logits
-
-    def get_classifier(self) -> nn.Module:
-        """The layer that makes the logits."""
-        return self.classifier[-1]

@@ -3,18 +3,13 @@
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lightning_paf.nets.layers import conv1x1, conv3x3, init_convolutions, stage, wide_block_count
+from lightning_paf.nets.layers import Net, conv1x1, conv3x3, init_convolutions, stage, wide_groups
 
 
 class WideBlock(nn.Module):
     """Pre-activation block; where the width changes, the shortcut projects the activated input.
 
     Both activations are one registered module, so a block holds one set of activation parameters.
-
-    Args:
-        in_channels: Channels that enter.
-        out_channels: Channels that leave.
-        stride: Stride of the first convolution and of the shortcut.
     """
 
     def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
@@ -34,14 +29,7 @@ class WideBlock(nn.Module):
 
 
 class WideGroup(nn.Module):
-    """Blocks of one resolution, under the key `layer`.
-
-    Args:
-        count: Number of blocks.
-        in_channels: Channels that enter the first block.
-        out_channels: Channels that leave.
-        stride: Stride of the first block.
-    """
+    """Blocks of one resolution, under the key `layer`."""
 
     def __init__(self, count: int, in_channels: int, out_channels: int, stride: int) -> None:
         super().__init__()
@@ -53,7 +41,7 @@ class WideGroup(nn.Module):
         return out
 
 
-class WideResNet(nn.Module):
+class WideResNet(Net):
     """Wide residual network (Zagoruyko and Komodakis 2016) in the form of Zhang et al. 2019 and Dai et al. 2021.
 
     WRN-28-10 applies its activation 25 times from 13 registered modules (one in each block, one before the pooling) and
@@ -62,21 +50,16 @@ class WideResNet(nn.Module):
     Args:
         depth: 6 n + 4, e.g. 10, 16, 28, 34, 70.
         width: Widening factor: the three groups have 16, 32 and 64 times as many channels.
-        num_classes: Width of the logits.
         in_channels: Channels of the images.
 
     Raises:
-        ValueError: The depth is not 6 n + 4.
+        ValueError: A depth other than 6 n + 4.
     """
 
     def __init__(self, depth: int = 28, width: int = 10, num_classes: int = 10, in_channels: int = 3) -> None:
-        super().__init__()
-        count = wide_block_count(depth)
-        self.num_classes = num_classes
+        super().__init__(num_classes)
         self.conv1 = conv3x3(in_channels, 16)
-        self.block1 = WideGroup(count, 16, 16 * width, stride=1)
-        self.block2 = WideGroup(count, 16 * width, 32 * width, stride=2)
-        self.block3 = WideGroup(count, 32 * width, 64 * width, stride=2)
+        self.block1, self.block2, self.block3 = wide_groups(WideGroup, depth, width)
         self.bn1 = nn.BatchNorm2d(64 * width)
         self.activation = nn.ReLU()
         self.fc = nn.Linear(64 * width, num_classes)
@@ -89,7 +72,3 @@ class WideResNet(nn.Module):
         x = self.activation(self.bn1(x))
         logits: Tensor = self.fc(F.adaptive_avg_pool2d(x, 1).flatten(1))
         return logits
-
-    def get_classifier(self) -> nn.Linear:
-        """The layer that makes the logits."""
-        return self.fc

@@ -1,1 +1,1 @@
-"""The classifier, activations and their replacement, penalties, modes."""
+"""The classifier, activations and their replacement, modes."""

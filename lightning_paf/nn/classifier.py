@@ -1,24 +1,27 @@
 """The model type of attacks, objectives and callbacks."""
 
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
-from lightning_paf.nn.penalties import total_penalty
 from lightning_paf.specs import DatasetSpec
 from lightning_paf.types import Forward
 
 
 class RefreshedForward(Protocol):
-    """A faster way to compute a model in eval mode that follows its weights."""
+    """A faster forward pass in eval mode that follows the weights of the model."""
 
     def refresh(self) -> Forward:
-        """Bring the weights up to date.
+        """Update the weights, and return a function from images (N, C, H, W) to logits (N, num_classes)."""
 
-        Returns:
-            Images (N, C, H, W) to logits (N, num_classes).
-        """
+
+@runtime_checkable
+class Penalised(Protocol):
+    """A layer that adds a term to the training loss, such as PSSiLU or the stability terms of neural ODEs."""
+
+    def penalty(self) -> Tensor:
+        """The weighted term, a scalar."""
 
 
 class Outputs(NamedTuple):
@@ -27,7 +30,7 @@ class Outputs(NamedTuple):
     Attributes:
         logits: (N, num_classes).
         features: (N, num_features), the input of the last linear layer.
-        aux: Further logits of networks that have probes (each (N, num_classes)).
+        aux: Logits of a network's auxiliary heads (each (N, num_classes)).
     """
 
     logits: Tensor
@@ -38,22 +41,22 @@ class Outputs(NamedTuple):
 class Classifier(nn.Module):
     """A network that takes images in [0, 1] and returns logits.
 
-    Normalisation is the first line of `forward`, so attacks, AutoAttack, export and metrics all live in [0, 1].
+    Normalisation is the first line of `forward`, so attacks, AutoAttack, export and metrics all work in [0, 1].
 
     Args:
         net: Any network from (N, C, H, W) to (N, num_classes) whose last layer is linear.
         spec: Number of classes, channel mean and standard deviation.
-        normalize: Subtract the mean and divide by the standard deviation. The networks of Dai et al. (2021) want False,
-            and so does a network that normalises by itself (`DMWideResNet` with `mean` and `std`).
+        normalize: Subtract the mean and divide by the standard deviation. Set it to False for networks of Dai et al.
+            (2021), and for networks that normalise internally (`DMWideResNet` with `mean` and `std`).
 
     Attributes:
-        fast_forward: Substitute that attacks in eval mode refresh and call; None, the default, for the model itself. It
-            is set for training, and is no submodule: neither in the state dict nor in a copy.
-        training_net: Substitute for `net` in training mode, set likewise; None, the default, for `net` itself.
+        fast_forward: Faster substitute for attacks in eval mode, None by default. It is set for training, and is not a
+            submodule: neither in the state dict nor in a copy.
+        training_net: Substitute for `net` in training mode, set likewise; None by default.
 
     Raises:
         ValueError: The network has no linear classification layer, or one with another number of classes; its
-            `smallest_side`, where it says one, is more than the images have.
+            `smallest_side`, if any, exceeds that of the images.
     """
 
     mean: Tensor
@@ -65,20 +68,20 @@ class Classifier(nn.Module):
         super().__init__()
         if spec.size < (smallest := getattr(net, "smallest_side", 0)):
             raise ValueError(
-                f"{type(net).__name__} needs images with sides of {smallest} pixels or more, but those of {spec.name} "
-                f"have {spec.size}. Pass another --model.net, such as SmallConvNet."
+                f"Images must have at least {smallest} x {smallest} pixels for {type(net).__name__}, got {spec.size} x "
+                f"{spec.size} from {spec.name}. Pass another --model.net, such as SmallConvNet."
             )
         self.net = net
         self.num_classes = spec.num_classes
         mean, std = (spec.mean, spec.std) if normalize else ((0.0,), (1.0,))
-        # Not persistent: a checkpoint holds what was learned, and released weights load without these keys.
+        # Not persistent: a checkpoint holds learned values only, and released weights load without these keys.
         self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1), persistent=False)
         self._head_name = _find_head(net, spec.num_classes)
 
     @property
     def head(self) -> nn.Linear:
-        """The linear layer that makes the logits."""
+        """The linear classification layer."""
         head = self.net.get_submodule(self._head_name)
         assert isinstance(head, nn.Linear)
         return head
@@ -89,55 +92,54 @@ class Classifier(nn.Module):
         return self.head.in_features
 
     def forward(self, x: Tensor) -> Tensor:
-        """Images (N, C, H, W) in [0, 1] to logits (N, num_classes); nothing else, ever."""
+        """Map images (N, C, H, W) in [0, 1] to logits (N, num_classes)."""
         net = self.training_net if self.training and self.training_net is not None else self.net
         logits: Tensor = net(self._normalized(x))
         return logits
 
     def outputs(self, x: Tensor, y: Tensor | None = None) -> Outputs:
-        """The same forward pass with its features and, where the network has probes, their logits.
+        """Return logits with the features and, if the network has auxiliary heads (`forward_aux`), their logits.
 
         Args:
             x: Images (N, C, H, W) in [0, 1].
-            y: Labels (N,), for networks whose probes use them.
+            y: Labels (N,), for networks whose auxiliary heads use them.
         """
         caught: list[Tensor] = []
-        hook = self.head.register_forward_pre_hook(lambda _, inputs: caught.append(inputs[0]))
-        try:
-            with_probes = getattr(self.net, "forward_aux", None)
-            if with_probes is None:
+        with self.head.register_forward_pre_hook(lambda _, inputs: caught.append(inputs[0])):
+            with_aux = getattr(self.net, "forward_aux", None)
+            if with_aux is None:
                 return Outputs(self.net(self._normalized(x)), caught[-1])
-            logits, aux = with_probes(self._normalized(x), y)
+            logits, aux = with_aux(self._normalized(x), y)
             return Outputs(logits, caught[-1], tuple(aux))
-        finally:
-            hook.remove()
+
+    def penalty(self) -> Tensor:
+        """Sum the penalties of all layers, a scalar; a shared layer counts once."""
+        terms = [layer.penalty() for layer in self.net.modules() if isinstance(layer, Penalised)]
+        # A plain sum, since the scalars can be on different devices: layers without a penalty return a zero on the CPU.
+        return sum((term.reshape(()) for term in terms), torch.zeros(()))
 
     def _normalized(self, x: Tensor) -> Tensor:
         return (x - self.mean) / self.std
 
-    def penalty(self) -> Tensor:
-        """Sum of the penalties of all layers, a scalar; a shared layer counts once."""
-        return total_penalty(self.net)
-
 
 def _find_head(net: nn.Module, num_classes: int) -> str:
-    """Name of the linear layer that makes the logits."""
+    """Name of the linear classification layer."""
     names: dict[nn.Module, str] = {module: name for name, module in net.named_modules()}
     get_classifier = getattr(net, "get_classifier", None)
-    if get_classifier is not None and isinstance(own := get_classifier(), nn.Linear) and own in names:
-        head: nn.Linear = own
+    if get_classifier is not None and isinstance(found := get_classifier(), nn.Linear) and found in names:
+        head: nn.Linear = found
     else:
         linear = [module for module in net.modules() if isinstance(module, nn.Linear)]
         if not linear:
             layers = sorted({type(module).__name__ for module in net.modules() if not list(module.children())})
             raise ValueError(
-                f"The classifier needs a linear last layer, but {type(net).__name__} has none (it has "
-                f"{', '.join(layers)}). Use a network that ends in nn.Linear, e.g. TimmNet('resnet18')."
+                f"The last layer of {type(net).__name__} must be nn.Linear, got only {', '.join(layers)}. "
+                "Pass another --model.net, such as CifarResNet."
             )
         head = next((layer for layer in reversed(linear) if layer.out_features == num_classes), linear[-1])
     if head.out_features != num_classes:
         raise ValueError(
-            f"The dataset has {num_classes} classes, but {type(net).__name__} has {head.out_features} outputs. "
-            f"Pass --model.net.num_classes {num_classes}."
+            f"The number of outputs of {type(net).__name__} must be {num_classes}, as many as classes, got "
+            f"{head.out_features}. Pass --model.net.num_classes {num_classes}."
         )
     return names[head]

@@ -1,4 +1,4 @@
-"""The check that a faster substitute computes the same function as a model, gradients and random choices included."""
+"""Equivalence of a model and a faster substitute, including gradients and the use of random generators."""
 
 import pickle
 import random
@@ -13,11 +13,11 @@ from torch import Tensor, nn
 
 from lightning_paf.types import Forward
 
-_NOISE = (0.05, 0.5)  # of the range of the images: near them, as an attack searches, and anywhere
+_NOISE = (0.05, 0.5)  # fractions of the range of the images: near them, as in an attack, and far from them
 _TOLERANCES = {"outputs": 1e-2, "gradients by the weights": 0.05, "gradients": 0.05}
-"""Of the norms. In single precision rounding takes 1e-6 to 1e-3, more where it switches units of ReLU on and off."""
+"""Relative to the norms. Rounding in single precision causes 1e-6 to 1e-3, and more where it switches ReLUs."""
 _AUTOCAST_TOLERANCES = {"outputs": 0.1, "gradients by the weights": 0.5, "gradients": 0.5}
-"""The same in half precision, which rounds in every layer; a gradient that is lost or replaced differs by more."""
+"""In half precision, which rounds in every layer; a lost or replaced gradient differs by more."""
 
 _State = tuple[Callable[[], Any], Callable[[Any], object]]
 
@@ -25,22 +25,22 @@ _State = tuple[Callable[[], Any], Callable[[Any], object]]
 def difference(
     model: nn.Module, substitute: Forward, x: Tensor, parameters: Sequence[Tensor] = (), gradients: bool = True
 ) -> str | None:
-    """Compare a substitute with a model: outputs, gradients, and the states of all random generators.
+    """Compare outputs, gradients and the use of random generators of a model and a substitute.
 
-    Both compute noisy images, so that neither flat regions (ties of max-pooling) nor saturated units hide or feign a
-    difference, and gradients for random cotangents. Both must leave every random generator as found: one pass of a
-    random network shows nothing about the next. Modes and precision are those of the caller; under autocast the
-    tolerance is wider. The generators are left as found.
+    Images are noisy, so that flat regions (ties of max-pooling) and saturated units neither hide nor cause a
+    difference. Gradients are for random cotangents. No random generator may be used, since one pass of a random
+    network does not predict the next. Modes and precision are those of the caller; under autocast the tolerance is
+    wider. All generators are restored.
 
     Args:
         model: Images to outputs.
-        substitute: What is to replace its call.
-        x: Images (N, C, H, W), at least one. Both compute twice as many.
-        parameters: What to differentiate by, instead of the images; with them where these require a gradient.
-        gradients: False compares passes without gradients, for a substitute that serves these alone.
+        substitute: Replacement of the model's call.
+        x: Images (N, C, H, W), at least one. Both functions process twice as many.
+        parameters: Tensors to differentiate by instead of the images, or in addition if these require a gradient.
+        gradients: False compares passes without gradients.
 
     Returns:
-        Why the substitute must not be used, for a log line; None where it may.
+        The reason not to use the substitute, for a log line; None if they agree.
     """
     autocast = torch.is_autocast_enabled(x.device.type)
     tolerances = _AUTOCAST_TOLERANCES if autocast else _TOLERANCES
@@ -48,30 +48,30 @@ def difference(
         try:
             for seed, noise in enumerate(_NOISE):
                 probes = _noisy(x, noise, seed).requires_grad_(gradients and (x.requires_grad or not parameters))
-                expected, found = (_answer(forward, probes, parameters, seed) for forward in (model, substitute))
+                expected, found = (_results(forward, probes, parameters, seed) for forward in (model, substitute))
                 if used():
                     return "its forward pass uses a random generator"
-                for what, tolerance in tolerances.items():
-                    if not _near(found[what], expected[what], tolerance):
-                        return f"its {what} differ, or are not finite"
-        except Exception as error:  # both run code of the network, which may fail in any way
+                for name, tolerance in tolerances.items():
+                    if not _near(found[name], expected[name], tolerance):
+                        return f"its {name} differ, or are not finite"
+        except Exception as error:  # a network can raise anything
             return summary(error)
     return None
 
 
 @contextmanager
 def generators_kept(model: nn.Module, *devices: torch.device) -> Iterator[Callable[[], bool]]:
-    """Restore all random generators on leaving: those of python, numpy and torch, and those that modules hold.
+    """Restore all random generators on exit: those of python, numpy and torch, and attributes of modules.
 
     Args:
-        model: Whose modules may hold generators, and on whose devices it may draw.
+        model: Its modules can hold generators; its devices are included.
         devices: Further devices.
 
     Yields:
         A function that returns whether any generator has been used inside.
     """
-    places = {*devices, *(tensor.device for tensor in (*model.parameters(), *model.buffers()))}
-    states = [*_global_states(places), *_held_states(model)]
+    all_devices = {*devices, *(tensor.device for tensor in (*model.parameters(), *model.buffers()))}
+    states = [*_global_states(all_devices), *_held_states(model)]
     before = [(get(), put) for get, put in states]
     unused = [_bytes(state) for state, _ in before]
     try:
@@ -82,17 +82,17 @@ def generators_kept(model: nn.Module, *devices: torch.device) -> Iterator[Callab
 
 
 def is_hooked(module: nn.Module) -> bool:
-    """Whether a call of the module runs hooks."""
+    """Return whether a call of the module runs hooks."""
     return any(getattr(module, hooks) for hooks in _HOOKS)
 
 
 def has_global_hooks() -> bool:
-    """Whether the call of every module runs hooks (`register_module_forward_hook` and its kin)."""
+    """Return whether the calls of all modules run hooks (`register_module_forward_hook` and similar)."""
     return any(getattr(nn.modules.module, f"_global{hooks}") for hooks in _HOOKS)
 
 
 def summary(error: Exception) -> str:
-    """The first line of an error, as a part of a sentence."""
+    """Return the first line of an error as part of a sentence."""
     return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
 
 
@@ -111,7 +111,7 @@ def _global_states(devices: set[torch.device]) -> list[_State]:
 
 def _held_states(model: nn.Module) -> list[_State]:
     """Generators among the attributes of modules."""
-    held: dict[int, _State] = {}  # by identity: several modules may hold one
+    held: dict[int, _State] = {}  # by identity, since modules can share one
     for value in (value for module in model.modules() for value in vars(module).values()):
         if isinstance(value, random.Random):
             held[id(value)] = value.getstate, value.setstate
@@ -124,29 +124,28 @@ def _held_states(model: nn.Module) -> list[_State]:
 
 
 def _bytes(state: Any) -> bytes:
-    """Equal for equal states."""
     return pickle.dumps(state.numpy() if isinstance(state, Tensor) else state)
 
 
-def _noisy(x: Tensor, share: float, seed: int) -> Tensor:
-    """Images moved by a share of the way to uniform noise, within their range and in their layout."""
+def _noisy(x: Tensor, fraction: float, seed: int) -> Tensor:
+    """Interpolate between images and uniform noise, within their range and in their layout."""
     x = x.detach().clone()
     low, high = (limit.item() for limit in x.aminmax())
     generator = torch.Generator(x.device).manual_seed(seed)
     noise = torch.empty_like(x).uniform_(min(low, 0.0), max(high, 1.0), generator=generator)
-    return x.lerp_(noise, share)
+    return x.lerp_(noise, fraction)
 
 
-def _answer(forward: Forward, x: Tensor, parameters: Sequence[Tensor], seed: int) -> dict[str, Tensor]:
-    """The output, and its gradients for a random cotangent, zero where none arrives; by the names of `_TOLERANCES`."""
+def _results(forward: Forward, x: Tensor, parameters: Sequence[Tensor], seed: int) -> dict[str, Tensor]:
+    """Output and gradients for a random cotangent, by the names of `_TOLERANCES`; a missing gradient is zero."""
     output = forward(x)
     generator = torch.Generator(output.device).manual_seed(seed)
     cotangent = torch.empty_like(output, requires_grad=False).normal_(generator=generator)
-    wanted = [*parameters, *([x] if x.requires_grad else [])]
-    gradients: Sequence[Tensor | None] = [None] * len(wanted)
+    inputs = [*parameters, *([x] if x.requires_grad else [])]
+    gradients: Sequence[Tensor] = [torch.zeros_like(tensor) for tensor in inputs]
     if output.requires_grad:
-        gradients = torch.autograd.grad(output, wanted, cotangent, allow_unused=True)
-    vectors = [(torch.zeros_like(w) if g is None else g).flatten() for g, w in zip(gradients, wanted, strict=True)]
+        gradients = torch.autograd.grad(output, inputs, cotangent, materialize_grads=True)
+    vectors = [gradient.flatten() for gradient in gradients]
     by_parameters, by_images = vectors[: len(parameters)], vectors[len(parameters) :]
     empty = output.new_empty(0)
     return {
@@ -157,7 +156,6 @@ def _answer(forward: Forward, x: Tensor, parameters: Sequence[Tensor], seed: int
 
 
 def _near(found: Tensor, expected: Tensor, tolerance: float) -> bool:
-    """Whether tensors are finite and agree up to a share of the norm."""
     if found.shape != expected.shape:
         return False
     found, expected = found.float(), expected.float()

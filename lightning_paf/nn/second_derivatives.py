@@ -7,20 +7,20 @@ from lightning_paf.nn.modes import frozen
 
 
 def require_second_derivatives(model: Classifier, example: torch.Tensor, needed_by: str) -> None:
-    """Refuse a network with a layer whose gradient has no derivative, such as fused attention, or a compiled network.
+    """Refuse networks without second derivatives, such as compiled ones and those with fused attention.
 
     Args:
-        model: Tried out in eval mode and left as found.
+        model: Model to test in eval mode; restored afterwards.
         example: Images (N, C, H, W). A network that cannot process them is not checked.
-        needed_by: What differentiates a gradient, for the message.
+        needed_by: Name of the objective that differentiates a gradient, for the message.
 
     Raises:
-        ValueError: There is such a layer.
+        ValueError: A layer's gradient has no derivative.
     """
     x = example.detach().requires_grad_()
     with torch.enable_grad(), frozen(model):
         try:
-            # The softmax makes the gradient depend on x also where the network is piecewise linear.
+            # The softmax makes the gradient depend on x even if the network is piecewise linear.
             value = model(x).logsumexp(dim=1).sum()
         except (RuntimeError, AssertionError):
             return
@@ -29,6 +29,6 @@ def require_second_derivatives(model: Classifier, example: torch.Tensor, needed_
             torch.autograd.grad(gradient.square().sum(), x)
         except (RuntimeError, AssertionError) as error:
             raise ValueError(
-                f"{needed_by} differentiates a gradient, but {type(model.net).__name__} has a layer that cannot "
-                f"({error}). Choose another --model.net, not compiled; for attention in timm, set TIMM_FUSED_ATTN=0."
+                f"{type(model.net).__name__} must be twice differentiable for {needed_by}, got: {error}. "
+                "Pass another --model.net, not compiled; for attention in timm, set TIMM_FUSED_ATTN=0."
             ) from error

@@ -1,4 +1,4 @@
-"""The stages of a network, and how to change what leaves one of them."""
+"""Stages of a network, and replacement of their outputs."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -11,11 +11,11 @@ from lightning_paf.nn.swap import stage_paths
 
 
 def stages(net: nn.Module) -> list[str]:
-    """Paths of the stages of a network, in the order of its definition, which is that of the data in all usual ones.
+    """List the paths of a network's stages in the order of definition, usually that of the forward pass.
 
-    They are what `swap_activations` in the scope `stage` gives an activation each: the stages of a ResNet or ConvNeXt,
-    the blocks of a transformer. Activations between them, as in a stem, are none, and a single one is looked into; but
-    where a network is a plain chain of layers, every activation ends a stage.
+    These are the stages of a ResNet or ConvNeXt and the blocks of a transformer, as for the scope `stage` of
+    `swap_activations`, but without activations between them, as in a stem. A single stage is split into its parts. In a
+    plain chain of layers, every activation ends a stage.
     """
     paths = stage_paths(net)
     containers = [path for path in paths if next(net.get_submodule(path).children(), None) is not None]
@@ -26,24 +26,21 @@ def stages(net: nn.Module) -> list[str]:
 
 @contextmanager
 def changed_stage(net: nn.Module, number: int, change: Callable[[Tensor], Tensor]) -> Iterator[None]:
-    """Replace the output of a stage during one forward pass of `net`, which must not be a compiled one.
+    """Replace the output of a stage during one forward pass of `net`, which must not be compiled.
 
     Args:
-        net: A network with at least so many stages.
-        number: Which one, from 1.
-        change: The output of the stage, a tensor, to what goes on in its place.
+        net: A network with at least `number` stages.
+        number: Number of the stage, from 1.
+        change: Maps the output of the stage, a tensor, to its replacement.
     """
     paths = stages(net)
     stage = net.get_submodule(paths[number - 1])
-    # One activation object may end several stages.
+    # One activation object can end several stages.
     before = sum(net.get_submodule(path) is stage for path in paths[: number - 1])
     calls = count()
 
     def changed(module: nn.Module, inputs: Any, output: Tensor) -> Tensor | None:
         return change(output) if next(calls) == before else None
 
-    hook = stage.register_forward_hook(changed)
-    try:
+    with stage.register_forward_hook(changed):
         yield
-    finally:
-        hook.remove()

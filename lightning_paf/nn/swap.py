@@ -1,8 +1,9 @@
-"""Put parametric activations into any network that is built from modules."""
+"""Replacement of the activations of any network that is built from modules."""
 
 from collections.abc import Callable
+from contextlib import ExitStack
 from itertools import takewhile
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -11,14 +12,14 @@ from lightning_paf.nn.activations import Activation, ParametricActivation
 from lightning_paf.nn.modes import frozen
 
 Scope = Literal["network", "stage", "module", "channel"]
-"""How many places share one activation object."""
+"""Part of the network that shares one activation object."""
 
 Targets = tuple[type[nn.Module], ...]
 
 DEFAULT_TARGETS: Targets = (nn.ReLU, nn.SiLU, nn.GELU, Activation)
 
 _SPELLINGS = {nn.GELU: "GELUTanh"}
-"""Classes of timm for what is an option of a target's class: `nn.GELU(approximate="tanh")`."""
+"""Classes of timm for options of a target's class: `nn.GELU(approximate="tanh")`."""
 
 
 def swap_activations(
@@ -29,91 +30,86 @@ def swap_activations(
     scope: Scope = "network",
     example: Tensor | None = None,
 ) -> int:
-    """Replace the activation modules of `net`, in place.
+    """Replace the activation modules of `net` in place.
 
-    Every attribute that holds a target counts as one place, also where several hold the same object. A swapped network
-    can be swapped again, since `Activation` is among the default targets. Calls of `F.relu` and the like inside a
-    `forward` are out of reach and stay, as do activations that are no targets (the sigmoid gates of
-    squeeze-and-excitation; Hardswish, unless named). A target with `inplace=True` becomes an out-of-place one.
+    It replaces every attribute that holds a target, even if several hold the same object. A network can be swapped
+    again, since `Activation` is among the default targets. Calls of functions such as `F.relu` inside a `forward` stay,
+    and so do other activations (the sigmoid gates of squeeze-and-excitation; Hardswish, unless named). Replacements of
+    targets with `inplace=True` are not in place.
 
     Args:
         net: Any network; the replacements move to the device of its parameters.
-        make: Makes one activation, e.g. the class `PSSiLU`; called once per object that is needed.
-        targets: What to replace: instances of these classes, and modules without children whose class has the same
-            name (timm has a GELU of its own, and GELUTanh for `nn.GELU(approximate="tanh")`).
-        scope: `network`: one object everywhere (Dai et al. 2021). `stage`: one for each child of the innermost
-            container that holds all places; these are the stages of a ResNet or ConvNeXt (its stem, where that has an
-            activation, being one), the blocks of a transformer. `module`: one for each place. `channel`: one for each
-            place, with parameters of shape [C].
-        example: Input batch (1, C, H, W) for one forward pass that shows the number of channels; only for `channel`.
+        make: Makes one activation, e.g. the class `PSSiLU`; called once per object.
+        targets: Classes to replace, including modules without children whose class has the same name (timm has a
+            separate GELU, and GELUTanh for `nn.GELU(approximate="tanh")`).
+        scope: `network`: one object everywhere (Dai et al. 2021). `stage`: one per child of the innermost container
+            of all targets: the stages of a ResNet or ConvNeXt (with its stem, if that has an activation), the blocks
+            of a transformer. `module`: one per target. `channel`: one per target, with parameters of shape [C].
+        example: Input batch (1, C, H, W) for a forward pass that counts channels; only for `channel`.
 
     Returns:
-        Number of places.
+        Number of replaced attributes.
 
     Raises:
-        ValueError: Nothing to replace, an unknown scope, or channels that cannot be told.
+        ValueError: Nothing to replace, an unknown scope, or an unknown number of channels.
     """
-    places = _places(net, targets)
-    if not places:
+    paths = _target_paths(net, targets)
+    if not paths:
         raise ValueError(_nothing_to_swap(net, targets))
-    if scope not in ("network", "stage", "module", "channel"):
-        raise ValueError(f"scope must be network, stage, module or channel, but is {scope!r}. The paper's is network.")
-    channels = _channels(net, places, example) if scope == "channel" else {}
+    if scope not in get_args(Scope):
+        raise ValueError(f"scope must be network, stage, module or channel, got {scope!r}. Pass network as the paper.")
+    channels = _channels(net, paths, example) if scope == "channel" else {}
     parameter = next(net.parameters(), None)
     made: dict[str, nn.Module] = {}
-    for place, owner in zip(places, _owners(places, scope), strict=True):
+    for path, owner in zip(paths, _owners(paths, scope), strict=True):
         if owner not in made:
-            made[owner] = _widened(make(), *channels[place]) if channels else make()
-            made[owner].train(net.get_submodule(place).training)
+            made[owner] = _per_channel(make(), *channels[path]) if channels else make()
+            made[owner].train(net.get_submodule(path).training)
             made[owner].to(None if parameter is None else parameter.device)
-        net.set_submodule(place, made[owner])
-    return len(places)
+        net.set_submodule(path, made[owner])
+    return len(paths)
 
 
 def stage_paths(net: nn.Module, targets: Targets = DEFAULT_TARGETS) -> list[str]:
-    """Paths of what the scope `stage` gives an activation of its own, in the order of definition."""
-    return list(dict.fromkeys(_owners(_places(net, targets), "stage")))
+    """List the paths of the parts that share an activation in the scope `stage`, in the order of definition."""
+    return list(dict.fromkeys(_owners(_target_paths(net, targets), "stage")))
 
 
-def _places(net: nn.Module, targets: Targets) -> list[str]:
-    """Paths of all targets below `net`; a parent that is reachable by several paths is listed by its first."""
+def _target_paths(net: nn.Module, targets: Targets) -> list[str]:
+    """Paths of all targets in `net`; children of a shared module are listed once, by their first path."""
     names = {target.__name__ for target in targets} | {_SPELLINGS[target] for target in targets if target in _SPELLINGS}
-    seen = set()
-    places = []
+    found: dict[tuple[int, str], str] = {}
     for path, module in net.named_modules(remove_duplicate=False):
         parent, _, attribute = path.rpartition(".")
-        place = (id(net.get_submodule(parent)), attribute)
-        namesake = type(module).__name__ in names and next(module.children(), None) is None
-        if path and place not in seen and (isinstance(module, targets) or namesake):
-            seen.add(place)
-            places.append(path)
-    return places
+        same_name = type(module).__name__ in names and next(module.children(), None) is None
+        if path and (isinstance(module, targets) or same_name):
+            found.setdefault((id(net.get_submodule(parent)), attribute), path)
+    return list(found.values())
 
 
-def _owners(places: list[str], scope: Scope) -> list[str]:
-    """For each place the name of the activation object it gets."""
+def _owners(paths: list[str], scope: Scope) -> list[str]:
+    """For each path the name of its activation object."""
     if scope == "network":
-        return [""] * len(places)
+        return [""] * len(paths)
     if scope == "stage":
-        parts = [place.split(".") for place in places]
+        parts = [path.split(".") for path in paths]
         shared = takewhile(lambda names: len(set(names)) == 1, zip(*parts, strict=False))
         depth = len(list(shared)) + 1
         return [".".join(part[:depth]) for part in parts]
-    return places
+    return paths
 
 
-def _widened(activation: nn.Module, channels: int, dim: Literal[1, -1]) -> nn.Module:
-    """Give an activation one parameter per channel."""
+def _per_channel(activation: nn.Module, channels: int, dim: Literal[1, -1]) -> nn.Module:
     if not isinstance(activation, ParametricActivation):
         raise ValueError(
-            f"scope='channel' needs a parametric activation, but {type(activation).__name__} is none. "
-            "Use e.g. PSSiLU, or scope='module'."
+            f"The activation must be parametric for scope='channel', got {type(activation).__name__}. "
+            "Pass e.g. PSSiLU, or scope='module'."
         )
     return activation.per_channel(channels, dim)
 
 
 class _Probe(nn.Module):
-    """Stands in for an activation during one forward pass and notes what reaches it."""
+    """Records the channels of an activation's inputs during one forward pass."""
 
     def __init__(self, inner: nn.Module, latest: dict[str, Tensor]) -> None:
         super().__init__()
@@ -122,62 +118,57 @@ class _Probe(nn.Module):
         self.seen: set[tuple[int, Literal[1, -1]]] = set()
 
     def forward(self, x: Tensor) -> Tensor:
-        # (N, H, W, C) differs from (N, C, H, W) only in where it comes from: a linear layer acts on the last dimension.
+        # (N, H, W, C) differs from (N, C, H, W) in its source only: a linear layer, which acts on the last dimension.
         dim: Literal[1, -1] = 1 if x.ndim == 4 and x is not self.latest.get("linear") else -1
         self.seen.add((x.shape[dim], dim))
         result: Tensor = self.inner(x)
         return result
 
 
-def _channels(net: nn.Module, places: list[str], example: Tensor | None) -> dict[str, tuple[int, Literal[1, -1]]]:
-    """Number of channels at each place and the dimension that they are in, from one forward pass in eval mode."""
+def _channels(net: nn.Module, paths: list[str], example: Tensor | None) -> dict[str, tuple[int, Literal[1, -1]]]:
+    """Number of channels at each path and their dimension, from one forward pass in eval mode."""
     if example is None:
         raise ValueError(
-            "scope='channel' must see a forward pass to count channels, but example is None. "
-            "Pass an input batch of the network, e.g. example=torch.zeros(1, 3, 32, 32)."
+            "example must be an input batch for scope='channel', got None. Pass e.g. torch.zeros(1, 3, 32, 32)."
         )
     latest: dict[str, Tensor] = {}
 
     def note(module: nn.Module, args: Any, output: Tensor) -> None:
         latest["linear"] = output
 
-    probes = {place: _Probe(net.get_submodule(place), latest) for place in places}
-    hooks = [module.register_forward_hook(note) for module in net.modules() if isinstance(module, nn.Linear)]
+    probes = {path: _Probe(net.get_submodule(path), latest) for path in paths}
+    linear = [module for module in net.modules() if isinstance(module, nn.Linear)]
     parameter = next(net.parameters(), example)
-    try:
-        for place, probe in probes.items():
-            net.set_submodule(place, probe)
+    with ExitStack() as restored:
+        for module in linear:
+            restored.enter_context(module.register_forward_hook(note))
+        for path, probe in probes.items():
+            net.set_submodule(path, probe)
+            restored.callback(net.set_submodule, path, probe.inner)
         with frozen(net), torch.no_grad():
             net(example.to(parameter.device))
-    finally:
-        for hook in hooks:
-            hook.remove()
-        for place, probe in probes.items():
-            net.set_submodule(place, probe.inner)
-    for place, probe in probes.items():
+    for path, probe in probes.items():
         if len(probe.seen) != 1:
             widths = " and ".join(str(width) for width, _ in sorted(probe.seen))
             raise ValueError(
-                f"scope='channel' needs one number of channels for every activation, but {place!r} of "
-                f"{type(net).__name__} is used with {widths or 'none: the forward pass does not reach it'}. "
-                "Use scope='module'."
+                f"{path!r} of {type(net).__name__} must have one number of channels for scope='channel', got "
+                f"{widths or 'none, as the forward pass does not call it'}. Pass scope='module'."
             )
-    return {place: next(iter(probe.seen)) for place, probe in probes.items()}
+    return {path: next(iter(probe.seen)) for path, probe in probes.items()}
 
 
 def _nothing_to_swap(net: nn.Module, targets: Targets) -> str:
-    """What is wrong with a network without a target, and what to do about it."""
+    """Error message for a network without targets."""
     wanted = ", ".join(target.__name__ for target in targets)
     others = {
         type(module)
         for module in net.modules()
         if "activation" in type(module).__module__ and next(module.children(), None) is None
     }
-    message = f"{type(net).__name__} has no module to replace (looked for {wanted})"
+    message = f"{type(net).__name__} must have a module of {wanted} to replace, got"
     if others:
-        names = ", ".join(sorted(other.__name__ for other in others))
-        return f"{message}, but it does have {names}. Pass targets=(...) with the classes that you mean."
+        return f"{message} {', '.join(sorted(other.__name__ for other in others))}. Pass targets=(...)."
     return (
-        f"{message}: it calls functions such as F.relu inside forward. "
-        "Use a network that is built from modules, e.g. timm_net('resnet18')."
+        f"{message} none; perhaps it calls functions such as F.relu. "
+        "Pass a network that is built from modules, e.g. TimmNet('resnet18')."
     )

@@ -1,4 +1,4 @@
-"""Synchronised batch normalisation on CPUs; torch implements it for GPUs only."""
+"""Synchronised batch normalisation for CPUs; torch implements it for GPUs only."""
 
 from typing import Any
 
@@ -8,9 +8,9 @@ from torch.autograd import Function
 
 
 class CpuSyncBatchNorm(nn.modules.batchnorm._BatchNorm):
-    """`torch.nn.SyncBatchNorm` for CPUs, made by `share_statistics`.
+    """`torch.nn.SyncBatchNorm` for CPUs, see `share_statistics`.
 
-    In train mode every pass is a collective operation, forward and backward; in eval mode there is none.
+    In train mode, every forward and backward pass is a collective operation; in eval mode, none is.
     """
 
     def forward(self, input: Tensor) -> Tensor:
@@ -29,15 +29,14 @@ class CpuSyncBatchNorm(nn.modules.batchnorm._BatchNorm):
         mean = sums[:-1] / count
         centered = x - mean.view(shape)
         variance = _over_ranks(centered.square().sum(others)) / count
-        self._remember(mean.detach(), variance.detach() * (count / max(count - 1, 1)))
+        self._update_running(mean.detach(), variance.detach() * (count / max(count - 1, 1)))
         y = centered * (variance + self.eps).rsqrt().view(shape)
         if self.affine:
             y = y * self.weight.view(shape) + self.bias.view(shape)
         return y.to(input.dtype)
 
     @torch.no_grad()
-    def _remember(self, mean: Tensor, variance: Tensor) -> None:
-        """Update the running statistics."""
+    def _update_running(self, mean: Tensor, variance: Tensor) -> None:
         if self.running_mean is None or self.running_var is None or self.num_batches_tracked is None:
             return
         self.num_batches_tracked += 1
@@ -47,15 +46,15 @@ class CpuSyncBatchNorm(nn.modules.batchnorm._BatchNorm):
 
 
 class CpuSyncBatchNorm1d(CpuSyncBatchNorm, nn.BatchNorm1d):
-    """Of (N, C) or (N, C, L)."""
+    """For (N, C) or (N, C, L)."""
 
 
 class CpuSyncBatchNorm2d(CpuSyncBatchNorm, nn.BatchNorm2d):
-    """Of (N, C, H, W)."""
+    """For (N, C, H, W)."""
 
 
 class CpuSyncBatchNorm3d(CpuSyncBatchNorm, nn.BatchNorm3d):
-    """Of (N, C, D, H, W)."""
+    """For (N, C, D, H, W)."""
 
 
 _SHARED: dict[type[nn.Module], type[nn.Module]] = {
@@ -66,18 +65,18 @@ _SHARED: dict[type[nn.Module], type[nn.Module]] = {
 
 
 def share_statistics(model: nn.Module) -> None:
-    """Let every BatchNorm of a model be a `CpuSyncBatchNorm`; the same objects, with the same tensors."""
+    """Make every BatchNorm of a model a `CpuSyncBatchNorm`, in place, with the same tensors."""
     _change_classes(model, _SHARED)
 
 
 def unshare_statistics(model: nn.Module) -> None:
     """Undo `share_statistics`."""
-    _change_classes(model, {shared: own for own, shared in _SHARED.items()})
+    _change_classes(model, {shared: plain for plain, shared in _SHARED.items()})
 
 
 def _change_classes(model: nn.Module, table: dict[type[nn.Module], type[nn.Module]]) -> None:
     for module in model.modules():
-        # The classes differ in how they compute and in nothing that an object holds.
+        # The classes differ in `forward` only, not in attributes.
         module.__class__ = table.get(type(module), type(module))
 
 
@@ -87,7 +86,7 @@ def _over_ranks(values: Tensor) -> Tensor:
 
 
 class _SumOverRanks(Function):
-    """The sum of what all ranks give; every rank's loss depends on what each gave."""
+    """Sum over ranks; its backward pass is the same sum, since every rank's loss depends on every rank's values."""
 
     @staticmethod
     def forward(ctx: Any, values: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Weights of a classifier in the checkpoint of a training."""
+"""Classifier weights in Lightning checkpoints."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,21 +12,21 @@ _PREFIX = "model."
 
 
 def load_classifier(model: Classifier, checkpoint: Path) -> None:
-    """Take over the weights of the classifier; what else the training has learned stays behind.
+    """Load the weights of the classifier, without other parameters of the training module.
 
     Args:
         model: A classifier of the same architecture.
-        checkpoint: File that a training wrote. Nothing in it is executed.
+        checkpoint: File written by `fit`. No code in it is executed.
 
     Raises:
-        ValueError: The file is no checkpoint of a training, or holds another network.
+        ValueError: The file is not a checkpoint of `fit`, or holds another network.
     """
     try:
         weights = torch.load(checkpoint, map_location="cpu", weights_only=True)["state_dict"]
-    except Exception as error:  # a damaged file fails in any way it likes
+    except Exception as error:  # a damaged file can raise anything
         raise ValueError(
-            f"{checkpoint} is damaged or no checkpoint of a training ({type(error).__name__}). "
-            "Pass a file that `fit` wrote: RUN/checkpoints/last.ckpt."
+            f"{checkpoint} must be a checkpoint of `fit`, got a damaged or foreign file ({type(error).__name__}). "
+            "Pass RUN/checkpoints/last.ckpt."
         ) from error
     mine = {key.removeprefix(_PREFIX): value for key, value in weights.items() if key.startswith(_PREFIX)}
     difference = key_difference(model.state_dict(), mine)
@@ -38,7 +38,7 @@ def load_classifier(model: Classifier, checkpoint: Path) -> None:
 
 
 def key_difference(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor], most: int = 5) -> str:
-    """What a state dict lacks, has too much, or has in another shape; empty where nothing differs."""
+    """Describe missing and unexpected keys of a state dict and different shapes; empty if there are none."""
     shapes = [
         f"{key}: {tuple(theirs[key].shape)} instead of {tuple(ours[key].shape)}"
         for key in ours.keys() & theirs.keys()

@@ -1,4 +1,4 @@
-"""Training losses; one method, one file."""
+"""Training losses; one file per method."""
 
 from lightning_paf.objectives.awp import AWP
 from lightning_paf.objectives.base import Objective, StepResult
@@ -11,15 +11,13 @@ from lightning_paf.objectives.gaussian_noise import NoisyCE
 from lightning_paf.objectives.grad_align import GradAlign
 from lightning_paf.objectives.hat import HAT
 from lightning_paf.objectives.interpolated import IAT
-from lightning_paf.objectives.jacobian_norm import JacobianNorm
+from lightning_paf.objectives.jsigr import JacobianNorm, SelectiveInputGradient
 from lightning_paf.objectives.l1_minus_l2 import L1MinusL2
 from lightning_paf.objectives.mart import MART
 from lightning_paf.objectives.pixel_mask import PixelMask
 from lightning_paf.objectives.score import SCORE
-from lightning_paf.objectives.selective_input_gradient import SelectiveInputGradient
 from lightning_paf.objectives.standard import AdversarialCE, Natural
-from lightning_paf.objectives.trades import TRADES
-from lightning_paf.objectives.trades_binary import BinaryTRADES
+from lightning_paf.objectives.trades import TRADES, BinaryTRADES
 from lightning_paf.objectives.wrapper import Regularised, Wrapper
 
 __all__ = [

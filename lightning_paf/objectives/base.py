@@ -1,4 +1,4 @@
-"""What every training objective looks like."""
+"""The interface of training objectives."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -12,13 +12,13 @@ from lightning_paf.nn.classifier import Classifier
 
 @dataclass(frozen=True)
 class StepResult:
-    """What one training step computed.
+    """Result of one training step.
 
     Attributes:
         loss: Scalar, with its graph.
-        logits: (N, num_classes) on what the network was trained on, for the training accuracy.
-        logs: Further scalars to log, by name.
-        clean_logits: (N, num_classes) on the clean images, where the objective needs them anyway.
+        logits: (N, num_classes) for the images that the network was trained on, for the training accuracy.
+        logs: Further scalars to log, by name; they are detached.
+        clean_logits: (N, num_classes) for the clean images, if the objective computes them anyway.
     """
 
     loss: Tensor
@@ -26,20 +26,24 @@ class StepResult:
     logs: Mapping[str, Tensor] = field(default_factory=dict)
     clean_logits: Tensor | None = None
 
+    def __post_init__(self) -> None:
+        """Detach the logs."""
+        object.__setattr__(self, "logs", {name: value.detach() for name, value in self.logs.items()})
+
 
 class Objective(nn.Module, ABC):
     """The loss of the outer minimisation, with any state that it needs.
 
-    It is a module, so that optimiser, checkpoint, DDP and weight averaging see its parameters with no extra code. Two
-    laws, tested over all subclasses: every trainable parameter gets a gradient at every step (otherwise DDP stops), and
-    no tensor with a graph is kept between steps (weight averaging copies the module).
+    It is a module, so that optimiser, checkpoint, DDP and weight averaging include its parameters without extra code.
+    Tests over all subclasses check two rules: every trainable parameter gets a gradient at every step (otherwise DDP
+    stops), and no tensor with a graph is kept between steps (weight averaging copies the module).
     """
 
     needs_double_backward: bool = False
-    """Whether it differentiates a gradient, which fused attention and compiled networks cannot."""
+    """Whether it differentiates a gradient, which fused attention and compiled networks do not support."""
 
     steps_per_batch: int = 1
-    """Optimiser steps that each batch is used for; before each of them `begin_step` is called and then `forward`."""
+    """Optimiser steps per batch; `begin_step` and then `forward` are called before each of them."""
 
     def bind(self, model: Classifier) -> None:
         """Build heads once the number of features is known; by default nothing."""
@@ -49,23 +53,23 @@ class Objective(nn.Module, ABC):
         """Compute the loss of one batch.
 
         Args:
-            model: The classifier that is trained, in training mode.
+            model: The classifier in training, in training mode.
             x: Images (N, C, H, W) in [0, 1].
-            y: Labels (N,), or a distribution over the classes (N, num_classes) where the data mix or smooth them;
-                `functional.losses.hard_labels` makes labels of both.
+            y: Labels (N,), or distributions over the classes (N, num_classes) if the data are mixed or smoothed;
+                `functional.losses.hard_labels` converts both to labels.
             attack: The inner maximisation.
         """
 
     def on_epoch_start(self, epoch: int, progress: float) -> None:
-        """Warm-ups and refits; by default nothing.
+        """Update warm-ups and statistics; by default nothing.
 
         Args:
             epoch: Number of finished epochs.
-            progress: Share of the training that is over, in [0, 1].
+            progress: Finished fraction of the training, in [0, 1].
         """
 
     def begin_step(self, number: int) -> None:
-        """Learn which of the `steps_per_batch` follows, from 0; by default nothing."""
+        """Prepare step `number` of `steps_per_batch`, from 0; by default nothing."""
 
     def after_backward(self, model: Classifier) -> None:
-        """Take back what `forward` did to the weights for the sake of the gradient; by default nothing."""
+        """Undo changes of `forward` to the weights; by default nothing."""

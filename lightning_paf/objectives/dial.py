@@ -13,30 +13,28 @@ from lightning_paf.functional.gradient_reversal import reversal_schedule, revers
 from lightning_paf.functional.losses import cross_entropy, kl_divergence
 from lightning_paf.nn.classifier import Classifier
 from lightning_paf.objectives.base import Objective, StepResult
-from lightning_paf.objectives.trades import attack_prediction, checked_weight
+from lightning_paf.objectives.checks import checked, checked_weight
+from lightning_paf.objectives.trades import attack_prediction
 
 
 class DIAL(Objective):
-    """Clean and adversarial loss, and features from which a second head cannot tell clean from adversarial images.
+    """Clean and adversarial loss on features that do not separate clean from adversarial images.
 
-    The head is trained to tell them apart; the network before it receives the head's gradient with the opposite sign,
-    times a factor that grows from 0 to 1 over the training, epoch by epoch. It is part of the objective: checkpoints
-    of the training have it, the classifier does not. Levi, Attias, Kontorovich, "Domain Invariant Adversarial
-    Learning", TMLR 2022. Subclasses say what the adversarial loss is.
+    A second head, the domain head, is trained to separate them. The network before it receives the head's gradient with
+    the opposite sign, times a factor that grows from 0 to 1 over the training, once per epoch. The head is part of the
+    objective: training checkpoints contain it, the classifier does not. Levi, Attias, Kontorovich, "Domain Invariant
+    Adversarial Learning", TMLR 2022. Subclasses define the adversarial loss.
 
     Args:
-        beta: Weight of the adversarial loss.
-        domain_weight: Weight of the head's loss; 0 leaves the two other terms.
-        hidden: Widths of the head's hidden layers; `[]` for a linear head.
-        batch_norm: Normalise the hidden layers of the head, clean and adversarial images each by themselves.
+        beta: Weight of the adversarial loss, >= 0.
+        domain_weight: Weight of the head's loss, >= 0; 0 leaves the two other terms.
+        hidden: Widths of the head's hidden layers, at least 1; `[]` for a linear head.
+        batch_norm: Normalise the hidden layers of the head, separately for clean and adversarial images.
 
     Attributes:
         domain: The head, built in `bind`: features (N, num_features) to two logits, clean and adversarial.
-        reversal: The factor of the present epoch, a scalar.
-        epoch: Which epoch that is, -1 before the first one.
-
-    Raises:
-        ValueError: A negative weight, or a width below 1.
+        reversal: Factor of the current epoch, a scalar.
+        epoch: Number of the current epoch, -1 before the first one.
     """
 
     domain: nn.Sequential
@@ -47,25 +45,20 @@ class DIAL(Objective):
         self, beta: float = 8.0, domain_weight: float = 6.0, hidden: Sequence[int] = (100,), batch_norm: bool = True
     ) -> None:
         super().__init__()
-        if any(width < 1 for width in hidden):
-            raise ValueError(
-                f"hidden must be widths of layers, at least 1, got {list(hidden)}. "
-                "Pass --model.objective.hidden '[100]', or '[]' for a linear head."
-            )
         self.beta = checked_weight("beta", beta, 6)
         self.domain_weight = checked_weight("domain_weight", domain_weight, 4)
-        self.hidden = tuple(hidden)
+        self.hidden = checked("hidden", [*hidden], min(hidden, default=1) >= 1, "widths of at least 1", "'[100]'")
         self.batch_norm = batch_norm
 
     def bind(self, model: Classifier) -> None:
-        """Build the head, and begin with a factor of 0."""
+        """Build the head, and start with a factor of 0."""
         widths = (model.num_features, *self.hidden)
         layers: list[nn.Module] = []
         for before, after in pairwise(widths):
             norm = [nn.BatchNorm1d(after)] if self.batch_norm else []
             layers += [nn.Linear(before, after), *norm, nn.ReLU()]
         self.domain = nn.Sequential(*layers, nn.Linear(widths[-1], 2))
-        # Buffers, so that a training that is continued within an epoch goes on with that epoch's factor.
+        # Buffers, so that a training resumed within an epoch keeps the factor of that epoch.
         self.register_buffer("reversal", torch.tensor(0.0))
         self.register_buffer("epoch", torch.tensor(-1))
 
@@ -82,17 +75,12 @@ class DIAL(Objective):
         natural = cross_entropy(clean.logits, y).mean()
         robust = self.adversarial_loss(clean.logits, adversarial.logits, y)
         domain = self.domain_loss(clean.features, adversarial.features)
-        logs = {
-            "natural_loss": natural.detach(),
-            "adversarial_loss": robust.detach(),
-            "domain_loss": domain.detach(),
-        }
-        return StepResult(
-            natural + self.beta * robust + self.domain_weight * domain, adversarial.logits, logs, clean.logits
-        )
+        loss = natural + self.beta * robust + self.domain_weight * domain
+        logs = {"natural_loss": natural, "adversarial_loss": robust, "domain_loss": domain}
+        return StepResult(loss, adversarial.logits, logs, clean.logits)
 
     def domain_loss(self, clean: Tensor, adversarial: Tensor) -> Tensor:
-        """Loss of the head on features (N, num_features) of either kind, a scalar; 2 ln 2 where it knows nothing."""
+        """Loss of the head on features (N, num_features) of both kinds, a scalar; 2 ln 2 at chance level."""
         loss = torch.zeros((), device=clean.device)
         for label, features in enumerate((clean, adversarial)):
             logits = self.domain(reverse_gradient(features.flatten(1), self.reversal))
@@ -101,46 +89,36 @@ class DIAL(Objective):
 
     @abstractmethod
     def adversarial_images(self, model: Classifier, x: Tensor, y: Tensor, attack: Attack) -> Tensor:
-        """The images (N, C, H, W) that the attack finds; the head has no part in it."""
+        """Adversarial images (N, C, H, W); the attack ignores the head."""
 
     @abstractmethod
     def adversarial_loss(self, clean: Tensor, adversarial: Tensor, y: Tensor) -> Tensor:
-        """The term with the weight beta, a scalar, of both logits (N, num_classes)."""
+        """Term with the weight beta, a scalar, from both logits (N, num_classes)."""
 
 
 class DIALKL(DIAL):
-    """DIAL around TRADES: the adversarial loss is KL(p(x) || p(x')), and the attack maximises it.
+    """DIAL with the loss of TRADES: the attack maximises the divergence KL(p(x) || p(x')).
 
     Args:
         beta: Weight of the divergence; 8 for CIFAR-10, 6 for CIFAR-100 and SVHN.
         domain_weight: Weight of the head's loss; 6 for CIFAR-10, 4 for CIFAR-100, 2 for SVHN.
-        hidden: Widths of the head's hidden layers; `[]` for a linear head.
-        batch_norm: Normalise the hidden layers of the head, clean and adversarial images each by themselves.
-
-    Raises:
-        ValueError: A negative weight, or a width below 1.
     """
 
     def adversarial_images(self, model: Classifier, x: Tensor, y: Tensor, attack: Attack) -> Tensor:
-        """Where the prediction diverges most."""
+        """Images whose prediction diverges most."""
         return attack_prediction(model, x, attack)
 
     def adversarial_loss(self, clean: Tensor, adversarial: Tensor, y: Tensor) -> Tensor:
-        """The mean divergence, whose gradient flows into both predictions."""
+        """Mean divergence, with gradients into both predictions."""
         return kl_divergence(adversarial, softmax(clean, 1)).mean()
 
 
 class DIALCE(DIAL):
-    """DIAL around adversarial training: the adversarial loss is cross-entropy, and the attack maximises it.
+    """DIAL with the loss of adversarial training: the attack maximises the cross-entropy.
 
     Args:
         beta: Weight of the adversarial cross-entropy; 6 for MNIST.
         domain_weight: Weight of the head's loss; 0.1 for MNIST.
-        hidden: Widths of the head's hidden layers; `[]` for a linear head.
-        batch_norm: Normalise the hidden layers of the head, clean and adversarial images each by themselves.
-
-    Raises:
-        ValueError: A negative weight, or a width below 1.
     """
 
     def __init__(
@@ -149,9 +127,9 @@ class DIALCE(DIAL):
         super().__init__(beta, domain_weight, hidden, batch_norm)
 
     def adversarial_images(self, model: Classifier, x: Tensor, y: Tensor, attack: Attack) -> Tensor:
-        """What the attack finds."""
+        """Adversarial images of `x`."""
         return attack(model, x, y)
 
     def adversarial_loss(self, clean: Tensor, adversarial: Tensor, y: Tensor) -> Tensor:
-        """The mean cross-entropy."""
+        """Mean cross-entropy."""
         return cross_entropy(adversarial, y).mean()

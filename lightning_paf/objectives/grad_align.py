@@ -12,20 +12,17 @@ from lightning_paf.objectives.wrapper import Regularised
 
 
 class GradAlign(Regularised):
-    """An objective plus `weight` times how far the loss's gradient turns within the ball of the attack.
+    """An objective plus `weight` times the misalignment of loss gradients within the ball of the attack.
 
-    The term is the mean of 1 - cos(gradient at x, gradient at x + u), u uniform in the ball and not clamped to the
+    The term is the mean of 1 - cos(gradient at x, gradient at x + u), with u uniform in the ball and not clamped to the
     range of pixels. Both gradients are differentiated, which keeps FGSM training from catastrophic overfitting at two
     to three times its cost. Andriushchenko and Flammarion, "Understanding and Improving Fast Adversarial Training",
-    NeurIPS 2020. Images for which a gradient is zero are left out, as in the authors' code. Gradients are those of the
-    network in training mode, so running statistics of BatchNorm also see x and x + u.
+    NeurIPS 2020. Images with a zero gradient are left out, as in the authors' code. Gradients are those of the network
+    in training mode, so running statistics of BatchNorm also include x and x + u.
 
     Args:
-        objective: What the term is added to; null for adversarial training, which is meant with `--model.attack FGSM`.
-        weight: 0.2 for CIFAR-10 at 8/255; for other radii the authors' scripts take 0.02 * 10 ** (255 * eps / 8).
-
-    Raises:
-        ValueError: A negative weight.
+        objective: Objective to add the term to; null for adversarial training, meant for `--model.attack FGSM`.
+        weight: 0.2 for CIFAR-10 at 8/255; for other radii the authors' scripts use 0.02 * 10 ** (255 * eps / 8).
     """
 
     needs_double_backward = True

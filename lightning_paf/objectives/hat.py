@@ -11,30 +11,30 @@ from lightning_paf.functional.losses import cross_entropy, kl_divergence
 from lightning_paf.nn.classifier import Classifier
 from lightning_paf.nn.weights import load_classifier
 from lightning_paf.objectives.base import Objective, StepResult
-from lightning_paf.objectives.standard import checked_smoothing
-from lightning_paf.objectives.trades import attack_prediction, checked_weight
+from lightning_paf.objectives.checks import checked, checked_smoothing, checked_weight
+from lightning_paf.objectives.trades import attack_prediction
 
 
 class HAT(Objective):
-    """TRADES plus helper samples: images beyond the adversarial ones, with the labels that standard training gives.
+    """TRADES plus helper samples: images beyond the adversarial ones, with labels from standard training.
 
     `CE(x, y) + beta * KL(p(x) || p(x')) + gamma * CE(x + scale * (x' - x), s(x'))`, where s(x') is the class that a
-    network with standard training sees in the adversarial image. Helpers may leave [0, 1], as in the authors' code.
-    Rade, Moosavi-Dezfooli, "Reducing Excessive Margin to Achieve a Better Accuracy vs. Robustness Trade-off", ICLR
-    2022.
+    network with standard training predicts for the adversarial image. Helpers can leave [0, 1], as in the authors'
+    code. Rade, Moosavi-Dezfooli, "Reducing Excessive Margin to Achieve a Better Accuracy vs. Robustness Trade-off",
+    ICLR 2022.
 
     Args:
-        standard: Checkpoint of a training of the same network and activation with `--model.objective Natural`. Read
-            when the network is built; only a training needs it.
+        standard: Training checkpoint of the same network and activation with `--model.objective Natural`. It is read
+            when the network is built, and needed for training only.
         beta: Weight of the divergence; 2.5 on CIFAR-10, 3.5 with synthetic images.
         gamma: Weight of the helpers.
-        scale: How far a helper lies from the image, in units of the adversarial perturbation; 3.5 is the default of the
-            authors' code.
-        label_smoothing: Share of the clean target that is spread evenly over all classes.
+        scale: Distance of a helper from the image, relative to that of the adversarial image; the default of the
+            authors' code is 3.5.
+        label_smoothing: Fraction of the clean target that is spread evenly over all classes.
 
     Raises:
-        ValueError: A negative weight, a scale below 1; a checkpoint that holds another network, or (where training
-            begins) that does not exist.
+        ValueError: A negative weight, a scale below 1; a checkpoint of another network or, when training starts, one
+            that does not exist.
     """
 
     def __init__(
@@ -49,18 +49,13 @@ class HAT(Objective):
         self.standard = Path(standard)
         self.beta = checked_weight("beta", beta, 2.5)
         self.gamma = checked_weight("gamma", gamma, 0.5)
-        if not scale >= 1:
-            raise ValueError(
-                f"scale leads from the image beyond its adversarial one, >= 1, but scale={scale}. "
-                "Pass --model.objective.scale 3.5."
-            )
-        self.scale = scale
+        self.scale = checked("scale", scale, scale >= 1, ">= 1", 3.5)
         self.label_smoothing = checked_smoothing(label_smoothing)
-        # In a list it is no submodule: its weights belong into no checkpoint, no optimiser and no average.
+        # In a list it is no submodule: checkpoints, optimiser and weight averaging leave it out.
         self._helper: list[Classifier] = []
 
     def bind(self, model: Classifier) -> None:
-        """Load the network with standard training, where its file is there; commands that only test do without."""
+        """Load the network with standard training if its file exists; commands that only test do not need it."""
         self._helper = []
         if self.standard.is_file():
             helper = copy.deepcopy(model).eval().requires_grad_(False)
@@ -81,17 +76,13 @@ class HAT(Objective):
         natural = cross_entropy(clean, y, label_smoothing=self.label_smoothing).mean()
         divergence = kl_divergence(adversarial, clean.softmax(1)).mean()
         help_loss = cross_entropy(helped, y_helper).mean()
-        logs = {
-            "natural_loss": natural.detach(),
-            "divergence": divergence.detach(),
-            "helper_loss": help_loss.detach(),
-        }
+        logs = {"natural_loss": natural, "divergence": divergence, "helper_loss": help_loss}
         return StepResult(natural + self.beta * divergence + self.gamma * help_loss, adversarial, logs, clean)
 
     def _checked_helper(self) -> Classifier:
         if not self._helper:
             raise ValueError(
-                f"HAT needs a network with standard training, but there is no checkpoint {self.standard}. "
-                "Train one with --model.objective Natural; pass --model.objective.standard RUN/checkpoints/last.ckpt."
+                f"standard must be a checkpoint of standard training, got {self.standard}, which does not exist. Train "
+                "one with --model.objective Natural. Pass --model.objective.standard RUN/checkpoints/last.ckpt."
             )
         return self._helper[0]

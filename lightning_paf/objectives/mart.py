@@ -7,11 +7,11 @@ from lightning_paf.attacks.base import Attack
 from lightning_paf.functional.losses import cross_entropy, kl_divergence
 from lightning_paf.nn.classifier import Classifier
 from lightning_paf.objectives.base import Objective, StepResult
-from lightning_paf.objectives.trades import checked_weight
+from lightning_paf.objectives.checks import checked_weight
 
 
 class MART(Objective):
-    """Boosted cross-entropy of the adversarial images, and a divergence that counts where the clean image is misjudged.
+    """Boosted cross-entropy of adversarial images plus a divergence weighted by the error on the clean image.
 
     `-log p_y(x') - log(1 - max_{k != y} p_k(x')) + weight * KL(p(x) || p(x')) * (1 - p_y(x))`, averaged over the batch,
     with gradients into both predictions and the factor. Wang, Zou, Yi, Bailey, Ma, Gu, "Improving Adversarial
@@ -19,10 +19,7 @@ class MART(Objective):
     (cross-entropy), in the authors' code from a small Gaussian (`--model.attack.start gaussian`).
 
     Args:
-        weight: Of the last term, the paper's lambda. The authors' code for ResNet-18 uses 5.
-
-    Raises:
-        ValueError: A negative weight.
+        weight: Weight of the last term, >= 0, the paper's lambda. The authors' code for ResNet-18 uses 5.
     """
 
     def __init__(self, weight: float = 5.0) -> None:
@@ -34,26 +31,23 @@ class MART(Objective):
         x_adv = attack(model, x, y)
         clean, adversarial = model(x), model(x_adv)
         probabilities = softmax(clean, 1)
-        shares = y if y.is_floating_point() else one_hot(y, clean.shape[1]).to(clean.dtype)
-        boosted = (cross_entropy(adversarial, y) + _runner_up(adversarial, shares)).mean()
-        doubt = 1 - (shares * probabilities).sum(1)
-        divergence = (kl_divergence(adversarial, probabilities) * doubt).mean()
-        logs = {
-            "boosted_loss": boosted.detach(),
-            "weighted_divergence": divergence.detach(),
-        }
+        target = y if y.is_floating_point() else one_hot(y, clean.shape[1]).to(clean.dtype)
+        boosted = (cross_entropy(adversarial, y) + _runner_up(adversarial, target)).mean()
+        error = 1 - (target * probabilities).sum(1)
+        divergence = (kl_divergence(adversarial, probabilities) * error).mean()
+        logs = {"boosted_loss": boosted, "weighted_divergence": divergence}
         return StepResult(boosted + self.weight * divergence, adversarial, logs, clean)
 
 
-def _runner_up(logits: Tensor, shares: Tensor) -> Tensor:
-    """`-log(1 - max_{k != y} p_k)`, (N,), averaged over the classes y with their `shares` (N, C).
+def _runner_up(logits: Tensor, target: Tensor) -> Tensor:
+    """`-log(1 - max_{k != y} p_k)`, (N,), averaged over the classes y with probabilities `target` (N, C).
 
-    1 - p_k is summed from the other probabilities, which stays exact where p_k is 1 in floating point; in single
-    precision, which autocast has not on every device.
+    1 - p_k is summed from the other probabilities, which stays exact if p_k is 1 in floating point. It is computed in
+    single precision, which autocast does not guarantee on every device.
     """
     logits = logits.float()
     top = logits.topk(2, dim=1).indices
     log_rest = [logits.scatter(1, top[:, k : k + 1], -float("inf")).logsumexp(1) for k in (0, 1)]
     without_first, without_second = (rest - logits.logsumexp(1) for rest in log_rest)
-    first_is_own = shares.gather(1, top[:, :1]).squeeze(1)
-    return -(first_is_own * without_second + (shares.sum(1) - first_is_own) * without_first)
+    first_is_own = target.gather(1, top[:, :1]).squeeze(1)
+    return -(first_is_own * without_second + (target.sum(1) - first_is_own) * without_first)

@@ -10,31 +10,26 @@ from lightning_paf.attacks.base import Attack
 from lightning_paf.nn.classifier import Classifier
 from lightning_paf.nn.modes import frozen
 from lightning_paf.objectives.base import Objective, StepResult
-from lightning_paf.objectives.trades import checked_weight
+from lightning_paf.objectives.checks import checked, checked_weight
 
 
 class SCORE(Objective):
-    """TRADES with squared distances between distributions in place of cross-entropy and divergence (the LSE loss).
+    """TRADES with squared distances between distributions instead of cross-entropy and divergence (the LSE loss).
 
     `|p(x) - y|^2 + beta * relu(|p(x') - p(x)|^2 - clip)`, averaged over the batch; the attack maximises the second
-    distance. A distance obeys the triangle inequality, which the divergence does not, and so does not pull clean
-    accuracy down where the true distribution is itself invariant. Pang, Lin, Yang, Zhu, Yan, "Robustness and Accuracy
-    Could Be Reconcilable by (Proper) Definition", ICML 2022.
+    distance. Unlike the divergence, a distance obeys the triangle inequality, so it does not reduce clean accuracy if
+    the true distribution is invariant. Pang, Lin, Yang, Zhu, Yan, "Robustness and Accuracy Could Be Reconcilable by
+    (Proper) Definition", ICML 2022.
 
     Args:
-        beta: Weight of the second term; their command for WRN-28-10 says 4.
-        clip: What the second term may be without being punished.
-
-    Raises:
-        ValueError: A negative weight or clip.
+        beta: Weight of the second term, >= 0; 4 in their command for WRN-28-10.
+        clip: Value, >= 0, up to which the second distance has no cost.
     """
 
     def __init__(self, beta: float = 4.0, clip: float = 0.0) -> None:
         super().__init__()
         self.beta = checked_weight("beta", beta, 4)
-        if not 0 <= clip < math.inf:
-            raise ValueError(f"clip must be a squared distance, >= 0, got {clip}. Pass --model.objective.clip 0.")
-        self.clip = clip
+        self.clip = checked("clip", clip, 0 <= clip < math.inf, "finite and >= 0", 0)
 
     def forward(self, model: Classifier, x: Tensor, y: Tensor, attack: Attack) -> StepResult:
         """Mean squared error of the clean prediction + beta * mean squared distance of the adversarial one."""
@@ -45,10 +40,7 @@ class SCORE(Objective):
         target = y if y.is_floating_point() else one_hot(y, clean.shape[1]).to(clean.dtype)
         natural = squared_distance(clean, target).mean()
         robust = relu(squared_distance(adversarial, softmax(clean, 1)) - self.clip).mean()
-        logs = {
-            "natural_loss": natural.detach(),
-            "distance": robust.detach(),
-        }
+        logs = {"natural_loss": natural, "distance": robust}
         return StepResult(natural + self.beta * robust, adversarial, logs, clean)
 
 

@@ -1,17 +1,15 @@
-"""TRADES (Zhang et al., 2019)."""
-
-import math
+"""TRADES and its two-class form (Zhang et al., 2019)."""
 
 import torch
 from torch import Tensor
-from torch.nn.functional import softmax
+from torch.nn.functional import one_hot, relu, softmax
 
 from lightning_paf.attacks.base import Attack
 from lightning_paf.functional.losses import cross_entropy, kl_divergence
 from lightning_paf.nn.classifier import Classifier
 from lightning_paf.nn.modes import frozen
 from lightning_paf.objectives.base import Objective, StepResult
-from lightning_paf.objectives.standard import checked_smoothing
+from lightning_paf.objectives.checks import checked, checked_smoothing, checked_weight
 
 
 class TRADES(Objective):
@@ -23,13 +21,10 @@ class TRADES(Objective):
     ICML 2019.
 
     Args:
-        beta: Weight of the divergence; the paper's 1/lambda. 6 for CIFAR-10, 5 in Wang et al. (2023).
-        label_smoothing: Share of the clean target that is spread evenly over all classes.
+        beta: Weight of the divergence, >= 0; the paper's 1/lambda. 6 for CIFAR-10, 5 in Wang et al. (2023).
+        label_smoothing: Fraction of the clean target that is spread evenly over all classes.
         recompute_clean: Pass the clean images through the network a second time for the divergence, as the authors'
-            code does. Only dropout and BatchNorm, which then counts the clean batch twice, can tell.
-
-    Raises:
-        ValueError: A negative weight.
+            code does. It only matters for dropout and BatchNorm, which then counts the clean batch twice.
     """
 
     def __init__(self, beta: float = 6.0, label_smoothing: float = 0.0, recompute_clean: bool = False) -> None:
@@ -45,27 +40,61 @@ class TRADES(Objective):
         natural = cross_entropy(clean, y, label_smoothing=self.label_smoothing).mean()
         reference = model(x) if self.recompute_clean else clean
         divergence = kl_divergence(adversarial, softmax(reference, 1)).mean()
-        logs = {"natural_loss": natural.detach(), "divergence": divergence.detach()}
+        logs = {"natural_loss": natural, "divergence": divergence}
         return StepResult(natural + self.beta * divergence, adversarial, logs, clean)
 
 
 def attack_prediction(model: Classifier, x: Tensor, attack: Attack) -> Tensor:
-    """Images whose prediction diverges from that of `x`: the inner maximisation of TRADES.
-
-    Args:
-        model: The classifier, which is left as it is.
-        x: Images (N, C, H, W).
-        attack: Which maximises KL(p(x) || p(x')).
-    """
+    """Adversarial images (N, C, H, W) that maximise KL(p(x) || p(x')), the inner maximisation of TRADES."""
     with torch.no_grad(), frozen(model, attack.mode):
         target = softmax(model(x), 1)
     return attack(model, x, target, loss=kl_divergence)
 
 
-def checked_weight(name: str, weight: float, usual: float) -> float:
-    """The same number, if a term of the loss can have it as its weight."""
-    if not 0 <= weight < math.inf:
-        raise ValueError(
-            f"{name} must be the weight of a term, >= 0, got {weight}. Pass --model.objective.{name} {usual}."
-        )
-    return weight
+class BinaryTRADES(Objective):
+    """TRADES for two classes: `phi(y f(x)) + max phi(f(x) f(x') / lam)`, with the hinge phi and y = -1 or +1.
+
+    f is the second logit minus the first. This is the form that the theory of Zhang et al. (2019) is about, and that
+    their code trains on the digits 1 and 3. Here a SMALLER `lam` means more robustness, unlike `TRADES.beta`.
+
+    Args:
+        lam: The paper's lambda, > 0; their code uses 5 and calls it beta.
+
+    Raises:
+        ValueError: In `bind`, a network without exactly two classes.
+    """
+
+    def __init__(self, lam: float = 5.0) -> None:
+        super().__init__()
+        self.lam = checked("lam", lam, lam > 0, "> 0", 5)
+
+    def bind(self, model: Classifier) -> None:
+        """Refuse other numbers of classes."""
+        if model.num_classes != 2:
+            raise ValueError(
+                f"The number of classes must be 2 for BinaryTRADES, got {model.num_classes}. "
+                "Pass --model.objective TRADES."
+            )
+
+    def forward(self, model: Classifier, x: Tensor, y: Tensor, attack: Attack) -> StepResult:
+        """Mean hinge of the clean images + mean hinge of the disagreement."""
+        with torch.no_grad(), frozen(model, attack.mode):
+            reference = _score(model(x))
+        x_adv = attack(model, x, reference, loss=self.disagreement)
+        clean, adversarial = model(x), model(x_adv)
+        target = y if y.is_floating_point() else one_hot(y, 2).to(clean.dtype)
+        natural = (target * torch.stack([_hinge(-_score(clean)), _hinge(_score(clean))], 1)).sum(1).mean()
+        robust = self.disagreement(adversarial, _score(clean)).mean()
+        return StepResult(natural + robust, adversarial, {"natural_loss": natural, "disagreement": robust}, clean)
+
+    def disagreement(self, logits: Tensor, reference: Tensor) -> Tensor:
+        """phi(f f' / lam), (N,), of logits (N, 2) and scores (N,)."""
+        return _hinge(_score(logits) * reference / self.lam)
+
+
+def _score(logits: Tensor) -> Tensor:
+    return logits[:, 1] - logits[:, 0]
+
+
+def _hinge(value: Tensor) -> Tensor:
+    return relu(1 - value)

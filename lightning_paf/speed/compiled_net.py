@@ -1,4 +1,4 @@
-"""A network compiled by torch.compile, next to the network itself."""
+"""Substitute for a network, compiled by torch.compile."""
 
 import logging
 from collections.abc import Sequence
@@ -14,15 +14,15 @@ log = logging.getLogger(__name__)
 
 
 class CompiledNet:
-    """Calls a network through `torch.compile`, without being a module: not in the state dict, and not in a copy.
+    """Calls a network through `torch.compile`; not a module, so neither in the state dict nor in a copy.
 
-    The first call of each kind (without gradients, with them for the images, the weights, or both) shows whether the
-    compiled code computes the same function (see `equivalence.difference`). Where it does not, as in a network with
-    dropout, the network itself is called, and a warning is logged.
+    The first call of each kind (without gradients, with them for the images, the weights, or both) checks that the
+    compiled code computes the same function (see `equivalence.difference`). If not, as for a network with dropout,
+    the network itself is called, and a warning is logged.
 
     Args:
-        net: What to compile, at its first call; for inputs of one shape.
-        _backend: Of `torch.compile`.
+        net: Network to compile at its first call, for inputs of one shape.
+        _backend: Backend of `torch.compile`.
     """
 
     def __init__(self, net: nn.Module, *, _backend: str = "inductor") -> None:
@@ -35,7 +35,7 @@ class CompiledNet:
         self._chosen: dict[tuple[bool, bool, bool], Forward] = {}
 
     def __call__(self, x: Tensor) -> Tensor:
-        """The output of the network."""
+        """Return the output of the network."""
         weights = [parameter for parameter in self._net.parameters() if parameter.requires_grad]
         kind = torch.is_grad_enabled(), x.requires_grad, bool(weights)
         if kind not in self._chosen:
@@ -49,13 +49,13 @@ class CompiledNet:
         if reason is None:
             return self._compiled
         log.warning(
-            "%s is not compiled: %s. The network itself is used. Pass --model.speed.compile false to accept this "
-            "silently.",
+            "%s is not compiled: %s. The network itself is used. Pass --model.speed.compile false to disable this "
+            "warning.",
             type(self._net).__name__,
             reason,
         )
         return self._net
 
     def __reduce__(self) -> tuple[type[None], tuple[()]]:
-        # A copied network has other weights than those that were compiled in.
+        # A copied network has other weights than the compiled ones.
         return type(None), ()

@@ -1,4 +1,4 @@
-"""A cheaper equivalent of a network whose weights change, for the attacks of adversarial training."""
+"""Faster equivalent of a model whose weights change, for attacks in adversarial training."""
 
 import logging
 from collections.abc import Iterator
@@ -13,7 +13,7 @@ from lightning_paf.nn.modes import full_precision
 from lightning_paf.speed.folding import Folding
 from lightning_paf.types import Forward
 
-_PROBES = 8  # images that show whether the folded model computes the same function
+_PROBES = 8  # images of the equivalence check
 
 log = logging.getLogger(__name__)
 
@@ -21,18 +21,15 @@ log = logging.getLogger(__name__)
 class FoldedModel:
     """Computes a model in eval mode by a faster path that follows its weights.
 
-    Each BatchNorm is folded into the convolution before it, and the weights of convolutions and linear layers are held
-    in the dtype that autocast computes in, which otherwise casts them in every pass. Everything else is the model's
-    own, so parameters of activations need no refresh. The copy costs the memory of the weights once more, in that
-    dtype; its addresses do not change between refreshes.
+    Each BatchNorm is folded into the preceding convolution. The weights of convolutions and linear layers are stored in
+    the dtype of autocast, which otherwise casts them in every pass. They take memory once more, in that dtype, and
+    their addresses do not change between refreshes. All other parameters are shared with the model.
 
-    The graph is built at the first call of what the first `refresh` returns; these images show whether it computes the
-    same function (see `equivalence.difference`). Where a network cannot be traced or its trace differs (random layers,
-    control flow that depends on images, hooks on the model, gradients of its own), the model itself is what `refresh`
-    returns, and a warning is logged.
+    The graph is built in the first forward pass, whose images also serve to check that it computes the same function
+    (see `equivalence.difference`). If a network cannot be traced or its trace differs (random layers, control flow that
+    depends on images, hooks, custom gradients), the model itself is used, and a warning is logged.
 
-    It touches only the model that it is given: no collective operations, nothing in the state dict, and nothing to
-    copy or to pickle; a copied or loaded model has None in its place.
+    There are no collective operations, and no entries in the state dict. A copied or unpickled model has None instead.
 
     Args:
         model: Images (N, C, H, W) to logits (N, K).
@@ -48,16 +45,16 @@ class FoldedModel:
 
     @property
     def folded(self) -> bool:
-        """Whether the faster path is in use; known after the first call of what `refresh` returns."""
+        """Whether the faster path is in use; known after the first forward pass."""
         return self._folding is not None
 
     def refresh(self) -> Forward:
-        """Bring the weights up to date, without waiting for the device.
+        """Update the weights, without synchronising the device.
 
-        Call it inside `frozen(model)` and the autocast of what follows, before every use after the model has changed.
+        Call it inside `frozen(model)` and the autocast of the forward passes, whenever the model has changed.
 
         Returns:
-            What to call with images (N, C, H, W) for logits (N, K), inside the same contexts.
+            A function from images (N, C, H, W) to logits (N, K), for the same contexts.
         """
         if self._forward is None:
             return self._first_call
@@ -72,13 +69,12 @@ class FoldedModel:
         return logits
 
     def _fastest(self, x: Tensor) -> Forward:
-        """The folding, compiled where that is wanted, as far as these compute the same function."""
+        """The fastest path that computes the same function."""
         folding = _checked_folding(self._model, x[:_PROBES])
         if isinstance(folding, str):
             log.warning(
-                "%s has no folded copy that computes the same: %s. Attacks in training use the network itself, which "
-                "takes longer.",
-                _named(self._model),
+                "%s has no equivalent folded copy: %s. Attacks in training use the network itself, which is slower.",
+                _name(self._model),
                 folding,
             )
             return self._model
@@ -89,61 +85,54 @@ class FoldedModel:
         compiled: Forward = torch.compile(folding.net, dynamic=False, backend=self._backend)
         reason = difference(self._model, compiled, x)
         if reason is not None:
-            log.warning("The compiled copy of %s is not used: %s.", _named(self._model), reason)
+            log.warning("The compiled copy of %s is not used: %s.", _name(self._model), reason)
         return folding.net if reason else compiled
 
     def __reduce__(self) -> tuple[type[None], tuple[()]]:
-        # For copy and pickle, both. A copy of the model (an average of weights, a worker's) has other weights: it
-        # makes another folded model or none.
+        # For copy and pickle: a copied model (for example an average of weights) has other weights.
         return type(None), ()
 
 
-def _named(model: nn.Module) -> str:
-    """The class of a model, or of the network in it."""
+def _name(model: nn.Module) -> str:
+    """Class name of a model, or of its network."""
     return type(getattr(model, "net", model)).__name__
 
 
 def _checked_folding(model: nn.Module, x: Tensor) -> Folding | str:
-    """A folding that computes what the model computes, or why there is none."""
+    """An equivalent folding of the model, or the reason why there is none."""
     try:
         folding = Folding(model)
         return _difference(model, folding, x) or folding
-    except Exception as error:  # tracing runs code of the network, which may fail in any way
+    except Exception as error:  # a network can raise anything
         return summary(error)
 
 
 def _difference(model: nn.Module, folding: Folding, x: Tensor) -> str | None:
-    """Why the folding is none of the model, in single precision and at weights that hide nothing.
-
-    The present weights may: residual branches that are initialised to zero, or a head that is, make networks equal
-    that are not.
-    """
+    """Compare in single precision at noisy weights, since zero-initialised branches or heads can hide a difference."""
     with torch.autocast(x.device.type, enabled=False), full_precision(), _revealing_weights(model):
         folding.refresh()
-        # Not the call of the graph, which prints errors.
+        # `forward`, since the call of a graph prints errors.
         return difference(model, folding.net.forward, x.to(_wide(x)))
 
 
 @contextmanager
 def _revealing_weights(model: nn.Module) -> Iterator[None]:
-    """Exchange all tensors of the model for noisy ones; on leaving, each is back, the object as well as its values."""
-    originals = [(module, dict(module._parameters), dict(module._buffers)) for module in model.modules()]
-    noisy: dict[int, Any] = {}
-    for seed, tensor in enumerate([*model.parameters(), *model.buffers()]):
-        noisy[id(tensor)] = _noisy(tensor, seed)
+    """Replace all tensors of the model by noisy ones, and restore the original objects on exit."""
+    stores: list[dict[str, Any]] = [s for module in model.modules() for s in (module._parameters, module._buffers)]
+    originals = [dict(store) for store in stores]
+    tensors = enumerate([*model.parameters(), *model.buffers()])
+    noisy = {id(tensor): _noisy(tensor, seed) for seed, tensor in tensors}
     try:
-        for module, parameters, buffers in originals:
-            for own, held in ((module._parameters, parameters), (module._buffers, buffers)):
-                own.update({name: noisy[id(tensor)] for name, tensor in held.items() if tensor is not None})
+        for store in stores:
+            store.update({name: noisy[id(tensor)] for name, tensor in store.items() if tensor is not None})
         yield
     finally:
-        for module, parameters, buffers in originals:
-            module._parameters.update(parameters)
-            module._buffers.update(buffers)
+        for store, content in zip(stores, originals, strict=True):
+            store.update(content)
 
 
 def _noisy(tensor: Tensor, seed: int) -> Tensor:
-    """A copy in at least single precision: scales, shifts and statistics grow, weights vary, constants stay."""
+    """Copy in at least single precision, with larger scales, shifts and statistics, and noise on weights."""
     if not tensor.is_floating_point():
         return tensor.clone()
     wide = tensor.detach().to(_wide(tensor), copy=True)

@@ -1,4 +1,4 @@
-"""A network as a graph of its layers, with each BatchNorm folded into the convolution before it."""
+"""Graph of a network's layers, with each BatchNorm folded into the preceding convolution."""
 
 import copy
 from collections import Counter
@@ -14,27 +14,26 @@ from lightning_paf.nn.equivalence import generators_kept, has_global_hooks, is_h
 from lightning_paf.nn.sync_batch_norm import CpuSyncBatchNorm, CpuSyncBatchNorm2d
 
 _NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm, CpuSyncBatchNorm2d)
-_HOOKED = "A hook on the network, or on a part that is more than one layer, would be lost."
-_CUTS = {"data", "detach", "detach_", "register_hook", "requires_grad_", "set_data"}
-"""Names of operations that change gradients and not values."""
+_HOOKED = "A hook on the network, or on a part of several layers, would be lost."
+_GRADIENT_CHANGES = {"data", "detach", "detach_", "register_hook", "requires_grad_", "set_data"}
+"""Names of operations that change gradients but not values."""
 
 
 class Folding:
-    """Computes what a model in eval mode computes, with fewer operations.
+    """Computes a model in eval mode with fewer operations.
 
-    `net` is a graph over the model's own layers; what is live in them (parameters of activations, statistics of a
-    BatchNorm that stays) is live in it. Only convolutions and linear layers are replaced: by copies with weights of
-    their own, which hold the BatchNorm that follows, and which `refresh` brings up to date. The model is not written
-    to. Layers replaced and hooks registered later do not reach the graph.
+    `net` is a graph of the model's layers, which it shares with the model. Only convolutions and linear layers are
+    replaced by copies with separate weights, which include the following BatchNorm and which `refresh` updates. The
+    model is not modified. Layers replaced and hooks registered later have no effect on the graph.
 
     Args:
         model: A network in eval mode.
 
     Raises:
-        Exception: Of whatever kind, where the network's `forward` cannot be followed, for example because it depends
-            on values of the images, writes to the network, makes tensors (perhaps random, which would be frozen), uses
-            a random generator, or does something to gradients that a graph does not hold: an autograd function, a
-            part without gradients, `detach`, a hook. Hooks of layers that stay are run; so is what happens in them.
+        Exception: Any kind, if the network's `forward` cannot be traced: it depends on values of the images, writes to
+            the network, creates tensors (which would become constants), uses a random generator, or changes gradients
+            in a way that a graph does not record: an autograd function, a part without gradients, `detach`, a hook.
+            Inside shared layers, all of these work.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -51,7 +50,7 @@ class Folding:
         self._model = model
         self._tensors: dict[str, str] = {}
         parts: dict[str, nn.Module | Tensor] = {}
-        # Under names without dots: a layer may be a part of another one, into which an assignment would write.
+        # Names without dots, since a layer can be part of another one, which an assignment would modify.
         for node in graph.nodes:
             if node.op == "call_module":
                 layer = layers.get(modules[node])
@@ -65,13 +64,12 @@ class Folding:
 
     @torch.no_grad()
     def refresh(self, autocast: bool = True) -> None:
-        """Bring all weights up to date with the model, without waiting for the device.
+        """Update all weights, without synchronising the device.
 
         Args:
-            autocast: Store weights in the dtype that autocast computes in, where it is on. False stores them in the
-                dtype of the model.
+            autocast: Store weights in the dtype of autocast, if it is enabled. False stores them in that of the model.
         """
-        # By name, since moving a model to a device exchanges its buffers.
+        # By name, since moving a model to a device replaces its buffers.
         for name, path in self._tensors.items():
             self.net._buffers[name] = attrgetter(path)(self._model)
         for layer in self.layers:
@@ -82,12 +80,12 @@ class Folding:
 
 
 class FoldedLayer:
-    """A convolution or linear layer with weights of its own.
+    """A convolution or linear layer with separate weights.
 
     Attributes:
-        source: The original.
-        norm: What is folded into it.
-        copy: Shares everything with the original except its parameters, which are buffers here.
+        source: Original layer.
+        norm: BatchNorm that is folded into it, if any.
+        copy: Copy of the layer that shares all attributes but the parameters, which are buffers.
     """
 
     def __init__(self, source: nn.Module) -> None:
@@ -98,7 +96,7 @@ class FoldedLayer:
         self.copy._buffers = {}
 
     def refresh(self, dtype: torch.dtype) -> None:
-        """Compute the weights in at least single precision; write them where they were before, if they still fit."""
+        """Compute the weights in at least single precision; update them in place, if dtype and layout still match."""
         weight, bias = self.source.weight, self.source.bias
         if self.norm is not None:
             weight, bias = self._folded()
@@ -119,14 +117,14 @@ class FoldedLayer:
         held = self.copy._buffers.get(name)
         if value is None:
             self.copy._buffers[name] = None
-        elif held is not None and _place(held) == (dtype, *_place(value)[1:]):
+        elif held is not None and _layout(held) == (dtype, *_layout(value)[1:]):
             held.copy_(value)
         else:
             self.copy._buffers[name] = value.detach().to(dtype, copy=True)
 
 
 def _trace(model: nn.Module) -> fx.Graph:
-    """Record `forward`, which runs with stand-ins for tensors; none of them may remain in the model."""
+    """Trace `forward`, and restore all attributes of the model, which could otherwise keep proxies of tensors."""
     if is_hooked(model) or has_global_hooks():
         raise TypeError(_HOOKED)
     stores = [store for module in model.modules() for store in (vars(module), module._parameters, module._buffers)]
@@ -151,43 +149,43 @@ def _same_objects(store: Mapping[str, object], content: Mapping[str, object]) ->
 
 
 class _Tracer(fx.Tracer):
-    """Follows `forward` down to layers; those of our own are layers as well."""
+    """Traces `forward` down to layers, including those of this package."""
 
-    proxy_buffer_attributes = True  # what is computed from a buffer is recorded, not the present result
+    proxy_buffer_attributes = True  # record computations with buffers, not their present results
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        own = isinstance(m, Activation | nn.Conv2d | nn.Linear | CpuSyncBatchNorm)
-        return own or super().is_leaf_module(m, module_qualified_name)
+        layer = isinstance(m, Activation | nn.Conv2d | nn.Linear | CpuSyncBatchNorm)
+        return layer or super().is_leaf_module(m, module_qualified_name)
 
     def call_module(
         self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
         if is_hooked(m) and not self.is_leaf_module(m, self.path_of_module(m)):
             raise TypeError(_HOOKED)
-        # Not `forward`, which for a compiled module is compiled code, and that cannot be followed.
+        # Not `forward`, which in a compiled module cannot be traced.
         return super().call_module(m, m._call_impl, args, kwargs)
 
     def create_node(
         self, kind: str, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any], *rest: Any, **more: Any
     ) -> fx.Node:
-        # Gradients are on when tracing begins; autograd functions switch them off for their forward passes.
+        # Gradients are enabled when tracing begins; autograd functions disable them in their forward passes.
         if not torch.is_grad_enabled() or torch.is_inference_mode_enabled():
             raise TypeError("A part of the forward pass is an autograd function or runs without gradients.")
-        if kind in ("call_method", "call_function") and _name(target, args) in _CUTS:
+        if kind in ("call_method", "call_function") and _name(target, args) in _GRADIENT_CHANGES:
             raise TypeError(f"The forward pass replaces gradients ({_name(target, args)}).")
         return super().create_node(kind, target, args, kwargs, *rest, **more)
 
     def get_fresh_qualname(self, prefix: str) -> NoReturn:
-        raise TypeError("A tensor made in the forward pass would become a constant, an attribute of the model.")
+        raise TypeError("A tensor that the forward pass creates would become a constant.")
 
 
 def _name(target: Any, args: tuple[Any, ...]) -> str:
-    """Of a method, a function or an attribute that is read."""
+    """Name of a method, a function or a read attribute."""
     return str(args[1]) if target is getattr else getattr(target, "__name__", str(target))
 
 
 def _pairs(modules: Mapping[fx.Node, nn.Module]) -> list[tuple[fx.Node, fx.Node]]:
-    """Calls of a BatchNorm with the call of the convolution before it, where the latter has no other use."""
+    """Calls of a BatchNorm with the call of the preceding convolution, if that has no other use."""
     calls = Counter(modules.values())
     found = []
     for node, norm in modules.items():
@@ -201,21 +199,17 @@ def _pairs(modules: Mapping[fx.Node, nn.Module]) -> list[tuple[fx.Node, fx.Node]
 
 
 def _is_affine(module: nn.Module) -> bool:
-    """Whether weights may be exchanged and scaled: a layer that applies its weight and bias and nothing else."""
+    """Whether a layer is affine in its weight and bias, and depends on nothing else."""
     if not isinstance(module, nn.Conv2d | nn.Linear) or is_hooked(module):
         return False
     if module._parameters.keys() != {"weight", "bias"} or module._buffers or module._modules:
         return False
-    return type(module) in (nn.Conv2d, nn.Linear) or _obeys(module)
+    return type(module) in (nn.Conv2d, nn.Linear) or _is_affine_subclass(module)
 
 
 @torch.no_grad()
-def _obeys(layer: nn.Conv2d | nn.Linear) -> bool:
-    """Whether a subclass is affine in its weights.
-
-    It may do more than its base class, such as standardise its weights. The weights that it has now do not tell, since
-    they may be zero.
-    """
+def _is_affine_subclass(layer: nn.Conv2d | nn.Linear) -> bool:
+    """Test a subclass, which could for example standardise its weights, at random weights."""
     probe = copy.copy(layer)
     probe._parameters = {}
     generator = torch.Generator(layer.weight.device).manual_seed(0)
@@ -242,6 +236,6 @@ def _obeys(layer: nn.Conv2d | nn.Linear) -> bool:
     return torch.allclose(found, expected, rtol=1e-2, atol=1e-2 * float(expected.abs().max()))
 
 
-def _place(tensor: Tensor) -> tuple[Any, ...]:
-    """What must stay for values to be written in place."""
+def _layout(tensor: Tensor) -> tuple[Any, ...]:
+    """Properties that must not change for values to be written in place."""
     return tensor.dtype, tensor.device, tensor.shape, tensor.stride()

@@ -15,18 +15,18 @@ from lightning_paf.speed.recompute import recomputed_outputs
 
 @dataclass(frozen=True)
 class Speed:
-    """Options that make a training step faster, equal up to rounding; measurements are in docs/performance.md.
+    """Options for a faster training step, with equal results up to rounding (measured in docs/performance.md).
 
     Args:
         channels_last: Keep weights and images in the channels-last layout.
         fused: Compute parametric activations, and the sums for their parameters, by one kernel each: C on CPUs with a
-            compiler, Triton on CUDA. Without, they are several torch operations, as in an evaluation.
-        folded: Let attacks in eval mode work on a copy of the network with BatchNorm folded into the convolutions and
-            weights in the precision of the training.
-        recompute: Keep the inputs of parametric activations for the backward pass and compute their outputs again,
-            which saves a quarter of the memory for a few percent of the time of a PGD-10 step.
+            compiler, Triton on CUDA. Otherwise they are several torch operations, as in an evaluation.
+        folded: Attack a copy of the network in eval mode with BatchNorm folded into the convolutions, and with weights
+            in the precision of the training.
+        recompute: Keep the inputs of parametric activations for the backward pass and recompute their outputs, which
+            saves a quarter of the memory for a few percent of the time of a PGD-10 step.
         compile: Compile the network with `torch.compile`, once for the training pass, once for the pass without
-            gradients, and once for the attack (where it is folded). For CUDA; on CPUs it takes longer than it saves.
+            gradients, and once for the attack (if it is folded). For CUDA; on CPUs it takes longer than it saves.
     """
 
     channels_last: bool = True
@@ -36,7 +36,7 @@ class Speed:
     compile: bool = False
 
     def prepare(self, model: Classifier) -> None:
-        """Make ready for training, before the model is wrapped for several devices."""
+        """Prepare for training, before the model is wrapped for several devices."""
         if self.channels_last:
             model.to(memory_format=torch.channels_last)
         fuse_activations(model, self.fused)
@@ -44,15 +44,15 @@ class Speed:
         model.training_net = CompiledNet(model.net) if self.compile else None
 
     def restore(self, model: Classifier) -> None:
-        """Undo `prepare`, so that evaluations do not depend on these options."""
+        """Undo `prepare`, so that evaluations are independent of these options."""
         model.to(memory_format=torch.contiguous_format)
         fuse_activations(model, False)
         model.fast_forward = model.training_net = None
 
     @contextmanager
     def step(self, model: Classifier) -> Iterator[None]:
-        """Around the forward passes of a training step, the attack included."""
-        if self.recompute and not self.compile:  # a compiler decides itself what is worth keeping
+        """Wrap the forward passes of a training step, including the attack."""
+        if self.recompute and not self.compile:  # compilers have their own rules for recomputation
             with recomputed_outputs(model):
                 yield
         else:

@@ -1,4 +1,4 @@
-"""Recompute outputs of activations in the backward pass to save memory."""
+"""Recomputation of activations in the backward pass, to save memory."""
 
 import weakref
 from collections.abc import Callable, Iterator
@@ -15,18 +15,17 @@ from lightning_paf.nn.activations import ParametricActivation
 
 @contextmanager
 def recomputed_outputs(model: nn.Module) -> Iterator[None]:
-    """Let the layers behind a parametric activation keep a recipe for its output instead of the output.
+    """Save the inputs of parametric activations instead of their outputs for the backward pass.
 
-    The derivative of ReLU can be read off its output, which the convolution behind it keeps anyway. Other activations
-    need their input: the network keeps both, half as much again. Inside this context what a layer would keep is
-    compared with the outputs of the activations; such an output is let go, and computed again from the input when the
-    backward pass asks for it, which is one more pass over memory for every layer.
+    ReLU's derivative follows from its output, which the next convolution saves anyway. Other activations also save
+    their input, half as much memory again. In this context, an output that a layer would save is released, and
+    recomputed from the input in the backward pass, at the cost of one more pass over memory per layer.
 
-    Nothing else changes. An output that was modified in place before it was kept is left alone, and so is everything
-    while no parameter takes a gradient, that is inside an attack: there the memory is not the largest of the step.
+    Outputs that were modified in place are saved as usual. So is everything while no parameter requires a gradient, as
+    in an attack, which does not reach the peak memory of the step.
 
     Args:
-        model: The network whose forward pass follows; its backward pass may come after the context.
+        model: Network of the forward passes in the context; its backward passes can follow later.
     """
     outputs: dict[int, _Output] = {}
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad][:1]
@@ -37,31 +36,30 @@ def recomputed_outputs(model: nn.Module) -> Iterator[None]:
 
     def pack(saved: Tensor) -> "Tensor | _Output":
         found = outputs.get(saved.data_ptr())
-        return found if found is not None and found.is_still(saved) else saved
+        return found if found is not None and found.matches(saved) else saved
 
     def unpack(kept: "Tensor | _Output") -> Tensor:
-        return kept if isinstance(kept, Tensor) else kept.again()
+        return kept if isinstance(kept, Tensor) else kept.recomputed()
 
     with ExitStack() as stack:
         for module in model.modules():
             if isinstance(module, ParametricActivation):
-                handle = module.register_forward_hook(note)
-                stack.callback(handle.remove)
+                stack.enter_context(module.register_forward_hook(note))
         stack.enter_context(saved_tensors_hooks(pack, unpack))
         yield
 
 
 @dataclass(frozen=True)
 class _Output:
-    """How to compute the output of an activation again."""
+    """An output of an activation, with the input that it can be recomputed from."""
 
     activation: Callable[[Tensor], Tensor]
     x: Tensor
     output: weakref.ref[Tensor]
     version: int
 
-    def is_still(self, saved: Tensor) -> bool:
-        """Whether `saved` is the output, as the activation returned it, and not another tensor at its old address."""
+    def matches(self, saved: Tensor) -> bool:
+        """Whether `saved` is the unmodified output, rather than a later tensor at the same address."""
         output = self.output()
         return (
             output is not None
@@ -69,6 +67,6 @@ class _Output:
             and (saved.shape, saved.stride(), saved.dtype) == (output.shape, output.stride(), output.dtype)
         )
 
-    def again(self) -> Tensor:
+    def recomputed(self) -> Tensor:
         with torch.no_grad():
             return self.activation(self.x)

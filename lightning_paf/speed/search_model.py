@@ -1,10 +1,10 @@
-"""A cheaper equivalent of a frozen model, for attacks that look for adversarial images and confirm what they find."""
+"""Faster equivalent of a frozen model, for attacks that confirm adversarial images with the model itself."""
 
 import copy
 import logging
 import warnings
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 from weakref import WeakSet
 
 import torch
@@ -17,9 +17,9 @@ from lightning_paf.nn.modes import frozen, full_precision
 from lightning_paf.speed.folding import Folding
 
 Precision = Literal["fp32", "bf16"]
-"""How a search computes: in single precision, or mostly in bfloat16."""
+"""Precision of a search: single precision, or mostly bfloat16."""
 
-_PROBES = 4  # images that show, twice each, whether the folded model computes the same function
+_PROBES = 4  # images of the equivalence check, which uses each twice
 
 log = logging.getLogger(__name__)
 _reported: WeakSet[nn.Module] = WeakSet()  # models whose missing fast path has been logged
@@ -27,12 +27,12 @@ _reported: WeakSet[nn.Module] = WeakSet()  # models whose missing fast path has 
 
 @dataclass
 class Passes:
-    """Images that went through a model.
+    """Numbers of images that a model has processed.
 
     Attributes:
-        forward: Through the fast path.
-        backward: Whose gradient was taken, on either path.
-        exact: Through the untouched model, those of the check of the fast path included.
+        forward: Forward passes of the fast path.
+        backward: Backward passes of either path.
+        exact: Forward passes of the original model, including those of the equivalence check.
     """
 
     forward: int = 0
@@ -44,23 +44,21 @@ class Passes:
 
 
 class SearchModel(nn.Module):
-    """Computes the logits of a model in eval mode by a faster path, and exactly where a decision depends on it.
+    """Computes the logits of a model in eval mode by a faster path, and by the model itself on request.
 
-    The fast path is a copy with BatchNorm folded into the convolutions before it and parametric activations as one
-    kernel each, in channels-last layout, without parameter gradients. The first images of the first call check that
-    it computes the same function, gradients included (see `equivalence.difference`). A network that cannot be traced,
-    whose trace differs, that draws random numbers, has hooks or replaces gradients (straight-through estimators,
-    autograd functions, `detach`) is used itself, which is logged once a model. With `bf16` everything between the
-    first convolution and the classification layer runs in bfloat16: images and logits keep single precision, since a
-    perturbation may be smaller than what bfloat16 resolves.
+    The fast path is a copy in channels-last layout without parameter gradients. BatchNorm is folded into the preceding
+    convolutions, and parametric activations are one kernel each. The first call checks that it computes the same
+    function, including gradients (see `equivalence.difference`). If a network cannot be traced, draws random numbers,
+    has hooks or replaces gradients (straight-through estimators, autograd functions, `detach`), the model itself is
+    used, which is logged once per model. With `bf16`, all layers between the first convolution and the classification
+    layer run in bfloat16. Images and logits keep single precision, since bfloat16 cannot resolve small perturbations.
 
-    The fast path computes eval mode; while the model is in training mode, the model itself is used.
-
-    Weights that change after the construction do not reach the fast path. Make a new `SearchModel` then.
+    In training mode, the model itself is used. The fast path ignores later changes of the weights: make a new
+    `SearchModel` after them.
 
     Args:
-        model: Images (N, C, H, W) to logits (N, K). It is neither changed nor copied into the result of `exact`.
-        precision: Of the fast path. `bf16` pays off on hardware with such instructions.
+        model: Images (N, C, H, W) to logits (N, K); never modified.
+        precision: Precision of the fast path. `bf16` is faster on hardware with such instructions.
         fold: False uses the model itself as the fast path.
 
     Raises:
@@ -86,9 +84,9 @@ class SearchModel(nn.Module):
         return self._folded is not None
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits (N, K) in float32 by the fast path, with gradients for `x`."""
+        """Compute logits (N, K) in float32 by the fast path, with gradients for `x`."""
         if x.requires_grad:
-            x = x.view_as(x)  # whose gradient is that of this pass alone
+            x = x.view_as(x)  # receives the gradient of this pass alone
             x.register_hook(self._count_not_finite)  # type: ignore[no-untyped-call]
         if not self._checked and len(x) > 0 and not self.model.training:
             self._check(x[:_PROBES].detach())
@@ -101,7 +99,7 @@ class SearchModel(nn.Module):
         return self._counted(logits.float())
 
     def exact(self, x: Tensor) -> Tensor:
-        """Logits (N, K) of the untouched model in float32, with gradients for `x` where these are enabled."""
+        """Compute logits (N, K) in float32 by the original model, with gradients for `x` if enabled."""
         self.passes.exact += len(x)
         with torch.autocast(x.device.type, enabled=False), full_precision():
             logits: Tensor = self.model(x)
@@ -119,21 +117,20 @@ class SearchModel(nn.Module):
         self._not_finite = self._not_finite + undefined(gradient).sum()
 
     def warn_of_gradients(self) -> None:
-        """Warn where gradients were not finite; for the end of an evaluation, since reading makes the device wait."""
+        """Warn of gradients that were not finite; at the end of an evaluation, since it synchronises the device."""
         count = int(self._not_finite)
         if count:
             warnings.warn(
-                f"Gradients of {count} of {self.passes.backward} images were not finite and count as zero where they "
-                "are NaN. The robust accuracy may be too high: look for a root, a logarithm or a division at 0 in the "
-                "model.",
+                f"Gradients of {count} of {self.passes.backward} images were not finite, and NaN was replaced by 0. "
+                "The robust accuracy may be too high: look for a root, a logarithm or a division at 0 in the model.",
                 stacklevel=2,
             )
 
     def _check(self, x: Tensor) -> None:
-        """Keep the folded model only if it computes the same function; then give it its precision."""
+        """Drop the folded model unless it computes the same function; then convert it to its precision."""
         self._checked = True
         if self._folded is not None:
-            folded = self._folded.forward  # since the call of a graph prints errors
+            folded = self._folded.forward  # the call of a graph prints errors
             with torch.autocast(x.device.type, enabled=False), full_precision(), frozen(self.model):
                 self._refusal = difference(
                     self.model, lambda probes: folded(probes.contiguous(memory_format=torch.channels_last)), x
@@ -149,30 +146,30 @@ class SearchModel(nn.Module):
         if self.model not in _reported:
             _reported.add(self.model)
             log.warning(
-                "%s has no folded copy that computes the same: %s. The attack uses the model itself, which takes "
-                "longer.",
+                "%s has no equivalent folded copy: %s. The attack uses the model itself, which is slower.",
                 type(getattr(self.model, "net", self.model)).__name__,
                 reason,
             )
 
 
 def _fold(model: nn.Module) -> fx.GraphModule | str:
-    """A folded copy of the model, or why there is none."""
+    """A folded copy of the model, or the reason why there is none."""
     if any(is_hooked(module) for module in model.modules()):
-        return "hooks, which would run on the copy instead"
+        return "its hooks would run on the copy instead"
     try:
         with generators_kept(model):
             folding = Folding(copy.deepcopy(model).eval().requires_grad_(False))
         folding.refresh(autocast=False)
-    except Exception as error:  # copying and tracing run code of the network, which may fail in any way
+    except Exception as error:  # a network can raise anything
         return summary(error)
     fuse_activations(folding.net)
     return folding.net.to(memory_format=torch.channels_last)
 
 
 def _halve(net: fx.GraphModule) -> None:
-    """Store weights in bfloat16 (autocast does the rest), except those that meet images or make logits."""
-    targets = [str(node.target) for node in net.graph.nodes if isinstance(_layer(net, node), nn.Conv2d | nn.Linear)]
+    """Store weights in bfloat16 (autocast does the rest), except those of the first and the last layer."""
+    called = [str(node.target) for node in net.graph.nodes if node.op == "call_module"]
+    targets = [target for target in called if isinstance(net.get_submodule(target), nn.Conv2d | nn.Linear)]
     outer = dict.fromkeys(targets[:1], torch.bfloat16) | dict.fromkeys(targets[-1:], torch.float32)
     for target in set(targets) - outer.keys():
         net.get_submodule(target).bfloat16()
@@ -181,7 +178,7 @@ def _halve(net: fx.GraphModule) -> None:
 
 
 class _Single(nn.Module):
-    """Runs a layer in single precision, also under autocast."""
+    """A layer in single precision, also under autocast."""
 
     def __init__(self, layer: nn.Module, out: torch.dtype) -> None:
         super().__init__()
@@ -192,8 +189,3 @@ class _Single(nn.Module):
         with torch.autocast(x.device.type, enabled=False):
             result: Tensor = self.layer(x.float()).to(self.out)
         return result
-
-
-def _layer(net: fx.GraphModule, node: Any) -> nn.Module | None:
-    """The module that a node of the graph calls, if it calls one."""
-    return net.get_submodule(str(node.target)) if isinstance(node, fx.Node) and node.op == "call_module" else None

@@ -1,1 +1,1 @@
-"""Helpers below every other layer: files, figures."""
+"""Helpers below all other layers: files, figures, hashing, processes, ranks."""

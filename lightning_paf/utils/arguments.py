@@ -1,9 +1,9 @@
-"""Parsers of numeric command-line options that refuse values out of range."""
+"""Parsers of numeric command-line options with a range."""
 
 import argparse
 import math
 from collections.abc import Callable
-from typing import TypeVar
+from typing import NoReturn, TypeVar
 
 Number = TypeVar("Number", bound=float)
 
@@ -20,7 +20,7 @@ def number(
         most: Largest value allowed.
 
     Returns:
-        A parser of the option's text; it raises `argparse.ArgumentTypeError` with the bound and the text.
+        A parser that raises `argparse.ArgumentTypeError` with the bounds and the text.
     """
     bounds = [(least, "at least"), (above, "above"), (most, "at most")]
     rule = " and ".join(f"{words} {bound:g}" for bound, words in bounds if math.isfinite(bound))
@@ -39,3 +39,20 @@ def number(
 
 positive = number(int, least=1)
 """Parser of a count."""
+
+
+class CommandParser(argparse.ArgumentParser):
+    """A parser whose errors are those of every command: one line, and exit status 1."""
+
+    def error(self, message: str) -> NoReturn:
+        """Refuse the options.
+
+        Raises:
+            ValueError: Always.
+        """
+        raise ValueError(f"{message}. See `{self.prog} --help`.")
+
+
+def command_parser(command: str, description: str | None, epilog: str | None = None) -> CommandParser:
+    """Make the parser of `lightning-paf COMMAND`, whose options must be written in full."""
+    return CommandParser(f"lightning-paf {command}", description=description, epilog=epilog, allow_abbrev=False)

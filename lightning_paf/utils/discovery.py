@@ -1,11 +1,11 @@
-"""Modules found by the function that they define, without importing them."""
+"""Search for modules without importing them."""
 
 import ast
 from pathlib import Path
 
 
 def modules_with(function: str, folder: Path) -> dict[str, str]:
-    """First docstring line of every module of a folder that defines a function, by name with hyphens, sorted."""
+    """List the modules in a folder that define a function: names with hyphens, sorted, to first docstring lines."""
     found = {}
     for path in sorted(folder.glob("*.py")):
         tree = ast.parse(path.read_text())

@@ -1,4 +1,4 @@
-"""Collective operations of the ranks of a job; without a process group there is one rank."""
+"""Collective operations on the ranks of a job; without a process group there is one rank."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -17,10 +17,10 @@ def world_size() -> int:
 
 
 def gathered(mine: Any) -> list[Any]:
-    """Collect one object of each rank, in the order of ranks.
+    """Collect one object per rank, in the order of ranks.
 
     Args:
-        mine: Object of this rank: tensors on the CPU and plain values.
+        mine: This rank's object: tensors on the CPU and plain values.
     """
     if world_size() == 1:
         return [mine]
@@ -30,11 +30,7 @@ def gathered(mine: Any) -> list[Any]:
 
 
 def sum_over_ranks(value: Tensor) -> Tensor:
-    """Sum a tensor over all ranks; with one rank, the value itself is returned.
-
-    Args:
-        value: Any tensor, of the same shape on all ranks. Not modified.
-    """
+    """Sum a tensor of the same shape on all ranks, without modifying it; with one rank, return the tensor itself."""
     if world_size() == 1:
         return value
     value = value.clone()
@@ -43,10 +39,10 @@ def sum_over_ranks(value: Tensor) -> Tensor:
 
 
 def mean_over_ranks(values: Sequence[Tensor]) -> list[Tensor]:
-    """Average several tensors over all ranks in one message.
+    """Average several tensors over all ranks in one message, without modifying them.
 
     Args:
-        values: Tensors of one dtype and device, of the same shapes on all ranks. Not modified.
+        values: Tensors of one dtype and device, of the same shapes on all ranks.
     """
     if world_size() == 1 or not values:
         return list(values)
@@ -57,19 +53,19 @@ def mean_over_ranks(values: Sequence[Tensor]) -> list[Tensor]:
 
 @contextmanager
 def barrier_without_timeout() -> Iterator[Callable[[], None]]:
-    """Let all ranks leave a `with` block together, however long the slowest takes.
+    """Make all ranks leave a `with` block together, however long the slowest one takes.
 
-    An ordinary collective operation fails after the time-out of the process group (30 minutes, unless
-    `--trainer.strategy.timeout` says otherwise), which an attack on one rank can exceed while the others have finished.
-    All ranks must enter. After an error there is no barrier. A dead rank closes its connections, which ends the wait.
+    An ordinary collective operation fails after the time-out of the process group (`--trainer.strategy.timeout`, 30
+    minutes by default), which an attack on one rank can exceed while the others wait. All ranks must enter. After an
+    exception there is no barrier. A rank that exits closes its connections, which ends the wait of the others.
 
     Yields:
-        The same barrier, to be called inside the block.
+        The same barrier, for use inside the block.
     """
     if world_size() == 1:
         yield lambda: None
         return
-    # gloo, on GPUs too: waiting there keeps no device busy, and only its time-outs can be as long.
+    # gloo, on GPUs too: waiting keeps no device busy, and only its time-outs can be this long.
     group = distributed.new_group(backend="gloo", timeout=_FOREVER)
     assert isinstance(group, distributed.ProcessGroup)  # every rank is in it
 

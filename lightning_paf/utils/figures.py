@@ -1,4 +1,4 @@
-"""Figures without pyplot: one style for all, colours for colour-blind readers, files written atomically."""
+"""Figures without pyplot: one style, colours for colour-blind readers, atomic files."""
 
 import io
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,10 +14,10 @@ if TYPE_CHECKING:
 
 BLUE, VERMILION, WINE, GREY, LIGHT_GREY = "#0072b2", "#d55e00", "#882255", "#5e5c64", "#9a9996"
 COLOURS = (BLUE, VERMILION, "#56b4e9", WINE, "#e69f00", "#000000", "#009e73", GREY)
-"""Colours of series, mostly of Okabe and Ito (2008); the first six are distinct with every kind of colour blindness."""
+"""Colours of series, mostly of Okabe and Ito (2008); the first six differ under all kinds of colour blindness."""
 
 REFERENCE: Mapping[str, Any] = {"color": GREY, "linestyle": "--", "linewidth": 1.2}
-"""Look of a line that marks a reference value."""
+"""Style of a line at a reference value."""
 
 _STYLE = {
     "axes.spines.right": False,
@@ -33,7 +33,7 @@ _STYLE = {
 
 
 class Interval(Protocol):
-    """A fraction in [0, 1] with the ends of its interval."""
+    """A fraction in [0, 1] with its confidence interval."""
 
     @property
     def value(self) -> float:
@@ -50,9 +50,9 @@ class Interval(Protocol):
 
 @contextmanager
 def open_figure(width: float, height: float, headline: str = "") -> "Iterator[Figure]":
-    """Open a figure on an Agg canvas; what is drawn within the block has the style of the package.
+    """Open a figure on an Agg canvas, with the package's style inside the `with` block.
 
-    Neither pyplot's state nor the user's `matplotlibrc` has an influence, and settings of matplotlib are restored.
+    It ignores pyplot's state and the user's `matplotlibrc`, and restores all settings of matplotlib.
 
     Args:
         width: In inches.
@@ -86,7 +86,7 @@ def figure_png(figure: "Figure") -> bytes:
 
 
 def save_figure(figure: "Figure", path: Path) -> None:
-    """Write a figure as a PNG file, atomically; its folder is made if it is missing.
+    """Write a figure as a PNG file, atomically, and create its folder if needed.
 
     Raises:
         OSError: The file cannot be written.
@@ -97,35 +97,28 @@ def save_figure(figure: "Figure", path: Path) -> None:
 
 
 def draw_accuracy(
-    axes: "Axes", x: Sequence[float], accuracies: Sequence[Interval], label: str, unit: str, **look: Any
+    axes: "Axes", x: Sequence[float], accuracies: Sequence[Interval], label: str, unit: str, **style: Any
 ) -> None:
     """Draw accuracy in percent over x, with its pointwise 95 % interval as a band.
 
     Args:
-        axes: Where to draw; its axes get names and limits.
+        axes: Target; its axes get labels and limits.
         x: Ascending values (N,).
         accuracies: In [0, 1], (N,).
-        label: Of the line, for the legend.
-        unit: Name of the x axis with its unit.
-        look: Of the line, as `Axes.plot` takes it.
+        label: Legend entry of the line.
+        unit: Label of the x axis, with its unit.
+        style: Options of `Axes.plot`.
     """
     low, high, value = ([100 * getattr(accuracy, end) for accuracy in accuracies] for end in ("low", "high", "value"))
     axes.fill_between(x, low, high, color=BLUE, alpha=0.18, linewidth=0, label="95 % interval (pointwise)")
-    axes.plot(x, value, color=BLUE, label=label, **look)
+    axes.plot(x, value, color=BLUE, label=label, **style)
     axes.set(xlabel=unit, ylabel="accuracy (%)", ylim=(0, 100))
     axes.grid()
 
 
-def show_image(axes: "Axes", image: Any, title: str = "", **look: Any) -> None:
-    """Draw an array (H, W) or (H, W, 3) without ticks.
-
-    Args:
-        axes: Where to draw.
-        image: Values as `Axes.imshow` takes them.
-        title: Above the image.
-        look: Colour map and limits, as `Axes.imshow` takes them.
-    """
-    axes.imshow(image, **look)
+def show_image(axes: "Axes", image: Any, title: str = "", **style: Any) -> None:
+    """Draw an array (H, W) or (H, W, 3) without ticks; `style` are options of `Axes.imshow`."""
+    axes.imshow(image, **style)
     axes.set_title(title, fontsize="small")
     axes.set(xticks=[], yticks=[])
     axes.spines[:].set_visible(False)

@@ -1,4 +1,4 @@
-"""Files that are whole or absent, and errors of the file system in words that help."""
+"""Atomic writes, and file system errors with a hint."""
 
 import contextlib
 import errno
@@ -13,17 +13,17 @@ _NO_FOLDER = {errno.ENOTDIR, errno.EEXIST, errno.EISDIR}
 
 
 def write_whole(path: Path, content: bytes | Iterable[bytes]) -> None:
-    """Write a file so that others see all of it or none, also after a crash.
+    """Write a file atomically and durably: readers see all of it or none, even after a crash.
 
-    The content goes to a second file beside it (`PATH.HEX.partial`), is forced to the disk, and takes the name in one
-    step. What a killed process leaves behind is the second file, never half of the first.
+    The content is written to `PATH.HEX.partial` in the same folder, synchronised to the disk, and renamed. A killed
+    process can leave this temporary file behind, but never a part of the final one.
 
     Args:
         path: File to write.
-        content: Its bytes, or parts of them that need not be in memory together.
+        content: Its bytes, or an iterable of parts that are never in memory together.
 
     Raises:
-        OSError: As the file system says; the second file is gone then.
+        OSError: The file system refuses; the temporary file is removed.
     """
     with _partial(path, content) as partial:
         partial.replace(path)
@@ -31,21 +31,20 @@ def write_whole(path: Path, content: bytes | Iterable[bytes]) -> None:
 
 
 def create_whole(path: Path, content: bytes) -> bool:
-    """Write a file unless there is one; of several processes that do so at once, one succeeds.
+    """Write a file unless it exists; of several processes that try at once, one succeeds.
 
-    Where the file system has hard links, others see all of it or none, as with `write_whole`. Elsewhere they may see
-    a part, and a crash may leave one.
+    The write is atomic where the file system has hard links. Elsewhere, readers can see a part of the file.
 
     Returns:
-        Whether this process made the file.
+        Whether this process created the file.
 
     Raises:
-        OSError: As the file system says.
+        OSError: The file system refuses.
     """
     with _partial(path, content) as partial:
         try:
             os.link(partial, path)
-        except (FileExistsError, FileNotFoundError):  # the latter: swept away by a process that was faster
+        except (FileExistsError, FileNotFoundError):  # the latter: another process removed the temporary file
             return False
         except OSError:
             return _create_in_place(path, content)
@@ -55,22 +54,22 @@ def create_whole(path: Path, content: bytes) -> bool:
 
 @contextlib.contextmanager
 def explained(path: Path, use: str) -> Iterator[None]:
-    """Turn errors of the file system into a `ValueError` that says how to go on.
+    """Convert file system errors to a `ValueError` with a hint.
 
     Args:
-        path: What is being read or written.
-        use: What for, as in `a ledger`.
+        path: File or folder that is read or written.
+        use: Its purpose in the message, such as `a run folder`.
     """
     try:
         yield
     except OSError as error:
         reason = error.strerror or str(error)
-        raise ValueError(f"{path} cannot serve as {use}: {reason}. {_repair(error.errno)}") from error
+        raise ValueError(f"{path} cannot serve as {use}: {reason}. {_hint(error.errno)}") from error
 
 
 @contextlib.contextmanager
 def _partial(path: Path, content: bytes | Iterable[bytes]) -> Iterator[Path]:
-    """A second file with the content, on the disk; gone at the end, unless it has got another name."""
+    """Temporary file with the content, synchronised to the disk; removed at the end unless it was renamed."""
     partial = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}.partial")
     try:
         with partial.open("xb") as stream:
@@ -95,18 +94,18 @@ def _create_in_place(path: Path, content: bytes) -> bool:
     return True
 
 
-def _repair(code: int | None) -> str:
+def _hint(code: int | None) -> str:
     if code in _NO_SPACE:
-        return "Free some space and give the same command again; everything recorded so far stays valid."
+        return "Free some space and run the same command again; everything recorded so far stays valid."
     if code in _NOT_ALLOWED:
-        return "Give a folder that you may write to, or change its permissions and give the same command again."
+        return "Pass a folder that you may write to, or change its permissions and run the same command again."
     if code in _NO_FOLDER:
-        return "Give the path of a folder; it is made if it does not exist."
-    return "Give the same command again, or another folder; everything recorded so far stays valid."
+        return "Pass the path of a folder; it is created if it does not exist."
+    return "Run the same command again, or pass another folder; everything recorded so far stays valid."
 
 
 def sync_folder(folder: Path) -> None:
-    """Force the new name to the disk, where folders can be opened for that."""
+    """Synchronise the new name to the disk, where the system can open folders."""
     with contextlib.suppress(OSError):
         handle = os.open(folder, os.O_RDONLY)
         try:

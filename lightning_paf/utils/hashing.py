@@ -19,7 +19,7 @@ _SOURCES = (".py", ".c", ".h")
 def weights_fingerprint(model: nn.Module) -> str:
     """Fingerprint of all parameters and buffers of a model, in hexadecimal digits.
 
-    Names, types and shapes count as much as values; the device does not.
+    It covers names, types, shapes and values, but not the device.
     """
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
@@ -29,7 +29,7 @@ def weights_fingerprint(model: nn.Module) -> str:
 
 
 def sample_fingerprints(x: Tensor, y: Tensor) -> NDArray[np.uint8]:
-    """Fingerprint of each image together with its label, (N, 32).
+    """Fingerprints of images with their labels, (N, 32).
 
     Args:
         x: Images (N, C, H, W), float32.
@@ -45,10 +45,7 @@ def sample_fingerprints(x: Tensor, y: Tensor) -> NDArray[np.uint8]:
 
 @cache
 def code_fingerprint() -> str:
-    """Fingerprint of the version and of every source file that takes part in an evaluation.
-
-    Comments, docstrings and layout do not count.
-    """
+    """Fingerprint of the version and of the sources of an evaluation, without comments, docstrings and layout."""
     package = Path(lightning_paf.__file__).parent
     digest = hashlib.sha256(lightning_paf.__version__.encode())
     for unit in _EVALUATION_CODE:
@@ -75,6 +72,6 @@ def _is_text(node: ast.AST) -> bool:
 
 
 def tensor_bytes(tensor: Tensor) -> bytes:
-    """The values of a tensor in row-major order (little-endian machines; all that PyTorch supports are)."""
+    """Values of a tensor in row-major order, little-endian, as on every machine that PyTorch supports."""
     flat = tensor.detach().cpu().contiguous().reshape(-1)
     return flat.view(torch.uint8).numpy().tobytes()

@@ -1,4 +1,4 @@
-"""Identity of a process on a machine, to find out whether it still runs."""
+"""Identity of a process on a machine, to check whether it is still running."""
 
 import os
 import platform
@@ -12,10 +12,9 @@ class Process:
 
     Attributes:
         host: Name of the machine.
-        pid: Process.
-        started: When the process started, in the kernel's ticks: a new process may have the number of a dead one.
-        system: The machine since its last start, and its process namespace; empty if unknown, and then no process is
-            known to be dead.
+        pid: Number of the process.
+        started: Start time in clock ticks of the kernel, since numbers of ended processes are reused.
+        system: Boot and process namespace of the machine; empty if unknown, and then no process counts as dead.
     """
 
     host: str
@@ -25,16 +24,16 @@ class Process:
 
     @classmethod
     def this(cls) -> "Process":
-        """Return this process."""
+        """Return the calling process."""
         pid = os.getpid()
         return cls(platform.node(), pid, start_of(pid), this_system())
 
     def is_near(self) -> bool:
-        """Return whether the process is visible from this one."""
+        """Return whether the process is visible from the calling one."""
         return bool(self.system) and self.system == this_system()
 
     def is_dead(self) -> bool:
-        """Return whether the process is known to be gone; unknown for one on another machine."""
+        """Return whether the process has certainly ended; False for one on another machine."""
         return self.is_near() and self.started != start_of(self.pid)
 
     def __str__(self) -> str:
@@ -42,7 +41,7 @@ class Process:
 
 
 def this_system() -> str:
-    """Return the start of this machine and its process namespace on Linux; otherwise an empty text."""
+    """Return the boot and the process namespace of this machine on Linux; empty on other systems."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         return f"{boot} {Path('/proc/self/ns/pid').readlink()}"
@@ -51,7 +50,7 @@ def this_system() -> str:
 
 
 def start_of(pid: int) -> str:
-    """Return the start time of a process; empty if there is none, or only its exit status is left."""
+    """Return the start time of a process; empty if it has ended, even if its exit status has not been read."""
     try:
         state, *fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except (OSError, ValueError):

@@ -1,16 +1,13 @@
-"""Reader of a radius, without torch."""
+"""Parser of a radius; does not import torch."""
 
 from fractions import Fraction
 
 
 def radius_from_text(text: str) -> Fraction:
-    """Read `8/255`, `2.5/255`, `8./255` or `0.031` exactly.
-
-    Args:
-        text: A decimal number, or a fraction of two.
+    """Parse a decimal number or a fraction of two exactly: `8/255`, `2.5/255`, `8./255`, `0.031`.
 
     Raises:
-        ValueError: Anything else.
+        ValueError: Any other text.
         ZeroDivisionError: The denominator is 0.
     """
     numerator, slash, denominator = text.replace(" ", "").partition("/")

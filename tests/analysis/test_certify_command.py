@@ -31,9 +31,9 @@ def test_it_prints_a_table_and_writes_the_requested_files(run, tmp_path, capsys)
     assert (out / "a.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_the_batch_size_changes_nothing_and_other_noise_than_that_of_the_training_is_noticed(run, tmp_path, capsys):
+def test_batch_size_changes_nothing_and_noise_other_than_that_of_the_training_is_reported(run, tmp_path, capsys):
     for size in ("7", "512"):
-        options = ("--sigma", "0.3", "--batch_size", size, "--json", tmp_path / f"{size}.json")
+        options = ("--sigma", "0.3", "--batch_size", size, "--examples", "4", "--json", tmp_path / f"{size}.json")
         assert certify(run / "checkpoints" / "last.ckpt", *options) == 0
     first, second = (json.loads((tmp_path / f"{size}.json").read_text()) for size in ("7", "512"))
     assert first | {"batch_size": 0} == second | {"batch_size": 0}
@@ -51,6 +51,6 @@ def test_the_batch_size_changes_nothing_and_other_noise_than_that_of_the_trainin
         (("--sigma", "1", "--examples", "0"), "--examples: must be at least 1, got 0"),
     ],
 )
-def test_invalid_options_are_refused_before_the_run_is_read(options, message, tmp_path, capsys):
+def test_invalid_options_are_rejected_before_the_run_is_read(options, message, tmp_path, capsys):
     assert certify(tmp_path / "nowhere", *options) in (1, 2)
     assert message in capsys.readouterr().err

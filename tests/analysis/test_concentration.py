@@ -1,4 +1,4 @@
-"""Losses over random starts: a linear model has one maximum, a model with two basins has two."""
+"""Final losses over random starts, for a linear model (one maximum) and a model with two maxima."""
 
 import itertools
 
@@ -20,8 +20,8 @@ class Linear(nn.Module):
         return x.flatten(1) @ self.weight.T
 
 
-class TwoBasins(nn.Module):
-    """The logit of class 1 is |mean(x) - 1/2|, larger on one side: where a start lies decides where it ends."""
+class TwoMaxima(nn.Module):
+    """The logit of class 1 grows with |mean(x) - 1/2|, faster on one side; the start determines the maximum."""
 
     def forward(self, x):
         offset = x.mean((1, 2, 3)) - 0.5
@@ -31,7 +31,7 @@ class TwoBasins(nn.Module):
 X, Y = torch.full((4, 3, 2, 2), 0.5), torch.tensor([0, 1, 2, 0])
 
 
-def test_on_a_linear_model_all_starts_reach_the_one_maximum():
+def test_all_starts_reach_the_maximum_of_a_linear_model():
     model = Linear()
     two = Y.clamp_max(1)
     weights = model.weight.detach()[:2]
@@ -45,26 +45,26 @@ def test_on_a_linear_model_all_starts_reach_the_one_maximum():
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
-def test_two_basins_are_seen(norm):
-    """Both ends of a line through the image are maxima: half of the pairs of results are 2 eps apart."""
+def test_both_maxima_are_found(norm):
+    """The maxima are 2 eps apart, and about half of the starts end in each."""
     torch.manual_seed(0)
     x, y = torch.full((3, 1, 1, 1), 0.5), torch.zeros(3, dtype=torch.int64)
-    found = concentration(TwoBasins(), x, y, PGD(0.1, norm=norm, step_size=0.05, steps=8), starts=40)
-    ends = cross_entropy(TwoBasins()(torch.tensor([0.4, 0.6]).view(2, 1, 1, 1)), y[:2])
+    found = concentration(TwoMaxima(), x, y, PGD(0.1, norm=norm, step_size=0.05, steps=8), starts=20)
+    ends = cross_entropy(TwoMaxima()(torch.tensor([0.4, 0.6]).view(2, 1, 1, 1)), y[:2])
     assert torch.cdist(found.losses.view(-1, 1), ends.view(-1, 1)).amin(1).max() < 1e-5
     assert found.spread.min() > 0.2
     assert 0.5 < found.distance.mean() < 1.5
 
 
 @pytest.mark.parametrize(("start", "starts"), [("none", 5), ("uniform", 1)])
-def test_without_random_starts_there_is_no_distribution(start, starts):
-    with pytest.raises(ValueError, match="needs at least 2 random ones"):
+def test_fewer_than_two_random_starts_are_rejected(start, starts):
+    with pytest.raises(ValueError, match="start must be random and starts at least 2"):
         concentration(Linear(), X, Y, PGD(0.1, step_size=0.05, steps=2, start=start), starts=starts)
 
 
 @pytest.mark.parametrize("scale", [1e-4, 1.0, 300.0])
-def test_losses_that_agree_are_seen_in_the_picture(scale):
-    """Bars over the losses' own range were far below a pixel wide, and the labels of the axis ran together."""
+def test_equal_losses_are_visible_in_the_figure(scale):
+    """Bars are wider than 4 pixels, and the labels of the axis do not overlap."""
     losses = scale * (1 + 1e-6 * torch.randn(30, 3))
     figure = draw_concentration(Concentration(losses, torch.full((3,), scale / 10), torch.zeros(3)), "headline")
     figure.canvas.draw()
@@ -79,13 +79,13 @@ def test_losses_that_agree_are_seen_in_the_picture(scale):
         assert all(left.x1 + 4 < right.x0 for left, right in itertools.pairwise(extents))
 
 
-def test_a_picture_without_any_loss_has_an_axis():
+def test_figure_of_zero_losses_has_an_axis():
     figure = draw_concentration(Concentration(torch.zeros(5, 1), torch.zeros(1), torch.zeros(1)), "headline")
     assert figure.axes[0].get_xlim() == (0, 1)
 
 
 @pytest.mark.parametrize(
-    ("share", "text"), [(0.000031, "0.0031 %"), (0.123, "12 %"), (0.9951, "100 %"), (2.5, "250 %"), (0, "0 %")]
+    ("spread", "text"), [(0.000031, "0.0031 %"), (0.123, "12 %"), (0.9951, "100 %"), (2.5, "250 %"), (0, "0 %")]
 )
-def test_a_spread_has_two_digits_that_say_something(share, text):
-    assert spread_text(share) == text
+def test_spread_has_two_significant_digits(spread, text):
+    assert spread_text(spread) == text

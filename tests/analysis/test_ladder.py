@@ -1,4 +1,4 @@
-"""From a trained run to images, to a training on them."""
+"""LADDER on the command line: from a trained run to images, and to a training on them."""
 
 import json
 
@@ -20,49 +20,53 @@ def ladder(checkpoint, out, *options):
     return status("analyze", "ladder", "--ckpt", checkpoint, "--out", out, *QUICK, *options)
 
 
-def test_images_figure_and_report(checkpoint, tmp_path, capsys):
-    before = checkpoint.read_bytes()
-    assert ladder(checkpoint, tmp_path / "new" / "pool.npz", "--eps", 0.5) == 0
-    assert "class changed by the move" in capsys.readouterr().out
-    assert {file.name for file in (tmp_path / "new").iterdir()} == {"pool.npz", "pool.json", "pool.png"}
-    pool, report = np.load(tmp_path / "new" / "pool.npz"), json.loads((tmp_path / "new" / "pool.json").read_text())
-    assert pool["image"].shape == (15, 8, 8, 3)
-    assert np.bincount(pool["label"]).tolist() == [5, 5, 5]
+@pytest.fixture(scope="module")
+def pool(checkpoint, tmp_path_factory):
+    path = tmp_path_factory.mktemp("ladder") / "new" / "pool.npz"
+    assert ladder(checkpoint, path, "--eps", 0.5, "--seed", 1) == 0
+    return path
+
+
+def test_images_figure_and_report(pool):
+    assert {file.name for file in pool.parent.iterdir()} == {"pool.npz", "pool.json", "pool.png"}
+    archive, report = np.load(pool), json.loads(pool.with_suffix(".json").read_text())
+    assert archive["image"].shape == (15, 8, 8, 3)
+    assert np.bincount(archive["label"]).tolist() == [5, 5, 5]
     assert report["eps"] == 0.5
     assert report["score after, attention held"] > report["score before"]
+
+
+@pytest.mark.parametrize(("seed", "equal"), [(1, True), (2, False)])
+def test_seed_determines_the_images(pool, checkpoint, tmp_path, seed, equal, capsys):
+    before = checkpoint.read_bytes()
+    assert ladder(checkpoint, tmp_path / "pool.npz", "--eps", 0.5, "--seed", seed) == 0
+    assert "class changed by the move" in capsys.readouterr().out
+    assert np.array_equal(np.load(tmp_path / "pool.npz")["image"], np.load(pool)["image"]) == equal
     assert checkpoint.read_bytes() == before
 
 
-def test_the_seed_decides(checkpoint, tmp_path):
-    options = {"a": ["--seed", 1], "b": ["--seed", 1], "c": ["--seed", 2]}
-    for name, words in options.items():
-        assert ladder(checkpoint, tmp_path / f"{name}.npz", "--adaptive", 0.5, 0.1, 2, *words) == 0
-    a, b, c = (np.load(tmp_path / f"{name}.npz")["image"] for name in options)
-    np.testing.assert_array_equal(a, b)
-    assert (a != c).any()
+@pytest.mark.parametrize(
+    "options", [("--eps", 1, "--no-attention"), ("--adaptive", 0.5, 0.1, 2, "--random-directions")]
+)
+def test_controls_and_adaptive_lengths_run(checkpoint, tmp_path, options):
+    assert ladder(checkpoint, tmp_path / "pool.npz", *options) == 0
 
 
-@pytest.mark.parametrize("control", ["--no-attention", "--random-directions"])
-def test_controls_run(checkpoint, tmp_path, control):
-    assert ladder(checkpoint, tmp_path / "pool.npz", "--eps", 1, control) == 0
-
-
-def test_a_generator_that_has_learned_nothing_is_noticed(tmp_path, capsys):
-    longer = ("--model.objective", "Natural", "--trainer.max_epochs", 20, "--run", tmp_path / "run")
+def test_untrained_generator_raises_a_warning(tmp_path, capsys):
+    longer = ("--model.objective", "Natural", "--trainer.max_epochs", 10, "--run", tmp_path / "run")
     assert status("fit", "-c", write_experiment(tmp_path), *longer) == 0
     capsys.readouterr()
     trained = tmp_path / "run" / "checkpoints" / "last.ckpt"
     assert ladder(trained, tmp_path / "pool.npz", "--eps", 1, "--epochs", 1) == 0
-    said = capsys.readouterr().out
-    assert "Warning: the network classifies" in said
-    assert "--epochs 200" in said
-    assert ladder(trained, tmp_path / "pool.npz", "--eps", 1, "--epochs", 100, "--width", 8, "--force") == 0
+    printed = capsys.readouterr().out
+    assert "Warning: the network classifies" in printed
+    assert "--epochs 200" in printed
+    assert ladder(trained, tmp_path / "pool.npz", "--eps", 1, "--epochs", 60, "--width", 8, "--force") == 0
     assert "Warning" not in capsys.readouterr().out
 
 
-def test_a_network_is_fine_tuned_on_them(run, checkpoint, tmp_path):
-    assert ladder(checkpoint, tmp_path / "pool.npz", "--eps", 0.5) == 0
-    mix = ("--data.synthetic", tmp_path / "pool.npz", "--data.real_fraction", 0.5, "--model.objective", "Natural")
+def test_network_is_fine_tuned_on_the_images(pool, run, checkpoint, tmp_path):
+    mix = ("--data.synthetic", pool, "--data.real_fraction", 0.5, "--model.objective", "Natural")
     words = ("fit", "-c", run.parent / "tiny.yaml", *mix, "--model.init", checkpoint, "--run", tmp_path / "tuned")
     assert status(*words) == 0
     tuned, before = (torch.load(path / "checkpoints" / "last.ckpt")["state_dict"] for path in (tmp_path / "tuned", run))
@@ -70,7 +74,7 @@ def test_a_network_is_fine_tuned_on_them(run, checkpoint, tmp_path):
     assert 0 < max(changes) < 1
 
 
-def test_the_loss_of_a_mixed_batch_is_half_of_either():
+def test_loss_of_a_mixed_batch_is_the_mean_of_both_halves():
     torch.manual_seed(0)
     model, (x, y) = Classifier(SmallConvNet(3, width=4), spec()), images()
     moved = (x + 0.1).clamp(0, 1)
@@ -85,7 +89,7 @@ def test_the_loss_of_a_mixed_batch_is_half_of_either():
         torch.testing.assert_close(both, (one + other) / 2, atol=1e-6, rtol=1e-4)
 
 
-def test_an_existing_file_is_kept(checkpoint, tmp_path, capsys):
+def test_existing_file_is_kept(checkpoint, tmp_path, capsys):
     (tmp_path / "pool.npz").write_text("mine")
     assert ladder(checkpoint, tmp_path / "pool.npz", "--eps", 1) == 1
     assert "--force" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""Analyses leave the model as found, and those with a seed the global random numbers as well."""
+"""Analyses leave the model as found, and those with a seed the global generator."""
 
 import pytest
 import torch
@@ -7,9 +7,9 @@ from helpers.fakes import images, tiny_classifier
 from lightning_paf.analysis.concentration import concentration
 from lightning_paf.analysis.randomized_smoothing import Smoothing
 from lightning_paf.analysis.saliency import compare_saliency
-from lightning_paf.analysis.security_curve import bisection, minimum_norm
+from lightning_paf.analysis.security_curve import fixed_eps, minimum_norm
 from lightning_paf.attacks import FAB, PGD
-from lightning_paf.evaluation.samples import Samples
+from lightning_paf.evaluation import Samples
 
 
 def pgd(eps):
@@ -27,11 +27,11 @@ def compute_minimum_norm(model, x, y):
         (compute_minimum_norm, False),
         (lambda model, x, y: compare_saliency(model, x, grid=4).overlap, True),
         (lambda model, x, y: Smoothing(0.1, n0=5, n=20).certify(model, x[:2]).radii, True),
-        (lambda model, x, y: bisection(model, Samples.of(x, y), pgd, [0.1, 0.2]).fooled, True),
+        (lambda model, x, y: fixed_eps(model, Samples.of(x, y), pgd, [0.1, 0.2]).fooled, True),
     ],
-    ids=["concentration", "minimum norm", "saliency", "smoothing", "bisection"],
+    ids=["concentration", "minimum norm", "saliency", "smoothing", "fixed eps"],
 )
-def test_the_model_is_left_as_found(compute, seeded):
+def test_model_is_left_as_found(compute, seeded):
     model, (x, _) = tiny_classifier().train(), images()
     y = model.eval()(x).argmax(1)
     before = {key: value.clone() for key, value in model.train().state_dict().items()}

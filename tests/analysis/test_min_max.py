@@ -30,12 +30,12 @@ def test_gaussian_weights_have_kurtosis_3_and_a_known_gini():
     assert found.gini == pytest.approx(math.sqrt(2) - 1, abs=0.005)  # of the half-normal distribution
 
 
-def test_it_does_not_depend_on_the_scale():
+def test_scale_has_no_influence():
     w = torch.randn(40, dtype=torch.float64)
     one, other = (vars(min_max_profile(factor * w)) for factor in (1, -1e-4))
     assert one == pytest.approx(other)
 
 
-def test_weights_that_are_all_0_are_refused():
+def test_zero_weights_are_rejected():
     with pytest.raises(ValueError, match="all 0"):
         min_max_profile(torch.zeros(4))

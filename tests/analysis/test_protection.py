@@ -1,4 +1,4 @@
-"""Accuracies around a class, counted by hand."""
+"""Accuracies of a protected class, compared with a confusion matrix."""
 
 import numpy as np
 import pytest
@@ -11,7 +11,7 @@ LABELS = np.repeat(np.arange(3), [8, 5, 7])
 PREDICTIONS = np.concatenate([np.repeat(np.arange(3), row) for row in CONFUSION])
 
 
-def test_shares_are_those_of_the_confusion_matrix():
+def test_fractions_are_those_of_the_confusion_matrix():
     found = protection(LABELS, PREDICTIONS, 0)
     assert found.own == 6 / 8
     assert found.others == pytest.approx(8 / 12)
@@ -25,6 +25,6 @@ def test_i_is_the_mean_over_protected_classes():
 
 
 @pytest.mark.parametrize(("labels", "label"), [([1, 1], 1), ([1, 1], 0)])
-def test_a_class_needs_samples_and_so_do_the_others(labels, label):
+def test_samples_of_the_class_and_of_others_are_required(labels, label):
     with pytest.raises(ValueError, match=f"protected class {label}"):
         protection(np.array(labels), np.array(labels), label)

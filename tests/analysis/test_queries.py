@@ -1,4 +1,4 @@
-"""Counts of what attacks ask, against an independent count."""
+"""Number of queries of attacks, compared with a hook of the network."""
 
 import pytest
 import torch
@@ -22,7 +22,7 @@ ATTACKS = [
 
 
 @pytest.mark.parametrize("attack", ATTACKS, ids=lambda attack: attack.label)
-def test_the_counter_counts_every_image_that_is_shown(attack):
+def test_every_image_of_a_forward_pass_is_counted(attack):
     net, x, y = trained()
     x, y, seen = x[:6], y[:6], []
     handle = net.register_forward_hook(lambda module, args, logits: seen.append(len(args[0])))
@@ -42,10 +42,10 @@ def test_gradients_are_counted_per_image():
     assert passes.backward >= 5 * 5
 
 
-def test_a_curve_falls_with_the_budget_and_stays_below_it():
+def test_distances_fall_with_the_budget():
     net, x, y = trained()
     torch.manual_seed(0)
-    curve = query_curve(lambda n: SignOPT(queries=n, starts=10, directions=30), net, x[:8], y[:8], (150, 600))
+    curve = query_curve(lambda n: SignOPT(queries=n, starts=10, directions=30), net, x[:4], y[:4], (150, 600))
     assert [point.budget for point in curve] == [150, 600]
     assert all(point.queries <= point.budget for point in curve)
     assert curve[0].median > curve[1].median > 0

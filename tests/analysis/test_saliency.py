@@ -8,7 +8,7 @@ from lightning_paf.analysis.saliency import areas, compare_saliency, draw_salien
 
 
 def brightness(x):
-    """Class 1 is sure as soon as the left half is brighter than usual."""
+    """Logits whose class 1 depends on the brightness of the left half."""
     return torch.stack([torch.zeros(len(x)), 200 * (x[..., :2].mean((1, 2, 3)) - 0.6)], 1)
 
 
@@ -25,19 +25,18 @@ def test_overlap():
     assert by_chance == pytest.approx(0.18, abs=0.01)
 
 
-def test_the_right_map_deletes_fast_and_inserts_fast():
+def test_correct_map_deletes_and_inserts_faster_than_its_negative():
     y = torch.ones(2, dtype=torch.int64)
-    right, wrong = areas(brightness, X, y, LEFT), areas(brightness, X, y, -LEFT)
-    assert (right[0] < wrong[0]).all()
-    assert (right[1] > wrong[1]).all()
-    assert all((area >= 0).all() and (area <= 1).all() for area in (*right, *wrong))
+    correct, wrong = areas(brightness, X, y, LEFT), areas(brightness, X, y, -LEFT)
+    assert (correct[0] < wrong[0]).all()
+    assert (correct[1] > wrong[1]).all()
+    assert all((area >= 0).all() and (area <= 1).all() for area in (*correct, *wrong))
 
 
-def test_a_constant_prediction_has_its_probability_as_areas():
-    constant = lambda x: torch.tensor([[0.0, 1.0]]).expand(len(x), 2)  # noqa: E731
-    p = torch.tensor([0.0, 1.0]).softmax(0)[1]
-    for area in areas(constant, X, torch.ones(2, dtype=torch.int64), LEFT):
-        torch.testing.assert_close(area, p.expand(2))
+def test_areas_of_a_constant_prediction_are_its_probability():
+    logits = torch.tensor([[0.0, 1.0]])
+    for area in areas(lambda x: logits.expand(len(x), 2), X, torch.ones(2, dtype=torch.int64), LEFT):
+        torch.testing.assert_close(area, logits.softmax(1)[0, 1].expand(2))
 
 
 def test_both_maps_of_a_model_and_their_figure():

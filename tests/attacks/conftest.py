@@ -1,4 +1,4 @@
-"""AutoAttack in a tenth of a second, for tests of what surrounds it."""
+"""Small budgets for the attacks of the published package."""
 
 import pytest
 
@@ -12,7 +12,7 @@ BUDGETS = {
 
 @pytest.fixture
 def short_budgets(monkeypatch):
-    """Every sub-attack of the package takes fewer steps than in the real ensemble."""
+    """Replace the budgets of all sub-attacks of the package by small ones."""
     from pyautoattack import autoattack
 
     def shortened(cls, budget):

@@ -1,15 +1,24 @@
+"""The two ensembles: `AutoAttack`, and `ReferenceAutoAttack`, which runs the published package."""
+
 import logging
 import random
+import sys
+import types
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
 import torch
-from helpers.digits_net import trained
+from helpers.digits_net import Recorder, digits
 from torch import nn
 
 from lightning_paf.attacks import APGD, FAB, AutoAttack, ReferenceAutoAttack, Square
 
+pytestmark = pytest.mark.usefixtures("short_budgets")
+
 CHEAP = {"version": "custom", "attacks": ["apgd-ce"]}
+BOTH = [AutoAttack, ReferenceAutoAttack]
+both = pytest.mark.parametrize("ensemble", BOTH)
 
 
 def network(classes=5, side=4):
@@ -24,24 +33,33 @@ def batch(net, n=12, side=4):
     return x, net(x).argmax(1).detach()
 
 
-@pytest.mark.parametrize(("norm", "eps"), [("linf", 0.12), ("l2", 0.6)])
-def test_survivors_are_those_of_the_package(norm, eps):
-    net, x, y = trained()
-    x, y = x[:24], y[:24]
-    options = {"norm": norm, "version": "custom", "attacks": ["apgd-ce", "apgd-dlr"]}
-    ours, again = (AutoAttack(eps, seed=seed, **options).run(net, x, y).robust for seed in (0, 1))
-    theirs = ReferenceAutoAttack(eps, **options).run(net, x, y).robust
-    assert 4 < theirs.sum() < 20
-    assert (ours & again & ~theirs).sum() <= 1
-    assert (theirs & ~ours & ~again).sum() <= 1
+def problem(n=12, **options):
+    net = network(**options)
+    return net, *batch(net, n, options.get("side", 4))
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
+def test_reference_equals_the_packages_own_standard_evaluation(norm):
+    # Running the attacks one by one, to count after each, must change nothing.
+    import pyautoattack
+
+    net, x, y = problem(6, classes=12, side=5)
+    eps = {"linf": 0.03, "l2": 0.1, "l1": 0.3}[norm]
+    result = ReferenceAutoAttack(eps, norm=norm, seed=3, batch_size=4).run(net, x, y)
+    package = {"linf": "Linf", "l2": "L2", "l1": "L1"}[norm]
+    theirs, _ = pyautoattack.AutoAttack(net, norm=package, eps=eps, seed=3).run_standard_evaluation(x, y, batch_size=4)
+    assert torch.equal(result.x_adv, theirs)
+    assert 0 < result.robust.sum() < 6
+    assert list(result.robust_after) == ["clean", "apgd-ce", "apgd-t", "fab-t", "square"]
+    assert list(result.robust_after.values()) == sorted(result.robust_after.values(), reverse=True)
+    assert result.robust_after["clean"] == 6
+    assert result.robust.sum() == result.robust_after["square"]
 
 
 def test_standard_runs_the_published_attacks_with_their_budgets():
-    ce, targeted, fab, square = AutoAttack(0.5, norm="l2", batch_size=30).sub_attacks()
-    assert [stage.label for stage in (ce, targeted, fab, square)] == ["apgd-ce", "apgd-t", "fab-t", "square"]
-    assert {stage.eps for stage in (ce, targeted, fab, square)} == {0.5}
-    assert {stage.norm for stage in (ce, targeted, fab, square)} == {"l2"}
-    assert {stage.batch_size for stage in (ce, targeted, fab, square)} == {30}
+    ce, targeted, fab, square = sub_attacks = AutoAttack(0.5, norm="l2", batch_size=30).sub_attacks()
+    assert [attack.label for attack in sub_attacks] == ["apgd-ce", "apgd-t", "fab-t", "square"]
+    assert {(attack.eps, attack.norm, attack.batch_size) for attack in sub_attacks} == {(0.5, "l2", 30)}
     assert isinstance(ce, APGD)
     assert (ce.steps, ce.restarts, ce.search_loss) == (100, 1, "ce")
     assert (targeted.steps, targeted.restarts, targeted.targets, targeted.search_loss) == (100, 1, 9, "dlr-targeted")
@@ -51,83 +69,72 @@ def test_standard_runs_the_published_attacks_with_their_budgets():
     assert square.queries == 5000
 
 
-@pytest.mark.parametrize("classes", [2, 3, 4, 5, 10])
-def test_any_number_of_classes(classes):
-    net = network(classes)
-    x, y = batch(net)
+@both
+@pytest.mark.parametrize("classes", [2, 3, 4, 10])
+def test_any_number_of_classes(ensemble, classes):
+    net, x, y = problem(classes=classes)
     fits = ["apgd-ce", "fab-t"] + ["apgd-dlr"] * (classes >= 3) + ["apgd-t"] * (classes >= 4)
-    result = AutoAttack(0.05, version="custom", attacks=fits).run(net, x, y)
+    fits += ["fab"] * (ensemble is ReferenceAutoAttack)
+    result = ensemble(0.05, version="custom", attacks=fits).run(net, x, y)
     assert torch.equal(net(result.x_adv).argmax(1) == y, result.robust)
 
 
+@both
 @pytest.mark.parametrize(
     ("classes", "options", "message"),
     [
-        (
-            2,
-            {},
-            r"at least 4 classes for apgd-t of AutoAttack, got 2 outputs.*attacks=\[apgd-ce, fab-t, square\]",
-        ),
-        (3, {}, "at least 4 classes for apgd-t of AutoAttack, got 3"),
-        (2, {"version": "custom", "attacks": ["apgd-dlr"]}, "at least 3 classes for apgd-dlr of AutoAttack"),
-        (
-            5,
-            {"norm": "l2", "eps": 0.1},
-            "at least 5 x 5 for Square in l2, got 4 x 4",
-        ),
+        (2, {}, r"at least 4 classes for apgd-t of {}, got 2 outputs.*attacks=\[apgd-ce, fab-t, square\]"),
+        (3, {}, "at least 4 classes for apgd-t of {}, got 3"),
+        (2, {"version": "custom", "attacks": ["apgd-dlr"]}, "at least 3 classes for apgd-dlr of {}"),
+        (5, {"norm": "l2", "eps": 0.1}, "at least 5 x 5 for Square in l2, got 4 x 4"),
     ],
 )
-def test_what_cannot_run_is_refused_with_a_remedy(classes, options, message):
-    net = network(classes)
-    with pytest.raises(ValueError, match=message):
-        AutoAttack(**options)(net, *batch(net))
+def test_models_and_images_that_do_not_fit_are_rejected(ensemble, classes, options, message):
+    with pytest.raises(ValueError, match=message.format(ensemble.__name__)):
+        ensemble(**options)(*problem(classes=classes))
 
 
-@pytest.mark.parametrize("n", [1, 2, 5])
-def test_odd_batches(n):
-    net = network()
-    x, y = batch(net, n)
-    result = AutoAttack(0.1, batch_size=2, version="custom", attacks=["apgd-ce", "fab-t"]).run(net, x, y)
+@both
+@pytest.mark.parametrize("n", [1, 5])
+def test_incomplete_batches(ensemble, n):
+    net, x, y = problem(n)
+    result = ensemble(0.1, batch_size=2, version="custom", attacks=["apgd-ce", "fab-t"]).run(net, x, y)
     assert result.x_adv.shape == x.shape
     assert result.robust_after["clean"] == n
 
 
-def test_misclassified_images_are_returned_as_they_are():
-    net = network()
-    x, y = batch(net, 3)
-    wrong = (y + 1) % 5
-    result = AutoAttack().run(net, x, wrong)
+@both
+def test_misclassified_images_are_returned_unchanged(ensemble):
+    net, x, y = problem(3)
+    result = ensemble(**CHEAP).run(net, x, (y + 1) % 5)
     assert torch.equal(result.x_adv, x)
     assert dict(result.robust_after) == {"clean": 0}
     assert not result.robust.any()
 
 
-def test_images_come_back_changed_only_where_the_attack_succeeds():
-    net = network()
-    x, y = batch(net, 30)
-    result = AutoAttack(0.05, **CHEAP).run(net, x, y)
+@both
+def test_images_change_only_where_the_attack_succeeds(ensemble):
+    net, x, y = problem(30)
+    result = ensemble(0.05, **CHEAP).run(net, x, y)
     changed = (result.x_adv != x).flatten(1).any(1)
     assert 0 < changed.sum() < 30
     assert torch.equal(changed, ~result.robust)
 
 
-def test_broken_images_are_not_attacked_by_the_next_stage():
-    net, x, y = trained()
-    x, y = x[:30], y[:30]
-    result = AutoAttack(0.1, version="custom", attacks=["apgd-ce", "apgd-dlr"]).run(net, x, y)
-    left, robust = result.robust_after["apgd-ce"], result.robust_after["apgd-dlr"]
-    assert 0 < left < 30
-    passes = result.passes["apgd-dlr"]
-    assert robust * 101 <= passes.forward <= left * 101 + (left - robust)
-    assert passes.exact == 2 * (left - robust)  # confirmed by the search and by the verdict
-    assert result.passes["clean"].exact == 30
-    assert list(result.seconds) == list(result.passes) == list(result.robust_after)
-    assert min(result.seconds.values()) > 0
+def test_fooled_images_are_not_attacked_again():
+    net, x, y = digits(30)
+    counts = [Recorder(net), Recorder(net)]
+    after_one = AutoAttack(0.1, fold=False, **CHEAP).run(counts[0], x, y).robust.sum()
+    attacks = ["apgd-ce", "apgd-dlr"]
+    robust = AutoAttack(0.1, fold=False, version="custom", attacks=attacks).run(counts[1], x, y).robust.sum()
+    assert 0 < robust <= after_one < 30
+    fooled = after_one - robust
+    passes = counts[1].seen - counts[0].seen - 2 * fooled  # confirmed by the search and by the ensemble
+    assert robust * 101 <= passes <= after_one * 101
 
 
 def test_bf16_search_confirms_every_success():
-    net, x, y = trained()
-    x, y = x[:30], y[:30]
+    net, x, y = digits(30)
     result = AutoAttack(0.55, norm="l2", search_precision="bf16", **CHEAP).run(net, x, y)
     exact = AutoAttack(0.55, norm="l2", **CHEAP).run(net, x, y)
     assert 5 < exact.robust.sum() < 25
@@ -136,139 +143,171 @@ def test_bf16_search_confirms_every_success():
     assert not torch.equal(result.x_adv, exact.x_adv)
 
 
-def test_random_generators_are_left_as_found():
-    net = network()
-    x, y = batch(net)
-    state, python_state, numpy_state = torch.get_rng_state(), random.getstate(), np.random.get_state()  # noqa: NPY002
-    AutoAttack(0.05, **CHEAP)(net, x, y)
-    assert torch.equal(torch.get_rng_state(), state)
+@both
+@pytest.mark.parametrize("fails", [False, True])
+def test_global_state_is_restored_even_if_the_model_fails(ensemble, fails):
+    net, x, y = problem()
+    calls = []
+
+    def hook(*_):
+        calls.append(1)
+        if fails and len(calls) == 12:  # inside the package, after it has seeded the generators
+            raise RuntimeError("lost the device")
+
+    def trace(*_):
+        return None
+
+    net.register_forward_hook(hook)  # also prevents folding
+    trace_before, torch_state = sys.gettrace(), torch.get_rng_state()
+    python_state, numpy_state = random.getstate(), np.random.get_state()  # noqa: NPY002
+    sys.settrace(trace)
+    try:
+        with pytest.raises(RuntimeError, match="lost the device") if fails else nullcontext():
+            ensemble(0.05, **CHEAP)(net, x, y)
+    finally:
+        trace_after = sys.gettrace()
+        sys.settrace(trace_before)
+    assert trace_after is trace
+    assert len(calls) >= 12
+    assert torch.equal(torch.get_rng_state(), torch_state)
     assert random.getstate() == python_state
     assert (np.random.get_state()[1] == numpy_state[1]).all()  # noqa: NPY002
 
 
-def test_random_generators_are_left_as_found_when_the_model_fails():
-    net = network()
-    x, y = batch(net)
-    calls = []
-
-    def fail(*_):
-        calls.append(1)
-        if len(calls) == 12:
-            raise RuntimeError("lost the device")
-
-    net.register_forward_hook(fail)  # also keeps the fast path on the model itself
-    net.kept = torch.ones(1, requires_grad=True) * 2
-    state = torch.get_rng_state()
-    with pytest.raises(RuntimeError, match="lost the device"):
-        AutoAttack(0.05, **CHEAP)(net, x, y)
-    assert torch.equal(torch.get_rng_state(), state)
-
-
-def test_seed_decides():
-    net = network()
-    x, y = batch(net, 30)
-    results = [AutoAttack(0.2, norm="l2", seed=seed, **CHEAP)(net, x, y) for seed in (0, 0, 1)]
+@both
+def test_seed_determines_the_result(ensemble):
+    net, x, y = problem(30)
+    results = [ensemble(0.2, norm="l2", seed=seed, **CHEAP)(net, x, y) for seed in (0, 0, 1)]
     assert torch.equal(results[0], results[1])
     assert not torch.equal(results[0], results[2])
 
 
-def test_runs_in_single_precision_inside_autocast():
-    net = network()
-    x, y = batch(net)
+@both
+def test_runs_in_single_precision_under_autocast(ensemble):
+    net, x, y = problem()
     dtypes = set()
     net[3].register_forward_hook(lambda _, __, out: dtypes.add(out.dtype))
     with torch.autocast("cpu", torch.bfloat16):
-        AutoAttack(0.05, **CHEAP)(net, x, y)
+        ensemble(0.05, **CHEAP)(net, x, y)
         assert torch.is_autocast_enabled("cpu")
     assert dtypes == {torch.float32}
 
 
+@both
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
-def test_other_precisions_are_refused(dtype):
-    net = network().to(dtype)
+def test_other_precisions_are_rejected(ensemble, dtype):
     with pytest.raises(ValueError, match="must be float32"):
-        AutoAttack(**CHEAP)(net, torch.rand(2, 1, 4, 4, dtype=dtype), torch.tensor([0, 1]))
+        ensemble(**CHEAP)(network().to(dtype), torch.rand(2, 1, 4, 4, dtype=dtype), torch.tensor([0, 1]))
 
 
-def test_channels_last_images():
+@both
+def test_channels_last_images(ensemble):
     torch.manual_seed(0)
-    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(16, 5))
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(16, 5)).to(memory_format=torch.channels_last)
     x = torch.rand(6, 3, 4, 4)
     y = net(x).argmax(1).detach()
-    attack = AutoAttack(0.01, version="custom", attacks=["apgd-t", "apgd-dlr"])
+    attack = ensemble(0.01, version="custom", attacks=["apgd-t", "apgd-dlr"])
     torch.testing.assert_close(attack(net, x.to(memory_format=torch.channels_last), y), attack(net, x, y))
 
 
-def test_a_model_that_keeps_its_logits():
+@both
+def test_logits_that_the_model_keeps_are_not_overwritten(ensemble):
     class Keeps(nn.Module):
         def __init__(self):
             super().__init__()
-            self.net = network()
-            self.kept = []
+            self.net, self.kept = network(), []
 
         def forward(self, x):
             self.kept.append(self.net(x))
             return self.kept[-1]
 
     model = Keeps()
-    x, y = batch(model.net, 4)
-    AutoAttack(0.01, **CHEAP)(model, x, y)
-    AutoAttack(0.01, **CHEAP)(model, x, y)
-    assert len(model.kept) > 4
+    attack = ensemble(0.01, version="custom", attacks=["square" if ensemble is ReferenceAutoAttack else "apgd-ce"])
+    for _ in range(2):
+        attack(model, *batch(model.net, 4))
+    assert len(model.kept) > 20
     assert all(logits.isfinite().all() for logits in model.kept)
 
 
-def test_progress_is_logged(caplog):
-    net = network()
-    x, y = batch(net)
+@both
+def test_progress_is_logged(ensemble, caplog):
     with caplog.at_level(logging.INFO, logger="lightning_paf.attacks.autoattack"):
-        result = AutoAttack(0.05, version="custom", attacks=["apgd-ce", "fab-t"]).run(net, x, y)
+        result = ensemble(0.05, version="custom", attacks=["apgd-ce", "fab-t"]).run(*problem())
     lines = [record.getMessage() for record in caplog.records if record.name.startswith("lightning_paf")]
-    assert lines[0].startswith(f"apgd-ce: robust {result.robust_after['apgd-ce']}/12 (")
-    assert lines[1].startswith(f"fab-t: robust {result.robust_after['fab-t']}/12 (")
+    for line, name in zip(lines, ("apgd-ce", "fab-t"), strict=True):
+        assert line.startswith(f"{name}: robust {result.robust_after[name]}/12 (")
 
 
-def test_masked_gradients_are_pointed_out(caplog):
-    class Masked(nn.Module):
-        """Rounds its input: no gradient gets through, though the decision is easily changed."""
+class Masked(nn.Module):
+    """Rounds its input: the gradient is zero, but the decision is easily changed."""
 
+    def __init__(self):
+        super().__init__()
+        self.net = network()
+
+    def forward(self, x):
+        return self.net((x * 50).round() / 50)
+
+
+@both
+def test_masked_gradients_raise_a_warning(ensemble, caplog):
+    model = Masked()
+    x, y = batch(model, 20)
+    attack = ensemble(0.1, version="custom", attacks=["apgd-ce", "square"])
+    result = attack.run(model, x, y)
+    assert result.robust_after["apgd-ce"] > result.robust_after["square"] + 1
+    assert "gradients may be masked" in caplog.text
+
+
+class FakeUpstream:
+    """The names of the git release: positional norm, `bs`, a bare tensor as result."""
+
+    calls = types.SimpleNamespace()
+
+    def __init__(
+        self, model, norm="Linf", eps=0.3, seed=None, verbose=True, attacks_to_run=(), version="standard", device="cuda"
+    ):
+        self.calls.settings = (norm, eps, seed, verbose, version, str(device))
+        self.calls.runs = []
+        self.attacks_to_run = list(attacks_to_run)
+        self.apgd_targeted = types.SimpleNamespace(n_target_classes=9)
+        self.fab = types.SimpleNamespace(n_target_classes=9)
+
+    def run_standard_evaluation(self, x_orig, y_orig, bs=250, return_labels=False, state_path=None):
+        self.calls.runs.append((self.attacks_to_run, len(x_orig), bs))
+        self.calls.targets = (self.apgd_targeted.n_target_classes, self.fab.n_target_classes)
+        return (x_orig + 0.2).clamp(0, 1)
+
+
+def test_upstream_release_is_accepted(monkeypatch):
+    monkeypatch.setitem(sys.modules, "pyautoattack", None)
+    monkeypatch.setitem(sys.modules, "autoattack", types.SimpleNamespace(AutoAttack=FakeUpstream))
+    net, x, y = problem(30)
+    result = ReferenceAutoAttack(0.2, seed=5, batch_size=7).run(net, x, y)
+    assert FakeUpstream.calls.settings == ("Linf", 0.2, 5, False, "standard", "cpu")
+    assert FakeUpstream.calls.runs[0] == (["apgd-ce"], 30, 7)
+    assert FakeUpstream.calls.runs[1] == (["apgd-t"], result.robust_after["apgd-ce"], 7)
+    assert FakeUpstream.calls.targets == (4, 4)
+    assert torch.equal(result.robust, net((x + 0.2).clamp(0, 1)).argmax(1) == y)
+
+
+def test_missing_package_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "pyautoattack", None)
+    monkeypatch.setitem(sys.modules, "autoattack", None)
+    with pytest.raises(ModuleNotFoundError, match="pip install pyautoattack"):
+        ReferenceAutoAttack(**CHEAP)(*problem())
+
+
+def test_reference_attacks_randomised_defences():
+    class Noisy(nn.Module):
         def __init__(self):
             super().__init__()
             self.net = network()
 
         def forward(self, x):
-            return self.net((x * 50).round() / 50)
+            return self.net(x + 0.01 * torch.randn_like(x))
 
-    model = Masked()
-    x, y = batch(model.net, 20)
-    y = model(x).argmax(1).detach()
-    result = AutoAttack(0.1, version="custom", attacks=["apgd-ce", "square"]).run(model, x, y)
-    assert result.robust_after["apgd-ce"] > result.robust_after["square"] + 1
-    assert "gradients may be masked" in caplog.text
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"norm": "l1"}, "Pass ReferenceAutoAttack for l1"),
-        ({"version": "rand"}, "version must be one of standard, custom, got 'rand'. Pass ReferenceAutoAttack"),
-        ({"version": "custom"}, "attacks must be listed with version=custom"),
-        ({"attacks": ["square"]}, "attacks must be listed with version=custom"),
-        ({"version": "custom", "attacks": ["fab"]}, "attacks must be among apgd-ce, .*, got fab"),
-        ({"version": "custom", "attacks": ["square", "square"]}, "must not hold one twice"),
-        ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
-        ({"search_precision": "fp16"}, "search_precision must be fp32 or bf16"),
-        ({"eps": 8}, "eps must be at most 1 times the pixel range in linf, got 8"),
-    ],
-)
-def test_bad_settings(options, message):
-    with pytest.raises(ValueError, match=message):
-        AutoAttack(**options)
-
-
-def test_description():
-    described = AutoAttack(seed=3, search_precision="bf16").describe()
-    assert described["attacks"] == ["apgd-ce", "apgd-t", "fab-t", "square"]
-    assert described["version"] == "standard"
-    assert not {"seed", "search_precision"} & described.keys(), "settings of the evaluation"
-    assert "loss" not in described
+    model = Noisy()
+    result = ReferenceAutoAttack(0.3, version="rand").run(model, *batch(model.net, 4))
+    assert set(result.robust_after) <= {"clean", "apgd-ce", "apgd-dlr"}
+    assert result.robust.sum() < 4

@@ -1,8 +1,10 @@
-"""The attack catalogue: reductions to known attacks, closed forms on linear models, budgets and counts."""
+"""Attack catalogue: special cases, closed forms on linear models, budgets and counts of queries."""
+
+from copy import copy
 
 import pytest
 import torch
-from helpers.digits_net import Recorder, digits, lambda_module, trained
+from helpers.digits_net import Recorder, digits, lambda_module
 from helpers.fakes import images, tiny_classifier
 from torch import nn
 
@@ -30,12 +32,11 @@ DECIDERS = [
     SignOPT(queries=130, starts=3, directions=20),
     ZOO(queries=130),
 ]
-SIGN_OPT = SignOPT(0.6, queries=250, starts=10, directions=50)
 deciders = pytest.mark.parametrize("attack", DECIDERS, ids=lambda attack: attack.label)
 
 
 def plane(size=20, n=3, classes=2):
-    """A linear model without bounds in mind, points at distances around 1 from its boundary, and these distances."""
+    """A linear model, unbounded points at distances around 1 from its boundary, and these distances."""
     torch.manual_seed(4)
     model = nn.Sequential(nn.Flatten(), nn.Linear(size, classes)).requires_grad_(False)
     x = torch.randn(n, 1, 1, size)
@@ -54,7 +55,7 @@ def test_mi_fgsm_of_one_step_is_fgsm_and_ignores_the_scale_of_the_logits():
     assert torch.equal(attack(net, x, y), attack(lambda_module(lambda z: 2 * net(z)), x, y))
 
 
-def test_an_ensemble_of_the_model_itself_is_mi_fgsm_and_calls_the_attacked_model_once():
+def test_ensemble_of_the_model_itself_is_mi_fgsm_and_calls_the_attacked_model_once():
     net, x, y = digits(8)
     other, attacked = lambda_module(lambda z: -net(z)), Recorder(net)
     expected = MIFGSM(0.1)(net, x, y)
@@ -64,7 +65,7 @@ def test_an_ensemble_of_the_model_itself_is_mi_fgsm_and_calls_the_attacked_model
     assert not torch.equal(EnsembleMIFGSM([other, net], [2, 1], 0.1)(net, x, y), expected)
 
 
-def test_surrogates_in_train_mode_see_two_images_and_keep_their_statistics():
+def test_surrogates_in_train_mode_get_two_images_and_keep_their_statistics():
     surrogate = nn.Sequential(nn.Flatten(), nn.BatchNorm1d(192), nn.Linear(192, 3))  # refuses a single image
     x, y = images(4, size=8, num_classes=3)
     before = surrogate[1].running_mean.clone()
@@ -75,8 +76,10 @@ def test_surrogates_in_train_mode_see_two_images_and_keep_their_statistics():
 def test_surrogates_must_have_the_classes_of_the_model():
     net, x, y = digits(2)
     narrow = nn.Sequential(nn.Flatten(), nn.Linear(64, 5))
-    with pytest.raises(ValueError, match=r"the 10 classes of the attacked model, got \[10, 5\]"):
+    with pytest.raises(ValueError, match=r"the same number of classes, got \[10, 5, 10\]"):
         EnsembleMIFGSM([net, narrow])(net, x, y)
+    with pytest.raises(ValueError, match=r"the same number of classes, got \[10, 3\]"):
+        EnsembleMIFGSM([tiny_classifier(10), tiny_classifier(3)])
 
 
 @pytest.mark.parametrize(("levels", "steps"), [(1, 2), (4, 5), (8, 10), (16, 20), (32, 36)])
@@ -105,21 +108,21 @@ def test_deepfool_is_exact_on_a_linear_model_in_one_step(classes, norm):
     assert (model(found).argmax(1) != y).all()
 
 
-def test_carlini_wagner_comes_to_the_boundary_of_a_linear_model():
+def test_carlini_wagner_reaches_the_boundary_of_a_linear_model():
     torch.manual_seed(4)
     model = nn.Sequential(nn.Flatten(), nn.Linear(20, 2)).requires_grad_(False)
     x = 0.4 + 0.2 * torch.rand(4, 1, 4, 5)
     weight = model[1].weight[0] - model[1].weight[1]
     model[1].bias[0] = model[1].bias[1] - weight @ x.flatten(1).mean(0)
     y, exact = model(x).argmax(1), (model(x)[:, 0] - model(x)[:, 1]).abs() / weight.norm()
-    _, distances = CarliniWagner(steps=300, searches=9, lr=0.01).nearest(model, x, y)
+    _, distances = CarliniWagner(steps=200, searches=8, lr=0.01).nearest(model, x, y)
     assert (distances >= exact * (1 - 1e-5)).all()
     assert (distances <= 1.05 * exact + 1e-3).all()
 
 
 def test_white_box_distances_are_ordered_on_digits():
-    net, x, y = digits(20)
-    _, theirs = CarliniWagner(steps=100, searches=5, initial_c=1, lr=0.1).nearest(net, x, y)
+    net, x, y = digits(10)
+    _, theirs = CarliniWagner(steps=60, searches=4, initial_c=1, lr=0.1).nearest(net, x, y)
     found, deepfool = DeepFool().nearest(net, x, y)
     assert (net(found).argmax(1) != y)[deepfool.isfinite()].all()
     assert deepfool.isfinite().float().mean() > 0.9
@@ -127,17 +130,17 @@ def test_white_box_distances_are_ordered_on_digits():
 
 
 @pytest.mark.parametrize(
-    ("attack", "queries", "factor"), [(OPT, 6000, 1.02), (SignOPT, 6000, 1.02), (Boundary, 3000, 1.1)]
+    ("attack", "queries", "factor"), [(OPT, 1000, 1.05), (SignOPT, 2000, 1.02), (Boundary, 600, 1.05)]
 )
 def test_decision_based_attacks_reach_the_distance_of_a_plane(attack, queries, factor):
-    model, x, y, exact = plane()
+    model, x, y, exact = plane(size=10)
     torch.manual_seed(0)
     _, distances = attack(queries=queries, bounds=None).nearest(model, x, y)
     assert (distances >= exact * (1 - 1e-4)).all()
     assert (distances <= factor * exact).all()
 
 
-def test_the_sign_estimate_points_where_the_distance_grows():
+def test_sign_estimate_points_where_the_distance_grows():
     """On a plane with unit normal v, g(theta) = m / -(v . theta), whose ascent is along v, orthogonally to theta."""
     model, x, y, exact = plane(n=6)
     attack = SignOPT(queries=10_000, bounds=None)
@@ -153,9 +156,9 @@ def test_the_sign_estimate_points_where_the_distance_grows():
     assert (cosines > 0.75).all()
 
 
-def test_the_mean_of_zoo_estimates_is_the_gradient():
+def test_mean_of_zoo_estimates_is_the_gradient():
     model, x, y, _ = plane(n=1)
-    attack, times = ZOO(c=0.1, bounds=None, smoothing=1e-2), 20_000
+    attack, times = ZOO(c=0.1, bounds=None, smoothing=1e-2), 5000
     delta = 0.1 * torch.ones_like(x)
     many, labels = x.expand(times, -1, -1, -1), y.expand(times)
     shifted = delta.expand_as(many)
@@ -169,7 +172,7 @@ def test_the_mean_of_zoo_estimates_is_the_gradient():
 
 
 @deciders
-def test_no_image_has_more_queries_than_its_budget(attack):
+def test_queries_of_an_image_stay_within_the_budget(attack):
     net, x, y = digits(5)
     for image in range(5):
         recorder = Recorder(net)
@@ -179,7 +182,7 @@ def test_no_image_has_more_queries_than_its_budget(attack):
 
 
 @deciders
-def test_the_distance_is_that_of_the_image_and_misclassified_images_stay(attack):
+def test_distances_are_those_of_the_images_and_misclassified_images_are_unchanged(attack):
     net, x, y = digits(6)
     y = y.clone()
     y[0] = (y[0] + 1) % 10
@@ -187,18 +190,19 @@ def test_the_distance_is_that_of_the_image_and_misclassified_images_stay(attack)
     found, distances = attack.nearest(net, x, y)
     assert distances[0] == 0
     assert torch.equal(found[0], x[0])
-    torch.testing.assert_close(
-        (found - x)[distances.isfinite()].flatten(1).norm(dim=1), distances[distances.isfinite()]
-    )
-    assert (net(found).argmax(1) != y)[distances.isfinite()].all()
-    assert torch.equal(found[distances.isinf()], x[distances.isinf()])
+    finite = distances.isfinite()
+    torch.testing.assert_close((found - x)[finite].flatten(1).norm(dim=1), distances[finite])
+    assert (net(found).argmax(1) != y)[finite].all()
+    assert torch.equal(found[~finite], x[~finite])
 
 
-@pytest.mark.parametrize("attack", [DeepFool(0.5), SIGN_OPT], ids=lambda attack: attack.label)
-def test_only_what_lies_within_eps_is_returned(attack):
-    net, x, y = digits(20)
+@pytest.mark.parametrize("attack", [DeepFool(), DECIDERS[2]], ids=lambda attack: attack.label)
+def test_results_beyond_eps_are_the_clean_images(attack):
+    net, x, y = digits(10)
     torch.manual_seed(0)
     found, distances = attack.nearest(net, x, y)
+    attack = copy(attack)
+    attack.eps = float(distances.median())
     torch.manual_seed(0)
     x_adv, near = attack(net, x, y), distances < attack.radius
     assert near.any()
@@ -207,16 +211,16 @@ def test_only_what_lies_within_eps_is_returned(attack):
     assert torch.equal(x_adv[~near], x[~near])
 
 
-def test_zoo_returns_what_it_has_found():
-    net, x, y = digits(20)
+def test_zoo_returns_adversarial_images():
+    net, x, y = digits(10)
     torch.manual_seed(0)
-    x_adv = ZOO(3.0, queries=1000, lr=0.02)(net, x, y)
+    x_adv = ZOO(3.0, queries=600, lr=0.03)(net, x, y)
     fooled = net(x_adv).argmax(1) != y
     assert fooled.any()
     assert ((x_adv != x).flatten(1).any(1) == fooled).all()
 
 
-def test_a_soft_label_counts_as_its_likeliest_class():
+def test_soft_label_counts_as_its_likeliest_class():
     net, x, y = digits(6)
     soft = 0.9 * nn.functional.one_hot(y, 10) + 0.01
     for attack in (DeepFool(), JSMA()):
@@ -224,18 +228,19 @@ def test_a_soft_label_counts_as_its_likeliest_class():
 
 
 @pytest.mark.parametrize(("norm", "eps"), [("linf", 0.2), ("l2", 1.5)])
-def test_one_perturbation_within_its_budget_misleads_on_other_images(norm, eps, tmp_path):
-    net, x, y = trained()
+def test_universal_perturbation_fools_the_model_on_other_images(norm, eps, tmp_path):
+    net, x, y = digits(160)
     torch.manual_seed(0)
-    attack = UniversalPerturbation(eps, norm=norm, passes=4, steps=5, rate=0.9)
+    attack = UniversalPerturbation(eps, norm=norm, passes=2, steps=5, rate=0.9)
     fitted = attack.fitted(net, x[:30], y[:30])
     assert attack.perturbation is None
     assert geometry_of(norm).size(fitted.perturbation[None]) <= eps
-    x_adv = fitted(net, x[60:160], y[60:160])
+    clean, labels = x[60:], y[60:]
+    x_adv = fitted(net, clean, labels)
     inside = ((x_adv > 0) & (x_adv < 1)).all(0)
-    torch.testing.assert_close((x_adv - x[60:160])[:, inside], fitted.perturbation[inside].expand(100, -1))
+    torch.testing.assert_close((x_adv - clean)[:, inside], fitted.perturbation[inside].expand(100, -1))
     noise = eps * torch.randn_like(x[:1]).sign() if norm == "linf" else eps * x.new_ones(1, 1, 8, 8) / 8
-    wrong, by_noise = ((net(z.clamp(0, 1)).argmax(1) != y[60:160]).float().mean() for z in (x_adv, x[60:160] + noise))
+    wrong, by_noise = ((net(z.clamp(0, 1)).argmax(1) != labels).float().mean() for z in (x_adv, clean + noise))
     assert wrong > by_noise + 0.1
     torch.save(fitted.perturbation, tmp_path / "delta.pt")
     again = UniversalPerturbation(eps, norm=norm, perturbation=tmp_path / "delta.pt")
@@ -251,14 +256,14 @@ def test_one_perturbation_within_its_budget_misleads_on_other_images(norm, eps, 
         (None, "cannot be read"),
     ],
 )
-def test_files_without_a_fitting_perturbation_are_refused(content, message, tmp_path):
+def test_files_without_a_valid_perturbation_are_rejected(content, message, tmp_path):
     if content is not None:
         torch.save(content, tmp_path / "delta.pt")
     with pytest.raises(ValueError, match=message):
         UniversalPerturbation(0.4, perturbation=tmp_path / "delta.pt")
 
 
-def test_universal_perturbations_refuse_images_that_do_not_fit():
+def test_universal_perturbation_needs_images_of_its_shape():
     net, x, y = digits(2)
     attack = UniversalPerturbation(0.4, passes=1, steps=1).fitted(net, x, y)
     with pytest.raises(ValueError, match=r"shape \(1, 8, 8\) of the perturbation, got \(1, 4, 4\)"):
@@ -290,7 +295,7 @@ def test_jsma_chooses_the_pair_with_the_largest_product():
     assert changed.tolist() == [False, False, True, True, False]
 
 
-def test_one_pixel_changes_no_more_and_counts_its_queries():
+def test_one_pixel_stays_within_its_budgets():
     net, x, y = digits(4)
     recorder = Recorder(net)
     torch.manual_seed(0)
@@ -311,42 +316,7 @@ def test_one_pixel_finds_the_only_pixel_that_matters():
         OnePixel()(model, torch.zeros(1, 4, 8, 8), y[:1])
 
 
-@pytest.mark.parametrize(
-    ("make", "message"),
-    [
-        (lambda: DeepFool(norm="l1"), "norm of DeepFool must be l2 or linf"),
-        (lambda: DeepFool(overshoot=0), "overshoot must be positive, got 0"),
-        (lambda: DeepFool(steps=0), "steps must be at least 1, got 0"),
-        (lambda: CarliniWagner(lr=0), "lr must be positive, got 0"),
-        (lambda: CarliniWagner(confidence=-1), "confidence must be at least 0, got -1"),
-        (lambda: SignOPT(queries=0), "queries must be at least 1, got 0"),
-        (lambda: OPT(width=0), "width must be positive, got 0"),
-        (lambda: Boundary(starts=0), "starts must be at least 1, got 0"),
-        (lambda: ZOO(smoothing=0), "smoothing must be positive, got 0"),
-        (lambda: JSMA(1), "entries must be at least 2, got 1"),
-        (lambda: OnePixel(population=2), "population must be at least 4, got 2"),
-        (lambda: UniversalPerturbation(rate=0), r"rate must be a fraction in \(0, 1\], got 0"),
-        (lambda: UniversalPerturbation(passes=0), "passes must be at least 1, got 0"),
-        (lambda: MIFGSM(momentum=-1), "momentum must be at least 0, got -1"),
-        (lambda: MIFGSM(steps=0), "steps must be at least 1, got 0"),
-        (lambda: EnsembleMIFGSM([]), "at least one network"),
-        (lambda: EnsembleMIFGSM([nn.Flatten()] * 2, [1.0]), "must be 2 numbers"),
-        (lambda: EnsembleMIFGSM([nn.Flatten()] * 2, [1.0, -1.0]), "must be 2 numbers"),
-        (lambda: EnsembleMIFGSM([nn.Flatten()] * 2, [0.0, 0.0]), "must be 2 numbers"),
-        (lambda: ILCM(step_size=0), "step_size must be positive, got 0"),
-    ],
-)
-def test_settings_that_make_no_sense_are_refused(make, message):
-    with pytest.raises(ValueError, match=message):
-        make()
-
-
-def test_images_in_channels_last_layout_are_attacked_alike():
+def test_channels_last_images_give_the_same_result():
     net, (x, y) = tiny_classifier().eval(), images(3)
     expected = JSMA(4)(net, x, y)
     assert torch.equal(JSMA(4)(net, x.contiguous(memory_format=torch.channels_last), y), expected)
-
-
-@pytest.mark.parametrize(("attack", "radius"), [(JSMA(1200), 1200), (UniversalPerturbation(100, norm="l1"), 100)])
-def test_radii_in_l1_exceed_those_of_other_norms(attack, radius):
-    assert attack.radius == radius

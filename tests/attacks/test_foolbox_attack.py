@@ -1,8 +1,8 @@
-"""The adapter of foolbox, against closed forms; skipped where foolbox is not installed."""
+"""The adapter of foolbox, compared with closed forms; skipped if foolbox is not installed."""
 
 import pytest
 import torch
-from helpers.digits_net import lambda_module, trained
+from helpers.digits_net import digits, lambda_module
 from torch import nn
 
 from lightning_paf.attacks import DeepFool, FoolboxAttack
@@ -11,7 +11,7 @@ pytest.importorskip("foolbox")
 
 
 def plane(norm):
-    """A linear model, grey images, and their distances from its boundary; no pixel reaches the end of its range."""
+    """A linear model, grey images far from black and white, and their distances from the boundary."""
     torch.manual_seed(4)
     model = nn.Sequential(nn.Flatten(), nn.Linear(16, 2)).requires_grad_(False)
     x = 0.4 + 0.2 * torch.rand(3, 1, 4, 4)
@@ -40,15 +40,15 @@ def test_distances_to_a_plane(name, norm, options, factor):
     assert (distances <= factor * exact + 1e-3).all()
 
 
-def test_deepfool_there_and_here_find_the_same_distances_on_digits():
-    net, x, y = trained()
-    _, theirs = FoolboxAttack("L2DeepFoolAttack").nearest(net, x[:30], y[:30])
-    _, ours = DeepFool().nearest(net, x[:30], y[:30])
+def test_deepfool_of_foolbox_and_ours_find_the_same_distances():
+    net, x, y = digits(30)
+    _, theirs = FoolboxAttack("L2DeepFoolAttack").nearest(net, x, y)
+    _, ours = DeepFool().nearest(net, x, y)
     assert float(ours.median()) == pytest.approx(float(theirs.median()), rel=0.1)
 
 
-def test_an_image_without_a_start_stays_and_the_others_are_attacked():
-    def forward(z):  # only the first image has a neighbour of another class
+def test_image_without_a_start_is_unchanged_and_the_others_are_attacked():
+    def forward(z):  # foolbox finds no start for the second image
         light = (z.flatten(1).mean(1) > 0.9).float()
         return torch.stack((light, 1 - light), dim=1)
 
@@ -61,7 +61,7 @@ def test_an_image_without_a_start_stays_and_the_others_are_attacked():
     assert torch.equal(found[1], x[1])
 
 
-def test_what_foolbox_does_not_have_is_refused():
+def test_unknown_attacks_and_norms_are_rejected():
     for name in ("NoAttack", "LinfPGD"):
         with pytest.raises(ValueError, match=f"must be a minimal-norm attack of foolbox, got {name}"):
             FoolboxAttack(name)

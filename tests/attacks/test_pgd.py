@@ -1,9 +1,8 @@
 import warnings
-from fractions import Fraction
-from itertools import pairwise
 
 import pytest
 import torch
+from helpers.digits_net import Recorder
 from torch import nn
 
 from lightning_paf.attacks import PGD
@@ -19,17 +18,6 @@ def batch(n=8):
     return torch.rand(n, 1, 4, 4), torch.randint(4, (n,))
 
 
-def recorded(model):
-    """A forward that keeps the images it is given."""
-    seen = []
-
-    def forward(x):
-        seen.append(x.detach().clone())
-        return model(x)
-
-    return seen, forward
-
-
 def test_one_step_by_hand():
     model, (x, y) = network(), batch()
     images = x.clone().requires_grad_()
@@ -41,9 +29,9 @@ def test_one_step_by_hand():
 def test_number_of_gradients():
     model, (x, y) = network(), batch()
     for best, calls in ((False, 7), (True, 8)):
-        seen, forward = recorded(model)
-        PGD(steps=7, best=best)(model, x, y, forward=forward)
-        assert len(seen) == calls
+        recorder = Recorder(model)
+        PGD(steps=7, best=best)(model, x, y, forward=recorder)
+        assert len(recorder.images) == calls
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
@@ -51,11 +39,11 @@ def test_starts(norm):
     model, (x, y) = network(), batch()
     first = {}
     for start in ("uniform", "gaussian", "none"):
-        seen, forward = recorded(model)
-        PGD(0.5, step_size=0.1, norm=norm, start=start)(model, x, y, forward=forward)
-        first[start] = geometry_of(norm).size(seen[0] - x)
-        assert seen[0].min() >= 0
-        assert seen[0].max() <= 1
+        recorder = Recorder(model)
+        PGD(0.5, step_size=0.1, norm=norm, start=start)(model, x, y, forward=recorder)
+        first[start] = geometry_of(norm).size(recorder.images[0] - x)
+        assert recorder.images[0].min() >= 0
+        assert recorder.images[0].max() <= 1
     assert (first["none"] == 0).all()
     assert (first["gaussian"] > 0).all()
     assert (first["gaussian"] < 0.05).all()
@@ -67,10 +55,10 @@ def test_unclamped_start_leaves_the_pixel_range_and_the_result_does_not():
     model, (x, y) = network(), batch()
     x = x.round()
     for best in (False, True):
-        seen, forward = recorded(model)
-        x_adv = PGD(0.1, step_size=0.05, clamp_start=False, best=best)(model, x, y, forward=forward)
-        assert seen[0].max() > 1
-        assert all(images.max() <= 1 for images in seen[1:])
+        recorder = Recorder(model)
+        x_adv = PGD(0.1, step_size=0.05, clamp_start=False, best=best)(model, x, y, forward=recorder)
+        assert recorder.images[0].max() > 1
+        assert all(images.max() <= 1 for images in recorder.images[1:])
         assert x_adv.max() <= 1
 
 
@@ -88,22 +76,12 @@ def test_unclamped_start_is_never_the_best():
 
 def test_best_is_the_largest_loss_of_all_iterates():
     model, (x, y) = network(), batch()
-    seen, forward = recorded(model)
-    x_adv = PGD(0.3, step_size=0.3, steps=5, best=True)(model, x, y, forward=forward)
-    losses = torch.stack([cross_entropy(model(images), y) for images in seen]).detach()
+    recorder = Recorder(model)
+    x_adv = PGD(0.3, step_size=0.3, steps=5, best=True)(model, x, y, forward=recorder)
+    losses = torch.stack([cross_entropy(model(images), y) for images in recorder.images]).detach()
     assert len(losses) == 6  # start, four in between, the last
     torch.testing.assert_close(cross_entropy(model(x_adv), y).detach(), losses.amax(0))
     assert (losses.argmax(0) < 5).any(), "steps of this size must overshoot somewhere, or nothing is tested"
-
-
-def test_more_steps_are_worse_for_no_example():
-    model, (x, y) = network(), batch()
-    found = []
-    for steps in (1, 2, 5, 20):
-        torch.manual_seed(1)
-        found.append(cross_entropy(model(PGD(0.2, step_size=0.05, steps=steps, best=True)(model, x, y)), y))
-    assert all((more >= fewer).all() for fewer, more in pairwise(found))
-    assert (found[-1] > found[0]).all()
 
 
 def test_the_gradient_at_the_worst_image_is_that_of_the_worst_case():
@@ -112,13 +90,13 @@ def test_the_gradient_at_the_worst_image_is_that_of_the_worst_case():
     x = x.double()
 
     def worst(weight):
-        """Value and gradient by the weight, at what the attack finds."""
+        """Value and gradient by the weight, at the result of the attack."""
         weight = weight.clone().requires_grad_()
 
         def forward(images):
             return (weight * images.flatten(1) - 2 * (images - x).flatten(1).square()).sum(1, keepdim=True)
 
-        attack = PGD(0.5, norm="l2", step_size=0.002, steps=200, start="none", best=True)
+        attack = PGD(0.5, norm="l2", step_size=0.002, steps=100, start="none", best=True)
         found = attack(nn.Identity(), x, torch.zeros(1), forward=forward, loss=lambda value, _: value[:, 0])
         value = forward(found).sum()
         return value.item(), torch.autograd.grad(value, weight)[0]
@@ -130,16 +108,6 @@ def test_the_gradient_at_the_worst_image_is_that_of_the_worst_case():
         difference = (worst(w + step)[0] - worst(w - step)[0]) / 0.1
         assert gradient[axis].item() == pytest.approx(difference, abs=2e-3)
         assert gradient[axis].item() == pytest.approx(0.5 + w[axis].item() / 4, abs=2e-3)
-
-
-def test_best_is_not_worse_than_the_last():
-    model, (x, y) = network(), batch(32)
-    results = []
-    for best in (False, True):
-        torch.manual_seed(5)
-        results.append(cross_entropy(model(PGD(0.3, step_size=0.2, best=best)(model, x, y)), y))
-    assert (results[1] >= results[0]).all()
-    assert (results[1] > results[0]).any()
 
 
 def test_result_does_not_depend_on_the_rest_of_the_batch():
@@ -156,7 +124,7 @@ def test_zero_gradient_changes_nothing(norm):
 
 
 def test_trades_inner_problem_raises_the_divergence():
-    # At the clean image the gradient of the divergence is zero: it takes the Gaussian start to leave it.
+    # At the clean image the gradient of the divergence is zero; the Gaussian start leaves it.
     model, (x, _) = network(), batch()
     p = model(x).softmax(1).detach()
     still, moved = (
@@ -187,7 +155,7 @@ def test_train_mode_attacks_batch_statistics_and_protects_the_running_ones():
     assert model.training
 
 
-def test_steps_that_cannot_cross_the_ball_are_warned_of_once():
+def test_steps_that_cannot_cross_the_ball_raise_one_warning():
     with pytest.warns(UserWarning, match="3 steps of 2/255 are shorter than eps=8/255") as caught:
         attack = PGD(steps=3)
     assert len(caught) == 1
@@ -198,32 +166,9 @@ def test_steps_that_cannot_cross_the_ball_are_warned_of_once():
         PGD(steps=4)
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"steps": 0}, "steps must be at least 1, got 0"),
-        ({"step_size": 0}, "step_size must be positive, got 0"),
-        ({"step_size": Fraction(-1, 255)}, "must be positive"),
-        ({"start": "zero"}, "start must be uniform, gaussian or none"),
-    ],
-)
-def test_bad_settings(options, message):
-    with pytest.raises(ValueError, match=message):
-        PGD(**options)
-
-
-def test_defaults_are_the_papers_rounded_to_grey_levels():
-    assert PGD().describe() == {
-        "attack": "PGD",
-        "norm": "linf",
-        "eps": "8/255",
-        "eps_value": 8 / 255,
-        "mode": "eval",
-        "bounds": [0.0, 1.0],
-        "loss": "cross_entropy",
-        "step_size": "2/255",
-        "steps": 10,
-        "start": "uniform",
-        "clamp_start": True,
-        "best": False,
-    }
+def test_targeted_attack_is_a_loss():
+    model, (x, _) = network(), batch()
+    target = (model(x).argmax(1) + 1) % 4
+    attack = PGD(0.5, step_size=0.1)
+    x_adv = attack(model, x, target, loss=lambda logits, labels: -cross_entropy(logits, labels))
+    assert (model(x_adv).argmax(1) == target).all()

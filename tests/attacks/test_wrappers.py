@@ -4,12 +4,12 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_paf.attacks import FGSM, NFGSM, PGD, Attack, Restarts, WorstOf
+from lightning_paf.attacks import PGD, Attack, Restarts, WorstOf
 from lightning_paf.functional import cross_entropy, margin
 
 
 class Shift(Attack):
-    """Adds a constant: an attack whose result is known."""
+    """Adds a constant."""
 
     def __init__(self, amount, **options):
         super().__init__(0.5, **options)
@@ -29,20 +29,14 @@ def model_and_batch():
     return model, torch.tensor([0.3, 0.4, 0.6, 0.7]).view(4, 1, 1, 1), torch.tensor([0, 0, 1, 1])
 
 
-def test_keeps_the_worst_for_each_example():
+def test_keeps_the_largest_loss_of_each_example():
     model, x, y = model_and_batch()
     x_adv = WorstOf([Shift(0.2), Shift(-0.2)])(model, x, y)
     torch.testing.assert_close(x_adv.flatten(), torch.tensor([0.5, 0.6, 0.4, 0.5]))
 
 
-def test_order_does_not_matter():
-    model, x, y = model_and_batch()
-    a, b, c = Shift(0.1), Shift(-0.2), Shift(0.15)
-    torch.testing.assert_close(WorstOf([a, b, c])(model, x, y), WorstOf([c, a, b])(model, x, y))
-
-
 def test_a_misclassified_image_beats_a_larger_loss():
-    # Cross-entropy prefers the first image (more mass elsewhere), but only the second one is misclassified.
+    # The cross-entropy is larger for the first image, but only the second is misclassified.
     images = torch.zeros(1, 1, 1, 2)
 
     class Table(nn.Module):
@@ -57,7 +51,7 @@ def test_a_misclassified_image_beats_a_larger_loss():
     assert WorstOf(attacks, loss=cross_entropy)(Table(), images, y).max() == pytest.approx(0.1)
 
 
-def test_each_attack_climbs_its_own_loss_unless_the_call_gives_one():
+def test_each_attack_raises_its_own_loss_unless_the_call_passes_one():
     model, x, y = model_and_batch()
     with_own, without = Shift(0.1, loss=margin), Shift(0.2)
     worst = WorstOf([with_own, without])
@@ -72,17 +66,7 @@ def test_each_attack_climbs_its_own_loss_unless_the_call_gives_one():
     torch.testing.assert_close(chosen[3] - x[3], torch.full((1, 1, 1), 0.2))  # the comparison follows the loss, too
 
 
-def test_restarts_repeat_and_improve():
-    torch.manual_seed(0)
-    model = nn.Sequential(nn.Flatten(), nn.Linear(16, 64), nn.SELU(), nn.Linear(64, 4))
-    model[1].weight.data *= 8
-    x, y = torch.rand(32, 1, 4, 4), torch.randint(4, (32,))
-    attack = PGD(0.1, step_size=0.05, steps=2)
-    means = [margin(model(Restarts(attack, n)(model, x, y)), y).mean().item() for n in (1, 8)]
-    assert means[1] > means[0]
-
-
-def test_more_restarts_are_worse_for_no_example_where_seeds_are_nested():
+def test_more_restarts_of_the_same_seed_raise_the_loss():
     torch.manual_seed(0)
     model = nn.Sequential(nn.Flatten(), nn.Linear(16, 64), nn.SELU(), nn.Linear(64, 4))
     x, y = torch.rand(32, 1, 4, 4), torch.randint(4, (32,))
@@ -92,27 +76,3 @@ def test_more_restarts_are_worse_for_no_example_where_seeds_are_nested():
         found.append(margin(model(Restarts(PGD(0.1, step_size=0.05, steps=2), n)(model, x, y)), y))
     assert all((more >= fewer).all() for fewer, more in pairwise(found))
     assert (found[-1] > found[0]).any()
-
-
-def test_radius_and_description():
-    worst = WorstOf([FGSM(0.1), NFGSM(0.1)])
-    assert worst.radius == pytest.approx(0.3)
-    assert [entry["attack"] for entry in worst.describe()["attacks"]] == ["FGSM", "NFGSM"]
-    described = Restarts(FGSM(0.1), 3).describe()
-    assert described["restarts"] == 3
-    assert len(described["attacks"]) == 1
-
-
-@pytest.mark.parametrize(
-    ("make", "message"),
-    [
-        (lambda: WorstOf([]), "must hold at least one attack"),
-        (lambda: WorstOf([FGSM(), FGSM(norm="l2")]), "must agree in norm"),
-        (lambda: WorstOf([FGSM(), FGSM(mode="train")]), "must agree in mode"),
-        (lambda: WorstOf([FGSM(), FGSM(bounds=None)]), "must agree in bounds"),
-        (lambda: Restarts(FGSM(), 0), "n must be at least 1, got 0"),
-    ],
-)
-def test_bad_settings(make, message):
-    with pytest.raises(ValueError, match=message):
-        make()

@@ -69,7 +69,7 @@ class Above(Schedule):
 
 
 def test_factors_above_one_are_refused():
-    with pytest.raises(ValueError, match=r"Above goes from 2 to 2"):
+    with pytest.raises(ValueError, match=r"a factor in \[0, 1\], got Above from 2 to 2"):
         RadiusSchedule(Above())
     RadiusSchedule(Cosine())
     RadiusSchedule(Piecewise())

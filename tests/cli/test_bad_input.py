@@ -78,15 +78,15 @@ BAD_FILES = {
     "truncated": (truncated, "damaged, or not an npz file"),
     "wrong keys": (
         changed(image=None, pictures=IMAGE),
-        r"needs the arrays image \+ label .* but holds label, pictures",
+        r"must hold the arrays image \+ label .* got label, pictures",
     ),
     "float images": (changed(image=IMAGE / 255), r"must be uint8 .* got float64"),
     "channels first": (changed(image=IMAGE.transpose(0, 3, 1, 2).copy()), "This is NCHW"),
     "gray": (changed(image=IMAGE[..., 0].copy()), r"images\[..., None\], and pass --data.channels 1"),
-    "label too large": (changed(label=np.arange(12)), "labels must be 0 to 2, but range from 0 to 11"),
-    "label negative": (changed(label=np.arange(12) % 3 - 1), "labels must be 0 to 2, but range from -1"),
-    "other number of labels": (changed(label=np.arange(11) % 3), r"12 images need labels .* \(11,\)"),
-    "empty": (changed(**arrays(n=0)), "Give at least one image"),
+    "label too large": (changed(label=np.arange(12)), "labels must be 0 to 2, got 0 to 11"),
+    "label negative": (changed(label=np.arange(12) % 3 - 1), "labels must be 0 to 2, got -1 to 1"),
+    "other number of labels": (changed(label=np.arange(11) % 3), r"labels of 12 images must have shape .* got \(11,\)"),
+    "empty": (changed(**arrays(n=0)), "Store at least one image"),
     "fewer classes": (changed(label=np.arange(12) % 2), "all 3 classes must occur, .* no image of 2"),
 }
 
@@ -118,7 +118,7 @@ def test_synthetic_images_of_another_size(tiny, tmp_path, capsys):
     np.savez(tmp_path / "pool.npz", image=np.zeros((6, 4, 4, 3), np.uint8), label=np.arange(6) % 3)
     words = ["--data.synthetic", tmp_path / "pool.npz", "--data.real_fraction", "0.5"]
     error = fit_error(capsys, tmp_path / "run", "-c", tiny, *words)
-    assert "the size of the real ones (H, W, C) = (8, 8, 3), but have (4, 4, 3)" in error
+    assert "the size of the real ones, (H, W, C) = (8, 8, 3), got (4, 4, 3)" in error
 
 
 def test_bad_test_images_are_refused_before_the_training(tiny, tmp_path, capsys):
@@ -148,7 +148,7 @@ def test_a_small_pool_sorted_by_class_is_shuffled_and_repeated(tiny, tmp_path):
     ("words", "message"),
     [
         ("--data.batch_size 0", "batch_size must be at least 1, got 0. Pass --data.batch_size N"),
-        ("--data.real_fraction 0.5", "real_fraction=0.5 needs synthetic images, but data.synthetic is not set"),
+        ("--data.real_fraction 0.5", "data.synthetic must be set for real_fraction=0.5, got none"),
         ("--data.real_fraction 1.5", "real_fraction must be from 0 to 1, got 1.5"),
         ("--data.val_size 1000", "val_size must be 1 to 32, half of the 64 training images, got 1000"),
         ("--trainer.max_epochs -1", "got max_epochs=-1. Pass --trainer.max_epochs or --trainer.max_steps"),
@@ -193,7 +193,9 @@ def test_pixels_outside_the_unit_interval(attack):
 def test_a_batch_that_does_not_divide_by_the_ranks(tmp_path, tiny):
     data = RobustDataModule("npz", tmp_path / "images", 3, real_fraction=1.0, batch_size=16, val_size=12, num_workers=0)
     data.trainer = SimpleNamespace(world_size=3, global_rank=0)
-    with pytest.raises(ValueError, match=r"batch_size=16 .* does not divide by 3 of them. Pass --data.batch_size 15"):
+    with pytest.raises(
+        ValueError, match=r"batch_size must be a multiple of the 3 devices, got 16. Pass --data.batch_size 15"
+    ):
         data.setup("fit")
 
 
@@ -240,7 +242,7 @@ def test_a_class_without_a_similar_one_has_no_suggestion(tiny, capsys):
         ("--model.nett SmallConvNet", "nett"),
         ("--data.dataset cifar11", "Got value: cifar11"),
         ("--data.num_classes null", "data.num_classes must be at least 2 for data.dataset=npz, got None"),
-        ("--data.dataset cifar10", "data.num_classes must be 10 for data.dataset=cifar10, got 3"),
+        ("--data.dataset cifar10", "error: data.num_classes must be 10 for data.dataset=cifar10, got 3"),
     ],
 )
 def test_a_mistyped_option(words, message, tiny, capsys):

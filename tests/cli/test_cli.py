@@ -185,6 +185,18 @@ def test_the_network_has_the_channels_of_the_data(net, data, channels):
     assert first.in_channels == channels
 
 
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--model.net.in_channels", "3"], r"model\.net\.in_channels must be 1, as in the data, got 3\."),
+        (["--model.net.init_args.num_classes=7"], r"num_classes must be 10, as in the data, got 7\. Leave --model"),
+    ],
+)
+def test_typed_sizes_of_the_network_must_be_those_of_the_data(words, message):
+    with pytest.raises(ValueError, match=message):
+        built("-c", "demo/digits", "--model.net", "small", *words)
+
+
 def test_gray_images_are_trained_and_tested(tmp_path):
     config = write_experiment(tmp_path)
     for path in (tmp_path / "images").glob("*.npz"):

@@ -217,7 +217,7 @@ CASES = [
     ),
     ("certify EMPTY --sigma 0.5", "last.ckpt, which does not exist"),
     ("report EMPTY", "There is no result in EMPTY"),
-    ("compare EMPTY EMPTY", "EMPTY holds no result"),
+    ("compare EMPTY EMPTY", "There is no result in EMPTY"),
 ]
 
 

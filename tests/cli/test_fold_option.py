@@ -35,9 +35,9 @@ def evaluated(run, folder, *words):
 def test_a_replacement_gradient_is_kept_and_the_reason_is_logged(rounded, tmp_path, capfd):
     found = evaluated(rounded, tmp_path / "default")
     output = capfd.readouterr().err
-    assert output.count("RoundedNet has no folded copy that computes the same: A part of the forward pass is an") == 1
+    assert output.count("RoundedNet has no equivalent folded copy: A part of the forward pass is an") == 1
     expected = evaluated(rounded, tmp_path / "off", "--val_attack.attack.fold", "false")
-    assert "no folded copy" not in capfd.readouterr().err
+    assert "no equivalent folded copy" not in capfd.readouterr().err
     assert found["outcomes"] == expected["outcomes"]
     assert expected["attack"]["fold"] is False
     assert "fold" not in found["attack"]

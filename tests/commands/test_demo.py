@@ -1,13 +1,12 @@
-"""The demonstration from the first command to the table, on a network and a test set that take seconds."""
+"""The demonstration from the first command to the table, with a small network and few images."""
 
+import contextlib
 import io
 import json
-import shutil
 from types import SimpleNamespace
 
 import pytest
-import yaml
-from helpers.fakes import CONFIGS
+from helpers.short_demo import write_short_demo
 from rich.console import Console
 
 from lightning_paf.__main__ import main
@@ -16,35 +15,40 @@ from lightning_paf.evaluation import EvaluationResult
 from lightning_paf.evaluation.statistics import exact_accuracy
 
 
+class InThisProcess:
+    """`subprocess.Popen` of `python -m lightning_paf`, but in this process."""
+
+    def __init__(self, command, stdout, **settings):
+        with contextlib.redirect_stdout(stdout):
+            self.returncode = main(command[3:])
+
+    def poll(self):
+        return self.returncode
+
+
 @pytest.mark.slow
-def test_the_demo_ends_with_a_table(tmp_path, capfd):
-    configs = shutil.copytree(CONFIGS, tmp_path / "configs")
-    path = configs / "demo" / "digits.yaml"
-    config = yaml.safe_load(path.read_text())
-    config["model"]["net"] = {"class_path": "SmallConvNet", "init_args": {"width": 2}}
-    config["model"]["attack"]["init_args"]["steps"] = 4
-    config["trainer"]["check_val_every_n_epoch"] = 1
-    config["autoattack"]["init_args"]["test_examples"] = 20
-    path.write_text(yaml.safe_dump(config))
+def test_the_demo_ends_with_a_table(tmp_path, capfd, monkeypatch):
+    monkeypatch.setattr(demo.subprocess, "Popen", InThisProcess)
+    monkeypatch.setattr(demo, "ACTIVATIONS", {"ReLU": "relu", "PSSiLU": "pssilu"})
+    path = write_short_demo(tmp_path)
     out = tmp_path / "demo"
     assert main(["demo", "--config", str(path), "--out", str(out), "--count", "60", "--epochs", "1"]) == 0
-
     printed = capfd.readouterr().out
     rows = json.loads((out / "summary.json").read_text())
-    assert [row["activation"] for row in rows] == ["ReLU", "SiLU", "PSSiLU"]
+    assert [row["activation"] for row in rows] == ["ReLU", "PSSiLU"]
     assert rows[0]["alpha"] == "-"
-    assert float(rows[2]["alpha"]) > 0
+    assert float(rows[1]["alpha"]) > 0
     assert "PSSiLU minus ReLU, same 20 images" in printed
-    for name in ("relu", "silu", "pssilu"):
+    for name in ("relu", "pssilu"):
         assert (out / name / "config.yaml").is_file()
         assert (out / name / "activation.png").is_file()
         assert (out / name / "metrics.csv").is_file()
-        result = EvaluationResult.load(out / name / "test" / "autoattack_linf_0.25.json")
+        result = EvaluationResult.load(out / name / "test" / "autoattack_linf_0.9.json")
         assert result.evaluated == 20
         assert result.attack["attacks"] == ["apgd-ce", "apgd-t", "fab-t", "square"]
 
 
-def test_a_demo_of_nothing_names_the_recipes(tmp_path, monkeypatch, capsys):
+def test_an_unknown_recipe_is_refused_with_similar_names(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert main(["demo", "--config", "demo/digit"]) == 1
     assert "Did you mean demo/digits" in capsys.readouterr().err
@@ -65,7 +69,7 @@ def test_the_table_fits_80_columns_without_cut_words(correct):
     assert all(any(word in line for line in lines) for word in ("ReLU", "PSSiLU", "AutoAttack", "PGD-20", "train s"))
 
 
-def test_an_existing_demo_is_left_alone(tmp_path):
+def test_an_existing_demo_is_kept(tmp_path):
     (tmp_path / "demo").mkdir()
     (tmp_path / "demo-2").mkdir()
     assert demo._free(tmp_path / "demo") == tmp_path / "demo-3"

@@ -1,4 +1,4 @@
-"""The command: files that other programs read and that compute what the network computes, or nothing at all."""
+"""`export` writes files with the logits of the network, or nothing."""
 
 import copy
 import json
@@ -12,7 +12,7 @@ from lightning_paf.attacks import PGD
 from lightning_paf.commands import export, import_weights
 from lightning_paf.evaluation import EvaluationResult, evidence
 from lightning_paf.evaluation.evaluate import Evaluation
-from lightning_paf.interop import NormalizedNet, onnx_model, plain_files, read_checkpoint
+from lightning_paf.interop import NormalizedNet, plain_files, read_checkpoint
 from lightning_paf.loading import load_run
 from lightning_paf.nn.activations import PSSiLU
 from lightning_paf.nn.swap import swap_activations
@@ -37,7 +37,7 @@ class PairNet(TinyNet):
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """An imported network that has all test images right, by least squares, but is not robust."""
+    """An imported network that classifies all test images correctly, by least squares, but is not robust."""
     folder = tmp_path_factory.mktemp("exported")
     torch.manual_seed(0)
     root = write_npz_dataset(folder / "images")
@@ -46,8 +46,8 @@ def run(tmp_path_factory):
     with torch.no_grad(), np.load(root / "test.npz") as test:
         x = torch.from_numpy(test["image"]).permute(0, 3, 1, 2) / 255
         features = net.features((x - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(STD).view(3, 1, 1))
-        wanted = 4 * torch.eye(3)[torch.from_numpy(test["label"])]
-        weight = torch.linalg.lstsq(torch.cat([features, torch.ones(len(x), 1)], 1), wanted).solution
+        logits = 4 * torch.eye(3)[torch.from_numpy(test["label"])]
+        weight = torch.linalg.lstsq(torch.cat([features, torch.ones(len(x), 1)], 1), logits).solution
         net.fc.weight.copy_(weight[:-1].T)
         net.fc.bias.copy_(weight[-1])
     torch.save(net.state_dict(), folder / "weights.pt")
@@ -74,7 +74,7 @@ def exported(run, out, *options):
     return export.main([str(word) for word in ("--trust-config", "--ckpt", checkpoint(run), "--out", out, *options)])
 
 
-def test_the_state_dict_has_every_name_of_a_shared_tensor_in_memory_of_its_own(run, tmp_path, loaded, capsys):
+def test_the_state_dict_has_a_copy_of_a_shared_tensor_for_every_name(run, tmp_path, loaded, capsys):
     assert exported(run, tmp_path / "out", "--formats", "state_dict", "--examples", 0, "--data.root", "absent") == 0
     assert "model.pt: 64 random images: logits differ by at most" in capsys.readouterr().out
     state = torch.load(tmp_path / "out" / "model.pt", weights_only=True)
@@ -88,55 +88,47 @@ def test_the_state_dict_has_every_name_of_a_shared_tensor_in_memory_of_its_own(r
     torch.testing.assert_close(NormalizedNet(net, MEAN, STD).eval()(x), loaded.model(x))
 
 
-@pytest.mark.parametrize("file", ["model.pt", "model.safetensors"])
-def test_import_export_import_gives_identical_tensors(run, tmp_path, file, loaded):
-    exported(run, tmp_path / "out", *PLAIN)
-    summary = json.loads((tmp_path / "out" / "export.json").read_text())
+def test_import_export_import_gives_identical_tensors_and_the_leaderboard_entry(run, tmp_path, loaded, capsys):
+    attack, outcomes = {"attack": "AutoAttack", "version": "standard"}, np.array([1, 1, 2, 3], np.uint8)
+    EvaluationResult("autoattack", attack, outcomes, 1.0).save(tmp_path / "result.json")
+    out = tmp_path / "out"
+    exported(run, out, *PLAIN, "--result", tmp_path / "result.json")
+    assert "model_info.json: fill in link, name, authors" in capsys.readouterr().out
+    entry, summary = (json.loads((out / name).read_text()) for name in ("model_info.json", "export.json"))
+    assert (entry["clean_acc"], entry["autoattack_acc"], entry["link"]) == ("75.00", "50.00", "")
     assert summary["normalisation"]["std"] == pytest.approx(STD)
     assert summary["network"] == f"{__name__}.PairNet"
-    again = load_run(
-        checkpoint(imported(tmp_path / "out" / file, tmp_path / "again")), options=["--trust-config"]
-    ).model
-    before, after = dict(loaded.model.state_dict()), again.state_dict()
-    if file.endswith(".pt"):  # which cannot say how images are normalised
-        before = {key.replace("net.net.", "net."): value for key, value in before.items()}
-    else:
-        assert read_checkpoint(tmp_path / "out" / file).statistics.mean == pytest.approx(MEAN)
-        x = torch.rand(2, 3, 8, 8)
-        assert torch.equal(again(x), loaded.model(x))
-    assert after.keys() == before.keys()
-    assert all(torch.equal(after[key], before[key]) for key in before)
+    assert read_checkpoint(out / "model.safetensors").statistics.mean == pytest.approx(MEAN)
+    for name, prefix in (("model.pt", "net."), ("model.safetensors", "net.net.")):  # the former without normalisation
+        folder = imported(out / name, tmp_path / name)
+        again = load_run(checkpoint(folder), options=["--trust-config"]).model
+        before = {key.replace("net.net.", prefix): value for key, value in loaded.model.state_dict().items()}
+        after, x = again.state_dict(), torch.rand(2, 3, 8, 8)
+        assert after.keys() == before.keys()
+        assert all(torch.equal(after[key], before[key]) for key in before)
+        assert torch.equal(again(x), loaded.model(x)) == (name == "model.safetensors")
 
 
-@pytest.mark.parametrize("fingerprints", [{}, {"model": "0" * 64}])
-def test_the_leaderboard_entry_is_filled_from_the_result_of_this_network(run, tmp_path, capsys, fingerprints):
-    attack, verdicts = {"attack": "AutoAttack", "version": "standard"}, np.array([1, 1, 2, 3], np.uint8)
-    result = EvaluationResult("autoattack", attack, verdicts, 1.0, fingerprints=fingerprints)
+def test_a_result_of_other_weights_is_refused(run, tmp_path):
+    result = EvaluationResult("pgd", {}, np.array([1], np.uint8), 1.0, fingerprints={"model": "0" * 64})
     result.save(tmp_path / "result.json")
-    words = ["--formats", "state_dict,model_info", "--result", tmp_path / "result.json"]
-    if fingerprints:
-        with pytest.raises(ValueError, match=r"is of another network than .*imported\.ckpt"):
-            exported(run, tmp_path / "out", *words)
-        assert not list((tmp_path / "out").iterdir())
-    else:
-        exported(run, tmp_path / "out", *words)
-        entry = json.loads((tmp_path / "out" / "model_info.json").read_text())
-        assert (entry["clean_acc"], entry["autoattack_acc"], entry["link"]) == ("75.00", "50.00", "")
-        assert "its author must fill in link, name, authors" in capsys.readouterr().out
+    with pytest.raises(ValueError, match=r"--result must be of the weights in .*imported\.ckpt"):
+        exported(run, tmp_path / "out", "--formats", "model_info", "--result", tmp_path / "result.json")
+    assert not list((tmp_path / "out").iterdir())
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         (["--formats", "state_dict,tflite"], "must be some of .* got tflite"),
-        (["--examples", "0"], "--examples must be at least 1, got 0"),
-        ([*PLAIN, "--examples", "-1"], "--examples must be at least 0, got -1"),
-        (["--eps=-8/255"], "--eps must be positive"),
+        (["--examples", "0"], "--examples must be at least 1 for an ONNX file, got 0"),
+        ([*PLAIN, "--examples", "-1"], "--examples: must be at least 0, got -1"),
+        (["--eps=-8/255"], "--eps: must be above 0, got -8/255"),
         (["--queries", "100"], r"--queries is gone.*Pass --evidence FILE"),
         (["--receipt", "FILE"], r"--receipt is gone.*Pass --evidence FILE"),
     ],
 )
-def test_bad_options_are_refused(run, tmp_path, options, message):
+def test_invalid_options_are_refused(run, tmp_path, options, message):
     with pytest.raises(ValueError, match=message):
         exported(run, tmp_path / "out", *options)
     assert not (tmp_path / "out").exists()
@@ -144,7 +136,7 @@ def test_bad_options_are_refused(run, tmp_path, options, message):
 
 def test_nothing_is_overwritten(run, tmp_path):
     (tmp_path / "model.pt").write_text("mine")
-    with pytest.raises(ValueError, match="exists, and nothing is overwritten"):
+    with pytest.raises(ValueError, match=r"--out must not hold model\.pt yet"):
         exported(run, tmp_path, *PLAIN)
     assert [path.read_text() for path in tmp_path.iterdir()] == ["mine"]
 
@@ -176,9 +168,7 @@ def test_every_network_is_checked_on_the_evidence_of_the_run(run, tmp_path, eval
         assert lines[2].endswith(f"the network misclassifies {fooled}, the export {fooled} of these.")
 
 
-def test_evidence_in_the_run_folder_is_found_and_that_of_other_weights_left_out(
-    run, tmp_path, evaluated, loaded, capsys
-):
+def test_evidence_in_the_run_folder_is_found_unless_it_is_of_other_weights(run, tmp_path, evaluated, capsys):
     path, fooled = evaluated
     again = tmp_path / "run"
     (again / "checkpoints").mkdir(parents=True)
@@ -190,13 +180,13 @@ def test_evidence_in_the_run_folder_is_found_and_that_of_other_weights_left_out(
     exported(again, tmp_path / "out", "--formats", "safetensors")
     assert f"model.safetensors: {fooled} adversarial examples: " in capsys.readouterr().out
     few = write_npz_dataset(tmp_path / "few", test=4)
-    with pytest.raises(ValueError, match="about other test images"):
+    with pytest.raises(ValueError, match="Test images must be those of the evidence"):
         exported(again, tmp_path / "other", "--formats", "safetensors", "--data.root", few)
     weights["state_dict"]["model.net.net.fc.bias"] += 1
     torch.save(weights, checkpoint(again))
     exported(again, tmp_path / "changed", "--formats", "safetensors")
     assert "No evidence of `test` has adversarial examples of these weights" in capsys.readouterr().out
-    with pytest.raises(ValueError, match="is evidence of other weights"):
+    with pytest.raises(ValueError, match="--evidence must be of the weights in"):
         exported(again, tmp_path / "named", "--formats", "safetensors", "--evidence", path)
     assert not (tmp_path / "named").exists()
 
@@ -207,13 +197,11 @@ def other_bias(model):
     return other
 
 
-@pytest.mark.parametrize("format_", ["state_dict", "safetensors", "onnx"])
-def test_a_file_of_other_weights_fails_and_leaves_nothing(run, tmp_path, format_, monkeypatch):
-    pytest.importorskip("onnxscript")
-    save, state = onnx_model.save_onnx, plain_files.plain_state_dict
-    monkeypatch.setattr(onnx_model, "save_onnx", lambda model, *rest: save(other_bias(model), *rest))
+@pytest.mark.parametrize("format_", ["state_dict", "safetensors"])
+def test_a_file_of_other_weights_is_refused_and_removed(run, tmp_path, format_, monkeypatch):
+    state = plain_files.plain_state_dict
     monkeypatch.setattr(plain_files, "plain_state_dict", lambda net: state(other_bias(net)))
-    with pytest.raises(ValueError, match="does not compute what the network computes") as refusal:
+    with pytest.raises(ValueError, match="has other logits than the network") as refusal:
         exported(run, tmp_path / "out", "--formats", f"model_info,{format_}")
     assert "test image 0: logits differ by" in str(refusal.value)
     assert not list((tmp_path / "out").iterdir())

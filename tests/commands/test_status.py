@@ -1,4 +1,4 @@
-"""`status` of runs in every state: alive, dead, finished, stopped, not started, without progress."""
+"""`status` of runs in every state."""
 
 import json
 import os
@@ -110,8 +110,8 @@ def test_a_run_without_a_file_of_progress(tmp_path, capsys):
 
 def test_another_folder_is_refused(tmp_path, capsys):
     (tmp_path / "photos").mkdir()
-    for place in (tmp_path, tmp_path / "photos", tmp_path / "missing"):
-        assert status("status", place) == 1
+    for folder in (tmp_path, tmp_path / "photos", tmp_path / "missing"):
+        assert status("status", folder) == 1
         assert "that was given to `fit --run`" in capsys.readouterr().err
 
 
@@ -141,21 +141,17 @@ def test_a_torn_checkpoint_is_named(tmp_path, capsys):
 
 def test_results_and_unfinished_evaluations(tmp_path, capsys):
     run = make(tmp_path, replace(WORKING, state="finished"))
-    verdicts = np.array([1] * 20 + [2] * 2 + [3] * 2, np.uint8)
-    EvaluationResult("autoattack", ATTACK, verdicts, 1.0).save(run / "test" / "autoattack_linf_8-255.json")
+    outcomes = np.array([1] * 20 + [2] * 2 + [3] * 2, np.uint8)
+    EvaluationResult("autoattack", ATTACK, outcomes, 1.0).save(run / "test" / "autoattack_linf_8-255.json")
     (run / "test" / "other.json").write_text("[]")
-    ledger = run / "test" / "state" / "pgd_linf_8-255-0123456789ab"
-    ledger.mkdir(parents=True)
+    state = run / "test" / "state" / "pgd_linf_8-255-0123456789ab"
+    state.mkdir(parents=True)
     content = {"samples": 100, "block_size": 30, "sub_attacks": [{"label": "pgd"}]}
-    (ledger / "identity.json").write_text(json.dumps(content))
-    for name in (
-        "block-00000.sub-attack-0.record",
-        "block-00000.sub-attack-1.record",
-        "block-00001.sub-attack-0.record.partial",
-    ):
-        (ledger / name).touch()
-    (ledger / "block-00001.claim").write_text(json.dumps({**asdict(Process.this()), "token": "x"}))
-    (ledger / "block-00002.claim").write_text(json.dumps({**asdict(replace(Process.this(), started="0")), "token": ""}))
+    (state / "identity.json").write_text(json.dumps(content))
+    for name in ("00000.sub-attack-0.record", "00000.sub-attack-1.record", "00001.sub-attack-0.record.partial"):
+        (state / f"block-{name}").touch()
+    (state / "block-00001.claim").write_text(json.dumps({**asdict(Process.this()), "token": "x"}))
+    (state / "block-00002.claim").write_text(json.dumps({**asdict(replace(Process.this(), started="0")), "token": ""}))
     out = printed(capsys, run)
     assert "autoattack (PGD linf 8/255): robust 83.3 % [62.6, 95.3], clean 91.7 % [73.0, 99.0] on 24 samples" in out
     assert "pgd_linf_8-255: 2 of 8 records (25 %)" in out

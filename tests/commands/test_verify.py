@@ -24,7 +24,7 @@ def trained(tmp_path_factory):
 
 @pytest.fixture
 def folder(trained, tmp_path):
-    """A copy that a test may damage."""
+    """A copy for a test to damage."""
     return shutil.copytree(trained, tmp_path / "copy")
 
 
@@ -40,14 +40,17 @@ def test_intact_evidence_holds(folder, capsys):
     assert "22 samples of npz, linf, eps=0.5, pgd, seed 0" in printed
     assert printed.count("holds") >= 6
     assert f"misclassifies {np.count_nonzero(evidence.outcomes > 1)} of 22 samples" in printed
+    checkpoints = folder / "run" / "checkpoints"
+    shutil.copytree(checkpoints, checkpoints / "below")
+    assert status("verify", folder / NAME, "--ckpt", checkpoints / "below" / "last.ckpt") == 0
 
 
-def test_the_data_may_have_moved_but_not_changed(folder, capsys):
+def test_moved_data_are_accepted_and_changed_data_are_not(folder, capsys):
     shutil.copytree(folder / "images", folder / "elsewhere")
     with np.load(folder / "elsewhere" / "test.npz") as data:
         image, label = data["image"].copy(), data["label"]
     assert verify(folder, "--data.root", folder / "elsewhere") == 0
-    for changed, words in (([4], ["sample 4, inputs: another", "1 not"]), (..., ["... and 2 more of `inputs`"])):
+    for changed, words in (([4], ["sample 4, inputs: another", "1 failed"]), (..., ["... and 2 more of `inputs`"])):
         image[changed] ^= 1
         np.savez(folder / "elsewhere" / "test.npz", image=image, label=label)
         capsys.readouterr()
@@ -72,37 +75,32 @@ def test_another_checkpoint_and_configuration_are_named(folder, capsys):
     assert "weights: here " in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("command", ["verify", "report", "export"])
-@pytest.mark.parametrize(
-    ("content", "words"),
-    [
-        (None, "There is no "),
-        (lambda path: path.read_bytes()[:-1] + b"x", "is refused: it is damaged"),
-        (lambda path: path.read_bytes()[:-1], "is refused: it is no safetensors file"),
-        (lambda path: forge(path, sub_attacks=[]).read_bytes(), "is refused: fooled_by must"),
-        (lambda path: path.read_bytes().replace(b"lightning_paf evidence", b"manifest", 1), "is refused"),
-    ],
-)
-def test_a_bad_file_is_refused_in_one_line_by_every_command(folder, capsys, command, content, words):
-    path, checkpoint = folder / NAME, folder / "run" / "checkpoints" / "last.ckpt"
-    path.unlink() if content is None else path.write_bytes(content(path))
-    options = {"export": ["--evidence", path, "--out", folder / "out"], "verify": [path], "report": [path]}[command]
-    capsys.readouterr()
-    assert status(command, *options, "--ckpt", checkpoint) == 1
-    (line,) = capsys.readouterr().err.strip().splitlines()
-    assert words in line
+DAMAGED = {
+    "There is no ": lambda path: path.unlink(),
+    "is refused: it is damaged": lambda path: path.write_bytes(path.read_bytes()[:-1] + b"x"),
+    "is refused: it is no safetensors file": lambda path: path.write_bytes(path.read_bytes()[:-1]),
+    "is refused: fooled_by must": lambda path: forge(path, sub_attacks=[]),
+}
 
 
-@pytest.mark.parametrize("command", ["verify", "report", "export"])
-def test_evidence_of_an_earlier_version_is_answered_in_one_line(folder, capsys, command):
+@pytest.mark.parametrize(("words", "damage"), DAMAGED.items(), ids=DAMAGED)
+def test_damaged_evidence_is_refused_in_one_line(trained, tmp_path, capsys, words, damage):
+    path = shutil.copy(trained / NAME, tmp_path / NAME)
+    damage(path)
+    for command in ("verify", "report"):
+        assert status(command, path, "--ckpt", "absent.ckpt") == 1
+        (line,) = capsys.readouterr().err.splitlines()
+        assert words in line
+
+
+def test_evidence_of_an_earlier_version_is_refused_in_one_line(folder, capsys):
     old, run = folder / "run" / "test" / "pgd.receipt.safetensors", folder / "run"
     old.parent.mkdir()
     save_file({"ids": np.arange(3)}, old, {"manifest": "{}"})
-    inputs = {"verify": [[old]], "report": [[old], [run]], "export": [["--evidence", old], []]}[command]
-    more = ["--ckpt", run / "checkpoints" / "last.ckpt", *(["--out", folder / "out"] if command == "export" else [])]
-    for words in inputs:
+    export = ["export", "--out", folder / "out"]
+    for words in (["verify", old], ["report", old], ["report", run], [*export, "--evidence", old], export):
         capsys.readouterr()
-        assert status(command, *words, *more) == 1
+        assert status(*words, "--ckpt", run / "checkpoints" / "last.ckpt") == 1
         (line,) = capsys.readouterr().err.strip().splitlines()
         assert "was written by an earlier version. Run `lightning-paf test`" in line
 

@@ -1,10 +1,9 @@
-"""The position of a loader: what training has taken, not what was fetched ahead."""
+"""The position of a loader counts the batches that training has used, not the prefetched ones."""
 
 from itertools import islice
 
 import numpy as np
 import pytest
-import torch
 
 from lightning_paf.data.datasets import MixedDataset, as_fetched
 from lightning_paf.data.loader import ResumableLoader
@@ -15,7 +14,7 @@ BATCHES = 6
 
 
 class Recording(MixedDataset):
-    """Remembers how many batches were fetched in this process."""
+    """Counts the batches fetched in this process."""
 
     fetched = 0
 
@@ -39,41 +38,27 @@ def labels(batches) -> list[list[int]]:
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_loader_continues_after_what_was_taken(workers):
+def test_a_loader_resumes_after_the_used_batches(workers):
     loader, resumed = make(workers), make(workers)
-    whole = labels(make())
+    first = labels(make())
     loader.sampler.set_epoch(1)
     second = iter(loader)
     begun = labels(islice(second, 2))
     assert loader.state_dict() == {"epoch": 1, "batch": 2}
     resumed.load_state_dict(loader.state_dict())
     assert resumed.state_dict() == loader.state_dict()
-    rest = iter(resumed)  # before the epoch is known, as in Lightning
+    rest = iter(resumed)  # before the epoch is set, as in Lightning
     resumed.sampler.set_epoch(1)
     loader.sampler.set_epoch(1)
     rest = labels(rest)
     assert begun + rest == begun + labels(second)
     assert len(rest) == BATCHES - 2
-    assert len(resumed) == len(whole) == BATCHES
+    assert len(resumed) == len(first) == BATCHES
     resumed.sampler.set_epoch(0)
-    assert labels(resumed) == whole
+    assert labels(resumed) == first
 
 
-def test_what_was_taken_is_not_fetched_again():
+def test_used_batches_are_not_fetched_again():
     loader = make()
     loader.load_state_dict({"epoch": 0, "batch": 4})
     assert len(labels(loader)) == loader.dataset.fetched == 2
-
-
-def test_a_pass_draws_no_random_numbers_of_attacks(tmp_path):
-    from lightning_paf.data import RobustDataModule
-
-    np.savez(tmp_path / "train.npz", image=np.zeros((30, 4, 4, 3), np.uint8), label=np.arange(30) % 3)
-    np.savez(tmp_path / "test.npz", image=np.zeros((9, 4, 4, 3), np.uint8), label=np.arange(9) % 3)
-    data = RobustDataModule("npz", tmp_path, 3, real_fraction=1.0, batch_size=8, val_size=6, num_workers=0)
-    data.prepare_data()
-    data.setup("fit")
-    before = torch.get_rng_state()
-    for loader in (data.train_dataloader(), data.val_dataloader()):
-        list(loader)
-    assert torch.equal(torch.get_rng_state(), before)

@@ -12,9 +12,9 @@ from lightning_paf.data.mixing import distributions
 def test_smoothing_is_that_of_torch():
     labels, logits = torch.tensor([0, 2]), torch.randn(2, 4, generator=torch.Generator().manual_seed(0))
     cross_entropy = torch.nn.functional.cross_entropy
-    for share in (0.0, 0.1, 0.9):
-        soft = cross_entropy(logits, distributions(labels, 4, torch.full((2,), share)))
-        torch.testing.assert_close(soft, cross_entropy(logits, labels, label_smoothing=share))
+    for smoothing in (0.0, 0.1, 0.9):
+        soft = cross_entropy(logits, distributions(labels, 4, torch.full((2,), smoothing)))
+        torch.testing.assert_close(soft, cross_entropy(logits, labels, label_smoothing=smoothing))
 
 
 @pytest.mark.parametrize("seed", range(8))
@@ -25,8 +25,8 @@ def test_labels_are_mixed_by_area_and_pixels_come_from_the_partner(seed):
     assert torch.equal(images, torch.arange(6, dtype=torch.uint8).view(6, 1, 1, 1).expand(6, 3, 8, 10))
     assert mixed.dtype == torch.uint8
     for i in range(6):
-        shares = torch.stack([(mixed[i, 0] == j).float().mean() for j in range(6)])
-        torch.testing.assert_close(targets[i], shares)
+        areas = torch.stack([(mixed[i, 0] == j).float().mean() for j in range(6)])
+        torch.testing.assert_close(targets[i], areas)
         pasted = (mixed[i, 0] != i).nonzero()
         if len(pasted):  # one rectangle
             height, width = (pasted.amax(0) - pasted.amin(0) + 1).tolist()
@@ -92,10 +92,13 @@ def test_mixed_training_batches_have_soft_labels(tmp_path):
     ("make", "message"),
     [
         (lambda: RobustDataModule(synthetic_smoothing=1.0), r"synthetic_smoothing must be in \[0, 1\), got 1.0"),
-        (lambda: RobustDataModule(synthetic_smoothing=0.1, real_fraction=1), "is for synthetic images"),
-        (lambda: CutMix(0), "alpha=0. Pass --data.mixing.alpha 1"),
+        (
+            lambda: RobustDataModule(synthetic_smoothing=0.1, real_fraction=1),
+            "must be 0 without synthetic images, got 0.1",
+        ),
+        (lambda: CutMix(0), "alpha must be greater than 0, got 0. Pass --data.mixing.alpha 1"),
     ],
 )
-def test_nonsense_is_refused(make, message):
+def test_bad_arguments_are_refused(make, message):
     with pytest.raises(ValueError, match=message):
         make()

@@ -13,54 +13,7 @@ def numbered(n: int, size: int = 4, channels: int = 2, dtype: torch.dtype = torc
     return image.repeat(n, 1, 1, 1)
 
 
-def windows(image: torch.Tensor, padding: int) -> set[bytes]:
-    padded = pad(image, (padding,) * 4)
-    size = image.shape[-1]
-    steps = range(2 * padding + 1)
-    return {padded[:, r : r + size, c : c + size].numpy().tobytes() for r in steps for c in steps}
-
-
-@pytest.mark.parametrize("dtype", [torch.uint8, torch.int64, torch.float32])
-def test_crops_are_all_the_windows_of_the_padded_image_and_nothing_else(dtype):
-    images = numbered(400, dtype=dtype)
-    crops = random_crop(images, 1)
-    assert crops.shape == images.shape
-    assert crops.dtype == dtype
-    assert {crop.numpy().tobytes() for crop in crops} == windows(images[0], 1)
-
-
-def test_crop_without_padding_is_the_identity():
-    assert torch.equal(random_crop(numbered(5), 0), numbered(5))
-
-
-def test_every_window_is_equally_likely():
-    torch.manual_seed(0)
-    crops = random_crop(torch.ones(9000, 1, 3, 3, dtype=torch.int64), 1)
-    seen, counts = torch.unique(crops.flatten(1), dim=0, return_counts=True)
-    assert len(seen) == 9
-    assert counts.tolist() == pytest.approx([1000] * 9, abs=120)  # four standard deviations
-
-
-def test_flip_mirrors_left_to_right_half_of_the_images():
-    torch.manual_seed(0)
-    images = numbered(2000)
-    flipped = random_flip(images)
-    mirrored = (flipped == images.flip(3)).flatten(1).all(1)
-    kept = (flipped == images).flatten(1).all(1)
-    assert (mirrored ^ kept).all()
-    assert mirrored.sum().item() == pytest.approx(1000, abs=100)
-
-
-def test_the_global_generator_decides():
-    torch.manual_seed(3)
-    first = random_flip(random_crop(numbered(20), 2))
-    second = random_flip(random_crop(numbered(20), 2))
-    torch.manual_seed(3)
-    assert torch.equal(first, random_flip(random_crop(numbered(20), 2)))
-    assert not torch.equal(first, second)
-
-
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(
     shape=st.tuples(*(st.integers(1, top) for top in (6, 4, 5, 5))),
     padding=st.integers(0, 6),
@@ -68,7 +21,7 @@ def test_the_global_generator_decides():
     channels_last=st.booleans(),
     dtype=st.sampled_from([torch.uint8, torch.float32]),
 )
-def test_the_same_as_image_by_image(shape, padding, seed, channels_last, dtype):
+def test_batches_equal_single_images_drawn_from_the_global_generator(shape, padding, seed, channels_last, dtype):
     torch.manual_seed(seed)
     images = torch.randint(1, 256, shape).to(dtype)
     images = images.to(memory_format=torch.channels_last) if channels_last else images
@@ -100,6 +53,6 @@ def test_images_are_selected_one_by_one():
     assert torch.equal(select_images(condition, images, other), torch.where(condition.view(-1, 1, 1, 1), images, other))
 
 
-def test_nothing_waits_for_the_device():
-    images = torch.empty(8, 3, 4, 4, dtype=torch.uint8, device="meta")  # holds no values that could be looked at
+def test_no_value_is_read_from_the_device():
+    images = torch.empty(8, 3, 4, 4, dtype=torch.uint8, device="meta")  # has no values to read
     assert random_flip(random_crop(images, 1)).shape == images.shape

@@ -1,4 +1,4 @@
-"""Every planted fault fails its checks, and sound models pass all."""
+"""Every fault fails its checks, and sound models pass all."""
 
 import copy
 import random
@@ -10,17 +10,16 @@ from helpers.check_fakes import eight_levels, lucky_start, tie_net, with_backwar
 from helpers.digits_net import digits, lambda_module, trained
 from helpers.fakes import images, spec, tiny_classifier
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy, dropout
+from torch.nn.functional import cross_entropy
 
 from lightning_paf.attacks import PGD
-from lightning_paf.evaluation.checks import CHECKS, Context, gradients, run_checks, smallest_visible_gain
-from lightning_paf.evaluation.checks import behaviour as inputs
+from lightning_paf.evaluation.checks import CHECKS, Context, behaviour, gradients, run_checks, smallest_visible_gain
 from lightning_paf.evaluation.checks import context as checks_context
 from lightning_paf.specs import DatasetSpec
 
 EPS = 0.2
 NAMES = [check.__name__.replace("_", "-") for check in CHECKS]
-NET, X, Y = digits(100)
+NET, X, Y = digits(60)
 
 
 @pytest.fixture(scope="module")
@@ -41,9 +40,10 @@ def robust():
 
 @pytest.fixture
 def short_attacks(monkeypatch):
-    monkeypatch.setattr(gradients, "_QUERIES", 100)  # on 64 pixels as good as 500, and faster
+    monkeypatch.setattr(gradients, "_QUERIES", 60)  # enough for 64 pixels
     monkeypatch.setattr(gradients, "_GROWTH_STEPS", 10)
-    monkeypatch.setattr(checks_context, "MANY_STEPS", 50)
+    monkeypatch.setattr(checks_context, "MANY_STEPS", 45)
+    monkeypatch.setattr(checks_context, "RESTARTS", 3)
 
 
 def context(model=NET, x=X, y=Y, eps=EPS, **more):
@@ -51,7 +51,7 @@ def context(model=NET, x=X, y=Y, eps=EPS, **more):
 
 
 def chain(*parts):
-    """Modules and functions, one after another."""
+    """A sequence of modules and functions."""
     return nn.Sequential(*(part if isinstance(part, nn.Module) else lambda_module(part) for part in parts)).eval()
 
 
@@ -59,7 +59,7 @@ def failed(results):
     return {result.name for result in results if result.passed is False}
 
 
-def test_an_adversarially_trained_model_passes(robust):
+def test_an_adversarially_trained_model_passes(robust, short_attacks):
     results = run_checks(context(robust, spec=spec(channels=1)))
     assert [result.name for result in results] == NAMES
     assert all(result.passed and result.hint.endswith(".") for result in results), results
@@ -72,14 +72,13 @@ def test_a_model_that_is_not_robust_passes_in_l2_with_a_surrogate(robust, short_
     assert "surrogate" in results[-1].measured
 
 
-# Planted faults: the part before or after the network, the checks that must fail, those that may fail as well.
+# Faults: the part before or after the network, the checks that must fail, and those that are allowed to fail.
 
 MASKED = {"growing-eps", "black-box", "transfer"}
 NOISY = {"more-starts", "more-steps", "logit-scale"}
 ZERO = {"zero-gradients", "finite-differences", *MASKED}
 RARE = with_backward(lambda slope: slope * (torch.rand(len(slope), 1, 1, 1) < 0.1))
-FAKES = {
-    "zero gradient": ((with_backward(torch.zeros_like), NET), ZERO, set()),
+FAULTS = {
     "detached input": ((Tensor.detach, NET), ZERO, set()),
     "NaN gradient": ((lambda x: x + 0 * (x - x).sqrt(), NET), {"zero-gradients"}, ZERO),
     "eight levels": ((eight_levels, NET), {"zero-gradients", "growing-eps", "black-box"}, ZERO),
@@ -87,7 +86,6 @@ FAKES = {
     "large logits": ((NET, lambda z: 1e4 * z), {"logit-scale"}, {"zero-gradients"}),
     "softmax": ((NET, lambda z: z.softmax(dim=1)), {"softmax-outputs"}, {"logit-scale"}),
     "input noise": ((lambda x: x + 0.1 * torch.randn_like(x), NET), {"random-outputs"}, NOISY),
-    "dropout in eval": ((lambda x: dropout(x, 0.3, training=True), NET), {"random-outputs"}, NOISY),
     "slow attack": (
         (RARE, NET),
         {"more-steps"},
@@ -102,8 +100,8 @@ FAKES = {
 }
 
 
-@pytest.mark.parametrize(("parts", "named", "allowed"), FAKES.values(), ids=FAKES)
-def test_a_planted_fault_fails_its_checks(parts, named, allowed, short_attacks):
+@pytest.mark.parametrize(("parts", "named", "allowed"), FAULTS.values(), ids=FAULTS)
+def test_a_fault_fails_its_checks(parts, named, allowed, short_attacks):
     results = run_checks(context(chain(*parts)))
     assert named <= failed(results) <= named | allowed, results
 
@@ -122,7 +120,7 @@ def test_finite_differences_pass_at_ties_in_flat_regions(kind, single):
 
 def test_missing_normalisation_fails():
     model = chain(lambda x: 0.1 * x + 0.5, NET)
-    results = run_checks(context(model, spec=DatasetSpec("digits", 10, 8, (0.5,), (0.1,))), [inputs.normalisation])
+    results = run_checks(context(model, spec=DatasetSpec("digits", 10, 8, (0.5,), (0.1,))), [behaviour.normalisation])
     assert failed(results) == {"normalisation"}, results
     assert "mean and std of the dataset" in results[0].measured
 
@@ -133,7 +131,7 @@ def test_train_mode_fails_and_is_left_as_found(kind):
     for module in model.modules():
         module.training = isinstance(module, kind)
     flags, state = [module.training for module in model.modules()], copy.deepcopy(model.state_dict())
-    results = run_checks(context(model), CHECKS[:11])  # without the long ones
+    results = run_checks(context(model), CHECKS[:9])
     assert failed(results) == {"train-mode"}, results
     assert results[1].values["modules"]
     assert [module.training for module in model.modules()] == flags
@@ -143,7 +141,7 @@ def test_train_mode_fails_and_is_left_as_found(kind):
 def test_train_mode_without_effect_passes_and_is_reported():
     model = chain(NET, nn.Identity())
     model[1].train()
-    (result,) = run_checks(context(model), [inputs.train_mode])
+    (result,) = run_checks(context(model), [behaviour.train_mode])
     assert result.passed
     assert "in train mode: 1" in result.measured
 
@@ -178,7 +176,7 @@ def test_a_failed_precondition_skips_the_rest(changes, name, word):
 
 
 class Draws(nn.Module):
-    """Draws from every kind of generator, counts its calls in a buffer, and passes the images on."""
+    """Draws from every kind of generator, and counts its calls in a buffer."""
 
     def __init__(self):
         super().__init__()
@@ -191,27 +189,28 @@ class Draws(nn.Module):
         return x + 1e-9 * drawn
 
 
-def test_model_and_generators_are_left_as_found_and_results_are_repeatable(robust):
+def test_model_and_generators_are_left_as_found_and_results_are_repeatable(robust, short_attacks):
     draws = Draws()
-    checks = [inputs.random_outputs, gradients.finite_differences, gradients.more_starts, gradients.transfer]
+    checks = [behaviour.random_outputs, gradients.finite_differences, gradients.more_starts, gradients.transfer]
 
     def states():
         shared = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()  # noqa: NPY002
         return *shared, draws.own.get_state().tolist(), draws.calls.item()
 
     before = states()
-    first = run_checks(context(chain(draws, robust), seed=3), checks)
+    few = {"x": X[:30], "y": Y[:30], "seed": 3}
+    first = run_checks(context(chain(draws, robust), **few), checks)
     assert states() == before
     torch.rand(5)
-    assert run_checks(context(chain(draws, robust), seed=3), checks[::-1])[::-1] == first
+    assert run_checks(context(chain(draws, robust), **few), checks[::-1])[::-1] == first
     assert all(parameter.requires_grad and parameter.grad is None for parameter in robust.parameters())
 
 
 def test_results_of_the_fast_checks_do_not_depend_on_the_batch_size():
     seen: list[str] = []
-    checks = [inputs.softmax_outputs, inputs.normalisation, inputs.clean_accuracy, gradients.zero_gradients]
-    whole, parts = (run_checks(context(batch_size=size), checks, seen.append) for size in (128, 7))
-    assert [(r.name, r.passed) for r in whole] == [(r.name, r.passed) for r in parts]
+    checks = [behaviour.softmax_outputs, behaviour.normalisation, behaviour.clean_accuracy, gradients.zero_gradients]
+    one, several = (run_checks(context(batch_size=size), checks, seen.append) for size in (128, 7))
+    assert [(r.name, r.passed) for r in one] == [(r.name, r.passed) for r in several]
     assert seen == 2 * ["softmax-outputs", "normalisation", "clean-accuracy", "zero-gradients"]
 
 
@@ -241,7 +240,7 @@ def test_an_estimated_gradient_is_that_of_a_linear_model():
     weights = torch.randn(3, 4)
     model = chain(Tensor.detach, nn.Flatten(), lambda z: z @ weights.T)
     x = torch.rand(2, 1, 2, 2, requires_grad=True)
-    outputs = gradients.EstimatedGradient(model, 0.1, pairs=3000)(x)
+    outputs = gradients.EstimatedGradient(model, 0.1, pairs=1500)(x)
     assert torch.equal(outputs.detach(), model(x))
     (gradient,) = torch.autograd.grad(outputs[:, 1].sum(), x)
-    assert torch.allclose(gradient, weights[1].view(1, 1, 2, 2).expand_as(x), atol=0.2)
+    assert torch.allclose(gradient, weights[1].view(1, 1, 2, 2).expand_as(x), atol=0.3)

@@ -1,4 +1,4 @@
-"""The result of an evaluation, and that nothing in its surroundings changes it."""
+"""The result of an evaluation, which interruptions and surroundings do not change."""
 
 import re
 import time
@@ -16,7 +16,7 @@ from lightning_paf.attacks import PGD, Restarts, WorstOf
 from lightning_paf.evaluation import Evaluation, EvaluationState, MemoryState, Outcome, Samples
 from lightning_paf.evaluation import evaluate as evaluate_file
 from lightning_paf.evaluation.evaluate import sub_attack_seed
-from lightning_paf.evaluation.record import encode
+from lightning_paf.evaluation.state import encode
 
 
 class Spy(PGD):
@@ -31,15 +31,12 @@ class Spy(PGD):
         return super().perturb(forward, x, y, loss)
 
 
-# ---- the result ----
-
-
 def test_outcomes_follow_from_the_predictions_of_the_model():
     result, net = undisturbed(), model()
     x, y = samples().fetch(samples().ids)
     with torch.no_grad():
         correct = (net(x).argmax(1) == y).numpy()
-    assert set(result.outcomes) == {Outcome.ROBUST, Outcome.FOOLED, Outcome.MISCLASSIFIED}, "the example is too easy"
+    assert set(result.outcomes) == {Outcome.ROBUST, Outcome.FOOLED, Outcome.MISCLASSIFIED}
     assert np.array_equal(result.outcomes == Outcome.MISCLASSIFIED, ~correct)
     assert np.array_equal(result.labels, y.numpy())
     assert (result.clean.correct, result.clean.total) == (correct.sum(), len(y))
@@ -67,7 +64,7 @@ def test_sub_attacks_and_classes_add_up():
     result = undisturbed()
     clean, weak, strong = result.sub_attacks
     assert [part.label for part in result.sub_attacks] == ["clean", "slowpgd", "slowpgd"]
-    assert clean.attacked == clean.exact == 23, "clean images go through the unmodified model once"
+    assert clean.attacked == clean.exact == 23
     assert weak.attacked == clean.attacked - clean.fooled
     assert strong.attacked == weak.attacked - weak.fooled
     assert strong.attacked - strong.fooled == result.robust.correct
@@ -91,14 +88,14 @@ def test_only_robust_samples_are_attacked_and_only_once():
         assert torch.equal(torch.cat(spy.seen), x[torch.from_numpy(robust)])
         spy.seen.clear()
     evaluation(attack=WorstOf(spies)).run(state)
-    assert not any(spy.seen for spy in spies), "everything is in the state"
+    assert not any(spy.seen for spy in spies), "all records are in the state"
 
 
-def test_each_record_has_its_own_seed():
+def test_each_record_has_a_different_seed():
     seeds = {sub_attack_seed(s, b, t, name) for s in (0, 1) for b in (0, 1, 11) for t in (0, 1) for name in ("a", "1a")}
     assert len(seeds) == 24
     assert all(0 <= seed < 2**63 for seed in seeds)
-    assert sub_attack_seed(0, 0, 0, "clean") == 0x3846B86BD5F43265  # kept: another formula would give other results
+    assert sub_attack_seed(0, 0, 0, "clean") == 0x3846B86BD5F43265, "another formula would change all results"
     state = MemoryState()
     evaluation(attack=Restarts(PGD(0.05, steps=2), 3), block_size=30).run(state)
     assert len({state.read(0, number).seed for number in (1, 2, 3)}) == 3
@@ -143,15 +140,12 @@ class OutOfBounds(PGD):
 @pytest.mark.parametrize("wrong", [TooFar(0.1, step_size=0.1), OutOfBounds(1.0, step_size=1.0)])
 def test_an_image_outside_the_threat_model_is_never_recorded(wrong):
     state = MemoryState()
-    with pytest.raises(ValueError, match="error of the attack"):
+    with pytest.raises(ValueError, match="bug of the attack"):
         evaluation(attack=wrong, block_size=23).run(state)
     assert state.recorded() == [(0, 0)]
 
 
-# ---- interruptions, order, surroundings ----
-
-
-def test_the_order_of_the_blocks_does_not_matter(tmp_path, monkeypatch):
+def test_the_order_of_the_blocks_has_no_influence(tmp_path, monkeypatch):
     claim, calls = EvaluationState.claim, []
 
     def last_first(self, block):
@@ -160,18 +154,18 @@ def test_the_order_of_the_blocks_does_not_matter(tmp_path, monkeypatch):
         return claim(self, block) if len(calls) > 40 or block > BLOCKS - 1 - len(calls) // BLOCKS else None
 
     monkeypatch.setattr(EvaluationState, "claim", last_first)
-    monkeypatch.setattr(evaluate_file, "_SHORTEST_WAIT", 0.0)
+    monkeypatch.setattr(evaluate_file, "_MIN_WAIT", 0.0)
     state = EvaluationState(tmp_path)
     assert same(evaluation().run(state), undisturbed())
     assert calls[:BLOCKS] == list(range(BLOCKS))
-    assert fingerprints(state) == fingerprints(undisturbed().state), "also of disk and memory"
+    assert fingerprints(state) == fingerprints(undisturbed().state)
 
 
 class Killed(BaseException):
     pass
 
 
-@pytest.mark.parametrize("after", [0, 1, 5, RECORDS - 1, RECORDS])
+@pytest.mark.parametrize("after", [0, 5, RECORDS - 1, RECORDS])
 def test_an_interrupted_evaluation_resumes(tmp_path, after):
     lines, resumed = [], []
 
@@ -203,8 +197,8 @@ def test_a_torn_record_is_made_again(tmp_path, number):
     assert len(lines) == 2, "the other records are valid"
 
 
-def test_a_record_that_follows_another_one_is_invalid(tmp_path):
-    """Two machines that round differently may make different records; nothing may rest on both."""
+def test_a_record_that_follows_a_replaced_one_is_invalid(tmp_path):
+    """Machines that round differently make different records, which must not be combined."""
     state = evaluation().run(EvaluationState(tmp_path)).state
     weak, strong = state.read(2, 1), state.read(2, 2)
     assert len(weak.x_adv) > 0
@@ -224,7 +218,7 @@ def test_progress_lines():
     assert len(lines) == 1 + RECORDS
     assert lines[-1].startswith(f"block {BLOCKS} of {BLOCKS}, slowpgd: ")
     assert f"robust so far {robust.correct} of {robust.total} ({100 * robust.value:.1f} %)" in lines[-1]
-    assert all(re.search(r"; at most about \d+(\.\d)? s left$", line) for line in lines[1:-1]), "not 0 min"
+    assert all(re.search(r"; at most about \d+(\.\d)? s left$", line) for line in lines[1:-1])
     assert lines[-1].endswith("; nothing left")
 
 
@@ -244,17 +238,14 @@ def test_surroundings_have_no_influence_and_are_left_as_found(surroundings):
 
 
 def test_recorded_samples_are_not_read_again():
-    fetched, state, whole = [], MemoryState(), samples()
-    spied = Samples(whole.ids, lambda ids: fetched.append(len(ids)) or whole.fetch(ids))
+    fetched, state, data = [], MemoryState(), samples()
+    spied = Samples(data.ids, lambda ids: fetched.append(len(ids)) or data.fetch(ids))
     evaluation(samples=spied).run(state)
     fetched.clear()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         evaluation(samples=spied).run(state)
-    assert sum(fetched) == len(whole), "once, for the identity"
-
-
-# ---- stop rules and other processes ----
+    assert sum(fetched) == len(data), "once, for the identity"
 
 
 def test_the_result_ends_with_the_first_blocks_that_satisfy_the_rule():
@@ -264,16 +255,16 @@ def test_the_result_ends_with_the_first_blocks_that_satisfy_the_rule():
         calls.append((robust, evaluated, total))
         return evaluated >= n
 
-    whole, part = undisturbed(), evaluation().run(stop=stop)
+    complete, part = undisturbed(), evaluation().run(stop=stop)
     assert (part.evaluated, part.total) == (n, 23)
-    assert np.array_equal(part.outcomes, whole.outcomes[:n])
-    robust = [int((whole.outcomes[:k] == Outcome.ROBUST).sum()) for k in (BLOCK_SIZE, n)]
+    assert np.array_equal(part.outcomes, complete.outcomes[:n])
+    robust = [int((complete.outcomes[:k] == Outcome.ROBUST).sum()) for k in (BLOCK_SIZE, n)]
     assert calls == [(robust[0], BLOCK_SIZE, 23), (robust[1], n, 23)]
     assert np.concatenate([ids for ids, _ in part.examples()]).max() < n
-    assert part.state.recorded()[-1][0] == 1, "no block was evaluated in vain"
-    again = evaluation().run(whole.state, stop=stop)
-    assert again.evaluated == n, "also if all records are there"
-    assert again.identity == whole.identity, "a rule without a reason is no setting"
+    assert part.state.recorded()[-1][0] == 1, "later blocks are not evaluated"
+    again = evaluation().run(complete.state, stop=stop)
+    assert again.evaluated == n, "also with all records in the state"
+    assert again.identity == complete.identity, "a rule without a reason is not a setting"
     assert evaluation().run(stop=lambda *counts: False).evaluated == 23
 
 
@@ -294,7 +285,7 @@ def test_a_process_stops_within_a_block_after_the_decision_of_another(tmp_path):
     assert [key for key in other.recorded() if key[0] > 0] == [(1, 0)]
 
 
-def test_a_process_waits_for_the_others_and_names_them(tmp_path, monkeypatch):
+def test_a_process_waits_for_the_others_and_logs_their_names(tmp_path, monkeypatch):
     other, lines = EvaluationState(tmp_path), []
     other.open(evaluation().identity)
     records = [undisturbed().state.read(BLOCKS - 1, number) for number in range(3)]
@@ -302,9 +293,6 @@ def test_a_process_waits_for_the_others_and_names_them(tmp_path, monkeypatch):
     with other.claim(BLOCKS - 1):
         assert same(evaluation().run(EvaluationState(tmp_path), progress=lines.append), undisturbed())
     assert [line for line in lines if line.startswith(f"waiting for block {BLOCKS}: process ")] == [lines[-1]]
-
-
-# ---- misuse ----
 
 
 @pytest.mark.parametrize(
@@ -316,6 +304,6 @@ def test_a_process_waits_for_the_others_and_names_them(tmp_path, monkeypatch):
         ({"attack": Restarts(PGD(), 128)}, "at most 127 sub-attacks, got 128"),
     ],
 )
-def test_impossible_evaluations_are_refused(settings, message):
+def test_invalid_evaluations_are_refused(settings, message):
     with pytest.raises(ValueError, match=message):
         evaluation(**settings)

@@ -3,11 +3,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from helpers.state_fakes import small_record
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
-from lightning_paf.evaluation import record as record_file
-from lightning_paf.evaluation.record import decode, encode
+from lightning_paf.evaluation import state as state_file
+from lightning_paf.evaluation.state import decode, encode
 
 BYTES = encode(small_record())
 
@@ -33,24 +33,23 @@ def test_the_fingerprint_covers_everything_except_the_note():
     assert small_record(seconds=2.0).fingerprint == record.fingerprint
 
 
-def test_an_incomplete_record_is_damaged():
+def test_an_incomplete_or_longer_record_is_damaged():
     assert not any(decode(BYTES[:length]) for length in range(len(BYTES)))
     assert decode(BYTES + b"\0") is None
 
 
-@settings(deadline=None, max_examples=10)
-@given(st.integers(1, 255))
-def test_a_record_with_any_changed_byte_is_damaged(flip):
+@pytest.mark.parametrize("bits", [1, 128, 255])
+def test_a_record_with_any_changed_byte_is_damaged(bits):
     for index in range(len(BYTES)):
         changed = bytearray(BYTES)
-        changed[index] ^= flip
+        changed[index] ^= bits
         assert decode(bytes(changed)) is None
 
 
 @given(st.binary(max_size=200))
-def test_other_bytes_are_no_record(data):
+def test_other_bytes_are_not_a_record(data):
     assert decode(data) is None
-    assert decode(record_file.MAGIC + data) is None
+    assert decode(state_file.MAGIC + data) is None
 
 
 @pytest.mark.parametrize(
@@ -66,6 +65,6 @@ def test_inconsistent_content_with_a_correct_hash_is_damaged(field, value):
 
 
 def test_a_record_that_is_too_large_is_not_written(monkeypatch):
-    monkeypatch.setattr(record_file, "LARGEST", 100)
+    monkeypatch.setattr(state_file, "MAX_BYTES", 100)
     with pytest.raises(ValueError, match="smaller block size"):
         encode(small_record())

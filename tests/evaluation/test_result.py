@@ -1,3 +1,4 @@
+import errno
 import json
 import os
 from dataclasses import fields
@@ -5,7 +6,7 @@ from dataclasses import fields
 import numpy as np
 import pytest
 from helpers.evaluation_worker import attack, evaluation
-from helpers.state_fakes import undisturbed
+from helpers.state_fakes import refuse, undisturbed
 
 from lightning_paf.evaluation import EvaluationResult, Outcome, SubAttackSummary
 
@@ -53,7 +54,7 @@ def test_file_round_trip(tmp_path, make):
     assert_equal(make(), EvaluationResult.load(path))
     assert [file.name for file in path.parent.iterdir()] == ["pgd.json"]
     lines = path.read_text().splitlines()
-    assert len(lines) == len(json.loads("\n".join(lines))) + 2, "every field has its line"
+    assert len(lines) == len(json.loads("\n".join(lines))) + 2, "one line for each field"
 
 
 def test_a_loaded_result_has_no_adversarial_images(tmp_path):
@@ -76,11 +77,8 @@ def test_files_of_earlier_versions_are_read(tmp_path):
     assert (old.seed, old.total, old.precision) == (None, None, "fp32")
     path.write_text(json.dumps(OLD | {"stages": [STAGE], "seed": 3}))
     old = EvaluationResult.load(path)
-    assert (old.ids.tolist(), old.labels.tolist(), old.fooled_by.tolist()) == (
-        OLD["ids"],
-        OLD["labels"],
-        [-1, -1, 1, -1],
-    )
+    for name, key in (("ids", "ids"), ("labels", "labels"), ("fooled_by", "broken_by")):
+        assert getattr(old, name).tolist() == OLD[key]
     assert old.sub_attacks == (SubAttackSummary("clean", 4, 1, 0, 0, 4, 0.1),)
     assert (old.evaluated, old.seed) == (3, 3)
 
@@ -89,10 +87,7 @@ def test_a_full_disk_leaves_the_previous_file(tmp_path, monkeypatch):
     path = tmp_path / "pgd.json"
     result().save(path)
 
-    def full(handle):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(os, "fsync", full)
+    monkeypatch.setattr(os, "fsync", refuse(errno.ENOSPC))
     with pytest.raises(OSError, match="No space"):
         undisturbed().save(path)
     assert EvaluationResult.load(path).name == "pgd"

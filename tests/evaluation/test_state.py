@@ -8,8 +8,8 @@ import pytest
 from helpers.state_fakes import IDENTITY, fingerprints, refuse, small_record
 
 from lightning_paf.evaluation import EvaluationState
-from lightning_paf.evaluation import record as record_file
-from lightning_paf.utils.files import create_whole, write_whole
+from lightning_paf.evaluation import state as state_file
+from lightning_paf.utils.files import create_whole
 
 NAME = "block-00000.sub-attack-1.record"
 
@@ -29,7 +29,7 @@ def test_the_first_of_two_equal_records_counts(state):
     assert first.note == second.note == {"s": 1.0}
 
 
-def test_a_record_under_the_name_of_another_is_invalid(tmp_path):
+def test_a_record_with_the_name_of_another_is_invalid(tmp_path):
     state = EvaluationState(tmp_path)
     state.write(small_record(0))
     shutil.copy(tmp_path / NAME, tmp_path / NAME.replace("00000", "00007"))
@@ -49,7 +49,7 @@ def test_a_damaged_record_is_replaced(tmp_path, content):
 
 def test_a_file_larger_than_any_record_is_not_read(tmp_path):
     with (tmp_path / NAME).open("wb") as stream:
-        stream.truncate(record_file.LARGEST + 1)  # a sparse file
+        stream.truncate(state_file.MAX_BYTES + 1)  # a sparse file
     assert EvaluationState(tmp_path).read(0, 1) is None
 
 
@@ -91,9 +91,6 @@ def test_the_record_of_a_faster_process_counts(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == [NAME]
 
 
-# ---- folders that do not work ----
-
-
 REPAIRS = {
     errno.ENOSPC: "Free some space",
     errno.EROFS: "may write to",
@@ -119,9 +116,9 @@ def test_a_record_that_cannot_be_written_explains_the_repair(tmp_path, monkeypat
 
 
 @pytest.mark.parametrize("name", ["file", "file/below"])
-def test_a_file_is_no_folder(tmp_path, name):
+def test_a_file_instead_of_a_folder_is_refused(tmp_path, name):
     (tmp_path / "file").touch()
-    with pytest.raises(ValueError, match="Give the path of a folder"):
+    with pytest.raises(ValueError, match="Pass the path of a folder"):
         EvaluationState(tmp_path / name).open(IDENTITY)
 
 
@@ -136,17 +133,7 @@ def test_a_file_is_created_once(tmp_path, monkeypatch, links):
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_a_file_is_written_atomically(tmp_path, monkeypatch):
-    path = tmp_path / "file"
-    write_whole(path, b"old")
-    monkeypatch.setattr(os, "fsync", refuse(errno.ENOSPC))
-    with pytest.raises(OSError, match="No space"):
-        write_whole(path, b"new")
-    assert path.read_bytes() == b"old"
-    assert list(tmp_path.iterdir()) == [path]
-
-
-def test_a_time_limit_must_be_positive(tmp_path):
+def test_a_timeout_must_be_positive(tmp_path):
     with pytest.raises(ValueError, match="such as 120"):
         EvaluationState(tmp_path, timeout=0)
 

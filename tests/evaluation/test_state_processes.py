@@ -13,7 +13,7 @@ from lightning_paf.evaluation import EvaluationState
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(not hasattr(os, "fork"), reason="needs a server of processes")]
 
-KILLS = 10
+KILLS = 8
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -36,7 +36,7 @@ def wait_for(folder, pattern, count=1):
 def assert_complete(folder, message=""):
     assert fingerprints(EvaluationState(folder)) == fingerprints(undisturbed().state), message
     assert same(work(folder), undisturbed())
-    assert {path.suffix for path in folder.iterdir()} == {".record", ".json"}, "something was left behind"
+    assert {path.suffix for path in folder.iterdir()} == {".record", ".json"}, "other files are left"
 
 
 def workers(folder):
@@ -44,24 +44,23 @@ def workers(folder):
     return {state.read(*key).note["worker"] for key in state.recorded()}
 
 
-@pytest.mark.parametrize("number", [1, 2, 3])
+@pytest.mark.parametrize("number", [2, 3])
 def test_any_number_of_processes_makes_the_same_records(tmp_path, number):
     finish(*(start(tmp_path, 0.03) for _ in range(number)))
     assert_complete(tmp_path)
-    assert 1 <= len(workers(tmp_path)) <= number
-    assert number != 2 or len(workers(tmp_path)) == 2, "the work was not shared"
+    assert 2 <= len(workers(tmp_path)) <= number
 
 
-def test_killed_at_ten_random_moments_an_evaluation_resumes(tmp_path):
+def test_an_evaluation_killed_at_random_moments_resumes(tmp_path):
     seed = random.randrange(2**32)
     moments, log, folder = random.Random(seed), tmp_path / "log", tmp_path / "state"
     log.touch()
     for kill in range(KILLS):
         length = log.stat().st_size
-        process = start(folder, 0.3, 120.0, None, log)
-        while kill % 2 and log.stat().st_size == length:  # half of them are killed at work, half perhaps before
+        process = start(folder, 0.2, 120.0, None, log)
+        while kill % 2 and log.stat().st_size == length:  # every second one is killed after it has started to work
             time.sleep(0.005)
-        time.sleep(moments.uniform(0.0, 0.45))
+        time.sleep(moments.uniform(0.0, 0.3))
         os.kill(process.pid, signal.SIGKILL)
         process.join(60)
         assert process.exitcode == -signal.SIGKILL, f"kill {kill} with seed {seed} came too late"
@@ -72,21 +71,21 @@ def test_killed_at_ten_random_moments_an_evaluation_resumes(tmp_path):
     starts = [line for line in log.read_text().splitlines() if line.startswith("state")]
     found = [int(line.split(": ")[1].split()[0]) for line in starts]
     assert found == sorted(found), "a record was lost"
-    assert 0 < found[-1] < RECORDS, f"seed {seed}: the kills came too early or too late to show anything"
+    assert 0 < found[-1] < RECORDS, f"seed {seed}: all kills came too early or too late"
 
 
 def test_the_block_of_a_killed_process_is_taken_over_by_a_waiting_one(tmp_path):
     first = start(tmp_path, 0.5)
     wait_for(tmp_path, "*.claim")
     second = start(tmp_path)
-    time.sleep(0.2)
+    time.sleep(0.1)
     os.kill(first.pid, signal.SIGKILL)
     finish(second)
     first.join()
     assert_complete(tmp_path)
 
 
-def test_the_block_of_a_suspended_process_is_taken_over_and_it_does_no_harm_later(tmp_path):
+def test_the_block_of_a_suspended_process_is_taken_over_and_the_process_continues_later(tmp_path):
     first = start(tmp_path, 0.2, 1.0)
     wait_for(tmp_path, "*.sub-attack-0.record")
     os.kill(first.pid, signal.SIGSTOP)
@@ -102,8 +101,8 @@ def test_the_block_of_a_suspended_process_is_taken_over_and_it_does_no_harm_late
 
 @pytest.mark.parametrize("hours", [5.0, -5.0])
 def test_machines_whose_clocks_differ_take_over_from_each_other(tmp_path, hours):
-    first = start(tmp_path, 1.0, 2.0, None, None, hours)
-    second = start(tmp_path, 0.1, 2.0, None, None, -hours)
+    first = start(tmp_path, 0.5, 2.0, None, None, hours)
+    second = start(tmp_path, 0.05, 2.0, None, None, -hours)
     wait_for(tmp_path, "*.claim", 2)
     os.kill(first.pid, signal.SIGKILL)
     finish(second)
@@ -115,9 +114,8 @@ def two_blocks(robust, evaluated, total):
     return evaluated >= 2 * BLOCK_SIZE and robust < evaluated / 2
 
 
-@pytest.mark.parametrize("number", [1, 2])
-def test_a_stop_rule_stops_at_the_same_block_for_any_number_of_processes(tmp_path, number):
-    finish(*(start(tmp_path, 0.01, 120.0, two_blocks) for _ in range(number)))
+def test_a_stop_rule_stops_several_processes_at_the_same_block_as_one(tmp_path):
+    finish(*(start(tmp_path, 0.01, 120.0, two_blocks) for _ in range(2)))
     part = work(tmp_path, stop=two_blocks)
     assert (part.evaluated, part.total) == (2 * BLOCK_SIZE, undisturbed().total)
     assert part.outcomes.tolist() == undisturbed().outcomes[: part.evaluated].tolist()

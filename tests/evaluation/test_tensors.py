@@ -1,4 +1,4 @@
-"""`lightning_paf.evaluate`: the files of the command, for any module."""
+"""`lightning_paf.evaluate` writes the files of `test`, for any module."""
 
 import re
 
@@ -20,7 +20,7 @@ def data():
     return samples().fetch(samples().ids)
 
 
-def test_the_files_are_those_of_the_command_and_the_evaluation_resumes(tmp_path):
+def test_the_files_are_those_of_test_and_the_evaluation_resumes(tmp_path):
     lines, net = [], model().train()
     settings = {"attack": attack(), "out": tmp_path / "mine", "seed": 3, "block_size": 4, "progress": lines.append}
     first = lightning_paf.evaluate(net, *data(), **settings)
@@ -88,7 +88,7 @@ X, Y = data()
         ({"block_size": 0}, "block_size must be at least 1"),
     ],
 )
-def test_input_that_cannot_be_evaluated_is_refused_at_once(tmp_path, change, message):
+def test_invalid_input_is_refused_before_the_evaluation(tmp_path, change, message):
     with pytest.raises(ValueError, match=message):
         lightning_paf.evaluate(**{"model": model(), "x": X, "y": Y, "attack": attack(), "out": tmp_path, **change})
     assert not list(tmp_path.iterdir())

@@ -11,8 +11,8 @@ from lightning_paf.experiments import Experiment, Variant, experiment_names, fin
 from lightning_paf.experiments.figure import draw
 
 RESULTS = Path(__file__).parent.parent.parent / "docs" / "results" / "methods"
-SHARES = {"clean": [0.97, 0.97, 0.98], "autoattack": [0.0, 0.0, 0.01]}
-FOUND = {
+FRACTIONS = {"clean": [0.97, 0.97, 0.98], "autoattack": [0.0, 0.0, 0.01]}
+RESULT = {
     "method": "fake",
     "eps": 0.2,
     "seeds": 3,
@@ -20,65 +20,64 @@ FOUND = {
     "plain": ["distance"],
     "shown": [],
     "variants": {
-        "one": {**SHARES, "distance": [1.5, 1.5, 1.5], "eot": [0.2, 0.2, 0.2]},
-        "other": {**SHARES, "distance": [4.0, 5.0, 6.0], "eot": [0.3, 0.3, 0.4]},
+        "one": {**FRACTIONS, "distance": [1.5, 1.5, 1.5], "eot": [0.2, 0.2, 0.2]},
+        "other": {**FRACTIONS, "distance": [4.0, 5.0, 6.0], "eot": [0.3, 0.3, 0.4]},
     },
 }
 
 
 def dots(figure):
-    """Marker, colour and place in pixels of all dots of seeds, which have white edges."""
+    """Marker, colour and position in pixels of the dots of all seeds, which have white edges."""
     figure.canvas.draw()
     lines = [line for line in figure.axes[0].lines if to_rgb(line.get_markeredgecolor()) == (1, 1, 1)]
     return [
-        (line.get_marker(), to_rgb(line.get_color()), place)
+        (line.get_marker(), to_rgb(line.get_color()), position)
         for line in lines
-        for place in line.get_transform().transform(line.get_xydata())
+        for position in line.get_transform().transform(line.get_xydata())
     ]
 
 
 @pytest.mark.parametrize("shown", [[], ["distance"], ["clean", "eot", "autoattack"]])
 def test_every_seed_is_visible(shown):
-    """Dots of one place have hidden each other, or have taken each other's colour."""
-    found = dots(draw({**FOUND, "shown": shown}))
-    assert len(found) == 2 * 3 * (len(shown) or 1)
-    assert len({(marker, colour) for marker, colour, _ in found}) == 2, "one look for each variant"
-    assert len({marker for marker, _, _ in found}) == 2, "also without colours"
-    places = np.array([place for _, _, place in found])
-    distances = np.linalg.norm(places[:, None] - places, axis=2) + 99 * np.eye(len(places))
+    drawn = dots(draw({**RESULT, "shown": shown}))
+    assert len(drawn) == 2 * 3 * (len(shown) or 1)
+    assert len({(marker, colour) for marker, colour, _ in drawn}) == 2, "one marker and colour per variant"
+    assert len({marker for marker, _, _ in drawn}) == 2, "markers alone distinguish variants"
+    positions = np.array([position for _, _, position in drawn])
+    distances = np.linalg.norm(positions[:, None] - positions, axis=2) + 99 * np.eye(len(positions))
     assert distances.min() > 6, "pixels"
 
 
-def test_a_dot_alone_is_where_it_belongs():
-    figure = draw({**FOUND, "variants": {"one": {"clean": [0.9, 0.5], "autoattack": [0.1, 0.4]}}})
-    places = [place for _, _, place in dots(figure)]
+def test_dots_without_neighbours_are_not_moved():
+    figure = draw({**RESULT, "variants": {"one": {"clean": [0.9, 0.5], "autoattack": [0.1, 0.4]}}})
+    positions = [position for _, _, position in dots(figure)]
     expected = figure.axes[0].transData.transform([(90, 10), (50, 40)])
-    np.testing.assert_allclose(places, expected, atol=0.01)
+    np.testing.assert_allclose(positions, expected, atol=0.01)
 
 
-def test_only_what_is_plain_is_not_in_percent():
+def test_only_plain_metrics_are_not_in_percent():
     for shown, label, most in (("distance", "as measured", 6), ("eot", "fraction of images (%)", 40)):
-        axes = draw({**FOUND, "shown": [shown]}).axes[0]
+        axes = draw({**RESULT, "shown": [shown]}).axes[0]
         assert axes.get_ylabel() == label
         assert max(max(line.get_ydata(), default=0) for line in axes.lines) == most
         assert [text.get_text() for text in axes.get_xticklabels()] == [shown]
 
 
 @pytest.mark.parametrize("shown", [("nothing",), ("clean", "distance")])
-def test_a_study_shows_what_it_has_on_one_axis(shown):
+def test_a_figure_shows_metrics_of_the_experiment_on_one_axis(shown):
     metrics = {"distance": lambda run, x, y: 0.5}
-    with pytest.raises(ValueError, match=r"shown=.*share an axis"):
+    with pytest.raises(ValueError, match=r"shown must be .*share an axis, got"):
         Experiment("fake", (Variant("one"),), (), metrics=metrics, plain=("distance",), shown=shown)
 
 
-@pytest.mark.parametrize("name", experiment_names())
-def test_a_study_without_claims_about_accuracies_shows_its_measures(name):
-    experiment = find_experiment(name)
-    claimed = {claim.metric for claim in experiment.claims if claim.source == "paper"}
-    assert experiment.shown or not claimed or claimed & {"clean", "autoattack"}
+def test_an_experiment_without_claims_about_accuracies_shows_its_metrics():
+    for name in experiment_names():
+        experiment = find_experiment(name)
+        claimed = {claim.metric for claim in experiment.claims if claim.source == "paper"}
+        assert experiment.shown or not claimed or claimed & {"clean", "autoattack"}, name
 
 
-@pytest.mark.parametrize("path", sorted(RESULTS.glob("*.json")), ids=lambda path: path.stem)
-def test_outcomes_show_what_their_studies_name(path):
-    assert json.loads(path.read_text())["shown"] == list(find_experiment(path.stem).shown), "run it again"
-    assert path.with_suffix(".png").is_file()
+def test_results_show_the_metrics_of_their_experiments():
+    for path in RESULTS.glob("*.json"):
+        assert json.loads(path.read_text())["shown"] == list(find_experiment(path.stem).shown), f"{path}: run it again"
+        assert path.with_suffix(".png").is_file()

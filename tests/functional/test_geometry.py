@@ -21,27 +21,14 @@ def noise(seed, spread, n=5):
 
 @examples
 @quick
-def test_projection_lands_in_the_ball_and_is_idempotent(norm, radius, spread, seed):
-    ball, delta = geometry_of(norm), noise(seed, spread)
-    once = ball.project(delta, radius)
-    assert (ball.size(once) <= radius * (1 + 1e-12)).all()
-    torch.testing.assert_close(ball.project(once, radius), once)
-
-
-@examples
-@quick
-def test_points_of_the_ball_stay(norm, radius, spread, seed):
+def test_projection_is_the_nearest_point_of_the_ball(norm, radius, spread, seed):
     ball, delta = geometry_of(norm), noise(seed, spread)
     inside = delta * (0.99 * radius / ball.size(delta).clamp_min(radius)).view(-1, 1, 1, 1)
     torch.testing.assert_close(ball.project(inside, radius), inside)
-
-
-@examples
-@quick
-def test_projection_is_the_nearest_point(norm, radius, spread, seed):
-    # The projection p of d onto a convex set is characterised by <d - p, q - p> <= 0 for every q of the set.
-    ball, delta = geometry_of(norm), noise(seed, spread)
     p = ball.project(delta, radius)
+    assert (ball.size(p) <= radius * (1 + 1e-12)).all()
+    torch.testing.assert_close(ball.project(p, radius), p)
+    # The projection p of d onto a convex set is characterised by <d - p, q - p> <= 0 for every q of the set.
     for trial in range(5):
         q = ball.project(noise(seed + trial + 1, 2 * radius), radius)
         product = ((delta - p) * (q - p)).flatten(1).sum(1)
@@ -74,7 +61,7 @@ def test_ascent_is_finite_for_extreme_gradients(norm, scale):
     torch.testing.assert_close(ball.size(direction), torch.full((4,), float(scale > 0)))
 
 
-def test_l1_ascent_passes_over_pixels_that_cannot_move():
+def test_l1_ascent_skips_pixels_that_cannot_move():
     gradient = torch.tensor([[5.0, -4.0, 3.0]])
     direction = geometry_of("l1").ascent(gradient, torch.tensor([[1.0, 0.0, 0.5]]), (0.0, 1.0))
     assert direction.tolist() == [[0.0, 0.0, 1.0]]
@@ -87,10 +74,10 @@ def test_uniform_fills_the_ball_evenly(norm):
     x = torch.zeros(20_000, 1, 2, 2)
     ball = geometry_of(norm)
     points = ball.uniform(x, 0.3)
-    share = (ball.size(points) / 0.3) ** 4
-    assert share.max() <= 1 + 1e-5
-    assert share.mean().item() == pytest.approx(1 / 2, abs=0.01)
-    assert share.var().item() == pytest.approx(1 / 12, abs=0.005)
+    fraction = (ball.size(points) / 0.3) ** 4
+    assert fraction.max() <= 1 + 1e-5
+    assert fraction.mean().item() == pytest.approx(1 / 2, abs=0.01)
+    assert fraction.var().item() == pytest.approx(1 / 12, abs=0.005)
     assert points.mean(0).abs().max() < 0.01  # both signs
 
 
@@ -99,7 +86,7 @@ def test_uniform_fills_the_ball_evenly(norm):
     radius=st.one_of(st.floats(1e-4, 0.9), st.integers(1, 255).map(lambda k: k / 255)),
     seed=st.integers(0, 9999),
 )
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=60, deadline=None)
 def test_move_stays_in_ball_and_box_in_single_precision(norm, radius, seed):
     generator = torch.Generator().manual_seed(seed)
     x = torch.rand(4, 3, 6, 6, generator=generator) ** 3
@@ -112,17 +99,13 @@ def test_move_stays_in_ball_and_box_in_single_precision(norm, radius, seed):
     assert (ball.size((moved - x).double()) <= radius).all()
 
 
-def test_move_reaches_the_linf_boundary():
+def test_move_without_bounds_reaches_the_linf_boundary():
     x = torch.rand(2, 1, 8, 8)
     moved = geometry_of("linf").move(x, torch.ones_like(x), 8 / 255, None)
     torch.testing.assert_close(moved - x, torch.full_like(x, 8 / 255), atol=2e-7, rtol=0)
+    assert moved.max() > 1
 
 
-def test_move_without_bounds_may_leave_the_pixel_range():
-    x = torch.ones(1, 1, 2, 2)
-    assert geometry_of("linf").move(x, x, 0.5, None).max() > 1.4
-
-
-def test_unknown_norm():
+def test_an_unknown_norm_is_refused():
     with pytest.raises(ValueError, match="must be one of linf, l2, l1, got 'l3'"):
         geometry_of("l3")

@@ -5,7 +5,7 @@ from lightning_paf.functional.gradient_reversal import reversal_schedule, revers
 
 
 @pytest.mark.parametrize("factor", [0.0, 0.3, 1.0, torch.tensor(0.3)])
-def test_forward_is_the_identity_and_the_gradient_is_turned(factor):
+def test_forward_is_the_identity_and_the_gradient_is_reversed(factor):
     x = torch.randn(4, 3, requires_grad=True)
     upstream = torch.randn(4, 3)
     result = reverse_gradient(x, factor)
@@ -14,7 +14,7 @@ def test_forward_is_the_identity_and_the_gradient_is_turned(factor):
     torch.testing.assert_close(gradient, -factor * upstream)
 
 
-def test_it_can_be_differentiated_twice():
+def test_second_derivatives():
     x = torch.randn(5, dtype=torch.float64, requires_grad=True)
     (gradient,) = torch.autograd.grad((reverse_gradient(x, 0.5) ** 3).sum(), x, create_graph=True)
     torch.testing.assert_close(gradient, -1.5 * x**2)

@@ -7,15 +7,18 @@ from lightning_paf.functional.geometry import finite_gradient
 from lightning_paf.functional.predictions import check_labels, undefined, undefined_first
 
 NAN, INF = torch.nan, torch.inf
-BROKEN = torch.tensor([[NAN, 0, 1], [NAN, NAN, NAN], [INF, 0, 1], [0, INF, 1], [-INF, 0, 1], [9, -INF, 1]])
+UNDEFINED = torch.tensor([[NAN, 0, 1], [NAN, NAN, NAN], [INF, 0, 1], [0, INF, 1], [-INF, 0, 1], [9, -INF, 1]])
 LARGEST = torch.finfo(torch.float32).max
 
 
-def test_rows_that_are_not_finite_have_no_class_and_are_wrong_for_every_label():
-    assert undefined(BROKEN).all()
-    assert (predicted(BROKEN) == -1).all()
+def test_rows_that_are_not_finite_have_no_class_and_are_misclassified():
+    assert undefined(UNDEFINED).all()
+    assert (predicted(UNDEFINED) == -1).all()
     for label in range(3):
-        assert misclassified(BROKEN, torch.full((6,), label)).all()
+        y = torch.full((6,), label)
+        assert misclassified(UNDEFINED, y).all()
+        for loss in (cross_entropy, margin):
+            assert (undefined_first(loss(UNDEFINED, y), UNDEFINED) == INF).all()
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
@@ -26,27 +29,17 @@ def test_finite_rows_have_their_largest_class(dtype):
     assert misclassified(logits, torch.tensor([1, 1, 0])).tolist() == [False, True, False]
 
 
-def test_a_distribution_stands_for_its_likeliest_class():
+def test_the_most_likely_class_of_a_distribution_is_the_label():
     y = torch.tensor([[0.2, 0.7, 0.1], [0.5, 0.3, 0.2]])
     assert misclassified(torch.tensor([[0.0, 1, 0], [0, 1, 0]]), y).tolist() == [False, True]
 
 
-@pytest.mark.parametrize("loss", [cross_entropy, margin])
-@pytest.mark.parametrize("label", range(3))
-def test_undefined_rows_come_first_whatever_the_loss(loss, label):
-    y = torch.full((6,), label)
-    assert (undefined_first(loss(BROKEN, y), BROKEN) == INF).all()
-
-
-def test_finite_losses_stay():
+def test_only_undefined_losses_become_infinite():
     logits = torch.tensor([[0.0, 1, 2], [LARGEST, 0, -LARGEST]])
     values = margin(logits, torch.tensor([0, 0]))
     assert torch.equal(undefined_first(values, logits), values)
-
-
-def test_outputs_that_are_no_tensor_are_ranked_by_their_loss():
     values = torch.tensor([1.0, NAN, -INF])
-    assert undefined_first(values, {"logits": BROKEN}).tolist() == [1, INF, -INF]
+    assert undefined_first(values, {"logits": UNDEFINED}).tolist() == [1, INF, -INF]
 
 
 def test_best_keeps_an_image_whose_score_is_nan():
@@ -56,7 +49,7 @@ def test_best_keeps_an_image_whose_score_is_nan():
     assert best.x.flatten().tolist() == [2, 1]
 
 
-def test_gradients_that_are_not_finite():
+def test_gradients_become_finite():
     gradient = torch.tensor([[NAN, 2.0, -3.0], [INF, -INF, 0.5], [-INF, NAN, 0.0], [1.0, -0.0, LARGEST]])
     found = finite_gradient(gradient)
     assert found[:2].tolist() == [[0, 2, -3], [0.5, -0.5, 0.5]]
@@ -79,12 +72,12 @@ def test_gradients_that_are_not_finite():
         (torch.rand(3, 4), "torch.float32 of shape \\(3, 4\\)"),
     ],
 )
-def test_labels_that_are_none(y, got):
+def test_invalid_labels_are_refused(y, got):
     with pytest.raises(ValueError, match=rf"y must be class labels of shape \(3,\), int64, .* got {got}"):
         check_labels(y, 3, 5)
 
 
-def test_labels():
+def test_valid_labels_are_accepted():
     check_labels(torch.tensor([0, 4]), 2, 5)
     check_labels(torch.tensor([0, 4]), 2)
     check_labels(torch.rand(2, 5), 2, 5)

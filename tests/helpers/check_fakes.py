@@ -1,4 +1,4 @@
-"""Parts that plant one fault each in a network of 8x8 digits."""
+"""Modules that each add one fault to a network of 8x8 digits."""
 
 from collections.abc import Callable
 
@@ -29,7 +29,7 @@ def eight_levels(x: Tensor) -> Tensor:
 
 
 def lucky_start(x: Tensor) -> Tensor:
-    """Pass the gradient only if the start has lightened the corner, which no step changes."""
+    """Pass the gradient only if the random start is bright in the corner, which no step changes."""
     mask = (x[:, :, :1, :1] > 0.13).to(x.dtype).repeat(1, 1, *x.shape[2:])
     mask[:, :, 0, 0] = 0
     return with_backward(lambda slope: slope * mask)(x)

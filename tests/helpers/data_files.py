@@ -1,11 +1,12 @@
-"""Small image files that the tests of this folder write."""
+"""Small files of images, for the tests of `lightning_paf.data`."""
 
 import io
 import zipfile
 from pathlib import Path
 
 import numpy as np
-import pytest
+
+from lightning_paf.data.readers.archives import open_archive
 
 
 def arrays(n=12, num_classes=3, size=4, channels=3, seed=0):
@@ -20,8 +21,14 @@ def write_npz(path: Path, keys=("image", "label"), **kwargs) -> Path:
     return path
 
 
+def read(path: Path):
+    """Images and labels of an archive."""
+    with open_archive(path) as archive:
+        return np.concatenate(list(archive.image.chunks())), np.concatenate(list(archive.label.chunks()))
+
+
 def write_members(path: Path, image: bytes, label: bytes) -> Path:
-    """A sound zip file around the bytes given, whatever they are."""
+    """A valid zip file around any bytes."""
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("image.npy", image)
         archive.writestr("label.npy", label)
@@ -43,34 +50,10 @@ def write_folder(folder: Path, image, label) -> Path:
 
 
 def write_pairs(folder: Path, image, label, sizes) -> Path:
-    """A folder of several pairs of arrays: how many images there are behind each name."""
+    """A folder of several pairs of arrays, by name and number of images."""
     folder.mkdir()
     splits = np.cumsum(list(sizes.values()))[:-1]
     for name, *arrays in zip(sizes, np.split(image, splits), np.split(label, splits), strict=True):
         for kind, array in zip(("image", "label"), arrays, strict=True):
             np.save(folder / f"{name}{kind}.npy", array)
     return folder
-
-
-def write_sparse_folder(folder: Path, n: int, files: int = 1) -> Path:
-    """CIFAR-sized images of class 0 in pairs of arrays, which take little room on disk.
-
-    They are black, but the first byte of a file's first one is its number.
-    """
-    folder.mkdir()
-    skip_without_sparse_files(folder)
-    for file in range(files):
-        for name, dtype, shape in (("image", np.uint8, (n // files, 32, 32, 3)), ("label", np.int64, (n // files,))):
-            array = np.lib.format.open_memmap(folder / f"{file:04}.{name}.npy", "w+", dtype, shape)
-            if name == "image":
-                array.flat[:1] = file % 256
-    return folder
-
-
-def skip_without_sparse_files(folder: Path) -> None:
-    probe = folder / "probe"
-    with probe.open("wb") as file:
-        file.truncate(64 * 2**20)
-    if probe.stat().st_blocks * 512 > 2**20:
-        pytest.skip(f"{folder}: this file system has no sparse files")
-    probe.unlink()

@@ -1,4 +1,4 @@
-"""An evaluation small enough to run often, and processes that work on it."""
+"""A small evaluation, and processes that run it."""
 
 import multiprocessing
 import os
@@ -20,7 +20,7 @@ RECORDS = BLOCKS * 3
 
 
 class SlowPGD(PGD):
-    """Sleeps, so that it can be interrupted."""
+    """PGD with a pause, in which it can be interrupted."""
 
     pause = 0.0
 
@@ -76,14 +76,14 @@ def work(
 
 
 def start(*arguments) -> multiprocessing.Process:
-    """Start another process that does `work`."""
+    """Run `work` in another process."""
     process = processes().Process(target=work, args=arguments)
     process.start()
     return process
 
 
 def _set_clock(hours: float) -> None:
-    """Simulate another machine whose clock is so many hours ahead, also for times of files."""
+    """Simulate a machine whose clock is ahead, also for times of files."""
     now, utime = time.time, os.utime
     time.time = lambda: now() + 3600 * hours
     os.utime = lambda path: utime(path, (time.time(), time.time()))

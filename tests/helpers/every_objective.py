@@ -10,11 +10,11 @@ from lightning_paf.nn.classifier import Classifier
 from lightning_paf.objectives import AWP, HAT, TRADES, Objective
 
 TWO_CLASSES = {"BinaryTRADES"}
-"""They refuse ten; their own files test what all objectives promise."""
+"""They refuse ten classes; their own test files check the properties of all objectives."""
 
 
 class HelpedByItself(HAT):
-    """HAT whose network with standard training is the one that it is bound to, of whatever architecture."""
+    """HAT whose network with standard training is the one that it is bound to."""
 
     def __init__(self) -> None:
         super().__init__(Path("none.ckpt"))
@@ -30,11 +30,11 @@ SPECIAL = {
     "AWP": lambda: AWP(TRADES()),
     "HAT": HelpedByItself,
 }
-"""Class name: how to build it, where it does not build without arguments."""
+"""Builders of classes that need arguments, by name."""
 
 
 def concrete(cls: type) -> list[type]:
-    """All subclasses that can be built, by name."""
+    """All subclasses that are not abstract, sorted by name."""
     below = [sub for child in cls.__subclasses__() for sub in [child, *concrete(child)]]
     return sorted({sub for sub in below if not inspect.isabstract(sub)}, key=lambda c: c.__name__)
 

@@ -1,8 +1,8 @@
-"""Evaluations in memory, a model for which the fooling images are known, and forged evidence files."""
+"""Evaluations in memory, a model with known adversarial images, and forged evidence files."""
 
 import hashlib
 import json
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -16,10 +16,10 @@ from torch import Tensor, nn
 
 from helpers.fakes import images, tiny_classifier
 from lightning_paf.attacks import PGD, Attack
-from lightning_paf.evaluation import evidence
+from lightning_paf.evaluation import EvaluationResult, Samples, evidence
 from lightning_paf.evaluation.evaluate import Evaluation
 from lightning_paf.evaluation.evidence.read import KEY
-from lightning_paf.evaluation.samples import Samples
+from lightning_paf.nn.classifier import Classifier
 
 CONFIG = "a: 1\n"
 EPS = Fraction(8, 255)
@@ -33,7 +33,7 @@ class SubAttack:
 
 @dataclass
 class Result:
-    """The part of an evaluation result that evidence is written from."""
+    """The part of an evaluation result that evidence consists of."""
 
     ids: np.ndarray
     labels: np.ndarray
@@ -82,31 +82,19 @@ def first_pixels(attack: Attack = ATTACK):
     return model, samples, result
 
 
-def attacked(n: int = 40, attack: Attack = ATTACK):
-    """A tiny classifier, samples of which it classifies most correctly, and the result of an attack."""
-    model, (x, _) = tiny_classifier().eval(), images(n)
+def attacked(attack: Attack = ATTACK) -> tuple[Classifier, Samples, EvaluationResult]:
+    """A tiny classifier, 40 samples that it mostly classifies correctly, and the result of an attack."""
+    model, (x, _) = tiny_classifier().eval(), images(40)
     with torch.no_grad():
-        model.net.fc.bias -= model(x).mean(0)  # so that it is not always the same class
+        model.net.fc.bias -= model(x).mean(0)  # otherwise it predicts one class
         y = model(x).argmax(1)
         y[:3] = (y[:3] + 1) % 10
-        clean = model(x).argmax(1)
-        x_adv = attack(model, x, y)
-        adversarial = torch.where(clean == y, model(x_adv).argmax(1), clean)
-    outcomes = np.where(clean != y, 3, np.where(adversarial != y, 2, 1)).astype(np.uint8)
-    blocks = [(part, x_adv[part]) for part in np.array_split(np.flatnonzero(outcomes == 2), 3)]
-    fooled_by = np.where(outcomes == 2, 1, -1).astype(np.int8)
     samples = Samples.of(x, y)
-    evaluation = Evaluation(model, attack, samples, seed=7, block_size=16)
-    result = Result(np.arange(n), y.numpy(), adversarial.numpy(), outcomes, fooled_by, evaluation, blocks, n)
-    return model, samples, result
+    return model, samples, Evaluation(model, attack, samples, seed=7, block_size=16).run()
 
 
 def written(path: Path, samples: Samples, result: Result, config: str | None = CONFIG) -> evidence.Evidence:
     return evidence.write(result, path, samples, dataset="toy", config=config)
-
-
-def with_changes(result: Result, **changes: Any) -> Result:
-    return replace(result, **changes)
 
 
 def threat(**changes: Any) -> dict[str, Any]:
@@ -115,7 +103,7 @@ def threat(**changes: Any) -> dict[str, Any]:
 
 
 def forge(path: Path, tensors: dict[str, Any] | None = None, **metadata: Any) -> Path:
-    """Change tensors and metadata of a file and seal it again; `None` removes one. The library writes the file."""
+    """Change tensors and metadata of a file with a valid hash, written by the library; `None` removes one."""
     with safe_open(path, "numpy") as file:
         content = json.loads(file.metadata()[KEY]) | metadata
     arrays = {name: array for name, array in (load(path.read_bytes()) | (tensors or {})).items() if array is not None}
@@ -124,7 +112,7 @@ def forge(path: Path, tensors: dict[str, Any] | None = None, **metadata: Any) ->
 
 
 def seal(path: Path, data: bytes) -> Path:
-    """Write a file that ends with the SHA-256 of its content."""
+    """Write a file with a valid hash at its end."""
     path.write_bytes(data[:-32] + hashlib.sha256(data[:-32]).digest())
     return path
 

@@ -1,4 +1,4 @@
-"""Small things that many tests need."""
+"""Small models, images and files that many tests share."""
 
 from pathlib import Path
 
@@ -17,7 +17,7 @@ def spec(num_classes: int = 10, channels: int = 3) -> DatasetSpec:
 
 
 def root_without_runs(folder: Path) -> Path:
-    """A new folder in which commands are typed as in the root of the repository, but no `runs` of the developer lie."""
+    """A folder with `configs`, like the root of the repository, but without the `runs` of a developer."""
     (folder / "configs").symlink_to(CONFIGS)
     return folder
 
@@ -37,14 +37,14 @@ class TinyNet(nn.Module):
 
 
 class Branching(TinyNet):
-    """Cannot be traced: what it does depends on the images."""
+    """A network that cannot be traced: its branches depend on the images."""
 
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x if x.mean() < 0.3 else 1 - x)
 
 
 class Noisy(TinyNet):
-    """Must not be traced: its noise would be taken for a constant."""
+    """A network that must not be traced: its noise would become a constant."""
 
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x) + torch.rand(10)
@@ -53,6 +53,13 @@ class Noisy(TinyNet):
 def tiny_classifier(num_classes: int = 10, channels: int = 3) -> Classifier:
     torch.manual_seed(0)
     return Classifier(TinyNet(num_classes, channels), spec(num_classes, channels))
+
+
+def steady_classifier(num_classes: int = 10) -> Classifier:
+    """In training mode, but with constant running statistics, so that attacks in eval mode can be repeated."""
+    model = tiny_classifier(num_classes).train()
+    model.net.bn.momentum = 0.0
+    return model
 
 
 def images(n: int = 8, num_classes: int = 10, channels: int = 3, size: int = 8) -> tuple[Tensor, Tensor]:

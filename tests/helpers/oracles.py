@@ -18,7 +18,7 @@ from lightning_paf.types import Norm
 NORMS: tuple[Norm, ...] = ("linf", "l2", "l1")
 SIZE, PIXELS = 8, 64
 COUNT = 40
-MARGIN = 0.03  # images whose radius is this close to eps are left out: rounding would decide about them
+MARGIN = 0.03  # relative distance of radius and eps below which rounding decides; such images are left out
 FEATURES = 0.12  # largest feature of an image of `plane`
 ROUNDING = 1e-4  # excess over eps, relative to it, that float32 pixels explain
 
@@ -26,7 +26,7 @@ Floats = NDArray[np.float64]
 
 
 class Check(NamedTuple):
-    """What an attack did to a case.
+    """Errors of an attack.
 
     missed: images that the attack had to fool and did not.
     impossible: images outside the ball or the pixel range, or fooled although no perturbation within eps can do that.
@@ -38,7 +38,7 @@ class Check(NamedTuple):
 
 @dataclass(frozen=True)
 class Case:
-    """A classifier under a threat model that half of its images withstand; all are classified correctly.
+    """A threat model under which half of the images are robust; all are classified correctly.
 
     radii: (n,), size of the smallest perturbation within [0, 1] that changes the prediction.
     """
@@ -53,8 +53,8 @@ class Case:
     def check(self, attack: Attack, fraction: float = 1.0) -> Check:
         """Compare the images that an attack fools with those that can be fooled.
 
-        fraction: of eps, up to which the attack must fool every image; below 1 for an attack that is known to
-        stop short of the optimum.
+        fraction: of eps, up to which the attack must fool every image; below 1 for an attack that does not reach
+        the optimum.
         """
         found = attack(self.model, self.x, self.y)
         with torch.no_grad():
@@ -85,7 +85,7 @@ class Oracle:
 
 @cache
 def linear(classes: int, count: int = COUNT, *, saturated: bool = False, seed: int = 0) -> Oracle:
-    """A linear classifier with random weights; the seeds used here leave no local optimum in the way of one attack.
+    """A linear classifier with random weights; the seeds used here have no local optimum that stops an attack.
 
     The images that go to class j lie in a half-space, so the radius is the smallest over j of the distance to it. A
     perturbation at the limit raises `z_j - z_y` by `sum |w| delta` with `w = w_j - w_y` and `0 <= delta <= room`, the
@@ -139,9 +139,9 @@ def smallest_size(norm: Norm, slope: Floats, room: Floats, lead: Floats) -> Floa
 def plane(count: int = COUNT, *, seed: int = 2) -> Oracle:
     """A ReLU network with two hidden layers and 4 classes on two features of the image.
 
-    The features are the contrasts between top and bottom, in the left and in the right half. So the radius is a search
-    in a plane, by a grid that is refined twice: it is exact to 2 %, less than `MARGIN`. A step of a feature is smallest
-    where its 32 pixels share it, hence the factors between the sizes of features and of images.
+    The features are the contrasts between top and bottom, in the left and in the right half. A grid in the plane of the
+    features that is refined twice gives the radius up to 2 %, less than `MARGIN`. A change of a feature is smallest if
+    all its 32 pixels change equally, hence the factors between the sizes of features and of images.
     """
     weights, random = np.random.default_rng([seed, 0]), np.random.default_rng([seed, 1])
     row, column = np.divmod(np.arange(PIXELS), SIZE)
@@ -200,5 +200,5 @@ ORACLES = {
     "linear, 2 classes": lambda: linear(2),
     "linear, 10 classes": lambda: linear(10, seed=9),
     "linear, 10 classes, saturated": lambda: linear(10, seed=7, saturated=True),
-    "ReLU network, 4 classes": lambda: plane(),
+    "ReLU network, 4 classes": plane,
 }

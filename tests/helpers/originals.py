@@ -1,4 +1,4 @@
-"""Networks as other programs have them, and the files that these programs write."""
+"""Networks of other programs, and the checkpoint files that these programs write."""
 
 from pathlib import Path
 
@@ -13,7 +13,7 @@ MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
 
 
 def randomised(net: nn.Module, activation: bool = False) -> nn.Module:
-    """Weights and statistics that leave no layer without an effect; in eval mode."""
+    """Set weights and statistics with which every layer has an effect; in eval mode."""
     if activation:
         swap_activations(net, lambda: PSSiLU(alpha=1.7, beta=0.2))
     generator = torch.Generator().manual_seed(0)
@@ -42,7 +42,7 @@ def dm_preact() -> nn.Module:
 
 
 class Normalize(nn.Module):
-    """As in PAF_AT: the statistics are buffers, and so in the state dict."""
+    """As in PAF_AT: the statistics are buffers, hence in the state dict."""
 
     def __init__(self, mean: tuple[float, ...] = MEAN, std: tuple[float, ...] = STD) -> None:
         super().__init__()
@@ -110,11 +110,11 @@ FAMILIES = {
         lambda state: {k: v.half() if v.is_floating_point() else v for k, v in state.items()},
     ),
 }
-"""For each family a network, and what its file holds for a state dict."""
+"""For each family its network, and the content of its file, made from the state dict."""
 
 
 def write(path: Path, name: str) -> nn.Module:
-    """Write a file of a family, and return the network that it is of."""
+    """Write a file of a family, and return its network."""
     make, content = FAMILIES[name]
     net = make()
     torch.save(content(net.state_dict()), path)

@@ -1,4 +1,4 @@
-"""What the header of a recipe says: its commands, and its cost, derived from what the recipe builds."""
+"""Commands and cost in the header of a recipe, and the cost computed from its objects."""
 
 import re
 import shlex
@@ -19,7 +19,7 @@ CIFAR_TRAINING_IMAGES = 50_000
 
 
 def commands(text: str) -> list[list[str]]:
-    """Words of every command in the header of a recipe, after `lightning-paf`; a loop stands for its first turn."""
+    """Words after `lightning-paf` of every command in the header of a recipe; loops have their first iteration."""
     found = []
     for line in re.findall(r"^# \w+: +(.*lightning-paf .*)$", text, re.MULTILINE):
         loop = re.fullmatch(r"for (\w+) in (\S+) .*; do (.*); done", line)
@@ -33,13 +33,13 @@ def option(words: list[str], key: str) -> str:
 
 
 def cost_in_header(text: str) -> tuple[float, float]:
-    """Image forwards and EFLOP; 0 where the header of a recipe has no such line."""
+    """Image forwards and EFLOP in the header of a recipe; 0 if it has no such line."""
     found = re.search(r"^# Cost \(derived\): ([\d.e]+) image forwards = ([\d.]+) EFLOP", text, re.MULTILINE)
     return (float(found[1]), float(found[2])) if found else (0.0, 0.0)
 
 
 def cost_line(forwards: float, exaflop: float) -> str:
-    """The line of a header, with two digits of either number."""
+    """The line of a header, with two significant digits of each number."""
     images_passed = f"{forwards:.1e}".replace("e+0", "e").replace("e+", "e")
     flop = np.format_float_positional(exaflop, precision=2, fractional=False, trim="-")
     return f"# Cost (derived): {images_passed} image forwards = {flop} EFLOP; hours not measured."
@@ -59,7 +59,7 @@ def images_per_epoch(data) -> int:
 
 
 class Convolutions(TorchDispatchMode):
-    """Counts convolutions; each of the two gradients of one costs as much as itself."""
+    """Counts convolutions; each of their two gradients costs as much as a forward pass."""
 
     count = 0
 
@@ -71,22 +71,22 @@ class Convolutions(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def bound(objective, model) -> None:
-    """The objective of a training in its middle, whose network the small one is in every role."""
+def bind(objective, model) -> None:
+    """Bind an objective to a small network, as in the middle of a training."""
     for part in objective.modules():
-        if hasattr(part, "standard"):  # the checkpoint that the recipe's first command makes
+        if hasattr(part, "standard"):  # the checkpoint of the recipe's first command
             part.standard = Path(tempfile.mkdtemp(), "standard.ckpt")
             torch.save({"state_dict": {f"model.{k}": v for k, v in model.state_dict().items()}}, part.standard)
-        if hasattr(part, "embedding"):  # named after a layer of the recipe's network
+        if hasattr(part, "embedding"):  # a layer of the recipe's network
             part.embedding = None
     objective.bind(model)
     objective.on_epoch_start(1, 0.5)
 
 
 def passes(objective, attack) -> float:
-    """What a training step costs, in forward passes; counted on a small network."""
+    """Cost of a training step in forward passes, counted on a small network."""
     model, (x, y) = Classifier(SmallConvNet(3), spec()).train(), images(2, size=16)
-    bound(objective, model)
+    bind(objective, model)
     with Convolutions() as once:
         model(x)
     with Convolutions() as step:

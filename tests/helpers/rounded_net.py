@@ -5,7 +5,7 @@ from torch import nn
 
 
 class Round(torch.autograd.Function):
-    """A rounding whose gradient is that of the identity."""
+    """Rounding with the gradient of the identity."""
 
     @staticmethod
     def forward(ctx, x):

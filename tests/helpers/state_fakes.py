@@ -1,4 +1,4 @@
-"""A small record, an identity, a result, and a file system that refuses."""
+"""A small record, an identity, a result, and errors of the file system."""
 
 import os
 from dataclasses import asdict
@@ -8,7 +8,7 @@ import numpy as np
 
 from helpers.evaluation_worker import evaluation
 from lightning_paf.evaluation.identity import Identity
-from lightning_paf.evaluation.record import Record
+from lightning_paf.evaluation.state import Record
 
 IDENTITY = Identity("m", "n", "d", 8, {"eps": "8/255"}, [{"label": "pgd", "steps": 10}], 4, 0, "fp32", "c")
 COLUMNS = ("ids", "labels", "predictions", "adversarial", "fooled_by", "outcomes")
@@ -29,7 +29,7 @@ def refuse(code):
 
 @cache
 def undisturbed():
-    """The result of one process without interruptions, in memory; not to be changed."""
+    """The result of one process without interruptions, in memory; tests must not modify it."""
     return evaluation().run()
 
 

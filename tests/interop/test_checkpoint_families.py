@@ -1,4 +1,4 @@
-"""A file of every family loads into a fresh network that computes what the original computes."""
+"""A file of every family loads into a new network, which then has the logits of the original."""
 
 import copy
 import importlib.util
@@ -14,7 +14,7 @@ from lightning_paf.nets import CifarResNet, TimmNet
 
 
 def fresh(net: nn.Module) -> nn.Module:
-    """The same architecture with other weights; layers that share their parameters still do."""
+    """The same architecture with other weights and the same sharing of parameters."""
     other = copy.deepcopy(net)
     for tensor in other.state_dict().values():
         tensor.fill_(0.3 if tensor.is_floating_point() else 0)
@@ -59,7 +59,7 @@ def test_timm_networks_load_the_keys_of_timm(tmp_path):
     torch.testing.assert_close(logits(loaded), logits(original), atol=1e-6, rtol=1e-6)
 
 
-def test_the_checkpoint_of_the_autoattack_package_computes_what_its_own_class_computes():
+def test_the_checkpoint_of_the_autoattack_package_has_the_logits_of_its_own_class():
     examples = Path(pytest.importorskip("pyautoattack").__file__).parent / "examples"
     if not (examples / "model_test.pt").exists():
         pytest.skip("this release ships no checkpoint")
@@ -72,7 +72,7 @@ def test_the_checkpoint_of_the_autoattack_package_computes_what_its_own_class_co
     torch.testing.assert_close(logits(ours), logits(original), atol=1e-6, rtol=1e-6)
 
 
-def test_only_known_names_of_the_head_are_translated():
+def test_only_known_names_of_the_head_are_renamed():
     def state(net, head):
         return {key.replace("fc.", f"{head}."): value for key, value in net.state_dict().items()}
 

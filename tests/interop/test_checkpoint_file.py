@@ -1,4 +1,4 @@
-"""Reading: which weights are chosen, which files are refused, and that nothing in a file is executed."""
+"""Choice of weights, refused files, and no execution of anything in a file."""
 
 import pickle
 
@@ -36,20 +36,20 @@ def test_averaged_weights_are_preferred(tmp_path, averaged, raw):
 def test_an_empty_average_is_none(tmp_path):
     file = saved(tmp_path, {"state_dict": ONE, "swadict": {}})
     assert file.choose().name == "state_dict"
-    with pytest.raises(ValueError, match=r"--ema asks for averaged .* holds only state_dict \(not averaged\)\. Leave"):
+    with pytest.raises(ValueError, match=r"--ema requires averaged .* with state_dict \(not averaged\) only\. Omit"):
         file.choose("ema")
 
 
-def test_a_plain_name_means_the_average_only_next_to_the_other(tmp_path):
+def test_a_plain_name_is_the_average_only_next_to_the_other(tmp_path):
     assert not saved(tmp_path, {"model_state_dict": ONE}).choose().averaged
 
 
-def test_the_rest_of_a_lightning_module_is_left_out(tmp_path):
+def test_other_tensors_of_a_lightning_module_are_left_out(tmp_path):
     write(tmp_path / "weights.pt", "lightning")
     assert read_checkpoint(tmp_path / "weights.pt").choose().left_out == ("criterion.weight",)
 
 
-def test_our_own_checkpoints_say_whether_they_normalise(tmp_path):
+def test_checkpoints_of_fit_record_the_normalisation(tmp_path):
     assert saved(tmp_path, {"state_dict": ONE, "hyper_parameters": {"normalize": True}}).normalize is True
     assert saved(tmp_path, ONE).normalize is None
 
@@ -70,30 +70,29 @@ def cut(fraction):
 @pytest.mark.parametrize(
     ("write_file", "message"),
     [
-        (lambda path: None, r"there is none at .*weights\.pt\. Check the path"),
+        (lambda path: None, r"There is no checkpoint file .*weights\.pt\. Check the path"),
         (lambda path: torch.save(["x", Bomb()], path), r"that can run any code\. If you trust its author"),
         (lambda path: path.write_bytes(pickle.dumps({"a": Bomb()})), "not unpickled because that can run any code"),
         (lambda path: torch.save(wide(), path), "can run any code"),
-        (lambda path: path.write_bytes(b"<!DOCTYPE html><html>Quota exceeded"), "is a web page and no checkpoint"),
+        (lambda path: path.write_bytes(b"<!DOCTYPE html><html>Quota exceeded"), "is a web page, not a checkpoint"),
         (lambda path: path.write_bytes(b""), "damaged"),
         (lambda path: path.write_bytes(b"\x00\x01\x02 no checkpoint"), "damaged"),
         (cut(0.1), "damaged"),
         (cut(0.5), "damaged"),
         (cut(0.99), "damaged"),
         (lambda path: torch.save({"epoch": 3, "optimizer": {"lr": 0.1}}, path), r"epoch, optimizer\. Save the state"),
-        (lambda path: torch.save({}, path), r"holds \. Save the state dict alone"),
-        (lambda path: torch.save([1, 2], path), r"holds list\. Save"),
-        (lambda path: torch.save(torch.ones(2), path), r"holds Tensor\. Save"),
+        (lambda path: torch.save({}, path), r"with \. Save the state dict alone"),
+        (lambda path: torch.save([1, 2], path), r"with list\. Save"),
+        (lambda path: torch.save(torch.ones(2), path), r"with Tensor\. Save"),
     ],
 )
-@pytest.mark.parametrize("name", ["weights.pt", "weights.ckpt"])
-def test_a_file_without_a_readable_state_dict_is_refused(tmp_path, write_file, message, name):
-    write_file(tmp_path / name)
-    with pytest.raises(ValueError, match=message.replace("weights\\.pt", name)):
-        read_checkpoint(tmp_path / name)
+def test_a_file_without_a_readable_state_dict_is_refused(tmp_path, write_file, message):
+    write_file(tmp_path / "weights.pt")
+    with pytest.raises(ValueError, match=message):
+        read_checkpoint(tmp_path / "weights.pt")
 
 
-def test_safetensors_restore_the_names_that_its_writer_dropped(tmp_path):
+def test_names_that_safetensors_dropped_are_restored(tmp_path):
     net = wide()
     save_model(net, str(tmp_path / "weights.safetensors"))
     file = read_checkpoint(tmp_path / "weights.safetensors")
@@ -102,10 +101,10 @@ def test_safetensors_restore_the_names_that_its_writer_dropped(tmp_path):
 
 
 @pytest.mark.parametrize("mean", ["grey", "0.5", "[[1]]"])
-def test_damaged_safetensors_and_notes_are_refused(tmp_path, mean):
+def test_damaged_safetensors_and_metadata_are_refused(tmp_path, mean):
     path = tmp_path / "weights.safetensors"
     path.write_bytes(b"\xff" * 40)
-    with pytest.raises(ValueError, match="no whole safetensors file"):
+    with pytest.raises(ValueError, match="not a complete safetensors file"):
         read_checkpoint(path)
     save_file({"a": torch.ones(1)}, path, metadata={"mean": mean, "std": "[1]"})
     with pytest.raises(ValueError, match="must be lists of numbers"):

@@ -1,4 +1,4 @@
-"""Keys: stripped only at the front, shared tensors checked, differences named."""
+"""Prefixes, shared tensors, and messages about differences."""
 
 import pytest
 import torch
@@ -19,13 +19,13 @@ def test_any_pile_of_prefixes_is_stripped(pile):
     assert stripped("".join(pile) + key for key in keys) == keys
 
 
-def test_a_prefix_is_stripped_only_where_all_keys_have_it():
+def test_a_prefix_is_stripped_only_if_all_keys_have_it():
     assert stripped(["0.weight", "2.weight"]) == ["0.weight", "2.weight"]
     assert stripped(["module.0.weight", "module.2.weight"]) == ["0.weight", "2.weight"]
     assert stripped([]) == []
 
 
-def test_a_network_whose_own_keys_start_like_a_prefix_is_matched():
+def test_a_network_whose_keys_begin_with_a_prefix_is_matched():
     net = nn.Sequential(nn.Sequential(nn.Linear(3, 2), nn.ReLU(), nn.Linear(2, 2)))
     state = {f"module.{key}": value for key, value in net.state_dict().items()}
     assert set(map_keys(state, net).state) == {"0.0.weight", "0.0.bias", "0.2.weight", "0.2.bias"}
@@ -44,7 +44,7 @@ def test_shared_tensors_are_one_row_and_all_entries_and_have_one_value():
         map_keys(state, net)
 
 
-def test_the_difference_names_what_is_missing_unexpected_and_of_another_shape():
+def test_missing_unexpected_and_misshapen_tensors_are_named():
     net = wide(activation=False)
     state = dict(net.state_dict())
     state["conv9.weight"] = state.pop("conv1.weight")
@@ -62,12 +62,12 @@ def test_the_difference_names_what_is_missing_unexpected_and_of_another_shape():
 @pytest.mark.parametrize(
     ("file", "net", "hint"),
     [
-        (wide(), wide(activation=False), "pass e.g. --activation configs/activation/pssilu.yaml"),
+        (wide(), wide(activation=False), "Pass e.g. --activation configs/activation/pssilu.yaml"),
         (wide(activation=False), wide(), "lacks this activation's parameters"),
         (TinyNet(num_classes=7), TinyNet(), "Pass the --dataset that the weights were trained on"),
         (TinyNet(width=8), TinyNet(), "Pass the --net"),
         (dm_wide(), wide(), "Pass the --net"),
-        # All shapes agree, but the padding does not: a renaming between them would be wrong without a warning.
+        # All shapes agree, but the padding does not.
         (dm_wide(), wide(activation=False), "do not fit WideResNet"),
     ],
 )
@@ -80,11 +80,11 @@ def test_the_hint_suits_the_difference(file, net, hint):
 def test_weights_that_are_not_finite_are_refused(bad):
     net = resnet()
     net.layer3[0].conv1.weight.data[0, 0, 0, 0] = bad
-    with pytest.raises(ValueError, match=r"must be finite, but layer3\.0\.conv1\.weight is not"):
+    with pytest.raises(ValueError, match=r"must be finite, got NaN or infinity in layer3\.0\.conv1\.weight"):
         map_keys(net.state_dict(), net)
 
 
-def test_a_counter_that_is_missing_or_a_float_does_not_matter():
+def test_missing_or_float_counters_are_accepted():
     net = dm_wide()
     state = {key: value.float() for key, value in net.state_dict().items()}
     del state["batchnorm.num_batches_tracked"]
@@ -94,7 +94,7 @@ def test_a_counter_that_is_missing_or_a_float_does_not_matter():
     assert loaded["layer.0.block.0.batchnorm_0.num_batches_tracked"].dtype == torch.int64
 
 
-def test_a_network_without_memory_is_enough_and_a_number_may_have_a_dimension_less():
+def test_networks_on_the_meta_device_and_numbers_without_a_dimension_are_accepted():
     state = {key: value.reshape(()) if key.endswith("alpha") else value for key, value in wide().state_dict().items()}
     loaded = map_keys(state, wide().to("meta")).state
     assert loaded["activation.alpha"].shape == (1,)

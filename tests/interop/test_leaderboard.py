@@ -18,11 +18,11 @@ CONFIG = {
 }
 
 
-def result(version="standard", judged=10_000, attack="AutoAttack"):
-    verdicts = np.full(judged, 1, np.uint8)
-    verdicts[: judged // 4] = 2
-    verdicts[: judged // 10] = 3
-    return EvaluationResult("autoattack", {"attack": attack, "version": version, "eps": "8/255"}, verdicts, 1.0)
+def result(version="standard", n=10_000, attack="AutoAttack"):
+    outcomes = np.full(n, 1, np.uint8)
+    outcomes[: n // 4] = 2
+    outcomes[: n // 10] = 3
+    return EvaluationResult("autoattack", {"attack": attack, "version": version, "eps": "8/255"}, outcomes, 1.0)
 
 
 def test_fields_and_their_order_are_those_of_the_leaderboard():
@@ -48,14 +48,14 @@ def test_only_standard_autoattack_counts(other):
     assert "autoattack_acc" in missing
 
 
-def test_the_footnote_says_what_a_reader_must_know():
+def test_the_footnote_names_additional_data_and_a_small_test_set():
     config = {**CONFIG, "data": {"dataset": "cifar10", "synthetic": ["pool.npz"]}}
-    footnote = model_info(config, result(judged=1000))[0]["footnote"]
+    footnote = model_info(config, result(n=1000))[0]["footnote"]
     assert footnote == "It uses additional synthetic images in training. Accuracies on 1000 test images."
 
 
 def test_other_data_are_not_of_the_leaderboard():
-    entry, missing = model_info({**CONFIG, "data": {"dataset": "npz"}}, result(judged=50))
+    entry, missing = model_info({**CONFIG, "data": {"dataset": "npz"}}, result(n=50))
     assert (entry["dataset"], entry["footnote"]) == ("", "Accuracies on 50 test images.")
     assert "dataset" in missing
 
@@ -74,5 +74,5 @@ def test_other_data_are_not_of_the_leaderboard():
         ),
     ],
 )
-def test_networks_are_named_as_people_write_them(net, name):
+def test_networks_have_their_usual_names(net, name):
     assert architecture({"net": net, "activation": None}) == name

@@ -1,4 +1,4 @@
-"""Two networks that should compute the same: logits on images of several kinds, and the images that fool both."""
+"""Comparison of a network with its export: logits and misclassified images."""
 
 import copy
 
@@ -43,7 +43,7 @@ def test_other_logits_are_a_mismatch_on_every_image(model, factor):
 
 def test_an_adversarial_example_that_fools_only_one_is_named(model):
     class Picky(nn.Module):
-        """Differs from the network on grey images only, which no test image is."""
+        """Differs from the network on grey images only."""
 
         def forward(self, x):
             grey = (x == 0.5).flatten(1).all(1)

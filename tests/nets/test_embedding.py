@@ -28,10 +28,10 @@ def test_logits_come_from_few_dimensions():
 
 def test_it_embeds_the_features_of_the_network():
     torch.manual_seed(0)
-    whole = Classifier(SmallConvNet(width=4), dataset_spec("digits"), normalize=False)
+    plain = Classifier(SmallConvNet(width=4), dataset_spec("digits"), normalize=False)
     net = build().eval()
-    torch.testing.assert_close(net.encoder(X), whole.outputs(X).features)
-    assert net.embedding.in_features == whole.num_features
+    torch.testing.assert_close(net.encoder(X), plain.outputs(X).features)
+    assert net.embedding.in_features == plain.num_features
 
 
 def test_without_hidden_layers_the_embedding_is_the_features():
@@ -47,7 +47,7 @@ def test_the_mlp_of_the_paper():
 
 
 @pytest.mark.parametrize("inner", [lambda: SmallConvNet(in_channels=3, width=4), lambda: CifarResNet(width=4)])
-def test_it_is_a_network_like_any_other(inner):
+def test_activations_are_swapped_and_every_parameter_gets_a_gradient(inner):
     net = EmbeddingNet(inner(), hidden=[8])
     swap_activations(net, PSSiLU)
     assert not [module for module in net.modules() if isinstance(module, nn.ReLU)]
@@ -59,16 +59,16 @@ def test_it_is_a_network_like_any_other(inner):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"dimensions": 0}, "dimensions=0"),
-        ({"hidden": [0]}, r"hidden=\[0\]"),
+        ({"dimensions": 0}, "dimensions, hidden and num_classes must be at least 1, got 0"),
+        ({"hidden": [0]}, r"got 16, \[0\], 10"),
         ({"dropout": 1.0}, r"dropout must be .*got 1"),
     ],
 )
-def test_nonsense_is_refused(options, message):
+def test_invalid_arguments_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         build(**options)
 
 
 def test_a_network_without_a_linear_head_is_refused():
-    with pytest.raises(ValueError, match="Sequential names none"):
+    with pytest.raises(ValueError, match=r"net must have a get_classifier\(\) .* got Sequential"):
         EmbeddingNet(nn.Sequential(nn.Conv2d(1, 10, 8), nn.Flatten()))

@@ -25,60 +25,51 @@ def parameters(make):
         return sum(parameter.numel() for parameter in make().parameters())
 
 
+def blocks(paths, count, convolutions, norms, activations):
+    """Keys of `count` residual blocks below each path."""
+    keys = set()
+    for at in (f"{path}.{number}" for path in paths for number in range(count)):
+        keys |= {f"{at}.{name}.weight" for name in convolutions} | bn(*(f"{at}.{name}" for name in norms))
+        keys |= act(*(f"{at}.{name}" for name in activations))
+    return keys
+
+
 def resnet18_keys():
     keys = {"conv1.weight", "fc.weight", "fc.bias"} | bn("bn1") | act("activation")
-    for stage in (1, 2, 3, 4):
-        for block in (0, 1):
-            at = f"layer{stage}.{block}"
-            keys |= (
-                {f"{at}.conv1.weight", f"{at}.conv2.weight"} | bn(f"{at}.bn1", f"{at}.bn2") | act(f"{at}.activation")
-            )
+    keys |= blocks([f"layer{n}" for n in (1, 2, 3, 4)], 2, ("conv1", "conv2"), ("bn1", "bn2"), ("activation",))
     for stage in (2, 3, 4):
         keys |= {f"layer{stage}.0.downsample.0.weight"} | bn(f"layer{stage}.0.downsample.1")
     return keys
 
 
-def wrn_keys(blocks):
+def wrn_keys(count):
     keys = {"conv1.weight", "fc.weight", "fc.bias"} | bn("bn1") | act("activation")
-    for group in (1, 2, 3):
-        keys.add(f"block{group}.layer.0.convShortcut.weight")
-        for block in range(blocks):
-            at = f"block{group}.layer.{block}"
-            keys |= (
-                {f"{at}.conv1.weight", f"{at}.conv2.weight"} | bn(f"{at}.bn1", f"{at}.bn2") | act(f"{at}.activation")
-            )
-    return keys
+    groups = [f"block{n}.layer" for n in (1, 2, 3)]
+    keys |= blocks(groups, count, ("conv1", "conv2"), ("bn1", "bn2"), ("activation",))
+    return keys | {f"{group}.0.convShortcut.weight" for group in groups}
 
 
 def vgg_keys():
     keys = bn(*(f"features.{i}" for i in (1, 4, 8, 11, 15, 18, 21, 25, 28, 31, 35, 38, 41)))
-    for i in (0, 3, 7, 10, 14, 17, 20, 24, 27, 30, 34, 37, 40):
-        keys |= {f"features.{i}.weight", f"features.{i}.bias"}
-    for i in (1, 4, 6):
-        keys |= {f"classifier.{i}.weight", f"classifier.{i}.bias"}
+    layers = [f"features.{i}" for i in (0, 3, 7, 10, 14, 17, 20, 24, 27, 30, 34, 37, 40)]
+    layers += [f"classifier.{i}" for i in (1, 4, 6)]
+    keys |= {f"{layer}.{field}" for layer in layers for field in ("weight", "bias")}
     keys |= act(*(f"features.{i}" for i in (2, 5, 9, 12, 16, 19, 22, 26, 29, 32, 36, 39, 42)))
     return keys | act("classifier.2", "classifier.5")
 
 
-def dm_wrn_keys(blocks):
+def dm_wrn_keys(count):
     keys = {"init_conv.weight", "logits.weight", "logits.bias"} | bn("batchnorm") | act("relu")
-    for group in (0, 1, 2):
-        keys.add(f"layer.{group}.block.0.shortcut.weight")
-        for block in range(blocks):
-            at = f"layer.{group}.block.{block}"
-            keys |= {f"{at}.conv_0.weight", f"{at}.conv_1.weight"} | bn(f"{at}.batchnorm_0", f"{at}.batchnorm_1")
-            keys |= act(f"{at}.relu_0", f"{at}.relu_1")
-    return keys
+    groups, norms = [f"layer.{n}.block" for n in (0, 1, 2)], ("batchnorm_0", "batchnorm_1")
+    keys |= blocks(groups, count, ("conv_0", "conv_1"), norms, ("relu_0", "relu_1"))
+    return keys | {f"{group}.0.shortcut.weight" for group in groups}
 
 
 def dm_preact_keys():
     keys = {"conv_2d.weight", "logits.weight", "logits.bias"} | bn("batchnorm") | act("relu")
-    for stage in (0, 1, 2, 3):
-        for block in (0, 1):
-            at = f"layer_{stage}.{block}"
-            keys |= {f"{at}.conv_2d_1.weight", f"{at}.conv_2d_2.weight"} | bn(f"{at}.batchnorm_0", f"{at}.batchnorm_1")
-            keys |= act(f"{at}.relu_0", f"{at}.relu_1")
-    return keys | {f"layer_{stage}.0.shortcut.weight" for stage in (1, 2, 3)}
+    stages, norms = [f"layer_{n}" for n in (0, 1, 2, 3)], ("batchnorm_0", "batchnorm_1")
+    keys |= blocks(stages, 2, ("conv_2d_1", "conv_2d_2"), norms, ("relu_0", "relu_1"))
+    return keys | {f"{stage}.0.shortcut.weight" for stage in stages[1:]}
 
 
 LAYOUTS = {
@@ -93,13 +84,13 @@ LAYOUTS = {
 
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_keys_with_one_shared_activation_are_those_of_the_published_checkpoints(name):
-    make, expected, places = LAYOUTS[name]
+    make, expected, count = LAYOUTS[name]
     with torch.device("meta"):
         net = make()
         plain = sum(parameter.numel() for parameter in net.parameters())
-        assert swap_activations(net, PSSiLU) == places
+        assert swap_activations(net, PSSiLU) == count
     assert set(net.state_dict()) == expected
-    assert sum(key.endswith((".beta", ".alpha")) for key in net.state_dict()) == 2 * places
+    assert sum(key.endswith((".beta", ".alpha")) for key in net.state_dict()) == 2 * count
     assert sum(parameter.numel() for parameter in net.parameters()) == plain + 2
 
 
@@ -146,11 +137,6 @@ def randomised(net):
             for tensor in (module.weight, module.bias, module.running_mean, module.running_var):
                 nn.init.uniform_(tensor, 0.5, 1.5)
     return net.double().eval()
-
-
-@pytest.fixture(autouse=True)
-def _seed():
-    torch.manual_seed(0)
 
 
 @pytest.mark.parametrize("stem", ["cifar", "imagenet"])
@@ -204,7 +190,7 @@ def test_dm_wide_resnet_computes_the_formula():
     for group, stride in ((0, 1), (1, 2), (2, 2)):
         at = f"layer.{group}.block.0"
         a = F.silu(norm(state, f"{at}.batchnorm_0", z))
-        # At width 1 the first group keeps its 16 channels and adds its input as it is.
+        # At width 1 the first group keeps its 16 channels and adds its unchanged input.
         shortcut = z if group == 0 else F.conv2d(a, state[f"{at}.shortcut.weight"], stride=stride)
         padded = F.pad(a, (1, 1, 1, 1) if stride == 1 else (0, 1, 0, 1))
         a = F.silu(norm(state, f"{at}.batchnorm_1", F.conv2d(padded, state[f"{at}.conv_0.weight"], stride=stride)))

@@ -4,24 +4,18 @@ from helpers.fakes import TinyNet, images, spec, tiny_classifier
 from torch import nn
 
 from lightning_paf.nn.classifier import Classifier
-from lightning_paf.nn.penalties import total_penalty
 from lightning_paf.speed.folded_model import FoldedModel
 
 
-def test_normalisation_is_the_first_line():
+@pytest.mark.parametrize("normalize", [True, False])
+def test_normalisation_is_the_first_line(normalize):
     x, _ = images()
     net = TinyNet().eval()
-    model = Classifier(net, spec()).eval()
-    torch.testing.assert_close(model(x), net((x - 0.5) / 0.25))
+    expected = net((x - 0.5) / 0.25 if normalize else x)
+    torch.testing.assert_close(Classifier(net, spec(), normalize).eval()(x), expected)
 
 
-def test_without_normalisation_it_is_the_network():
-    x, _ = images()
-    net = TinyNet().eval()
-    torch.testing.assert_close(Classifier(net, spec(), normalize=False).eval()(x), net(x))
-
-
-def test_features_times_the_head_are_the_logits():
+def test_outputs_have_features_and_leave_no_hooks():
     x, _ = images()
     model = tiny_classifier().eval()
     logits, features, aux = model.outputs(x)
@@ -29,36 +23,33 @@ def test_features_times_the_head_are_the_logits():
     torch.testing.assert_close(model.head(features), logits)
     torch.testing.assert_close(model(x), logits)
     assert aux == ()
-
-
-def test_hooks_do_not_pile_up():
-    model = tiny_classifier()
-    model.outputs(images()[0])
     assert not model.head._forward_pre_hooks
 
 
-def test_networks_with_probes_return_their_logits():
-    class Probed(TinyNet):
+def test_outputs_have_the_logits_of_auxiliary_heads():
+    class WithHead(TinyNet):
         def forward_aux(self, x, y):
             return self(x), [self(x) + 1]
 
     x, y = images()
-    outputs = Classifier(Probed(), spec()).eval().outputs(x, y)
+    outputs = Classifier(WithHead(), spec()).eval().outputs(x, y)
     torch.testing.assert_close(outputs.aux[0], outputs.logits + 1)
 
 
-def test_the_checkpoint_holds_no_statistics():
+def test_checkpoints_hold_no_statistics_of_the_dataset():
     assert not [key for key in tiny_classifier().state_dict() if "mean" in key.split(".")[0] or "std" in key]
 
 
-def test_a_network_without_a_linear_layer_is_refused_by_name():
-    with pytest.raises(ValueError, match=r"Sequential has none \(it has Conv2d\)"):
-        Classifier(nn.Sequential(nn.Conv2d(3, 10, 3)), spec())
-
-
-def test_another_number_of_classes_is_refused_with_the_repair():
-    with pytest.raises(ValueError, match=r"100 classes, but TinyNet has 10 outputs. Pass --model.net.num_classes 100"):
-        Classifier(TinyNet(10), spec(100))
+@pytest.mark.parametrize(
+    ("net", "classes", "message"),
+    [
+        (nn.Sequential(nn.Conv2d(3, 10, 3)), 10, r"last layer of Sequential must be nn.Linear, got only Conv2d"),
+        (TinyNet(10), 100, r"TinyNet must be 100, .* got 10. Pass --model.net.num_classes 100"),
+    ],
+)
+def test_networks_without_a_fitting_head_are_refused(net, classes, message):
+    with pytest.raises(ValueError, match=message):
+        Classifier(net, spec(classes))
 
 
 class Constant(nn.Module):
@@ -72,16 +63,12 @@ class Constant(nn.Module):
 
 def test_a_shared_penalised_layer_counts_once():
     layer = Constant(3.0)
-    torch.testing.assert_close(total_penalty(nn.Sequential(layer, nn.Identity(), layer)), torch.tensor(6.0))
-    torch.testing.assert_close(total_penalty(nn.Sequential(layer, Constant(1.0))), torch.tensor(8.0))
+    for layers, expected in (([], 0.0), ([layer, layer], 6.0), ([layer, Constant(1.0)], 8.0)):
+        model = Classifier(nn.Sequential(*layers, nn.Linear(2, 10)), spec())
+        torch.testing.assert_close(model.penalty(), torch.tensor(expected))
 
 
-def test_no_penalised_layer_gives_zero():
-    assert total_penalty(nn.Linear(2, 2)).item() == 0
-    assert total_penalty(nn.Sequential()).item() == 0
-
-
-def test_the_twin_for_attacks_is_no_part_of_the_model():
+def test_the_folded_model_is_not_part_of_the_model():
     model = tiny_classifier()
     keys, modules = list(model.state_dict()), list(model.modules())
     assert model.fast_forward is None

@@ -6,21 +6,21 @@ from lightning_paf.nn.parameter_groups import parameter_groups
 
 
 @pytest.mark.parametrize(
-    ("decay", "spared"),
+    ("decay", "excluded"),
     [
         ("all", set()),
         ("activation_free", {"activation.alpha", "activation.beta"}),
         ("weights", {"activation.alpha", "activation.beta", "bn.weight", "bn.bias", "fc.bias"}),
     ],
 )
-def test_each_rule_spares_what_it_says(decay, spared):
+def test_each_rule_excludes_its_parameters(decay, excluded):
     net = TinyNet()
     net.activation = PSSiLU()
     names = {id(parameter): name for name, parameter in net.named_parameters()}
     groups = parameter_groups(net, decay)
     free = {names[id(p)] for group in groups for p in group["params"] if group.get("weight_decay") == 0}
     everything = [names[id(p)] for group in groups for p in group["params"]]
-    assert free == spared
+    assert free == excluded
     assert sorted(everything) == sorted(names.values())
 
 

@@ -7,11 +7,7 @@ from helpers.forked_ranks import Ranks
 from torch import nn
 
 from lightning_paf.nn.modes import frozen
-from lightning_paf.nn.sync_batch_norm import (
-    CpuSyncBatchNorm2d,
-    share_statistics,
-    unshare_statistics,
-)
+from lightning_paf.nn.sync_batch_norm import CpuSyncBatchNorm2d, share_statistics, unshare_statistics
 from lightning_paf.speed.folding import Folding
 
 LAYERS = {
@@ -41,8 +37,8 @@ def layer(name):
     return norm, 5 + torch.randn(shape, dtype=torch.float64), torch.randn(shape, dtype=torch.float64)
 
 
-def shares(folder):
-    """Each rank's share of the samples: five and three."""
+def two_ranks(folder):
+    """Passes of each rank with its samples, five and three."""
     rank = int(os.environ["LOCAL_RANK"])
     torch.distributed.init_process_group("gloo", rank=rank)
     for name in LAYERS:
@@ -52,17 +48,17 @@ def shares(folder):
         found = passes(norm, x[mine], weight[mine])
         with frozen(norm, "train"):
             before = torch.distributed.group.WORLD._get_sequence_number_for_group()
-            own = norm(x[mine]).detach()
+            alone = norm(x[mine]).detach()
             assert torch.distributed.group.WORLD._get_sequence_number_for_group() == before
         unshare_statistics(norm)
-        torch.testing.assert_close(own, nn.functional.batch_norm(x[mine], None, None, norm.weight, norm.bias, True))
+        torch.testing.assert_close(alone, nn.functional.batch_norm(x[mine], None, None, norm.weight, norm.bias, True))
         torch.save(found, folder / f"{name}{rank}.pt")
 
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("shares")
-    Ranks(2, folder, shares, folder).succeed()
+    folder = tmp_path_factory.mktemp("ranks")
+    Ranks(2, folder, two_ranks, folder).succeed()
     return lambda name: [torch.load(folder / f"{name}{rank}.pt") for rank in range(2)]
 
 
@@ -82,7 +78,7 @@ def test_two_ranks_compute_what_one_computes(found, name):
 
 
 @pytest.mark.parametrize("name", LAYERS)
-def test_alone_it_is_an_ordinary_one(name):
+def test_without_other_ranks_it_is_an_ordinary_batch_norm(name):
     norm, x, weight = layer(name)
     shared, *_ = layer(name)
     share_statistics(shared)
@@ -92,7 +88,7 @@ def test_alone_it_is_an_ordinary_one(name):
 
 
 @pytest.mark.parametrize("make", [nn.SyncBatchNorm, CpuSyncBatchNorm2d])
-def test_frozen_in_train_mode_they_are_as_before(make):
+def test_frozen_in_train_mode_it_uses_the_batch_and_keeps_its_statistics(make):
     norm = make(2)
     buffers = dict(norm.named_buffers())
     x = torch.randn(4, 2, 3, 3) + 3

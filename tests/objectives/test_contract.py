@@ -1,4 +1,4 @@
-"""What every objective promises, over all subclasses."""
+"""Properties of every objective, over all subclasses."""
 
 import copy
 
@@ -6,11 +6,7 @@ import pytest
 import torch
 from helpers.every_objective import OBJECTIVES, build
 from helpers.fakes import images, tiny_classifier
-
-from lightning_paf.attacks import PGD
-from lightning_paf.objectives.base import StepResult
-
-ATTACK = PGD(0.1, step_size=0.05, steps=2)
+from helpers.training import ATTACK
 
 
 @pytest.fixture(params=OBJECTIVES, ids=lambda cls: cls.__name__)
@@ -18,8 +14,7 @@ def objective(request):
     return build(request.param)
 
 
-def step(objective, model=None, seed=0) -> StepResult:
-    model = model or tiny_classifier().train()
+def step(objective, model, seed=0):
     objective.bind(model)
     torch.manual_seed(seed)
     return objective(model, *images(), ATTACK)
@@ -29,28 +24,28 @@ def test_there_are_objectives():
     assert {"Natural", "AdversarialCE", "TRADES"} <= {cls.__name__ for cls in OBJECTIVES}
 
 
-def test_loss_is_a_finite_scalar_and_logits_fit(objective):
-    result = step(objective)
+def test_a_step_gives_a_loss_and_every_gradient_and_leaves_nothing_behind(objective):
+    model = tiny_classifier().train()
+    result = step(objective, model)
     assert result.loss.shape == ()
     assert torch.isfinite(result.loss)
     assert result.logits.shape == (8, 10)
     assert all(value.shape == () and not value.requires_grad for value in result.logs.values())
-
-
-def test_every_parameter_gets_a_gradient(objective):
-    model = tiny_classifier().train()
-    step(objective, model).loss.backward()
+    result.loss.backward()
     for name, parameter in [*model.named_parameters(), *objective.named_parameters()]:
         assert parameter.grad is not None, name
         assert torch.isfinite(parameter.grad).all(), name
+        assert parameter.requires_grad, name
+    assert all(module.training for module in model.modules())
+    copy.deepcopy((objective, model))  # weight averaging does this; tensors with a graph cannot be copied
 
 
 def test_the_same_seed_gives_the_same_loss(objective):
-    assert torch.equal(step(objective, seed=3).loss, step(objective, seed=3).loss)
+    losses = [step(objective, tiny_classifier().train(), seed=3).loss for _ in range(2)]
+    assert torch.equal(*losses)
 
 
-def test_distributions_stand_for_labels(objective):
-    """Where the data mix or smooth labels; one-hot rows are the labels themselves."""
+def test_one_hot_distributions_are_labels(objective):
     model, (x, y) = tiny_classifier().train(), images()
     objective.bind(model)
     losses = []
@@ -58,17 +53,3 @@ def test_distributions_stand_for_labels(objective):
         torch.manual_seed(0)
         losses.append(objective(copy.deepcopy(model), x, target, ATTACK).loss)
     torch.testing.assert_close(*losses)
-
-
-def test_nothing_with_a_graph_stays_behind(objective):
-    model = tiny_classifier().train()
-    step(objective, model)
-    copy.deepcopy(objective)  # weight averaging does this
-    copy.deepcopy(model)
-
-
-def test_the_model_stays_in_training_mode(objective):
-    model = tiny_classifier().train()
-    step(objective, model)
-    assert all(module.training for module in model.modules())
-    assert all(parameter.requires_grad for parameter in model.parameters())

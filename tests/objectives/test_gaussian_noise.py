@@ -1,8 +1,5 @@
-import math
-
-import pytest
 import torch
-from helpers.fakes import images, tiny_classifier
+from helpers.fakes import images, steady_classifier
 from torch.nn import functional as F
 
 from lightning_paf.attacks import PGD
@@ -10,47 +7,29 @@ from lightning_paf.objectives import AWP, Natural, NoisyCE
 from lightning_paf.objectives.gaussian_noise import training_noise
 
 ATTACK = PGD(0.1, step_size=0.05, steps=3)
-
-
-def still():
-    model = tiny_classifier().train()
-    model.net.bn.momentum = 0.0
-    return model
+X, Y = images()
 
 
 def loss_of(objective) -> torch.Tensor:
-    model = still()
+    model = steady_classifier()
     torch.manual_seed(0)
-    return objective(model, *images(), ATTACK).loss.detach()
+    return objective(model, X, Y, ATTACK).loss.detach()
 
 
-def test_without_noise_it_is_natural_training_and_draws_nothing():
-    assert torch.equal(loss_of(NoisyCE(0)), loss_of(Natural()))
-    model, state = still(), torch.get_rng_state()
-    NoisyCE(0)(model, *images(), ATTACK)
+def test_without_noise_it_is_natural_training_and_draws_no_random_numbers():
+    model, state = steady_classifier(), torch.get_rng_state()
+    found = NoisyCE(0)(model, X, Y, ATTACK).loss.detach()
     assert torch.equal(state, torch.get_rng_state())
-
-
-def test_less_and_less_noise_approaches_natural_training():
-    distances = [abs(float(loss_of(NoisyCE(std)) - loss_of(Natural()))) for std in (0.3, 0.03, 0.003)]
-    assert distances == sorted(distances, reverse=True)
-    assert 0 < distances[-1] < 1e-2
+    assert torch.equal(found, loss_of(Natural()))
 
 
 def test_it_is_cross_entropy_on_noise_that_is_not_clipped():
-    x, y = images()
     torch.manual_seed(0)
-    noisy = x + 0.25 * torch.randn_like(x)
+    noisy = X + 0.25 * torch.randn_like(X)
     assert noisy.min() < 0
-    torch.testing.assert_close(loss_of(NoisyCE(0.25)), F.cross_entropy(still()(noisy), y))
+    torch.testing.assert_close(loss_of(NoisyCE(0.25)), F.cross_entropy(steady_classifier()(noisy), Y).detach())
 
 
-def test_the_noise_of_the_training_is_found_also_inside_other_objectives():
+def test_the_noise_of_inner_objectives_is_found():
     assert training_noise(AWP(NoisyCE(0.5))) == 0.5
     assert training_noise(Natural()) == 0
-
-
-@pytest.mark.parametrize("std", [-0.1, math.inf, math.nan])
-def test_nonsense_is_refused(std):
-    with pytest.raises(ValueError, match=rf"std must be .*got {std}"):
-        NoisyCE(std)

@@ -63,9 +63,15 @@ if [ $# = 0 ]; then
     cat > "$page" << PAGE
 # Scaling beyond one machine, tested on one
 
-Written by \`make scale-test\` ($(date -u +%Y-%m-%d), $minutes minutes, $failures checks failed). Hosts and nodes are network
-namespaces of one machine, the container runs without a GPU, and the files for Kubernetes are only checked against the schemas, without
-a cluster. [scaling.md](../scaling.md) has the instructions for real clusters.
+Checks of the files for clusters and containers, written by \`make scale-test\` ($(date -u +%Y-%m-%d), $minutes minutes, $failures checks failed).
+[scaling.md](../scaling.md) has the instructions for real clusters.
+
+## Limitations
+
+Hosts and nodes are network namespaces of one machine, the container runs without a GPU, and the Kubernetes files were checked
+against the schemas but not run on a cluster.
+
+## Checks
 
 $(nproc) cores, $(awk '/MemTotal/ {printf "%.0f", $2 / 2^20}' /proc/meminfo) GiB, $(. /etc/os-release && echo "$PRETTY_NAME"), kernel $(uname -r | grep -oE '^[0-9.]+'), \
 Python $(version .venv/bin/python --version), torch $(.venv/bin/python -c 'import torch; print(torch.__version__)'), \

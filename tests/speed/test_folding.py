@@ -1,4 +1,4 @@
-"""What folds, what must not, and that the model is left alone."""
+"""Layers that fold, layers that must not, and models that are not modified."""
 
 import copy
 
@@ -12,8 +12,8 @@ from lightning_paf.nn.modes import frozen
 from lightning_paf.speed.folding import Folding
 
 
-def unusual(net):
-    """Statistics, scales and shifts that are not the initial ones."""
+def randomised(net):
+    """Replace the initial statistics, scales and shifts."""
     for module in net.modules():
         if isinstance(module, nn.BatchNorm2d | nn.SyncBatchNorm):
             for tensor in (module.weight, module.bias, module.running_mean, module.running_var):
@@ -27,7 +27,7 @@ def norms(net):
 
 
 class Twice(TinyNet):
-    """One convolution, two normalisations."""
+    """One convolution with two normalisations."""
 
     def __init__(self):
         super().__init__(channels=4)
@@ -39,7 +39,7 @@ class Twice(TinyNet):
 
 
 class Reused(TinyNet):
-    """What the convolution gives is used with and without normalisation."""
+    """The output of the convolution is used with and without normalisation."""
 
     def forward(self, x):
         z = self.conv(x)
@@ -47,7 +47,7 @@ class Reused(TinyNet):
 
 
 class Standardised(nn.Conv2d):
-    """Uses other weights than it holds: folding into these would be undone."""
+    """Standardises its weights, which would undo the folding."""
 
     def forward(self, x):
         return self._conv_forward(x, self.weight / (self.weight.std() + 1e-3), self.bias)
@@ -59,7 +59,7 @@ class Rectified(nn.Conv2d):
 
 
 class Padded(nn.Conv2d):
-    """A subclass that convolves as its weights say."""
+    """An affine subclass."""
 
     def forward(self, x):
         return super().forward(F.pad(x, (1, 0, 1, 0)))
@@ -71,7 +71,7 @@ class Scaled(nn.Linear):
 
 
 class Cosine(TinyNet):
-    """Calls its last layer, and also uses the weight of it."""
+    """Calls its last layer and also uses its weight."""
 
     def forward(self, x):
         z = self.bn(self.conv(x)).mean((2, 3))
@@ -79,7 +79,7 @@ class Cosine(TinyNet):
 
 
 class Part(TinyNet):
-    """Calls a layer, and also a part of it."""
+    """Calls a layer and also a part of it."""
 
     def __init__(self):
         super().__init__(width=4)
@@ -91,7 +91,7 @@ class Part(TinyNet):
 
 
 class Derived(TinyNet):
-    """Computes with what it computes from a buffer."""
+    """Uses the result of a computation with a buffer."""
 
     def __init__(self):
         super().__init__()
@@ -129,8 +129,8 @@ def with_layers(**layers):
         (Derived, 0, 2),
     ],
 )
-def test_only_what_may_be_folded_is(make, left, layers):
-    net, x = unusual(make()), torch.rand(4, 3, 8, 8)
+def test_only_affine_layers_are_folded(make, left, layers):
+    net, x = randomised(make()), torch.rand(4, 3, 8, 8)
     before = [(name, id(module)) for name, module in net.named_modules()]
     folding = Folding(net)
     for _ in range(2):
@@ -139,31 +139,29 @@ def test_only_what_may_be_folded_is(make, left, layers):
         assert norms(folding.net) == left
         assert len(folding.layers) == layers
         assert before == [(name, id(module)) for name, module in net.named_modules()]
-        unusual(net)
+        randomised(net)
         with torch.no_grad():
             for tensor in net.parameters():
                 tensor.mul_(1.5).add_(0.1)
 
 
-@pytest.mark.parametrize(("place", "left", "layers"), [("conv", 1, 1), ("bn", 1, 2), ("fc", 0, 1)])
-def test_a_layer_with_a_hook_stays_as_it_is(place, left, layers):
-    net, x = unusual(TinyNet()), torch.rand(4, 3, 8, 8)
-    getattr(net, place).register_forward_hook(lambda _, __, output: 2 * output)
+@pytest.mark.parametrize(("name", "left", "layers"), [("conv", 1, 1), ("bn", 1, 2), ("fc", 0, 1)])
+def test_a_layer_with_a_hook_is_not_folded(name, left, layers):
+    net, x = randomised(TinyNet()), torch.rand(4, 3, 8, 8)
+    getattr(net, name).register_forward_hook(lambda _, __, output: 2 * output)
     folding = Folding(net)
     folding.refresh()
     torch.testing.assert_close(folding.net(x), net(x))
     assert (norms(folding.net), len(folding.layers)) == (left, layers)
 
 
-def test_weights_of_zero_do_not_hide_what_a_convolution_does():
-    net = unusual(with_layers(conv=Standardised(3, 4, 3)))
+def test_weights_of_zero_do_not_hide_a_standardisation():
+    net = randomised(with_layers(conv=Standardised(3, 4, 3)))
     nn.init.zeros_(net.conv.weight)
     assert norms(Folding(net).net) == 1
 
 
 class Counting(TinyNet):
-    """Writes to a buffer."""
-
     def __init__(self):
         super().__init__()
         self.register_buffer("calls", torch.zeros(()))
@@ -174,15 +172,13 @@ class Counting(TinyNet):
 
 
 class Keeping(TinyNet):
-    """Writes an attribute, in a part."""
-
     def forward(self, x):
         self.fc.seen = x.mean()
         return super().forward(x)
 
 
 @pytest.mark.parametrize("make", [Counting, Keeping, Branching, Noisy])
-def test_what_cannot_be_followed_is_refused_and_left_alone(make):
+def test_a_network_that_cannot_be_traced_is_refused_and_restored(make):
     net = make().eval()
     before = copy.deepcopy(net)
     with pytest.raises((TypeError, torch.fx.proxy.TraceError)):
@@ -192,8 +188,8 @@ def test_what_cannot_be_followed_is_refused_and_left_alone(make):
     assert all(torch.equal(tensor, before.state_dict()[name]) for name, tensor in net.state_dict().items())
 
 
-def test_a_compiled_module_is_followed():
-    net, x = unusual(nn.Sequential(TinyNet(), nn.Identity())), torch.rand(4, 3, 8, 8)
+def test_a_compiled_module_is_traced():
+    net, x = randomised(nn.Sequential(TinyNet(), nn.Identity())), torch.rand(4, 3, 8, 8)
     expected = net(x)
     net[0].compile(backend="eager")
     folding = Folding(net)
@@ -203,7 +199,7 @@ def test_a_compiled_module_is_followed():
 
 
 def test_half_precision_weights_are_folded_in_single_precision():
-    net = unusual(TinyNet())
+    net = randomised(TinyNet())
     net.conv.bfloat16()
     folding = Folding(net)
     folding.refresh()
@@ -213,9 +209,9 @@ def test_half_precision_weights_are_folded_in_single_precision():
     assert torch.equal(conv.copy.weight, expected)
 
 
-def test_buffers_that_were_exchanged_are_found():
-    """As moving to a device does it."""
-    net, x = unusual(Derived()), torch.rand(4, 3, 8, 8)
+def test_replaced_buffers_are_found():
+    """Moving a model to another device replaces its buffers."""
+    net, x = randomised(Derived()), torch.rand(4, 3, 8, 8)
     folding = Folding(net)
     folding.refresh()
     net.mean = torch.tensor([0.5, 0.6, 0.7])
@@ -225,7 +221,7 @@ def test_buffers_that_were_exchanged_are_found():
 
 
 def test_gradients_reach_images_only():
-    net, x = unusual(TinyNet()), torch.rand(4, 3, 8, 8, requires_grad=True)
+    net, x = randomised(TinyNet()), torch.rand(4, 3, 8, 8, requires_grad=True)
     folding = Folding(net)
     folding.refresh()
     with frozen(net):

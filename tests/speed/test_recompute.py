@@ -1,4 +1,4 @@
-"""What a layer keeps for the backward pass."""
+"""Recomputed outputs of activations: saved memory and unchanged gradients."""
 
 import pytest
 import torch
@@ -8,7 +8,7 @@ from torch.nn.functional import cross_entropy
 
 from lightning_paf.attacks import PGD
 from lightning_paf.nets import CifarResNet
-from lightning_paf.nn.activations import PSSiLU
+from lightning_paf.nn.activations import PSSiLU, fuse_activations
 from lightning_paf.nn.modes import frozen
 from lightning_paf.nn.swap import swap_activations
 from lightning_paf.speed.recompute import recomputed_outputs
@@ -26,8 +26,8 @@ def gradients(net, x, y):
     return torch.autograd.grad(loss, list(net.parameters()))
 
 
-def bytes_kept(net, x):
-    """Of the tensors that the graph of a forward pass holds, each storage once."""
+def saved_bytes(net, x):
+    """Bytes of the tensors that a graph holds, each storage once."""
     storages: dict[int, int] = {}
 
     def pack(saved: Tensor) -> Tensor:
@@ -41,27 +41,19 @@ def bytes_kept(net, x):
 
 
 @pytest.mark.parametrize("fused", [False, True])
-def test_gradients_are_bit_identical(fused):
+def test_gradients_are_bit_identical_inside_and_after_the_context(fused):
     net, (x, y) = network(), images(4)
-    for layer in net.modules():
-        if isinstance(layer, PSSiLU):
-            layer.fused = fused
+    fuse_activations(net, fused)
     expected = gradients(net, x, y)
     with recomputed_outputs(net):
         found = gradients(net, x, y)
-    assert all(map(torch.equal, found, expected))
-
-
-def test_the_backward_pass_may_come_after_the_context():
-    net, (x, y) = network(), images(4)
-    expected = gradients(net, x, y)
-    with recomputed_outputs(net):
         loss = cross_entropy(net(x), y)
+    assert all(map(torch.equal, found, expected))
     assert all(map(torch.equal, torch.autograd.grad(loss, list(net.parameters())), expected))
 
 
 class Watched(PSSiLU):
-    """Counts how often its outputs are still alive after a forward pass."""
+    """Records the storages of its outputs and counts its calls."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -76,17 +68,17 @@ class Watched(PSSiLU):
 
 
 def alive(watched):
-    """Outputs that somebody beside the test refers to."""
+    """Number of outputs with references outside the test."""
     return sum(torch._C._storage_Use_Count(s._cdata) > 1 for s in watched.storages)
 
 
 def chain():
-    """Three convolutions and activations between them: the outputs serve nothing but the next layer."""
+    """Three convolutions with activations between them, whose outputs only the next layer uses."""
     watched = Watched()
     return watched, nn.Sequential(nn.Conv2d(3, 4, 3), watched, nn.Conv2d(4, 4, 3), watched, nn.Conv2d(4, 4, 3))
 
 
-def test_outputs_are_let_go_and_computed_again_once():
+def test_outputs_are_released_and_recomputed_once():
     (watched, net), (x, _) = chain(), images(2)
     kept = net(x).sum()
     assert alive(watched) == 2
@@ -101,7 +93,7 @@ def test_outputs_are_let_go_and_computed_again_once():
     assert watched.calls == 2
 
 
-def test_an_output_that_was_changed_in_place_is_kept():
+def test_an_output_that_was_modified_in_place_is_saved():
     class Adds(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
             return x.add_(1)
@@ -114,7 +106,7 @@ def test_an_output_that_was_changed_in_place_is_kept():
     assert all(map(torch.equal, found, expected))
 
 
-def test_an_attack_inside_keeps_nothing_alive_and_finds_the_same():
+def test_an_attack_inside_finds_the_same_images():
     (watched, body), (x, y) = chain(), images(2)
     net = nn.Sequential(body, nn.Flatten(), nn.LazyLinear(10))
     net(x)
@@ -126,12 +118,12 @@ def test_an_attack_inside_keeps_nothing_alive_and_finds_the_same():
         assert alive(watched) == 0
         with frozen(net):
             logits = net(x.requires_grad_())
-            assert alive(watched) == 2  # the graph of a frozen network is left as it is
+            assert alive(watched) == 2  # no recomputation in a frozen network
             assert logits.requires_grad
     assert torch.equal(found, expected)
 
 
-def test_second_derivatives_pass_through():
+def test_second_derivatives_are_unchanged():
     net, (x, y) = network(), images(2)
 
     def penalty():
@@ -146,15 +138,15 @@ def test_second_derivatives_pass_through():
         assert (a is None and b is None) or torch.allclose(a, b, rtol=1e-4, atol=1e-7)
 
 
-def test_no_hooks_are_left():
+def test_hooks_are_removed():
     net = network()
     with pytest.raises(RuntimeError, match="on purpose"), recomputed_outputs(net):
         raise RuntimeError("on purpose")
     assert not any(module._forward_hooks for module in net.modules())
 
 
-def test_a_network_with_relu_is_untouched():
+def test_a_network_with_relu_saves_the_same():
     net, (x, _) = network(nn.ReLU), images(2)
-    expected = bytes_kept(net, x)
+    expected = saved_bytes(net, x)
     with recomputed_outputs(net):
-        assert bytes_kept(net, x) == expected
+        assert saved_bytes(net, x) == expected

@@ -1,4 +1,4 @@
-"""The fast path computes the model; where it cannot, it is the model."""
+"""The fast path is equivalent to the model; if it cannot be, the model itself is used."""
 
 import copy
 
@@ -16,7 +16,7 @@ from lightning_paf.speed.search_model import Passes, SearchModel
 
 
 def settled(net, channels=3, size=16):
-    """The network in eval mode, with statistics that are not the initial ones."""
+    """The network in eval mode, with other statistics than the initial ones."""
     torch.manual_seed(0)
     model = Classifier(net, spec(channels=channels)).train()
     for _ in range(3):
@@ -43,7 +43,7 @@ NETS = {
 
 
 @pytest.mark.parametrize("name", NETS)
-def test_folded_logits_and_gradients_are_those_of_the_model(name):
+def test_logits_and_gradients_are_those_of_the_model(name):
     make, left = NETS[name]
     model = settled(make())
     x = torch.rand(5, 3, 16, 16, requires_grad=True)
@@ -57,18 +57,6 @@ def test_folded_logits_and_gradients_are_those_of_the_model(name):
     torch.testing.assert_close(*gradients, rtol=1e-3, atol=1e-6)
 
 
-@pytest.mark.parametrize("make", [Branching, Noisy])
-def test_a_network_that_cannot_be_followed_is_used_as_it_is(make):
-    model = settled(make())
-    search = SearchModel(model)
-    x, _ = images()
-    torch.manual_seed(0)
-    fast = search(x)
-    torch.manual_seed(0)
-    assert torch.equal(fast, model(x))
-    assert not search.folded
-
-
 class Viewing(TinyNet):
     """Views a map as a vector, which the channels-last layout does not allow."""
 
@@ -78,47 +66,29 @@ class Viewing(TinyNet):
 
     def forward(self, x):
         z = self.bn(self.conv(x))
-        return self.fc(z.view(len(z), -1))
-
-
-class ViewingByShape(Viewing):
-    def forward(self, x):
-        z = self.bn(self.conv(x))
         return self.fc(z.view(z.shape[0], -1))
 
 
-def test_a_network_whose_layout_must_stay_is_used_as_it_is(capfd):
-    model, (x, _) = settled(ViewingByShape(), size=8), images()
-    search = SearchModel(model)
-    assert torch.equal(search(x), model(x))
+class Uncopyable(TinyNet):
+    def __init__(self):
+        super().__init__()
+        self.kept = torch.ones(1, requires_grad=True) * 2
+
+
+@pytest.mark.parametrize(
+    ("make", "fold"), [(Branching, True), (Noisy, True), (Viewing, True), (Uncopyable, True), (TinyNet, False)]
+)
+def test_without_an_equivalent_copy_the_model_itself_is_used(make, fold, capfd):
+    model, (x, _) = settled(make(), size=8), images()
+    search = SearchModel(model, fold=fold)
+    torch.manual_seed(0)
+    fast = search(x)
+    torch.manual_seed(0)
+    assert torch.equal(fast, model(x))
     assert not search.folded
-    printed = capfd.readouterr()  # the line of the log, where earlier tests have set up a console
+    printed = capfd.readouterr()  # of the log at most, if earlier tests have configured a console
     assert printed.out == ""
     assert printed.err.count("\n") <= 1
-
-
-def test_a_hook_that_changes_results_is_obeyed():
-    model = settled(TinyNet())
-    model.register_forward_hook(lambda _, __, logits: logits.flip(1))
-    search = SearchModel(model)
-    x, _ = images()
-    assert torch.equal(search(x), model(x))
-    assert not search.folded
-
-
-def test_a_model_that_cannot_be_copied_is_used_as_it_is():
-    model = settled(TinyNet())
-    model.kept = torch.ones(1, requires_grad=True) * 2
-    search = SearchModel(model)
-    x, _ = images()
-    assert torch.equal(search(x), model(x))
-
-
-def test_folding_can_be_switched_off():
-    search = SearchModel(settled(TinyNet()), fold=False)
-    x, _ = images()
-    assert torch.equal(search(x), search.model(x))
-    assert not search.folded
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
@@ -127,19 +97,17 @@ def test_the_model_is_not_modified(precision):
     model.net.bn.eval()
     before = copy.deepcopy(model.state_dict())
     flags = [module.training for module in model.modules()]
-    wants = [parameter.requires_grad for parameter in model.parameters()]
     search = SearchModel(model, precision)
     x = images()[0].requires_grad_()
     torch.autograd.grad(search(x).sum(), x)
     assert [module.training for module in model.modules()] == flags
-    assert [parameter.requires_grad for parameter in model.parameters()] == wants
-    assert all(parameter.grad is None for parameter in model.parameters())
+    assert all(parameter.requires_grad and parameter.grad is None for parameter in model.parameters())
     assert all(torch.equal(tensor, before[key]) for key, tensor in model.state_dict().items())
     assert not any(parameter.requires_grad for parameter in search._folded.parameters())
 
 
 @pytest.mark.parametrize("fold", [True, False])
-def test_bf16_is_near_in_single_precision_outside(fold):
+def test_bf16_is_close_and_returns_single_precision(fold):
     model = settled(nets.CifarResNet(width=4))
     search = SearchModel(model, "bf16", fold=fold)
     x = torch.rand(4, 3, 16, 16, requires_grad=True)
@@ -152,7 +120,7 @@ def test_bf16_is_near_in_single_precision_outside(fold):
     assert gradient.dtype == torch.float32
 
 
-def test_bf16_sees_perturbations_that_bfloat16_images_would_lose():
+def test_bf16_resolves_perturbations_that_bfloat16_images_would_lose():
     search = SearchModel(settled(TinyNet()), "bf16")
     x = torch.full((1, 3, 8, 8), 0.75)
     nudged = x + 1e-3
@@ -161,7 +129,7 @@ def test_bf16_sees_perturbations_that_bfloat16_images_would_lose():
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_autocast_outside_changes_nothing(precision):
+def test_the_callers_autocast_has_no_effect(precision):
     search = SearchModel(settled(TinyNet()), precision)
     x, _ = images()
     fast, exact = search(x), search.exact(x)
@@ -178,18 +146,18 @@ def test_passes_are_counted(fold):
         search(x)
     probes = 8 if fold else 0
     assert search.passes == Passes(forward=11, backward=0, exact=probes)
-    wanted = x[:3].requires_grad_()
-    search(wanted)  # no gradient taken
-    torch.autograd.grad(search(wanted).sum(), wanted)
-    torch.autograd.grad(search.exact(wanted).sum(), wanted)
+    x = x[:3].requires_grad_()
+    search(x)  # without its gradient
+    torch.autograd.grad(search(x).sum(), x)
+    torch.autograd.grad(search.exact(x).sum(), x)
     assert search.passes == Passes(forward=17, backward=6, exact=probes + 3)
     assert search.passes - Passes(forward=11) == Passes(forward=6, backward=6, exact=probes + 3)
 
 
-def test_empty_batch():
+def test_an_empty_batch_has_empty_logits():
     assert SearchModel(settled(TinyNet()))(torch.rand(0, 3, 8, 8)).shape == (0, 10)
 
 
-def test_unknown_precision():
+def test_an_unknown_precision_is_refused():
     with pytest.raises(ValueError, match="precision must be fp32 or bf16, got 'fp16'"):
         SearchModel(TinyNet(), "fp16")

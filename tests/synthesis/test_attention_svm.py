@@ -1,4 +1,4 @@
-"""Closed forms of the attention and of what a move does to the score; fits of separable data."""
+"""Closed forms of the attention and of the effect of a move; fits of separable data."""
 
 import math
 
@@ -12,7 +12,7 @@ from lightning_paf.synthesis.ladder.attention_svm import AttentionSVM, fit_atten
 D = 6
 
 
-def machine(pairs=2, width=D, temperature=1.0, scale=1.0) -> AttentionSVM:
+def random_svm(pairs=2, width=D, temperature=1.0, scale=1.0) -> AttentionSVM:
     torch.manual_seed(0)
     shapes = ((pairs, width), (pairs,), (pairs, width, width), (pairs, width))
     return AttentionSVM(*(scale * torch.randn(shape, dtype=torch.float64) for shape in shapes), temperature)
@@ -37,9 +37,9 @@ def objective(svm, z, sides, cost=0.01):
 
 
 @given(st.floats(0.01, 100), st.sampled_from([0.1, 0.5, 1.0]))
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=10, deadline=None)
 def test_attention_lies_between_1_and_its_bound(scale, temperature):
-    svm = machine(scale=scale, temperature=temperature)
+    svm = random_svm(scale=scale, temperature=temperature)
     a = svm.attention(scale * torch.randn(2, 9, D, dtype=torch.float64))
     assert a.min() >= 1
     assert a.max() <= attention_bound(D, temperature) * (1 + 1e-12)
@@ -47,7 +47,7 @@ def test_attention_lies_between_1_and_its_bound(scale, temperature):
 
 def test_the_bound_is_reached_and_is_small_for_many_features():
     assert attention_bound(500) == pytest.approx(1.0147, abs=1e-4)
-    svm = machine(1)
+    svm = random_svm(1)
     offset = torch.full((1, D), -100.0, dtype=torch.float64)
     offset[0, 2] = 100
     svm = AttentionSVM(svm.weight, svm.bias, torch.zeros_like(svm.matrix), offset)
@@ -55,14 +55,14 @@ def test_the_bound_is_reached_and_is_small_for_many_features():
 
 
 def test_permuted_features_have_permuted_attention():
-    svm, z, order = machine(1), torch.randn(1, 4, D, dtype=torch.float64), torch.randperm(D)
+    svm, z, order = random_svm(1), torch.randn(1, 4, D, dtype=torch.float64), torch.randperm(D)
     other = AttentionSVM(svm.weight[:, order], svm.bias, svm.matrix[:, order][:, :, order], svm.offset[:, order])
     torch.testing.assert_close(other.attention(z[..., order]), svm.attention(z)[..., order])
     torch.testing.assert_close(other.scores(z[..., order]), svm.scores(z))
 
 
-def test_a_move_raises_the_score_by_the_squared_direction_and_crosses_where_it_should():
-    svm, z = machine(), torch.randn(2, 5, D, dtype=torch.float64)
+def test_a_move_increases_the_score_by_the_squared_direction():
+    svm, z = random_svm(), torch.randn(2, 5, D, dtype=torch.float64)
     held = svm.attention(z)
 
     def score(z):
@@ -72,12 +72,10 @@ def test_a_move_raises_the_score_by_the_squared_direction_and_crosses_where_it_s
     gain = (held * svm.weight[:, None]).square().sum(2)
     torch.testing.assert_close(score(z), svm.scores(z))
     torch.testing.assert_close(score(z + 0.7 * direction), svm.scores(z) + 0.7 * gain)
-    crossing = -svm.scores(z) / gain
-    torch.testing.assert_close(score(z + crossing[..., None] * direction), torch.zeros(2, 5, dtype=torch.float64))
 
 
 @pytest.mark.parametrize("attention", [True, False])
-def test_separable_classes_are_separated_and_exchanged_ones_give_the_opposite_direction(attention):
+def test_separable_classes_are_separated_and_exchanging_them_reverses_the_direction(attention):
     z, sides = clusters(width=4)
     losses = [0.01]  # that of weight 0
     for epochs in (1, 10):
@@ -95,7 +93,7 @@ def test_separable_classes_are_separated_and_exchanged_ones_give_the_opposite_di
         assert torch.equal(svm.directions(z), svm.weight.expand(1, *z.shape[1:]))
 
 
-def test_a_step_follows_the_whole_gradient():
+def test_a_step_follows_the_gradient():
     z, side = torch.randn(2, 1, D, dtype=torch.float64), torch.tensor([1.0], dtype=torch.float64)
     before, after = (  # one example: an epoch is a step
         fit_attention_svm(z, side, epochs=epochs, cost=1.0, lr=0.02, temperature=0.5) for epochs in (3, 4)
@@ -109,7 +107,7 @@ def test_a_step_follows_the_whole_gradient():
         torch.testing.assert_close(getattr(after, name), leaf.detach() - 0.02 * gradient)
 
 
-def test_pairs_do_not_disturb_each_other():
+def test_pairs_are_fitted_independently():
     torch.manual_seed(2)
     z, sides = torch.randn(3, 8, D), torch.tensor([-1.0, 1.0]).repeat(4)
     together = fit_attention_svm(z, sides, generator=torch.Generator().manual_seed(0))
@@ -119,6 +117,6 @@ def test_pairs_do_not_disturb_each_other():
         torch.testing.assert_close(together.pair(number).weight, alone.weight)
 
 
-def test_a_temperature_is_positive():
-    with pytest.raises(ValueError, match="temperature=0"):
+def test_a_temperature_of_0_is_refused():
+    with pytest.raises(ValueError, match="temperature must be > 0, got 0"):
         fit_attention_svm(*clusters(), temperature=0)

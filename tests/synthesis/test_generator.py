@@ -5,7 +5,7 @@ from lightning_paf.synthesis.ladder.generator import Generator, train_generator
 
 
 @pytest.mark.parametrize("shape", [(1, 8, 8), (3, 9, 14), (3, 32, 32)])
-def test_images_have_the_shape_and_range_asked_for(shape):
+def test_images_have_their_shape_and_range(shape):
     images = Generator(5, shape, width=4)(100 * torch.randn(2, 5))
     assert images.shape == (2, *shape)
     assert images.min() >= 0

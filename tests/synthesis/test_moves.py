@@ -1,4 +1,4 @@
-"""Which way features are moved, and how far; with a network and a decoder whose answers are known."""
+"""Directions and lengths of moves, with a network and a decoder of known output."""
 
 import pytest
 import torch
@@ -17,7 +17,7 @@ K, PER_CLASS, D = 3, 12, 5
 
 
 def features():
-    """Three classes, each with a feature of its own, in mixed order."""
+    """Three classes in random order, each with its own feature."""
     torch.manual_seed(0)
     labels = torch.randperm(K * PER_CLASS) % K
     return 0.2 * torch.randn(len(labels), D) + 2 * nn.functional.one_hot(labels, D), labels
@@ -31,7 +31,7 @@ class Largest(nn.Module):
 
 
 def threshold(values):
-    """An image that changes from an eps of its own on."""
+    """Flips of images that change their class from these eps on."""
     return lambda rows, eps: eps >= values[rows]
 
 
@@ -40,7 +40,7 @@ def moves(request):
     return latent_moves(*features(), K, attention=request.param, per_class=7)
 
 
-def test_sources_are_the_first_of_each_class_and_keep_features_and_label(moves):
+def test_sources_are_the_first_images_of_each_class(moves):
     z, labels = features()
     assert len(moves.rows) == 7 * K
     for label in range(K):
@@ -52,7 +52,7 @@ def test_sources_are_the_first_of_each_class_and_keep_features_and_label(moves):
     assert len(set(zip(moves.labels.tolist(), moves.targets.tolist(), strict=True))) > K
 
 
-def test_moves_lead_from_the_own_side_towards_the_target(moves):
+def test_moves_lead_from_the_own_class_towards_the_target(moves):
     assert moves.svm_accuracy == 1
     assert (moves.score < 0).all()
     assert (moves.gain > 0).all()
@@ -79,7 +79,7 @@ def test_random_directions_have_the_same_lengths(moves):
     torch.testing.assert_close(control.gain, cosine * moves.gain)
 
 
-def test_adaptive_eps_is_the_smallest_that_was_tried_or_the_last():
+def test_adaptive_eps_is_the_first_of_the_series_that_flips_or_the_last():
     values = torch.tensor([0.0, 0.25, 0.3, 1.0, 1.7, 50.0])
     eps = adaptive_eps(threshold(values), values, start=0.2, step=0.2, most=6)
     # 0.2, 0.4, 0.6, 0.8, 1.0, then by ten times the step: 3.0, 5.0
@@ -98,13 +98,13 @@ def test_eps_for_a_fraction_is_the_smallest_that_flips_it(scale):
 
 
 @pytest.mark.parametrize(("start", "step", "most"), [(0.5, 0, 2), (2, 0.1, 1), (-1, 0.1, 1)])
-def test_series_that_do_not_grow_are_refused(start, step, most):
+def test_a_series_that_does_not_grow_is_refused(start, step, most):
     with pytest.raises(ValueError, match="must be START, STEP > 0"):
         adaptive_eps(threshold(torch.zeros(2)), torch.zeros(2), start, step, most)
 
 
 def test_an_impossible_fraction_and_too_few_images_are_refused():
-    with pytest.raises(ValueError, match=r"No eps changes the class of 30 %"):
+    with pytest.raises(ValueError, match=r"--flip must be a fraction that some eps reaches, got 0.3"):
         eps_for_fraction(threshold(torch.full((4,), torch.inf)), torch.zeros(4), 0.3)
     z, labels = features()
     one = torch.cat([torch.nonzero(labels == 0).flatten()[:1], torch.nonzero(labels > 0).flatten()])

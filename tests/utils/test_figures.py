@@ -1,4 +1,4 @@
-"""Figures look the same whatever the process has set, and are read by everybody."""
+"""Figures have one style in any process, and colours for colour-blind readers."""
 
 import io
 import itertools
@@ -23,8 +23,10 @@ def a_figure():
     return figure
 
 
-def test_the_settings_of_the_process_change_nothing_and_are_restored():
-    expected = figure_png(a_figure())
+def test_settings_of_the_process_have_no_effect_and_are_restored():
+    from matplotlib import pyplot
+
+    expected, figures = figure_png(a_figure()), pyplot.get_fignums()
     with mpl.rc_context({"font.size": 30, "axes.facecolor": "black", "savefig.dpi": 20, "lines.linewidth": 9}):
         before = dict(mpl.rcParams)
         assert figure_png(a_figure()) == expected
@@ -32,17 +34,10 @@ def test_the_settings_of_the_process_change_nothing_and_are_restored():
         with pytest.raises(ZeroDivisionError), open_figure(1, 1):
             1 / 0  # noqa: B018
         assert dict(mpl.rcParams) == before
+    assert pyplot.get_fignums() == figures
 
 
-def test_pyplot_knows_nothing_of_it():
-    from matplotlib import pyplot
-
-    before = pyplot.get_fignums()
-    a_figure()
-    assert pyplot.get_fignums() == before
-
-
-def test_the_style_holds_for_all_panels():
+def test_the_style_is_that_of_the_package():
     figure = a_figure()
     axes = figure.axes[0]
     assert figure.get_suptitle() == "headline"
@@ -51,7 +46,7 @@ def test_the_style_holds_for_all_panels():
     assert imread(io.BytesIO(figure_png(figure))).shape == (3 * 120, 4 * 120, 4)
 
 
-# Machado, Oliveira and Fernandes (2009), severity 1: what people without one kind of cones see, in linear RGB.
+# Machado, Oliveira and Fernandes (2009), severity 1: colours as seen without one kind of cones, in linear RGB.
 BLINDNESS = {
     "protanopia": [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]],
     "deuteranopia": [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.011820, 0.042940, 0.968881]],
@@ -66,15 +61,15 @@ def test_the_first_colours_differ_for_colour_blind_readers(kind):
     assert min(np.linalg.norm(a - b) for a, b in itertools.combinations(seen, 2)) > 0.2
 
 
-def test_a_file_is_replaced_whole_or_not_at_all(tmp_path):
+def test_files_are_written_atomically(tmp_path):
     path = tmp_path / "deep" / "figure.png"
     save_figure(a_figure(), path)
     written = path.read_bytes()
     assert written == figure_png(a_figure())
-    with open_figure(2, 2) as broken:
-        broken.subplots().set_title("$\\nonsense{$")
+    with open_figure(2, 2) as invalid:
+        invalid.subplots().set_title("$\\nonsense{$")
     with pytest.raises(ValueError, match="nonsense"):
-        save_figure(broken, path)
+        save_figure(invalid, path)
     assert path.read_bytes() == written
     assert [file.name for file in path.parent.iterdir()] == ["figure.png"]
 

@@ -35,14 +35,9 @@ class Decisions:
 
     @torch.no_grad()
     def wrong(self, rows: Tensor, offsets: Tensor) -> Tensor:
-        """Whether images at some offsets are adversarial; False, without a query, where the budget is used up.
+        """Whether images at offsets (n, D) are adversarial, (n,) bool; False, without a query, beyond the budget.
 
-        Args:
-            rows: Index of the clean image of each offset (n,); an image may occur several times.
-            offsets: Offsets from the clean image (n, D).
-
-        Returns:
-            (n,) bool.
+        `rows` (n,) holds the index of the clean image of each offset; an image can occur several times.
         """
         queried = _turn(rows) < self.left[rows]
         answers = torch.zeros_like(queried)
@@ -56,14 +51,9 @@ class Decisions:
         return answers
 
     def between(self, rows: Tensor, low: Tensor, high: Tensor, directions: Tensor, tolerance: float) -> Tensor:
-        """Distances (n,) of the boundary along unit directions (n, D), by bisection.
+        """Distances (n,) of the boundary along unit directions (n, D), by bisection up to the tolerance.
 
-        Args:
-            rows: Index of the clean image (n,).
-            low: A distance at which the image is classified correctly (n,).
-            high: A distance at which it is misclassified (n,).
-            directions: (n, D).
-            tolerance: Width of the last interval.
+        The clean images `rows` (n,) are classified correctly at distances `low` (n,) and misclassified at `high` (n,).
         """
         low, high = low.clone(), high.clone()
         while True:

@@ -27,7 +27,7 @@ class DirectionSearch(MinimalAttack):
     g, then searches along it: the step doubles while g falls; if the first step fails, it shrinks to a quarter until
     one succeeds. If none does, the width of the estimate shrinks to a tenth.
 
-    A step is refused after one query where the image at the current distance is classified correctly; the authors'
+    A step is rejected after one query where the image at the current distance is classified correctly; the authors'
     code measures g first. All images of a batch run in parallel, each with a separate budget.
 
     Args:
@@ -67,14 +67,9 @@ class DirectionSearch(MinimalAttack):
     def estimate(
         self, oracle: Decisions, rows: Tensor, directions: Tensor, distances: Tensor, widths: Tensor
     ) -> Tensor:
-        """The gradient (n, D) of g, up to its length.
+        """The gradient (n, D) of g, up to its length, at unit vectors (n, D) with distances g (n,).
 
-        Args:
-            oracle: The model.
-            rows: Index of the clean image (n,).
-            directions: Unit vectors (n, D).
-            distances: g there (n,).
-            widths: Distance of the random directions (n,).
+        `rows` (n,) are the clean images, `widths` (n,) the distances of the random directions.
         """
 
     @torch.no_grad()
@@ -95,16 +90,10 @@ class DirectionSearch(MinimalAttack):
         return oracle.nearest.x, oracle.nearest.distances
 
     def distance(self, oracle: Decisions, rows: Tensor, guess: Tensor, directions: Tensor, wrong: Tensor) -> Tensor:
-        """G (n,) along directions (n, D), by bisection of an interval around a guess; infinite if none was found.
+        """Distances g (n,) along directions (n, D), by bisection around a guess; infinite where there is no boundary.
 
-        The interval grows by one percent at a time.
-
-        Args:
-            oracle: The model.
-            rows: Index of the clean image (n,).
-            guess: Distance to begin at (n,).
-            directions: Unit vectors (n, D).
-            wrong: Whether the image at the guess is misclassified (n,).
+        `rows` (n,) are the clean images; `wrong` (n,) is whether the image at the guess (n,) is misclassified. The
+        interval grows by one percent at a time.
         """
         step = torch.where(wrong, 1 - _BRACKET, 1 + _BRACKET)
         inner, outer, crossed = guess, guess * step, torch.zeros_like(wrong)

@@ -25,7 +25,7 @@ _NO_START = "init_attack failed"  # foolbox's error where it has no adversarial 
 class FoolboxAttack(MinimalAttack):
     """A minimal-norm attack of foolbox (Rauber et al. 2020): HopSkipJump, DDN, EAD, Brendel-Bethge, FMN, ...
 
-    It runs in single precision, on images in [0, 1]. The model confirms every result, and distances are measured anew.
+    It runs in single precision, on images in [0, 1]. The model confirms every result, and distances are measured again.
     The global generators of numpy and python are restored. Requires foolbox: pip install 'lightning-paf[attacks]'.
 
     Args:
@@ -63,7 +63,7 @@ class FoolboxAttack(MinimalAttack):
 
     @property
     def label(self) -> str:
-        """Name of the class without the word attack."""
+        """Name of the class without `Attack`."""
         return self.name.removesuffix("Attack").lower()
 
     def describe(self) -> dict[str, Any]:
@@ -87,7 +87,7 @@ class FoolboxAttack(MinimalAttack):
         return nearest.x, nearest.distances
 
     def _run(self, forward: Forward, x: Tensor, y: Tensor) -> Tensor:
-        """Run foolbox; image by image if it refuses a batch because some images have no start."""
+        """Run foolbox; image by image if it rejects a batch because some images have no start."""
         foolbox = _foolbox()
         model = foolbox.PyTorchModel(_Net(forward).eval(), bounds=(0, 1), device=x.device)
         try:
@@ -103,7 +103,7 @@ class FoolboxAttack(MinimalAttack):
 
 
 class _Net(nn.Module):
-    """The model as a module without submodules, since foolbox changes mode and device of a module."""
+    """The model as a module without submodules, because foolbox changes the mode and device of a module."""
 
     def __init__(self, forward: Forward) -> None:
         super().__init__()

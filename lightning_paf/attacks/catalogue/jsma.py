@@ -34,7 +34,7 @@ class JSMA(Attack):
 
     def __init__(self, entries: int = 20, *, increase: bool = True) -> None:
         super().__init__(2, norm="l1")
-        self.eps = self.entries = entries  # not checked: a number of entries may exceed any radius
+        self.eps = self.entries = entries  # not checked: a number of entries can exceed every radius
         self.increase = increase
         self.require(entries=2)
 

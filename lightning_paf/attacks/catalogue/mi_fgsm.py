@@ -9,10 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from lightning_paf.attacks.base import Attack, loss_and_gradient, radius_text, unless_infinite
-from lightning_paf.attacks.digest import tensor_digest
-from lightning_paf.functional.geometry import Bounds, geometry_of, per_example
-from lightning_paf.nn.modes import Mode, frozen
+from lightning_paf.functional.geometry import geometry_of, per_example
+from lightning_paf.nn.classifier import Classifier
+from lightning_paf.nn.modes import frozen
 from lightning_paf.types import Forward, PerExampleLoss, Radius
+from lightning_paf.utils.hashing import weights_fingerprint
 
 
 class MIFGSM(Attack):
@@ -26,9 +27,7 @@ class MIFGSM(Attack):
         step_size: Length of a step; null for `eps / steps`.
         steps: Number of gradients.
         momentum: Factor of the sum at each step.
-        mode: Mode of the attacked model: `eval`, or `train` with its buffers protected.
-        bounds: Smallest and largest pixel value; null for unbounded inputs.
-        loss: Default of the loss to increase, `(output, target) -> (N,)`; null for cross-entropy.
+        **options: Further options of `Attack`, except `norm`.
 
     Raises:
         ValueError: As for every attack; no step, a step size that is not positive, or a negative momentum.
@@ -43,11 +42,9 @@ class MIFGSM(Attack):
         step_size: Radius | None = None,
         steps: int = 10,
         momentum: float = 1.0,
-        mode: Mode = "eval",
-        bounds: Bounds = (0.0, 1.0),
-        loss: PerExampleLoss | None = None,
+        **options: Any,
     ) -> None:
-        super().__init__(eps, mode=mode, bounds=bounds, loss=loss)
+        super().__init__(eps, norm="linf", **options)
         self.step_size, self.steps, self.momentum = step_size, steps, momentum
         self.require(steps=1, momentum=0)
         self.require_positive("step_size")
@@ -72,16 +69,16 @@ class MIFGSM(Attack):
 class EnsembleMIFGSM(MIFGSM):
     """A transfer attack: MI-FGSM on the weighted mean of the surrogates' logits (Dong et al. 2018, section 3.3).
 
-    It calls the attacked model once, with one image (two in mode `train`), to compare the number of classes.
+    It calls the attacked model once, with one image (two in mode `train`), to compare the numbers of classes.
 
     Args:
         surrogates: Networks, images in [0, 1] to logits (N, K) of the same classes as those of the attacked model.
         weights: One for each surrogate, relative to their sum. Null for equal ones.
         eps: Largest change of a pixel in [0, 1].
-        options: Further arguments of `MIFGSM`; `mode` concerns the surrogates.
+        **options: Further options of `MIFGSM`; `mode` concerns the surrogates.
 
     Raises:
-        ValueError: As for MI-FGSM; no surrogate; weights that do not fit. In the call: models of different classes.
+        ValueError: As for MI-FGSM; no surrogate; weights that do not fit; models with different numbers of classes.
     """
 
     fixed_loss = True
@@ -95,20 +92,20 @@ class EnsembleMIFGSM(MIFGSM):
     ) -> None:
         super().__init__(eps, **options)
         if not surrogates:
-            raise ValueError("surrogates must hold at least one network, got none.")
+            raise ValueError("surrogates must hold at least one network, got none. Pass some.")
+        _check_classes([net.num_classes for net in surrogates if isinstance(net, Classifier)])
         weights = [1.0] * len(surrogates) if weights is None else list(weights)
         if len(weights) != len(surrogates) or not all(weight >= 0 for weight in weights) or not sum(weights) > 0:
             raise ValueError(
                 f"weights must be {len(surrogates)} numbers, one for each surrogate, at least 0 and not all 0, got "
                 f"{weights}. Pass null for equal ones."
             )
-
         self.surrogates = list(surrogates)
         self.weights = [weight / sum(weights) for weight in weights]
 
     def describe(self) -> dict[str, Any]:
         """The threat model and the settings as plain values, for result files."""
-        digests = [tensor_digest(net.state_dict().values()) for net in self.surrogates]
+        digests = [weights_fingerprint(net)[:16] for net in self.surrogates]
         return super().describe() | {"weights": self.weights, "surrogates": digests}
 
     def perturb(self, forward: Forward, x: Tensor, y: Tensor, loss: PerExampleLoss) -> Tensor:
@@ -116,18 +113,19 @@ class EnsembleMIFGSM(MIFGSM):
         with ExitStack() as stack:
             for net in self.surrogates:
                 stack.enter_context(frozen(net.to(x.device), self.mode))
-            self._check(forward, x[:1] if self.mode == "eval" else x[:2])
+            with torch.no_grad():
+                few = x[:1] if self.mode == "eval" else x[:2]
+                _check_classes([*(net(few).shape[1] for net in self.surrogates), forward(few).shape[1]])
             return super().perturb(self._logits, x, y, loss)
 
     def _logits(self, x: Tensor) -> Tensor:
         """Weighted mean of the logits."""
         return torch.stack([weight * net(x) for weight, net in zip(self.weights, self.surrogates, strict=True)]).sum(0)
 
-    @torch.no_grad()
-    def _check(self, forward: Forward, x: Tensor) -> None:
-        classes, attacked = [net(x).shape[1] for net in self.surrogates], forward(x).shape[1]
-        if set(classes) != {attacked}:
-            raise ValueError(
-                f"The surrogates must have the {attacked} classes of the attacked model, got {classes}. "
-                "Pass networks of its data."
-            )
+
+def _check_classes(classes: Sequence[int]) -> None:
+    if len(set(classes)) > 1:
+        raise ValueError(
+            f"Surrogates and attacked model must have the same number of classes, got {classes}. Pass networks of the "
+            "same data."
+        )

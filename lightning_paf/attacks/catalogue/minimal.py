@@ -56,12 +56,7 @@ class MinimalAttack(Attack):
 
 
 class Nearest:
-    """The nearest adversarial image so far, for each clean image.
-
-    Args:
-        x: Clean images (N, C, H, W), the results until something is found.
-        norm: Norm of the distance.
-    """
+    """The nearest adversarial images (N, C, H, W) so far, or the clean images `x`, and their distances (N,)."""
 
     def __init__(self, x: Tensor, norm: Norm) -> None:
         self.clean, self.ball = x, geometry_of(norm)
@@ -70,12 +65,9 @@ class Nearest:
 
     @torch.no_grad()
     def update(self, rows: Tensor, points: Tensor, adversarial: Tensor) -> None:
-        """Store adversarial points that are nearer than before.
+        """Store the points (n, C, H, W) that are adversarial (n,) and nearer than before.
 
-        Args:
-            rows: Index of the clean image of each point (n,); an image may occur several times.
-            points: (n, C, H, W).
-            adversarial: Whether each point is adversarial (n,).
+        `rows` (n,) holds the index of the clean image of each point; an image can occur several times.
         """
         rows, points = rows[adversarial], points[adversarial]
         if len(rows) == 0:

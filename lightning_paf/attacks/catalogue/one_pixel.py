@@ -59,8 +59,8 @@ class OnePixel(Attack):
         for _ in range(self.generations):
             best, index = scores.min(dim=1)
             x_adv[rows] = _painted(x[rows], genomes[torch.arange(len(rows)), index])
-            alive = best > 0
-            rows, genomes, scores = rows[alive], genomes[alive], scores[alive]
+            rest = best > 0
+            rows, genomes, scores = rows[rest], genomes[rest], scores[rest]
             if len(rows) == 0:
                 return x_adv
             children = self._children(genomes)

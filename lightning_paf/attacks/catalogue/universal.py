@@ -1,6 +1,7 @@
 """One perturbation for all images."""
 
 import copy
+import hashlib
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, Self
@@ -10,12 +11,12 @@ from torch import Tensor, nn
 
 from lightning_paf.attacks.base import Attack
 from lightning_paf.attacks.catalogue.deepfool import DeepFool
-from lightning_paf.attacks.digest import tensor_digest
 from lightning_paf.functional.geometry import Bounds, geometry_of
 from lightning_paf.functional.losses import hard_labels
 from lightning_paf.functional.predictions import misclassified
 from lightning_paf.nn.modes import Mode
 from lightning_paf.types import Forward, Norm, PerExampleLoss, Radius
+from lightning_paf.utils.hashing import tensor_bytes
 
 
 class UniversalPerturbation(Attack):
@@ -67,7 +68,8 @@ class UniversalPerturbation(Attack):
 
     def describe(self) -> dict[str, Any]:
         """The threat model and the settings as plain values, for result files."""
-        digest = None if self.perturbation is None else tensor_digest([self.perturbation])
+        delta = self.perturbation
+        digest = None if delta is None else hashlib.sha256(tensor_bytes(delta)).hexdigest()[:16]
         return super().describe() | {"perturbation": digest}
 
     def fitted(self, model: nn.Module, x: Tensor, y: Tensor) -> Self:
@@ -93,9 +95,8 @@ class UniversalPerturbation(Attack):
         del loss
         delta = self._fit(forward, x, hard_labels(y)) if self.perturbation is None else self.perturbation
         if delta.shape != x.shape[1:]:
-            raise ValueError(
-                f"Images must have shape {tuple(delta.shape)} of the perturbation, got {tuple(x.shape[1:])}."
-            )
+            shape = tuple(delta.shape)
+            raise ValueError(f"Images must have shape {shape} of the perturbation, got {tuple(x.shape[1:])}.")
         return self._added(x, delta.to(x))
 
     def _added(self, x: Tensor, delta: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Open the files that image sets are published in, without loading them.
+"""Open published files of images and labels without loading them.
 
 Layouts: `.npz` with `image` and `label` (DeepMind's DDPM sets, the EDM sets) or `X` and `Y` (cifar5m), the pickle of
 TI-500K (Carmon et al. 2019) with `data` and `extrapolated_targets`, and parquet files with the bytes of encoded images.
@@ -16,27 +16,24 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lightning_paf.data.readers.columns import Archive, Column
-from lightning_paf.data.readers.npy import read_header, read_rows
+from lightning_paf.data.readers.npy import Archive, Column, choose_keys, read_header, read_rows
 from lightning_paf.data.readers.parquet import open_parquet
 
 NPZ_KEYS = (("image", "label"), ("X", "Y"))
-PICKLE_KEYS = ("data", "extrapolated_targets")
+PICKLE_KEYS = (("data", "extrapolated_targets"),)
 
 
 def open_archive(path: Path) -> AbstractContextManager[Archive]:
     """Open a `.npz`, `.pickle`, `.pkl` or `.parquet` file.
 
     Raises:
-        ValueError: There is no such file, it is empty, or it is of another kind. Inside the context: it is damaged, or
+        ValueError: The file does not exist, is empty, or has another suffix. Inside the context: it is damaged, or
             holds other keys.
     """
     if not path.is_file():
-        raise ValueError(
-            f"{path}: there is no such file. Check the path; relative ones start at the working directory."
-        )
+        raise ValueError(f"{path}: there is no such file. Check the path; relative paths start at the working folder.")
     if path.suffix not in OPENERS:
-        raise ValueError(f"{path}: a {path.suffix or 'nameless'} file is not known. Known: {', '.join(OPENERS)}.")
+        raise ValueError(f"{path}: the suffix must be one of {', '.join(OPENERS)}, got {path.suffix or 'none'}.")
     if path.stat().st_size == 0:
         raise ValueError(f"{path}: the file is empty (0 bytes). Download or write it again.")
     return OPENERS[path.suffix](path)
@@ -47,18 +44,10 @@ def _open_npz(path: Path) -> Iterator[Archive]:
     try:
         with zipfile.ZipFile(path) as archive:
             found = [name.removesuffix(".npy") for name in archive.namelist()]
-            image, label = _choose_keys(path, found)
+            image, label = choose_keys(path, "arrays", found, NPZ_KEYS)
             yield Archive(_npz_column(path, archive, image), _npz_column(path, archive, label))
     except (zipfile.BadZipFile, zlib.error, EOFError) as error:
         raise ValueError(f"{path}: damaged, or not an npz file ({error}). Download or write it again.") from error
-
-
-def _choose_keys(path: Path, found: list[str]) -> tuple[str, str]:
-    for keys in NPZ_KEYS:
-        if set(keys) <= set(found):
-            return keys
-    accepted = " or ".join(f"{image} + {label}" for image, label in NPZ_KEYS)
-    raise ValueError(f"{path}: needs the arrays {accepted}, but holds {', '.join(found) or 'none'}. Rename them.")
 
 
 def _npz_column(path: Path, archive: zipfile.ZipFile, key: str) -> Column:
@@ -66,7 +55,7 @@ def _npz_column(path: Path, archive: zipfile.ZipFile, key: str) -> Column:
     with archive.open(member) as stream:
         shape, fortran_order, dtype = read_header(stream)
     if fortran_order and len(shape) > 1:
-        raise ValueError(f"{path}: {key} is stored in Fortran order. Save np.ascontiguousarray({key}) instead.")
+        raise ValueError(f"{path}: {key} must be in C order, got Fortran order. Save np.ascontiguousarray({key}).")
 
     def chunks() -> Iterator[NDArray[Any]]:
         with archive.open(member) as stream:
@@ -79,30 +68,25 @@ def _npz_column(path: Path, archive: zipfile.ZipFile, key: str) -> Column:
 @contextmanager
 def _open_pickle(path: Path) -> Iterator[Archive]:
     warnings.warn(
-        f"{path.name} is a pickle: reading one runs the code it contains. Only plain arrays are accepted here, and "
-        "anything else in it is refused; still, use files from sources you trust, and prefer npz.",
+        f"{path.name} is a pickle, and pickles can run code when they are read. Only plain arrays are accepted here, "
+        "and anything else is refused. Still, use files from trusted sources only, and prefer npz.",
         stacklevel=3,
     )
     with path.open("rb") as stream:
         try:
             content = _ArrayUnpickler(stream, encoding="latin1").load()
-        except Exception as error:  # a damaged pickle fails in any way it likes
+        except Exception as error:  # a damaged pickle can raise any exception
             raise ValueError(f"{path}: not a readable pickle of arrays ({error}). Convert it to npz.") from error
-    found = list(content) if isinstance(content, dict) else [type(content).__name__]
-    if not set(PICKLE_KEYS) <= set(found):
-        raise ValueError(
-            f"{path}: needs a dict with {' + '.join(PICKLE_KEYS)}, but holds {', '.join(map(str, found))}."
-        )
-    image, label = (_array_column(np.asarray(content[key])) for key in PICKLE_KEYS)
-    yield Archive(image, label)
-
-
-def _array_column(array: NDArray[Any]) -> Column:
-    return Column(array.shape, array.dtype, lambda: iter([array]))
+    found = [str(key) for key in content] if isinstance(content, dict) else [type(content).__name__]
+    image, label = (np.asarray(content[key]) for key in choose_keys(path, "dict entries", found, PICKLE_KEYS))
+    yield Archive(
+        Column(image.shape, image.dtype, lambda: iter([image])),
+        Column(label.shape, label.dtype, lambda: iter([label])),
+    )
 
 
 class _ArrayUnpickler(pickle.Unpickler):
-    """Rebuild numpy arrays and scalars, and nothing else."""
+    """An unpickler of numpy arrays and scalars only."""
 
     allowed = frozenset(
         {
@@ -116,10 +100,10 @@ class _ArrayUnpickler(pickle.Unpickler):
     )
 
     def find_class(self, module: str, name: str) -> Any:
-        """Look a name up, in numpy 2's modules where the file was written by numpy 1."""
+        """Find an allowed name; numpy 1's modules are looked up in numpy 2."""
         module = module.replace("numpy.core.", "numpy._core.")
         if (module, name) not in self.allowed:
-            raise pickle.UnpicklingError(f"it asks for {module}.{name}")
+            raise pickle.UnpicklingError(f"it contains {module}.{name}")
         return super().find_class(module, name)
 
 

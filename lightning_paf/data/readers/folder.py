@@ -11,10 +11,12 @@ HELD_OUT = re.compile(r"(test|validation|valid|val|dev)(?![a-z])")
 
 
 def array_files(folder: Path) -> list[tuple[Path, Path]]:
-    """List the pairs of arrays in a folder: `image.npy` + `label.npy`, or several `NAME.image.npy` + `NAME.label.npy`.
+    """List the pairs of arrays in a folder.
+
+    A folder has one pair `image.npy` + `label.npy`, or several `NAME.image.npy` + `NAME.label.npy`.
 
     Returns:
-        Image and label file of each pair, in the order of their names; nothing for a folder without arrays.
+        Image and label file of each pair, sorted by name.
 
     Raises:
         ValueError: One file of a pair is missing.
@@ -25,18 +27,18 @@ def array_files(folder: Path) -> list[tuple[Path, Path]]:
     if images != labels:
         name = min(images ^ labels)
         missing = name + (IMAGE_FILE if name in labels else LABEL_FILE)
-        raise ValueError(f"{folder}: images and labels must come in pairs, but {missing} is missing. Copy it again.")
+        raise ValueError(f"{folder}: images and labels must come in pairs, got no {missing}. Copy it again.")
     return [(folder / f"{name}{IMAGE_FILE}", folder / f"{name}{LABEL_FILE}") for name in sorted(images)]
 
 
 def find_sources(paths: Sequence[Path]) -> list[Path]:
-    """List the archives, and the folders of arrays, that `paths` stand for.
+    """Replace each folder of archives by the archives in it.
 
     Args:
         paths: Archives, folders of arrays, or folders of archives (such as the six parts of cifar5m).
 
     Raises:
-        ValueError: A folder holds none of them, or test images next to others.
+        ValueError: A folder holds none of them, or both training and held-out images.
     """
     sources: list[Path] = []
     for path in paths:
@@ -48,12 +50,13 @@ def _archives_in(folder: Path) -> list[Path]:
     inside = sorted(file for file in folder.iterdir() if file.is_file() and file.suffix in OPENERS)
     if not inside:
         raise ValueError(
-            f"{folder}: this folder holds no {', '.join(OPENERS)} file and no {IMAGE_FILE}. Check --data.synthetic."
+            f"{folder}: the folder must hold {', '.join(OPENERS)} files or {IMAGE_FILE}, got none. "
+            "Check --data.synthetic."
         )
     held_out = [file for file in inside if HELD_OUT.match(file.stem)]
     if held_out and len(held_out) < len(inside):
         raise ValueError(
-            f"{folder}: all files of a folder are trained on, but {held_out[0].name} is held out by its name. "
-            "Put the training files into a separate folder."
+            f"{folder}: all files of the folder must be training images, got {held_out[0].name}. "
+            "Move the training files into a separate folder."
         )
     return inside

@@ -8,7 +8,7 @@ from lightning_paf.evaluation.statistics import exact_accuracy
 from lightning_paf.functional.losses import cross_entropy
 from lightning_paf.functional.predictions import NO_PREDICTION, misclassified, predicted, undefined
 
-_PIXEL_TOLERANCE = 1e-4  # interpolation overshoots by a rounding error; attacks accept as much
+_PIXEL_TOLERANCE = 1e-4  # rounding errors of interpolation
 _GREY_LEVEL = 1 / 255
 _REPETITIONS = 3
 
@@ -18,7 +18,7 @@ non-deterministic kernels in single precision."""
 
 
 def pixel_range(context: Context) -> CheckResult:
-    """Check that images lie in [0, 1] and fill more than one grey level."""
+    """Check that images are in [0, 1] and span more than one grey level."""
     finite = bool(context.x.isfinite().all())
     low, high = (limit.item() for limit in context.x.nan_to_num().aminmax())
     passed = finite and low >= -_PIXEL_TOLERANCE and _GREY_LEVEL + _PIXEL_TOLERANCE < high <= 1 + _PIXEL_TOLERANCE
@@ -28,7 +28,7 @@ def pixel_range(context: Context) -> CheckResult:
 
 
 def train_mode(context: Context) -> CheckResult:
-    """Check that no module is in train mode, or that this does not change the outputs."""
+    """Check that no module is in train mode, or that the outputs do not depend on it."""
     training = [name or "the model" for name, module in context.model.named_modules() if module.training]
     x = context.x[: context.batch_size]
     with torch.no_grad(), context.isolated("mode"):
@@ -49,7 +49,7 @@ def train_mode(context: Context) -> CheckResult:
 def finite_outputs(context: Context) -> CheckResult:
     """Check that logits are finite, on clean images and within the threat model."""
     clean, attack = undefined(context.clean_logits), context.pgd(cross_entropy)
-    parts = zip(*(torch.split(whole, context.batch_size) for whole in (context.x, context.y)), strict=True)
+    parts = zip(*(torch.split(column, context.batch_size) for column in (context.x, context.y)), strict=True)
     attacked = torch.cat([undefined(context.logits(attack(context.model, *part))) for part in parts])
     measured = f"{percent(clean)} of the samples have a NaN or infinite logit"
     if attacked.any():

@@ -24,13 +24,14 @@ from lightning_paf.types import Norm, PerExampleLoss, Radius
 
 STEPS, MANY_STEPS, RESTARTS = 10, 100, 4
 
-LARGEST_GAIN = 0.05
-"""Accuracy that a stronger attack may cost a sound model, as a fraction of all samples.
+MAX_GAIN = 0.05
+"""Largest loss of accuracy of a sound model by a stronger attack, as a fraction of all samples.
 
 Between PGD on cross-entropy and AutoAttack, well-trained networks lose up to about 5 points (Croce & Hein 2020,
 tables 2 and 3); masked gradients cost tens of points."""
 
-LARGEST_FRACTION = 0.01  # of the samples may fail by chance where a sound model has no failures
+MAX_FRACTION = 0.01
+"""Largest fraction of samples that fail by chance in a sound model."""
 
 
 @dataclass(frozen=True)
@@ -39,11 +40,11 @@ class CheckResult:
 
     Attributes:
         name: Name of the check, such as `zero-gradients`.
-        passed: Whether the check found nothing wrong; None if it was skipped.
+        passed: Whether the check found no error; None if it was skipped.
         measured: Measurement in one sentence without a full stop.
-        hint: Consequence of a failure, and its usual cures.
+        hint: Consequence of a failure, and its usual fixes.
         values: Measured numbers, ready for JSON.
-        skipped: Reason for not running the check.
+        skipped: Reason for skipping the check.
     """
 
     name: str
@@ -59,7 +60,7 @@ class Context:
     """A model with samples, a threat model, and cached results of shared attacks.
 
     Attributes:
-        model: Images (N, C, H, W) in [0, 1] to logits (N, num_classes), in the mode in which it is evaluated.
+        model: Images (N, C, H, W) in [0, 1] to logits (N, num_classes), in the mode of the evaluation.
         x: Images (n, C, H, W), at least 20; 100 are usual.
         y: Labels (n,) int64, or distributions over the classes (n, num_classes).
         eps: Radius of the threat model.
@@ -175,19 +176,19 @@ class Context:
 
 
 def is_large_gain(before: Tensor, after: Tensor) -> bool:
-    """Whether accuracy falls by more than `LARGEST_GAIN`, beyond sampling error."""
+    """Whether accuracy falls by more than `MAX_GAIN`, beyond sampling error."""
     only_before, only_after = int((before & ~after).sum()), int((after & ~before).sum())
-    return paired_difference(only_before, only_after, len(before)).low > LARGEST_GAIN
+    return paired_difference(only_before, only_after, len(before)).low > MAX_GAIN
 
 
 def smallest_visible_gain(total: int) -> float:
     """Smallest loss of accuracy that `is_large_gain` detects in `total` samples."""
-    return next((k / total for k in range(total + 1) if paired_difference(k, 0, total).low > LARGEST_GAIN), 1.0)
+    return next((k / total for k in range(total + 1) if paired_difference(k, 0, total).low > MAX_GAIN), 1.0)
 
 
 def is_frequent(count: int, total: int) -> bool:
-    """Whether more than `LARGEST_FRACTION` fail, beyond sampling error."""
-    return total > 0 and exact_accuracy(count, total).low > LARGEST_FRACTION
+    """Whether more than `MAX_FRACTION` fail, beyond sampling error."""
+    return total > 0 and exact_accuracy(count, total).low > MAX_FRACTION
 
 
 def fraction(flags: Tensor) -> float:
@@ -201,7 +202,7 @@ def percent(value: float | Tensor) -> str:
 
 
 class _Connected(nn.Module):
-    """A model without any gradient, with a gradient of zero, so that attacks can run."""
+    """A model without a gradient, made to have a gradient of zero, so that attacks can run."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()

@@ -22,14 +22,14 @@ from lightning_paf.evaluation.checks.context import (
 from lightning_paf.functional.losses import cross_entropy, margin
 from lightning_paf.nn.modes import frozen
 
-_LARGEST_FLAT_FRACTION = 0.5
-"""Pixels that may lack a gradient: masked gradients leave most pixels without one, dead units and crops a few."""
+_MAX_FLAT_FRACTION = 0.5
+"""Largest fraction of pixels without a gradient: masked gradients concern most pixels, dead units and crops a few."""
 
 _JITTER = 0.1
 """Uniform noise in the images on which derivatives are compared, as a fraction of the pixel range."""
 
 _POINTS = 8
-"""Gradients whose mean is compared with a central difference, so that kinks within a long step count in both."""
+"""Number of gradients whose mean is compared with a central difference; both then include kinks within a long step."""
 
 _GROWTH_STEPS = 20
 _QUERIES = 300
@@ -51,7 +51,7 @@ def zero_gradients(context: Context) -> CheckResult:
         zero, infinite = (flat == 0).all(dim=1), int((~flat.isfinite().all(dim=1)).sum())
         samples, without = len(flat), int(zero.sum())
         pixels = 1.0 if zero.all() else fraction(flat[~zero] == 0)
-        passed &= not is_frequent(without, samples) and infinite == 0 and pixels <= _LARGEST_FLAT_FRACTION
+        passed &= not is_frequent(without, samples) and infinite == 0 and pixels <= _MAX_FLAT_FRACTION
         text = f"{without} of {samples} samples"
         text += f", {percent(pixels)} of the others' pixels" if without < samples else ""
         text += f", NaN or infinite in {infinite} samples" if infinite else ""
@@ -73,8 +73,7 @@ def finite_differences(context: Context) -> CheckResult:
     else:  # a step so long that the difference exceeds rounding
         model, dtype, step, tolerance, precision = context.model, context.x.dtype, 0.05, 0.25, "single precision"
     x, y = context.x[context.correct].to(dtype), context.y[context.correct]
-    # Away from the border of the pixel range, where a clamp in the model has a kink, and from ties in flat regions,
-    # where max-pooling and ReLU have one.
+    # Avoid kinks: those of a clamp at the border of the pixel range, and those of max-pooling at ties in flat regions.
     x = 2 * step + (1 - 4 * step) * x.lerp(torch.rand_like(x), _JITTER)
     direction = torch.randn_like(x)
     direction /= direction.flatten(1).norm(dim=1).view(-1, 1, 1, 1)

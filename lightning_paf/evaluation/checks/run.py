@@ -1,7 +1,7 @@
 """The list of sanity checks, and their runner.
 
 The checks follow Carlini et al. 2019 ("On evaluating adversarial robustness", section 5) and Athalye et al. 2018. They
-find signs of a wrong evaluation only: passing them proves no robustness, and a model that is not robust passes them.
+find signs of a wrong evaluation: a model that is not robust can pass, and passing does not prove robustness.
 """
 
 from collections.abc import Callable, Sequence
@@ -44,7 +44,7 @@ def run_checks(
 
     Args:
         context: Model, samples and threat model.
-        checks: Checks to run, each with random numbers that depend on the seed and its name only.
+        checks: Checks to run; the random numbers of each depend only on the seed and its name.
         progress: Called with the name of each check before it starts.
 
     Returns:

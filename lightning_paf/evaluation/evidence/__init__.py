@@ -1,8 +1,7 @@
-"""Evidence files: `write`, `read` and `verify` an upper bound of robust accuracy that others can check.
+"""Evidence files: `write`, `read` and `verify` an upper bound of robust accuracy.
 
-A file holds for every evaluated sample a hash of the clean image with its label, the outcome, and the exact adversarial
-image where an attack fooled the model. It is a safetensors file without code, and ends with the SHA-256 of all bytes
-before.
+A file has for every evaluated sample a hash of the clean image with its label, the outcome, and the exact adversarial
+image where an attack fooled the model. It is a safetensors file that ends with the SHA-256 of all other bytes.
 """
 
 from lightning_paf.evaluation.evidence.read import SUFFIX, Evidence, evidence_files, read

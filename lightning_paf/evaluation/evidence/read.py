@@ -41,11 +41,11 @@ _FIELDS: Mapping[str, type] = {
     "sub_attacks": list,
 }
 _EPS = re.compile(r"[0-9.]{1,40}(e-?[0-9]{1,3})?(/[0-9]{1,40})?")
-_MOST_BYTES, _MOST_SAMPLES, _MOST_CLASSES, _LONGEST_METADATA, _DEEPEST_METADATA = 2**36, 2**24, 2**15, 2**20, 32
+_MAX_BYTES, _MAX_SAMPLES, _MAX_CLASSES, _MAX_METADATA, _MAX_DEPTH = 2**36, 2**24, 2**15, 2**20, 32
 
 _SLACK: Mapping[str, tuple[float, float]] = {"linf": (2**-24, 0.0), "l2": (0.0, 1e-6), "l1": (0.0, 1e-6)}
-"""By how much a perturbation may exceed eps, absolute and relative. Attacks work in single precision, where a pixel
-near 1 is rounded by up to 2^-24, half a unit in the last place, and a sum over all pixels by more."""
+"""Excess of a perturbation over eps that is tolerated, absolute and relative. In single precision a pixel near 1 is
+rounded by up to 2^-24, half a unit in the last place, and a sum over all pixels by more."""
 
 Images = NDArray[np.float32]
 
@@ -62,7 +62,7 @@ class Evidence:
         labels: (n,) int64.
         adversarial: Class of the adversarial image, or of the clean one where there is none; -1 for logits that are not
             finite; (n,) int64.
-        x_adv: Adversarial images of the fooled samples, in their order, float32 (k, C, H, W); read when sliced.
+        x_adv: Adversarial images of the fooled samples, in their order, float32 (k, C, H, W); read on slicing.
         fooled_by: Index into `sub_attacks`; -1 for samples that no attack fooled; (n,) int8.
         inputs: SHA-256 of each clean image with its label, (n, 32) uint8.
         outcomes: ROBUST, FOOLED or MISCLASSIFIED, (n,) uint8.
@@ -104,7 +104,7 @@ class Evidence:
         return np.asarray(size(torch.from_numpy(x_adv.astype(np.float64) - x.astype(np.float64))))
 
     def evaluated_images(self, indices: NDArray[np.int64], x: Images) -> Images:
-        """Adversarial images of the fooled samples among some samples, clean images of the others.
+        """Adversarial images of the fooled samples among `indices` (N,), clean images of the others.
 
         Args:
             indices: Positions in the arrays, (N,).
@@ -119,15 +119,15 @@ class Evidence:
                 f"Images of the data must have the shape {image} of the evidence, got {x.shape[1:]}. Pass the --data "
                 "options of the evaluation."
             )
-        images, mine = x.copy(), np.flatnonzero(self.fooled[indices])
-        rows = np.searchsorted(np.flatnonzero(self.fooled), indices[mine])
-        for at, row in zip(mine, rows.tolist(), strict=True):
-            images[at] = self.x_adv[row : row + 1][0]
+        images, replaced = x.copy(), np.flatnonzero(self.fooled[indices])
+        rows = np.searchsorted(np.flatnonzero(self.fooled), indices[replaced])
+        for index, row in zip(replaced, rows.tolist(), strict=True):
+            images[index] = self.x_adv[row : row + 1][0]
         return images
 
 
 def read(path: Path) -> Evidence:
-    """Read what `write` wrote; the adversarial images stay in the file until they are needed.
+    """Read an evidence file; its adversarial images are read on demand.
 
     Raises:
         ValueError: There is no such file, an earlier version wrote it, or it is damaged or malformed.
@@ -138,7 +138,7 @@ def read(path: Path) -> Evidence:
         try:
             return _read(path)
         except (SafetensorError, ValueError, ArithmeticError) as error:
-            # The messages of libraries may quote the file.
+            # Messages of libraries can quote the file.
             reason = error if isinstance(error, _RefusedError) else "it is no safetensors file with evidence"
             raise ValueError(f"{path} is refused: {reason}. Pass an intact evidence file.") from error
 
@@ -159,12 +159,12 @@ _OUTDATED = "was written by an earlier version. Run `lightning-paf test` with th
 
 
 class _RefusedError(ValueError):
-    """Reason why a file is refused, without any text of the file."""
+    """Reason for refusing a file, without text from the file."""
 
 
 def _read(path: Path) -> Evidence:
-    if path.stat().st_size > _MOST_BYTES:
-        raise _RefusedError(f"it has more than {_MOST_BYTES} bytes")
+    if path.stat().st_size > _MAX_BYTES:
+        raise _RefusedError(f"it has more than {_MAX_BYTES} bytes")
     file: Any = safe_open(path, "numpy")
     texts = file.metadata() or {}
     if _OLD_KEY in texts:
@@ -174,8 +174,8 @@ def _read(path: Path) -> Evidence:
     sha256 = _checked_hash(path)
     slices = {name: file.get_slice(name) for name in TENSORS}
     x_adv, n = slices["x_adv"], slices["ids"].get_shape()[:1]
-    if not [1] <= n <= [_MOST_SAMPLES]:
-        raise _RefusedError(f"it must have from 1 to {_MOST_SAMPLES} samples")
+    if not [1] <= n <= [_MAX_SAMPLES]:
+        raise _RefusedError(f"it must have from 1 to {_MAX_SAMPLES} samples")
     shapes = {**dict.fromkeys(TENSORS, n), "inputs": [*n, 32], "sha256": [32], "x_adv": x_adv.get_shape()}
     for name, (dtype, _) in TENSORS.items():
         if (slices[name].get_dtype(), slices[name].get_shape()) != (dtype, shapes[name]):
@@ -189,20 +189,20 @@ def _read(path: Path) -> Evidence:
 
 
 def _checked_hash(path: Path) -> str:
-    """SHA-256 of a file without its last 32 bytes, which must be equal to it."""
+    """SHA-256 of a file without its last 32 bytes, to which it must be equal."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         end = path.stat().st_size - digest.digest_size
         while part := file.read(min(2**20, end - file.tell())):
             digest.update(part)
         if file.read() != digest.digest():
-            raise _RefusedError("it is damaged, because it does not end with the SHA-256 of its content")
+            raise _RefusedError("it is damaged: it does not end with the SHA-256 of its content")
     return digest.hexdigest()
 
 
 def _metadata(text: str) -> dict[str, Any]:
-    depth = max(accumulate((letter in "[{") - (letter in "]}") for letter in text[:_LONGEST_METADATA]), default=0)
-    if len(text) > _LONGEST_METADATA or depth > _DEEPEST_METADATA:
+    depth = max(accumulate((letter in "[{") - (letter in "]}") for letter in text[:_MAX_METADATA]), default=0)
+    if len(text) > _MAX_METADATA or depth > _MAX_DEPTH:
         raise _RefusedError("its metadata is too long or too deeply nested")
     found = json.loads(text)
     if not isinstance(found, dict) or found.get("version") != VERSION:
@@ -214,7 +214,7 @@ def _metadata(text: str) -> dict[str, Any]:
 
 
 def _rules(evidence: Evidence) -> Iterator[tuple[str, bool]]:
-    """Rules that the code relies on, and whether they hold; `verify` decides whether the content is true."""
+    """Rules of the format, and whether they hold; `verify` checks the claims."""
     names, by, n = evidence.metadata["sub_attacks"], evidence.fooled_by, len(evidence)
     attack, k = evidence.metadata["attack"], int(np.count_nonzero(evidence.fooled))
     norm, eps, value, bounds = (attack.get(name) for name in ("norm", "eps", "eps_value", "bounds"))
@@ -226,7 +226,7 @@ def _rules(evidence: Evidence) -> Iterator[tuple[str, bool]]:
     yield "bounds must be two numbers", bounds is None or kinds == [True, True]
     yield "total must be at least the number of samples", evidence.metadata["total"] >= n
     yield "ids must differ", len(np.unique(evidence.ids)) == n
-    yield f"classes must be less than {_MOST_CLASSES}", bool(((classes >= -1) & (classes < _MOST_CLASSES)).all())
+    yield f"classes must be less than {_MAX_CLASSES}", bool(((classes >= -1) & (classes < _MAX_CLASSES)).all())
     yield "outcomes must be 1, 2 or 3", bool(((evidence.outcomes >= 1) & (evidence.outcomes <= 3)).all())
     valid = ((by >= 0) == evidence.fooled) & (by >= -1) & (by < len(names))
     yield "fooled_by must be an index exactly where a sample is fooled", bool(valid.all())

@@ -1,4 +1,4 @@
-"""Verification of evidence against a model and its data: every claim that one forward pass can decide."""
+"""Verification of evidence against a model and its data, with one forward pass for each sample."""
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -9,11 +9,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from lightning_paf.evaluation.evaluate import Samples
 from lightning_paf.evaluation.evidence.read import Evidence
 from lightning_paf.evaluation.evidence.write import library_versions, text_hash
 from lightning_paf.evaluation.identity import network_fingerprint
 from lightning_paf.evaluation.result import Outcome
-from lightning_paf.evaluation.samples import Samples
 from lightning_paf.evaluation.statistics import Accuracy, exact_accuracy
 from lightning_paf.functional.predictions import predicted
 from lightning_paf.nn.modes import frozen, full_precision
@@ -29,8 +29,7 @@ CHECKS: Mapping[str, str] = {
     "misclassified": "the model misclassifies the clean image of a misclassified sample",
     "robust": "the model classifies the clean image of a robust sample correctly",
 }
-"""Checks by name, with the rule of each."""
-
+"""Rules by name."""
 
 Mask: TypeAlias = NDArray[np.bool_]
 Column: TypeAlias = NDArray[Any]
@@ -60,8 +59,8 @@ class Verification:
     """Result of a verification.
 
     Attributes:
-        evidence: The evidence that was verified.
-        checked: For each of `CHECKS`, the number of samples that it concerns; 0 or 1 for the evidence as a whole.
+        evidence: The verified evidence.
+        checked: Number of samples that each of `CHECKS` applies to; 0 or 1 for the evidence as a whole.
         mismatches: Rules that do not hold.
         notes: Remarks that do not affect the result.
         proven: Number of samples that are proven to be misclassified within the threat model.
@@ -84,15 +83,15 @@ class Verification:
         return exact_accuracy(len(self.evidence) - self.proven, len(self.evidence))
 
     def __str__(self) -> str:
-        """The proven bound, and the claim that no evidence can prove."""
+        """The proven bound, and the part that no evidence can prove."""
         rest = len(self.evidence) - self.proven
         proven = (
             f"Proven: the robust accuracy of this model is at most {self.upper_bound} ({self.evidence.threat}), "
             f"because it misclassifies {self.proven} of {len(self.evidence)} samples."
         )
         unproven = (
-            f" Not proven, and not provable by any evidence: robustness on the other {rest}. That takes trust in the "
-            "attacks, or running them again."
+            f" Not proven, and not provable by any evidence: robustness on the other {rest}. Trust the attacks for it, "
+            "or run them again."
         )
         return proven + unproven if rest else proven
 
@@ -107,15 +106,15 @@ def verify(
 ) -> Verification:
     """Check evidence with one forward pass for each sample, in float32.
 
-    The pass of a fooled sample is on its adversarial image, that of any other sample on its clean image. Images are in
-    memory a batch at a time.
+    The pass of a fooled sample is on its adversarial image, that of any other sample on its clean image. One batch of
+    images is in memory at a time.
 
     Args:
-        evidence: Of `read`.
+        evidence: Output of `read`.
         model: Images (N, C, H, W) in [0, 1] to logits (N, K); on the device of the samples.
         samples: Data of the evaluation, or more.
-        config: Text of the configuration; None leaves its check out.
-        progress: Called with the number of samples that have just been checked.
+        config: Text of the configuration; None skips its check.
+        progress: Called with the number of samples of each checked batch.
         batch: Images in one forward pass.
 
     Raises:
@@ -124,34 +123,31 @@ def verify(
     unknown = evidence.ids[~np.isin(evidence.ids, samples.ids)]
     if len(unknown):
         raise ValueError(
-            f"The data must have all samples of the evidence, but {len(unknown)} are missing, first {unknown[0]}. Pass "
-            "the --data options of the evaluation."
+            f"The data must have all samples of the evidence, got {len(unknown)} missing ones, first {unknown[0]}. "
+            "Pass the --data options of the evaluation."
         )
     hashes = {"weights": (weights_fingerprint(model), evidence.metadata["weights"])}
     if config is not None and evidence.metadata["config"]:
         hashes["configuration"] = text_hash(config), evidence.metadata["config"]
-    found = [
-        Mismatch(check, None, f"here {here}, evidence {there}")
-        for check, (here, there) in hashes.items()
-        if here != there
-    ]
+    found = [Mismatch(check, None, f"here {a}, evidence {b}") for check, (a, b) in hashes.items() if a != b]
     checked = {check: int(check in hashes) for check in CHECKS}
-    faultless = np.ones(len(evidence), bool)
+    passed = np.ones(len(evidence), bool)
     computed = _recompute(evidence, model, samples, progress, batch)
-    for check, concerned, holds, detail in _checks(evidence, *computed):
-        checked[check] = int(np.count_nonzero(concerned))
-        faultless &= holds | ~concerned
-        found += [Mismatch(check, int(evidence.ids[i]), detail(i)) for i in np.flatnonzero(concerned & ~holds).tolist()]
-    other_class = int(np.count_nonzero(faultless & (computed[-1] != evidence.adversarial)))
+    for check, applies, holds, detail in _checks(evidence, *computed):
+        checked[check] = int(np.count_nonzero(applies))
+        failed = applies & ~holds
+        passed &= ~failed
+        found += [Mismatch(check, int(evidence.ids[i]), detail(i)) for i in np.flatnonzero(failed).tolist()]
+    other_class = int(np.count_nonzero(passed & (computed[-1] != evidence.adversarial)))
     notes = tuple(_notes(evidence, model, samples, config, other_class))
-    proven = int(np.count_nonzero(faultless & (evidence.outcomes != Outcome.ROBUST)))
+    proven = int(np.count_nonzero(passed & (evidence.outcomes != Outcome.ROBUST)))
     return Verification(evidence, checked, tuple(found), notes, proven)
 
 
 def _recompute(
     evidence: Evidence, model: nn.Module, samples: Samples, progress: Callable[[int], None], batch: int
 ) -> list[Column]:
-    """For each sample: whether its input is that of the evidence, least and largest pixel, distance, class."""
+    """For each sample: whether its input matches the evidence, least and largest pixel, distance, class."""
     parts = []
     for first in range(0, len(evidence), batch):
         indices = np.arange(first, min(first + batch, len(evidence)))
@@ -178,7 +174,7 @@ def _logits(model: nn.Module, x: Tensor) -> Tensor:
 def _checks(
     evidence: Evidence, same: Mask, low: Column, high: Column, distance: Column, classes: Column
 ) -> Iterator[tuple[str, Mask, Mask, Callable[[int], str]]]:
-    """Check, samples that it concerns (n,), samples that pass (n,), and the detail of a mismatch."""
+    """Name of each check, samples that it applies to (n,), samples that pass (n,), and details of mismatches."""
     wrong, fooled, outcomes = classes != evidence.labels, evidence.fooled, evidence.outcomes
     eps = evidence.metadata["attack"]["eps"]
 
@@ -209,8 +205,8 @@ def _notes(
         yield "The configuration was not compared, because none was given."
     if network_fingerprint(model) != metadata["network"]:
         yield (
-            "The network differs apart from its weights: its modules, as this version of torch prints them, or its "
-            "normalisation of the images. Differences in predictions may come from there."
+            "The network differs apart from its weights: its printed modules, which depend on the version of torch, or "
+            "its normalisation of the images. This can change predictions."
         )
     here, there = library_versions(), metadata["versions"]
     for name in sorted({*here, *there}):

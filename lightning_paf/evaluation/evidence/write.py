@@ -14,9 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lightning_paf import __version__
+from lightning_paf.evaluation.evaluate import Samples
 from lightning_paf.evaluation.evidence.read import KEY, TENSORS, VERSION, Evidence, read
 from lightning_paf.evaluation.result import EvaluationResult, Outcome
-from lightning_paf.evaluation.samples import Samples
 from lightning_paf.utils.files import explained, write_whole
 from lightning_paf.utils.hashing import sample_fingerprints
 
@@ -24,11 +24,11 @@ from lightning_paf.utils.hashing import sample_fingerprints
 def write(
     result: EvaluationResult, path: Path, samples: Samples, *, dataset: str, config: str | None = None
 ) -> Evidence:
-    """Write the evidence of an evaluation atomically. Images are in memory a block at a time.
+    """Write the evidence of an evaluation atomically; one block of images is in memory at a time.
 
     Args:
-        result: Of one sample at least, with its adversarial images.
-        path: File to write; its folder is made if it is missing.
+        result: Result with at least one sample and all adversarial images.
+        path: File to write; its folder is created if it is missing.
         samples: The samples of the evaluation, or more.
         dataset: Name of the data.
         config: Text of the run's configuration; its hash becomes part of the file.
@@ -42,30 +42,17 @@ def write(
     if len(result.ids) == 0:
         raise ValueError("Evidence must have at least one evaluated sample, got 0. Evaluate some samples first.")
     assert result.evaluation is not None
-    identity, block = result.evaluation.identity.content(), result.evaluation.block_size
+    block = result.evaluation.block_size
     inputs = [
         sample_fingerprints(*samples.fetch(result.ids[first : first + block]))
         for first in range(0, len(result.ids), block)
     ]
     image = samples.fetch(result.ids[:1])[0].shape[1:]
     fooled = result.ids[result.outcomes == Outcome.FOOLED]
-    columns: dict[str, NDArray[Any]] = {
-        "adversarial": result.adversarial,
-        "ids": result.ids,
-        "labels": result.labels,
-        "fooled_by": result.fooled_by,
-        "inputs": np.concatenate(inputs),
-        "outcomes": result.outcomes,
-    }
-    metadata = {name: identity[name] for name in ("attack", "seed", "block_size", "precision", "network", "code")} | {
-        "version": VERSION,
-        "dataset": dataset,
-        "sub_attacks": [sub_attack.label for sub_attack in result.sub_attacks],
-        "weights": identity["model"],
-        "config": text_hash(config),
-        "versions": library_versions(),
-        "total": result.total,
-    }
+    names = ("adversarial", "ids", "labels", "fooled_by", "outcomes")
+    columns: dict[str, NDArray[Any]] = {name: getattr(result, name) for name in names}
+    columns["inputs"] = np.concatenate(inputs)
+    metadata = _metadata(result, dataset, config)
     shapes = {"x_adv": (len(fooled), *image), "sha256": (32,)} | {name: array.shape for name, array in columns.items()}
     parts = {"x_adv": _images(result, fooled), "sha256": []} | {name: [array] for name, array in columns.items()}
     with explained(path, "evidence"):
@@ -74,33 +61,47 @@ def write(
     return read(path)
 
 
+def _metadata(result: EvaluationResult, dataset: str, config: str | None) -> dict[str, Any]:
+    assert result.evaluation is not None
+    identity = result.evaluation.identity.content()
+    return {name: identity[name] for name in ("attack", "seed", "block_size", "precision", "network", "code")} | {
+        "version": VERSION,
+        "dataset": dataset,
+        "sub_attacks": [sub_attack.label for sub_attack in result.sub_attacks],
+        "weights": identity["model"],
+        "config": text_hash(config),
+        "versions": library_versions(),
+        "total": result.total,
+    }
+
+
 def text_hash(text: str | None) -> str:
     """SHA-256 of a text in hexadecimal digits; empty for None."""
     return "" if text is None else hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def library_versions() -> dict[str, str]:
-    """Versions that the numbers may depend on besides the code."""
+    """Versions of the libraries that the numbers can depend on."""
     own = {"lightning_paf": __version__, "python": platform.python_version()}
     return own | {name: version(name) for name in ("lightning", "numpy", "torch")}
 
 
 def _images(result: EvaluationResult, fooled: NDArray[np.int64]) -> Iterator[NDArray[np.float32]]:
     """Adversarial images of the fooled samples, block by block."""
-    left = fooled
+    remaining = fooled
     for ids, x_adv in result.examples():
-        if not np.array_equal(ids, left[: len(ids)]):
+        if not np.array_equal(ids, remaining[: len(ids)]):
             break
-        left = left[len(ids) :]
+        remaining = remaining[len(ids) :]
         yield x_adv.float().cpu().numpy()
-    if len(left):
+    if len(remaining):
         raise ValueError("Every fooled sample must have an adversarial image. Evaluate again with the same options.")
 
 
 def _sealed_parts(
     metadata: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]], parts: Mapping[str, Iterable[NDArray[Any]]]
 ) -> Iterator[bytes]:
-    """Bytes of a safetensors file. The library writes only files whose tensors are all in memory."""
+    """Bytes of a safetensors file; the library can only write tensors that are all in memory."""
     header: dict[str, Any] = {"__metadata__": {KEY: json.dumps(metadata, sort_keys=True)}}
     end = 0
     for name, (dtype, kind) in TENSORS.items():

@@ -21,9 +21,9 @@ GAIN = 10
 """Factor by which perturbations are enlarged."""
 
 _SHOWN_SIZE = 128
-"""Least pixels of the shorter side of a shown image: viewers that smooth images then keep its pixels square."""
+"""Least size of the shorter side of a shown image, in pixels; viewers that smooth images then keep pixels square."""
 
-_MOST_SITES = 16
+_MAX_SITES = 16
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,7 +55,7 @@ def tiles(example: Example) -> dict[str, bytes]:
 
 
 def data_address(png: bytes) -> str:
-    """Address of an image that is part of the page."""
+    """Data URL of an image."""
     return "data:image/png;base64," + base64.b64encode(png).decode("ascii")
 
 
@@ -110,7 +110,7 @@ def activation_figure(model: nn.Module, images: Tensor) -> dict[str, Any] | None
     kinds = {name: type(layers[name]).__name__ for name in inputs}
     sites = [ActivationSite(f"{name}\n{kinds[name]}", layers[name], None, x) for name, x in inputs.items()]
     return {
-        "png": figure_png(draw_activations(sites[:_MOST_SITES], "")),
+        "png": figure_png(draw_activations(sites[:_MAX_SITES], "")),
         "kinds": ", ".join(sorted({*kinds.values()})),
         "rows": [(name, kind, *_shape(layers[name])) for name, kind in kinds.items()],
     }

@@ -1,41 +1,53 @@
-"""One evaluation result as one self-contained HTML page."""
+"""Report of an evaluation: one self-contained HTML page."""
 
 import math
 import re
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from lightning_paf import __version__
+from lightning_paf.evaluation.evaluate import Samples
+from lightning_paf.evaluation.evidence import Evidence
 from lightning_paf.evaluation.report.figures import Example, activation_figure, curve_figure, data_address, tiles
 from lightning_paf.evaluation.result import EvaluationResult, Outcome
 from lightning_paf.evaluation.statistics import Accuracy, exact_accuracy
+from lightning_paf.runs.progress import duration
 from lightning_paf.utils.files import explained, write_whole
+from lightning_paf.utils.hashing import sample_fingerprints
 
 NORMS = {"linf": "ℓ∞", "l2": "ℓ2", "l1": "ℓ1"}
 
-MOST_CLASSES = 20
-"""Classes in the table of predictions under attack; with more, those that it concerns most."""
+SHOWN = 12
+"""Largest number of adversarial examples in a report."""
+
+INPUTS = 64
+"""Number of clean images that are the inputs of the activations."""
+
+MAX_CLASSES = 20
+"""Largest number of classes in the table of predictions under attack: those with most fooled samples."""
 
 _CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
 
 
 @dataclass(frozen=True, eq=False)
 class Supplement:
-    """Parts of a report that the result does not hold. A missing part has no section.
+    """Parts of a report besides the result; missing parts are omitted.
 
     Attributes:
         title: Name of the run.
-        class_names: In the order of the labels.
+        class_names: Names in the order of the labels.
         examples: Fooled samples to show.
         flips: Number of fooled samples of each class (rows) that were predicted as each other class (columns).
-        model: Images to logits; its activations are drawn.
-        images: Clean images (N, C, H, W) in [0, 1], the inputs for the activations.
+        model: Model whose activations are drawn; images to logits.
+        images: Clean images (N, C, H, W) in [0, 1], the inputs of the activations.
         curve: eps and robust accuracy in the order of eps, or a PNG file of the security curve.
         curve_note: Remark on the curve, such as its alarms.
         facts: Names and short values: checkpoint, dataset, library versions, ...
@@ -57,12 +69,7 @@ class Supplement:
 
 
 def write(result: EvaluationResult, path: Path, supplement: Supplement | None = None) -> None:
-    """Write a report atomically; its folder is made if it is missing.
-
-    Args:
-        result: Outcomes, threat model and cost.
-        path: HTML file to write.
-        supplement: Optional parts.
+    """Write a report atomically; its folder is created if it is missing.
 
     Raises:
         ValueError: The file cannot be written.
@@ -85,7 +92,7 @@ def _render(result: EvaluationResult, more: Supplement) -> str:
     pages.filters |= {
         "percent": lambda value: f"{100 * value:.1f} %",
         "interval": lambda accuracy: f"[{100 * accuracy.low:.1f}, {100 * accuracy.high:.1f}]",
-        "duration": _duration,
+        "duration": lambda seconds: "–" if math.isnan(seconds) else duration(seconds),
         "class_name": lambda label: names.get(label, f"class {label}"),
     }
     points = () if isinstance(more.curve, bytes) else more.curve
@@ -108,9 +115,9 @@ def _render(result: EvaluationResult, more: Supplement) -> str:
     )
 
 
-def _counts(verdicts: NDArray[np.uint8]) -> dict[str, int]:
-    kinds = {"robust": Outcome.ROBUST, "fooled": Outcome.FOOLED, "misclassified": Outcome.MISCLASSIFIED}
-    return {name: int((verdicts == kind).sum()) for name, kind in kinds.items()}
+def _counts(outcomes: NDArray[np.uint8]) -> dict[str, int]:
+    kinds = (Outcome.ROBUST, Outcome.FOOLED, Outcome.MISCLASSIFIED)
+    return {kind.name.lower(): int((outcomes == kind).sum()) for kind in kinds}
 
 
 def _settings(result: EvaluationResult, norm: str, eps: float) -> dict[str, str]:
@@ -140,28 +147,112 @@ def _plain(value: object) -> str:
 
 def _classes(result: EvaluationResult) -> list[tuple[int, dict[str, int], Accuracy]]:
     """Label, counts and robust accuracy of every class with evaluated samples."""
-    if not len(result.labels):
-        return []
-    found = [(int(label), _counts(result.outcomes[result.labels == label])) for label in np.unique(result.labels)]
-    return [
-        (label, counts, exact_accuracy(counts["robust"], total))
-        for label, counts in found
-        if (total := sum(counts.values()))
-    ]
+    counts = {label: _counts(result.outcomes[result.labels == label]) for label, *_ in result.per_class()}
+    return [(label, found, exact_accuracy(found["robust"], sum(found.values()))) for label, found in counts.items()]
 
 
 def _largest(flips: NDArray[np.int64] | None) -> dict[str, Any] | None:
     """Labels and counts (k, k) of the classes that are flipped most, in the order of the labels."""
     if flips is None or not flips.any():
         return None
-    shown = np.sort(np.argsort(-(flips.sum(0) + flips.sum(1)), kind="stable")[:MOST_CLASSES])
+    shown = np.sort(np.argsort(-(flips.sum(0) + flips.sum(1)), kind="stable")[:MAX_CLASSES])
     return {"total": int(flips.sum()), "labels": shown.tolist(), "counts": flips[np.ix_(shown, shown)].tolist()}
 
 
-def _duration(seconds: float) -> str:
-    if math.isnan(seconds):
-        return "–"
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+def supplement_of(
+    title: str,
+    dataset: str,
+    checkpoint: Path | None,
+    evidence: tuple[Path, Evidence] | None,
+    model: nn.Module | None = None,
+    samples: Samples | None = None,
+) -> Supplement:
+    """Collect the parts of a report.
+
+    Args:
+        title: Name of the run.
+        dataset: Name of the data; empty if it is unknown.
+        checkpoint: The evaluated weights; None for weights in memory.
+        evidence: Path and content of the evidence file, if there is one.
+        model: Images to logits; None omits the activations.
+        samples: Source of the clean images; None omits examples and activations.
+    """
+    facts = {"checkpoint": str(checkpoint or "–"), "dataset": dataset or "–"}
+    images = None if samples is None else samples.fetch(samples.ids[:INPUTS])[0]
+    plain = Supplement(title, class_names(dataset), model=model, images=images, facts=facts)
+    if evidence is None:
+        return plain
+    path, content = evidence
+    return replace(
+        plain,
+        examples=() if samples is None else evidence_examples(content, samples),
+        flips=evidence_flips(content),
+        facts=facts | content.metadata["versions"],
+        hashes={"evidence": content.sha256, "config": content.metadata["config"] or "–"},
+        verify=shlex.join(["lightning-paf", "verify", str(path), "--ckpt", str(checkpoint or "CHECKPOINT")]),
+    )
+
+
+def result_of(content: Evidence, name: str) -> EvaluationResult:
+    """Result of the evaluation `name` from its evidence, without the cost of the sub-attacks."""
+    metadata = content.metadata
+    return EvaluationResult(
+        name,
+        metadata["attack"],
+        content.outcomes,
+        float("nan"),
+        content.ids,
+        content.labels,
+        adversarial=content.adversarial,
+        fooled_by=content.fooled_by,
+        dataset=metadata["dataset"],
+        fingerprints={"model": metadata["weights"], "network": metadata["network"], "code": metadata["code"]},
+        seed=metadata["seed"],
+        precision=metadata["precision"],
+        total=metadata["total"],
+    )
+
+
+def evidence_examples(content: Evidence, samples: Samples, count: int = SHOWN) -> list[Example]:
+    """Up to `count` fooled samples with their adversarial images; `samples` is the source of the clean ones.
+
+    Raises:
+        ValueError: The clean images are not those of the evaluation.
+    """
+    fooled = np.flatnonzero(content.fooled)
+    chosen = fooled[spread_over_classes(content.labels[fooled], count)]
+    if not len(chosen):
+        return []
+    x, y = (part.cpu() for part in samples.fetch(content.ids[chosen]))
+    if not np.array_equal(sample_fingerprints(x, y), content.inputs[chosen]):
+        raise ValueError("Clean images must be those of the evidence. Pass the --data.root of its evaluation.")
+    images = torch.from_numpy(content.evaluated_images(chosen, x.float().numpy()))
+    ids, labels, predicted, fooled_by = (
+        column[chosen].tolist() for column in (content.ids, content.labels, content.adversarial, content.fooled_by)
+    )
+    names = [str(content.metadata["sub_attacks"][index]) for index in fooled_by]
+    return [Example(*row) for row in zip(ids, x.float(), images, labels, predicted, names, strict=True)]
+
+
+def evidence_flips(content: Evidence) -> NDArray[np.int64]:
+    """Number of fooled samples of each class (rows) that were predicted as each other class, (classes, classes)."""
+    known = content.fooled & (content.adversarial >= 0)
+    classes = int(max(content.labels.max(), content.adversarial.max())) + 1
+    counts = np.zeros((classes, classes), np.int64)
+    np.add.at(counts, (content.labels[known], content.adversarial[known]), 1)
+    return counts
+
+
+def spread_over_classes(labels: NDArray[np.int64], count: int) -> NDArray[np.int64]:
+    """Indices of up to `count` labels: the first one of every class, then the second one of every class, and so on."""
+    by_class = np.argsort(labels, kind="stable")
+    turn = np.empty(len(labels), np.int64)
+    turn[by_class] = np.arange(len(labels)) - np.searchsorted(labels[by_class], labels[by_class])
+    return np.asarray(np.lexsort((labels, turn))[:count])
+
+
+def class_names(dataset: str) -> Sequence[str]:
+    """Names of the classes of CIFAR-10; empty for other datasets, whose classes are shown as numbers."""
+    if dataset != "cifar10":
+        return ()
+    return ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")

@@ -1,89 +1,56 @@
 """Cost-sensitive training: accuracy of the protected class, and the Min-Max penalty under strong attacks."""
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from lightning_paf.experiments.experiment import Claim, Experiment, Variant
-from lightning_paf.experiments.metrics import margin_pgd, withstands
+from torch import Tensor
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from lightning_paf.analysis.min_max import MinMaxProfile
-    from lightning_paf.loading import Run
+from lightning_paf.analysis.min_max import convolutions, min_max_profile
+from lightning_paf.attacks import FGSM, Attack, AutoAttack, DeepFool
+from lightning_paf.experiments.experiment import Claim, Experiment, Metric, Variant
+from lightning_paf.experiments.metrics import distance_of, margin_pgd, robust_to
+from lightning_paf.experiments.options import NATURAL, objective
+from lightning_paf.loading import Run
 
 EPS, PROTECTED = 0.2, 8
 
 
-def _test_images(run: "Run", own: bool) -> "tuple[Tensor, Tensor]":
-    """All test images of the protected class, or of the others; the evaluated sample has few of one class."""
-    samples = run.samples()
-    x, y = samples.fetch(samples.ids)
-    chosen = (y == PROTECTED) == own
-    return x[chosen], y[chosen]
+def _robust_class(attack: Attack, protected: bool) -> Metric:
+    """Metric over all test images of the protected class, or of the others; a sample would have few of one class."""
+    robust = robust_to(attack)
+
+    def metric(run: Run, x: Tensor, y: Tensor) -> Any:
+        samples = run.samples()
+        x, y = samples.fetch(samples.ids)
+        chosen = (y == PROTECTED) == protected
+        return robust(run, x[chosen], y[chosen])
+
+    return metric
 
 
-def fgsm(run: "Run", x: "Tensor", y: "Tensor") -> Any:
-    """Whether each image is robust to FGSM."""
-    from lightning_paf.attacks import FGSM
+def _profile(field: str) -> Metric:
+    """Metric of the weights of the first convolution: `ratio` is |w|_1 / |w|_2."""
 
-    return withstands(run, x, y, FGSM(EPS))
+    def metric(run: Run, x: Tensor, y: Tensor) -> Any:
+        return getattr(min_max_profile(next(iter(convolutions(run.model.net).values()))), field)
 
-
-def deepfool(run: "Run", x: "Tensor", y: "Tensor") -> "Tensor":
-    """l2 distance of the DeepFool example of each image."""
-    from lightning_paf.attacks import DeepFool
-
-    return DeepFool().nearest(run.model, x, y)[1].nan_to_num(posinf=8.0)  # the diagonal of all images
+    return metric
 
 
-def protected_pgd(run: "Run", x: "Tensor", y: "Tensor") -> Any:
-    """Whether each image of the protected class is robust to PGD (margin loss, three starts)."""
-    return withstands(run, *_test_images(run, own=True), margin_pgd(EPS))
-
-
-def protected_autoattack(run: "Run", x: "Tensor", y: "Tensor") -> Any:
-    """Whether each image of the protected class is robust to AutoAttack."""
-    from lightning_paf.attacks import AutoAttack
-
-    return withstands(run, *_test_images(run, own=True), AutoAttack(EPS))
-
-
-def others_pgd(run: "Run", x: "Tensor", y: "Tensor") -> Any:
-    """Whether each image of another class is robust to PGD."""
-    return withstands(run, *_test_images(run, own=False), margin_pgd(EPS))
-
-
-def _first_convolution(run: "Run") -> "MinMaxProfile":
-    from lightning_paf.analysis.min_max import convolutions, min_max_profile
-
-    return min_max_profile(next(iter(convolutions(run.model.net).values())))
-
-
-def ratio(run: "Run", x: "Tensor", y: "Tensor") -> float:
-    """|w|_1 / |w|_2 of the first convolution."""
-    return _first_convolution(run).ratio
-
-
-def kurtosis(run: "Run", x: "Tensor", y: "Tensor") -> float:
-    """Kurtosis of the weights of the first convolution."""
-    return _first_convolution(run).kurtosis
-
-
-_PROTECT = ("--model.objective.protected", str(PROTECTED), "--model.objective.cost", "10")
+_FGSM = ("--model.attack", "FGSM")
 _CSE = (
-    *("--model.objective", "L1MinusL2", "--model.objective.objective", "CostSensitive", "--model.init", "{natural}"),
+    *(*objective("L1MinusL2", objective="CostSensitive"), "--model.init", "{natural}"),
     *("--model.objective.objective.protected", str(PROTECTED), "--model.objective.weight", "0.01"),
 )
 
 EXPERIMENT = Experiment(
     title="Cost-sensitive adversarial training, CSA and CSE (Shen et al., arXiv 2021)",
     variants=(
-        Variant("natural", ("--model.objective", "Natural")),
-        Variant("fgsm", ("--model.attack", "FGSM")),
-        Variant("csa", ("--model.attack", "FGSM", "--model.objective", "CSA", *_PROTECT, "--model.init", "{fgsm}")),
+        Variant("natural", NATURAL),
+        Variant("fgsm", _FGSM),
+        Variant("csa", (*_FGSM, *objective("CSA", protected=PROTECTED, cost=10), "--model.init", "{fgsm}")),
         Variant("cse", _CSE),
         Variant("pgd"),
-        Variant("cost-pgd", ("--model.objective", "CostSensitiveAT", *_PROTECT)),
+        Variant("cost-pgd", objective("CostSensitiveAT", protected=PROTECTED, cost=10)),
     ),
     claims=(
         Claim("Costs help the protected class under PGD training", "cost-pgd", "pgd", "protected_autoattack"),
@@ -99,13 +66,13 @@ EXPERIMENT = Experiment(
         Claim("PGD training has the Min-Max property: |w|1/|w|2 falls", "natural", "pgd", "ratio", source="paper"),
     ),
     metrics={
-        "fgsm": fgsm,
-        "deepfool": deepfool,
-        "protected_pgd": protected_pgd,
-        "protected_autoattack": protected_autoattack,
-        "others_pgd": others_pgd,
-        "ratio": ratio,
-        "kurtosis": kurtosis,
+        "fgsm": robust_to(FGSM(EPS)),
+        "deepfool": distance_of(DeepFool()),
+        "protected_pgd": _robust_class(margin_pgd(EPS), protected=True),
+        "protected_autoattack": _robust_class(AutoAttack(EPS), protected=True),
+        "others_pgd": _robust_class(margin_pgd(EPS), protected=False),
+        "ratio": _profile("ratio"),
+        "kurtosis": _profile("kurtosis"),
     },
     plain=("deepfool", "ratio", "kurtosis"),
     shown=("protected_autoattack", "protected_pgd", "others_pgd", "fgsm", "pgd", "autoattack"),

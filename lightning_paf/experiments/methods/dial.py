@@ -1,35 +1,28 @@
 """DIAL around TRADES and PGD training, and a probe on the features."""
 
-from typing import TYPE_CHECKING
+import torch
+from torch import Tensor
 
+from lightning_paf.attacks import PGD
 from lightning_paf.experiments.experiment import Claim, Experiment, Variant
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from lightning_paf.loading import Run
-
-_GAUSSIAN = ("--model.attack.start", "gaussian", "--model.attack.clamp_start", "false")
-_WEIGHTS = ("--model.objective.beta", "6", "--model.objective.domain_weight")
+from lightning_paf.experiments.options import GAUSSIAN_START, objective
+from lightning_paf.loading import Run
 
 
-def _kl(weight: str) -> tuple[str, ...]:
-    return ("--model.objective", "DIALKL", *_WEIGHTS, weight, *_GAUSSIAN)
+def _dial(loss: str, weight: float) -> tuple[str, ...]:
+    return objective(f"DIAL{loss}", beta=6, domain_weight=weight)
 
 
-def probe(run: "Run", x: "Tensor", y: "Tensor") -> float:
+def probe(run: Run, x: Tensor, y: Tensor) -> float:
     """Held-out accuracy of a logistic regression that separates clean from adversarial features.
 
     Both versions of an image are on the same side of the split. 0.5 is chance.
     """
     import numpy as np
-    import torch
     from sklearn.linear_model import LogisticRegression
     from sklearn.model_selection import GroupKFold, cross_val_score
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
-
-    from lightning_paf.attacks import PGD
 
     torch.manual_seed(0)
     x_adv = PGD(0.2, step_size=0.025, steps=20)(run.model, x, y)
@@ -43,11 +36,11 @@ def probe(run: "Run", x: "Tensor", y: "Tensor") -> float:
 EXPERIMENT = Experiment(
     title="Domain-invariant adversarial learning (Levi et al., TMLR 2022)",
     variants=(
-        Variant("trades", ("--model.objective", "TRADES", *_GAUSSIAN)),
-        Variant("dial-kl-05", _kl("0.5")),
-        Variant("dial-kl-2", _kl("2")),
-        Variant("ce", ("--model.objective", "DIALCE", *_WEIGHTS, "0")),
-        Variant("dial-ce-2", ("--model.objective", "DIALCE", *_WEIGHTS, "2")),
+        Variant("trades", (*objective("TRADES"), *GAUSSIAN_START)),
+        Variant("dial-kl-05", (*_dial("KL", 0.5), *GAUSSIAN_START)),
+        Variant("dial-kl-2", (*_dial("KL", 2), *GAUSSIAN_START)),
+        Variant("ce", _dial("CE", 0)),
+        Variant("dial-ce-2", _dial("CE", 2)),
     ),
     claims=(
         Claim("A probe separates domains less well after DIAL (KL, weight 2)", "trades", "dial-kl-2", "probe"),

@@ -1,18 +1,16 @@
-"""IKL against the divergence that it takes apart."""
+"""IKL against TRADES, whose divergence it decouples."""
 
 from lightning_paf.experiments.experiment import Claim, Experiment, Variant
-
-_GAUSSIAN = ("--model.attack.start", "gaussian", "--model.attack.clamp_start", "false")
-_GROWING = ("--trainer.callbacks", "RadiusSchedule")
+from lightning_paf.experiments.options import GAUSSIAN_START, objective
 
 EXPERIMENT = Experiment(
     title="Improved Kullback-Leibler loss (Cui et al., 2023)",
-    options=_GAUSSIAN,
+    options=GAUSSIAN_START,
     variants=(
-        Variant("trades", ("--model.objective", "TRADES")),
-        Variant("soft", ("--model.objective", "IKL", "--model.objective.beta", "0")),
-        Variant("ikl", ("--model.objective", "IKL")),
-        Variant("ikl-growing", ("--model.objective", "IKL", *_GROWING)),
+        Variant("trades", objective("TRADES")),
+        Variant("soft", objective("IKL", beta=0)),
+        Variant("ikl", objective("IKL")),
+        Variant("ikl-growing", (*objective("IKL"), "--trainer.callbacks", "RadiusSchedule")),
     ),
     claims=(
         Claim("IKL is more robust than TRADES", "ikl", "trades", "autoattack", source="paper"),

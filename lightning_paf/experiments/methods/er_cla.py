@@ -1,16 +1,9 @@
 """Embedding-regularised classification against an embedding alone and PGD training."""
 
-from typing import TYPE_CHECKING, Any
-
 from lightning_paf.experiments.experiment import Claim, Experiment, Variant
-from lightning_paf.experiments.metrics import margin_pgd, withstands
+from lightning_paf.experiments.metrics import margin_pgd, robust_to
+from lightning_paf.experiments.options import NATURAL, objective
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from lightning_paf.loading import Run
-
-_NATURAL = ("--model.objective", "Natural")
 _EMBEDDED = (
     *("--model.net", "EmbeddingNet", "--model.net.net", "SmallConvNet", "--model.net.dimensions", "4"),
     *("--model.net.hidden", "[64, 64]"),
@@ -18,22 +11,15 @@ _EMBEDDED = (
 # The learning rate is 60 times that of the authors' code, so the critic uses a smaller fraction of it. It is narrower,
 # to cost less, and has a wider clip.
 _REGULARISED = (
-    *(*_EMBEDDED, "--model.objective", "ERCLA", "--model.objective.embedding", "embedding"),
-    *("--model.objective.weight", "1", "--model.objective.rate", "0.1"),
-    *("--model.objective.hidden", "[128, 128, 128, 128]", "--model.objective.clip", "0.04"),
+    *_EMBEDDED,
+    *objective("ERCLA", embedding="embedding", weight=1, rate=0.1, hidden="[128, 128, 128, 128]", clip=0.04),
 )
-
-
-def small_pgd(run: "Run", x: "Tensor", y: "Tensor") -> Any:
-    """Whether each image is robust to PGD-20 on the margin, three restarts, at eps 0.05."""
-    return withstands(run, x, y, margin_pgd(0.05))
-
 
 EXPERIMENT = Experiment(
     title="ER-CLA, embedding-regularised classifier (Li et al., ICCV 2021)",
     variants=(
-        Variant("natural", _NATURAL),
-        Variant("embedded", (*_EMBEDDED, *_NATURAL)),
+        Variant("natural", NATURAL),
+        Variant("embedded", (*_EMBEDDED, *NATURAL)),
         Variant("er-cla", _REGULARISED),
         Variant("er-cla-adv", (*_REGULARISED, "--model.objective.delay", "0")),
         Variant("pgd"),
@@ -47,7 +33,7 @@ EXPERIMENT = Experiment(
         Claim("PGD training is more robust than ER-CLA without them", "pgd", "er-cla", "autoattack"),
     ),
     options=("--model.optimizer.weight_decay", "0"),  # which would outweigh the small gradients of the critic
-    metrics={"small_pgd": small_pgd},
+    metrics={"small_pgd": robust_to(margin_pgd(0.05))},
     eps=0.1,
     first_seed=3,
     note=(

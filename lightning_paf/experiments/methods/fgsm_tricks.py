@@ -2,35 +2,30 @@
 
 from lightning_paf.experiments.experiment import Claim, Experiment, Variant
 from lightning_paf.experiments.methods.nfgsm import COLLAPSES, EVAL_EPS, FRESH, NOTE, alignment, blind_spot
+from lightning_paf.experiments.options import objective
 
-_FGSM = ("--model.attack", "FGSM")
 _STEM = ("--model.net.stem_stride", "2", "--model.activation", "SiLU")
+_COMBINED = (*objective("FirstLayerPenalty", weight=0.005, objective="PixelMask"), "--model.objective.objective.ratio")
 
 
-def _mask(mask: str, ratio: float) -> tuple[str, ...]:
-    return ("--model.objective", "PixelMask", "--model.objective.mask", mask, "--model.objective.ratio", str(ratio))
+def _fgsm(name: str, *options: str) -> Variant:
+    return Variant(name, ("--model.attack", "FGSM", *options))
 
 
-def _better(variant: str, what: str) -> Claim:
-    return Claim(f"{what} makes FGSM training more robust", variant, "fgsm", "autoattack", source="paper")
+def _better(variant: str, trick: str) -> Claim:
+    return Claim(f"{trick} makes FGSM training more robust", variant, "fgsm", "autoattack", source="paper")
 
 
 EXPERIMENT = Experiment(
     title="Bag of tricks for FGSM training (Li et al., 2022), and GradAlign (Andriushchenko and Flammarion, 2020)",
     variants=(
-        Variant("fgsm", _FGSM),
-        Variant("mask", (*_FGSM, *_mask("per_sample", 0.2))),
-        Variant("fixed-mask", (*_FGSM, *_mask("fixed", 0.2))),
-        Variant("stem", (*_FGSM, *_STEM)),
-        Variant("first-layer", (*_FGSM, "--model.objective", "FirstLayerPenalty")),
-        Variant(
-            "all-tricks",
-            (
-                *(*_FGSM, *_STEM, "--model.objective", "FirstLayerPenalty", "--model.objective.weight", "0.005"),
-                *("--model.objective.objective", "PixelMask", "--model.objective.objective.ratio", "0.1"),
-            ),
-        ),
-        Variant("grad-align", (*_FGSM, "--model.objective", "GradAlign")),
+        _fgsm("fgsm"),
+        _fgsm("mask", *objective("PixelMask", mask="per_sample", ratio=0.2)),
+        _fgsm("fixed-mask", *objective("PixelMask", mask="fixed", ratio=0.2)),
+        _fgsm("stem", *_STEM),
+        _fgsm("first-layer", *objective("FirstLayerPenalty")),
+        _fgsm("all-tricks", *_STEM, *_COMBINED, "0.1"),
+        _fgsm("grad-align", *objective("GradAlign")),
     ),
     claims=(
         _better("mask", "Hiding pixels"),

@@ -1,15 +1,14 @@
-"""HAT: clean accuracy that helper samples give back to TRADES."""
+"""HAT against TRADES: clean accuracy gained by helper samples."""
 
 from lightning_paf.experiments.experiment import Claim, Experiment, Variant
-
-_GAUSSIAN = ("--model.attack.start", "gaussian", "--model.attack.clamp_start", "false")
+from lightning_paf.experiments.options import GAUSSIAN_START, NATURAL, objective
 
 EXPERIMENT = Experiment(
     title="Helper-based adversarial training (Rade & Moosavi-Dezfooli, ICLR 2022)",
     variants=(
-        Variant("standard", ("--model.objective", "Natural")),
-        Variant("trades", ("--model.objective", "TRADES", "--model.objective.beta", "2.5", *_GAUSSIAN)),
-        Variant("hat", ("--model.objective", "HAT", "--model.objective.standard", "{standard}", *_GAUSSIAN)),
+        Variant("standard", NATURAL),
+        Variant("trades", (*objective("TRADES", beta=2.5), *GAUSSIAN_START)),
+        Variant("hat", (*objective("HAT", standard="{standard}"), *GAUSSIAN_START)),
     ),
     claims=(
         Claim("Helpers raise the clean accuracy of TRADES", "hat", "trades", "clean", source="paper"),

@@ -1,17 +1,16 @@
 """Interpolated adversarial training, with input and manifold mixup."""
 
 from lightning_paf.experiments.experiment import Claim, Experiment, Variant
-
-_IAT = ("--model.objective", "IAT")
+from lightning_paf.experiments.options import NATURAL, objective
 
 EXPERIMENT = Experiment(
     title="Interpolated adversarial training (Lamb et al., AISec 2019)",
     variants=(
-        Variant("natural", ("--model.objective", "Natural")),
+        Variant("natural", NATURAL),
         Variant("pgd"),
-        Variant("half", (*_IAT, "--model.objective.alpha", "0")),
-        Variant("iat", _IAT),
-        Variant("iat-manifold", (*_IAT, "--model.objective.alpha", "2", "--model.objective.layers", "[0,1,2]")),
+        Variant("half", objective("IAT", alpha=0)),
+        Variant("iat", objective("IAT")),
+        Variant("iat-manifold", objective("IAT", alpha=2, layers="[0,1,2]")),
     ),
     claims=(
         Claim("Interpolation keeps more clean accuracy than PGD training", "iat", "pgd", "clean", source="paper"),

@@ -1,53 +1,41 @@
 """J-SIGR and its two terms under an attack transferred from a wider network, and pixel saliency."""
 
-from typing import TYPE_CHECKING, Any
+from torch import Tensor
 
+from lightning_paf.analysis.saliency import compare_saliency
+from lightning_paf.attacks import EnsembleMIFGSM
 from lightning_paf.experiments.experiment import Claim, Experiment, Variant
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from lightning_paf.loading import Run
+from lightning_paf.experiments.metrics import correct
+from lightning_paf.experiments.options import NATURAL, objective
+from lightning_paf.loading import Run, load_run
 
 EPS = 0.2
 _SURROGATE = "surrogate"
-_NATURAL = ("--model.objective", "Natural")
-_JACOBIAN = ("--model.objective", "JacobianNorm")
-_SELECTIVE = ("--model.objective", "SelectiveInputGradient")
 
 
-def transfer(run: "Run", x: "Tensor", y: "Tensor") -> Any:
+def transfer(run: Run, x: Tensor, y: Tensor) -> Tensor:
     """Whether each image is robust to momentum FGSM (Dong et al., 2018) on the surrogate of the same seed."""
-    import torch
-
-    from lightning_paf.attacks import EnsembleMIFGSM
-    from lightning_paf.functional.predictions import misclassified
-    from lightning_paf.loading import load_run
-
     folder = run.checkpoint.parent.parent.parent  # EXPERIMENT/VARIANT-SEED
     seed = folder.name.rpartition("-")[2]
     checkpoint = folder.parent / f"{_SURROGATE}-{seed}" / "run" / "checkpoints" / "last.ckpt"
     surrogate = load_run(checkpoint, device=str(run.device)).model
     x_adv = EnsembleMIFGSM([surrogate], eps=EPS)(run.model, x, y)
-    with torch.no_grad():
-        return (~misclassified(run.model(x_adv), y)).cpu().numpy()
+    return correct(run.model, x_adv, y)
 
 
-def overlap(run: "Run", x: "Tensor", y: "Tensor") -> Any:
+def overlap(run: Run, x: Tensor, y: Tensor) -> Tensor:
     """Overlap of gradient saliency and perturbation saliency of each image."""
-    from lightning_paf.analysis.saliency import compare_saliency
-
-    return compare_saliency(run.model, x).overlap.cpu().numpy()
+    return compare_saliency(run.model, x).overlap
 
 
 EXPERIMENT = Experiment(
     title="J-SIGR (Liu et al., Pattern Recognition 2024), a reconstruction",
     variants=(
-        Variant(_SURROGATE, (*_NATURAL, "--model.net.width", "32")),
-        Variant("natural", _NATURAL, after=(_SURROGATE,)),
-        Variant("jacobian", _JACOBIAN, after=(_SURROGATE,)),
-        Variant("selective", _SELECTIVE, after=(_SURROGATE,)),
-        Variant("jsigr", (*_SELECTIVE, "--model.objective.objective", "JacobianNorm"), after=(_SURROGATE,)),
+        Variant(_SURROGATE, (*NATURAL, "--model.net.width", "32")),
+        Variant("natural", NATURAL, after=(_SURROGATE,)),
+        Variant("jacobian", objective("JacobianNorm"), after=(_SURROGATE,)),
+        Variant("selective", objective("SelectiveInputGradient"), after=(_SURROGATE,)),
+        Variant("jsigr", objective("SelectiveInputGradient", objective="JacobianNorm"), after=(_SURROGATE,)),
         Variant("pgd", after=(_SURROGATE,)),
     ),
     claims=(
@@ -57,11 +45,8 @@ EXPERIMENT = Experiment(
         Claim("The Jacobian norm alone helps", "jacobian", "natural", "transfer"),
         Claim(
             "Gradients agree more with perturbation saliency than after clean training",
-            "jsigr",
-            "natural",
-            "overlap",
-            0,
-            "paper",
+            *("jsigr", "natural", "overlap"),
+            source="paper",
         ),
         Claim("... than with the Jacobian norm alone", "jsigr", "jacobian", "overlap"),
         Claim("Under white-box attacks, PGD training is more robust", "pgd", "jsigr", "autoattack"),

@@ -1,40 +1,28 @@
 """LADDER: fine-tuning on decoded moves in feature space, against PGD training and against random moves."""
 
-from typing import TYPE_CHECKING, Any
-
 from lightning_paf.experiments.experiment import Claim, Experiment, Variant
-from lightning_paf.experiments.metrics import margin_pgd, withstands
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from lightning_paf.loading import Run
+from lightning_paf.experiments.metrics import margin_pgd, robust_to
+from lightning_paf.experiments.options import NATURAL
 
 SMALL_EPS = 0.05
 """Radius at which clean training keeps some accuracy, so that variants without PGD training differ."""
-
-
-def pgd_small(run: "Run", x: "Tensor", y: "Tensor") -> Any:
-    """Whether each image is robust to PGD (margin loss, three restarts) at a quarter of the radius."""
-    return withstands(run, x, y, margin_pgd(SMALL_EPS))
 
 
 def _tuned(name: str, *directions: str) -> Variant:
     """Fine-tuning with a tenth of the learning rate; a batch holds as many images as moved ones."""
     made = ("ladder", "--ckpt", "{natural}", "--out", "{folder}/moved.npz", "--force", "--width", "16")
     options = (
-        *("--model.objective", "Natural", "--model.init", "{natural}", "--model.optimizer.lr", "0.0003"),
+        *(*NATURAL, "--model.init", "{natural}", "--model.optimizer.lr", "0.0003"),
         *("--data.synthetic", "{folder}/moved.npz", "--data.real_fraction", "0.5"),
     )
-    return Variant(
-        name, options, before=((*made, "--per-class", "0", "--svm-images", "60", "--epochs", "60", *directions),)
-    )
+    sizes = ("--per-class", "0", "--svm-images", "60", "--epochs", "60")
+    return Variant(name, options, before=((*made, *sizes, *directions),))
 
 
 EXPERIMENT = Experiment(
     title="LADDER (Zhou, Tsang, Yin, Machine Learning 2022)",
     variants=(
-        Variant("natural", ("--model.objective", "Natural")),
+        Variant("natural", NATURAL),
         _tuned("ladder"),
         _tuned("no-attention", "--no-attention"),
         _tuned("random", "--random-directions"),
@@ -48,7 +36,7 @@ EXPERIMENT = Experiment(
         Claim("Boundaries beat random directions", "ladder", "random", "pgd_small"),
         Claim("Attention beats an ordinary linear boundary", "ladder", "no-attention", "pgd_small"),
     ),
-    metrics={"pgd_small": pgd_small},
+    metrics={"pgd_small": robust_to(margin_pgd(SMALL_EPS))},
     note=(
         "Lengths are chosen so that 30 % of the moved images change their class, also along random directions. The "
         "paper claims a better trade between clean and robust accuracy, and evaluates with attacks weaker than "

@@ -1,17 +1,16 @@
-"""MART against the training that it changes, and against TRADES."""
+"""MART against PGD training and TRADES."""
 
 from lightning_paf.experiments.experiment import Claim, Experiment, Variant
-
-_GAUSSIAN = ("--model.attack.start", "gaussian", "--model.attack.clamp_start", "false")
+from lightning_paf.experiments.options import GAUSSIAN_START, NATURAL, objective
 
 EXPERIMENT = Experiment(
     title="MART (Wang et al., ICLR 2020)",
     variants=(
-        Variant("natural", ("--model.objective", "Natural")),
-        Variant("pgd", _GAUSSIAN),
-        Variant("trades", ("--model.objective", "TRADES", *_GAUSSIAN)),
-        Variant("boosted", ("--model.objective", "MART", "--model.objective.weight", "0", *_GAUSSIAN)),
-        Variant("mart", ("--model.objective", "MART", *_GAUSSIAN)),
+        Variant("natural", NATURAL),
+        Variant("pgd", GAUSSIAN_START),
+        Variant("trades", (*objective("TRADES"), *GAUSSIAN_START)),
+        Variant("boosted", (*objective("MART", weight=0), *GAUSSIAN_START)),
+        Variant("mart", (*objective("MART"), *GAUSSIAN_START)),
     ),
     claims=(
         Claim("MART is more robust than clean training", "mart", "natural", "autoattack", source="paper"),

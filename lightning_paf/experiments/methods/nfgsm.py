@@ -1,13 +1,14 @@
 """FGSM, RS-FGSM and N-FGSM training (de Jorge et al., 2022)."""
 
-from typing import TYPE_CHECKING, Any
+import torch
+from torch import Tensor
 
+from lightning_paf.attacks import FGSM, PGD, loss_and_gradient
 from lightning_paf.experiments.experiment import Claim, Experiment, Variant
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from lightning_paf.loading import Run
+from lightning_paf.experiments.metrics import correct
+from lightning_paf.functional.alignment import cosine
+from lightning_paf.functional.losses import cross_entropy
+from lightning_paf.loading import Run
 
 EPS = 0.3
 EVAL_EPS = 0.1
@@ -33,47 +34,31 @@ FRESH = 10
 """First seed; the trials had 0."""
 
 
-def blind_spot(run: "Run", x: "Tensor", y: "Tensor") -> Any:
+def blind_spot(run: Run, x: Tensor, y: Tensor) -> Tensor:
     """Whether each image is robust to FGSM but not to PGD; nearly all after catastrophic overfitting."""
-    import torch
-
-    from lightning_paf.attacks import FGSM, PGD
-    from lightning_paf.functional.predictions import misclassified
-
     torch.manual_seed(0)
     single, several = FGSM(EPS)(run.model, x, y), PGD(EPS, step_size=EPS / 4, steps=20)(run.model, x, y)
-    with torch.no_grad():
-        robust = [~misclassified(run.model(images), y) for images in (single, several)]
-    return (robust[0] & ~robust[1]).numpy()
+    return correct(run.model, single, y) & ~correct(run.model, several, y)
 
 
-def alignment(run: "Run", x: "Tensor", y: "Tensor") -> Any:
+def alignment(run: Run, x: Tensor, y: Tensor) -> float:
     """Mean cosine of the loss gradients at each image and at a random point near it; low after overfitting."""
-    import torch
-
-    from lightning_paf.attacks import loss_and_gradient
-    from lightning_paf.functional.alignment import cosine
-    from lightning_paf.functional.losses import cross_entropy
-
     torch.manual_seed(0)
     nearby = (x + torch.empty_like(x).uniform_(-EPS, EPS)).clamp(0, 1)
     gradients = [loss_and_gradient(run.model, point, y, cross_entropy)[1] for point in (x, nearby)]
     return float(cosine(*gradients).mean())
 
 
-_FGSM = ("--model.attack", "FGSM")
-_RS_FGSM = ("--model.attack", "RSFGSM", "--model.attack.step_size", "0.375")
 _N_FGSM = ("--model.attack", "NFGSM", "--model.attack.step_size", "0.3", "--model.attack.noise")
-_PGD5 = ("--model.attack.steps", "5", "--model.attack.step_size", "0.12")
 
 EXPERIMENT = Experiment(
     title="N-FGSM (de Jorge et al., NeurIPS 2022)",
     variants=(
-        Variant("fgsm", _FGSM),
-        Variant("rs-fgsm", _RS_FGSM),
+        Variant("fgsm", ("--model.attack", "FGSM")),
+        Variant("rs-fgsm", ("--model.attack", "RSFGSM", "--model.attack.step_size", "0.375")),
         Variant("n-fgsm-k1", (*_N_FGSM, "1")),
         Variant("n-fgsm-k2", (*_N_FGSM, "2")),
-        Variant("pgd5", _PGD5),
+        Variant("pgd5", ("--model.attack.steps", "5", "--model.attack.step_size", "0.12")),
     ),
     claims=(
         Claim("N-FGSM (k=2) is more robust than FGSM", "n-fgsm-k2", "fgsm", "autoattack", source="paper"),

@@ -1,64 +1,50 @@
 """Random self-ensemble between clean and adversarial training, also under an attack on its expectation."""
 
-from typing import TYPE_CHECKING, Any
+import torch
+from torch import Tensor
 
+from lightning_paf.attacks import PGD
 from lightning_paf.experiments.experiment import Claim, Experiment, Variant
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from lightning_paf.loading import Run
+from lightning_paf.experiments.options import NATURAL, objective
+from lightning_paf.functional.losses import margin
+from lightning_paf.functional.predictions import misclassified
+from lightning_paf.loading import Run
+from lightning_paf.nn.modes import frozen
 
 EPS = 0.2
 PASSES = 4
 DRAWS = 10
 """Calls that the attack and the final prediction average, each of all passes of an ensemble."""
 
-_NATURAL = ("--model.objective", "Natural")
 _ENSEMBLE = (
-    "--model.net",
-    "RandomSelfEnsemble",
-    "--model.net.net",
-    "SmallConvNet",
-    "--model.net.first_std",
-    "0.4",
-    "--model.net.inner_std",
-    "0.2",
-    "--model.net.passes",
-    str(PASSES),
+    *("--model.net", "RandomSelfEnsemble", "--model.net.net", "SmallConvNet"),
+    *("--model.net.first_std", "0.4", "--model.net.inner_std", "0.2", "--model.net.passes", str(PASSES)),
 )
 
 
-def eot(run: "Run", x: "Tensor", y: "Tensor") -> Any:
+def eot(run: Run, x: Tensor, y: Tensor) -> Tensor:
     """Whether each image is robust to PGD on the expected prediction (EOT, Athalye et al., 2018).
 
-    An average of fresh draws decides. A single draw would misclassify some images by chance, and noisy gradients would
-    hide the direction of the attack.
+    The result is that of an average of fresh draws. A single draw would misclassify some images by chance, and noisy
+    gradients would hide the direction of the attack.
     """
-    import torch
 
-    from lightning_paf.attacks import PGD
-    from lightning_paf.functional.losses import margin
-    from lightning_paf.functional.predictions import misclassified
-    from lightning_paf.nn.modes import frozen
-
-    def expected(z: "Tensor") -> "Tensor":
+    def expected(z: Tensor) -> Tensor:
         return torch.stack([run.model(z).softmax(1) for _ in range(DRAWS)]).mean(0).clamp_min(1e-30).log()
 
     attack = PGD(EPS, step_size=EPS / 8, steps=20, loss=margin)
     x_adv = attack(run.model, x, y, forward=expected)
     with torch.no_grad(), frozen(run.model):
-        right = ~misclassified(expected(x), y) & ~misclassified(expected(x_adv), y)
-    return right.cpu().numpy()
+        return ~misclassified(expected(x), y) & ~misclassified(expected(x_adv), y)
 
 
 EXPERIMENT = Experiment(
     title="Random self-ensemble (Liu et al., ECCV 2018)",
     variants=(
-        Variant("natural", _NATURAL),
-        Variant("rse", (*_NATURAL, *_ENSEMBLE)),
+        Variant("natural", NATURAL),
+        Variant("rse", (*NATURAL, *_ENSEMBLE)),
         Variant("pgd"),
-        Variant("trades", ("--model.objective", "TRADES")),
+        Variant("trades", objective("TRADES")),
     ),
     claims=(
         Claim("Under PGD on expectations it is more robust than clean training", "rse", "natural", "eot"),

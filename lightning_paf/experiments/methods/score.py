@@ -1,14 +1,15 @@
 """SCORE: a squared distance instead of a divergence."""
 
 from lightning_paf.experiments.experiment import Claim, Experiment, Variant
+from lightning_paf.experiments.options import NATURAL, objective
 
 EXPERIMENT = Experiment(
     title="SCORE (Pang et al., ICML 2022)",
     variants=(
-        Variant("natural", ("--model.objective", "Natural")),
-        Variant("trades", ("--model.objective", "TRADES", "--model.objective.beta", "5")),
-        Variant("score-without", ("--model.objective", "SCORE", "--model.objective.beta", "0")),
-        Variant("score", ("--model.objective", "SCORE")),
+        Variant("natural", NATURAL),
+        Variant("trades", objective("TRADES", beta=5)),
+        Variant("score-without", objective("SCORE", beta=0)),
+        Variant("score", objective("SCORE")),
     ),
     claims=(
         Claim("SCORE is more robust than clean training", "score", "natural", "autoattack", source="paper"),

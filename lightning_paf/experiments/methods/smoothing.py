@@ -2,15 +2,14 @@
 
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
+from torch import Tensor
+
+from lightning_paf.analysis.randomized_smoothing import Certificates, Smoothing
 from lightning_paf.experiments.experiment import Claim, Experiment, Metric, Variant
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from lightning_paf.analysis.randomized_smoothing import Certificates
-    from lightning_paf.loading import Run
+from lightning_paf.experiments.options import NATURAL, objective
+from lightning_paf.loading import Run, load_run
+from lightning_paf.objectives.gaussian_noise import training_noise
 
 SAMPLES = 2000
 SIGMA = 0.25
@@ -18,12 +17,8 @@ SIGMA = 0.25
 
 
 @cache
-def _certificates(checkpoint: Path, examples: int) -> "Certificates":
-    """Of the first test images; once for all radii."""
-    from lightning_paf.analysis.randomized_smoothing import Smoothing
-    from lightning_paf.loading import load_run
-    from lightning_paf.objectives.gaussian_noise import training_noise
-
+def _certificates(checkpoint: Path, examples: int) -> Certificates:
+    """Certificates of the first test images, computed once for all radii."""
     run = load_run(checkpoint, device="cpu")
     samples = run.samples(examples)
     smoothing = Smoothing(training_noise(run.module.objective) or SIGMA, n=SAMPLES)
@@ -31,40 +26,30 @@ def _certificates(checkpoint: Path, examples: int) -> "Certificates":
 
 
 def _certified(radius: float) -> Metric:
-    def metric(run: "Run", x: "Tensor", y: "Tensor") -> Any:
-        return _certificates(run.checkpoint, len(x)).certified(y, radius).numpy()
+    def metric(run: Run, x: Tensor, y: Tensor) -> Tensor:
+        return _certificates(run.checkpoint, len(x)).certified(y, radius)
 
     return metric
-
-
-def _noise(std: str) -> tuple[str, ...]:
-    return ("--model.objective", "NoisyCE", "--model.objective.std", std)
 
 
 EXPERIMENT = Experiment(
     title="Randomised smoothing (Cohen et al., ICML 2019)",
     variants=(
-        Variant("natural", ("--model.objective", "Natural")),
-        Variant("noise0.12", _noise("0.12")),
-        Variant("noise0.25", _noise("0.25")),
-        Variant("noise0.5", _noise("0.5")),
+        Variant("natural", NATURAL),
+        Variant("noise0.12", objective("NoisyCE", std=0.12)),
+        Variant("noise0.25", objective("NoisyCE", std=0.25)),
+        Variant("noise0.5", objective("NoisyCE", std=0.5)),
     ),
     claims=(
         Claim(
             "Smoothed with 0.25, training with that noise certifies more at radius 0.25 than clean training",
-            "noise0.25",
-            "natural",
-            "certified 0.25",
+            *("noise0.25", "natural", "certified 0.25"),
             source="paper",
         ),
         Claim("Noise 0.5 certifies more than 0.25 at radius 1", "noise0.5", "noise0.25", "certified 1", source="paper"),
         Claim("... and at 0.6, which 0.25 can certify, too", "noise0.5", "noise0.25", "certified 0.6"),
-        Claim(
-            "Noise 0.25 is more accurate, smoothed, than 0.5", "noise0.25", "noise0.5", "certified 0", source="paper"
-        ),
-        Claim(
-            "Noise 0.12 is more accurate, smoothed, than 0.25", "noise0.12", "noise0.25", "certified 0", source="paper"
-        ),
+        Claim("Noise 0.25 is more accurate, smoothed, than 0.5", "noise0.25", "noise0.5", "certified 0", 0, "paper"),
+        Claim("Noise 0.12 is more accurate, smoothed, than 0.25", "noise0.12", "noise0.25", "certified 0", 0, "paper"),
     ),
     metrics={f"certified {radius:g}": _certified(radius) for radius in (0, 0.25, 0.6, 1)},
     shown=("certified 0", "certified 0.25", "certified 0.6", "certified 1"),

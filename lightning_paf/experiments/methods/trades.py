@@ -2,21 +2,12 @@
 
 from lightning_paf.experiments.experiment import Claim, Experiment, Variant
 from lightning_paf.experiments.methods.awp import robust_gap
-
-_GAUSSIAN = ("--model.attack.start", "gaussian", "--model.attack.clamp_start", "false")
-
-
-def _beta(value: int) -> tuple[str, ...]:
-    return ("--model.objective", "TRADES", "--model.objective.beta", str(value), *_GAUSSIAN)
-
+from lightning_paf.experiments.options import GAUSSIAN_START, objective
 
 EXPERIMENT = Experiment(
     title="TRADES (Zhang et al., ICML 2019)",
     variants=(
-        Variant("beta0", _beta(0)),
-        Variant("beta1", _beta(1)),
-        Variant("beta3", _beta(3)),
-        Variant("beta6", _beta(6)),
+        *(Variant(f"beta{beta}", (*objective("TRADES", beta=beta), *GAUSSIAN_START)) for beta in (0, 1, 3, 6)),
         Variant("pgd"),
     ),
     claims=(

@@ -1,4 +1,4 @@
-"""What every activation can do."""
+"""Base classes of activations."""
 
 import math
 from abc import ABC, abstractmethod
@@ -14,33 +14,33 @@ from lightning_paf.nn.activations.shape import ActivationShape
 
 
 class Activation(nn.Module, ABC):
-    """Base class of activation functions, fixed and parametric.
+    """Base class of fixed and parametric activation functions.
 
-    A new one needs `forward` and `shape`; parameters, if any, make it a `ParametricActivation`.
+    A subclass defines `forward` and `shape`; one with parameters derives from `ParametricActivation`.
     """
 
     @abstractmethod
     def forward(self, x: Tensor) -> Tensor:
-        """Apply the function to every element; shape and dtype stay."""
+        """Apply the function to every element, with the shape and dtype of x."""
 
     @abstractmethod
     def shape(self) -> ActivationShape:
-        """Describe the curve at the present parameters."""
+        """Describe the curve at the present parameters; of parameters per channel, at their mean."""
 
     def penalty(self) -> Tensor:
-        """Term that the activation adds to the training loss, a scalar; zero unless a subclass says otherwise."""
+        """Term of the training loss, a scalar; zero by default."""
         parameter = next(self.parameters(), None)
         return torch.zeros((), device=None if parameter is None else parameter.device)
 
     def clip_gradients(self) -> None:
-        """Limit the gradients of parameters that need a limit of their own; call it between backward and step."""
+        """Clip gradients of parameters with a separate limit, between backward and step."""
 
 
 class ParametricActivation(Activation):
     """An activation with a parameter alpha, of shape [1] as in the checkpoints of Dai et al. (2021).
 
-    A subclass states its `formula` and, where there is more than alpha, its `scalars`. While `fused` is set, as in
-    training, the formula is computed by one kernel where there is one for the device, dtype and layout at hand.
+    A subclass defines its `formula` and, for parameters other than alpha, its `scalars`. If `fused` is set, as in
+    training, a kernel computes the formula where there is one for the device, dtype and layout of the input.
 
     Args:
         alpha: Initial value, finite.
@@ -58,16 +58,16 @@ class ParametricActivation(Activation):
 
     def __init__(self, alpha: float, learn_alpha: bool = True, **earlier: float) -> None:
         if not math.isfinite(alpha):
-            raise ValueError(f"alpha must be finite, but is {alpha}. Leave it out to start at the published value.")
+            raise ValueError(f"alpha must be finite, got {alpha}. Leave --model.activation.alpha at its default.")
         super().__init__()
         for name, value in earlier.items():
             self.register_parameter(name, nn.Parameter(torch.tensor([float(value)])))
         self.alpha = nn.Parameter(torch.tensor([float(alpha)]), requires_grad=learn_alpha)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Apply the function to every element; shape and dtype stay."""
+        """Apply the function to every element, with the shape and dtype of x."""
         scalars = self.scalars()
-        # A compiler of whole networks sees the formula itself, which it fuses with what comes before and after.
+        # When a whole network is compiled, the compiler fuses the formula with its neighbours.
         if self.fused and not torch.compiler.is_compiling():
             kernel = kernel_for(self.formula, x, scalars)
             if kernel is not None:
@@ -77,15 +77,15 @@ class ParametricActivation(Activation):
         return result
 
     def scalars(self) -> tuple[Tensor, ...]:
-        """The parameters of the formula, in its order."""
+        """Parameters of the formula, in its order."""
         return (self.alpha,)
 
     def per_channel(self, channels: int, dim: Literal[1, -1] = 1) -> Self:
-        """Give every channel its own parameters, of shape [channels], each starting at the present value.
+        """Give every channel separate parameters, of shape [channels], which start at the present values.
 
         Args:
             channels: Size of the channel dimension.
-            dim: Where it is: 1 for (N, C, H, W), -1 for (N, L, C) and (N, H, W, C).
+            dim: Index of the channel dimension: 1 for (N, C, H, W), -1 for (N, L, C) and (N, H, W, C).
         """
         for name, parameter in list(self.named_parameters(recurse=False)):
             values = parameter.detach().expand(channels).clone()
@@ -101,19 +101,19 @@ class ParametricActivation(Activation):
 
 
 def fuse_activations(model: nn.Module, fused: bool = True) -> None:
-    """Let all parametric activations of a network use kernels, or their formulas again."""
+    """Switch kernels on or off in all parametric activations of a network."""
     for layer in model.modules():
         if isinstance(layer, ParametricActivation):
             layer.fused = fused
 
 
 def require_nonzero(alpha: float, consequence: str) -> None:
-    """Refuse alpha = 0 where the function degenerates there.
+    """Refuse alpha = 0, where the function degenerates as `consequence` says.
 
     Raises:
         ValueError: alpha is 0.
     """
     if alpha == 0:
         raise ValueError(
-            f"alpha must not be 0, where the activation {consequence}. Pass --model.activation.alpha 1, as usual."
+            f"alpha must not be 0, where the activation {consequence}, got 0. Pass --model.activation.alpha 1."
         )

@@ -1,4 +1,4 @@
-"""Scalar functions with scalar parameters, stated with their derivatives."""
+"""Scalar functions with their derivatives."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -8,9 +8,9 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Formula:
-    """A function f(x; p1, p2, ...) and its first derivatives, as plain differentiable torch expressions.
+    """A function f(x; p1, p2, ...) and its first derivatives, as differentiable torch expressions.
 
-    Every callable takes `(x, p1, p2, ...)`, where the parameters broadcast against x and have its dtype.
+    All callables take `(x, p1, p2, ...)`. The parameters broadcast against x and have its dtype.
 
     Attributes:
         value: f.

@@ -1,7 +1,8 @@
-"""A picture of activation functions over the inputs that reach them, and the inputs."""
+"""Figure of activation functions over the histograms of their inputs."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -17,21 +18,18 @@ if TYPE_CHECKING:
 
 LEARNED, INITIAL, INPUTS = BLUE, VERMILION, LIGHT_GREY
 SAMPLES = 2**15
-"""Inputs kept of the largest call of an activation; of the other calls in proportion to their size."""
-
-RANGE_AT_LEAST = 3.0
-"""The picture reaches from -3 to 3 or further: there the curves differ, wherever the inputs lie."""
+"""Sampled inputs of the largest call of an activation; of other calls in proportion to their size."""
 
 
 @dataclass(frozen=True)
 class ActivationSite:
-    """One panel of the picture.
+    """One panel of the figure.
 
     Attributes:
-        title: What stands above the panel.
-        learned: The activation as it is.
-        initial: The same activation as the training found it; None for one without parameters.
-        inputs: Pre-activations (N,) that reach it, on the CPU.
+        title: Title of the panel.
+        learned: The activation with its present parameters.
+        initial: The activation with its initial parameters; None if it has none.
+        inputs: Sample of its inputs, the pre-activations (N,), on the CPU.
     """
 
     title: str
@@ -42,34 +40,30 @@ class ActivationSite:
 
 @torch.no_grad()
 def inputs_of(activations: Mapping[str, Activation], forward: Callable[[], object]) -> dict[str, Tensor]:
-    """Sample what reaches activations during one forward pass.
+    """Sample the inputs of activations during one forward pass.
 
     Args:
-        activations: By name.
+        activations: Activations by name.
         forward: Calls the network once.
 
     Returns:
-        For every name a sample (N,) of the inputs of all calls, on the CPU; nothing for one that no finite input
-        reaches.
+        For every name a sample (N,) of the inputs of all calls, on the CPU; names without finite inputs are left out.
     """
     records = {name: _Record() for name in activations}
-    hooks = [activations[name].register_forward_pre_hook(record) for name, record in records.items()]
-    try:
+    with ExitStack() as hooks:
+        for name, record in records.items():
+            hooks.enter_context(activations[name].register_forward_pre_hook(record))
         forward()
-    finally:
-        for hook in hooks:
-            hook.remove()
     samples = {name: record.sample() for name, record in records.items()}
     return {name: sample for name, sample in samples.items() if len(sample)}
 
 
 class _Record:
-    """Forward-pre-hook that keeps equally many inputs of every call, and how many there were."""
+    """Forward-pre-hook that samples the inputs of every call and records their number."""
 
     def __init__(self) -> None:
         self.calls: list[tuple[Tensor, int]] = []
-        # A generator of its own: looking must not change the random numbers of the training.
-        self._generator = torch.Generator().manual_seed(0)
+        self._generator = torch.Generator().manual_seed(0)  # separate from the generators of the training
 
     def __call__(self, module: nn.Module, args: tuple[Tensor, ...]) -> None:
         x = args[0].flatten()
@@ -77,35 +71,28 @@ class _Record:
         self.calls.append((x[picked.to(x.device)].float().cpu(), x.numel()))
 
     def sample(self) -> Tensor:
-        """One sample of all calls together, where every finite input has the same chance."""
+        """Sample all calls together, every finite input with the same probability."""
         largest = max((size for _, size in self.calls), default=0)
-        shares = [kept[: math.ceil(SAMPLES * size / largest)] for kept, size in self.calls]
-        sample = torch.cat(shares) if shares else torch.empty(0)
+        parts = [kept[: math.ceil(SAMPLES * size / largest)] for kept, size in self.calls]
+        sample = torch.cat(parts) if parts else torch.empty(0)
         return sample[sample.isfinite()]
 
 
 def draw_activations(sites: Sequence[ActivationSite], headline: str) -> "Figure":
-    """Draw every activation, its initial shape, and the histogram of its inputs.
+    """Draw activations, their initial curves, and the histograms of their inputs, one panel per site.
 
-    Where an activation has parameters per channel, the line is the mean and the band holds all channels.
-
-    Args:
-        sites: One panel each, in a grid.
-        headline: Title of the figure.
-
-    Returns:
-        The figure, for `utils.figures.save_figure`.
+    With parameters per channel, the line is the mean and the band covers all channels.
     """
     columns = math.ceil(math.sqrt(len(sites)))
     rows = math.ceil(len(sites) / columns)
     size = (7.2, 4.8) if len(sites) == 1 else (3.4 * columns, 2.7 * rows + 0.8)
     with open_figure(*size, headline) as figure:
-        for place, site in enumerate(sites, start=1):
-            axes = figure.add_subplot(rows, columns, place)
+        for panel, site in enumerate(sites, start=1):
+            axes = figure.add_subplot(rows, columns, panel)
             _draw_panel(axes, site)
-            if place > len(sites) - columns:
+            if panel > len(sites) - columns:
                 axes.set_xlabel("pre-activation x")
-            if place % columns == 1 or columns == 1:
+            if panel % columns == 1 or columns == 1:
                 axes.set_ylabel("activation f(x)")
         figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
     return figure
@@ -138,14 +125,14 @@ def _draw_panel(axes: "Axes", site: ActivationSite) -> None:
 
 
 def _range(inputs: Tensor) -> tuple[float, float]:
-    """From where to where 99 % of the inputs lie, and at least from -3 to 3."""
+    """Range of 99 % of the inputs, extended to [-3, 3], where the curves differ."""
     low, high = inputs.quantile(torch.tensor([0.005, 0.995])).tolist()
-    return min(low, -RANGE_AT_LEAST), max(high, RANGE_AT_LEAST)
+    return min(low, -3.0), max(high, 3.0)
 
 
 @torch.no_grad()
 def _evaluate(activation: Activation, x: Tensor) -> Tensor:
-    """Values (G, channels) on the grid x (G,), one channel where the parameters are scalars."""
+    """Values (G, channels) on the grid x (G,), with one channel for scalar parameters."""
     parameter = next(activation.parameters(), x)
     channels = max((p.numel() for p in activation.parameters()), default=1)
     grid = x.to(parameter.device)[:, None].expand(-1, channels)

@@ -1,4 +1,4 @@
-"""PSSiLU, the activation that Dai et al. (2021) propose: positive on negative inputs, high but finite curvature."""
+"""PSSiLU of Dai et al. (2021): positive on negative inputs, high but finite curvature."""
 
 from typing import Literal
 
@@ -11,7 +11,7 @@ from lightning_paf.nn.activations.shape import ActivationShape, pssilu_shape
 from lightning_paf.nn.activations.smooth import gate, gated_alpha_slope, gated_slope
 
 MAX_BETA = 0.9
-"""The function uses at most this |beta|: it divides by 1 - |beta|, and nothing else keeps beta from reaching 1."""
+"""Upper bound of |beta| in the function, which divides by 1 - |beta|."""
 
 _LINEAR = "is linear, and |alpha| has no gradient to leave it"
 
@@ -21,7 +21,7 @@ def _bounded(beta: Tensor) -> Tensor:
 
 
 def _beta_slope(x: Tensor, beta: Tensor, alpha: Tensor) -> Tensor:
-    """Derivative by beta, 0 beyond the bound: there the data have no say and the penalty on |beta| leads back."""
+    """Derivative by beta, 0 beyond the bound, where only the penalty on |beta| acts."""
     inside = beta.abs() <= MAX_BETA
     return -(beta.sign() * inside) * (x * (1 - gate(x, alpha))) / (1 - _bounded(beta)).square()
 
@@ -34,10 +34,7 @@ PSSILU_FORMULA = Formula(
 
 
 class PSSiLUFixed(ParametricActivation):
-    """x (sigmoid(|alpha| x) - beta) / (1 - beta) with a constant beta.
-
-    beta is a buffer and travels in the checkpoint, so that a network is always evaluated with the function it was
-    trained with.
+    """x (sigmoid(|alpha| x) - beta) / (1 - beta) with a constant beta, a buffer that checkpoints contain.
 
     Args:
         alpha: Initial value, not 0.
@@ -55,32 +52,31 @@ class PSSiLUFixed(ParametricActivation):
         require_nonzero(alpha, _LINEAR)
         if not 0 <= beta <= MAX_BETA:
             raise ValueError(
-                f"beta must be in [0, {MAX_BETA}] (the function divides by 1 - beta), but is {beta}. "
-                "Pass --model.activation.beta 0.3, as the paper's code does."
+                f"beta must be in [0, {MAX_BETA}] (the function divides by 1 - beta), got {beta}. "
+                "Pass --model.activation.beta 0.3, as in the paper's code."
             )
         super().__init__(alpha, learn_alpha)
         self.register_buffer("beta", torch.tensor([float(beta)]))
 
     def scalars(self) -> tuple[Tensor, ...]:
-        """The parameters of the formula, in its order."""
+        """Parameters of the formula, in its order."""
         return (self.beta, self.alpha)
 
     def shape(self) -> ActivationShape:
-        """Describe the curve at the present alpha; the mean on negative inputs is by quadrature."""
+        """Describe the curve at the present alpha."""
         return pssilu_shape(float(self.alpha.detach().abs().mean()), float(_bounded(self.beta)))
 
 
 class PSSiLU(ParametricActivation):
     """x (sigmoid(|alpha| x) - |beta|) / (1 - |beta|) with both learned (Dai et al. 2021, the main tables).
 
-    The loss gets `penalty_weight * |beta| ** penalty_power`, and the gradient of beta (penalty included) is clipped on
-    its own. The function bounds |beta| at 0.9; the penalty acts on beta itself and leads it back from beyond, where
-    without a penalty only weight decay would.
+    The loss includes `penalty_weight * |beta| ** penalty_power`, and the gradient of beta (including the penalty) is
+    clipped separately. The function bounds |beta| at 0.9; beyond, only the penalty and weight decay act on beta.
 
     Args:
         alpha: Initial value, not 0.
-        beta: Initial value, 0 < |beta| <= 0.9. Not 0: |beta| has gradient 0 there, so it could never leave.
-        learn_alpha: False fixes alpha; beta is learned all the same.
+        beta: Initial value, 0 < |beta| <= 0.9. At 0 the gradient of |beta| is 0, so beta would never change.
+        learn_alpha: False fixes alpha; beta is still learned.
         penalty_weight: Weight of the penalty on beta; 10 in the paper's code.
         penalty_power: 1 as in the paper, or 2.
         beta_clip: Largest norm of beta's gradient; 0.01 in the paper's code for PGD training, 0.1 for TRADES.
@@ -105,12 +101,12 @@ class PSSiLU(ParametricActivation):
         require_nonzero(alpha, _LINEAR)
         if not 0 < abs(beta) <= MAX_BETA:
             raise ValueError(
-                f"beta must satisfy 0 < |beta| <= {MAX_BETA} (it cannot leave 0, and the function divides by "
-                f"1 - |beta|), but is {beta}. Pass --model.activation.beta 1e-8, the published start."
+                f"beta must satisfy 0 < |beta| <= {MAX_BETA} (its gradient is 0 at 0, and the function divides by "
+                f"1 - |beta|), got {beta}. Pass --model.activation.beta 1e-8, the published start."
             )
         if penalty_weight < 0 or beta_clip <= 0 or penalty_power not in (1, 2):
             raise ValueError(
-                "penalty_weight must be >= 0, penalty_power 1 or 2 and beta_clip > 0, but they are "
+                "penalty_weight must be at least 0, penalty_power 1 or 2 and beta_clip above 0, got "
                 f"{penalty_weight}, {penalty_power} and {beta_clip}. "
                 "Leave --model.activation.penalty_weight, .penalty_power and .beta_clip at their defaults."
             )
@@ -120,17 +116,17 @@ class PSSiLU(ParametricActivation):
         self.beta_clip = beta_clip
 
     def scalars(self) -> tuple[Tensor, ...]:
-        """The parameters of the formula, in its order."""
+        """Parameters of the formula, in its order."""
         return (self.beta, self.alpha)
 
     def penalty(self) -> Tensor:
-        """`penalty_weight * |beta| ** penalty_power`, a scalar; summed over channels where each has its own beta."""
+        """`penalty_weight * |beta| ** penalty_power`, a scalar; summed over channels."""
         return self.penalty_weight * self.beta.abs().pow(self.penalty_power).sum()
 
     def clip_gradients(self) -> None:
-        """Clip the gradient of beta, and of nothing else, to norm `beta_clip`."""
+        """Clip the gradient of beta to norm `beta_clip`."""
         nn.utils.clip_grad_norm_(self.beta, self.beta_clip)
 
     def shape(self) -> ActivationShape:
-        """Describe the curve at the present parameters; the mean on negative inputs is by quadrature."""
+        """Describe the curve at the present parameters."""
         return pssilu_shape(float(self.alpha.detach().abs().mean()), float(_bounded(self.beta.detach()).mean()))

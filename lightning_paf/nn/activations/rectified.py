@@ -1,6 +1,6 @@
 """Parametric activations with separate formulas for positive and negative inputs (Dai et al. 2021).
 
-At x = 0 all are 0; the derivative there is 0, for PELU alpha.
+All are 0 at x = 0, where the derivative is 0, for PELU alpha.
 """
 
 import math
@@ -10,11 +10,11 @@ from torch import Tensor
 
 from lightning_paf.nn.activations.base import ParametricActivation, require_nonzero
 from lightning_paf.nn.activations.formula import Formula
-from lightning_paf.nn.activations.shape import NEGATIVE_MEAN, ActivationShape, elu_shape
+from lightning_paf.nn.activations.shape import ActivationShape, elu_shape, piecewise_linear_shape
 
 
 class PReLU(ParametricActivation):
-    """x for x > 0, alpha x below (He et al. 2015); starts as ReLU, unlike torch's own, which starts at 0.25.
+    """x for x > 0, alpha x below (He et al. 2015); starts as ReLU, unlike torch.nn.PReLU, which starts at 0.25.
 
     Args:
         alpha: Initial slope on negative inputs; negative values give positive outputs there.
@@ -33,20 +33,14 @@ class PReLU(ParametricActivation):
     def __init__(self, alpha: float = 0.0, learn_alpha: bool = True) -> None:
         if alpha == 1 and not learn_alpha:
             raise ValueError(
-                "PReLU with alpha fixed at 1 is the identity and makes the network linear. "
+                "alpha must not be 1 in a PReLU with fixed alpha, which makes the network linear, got 1. "
                 "Pass another --model.activation.alpha, or --model.activation.learn_alpha true."
             )
         super().__init__(alpha, learn_alpha)
 
     def shape(self) -> ActivationShape:
         """Describe the curve at the present alpha."""
-        alpha = float(self.alpha.detach().mean())
-        return ActivationShape(
-            mean_on_negative=alpha * NEGATIVE_MEAN,
-            most_negative_output=-math.inf if alpha > 0 else 0.0,
-            max_slope=max(1.0, abs(alpha)),
-            max_curvature=0.0 if alpha == 1 else math.inf,
-        )
+        return piecewise_linear_shape(float(self.alpha.detach().mean()), 1.0)
 
 
 class PReLUPlus(ParametricActivation):
@@ -72,13 +66,7 @@ class PReLUPlus(ParametricActivation):
 
     def shape(self) -> ActivationShape:
         """Describe the curve at the present alpha."""
-        alpha = float(self.alpha.detach().mean())
-        return ActivationShape(
-            mean_on_negative=0.0,
-            most_negative_output=-math.inf if alpha < 0 else 0.0,
-            max_slope=abs(alpha),
-            max_curvature=0.0 if alpha == 0 else math.inf,
-        )
+        return piecewise_linear_shape(0.0, float(self.alpha.detach().mean()))
 
 
 class PELU(ParametricActivation):
@@ -92,7 +80,7 @@ class PELU(ParametricActivation):
         ValueError: alpha is not finite.
     """
 
-    # The exponential only ever sees x <= 0: evaluated everywhere and masked, it would give inf * 0.
+    # Clamped before the exponential: a mask after it would give inf * 0.
     formula = Formula(
         value=lambda x, alpha: x.clamp(min=0) + alpha * x.clamp(max=0).expm1(),
         slope=lambda x, alpha: torch.where(x > 0, 1.0, alpha * x.clamp(max=0).exp()),
@@ -108,7 +96,7 @@ class PELU(ParametricActivation):
 
 
 def _root_minus_one(x: Tensor) -> Tensor:
-    """sqrt(x^2 + 1) - 1 for x > 0, else 0, without cancellation near 0 and without x^2 overflowing."""
+    """sqrt(x^2 + 1) - 1 for x > 0, else 0, without cancellation near 0 and without overflow of x^2."""
     x = x.clamp(min=0)
     return x * (x / (torch.hypot(x, torch.ones_like(x)) + 1))
 
@@ -136,9 +124,4 @@ class ReBLU(ParametricActivation):
     def shape(self) -> ActivationShape:
         """Describe the curve at the present alpha."""
         alpha = float(self.alpha.detach().mean())
-        return ActivationShape(
-            mean_on_negative=0.0,
-            most_negative_output=-math.inf if alpha < -1 else 0.0,
-            max_slope=max(1.0, abs(1 + alpha)),
-            max_curvature=math.inf,
-        )
+        return ActivationShape(mean_on_negative=0.0, max_slope=max(1.0, abs(1 + alpha)), max_curvature=math.inf)

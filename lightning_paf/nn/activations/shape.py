@@ -1,15 +1,11 @@
-"""What the curve of an activation looks like, in the four numbers that the robustness literature talks about."""
+"""Shape of an activation's curve in three numbers that the robustness literature uses, by closed form."""
 
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
 
 NEGATIVE_MEAN = -math.sqrt(2 / math.pi)
 """E[X | X < 0] of a standard normal X."""
-
-SILU_MINIMUM = -0.2784645427610738
-"""Smallest value of x * sigmoid(x); it is -W(1/e), Lambert's W."""
 
 SILU_MAX_SLOPE = 1.0998393201288669
 """Largest slope of x * sigmoid(x), where its second derivative is zero; the smallest slope is 1 minus this."""
@@ -23,39 +19,28 @@ class ActivationShape:
 
     Attributes:
         mean_on_negative: E[f(X) | X < 0] for a standard normal X, as after batch normalisation.
-        most_negative_output: Infimum of f over the real line; -inf where f is unbounded below.
         max_slope: Supremum of |f'|, the Lipschitz constant of f.
         max_curvature: Supremum of |f''|; inf where the slope jumps.
     """
 
     mean_on_negative: float
-    most_negative_output: float
     max_slope: float
     max_curvature: float
 
 
-class Shaped(Protocol):
-    """Anything that knows its shape: every activation of this package, and those that users add."""
-
-    def shape(self) -> ActivationShape:
-        """The four numbers at the present parameters."""
-
-
-def activation_shape(activation: Shaped) -> ActivationShape:
-    """Describe an activation at its present parameters, by closed form.
-
-    Args:
-        activation: An activation of this package. Where it has one parameter per channel, the mean over the channels
-            (of the magnitude, where only that matters) is described.
-    """
-    return activation.shape()
+def piecewise_linear_shape(negative: float, positive: float) -> ActivationShape:
+    """Shape of negative * x for x < 0, positive * x for x > 0."""
+    return ActivationShape(
+        mean_on_negative=negative * NEGATIVE_MEAN if negative else 0.0,
+        max_slope=max(abs(negative), abs(positive)),
+        max_curvature=0.0 if negative == positive else math.inf,
+    )
 
 
 def psoftplus_shape(alpha: float) -> ActivationShape:
     """Shape of softplus(alpha x) / alpha, alpha > 0."""
     return ActivationShape(
         mean_on_negative=_mean_on_negative(lambda u: math.log1p(math.exp(u)), alpha),
-        most_negative_output=0.0,
         max_slope=1.0,
         max_curvature=alpha / 4,
     )
@@ -64,10 +49,9 @@ def psoftplus_shape(alpha: float) -> ActivationShape:
 def pssilu_shape(alpha: float, beta: float) -> ActivationShape:
     """Shape of x (sigmoid(alpha x) - beta) / (1 - beta), alpha > 0 and 0 <= beta < 1; beta = 0 is PSiLU."""
     mean_psilu = _mean_on_negative(lambda u: u / (1 + math.exp(-u)), alpha)
-    steepest_fall = SILU_MAX_SLOPE - 1 + beta  # also above the slope -beta / (1 - beta) far out
+    steepest_fall = SILU_MAX_SLOPE - 1 + beta  # exceeds the asymptotic slope -beta / (1 - beta)
     return ActivationShape(
         mean_on_negative=(mean_psilu - beta * NEGATIVE_MEAN) / (1 - beta),
-        most_negative_output=_minimum_of_gate(beta) / (alpha * (1 - beta)),
         max_slope=max(SILU_MAX_SLOPE - beta, steepest_fall) / (1 - beta),
         max_curvature=alpha / (2 * (1 - beta)),
     )
@@ -78,7 +62,6 @@ def elu_shape(alpha: float) -> ActivationShape:
     mean_exp = math.exp(0.5) * math.erfc(1 / math.sqrt(2))  # E[exp(X) | X < 0]
     return ActivationShape(
         mean_on_negative=alpha * (mean_exp - 1),
-        most_negative_output=min(-alpha, 0.0),
         max_slope=max(1.0, abs(alpha)),
         max_curvature=1.0 if alpha == 1 else math.inf,
     )
@@ -87,8 +70,7 @@ def elu_shape(alpha: float) -> ActivationShape:
 def _mean_on_negative(function: Callable[[float], float], alpha: float) -> float:
     """E[function(alpha X) / alpha | X < 0] of a standard normal X, for a function that vanishes like exp at -inf.
 
-    There is no elementary form; adaptive quadrature is exact to about 1e-12. Both the function and the normal density
-    are below 1e-17 beyond 40 units of their own.
+    Adaptive quadrature is exact to about 1e-12. Beyond the lower limit, the integrand is below 1e-17.
     """
     from scipy.integrate import quad
 
@@ -97,22 +79,3 @@ def _mean_on_negative(function: Callable[[float], float], alpha: float) -> float
         lambda x: function(alpha * x) / alpha * density * math.exp(-x * x / 2), -40 / max(1.0, alpha), 0.0, epsabs=1e-13
     )
     return float(value)
-
-
-def _minimum_of_gate(beta: float) -> float:
-    """Smallest value of u (sigmoid(u) - beta); the root of the derivative lies between the zeros of the function."""
-    from scipy.optimize import brentq
-
-    if beta == 0:
-        return SILU_MINIMUM
-    if beta == 0.5:
-        return 0.0  # the two zeros coincide
-
-    def sigmoid(u: float) -> float:
-        return 1 / (1 + math.exp(-u))
-
-    # Below -50 the dip is flat to machine precision; 0 < beta < 1e-21 would put the other zero there.
-    zero = max(math.log(beta / (1 - beta)), -50.0)
-    low, high = min(zero, 0.0), max(zero, 0.0)
-    u = brentq(lambda u: sigmoid(u) - beta + u * sigmoid(u) * sigmoid(-u), low, high)
-    return float(u * (sigmoid(u) - beta))

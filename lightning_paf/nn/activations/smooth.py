@@ -9,7 +9,7 @@ from lightning_paf.nn.activations.formula import Formula
 from lightning_paf.nn.activations.shape import ActivationShape, psoftplus_shape, pssilu_shape
 
 ALPHA_FLOOR = 0.01
-"""PSoftplus uses at least this |alpha|: its value at 0, ln(2) / |alpha|, would go to infinity under weight decay."""
+"""Lower bound of |alpha| in PSoftplus, whose value at 0, ln(2) / |alpha|, would diverge under weight decay."""
 
 
 def _magnitude(alpha: Tensor) -> Tensor:
@@ -17,13 +17,13 @@ def _magnitude(alpha: Tensor) -> Tensor:
 
 
 def _psoftplus(x: Tensor, alpha: Tensor) -> Tensor:
-    """max(x, 0) + softplus(-|alpha x|) / |alpha|: alpha * x may overflow without harm."""
+    """max(x, 0) + softplus(-|alpha x|) / |alpha|, which tolerates an overflow of alpha x."""
     a = _magnitude(alpha)
     return x.clamp(min=0) + F.softplus(-a * x.abs()) / a
 
 
 def _psoftplus_alpha_slope(x: Tensor, alpha: Tensor) -> Tensor:
-    """-H / alpha^2, where H = softplus(-|u|) + |u| sigmoid(-|u|) at u = alpha x is the entropy of sigmoid(u)."""
+    """-H / alpha^2 with H = softplus(-|u|) + |u| sigmoid(-|u|), u = alpha x, the entropy of sigmoid(u)."""
     a, x = _magnitude(alpha), x.abs()
     entropy = F.softplus(-a * x) + a * (x * (-a * x).sigmoid())
     return -alpha.sign() * entropy / a.square()
@@ -32,8 +32,7 @@ def _psoftplus_alpha_slope(x: Tensor, alpha: Tensor) -> Tensor:
 class PSoftplus(ParametricActivation):
     """softplus(|alpha| x) / |alpha|; starts as Softplus and tends to ReLU as alpha grows.
 
-    Below |alpha| = 0.01 the function stays what it is at 0.01, while the gradient by alpha is passed on as if it did
-    not, so that alpha can come back.
+    The function bounds |alpha| below at 0.01, but passes the gradient by alpha on, so that alpha can grow again.
 
     Args:
         alpha: Initial value, not 0.
@@ -54,7 +53,7 @@ class PSoftplus(ParametricActivation):
         super().__init__(alpha, learn_alpha)
 
     def shape(self) -> ActivationShape:
-        """Describe the curve at the present alpha; the mean on negative inputs is by quadrature."""
+        """Describe the curve at the present alpha."""
         return psoftplus_shape(float(_magnitude(self.alpha.detach()).mean()))
 
 
@@ -66,11 +65,11 @@ def gate(x: Tensor, alpha: Tensor) -> Tensor:
 def gated_slope(x: Tensor, alpha: Tensor) -> Tensor:
     """Derivative by x of x * sigmoid(|alpha| x)."""
     s = gate(x, alpha)
-    return torch.addcmul(s, x * (s - s * s), alpha.abs())  # |alpha| x on its own could overflow where s - s^2 is 0
+    return torch.addcmul(s, x * (s - s * s), alpha.abs())  # |alpha| x alone could overflow where s - s^2 is 0
 
 
 def gated_alpha_slope(x: Tensor, alpha: Tensor) -> Tensor:
-    """Derivative by alpha of x * sigmoid(|alpha| x); x^2 on its own could overflow where the result is 0."""
+    """Derivative by alpha of x * sigmoid(|alpha| x), without x^2, which could overflow where the result is 0."""
     s = gate(x, alpha)
     return alpha.sign() * (x * (x * (s - s * s)))
 
@@ -95,5 +94,5 @@ class PSiLU(ParametricActivation):
         super().__init__(alpha, learn_alpha)
 
     def shape(self) -> ActivationShape:
-        """Describe the curve at the present alpha; the mean on negative inputs is by quadrature."""
+        """Describe the curve at the present alpha."""
         return pssilu_shape(float(self.alpha.detach().abs().mean()), beta=0.0)

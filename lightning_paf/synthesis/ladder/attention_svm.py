@@ -1,4 +1,4 @@
-"""Linear support vector machines with attention to the features, many pairs of classes at once (Zhou et al., 2022)."""
+"""Linear support vector machines with attention to features, for many pairs of classes (Zhou et al., 2022)."""
 
 from dataclasses import dataclass
 
@@ -10,16 +10,16 @@ from torch import Tensor
 class AttentionSVM:
     """`score(z) = w . (a(z) o z) + b` with the attention `a(z) = exp(softmax(tanh(A z + c) / temperature))`.
 
-    Zhou, Tsang, Yin, "LADDER: Latent Boundary-guided Adversarial Training", Machine Learning 2022, have temperature 1.
-    The attention to d features then lies between 1 and `exp(e / (e + (d - 1) / e))`, 1.0147 for 500 features: it
-    changes next to nothing. Smaller temperatures are our addition.
+    Zhou, Tsang, Yin, "LADDER: Latent Boundary-guided Adversarial Training", Machine Learning 2022, use temperature 1.
+    The attention to d features then lies between 1 and `exp(e / (e + (d - 1) / e))`, 1.0147 for 500 features, so its
+    effect is negligible. Smaller temperatures are our addition.
 
     Attributes:
         weight: w, (P, d), for P pairs of classes.
         bias: b, (P,).
         matrix: A, (P, d, d); None without attention, a = 1.
         offset: c, (P, d).
-        temperature: Small for attention to few features.
+        temperature: The smaller, the fewer features get attention.
     """
 
     weight: Tensor
@@ -39,7 +39,7 @@ class AttentionSVM:
         return (self.attention(z) * z * self.weight[:, None]).sum(2) + self.bias[:, None]
 
     def directions(self, z: Tensor) -> Tensor:
-        """Directions `a(z) o w`, (P, N, d), towards the second class with the attention held."""
+        """Directions `a(z) o w`, (P, N, d), towards the second class, with constant attention."""
         return self.attention(z) * self.weight[:, None]
 
     def pair(self, number: int) -> "AttentionSVM":
@@ -60,10 +60,10 @@ def fit_attention_svm(
     epochs: int = 10,
     generator: torch.Generator | None = None,
 ) -> AttentionSVM:
-    """Minimise `cost * mean hinge(1 - side * score) + mean(w^2)` by gradient descent, one example a step.
+    """Minimise `cost * mean hinge(1 - side * score) + mean(w^2)` by gradient descent, one example per step.
 
-    All pairs use their examples in the same order. All unknowns begin at 0 (the paper gives no initialisation), so that
-    exchanged sides give the opposite direction.
+    All pairs use their examples in the same order. All parameters start at 0 (the paper gives no initialisation), so
+    exchanging the sides reverses the direction.
 
     Args:
         z: Features (P, N, d) of the examples of P pairs of classes.
@@ -79,9 +79,9 @@ def fit_attention_svm(
         ValueError: A temperature that is not positive.
     """
     if not temperature > 0:
-        raise ValueError(f"temperature must be above 0, got temperature={temperature}. Pass --temperature 1.")
+        raise ValueError(f"temperature must be > 0, got {temperature}. Pass --temperature 1.")
     weight, bias, offset = torch.zeros_like(z[:, 0]), torch.zeros_like(z[:, 0, 0]), torch.zeros_like(z[:, 0])
-    # A = sum_n factors_n z_n^T, as it begins at 0 and each step adds an outer product with an example.
+    # A = sum_n factors_n z_n^T, as it starts at 0 and each step adds an outer product with an example.
     factors, products = torch.zeros_like(z), z @ z.mT
     for _ in range(epochs):
         for example in torch.randperm(z.shape[1], generator=generator).tolist():

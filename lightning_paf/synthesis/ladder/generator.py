@@ -9,12 +9,12 @@ from torch import Tensor, nn
 class Generator(nn.Module):
     """Decoder of features: a linear layer, two transposed convolutions, two convolutions.
 
-    It resembles the generators of Zhou et al. (2022, LADDER), without their batch norm.
+    Similar to the generators of Zhou et al. (2022, LADDER), without their batch norm.
 
     Args:
         num_features: Width of the features.
         shape: Channels, height and width of the images.
-        width: Channels of the middle; the first layer has twice as many.
+        width: Channels of the middle layers; the first layer has twice as many.
     """
 
     def __init__(self, num_features: int, shape: Sequence[int], width: int = 64) -> None:
@@ -51,19 +51,16 @@ def train_generator(
     lr: float = 1e-3,
     progress: Callable[[str], object] = lambda _: None,
 ) -> float:
-    """Minimise the mean squared difference to the images with Adam.
+    """Minimise the mean squared difference to the images with Adam; return that of the last epoch.
 
     Args:
-        generator: On the device of the training.
+        generator: On the device to train on.
         features: (N, num_features), on any device.
         images: uint8 (N, C, H, W), on any device.
         epochs: Passes over the images.
-        batch_size: Images in a step.
+        batch_size: Images per step.
         lr: Learning rate.
         progress: Called with a line for each epoch.
-
-    Returns:
-        Mean squared difference in the last epoch.
     """
     device = next(generator.parameters()).device
     optimizer = torch.optim.Adam(generator.parameters(), lr)
@@ -71,8 +68,8 @@ def train_generator(
     for epoch in range(epochs):
         total = 0.0
         for rows in torch.split(torch.randperm(len(features)), batch_size):
-            wanted = images[rows].to(device).float() / 255
-            loss = (generator(features[rows].to(device)) - wanted).square().mean()
+            target = images[rows].to(device).float() / 255
+            loss = (generator(features[rows].to(device)) - target).square().mean()
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()

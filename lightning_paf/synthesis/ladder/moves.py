@@ -1,6 +1,6 @@
 """Features moved towards the boundary with another class: the examples of LADDER (Zhou et al., 2022).
 
-These are no `Attack`: they are made once, from a trained network, at any distance from their images.
+They are not an `Attack`: they are computed once, from a trained network, at any distance from their images.
 """
 
 from collections.abc import Callable
@@ -12,23 +12,23 @@ from torch import Tensor, nn
 from lightning_paf.functional.predictions import predicted
 from lightning_paf.synthesis.ladder.attention_svm import AttentionSVM, fit_attention_svm
 
-_AT_ONCE = 512
+_BATCH = 512
 _LARGEST = 2.0**60
 _HALVINGS = 20
 
 
 @dataclass(frozen=True, eq=False)
 class LatentMoves:
-    """Directions in which features are moved.
+    """Features and the directions in which they are moved.
 
     Attributes:
         rows: Number of the source image, (n,).
         z: Its features, (n, d).
         direction: `a(z) o w` of the pair (class, target), (n, d).
         labels: Its class, (n,).
-        targets: The class towards which it is moved, (n,).
+        targets: Class to move it towards, (n,).
         score: Score of the pair's SVM, (n,); negative on the side of its class.
-        gain: Increase of the score for each unit of eps with the attention held, (n,): `sum a^2 w^2`.
+        gain: Increase of the score per unit of eps with constant attention, (n,): `sum a^2 w^2`.
         svm_accuracy: Accuracy of the SVMs on held-out examples, the mean over pairs.
     """
 
@@ -59,7 +59,7 @@ def latent_moves(
     seed: int = 0,
     progress: Callable[[str], object] = lambda _: None,
 ) -> LatentMoves:
-    """Fit an SVM for each ordered pair of classes, and give each source image the direction to a random other class.
+    """Fit an SVM per ordered pair of classes, and choose a direction to a random other class for each source image.
 
     Args:
         features: (N, d), of training images.
@@ -67,7 +67,7 @@ def latent_moves(
         num_classes: Number of classes.
         per_class: Source images of each class, the first ones; 0 for all.
         svm_images: Examples of each class for the SVMs, the first ones; 200 in the paper's code.
-        fitted: Fraction of these that the SVMs are fitted to; the others measure the accuracy.
+        fitted: Fraction of these for fitting the SVMs; the others are for their accuracy.
         attention: False for linear SVMs.
         temperature: Temperature of the attention; 1 in the paper.
         seed: Seed of the order of the examples, and of the targets.
@@ -103,9 +103,9 @@ def latent_moves(
     return LatentMoves(rows, z, direction, own_labels, targets, score, gain, sum(accuracies) / num_classes)
 
 
-def _examples(pairs: list[tuple[Tensor, Tensor]], which: slice) -> tuple[Tensor, Tensor]:
-    """Features (P, N, d), first those of the class itself; and their sides (N,)."""
-    z = torch.stack([torch.cat([own[which], other[which]]) for own, other in pairs])
+def _examples(pairs: list[tuple[Tensor, Tensor]], rows: slice) -> tuple[Tensor, Tensor]:
+    """Features (P, N, d), those of the class itself first, and their sides (N,)."""
+    z = torch.stack([torch.cat([own[rows], other[rows]]) for own, other in pairs])
     return z, torch.tensor([-1.0, 1.0], device=z.device).repeat_interleave(z.shape[1] // 2)
 
 
@@ -131,17 +131,17 @@ def random_directions(moves: LatentMoves, seed: int = 0) -> LatentMoves:
 
 
 Flips = Callable[[Tensor, Tensor], Tensor]
-"""`(rows, eps)` to whether the class of each of these moves changes at its eps, all (k,)."""
+"""Function of `(rows, eps)`: whether the class of each of these moves changes at its eps; all (k,)."""
 
 
 def in_parts(network: nn.Module, batch: Tensor) -> Tensor:
     """Output of a network for a large batch, without a graph."""
     with torch.no_grad():
-        return torch.cat([network(part) for part in torch.split(batch, _AT_ONCE)])
+        return torch.cat([network(part) for part in torch.split(batch, _BATCH)])
 
 
 def flips_of(classifier: nn.Module, generator: nn.Module, moves: LatentMoves) -> Flips:
-    """Compare the network's class of the decoded moves with that of the decoded features."""
+    """Compare the predicted class of decoded moves with that of the decoded features."""
     decoded = nn.Sequential(generator, classifier)
     before = predicted(in_parts(decoded, moves.z))
 
@@ -152,18 +152,15 @@ def flips_of(classifier: nn.Module, generator: nn.Module, moves: LatentMoves) ->
 
 
 def eps_for_fraction(flips: Flips, like: Tensor, fraction: float) -> Tensor:
-    """One eps for all images at which about this fraction changes its class, by bisection.
+    """Find one eps at which about this fraction of the images changes its class, by bisection.
 
     Args:
         flips: Whether moves change the class.
-        like: Any tensor (n, ...) on the device of the moves.
+        like: Any tensor (n, ...) on the device of the moves; the result is (n,).
         fraction: In (0, 1].
 
-    Returns:
-        The eps, (n,).
-
     Raises:
-        ValueError: At no eps as many change their class.
+        ValueError: No eps changes the class of so many images.
     """
     rows = torch.arange(len(like), device=like.device)
 
@@ -175,7 +172,8 @@ def eps_for_fraction(flips: Flips, like: Tensor, fraction: float) -> Tensor:
         low, high = high, 2 * high
         if high > _LARGEST:
             raise ValueError(
-                f"No eps changes the class of {100 * fraction:.0f} % of the images. Pass a smaller --flip."
+                f"--flip must be a fraction that some eps reaches, got {fraction}: fewer images change their class at "
+                "any eps. Pass a smaller --flip."
             )
     for _ in range(_HALVINGS):
         middle = (low + high) / 2
@@ -184,18 +182,15 @@ def eps_for_fraction(flips: Flips, like: Tensor, fraction: float) -> Tensor:
 
 
 def adaptive_eps(flips: Flips, like: Tensor, start: float, step: float, most: float, tries: int = 100) -> Tensor:
-    """For each image the smallest eps of an increasing series that changes its class, else the last of the series.
+    """Find the smallest eps of an increasing series that changes the class of each image, else the last one.
 
     Args:
         flips: Whether moves change the class.
-        like: Any tensor (n, ...) on the device of the moves.
+        like: Any tensor (n, ...) on the device of the moves; the result is (n,).
         start: First eps.
-        step: Step of the series; ten times larger from eps 1 on.
+        step: Step of the series; ten times as large from eps 1 on.
         most: Largest eps.
         tries: Maximum length of the series.
-
-    Returns:
-        The eps, (n,).
 
     Raises:
         ValueError: A step that is not positive, or an end before the start.
@@ -206,11 +201,11 @@ def adaptive_eps(flips: Flips, like: Tensor, start: float, step: float, most: fl
             "Pass --adaptive 0.5 0.1 25."
         )
     eps = torch.full((len(like),), start, device=like.device)
-    rows, now = torch.arange(len(like), device=like.device), start
+    rows, current = torch.arange(len(like), device=like.device), start
     for _ in range(tries):
-        eps[rows] = now
+        eps[rows] = current
         rows = rows[~flips(rows, eps[rows])]
-        now = now + (10 * step if now >= 1 else step)
-        if not len(rows) or now > most:
+        current = current + (10 * step if current >= 1 else step)
+        if not len(rows) or current > most:
             break
     return eps

@@ -5,32 +5,30 @@ from lightning_paf.data.readers.folder import array_files, find_sources
 from lightning_paf.data.synthetic.convert import converted_folder
 
 
-def test_folders_stand_for_the_archives_in_them(tmp_path):
+def test_a_folder_is_replaced_by_its_archives(tmp_path):
     parts = [write_npz(tmp_path / "cifar5m" / f"part{i}.npz", ("X", "Y")) for i in range(6)]
     (tmp_path / "cifar5m" / "README").touch()
     single = write_npz(tmp_path / "single.npz")
     assert find_sources([tmp_path / "cifar5m", single]) == [*parts, single]
     folder = write_folder(converted_folder(parts[0], None), *arrays())
-    assert find_sources([tmp_path / "cifar5m"]) == parts, "converted arrays are not taken for a part"
+    assert find_sources([tmp_path / "cifar5m"]) == parts, "converted arrays are no archive"
     assert find_sources([folder]) == [folder]
     assert converted_folder(folder, tmp_path) == folder
 
 
 def test_missing_sources_are_refused(tmp_path):
-    with pytest.raises(
-        ValueError, match=r"holds no \.npz, \.pickle, \.pkl, \.parquet file and no image\.npy\. Check --data"
-    ):
+    with pytest.raises(ValueError, match=r"must hold \.npz, .* files or image\.npy, got none\. Check --data"):
         find_sources([tmp_path])
     with pytest.raises(ValueError, match=r"nowhere\.npz: there is no such file or folder"):
         converted_folder(tmp_path / "nowhere.npz", None)
 
 
-def test_test_images_beside_training_images_are_refused(tmp_path):
+def test_test_images_next_to_training_images_are_refused(tmp_path):
     for name in ("train-00000-of-00001.npz", "validated.npz"):
         write_npz(tmp_path / name)
     assert len(find_sources([tmp_path])) == 2
     write_npz(tmp_path / "test-00000-of-00001.npz")
-    with pytest.raises(ValueError, match=r"test-00000-of-00001\.npz is held out by its name\. Put the training files"):
+    with pytest.raises(ValueError, match=r"must be training images, got test-00000-of-00001\.npz\. Move the training"):
         find_sources([tmp_path])
 
 
@@ -41,6 +39,6 @@ def test_arrays_come_in_pairs(tmp_path):
     assert find_sources([folder]) == [folder]
     for name in ("a.label.npy", "b.image.npy"):
         (folder / name).rename(folder / "away")
-        with pytest.raises(ValueError, match=rf"must come in pairs, but {name} is missing\. Copy it again"):
+        with pytest.raises(ValueError, match=rf"must come in pairs, got no {name}\. Copy it again"):
             find_sources([folder])
         (folder / "away").rename(folder / name)

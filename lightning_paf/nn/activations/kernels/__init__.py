@@ -1,17 +1,17 @@
 """Kernels that compute a `Formula` and its derivatives in one pass over memory.
 
-The formula as written is their definition, their test, and what runs where there is no kernel.
+The formula is the reference of their tests, and the fallback where there is no kernel.
 """
 
 import warnings
 from collections.abc import Sequence
 from functools import cache
-from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from lightning_paf.nn.activations.formula import Formula
+from lightning_paf.nn.activations.kernels.base import Kernel
 from lightning_paf.nn.activations.kernels.c_kernel import CKernel
 from lightning_paf.nn.activations.kernels.compiled_kernel import CompiledKernel
 from lightning_paf.nn.activations.kernels.table_kernel import TableKernel
@@ -20,33 +20,11 @@ from lightning_paf.nn.equivalence import generators_kept
 __all__ = ["CKernel", "CompiledKernel", "Kernel", "TableKernel", "kernel_for"]
 
 
-class Kernel(Protocol):
-    """A formula for dense tensors of one dtype, whose parameters are single numbers.
-
-    Attributes:
-        slope_is_free: Whether `forward_and_slope` costs hardly more than `forward`.
-    """
-
-    slope_is_free: ClassVar[bool]
-
-    def forward(self, x: Tensor, parameters: Sequence[Tensor]) -> Tensor:
-        """f(x), with the layout of x."""
-
-    def forward_and_slope(self, x: Tensor, parameters: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-        """f(x) and df/dx, both with the layout of x."""
-
-    def backward(self, grad: Tensor, x: Tensor, parameters: Sequence[Tensor]) -> Tensor:
-        """The gradient by x: grad * df/dx, with the layout of x."""
-
-    def backward_all(self, grad: Tensor, x: Tensor, parameters: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
-        """The same, and the sums of grad * df/dp, each a number in float32."""
-
-
 def kernel_for(formula: Formula, x: Tensor, parameters: Sequence[Tensor]) -> Kernel | None:
-    """A kernel that can take these tensors, or None: one parameter per channel, float64, gaps in memory, no compiler.
+    """Return a kernel for these tensors; None for parameters per channel, float64, gaps in memory, or no compiler.
 
     The first call for a device and dtype compiles the kernel (half a second on a CPU, some ten seconds on CUDA) and
-    compares it with the formula. What cannot be compiled is warned of once.
+    compares it with the formula. A failure is reported by one warning.
     """
     dense = x.is_contiguous() or (x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last))
     if not dense or x.numel() == 0 or any(parameter.numel() != 1 for parameter in parameters):
@@ -63,10 +41,10 @@ def _checked_kernel(formula: Formula, device: torch.device, dtype: torch.dtype) 
             _compare(kernel, formula, device, dtype)
             if used():
                 raise ArithmeticError("a formula that uses a random generator has no kernel")
-    except Exception as error:  # compilers fail in any way; the formula itself always works
+    except Exception as error:  # compilers can raise anything, and the formula is a fallback
         warnings.warn(
-            f"Parametric activations run as several torch operations each, which takes longer: {error}. "
-            "Install a C compiler, or pass --model.speed.fused false to accept this silently.",
+            f"Parametric activations run as several torch operations each, which is slower: {error}. "
+            "Install a C compiler, or pass --model.speed.fused false to disable this warning.",
             stacklevel=2,
         )
         return None
@@ -81,7 +59,7 @@ def _made(formula: Formula, device: torch.device, dtype: torch.dtype) -> Kernel:
 
 @torch.no_grad()
 def _compare(kernel: Kernel, formula: Formula, device: torch.device, dtype: torch.dtype) -> None:
-    """Compare with the formula in double precision where activations live; a wrong kernel would ruin a training.
+    """Compare with the formula in double precision, at the usual inputs; a wrong kernel would ruin a training.
 
     Raises:
         ArithmeticError: They differ by more than rounding.
@@ -93,9 +71,9 @@ def _compare(kernel: Kernel, formula: Formula, device: torch.device, dtype: torc
     value, slope = (f(*exact).expand(x.shape) for f in (formula.value, formula.slope))
     terms = [f(*exact).expand(x.shape) for f in formula.parameter_slopes]
     by_x, sums = kernel.backward_all(ones, x, parameters)
-    value_again, slope_alone = kernel.forward_and_slope(x, parameters)
-    values = (kernel.forward(x, parameters), value_again)
-    slopes = (by_x, slope_alone, kernel.backward(ones, x, parameters))
+    values, slopes = [kernel.forward(x, parameters)], [by_x, kernel.backward(ones, x, parameters)]
+    if (both := kernel.forward_and_slope(x, parameters)) is not None:
+        values, slopes = [*values, both[0]], [*slopes, both[1]]
     pairs = [(found, value, value.abs() + 1) for found in values]
     pairs += [(found, slope, slope.abs() + 1) for found in slopes]
     pairs += [(found, t.sum(), t.abs().sum() + 1) for found, t in zip(sums, terms, strict=True)]

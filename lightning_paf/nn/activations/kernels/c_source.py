@@ -1,4 +1,4 @@
-"""Turns a `Formula` into the source of C loops."""
+"""Translation of a `Formula` into C loops."""
 
 from collections.abc import Callable, Mapping
 from importlib.resources import files
@@ -12,7 +12,7 @@ from lightning_paf.nn.activations.formula import Formula
 
 
 class UntranslatableError(Exception):
-    """A formula calls something that the table of operations does not have."""
+    """A formula calls an operation without a C form."""
 
 
 _OPERATIONS: Mapping[str, str] = MappingProxyType(
@@ -40,10 +40,10 @@ _OPERATIONS: Mapping[str, str] = MappingProxyType(
         "softplus": "softplus_of({0})",
     }
 )
-"""What a torch function, a method of a tensor or an operator becomes in C."""
+"""C forms of torch functions, tensor methods and operators."""
 
-_LETTERS: Mapping[str, str] = MappingProxyType({"input": "x", "gradient": "g"})
-"""How an element of an array is called inside a loop."""
+_ELEMENTS: Mapping[str, str] = MappingProxyType({"input": "x", "gradient": "g"})
+"""Names of the elements of arrays inside a loop."""
 
 _LOOP = Template("""
 void $name($arguments, int64_t count) {
@@ -64,7 +64,7 @@ $totals
 
 
 class _Code:
-    """Statements for the parameters alone, and statements for every element; equal expressions are computed once."""
+    """Statements for the parameters alone, and for every element; equal expressions are computed once."""
 
     def __init__(self) -> None:
         self.scalars: list[str] = []
@@ -73,16 +73,16 @@ class _Code:
         self._of_elements = {"x"}
 
     def add(self, function: Callable[..., Tensor], parameters: int) -> str:
-        """Append a function of `x, p0, p1, ...`; returns the name of its result."""
+        """Append a function of `x, p0, p1, ...`, and return the name of its result."""
         names: dict[fx.Node, str] = {}
         inputs = iter(["x", *(f"p{i}" for i in range(parameters))])
         for node in fx.Tracer().trace(function).nodes:
             if node.op == "output":
                 return _operand(node.args[0], names)
-            names[node] = next(inputs) if node.op == "placeholder" else self._stated(node, names)
+            names[node] = next(inputs) if node.op == "placeholder" else self._translated(node, names)
         raise AssertionError("a traced graph ends with its output")
 
-    def _stated(self, node: fx.Node, names: Mapping[fx.Node, str]) -> str:
+    def _translated(self, node: fx.Node, names: Mapping[fx.Node, str]) -> str:
         operation = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "?")
         operands = [_operand(argument, names) for argument in node.args]
         if operation == "clamp" and len(operands) == 1:
@@ -90,7 +90,7 @@ class _Code:
         if operation not in _OPERATIONS or node.kwargs:
             raise UntranslatableError(operation)
         if operation == "truediv" and operands[1] not in self._of_elements:
-            # A division costs as much as the rest of the loop; by a parameter it is one division for all elements.
+            # A division costs as much as the rest of the loop; for a parameter, one division serves all elements.
             operation, operands[1] = "mul", self._named(f"1.0f / {operands[1]}", [operands[1]])
         return self._named(_OPERATIONS[operation].format(*operands), operands)
 
@@ -105,16 +105,15 @@ class _Code:
 
 
 def c_source(formula: Formula) -> str:
-    """Three functions: `forward`, `backward` (by x alone), and `backward_all` (by x and all parameters in one pass).
+    """Generate three functions: `forward`, `backward` (by x), and `backward_all` (by x and all parameters, one pass).
 
-    `backward_all` writes, block after block, one sum for each parameter, so that the result does not depend on the
-    number of threads.
+    `backward_all` writes one sum per block and parameter, so that the result does not depend on the number of threads.
 
     Args:
-        formula: What to compute, in float32; the parameters are single numbers.
+        formula: Formula in float32, with one number per parameter.
 
     Raises:
-        UntranslatableError: The formula calls what has no C form here.
+        UntranslatableError: The formula calls an operation without a C form.
     """
     number = len(formula.parameter_slopes)
     forward, backward, both = _Code(), _Code(), _Code()
@@ -135,7 +134,7 @@ def _loop(name: str, arrays: list[str], parameters: int, code: _Code, results: l
     arguments = [f"const float *restrict {array}" for array in arrays]
     arguments += [f"const float *q{i}" for i in range(parameters)]
     arguments += ["float *restrict output", *(["float *sums"] if sums else [])]
-    loads = [f"const float {_LETTERS[array]} = {array}[i];" for array in reversed(arrays)]
+    loads = [f"const float {_ELEMENTS[array]} = {array}[i];" for array in reversed(arrays)]
     return _LOOP.substitute(
         name=name,
         arguments=", ".join(arguments),

@@ -1,26 +1,23 @@
-"""A formula and its derivatives as kernels that torch.compile makes: Triton on CUDA."""
+"""Kernels by torch.compile, in Triton on CUDA."""
 
 from collections.abc import Sequence
-from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from lightning_paf.nn.activations.formula import Formula
-from lightning_paf.nn.activations.kernels.calls import like, singles
+from lightning_paf.nn.activations.kernels.base import Kernel, like, singles
 
 
-class CompiledKernel:
+class CompiledKernel(Kernel):
     """A formula compiled by torch, for dense tensors on any device; computed in float32.
 
-    Tensors are flattened in the order of memory and their size is symbolic, so that one compilation serves all layers.
+    Tensors are flattened in the order of memory and have a symbolic size, so that one compilation serves all layers.
 
     Args:
-        formula: What to compute; its parameters are single numbers.
-        backend: Of `torch.compile`.
+        formula: Formula with one number per parameter.
+        backend: Backend of `torch.compile`.
     """
-
-    slope_is_free: ClassVar[bool] = False
 
     def __init__(self, formula: Formula, backend: str = "inductor") -> None:
         def forward(x: Tensor, *parameters: Tensor) -> Tensor:
@@ -38,19 +35,15 @@ class CompiledKernel:
         self._backward_all = torch.compile(backward_all, dynamic=True, fullgraph=True, backend=backend)
 
     def forward(self, x: Tensor, parameters: Sequence[Tensor]) -> Tensor:
-        """f(x), with the layout of x."""
+        """Compute f(x)."""
         return _shaped(self._forward(_flat(x), *singles(parameters)), x)
 
-    def forward_and_slope(self, x: Tensor, parameters: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-        """f(x) and df/dx, both with the layout of x, in two passes."""
-        return self.forward(x, parameters), self.backward(torch.ones_like(x), x, parameters)
-
     def backward(self, grad: Tensor, x: Tensor, parameters: Sequence[Tensor]) -> Tensor:
-        """The gradient by x: grad * df/dx, with the layout of x."""
+        """Compute grad * df/dx."""
         return _shaped(self._backward(_flat(like(grad, x)), _flat(x), *singles(parameters)), x)
 
     def backward_all(self, grad: Tensor, x: Tensor, parameters: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
-        """The same, and the sums of grad * df/dp, each a number in float32."""
+        """Compute grad * df/dx, and for each parameter p the sum of grad * df/dp."""
         by_x, sums = self._backward_all(_flat(like(grad, x)), _flat(x), *singles(parameters))
         return _shaped(by_x, x), sums
 
@@ -61,7 +54,7 @@ def _to(value: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _flat(x: Tensor) -> Tensor:
-    """All elements (numel,) in the order of memory, without a copy."""
+    """View all elements (numel,) in the order of memory."""
     return x.detach().as_strided((x.numel(),), (1,))
 
 

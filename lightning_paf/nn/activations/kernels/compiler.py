@@ -1,4 +1,4 @@
-"""Compiles C while the program runs."""
+"""Compilation of C at run time."""
 
 import ctypes
 import os
@@ -9,29 +9,22 @@ from tempfile import TemporaryDirectory
 
 _COMMON = ("-O3", "-fPIC", "-fno-math-errno", "-fno-trapping-math")
 
-# From the fastest to what every compiler knows; the first one that compiles and loads is taken.
-_FLAGS = (
-    ("-march=native", "-fopenmp"),
-    ("-march=native", "-fopenmp-simd"),
-    ("-fopenmp-simd",),
-)
+# From fastest to most portable; the first set that compiles and loads is used.
+_FLAGS = (("-march=native", "-fopenmp"), ("-march=native", "-fopenmp-simd"), ("-fopenmp-simd",))
 
 
 class CompilerError(Exception):
-    """There is no compiler, or nothing that it makes can be loaded."""
+    """There is no C compiler, or its libraries cannot be loaded."""
 
 
 def load(source: str) -> ctypes.CDLL:
-    """Compile C source for this very machine and load it.
+    """Compile C source for the present machine and load it.
 
-    It takes half a second, so nothing is cached: no stale file, no file of another machine on a shared disk. OpenMP is
-    compiled in but not linked: the functions of the library that torch has loaded are used, and so its threads.
-
-    Args:
-        source: Complete C source.
+    It takes half a second, so nothing is cached, and no stale or foreign file can be loaded. OpenMP is compiled in but
+    not linked, so that the code uses torch's OpenMP library and threads.
 
     Raises:
-        CompilerError: See the class.
+        CompilerError: There is no compiler, or no set of flags works.
     """
     compiler = next((c for c in (os.environ.get("CC"), "cc", "gcc", "clang") if c and shutil.which(c)), None)
     if compiler is None:
@@ -40,7 +33,7 @@ def load(source: str) -> ctypes.CDLL:
     with TemporaryDirectory(prefix="lightning_paf_") as folder:
         (Path(folder) / "kernel.c").write_text(source)
         for number, flags in enumerate(_FLAGS):
-            library = Path(folder) / f"kernel{number}.so"  # a new name: a loader may remember one that failed
+            library = Path(folder) / f"kernel{number}.so"  # a new name, since loaders can cache a failure
             try:
                 _run(compiler, *_COMMON, *flags, "-c", "kernel.c", "-o", "kernel.o", folder=folder)
                 _run(compiler, "-shared", "kernel.o", "-o", library.name, "-lm", folder=folder)

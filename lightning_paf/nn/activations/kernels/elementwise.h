@@ -1,13 +1,13 @@
-/* Functions of one number in forms that a C compiler turns into vector instructions: no branches, no calls.
-   NaN stays NaN, and no NaN comes from an overflow on the way; a result beyond the range of float is infinite. */
+/* Scalar functions that a C compiler can vectorise: no branches, no calls.
+   NaN stays NaN, intermediate overflows cause no NaN, and results beyond the range of float are infinite. */
 #if defined(__AVX512F__) && !defined(__clang__)
-#pragma GCC target("prefer-vector-width=512") /* arithmetic gains from it; GCC prefers half of it */
+#pragma GCC target("prefer-vector-width=512") /* faster here; the default of GCC is 256 */
 #endif
 #include <math.h>
 #include <stdint.h>
 #include <string.h>
 
-#define BLOCK 8192 /* elements that one thread takes at a time */
+#define BLOCK 8192 /* elements per block of a thread */
 #define LARGEST 3.4028234663852886e38f
 
 static inline float from_bits(uint32_t bits) { float value; memcpy(&value, &bits, 4); return value; }
@@ -46,7 +46,7 @@ static inline float expm1_of(float x) { /* 2^n (exp(r) - 1) + (2^n - 1): keeps i
     return fmaf(scale, expm1_small(rest_of(cut, n)), scale - 1.0f);
 }
 
-static inline float sigmoid_of(float x) { /* through exp(-|x|), so that it is 0, and not merely small, far below 0 */
+static inline float sigmoid_of(float x) { /* by exp(-|x|), so that it is exactly 0 far below 0 */
     float e = exp_down(-fabsf(x));
     return (x < 0.0f ? e : 1.0f) / (1.0f + e);
 }
@@ -64,7 +64,7 @@ static inline float softplus_of(float x) { /* max(x, 0) + log(1 + e), log(1 + e)
     return at_least(x, 0.0f) + 2.0f * s * p;
 }
 
-static inline float hypot_of(float a, float b) { /* scaled by the larger one: its square could overflow */
+static inline float hypot_of(float a, float b) { /* scaled by the larger one, whose square could overflow */
     float x = fabsf(a), y = fabsf(b);
     float large = x > y ? x : y, small = x > y ? y : x;
     float ratio = small / (large > 0.0f ? large : 1.0f);

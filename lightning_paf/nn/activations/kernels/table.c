@@ -1,10 +1,10 @@
-/* A function of one bfloat16 number and its slope, given as tables of their 65,536 results. Entries are 32-bit words, so
-   that compilers turn look-ups into gather instructions; `results` has the value in the lower half and the slope in the
-   upper half of a word. */
+/* Look-ups of a function of one bfloat16 number and of its slope in tables of 65,536 results. Entries are 32-bit words,
+   so that compilers use gather instructions; a word of `results` has the value in its lower and the slope in its upper
+   half. */
 #include <stdint.h>
 #include <string.h>
 
-#define BLOCK 8192 /* elements that one thread takes at a time */
+#define BLOCK 8192 /* elements per block of a thread */
 #define ENTRIES 65536
 
 typedef uint16_t bfloat16; /* the upper half of a float */

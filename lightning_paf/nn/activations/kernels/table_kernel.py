@@ -1,34 +1,31 @@
-"""A formula by table: bfloat16 has only 65,536 numbers."""
+"""Kernels by look-up table for bfloat16, which has only 65,536 numbers."""
 
 from collections.abc import Sequence
 from functools import cached_property
 from importlib.resources import files
-from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from lightning_paf.nn.activations.formula import Formula
-from lightning_paf.nn.activations.kernels.calls import block_sums, call, function, like
+from lightning_paf.nn.activations.kernels.base import Kernel, block_sums, function, like, total
 from lightning_paf.nn.activations.kernels.compiler import load
 
-_MOST_TABLES = 128  # at half a megabyte each; networks have one activation, or one in each of some dozen places
+_MOST_TABLES = 128  # half a megabyte each; a network has one activation, or some dozens
 
 
-class TableKernel:
-    """A formula for dense CPU tensors in bfloat16, computed in float32 for every number that there is.
+class TableKernel(Kernel):
+    """A formula for dense CPU tensors in bfloat16, tabulated in float32.
 
-    A look-up costs what reading and writing costs, whatever the formula. Tables are made anew when parameters change,
-    which in training is once a step, for a thousandth of its time.
+    A look-up costs one pass over memory, whatever the formula. A change of the parameters, once per training step,
+    needs new tables, which takes a thousandth of the step.
 
     Args:
-        formula: What to compute; its parameters are single numbers.
+        formula: Formula with one number per parameter.
 
     Raises:
-        CompilerError: Nothing to compile the look-up with.
+        CompilerError: There is no C compiler.
     """
-
-    slope_is_free: ClassVar[bool] = True
 
     def __init__(self, formula: Formula) -> None:
         library = load(files("lightning_paf.nn.activations.kernels").joinpath("table.c").read_text())
@@ -40,29 +37,29 @@ class TableKernel:
         self._tables: dict[tuple[float, ...], _Tables] = {}
 
     def forward(self, x: Tensor, parameters: Sequence[Tensor]) -> Tensor:
-        """f(x), with the layout of x."""
+        """Compute f(x)."""
         output = torch.empty_like(x)
-        call(self._forward, x, self._tables_for(parameters).results, output, x.numel())
+        self._forward(x, self._tables_for(parameters).results, output, x.numel())
         return output
 
     def forward_and_slope(self, x: Tensor, parameters: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-        """f(x) and df/dx, both with the layout of x."""
+        """Compute f(x) and df/dx."""
         output, slope = torch.empty_like(x), torch.empty_like(x)
-        call(self._forward_and_slope, x, self._tables_for(parameters).results, output, slope, x.numel())
+        self._forward_and_slope(x, self._tables_for(parameters).results, output, slope, x.numel())
         return output, slope
 
     def backward(self, grad: Tensor, x: Tensor, parameters: Sequence[Tensor]) -> Tensor:
-        """The gradient by x: grad * df/dx, with the layout of x."""
+        """Compute grad * df/dx."""
         output = torch.empty_like(x)
-        call(self._backward, like(grad, x), x, self._tables_for(parameters).slopes, output, x.numel())
+        self._backward(like(grad, x), x, self._tables_for(parameters).slopes, output, x.numel())
         return output
 
     def backward_all(self, grad: Tensor, x: Tensor, parameters: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
-        """The same, and the sums of grad * df/dp, each a number in float32."""
+        """Compute grad * df/dx, and for each parameter p the sum of grad * df/dp."""
         grad, sums = like(grad, x), block_sums(x, len(parameters))
         slopes = self._tables_for(parameters).parameter_slopes
-        call(self._parameter_sums, grad, x, slopes, sums, len(parameters), x.numel())
-        return self.backward(grad, x, parameters), list(sums.sum(0, dtype=torch.float64).float().unbind())
+        self._parameter_sums(grad, x, slopes, sums, len(parameters), x.numel())
+        return self.backward(grad, x, parameters), total(sums)
 
     def _tables_for(self, parameters: Sequence[Tensor]) -> "_Tables":
         key = tuple(parameter.item() for parameter in parameters)
@@ -82,7 +79,7 @@ class _Tables:
 
     @cached_property
     def results(self) -> Tensor:
-        """Values and slopes in bfloat16, side by side in one word."""
+        """Pairs of value and slope in bfloat16."""
         limits = torch.finfo(torch.bfloat16)
         pairs = torch.stack([self._tabulated([self._formula.value])[0], self.slopes[0]], dim=1)
         return pairs.clamp(limits.min, limits.max).bfloat16()

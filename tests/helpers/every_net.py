@@ -1,0 +1,29 @@
+"""All networks of the package that define an architecture, each built small."""
+
+from lightning_paf.nets import (
+    VGG16BN,
+    CifarResNet,
+    DMPreActResNet,
+    DMWideResNet,
+    LeNet,
+    PreActResNet,
+    SmallConvNet,
+    WideResNet,
+)
+
+SMALL = {
+    CifarResNet: ({"width": 4}, 17),
+    DMPreActResNet: ({"width": 4}, 17),
+    DMWideResNet: ({"depth": 10, "width": 1}, 7),
+    LeNet: ({}, 4),
+    PreActResNet: ({"width": 4}, 17),
+    SmallConvNet: ({"width": 4}, 4),
+    VGG16BN: ({"width": 4}, 15),
+    WideResNet: ({"depth": 10, "width": 1}, 7),
+}
+"""Class: small arguments, and the number of activations in a forward pass."""
+
+
+def build(cls, **kwargs):
+    """A small network of the class."""
+    return cls(**SMALL[cls][0], **kwargs)
