@@ -214,7 +214,7 @@ def test_the_cosine_does_not_depend_on_lengths(scale):
 @pytest.mark.parametrize("objective", [c() for c in concrete(Regularised) if c.needs_double_backward], ids=repr)
 def test_a_compiled_network_is_refused(objective):
     outer = FirstLayerPenalty(objective)
-    with pytest.raises(ValueError, match=r"FirstLayerPenalty differentiates a gradient.*--model\.speed\.compile false"):
+    with pytest.raises(ValueError, match=r"compile must be false for FirstLayerPenalty.*--model\.speed\.compile false"):
         RobustModule(SmallConvNet(), ATTACK, outer, dataset="digits", speed=Speed(compile=True))
 
 
