@@ -1,6 +1,5 @@
 """Every file in configs/ is accepted by the parser, builds, and has a correct header; no data are needed."""
 
-import inspect
 import re
 from importlib import import_module
 from itertools import permutations
@@ -12,6 +11,7 @@ import torch
 import yaml
 from helpers.fakes import CONFIGS, root_without_runs
 from helpers.recipe_headers import commands, cost_in_header, cost_line, costs, option
+from jsonargparse import ArgumentParser
 from lightning.pytorch import callbacks as lightning_callbacks
 
 from lightning_paf import attacks, callbacks, nets, schedules
@@ -146,16 +146,13 @@ def surviving(earlier: dict, later: dict) -> set[str]:
 
 
 def parameters(class_path: str) -> set[str]:
-    """Arguments of a class, with those of its base classes if it passes keywords on."""
+    """Arguments of a class as the command line knows them, with those that it passes on to a base class."""
     module, _, name = class_path.rpartition(".")
     cls = next(getattr(m, name) for m in ([import_module(module)] if module else MODULES) if hasattr(m, name))
-    names: set[str] = set()
-    for base in cls.__mro__:
-        own = inspect.signature(base.__init__).parameters
-        names |= own.keys()
-        if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in own.values()):
-            break
-    return names
+    parser = ArgumentParser()
+    parser.add_class_arguments(cls)
+    return set(parser.get_defaults().keys())
+
 
 
 @pytest.mark.parametrize("part", FROM_LIBRARIES, ids=name)
