@@ -10,7 +10,7 @@ demo: .venv/installed  ## the whole main job on 8x8 digits: synthesize, train, A
 	$(BIN)/lightning-paf demo
 
 test: .venv/installed-test  ## the whole test suite (20 minutes on 2 cores)
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile
 
 check: .venv/installed-test  ## lint, formatting, types
 	$(BIN)/ruff check .

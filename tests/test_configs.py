@@ -154,7 +154,6 @@ def parameters(class_path: str) -> set[str]:
     return set(parser.get_defaults().keys())
 
 
-
 @pytest.mark.parametrize("part", FROM_LIBRARIES, ids=name)
 def test_networks_of_libraries_build(parser, part, base):
     objects = built(parser, parser.parse_args(["-c", base, "--model.net", name(part)]))
