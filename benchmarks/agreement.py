@@ -59,7 +59,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--batch_size", type=int, default=250)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--seed", type=int, default=0, help="of the training")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the training")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     logging.getLogger("auto-attack").setLevel(logging.ERROR)  # one line for every sample without a gradient

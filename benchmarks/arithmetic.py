@@ -26,7 +26,7 @@ ATTACK_STEPS = 10
 EPOCH = 50_000
 """Images of either kind, as in Gowal et al. (2021) and Wang et al. (2023)."""
 BATCH = 1024
-"""Over all GPUs."""
+"""Images in a global batch, over all GPUs."""
 SYNTHETIC = 0.7
 """Fraction of synthetic images in a batch."""
 IMAGE = 32 * 32 * 3 + 8
@@ -35,14 +35,14 @@ POOLS = {"1 M": 1_000_000, "6 M": 6_000_000, "50 M": 50_000_000, "300 M": 300_00
 DISK = 1e9
 """Bytes per second of sequential reads and writes on a shared file system."""
 FILES = 6
-"""Maximum of checkpoints in a run folder: best, last, two periodic ones, one of a signal, one being written."""
+"""Largest number of checkpoints in a run folder: best, last, two periodic, one after a signal, one being written."""
 PEAK = 989e12
 """Operations a second in bf16 without sparsity: data sheet of an H100 SXM."""
 FRACTION = {"ResNet-18": 0.25}
 WIDE_FRACTION = 0.40
 """Fraction of the peak rate of a step: the targets of docs/performance.md."""
 LINKS = {1: float("inf"), 8: 450e9, 64: 50e9}
-"""GPUs: bytes a second between them in one direction; NVLink in a machine, 400 Gbit/s for each GPU between machines."""
+"""Bytes per second between GPUs, one way, by their number: NVLink in a machine, 400 Gbit/s per GPU between machines."""
 
 
 @dataclass(frozen=True)
@@ -68,11 +68,11 @@ class Cost:
 
     @property
     def images_per_second(self) -> float:
-        """Of one GPU."""
+        """Images per second on one GPU."""
         return PEAK * self.fraction / self.step
 
     def epoch_seconds(self, gpus: int) -> float:
-        """On several GPUs, without overlap of communication and computation."""
+        """Seconds of an epoch on several GPUs, if communication and computation do not overlap."""
         gradients = 2 * (gpus - 1) / gpus * 4 * self.parameters / LINKS[gpus]
         return EPOCH / BATCH * (BATCH / gpus / self.images_per_second + gradients)
 
@@ -142,7 +142,7 @@ def network_table(corner: str, cells: dict[str, Callable[[Cost], str]], costs: d
 
 
 def table(header: list[str], rows: list[list[str]]) -> str:
-    """In Markdown."""
+    """Format a table in Markdown."""
     return "\n".join("| " + " | ".join(row) + " |" for row in [header, ["---"] * len(header), *rows])
 
 

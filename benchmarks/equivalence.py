@@ -150,7 +150,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, help="folder with train.npz and test.npz of ten classes; default: digits")
     parser.add_argument("--width", type=int, default=8)
     parser.add_argument("--batch", type=int, default=64)
-    parser.add_argument("--steps", type=int, default=10, help="of PGD")
+    parser.add_argument("--steps", type=int, default=10, help="PGD steps")
     parser.add_argument("--updates", type=int, default=200, help="training steps")
     parser.add_argument("--images", type=int, default=500, help="test images for the robust accuracy")
     parser.add_argument("--picture", type=Path, help="file for the curves")

@@ -23,7 +23,7 @@ def parser(description: str | None, repeats: int) -> argparse.ArgumentParser:
     """Options of every benchmark; `description` is the docstring of the program."""
     options = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
-    options.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of the CPU kernels")
+    options.add_argument("--threads", type=int, default=torch.get_num_threads(), help="threads of the CPU kernels")
     options.add_argument("--repeats", type=int, default=repeats, help="measurements per variant, in alternating order")
     options.add_argument("--json", type=Path, help="file to write")
     options.add_argument("--quick", action="store_true", help="tiny sizes, to test the program")

@@ -25,7 +25,7 @@ def digits_relu(options: argparse.Namespace) -> Case:
 
 
 def digits_pssilu(options: argparse.Namespace) -> Case:
-    """The same with PSSiLU."""
+    """A small network on the digits, with PSSiLU."""
     net = SmallConvNet(in_channels=1, num_classes=10)
     swap_activations(net, PSSiLU)
     return _digits(net, options)
@@ -53,7 +53,7 @@ CASES = {f.__name__: f for f in (digits_relu, digits_pssilu, digits_standard, re
 
 
 def _digits(model: nn.Module, options: argparse.Namespace, steps: int = 7) -> Case:
-    """Half a minute of training; adversarial, unless `steps` is 0."""
+    """Train for half a minute, adversarially unless `steps` is 0."""
     data = read_dataset(dataset_spec("digits"), Path("data"), download=False)
     x, y = tensors(data.train.images, data.train.labels)
     torch.manual_seed(options.seed)
@@ -75,7 +75,7 @@ def tensors(images: NDArray, labels: NDArray) -> tuple[Tensor, Tensor]:
 
 @torch.no_grad()
 def clean_accuracy(model: nn.Module, x: Tensor, y: Tensor) -> float:
-    """On all images."""
+    """Fraction of correctly classified images."""
     with frozen(model):
         right = sum(int((model(a).argmax(1) == b).sum()) for a, b in zip(x.split(250), y.split(250), strict=True))
     return right / len(x)

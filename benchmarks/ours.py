@@ -30,10 +30,10 @@ QUICK_WIDTH = {"resnet18": 8, "wrn28_10": 1, "wrn10": 1}
 def add_sizes(parser: argparse.ArgumentParser) -> None:
     """Add the options of a step; `sizes` chooses the missing defaults for the device."""
     parser.add_argument("--net", choices=NETS, default="resnet18")
-    parser.add_argument("--width", type=int, help="of the network; full on CUDA, ResNet-18 at half width on CPU")
+    parser.add_argument("--width", type=int, help="width of the network; full on CUDA, half for ResNet-18 on CPU")
     parser.add_argument("--batch", type=int, help="images; 512 on CUDA, 64 on CPU")
-    parser.add_argument("--steps", type=int, help="of PGD; 10")
-    parser.add_argument("--precision", choices=["bf16", "fp32"], default="bf16", help="of our steps")
+    parser.add_argument("--steps", type=int, help="PGD steps (default: 10)")
+    parser.add_argument("--precision", choices=["bf16", "fp32"], default="bf16", help="precision of our steps")
     parser.add_argument("--compile", action="store_true", help="compile our networks (`--model.speed.compile true`)")
 
 

@@ -22,7 +22,7 @@ from torch.utils.flop_counter import FlopCounterMode
 MATRIX_SIZE = {"cpu": 2048, "cuda": 8192}
 """Side of the square matrices: large enough for the full rate, small enough for many repeats."""
 PRODUCTS = 10
-"""In a row, so that the launch of the first one does not count."""
+"""Consecutive products, so that the launch time of the first one has no effect."""
 TARGETS = {"wrn28_10": ">= 0.40 on CUDA", "resnet18": ">= 0.25 on CUDA"}
 WARMUP = 2
 

@@ -28,7 +28,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=10)
     parser.add_argument("--images", type=int, default=360)
     parser.add_argument("--eps", type=Fraction, default=Fraction(1, 5))
-    parser.add_argument("--steps", type=int, default=20, help="of a warm check")
+    parser.add_argument("--steps", type=int, default=20, help="steps of a warm check")
     parser.add_argument("--half_width", type=float, default=0.05, help="at which a third check, also warm, stops")
     options = parser.parse_args()
     torch.set_num_threads(1)

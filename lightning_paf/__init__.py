@@ -38,7 +38,7 @@ _PUBLIC = {
     "nn.swap": ("swap_activations",),
     "tasks.classification": ("RobustModule",),
 }
-"""Public names by module; imported on first use, so that `import lightning_paf` is fast."""
+"""Public names by module, imported on first use for a fast `import lightning_paf`."""
 _MODULE_OF = {name: module for module, names in _PUBLIC.items() for name in names}
 
 

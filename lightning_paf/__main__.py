@@ -35,14 +35,14 @@ _GROUPS = {
     "analyze": ("analyze",),
 }
 """Commands in the order of the usage text; all others are tools."""
-GONE = {
-    "doctor": "doctor is gone: `lightning-paf sanity-check --ckpt CKPT` takes its options.",
-    "pool": "pool is gone: `--data.synthetic FOLDER` reads the files of a folder, those of a written pool included.",
-    "selftest": "selftest is gone: `pytest tests/attacks/test_oracles.py` checks the attacks on models whose robust "
-    "accuracy is known.",
-    "protected": "protected is gone: `lightning-paf analyze protection` takes its options.",
+REMOVED = {
+    "doctor": "doctor was removed. Run `lightning-paf sanity-check --ckpt CKPT`, which takes the same options.",
+    "pool": "pool was removed. Pass `--data.synthetic FOLDER`, which also reads the files of an existing pool.",
+    "selftest": "selftest was removed. Run `pytest tests/attacks/test_oracles.py`, which checks the attacks on models "
+    "whose robust accuracy is known.",
+    "protected": "protected was removed. Run `lightning-paf analyze protection`, which takes the same options.",
 } | {
-    name: f"{name} is gone: `lightning-paf analyze {name}` takes its options."
+    name: f"{name} was removed. Run `lightning-paf analyze {name}`, which takes the same options."
     for name in ("concentration", "ladder", "logistic", "min-max", "saliency")
 }
 """Error messages for commands of earlier versions."""
@@ -93,7 +93,7 @@ def main(argv: list[str] | None = None) -> int:
             return status
     except (ValueError, TypeError, OSError) as error:
         return _report(error)
-    print(f"lightning-paf: {GONE.get(command) or _unknown(command)}", file=sys.stderr)  # noqa: T201
+    print(f"lightning-paf: {REMOVED.get(command) or _unknown(command)}", file=sys.stderr)  # noqa: T201
     return 2
 
 
@@ -143,7 +143,10 @@ def _print_completion(words: list[str]) -> int:
 
 
 def _report(error: Exception) -> int:
-    """Print an error of this package without a traceback; raise any other error, which is a bug."""
+    """Print an error of this package without a traceback.
+
+    Any other error is a bug and is raised.
+    """
     ours: BaseException | None = error
     # The parser wraps errors of optional classes.
     while ours is not None and not _raised_here(ours):

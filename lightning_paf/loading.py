@@ -1,4 +1,4 @@
-"""A trained run as objects, for the commands that are not trainings."""
+"""Loading of a trained run, for the commands that do not train."""
 
 import argparse
 from collections.abc import Sequence
@@ -78,7 +78,7 @@ def add_run_arguments(parser: argparse.ArgumentParser, nargs: int | str | None =
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options for the configuration and the device of a run."""
     parser.add_argument("--config", "-c", type=Path, help="default: config.yaml of the checkpoint's run")
-    parser.add_argument("--device", help="cpu, cuda, cuda:1, ...; default: cuda if available")
+    parser.add_argument("--device", help="cpu, cuda, cuda:1, ...; default: cuda if available, else cpu")
     describe_fit_options(parser)
 
 
@@ -105,10 +105,11 @@ def load_run(
     """
     import torch
 
-    from lightning_paf.cli.evaluated_checkpoint import check_trained, run_of
+    from lightning_paf.cli.evaluated_checkpoint import check_trained
     from lightning_paf.cli.saved_config import config_words
     from lightning_paf.cli.training import train
     from lightning_paf.runs.checkpoints import check_checkpoint
+    from lightning_paf.runs.config_file import run_of
 
     check_checkpoint(str(checkpoint))
     check_trained(checkpoint)
@@ -116,7 +117,7 @@ def load_run(
     config = config or run_of(checkpoint) / "config.yaml"
     if not config.is_file():
         raise ValueError(
-            f"The configuration of a checkpoint must exist, but there is no {config}. Pass --config RUN/config.yaml."
+            f"The configuration of a checkpoint must exist, got no file {config}. Pass --config RUN/config.yaml."
         )
     quiet = ["--model.init", "null", "--run", "null", "--trainer.logger", "false", "--trainer.precision", "32-true"]
     cli = train([*(typed or config_words(config, options)), *quiet, *options], run=False)
@@ -124,6 +125,8 @@ def load_run(
     try:
         cli.model.load_state_dict(weights)
     except RuntimeError as error:
-        raise ValueError(f"{checkpoint} does not match {config}. Pass the --config of its run. {error}") from error
+        raise ValueError(
+            f"{checkpoint} does not match {config}. Pass the config.yaml of its run as --config. {error}"
+        ) from error
     chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     return Run(cli.model.eval().to(chosen), cli.datamodule, checkpoint, cli.config.as_dict(), chosen)

@@ -60,7 +60,7 @@ def located(name: str, kind: str = "") -> Path:
     path = Path(name)
     recipe = path if path.is_file() else find(name, kind)
     if recipe is None:
-        raise ValueError(f"{name} must be a file or a recipe, but neither exists.{_hint(name, kind)}")
+        raise ValueError(f"The configuration must be a file or the name of a recipe, got {name}.{_hint(name, kind)}")
     return recipe
 
 

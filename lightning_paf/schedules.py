@@ -34,8 +34,8 @@ class Schedule(ABC):
             return (self.warmup_start + (1 - self.warmup_start) * rise) * self.factor(0.0)
         return self.factor((progress - self.warmup) / (1 - self.warmup))
 
-    def check_share(self, what: str) -> None:
-        """Refuse factors outside [0, 1].
+    def check_fraction(self, what: str) -> None:
+        """Check that all factors are in [0, 1].
 
         Args:
             what: Name of the scaled quantity, for the message.
@@ -114,7 +114,7 @@ class Ramp(Schedule):
 
     Args:
         start: Factor at the very beginning.
-        end: Fraction of the training from which on the factor is 1.
+        end: Fraction of the training after which the factor is 1.
 
     Raises:
         ValueError: A start outside [0, 1], an end outside (0, 1].
@@ -133,7 +133,7 @@ class Ramp(Schedule):
 
 
 class Cyclic(Schedule):
-    """One triangle: linearly up to 1 at `peak`, then linearly down to 0 (Wong et al., 2020, fast training).
+    """Triangle from 0 up to 1 at `peak` and down to 0 (Wong et al., 2020).
 
     Args:
         peak: Fraction of the training at which the factor is 1.
@@ -153,7 +153,7 @@ class Cyclic(Schedule):
 
 
 class Switch(Schedule):
-    """A step from 0 to 1, for example for real images that come in late.
+    """A step from 0 to 1, for example to add real images late.
 
     Args:
         at: Fraction of the training at which the factor becomes 1.

@@ -1,4 +1,4 @@
-"""Shape, number of classes and statistics of each dataset, known before an image is read."""
+"""Shape, number of classes and statistics of each dataset."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -58,10 +58,13 @@ def dataset_spec(name: str, num_classes: int | None = None, channels: int | None
             )
         count = 3 if channels is None else channels
         if count < 1:
-            raise ValueError(f"data.channels must be at least 1, got {count}. Pass --data.channels 1 for gray images.")
+            raise ValueError(f"data.channels must be at least 1, got {count}. Pass --data.channels 1 for grey images.")
         return DatasetSpec("npz", num_classes, 32, (0.5,) * count, (0.25,) * count)
     if name not in _SPECS:
-        raise ValueError(f"data.dataset must be one of {', '.join([*_SPECS, 'npz'])}, got {name!r}.")
+        raise ValueError(
+            f"data.dataset must be one of {', '.join([*_SPECS, 'npz'])}, got {name!r}. "
+            "Pass --data.dataset npz for your own images."
+        )
     spec = _SPECS[name]
     for argument, given in (("num_classes", num_classes), ("channels", channels)):
         known = getattr(spec, argument)

@@ -7,7 +7,7 @@ from typing import Any, Literal
 from torch import Tensor
 
 Radius = float | Fraction
-"""A distance between images in [0, 1]: `0.031` or `8/255` (kept as a fraction, and printed as written)."""
+"""Distance between images in [0, 1], as `0.031` or the exact `8/255`."""
 
 Norm = Literal["linf", "l2", "l1"]
 """The norm of a perturbation."""
@@ -19,4 +19,7 @@ PerExampleLoss = Callable[[Any, Tensor], Tensor]
 """`(output, target) -> (N,)`; larger is better for the attacker."""
 
 Batch = tuple[Tensor, Tensor]
-"""Images (N, C, H, W) float in [0, 1], labels (N,) int64 or distributions over the classes (N, num_classes)."""
+"""Images (N, C, H, W) float in [0, 1], and labels (N,) int64.
+
+Labels can also be distributions over the classes (N, num_classes).
+"""

@@ -44,7 +44,7 @@ def run_test(environment: dict[str, str], *words: str) -> int:
 
 @pytest.fixture(scope="module")
 def last(tmp_path_factory) -> Path:
-    """A run whose configuration has several devices and nodes, as that of a large training."""
+    """A run configured for several devices and nodes, like a large training."""
     folder = tmp_path_factory.mktemp("run")
     assert status("fit", "-c", write_experiment(folder), "--run", folder / "run") == 0
     config = folder / "run" / "config.yaml"

@@ -126,7 +126,7 @@ def test_parts_replace_all_others_of_their_kind(parser, base):
 
 @pytest.mark.parametrize("folder", KEYS)
 def test_parts_set_every_argument_that_others_of_their_kind_set(folder):
-    """Arguments that two classes share survive a change of class."""
+    """Arguments common to two classes survive a change of class."""
     parts = {path.stem: yaml.safe_load(path.read_text()) for path in of_kind(folder)}
     left = {(first, second): surviving(parts[first], parts[second]) for first, second in permutations(parts, 2)}
     assert not {pair: names for pair, names in left.items() if names}

@@ -42,7 +42,7 @@ OCCUPIED = {"config.yaml": "model: another\n", "metrics.csv": "epoch\n0\n"}
 
 
 def run_everything(folder: Path) -> None:
-    """One process trains; two and four do the same, resume, evaluate, and train with random starts."""
+    """Run the commands of all tests on one, two and four processes."""
     base = write_inputs(folder)
 
     def fit(run: str, *words: str) -> list[str]:
@@ -101,7 +101,7 @@ def run_everything(folder: Path) -> None:
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory) -> Path:
-    """The folder of all runs, made once, even if several workers share the tests of this file."""
+    """The folder of all runs, created once for all workers of pytest."""
     own = tmp_path_factory.getbasetemp()
     folder = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "ddp"
     folder.mkdir(exist_ok=True)
@@ -195,7 +195,7 @@ def test_two_ranks_resume_a_run_of_one(runs):
 
 @pytest.mark.parametrize("saved", SAVED)
 def test_two_ranks_resume_exactly(runs, saved):
-    """With separate BatchNorm statistics per rank, and random starts."""
+    """BatchNorm statistics are separate per rank, and starts are random."""
     expected, resumed = runs / "averaged", runs / f"after_{saved}"
     states = last(expected)["rank_states"]
     assert len(states) == 2

@@ -88,7 +88,7 @@ def test_a_page_of_a_method_has_recipe_published_numbers_and_differences(page):
     text = page.read_text()
     assert re.search(r"`configs/[\w/]+\.yaml`|^lightning-paf ", text, re.M)
     assert re.search(r"[Pp]ublished", text)
-    assert re.search(r"^## (Differences from|Choices where)", text, re.M)
+    assert re.search(r"^## (Differences from|Choices not)", text, re.M)
     assert f"({page.name})" in (METHODS / "README.md").read_text()
 
 
@@ -98,7 +98,7 @@ def test_every_recipe_of_a_method_has_a_page():
 
 
 def indented(language: str) -> str:
-    """The block inside the list of "A complete method"."""
+    """Test the block inside the list of "A complete method"."""
     block = re.search(rf"^   ```{language}\n(.*?)^   ```", SECTIONS["An objective"], re.S | re.M)
     return textwrap.dedent(block[1])
 

@@ -65,6 +65,17 @@ def long_parts(path: Path) -> Iterator[str]:
                 yield f"{path}: {node.name} has {length} lines"
 
 
+def long_first_lines(path: Path) -> Iterator[str]:
+    """Docstrings of modules, classes, functions and attributes."""
+    bodies = (getattr(node, "body", None) for node in ast.walk(parsed(path)))
+    for statement in (statement for body in bodies if isinstance(body, list) for statement in body):
+        if isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant):
+            text = statement.value.value
+            first = text.strip().partition("\n")[0] if isinstance(text, str) else ""
+            if len(first) > 80:
+                yield f"{path}:{statement.lineno} has {len(first)} characters: {first}"
+
+
 def test_every_unit_has_a_layer():
     assert {unit(path) for path in FILES} - {"__init__"} <= LAYER.keys()
 
@@ -96,3 +107,8 @@ def test_figures_are_opened_in_one_place():
 def test_files_and_functions_are_short():
     wrong = [text for path in FILES for text in long_parts(path)]
     assert not wrong, "\n".join(wrong)
+
+
+def test_first_lines_of_docstrings_are_short():
+    wrong = [text for path in FILES for text in long_first_lines(path)]
+    assert not wrong, "Docstrings must begin with a line of at most 80 characters:\n" + "\n".join(wrong)

@@ -32,7 +32,7 @@ def test_words_of_a_command_line_become_paths():
     assert found[6:] == words[6:]
 
 
-def test_the_users_own_file_wins(tmp_path):
+def test_existing_files_take_precedence(tmp_path):
     own = tmp_path / "configs" / "trainer" / "gpu1.yaml"
     own.parent.mkdir(parents=True)
     own.write_text("accelerator: cpu")
@@ -49,7 +49,7 @@ def test_the_users_own_file_wins(tmp_path):
         ["-c"],
     ],
 )
-def test_what_is_no_recipe_stays(words):
+def test_other_words_are_unchanged(words):
     assert resolved(words) == words
 
 
@@ -68,7 +68,7 @@ def test_what_is_no_recipe_stays(words):
 def test_a_mistyped_name_lists_the_near_ones(words, near, capsys):
     assert main(["fit", *words]) == 1
     printed = capsys.readouterr().err
-    assert "must be a file or a recipe" in printed
+    assert "must be a file or the name of a recipe" in printed
     assert near in printed
 
 

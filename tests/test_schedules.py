@@ -65,6 +65,6 @@ def test_invalid_arguments_are_refused(make, message):
 
 def test_factors_are_checked_over_the_whole_training():
     for schedule in (Constant(), Cosine(), Cyclic(), Piecewise(), Ramp(), Switch()):
-        schedule.check_share("eps")
+        schedule.check_fraction("eps")
     with pytest.raises(ValueError, match=r"eps must be scaled by a factor in \[0, 1\], got Cosine from -1 to 1"):
-        Cosine(final=-1.0).check_share("eps")
+        Cosine(final=-1.0).check_fraction("eps")

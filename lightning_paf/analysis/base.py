@@ -76,7 +76,7 @@ def add_folder(parser: argparse.ArgumentParser, name: str) -> None:
 
 
 def folder_files(name: str, folder: Path | None, checkpoint: Path, content: Any, figure: "Figure") -> dict[Path, bytes]:
-    """Files of an analysis of one run: `NAME.png` and `NAME.json` in `folder`, by default `NAME` in the run."""
+    """Files `NAME.png` and `NAME.json` of an analysis, by default in the run's `NAME`."""
     path = (folder or run_folder(checkpoint) / name) / name
     return {path.with_suffix(".png"): figure_png(figure), path.with_suffix(".json"): json_file(content)}
 

@@ -1,4 +1,4 @@
-"""Final losses of an attack from many random starts (Madry et al., 2018, section 3.2)."""
+"""Final losses of PGD from many random starts (Madry et al., 2018, section 3.2)."""
 
 import argparse
 from collections.abc import Callable
@@ -26,7 +26,7 @@ MOST = 5
 """Images with a histogram each, as in figure 2 of Madry et al. (2018)."""
 
 BINS = 40
-"""Bins of the axis from 0 to beyond the largest loss, so that bars stay wide where all losses agree."""
+"""Bins of the loss axis, from 0 to beyond the largest loss."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,7 +51,10 @@ class Concentration:
 
     @property
     def outlier(self) -> Tensor:
-        """Standard deviations from the mean to the best start, for each image (N,); 0 where all agree."""
+        """Distance of the best start from the mean, in standard deviations, (N,).
+
+        0 if all losses agree.
+        """
         deviation = self.losses.std(0)
         above = self.losses.amax(0) - self.losses.mean(0)
         return torch.where(deviation > 0, above / deviation.clamp_min(torch.finfo(deviation.dtype).tiny), 0.0)
@@ -106,7 +109,7 @@ def spread_text(spread: float) -> str:
 
 
 def draw_concentration(found: Concentration, headline: str) -> "Figure":
-    """Draw one histogram of final losses for each of the first images; the line is the loss of the clean image.
+    """Draw a histogram of final losses per image, with a line for the clean loss.
 
     Each image has a separate axis from 0, so that the width of a histogram is the spread.
     """

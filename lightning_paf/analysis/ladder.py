@@ -1,4 +1,4 @@
-"""Training images of LADDER: features moved towards class boundaries and decoded (Zhou et al., 2022)."""
+"""Training images by LADDER: moves towards class boundaries (Zhou et al., 2022)."""
 
 import argparse
 import io
@@ -27,28 +27,32 @@ from lightning_paf.utils.arguments import number, positive
 CHECKPOINTS = 1
 
 RECOGNISED = 0.75
-"""Fraction of the network's accuracy that must remain after decoding; below it a warning is printed."""
+"""Fraction of the accuracy that must remain after decoding, else a warning."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `analyze ladder`."""
     parser.add_argument("--out", type=Path, required=True, help="npz file to write, for --data.synthetic")
     per_class = number(int, least=0)
-    parser.add_argument("--per-class", type=per_class, default=450, help="source images of each class; 0: all")
+    parser.add_argument(
+        "--per-class", type=per_class, default=450, help="source images per class; 0 for all (default: 450)"
+    )
     length = parser.add_mutually_exclusive_group()
-    fraction = number(float, above=0, most=1)
-    length.add_argument("--flip", type=fraction, default=0.3, help="eps changes the class of this fraction (0.3)")
-    length.add_argument("--eps", type=float, help="one eps for all images instead")
+    fraction, flip = number(float, above=0, most=1), "choose eps such that this fraction changes class (default: 0.3)"
+    length.add_argument("--flip", type=fraction, default=0.3, help=flip)
+    length.add_argument("--eps", type=float, help="fixed eps for all images")
     series = ("START", "STEP", "MOST")
     length.add_argument("--adaptive", type=float, nargs=3, metavar=series, help="increase eps until the class changes")
     boundaries = number(int, least=2)
-    parser.add_argument("--svm-images", type=boundaries, default=200, help="images of each class for the SVMs (200)")
-    temperature = number(float, above=0)
-    parser.add_argument("--temperature", type=temperature, default=1.0, help="of the attention; 1 in the paper")
-    parser.add_argument("--no-attention", action="store_true", help="ordinary linear boundaries")
+    parser.add_argument(
+        "--svm-images", type=boundaries, default=200, help="images per class for the SVMs (default: 200)"
+    )
+    temperature, softmax = number(float, above=0), "softmax temperature of the attention (default: 1, as in the paper)"
+    parser.add_argument("--temperature", type=temperature, default=1.0, help=softmax)
+    parser.add_argument("--no-attention", action="store_true", help="use linear SVMs without attention")
     parser.add_argument("--random-directions", action="store_true", help="control: move along random directions")
-    parser.add_argument("--epochs", type=positive, default=200, help="epochs of the generator (200)")
-    parser.add_argument("--width", type=positive, default=64, help="channels of the generator (64)")
+    parser.add_argument("--epochs", type=positive, default=200, help="epochs of the generator (default: 200)")
+    parser.add_argument("--width", type=positive, default=64, help="channels of the generator (default: 64)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--force", action="store_true", help="overwrite an existing file")
 
@@ -56,7 +60,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def analyze(options: argparse.Namespace, load: Load, progress: Progress) -> Report:
     """Train a generator, fit the boundaries, move and decode."""
     if options.out.suffix != ".npz":
-        raise ValueError(f"The output must be an npz file, got {options.out}. Pass --out NAME.npz.")
+        raise ValueError(f"--out must be an npz file, got {options.out}. Pass --out NAME.npz.")
     if options.out.exists() and not options.force:
         raise ValueError(f"{options.out} exists. Pass another --out, or --force to overwrite it.")
     (checkpoint,) = options.ckpt
@@ -95,7 +99,10 @@ def analyze(options: argparse.Namespace, load: Load, progress: Progress) -> Repo
 
 
 def _training_images(run: TrainedRun) -> tuple[Tensor, Tensor, Tensor, float]:
-    """Training images uint8 (N, C, H, W) without those held out; labels and features (N, d) on the device; accuracy."""
+    """Training images (N, C, H, W) uint8, labels, features (N, d), and accuracy.
+
+    Held-out images are excluded. Labels and features are on the device of the run.
+    """
     run.datamodule.prepare_data()
     run.datamodule.setup("fit")
     real = run.datamodule.train_dataloader().dataset.real
@@ -114,7 +121,7 @@ def _accuracy(logits: Tensor, labels: Tensor) -> float:
 def _warning(options: argparse.Namespace, accuracy: float, decoded: float) -> list[str]:
     return [
         f"Warning: the network classifies {percent(accuracy)} of the training images correctly,",
-        f"but {percent(decoded)} after decoding, so the effect of moves means little.",
+        f"but {percent(decoded)} after decoding, so the measured effect of moves is unreliable.",
         f"Train the generator longer, e.g. --epochs {max(200, 5 * options.epochs)}, or make it wider, "
         f"e.g. --width {max(64, 2 * options.width)}.",
     ]
@@ -152,7 +159,7 @@ def _metrics(
 
 
 def _archive(images: Tensor, labels: Tensor) -> bytes:
-    """Images uint8 (N, C, H, W) and labels (N,), shuffled, as an npz file for `--data.synthetic`."""
+    """Shuffled images (N, C, H, W) uint8 and labels (N,) as an npz archive."""
     order, archive = torch.randperm(len(images)), io.BytesIO()
     image = images.cpu().permute(0, 2, 3, 1)[order].numpy()
     np.savez(archive, image=image, label=labels.cpu()[order].numpy().astype(np.int64))
@@ -160,7 +167,7 @@ def _archive(images: Tensor, labels: Tensor) -> bytes:
 
 
 def _sheet(rows: list[Tensor]) -> bytes:
-    """20 images of each row, uint8 (N, C, H, W), as one PNG file: image, decoded, moved and decoded."""
+    """PNG file with 20 images per row: original, decoded, moved and decoded."""
     from matplotlib.image import imsave
 
     chosen, margin = torch.linspace(0, len(rows[0]) - 1, 20).long(), ((0, 0), (1, 1), (1, 1), (0, 0))

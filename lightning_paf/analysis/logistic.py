@@ -1,4 +1,4 @@
-"""Logistic regression under attack, where the optimum is known (Li et al., 2022); no checkpoint."""
+"""Logistic regression under attack, with a known optimum (Li et al., 2022)."""
 
 import argparse
 from collections.abc import Sequence
@@ -29,8 +29,9 @@ PIXELS: Bounds = (0.0, 1.0)
 
 @dataclass(frozen=True)
 class LinearRule:
-    """Class 1 where `w . x + b > 0`, else class 0; everything in double precision.
+    """Linear classifier of two classes, in double precision.
 
+    The prediction is class 1 where `w . x + b > 0`, else class 0.
     Of all images within eps (linf), `x - s eps sign(w)` has the smallest margin `s (w . x + b)`, where s is 1 for class
     1 and -1 for class 0. This margin is smaller than that of x by `eps |w|_1`.
 
@@ -43,20 +44,26 @@ class LinearRule:
     bias: float
 
     def margins(self, x: Tensor, y: Tensor) -> Tensor:
-        """Margins `s (w . x + b)`, (N,), of images (N, 1, H, W) with labels (N,), 0 or 1; negative for a mistake."""
+        """Margins `s (w . x + b)`, (N,), of images (N, 1, H, W); negative on errors."""
         return _signs(y) * ((x[:, 0] * self.weight).sum((1, 2)) + self.bias)
 
     def distances(self, x: Tensor, y: Tensor) -> Tensor:
-        """The smallest eps that flips each prediction, (N,), without pixel bounds; negative for a mistake."""
+        """Smallest eps that flips each prediction, (N,), without pixel bounds.
+
+        Negative if misclassified.
+        """
         return self.margins(x, y) / self.weight.abs().sum()
 
     def worst(self, x: Tensor, y: Tensor, eps: float, bounds: Bounds = None) -> Tensor:
-        """The images (N, 1, H, W) within eps and the bounds with the smallest margins."""
+        """Images (N, 1, H, W) with the smallest margins within eps and the bounds."""
         moved = x - eps * _signs(y)[:, None, None, None] * self.weight.sign()
         return moved if bounds is None else moved.clamp(*bounds)
 
     def classifier(self) -> Classifier:
-        """The same rule as a classifier, whose cross-entropy is the logistic loss `log(1 + exp(-margin))`."""
+        """Classifier with the same decisions.
+
+        Its cross-entropy is the logistic loss `log(1 + exp(-margin))`.
+        """
         layer = nn.Linear(self.weight.numel(), 2, dtype=torch.float64)
         with torch.no_grad():
             layer.weight.copy_(torch.stack([-self.weight.flatten(), self.weight.flatten()]) / 2)
@@ -72,7 +79,8 @@ def fit_logistic(x: Tensor, y: Tensor, cost: float = 0.5) -> LinearRule:
     Args:
         x: Images (N, 1, H, W).
         y: Labels (N,), 0 or 1.
-        cost: Weight of the logistic loss, summed over all images, against `|w|_1 + |b|`; 0.5 in Li et al. (2022).
+        cost: Weight of the logistic loss, summed over all images, relative to the penalty `|w|_1 + |b|`; 0.5 in Li et
+            al. (2022).
     """
     from sklearn.linear_model import LogisticRegression
 
@@ -95,7 +103,7 @@ class LogisticPoint:
         fgsm: A single step.
         exact_in_range: The closed form for pixels in [0, 1]; at least `exact`.
         pgd_in_range: PGD for pixels in [0, 1].
-        difference: Largest difference of a pixel between PGD and `LinearRule.worst`, with bounds or without.
+        difference: Largest pixel difference between the PGD result and `LinearRule.worst`.
     """
 
     eps: float
@@ -140,8 +148,8 @@ def logistic_curve(rule: LinearRule, x: Tensor, y: Tensor, grid: Sequence[float]
             difference=max(float((one - other).abs().max()) for one, other in zip(pgd, worst, strict=True)),
         )
 
-    right = accuracy(x)
-    clean = LogisticPoint(0.0, right, right, right, right, right, 0.0)
+    same = dict.fromkeys(("exact", "pgd", "fgsm", "exact_in_range", "pgd_in_range"), accuracy(x))
+    clean = LogisticPoint(0.0, **same, difference=0.0)
     return [attacked(eps) if eps > 0 else clean for eps in grid]
 
 
@@ -196,8 +204,15 @@ def _draw_digit(panels: Sequence["Axes"], rule: LinearRule, x: Tensor, y: Tensor
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `analyze logistic`."""
-    digit, help_ = number(int, least=0, most=9), "two of 0 to 9 (default: 0 1)"
-    parser.add_argument("--classes", type=digit, nargs=2, default=[0, 1], metavar="DIGIT", help=help_)
+    digit = number(int, least=0, most=9)
+    parser.add_argument(
+        "--classes",
+        type=digit,
+        nargs=2,
+        default=[0, 1],
+        metavar="DIGIT",
+        help="two digits to classify (default: 0 1)",
+    )
     eps_max = number(float, above=0, most=1)
     parser.add_argument("--eps-max", type=eps_max, default=0.5, help="largest radius, linf (default: 0.5)")
     parser.add_argument("--figure", type=Path, metavar="PNG", help="draw curve, weights and a digit to this file")
@@ -217,12 +232,14 @@ def analyze(options: argparse.Namespace, load: Load, progress: Progress) -> Repo
     missed = [f"{point.eps:g}" for point in curve if not point.agrees]
     lines = [
         f"L1-penalised logistic regression, digits {first} and {second}",
-        f"{len(y_train)} images to fit, {len(y)} to attack",
+        f"fitted on {len(y_train)} images, attacked on {len(y)}",
         f"|w|_1 = {float(rule.weight.abs().sum()):.3f}, {int((rule.weight != 0).sum())} of 64 weights are not 0",
         "Accuracy by closed form and attack, without bounds and for pixels in [0, 1]:",
         *table(("eps", "exact", "PGD", "FGSM", "exact, [0, 1]", "PGD, [0, 1]"), *rows),
         f"Largest difference of a pixel from x - s eps sign(w): {max(point.difference for point in curve):.1e}",
-        f"ALARM: attack and closed form differ at eps {', '.join(missed)}" if missed else "They agree at every eps.",
+        f"FAILED: attack and closed form differ at eps {', '.join(missed)}"
+        if missed
+        else "Attacks and closed form agree at every eps.",
     ]
     files = {}
     if options.figure is not None:
@@ -235,7 +252,10 @@ def analyze(options: argparse.Namespace, load: Load, progress: Progress) -> Repo
 
 
 def _digits(first: int, second: int) -> list[tuple[Tensor, Tensor]]:
-    """Images (N, 1, 8, 8) in double precision and labels (N,), 1 for the second class; to fit, and to attack."""
+    """Training and test images (N, 1, 8, 8), in double precision, with labels (N,).
+
+    The label is 1 for the second class.
+    """
     parts = []
     for part in read_dataset(dataset_spec("digits"), Path(), download=False):
         labels = torch.from_numpy(part.labels)

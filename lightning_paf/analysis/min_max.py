@@ -1,4 +1,4 @@
-"""Inequality of the weights of convolutions, the Min-Max property (Shen et al., 2021)."""
+"""Inequality of convolution weights, the Min-Max property (Shen et al., 2021)."""
 
 import argparse
 from collections.abc import Mapping
@@ -60,12 +60,12 @@ def min_max_profile(weight: Tensor) -> MinMaxProfile:
 
 
 def convolutions(net: nn.Module) -> dict[str, Tensor]:
-    """Weights of all convolutions of a network, by the names of their layers, in order."""
+    """Weights of all convolutions of a network by layer name, in order."""
     return {name: layer.weight.detach() for name, layer in net.named_modules() if isinstance(layer, nn.Conv2d)}
 
 
 def draw_weights(weights: Mapping[str, Tensor], headline: str) -> "Figure":
-    """Draw the distribution of `|w| / max |w|` of each layer: the fraction of weights up to each size."""
+    """Draw the cumulative distribution of `|w| / max |w|` of each layer."""
     with open_figure(6.4, 4, headline) as figure:
         axes = figure.subplots()
         for name, weight in weights.items():

@@ -1,4 +1,4 @@
-"""Accuracy of a protected class and of the others, clean and under attack (Shen et al., 2021)."""
+"""Accuracy of a protected class and of the others (Shen et al., 2021)."""
 
 import argparse
 from collections.abc import Iterator, Sequence
@@ -53,8 +53,8 @@ def check_protected(labels: NDArray[np.int64], label: int) -> None:
     own = np.count_nonzero(labels == label)
     if own in (0, len(labels)):
         raise ValueError(
-            f"Some of the {len(labels)} samples must have the protected class {label} and some another one, got {own} "
-            "of this class. Pass another --protected, or more --examples."
+            f"The {len(labels)} samples must include class {label} and other classes, got {own} of class {label}. Pass "
+            "another --protected, or more --examples."
         )
 
 
@@ -76,7 +76,7 @@ def protection(labels: NDArray[np.int64], predictions: NDArray[np.int64], label:
 
 
 def mean_protection(found: Sequence[Protection]) -> float:
-    """The paper's I: the accuracy on each class of the model that protects it, averaged over classes."""
+    """Metric I of the paper: mean accuracy of the protected class over all models."""
     return float(np.mean([one.own for one in found]))
 
 
@@ -94,8 +94,8 @@ def analyze(options: argparse.Namespace, load: Load, progress: Progress) -> Repo
     """Attack the test images of each run, and make a table for each."""
     if len(options.protected) != len(options.ckpt):
         raise ValueError(
-            f"Each checkpoint must have its protected class, got {len(options.ckpt)} of --ckpt and "
-            f"{len(options.protected)} of --protected. Pass as many classes as checkpoints."
+            f"--protected must have one class per checkpoint, got {len(options.protected)} classes and "
+            f"{len(options.ckpt)} checkpoints. Pass as many classes as checkpoints."
         )
     runs = [load(checkpoint) for checkpoint in options.ckpt]
     for run, label in zip(runs, options.protected, strict=True):  # before any attack

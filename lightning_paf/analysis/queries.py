@@ -1,4 +1,4 @@
-"""Number of queries of an attack, and the distance of its results for a budget of queries."""
+"""Queries of an attack, and its distances for several query budgets."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -32,7 +32,7 @@ def counted(attack: Attack, model: nn.Module, x: Tensor, y: Tensor) -> tuple[Ten
 
     Args:
         attack: Any attack.
-        model: Images to logits. Left as found.
+        model: Images to logits. Left unchanged.
         x: Images (N, C, H, W) inside the attack's bounds.
         y: Labels (N,).
 
@@ -51,7 +51,7 @@ def query_curve(
 
     Args:
         make: Maps a number of queries to the attack, as in `lambda n: SignOPT(queries=n)`.
-        model: Images to logits. Left as found.
+        model: Images to logits. Left unchanged.
         x: Images (N, C, H, W), at least one.
         y: Labels (N,).
         budgets: Maximum numbers of queries for each image.
@@ -60,7 +60,7 @@ def query_curve(
         ValueError: No image.
     """
     if len(x) == 0:
-        raise ValueError("A query curve must have at least one image, got none. Pass some.")
+        raise ValueError("A query curve must have at least one image, got none. Pass at least one.")
     curve = []
     for budget in budgets:
         counter = SearchModel(model, fold=False)

@@ -1,4 +1,4 @@
-"""Randomised smoothing: the classifier of a network under Gaussian noise, and its certified radii."""
+"""Randomised smoothing: predictions and certified radii under Gaussian noise."""
 
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -19,10 +19,10 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 ABSTAINS = -1
-"""In place of a class where the samples do not decide."""
+"""Class index of an abstention."""
 
 _DRAWN_AT_ONCE = 128
-"""Noise images of one draw; fixed, because the numbers of a generator depend on the size of its draws."""
+"""Noise images per draw; fixed, since random numbers depend on the draw size."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,7 +41,7 @@ class Certificates:
     predictions: Tensor
 
     def certified(self, y: Tensor, radius: float) -> Tensor:
-        """Whether each image is certified to keep its label (N,) under perturbations below `radius`, (N,) bool."""
+        """Mask of images certified to keep their label (N,) within `radius`, (N,) bool."""
         return (self.classes == y.cpu()) & (self.radii >= radius)
 
     def accuracy(self, y: Tensor, radius: float) -> Accuracy:
@@ -59,14 +59,14 @@ class Certificates:
 
 @dataclass(frozen=True)
 class Smoothing:
-    """The smoothed classifier of a network: the class that it most often gives to an image plus Gaussian noise.
+    """Smoothed classifier: the most frequent class of a network under Gaussian noise.
 
-    The class is estimated from samples, and the classifier abstains where these do not decide. A prediction or
-    certificate of an image is wrong with probability at most alpha, over the noise. Predict and Certify of Cohen,
-    Rosenfeld, Kolter, "Certified Adversarial Robustness via Randomized Smoothing", ICML 2019.
+    The class is estimated from samples; the classifier abstains if these are inconclusive. A prediction or certificate
+    of an image is wrong with probability at most alpha, over the noise. The algorithms are Predict and Certify of
+    Cohen, Rosenfeld, Kolter, "Certified Adversarial Robustness via Randomized Smoothing", ICML 2019.
 
-    The noise of an image depends on seed, number of the image and kind of device; neither on the other images nor on
-    the batch size. A network with random numbers draws them from torch's generators, unseeded.
+    The noise of an image depends on seed, number of the image and kind of device, but not on the other images or the
+    batch size. A network with random numbers draws them from torch's generators, unseeded.
 
     Args:
         sigma: Standard deviation of the noise in each pixel, in units of pixels in [0, 1].
@@ -114,7 +114,7 @@ class Smoothing:
         """Classes, certified radii and predictions.
 
         Args:
-            model: Images (N, C, H, W) to logits; left as found.
+            model: Images (N, C, H, W) to logits; left unchanged.
             x: Images (N, C, H, W) in [0, 1].
             numbers: Numbers of the images, which seed their noise; default: 0 to N - 1.
             progress: Called with the number of finished images.
@@ -130,13 +130,16 @@ class Smoothing:
         return Certificates(classes.long(), radii, predictions.long())
 
     def _prediction(self, votes: Tensor) -> int:
-        """The majority of all samples; those without a vote count as another class, which is never predicted."""
+        """Majority class of all samples, or `ABSTAINS`.
+
+        Samples without a vote count as another class, which is never predicted.
+        """
         winner = majority(torch.cat([votes, self.n - votes.sum(0, keepdim=True)]), self.alpha)
         return winner if winner < len(votes) else ABSTAINS
 
     @torch.no_grad()
     def _votes(self, model: nn.Module, image: Tensor, number: int, purpose: str, n: int) -> Tensor:
-        """Number of noisy copies of an image (C, H, W), of `n`, that get each class, (classes,) int64.
+        """Number of votes per class (classes,) int64, from `n` noisy copies of an image.
 
         Logits that are not finite vote for none, which can only make the bound smaller.
         """
@@ -150,7 +153,7 @@ class Smoothing:
         return torch.stack(votes).sum(0).cpu()
 
     def _noise(self, image: Tensor, n: int, generator: torch.Generator) -> Iterator[Tensor]:
-        """Batches of standard normal noise (at most batch_size, C, H, W), `n` images in all."""
+        """Batches of standard normal noise (at most batch_size, C, H, W), `n` in total."""
         draws, shape = math.ceil(self.batch_size / _DRAWN_AT_ONCE), (_DRAWN_AT_ONCE, *image.shape)
         for first in range(0, n, draws * _DRAWN_AT_ONCE):
             drawn = [torch.randn(shape, generator=generator, device=image.device) for _ in range(draws)]
@@ -158,7 +161,7 @@ class Smoothing:
 
 
 def majority(votes: Tensor, alpha: float) -> int:
-    """The most frequent class of votes (classes,), or `ABSTAINS` if the runner-up might be more frequent.
+    """Most frequent class, or `ABSTAINS` if the runner-up may be more frequent.
 
     Args:
         votes: Votes for each class, at least two classes.
@@ -170,7 +173,7 @@ def majority(votes: Tensor, alpha: float) -> int:
 
 
 def certificate(votes: int, n: int, sigma: float, alpha: float) -> float:
-    """The l2 radius that `votes` of `n` samples for one class certify; 0 if this might not be the likeliest class.
+    """Certified l2 radius from `votes` of `n` samples; 0 if there is none.
 
     `sigma * Phi^-1(p)` for the lower bound p of the class's probability by Clopper and Pearson, at level alpha.
     """
@@ -181,7 +184,7 @@ def certificate(votes: int, n: int, sigma: float, alpha: float) -> float:
 
 
 def draw_certified(found: Certificates, y: Tensor, smoothing: Smoothing, headline: str) -> "Figure":
-    """Draw certified accuracy for labels (N,) over the radius, with 95 % intervals, up to the largest radius."""
+    """Draw certified accuracy over the radius, with 95 % intervals."""
     end, clean = 1.08 * smoothing.largest_radius, found.clean(y)
     radii = np.linspace(0, end, 400).tolist()
     accuracies = [found.accuracy(y, radius) for radius in radii]

@@ -62,7 +62,7 @@ def compare_saliency(model: nn.Module, x: Tensor, grid: int = 8) -> SaliencyComp
     """Compute and evaluate both maps.
 
     Args:
-        model: Images (N, C, H, W) in [0, 1] to logits (N, K). Left as found.
+        model: Images (N, C, H, W) in [0, 1] to logits (N, K). Left unchanged.
         x: Images (N, C, H, W).
         grid: Points in each direction at which the image is blurred.
     """
@@ -76,14 +76,17 @@ def compare_saliency(model: nn.Module, x: Tensor, grid: int = 8) -> SaliencyComp
 
 
 def overlap(first: Tensor, second: Tensor, fraction: float = 0.3) -> Tensor:
-    """Intersection over union (N,) of the most salient `fraction` of the pixels of two maps (N, H, W)."""
+    """Intersection over union (N,) of the most salient pixels of two maps (N, H, W).
+
+    `fraction` of the pixels count as most salient.
+    """
     one, other = (most_salient(saliency, fraction).flatten(1) for saliency in (first, second))
     return (one & other).sum(1) / (one | other).sum(1)
 
 
 @torch.no_grad()
 def areas(forward: Forward, x: Tensor, y: Tensor, saliency: Tensor, steps: int = 20) -> tuple[Tensor, Tensor]:
-    """Areas under the curves of deletion and insertion (Petsiuk et al., "RISE", BMVC 2018).
+    """Areas under the deletion and insertion curves (Petsiuk et al., BMVC 2018, RISE).
 
     A removed pixel has the mean of its channel over the image.
 
@@ -110,7 +113,7 @@ def areas(forward: Forward, x: Tensor, y: Tensor, saliency: Tensor, steps: int =
 
 
 def draw_saliency(x: Tensor, found: SaliencyComparison, headline: str) -> "Figure":
-    """Draw the first images (N, C, H, W) in [0, 1], one per column, above their two maps."""
+    """Draw the first images (N, C, H, W), one per column, with both saliency maps."""
     shown = min(MOST, len(x))
     images = x[:shown].permute(0, 2, 3, 1).float().cpu()
     with open_figure(1.3 * shown + 0.6, 4.6, headline) as figure:

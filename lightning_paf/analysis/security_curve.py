@@ -34,7 +34,7 @@ class SecurityCurve:
         search: Method and attack as plain values.
         grid: The eps, positive and increasing.
         ids: (n,) Numbers of the samples.
-        survived: (n,) Largest eps for which the search found no perturbation; 0 for a clean error.
+        robust: (n,) Largest eps for which the search found no perturbation; 0 for a clean error.
         fooled: (n,) Smallest eps at which a perturbation fooled the model; 0 for a clean error, infinite where none
             was found.
     """
@@ -43,7 +43,7 @@ class SecurityCurve:
     search: Mapping[str, Any]
     grid: tuple[Radius, ...]
     ids: NDArray[np.int64]
-    survived: NDArray[np.float64]
+    robust: NDArray[np.float64]
     fooled: NDArray[np.float64]
 
     def at(self, eps: Radius) -> Accuracy:
@@ -57,7 +57,7 @@ class SecurityCurve:
 
     @property
     def area(self) -> float:
-        """Mean robust accuracy over all eps from 0 to the largest one, in [0, 1]; lines between the points."""
+        """Mean robust accuracy over all eps in [0, largest eps], by the trapezoidal rule."""
         slices = ((wide - eps) * (high.value + low.value) / 2 for (eps, high), (wide, low) in pairwise(self.points))
         return float(sum(slices) / self.grid[-1])
 
@@ -68,7 +68,7 @@ class SecurityCurve:
             | {"accuracy": a.value, "low": a.low, "high": a.high}
             for eps, a in self.points
         ]
-        radii = {"survived": self.survived, "broken": self.fooled}
+        radii = {"survived": self.robust, "broken": self.fooled}  # names of the file format
         return {
             "norm": self.norm,
             "search": dict(self.search),
@@ -81,7 +81,7 @@ class SecurityCurve:
 
 
 def check_grid(grid: Sequence[Radius]) -> tuple[Radius, ...]:
-    """Check that there are eps, and that they increase from above 0.
+    """Check that the grid is not empty and increases from above 0.
 
     Raises:
         ValueError: They do not.
@@ -103,7 +103,7 @@ def fixed_eps(
     folder: Path | None = None,
     progress: Progress = lambda _: None,
 ) -> SecurityCurve:
-    """Attack at each eps, in increasing order, the samples that were robust at all smaller ones.
+    """Attack the remaining robust samples at each eps, in increasing order.
 
     Args:
         model: Images (N, C, H, W) in [0, 1] to logits.
@@ -119,19 +119,19 @@ def fixed_eps(
         ValueError: No sample, or a grid that is empty or does not increase from above 0.
     """
     grid = check_grid(grid)
-    survived, fooled = np.zeros(len(samples)), np.zeros(len(samples))
+    robust_radii, fooled_radii = np.zeros(len(samples)), np.zeros(len(samples))
     robust = np.arange(len(samples))
     for smaller, eps in pairwise((0, *grid)):
         rest = Samples(samples.ids[robust], samples.fetch)
         found = outcomes(model, rest, attack(eps), batch_size=batch_size, seed=seed, folder=folder, progress=progress)
         hit, robust = robust[found == Outcome.FOOLED], robust[found == Outcome.ROBUST]
-        survived[hit], fooled[hit] = smaller, eps
+        robust_radii[hit], fooled_radii[hit] = smaller, eps
         if len(robust) == 0:
             break
-    survived[robust], fooled[robust] = grid[-1], math.inf
+    robust_radii[robust], fooled_radii[robust] = grid[-1], math.inf
     example = attack(grid[-1])
     search = {"method": "fixed-eps", **_without_eps(example.describe())}
-    return SecurityCurve(example.norm, search, grid, samples.ids, survived, fooled)
+    return SecurityCurve(example.norm, search, grid, samples.ids, robust_radii, fooled_radii)
 
 
 def outcomes(
@@ -173,7 +173,7 @@ def minimum_norm(
     """
     grid = check_grid(grid)
     if not len(samples):
-        raise ValueError("A security curve must have at least one sample, got none. Pass some.")
+        raise ValueError("A security curve must have at least one sample, got none. Pass at least one.")
     radii = []
     for first in range(0, len(samples), batch_size):
         progress(f"minimum norm, sample {first + 1} of {len(samples)}")

@@ -21,12 +21,12 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _CLEARLY = 1.1
-"""Ratio of two sizes above which the smaller one counts as smaller: no attack finds the exact minimum."""
+"""Ratio above which two sizes differ, since no attack finds the exact minimum."""
 
 
 @dataclass(frozen=True)
 class Recheck:
-    """Result of the fixed-eps attack on all samples at a few eps, compared with the curve.
+    """Comparison of the curve with direct attacks on all samples at a few eps.
 
     Attributes:
         eps: The eps, increasing.
@@ -102,16 +102,16 @@ def recheck(
     robust = np.stack([robust_at(radius) for radius in eps])
     sizes = np.array([float(radius) for radius in eps])[:, None]
     fooled = np.minimum(curve.fooled, np.where(robust, math.inf, sizes).min(0))
-    survived = np.maximum(curve.survived, np.where(robust, sizes, 0.0).max(0))
+    robust_radii = np.maximum(curve.robust, np.where(robust, sizes, 0.0).max(0))
     at_one = int(robust_at(1).sum()) if curve.norm == "linf" else None
     counts = tuple(robust.sum(1).tolist())
-    return Recheck(eps, counts, len(samples), int((_CLEARLY * fooled < survived).sum()), at_one, tolerance)
+    return Recheck(eps, counts, len(samples), int((_CLEARLY * fooled < robust_radii).sum()), at_one, tolerance)
 
 
 def draw_curve(
     curve: SecurityCurve, headline: str, check: Recheck | None = None, trained: Radius | None = None
 ) -> "Figure":
-    """Draw robust accuracy over eps with its 95 % intervals, direct attacks of the check, and the training eps."""
+    """Draw robust accuracy over eps with 95 % intervals, checks and training eps."""
     unit = 255 if curve.norm == "linf" else 1
     eps = [unit * float(radius) for radius, _ in curve.points]
     accuracies = [accuracy for _, accuracy in curve.points]

@@ -27,7 +27,7 @@ class AdamPGD(Attack):
         **options: Further options of `Attack`.
 
     Raises:
-        ValueError: As for every attack; no step, or a learning rate that is not positive.
+        ValueError: `steps` is below 1, or the learning rate is not positive; see also `Attack`.
     """
 
     settings = ("steps", "lr", "drop_at")

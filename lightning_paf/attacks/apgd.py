@@ -49,8 +49,8 @@ class APGD(Attack):
         batch_size: Lanes searched at once.
 
     Raises:
-        ValueError: As for every attack; the l1 norm; unknown loss; a number below 1. In the call: `loss` or `forward`
-            given; too few classes for the loss.
+        ValueError: `norm` is l1, `search_loss` is unknown, or a number is below 1; see also `Attack`. In the call:
+            `loss` or `forward` is given, or the model has too few classes for the loss.
     """
 
     fixed_loss = True
@@ -72,7 +72,9 @@ class APGD(Attack):
             raise ValueError("norm of APGD must be linf or l2, got 'l1'. Pass ReferenceAutoAttack for l1.")
         super().__init__(eps, norm=norm)
         if search_loss not in get_args(SearchLoss):
-            raise ValueError(f"search_loss must be one of {', '.join(_LABELS)}, got {search_loss!r}.")
+            raise ValueError(
+                f"search_loss must be one of {', '.join(_LABELS)}, got {search_loss!r}. Pass search_loss=ce."
+            )
         self.search_loss, self.steps, self.targets = search_loss, steps, targets
         self.restarts, self.eot, self.batch_size = restarts, eot, batch_size
         self.require(steps=1, targets=1, restarts=1, eot=1, batch_size=1)
@@ -124,12 +126,12 @@ class APGD(Attack):
         return x_adv
 
     def move_inside(self, moved: Tensor, x: Tensor) -> Tensor:
-        """Project `moved` onto the ball around `x`, then onto the pixel range; exact up to rounding."""
+        """Project `moved` onto the ball around `x`, then onto the pixel range."""
         delta = geometry_of(self.norm).project(moved - x, float(self.eps))
         return delta.add_(x).clamp_(0, 1)
 
     def _evaluate(self, forward: Forward, lanes: "_Lanes", y: Tensor) -> None:
-        """Compute losses and mean gradients over `eot` passes at the current images; the last logits count."""
+        """Compute losses and mean gradients over `eot` passes at the current images."""
         total = torch.zeros_like(lanes.x)
         for _ in range(self.eot):
             x = lanes.x.detach().requires_grad_()
@@ -167,7 +169,7 @@ class APGD(Attack):
 
     @torch.no_grad()
     def _target_classes(self, forward: Forward, x: Tensor, y: Tensor) -> Tensor:
-        """Target classes (N, T), the most likely first; a placeholder for losses without a target."""
+        """Target classes (N, T), the most likely first; `y` for untargeted losses."""
         if self.search_loss != "dlr-targeted":
             return y[:, None]
         logits = torch.cat([forward(part) for part in torch.split(x, self.batch_size)])
@@ -196,7 +198,10 @@ def check_windows(steps: int) -> Tensor:
 
 
 def _targeted_dlr(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
-    """`(z_t - z_y) / (z_(1) - (z_(3) + z_(4)) / 2)` with the sorted logits `z_(i)` (Croce & Hein 2020, eq. 7)."""
+    """Targeted DLR loss (Croce & Hein 2020, eq. 7).
+
+    `(z_t - z_y) / (z_(1) - (z_(3) + z_(4)) / 2)` with the sorted logits `z_(i)`.
+    """
     top = logits.topk(4, dim=1).values
     own, goal = (logits.gather(1, labels[:, None]).squeeze(1) for labels in (y, target))
     return (goal - own) / (top[:, 0] - (top[:, 2] + top[:, 3]) / 2 + 1e-12)
@@ -302,7 +307,7 @@ class _Lanes:
 
 
 class _Waiting:
-    """The waiting searches: all images with their first target, then all with their second, and so on.
+    """Queue of searches: all images with their first target, then with their second.
 
     The starts of a round are drawn for all images at once from a separate generator, so that they depend neither on
     earlier successes nor on random numbers drawn by the model. The classes `targets` (N, T) are ordered; `start`

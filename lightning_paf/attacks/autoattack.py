@@ -33,7 +33,7 @@ _FEWEST: Mapping[str, int] = MappingProxyType(
 _SQUARE_TILE = 5  # its l2 and l1 starts tile the image 5 x 5
 
 Run = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
-"""Maps images (n, C, H, W) and labels (n,) to adversarial images and to whether each fools the model, (n,)."""
+"""Function from images and labels to adversarial images and a mask of the fooled."""
 
 log = logging.getLogger(__name__)
 
@@ -54,7 +54,7 @@ class AutoAttackResult:
 
 
 class Ensemble(Attack):
-    """Attacks that run in turn, each on the examples that the earlier ones left robust."""
+    """Attacks that run in turn, each on the remaining robust examples."""
 
     fixed_loss = True
 
@@ -84,7 +84,7 @@ class Ensemble(Attack):
 
     @abstractmethod
     def evaluate(self, model: nn.Module, x: Tensor, y: Tensor) -> AutoAttackResult:
-        """Run all attacks in turn on the frozen model, images (N, C, H, W) and labels (N,)."""
+        """Run all attacks in turn on the frozen model."""
 
     def run_in_turn(self, x: Tensor, y: Tensor, robust: Tensor, attacks: Iterable[tuple[str, Run]]) -> AutoAttackResult:
         """Run each attack on the examples that the earlier ones left robust.
@@ -134,8 +134,8 @@ class AutoAttack(Ensemble):
         fold: False searches on the model itself, never on a folded copy of it. Slower, and equal up to rounding.
 
     Raises:
-        ValueError: As for every attack; l1; `attacks` missing, unknown, or given without `custom`. In the call: `loss`
-            or `forward` given; images that are not float32; too few classes, or too small images, for an attack.
+        ValueError: `norm` is l1, or `attacks` is missing, unknown, or given without `custom`; see also `Attack`. In the
+            call: `loss` or `forward` is given, images are not float32, or have too few pixels or classes for an attack.
     """
 
     settings = ("version", "batch_size")
@@ -159,7 +159,7 @@ class AutoAttack(Ensemble):
         if len(set(attacks or ())) < len(attacks or ()):
             raise ValueError(f"attacks must be distinct, got {attacks}. Pass each once.")
         if search_precision not in get_args(Precision):
-            raise ValueError(f"search_precision must be fp32 or bf16, got {search_precision!r}.")
+            raise ValueError(f"search_precision must be fp32 or bf16, got {search_precision!r}. Pass fp32.")
         self.attacks: tuple[SubAttack, ...] = tuple(attacks or _STANDARD)
         self.version, self.seed, self.batch_size, self.search_precision = version, seed, batch_size, search_precision
         self.require(batch_size=1)
@@ -176,7 +176,7 @@ class AutoAttack(Ensemble):
         return super().describe() | {"attacks": list(self.attacks)}
 
     def evaluate(self, model: nn.Module, x: Tensor, y: Tensor) -> AutoAttackResult:
-        """Run all attacks in turn on the frozen model, images (N, C, H, W) and labels (N,)."""
+        """Run all attacks in turn on the frozen model."""
         search, seed = self.search_model(model, self.search_precision), self.seed * len(self.attacks)
         attacks = (
             (attack.label, partial(run_sub_attack, attack, search, seed=seed + number))
@@ -188,7 +188,7 @@ class AutoAttack(Ensemble):
 
     @torch.no_grad()
     def _correct(self, model: SearchModel, x: Tensor, y: Tensor) -> Tensor:
-        """Whether each example is classified correctly, (N,) bool; checks that all attacks can run."""
+        """Check that all attacks can run; return the mask of correct predictions (N,)."""
         logits = torch.cat([model.exact(part) for part in torch.split(x, self.batch_size)])
         check_fit(self, self.attacks, logits.shape[1], x.shape[-2:])
         check_labels(y, len(x), logits.shape[1])
@@ -207,7 +207,7 @@ _MAKE: Mapping[SubAttack, Callable[..., Attack]] = MappingProxyType(
 
 
 def check_fit(attack: Attack, attacks: Sequence[str], classes: int, size: torch.Size) -> None:
-    """Raise a `ValueError` for too few classes, or too small images (height, width), for one of the sub-attacks."""
+    """Check the number of classes and the image size for all sub-attacks."""
     unfit = [name for name in attacks if classes < _FEWEST.get(name, 2)]
     if unfit:
         fit = [name for name in _STANDARD if classes >= _FEWEST.get(name, 2)]
@@ -223,7 +223,7 @@ def check_fit(attack: Attack, attacks: Sequence[str], classes: int, size: torch.
 
 
 def check_listing(version: str, versions: Sequence[str], attacks: Sequence[str] | None, known: Sequence[str]) -> None:
-    """Check the version of an ensemble and its list of attacks, which belongs to version=custom."""
+    """Check the version of an ensemble, and the attacks of `version=custom`."""
     if version not in versions:
         hint = " Pass ReferenceAutoAttack for rand." if version == "rand" else ""
         raise ValueError(f"version must be one of {', '.join(versions)}, got {version!r}.{hint}")
@@ -233,19 +233,21 @@ def check_listing(version: str, versions: Sequence[str], attacks: Sequence[str] 
             "Pass both or none."
         )
     if unknown := set(attacks or ()) - set(known):
-        raise ValueError(f"attacks must be among {', '.join(known)}, got {', '.join(sorted(unknown))}.")
+        raise ValueError(
+            f"attacks must be among {', '.join(known)}, got {', '.join(sorted(unknown))}. Pass known ones."
+        )
 
 
 def _warn_of_masking(robust_after: Mapping[str, int], total: int) -> None:
-    """Warn where Square, which uses no gradients, fools images that three gradient attacks left robust."""
+    """Warn of gradient masking: Square fools images that robust gradient attacks left."""
     counts = list(robust_after.items())
     if len(counts) < 3 or counts[-1][0] != "square":
         return
     fooled = counts[-2][1] - counts[-1][1]
     if fooled > max(1, 0.002 * total):
         log.warning(
-            "Of %d images, Square fooled the model on %d that the gradient attacks left robust: gradients may be "
-            "masked, and the robust accuracy too high. Use an adaptive attack.",
+            "Of %d images, %d were fooled only by Square: gradients may be masked, and the reported robust accuracy "
+            "may be too high. Use an adaptive attack.",
             total,
             fooled,
         )

@@ -26,11 +26,13 @@ _LARGEST_EPS: Mapping[Norm, float] = MappingProxyType({"linf": 1.0, "l2": 50.0, 
 _PIXEL_TOLERANCE = 1e-4  # for rounding errors of interpolating augmentations
 
 call_context: ContextVar[Callable[[], AbstractContextManager[object]]] = ContextVar("call_context", default=nullcontext)
-"""Factory of a context manager, such as a stopwatch, that is entered around every call of an attack."""
+"""Factory of a context manager, such as a stopwatch, entered around each call."""
 
 
 class Attack(ABC):
-    """Search for a perturbation of at most `eps` that raises a loss. The model is an argument of the call.
+    """Adversarial attack: search for a perturbation within `eps` that raises a loss.
+
+    The model is an argument of the call.
 
     Subclasses implement `perturb`. The call around it handles the model, autograd and the inputs: it restores the
     model's state dict, training flags, `requires_grad` and `.grad`, and works under `torch.no_grad`,
@@ -50,7 +52,7 @@ class Attack(ABC):
     """
 
     fixed_loss: bool = False
-    """Whether the attack has its own losses and rejects `loss` and `forward` in the call."""
+    """Whether the attack has its own losses; calls then reject `loss` and `forward`."""
 
     settings: ClassVar[tuple[str, ...]] = ()
     """Names of the attributes that `describe` adds to the threat model."""
@@ -81,7 +83,7 @@ class Attack(ABC):
 
     @property
     def radius(self) -> float:
-        """Largest distance of a result from its image, in `norm`. Equals `eps` unless a subclass overrides it."""
+        """Largest distance of a result from its image in `norm`; by default `eps`."""
         return float(self.eps)
 
     @property
@@ -90,7 +92,7 @@ class Attack(ABC):
         return type(self).__name__.lower()
 
     def sub_attacks(self) -> "tuple[Attack, ...]":
-        """The attacks that an evaluation runs in turn, each on the examples that the earlier ones left robust.
+        """Attacks that an evaluation runs in turn, each on the remaining robust examples.
 
         By default the attack itself. An ensemble returns its members, which are seeded and recorded separately.
         """
@@ -119,17 +121,17 @@ class Attack(ABC):
         return described if self.fold else {"fold": False, **described}
 
     def require(self, **least: float) -> None:
-        """Raise a `ValueError` for an attribute below its smallest value: `self.require(steps=1)`."""
+        """Check that attributes have at least these values: `self.require(steps=1)`."""
         for name, bound in least.items():
             if not (value := getattr(self, name)) >= bound:
-                raise ValueError(f"{name} must be at least {bound}, got {value}.")
+                raise ValueError(f"{name} must be at least {bound}, got {value}. Pass {name}={bound} or more.")
 
     def require_positive(self, *names: str) -> None:
-        """Raise a `ValueError` for an attribute that is neither positive nor None."""
+        """Check that attributes are positive or None."""
         for name in names:
             value = getattr(self, name)
             if value is not None and not value > 0:
-                raise ValueError(f"{name} must be positive, got {value}.")
+                raise ValueError(f"{name} must be positive, got {value}. Pass a larger {name}.")
 
     @final
     def __call__(
@@ -170,10 +172,13 @@ class Attack(ABC):
 
     @abstractmethod
     def perturb(self, forward: Forward, x: Tensor, y: Tensor, loss: PerExampleLoss) -> Tensor:
-        """Compute perturbed images; gradients are enabled, the model is frozen, `x` and `y` are copies."""
+        """Compute perturbed images of a frozen model, with gradients enabled.
+
+        `x` and `y` are copies.
+        """
 
     def _path(self, model: nn.Module) -> Forward:
-        """The model, or its `fast_forward` (see `Classifier`), which needs eval mode and serves no `fixed_loss`."""
+        """The model or, in eval mode and without `fixed_loss`, its `fast_forward`."""
         fast = getattr(model, "fast_forward", None)
         if fast is None or self.mode != "eval" or self.fixed_loss or not self.fold:
             return model
@@ -182,12 +187,15 @@ class Attack(ABC):
 
     @contextmanager
     def _ready(self, model: nn.Module) -> Iterator[None]:
-        """Leave inference mode (gradients do not exist there), enable gradients, freeze the model."""
+        """Leave inference mode, which has no gradients; enable them; freeze the model."""
         with torch.inference_mode(False), torch.enable_grad(), frozen(model, self.mode):
             yield
 
     def _own(self, x: Tensor, labels: Tensor | None) -> Tensor:
-        """Check images and labels; return a copy of the images, because autograd cannot save an inference tensor."""
+        """Check images and labels; return a copy of the images.
+
+        Autograd cannot save an inference tensor.
+        """
         if not x.is_floating_point():
             raise ValueError(f"Images must be floating point, got {x.dtype}. Divide uint8 images by 255.")
         x = x.detach().clone()
@@ -206,7 +214,7 @@ class Attack(ABC):
 
 
 def loss_and_gradient(forward: Forward, x: Tensor, y: Tensor, loss: PerExampleLoss) -> tuple[Tensor, Tensor]:
-    """The loss per example (N,) at `x` and its gradient with respect to `x`, both detached.
+    """Loss per example (N,) at `x` and its gradient, both detached.
 
     The gradient is that of the sum, which is independent of the batch size and, in half precision, underflows later
     than that of the mean. Where output or loss are undefined, the loss is infinite and the gradient zero, so that an
@@ -221,7 +229,7 @@ def loss_and_gradient(forward: Forward, x: Tensor, y: Tensor, loss: PerExampleLo
 
 
 def raw_gradient(forward: Forward, x: Tensor, y: Tensor, loss: PerExampleLoss) -> tuple[Any, Tensor, Tensor]:
-    """Output, loss (N,) and gradient as autograd returns them, NaN included; see `loss_and_gradient`."""
+    """Output, loss (N,) and gradient as returned by autograd, possibly with NaN."""
     x = x.detach().requires_grad_()
     output = forward(x)
     values = loss(output, y)
@@ -242,19 +250,19 @@ def loss_at(forward: Forward, x: Tensor, y: Tensor, loss: PerExampleLoss) -> Ten
 
 
 def unless_infinite(values: Tensor, steps: Tensor) -> Tensor:
-    """Steps (N, ...), zero for images whose loss (N,) is infinite, which no other image exceeds."""
+    """Steps (N, ...), set to zero for images with an infinite loss (N,)."""
     return steps.masked_fill(per_example(values == torch.inf, steps), 0.0)
 
 
 class Best:
-    """The image with the largest score so far, for each example; until the first `update`, `x` (N, ...)."""
+    """Image with the largest score so far per example; `x` before any `update`."""
 
     def __init__(self, x: Tensor) -> None:
         self.x = x
         self.scores = torch.full((len(x),), -torch.inf, device=x.device)
 
     def update(self, x: Tensor, scores: Tensor) -> None:
-        """Store the examples whose score (N,) is larger than before; NaN exceeds every number."""
+        """Store the examples whose score (N,) has increased; NaN is the largest score."""
         scores = undefined_first(scores, None)
         better = scores > self.scores
         self.x = torch.where(per_example(better, x), x, self.x)
@@ -262,7 +270,7 @@ class Best:
 
 
 def radius_text(radius: Radius) -> str:
-    """A radius in its usual notation: `8/255`, `12/255` and `2.5/255` for grey levels, `1/2` for other fractions."""
+    """Radius in its usual notation: `8/255`, `2.5/255`; `1/2` if not in grey levels."""
     if not isinstance(radius, Fraction) or radius.denominator == 1:
         return str(radius)
     levels = radius * 255

@@ -21,7 +21,9 @@ _CPU_INTERVAL, _DEVICE_INTERVAL = 1, 10  # most steps between two checks for suc
 
 
 class FAB(Attack):
-    """FAB in its targeted form (Croce & Hein 2020, "Minimally distorted adversarial examples"; as in AutoAttack).
+    """FAB in its targeted form (Croce & Hein 2020), as in AutoAttack.
+
+    "Minimally distorted adversarial examples with a fast adaptive boundary attack".
 
     Every step linearises the boundary towards one target class and projects both the current point and the clean image
     onto it. It moves slightly beyond a mixture of the two; an adversarial point then moves back towards the clean
@@ -37,10 +39,10 @@ class FAB(Attack):
         norm: `linf` or `l2`.
         steps: Gradients for each target class.
         targets: Number of target classes; all others, if the model has fewer.
-        batch_size: Most lanes at once.
+        batch_size: Maximum number of lanes searched at once.
 
     Raises:
-        ValueError: As for every attack; norm l1; no step, target or lane.
+        ValueError: `norm` is l1, or `steps`, `targets` or `batch_size` is below 1; see also `Attack`.
     """
 
     fixed_loss = True
@@ -67,7 +69,7 @@ class FAB(Attack):
         return "fab-t"
 
     def perturb(self, forward: Forward, x: Tensor, y: Tensor, loss: PerExampleLoss) -> Tensor:
-        """The first adversarial image within `eps` of each, or the image itself."""
+        """Return the first adversarial image of each sample, else the clean image."""
         del loss
         radius = geometry_of(self.norm).fraction_of_radius * self.radius
         search = _Search(self, forward, getattr(forward, "exact", None), x, hard_labels(y), radius)
@@ -93,7 +95,7 @@ class FAB(Attack):
 
 
 class _Search:
-    """Results for each image, waiting (image, target) pairs, and running lanes of one call.
+    """Results for each image, and the waiting and running searches of one call.
 
     Lane `i` searches an image of class `pairs[i, 1]` near image `owners[i]` of class `pairs[i, 0]`. `points[i]` holds
     its current point and its clean image, `nearest[i]` the closest adversarial point so far, at distance `sizes[i]`,
@@ -117,7 +119,7 @@ class _Search:
 
     @torch.no_grad()
     def _rank(self, logits_of: Forward, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        """Owners (P,), on the host, and pairs (P, 2) to search, those with the likeliest targets first."""
+        """Owners (P,), on the host, and pairs (P, 2), sorted by the rank of the target."""
         logits = torch.cat([logits_of(part) for part in torch.split(x, self.attack.batch_size)])
         count = min(self.attack.targets, logits.shape[1] - 1)
         ranked = logits.topk(count + 1, dim=1).indices
@@ -166,9 +168,9 @@ class _Search:
         self.sizes = torch.cat((self.sizes[keep], torch.full_like(clean[:, 0], self.radius)))
 
     def _step(self) -> None:
-        """Take a step in every lane; store nearer adversarial points; move adversarial points back."""
+        """Take a step in every lane; store nearer points; move adversarial points back."""
         current, clean = self.points[:, 0], self.points[:, 1]
-        values, gradients = loss_and_gradient(self.forward, current.view(-1, *self.shape), self.pairs, _lead)
+        values, gradients = loss_and_gradient(self.forward, current.view(-1, *self.shape), self.pairs, _target_margin)
         with torch.no_grad():
             moved = self._move(values, gradients.flatten(1))
             adversarial = misclassified(self.forward(moved.view(-1, *self.shape)), self.pairs[:, 0])
@@ -178,7 +180,7 @@ class _Search:
             current.copy_(torch.lerp(clean, moved, weight))
 
     def _move(self, values: Tensor, gradients: Tensor) -> Tensor:
-        """The next points (n, D), from the lead of the target (n,) and its gradient (n, D) at the current ones."""
+        """Next points (n, D), from the margins of the targets (n,) and their gradients."""
         back = self.points[:, 1] - self.points[:, 0]
         excess = torch.stack((values, values + (gradients * back).sum(1)), dim=1)
         shifts = self.shift(self.points, gradients, excess)
@@ -216,8 +218,8 @@ class _Search:
                     self.fooled.add(owner)
 
 
-def _lead(logits: Any, pairs: Tensor) -> Tensor:
+def _target_margin(logits: Any, pairs: Tensor) -> Tensor:
     """Logit of the target minus that of the label, (n,)."""
     own, target = logits.gather(1, pairs).unbind(1)
-    lead: Tensor = target - own
-    return lead
+    margins: Tensor = target - own
+    return margins

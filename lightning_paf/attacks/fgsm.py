@@ -25,7 +25,7 @@ class SingleStep(Attack):
         **options: Further options of `Attack`.
 
     Raises:
-        ValueError: As for every attack; negative noise, or a step or clip that is not positive.
+        ValueError: `noise` is negative, or `step_size` or `clip` is not positive; see also `Attack`.
     """
 
     settings = ("noise", "step_size", "clip", "radius")
@@ -74,14 +74,16 @@ class SingleStep(Attack):
 
 
 class FGSM(SingleStep):
-    """One step of length `eps` from the image (Goodfellow et al. 2015; for l2 and l1 its natural analogue).
+    """FGSM: one step of length `eps` from the image (Goodfellow et al. 2015).
+
+    In l2 and l1 the step follows the direction of steepest ascent.
 
     Args:
         eps: Largest perturbation, in units of pixels in [0, 1]: `8/255`, `0.031`.
         **options: Further options of `Attack`.
 
     Raises:
-        ValueError: As for every attack.
+        ValueError: See `Attack`.
     """
 
     def __init__(self, eps: Radius = Fraction(8, 255), **options: Any) -> None:
@@ -89,7 +91,9 @@ class FGSM(SingleStep):
 
 
 class RSFGSM(SingleStep):
-    """One signed step from a uniform start, projected onto the l-infinity ball (Wong et al. 2020, "fast" training).
+    """RS-FGSM: one signed step from a uniform start (Wong et al. 2020).
+
+    The attack of "fast" adversarial training. The result is projected onto the l-infinity ball.
 
     Args:
         eps: Largest change of a pixel in [0, 1]: `8/255`, `0.031`.
@@ -97,7 +101,7 @@ class RSFGSM(SingleStep):
         **options: Further options of `Attack`, except `norm`.
 
     Raises:
-        ValueError: As for every attack; a step size that is not positive.
+        ValueError: `step_size` is not positive; see also `Attack`.
     """
 
     usual_step = 1.25
@@ -107,7 +111,9 @@ class RSFGSM(SingleStep):
 
 
 class NFGSM(SingleStep):
-    """N-FGSM: one signed step from strong noise, without a projection onto the eps-ball (de Jorge et al. 2022).
+    """N-FGSM: one signed step from strong noise (de Jorge et al. 2022).
+
+    The result is not projected onto the eps-ball.
 
     Training with the noise as an augmentation avoids catastrophic overfitting. A result is up to
     `noise * eps + step_size` from its image, which is its `radius`.
@@ -119,7 +125,7 @@ class NFGSM(SingleStep):
         **options: Further options of `Attack`, except `norm`.
 
     Raises:
-        ValueError: As for every attack; negative noise or a step size that is not positive.
+        ValueError: `noise` is negative, or `step_size` is not positive; see also `Attack`.
     """
 
     def __init__(

@@ -14,7 +14,9 @@ _START_STD = 0.001
 
 
 class L2Ascent(Attack):
-    """Ascent in l2 that projects onto the pixel range first, then onto the ball (code of Zhang et al. 2019).
+    """Gradient ascent in l2 from the code of TRADES (Zhang et al. 2019).
+
+    Each iterate is projected onto the pixel range first, then onto the ball.
 
     From a Gaussian start of standard deviation 0.001, each step follows the gradient scaled to length 1. Where the
     gradient is zero, it follows Gaussian noise of standard deviation 1, not scaled. Shrinking towards the image keeps
@@ -27,7 +29,7 @@ class L2Ascent(Attack):
         **options: Further options of `Attack`, except `norm`.
 
     Raises:
-        ValueError: As for every attack; no step, or a step size that is not positive.
+        ValueError: `steps` is below 1, or `step_size` is not positive; see also `Attack`.
     """
 
     settings = ("step_size", "steps")

@@ -17,7 +17,7 @@ _GAUSSIAN_STD = 0.001  # as in TRADES
 
 
 class PGD(Attack):
-    """Steepest ascent on the loss with a projection after each step (Madry et al. 2018).
+    """Projected gradient descent: steepest ascent on the loss (Madry et al. 2018).
 
     The defaults are those of Dai et al. 2021, except for the start, which they do not clamp to the pixel range
     (`clamp_start=False`). In l2 they start on the sphere; this attack starts in the ball, which for images differs by a
@@ -37,7 +37,7 @@ class PGD(Attack):
         **options: Further options of `Attack`.
 
     Raises:
-        ValueError: As for every attack; no step, or a step size that is not positive; unknown start.
+        ValueError: `steps` is below 1, `step_size` is not positive, or `start` is unknown; see also `Attack`.
     """
 
     settings: ClassVar[tuple[str, ...]] = ("step_size", "steps", "start", "clamp_start", "best")

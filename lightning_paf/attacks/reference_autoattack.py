@@ -55,8 +55,8 @@ class ReferenceAutoAttack(Ensemble):
         batch_size: Images attacked at once. Sub-attacks draw their noise per batch, so results depend on it slightly.
 
     Raises:
-        ValueError: As for every attack; `attacks` missing, unknown, or given without `custom`. In the call: `loss` or
-            `forward` given; images that are not float32; too few classes, or too small images, for an attack.
+        ValueError: `attacks` is missing, unknown, or given without `custom`; see also `Attack`. In the call: `loss` or
+            `forward` is given, images are not float32, or have too few pixels or classes for an attack.
     """
 
     settings = ("version", "seed", "batch_size")
@@ -84,7 +84,7 @@ class ReferenceAutoAttack(Ensemble):
         return super().describe() | {"attacks": list(self.attacks), "package": release}
 
     def evaluate(self, model: nn.Module, x: Tensor, y: Tensor) -> AutoAttackResult:
-        """Run all attacks in turn on the frozen model, images (N, C, H, W) and labels (N,)."""
+        """Run all attacks in turn on the frozen model."""
         x = x.contiguous()  # the package flattens gradients with `view`
         finite = _FiniteModel(model, self)
         with _isolated(x.device), torch.autocast(x.device.type, enabled=False):
@@ -103,7 +103,7 @@ class ReferenceAutoAttack(Ensemble):
             return self.run_in_turn(x, y, self._correct(model, x, y), attacks)
 
     def _adversary(self, model: "_FiniteModel", x: Tensor, y: Tensor) -> tuple[Any, Callable[[Tensor, Tensor], Tensor]]:
-        """The object of the package, with at most all other classes as targets, and a function that runs it."""
+        """Set up the package's adversary; return it and a function that runs it."""
         with torch.no_grad():
             classes = model(x[:1]).shape[1]
         check_labels(y, len(x), classes)
@@ -135,7 +135,7 @@ class ReferenceAutoAttack(Ensemble):
 
 
 class _FiniteModel:
-    """The model with finite logits and gradients, because the package counts NaN as a correct prediction.
+    """Model with finite logits and gradients: the package counts NaN as correct.
 
     Images with undefined logits are stored if they lie within the threat model of a watched image. The package writes
     into the logits, so it gets a copy.
@@ -171,7 +171,7 @@ class _FiniteModel:
 
 
 class _Package(NamedTuple):
-    """A release of AutoAttack: its name, the name of its batch size, and the options that stop it from printing."""
+    """Release of AutoAttack: package name, batch-size argument, and quiet options."""
 
     name: str
     batch_argument: str
@@ -196,7 +196,7 @@ def _package() -> _Package:
 
 @contextmanager
 def _isolated(device: torch.device) -> Iterator[None]:
-    """Restore the global random generators and the trace function, which the package overwrites."""
+    """Restore the global random generators and the trace function on exit."""
     initialized: Callable[[], bool] = torch.cuda.is_initialized
     # The package seeds the current device even if the images are on the CPU.
     current = [torch.device("cuda", torch.cuda.current_device())] if initialized() else []

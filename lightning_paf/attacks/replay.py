@@ -9,7 +9,7 @@ from lightning_paf.types import Forward, PerExampleLoss
 
 
 class Recorded(Attack):
-    """Record the images that another attack finds; after `rewind`, return them in the same order.
+    """Record the images that another attack finds, and replay them after `rewind`.
 
     For methods that evaluate one loss twice at the same adversarial images.
 
@@ -27,7 +27,7 @@ class Recorded(Attack):
 
     @property
     def radius(self) -> float:
-        """The radius of the attack."""
+        """Radius of the recorded attack."""
         return self.attack.radius
 
     def describe(self) -> dict[str, Any]:
@@ -49,6 +49,9 @@ class Recorded(Attack):
             self._found.append(self.attack.perturb(forward, x, y, loss).detach())
             return self._found[-1]
         if self._next >= len(self._found):
-            raise RuntimeError(f"The replay must have at most {len(self._found)} calls, got one more. Record again.")
+            raise RuntimeError(
+                f"A replay must be called at most {len(self._found)} times (the recorded calls), got one more. Record "
+                "again with the longer attack."
+            )
         self._next += 1
         return self._found[self._next - 1]

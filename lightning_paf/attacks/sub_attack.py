@@ -16,10 +16,10 @@ _BATCH_SIZE = 250  # of the confirmation
 
 
 def run_sub_attack(attack: Attack, model: SearchModel, x: Tensor, y: Tensor, seed: int) -> tuple[Tensor, Tensor]:
-    """Run one sub-attack in eval mode and single precision; the exact model confirms every success.
+    """Run one sub-attack in eval mode and float32, with confirmed successes.
 
-    An attack that does not use `model.exact` can stop at an image that only the fast path misclassifies. It is run
-    once more on such examples, with the exact model.
+    The exact model confirms every success. An attack that does not use `model.exact` can stop at an image that only
+    the fast path misclassifies. It is run once more on such examples, with the exact model.
 
     Args:
         attack: The sub-attack.

@@ -25,7 +25,7 @@ class WorstOf(Attack):
 
     def __init__(self, attacks: list[Attack], *, loss: PerExampleLoss = margin) -> None:
         if not attacks:
-            raise ValueError("attacks must hold at least one attack, got none. Pass some.")
+            raise ValueError("attacks must hold at least one attack, got none. Pass at least one.")
         first = max(attacks, key=lambda attack: attack.radius)
         for name in ("norm", "mode", "bounds"):
             values = [getattr(attack, name) for attack in attacks]
@@ -42,7 +42,7 @@ class WorstOf(Attack):
         return max(attack.radius for attack in self.attacks)
 
     def sub_attacks(self) -> tuple[Attack, ...]:
-        """The sub-attacks of its attacks: where only misclassification counts, the first success is the result."""
+        """Sub-attacks of all attacks: the first success is the result of an evaluation."""
         return tuple(sub_attack for attack in self.attacks for sub_attack in attack.sub_attacks())
 
     def describe(self) -> dict[str, Any]:
@@ -60,7 +60,7 @@ class WorstOf(Attack):
 
 
 class Restarts(WorstOf):
-    """Repeat an attack with a random start and keep the image with the largest `loss` of each example.
+    """Repeat a randomised attack and keep the image with the largest `loss`.
 
     Args:
         attack: Attack to repeat.
@@ -73,7 +73,7 @@ class Restarts(WorstOf):
 
     def __init__(self, attack: Attack, n: int = 5, *, loss: PerExampleLoss = margin) -> None:
         if n < 1:
-            raise ValueError(f"n must be at least 1, got {n}.")
+            raise ValueError(f"n must be at least 1, got {n}. Pass n=1 or more.")
         super().__init__([attack] * n, loss=loss)
 
     def describe(self) -> dict[str, Any]:

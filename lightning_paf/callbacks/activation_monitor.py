@@ -24,19 +24,23 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 LARGE_BETA = 0.8
-"""The activation divides by 1 - |beta|: above this value its curvature is over 5 times that at beta = 0."""
+"""Limit of |beta|; above it, the curvature is over 5 times that at beta = 0."""
 
 SMALL_ALPHA = 0.05
-"""PSiLU is nearly linear, PSoftplus nearly constant, PReLU+ nearly zero with an alpha of this size."""
+"""Limit of |alpha|, below which an activation has collapsed.
+
+PSiLU is then nearly linear, PSoftplus nearly constant, and PReLU+ nearly zero.
+"""
 
 
 class ActivationMonitor(Callback):
-    """Logs the parameters and the shape of every activation, and plots it over a histogram of its inputs.
+    """Monitor of the parameters and shapes of all activations.
 
-    Logs `activation/alpha`, `activation/beta` (means over channels), `activation/max_curvature`,
-    `activation/max_slope` and `activation/mean_on_negative`; in a network with several activations,
-    `activation/{layer}/alpha` and so on. Infinite quantities (the curvature of ReLU) are omitted. The figure is written
-    to `activations/epoch_XXXX.png` and `activation.png` (the latest) in the run folder, and to TensorBoard.
+    Plots every activation over a histogram of its inputs. Logs `activation/alpha`, `activation/beta` (means over
+    channels), `activation/max_curvature`, `activation/max_slope` and `activation/mean_on_negative`; in a network with
+    several activations, `activation/{layer}/alpha` and so on. Infinite quantities (the curvature of ReLU) are omitted.
+    The figure is written to `activations/epoch_XXXX.png` and `activation.png` (the latest) in the run folder, and to
+    TensorBoard.
 
     Runs after the first validation batch of `fit`, while averaged weights are swapped in, but not in the sanity check.
     Without a validation, or without an `Activation` in the network, nothing is logged. Only the first process plots.
@@ -62,7 +66,7 @@ class ActivationMonitor(Callback):
         self._warned: set[str] = set()
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the initial parameters of every activation, for the initial curve in the plots of a resumed run."""
+        """Return the initial parameters, for the initial curves in plots of a resumed run."""
         return {"initial": self._initial}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""Exponential moving average of the weights, with a decay that grows at the start of the training."""
+"""Exponential moving average of the weights, with a decay that grows at first."""
 
 from collections.abc import Sequence
 from typing import Any, Literal
@@ -10,9 +10,10 @@ from torch import Tensor
 
 
 class WarmupDecay:
-    """Update rule `average <- d * average + (1 - d) * current` with `d = min(decay, (1 + t) / (10 + t))`.
+    """Update rule of an exponential moving average with a growing decay.
 
-    d is 0 for the first `copies` updates, which t does not count. A class and not a closure, so that it can be pickled.
+    `average <- d * average + (1 - d) * current` with `d = min(decay, (1 + t) / (10 + t))`. d is 0 for the first
+    `copies` updates, which t does not count. A class and not a closure, so that it can be pickled.
 
     Args:
         decay: Upper bound of `d`.
@@ -26,7 +27,10 @@ class WarmupDecay:
         self.copies = copies
 
     def at(self, step: Tensor | int) -> Tensor:
-        """Return `d` after `step` updates, as a tensor on the device of `step`, to avoid a synchronisation."""
+        """Return `d` after `step` updates.
+
+        It is a tensor on the device of `step`, to avoid a synchronisation.
+        """
         updates = torch.as_tensor(step).double() - self.copies
         decay = (1 + updates) / (10 + updates) if self.grows else torch.full_like(updates, self.decay)
         return torch.where(updates < 0, 0.0, decay.clamp(max=self.decay))
@@ -49,12 +53,12 @@ class WarmupDecay:
 
 
 class WarmupEMA(WeightAveraging):
-    """Averages the weights over the training; validation, checkpoints and tests use the average.
+    """Exponential moving average of the weights, used by validation and tests.
 
     After t updates the decay is `min(decay, (1 + t) / (10 + t))` (Gowal et al., 2020, section on model weight
-    averaging): the average starts as a copy of the weights at the first update and quickly forgets early weights. A
-    checkpoint holds the average under `state_dict` and the trained weights under `current_model_state`; a resumed
-    training restores both. `validate`, `test` and `predict` load the average and ignore this callback.
+    averaging): the average starts as a copy of the weights at the first update, and early weights soon have little
+    influence. A checkpoint holds the average under `state_dict` and the trained weights under `current_model_state`; a
+    resumed training restores both. `validate`, `test` and `predict` load the average and ignore this callback.
 
     Args:
         decay: Upper bound of the decay; 0.995 averages over about 200 updates.

@@ -8,11 +8,11 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 
 class BatchNormStart(Callback):
-    """Sets the momentum of every BatchNorm to 1 for the first step of a training.
+    """Momentum 1 for every BatchNorm in the first step of a training.
 
-    The running statistics then start with the first batch instead of their initial values, which take hundreds of steps
-    to forget at the momentum 0.01 of Gowal et al. (2020). Their code does the same, as does the PyTorch code of Rade &
-    Moosavi-Dezfooli and of Wang et al. (2023).
+    The running statistics then start with the first batch instead of their initial values, whose influence lasts for
+    hundreds of steps at the momentum 0.01 of Gowal et al. (2020). Their code does the same, as does the PyTorch code of
+    Rade & Moosavi-Dezfooli and of Wang et al. (2023).
     """
 
     def __init__(self) -> None:

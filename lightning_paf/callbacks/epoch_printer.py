@@ -10,7 +10,7 @@ from lightning_paf.runs.progress import duration
 
 
 class EpochPrinter(Callback):
-    """Prints one line per epoch, for log files.
+    """Printer of one line per epoch, for log files.
 
     Example: `epoch 3/15  step 1200  loss 1.234  train 41.0 %  clean 81.2 %  robust(pgd20) 45.1 %  alpha 1.23  beta 0.00
     12,345 img/s  eta 1 h 02 min`. `train` is the accuracy on the training examples under attack. The values from

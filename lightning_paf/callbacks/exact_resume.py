@@ -20,13 +20,13 @@ KEY = "rank_states"
 
 
 class ExactResume(Callback):
-    """Adds to checkpoints the state that Lightning leaves out, and restores it just before the next batch.
+    """State in checkpoints that an exact resume needs and Lightning leaves out.
 
-    The state of every rank consists of its random generators (torch on the CPU and its GPU, numpy, python) and the
-    module's `epoch_state()`, if it has one. A checkpoint of the last batch of an epoch also records a pending
-    validation, since Lightning would resume with the next epoch. The position in the data is in Lightning's checkpoint,
-    but is not restored if the length of the training was computed before, as schedules do. On another number of ranks,
-    the position is restored and random states are new.
+    It is restored just before the next batch. The state of every rank consists of its random generators (torch on the
+    CPU and its GPU, numpy, python) and the module's `epoch_state()`, if it has one. A checkpoint of the last batch of
+    an epoch also records a pending validation, since Lightning would resume with the next epoch. The position in the
+    data is in Lightning's checkpoint, but is not restored if the length of the training was computed before, as
+    schedules do. On another number of ranks, the position is restored and random states are new.
     """
 
     def __init__(self) -> None:
@@ -50,7 +50,7 @@ class ExactResume(Callback):
         _record_next_stage(trainer, checkpoint["loops"]["fit_loop"])
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Keep the states until the training starts, since random numbers are drawn before."""
+        """Keep the states until training starts, since random numbers are drawn before."""
         if trainer.state.fn != TrainerFn.FITTING:
             return
         loop = checkpoint.get("loops", {}).get("fit_loop", {})  # imported weights have none
@@ -68,7 +68,10 @@ class ExactResume(Callback):
         )
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Refuse the state of another optimiser, which torch would report as a missing key."""
+        """Check that the saved states are those of the same optimisers.
+
+        Otherwise torch would report a missing key.
+        """
         pairs = zip(self._optimizers, trainer.optimizers, strict=False)
         for number, (saved, optimizer) in enumerate(pairs):
             if _layout(saved) != _layout(optimizer.state_dict()):
@@ -96,16 +99,16 @@ class ExactResume(Callback):
         self._before_validation = random_state(pl_module.device)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Start every step with the BatchNorm statistics of the first rank, as saved in checkpoints.
+        """Start every step with the BatchNorm statistics of the first rank.
 
-        `DistributedDataParallel` does so too, except in the first step after a validation.
+        Checkpoints hold these. `DistributedDataParallel` does so too, except in the first step after a validation.
         """
         if isinstance(trainer.model, DistributedDataParallel):
             trainer.model.require_forward_param_sync = True
 
 
 def random_state(device: torch.device) -> dict[str, Any]:
-    """Return the state of all generators that training draws from, also of a GPU, as tensors and plain values."""
+    """Return the state of all random generators, as tensors and plain values."""
     _, keys, *rest = np.random.get_state()  # noqa: NPY002  # the state of the global generator
     state = {
         "torch": torch.get_rng_state(),
@@ -128,12 +131,15 @@ def set_random_state(state: dict[str, Any], device: torch.device) -> None:
 
 
 def _layout(state: dict[str, Any]) -> list[tuple[int, set[str]]]:
-    """Return the number of parameters and the hyper-parameters of every group of an optimiser."""
+    """Return number of parameters and hyper-parameters of every optimiser group."""
     return [(len(group["params"]), set(group) - {"params"}) for group in state["param_groups"]]
 
 
 def _start_next_epoch(trainer: Trainer) -> None:
-    """Resume after a completed epoch, which Lightning ends twice; with `max_steps` it also skips the next one."""
+    """Start the next epoch when a training resumes after a completed one.
+
+    Lightning ends the completed epoch twice; with `max_steps` it also skips the next one.
+    """
     loop = trainer.fit_loop
     if loop.restarted_on_epoch_end:
         loop.epoch_progress.increment_completed()
@@ -142,9 +148,10 @@ def _start_next_epoch(trainer: Trainer) -> None:
 
 
 def _skip_saved_step(trainer: Trainer) -> None:
-    """Save no checkpoint between two optimiser steps, since it would lack the accumulated gradients.
+    """Save no checkpoint between two optimiser steps.
 
-    Lightning skips such batches by the step that it saved last, which it does not restore.
+    It would lack the accumulated gradients. Lightning skips such batches by the step that it saved last, which it does
+    not restore.
     """
     for saver in trainer.checkpoint_callbacks:
         if isinstance(saver, ModelCheckpoint) and saver._every_n_train_steps:
@@ -164,11 +171,11 @@ def _is_ending(batches: _ReadyCompletedTracker) -> bool:
 
 
 def _record_next_stage(trainer: Trainer, loop: dict[str, Any]) -> None:
-    """Record in a checkpoint, saved right after a batch, that a validation or the end of the epoch follows.
+    """Record in a checkpoint that a validation or the end of the epoch follows.
 
-    Lightning would resume at the next training batch and skip the validation, and after the last batch the end of the
-    epoch. It can resume a validation, so the checkpoint records that the batch is done and the first validation batch
-    has started.
+    From a checkpoint saved right after a batch, Lightning would resume at the next training batch and skip the
+    validation, and after the last batch the end of the epoch. It can resume a validation, so the checkpoint records
+    that the batch is done and the first validation batch has started.
     """
     epoch_loop, fetcher = trainer.fit_loop.epoch_loop, trainer.fit_loop._data_fetcher
     validating = _in_validation(trainer)

@@ -1,4 +1,4 @@
-"""Detection of catastrophic overfitting in single-step adversarial training, and rollback."""
+"""Detection of catastrophic overfitting in single-step adversarial training."""
 
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
@@ -52,7 +52,7 @@ class Measurement:
 
 
 class OverfittingDetector(Callback):
-    """Detects catastrophic overfitting: the network is robust to the single step of its training, and nothing else.
+    """Detector of catastrophic overfitting: robustness to single-step attacks only.
 
     Measures clean, FGSM and PGD-10 (step size eps / 4) accuracy on held-out images, and the mean cosine between the
     loss gradients at an image and at a uniform random point of its ball (Andriushchenko and Flammarion, 2020). Logs
@@ -61,7 +61,7 @@ class OverfittingDetector(Callback):
     fraction `fall` of its maximum and the cosine is below that at the maximum.
 
     The measurement uses the trained weights, not their average, in eval mode and float32, and does not change the state
-    of random generators. Several devices share the images and sum their counts, so that all decide the same.
+    of random generators. All devices sum their counts and reach the same decision.
 
     Args:
         action: Reaction to overfitting. `warn`: a warning. `stop`: restore weights, averaged weights and optimiser
@@ -130,7 +130,7 @@ class OverfittingDetector(Callback):
         self._stopped, self._last_step = state_dict["stopped"], state_dict["last_step"]
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Load this rank's images; end at once if overfitting has ended the training before."""
+        """Load this rank's images, and end a training that was stopped before."""
         self._x, self._y = _held_out(trainer, self.max_examples)
         trainer.should_stop = trainer.should_stop or self._stopped
 
@@ -198,7 +198,7 @@ class OverfittingDetector(Callback):
 
 
 def _held_out(trainer: Trainer, most: int) -> tuple[Tensor, Tensor]:
-    """Return this rank's part of the first validation images, prepared and moved like batches."""
+    """Load this rank's part of the first validation images."""
     source = trainer.datamodule if hasattr(trainer, "datamodule") and trainer.datamodule else trainer.lightning_module
     loader = source.val_dataloader()
     size = min(len(loader.dataset), most) if loader is not None else 0
@@ -211,7 +211,11 @@ def _held_out(trainer: Trainer, most: int) -> tuple[Tensor, Tensor]:
 
 
 def _counts(model: Classifier, x: Tensor, y: Tensor, attack: Attack, eps: Radius) -> Tensor:
-    """Correct on clean, FGSM and PGD images, sum and number of the cosines, number of images; (6,)."""
+    """Count correct predictions and sum the gradient cosines.
+
+    Returns:
+        Correct on clean, FGSM and PGD images, sum and number of the cosines, number of images; (6,).
+    """
     norm, bounds = attack.norm, attack.bounds
     single = FGSM(eps, norm=norm, bounds=bounds)
     several = PGD(eps, step_size=float(eps) / 4, steps=10, norm=norm, bounds=bounds)
@@ -229,7 +233,7 @@ def _counts(model: Classifier, x: Tensor, y: Tensor, attack: Attack, eps: Radius
 
 
 def _snapshot(trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
-    """Copy weights, their average and the optimiser states to the CPU, in the format of a checkpoint."""
+    """Copy weights, averages and optimiser states to the CPU, as in a checkpoint."""
     state: dict[str, Any] = {"state_dict": pl_module.state_dict(), "step": trainer.global_step}
     for averaging in _averagings(trainer):
         averaging.on_save_checkpoint(trainer, pl_module, state)
@@ -254,7 +258,10 @@ def _averagings(trainer: Trainer) -> list[WeightAveraging]:
 
 
 def _scale_learning_rate(trainer: Trainer, factor: float) -> None:
-    """Multiply the current learning rates and those of the schedules; both are part of checkpoints."""
+    """Scale the current and all scheduled learning rates.
+
+    Both are part of checkpoints.
+    """
     for config in trainer.lr_scheduler_configs:
         config.scheduler.base_lrs = [factor * rate for rate in config.scheduler.base_lrs]
     for optimizer in trainer.optimizers:

@@ -23,7 +23,7 @@ from lightning_paf.utils.hashing import sample_fingerprints, weights_fingerprint
 
 
 class PredictionWriter(BasePredictionWriter):
-    """Writes predictions to `predictions.npz` in the run folder.
+    """Writer of predictions to `predictions.npz` in the run folder.
 
     The file holds, sorted by `index`: `index` (N,) int64, the index of the sample in the dataset; `label` (N,) int64;
     `prediction` (N,) int64; `probabilities` (N, num_classes) float32. If logits are not finite, the prediction is -1

@@ -11,10 +11,10 @@ from lightning_paf.types import Radius
 
 
 class RadiusSchedule(Callback):
-    """Multiplies `eps` of the training attack, and its step size where it has one, by a schedule.
+    """Schedule of `eps` and the step size of the training attack.
 
-    Attacks of an evaluation keep their radius. The attack is scaled before every batch by the fraction of optimiser
-    steps done, so that a resumed training continues the schedule.
+    Both are multiplied by the factor of the schedule. Attacks of an evaluation keep their radius. The attack is scaled
+    before every batch by the fraction of optimiser steps done, so that a resumed training continues the schedule.
 
     Args:
         schedule: Factor over the training, in [0, 1]; by default linear from 0 to 1 (Cui et al., 2023).
@@ -26,12 +26,12 @@ class RadiusSchedule(Callback):
 
     def __init__(self, schedule: Schedule | None = None, step_size: bool = True) -> None:
         self.schedule = schedule or Ramp()
-        self.schedule.check_share("The radius of the attack")
+        self.schedule.check_fraction("The radius of the attack")
         self.step_size = step_size
         self._full: dict[str, Radius] = {}
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Refuse attacks that cannot be scaled."""
+        """Check that the attack can be scaled."""
         if stage != "fit":
             return
         attack = _attack_of(pl_module)

@@ -30,11 +30,11 @@ _NAME = r"[A-Za-z0-9_-][A-Za-z0-9_.-]{0,63}"
 
 
 class RobustEval(Callback):
-    """Evaluates robust accuracy in validation every few epochs, and in test.
+    """Evaluation of robust accuracy in test, and every few epochs in validation.
 
     Logs `val/acc_{name}` and `test/acc_{name}`, which a checkpoint can monitor. Each sample counts once, even if a
-    padded sampler repeats it. The evaluation uses fp32 whatever the precision of the training, is skipped in the sanity
-    check, and restores the random generators, so that it does not change the training.
+    padded sampler repeats it. The evaluation always uses fp32, is skipped in the sanity check, and restores the random
+    generators, so that it does not change the training.
 
     In test, the result of every sub-attack on every block of samples is a record in a state on disk, so that the same
     command resumes an interrupted test. Ranks, and further processes with the same command, share the blocks; the
@@ -102,7 +102,7 @@ class RobustEval(Callback):
         self._outcomes = torch.empty(0, dtype=torch.int32)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Refuse two evaluations with the same name, whose metrics would be mixed."""
+        """Check that evaluations have different names, so that metrics are not mixed."""
         named = [c for c in trainer.callbacks if isinstance(c, RobustEval) and c.name == self.name]  # type: ignore[attr-defined]
         if len(named) > 1:
             raise ValueError(
@@ -227,7 +227,11 @@ def _classifier(pl_module: LightningModule) -> nn.Module:
 
 
 def fetch(trainer: Trainer, loader: Any, indices: list[int]) -> tuple[Tensor, Tensor]:
-    """Load images (N, C, H, W), float32, and labels (N,) of a loader's dataset, prepared and moved like batches."""
+    """Load images and labels of a loader's dataset, prepared and moved like batches.
+
+    Returns:
+        Images (N, C, H, W), float32, and labels (N,).
+    """
     batched = getattr(loader.dataset, "__getitems__", None)
     rows = batched(indices) if batched else [loader.dataset[i] for i in indices]
     x, y = trainer.strategy.batch_to_device(loader.collate_fn(rows))

@@ -15,7 +15,7 @@ from lightning_paf.utils.process import Process
 
 
 class RunHeartbeat(Callback):
-    """Updates `progress.json` in the run folder, for `lightning-paf status`.
+    """Writer of `progress.json` in the run folder, for `lightning-paf status`.
 
     A thread of the first process writes it every few seconds, also during a long validation, so that no step waits for
     the disk. The last write records how the training ended.
@@ -35,7 +35,10 @@ class RunHeartbeat(Callback):
         self._writer: threading.Thread | None = None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start, unless the sanity check has started it; the step of a resumed training is known in both."""
+        """Start the thread, unless the sanity check has started it.
+
+        The step of a resumed training is known in both.
+        """
         self._start(trainer)
 
     on_sanity_check_start = on_train_start

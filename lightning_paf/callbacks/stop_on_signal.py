@@ -22,12 +22,13 @@ _Handler = Callable[[int, FrameType | None], None] | signal.Handlers
 
 
 class StopOnSignal(Callback):
-    """At SIGTERM, SIGUSR1, SIGHUP or Ctrl-C, saves `checkpoints/stopped.ckpt` and exits with `EXIT_STATUS`.
+    """Checkpoint and exit status of a training that a signal stops.
 
-    The current batch is finished first; a second Ctrl-C ends the process at once. The signal can reach one rank, some
-    or all: the ranks agree at the end of each training and validation batch. This replaces Lightning's handlers, which
-    communicate from inside the handler, at any point of a step. A test stops immediately, since its state on disk holds
-    all results so far. Signals that the parent process ignores, as with `nohup`, stay ignored.
+    At SIGTERM, SIGUSR1, SIGHUP or Ctrl-C, the training finishes the current batch, saves `checkpoints/stopped.ckpt` and
+    exits with `EXIT_STATUS`. A second Ctrl-C ends the process at once. The signal can reach one rank, some or all: the
+    ranks agree at the end of each training and validation batch. This replaces Lightning's handlers, which communicate
+    from inside the handler, at any point of a step. A test stops immediately, since its state on disk holds all results
+    so far. Signals that the parent process ignores, as with `nohup`, stay ignored.
 
     After any other exception on the first rank, the ranks that Lightning has started are killed, since they could wait
     in a collective operation until the time-out of the process group.
@@ -37,13 +38,19 @@ class StopOnSignal(Callback):
         self._received: int | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Disable Lightning's requeueing of SLURM jobs inside its handler; the exit status serves that purpose."""
+        """Disable Lightning's requeueing of SLURM jobs inside its signal handler.
+
+        The exit status serves that purpose.
+        """
         environment = trainer._accelerator_connector.cluster_environment
         if isinstance(environment, SLURMEnvironment):
             environment.auto_requeue = False
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Install the handlers, before loaders start processes; the trainer restores the previous ones at the end."""
+        """Install the handlers, before data loaders start processes.
+
+        The trainer restores the previous handlers at the end.
+        """
         _handle(self._record)
 
     on_sanity_check_start = on_train_start
@@ -69,7 +76,10 @@ class StopOnSignal(Callback):
             self._stop_if_signalled(trainer)
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Install a handler that exits; Lightning checks for signals after training batches only."""
+        """Install a handler that exits immediately.
+
+        Lightning checks for signals after training batches only.
+        """
         _handle(_exit)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:

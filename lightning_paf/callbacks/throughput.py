@@ -20,19 +20,20 @@ PREFIX = "run/"
 
 Activity = Literal["attack", "step", "data", "validation"]
 _PENDING = 256
-"""Number of intervals that are not read yet, since a device may not have finished them; reading would wait."""
+"""Number of recent intervals kept unread, since reading would wait for the device."""
 _GIB = 2**30
 
 
 class Throughput(Callback):
-    """Logs speed, time and memory once per epoch, in a separate row.
+    """Speed, time and memory of a training, logged once per epoch.
 
-    `run/images_per_second` is the number of training images of all devices, divided by the time spent in training steps
-    and waiting for their data. `run/attack`, `run/update`, `run/data` and `run/validation` are fractions of the epoch's
-    time `run/seconds`: the attack; the rest of the step (outer pass, optimiser, callbacks); the time from the end of a
-    step until the next batch is augmented on the device; validation. The remainder is spent on checkpoints and logging.
-    `run/peak_gpu_gib` is the maximum memory of tensors on a GPU in the epoch; on a CPU, `run/peak_rss_gib` is that of
-    the main process since its start. With several ranks, times are means and memory is the maximum.
+    The values are in a separate row. `run/images_per_second` is the number of training images of all devices, divided
+    by the time spent in training steps and waiting for their data. `run/attack`, `run/update`, `run/data` and
+    `run/validation` are fractions of the epoch's time `run/seconds`: the attack; the rest of the step (outer pass,
+    optimiser, callbacks); the time from the end of a step until the next batch is augmented on the device; validation.
+    The remainder is spent on checkpoints and logging. `run/peak_gpu_gib` is the maximum memory of tensors on a GPU in
+    the epoch; on a CPU, `run/peak_rss_gib` is that of the main process since its start. With several ranks, times are
+    means and memory is the maximum.
 
     GPU times are measured with events in the device's queue and read much later, without synchronisation. A resumed
     epoch is measured from its resumption.
@@ -84,7 +85,7 @@ class Throughput(Callback):
         self._images += len(batch[0])
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start a validation; the time until the next step does not count as waiting for data."""
+        """Start a validation, and stop timing the wait for data."""
         self._left, self._entered = None, self._clock.now()
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -119,12 +120,12 @@ class Throughput(Callback):
             logger.log_metrics({**self.latest, "epoch": trainer.current_epoch}, trainer.global_step - 1)
 
     def seconds_per_step(self, step: int) -> float | None:
-        """Return the mean time per step of this process after `step` steps of the training; None before its first."""
+        """Return the mean time per step of this process; None before its first step."""
         started, first = self._started
         return (time.perf_counter() - started) / (step - first) if step > first else None
 
     def seconds_left(self, step: int) -> float | None:
-        """Estimate the time until the end of the training after `step` steps; None if unknown."""
+        """Estimate the time from `step` to the end of the training; None if unknown."""
         return seconds_left(step, self.steps, self.seconds_per_step(step))
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
@@ -170,7 +171,10 @@ class _HostClock:
 
 
 class _CUDAClock(_HostClock):
-    """Events in the device's queue. Reading them waits until the device has reached them."""
+    """Clock of CUDA events in the device's queue.
+
+    Reading an event waits until the device has reached it.
+    """
 
     def __init__(self, device: torch.device) -> None:
         self.device = device

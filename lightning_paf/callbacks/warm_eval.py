@@ -18,7 +18,7 @@ from lightning_paf.utils.distributed import barrier_without_timeout, gathered
 
 
 class WarmEval(RobustEval):
-    """`RobustEval` whose validation starts from the adversarial images of the previous one.
+    """`RobustEval` that starts from the adversarial images of the last validation.
 
     It first replays these images. The remaining robust samples are attacked from the images with the smallest margin,
     until `val_stop`. Logs `val/acc_{name}` and the same value as `val/aa_upper`, an upper bound of AutoAttack accuracy,

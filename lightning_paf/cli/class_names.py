@@ -25,7 +25,7 @@ def subclasses(*bases: type) -> set[type]:
 
 
 def names_task(words: Sequence[str]) -> bool:
-    """Return whether the command line or a configuration names the class of the module, as in `--model CLASS`.
+    """Return whether options name the class of the module, as in `--model CLASS`.
 
     Args:
         words: Options; each `--config` has a file or its content as its value.
@@ -42,11 +42,14 @@ def names_task(words: Sequence[str]) -> bool:
 
 
 def suggestion(message: str, plug_ins: Mapping[str, type | ModuleType]) -> str:
-    """List the known classes if an error of the parser is about a class that does not exist; otherwise empty.
+    """List the known classes for a parser error about an unknown class.
 
     Args:
         message: Error of the parser.
         plug_ins: For each argument the base of its classes, or the module that lists them in `__all__`.
+
+    Returns:
+        Text to append to the message; empty for other errors.
     """
     found = re.search(r'Parser key "([\w.]+)":.*Expected a dot import path string: ([\w.]+)', message, re.DOTALL)
     found = found or re.search(r"NestedArg\(key='([\w.]+)', val='([\w.]+)'\)", message)  # of an optional argument
@@ -55,7 +58,7 @@ def suggestion(message: str, plug_ins: Mapping[str, type | ModuleType]) -> str:
         return ""
     name = found[2].rpartition(".")[2]
     if replacement := _REMOVED.get(name):
-        return f"\n{argument}={found[2]} is gone: {replacement}"
+        return f"\n{argument}={found[2]} was removed: {replacement}"
     names = _concrete_names(plug_ins[argument])
     if name in names:  # another error
         return ""

@@ -18,7 +18,7 @@ class _Built(Exception):  # carries the parser out of the constructor
 
 
 class _AllParsers(PafCLI):
-    """Builds the parsers of all training commands and stops before parsing."""
+    """Builder of the parsers of all training commands, which stops before parsing."""
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> NoReturn:
         """Raise the parser."""
@@ -26,7 +26,11 @@ class _AllParsers(PafCLI):
 
 
 def script(shell: str, commands: Iterable[str]) -> str:
-    """Return the completion script of `lightning-paf` for the training commands and other `commands`.
+    """Return the completion script of `lightning-paf`.
+
+    Args:
+        shell: Name of the shell.
+        commands: Other commands than the training commands.
 
     Raises:
         ValueError: The shell is not supported.
@@ -47,7 +51,7 @@ def script(shell: str, commands: Iterable[str]) -> str:
 
 
 def _complete(parser: argparse.ArgumentParser, like: argparse.ArgumentParser) -> None:
-    """Copy the options of a parser; the copies are plain, without the cost of resolving classes."""
+    """Copy the options of a parser as plain ones, which do not resolve classes."""
     for action in like._actions:
         names = [name for name in action.option_strings if name not in ("-h", "--help")]
         if names:

@@ -1,4 +1,4 @@
-"""Resolution of the checkpoint that `test`, `validate` and `predict` evaluate, and of its configuration."""
+"""Resolution of the checkpoint to evaluate, and of its configuration."""
 
 import argparse
 import sys
@@ -10,17 +10,16 @@ import torch
 
 from lightning_paf.cli.saved_config import config_words
 from lightning_paf.runs.checkpoints import check_checkpoint, newest_checkpoint
+from lightning_paf.runs.config_file import is_saved, run_of
 from lightning_paf.runs.folder import NEWEST, WORDS_FOR_CHECKPOINTS
+from lightning_paf.runs.resume_check import CONFIG
 from lightning_paf.runs.weights_origin import WeightsOrigin
 
 UNTRAINED_HELP = "evaluate the starting weights, without a checkpoint; results are marked `untrained`"
-_CONFIG = "config.yaml"
-_HEADER = "# lightning"
-"""Start of every configuration that `fit` or `import-weights` saved."""
 
 
 def arrange(words: Sequence[str]) -> list[str]:
-    """Move configuration files before options, so that options override them whatever the order.
+    """Move configuration files before options, which take precedence in any order.
 
     `ckpt_path` of a saved configuration is ignored, and in an evaluation also `run`, which is the folder of the file.
     Without `--config`, an evaluation reads the configuration of the checkpoint's run.
@@ -74,10 +73,10 @@ def evaluated_checkpoint(command: str, checkpoint: str | None, run: Path | None,
 
 
 def check_trained(checkpoint: Path) -> None:
-    """Refuse a checkpoint that a training saved before its first step.
+    """Check that a checkpoint was not saved before the first step of a training.
 
     Raises:
-        ValueError: The checkpoint is refused.
+        ValueError: The checkpoint holds starting weights.
     """
     content = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
     if content.get("optimizer_states") and content.get("global_step") == 0:
@@ -88,7 +87,12 @@ def check_trained(checkpoint: Path) -> None:
 
 
 def evaluated_weights(checkpoint: str | None, model: Mapping[str, Any]) -> WeightsOrigin:
-    """Return the origin of the weights in a checkpoint; None stands for the starting weights of a configured module."""
+    """Return the origin of the evaluated weights.
+
+    Args:
+        checkpoint: File of the weights; None for starting weights.
+        model: Configuration of the module.
+    """
     if checkpoint is not None:
         return WeightsOrigin.of_checkpoint(Path(checkpoint))
     init, net = model.get("init"), model.get("net") or {}
@@ -98,17 +102,8 @@ def evaluated_weights(checkpoint: str | None, model: Mapping[str, Any]) -> Weigh
     return WeightsOrigin.of_starting_weights("pretrained weights" if arguments.get("pretrained") else "random weights")
 
 
-def run_of(checkpoint: Path) -> Path:
-    """Return the run folder of a checkpoint: the nearest parent with a saved configuration."""
-    default = checkpoint.parent.parent
-    if (default / _CONFIG).is_file():
-        return default
-    parents = [checkpoint.parent, *default.absolute().parents]
-    return next((folder for folder in parents if _is_saved(folder / _CONFIG)), default)
-
-
 def _split(words: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
-    """Return the values of `--config`, `--ckpt_path` and `--run`, and all other words in their order."""
+    """Separate the values of `--config`, `--ckpt_path` and `--run` from other words."""
     parser = argparse.ArgumentParser(f"lightning-paf {words[0]}", usage=f"lightning-paf {words[0]}", add_help=False)
     parser.add_argument("-c", "--config", action="append", default=[])
     parser.add_argument("--ckpt_path")
@@ -117,7 +112,7 @@ def _split(words: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
 
 
 def _config_of_run(command: str, typed: argparse.Namespace, untrained: bool) -> Path | None:
-    """Return the configuration of the checkpoint's run, or of `--run`; None if there is none."""
+    """Return the configuration of the checkpoint's run or of `--run`, if there is one."""
     checkpoint, run = (None if value == "null" else value for value in (typed.ckpt_path, typed.run))
     if checkpoint is None and not untrained:
         raise _no_checkpoint(command)
@@ -128,22 +123,14 @@ def _config_of_run(command: str, typed: argparse.Namespace, untrained: bool) -> 
     else:
         check_checkpoint(checkpoint)  # first, since the configuration of a newer version can have unknown options
         folder = run_of(Path(checkpoint))
-    return folder / _CONFIG if folder is not None and (folder / _CONFIG).is_file() else None
+    return folder / CONFIG if folder is not None and (folder / CONFIG).is_file() else None
 
 
 def _overrides(config: str, evaluates: bool) -> list[str]:
     """Return options that override `ckpt_path` and `run` of a saved configuration."""
-    if not _is_saved(Path(config)):
+    if not is_saved(Path(config)):
         return []
     return ["--ckpt_path=null", *([f"--run={Path(config).parent}"] if evaluates else [])]
-
-
-def _is_saved(config: Path) -> bool:
-    """Return whether `fit` or `import-weights` wrote a file."""
-    if config.name != _CONFIG or not config.is_file():
-        return False
-    with config.open(errors="replace") as stream:
-        return stream.readline().startswith(_HEADER)
 
 
 def _resolve(word: str, run: Path | None) -> Path:
@@ -167,11 +154,11 @@ def _resolve(word: str, run: Path | None) -> Path:
 
 def _in_nested_run(path: Path, run: Path) -> bool:
     """Return whether a file belongs to another run, in a subfolder of this one."""
-    return any((folder / _CONFIG).is_file() for folder in path.parents if folder != run and folder.is_relative_to(run))
+    return any((folder / CONFIG).is_file() for folder in path.parents if folder != run and folder.is_relative_to(run))
 
 
 def _best(newest: Path, files: Sequence[Path]) -> Path | None:
-    """Return the best checkpoint recorded in the newest one, among the existing files of the run."""
+    """Return the best of the existing checkpoints, as recorded in the newest one."""
     callbacks = torch.load(newest, map_location="cpu", weights_only=True, mmap=True).get("callbacks", {})
     tails = [
         _below(Path(state["best_model_path"]), Path(state.get("dirpath") or ""))

@@ -1,4 +1,7 @@
-"""Short help of the training commands, without importing torch; `--help.full` lists all options."""
+"""Short help of the training commands, formatted without importing torch.
+
+`--help.full` lists all options.
+"""
 
 _PART = "recipe or class"
 _RUN = {
@@ -83,7 +86,7 @@ SUMMARIES = {command: page[0] for command, page in _PAGES.items()}
 
 
 def page(command: str) -> str:
-    """Format the most important options of a training command, with examples, at most 80 columns wide."""
+    """Format the main options of a training command, with examples, in 80 columns."""
     summary, groups, examples = _PAGES[command]
     lines = [f"usage: lightning-paf {command} [options]", "", summary]
     for group, rows in groups.items():

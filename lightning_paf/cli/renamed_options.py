@@ -28,7 +28,7 @@ def with_new_names(words: Sequence[str]) -> list[str]:
     for word in words:
         if typed := _TYPED.fullmatch(word):
             slot, old = typed.groups()
-            raise ValueError(f"--{slot}{old} is gone. Pass --{slot}{RENAMED[old]} instead.")
+            raise ValueError(f"--{slot}{old} was renamed. Pass --{slot}{RENAMED[old]}.")
     configs = {number + 1 for number, word in enumerate(words) if word in ("-c", "--config")}
     return [_updated(word) if number in configs else word for number, word in enumerate(words)]
 

@@ -1,4 +1,4 @@
-"""Checks of a configuration found next to a checkpoint, before the parser imports the classes it names."""
+"""Checks of a configuration found next to a checkpoint, before its use."""
 
 import importlib
 import importlib.util
@@ -41,7 +41,7 @@ _CLASSES: Mapping[str, tuple[type, ...]] = {
 _FUNCTIONS = ("lightning_paf.functional", "lightning_paf.nets.factory")
 """Modules of functions without side effects, such as losses of attacks."""
 _NETWORKS = {"timm": "timm", "torchvision": "torchvision.models"}
-"""Libraries of networks, imported only if a configuration names them, and the modules that list their builders."""
+"""Libraries of networks, imported on demand, and modules that list their builders."""
 
 _NAMEABLE = (
     *(base for bases in _CLASSES.values() for base in bases),
@@ -51,10 +51,13 @@ _NAMEABLE = (
 _LOADING = re.compile(r"pretrained_cfg\w*|checkpoint_path|settings")
 """Arguments with which timm reads any file, and W&B starts any program."""
 _REMOTE = re.compile(r"(hf[-_]hub|local-dir):|(?!(sqlite|file):///).*(://|::)", re.IGNORECASE)
-"""Values with which a library would load from, or report to, an address in the configuration."""
+"""Values that make a library load from or report to a configured address."""
 _LOADERS = {yaml.SafeLoader, getattr(yaml, "CSafeLoader", yaml.SafeLoader)}
 _MOST_BYTES, _MOST_LEVELS, _MOST_STRINGS = 1_000_000, 50, 3
-"""Limits of a configuration. Those of this package have about 10,000 bytes, 15 levels, and strings like `{step}`."""
+"""Limits of a configuration: bytes, levels, and levels of YAML in strings.
+
+Those of this package have about 10,000 bytes, 15 levels, and strings like `{step}`.
+"""
 
 
 def config_words(config: Path, options: Sequence[str]) -> list[str]:
@@ -87,7 +90,10 @@ def config_words(config: Path, options: Sequence[str]) -> list[str]:
 
 
 def _read(name: str, text: str, loader: Any) -> Any:
-    """Parse YAML without anchors, merges and deep nesting, which can expand to far more values than the text has."""
+    """Parse YAML without anchors, merges and deep nesting.
+
+    These can expand to far more values than the text has.
+    """
     level = 0
     try:
         for event in yaml.parse(text, Loader=loader):
@@ -102,7 +108,10 @@ def _read(name: str, text: str, loader: Any) -> Any:
 
 
 def _leaves(value: Any, key: str, strings: int = 0) -> Iterator[tuple[str, Any]]:
-    """Yield dotted keys and scalar values, including those of collections in strings, which the parser would read."""
+    """Yield dotted keys and scalar values.
+
+    This includes values of collections in strings, which the parser would read.
+    """
     if isinstance(value, dict):
         for name, inner in value.items():
             yield from _leaves(inner, f"{key}.{name}" if key else str(name), strings)
@@ -118,7 +127,7 @@ def _leaves(value: Any, key: str, strings: int = 0) -> Iterator[tuple[str, Any]]
 
 
 def _collections(text: str, key: str) -> Iterator[Any]:
-    """Yield mappings and lists in a string of YAML, for both loaders that the parser can use."""
+    """Yield the collections in a string of YAML, for both loaders of the parser."""
     for loader in _LOADERS:
         try:
             has_some = any(isinstance(event, yaml.CollectionStartEvent) for event in yaml.parse(text, Loader=loader))
@@ -129,7 +138,7 @@ def _collections(text: str, key: str) -> Iterator[Any]:
 
 
 def _check(key: str, value: Any, known: Mapping[str, Collection[type]]) -> None:
-    """Refuse a value with which the parser or a class could run foreign code."""
+    """Check that a value cannot make the parser or a class run foreign code."""
     option, parts = _option(key), key.split(".")
     if value is not None and not isinstance(value, str | int | float):
         raise _refusal(option, "be a number, a string, true, false or null", value)
@@ -175,7 +184,7 @@ def _known_classes() -> dict[str, list[type]]:
 
 
 def _is_import(text: str) -> bool:
-    """Return whether the parser could import this name; checked without importing the module."""
+    """Return whether the parser could import a name, without importing its module."""
     root, *others = text.split(".")
     if not others or not all(part.isidentifier() for part in (root, *others)):
         return False
@@ -183,7 +192,7 @@ def _is_import(text: str) -> bool:
 
 
 def _is_allowed(path: str, known: Mapping[str, Collection[type]]) -> bool:
-    """Return whether a name, with or without a path, is a plug-in class or a builder of networks."""
+    """Return whether a name or path is that of a plug-in class or a network builder."""
     if "." not in path:
         return any(_is_plug_in(cls) for cls in known.get(path, ()))
     found = _found(path)
@@ -193,7 +202,7 @@ def _is_allowed(path: str, known: Mapping[str, Collection[type]]) -> bool:
 
 
 def _found(path: str) -> Any:
-    """Return the object of a name, searched only in allowed packages; None if there is none."""
+    """Find the object of a path in allowed packages; None if there is none."""
     module, _, name = path.rpartition(".")
     root = path.partition(".")[0]
     if root in _NETWORKS:
@@ -228,7 +237,7 @@ def _root(path: str) -> str:
 
 
 def _is_text_file(text: str) -> bool:
-    """Return whether the parser could read a path as a configuration, unlike images, weights and arrays."""
+    """Return whether the parser could read a file as a configuration."""
     try:
         path = Path(text).expanduser()
         if not path.exists() or path.is_dir():
@@ -236,6 +245,6 @@ def _is_text_file(text: str) -> bool:
         if not path.is_file():
             return True
         with path.open("rb") as stream:
-            return b"\0" not in stream.read(1024)  # YAML contains no zero byte
+            return b"\0" not in stream.read(1024)  # YAML contains no zero byte; images, weights and arrays do
     except (OSError, ValueError, RuntimeError):
         return False

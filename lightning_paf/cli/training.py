@@ -1,4 +1,4 @@
-"""The training commands: LightningCLI with named slots for callbacks, recipes, and helpful errors."""
+"""LightningCLI with named callback slots, recipes and helpful errors."""
 
 import argparse
 import contextlib
@@ -74,7 +74,7 @@ TRAINING_SLOTS: dict[str, type[Callback]] = {
 }
 EVALUATION_SLOTS: dict[str, type[Callback]] = {"val_attack": RobustEval, "autoattack": RobustEval}
 SLOTS = {**TRAINING_SLOTS, **EVALUATION_SLOTS}
-"""Callbacks with named options, which configurations can merge and override, unlike items of a list."""
+"""Callbacks with named options, which unlike items of a list can be overridden."""
 
 _PLUG_INS: dict[str, type | ModuleType] = {
     **SLOTS,
@@ -91,7 +91,10 @@ _PLUG_INS: dict[str, type | ModuleType] = {
 """Classes that each argument accepts, listed when one is mistyped."""
 
 _LAST: dict[str, Any] = {"filename": "last", "enable_version_counter": False, "save_on_train_epoch_end": True}
-"""`last.ckpt`, saved after every epoch, validated or not; `save_last` would wait until a better one is saved."""
+"""Options of `last.ckpt`, saved after every epoch, validated or not.
+
+`save_last` would wait until a better checkpoint is saved.
+"""
 _PERIODIC: dict[str, Any] = {
     "filename": "{step}",
     "every_n_train_steps": 1000,
@@ -105,7 +108,7 @@ _NET_SIZE = re.compile(r"--(model\.net\.(?:init_args\.)?(?:net\.(?:init_args\.)?
 
 
 class HelpfulParser(LightningArgumentParser):
-    """A parser with short errors, which list the known classes if a class name is mistyped."""
+    """Parser with short errors, which list the known classes for an unknown one."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Add the known classes to the message, and remove the names of links."""
@@ -118,7 +121,7 @@ class HelpfulParser(LightningArgumentParser):
 
 
 class _NotConfigured(argparse.Action):
-    """An option that is not part of the configuration; `config_words` reads it from the command line."""
+    """Option outside the configuration; `config_words` reads it from the command line."""
 
     def __init__(self, option_strings: Sequence[str], dest: str, help: str) -> None:
         super().__init__(option_strings, argparse.SUPPRESS, nargs=0, default=argparse.SUPPRESS, help=help)
@@ -142,7 +145,7 @@ class PafCLI(LightningCLI):
         super().__init__(**settings)
 
     def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]  # a static method in LightningCLI
-        """Return the commands whose parsers are built, with the skipped arguments of the trainer's methods."""
+        """Return the commands that get parsers, with skipped arguments of the trainer."""
         known = LightningCLI.subcommands()
         return known if self._command is None else {self._command: known[self._command]}
 
@@ -150,7 +153,7 @@ class PafCLI(LightningCLI):
     """Origin of the weights that `validate`, `test` or `predict` evaluates."""
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Add one optional argument per slot, the run folder, and links from data to model."""
+        """Add an optional argument per slot, the run folder, and links from data to model."""
         for slot, callback in SLOTS.items():
             parser.add_subclass_arguments(callback, slot, required=False, help=f"{callback.__name__}; null: none")
         for slot, options in (("checkpoint", _LAST), ("periodic", _PERIODIC)):
@@ -179,7 +182,10 @@ class PafCLI(LightningCLI):
         _check_net_sizes(args, self.config)  # type: ignore[arg-type]
 
     def setup_parser(self, add_subcommands: bool, *kwargs: dict[str, Any]) -> None:
-        """Without a command, accept the arguments of `fit`, since saved configurations hold them."""
+        """Without a command, accept the arguments of `fit`.
+
+        Saved configurations hold them.
+        """
         super().setup_parser(add_subcommands, *kwargs)
         if not add_subcommands:
             self.parser.add_method_arguments(Trainer, "fit", skip=set(self.subcommands()["fit"]))
@@ -195,7 +201,10 @@ class PafCLI(LightningCLI):
         return self.subcommand not in (None, "fit")
 
     def _parse_ckpt_path(self) -> None:
-        """Ignore the checkpoint's hyper-parameters; `arrange` reads the `config.yaml` of its run instead."""
+        """Ignore the checkpoint's hyper-parameters.
+
+        `arrange` reads the `config.yaml` of its run instead.
+        """
 
     def _dump_config(self) -> None:
         """Dump the configuration once, without validating it again as LightningCLI does."""
@@ -205,7 +214,7 @@ class PafCLI(LightningCLI):
             self.config_dump = content[self.subcommand] if self.subcommand else content
 
     def before_instantiate_classes(self) -> None:
-        """Check the checkpoint and write access to the run folder before anything is built."""
+        """Check the checkpoint and access to the run folder before anything is built."""
         checkpoint, run = self._get(self.config, "ckpt_path"), self._get(self.config, "run")
         if self._evaluates():
             options = self.config[self.subcommand]
@@ -315,7 +324,10 @@ def train(args: Sequence[str], run: bool = True) -> PafCLI:
 
 
 def _check_monitor(trainer: Trainer) -> None:
-    """Refuse to monitor a robust accuracy that is never measured; Lightning reports it only after an epoch."""
+    """Check that a monitored robust accuracy is measured.
+
+    Lightning would report a missing one only after an epoch.
+    """
     evaluations = [callback for callback in trainer.callbacks if isinstance(callback, RobustEval)]  # type: ignore[attr-defined]
     measured = ["val/acc", *(f"val/acc_{callback.name}" for callback in evaluations if callback.every_n_epochs)]
     for checkpoint in trainer.checkpoint_callbacks:
@@ -343,7 +355,10 @@ def _number_of_channels(dataset: str, num_classes: int | None, channels: int | N
 
 
 def _check_net_sizes(words: Sequence[str], config: Namespace) -> None:
-    """Refuse typed sizes of the network that contradict the data; the links would replace them silently."""
+    """Check that typed sizes of the network are those of the data.
+
+    The links would replace other sizes silently.
+    """
     data = config[config.subcommand].data if config.get("subcommand") else config.data
     spec = dataset_spec(data.dataset, data.num_classes, data.channels)
     sizes = {"num_classes": spec.num_classes, "in_channels": spec.channels}

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 def main(argv: list[str]) -> int:
-    """Run one of the analyses of `lightning_paf/analysis`; return 1 where it found an error, else 0."""
+    """Run an analysis of `lightning_paf/analysis`; return 1 if it found an error."""
     from lightning_paf.utils.discovery import modules_with
 
     found = modules_with("analyze", Path(__file__).parents[1] / "analysis")

@@ -1,4 +1,4 @@
-"""Certify l2 radii of a network that is smoothed by Gaussian noise (randomised smoothing)."""
+"""Certify l2 radii of a network with Gaussian noise (randomised smoothing)."""
 
 import argparse
 from dataclasses import asdict
@@ -57,11 +57,17 @@ def _parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     add = parser.add_argument
     add("run", type=Path, metavar="RUN", help="run folder (its last checkpoint), or a checkpoint")
     add("--sigma", type=float, required=True, help="standard deviation of the noise, pixels in [0, 1]")
-    help_ = "noisy copies of an image that select a class, and that bound its probability (default: 100 10000)"
-    add("--samples", type=int, nargs=2, default=(100, 10_000), metavar=("N0", "N"), help=help_)
+    add(
+        "--samples",
+        type=int,
+        nargs=2,
+        default=(100, 10_000),
+        metavar=("N0", "N"),
+        help="noisy copies of an image that select a class, and that bound its probability (default: 100 10000)",
+    )
     add("--alpha", type=float, default=0.001, help="probability that a certificate is wrong (default: 0.001)")
     add("--examples", type=positive, default=200, help="number of test images (default: 200)")
-    add("--seed", type=int, default=0)
+    add("--seed", type=int, default=0, help="seed of the noise")
     add("--batch_size", type=int, default=1024, help="noisy copies in a forward pass (default: 1024)")
     add_model_arguments(parser)
     add("--json", type=Path, metavar="FILE", help="write all classes and radii to this file")

@@ -14,7 +14,7 @@ def main(argv: list[str]) -> int:
     """Print a comparison; return 0 for any conclusion."""
     parser = command_parser("compare", __doc__)
     parser.add_argument("a", type=Path, metavar="A", help="result file of `test`, or a run folder with one")
-    parser.add_argument("b", type=Path, metavar="B", help="the other one")
+    parser.add_argument("b", type=Path, metavar="B", help="result file or run folder to compare with A")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the numbers to this file")
     options = parser.parse_args(argv)
     from lightning_paf.evaluation.comparison import compare, load_result

@@ -15,13 +15,13 @@ if TYPE_CHECKING:
     from lightning_paf.types import Norm, Radius
 
 EPS = {"linf": Fraction(8, 255), "l2": Fraction(128, 255)}
-"""Base of the default grid where the model was not trained in this norm."""
+"""Base of the default grid if the model was not trained in this norm."""
 
 MULTIPLES = [Fraction(n, 4) for n in (1, 2, 3, 4, 5, 6, 8)]
 
 
 def main(argv: list[str]) -> int:
-    """Search, check, and write table, figure and JSON file; return 1 where the check raised an alarm, else 0."""
+    """Compute and check a curve, and write its files; return 1 after an alarm."""
     options, rest = _parse(argv)
     from rich.console import Console
 
@@ -62,17 +62,18 @@ def _parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument(
         "--grid",
         type=_grid,
-        help="increasing eps, e.g. 0,2/255,4/255,8/255 (default: from a quarter of the training's eps to twice of it)",
+        help="increasing eps, e.g. 0,2/255,4/255,8/255 (default: from a quarter of the training's eps to twice that)",
     )
     parser.add_argument(
         "--method",
         choices=["fixed-eps", "minimum-norm"],
         default="fixed-eps",
-        help="attack at every eps (resumes after an interruption), or search the smallest perturbation once",
+        help="fixed-eps: attack at every eps, resumable; minimum-norm: one search for the smallest perturbation "
+        "(default: fixed-eps)",
     )
     parser.add_argument("--steps", type=positive, default=50, help="steps of each attack (default: 50)")
     parser.add_argument("--batch_size", type=positive, default=256, help="samples attacked at once (default: 256)")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=0, help="seed of the attack")
     parser.add_argument("--out", type=Path, help="output folder (default: `curve` in the checkpoint's run)")
     return parser.parse_known_args(argv)
 
@@ -90,7 +91,7 @@ def _grid(text: str) -> "tuple[Radius, ...]":
 
 
 def _attack_at(norm: "Norm", steps: int, classes: int) -> "AttackAt":
-    """Auto-PGD with the cross-entropy, then with the difference-of-logits ratio on the samples still robust."""
+    """Build the attack for each eps: APGD-CE, then APGD-DLR on the robust samples."""
     from lightning_paf.attacks import WorstOf
     from lightning_paf.attacks.apgd import APGD
 

@@ -89,7 +89,7 @@ def main(argv: list[str]) -> int:
 
 
 def _free(folder: Path) -> Path:
-    """`folder`, or the first of `folder-2`, `folder-3`, ... that does not exist."""
+    """Return the first of `folder`, `folder-2`, ... that does not exist."""
     candidate, number = folder, 1
     while candidate.exists():
         number += 1
@@ -105,7 +105,7 @@ def _train(config: str, run: Path, common: list[str]) -> float:
 
 
 def _evaluate(runs: list[Path]) -> list[float]:
-    """Evaluate all runs at the same time, one process each, with a progress bar; return the seconds of each."""
+    """Evaluate all runs in parallel, one process each; return the seconds of each."""
     from rich.progress import Progress
 
     started, running, seconds = time.perf_counter(), {}, dict.fromkeys(runs, 0.0)
@@ -127,12 +127,12 @@ def _evaluate(runs: list[Path]) -> list[float]:
                 if process.poll() is not None:
                     del running[run]
                     seconds[run] = time.perf_counter() - started
-                    _check_status(f"test (see {run}/test.log)", process.returncode)
+                    _check_status("test", process.returncode, f"{run}/test.log")
     return list(seconds.values())
 
 
 def _collect(activation: str, run: Path, train_seconds: float, test_seconds: float) -> Variant:
-    """Read the results of the one `test` in a new run folder, and the magnitudes of the shared alpha and beta."""
+    """Read the results of a run, and the magnitudes of the shared alpha and beta."""
     import torch
 
     from lightning_paf.evaluation import EvaluationResult
@@ -146,14 +146,14 @@ def _collect(activation: str, run: Path, train_seconds: float, test_seconds: flo
 
 
 def _command(*words: str) -> None:
-    """Run a command in this process, and show it as a user would type it."""
+    """Print a command as a user would type it, and run it in this process."""
     print(f"\n$ lightning-paf {shlex.join(words)}", flush=True)
     _check_status(words[0], main_command(list(words)))
 
 
-def _check_status(command: str, status: int) -> None:
+def _check_status(command: str, status: int, output: str = "its output above") -> None:
     if status:
-        raise ValueError(f"lightning-paf {command} must exit with status 0, got {status}. See its message above.")
+        raise ValueError(f"`lightning-paf {command}` failed with exit status {status}. See {output}.")
 
 
 def _show(variants: list[Variant], folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""Write a trained network for other programs: state dict, safetensors, ONNX, leaderboard entry; checks the files."""
+"""Export a trained network as state dict, safetensors and ONNX, and check it."""
 
 import argparse
 import json
@@ -29,11 +29,11 @@ FILES = {
 }
 SUMMARY = "export.json"
 BATCH = 64
-GONE = {
-    "--queries": ": instead of attacking the ONNX file, export checks that adversarial examples of `test` fool it",
+REMOVED = {
+    "--queries": ": the adversarial examples of `test` must fool the exported networks instead",
     "--receipt": "",
 }
-"""Options of earlier versions, with the reason."""
+"""Removed options, and the text appended to the error."""
 
 
 def main(argv: list[str]) -> int:
@@ -53,9 +53,9 @@ def main(argv: list[str]) -> int:
                 write(Path(folder) / FILES[name])
         for name in networks:
             examples = _adversarial_examples(evidence, samples) if samples else ()
-            _check(Path(folder) / name, run, chain(_images(run, options, samples), examples))
+            _check_parity(Path(folder) / name, run, chain(_images(run, options, samples), examples))
         if networks and not any(content.fooled.any() for content in evidence):
-            print("No evidence of `test` has adversarial examples of these weights, so none was checked.")
+            print("Adversarial examples were not checked: the run has no evidence with any for these weights.")
         _write_summary(run, Path(folder) / SUMMARY)
         for path in sorted(Path(folder).iterdir()):
             shutil.move(path, options.out / path.name)
@@ -73,16 +73,31 @@ def _parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     add("--out", type=Path, required=True, metavar="DIR", help="folder to write into")
     add("--formats", default=",".join(FILES), help=f"some of {', '.join(FILES)} (default: all)")
     add("--result", type=Path, help="RUN/test/autoattack_....json, for the leaderboard entry")
-    help_ = "file of `test` whose adversarial examples must fool the exported networks, too; default: all of RUN"
-    add("--evidence", type=Path, help=help_)
-    help_ = "test images to compare logits on; 0: random images, no data is read"
-    add("--examples", type=number(int, least=0), default=64, help=help_)
-    help_ = "radius of the perturbed images; default: the run's AutoAttack, or 8/255"
-    add("--eps", type=number(radius_from_text, above=0), help=help_)
-    add("--norm", choices=("linf", "l2", "l1"), help="default: the run's AutoAttack, or linf")
+    add(
+        "--evidence",
+        type=Path,
+        help="evidence file whose adversarial examples must fool the exported networks (default: all evidence of the "
+        "run)",
+    )
+    add(
+        "--examples",
+        type=number(int, least=0),
+        default=64,
+        help="test images to compare logits on; 0: random images, no data is read (default: 64)",
+    )
+    add(
+        "--eps",
+        type=number(radius_from_text, above=0),
+        help="radius of the perturbed images (default: that of the run's AutoAttack, else 8/255)",
+    )
+    add(
+        "--norm",
+        choices=("linf", "l2", "l1"),
+        help="norm of the perturbed images (default: that of the run's AutoAttack, else linf)",
+    )
     add("--seed", type=int, default=0, help="seed of the perturbed images")
-    for gone in GONE:
-        add(gone, dest=gone, help=argparse.SUPPRESS)
+    for option in REMOVED:
+        add(option, dest=option, help=argparse.SUPPRESS)
     return parser.parse_known_args(argv)
 
 
@@ -90,16 +105,18 @@ def _formats(options: argparse.Namespace) -> list[str]:
     typed = options.formats.split(",")
     unknown = [name for name in typed if name not in FILES]
     if unknown:
-        raise ValueError(f"--formats must be some of {', '.join(FILES)}, got {', '.join(unknown)}.")
-    for gone, answer in GONE.items():
-        if getattr(options, gone) is not None:
-            raise ValueError(f"{gone} is gone{answer}. Pass --evidence FILE of `test`.")
+        raise ValueError(
+            f"--formats must be some of {', '.join(FILES)}, got {', '.join(unknown)}. Separate them by commas."
+        )
+    for option, reason in REMOVED.items():
+        if getattr(options, option) is not None:
+            raise ValueError(f"{option} was removed{reason}. Pass --evidence FILE.")
     formats = [name for name in FILES if name in typed]
     if "onnx" in formats and not options.examples:
         raise ValueError("--examples must be at least 1 for an ONNX file, got 0. Pass --examples 64.")
     for name in [*(FILES[name] for name in formats), SUMMARY]:
         if (options.out / name).exists():
-            raise ValueError(f"--out must not hold {name} yet, got {options.out}. Pass another --out.")
+            raise ValueError(f"--out must be a folder without {name}, got {options.out}. Pass another --out.")
     if "onnx" in formats:
         from lightning_paf.interop.onnx_model import require_onnx
 
@@ -127,13 +144,16 @@ def _write_model_info(run: "Run", evaluation: Path | None, path: Path) -> None:
 
     result = EvaluationResult.load(evaluation) if evaluation else None
     if result and result.fingerprints.get("model", weights_fingerprint(run.model)) != weights_fingerprint(run.model):
-        raise ValueError(f"--result must be of the weights in {run.checkpoint}, got {evaluation} of other weights.")
+        raise ValueError(
+            f"--result must belong to the weights in {run.checkpoint}, got {evaluation} of other weights. Pass a "
+            "result of this checkpoint."
+        )
     entry, unknown = model_info(run.config, result)
     path.write_text(json.dumps(entry, indent=2) + "\n")
     print(f"{path.name}: fill in {', '.join(unknown)}.")
 
 
-def _check(path: Path, run: "Run", batches: "Batches") -> None:
+def _check_parity(path: Path, run: "Run", batches: "Batches") -> None:
     """Refuse an exported network whose logits differ from those of the run."""
     from lightning_paf.interop.parity import MAX_NAMED, RULE, compare, load_export
 
@@ -142,8 +162,10 @@ def _check(path: Path, run: "Run", batches: "Batches") -> None:
         print(f"{path.name}: {parity}.")
     mismatches = [line for parity in found for line in parity.mismatches][:MAX_NAMED]
     if mismatches:
-        hint = "Nothing was written. Pass --formats without this one, and report the network as a bug."
-        raise ValueError("\n".join([f"{path.name} has other logits than the network. {RULE}", *mismatches, hint]))
+        hint = "No file was written. Pass --formats without this one, and report this as a bug."
+        raise ValueError(
+            "\n".join([f"Logits of {path.name} must match those of the network. {RULE}", *mismatches, hint])
+        )
 
 
 def _images(run: "Run", options: argparse.Namespace, samples: "Samples | None") -> "Batches":
@@ -170,16 +192,19 @@ def _images(run: "Run", options: argparse.Namespace, samples: "Samples | None") 
 
 
 def _evidence(run: "Run", options: argparse.Namespace) -> "list[Evidence]":
-    """The evidence of `--evidence`, or all evidence in the run folder for these weights."""
-    from lightning_paf.cli.evaluated_checkpoint import run_of
+    """Read `--evidence`, or all evidence in the run folder for these weights."""
     from lightning_paf.evaluation.evidence import evidence_files, read
+    from lightning_paf.runs.config_file import run_of
     from lightning_paf.utils.hashing import weights_fingerprint
 
     named, weights = options.evidence, weights_fingerprint(run.model)
     paths = [named] if named else evidence_files(run_of(run.checkpoint) / "test") if options.examples else []
     evidence = [content for content in map(read, paths) if content.metadata["weights"] == weights]
     if named and not evidence:
-        raise ValueError(f"--evidence must be of the weights in {run.checkpoint}, got {named} of other weights.")
+        raise ValueError(
+            f"--evidence must belong to the weights in {run.checkpoint}, got {named} of other weights. Pass evidence "
+            "of this checkpoint."
+        )
     return evidence
 
 
@@ -202,7 +227,7 @@ def _adversarial_examples(evidence: "list[Evidence]", samples: "Samples") -> "Ba
 
 
 def _write_summary(run: "Run", path: Path) -> None:
-    """Write architecture, input format and normalisation, which a state dict does not hold."""
+    """Write architecture, input format and normalisation, which state dicts lack."""
     from lightning_paf import __version__
     from lightning_paf.interop import bare_net
     from lightning_paf.utils.hashing import weights_fingerprint

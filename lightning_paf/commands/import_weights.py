@@ -1,4 +1,4 @@
-"""Turn a checkpoint of another program into a run for `test`, `verify`, `sanity-check` and `export`."""
+"""Convert a checkpoint of another project to a run for `test` and other commands."""
 
 import argparse
 from collections.abc import Iterable
@@ -54,10 +54,14 @@ def _parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     add("--net", required=True, help="file such as configs/net/wrn28_10.yaml, or a class")
     add("--out", type=Path, required=True, metavar="RUN", help="run folder to write")
     add("--dataset", default="cifar10", help="dataset that the network was trained on")
-    add("--activation", help="file such as configs/activation/pssilu.yaml, or a class; default: the net's")
+    add("--activation", help="file such as configs/activation/pssilu.yaml, or a class (default: the net's)")
     add("--activation_scope", default="network", help="network, stage, module or channel")
-    help_ = "whether the network expects images normalised by the statistics of the dataset; default: as the file or "
-    add("--normalize", choices=("true", "false"), help=help_ + "its family needs, else false")
+    add(
+        "--normalize",
+        choices=("true", "false"),
+        help="whether the network expects images normalised by the statistics of the dataset (default: as recorded in "
+        "the file or known for its family, else false)",
+    )
     add("--mean", type=float, nargs="+", help="normalise by other statistics, for images in [0, 1]")
     add("--std", type=float, nargs="+", help="see --mean")
     which = parser.add_mutually_exclusive_group()
@@ -68,11 +72,11 @@ def _parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
 
 def _check(options: argparse.Namespace, rest: list[str]) -> None:
     if any(word.split("=")[0] == "--model.normalize" for word in rest):
-        raise ValueError("Normalisation must be an option of import-weights, got --model.normalize. Pass --normalize.")
+        raise ValueError("--model.normalize must not be given to import-weights. Pass --normalize.")
     if (options.mean is None) != (options.std is None) or (options.mean and options.normalize):
-        raise ValueError("A normalisation must be --mean with --std, or --normalize. Pass one of the two.")
+        raise ValueError("A normalisation must be given by --mean and --std, or by --normalize. Pass one of the two.")
     if (options.out / "config.yaml").exists() or (options.out / "checkpoints").exists():
-        raise ValueError(f"--out must not hold a run yet, got {options.out}. Pass another --out.")
+        raise ValueError(f"--out must be a folder without a run, got {options.out}. Pass another --out.")
 
 
 def _normalisation(
@@ -132,7 +136,7 @@ def _origin(file: "CheckpointFile", weights: "WeightSet") -> dict[str, Any]:
 
 
 def _write(out: Path, cli: "PafCLI", statistics: "Statistics | None", origin: dict[str, Any]) -> Path:
-    """Write configuration and checkpoint; the configuration includes the normalisation."""
+    """Write checkpoint and configuration, with the normalisation in the latter."""
     import yaml
 
     from lightning_paf.interop import NormalizedNet, Statistics

@@ -11,7 +11,9 @@ def main(argv: list[str]) -> int:
     pattern = parser.parse_args(argv).pattern
     found = recipes.names(pattern)
     if not found:
-        raise ValueError(f"PATTERN must be part of a recipe's name, got {pattern!r}. Call `lightning-paf recipes`.")
+        raise ValueError(
+            f"PATTERN must occur in the name of a recipe, got {pattern!r}. Run `lightning-paf recipes` for all names."
+        )
     for name in found:
         with (recipes.FOLDER / f"{name}.yaml").open() as lines:
             print(f"{name}\n    {next(lines).lstrip('# ').rstrip()}")

@@ -1,4 +1,4 @@
-"""Write one HTML page for each result of a run: outcomes, sub-attacks, classes, examples, activations, fingerprints."""
+"""Write one HTML page for each result of a run."""
 
 import argparse
 import json
@@ -43,12 +43,20 @@ def _parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     parser = command_parser("report", __doc__)
     kinds = "RUN|RESULT.json|EVIDENCE"
     parser.add_argument("inputs", nargs="+", type=Path, metavar=kinds, help="run folder, or files that `test` wrote")
-    help_ = "for images and activations (default: in checkpoints/ of the run, the one that was tested, or last.ckpt)"
-    parser.add_argument("--ckpt", "--ckpt_path", type=Path, help=help_)
+    parser.add_argument(
+        "--ckpt",
+        "--ckpt_path",
+        type=Path,
+        help="checkpoint for images and activations (default: the tested one in checkpoints/ of the run, else "
+        "last.ckpt)",
+    )
     add_model_arguments(parser)
     parser.add_argument("--out", type=Path, help="HTML file (default: next to the result, with its name)")
-    help_ = "JSON or PNG of `lightning-paf curve` (default: curve/curve_NORM.json of the run, if it exists)"
-    parser.add_argument("--curve", type=Path, help=help_)
+    parser.add_argument(
+        "--curve",
+        type=Path,
+        help="JSON or PNG of `lightning-paf curve` (default: curve/curve_NORM.json of the run, if it exists)",
+    )
     return parser.parse_known_args(argv)
 
 
@@ -59,7 +67,7 @@ class Tested:
     Attributes:
         folder: Their folder.
         name: First part of their names.
-        result: Content of the result file, or of the evidence where there is none.
+        result: Content of the result file, or of the evidence if there is none.
         evidence: Path and content of the evidence file, if there is one.
     """
 
@@ -85,13 +93,15 @@ class Tested:
             result = EvaluationResult.load(written)
             _ = result.robust, float(result.attack.get("eps_value", "nan"))  # raise where these are no numbers
         except (AttributeError, KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"{written} is not a result of `lightning-paf test`: {error!r}. Pass one.") from error
+            raise ValueError(
+                f"{written} must be a result of `lightning-paf test`, got {error!r}. Pass a JSON file that it wrote."
+            ) from error
         if content is None:
             return cls(folder, name, result, None)
         if not np.array_equal(result.outcomes[result.outcomes > 0], content.outcomes):
             raise ValueError(
-                f"{written} and {other.name} must have the same outcomes, got different ones. Move one of them to "
-                "another folder, or test again."
+                f"{written} and {other.name} must have the same outcomes, got different ones. Keep one of them, "
+                "or run `lightning-paf test` again."
             )
         return cls(folder, name, result, (other, content))
 
@@ -120,7 +130,7 @@ def _tested(path: Path) -> list[Tested]:
 
 
 def _tested_checkpoint(one: Tested, inputs: list[Path]) -> Path | None:
-    """The checkpoint that was tested, by the name in the result, else a `last.ckpt`; None for untrained weights."""
+    """Find the tested checkpoint, else `last.ckpt`; None for untrained weights."""
     weights = one.result.weights
     if weights is not None and weights.untrained:
         return None
@@ -142,7 +152,9 @@ def _write(path: Path, one: Tested, run: "Run | None", curve: dict[str, Any]) ->
     else:
         evaluated, here = one.result.fingerprints.get("model"), weights_fingerprint(run.model)
         if evaluated not in (None, here):
-            raise ValueError(f"{one.name} evaluated other weights than {run.checkpoint}. Pass the tested --ckpt.")
+            raise ValueError(
+                f"--ckpt must hold the weights that {one.name} evaluated, got {run.checkpoint} with others. Pass those."
+            )
         data = run.datamodule.spec.name
         supplement = supplement_of(title, data, run.checkpoint, evidence, run.model, run.samples())
     report.write(one.result, path, replace(supplement, **curve))
@@ -156,7 +168,7 @@ def _curve(one: Tested, path: Path | None) -> dict[str, Any]:
     file = path or one.folder.resolve().parent / "curve" / f"curve_{norm}.json"
     if not file.is_file():
         if path is not None:
-            raise ValueError(f"There is no {path}. Make it with `lightning-paf curve --ckpt CKPT`.")
+            raise ValueError(f"--curve must exist, got {path}. Write it with `lightning-paf curve --ckpt CKPT`.")
         return {}
     if file.suffix == ".png":
         return {"curve": file.read_bytes()}
@@ -165,7 +177,10 @@ def _curve(one: Tested, path: Path | None) -> dict[str, Any]:
         points = [(float(p["eps_value"]), exact_accuracy(p["robust"], p["total"])) for p in content["points"]]
         alarms = " ".join(content.get("check", {}).get("alarms", []))
     except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{file} is not a curve of `lightning-paf curve`: {error!r}. Pass its JSON or PNG.") from error
+        raise ValueError(
+            f"--curve must be written by `lightning-paf curve`, got {file}: {error!r}. Pass its JSON or PNG file."
+        ) from error
     if content.get("norm") != norm:
-        raise ValueError(f"The norm of --curve must be {norm}, got {content.get('norm')} in {file}. Pass another.")
+        found = content.get("norm")
+        raise ValueError(f"The norm of --curve must be {norm}, got {found} in {file}. Pass a curve of {norm}.")
     return {"curve": points, "curve_note": f"Alarm: {alarms}" if alarms else ""}

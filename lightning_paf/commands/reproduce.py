@@ -1,4 +1,4 @@
-"""Test a paper's claims: train its method and baselines, evaluate all with AutoAttack."""
+"""Test the claims of a paper: train its method and baselines, and evaluate them."""
 
 import argparse
 import json
@@ -21,11 +21,11 @@ BUDGETS: dict[str, tuple[int, int, tuple[str, ...]]] = {
     "cpu": (3, 100, ()),
     "smoke": (2, 16, ("--trainer.max_epochs", "1")),
 }
-"""Seeds, evaluated test images, and last options of `fit`; `smoke` is a quick trial of the whole command."""
+"""Seeds, evaluated test images, and last options of `fit`, by budget."""
 
 
 def main(argv: list[str]) -> int:
-    """Run an experiment, or list the experiments; return 1 if a training failed, 0 for any other result."""
+    """Run an experiment, or list all; return 1 if a training failed, else 0."""
     options = _parse(argv)
     if options.list:
         _list()
@@ -36,7 +36,8 @@ def main(argv: list[str]) -> int:
         print(page(options.table))
         return 0
     if options.method is None:
-        raise ValueError(f"METHOD must be one of {', '.join(experiment_names())}. Or pass --list or --table.")
+        names = ", ".join(experiment_names())
+        raise ValueError(f"METHOD must be one of {names}, got none. Pass --list for descriptions.")
     options.config = located(options.config)
     experiment, folder = find_experiment(options.method), _folder(options)
     seeds, examples, last = BUDGETS[options.budget]
@@ -66,10 +67,13 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     add("method", nargs="?", help="name of the method, see --list")
     add("--list", action="store_true", help="list all methods and their claims")
     add("--table", type=Path, metavar="FOLDER", help="print the results in a folder as Markdown")
-    add("--budget", choices=tuple(BUDGETS), default="cpu", help="cpu: minutes on 2 cores; smoke: a trial")
-    help_ = "trainings of each variant, at least 2, whose spread is part of every interval; default: that of the budget"
-    add("--seeds", type=number(int, least=2), help=help_)
-    add("--examples", type=positive, help="test images to evaluate; default: that of the budget")
+    add("--budget", choices=tuple(BUDGETS), default="cpu", help="cpu: minutes on 2 cores; smoke: a quick trial")
+    add(
+        "--seeds",
+        type=number(int, least=2),
+        help="trainings of each variant, at least 2, whose spread is part of every interval (default: by budget)",
+    )
+    add("--examples", type=positive, help="test images to evaluate (default: by budget)")
     add("--jobs", type=positive, default=os.cpu_count() or 1, help="variants to train at the same time")
     add("--config", default="experiments/digits", help="recipe or file that all variants share")
     add("--out", type=Path, default=Path("runs/reproduce"), help="folder; finished work in it is kept")
@@ -78,7 +82,7 @@ def _parse(argv: list[str]) -> argparse.Namespace:
 
 
 def _folder(options: argparse.Namespace) -> Path:
-    """Each budget has a separate folder, since trainings with other options are removed."""
+    """Return the folder of a budget; trainings with other options would be removed."""
     full = next(iter(BUDGETS))
     name = options.method if options.budget == full else f"{options.method}-{options.budget}"
     folder: Path = options.out / name

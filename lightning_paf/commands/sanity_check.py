@@ -57,8 +57,8 @@ def _parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     add_run_arguments(parser)
     add = parser.add_argument
     add("--examples", type=int, default=100, help="number of test images, the first ones")
-    add("--eps", type=_radius, help="such as 8/255; default: as in training")
-    add("--norm", choices=["linf", "l2"], help="default: as in training")
+    add("--eps", type=_radius, help="radius such as 8/255 (default: as in training)")
+    add("--norm", choices=["linf", "l2"], help="norm of eps (default: as in training)")
     add("--surrogate", type=Path, help="checkpoint of another run, to transfer attacks from")
     add("--batch_size", type=int, default=128, help="images in a forward pass")
     add("--seed", type=int, default=0, help="seed of all random numbers")

@@ -69,7 +69,7 @@ def _facts(status: "RunStatus") -> Iterator[tuple[str, str]]:
 
 
 def _print_table(found: "list[RunStatus]") -> None:
-    """Print one row for each run, at most 80 columns wide, under the common parent folder."""
+    """Print a table with one row for each run, at most 80 columns wide."""
     from rich.console import Console
     from rich.table import Table
 
@@ -98,7 +98,7 @@ def _print_table(found: "list[RunStatus]") -> None:
 
 
 def _position(status: "RunStatus") -> str:
-    """Format as in `epoch 3 of 15, step 1,200 of 6,000 (20.0 %)`."""
+    """Format as `epoch 3 of 15, step 1,200 of 6,000 (20.0 %)`."""
     steps = status.progress.steps if status.progress else None
     done = f" of {steps:,} ({100 * (status.step or 0) / steps:.1f} %)" if steps else ""
     return f"epoch {_epochs(status).replace('/', ' of ')}, step {_number(status.step)}{done}"
@@ -114,7 +114,7 @@ def _epochs(status: "RunStatus") -> str:
 
 
 def _pace(status: "RunStatus") -> str:
-    """Format as in `12,345 img/s, 3 min an epoch, 1 h 02 min left: until Sun 22 Nov 14:05`."""
+    """Format as `12,345 img/s, 3 min an epoch, 2 min left: until Sun 22 Nov 14:05`."""
     from lightning_paf.runs.progress import duration
 
     progress = status.progress

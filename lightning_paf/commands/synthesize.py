@@ -1,4 +1,4 @@
-"""Make a pool of synthetic images: samples of a Gaussian mixture for each class of the training images."""
+"""Generate synthetic images from a Gaussian mixture for each class."""
 
 import argparse
 import io
@@ -42,7 +42,7 @@ def main(argv: list[str]) -> int:
     _save_contact_sheet(fitted, pool, spec.num_classes, sheet)
     print(
         f"{options.out}: {len(pool)} images {pool.images.shape[1:]} of {spec.num_classes} classes, from a mixture of "
-        f"{options.components} Gaussian(s) for each class, fitted on {len(fitted)} training images of {spec.name}; "
+        f"{options.components} Gaussians per class, fitted on {len(fitted)} training images of {spec.name}; "
         f"contact sheet: {sheet}"
     )
     return 0
@@ -57,13 +57,19 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     add("--out", type=Path, required=True, help="npz file to write; a PNG is written next to it")
     add("--count", type=positive, default=10_000, help="images in total, equally many of each class")
     add("--components", type=positive, default=3, help="Gaussians for each class; they share a covariance")
-    default = f"(default: {PCA_DIMENSIONS} for images of more than {PCA_ABOVE} values, else 0)"
-    help_ = f"principal components of the images to fit; 0: fit the pixels {default}"
-    add("--pca", type=number(int, least=0), help=help_)
-    default = "(default: 1024, or half of the training images if that is fewer)"
-    help_ = f"training images to leave out, at least the --data.val_size of `fit` {default}"
-    add("--val_size", type=positive, help=help_)
-    add("--seed", type=int, default=0)
+    add(
+        "--pca",
+        type=number(int, least=0),
+        help=f"principal components of the images to fit; 0: fit the pixels (default: {PCA_DIMENSIONS} for images of "
+        f"more than {PCA_ABOVE} values, else 0)",
+    )
+    add(
+        "--val_size",
+        type=positive,
+        help="training images to leave out, at least the --data.val_size of `fit` (default: 1024, or half of the "
+        "training images if that is fewer)",
+    )
+    add("--seed", type=int, default=0, help="seed of the fits, the draws and the order")
     add("--force", action="store_true", help="overwrite an existing file")
     return parser.parse_args(argv)
 
@@ -79,7 +85,7 @@ def _check(options: argparse.Namespace) -> None:
 def sample_mixture(
     train: "ImageSet", spec: "DatasetSpec", count: int, components: int, pca: int | None, seed: int
 ) -> "ImageSet":
-    """Fit one Gaussian mixture for each class and draw images from it, in random order.
+    """Fit one Gaussian mixture for each class and draw images, in random order.
 
     The Gaussians of a class share their covariance. With separate ones, some Gaussians collapse onto single images,
     which the pool would repeat (the likelihood of held-out digits falls steeply).
@@ -124,11 +130,12 @@ def _check_enough(train: "ImageSet", spec: "DatasetSpec", count: int, components
     import numpy as np
 
     if count < spec.num_classes:
-        raise ValueError(f"count must be at least {spec.num_classes}, one for each class, got {count}. Pass --count.")
+        least = spec.num_classes
+        raise ValueError(f"--count must be at least {least}, one for each class, got {count}. Pass --count {least}.")
     fewest, least = int(np.bincount(train.labels, minlength=spec.num_classes).min()), max(2, components)
     if fewest < least:
         raise ValueError(
-            f"Each class must have {least} training images for {components} component(s), got {fewest}. Pass a smaller "
+            f"Each class must have {least} training images for --components {components}, got {fewest}. Pass a smaller "
             "--components or --val_size."
         )
     most = min(len(train), train.images[0].size)
@@ -137,7 +144,7 @@ def _check_enough(train: "ImageSet", spec: "DatasetSpec", count: int, components
 
 
 def _save_contact_sheet(train: "ImageSet", pool: "ImageSet", num_classes: int, path: Path) -> None:
-    """Write a PNG with one row for each class: training images, a gap, synthetic images."""
+    """Write a PNG with a row for each class: training images, a gap, synthetic ones."""
     import numpy as np
     from matplotlib.image import imsave
 

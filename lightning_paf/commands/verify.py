@@ -1,4 +1,4 @@
-"""Verify evidence of `test`: hashes, pixel range, eps, and that the model misclassifies every fooled sample."""
+"""Verify evidence of `test`: hashes, pixel range, eps, and fooled samples."""
 
 from collections import defaultdict
 from pathlib import Path
@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from lightning_paf.evaluation.evidence import Verification
 
 MAX_MISMATCHES = 20
-"""Number of mismatches that are printed for each check."""
+"""Maximum number of printed mismatches for each check."""
 
 
 def main(argv: list[str]) -> int:
@@ -18,14 +18,16 @@ def main(argv: list[str]) -> int:
     from lightning_paf.loading import add_run_arguments, load_run
 
     parser = command_parser("verify", __doc__)
-    parser.add_argument("evidence", type=Path, help="file of `test`, e.g. RUN/test/autoattack.evidence.safetensors")
+    parser.add_argument(
+        "evidence", type=Path, help="file of `test`, such as RUN/test/autoattack_linf_8-255.evidence.safetensors"
+    )
     add_run_arguments(parser)
     options, rest = parser.parse_known_args(argv)
     from rich.console import Console
     from rich.progress import Progress
 
-    from lightning_paf.cli.evaluated_checkpoint import run_of
     from lightning_paf.evaluation.evidence import read, verify
+    from lightning_paf.runs.config_file import run_of
 
     evidence = read(options.evidence)
     run = load_run(options.ckpt, options.config, options.device, rest)

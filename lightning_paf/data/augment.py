@@ -16,7 +16,7 @@ class Augment(ABC):
         """Augment a batch.
 
         Args:
-            images: Images (N, C, H, W), uint8, in channels-last layout (so not for `view`).
+            images: Images (N, C, H, W), uint8, channels-last (`view` fails).
 
         Returns:
             Images of the same shape and dtype.
@@ -44,6 +44,6 @@ class CropFlip(Augment):
 
 
 def standard_augment(dataset: DatasetName) -> Augment | None:
-    """Return the customary augmentation of a dataset, or None."""
+    """Return the standard augmentation of a dataset, or None."""
     # In digits a shift by one pixel is an eighth of the image; for npz no label-preserving change is known.
     return CropFlip(flip=dataset != "svhn") if dataset in ("cifar10", "cifar100", "svhn") else None

@@ -20,7 +20,7 @@ def check_images(image: Column | NpyFile, channels: int, where: str) -> None:
     shape = image.shape
     rule = f"{where}: images must be uint8 of shape (N, H, W, {channels}), got {image.dtype} of shape {shape}."
     if len(shape) == 3:
-        raise ValueError(f"{rule} Add a channel axis to gray images, images[..., None], and pass --data.channels 1.")
+        raise ValueError(f"{rule} Add a channel axis to grey images, images[..., None], and pass --data.channels 1.")
     if len(shape) != 4:
         raise ValueError(f"{rule} Reshape them.")
     if shape[3] != channels and shape[1] == channels:

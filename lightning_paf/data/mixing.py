@@ -23,14 +23,14 @@ def distributions(labels: Tensor, num_classes: int, smoothing: Tensor) -> Tensor
 
 
 class Mixing(ABC):
-    """A random mixture of the images of a batch and of their labels."""
+    """Random mixing of images and labels within a batch."""
 
     @abstractmethod
     def __call__(self, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """Mix a batch.
 
         Args:
-            images: Images (N, C, H, W), uint8, in channels-last layout (so not for `view`). Not modified.
+            images: Images (N, C, H, W), uint8, channels-last (`view` fails). Not modified.
             targets: Distributions over the classes (N, num_classes).
 
         Returns:
@@ -41,7 +41,7 @@ class Mixing(ABC):
 class CutMix(Mixing):
     """Paste a rectangle of another image of the batch into each image.
 
-    From Yun et al. 2019 and Rebuffi et al. 2021. A batch has one rectangle and one permutation of partners. The area is
+    From Yun et al. 2019 and Rebuffi et al. 2021. A batch has one rectangle and one permutation. The area is
     a fraction of the image drawn from Beta(alpha, alpha), the centre is uniform, and parts outside the image are cut
     off. Labels are mixed by area.
 
@@ -58,9 +58,9 @@ class CutMix(Mixing):
         self.alpha = alpha
 
     def __call__(self, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """Mix a batch."""
+        """Paste the rectangle."""
         height, width = images.shape[-2:]
-        # On the CPU: the sizes are needed at once, and reading them from a device would wait for it.
+        # Drawn on the CPU to avoid a device synchronisation.
         side = float(torch.distributions.Beta(self.alpha, self.alpha).sample()) ** 0.5
         rows, columns = _interval(height, side), _interval(width, side)
         partners = torch.randperm(len(images), device=images.device)

@@ -41,7 +41,7 @@ class RobustDataModule(LightningDataModule):
             needs only the files that it uses.
         root: Folder of the real images; missing files of CIFAR and SVHN are downloaded into it.
         num_classes: Number of classes of `npz`.
-        channels: Number of image channels of `npz`, 3 by default; 1 for gray images.
+        channels: Number of image channels of `npz`, 3 by default; 1 for grey images.
         synthetic: Synthetic images: one or several `.npz` files (keys `image` + `label`, or `X` + `Y`), TI-500K's
             pickle, parquet files of encoded images (columns `image` + `label`), or folders of such files. Each file is
             converted once, next to it, to memory-mapped arrays. A folder of npy arrays (`NAME.image.npy` +
@@ -127,7 +127,7 @@ class RobustDataModule(LightningDataModule):
                 f"real_fraction must be from 0 to 1, got {self.real_fraction}. Pass e.g. --data.real_fraction 0.3."
             )
         if self.real_schedule is not None:
-            self.real_schedule.check_share("real_fraction")
+            self.real_schedule.check_fraction("real_fraction")
         if not 0 <= self.synthetic_smoothing < 1:
             raise ValueError(
                 f"synthetic_smoothing must be in [0, 1), got {self.synthetic_smoothing}. "
@@ -277,7 +277,7 @@ class RobustDataModule(LightningDataModule):
         self.check_devices(self._world_size)
 
     def check_devices(self, number: int) -> None:
-        """Refuse a number of devices over all nodes that does not divide the global batch.
+        """Check that the number of devices over all nodes divides the global batch.
 
         Raises:
             ValueError: It does not.

@@ -101,7 +101,7 @@ def hold_out(train: ImageSet, size: int) -> tuple[ImageSet, ImageSet]:
 
 
 def _read_digits(spec: DatasetSpec, root: Path, part: Part, download: bool) -> ImageSet:
-    """The 8x8 digits of scikit-learn, 16 gray levels scaled to 0 to 255."""
+    """The 8x8 digits of scikit-learn, 16 grey levels scaled to 0 to 255."""
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
 

@@ -22,13 +22,13 @@ from lightning_paf.evaluation.statistics import (
 
 SIGNIFICANCE = 0.05
 _IGNORED = ("norm", "eps", "eps_value", "bounds", "seed", "batch_size")
-"""Settings of an attack that are compared separately, or have no influence on its strength."""
+"""Settings that are compared separately or do not affect the attack's strength."""
 _SAME_EPS = 1e-6  # 8/255 and 0.031373 are the same threat model
 
 
 @dataclass(frozen=True)
 class ClassRow:
-    """Number of samples of a class, and of those on which A and B are robust."""
+    """Counts of one class: all samples, and those on which A and B are robust."""
 
     label: int
     total: int
@@ -126,7 +126,9 @@ def compare(first: EvaluationResult, second: EvaluationResult) -> Comparison:
 
 
 def load_result(path: Path) -> tuple[Path, EvaluationResult]:
-    """Load a result file: the path itself, or the only one in a folder or in its subfolder `test`.
+    """Load a result file, or the only one of a folder.
+
+    A folder is searched first, then its subfolder `test`.
 
     Raises:
         ValueError: There is no result, or several.
@@ -210,7 +212,7 @@ def _notes(first: EvaluationResult, second: EvaluationResult, common: int) -> li
         if first.attack.get(name) != second.attack.get(name)
     )
     if settings:
-        notes.append(f"The attacks differ in {', '.join(settings)}, so that their strengths may differ.")
+        notes.append(f"The attacks differ in {', '.join(settings)}, so their strengths may differ.")
     if not (_complete(first) and _complete(second)):
         notes.append("An evaluation was stopped early: the p-value holds for a number of samples fixed in advance.")
     return notes

@@ -37,7 +37,7 @@ _MAX_SUB_ATTACKS = 2**7 - 1
 _BATCH_SIZE = 256
 _PROBES = 8
 _ROUNDING = 1e-4
-"""Fraction by which a perturbation may exceed the radius: rounding of a sum over the pixels."""
+"""Tolerated relative excess over the radius, for rounding of a sum over pixels."""
 _MIN_WAIT, _MAX_WAIT = 0.05, 2.0
 _SECONDS_BETWEEN_WAITING_LINES = 60.0
 
@@ -60,7 +60,10 @@ class Samples:
 
     @classmethod
     def of(cls, x: Tensor, y: Tensor, device: torch.device | None = None) -> "Samples":
-        """Return images (n, C, H, W) and labels (n,) as samples; by default on their device."""
+        """Build samples from images (n, C, H, W) and labels (n,).
+
+        The default device is that of the images.
+        """
 
         def fetch(ids: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
             indices = torch.from_numpy(ids).to(x.device)
@@ -104,7 +107,7 @@ class Evaluation:
         if self.block_size < 1:
             raise ValueError(f"block_size must be at least 1, got {self.block_size}. The default is 500.")
         if len(self.samples) == 0:
-            raise ValueError("An evaluation must have at least one sample, got none. Pass some.")
+            raise ValueError("An evaluation must have at least one sample, got none. Pass at least one.")
         if len(np.unique(self.samples.ids)) < len(self.samples):
             raise ValueError("The ids of samples must be distinct, got duplicates. Pass each id once.")
         if len(self.sub_attacks) > _MAX_SUB_ATTACKS:
@@ -149,7 +152,7 @@ class Evaluation:
         Args:
             state: Storage of the records; by default in memory.
             stop: Called with the counts of the first block, of the first two, and so on; the result ends with the first
-                for which it is true. All processes stop at the same block if it depends on its arguments alone.
+                block for which it returns true. All processes stop at the same block if it uses its arguments only.
             progress: Called with log lines.
 
         Raises:
@@ -275,7 +278,7 @@ class _Worker:
         return Record(block, number, label, sub_attack_seed(seed, block, number, label), after, ids, none, none, images)
 
     def _indices(self, block: int, records: list[Record]) -> NDArray[np.int64]:
-        """Return which samples of a block the next sub-attack runs on."""
+        """Return the indices of the samples in a block that the next sub-attack runs on."""
         return np.flatnonzero(BlockResult.of(records).robust) if records else np.arange(len(self.ids[block]))
 
     def _run_sub_attack(self, block: int, records: list[Record], x: Tensor, y: Tensor) -> Record:
@@ -314,8 +317,8 @@ class _Worker:
     def search(self) -> SearchModel:
         """The model for the attacks, after its first call.
 
-        The first call fixes how all others are computed. It has the first samples of the evaluation in all processes,
-        so that their records are equal whichever block they begin with.
+        The first call determines how all later ones are computed. In every process it uses the first samples of the
+        evaluation, so that records do not depend on the block that a process starts with.
         """
         samples = self.evaluation.samples
         search = self.evaluation.attack.search_model(self.evaluation.model, self.evaluation.precision)
@@ -374,5 +377,5 @@ def _check_distance(attack: Attack, x: Tensor, x_adv: Tensor) -> None:
     if not largest <= attack.radius * (1 + _ROUNDING) or not bool(((x_adv >= low) & (x_adv <= high)).all()):
         raise ValueError(
             f"Images of {attack.label} must be within {attack.radius:g} ({attack.norm}) and within its bounds, got a "
-            f"distance of {largest:g} or pixels out of bounds. This is a bug of the attack. Use another one."
+            f"distance of {largest:g} or pixels out of bounds. This is a bug in the attack; report it and use another."
         )

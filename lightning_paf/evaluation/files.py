@@ -10,6 +10,8 @@ from lightning_paf.evaluation.identity import Identity
 from lightning_paf.evaluation.report.report import supplement_of
 from lightning_paf.evaluation.result import EvaluationResult
 from lightning_paf.evaluation.state import EvaluationState
+from lightning_paf.runs.config_file import run_of
+from lightning_paf.runs.resume_check import CONFIG
 
 _DIGITS = 8
 
@@ -21,7 +23,7 @@ class ResultFiles:
     Attributes:
         folder: Folder of all files.
         stem: Common beginning of the names, such as `autoattack_linf_8-255`.
-        plain: The same without the suffix that distinguishes two evaluations.
+        plain: `stem` without the suffix that distinguishes two evaluations.
     """
 
     folder: Path
@@ -30,7 +32,7 @@ class ResultFiles:
 
     @classmethod
     def of(cls, folder: Path, name: str, attack: Attack) -> "ResultFiles":
-        """Return the files of an evaluation, named after it and after norm and radius of the attack."""
+        """Build the paths from the name of the evaluation, and norm and radius."""
         threat = attack.describe()
         stem = f"{name}_{threat['norm']}_{str(threat['eps']).replace('/', '-')}"
         return cls(folder, stem, stem)
@@ -55,10 +57,10 @@ class ResultFiles:
         return EvaluationState(folder or self.folder / "state" / f"{self.plain}-{identity.fingerprint[:12]}")
 
     def write(self, result: EvaluationResult, with_evidence: bool = True) -> "ResultFiles":
-        """Write result, evidence and report, without replacing those of another evaluation.
+        """Write result, evidence and report; keep the files of other evaluations.
 
-        They have the plain names if these are free or belong to the same evaluation, otherwise names that end in the
-        first digits of the identity. Results of untrained weights never have the plain names.
+        The files have the plain names if these are free or belong to the same evaluation, otherwise names that end in
+        the first digits of the identity. Results of untrained weights never have the plain names.
 
         Returns:
             The files that were written.
@@ -84,7 +86,7 @@ class ResultFiles:
     def _write_evidence(self, result: EvaluationResult) -> None:
         evaluation, checkpoint = result.evaluation, result.checkpoint
         assert evaluation is not None
-        config = checkpoint.parent.parent / "config.yaml" if checkpoint else None
+        config = run_of(checkpoint) / CONFIG if checkpoint else None
         content = evidence.write(
             result,
             self.evidence,

@@ -27,7 +27,7 @@ class Identity:
         data: Fingerprint of all ids, images and labels, in order.
         samples: Number of samples.
         attack: `Attack.describe()`: class, norm, eps, ...
-        sub_attacks: The same for each sub-attack, with its label.
+        sub_attacks: `describe()` of each sub-attack, with its label.
         block_size: Samples per block.
         seed: Seed of the evaluation.
         precision: Precision of the search.
@@ -58,7 +58,7 @@ class Identity:
         return content_fingerprint(self.content())
 
     def of_result(self, stop: str | None) -> str:
-        """Return the fingerprint of the result, which includes the stop rule but not the code version."""
+        """Return the fingerprint of the result: with stop rule, without code version."""
         return content_fingerprint({**self.content(), "code": None, "format": None, "stop": stop})
 
 
@@ -79,12 +79,12 @@ def check_same(here: Mapping[str, Any], there: Mapping[str, Any], name: str) -> 
         ValueError: They differ; every difference is named.
     """
     flat = _flat(here), _flat(there)
-    pairs = {field: [values.get(field, "nothing") for values in flat] for field in sorted({*flat[0], *flat[1]})}
-    differences = [f"{field}: here {a}, state {b}" for field, (a, b) in pairs.items() if a != b]
+    pairs = {field: [values.get(field, "missing") for values in flat] for field in sorted({*flat[0], *flat[1]})}
+    differences = [f"{field} is {a} here, {b} in the state" for field, (a, b) in pairs.items() if a != b]
     if differences:
         raise ValueError(
-            f"{name} belongs to another evaluation: {'; '.join(differences)}. Pass another folder for the state, or "
-            "use the same checkpoint, data, attack, settings and version of the code as before."
+            f"{name} must belong to the same evaluation, got: {'; '.join(differences)}. Pass another folder for the "
+            "state (--autoattack.state_dir), or use the same checkpoint, data, attack, settings and code version."
         )
 
 
@@ -102,7 +102,12 @@ def network_fingerprint(model: nn.Module) -> str:
 
 
 def data_fingerprint(ids: NDArray[np.int64], batches: Iterable[tuple[Tensor, Tensor]]) -> str:
-    """Return the fingerprint of all samples, from their images (N, C, H, W) and labels (N,) in batches."""
+    """Return the fingerprint of all samples.
+
+    Args:
+        ids: Indices of all samples, in order.
+        batches: Their images (N, C, H, W) and labels (N,).
+    """
     digest = hashlib.sha256(ids.astype("<i8").tobytes())
     for batch in batches:
         digest.update(sample_fingerprints(*batch).tobytes())

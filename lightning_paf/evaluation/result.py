@@ -81,7 +81,7 @@ class BlockResult:
     Attributes:
         labels: Labels of the samples, (n,) int64.
         predictions: Class of each clean image, (n,) int64; -1 where the logits are not finite.
-        adversarial: Class of each adversarial image, or of the clean one where there is none; (n,) int64.
+        adversarial: Class of each adversarial image if there is one, else of the clean image; (n,) int64.
         fooled_by: Index of the sub-attack that fooled the model, (n,) int8; `NOT_FOOLED` for none.
     """
 
@@ -103,7 +103,7 @@ class BlockResult:
 
     @property
     def robust(self) -> NDArray[np.bool_]:
-        """Which samples are robust to all sub-attacks so far, (n,)."""
+        """Mask of the samples that are robust to all sub-attacks so far, (n,)."""
         return np.equal(self.adversarial, self.labels)
 
     @property
@@ -134,7 +134,7 @@ class EvaluationResult:
         ids: Index in the dataset of each sample, int64; by default 0, 1, 2, ...
         labels: Label of each sample, int64; empty if unknown.
         predictions: Class of each clean image, int64, -1 where the logits are not finite; empty if unknown.
-        adversarial: Class of each adversarial image, or of the clean one where there is none; empty if unknown.
+        adversarial: Class of each adversarial image if there is one, else of the clean image; empty if unknown.
         fooled_by: Index into `sub_attacks` of the one that fooled the model, int8, -1 for none; empty if unknown.
         sub_attacks: Summary of each sub-attack, first `clean`; empty if unknown.
         fingerprints: Fingerprints of `model`, `network`, `data` and `code`.
@@ -239,7 +239,7 @@ class EvaluationResult:
         """Yield ids (k,) and adversarial images (k, C, H, W) of the fooled, by block.
 
         Raises:
-            ValueError: The result was loaded from a file, or its state has lost a record.
+            ValueError: The result was loaded from a file, or a record is missing in its state.
         """
         if self.evaluation is None or self.state is None:
             raise ValueError("Adversarial images are in the state, not in a result file. Run the evaluation again.")
@@ -247,7 +247,7 @@ class EvaluationResult:
         for block in range(-(-len(self.ids) // self.evaluation.block_size)):
             records = [self.state.read(block, number) for number in range(1, len(self.sub_attacks))]
             if None in records:
-                raise ValueError(f"{self.state} has lost a record of block {block}. Run the evaluation again.")
+                raise ValueError(f"A record of block {block} is missing in {self.state}. Run the evaluation again.")
             ids = np.concatenate([record.ids[record.fooled] for record in records if record])
             if len(ids):
                 images = np.concatenate([record.x_adv for record in records if record and len(record.x_adv)])

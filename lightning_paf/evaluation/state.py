@@ -1,4 +1,4 @@
-"""Records of an evaluation, and its state: the records so far, on disk or in memory."""
+"""Records of an evaluation, and their storage on disk or in memory."""
 
 import contextlib
 import hashlib
@@ -22,7 +22,7 @@ from lightning_paf.utils.files import create_whole, explained, write_whole
 
 MAGIC = b"pafrec2\n"
 MAX_BYTES = 2**32
-"""Maximal size of a record in bytes; nothing larger is written or read."""
+"""Maximum size of a record in bytes; nothing larger is written or read."""
 
 _FACTS: Mapping[str, type] = {
     **dict.fromkeys(("block", "sub_attack", "seed", "forward", "backward", "exact"), int),
@@ -52,7 +52,7 @@ class Record:
             after that one, because it determines the attacked samples.
         ids: Samples, (n,) int64.
         labels: Their labels, (n,) int64.
-        predictions: Class of each adversarial image, or of the clean image where none was found; (n,) int64,
+        predictions: Class of each adversarial image, or of the clean image if none was found; (n,) int64,
             `NO_PREDICTION` where the logits are not finite. A sample is fooled where this differs from its label.
         x_adv: Adversarial images of the fooled samples, float32 (f, C, H, W); empty for sub-attack 0.
         forward: Images passed forward by the search.
@@ -77,7 +77,7 @@ class Record:
 
     @property
     def fooled(self) -> NDArray[np.bool_]:
-        """Which samples are misclassified, (n,)."""
+        """Mask of the misclassified samples, (n,)."""
         return np.not_equal(self.predictions, self.labels)
 
     @cached_property
@@ -132,7 +132,7 @@ def _arrays(record: Record) -> dict[str, NDArray[Any]]:
 
 
 def _is_consistent(record: Record) -> bool:
-    """Exclude a file with a correct hash that `encode` has not written."""
+    """Return whether `encode` can have written a record, which a hash cannot show."""
     return (
         all(type(getattr(record, name)) is kind for name, kind in _FACTS.items())
         and all(getattr(record, name).dtype == kind for name, kind in _ARRAYS.items())
@@ -231,7 +231,7 @@ class EvaluationState:
         return sorted((int(match[1]), int(match[2])) for match in matches if match)
 
     def claim(self, block: int) -> AbstractContextManager[object] | None:
-        """Return a context manager for work on a block; None if another process works on it."""
+        """Claim a block as a context manager; None if another process has claimed it."""
         with self._explained():
             claim = take(self._claim_path(block), self.timeout, self._heartbeats)
         if claim is not None:

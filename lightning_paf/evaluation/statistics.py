@@ -26,7 +26,7 @@ class Accuracy:
         return self.correct / self.total
 
     def __str__(self) -> str:
-        """As in `61.5 % [58.4, 64.5]`."""
+        """Format as `61.5 % [58.4, 64.5]`."""
         return f"{100 * self.value:.1f} % [{100 * self.low:.1f}, {100 * self.high:.1f}]"
 
 
@@ -70,7 +70,7 @@ class Difference:
     only_second: int
 
     def __str__(self) -> str:
-        """As in `+1.2 points [-0.8, +3.2]`."""
+        """Format as `+1.2 points [-0.8, +3.2]`."""
         return f"{100 * self.value:+.1f} points [{100 * self.low:+.1f}, {100 * self.high:+.1f}]"
 
 
@@ -100,9 +100,9 @@ def paired_difference(only_first: int, only_second: int, total: int, confidence:
 
 
 def mcnemar(only_first: int, only_second: int) -> float:
-    """Return the p-value of the exact two-sided McNemar (1947) test; 1 without differing samples.
+    """Return the p-value of the exact two-sided McNemar (1947) test.
 
-    The counts are those of `paired_difference`.
+    The counts are those of `paired_difference`. Without differing samples the p-value is 1.
 
     Raises:
         ValueError: A negative count.
@@ -119,7 +119,7 @@ def mcnemar(only_first: int, only_second: int) -> float:
 def needed_samples(
     only_first: int, only_second: int, total: int, significance: float = 0.05, power: float = 0.8
 ) -> int | None:
-    """Return how many more samples McNemar's test would need at these rates.
+    """Estimate the number of additional samples for a significant McNemar test.
 
     With the fraction d of differing samples and the difference s of the two accuracies, Connor (1987) needs
     `n = ((z_a sqrt(d) + z_b sqrt(d - s^2)) / s)^2` samples, where z_a and z_b are the quantiles of the normal

@@ -32,7 +32,7 @@ class Interval:
         return self.low <= accuracy <= self.high
 
     def __str__(self) -> str:
-        """As in `[58.4, 64.5] %`."""
+        """Format as `[58.4, 64.5] %`."""
         return f"[{100 * self.low:.1f}, {100 * self.high:.1f}] %"
 
 
@@ -102,7 +102,7 @@ class StopRule(ABC):
     @property
     @abstractmethod
     def reason(self) -> str:
-        """Why this rule has stopped the evaluation."""
+        """Reason for the stop, for the log and the result."""
 
     @abstractmethod
     def __call__(self, robust: int, evaluated: int, total: int) -> bool:
@@ -137,7 +137,7 @@ class HalfWidth(StopRule):
 
     @property
     def reason(self) -> str:
-        """Why this rule has stopped the evaluation."""
+        """Reason for the stop, for the log and the result."""
         return f"robust accuracy known to ±{100 * self.half_width:g} points"
 
     def __call__(self, robust: int, evaluated: int, total: int) -> bool:
@@ -165,7 +165,7 @@ class TimeLimit(StopRule):
 
     @property
     def reason(self) -> str:
-        """Why this rule has stopped the evaluation."""
+        """Reason for the stop, for the log and the result."""
         return f"{self.minutes:g} minutes are over"
 
     def __call__(self, robust: int, evaluated: int, total: int) -> bool:

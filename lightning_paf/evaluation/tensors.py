@@ -41,7 +41,7 @@ def evaluate(
 
     Args:
         model: Maps images (N, C, H, W) in [0, 1] to logits (N, classes), and includes its normalisation. It is
-            evaluated in eval mode and left as found.
+            evaluated in eval mode and restored afterwards.
         x: Images (n, C, H, W), floating point in [0, 1]; moved to the device of the model block by block.
         y: Labels (n,), int64.
         attack: The attack; by default AutoAttack with eps = 8/255 in linf.

@@ -51,14 +51,14 @@ class WarmCheck:
     the smallest margin. The random order of the samples is the same in every check.
 
     Args:
-        attack: An attack whose sub-attacks are all APGD, which can start at given images.
+        attack: An attack whose sub-attacks are all APGD, the only attack with a given starting point.
         steps: Steps of every sub-attack in a warm check.
         block_size: Samples between two calls of the stop rule.
         seed: Seed of the order and of the attack.
         precision: Precision of the search.
 
     Raises:
-        ValueError: A sub-attack that cannot start at a given image; fewer than one step.
+        ValueError: A sub-attack is not APGD, or `steps` is below 1.
     """
 
     def __init__(
@@ -68,8 +68,8 @@ class WarmCheck:
         if len(self.cold_attacks) < len(attack.sub_attacks()):
             labels = ", ".join(part.label for part in attack.sub_attacks())
             raise ValueError(
-                f"The sub-attacks of a warm check must start at given images, which only APGD can, got {labels}. "
-                "Pass AutoAttack with version=custom and attacks=[apgd-ce, apgd-t]."
+                f"The sub-attacks of a warm check must support a given starting point, as only APGD does, got "
+                f"{labels}. Pass AutoAttack with version=custom and attacks=[apgd-ce, apgd-t]."
             )
         if steps < 1:
             raise ValueError(f"steps must be at least 1, got {steps}. The default is 20.")
@@ -85,7 +85,7 @@ class WarmCheck:
 
         Args:
             model: Images (N, C, H, W) in [0, 1] to logits.
-            samples: All or most of them those of the previous check.
+            samples: Samples, which should include most of the previous check.
             stop: See `Stop`.
         """
         search, cold = self.attack.search_model(model, self.precision), not self.nearest
@@ -155,7 +155,11 @@ def joined(states: Sequence[dict[str, Any]]) -> dict[str, Any]:
 def _searched(
     attack: APGD, search: SearchModel, x: Tensor, y: Tensor, start: Tensor | None, seed: int
 ) -> tuple[Tensor, Tensor]:
-    """Return the images with the smallest margins, (N, C, H, W), and whether each fools the network, (N,)."""
+    """Attack images (N, C, H, W) with seeded random numbers.
+
+    Returns:
+        The images with the smallest margins, and whether each fools the network, (N,).
+    """
     if len(x) == 0:
         return x, torch.zeros(0, dtype=torch.bool, device=x.device)
     nearest = x.clone()

@@ -1,4 +1,4 @@
-"""Small experiments that test the claims of papers, one file per method in `experiments/methods`."""
+"""Small experiments that test claims of papers, one file per method in `methods`."""
 
 from lightning_paf.experiments.experiment import Claim, Experiment, Metric, Variant, experiment_names, find_experiment
 

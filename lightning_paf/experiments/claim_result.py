@@ -46,14 +46,17 @@ class ClaimResult:
         return "not reproduced" if self.high < self.claim.by else "inconclusive"
 
     def shown(self, plain: bool = False) -> str:
-        """Text such as `+12.0 [+8.1, +15.9] (claimed > -5.0)`, in points; `+0.57 [+0.55, +0.58]` if `plain`."""
+        """Text such as `+12.0 [+8.1, +15.9] (claimed > -5.0)`, in percentage points.
+
+        `+0.57 [+0.55, +0.58]` if `plain`.
+        """
         values = (self.difference, self.low, self.high, self.claim.by)
         difference, low, high, by = (f"{value:+.2f}" if plain else f"{100 * value:+.1f}" for value in values)
         return f"{difference} [{low}, {high}]" + (f" (claimed > {by})" if self.claim.by else "")
 
 
 def compare(claim: Claim, measured: Measured) -> ClaimResult:
-    """Compare two variants by pairs: seed by seed, and image by image where each image has a value.
+    """Compare two variants by paired differences over seeds and, if available, images.
 
     The variance of the difference has two parts: between trainings (over seeds), and between test images (of their
     difference, averaged over seeds). They are added, and the quantile is Student's with the degrees of freedom that
@@ -88,7 +91,7 @@ def compare(claim: Claim, measured: Measured) -> ClaimResult:
 
 
 def overall(results: Sequence[ClaimResult]) -> Conclusion:
-    """The worst conclusion of the paper's claims, or of our expectations if the paper has no tested claim."""
+    """Worst conclusion of the paper's claims, or of ours if no claim of it is tested."""
     claimed = [result for result in results if result.claim.source != "expected"] or results
     words = {result.conclusion for result in claimed}
     if "not reproduced" in words:

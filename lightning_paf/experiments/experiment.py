@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from lightning_paf.loading import Run
 
 Metric = Callable[["Run", "Tensor", "Tensor"], Any]
-"""`(run, images, labels) ->` one bool per image (N,) or one number; claims compare it between variants."""
+"""Function `(run, images, labels)` to one bool per image (N,) or one number."""
 
 
 @dataclass(frozen=True)
@@ -87,8 +87,8 @@ class Experiment:
         metrics: Further metrics by name. `clean`, `pgd` and `autoattack` at `eps` are always measured.
         eps: Radius (linf) of `pgd` and `autoattack`.
         plain: Further metrics that are not fractions, such as distances; they are not shown in %.
-        shown: Metrics that its figure shows side by side, all plain or none; without any it shows AutoAttack accuracy
-            over clean accuracy.
+        shown: Metrics in the figure, either all `plain` or none; if empty, the figure shows AutoAttack accuracy over
+            clean accuracy.
         note: Limitations of the numbers.
         first_seed: First seed; above the seeds of any trials that chose the settings.
     """
@@ -108,15 +108,19 @@ class Experiment:
         """Check the names in claims, `plain` and `shown`."""
         variants, metrics = {variant.name for variant in self.variants}, {"clean", "pgd", "autoattack", *self.metrics}
         if not {*self.plain} <= {*self.metrics}:
-            raise ValueError(f"plain must be among the metrics {sorted(self.metrics)}, got {self.plain}.")
+            raise ValueError(
+                f"plain must be among the metrics {sorted(self.metrics)}, got {self.plain}. Pass names of metrics."
+            )
         if not {*self.shown} <= metrics or len({name in self.plain for name in self.shown}) > 1:
             raise ValueError(
-                f"shown must be among the metrics {sorted(metrics)}, and all plain or none, as they share an axis, "
-                f"got {self.shown}."
+                f"shown must be metrics of the experiment, either all fractions or all not, as they use one axis, got "
+                f"{self.shown}. Pass some of {', '.join(sorted(metrics))}."
             )
         for claim in self.claims:
             if not {claim.more, claim.less} <= variants or not {claim.metric, claim.than or claim.metric} <= metrics:
-                raise ValueError(f"A claim must name variants and metrics of its experiment, got {claim}.")
+                raise ValueError(
+                    f"A claim must name variants and metrics of its experiment, got {claim}. Correct the names."
+                )
 
 
 def experiment_names() -> list[str]:

@@ -1,4 +1,4 @@
-"""Figure of an experiment: AutoAttack over clean accuracy, or the metrics it names."""
+"""Figure of an experiment: AutoAttack over clean accuracy, or chosen metrics."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +20,7 @@ _MEAN: dict[str, Any] = {"markersize": 16, "markerfacecolor": "none", "markeredg
 
 
 def draw(result: dict[str, Any]) -> "Figure":
-    """Draw a dot for each seed and variant, and the mean of each variant, from a result of `report.content`.
+    """Draw each seed and the mean of each variant, from a result of `report.content`.
 
     If its experiment names metrics to show, there is a group of dots for each; otherwise AutoAttack accuracy is drawn
     over clean accuracy.
@@ -60,7 +60,7 @@ def _scatter(axes: "Axes", result: dict[str, Any]) -> None:
 
 
 def _side_by_side(axes: "Axes", dots: NDArray[np.float64], looks: list[dict[str, Any]]) -> None:
-    """Draw dots (n, 2), moved aside by whole dots where they would overlap; the limits do not change."""
+    """Draw dots (n, 2), shifted horizontally where they overlap, with fixed limits."""
     from matplotlib.figure import Figure
     from matplotlib.transforms import ScaledTranslation
 
@@ -81,7 +81,7 @@ def _side_by_side(axes: "Axes", dots: NDArray[np.float64], looks: list[dict[str,
 
 
 def _groups(axes: "Axes", result: dict[str, Any]) -> None:
-    """A group per metric, in it a column per variant, in it the seeds; a line is the mean."""
+    """Draw one group per metric, with a column per variant: seeds and mean (line)."""
     names, variants = result["shown"], result["variants"]
     plain = names[0] in result["plain"]  # as then all are
     column = 0.84 / len(variants)

@@ -36,7 +36,7 @@ def robust_to(attack: Attack) -> Metric:
 
 
 def distance_of(attack: MinimalAttack, images: int | None = None) -> Metric:
-    """Metric: l2 distance of the adversarial example of each of the first images, by default of all."""
+    """Metric: l2 distance of the adversarial examples of the first images."""
 
     def metric(run: Run, x: Tensor, y: Tensor) -> Tensor:
         return attack.nearest(run.model, x[:images], y[:images])[1].nan_to_num(posinf=DIAGONAL)

@@ -47,7 +47,9 @@ def show(result: dict[str, Any]) -> None:
 
 
 def page(folder: Path) -> str:
-    """Markdown page of all results in a folder, written by `lightning-paf reproduce METHOD --json FILE`.
+    """Markdown page of all results in a folder.
+
+    `lightning-paf reproduce METHOD --json FILE` writes the results.
 
     Raises:
         ValueError: The folder holds no result.
@@ -72,14 +74,24 @@ def page(folder: Path) -> str:
 
 
 def summary(result: dict[str, Any]) -> str:
-    """One result of `report.content` in a sentence, for the page of the method in docs/methods."""
+    """Sentence about a result of `report.content`, for its page in docs/methods."""
     link = f"[results](../results/methods.md#{result['method']})"
-    return f"Of {len(result['claims'])} claims {_counted(result)}; variants, accuracies and intervals: {link}."
+    total, counts = len(result["claims"]), _counts(result)
+    if len(counts) == 1:
+        return f"All {total} claims are {next(iter(counts))} ({link})."
+    parts = [f"{count} {'is' if count == 1 else 'are'} {word}" for word, count in counts.items()]
+    first, _, rest = ", ".join(parts).partition(" ")
+    return f"{first} of {total} claims {rest} ({link})."
+
+
+def _counts(result: dict[str, Any]) -> dict[str, int]:
+    """Number of claims with each conclusion."""
+    words = [claim["conclusion"] for claim in result["claims"]]
+    return {word: words.count(word) for word in sorted({*words}, reverse=True)}
 
 
 def _counted(result: dict[str, Any]) -> str:
-    words = [claim["conclusion"] for claim in result["claims"]]
-    return ", ".join(f"{words.count(word)} {word}" for word in sorted({*words}, reverse=True))
+    return ", ".join(f"{count} {word}" for word, count in _counts(result).items())
 
 
 def _section(result: dict[str, Any], folder: Path) -> list[str]:

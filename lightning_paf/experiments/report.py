@@ -15,7 +15,7 @@ from lightning_paf.experiments.run import Task, measured
 
 
 def content(method: str, experiment: Experiment, tasks: Sequence[Task], budget: str) -> dict[str, Any]:
-    """Means of all metrics, an interval per claim, and a conclusion, from the finished tasks of an experiment."""
+    """Summarise the finished tasks of an experiment: means, intervals, conclusions."""
     values = {(task.variant, task.seed): measured(task) for task in tasks}
     seeds = sorted({task.seed for task in tasks})
     names = list(next(iter(values.values())))

@@ -1,4 +1,4 @@
-"""Stateless tensor mathematics: per-example losses and the geometry of perturbations."""
+"""Stateless functions: per-example losses, and geometry of perturbations."""
 
 from lightning_paf.functional.geometry import Geometry, geometry_of
 from lightning_paf.functional.losses import cross_entropy, dlr, kl_divergence, margin

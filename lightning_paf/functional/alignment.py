@@ -5,7 +5,10 @@ from torch import Tensor
 
 
 def cosine(first: Tensor, second: Tensor) -> Tensor:
-    """Cosine similarity (N,) of tensors (N, ...), per example; 0, with derivative 0, where one of them is zero."""
+    """Cosine similarity (N,) of tensors (N, ...), per example.
+
+    Where one of them is zero, the similarity and its derivative are 0.
+    """
     return (_unit(first) * _unit(second)).sum(dim=1)
 
 

@@ -1,6 +1,7 @@
-"""Balls in the l-infinity, l2 and l1 norm: random points, steepest directions, projections.
+"""Projections, steepest directions and random points of norm balls.
 
-All functions take perturbations of shape (N, ...), with one ball per example, centred at zero or at the image `x`.
+Norms are l-infinity, l2 and l1. All functions take perturbations of shape (N, ...), with one ball per example, centred
+at zero or at the image `x`.
 """
 
 from abc import ABC, abstractmethod
@@ -21,7 +22,10 @@ class Geometry(ABC):
     """Stateless operations in a norm; get one from `geometry_of`."""
 
     fraction_of_radius: ClassVar[float] = 1 - 1e-6
-    """Fraction of the radius that `move` uses; the rest absorbs the rounding of a sum over many pixels."""
+    """Fraction of the radius that `move` uses.
+
+    The rest absorbs the rounding of a sum over many pixels.
+    """
 
     @abstractmethod
     def size(self, delta: Tensor) -> Tensor:
@@ -29,15 +33,18 @@ class Geometry(ABC):
 
     @abstractmethod
     def uniform(self, x: Tensor, radius: float) -> Tensor:
-        """Perturbations shaped like `x`, uniform in the ball, from the device's global random generator."""
+        """Draw perturbations shaped like `x`, uniform in the ball.
+
+        They come from the global random generator of the device.
+        """
 
     @abstractmethod
     def ascent(self, gradient: Tensor, x: Tensor, bounds: Bounds) -> Tensor:
-        """Direction of norm 1 from `x` along which a step increases the loss; zero where the gradient is zero."""
+        """Steepest ascent direction of norm 1 at `x`; zero for a zero gradient."""
 
     @abstractmethod
     def project(self, delta: Tensor, radius: float) -> Tensor:
-        """Project onto the ball (in l2 distance); perturbations inside it are returned unchanged."""
+        """Project onto the ball in l2 distance; points inside are unchanged."""
 
     def move(self, x: Tensor, delta: Tensor, radius: float, bounds: Bounds) -> Tensor:
         """Project `x + delta` onto the ball around `x`, then onto `bounds`.
@@ -50,7 +57,10 @@ class Geometry(ABC):
         return moved if bounds is None else moved.clamp(*bounds)
 
     def returns(self, x: Tensor, radius: float, bounds: Bounds) -> Callable[[Tensor], Tensor]:
-        """Make a function that projects images as `move` does, for many steps around one `x`."""
+        """Make a function that projects images as `move` does.
+
+        Use it for many steps around one `x`.
+        """
         return lambda moved: self.move(x, moved - x, radius, bounds)
 
 
@@ -95,7 +105,7 @@ class L2(Geometry):
         return length
 
     def uniform(self, x: Tensor, radius: float) -> Tensor:
-        """Uniform direction, with a length that makes the points uniform in volume (close to `radius` for images)."""
+        """Points uniform in volume: uniform direction, length close to `radius`."""
         noise = torch.randn_like(x)
         pixels = x[0].numel()
         length = torch.rand(len(x), device=x.device, dtype=x.dtype) ** (1 / pixels)
@@ -136,7 +146,7 @@ class L1(Geometry):
         return signs * parts * per_example(radius / _positive(self.size(parts) + rest), x)
 
     def ascent(self, gradient: Tensor, x: Tensor, bounds: Bounds) -> Tensor:
-        """The largest 1 % of the gradient among the pixels that can still move, normalised."""
+        """The largest 1 % of the gradient among pixels that can move, normalised."""
         if bounds is not None:
             stuck = ((x <= bounds[0]) & (gradient < 0)) | ((x >= bounds[1]) & (gradient > 0))
             gradient = gradient.masked_fill(stuck, 0.0)
@@ -147,7 +157,7 @@ class L1(Geometry):
         return (sparse / _positive(self.size(sparse))[:, None]).view_as(gradient)
 
     def project(self, delta: Tensor, radius: float) -> Tensor:
-        """Soft thresholding, with the threshold from the sorted sizes (Duchi et al. 2008, fig. 1)."""
+        """Soft thresholding (Duchi et al. 2008, fig. 1)."""
         flat = delta.flatten(1)
         sizes = flat.abs().sort(dim=1, descending=True).values
         excess = sizes.cumsum(dim=1) - radius
@@ -169,14 +179,15 @@ def geometry_of(norm: Norm) -> Geometry:
         ValueError: Unknown norm.
     """
     if norm not in _GEOMETRIES:
-        raise ValueError(f"norm must be one of {', '.join(_GEOMETRIES)}, got {norm!r}.")
+        raise ValueError(f"norm must be one of {', '.join(_GEOMETRIES)}, got {norm!r}. Pass norm=linf.")
     return _GEOMETRIES[norm]
 
 
 def finite_gradient(gradient: Tensor) -> Tensor:
-    """Replace NaN by 0, and infinities by the example's largest finite magnitude with their sign, (N, ...).
+    """Replace NaN by 0, and infinities by the largest finite magnitude.
 
-    A larger magnitude would outweigh all other pixels, and could point out of the pixel range.
+    The magnitude is that of the example, (N, ...), and infinities keep their sign. A larger magnitude would outweigh
+    all other pixels, and could point out of the pixel range.
     """
     finite = gradient.nan_to_num(0.0, 0.0, 0.0)
     largest = _positive(torch.linalg.vector_norm(finite.flatten(1), torch.inf, dim=1))
@@ -184,7 +195,7 @@ def finite_gradient(gradient: Tensor) -> Tensor:
 
 
 def with_finite_gradient(x: Tensor) -> Tensor:
-    """Attach a backward hook with `finite_gradient` to `x`, for external code that differentiates."""
+    """Attach a backward hook with `finite_gradient` to `x`, for external code."""
     if x.requires_grad:
         x = x.view_as(x)
         x.register_hook(finite_gradient)  # type: ignore[no-untyped-call]

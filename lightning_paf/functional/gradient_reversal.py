@@ -8,13 +8,16 @@ from torch import Tensor
 
 
 def reverse_gradient(x: Tensor, factor: Tensor | float) -> Tensor:
-    """Identity whose backward pass multiplies the gradient by `-factor`, a scalar; 0 blocks the gradient."""
+    """Identity whose backward pass multiplies the gradient by `-factor`.
+
+    `factor` is a scalar; 0 blocks the gradient.
+    """
     reversed_: Tensor = _Reversal.apply(x, factor)
     return reversed_
 
 
 def reversal_schedule(progress: float) -> float:
-    """Factor `2 / (1 + exp(-10 progress)) - 1` (Ganin et al., 2016), which rises from 0 to nearly 1."""
+    """Factor `2 / (1 + exp(-10 progress)) - 1` of Ganin et al. (2016)."""
     return 2 / (1 + math.exp(-10 * progress)) - 1
 
 

@@ -1,4 +1,4 @@
-"""Projections onto the intersection of a hyperplane and the box [0, 1]^D, without sorting."""
+"""Projections onto the intersection of a hyperplane and the box [0, 1]^D."""
 
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
@@ -19,7 +19,7 @@ _CPU_STEPS, _DEVICE_STEPS = 40, 16
 
 @torch.no_grad()
 def shift_linf(points: Tensor, normal: Tensor, excess: Tensor) -> Tensor:
-    """Smallest shifts in the l-infinity norm that move points of the box onto a hyperplane, inside the box.
+    """Smallest l-infinity shifts onto a hyperplane, inside the box.
 
     All coordinates move by the same amount, except those that reach the end of their range first (Croce & Hein 2020,
     "Minimally distorted adversarial examples", appendix on projections). If the hyperplane does not meet the box, the
@@ -40,7 +40,10 @@ def shift_linf(points: Tensor, normal: Tensor, excess: Tensor) -> Tensor:
 
 @torch.no_grad()
 def shift_l2(points: Tensor, normal: Tensor, excess: Tensor) -> Tensor:
-    """The same in the l2 norm: coordinates move in proportion to the normal, up to the end of their range."""
+    """Smallest l2 shifts onto a hyperplane, inside the box; see `shift_linf`.
+
+    Coordinates move in proportion to the normal, up to the end of their range.
+    """
     weights, total, direction, room = _prepare(points, normal, excess)
     limits = room / weights.clamp_min(1 / _FULL).unsqueeze(1)
     level = _level(limits, weights.square(), total)
@@ -57,14 +60,15 @@ def shift_of(norm: Norm) -> Shift:
         ValueError: No projection for this norm.
     """
     if norm not in _SHIFTS:
-        raise ValueError(f"norm must be one of {', '.join(_SHIFTS)}, got {norm!r}.")
+        raise ValueError(f"norm must be one of {', '.join(_SHIFTS)}, got {norm!r}. Pass norm=linf.")
     return _SHIFTS[norm]
 
 
 def _prepare(points: Tensor, normal: Tensor, excess: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Weights (N, D) with largest entry 1, total (N, K) to remove, direction and room of each coordinate (N, K, D).
+    """Weights, total to remove, direction and room of each coordinate.
 
-    Scaling does not change the hyperplane, but keeps the squares of a saturated network's gradients from underflow.
+    Shapes are (N, D), with largest entry 1, (N, K), (N, K, D) and (N, K, D). Scaling does not change the hyperplane,
+    but keeps the squares of a saturated network's gradients from underflow.
     """
     sizes = normal.abs()
     scale = sizes.amax(dim=1, keepdim=True).clamp_min(torch.finfo(normal.dtype).tiny).reciprocal()

@@ -8,7 +8,7 @@ from lightning_paf.types import Forward
 
 
 def input_gradient(forward: Forward, x: Tensor, y: Tensor) -> Tensor:
-    """Gradient (N, C, H, W) of the cross-entropy with respect to each image, with its graph.
+    """Gradient (N, C, H, W) of the cross-entropy by each image, with its graph.
 
     For labels this is minus the gradient of log p_y.
 

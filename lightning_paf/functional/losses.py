@@ -20,7 +20,7 @@ def cross_entropy(logits: Tensor, y: Tensor, label_smoothing: float = 0.0) -> Te
 
 
 def kl_divergence(logits: Tensor, p: Tensor) -> Tensor:
-    """`KL(p || softmax(logits))`, the regulariser of TRADES (Zhang et al. 2019, eq. 5).
+    """`KL(p || softmax(logits))`, as in TRADES (Zhang et al. 2019, eq. 5).
 
     Args:
         logits: (N, C).
@@ -38,7 +38,9 @@ def kl_divergence(logits: Tensor, p: Tensor) -> Tensor:
 
 
 def margin(logits: Tensor, y: Tensor) -> Tensor:
-    """`max_{j != y} z_j - z_y`: negative exactly where the example is classified correctly (Carlini & Wagner 2017).
+    """Margin `max_{j != y} z_j - z_y` (Carlini & Wagner 2017).
+
+    It is negative exactly where the example is classified correctly.
 
     Args:
         logits: (N, C), C >= 2.
@@ -53,9 +55,10 @@ def margin(logits: Tensor, y: Tensor) -> Tensor:
 
 
 def dlr(logits: Tensor, y: Tensor) -> Tensor:
-    """Difference-of-logits ratio: the margin over `z_(1) - z_(3)` of the sorted logits (Croce & Hein 2020, eq. 6).
+    """Difference-of-logits ratio (Croce & Hein 2020, eq. 6).
 
-    Unlike the margin, it is invariant to scaling and shifting the logits.
+    This is the margin over `z_(1) - z_(3)` of the sorted logits. Unlike the margin, it is invariant to scaling and
+    shifting the logits.
 
     Args:
         logits: (N, C), C >= 3.
@@ -77,7 +80,7 @@ def dlr(logits: Tensor, y: Tensor) -> Tensor:
 
 
 def hard_labels(y: Tensor) -> Tensor:
-    """Labels (N,) int64, of a distribution over the classes (N, C) the most likely one."""
+    """Labels (N,) int64; the most likely class of a distribution (N, C)."""
     return y.argmax(dim=1) if y.is_floating_point() else y
 
 

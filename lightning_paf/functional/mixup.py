@@ -1,4 +1,4 @@
-"""Mixup: convex combinations within a batch of images, hidden activations or losses."""
+"""Mixup of images, hidden activations or losses within a batch."""
 
 from dataclasses import dataclass
 
@@ -11,16 +11,16 @@ class Mixture:
     """Coefficient and partners of mixed examples (Zhang et al. 2018, "mixup").
 
     Attributes:
-        share: Mixing coefficient (lambda in the paper) of the example itself, in [0, 1]; one number for the batch.
-        partners: Indices (N,) of the examples to mix in, with coefficient `1 - share`.
+        coefficient: Mixing coefficient (lambda in the paper) of the example itself, in [0, 1].
+        partners: Indices (N,) of the examples to mix in, with weight `1 - coefficient`.
     """
 
-    share: float
+    coefficient: float
     partners: Tensor
 
     def __call__(self, batch: Tensor) -> Tensor:
         """Mix examples (N, ...); a coefficient of 1 leaves them unchanged."""
-        return self.share * batch + (1 - self.share) * batch[self.partners]
+        return self.coefficient * batch + (1 - self.coefficient) * batch[self.partners]
 
 
 def draw_mixture(examples: int, alpha: float, device: torch.device) -> Mixture:

@@ -12,21 +12,23 @@ NO_PREDICTION = -1
 
 
 def undefined(output: Tensor) -> Tensor:
-    """Mask (N,) of the rows of an output (N, ...) that hold a NaN or an infinity, bool.
+    """Mask (N,) of rows with a NaN or infinite entry.
 
-    A network that overflows has no prediction: other hardware can order the same logits differently.
+    A network that overflows has no prediction, since the order of such logits depends on the hardware.
     """
     # 0 * inf and 0 * NaN are NaN; this takes fewer operations than `isfinite` in the inner loop of attacks.
     return (0 * output.detach().unsqueeze(-1).flatten(1)).sum(1) != 0
 
 
 def predicted(logits: Tensor) -> Tensor:
-    """Predicted classes (N,) int64 of logits (N, C); `NO_PREDICTION` where a logit is NaN or infinite."""
+    """Predicted classes (N,) int64; `NO_PREDICTION` for logits that are not finite."""
     return torch.where(undefined(logits), NO_PREDICTION, logits.argmax(dim=1))
 
 
 def misclassified(logits: Tensor, y: Tensor) -> Tensor:
-    """Mask (N,) of the misclassified rows, bool, including all rows with a NaN or infinite logit.
+    """Mask (N,) of the misclassified rows.
+
+    It includes all rows with a NaN or infinite logit.
 
     Args:
         logits: (N, C).
@@ -36,9 +38,9 @@ def misclassified(logits: Tensor, y: Tensor) -> Tensor:
 
 
 def undefined_first(values: Tensor, output: Any) -> Tensor:
-    """Losses (N,) for the comparison of adversarial images: infinite where undefined.
+    """Losses (N,) to compare adversarial images; infinite where undefined.
 
-    An image with undefined logits is misclassified, so no other image is better. A NaN would lose every comparison.
+    Such images are misclassified, so they get the largest loss; comparisons with NaN are always false.
 
     Args:
         values: Losses (N,), larger is better.

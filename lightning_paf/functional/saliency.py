@@ -11,7 +11,10 @@ from lightning_paf.types import Forward
 
 
 def gradient_saliency(forward: Forward, x: Tensor, y: Tensor) -> Tensor:
-    """Absolute gradient (N, H, W) of log p_y, summed over channels, without a graph; arguments of `input_gradient`."""
+    """Absolute gradient (N, H, W) of log p_y, summed over channels.
+
+    It has no graph; see `input_gradient` for the arguments.
+    """
     with torch.enable_grad():
         return input_gradient(forward, x, y).detach().abs().sum(1)
 
@@ -49,7 +52,10 @@ def perturbation_saliency(
 
 
 def gaussian_blur(x: Tensor, sigma: float) -> Tensor:
-    """Blur images (N, C, H, W) with a standard deviation in pixels and reflection at the border."""
+    """Gaussian blur of images (N, C, H, W), with reflection at the border.
+
+    `sigma` is in pixels.
+    """
     for dim in (2, 3):
         radius = min(math.ceil(3 * sigma), x.shape[dim] - 1)
         distance = torch.arange(-radius, radius + 1, device=x.device, dtype=x.dtype)
@@ -65,14 +71,17 @@ def gaussian_blur(x: Tensor, sigma: float) -> Tensor:
 
 
 def most_salient(saliency: Tensor, fraction: float) -> Tensor:
-    """Mask (N, H, W) of the most salient pixels, a fraction in [0, 1] of each image; the first pixels win ties."""
+    """Mask (N, H, W) of the most salient pixels.
+
+    `fraction` of each image, in [0, 1]; of equal pixels, the first ones are selected.
+    """
     order = saliency.flatten(1).argsort(dim=1, descending=True, stable=True)
     rank = order.argsort(dim=1)
     return (rank < round(fraction * order.shape[1])).view(saliency.shape)
 
 
 def _windows(length: int, grid: int, sigma: float, like: Tensor) -> Tensor:
-    """Gaussians (grid, length) of height 1 at evenly spaced points of a line of pixels."""
+    """Gaussians (grid, length) of height 1, evenly spaced over the pixels."""
     pixel = torch.arange(length, device=like.device, dtype=like.dtype)
     centre = (torch.arange(grid, device=like.device, dtype=like.dtype) + 0.5) * (length / grid) - 0.5
     return torch.exp(-(((pixel - centre[:, None]) / sigma) ** 2) / 2)

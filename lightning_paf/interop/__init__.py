@@ -1,4 +1,4 @@
-"""Import and export of weights: checkpoint families, plain files, ONNX, leaderboard entries."""
+"""Import and export of weights: checkpoints, plain files, ONNX, leaderboard."""
 
 from lightning_paf.interop.checkpoint_file import CheckpointFile, WeightSet, read_checkpoint
 from lightning_paf.interop.key_map import KeyMap, map_keys

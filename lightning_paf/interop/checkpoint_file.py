@@ -1,4 +1,4 @@
-"""Reader of checkpoints of any family, which executes nothing in them."""
+"""Reader of checkpoints of any family, without executing code in them."""
 
 import json
 import pickle
@@ -68,7 +68,9 @@ class CheckpointFile:
 
 
 def read_checkpoint(path: Path) -> CheckpointFile:
-    """Read a .safetensors file, or a file of torch.save with tensors and plain values only.
+    """Read a checkpoint without executing code in it.
+
+    It is a .safetensors file, or a file of torch.save with tensors and plain values only.
 
     Raises:
         ValueError: There is no such file; it is damaged, holds other objects (unpickling them can run any code), or
@@ -94,7 +96,7 @@ def read_checkpoint(path: Path) -> CheckpointFile:
 
 def _load(path: Path) -> Any:
     with path.open("rb") as file:
-        if file.read(64).lstrip()[:1] == b"<":  # the answer of a download site whose quota is used up
+        if file.read(64).lstrip()[:1] == b"<":  # an error page of a download site, saved as the file
             raise ValueError(f"{path} is a web page, not a checkpoint. Download it again and check its content.")
     try:
         with warnings.catch_warnings():
@@ -147,8 +149,8 @@ def _weight_sets(content: Mapping[str, Any]) -> tuple[WeightSet, ...]:
         return (_network_weights("", False, content, ()),)
     roots = LIGHTNING_ROOTS if LIGHTNING_MARK in content else ()
     found: dict[str, WeightSet] = {}
-    for key, averaged, other in WRAPPERS:
-        applies = other is None or _is_state_dict(content.get(other))
+    for key, averaged, requires in WRAPPERS:
+        applies = requires is None or _is_state_dict(content.get(requires))
         if applies and key not in found and _is_state_dict(content.get(key)):
             found[key] = _network_weights(key, averaged, content[key], roots)
     return tuple(found.values())
@@ -159,7 +161,7 @@ def _is_state_dict(value: Any) -> bool:
 
 
 def _network_weights(name: str, averaged: bool, tensors: Mapping[str, Tensor], roots: tuple[str, ...]) -> WeightSet:
-    """Separate a network from the other tensors of a LightningModule or an AveragedModel."""
+    """Separate the network in a LightningModule or AveragedModel from other tensors."""
     root = next((root for root in roots if any(key.startswith(root) for key in tensors)), "")
     inside = {key: value for key, value in tensors.items() if key.startswith(root) and key not in BOOKKEEPING}
     return WeightSet(name, averaged, inside, tuple(key for key in tensors if key not in inside))

@@ -1,4 +1,4 @@
-"""Layouts of published checkpoints, as data: a new family is a new line here."""
+"""Key layouts of published checkpoints; add a line to support another family."""
 
 from typing import NamedTuple
 
@@ -6,24 +6,24 @@ from lightning_paf.interop.normalized_net import Statistics
 
 
 class Wrapper(NamedTuple):
-    """An entry under which files keep a state dict.
+    """Checkpoint entry that holds a state dict.
 
     Attributes:
         key: Name of the entry.
         averaged: Whether it is an average over the training (EMA, SWA).
-        other: Name of another entry, without which this line does not apply.
+        requires: Name of an entry that must also be present.
     """
 
     key: str
     averaged: bool = False
-    other: str | None = None
+    requires: str | None = None
 
 
 WRAPPERS = (
     # Rade & Moosavi-Dezfooli 2022, Pang et al. 2022, Wang et al. 2023, Bartoldson et al. 2024
-    Wrapper("model_state_dict", averaged=True, other="unaveraged_model_state_dict"),
+    Wrapper("model_state_dict", averaged=True, requires="unaveraged_model_state_dict"),
     # Lightning's WeightAveraging, and so WarmupEMA, saves the average under the usual name.
-    Wrapper("state_dict", averaged=True, other="current_model_state"),
+    Wrapper("state_dict", averaged=True, requires="current_model_state"),
     Wrapper("swadict", averaged=True),  # Dai et al. 2021
     Wrapper("state_dict_ema", averaged=True),  # timm
     Wrapper("ema_state_dict", averaged=True),
@@ -36,24 +36,26 @@ WRAPPERS = (
     Wrapper("model"),
     Wrapper("last"),  # Andriushchenko & Flammarion 2020, next to `best`
 )
-"""In the order of preference among entries of the same kind."""
+"""Ordered by preference; averaged and raw weights separately."""
 
 LIGHTNING_MARK = "pytorch-lightning_version"
 LIGHTNING_ROOTS = ("model.", "net.", "network.", "backbone.")
-"""Attributes of a LightningModule that hold the network; the rest belongs to the training."""
+"""Attributes of a LightningModule that hold the network."""
 
 BOOKKEEPING = ("n_averaged",)
 """Counters of torch's AveragedModel among the weights."""
 
 PREFIXES = ("module.", "_orig_mod.", "model.", "net.", "network.", "backbone.", "0.", "1.")
-"""Prefixes of wrapped networks: DataParallel and DDP, torch.compile, an attribute, and the index in
-`Sequential(network)` or `Sequential(normalisation, network)`."""
+"""Key prefixes of wrapped networks.
+
+DataParallel and DDP, torch.compile, an attribute, and the index in `Sequential(network)` or `Sequential(normalisation,
+network)`."""
 
 COUNTER = "num_batches_tracked"
 """Omitted by some converters; it has no influence in eval mode."""
 
 
-# There is no renaming between DeepMind's wide ResNets and those of TRADES, although all shapes agree: their strided
+# DeepMind's wide ResNets and those of TRADES agree in all shapes but must not be renamed to each other: their strided
 # convolutions have different padding.
 RENAMINGS: dict[str, dict[str, str]] = {
     "same keys": {},
@@ -65,12 +67,15 @@ RENAMINGS: dict[str, dict[str, str]] = {
         r"^linear\.": "fc.",
     },
 }
-"""Regular expressions and their replacements, from the keys of one implementation to those of an equivalent one. Tried
-in this order; the first that fits all keys wins."""
+"""Regular expressions that rename the keys of an implementation, by description.
+
+They are tried in this order; the first one that maps all keys is used."""
 
 
 DEEPMIND_MARKS = {"init_conv.weight", "conv_2d.weight"}
-"""Keys of DeepMind's networks only, which normalise images in code that their files do not record."""
+"""Keys that only DeepMind's networks have.
+
+Their files do not record the normalisation."""
 
 DEEPMIND_STATISTICS = {
     "cifar10": Statistics((0.4914, 0.4822, 0.4465), (0.2471, 0.2435, 0.2616)),

@@ -43,7 +43,7 @@ class KeyMap:
 
 
 def map_keys(tensors: Mapping[str, Tensor], net: nn.Module) -> KeyMap:
-    """Find the tensor in the file for every tensor of a network.
+    """Map the tensors of a file to those of a network.
 
     Prefixes that all keys share are stripped repeatedly, on both sides; then the renamings of the known families are
     tried. The file can hold a shared tensor under all or some of its names.
@@ -71,7 +71,7 @@ def map_keys(tensors: Mapping[str, Tensor], net: nn.Module) -> KeyMap:
 
 
 def stripped(keys: Iterable[str]) -> list[str]:
-    """Keys without the prefixes that all of them share, as in `module.0.conv1.weight`."""
+    """Remove the prefixes that all keys share, such as `module.0.`."""
     short = list(keys)
     while prefix := next((p for p in PREFIXES if short and all(key.startswith(p) for key in short)), ""):
         short = [key.removeprefix(prefix) for key in short]
@@ -109,7 +109,7 @@ def _misfits(tensors: Mapping[str, Tensor], rows: list[Row]) -> dict[str, list[s
 
 
 def _difference(name: str, misfits: Mapping[str, list[str]]) -> str:
-    """The message for a file that does not fit."""
+    """Format the error for a file that does not fit."""
     missing, unexpected, shapes = misfits.values()
 
     def parametric(keys: list[str]) -> bool:

@@ -17,15 +17,15 @@ class Statistics(NamedTuple):
     std: tuple[float, ...]
 
     def same_as(self, other: "Statistics") -> bool:
-        """Whether both are equal in float32, the precision of the model."""
+        """Return whether both are equal in float32, the precision of the model."""
         return len(self.mean) == len(other.mean) and torch.equal(torch.tensor(self), torch.tensor(other))
 
 
 class NormalizedNet(nn.Module):
-    """A network with the normalisation that it was trained with, where this is not the dataset's.
+    """A network with another normalisation than that of the dataset.
 
     Args:
-        net: Network from normalised images to logits.
+        net: Network from normalised images to logits, as trained.
         mean: Per-channel mean of images in [0, 1].
         std: Per-channel standard deviation.
         num_classes: Width of the logits.
@@ -103,7 +103,7 @@ def split_statistics(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], 
     if not alike or not (max(mean[0]) <= 1 and min(std[0]) > 0):
         raise ValueError(
             "The normalisation in the file must be one mean and one positive standard deviation for each channel of "
-            f"images in [0, 1], got {means | stds}. Remove these keys, and pass --mean and --std, those of grey levels "
-            "divided by 255."
+            f"images in [0, 1], got {means | stds}. Remove these keys, and pass --mean and --std in units of "
+            "[0, 1] (grey levels divided by 255)."
         )
     return others, Statistics(mean[0], std[0])

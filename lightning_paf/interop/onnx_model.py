@@ -15,11 +15,13 @@ INPUT, OUTPUT = "images", "logits"
 
 
 def save_onnx(model: nn.Module, example: Tensor, path: Path) -> None:
-    """Write a file that maps `images` (N, C, H, W) in [0, 1] to `logits`, for any N; includes the normalisation.
+    """Export a model to ONNX.
+
+    The file maps `images` (N, C, H, W) in [0, 1] to `logits`, for any N, and includes the normalisation.
 
     Args:
-        model: The classifier; left as found.
-        example: Images (N, C, H, W) of the size that the file is for.
+        model: The classifier; not modified.
+        example: Images (N, C, H, W) of the input size.
         path: File to write.
 
     Raises:
@@ -55,7 +57,9 @@ def save_onnx(model: nn.Module, example: Tensor, path: Path) -> None:
 
 
 class OnnxModel(nn.Module):
-    """An ONNX file in onnxruntime on the CPU, for evaluations and attacks without gradients.
+    """An ONNX file as a module, for evaluations and attacks without gradients.
+
+    It runs in onnxruntime on the CPU.
 
     Args:
         path: A file that `save_onnx` wrote.
@@ -74,7 +78,7 @@ class OnnxModel(nn.Module):
         self._session: Any = onnxruntime.InferenceSession(path, settings, providers=["CPUExecutionProvider"])
 
     def forward(self, x: Tensor) -> Tensor:
-        """Images (N, C, H, W) in [0, 1] to logits, on the device of the images, without a graph."""
+        """Images (N, C, H, W) in [0, 1] to logits on the same device, without a graph."""
         (logits,) = self._session.run([OUTPUT], {INPUT: x.detach().cpu().float().numpy()})
         return torch.from_numpy(logits).to(x.device)
 

@@ -16,14 +16,22 @@ from lightning_paf.interop.onnx_model import OnnxModel
 from lightning_paf.nn.classifier import Classifier
 
 TOLERANCE = 1e-4
-"""Largest difference of logits, over the largest logit where that is above 1; sums in another order give 1e-6."""
+"""Maximum difference of logits, relative to the largest logit if that is above 1.
 
-RULE = f"Logits must be equal to {TOLERANCE:g}, relative to the largest logit where that is above 1:"
+Another order of summation changes logits by about 1e-6."""
+
+RULE = f"The tolerance is {TOLERANCE:g}, relative to the largest logit if that is above 1:"
 MAX_NAMED = 10
 
 
 class Row(NamedTuple):
-    """One image: the relative difference of its logits, and whether each of the two networks misclassifies it."""
+    """Comparison of the logits of one image.
+
+    Attributes:
+        difference: Relative difference of the logits.
+        wrong: Whether the network misclassifies the image.
+        export_wrong: Whether the export misclassifies it.
+    """
 
     difference: float
     wrong: bool
@@ -39,7 +47,10 @@ class Parity:
 
     @property
     def mismatches(self) -> tuple[str, ...]:
-        """Images whose logits differ by more than `TOLERANCE`, as in `test image 3: logits differ by 2.1e-01`."""
+        """Images whose logits differ by more than `TOLERANCE`.
+
+        Formatted as `test image 3: logits differ by 2.1e-01`.
+        """
         which = {(True, False): ", only the network is wrong", (False, True): ", only the export is wrong"}
         return tuple(
             f"{self.kind} {index}: logits differ by {row.difference:.1e}{which.get(row[1:], '')}"
@@ -83,7 +94,7 @@ def load_export(path: Path, model: Classifier) -> nn.Module:
 
     Args:
         path: ONNX file, safetensors file, or state dict without normalisation.
-        model: The network that was exported; left as found.
+        model: The exported network; not modified.
 
     Returns:
         Images in [0, 1] to logits, on the device of `model`.

@@ -11,7 +11,7 @@ from lightning_paf.interop.normalized_net import Statistics
 
 
 def plain_state_dict(net: nn.Module) -> dict[str, Tensor]:
-    """State dict on the CPU, with a separate copy of a shared tensor under each of its names."""
+    """Copy a state dict to the CPU, with a separate copy for each shared name."""
     return {key: value.detach().cpu().clone().contiguous() for key, value in net.state_dict().items()}
 
 

@@ -1,4 +1,4 @@
-"""Pre-activation ResNet with the layout, the padding and the state-dict keys of DeepMind's robust models."""
+"""Pre-activation ResNets in the layout of DeepMind's robust models."""
 
 from typing import Literal
 
@@ -17,7 +17,7 @@ from lightning_paf.nets.layers import (
 
 
 class DMPreActBlock(nn.Module):
-    """Pre-activation block with `SAME` padding, whose shortcut is a 3x3 convolution of the block's input."""
+    """Pre-activation block with `SAME` padding and a 3x3 convolution as shortcut."""
 
     def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
         super().__init__()
@@ -31,7 +31,7 @@ class DMPreActBlock(nn.Module):
         self.shortcut = SameConv2d(in_channels, out_channels, stride) if projects else None
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map (N, in_channels, H, W) to (N, out_channels, ceil(H / stride), ceil(W / stride))."""
+        """Map to (N, out_channels, ceil(H / stride), ceil(W / stride))."""
         residual = self.conv_2d_1(self.relu_0(self.batchnorm_0(x)))
         residual = self.conv_2d_2(self.relu_1(self.batchnorm_1(residual)))
         out: Tensor = residual + (x if self.shortcut is None else self.shortcut(x))
@@ -39,7 +39,9 @@ class DMPreActBlock(nn.Module):
 
 
 class DMPreActResNet(Net):
-    """PreActResNet-18 and -34 with SiLU of Gowal et al. 2021, Rebuffi et al. 2021 and Rade 2021.
+    """Pre-activation ResNets 18 and 34 with SiLU in DeepMind's layout.
+
+    Used by Gowal et al. 2021, Rebuffi et al. 2021 and Rade 2021.
 
     17 SiLU at depth 18. The shortcuts are 3x3 convolutions, unlike those of `PreActResNet`.
 

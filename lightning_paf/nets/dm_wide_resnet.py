@@ -1,4 +1,4 @@
-"""Wide residual networks with the layout, the padding and the state-dict keys of DeepMind's robust models."""
+"""Wide residual networks in the layout of DeepMind's robust models."""
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -17,7 +17,7 @@ from lightning_paf.nets.layers import (
 
 
 class DMWideBlock(nn.Module):
-    """Pre-activation block with `SAME` padding; where the width changes, the shortcut projects the activated input."""
+    """Pre-activation block with `SAME` padding and, if needed, a projection shortcut."""
 
     def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
         super().__init__()
@@ -30,7 +30,7 @@ class DMWideBlock(nn.Module):
         self.shortcut = None if in_channels == out_channels else conv1x1(in_channels, out_channels, stride)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map (N, in_channels, H, W) to (N, out_channels, ceil(H / stride), ceil(W / stride))."""
+        """Map to (N, out_channels, ceil(H / stride), ceil(W / stride))."""
         activated = self.relu_0(self.batchnorm_0(x))
         residual: Tensor = self.conv_1(self.relu_1(self.batchnorm_1(self.conv_0(activated))))
         return residual + (x if self.shortcut is None else self.shortcut(activated))
@@ -44,13 +44,15 @@ class DMWideGroup(nn.Module):
         self.block = stage(DMWideBlock, count, in_channels, out_channels, stride)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map (N, in_channels, H, W) to (N, out_channels, ceil(H / stride), ceil(W / stride))."""
+        """Map to (N, out_channels, ceil(H / stride), ceil(W / stride))."""
         out: Tensor = self.block(x)
         return out
 
 
 class DMWideResNet(Net):
-    """Wide residual network of Gowal et al. 2020 with SiLU, also used by Rebuffi 2021, Wang 2023 and Bartoldson 2024.
+    """Wide residual network with SiLU in DeepMind's layout (Gowal et al. 2020).
+
+    Also used by Rebuffi 2021, Wang 2023 and Bartoldson 2024.
 
     Same parameters as `WideResNet`, but other keys and `SAME` padding, so weights do not transfer between the two.
     WRN-28-10 has 25 SiLU, each a separate module, and 36,479,194 parameters for 10 classes.

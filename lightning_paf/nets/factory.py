@@ -1,4 +1,4 @@
-"""Networks of timm and torchvision by name; both libraries are imported on first use."""
+"""Networks of timm and torchvision by name, imported on first use."""
 
 from collections.abc import Collection
 from difflib import get_close_matches
@@ -49,7 +49,7 @@ class TimmNet(LibraryNet):
 
 
 class TorchvisionNet(LibraryNet):
-    """Any classification network of torchvision, with new weights; nothing is downloaded.
+    """Any classification network of torchvision, with random weights.
 
     Args:
         name: As in `torchvision.models.list_models(module=torchvision.models)`.
@@ -75,7 +75,10 @@ def timm_net(name: str, num_classes: int = 10, **kwargs: Any) -> nn.Module:
 
 
 def torchvision_net(name: str, num_classes: int = 10, **kwargs: Any) -> nn.Module:
-    """Build a network of torchvision with new weights; arguments and errors as in `TorchvisionNet`."""
+    """Build a network of torchvision with random weights.
+
+    Arguments and errors are those of `TorchvisionNet`.
+    """
     from torchvision import models
 
     _check_name("torchvision", name, models.list_models(module=models))
@@ -84,7 +87,7 @@ def torchvision_net(name: str, num_classes: int = 10, **kwargs: Any) -> nn.Modul
 
 
 def _check_name(library: str, name: str, known: Collection[str]) -> None:
-    """Refuse an unknown name, and list the closest known ones."""
+    """Check a name, and list the closest known ones in the error."""
     if name in known:
         return
     close = get_close_matches(name, known, n=5, cutoff=0.5)

@@ -39,13 +39,13 @@ def conv1x1(in_channels: int, out_channels: int, stride: int = 1) -> nn.Conv2d:
 
 
 def stage(block: Block, count: int, in_channels: int, out_channels: int, stride: int) -> nn.Sequential:
-    """Chain `count` residual blocks; only the first one changes the channels and has the stride."""
+    """Chain `count` residual blocks; only the first has the stride."""
     first = block(in_channels, out_channels, stride)
     return nn.Sequential(first, *(block(out_channels, out_channels, 1) for _ in range(count - 1)))
 
 
 def basic_stages(block: Block, depth: int, width: int) -> list[nn.Sequential]:
-    """Build the four stages of a ResNet of two-convolution blocks (He et al. 2016, table 1).
+    """Build the four stages of a ResNet of basic blocks (He et al. 2016, table 1).
 
     The first has `width` channels. Each of the others doubles the channels and halves the resolution.
 
@@ -63,7 +63,7 @@ def basic_stages(block: Block, depth: int, width: int) -> list[nn.Sequential]:
 
 
 def wide_groups(group: Callable[[int, int, int, int], nn.Module], depth: int, width: int) -> list[nn.Module]:
-    """Build the three groups of a wide residual network (Zagoruyko and Komodakis 2016).
+    """Build the three groups of a Wide ResNet (Zagoruyko and Komodakis 2016).
 
     `group` makes one from (number of blocks, in_channels, out_channels, stride); `width` multiplies the channels.
 
@@ -84,7 +84,7 @@ def wide_groups(group: Callable[[int, int, int, int], nn.Module], depth: int, wi
 
 
 def require_stride(stem_stride: int) -> None:
-    """Refuse a stride of the first convolution below 1."""
+    """Check the stride of the first convolution."""
     if stem_stride < 1:
         raise ValueError(
             f"stem_stride must be at least 1, got {stem_stride}. "
@@ -93,7 +93,7 @@ def require_stride(stem_stride: int) -> None:
 
 
 def init_convolutions(net: nn.Module) -> None:
-    """Draw every convolution from N(0, 2 / (k*k * out_channels)) and set its bias to zero (He et al. 2015, fan-out)."""
+    """Initialise convolutions with fan-out variance and zero bias (He et al. 2015)."""
     for module in net.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
@@ -102,14 +102,14 @@ def init_convolutions(net: nn.Module) -> None:
 
 
 def set_batchnorm_momentum(net: nn.Module, momentum: float) -> None:
-    """Set the fraction of the newest batch in the running statistics of every batch norm."""
+    """Set the momentum of every batch norm, the weight of the newest batch."""
     for module in net.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.momentum = momentum
 
 
 class SameConv2d(nn.Conv2d):
-    """A 3x3 convolution with TensorFlow's `SAME` padding, which at stride 2 is not symmetric.
+    """3x3 convolution with TensorFlow's `SAME` padding, asymmetric at stride 2.
 
     At stride 2 an even side gets one row of zeros at its end and none at its start, so the sampling grid lies one pixel
     further than with `padding=1`: weights trained with one padding do not suit the other.
@@ -119,7 +119,7 @@ class SameConv2d(nn.Conv2d):
         super().__init__(in_channels, out_channels, kernel_size=3, stride=stride, padding=2 - stride, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Convolve (N, in_channels, H, W) to (N, out_channels, ceil(H / stride), ceil(W / stride))."""
+        """Convolve to (N, out_channels, ceil(H / stride), ceil(W / stride))."""
         if self.stride == (2, 2):
             height, width = x.shape[-2:]
             x = F.pad(x, (width % 2, 1, height % 2, 1))
@@ -127,7 +127,7 @@ class SameConv2d(nn.Conv2d):
 
 
 class Standardize(nn.Module):
-    """Subtract a mean and divide by a standard deviation, per channel; neither is part of the state dict.
+    """Normalisation per channel, with constants that are not in the state dict.
 
     Args:
         mean: One value per channel, for images in [0, 1]; an empty tuple leaves images unchanged.

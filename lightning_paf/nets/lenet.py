@@ -7,7 +7,9 @@ from lightning_paf.nets.layers import Net
 
 
 class LeNet(Net):
-    """Two 5x5 convolutions and three linear layers (after LeCun et al. 1998), as Shen et al. 2021 train it.
+    """LeNet with two 5x5 convolutions and three linear layers.
+
+    After LeCun et al. 1998, as trained by Shen et al. 2021.
 
     The activation is applied 4 times. 62,006 parameters for colour images and 10 classes.
 

@@ -16,7 +16,7 @@ from lightning_paf.nets.layers import (
 
 
 class PreActBlock(nn.Module):
-    """Batch norm and activation before each 3x3 convolution; a shortcut projects the activated input."""
+    """Pre-activation block; a shortcut projects the activated input."""
 
     def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
         super().__init__()
@@ -38,7 +38,9 @@ class PreActBlock(nn.Module):
 
 
 class PreActResNet(Net):
-    """Pre-activation ResNet (He et al. 2016, "Identity Mappings") with a final batch norm, as in Rice et al. 2020.
+    """Pre-activation ResNet with a final batch norm, as in Rice et al. 2020.
+
+    He et al. 2016, "Identity Mappings in Deep Residual Networks".
 
     PreActResNet-18 has 17 activations and 11,172,170 parameters for 10 classes. The keys are those of the common CIFAR
     implementations (`conv1`, `layerL.B`, `bn`, `linear`). Some of their checkpoints project the input of the block

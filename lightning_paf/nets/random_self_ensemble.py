@@ -1,4 +1,4 @@
-"""Noise before every convolution, and the average over several passes (Liu et al., 2018)."""
+"""Random self-ensemble: noise before every convolution (Liu et al., 2018)."""
 
 import math
 
@@ -7,12 +7,12 @@ from torch import Tensor, nn
 
 
 class RandomSelfEnsemble(nn.Module):
-    """Any network with Gaussian noise before each of its convolutions, in training and evaluation.
+    """Random self-ensemble of any network, in training and evaluation.
 
-    In training it makes one pass. In eval mode it averages the probabilities of several passes and returns their
-    logarithms as logits. Gradients flow through all passes, so an attack in eval mode maximises an expectation over the
-    noise (EOT, Athalye et al., 2018); more `passes` estimate it better. Liu, Cheng, Zhang, Hsieh, "Towards Robust
-    Neural Networks via Random Self-ensemble", ECCV 2018.
+    It adds Gaussian noise before each convolution. In training it makes one pass. In eval mode it averages the
+    probabilities of several passes and returns their logarithms as logits. Gradients flow through all passes, so an
+    attack in eval mode maximises an expectation over the noise (EOT, Athalye et al., 2018); more `passes` estimate it
+    better. Liu, Cheng, Zhang, Hsieh, "Towards Robust Neural Networks via Random Self-ensemble", ECCV 2018.
 
     The checkpoint of `net` fits below `net.`. All `nn.Conv2d` are convolutions, including those of shortcuts and gates;
     the first one is the first in the order of the network's definition. Functional convolutions and linear layers get
@@ -64,7 +64,7 @@ class RandomSelfEnsemble(nn.Module):
         return log_probabilities.logsumexp(0) - math.log(self.passes)
 
     def get_classifier(self) -> nn.Module | None:
-        """Linear layer that returns the logits of one pass, if the network has this method."""
+        """Linear layer that returns the logits, if the wrapped network has this method."""
         head: nn.Module | None = getattr(self.net, "get_classifier", lambda: None)()
         return head
 
@@ -74,7 +74,7 @@ class RandomSelfEnsemble(nn.Module):
 
 
 class _Noise:
-    """Hook that adds noise to the input of a layer; unlike a closure, it can be copied and pickled."""
+    """Hook that adds noise to the input of a layer; can be copied and pickled."""
 
     def __init__(self, std: float) -> None:
         self.std = std

@@ -1,4 +1,4 @@
-"""ResNet-18 and ResNet-34 with the layout and the state-dict keys of Dai et al. (2021)."""
+"""ResNet-18 and -34 in the layout of Dai et al. (2021)."""
 
 from typing import Literal
 
@@ -9,7 +9,7 @@ from lightning_paf.nets.layers import Net, basic_stages, conv1x1, conv3x3, init_
 
 
 class PostActBlock(nn.Module):
-    """Two 3x3 convolutions, each followed by batch norm, with the activation after the sum."""
+    """Post-activation block of two 3x3 convolutions with batch norm."""
 
     def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
         super().__init__()
@@ -31,7 +31,9 @@ class PostActBlock(nn.Module):
 
 
 class CifarResNet(Net):
-    """Post-activation ResNet for 32x32 images, as trained by Dai et al. 2021 (architecture: He et al. 2016).
+    """Post-activation ResNet for 32x32 images, as trained by Dai et al. 2021.
+
+    The architecture is that of He et al. 2016.
 
     ResNet-18 applies its activation 17 times and has 11,173,962 parameters for 10 classes. The keys are those of the
     released checkpoints.

@@ -7,7 +7,9 @@ from lightning_paf.nets.layers import Net, init_convolutions, require_stride
 
 
 class SmallConvNet(Net):
-    """Four 3x3 convolutions without batch norm, for the 8x8 digits of scikit-learn, for demonstrations and for tests.
+    """Four 3x3 convolutions without batch norm, for demonstrations and tests.
+
+    Made for the 8x8 digits of scikit-learn.
 
     Not from a paper. Without batch norm images do not affect each other, in training and in evaluation. The activation
     is applied 4 times.

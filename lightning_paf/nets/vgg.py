@@ -1,4 +1,4 @@
-"""VGG-16 with batch norm for 32x32 images, with the layout and the state-dict keys of Dai et al. (2021)."""
+"""VGG-16 with batch norm for 32x32 images, in the layout of Dai et al. (2021)."""
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -10,7 +10,9 @@ _STAGES = ((1, 1), (2, 2), (4, 4, 4), (8, 8, 8), (8, 8, 8))
 
 
 class VGG16BN(Net):
-    """VGG-16 with batch norm, as trained by Dai et al. 2021 (architecture: Simonyan and Zisserman 2015, type D).
+    """VGG-16 with batch norm, as trained by Dai et al. 2021.
+
+    The architecture is that of Simonyan and Zisserman 2015, type D.
 
     The activation is applied 15 times: 13 in `features`, 2 in `classifier`. 15,253,578 parameters for 10 classes.
     Unlike in the original code, `num_classes` has an effect.

@@ -1,4 +1,4 @@
-"""Wide residual networks with the layout and the state-dict keys that TRADES and Dai et al. (2021) share."""
+"""Wide residual networks in the layout of TRADES and Dai et al. (2021)."""
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -7,7 +7,7 @@ from lightning_paf.nets.layers import Net, conv1x1, conv3x3, init_convolutions, 
 
 
 class WideBlock(nn.Module):
-    """Pre-activation block; where the width changes, the shortcut projects the activated input.
+    """Pre-activation block; a shortcut projects the activated input if widths differ.
 
     Both activations are one registered module, so a block holds one set of activation parameters.
     """
@@ -42,7 +42,9 @@ class WideGroup(nn.Module):
 
 
 class WideResNet(Net):
-    """Wide residual network (Zagoruyko and Komodakis 2016) in the form of Zhang et al. 2019 and Dai et al. 2021.
+    """Wide residual network in the form of Zhang et al. 2019 and Dai et al. 2021.
+
+    The architecture is that of Zagoruyko and Komodakis 2016.
 
     WRN-28-10 applies its activation 25 times from 13 registered modules (one in each block, one before the pooling) and
     has 36,479,194 parameters for 10 classes. The keys are those of the released checkpoints.

@@ -13,12 +13,18 @@ class RefreshedForward(Protocol):
     """A faster forward pass in eval mode that follows the weights of the model."""
 
     def refresh(self) -> Forward:
-        """Update the weights, and return a function from images (N, C, H, W) to logits (N, num_classes)."""
+        """Update the weights, and return the forward pass.
+
+        It maps images (N, C, H, W) to logits (N, num_classes).
+        """
 
 
 @runtime_checkable
 class Penalised(Protocol):
-    """A layer that adds a term to the training loss, such as PSSiLU or the stability terms of neural ODEs."""
+    """A layer that adds a term to the training loss.
+
+    Examples are PSSiLU and the stability terms of neural ODEs.
+    """
 
     def penalty(self) -> Tensor:
         """The weighted term, a scalar."""
@@ -98,7 +104,9 @@ class Classifier(nn.Module):
         return logits
 
     def outputs(self, x: Tensor, y: Tensor | None = None) -> Outputs:
-        """Return logits with the features and, if the network has auxiliary heads (`forward_aux`), their logits.
+        """Return logits, features and the logits of auxiliary heads, if any.
+
+        A network with auxiliary heads has a method `forward_aux`.
 
         Args:
             x: Images (N, C, H, W) in [0, 1].

@@ -1,4 +1,7 @@
-"""Equivalence of a model and a faster substitute, including gradients and the use of random generators."""
+"""Equivalence check of a model and a faster substitute.
+
+It covers gradients and the use of random generators.
+"""
 
 import pickle
 import random
@@ -15,9 +18,15 @@ from lightning_paf.types import Forward
 
 _NOISE = (0.05, 0.5)  # fractions of the range of the images: near them, as in an attack, and far from them
 _TOLERANCES = {"outputs": 1e-2, "gradients by the weights": 0.05, "gradients": 0.05}
-"""Relative to the norms. Rounding in single precision causes 1e-6 to 1e-3, and more where it switches ReLUs."""
+"""Tolerances relative to the norms, in single precision.
+
+Rounding causes 1e-6 to 1e-3, and more where it switches ReLUs.
+"""
 _AUTOCAST_TOLERANCES = {"outputs": 0.1, "gradients by the weights": 0.5, "gradients": 0.5}
-"""In half precision, which rounds in every layer; a lost or replaced gradient differs by more."""
+"""Tolerances under autocast, which rounds in every layer.
+
+A lost or replaced gradient differs by more.
+"""
 
 _State = tuple[Callable[[], Any], Callable[[Any], object]]
 
@@ -25,7 +34,7 @@ _State = tuple[Callable[[], Any], Callable[[Any], object]]
 def difference(
     model: nn.Module, substitute: Forward, x: Tensor, parameters: Sequence[Tensor] = (), gradients: bool = True
 ) -> str | None:
-    """Compare outputs, gradients and the use of random generators of a model and a substitute.
+    """Compare outputs, gradients and random generators of model and substitute.
 
     Images are noisy, so that flat regions (ties of max-pooling) and saturated units neither hide nor cause a
     difference. Gradients are for random cotangents. No random generator may be used, since one pass of a random
@@ -61,7 +70,9 @@ def difference(
 
 @contextmanager
 def generators_kept(model: nn.Module, *devices: torch.device) -> Iterator[Callable[[], bool]]:
-    """Restore all random generators on exit: those of python, numpy and torch, and attributes of modules.
+    """Restore the state of all random generators on exit.
+
+    These are the generators of Python, NumPy and torch, and those among the attributes of modules.
 
     Args:
         model: Its modules can hold generators; its devices are included.
@@ -87,7 +98,10 @@ def is_hooked(module: nn.Module) -> bool:
 
 
 def has_global_hooks() -> bool:
-    """Return whether the calls of all modules run hooks (`register_module_forward_hook` and similar)."""
+    """Return whether global module hooks are registered.
+
+    See `torch.nn.modules.module.register_module_forward_hook`.
+    """
     return any(getattr(nn.modules.module, f"_global{hooks}") for hooks in _HOOKS)
 
 
@@ -128,7 +142,7 @@ def _bytes(state: Any) -> bytes:
 
 
 def _noisy(x: Tensor, fraction: float, seed: int) -> Tensor:
-    """Interpolate between images and uniform noise, within their range and in their layout."""
+    """Interpolate between images and uniform noise, within their range."""
     x = x.detach().clone()
     low, high = (limit.item() for limit in x.aminmax())
     generator = torch.Generator(x.device).manual_seed(seed)
@@ -137,7 +151,10 @@ def _noisy(x: Tensor, fraction: float, seed: int) -> Tensor:
 
 
 def _results(forward: Forward, x: Tensor, parameters: Sequence[Tensor], seed: int) -> dict[str, Tensor]:
-    """Output and gradients for a random cotangent, by the names of `_TOLERANCES`; a missing gradient is zero."""
+    """Output, and gradients for a random cotangent, by the names of `_TOLERANCES`.
+
+    A missing gradient is zero.
+    """
     output = forward(x)
     generator = torch.Generator(output.device).manual_seed(seed)
     cotangent = torch.empty_like(output, requires_grad=False).normal_(generator=generator)

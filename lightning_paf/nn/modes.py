@@ -10,7 +10,10 @@ from torch import nn
 from lightning_paf.nn.sync_batch_norm import CpuSyncBatchNorm
 
 Mode = Literal["eval", "train"]
-"""Mode of the attacked model: `eval` (running statistics, no dropout) or `train` (batch statistics, dropout)."""
+"""Mode of the attacked model: `eval` or `train`.
+
+`eval`: running statistics, no dropout. `train`: batch statistics, dropout.
+"""
 
 
 @contextmanager
@@ -51,7 +54,7 @@ def frozen(model: nn.Module, mode: Mode = "eval") -> Iterator[None]:
 
 @contextmanager
 def buffers_kept(model: nn.Module, alone: bool = True) -> Iterator[None]:
-    """Run forward passes on copies of the buffers of `model`, and restore the buffers on exit.
+    """Run forward passes on copies of the buffers, and restore them on exit.
 
     Args:
         model: Model with its submodules.
@@ -76,7 +79,10 @@ def buffers_kept(model: nn.Module, alone: bool = True) -> Iterator[None]:
 
 @contextmanager
 def full_precision() -> Iterator[None]:
-    """Disable TF32, the default of convolutions on CUDA, whose rounding error is that of half precision."""
+    """Disable TF32 in convolutions.
+
+    TF32 is the default on CUDA, and has the rounding error of half precision.
+    """
     convolution = torch.backends.cudnn.conv  # type: ignore[attr-defined]  # torch declares it by assignment only
     before = convolution.fp32_precision
     convolution.fp32_precision = "ieee"

@@ -7,7 +7,9 @@ from lightning_paf.nn.modes import frozen
 
 
 def require_second_derivatives(model: Classifier, example: torch.Tensor, needed_by: str) -> None:
-    """Refuse networks without second derivatives, such as compiled ones and those with fused attention.
+    """Check that the network is twice differentiable.
+
+    Compiled networks and those with fused attention are not.
 
     Args:
         model: Model to test in eval mode; restored afterwards.

@@ -11,7 +11,9 @@ from lightning_paf.nn.swap import stage_paths
 
 
 def stages(net: nn.Module) -> list[str]:
-    """List the paths of a network's stages in the order of definition, usually that of the forward pass.
+    """List the paths of a network's stages in the order of definition.
+
+    This is usually the order of the forward pass.
 
     These are the stages of a ResNet or ConvNeXt and the blocks of a transformer, as for the scope `stage` of
     `swap_activations`, but without activations between them, as in a stem. A single stage is split into its parts. In a
@@ -26,7 +28,9 @@ def stages(net: nn.Module) -> list[str]:
 
 @contextmanager
 def changed_stage(net: nn.Module, number: int, change: Callable[[Tensor], Tensor]) -> Iterator[None]:
-    """Replace the output of a stage during one forward pass of `net`, which must not be compiled.
+    """Replace the output of a stage during one forward pass of `net`.
+
+    `net` must not be compiled.
 
     Args:
         net: A network with at least `number` stages.

@@ -57,7 +57,9 @@ def swap_activations(
     if not paths:
         raise ValueError(_nothing_to_swap(net, targets))
     if scope not in get_args(Scope):
-        raise ValueError(f"scope must be network, stage, module or channel, got {scope!r}. Pass network as the paper.")
+        raise ValueError(
+            f"scope must be network, stage, module or channel, got {scope!r}. Pass scope=network, as in the paper."
+        )
     channels = _channels(net, paths, example) if scope == "channel" else {}
     parameter = next(net.parameters(), None)
     made: dict[str, nn.Module] = {}
@@ -71,12 +73,18 @@ def swap_activations(
 
 
 def stage_paths(net: nn.Module, targets: Targets = DEFAULT_TARGETS) -> list[str]:
-    """List the paths of the parts that share an activation in the scope `stage`, in the order of definition."""
+    """List the parts that share an activation in the scope `stage`.
+
+    Paths are in the order of definition.
+    """
     return list(dict.fromkeys(_owners(_target_paths(net, targets), "stage")))
 
 
 def _target_paths(net: nn.Module, targets: Targets) -> list[str]:
-    """Paths of all targets in `net`; children of a shared module are listed once, by their first path."""
+    """Paths of all targets in `net`.
+
+    Children of a shared module are listed once, by their first path.
+    """
     names = {target.__name__ for target in targets} | {_SPELLINGS[target] for target in targets if target in _SPELLINGS}
     found: dict[tuple[int, str], str] = {}
     for path, module in net.named_modules(remove_duplicate=False):
@@ -126,7 +134,10 @@ class _Probe(nn.Module):
 
 
 def _channels(net: nn.Module, paths: list[str], example: Tensor | None) -> dict[str, tuple[int, Literal[1, -1]]]:
-    """Number of channels at each path and their dimension, from one forward pass in eval mode."""
+    """Number of channels at each path, and their dimension.
+
+    Determined in one forward pass in eval mode.
+    """
     if example is None:
         raise ValueError(
             "example must be an input batch for scope='channel', got None. Pass e.g. torch.zeros(1, 3, 32, 32)."

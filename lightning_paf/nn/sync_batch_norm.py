@@ -65,7 +65,7 @@ _SHARED: dict[type[nn.Module], type[nn.Module]] = {
 
 
 def share_statistics(model: nn.Module) -> None:
-    """Make every BatchNorm of a model a `CpuSyncBatchNorm`, in place, with the same tensors."""
+    """Make every BatchNorm of a model a `CpuSyncBatchNorm`, in place."""
     _change_classes(model, _SHARED)
 
 
@@ -86,7 +86,10 @@ def _over_ranks(values: Tensor) -> Tensor:
 
 
 class _SumOverRanks(Function):
-    """Sum over ranks; its backward pass is the same sum, since every rank's loss depends on every rank's values."""
+    """Sum over ranks, with the sum over ranks as its backward pass.
+
+    The loss of every rank depends on the values of all ranks.
+    """
 
     @staticmethod
     def forward(ctx: Any, values: Tensor) -> Tensor:

@@ -12,7 +12,9 @@ _PREFIX = "model."
 
 
 def load_classifier(model: Classifier, checkpoint: Path) -> None:
-    """Load the weights of the classifier, without other parameters of the training module.
+    """Load the weights of the classifier from a checkpoint of `fit`.
+
+    Other parameters of the training module are ignored.
 
     Args:
         model: A classifier of the same architecture.
@@ -38,7 +40,7 @@ def load_classifier(model: Classifier, checkpoint: Path) -> None:
 
 
 def key_difference(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor], most: int = 5) -> str:
-    """Describe missing and unexpected keys of a state dict and different shapes; empty if there are none."""
+    """Describe missing and unexpected keys and different shapes; empty if none."""
     shapes = [
         f"{key}: {tuple(theirs[key].shape)} instead of {tuple(ours[key].shape)}"
         for key in ours.keys() & theirs.keys()

@@ -46,7 +46,7 @@ class AWP(Wrapper):
         super().on_epoch_start(epoch, progress)
 
     def forward(self, model: Classifier, x: Tensor, y: Tensor, attack: Attack) -> StepResult:
-        """Loss of the objective at the perturbed weights, which stay perturbed until `after_backward`."""
+        """Loss at the perturbed weights, which stay perturbed until `after_backward`."""
         self._restore()
         if not self._active or self.gamma == 0:
             return super().forward(model, x, y, attack)

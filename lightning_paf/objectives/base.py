@@ -40,10 +40,10 @@ class Objective(nn.Module, ABC):
     """
 
     needs_double_backward: bool = False
-    """Whether it differentiates a gradient, which fused attention and compiled networks do not support."""
+    """Whether it differentiates gradients; excludes fused attention and compilation."""
 
     steps_per_batch: int = 1
-    """Optimiser steps per batch; `begin_step` and then `forward` are called before each of them."""
+    """Optimiser steps per batch, each with calls of `begin_step` and `forward`."""
 
     def bind(self, model: Classifier) -> None:
         """Build heads once the number of features is known; by default nothing."""

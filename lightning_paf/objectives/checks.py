@@ -18,7 +18,7 @@ def checked(name: str, value: T, valid: bool, rule: str, usual: object) -> T:
 
 
 def checked_weight(name: str, value: float, usual: float) -> float:
-    """Return the weight of a loss term if it is finite and not negative; arguments as in `checked`."""
+    """Return the weight of a loss term if it is finite and not negative."""
     return checked(name, value, 0 <= value < math.inf, "finite and >= 0", usual)
 
 

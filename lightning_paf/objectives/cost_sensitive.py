@@ -13,10 +13,10 @@ from lightning_paf.objectives.checks import checked, checked_weight
 
 
 class CostSensitive(Objective):
-    """Cross-entropy plus the expected cost of a mistake, on clean images; the attack is not used.
+    """Cross-entropy plus the expected cost of a mistake, on clean images.
 
-    `CE(x, y) + weight * sum_j C[j, y] softmax(f(x))_j`. Shen, Chen, Wang, Wang, "Adversarial Learning with
-    Cost-Sensitive Classes", arXiv 2021. With `L1MinusL2` around it, it is their CSE.
+    `CE(x, y) + weight * sum_j C[j, y] softmax(f(x))_j`; the attack is not used. Shen, Chen, Wang, Wang, "Adversarial
+    Learning with Cost-Sensitive Classes", arXiv 2021. With `L1MinusL2` around it, it is their CSE.
 
     Args:
         protected: The protected class. A mistake that involves it costs `cost`, any other mistake 1.
@@ -74,16 +74,16 @@ class CostSensitive(Objective):
         return cross_entropy(logits, y) + self.weight * self.expected_cost(logits, y)
 
     def expected_cost(self, logits: Tensor, y: Tensor) -> Tensor:
-        """Expected cost (N,) of logits (N, K) with labels (N,) or distributions over the classes (N, K)."""
+        """Expected cost (N,) of logits (N, K) with labels (N,) or distributions (N, K)."""
         # Not a matrix product, which autocast would round to half precision.
         of_classes = (y[:, None] * self.costs).sum(2) if y.is_floating_point() else self.costs.T[y]
         return (logits.float().softmax(1) * of_classes).sum(1)
 
 
 class CostSensitiveAT(CostSensitive):
-    """Adversarial training with the cost-sensitive loss, which the attack maximises too, in one step per batch.
+    """Adversarial training with the cost-sensitive loss, also in the attack.
 
-    Our variant for strong attacks: it differs from `CSA` as PGD training differs from FGSM training.
+    Our variant of `CSA` for strong attacks, with one optimiser step per batch, as in PGD training.
     """
 
     def images(self, model: Classifier, x: Tensor, y: Tensor, attack: Attack) -> Tensor:
@@ -92,10 +92,10 @@ class CostSensitiveAT(CostSensitive):
 
 
 class CSA(CostSensitiveAT):
-    """Two optimiser steps per batch: on the clean images, then on adversarial images of the updated network.
+    """CSA: a clean and an adversarial optimiser step per batch.
 
-    Both minimise the cost-sensitive loss (Shen et al., see `CostSensitive`). The authors use FGSM and start from a
-    network after FGSM training (`--model.init`).
+    The adversarial images are those of the updated network. Both steps minimise the cost-sensitive loss (Shen et al.,
+    see `CostSensitive`). The authors use FGSM and start from a network after FGSM training (`--model.init`).
     """
 
     steps_per_batch = 2
@@ -111,7 +111,9 @@ class CSA(CostSensitiveAT):
 
 
 def cost_matrix(num_classes: int, protected: int, cost: float) -> Tensor:
-    """Costs (K, K) that protect one class: `cost` in its row and column, 1 elsewhere, 0 on the diagonal.
+    """Cost matrix (K, K) that protects one class.
+
+    It is `cost` in the row and column of the class, 1 elsewhere, 0 on the diagonal.
 
     Raises:
         ValueError: The class does not exist.

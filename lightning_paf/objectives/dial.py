@@ -18,12 +18,12 @@ from lightning_paf.objectives.trades import attack_prediction
 
 
 class DIAL(Objective):
-    """Clean and adversarial loss on features that do not separate clean from adversarial images.
+    """DIAL: clean and adversarial loss on domain-invariant features.
 
-    A second head, the domain head, is trained to separate them. The network before it receives the head's gradient with
-    the opposite sign, times a factor that grows from 0 to 1 over the training, once per epoch. The head is part of the
-    objective: training checkpoints contain it, the classifier does not. Levi, Attias, Kontorovich, "Domain Invariant
-    Adversarial Learning", TMLR 2022. Subclasses define the adversarial loss.
+    A second head, the domain head, is trained to separate features of clean and adversarial images. The network before
+    it receives the head's gradient with the opposite sign, times a factor that grows from 0 to 1 over the training,
+    once per epoch. The head is part of the objective: training checkpoints contain it, the classifier does not. Levi,
+    Attias, Kontorovich, "Domain Invariant Adversarial Learning", TMLR 2022. Subclasses define the adversarial loss.
 
     Args:
         beta: Weight of the adversarial loss, >= 0.
@@ -69,7 +69,7 @@ class DIAL(Objective):
             self.reversal.fill_(reversal_schedule(progress))
 
     def forward(self, model: Classifier, x: Tensor, y: Tensor, attack: Attack) -> StepResult:
-        """Mean clean cross-entropy + beta * adversarial loss + domain_weight * loss of the head."""
+        """Clean cross-entropy plus weighted adversarial loss and loss of the head."""
         x_adv = self.adversarial_images(model, x, y, attack)
         clean, adversarial = model.outputs(x), model.outputs(x_adv)
         natural = cross_entropy(clean.logits, y).mean()
@@ -80,7 +80,7 @@ class DIAL(Objective):
         return StepResult(loss, adversarial.logits, logs, clean.logits)
 
     def domain_loss(self, clean: Tensor, adversarial: Tensor) -> Tensor:
-        """Loss of the head on features (N, num_features) of both kinds, a scalar; 2 ln 2 at chance level."""
+        """Loss of the domain head on clean and adversarial features; 2 ln 2 by chance."""
         loss = torch.zeros((), device=clean.device)
         for label, features in enumerate((clean, adversarial)):
             logits = self.domain(reverse_gradient(features.flatten(1), self.reversal))
@@ -97,7 +97,7 @@ class DIAL(Objective):
 
 
 class DIALKL(DIAL):
-    """DIAL with the loss of TRADES: the attack maximises the divergence KL(p(x) || p(x')).
+    """DIAL with the loss of TRADES; the attack maximises KL(p(x) || p(x')).
 
     Args:
         beta: Weight of the divergence; 8 for CIFAR-10, 6 for CIFAR-100 and SVHN.
@@ -114,7 +114,7 @@ class DIALKL(DIAL):
 
 
 class DIALCE(DIAL):
-    """DIAL with the loss of adversarial training: the attack maximises the cross-entropy.
+    """DIAL with the adversarial cross-entropy, which the attack maximises.
 
     Args:
         beta: Weight of the adversarial cross-entropy; 6 for MNIST.

@@ -14,7 +14,9 @@ from lightning_paf.utils.distributed import sum_over_ranks
 
 
 class IKL(Objective):
-    """TRADES with its divergence split into weighted squares of logit differences and a soft cross-entropy.
+    """Improved KL loss: TRADES with the KL divergence split into two terms.
+
+    The terms are weighted squares of logit differences and a soft cross-entropy.
 
     `CE(x) + beta/4 * sum_jk w_j w_k (D_jk - D'_jk)^2 - alpha * sum_k p_k(x) log p_k(x')` with D_jk = z_j - z_k of the
     clean and the adversarial logits, and p(x) constant in the last term. With w = p(x), the adversarial logits constant
@@ -48,7 +50,10 @@ class IKL(Objective):
         self.register_buffer("epoch", torch.zeros((), dtype=torch.int64, device=like.device))
 
     def on_epoch_start(self, epoch: int, progress: float) -> None:
-        """Use the mean predictions of the finished epoch; a class without images keeps its weights."""
+        """Use the mean predictions of the finished epoch as class weights.
+
+        A class without images keeps its weights.
+        """
         if epoch > int(self.epoch):
             totals = self.sums.sum(1, keepdim=True)
             self.prior.copy_(torch.where(totals > 0, self.sums / totals.clamp_min(1e-12), self.prior))
@@ -56,7 +61,7 @@ class IKL(Objective):
             self.epoch.fill_(epoch)
 
     def forward(self, model: Classifier, x: Tensor, y: Tensor, attack: Attack) -> StepResult:
-        """Mean clean cross-entropy + beta * mean squares + alpha * mean soft cross-entropy."""
+        """Clean cross-entropy plus weighted squares and soft cross-entropy."""
         x_adv = attack_prediction(model, x, attack)
         clean, adversarial = model(x), model(x_adv)
         target = (y if y.is_floating_point() else one_hot(y, clean.shape[1])).to(self.prior)
@@ -68,7 +73,7 @@ class IKL(Objective):
         return StepResult(natural + self.beta * squares + self.alpha * soft, adversarial, logs, clean)
 
     def squares(self, clean: Tensor, adversarial: Tensor, target: Tensor) -> Tensor:
-        """Weighted squares of logit differences (N,) in the precision of `prior`; all arguments are (N, C)."""
+        """Weighted squares of logit differences (N,), in the precision of `prior`."""
         with torch.autocast(clean.device.type, enabled=False):  # it would round weights and sums to half precision
             return weighted_squares(clean.to(self.prior), adversarial.to(self.prior), target @ self.prior)
 
@@ -81,7 +86,10 @@ class IKL(Objective):
 
 
 def weighted_squares(logits: Tensor, others: Tensor, weight: Tensor) -> Tensor:
-    """`1/4 sum_jk w_j w_k ((z_j - z_k) - (z'_j - z'_k))^2`, (N,), of z, z' and w (N, C), without the differences."""
+    """Weighted squares (N,) of logit differences, without forming the differences.
+
+    `1/4 sum_jk w_j w_k ((z_j - z_k) - (z'_j - z'_k))^2` for `logits` z, `others` z' and `weight` w, all (N, C).
+    """
     difference = (logits - others).to(weight.dtype)
     centre = (weight * difference).sum(1, keepdim=True) / weight.sum(1, keepdim=True)
     return 0.5 * weight.sum(1) * (weight * (difference - centre).square()).sum(1)

@@ -17,7 +17,7 @@ from lightning_paf.objectives.checks import checked, checked_weight
 
 
 class ERCLA(Objective):
-    """Cross-entropy with embeddings that a critic pulls towards the distribution N(0, std^2 I).
+    """Cross-entropy with embeddings that a critic pulls towards N(0, std^2 I).
 
     The critic D is trained to be low on the prior and high on the embeddings E(x), `E D(u) - E D(E(x))`; the network
     minimises `CE + weight * E D(E(x))`, so embeddings move towards the prior. This is the game of a Wasserstein GAN
@@ -82,12 +82,15 @@ class ERCLA(Objective):
 
     @torch.no_grad()
     def begin_step(self, number: int) -> None:
-        """Clip the critic: before each step instead of after it, which only differs at the end of the training."""
+        """Clip the weights of the critic.
+
+        Clipping before instead of after each step only differs at the end of the training.
+        """
         for parameter in self.critic.parameters():
             parameter.clamp_(-self.clip / self.rate, self.clip / self.rate)
 
     def forward(self, model: Classifier, x: Tensor, y: Tensor, attack: Attack) -> StepResult:
-        """Mean cross-entropy and both parts of the critic's game; means over clean and adversarial images."""
+        """Mean cross-entropy minus the critic gap, over clean and adversarial images."""
         clean, embeddings = self._embedded(model, x)
         logits, clean_logits = clean, None
         classification = cross_entropy(clean, y).mean()
@@ -101,7 +104,9 @@ class ERCLA(Objective):
         return StepResult(classification - gap, logits, logs, clean_logits)
 
     def critic_gap(self, embeddings: Tensor) -> Tensor:
-        """Mean critic on embeddings (N, width) minus that on the prior, a scalar that the critic maximises.
+        """Mean critic on embeddings (N, width) minus the mean on the prior, a scalar.
+
+        The critic maximises it.
 
         Its negative is the critic's loss, while embeddings receive the gradient of `weight * E D(E(x))`.
         """
@@ -127,7 +132,7 @@ class ERCLA(Objective):
 
 
 class _SlowLinear(nn.Linear):
-    """A linear layer with weights of `rate` times its parameters, which therefore move `rate` times as fast."""
+    """Linear layer whose weights change `rate` times as fast as its parameters."""
 
     def __init__(self, in_features: int, out_features: int, rate: float) -> None:
         super().__init__(in_features, out_features)

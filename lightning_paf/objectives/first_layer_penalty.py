@@ -15,7 +15,7 @@ class FirstLayerPenalty(Regularised):
     """An objective plus `weight` times the size of the first layer's weights.
 
     One of the tricks that keep FGSM training from catastrophic overfitting: Li, Liu, Wang, Zhou, Xie, "Bag of Tricks
-    for FGSM Adversarial Training", arXiv 2022. The abstract only names the trick; the forms and the weight are ours.
+    for FGSM Adversarial Training", arXiv 2022. The abstract only names the trick; we chose the forms and the weight.
     The first layer is the first convolution or linear layer, in the order of the network's definition. Ordinary weight
     decay acts on it as well.
 

@@ -1,4 +1,4 @@
-"""Training on images with Gaussian noise, for classifiers that are smoothed (Cohen, Rosenfeld, Kolter, 2019)."""
+"""Training with Gaussian noise, for randomised smoothing (Cohen et al., 2019)."""
 
 import math
 
@@ -13,7 +13,9 @@ from lightning_paf.objectives.checks import checked
 
 
 class NoisyCE(Objective):
-    """Cross-entropy on images plus Gaussian noise, which is not clipped to the pixel range; the attack is not used.
+    """Cross-entropy on images with Gaussian noise, for smoothed classifiers.
+
+    The noise is not clipped to the pixel range. The attack is not used.
 
     The network must be smoothed with noise of the same size afterwards (`lightning-paf certify`); without smoothing it
     is not a defence. Cohen, Rosenfeld, Kolter, "Certified Adversarial Robustness via Randomized Smoothing", ICML 2019,
@@ -34,5 +36,5 @@ class NoisyCE(Objective):
 
 
 def training_noise(objective: Objective) -> float:
-    """Standard deviation of the noise of an objective, or of one inside it; 0 for objectives without noise."""
+    """Standard deviation of the training noise of an objective; 0 without noise."""
     return max((part.std for part in objective.modules() if isinstance(part, NoisyCE)), default=0.0)

@@ -12,13 +12,13 @@ from lightning_paf.objectives.wrapper import Regularised
 
 
 class GradAlign(Regularised):
-    """An objective plus `weight` times the misalignment of loss gradients within the ball of the attack.
+    """GradAlign: penalty on the misalignment of loss gradients within the eps-ball.
 
-    The term is the mean of 1 - cos(gradient at x, gradient at x + u), with u uniform in the ball and not clamped to the
-    range of pixels. Both gradients are differentiated, which keeps FGSM training from catastrophic overfitting at two
-    to three times its cost. Andriushchenko and Flammarion, "Understanding and Improving Fast Adversarial Training",
-    NeurIPS 2020. Images with a zero gradient are left out, as in the authors' code. Gradients are those of the network
-    in training mode, so running statistics of BatchNorm also include x and x + u.
+    It is an objective plus `weight` times the mean of 1 - cos(gradient at x, gradient at x + u), with u uniform in the
+    ball and not clamped to the range of pixels. Both gradients are differentiated, which keeps FGSM training from
+    catastrophic overfitting at two to three times its cost. Andriushchenko and Flammarion, "Understanding and Improving
+    Fast Adversarial Training", NeurIPS 2020. Images with a zero gradient are left out, as in the authors' code.
+    Gradients are those of the network in training mode, so running statistics of BatchNorm also include x and x + u.
 
     Args:
         objective: Objective to add the term to; null for adversarial training, meant for `--model.attack FGSM`.

@@ -16,7 +16,7 @@ from lightning_paf.objectives.trades import attack_prediction
 
 
 class HAT(Objective):
-    """TRADES plus helper samples: images beyond the adversarial ones, with labels from standard training.
+    """HAT: TRADES plus helper samples beyond the adversarial images.
 
     `CE(x, y) + beta * KL(p(x) || p(x')) + gamma * CE(x + scale * (x' - x), s(x'))`, where s(x') is the class that a
     network with standard training predicts for the adversarial image. Helpers can leave [0, 1], as in the authors'
@@ -55,7 +55,7 @@ class HAT(Objective):
         self._helper: list[Classifier] = []
 
     def bind(self, model: Classifier) -> None:
-        """Load the network with standard training if its file exists; commands that only test do not need it."""
+        """Load the helper network if its file exists; only training requires it."""
         self._helper = []
         if self.standard.is_file():
             helper = copy.deepcopy(model).eval().requires_grad_(False)
@@ -63,11 +63,11 @@ class HAT(Objective):
             self._helper = [helper]
 
     def on_epoch_start(self, epoch: int, progress: float) -> None:
-        """Refuse to train without helper labels."""
+        """Check that the helper network is loaded."""
         self._checked_helper()
 
     def forward(self, model: Classifier, x: Tensor, y: Tensor, attack: Attack) -> StepResult:
-        """Mean clean cross-entropy + beta * mean divergence + gamma * mean cross-entropy of the helpers."""
+        """Clean cross-entropy plus weighted divergence and helper cross-entropy."""
         x_adv = attack_prediction(model, x, attack)
         helper = self._checked_helper().to(x.device)
         with torch.no_grad():

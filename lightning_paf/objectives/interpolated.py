@@ -15,18 +15,18 @@ from lightning_paf.objectives.checks import checked
 
 
 class IAT(Objective):
-    """Half the loss on mixtures of clean images, half on mixtures of adversarial images.
+    """IAT: mean of the mixup losses of clean and adversarial images.
 
-    The attack uses unmixed images. Each half draws its own coefficient from Beta(alpha, alpha), its own permutation and
-    its own layer, and passes through the network as a separate batch. Lamb, Verma, Kawaguchi et al., "Interpolated
-    Adversarial Training: Achieving Robust Neural Networks without Sacrificing Too Much Accuracy", AISec 2019 and
-    Neural Networks 2022.
+    The attack uses unmixed images. Each half draws a separate coefficient from Beta(alpha, alpha), permutation and
+    layer, and passes through the network as a separate batch. Lamb, Verma, Kannala, Bengio, "Interpolated Adversarial
+    Training: Achieving Robust Neural Networks without Sacrificing Too Much Accuracy", AISec 2019 (extended: Lamb,
+    Verma, Kawaguchi et al., Neural Networks 2022).
 
     Args:
         alpha: Parameter of the Beta distribution: 1 for images, 2 for manifold mixup; 0 mixes nothing, which is
             adversarial training on half clean and half adversarial images.
-        layers: Layers to mix at, one drawn each time: 0 is the image, k the output of stage k. `[0, 1, 2]` for manifold
-            mixup (Verma et al. 2019). `nn.stages` defines the stages.
+        layers: Layers to mix at, one drawn at random each time: 0 is the image, k the output of stage k. `[0, 1, 2]`
+            for manifold mixup (Verma et al. 2019). `nn.stages` defines the stages.
 
     Raises:
         ValueError: A negative or tiny alpha; no layer or a negative one; in `bind`, a network with fewer stages.
@@ -36,26 +36,26 @@ class IAT(Objective):
         super().__init__()
         self.alpha = checked("alpha", alpha, alpha == 0 or alpha >= 0.01, "at least 0.01, or 0 for no mixing", 1)
         valid = min(layers, default=-1) >= 0
-        self.layers = checked("layers", [*layers], valid, "one or more numbers of stages, 0 for the image", "'[0]'")
+        self.layers = checked("layers", [*layers], valid, "a list of stage numbers, 0 for the image", "'[0]'")
 
     def bind(self, model: Classifier) -> None:
-        """Refuse a network with too few stages."""
+        """Check that the network has enough stages."""
         found = stages(model.net)
         if max(self.layers) > len(found):
             raise ValueError(
-                f"layers must be at most {len(found)}, as the stages of {type(model.net).__name__} are "
-                f"{', '.join(found) or 'none'}, got {self.layers}. Pass --model.objective.layers '[0]' to mix images."
+                f"layers must be at most {len(found)} ({type(model.net).__name__} has the stages "
+                f"{', '.join(found) or 'none'}), got {self.layers}. Pass --model.objective.layers '[0]' to mix images."
             )
 
     def forward(self, model: Classifier, x: Tensor, y: Tensor, attack: Attack) -> StepResult:
-        """Mean of the two mixed losses; the logits are those of the mixed adversarial images."""
+        """Mean of both mixed losses, and logits of the mixed adversarial images."""
         x_adv = attack(model, x, y)
         clean, _ = self.mixed(model, x, y)
         adversarial, logits = self.mixed(model, x_adv, y)
         return StepResult((clean + adversarial) / 2, logits, {"clean_loss": clean, "adversarial_loss": adversarial})
 
     def mixed(self, model: Classifier, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        """Loss, a scalar, and logits (N, num_classes) of a mixture of images (N, C, H, W) or of their features."""
+        """Mixup loss, a scalar, and logits (N, num_classes), mixed at a random layer."""
         mixture = draw_mixture(len(x), self.alpha, x.device)
         layer = self.layers[int(torch.randint(len(self.layers), ()))]
         if layer == 0:
@@ -64,4 +64,4 @@ class IAT(Objective):
             with changed_stage(model.net, layer, mixture):
                 logits = model.outputs(x).logits
         own, other = cross_entropy(logits, y), cross_entropy(logits, y[mixture.partners])
-        return (mixture.share * own + (1 - mixture.share) * other).mean(), logits
+        return (mixture.coefficient * own + (1 - mixture.coefficient) * other).mean(), logits

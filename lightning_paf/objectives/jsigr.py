@@ -1,4 +1,4 @@
-"""J-SIGR (Liu et al., 2024): penalties on the Jacobian of the logits and on input gradients."""
+"""J-SIGR: penalties on the Jacobian and on input gradients (Liu et al., 2024)."""
 
 from typing import Literal
 
@@ -18,14 +18,14 @@ from lightning_paf.objectives.wrapper import Regularised
 
 
 class JacobianNorm(Regularised):
-    """An objective plus `weight` times the mean squared Frobenius norm of the Jacobian of the logits.
+    """Penalty on the mean squared Frobenius norm of the Jacobian of the logits.
 
-    A change d of the image moves the logits by at most that norm times |d|, to first order. Random directions in the
-    space of K logits give an unbiased estimate of its square: K times the squared length of the gradient of the logits
-    along a direction. Hoffman, Roberts, Yaida, "Robust Learning with Jacobian Regularization", arXiv 2019. With
-    `SelectiveInputGradient` around it, it is J-SIGR (Liu, Wu et al., Pattern Recognition 2024), whose authors published
-    neither code nor constants: the weight is ours. The Jacobian is that of the network in training mode; its extra pass
-    does not update the statistics of BatchNorm.
+    An objective plus `weight` times this term. To first order, a change d of the image moves the logits by at most the
+    norm times |d|. Random directions in the space of K logits give an unbiased estimate of its square: K times the
+    squared length of the gradient of the logits along a direction. Hoffman, Roberts, Yaida, "Robust Learning with
+    Jacobian Regularization", arXiv 2019. With `SelectiveInputGradient` around it, it is J-SIGR (Liu, Wu et al., Pattern
+    Recognition 2024), whose authors published neither code nor constants: we chose the weight. The Jacobian is that of
+    the network in training mode; its extra pass does not update the statistics of BatchNorm.
 
     Args:
         objective: Objective to add the term to; null for standard training.
@@ -49,7 +49,7 @@ class JacobianNorm(Regularised):
         return squared_norm(logits, x, self.directions(logits)).mean()
 
     def directions(self, logits: Tensor) -> Tensor:
-        """Unit vectors (directions, N, K) in the space of logits (N, K): random, or all coordinates."""
+        """Unit vectors (directions, N, K) in logit space: random, or all coordinates."""
         images, classes = logits.shape
         if self.projections is None:
             return torch.eye(classes, device=logits.device)[:, None].expand(-1, images, -1)
@@ -57,7 +57,7 @@ class JacobianNorm(Regularised):
 
 
 def squared_norm(logits: Tensor, x: Tensor, directions: Tensor) -> Tensor:
-    """Squared Frobenius norm (N,) of the Jacobian of logits (N, K) with respect to images (N, C, H, W).
+    """Squared Frobenius norm (N,) of the Jacobian of logits (N, K) at images.
 
     It has a graph. The unit vectors `directions` (directions, N, K) give an estimate, all coordinates the exact norm.
     """
@@ -67,14 +67,14 @@ def squared_norm(logits: Tensor, x: Tensor, directions: Tensor) -> Tensor:
 
 
 class SelectiveInputGradient(Regularised):
-    """An objective plus `weight` times the mismatch of the input gradient and the saliency of pixels.
+    """Penalty on the mismatch between input gradient and pixel saliency.
 
-    The saliency of a pixel is the change of the prediction when the image is blurred around it, measured in eval mode
-    and not differentiated. J-SIGR is this around `JacobianNorm`: Liu, Wu, Li, Boussaid, Bennamoun, Xie, Liang,
-    "Jacobian norm with Selective Input Gradient Regularization for interpretable adversarial defense", Pattern
-    Recognition 2024. Their code is not public; the forms, after their abstract, and all constants are ours. The
-    gradient is that of the network in training mode; its extra pass does not update the statistics of BatchNorm. Each
-    step makes `grid` ** 2 passes without a gradient for the saliency.
+    An objective plus `weight` times this term. The saliency of a pixel is the change of the prediction when the image
+    is blurred around it, measured in eval mode and not differentiated. J-SIGR is this around `JacobianNorm`: Liu, Wu,
+    Li, Boussaid, Bennamoun, Xie, Liang, "Jacobian norm with Selective Input Gradient Regularization for interpretable
+    adversarial defense", Pattern Recognition 2024. Their code is not public; we chose the forms, after their abstract,
+    and all constants. The gradient is that of the network in training mode; its extra pass does not update the
+    statistics of BatchNorm. Each step makes `grid` ** 2 passes without a gradient for the saliency.
 
     Args:
         objective: Objective to add the term to; null for standard training.
@@ -124,7 +124,7 @@ class SelectiveInputGradient(Regularised):
 
 
 def outside(gradient: Tensor, kept: Tensor) -> Tensor:
-    """Mean squared length of gradients (N, C, H, W) at the pixels that are not `kept`, bool (N, H, W)."""
+    """Mean squared norm of gradients (N, C, H, W) outside `kept`, bool (N, H, W)."""
     return (gradient * ~kept[:, None]).flatten(1).square().sum(1).mean()
 
 

@@ -1,4 +1,4 @@
-"""A penalty that favours few large weights and many small ones (Shen et al., 2021)."""
+"""Penalty for a few large weights among many small ones (Shen et al., 2021)."""
 
 from collections.abc import Sequence
 
@@ -13,11 +13,12 @@ from lightning_paf.objectives.wrapper import Regularised
 
 
 class L1MinusL2(Regularised):
-    """An objective plus `weight` times the sum of `|W|_1 - |W|_2` over some layers, where W is the weights of a layer.
+    """Penalty on `|W|_1 - |W|_2` for the weights W of each of some layers.
 
-    It is 0 if at most one weight of a layer is not 0, and favours the Min-Max property of Shen, Chen, Wang, Wang,
-    "Adversarial Learning with Cost-Sensitive Classes", arXiv 2021: most weights near 0, a few large ones. Around
-    `CostSensitive` it is their CSE. It does not depend on the images, so it changes no attack.
+    An objective plus `weight` times the sum over the layers. The penalty is 0 if at most one weight of a layer is not
+    0, and favours the Min-Max property of Shen, Chen, Wang, Wang, "Adversarial Learning with Cost-Sensitive Classes",
+    arXiv 2021: most weights near 0, a few large ones. Around `CostSensitive` it is their CSE. It does not depend on the
+    images, so it changes no attack.
 
     Args:
         weight: Weight of the penalty; 1 in the paper's code. The penalty grows with the number of weights in a layer.
@@ -39,7 +40,7 @@ class L1MinusL2(Regularised):
         self.layers = checked("layers", layers, valid, "a number >= 1 or a list of names", "2")
 
     def bind(self, model: Classifier) -> None:
-        """Refuse layers that the network does not have."""
+        """Check that the network has these layers."""
         super().bind(model)
         names = [*_layers(model)]
         valid = self.layers <= len(names) if isinstance(self.layers, int) else {*self.layers} <= {*names}
@@ -53,11 +54,11 @@ class L1MinusL2(Regularised):
 
 
 def _layers(model: Classifier) -> dict[str, nn.Conv2d | nn.Linear]:
-    """Convolutions and linear layers of the network by name, in the order of its definition."""
+    """Convolutions and linear layers of the network by name, in definition order."""
     return {name: layer for name, layer in model.net.named_modules() if isinstance(layer, nn.Conv2d | nn.Linear)}
 
 
 def l1_minus_l2(weight: Tensor) -> Tensor:
-    """`|W|_1 - |W|_2` of all entries: 0 if at most one is not 0, `(n - sqrt(n)) |v|` for n equal ones."""
+    """`|W|_1 - |W|_2` of all entries; 0 if at most one is not 0."""
     norm: Tensor = torch.linalg.vector_norm(weight)
     return weight.abs().sum() - norm

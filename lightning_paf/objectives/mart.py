@@ -11,7 +11,7 @@ from lightning_paf.objectives.checks import checked_weight
 
 
 class MART(Objective):
-    """Boosted cross-entropy of adversarial images plus a divergence weighted by the error on the clean image.
+    """MART: boosted cross-entropy plus a KL divergence weighted by the clean error.
 
     `-log p_y(x') - log(1 - max_{k != y} p_k(x')) + weight * KL(p(x) || p(x')) * (1 - p_y(x))`, averaged over the batch,
     with gradients into both predictions and the factor. Wang, Zou, Yi, Bailey, Ma, Gu, "Improving Adversarial
@@ -40,7 +40,7 @@ class MART(Objective):
 
 
 def _runner_up(logits: Tensor, target: Tensor) -> Tensor:
-    """`-log(1 - max_{k != y} p_k)`, (N,), averaged over the classes y with probabilities `target` (N, C).
+    """Mean `-log(1 - max_{k != y} p_k)` (N,) over classes with weights (N, C).
 
     1 - p_k is summed from the other probabilities, which stays exact if p_k is 1 in floating point. It is computed in
     single precision, which autocast does not guarantee on every device.

@@ -14,11 +14,11 @@ _PATTERN_SIZE = 64  # of the fixed mask, which larger images repeat
 
 
 class PixelMask(AdversarialCE):
-    """Adversarial training whose attack starts from an image with some of its pixels set to zero.
+    """Adversarial training with attacks on images with some pixels set to zero.
 
     With `--model.attack FGSM` one of the tricks that keep FGSM training from catastrophic overfitting: Li, Liu, Wang,
     Zhou, Xie, "Bag of Tricks for FGSM Adversarial Training", arXiv 2022, who found that even a fixed mask suffices.
-    The abstract gives no details; ratio, modes and training input are ours. All channels of a pixel are hidden
+    The abstract gives no details; we chose ratio, modes and training input. All channels of a pixel are hidden
     together. Evaluation uses complete images.
 
     Args:
@@ -61,7 +61,7 @@ class PixelMask(AdversarialCE):
         return attack(model, x, y, forward=lambda z: model(z - hidden))
 
     def kept(self, x: Tensor) -> Tensor:
-        """Draw a mask for images (N, C, H, W): 1 for kept pixels, 0 for hidden ones; (N or 1, 1, H, W)."""
+        """Draw a mask (N or 1, 1, H, W): 1 for kept pixels, 0 for hidden ones."""
         height, width = x.shape[-2:]
         if self.ratio == 0:  # draws no random number, so those of the attack stay the same
             return x.new_ones(1, 1, height, width)
@@ -78,7 +78,10 @@ def _random_pattern() -> Tensor:
 
 
 def _regular_pattern() -> Tensor:
-    """Thresholds (8, 8) of ordered dithering (Bayer 1973), which spread the hidden pixels evenly at every ratio."""
+    """Thresholds (8, 8) of ordered dithering (Bayer 1973).
+
+    They spread the hidden pixels evenly at every ratio.
+    """
     pattern = torch.zeros(1, 1)
     for _ in range(3):
         upper, lower = (torch.cat([4 * pattern + a, 4 * pattern + b], 1) for a, b in ((0, 2), (3, 1)))

@@ -14,7 +14,7 @@ from lightning_paf.objectives.checks import checked, checked_weight
 
 
 class SCORE(Objective):
-    """TRADES with squared distances between distributions instead of cross-entropy and divergence (the LSE loss).
+    """SCORE: TRADES with squared distances between distributions (the LSE loss).
 
     `|p(x) - y|^2 + beta * relu(|p(x') - p(x)|^2 - clip)`, averaged over the batch; the attack maximises the second
     distance. Unlike the divergence, a distance obeys the triangle inequality, so it does not reduce clean accuracy if
@@ -32,7 +32,7 @@ class SCORE(Objective):
         self.clip = checked("clip", clip, 0 <= clip < math.inf, "finite and >= 0", 0)
 
     def forward(self, model: Classifier, x: Tensor, y: Tensor, attack: Attack) -> StepResult:
-        """Mean squared error of the clean prediction + beta * mean squared distance of the adversarial one."""
+        """Squared error of clean predictions plus squared distance of adversarial ones."""
         with torch.no_grad(), frozen(model, attack.mode):
             reference = softmax(model(x), 1)
         x_adv = attack(model, x, reference, loss=squared_distance)
@@ -45,5 +45,5 @@ class SCORE(Objective):
 
 
 def squared_distance(logits: Tensor, p: Tensor) -> Tensor:
-    """`|softmax(logits) - p|^2`, (N,) in [0, 2], of logits (N, C) and distributions (N, C)."""
+    """`|softmax(logits) - p|^2`, (N,) in [0, 2], for distributions p (N, C)."""
     return (softmax(logits, 1) - p).square().sum(1)

@@ -13,7 +13,7 @@ from lightning_paf.objectives.checks import checked, checked_smoothing, checked_
 
 
 class TRADES(Objective):
-    """Clean cross-entropy plus `beta` times the divergence between clean and adversarial predictions.
+    """TRADES: clean cross-entropy plus `beta` times the KL divergence of predictions.
 
     The attack maximises KL(p(x) || p(x')) with p(x) computed once; the published recipe attacks in evaluation mode from
     a small Gaussian (`--model.attack.start gaussian`), for l2 with the attack `L2Ascent`. In the loss the gradient
@@ -45,14 +45,16 @@ class TRADES(Objective):
 
 
 def attack_prediction(model: Classifier, x: Tensor, attack: Attack) -> Tensor:
-    """Adversarial images (N, C, H, W) that maximise KL(p(x) || p(x')), the inner maximisation of TRADES."""
+    """Inner maximisation of TRADES: images that maximise KL(p(x) || p(x'))."""
     with torch.no_grad(), frozen(model, attack.mode):
         target = softmax(model(x), 1)
     return attack(model, x, target, loss=kl_divergence)
 
 
 class BinaryTRADES(Objective):
-    """TRADES for two classes: `phi(y f(x)) + max phi(f(x) f(x') / lam)`, with the hinge phi and y = -1 or +1.
+    """Two-class TRADES: `phi(y f(x)) + max phi(f(x) f(x') / lam)`.
+
+    phi is the hinge, and y is -1 or +1.
 
     f is the second logit minus the first. This is the form that the theory of Zhang et al. (2019) is about, and that
     their code trains on the digits 1 and 3. Here a SMALLER `lam` means more robustness, unlike `TRADES.beta`.
@@ -69,7 +71,7 @@ class BinaryTRADES(Objective):
         self.lam = checked("lam", lam, lam > 0, "> 0", 5)
 
     def bind(self, model: Classifier) -> None:
-        """Refuse other numbers of classes."""
+        """Check that the network has two classes."""
         if model.num_classes != 2:
             raise ValueError(
                 f"The number of classes must be 2 for BinaryTRADES, got {model.num_classes}. "

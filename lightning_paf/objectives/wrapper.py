@@ -14,7 +14,9 @@ from lightning_paf.objectives.standard import AdversarialCE
 
 
 class Wrapper(Objective):
-    """Base of objectives around another one: forwards every call; subclasses override `forward` and call it.
+    """Base of objectives around another one: forwards every call.
+
+    Subclasses override `forward` and call it.
 
     Args:
         objective: The wrapped objective; null for adversarial training, `AdversarialCE` with
@@ -51,7 +53,9 @@ class Wrapper(Objective):
 
 
 class Regularised(Wrapper):
-    """Another objective plus `weight` times a term; a weight of 0 is that objective, bit for bit.
+    """Another objective plus `weight` times a penalty.
+
+    A weight of 0 is that objective, bit for bit.
 
     Subclasses define `term` and `name`, under which the term is logged.
 

@@ -1,4 +1,4 @@
-"""Version of the package that wrote a checkpoint, and the check that this version can read it."""
+"""Check of the package version that wrote a checkpoint."""
 
 import warnings
 from collections.abc import Mapping
@@ -10,7 +10,7 @@ from lightning_paf import __version__
 KEY = "lightning_paf"
 """Entry of a checkpoint that holds `checkpoint_version()`."""
 LAYOUT = 1
-"""Layout of the package's own entries; incremented with every change that older code would misread."""
+"""Layout of the package's own entries; incremented with every incompatible change."""
 
 
 def checkpoint_version() -> dict[str, Any]:
@@ -19,7 +19,7 @@ def checkpoint_version() -> dict[str, Any]:
 
 
 def check_checkpoint_version(checkpoint: Mapping[str, Any], name: str | Path) -> None:
-    """Refuse a checkpoint that needs a newer version; warn if it is of another one.
+    """Check that this version can read a checkpoint; warn if another one wrote it.
 
     Imported weights and old checkpoints have no version and pass.
 
@@ -28,15 +28,15 @@ def check_checkpoint_version(checkpoint: Mapping[str, Any], name: str | Path) ->
     """
     if KEY not in checkpoint:
         return
-    theirs = str(checkpoint[KEY]["version"])
-    if _major(theirs) > _major(__version__) or checkpoint[KEY]["layout"] > LAYOUT:
+    written = str(checkpoint[KEY]["version"])
+    if _major(written) > _major(__version__) or checkpoint[KEY]["layout"] > LAYOUT:
         raise ValueError(
-            f"A checkpoint must be of lightning_paf {__version__} or older, got {name} of {theirs}. "
-            f"Install lightning_paf {theirs}, or pass another --ckpt_path."
+            f"A checkpoint must be of lightning_paf {__version__} or older, got {name} of {written}. "
+            f"Install lightning_paf {written}, or pass another --ckpt_path."
         )
-    if theirs != __version__:
+    if written != __version__:
         warnings.warn(
-            f"{name} was written by lightning_paf {theirs}, and this is {__version__}. See the changelog for "
+            f"{name} was written by lightning_paf {written}, and this is {__version__}. See the changelog for "
             "changes that make a resumed training differ from an uninterrupted one.",
             stacklevel=2,
         )

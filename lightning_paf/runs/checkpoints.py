@@ -25,10 +25,10 @@ _PLAIN = (bool, int, float, str, bytes, type(None), torch.Tensor)
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes to a second file and renames it, so that a reader finds the old checkpoint or the new one.
+    """Atomic writing of checkpoints: a reader finds the old file or the new one.
 
-    Lightning moves a file from the system's temporary folder, which is a copy if that is another disk, and flushes
-    nothing, so that the file can be empty after a power failure.
+    A second file is written, flushed and renamed. Lightning moves a file from the system's temporary folder, which is a
+    copy if that is another disk, and flushes nothing, so that the file can be empty after a power failure.
 
     Numpy numbers are saved as plain ones. Each file is loaded before it is renamed, so that a state that cannot be
     loaded ends the training at its first save.
@@ -80,10 +80,10 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
 
 def check_checkpoint(name: str) -> None:
-    """Refuse a file that is missing, unreadable, or not a checkpoint of a training. Nothing in it is executed.
+    """Check that a file is a checkpoint of a training, without executing its content.
 
     Raises:
-        ValueError: The file is refused.
+        ValueError: The file is missing, unreadable, or another file.
     """
     path = Path(name)
     if not os.path.lexists(path):
@@ -120,7 +120,7 @@ def checkpoint_files(folders: Iterable[Path]) -> list[Path]:
 
 
 def newest_checkpoint(folders: Iterable[Path]) -> Path | None:
-    """Find the checkpoint with the most optimiser steps, then finished epochs, then the latest time.
+    """Find the newest checkpoint, by optimiser steps, finished epochs and time.
 
     Files of weights only are skipped silently, damaged ones with a warning.
 
@@ -168,7 +168,10 @@ def step_of(path: str | Path) -> int:
 
 
 def with_plain_numbers(value: Any) -> Any:
-    """Replace numpy numbers in a checkpoint by those of Python; a value without any is returned unchanged."""
+    """Replace numpy numbers in a checkpoint by Python numbers.
+
+    A value without numpy numbers is returned unchanged.
+    """
     if isinstance(value, np.generic):
         return value.item()
     if type(value) in (dict, OrderedDict):
@@ -191,7 +194,7 @@ def _not_plain(where: str, found: Any) -> ValueError:
 
 
 def _first_object(value: Any, where: str) -> tuple[str, Any] | None:
-    """Return location and value of the first object that `weights_only` refuses, if any."""
+    """Return location and value of the first object that `weights_only` refuses."""
     items: Iterable[tuple[str, Any]] = ()
     if isinstance(value, Mapping):
         items = ((f"{where}[{key!r}]", part) for key, item in value.items() for part in (key, item))
@@ -213,7 +216,7 @@ def _first_object(value: Any, where: str) -> tuple[str, Any] | None:
 
 
 def _checksum_error(path: Path) -> str:
-    """Describe a checksum error in a checkpoint that could be loaded; empty if there is none."""
+    """Describe a checksum error in a loadable checkpoint; empty if there is none."""
     try:
         with zipfile.ZipFile(path) as archive:
             damaged = archive.testzip()

@@ -17,7 +17,7 @@ from lightning_paf.utils.files import create_whole
 from lightning_paf.utils.process import Process
 
 _BEATS = 6
-"""Heartbeats per time limit, so that one may be late or be seen late (network file systems cache)."""
+"""Heartbeats per time limit, so that one late heartbeat is tolerated."""
 
 
 @dataclass(frozen=True)
@@ -42,10 +42,10 @@ class Owner(Process):
 
 
 class Claim:
-    """A claim that this process owns; as a context manager, it sends heartbeats and releases the claim at the end.
+    """Claim owned by this process, with heartbeats, as a context manager.
 
-    A heartbeat sets the modification time of the file, in a thread. If the file is gone or has another owner, the
-    thread calls `on_loss` instead, which does nothing by default.
+    The claim is released at the end. A heartbeat sets the modification time of the file, in a thread. If the file was
+    removed or has another owner, the thread calls `on_loss` instead, which does nothing by default.
 
     Args:
         path: Existing file that names the owner.
@@ -88,7 +88,7 @@ class Claim:
 class Heartbeats:
     """Heartbeats that one process has observed, timed by its own clock.
 
-    A heartbeat is a change of the modification time, whatever its value, so that the clocks of the machines and of the
+    A heartbeat is a change of the modification time, to any value, so that the clocks of the machines and of the
     folder can differ by hours.
     """
 
@@ -98,7 +98,7 @@ class Heartbeats:
         self._beating: set[Path] = set()
 
     def silence(self, path: Path) -> float:
-        """Return the seconds since the last heartbeat; 0 at the first call, and without a file."""
+        """Return seconds since the last heartbeat, 0 at the first call or without file."""
         try:
             with path.open("rb") as stream:  # network file systems query the server when a file is opened
                 modified = os.fstat(stream.fileno()).st_mtime_ns
@@ -122,7 +122,7 @@ class Heartbeats:
 def take(path: Path, timeout: float, heartbeats: Heartbeats) -> Claim | None:
     """Take a claim that is free, or whose owner is dead.
 
-    An owner on this machine is dead when its process is gone; any owner is dead after `timeout` without a heartbeat.
+    An owner on this machine is dead when its process has ended; any owner is dead after `timeout` without a heartbeat.
     In a tiny window two processes can take over the same claim and do the same work, which must be deterministic.
 
     Args:

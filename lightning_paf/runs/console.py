@@ -1,4 +1,4 @@
-"""Console output of the training commands, and the messages of Lightning that are hidden."""
+"""Console output of the training commands, and filters for Lightning's messages."""
 
 import contextlib
 import logging
@@ -10,7 +10,10 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only  # type: ignore
 
 
 class _Progress(logging.Handler):
-    """Prints to the current standard error, which a progress bar can replace, on rank zero only."""
+    """Handler that prints to the current standard error, on rank zero only.
+
+    A progress bar can replace standard error.
+    """
 
     def emit(self, record: logging.LogRecord) -> None:
         """Print one record."""
@@ -24,10 +27,10 @@ def _is_not_advertisement(record: logging.LogRecord) -> bool:
 
 def set_up() -> None:
     """Print the log of this package, and hide messages that are not about the run."""
-    ours = logging.getLogger("lightning_paf")
-    if not any(isinstance(handler, _Progress) for handler in ours.handlers):
-        ours.addHandler(_Progress())
-    ours.setLevel(logging.INFO)
+    package = logging.getLogger("lightning_paf")
+    if not any(isinstance(handler, _Progress) for handler in package.handlers):
+        package.addHandler(_Progress())
+    package.setLevel(logging.INFO)
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_is_not_advertisement)
     for message in (
         r".*LeafSpec.* is deprecated",  # Lightning 2.6 with torch >= 2.13
@@ -41,7 +44,7 @@ def set_up() -> None:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Hide the messages of Lightning about a trainer that will not run (seed, devices, loops), but not its warnings."""
+    """Hide Lightning's messages (not warnings) about a trainer that will not run."""
     before = {logger: logger.level for logger in map(logging.getLogger, ("lightning.fabric", "lightning.pytorch"))}
     for logger in before:
         logger.setLevel(logging.WARNING)

@@ -1,4 +1,4 @@
-"""Run folder: saved configuration, and the checkpoint from which an interrupted run resumes."""
+"""Run folder: saved configuration, and the checkpoint to resume from."""
 
 import contextlib
 import os
@@ -23,14 +23,20 @@ from lightning_paf.runs.shared_folder import check_shared
 from lightning_paf.utils.files import explained, write_whole
 
 NEWEST = ("auto", "last")
-"""Values of `--ckpt_path` for the newest valid checkpoint of the run folder; without one, a new training starts."""
+"""Values of `--ckpt_path` for the newest valid checkpoint of the run folder.
+
+Without a checkpoint, a new training starts.
+"""
 WORDS_FOR_CHECKPOINTS = (*NEWEST, "best", "hpc")
 _SECONDS = 30.0
-"""Time limit for a new file to appear on another machine."""
+"""Time limit for a new file to appear on other machines (network file systems)."""
 
 
 class RunFolder(SaveConfigCallback):
-    """Saves the merged configuration of `fit` in the run folder; other commands do not change it."""
+    """Callback that saves the merged configuration of `fit` in the run folder.
+
+    Other commands do not change it.
+    """
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Check the folder on all ranks before anything is written to it."""
@@ -40,7 +46,7 @@ class RunFolder(SaveConfigCallback):
             raise _occupied(folder)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write the configuration once the checkpoint is loaded, without the path of the checkpoint."""
+        """Write the configuration, without `ckpt_path`, once the checkpoint is loaded."""
         if not trainer.is_global_zero:
             return
         folder = _folder(trainer)
@@ -54,7 +60,9 @@ class RunFolder(SaveConfigCallback):
 
 @contextlib.contextmanager
 def held_run_folder(trainer: Trainer, run: Path | None) -> Iterator[None]:
-    """Lock the folder of `--run` on the first rank; without one, Lightning creates a new folder.
+    """Lock the folder of `--run` on the first rank.
+
+    Without `--run`, Lightning creates a new folder, which needs no lock.
 
     Raises:
         ValueError: Another training is running in the folder.
@@ -115,7 +123,7 @@ def enter_run_folder(trainer: Trainer, checkpoint: str | None, config: Mapping[s
 
 
 def is_finished(trainer: Trainer, checkpoint: str | None, config: Mapping[str, Any]) -> bool:
-    """Return whether `auto` names a run that has finished with the same options, and log it.
+    """Return whether `auto` names a run finished with the same options, and log it.
 
     Otherwise, a training ended by early stopping would train one more epoch at every start.
     """
@@ -131,7 +139,7 @@ def is_finished(trainer: Trainer, checkpoint: str | None, config: Mapping[str, A
 
 
 def check_writable(folder: Path) -> None:
-    """Refuse a run folder without write permission.
+    """Check that a run folder can be written to or created.
 
     Raises:
         ValueError: The folder, or the one to create it in, is read-only or not a folder.
@@ -145,7 +153,7 @@ def check_writable(folder: Path) -> None:
 
 
 def _traces(trainer: Trainer, folder: Path) -> str:
-    """List the files of a training that a new one would replace; empty if there are none."""
+    """List the files that a new training would replace; empty if there are none."""
     files = checkpoint_files(_checkpoint_folders(trainer, folder))
     table = folder / "metrics.csv"
     with explained(table, "the metrics of a run"):
@@ -189,7 +197,7 @@ def _newest(trainer: Trainer, folder: Path) -> str | None:
     ended_early = progress is not None and progress.checkpoint == "" and progress.state != "finished"
     if traces and not ended_early:
         raise ValueError(
-            f"--ckpt_path auto must find the checkpoints of the run in {folder}, but there are none, only {traces}. "
+            f"--ckpt_path auto must find the checkpoints of the run in {folder}, got only {traces}. "
             "Restore them and repeat the command, or pass another --run."
         )
     rank_zero_info(f"{folder} holds no checkpoint: starting a new training.")
@@ -202,14 +210,17 @@ def _checkpoint_folders(trainer: Trainer, folder: Path) -> list[Path]:
 
 
 def _steps_before(checkpoint: str | None) -> int:
-    """Return the optimiser steps before a checkpoint; for a word that Lightning resolves, a number above all rows."""
+    """Return the optimiser steps before a checkpoint.
+
+    For a word that Lightning resolves, the number is larger than that of any row.
+    """
     if checkpoint is None:
         return 0
     return sys.maxsize if checkpoint in WORDS_FOR_CHECKPOINTS else step_of(checkpoint)
 
 
 def _resumes(folder: Path, checkpoint: str | None) -> bool:
-    """Return whether a training that starts from `checkpoint` resumes the run in its folder."""
+    """Return whether a training from `checkpoint` resumes the run in its folder."""
     if checkpoint is None or checkpoint in WORDS_FOR_CHECKPOINTS:
         return checkpoint is not None
     return Path(checkpoint).resolve().is_relative_to(folder.resolve())

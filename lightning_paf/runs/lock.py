@@ -1,4 +1,4 @@
-"""The lock of a run folder: one training at a time, on this machine and on others that share the folder."""
+"""Lock of a run folder: one training at a time, on all machines that share it."""
 
 import contextlib
 import os
@@ -15,7 +15,7 @@ from lightning_paf.utils.files import explained
 
 FILE = ".run.lock"
 TIMEOUT = 60.0
-"""Seconds without a heartbeat after which an owner on another machine counts as dead, six heartbeats."""
+"""Seconds without a heartbeat, six intervals, until a remote owner counts as dead."""
 _PAUSE = 0.5
 
 
@@ -51,7 +51,7 @@ def locked(folder: Path) -> Iterator[Callable[[], None]]:
 
 
 def check_owner(path: Path, owner: Owner) -> None:
-    """End this process, with a message, if the lock `path` no longer belongs to `owner`.
+    """End this process if the lock `path` no longer belongs to `owner`.
 
     An exception is not enough: a failing training still writes to its folder.
     """
@@ -61,7 +61,7 @@ def check_owner(path: Path, owner: Owner) -> None:
     other = read_owner(path)
     if other == owner:
         return
-    now = f"belongs to {_described(other)}" if other else "is gone"
+    now = f"belongs to {_described(other)}" if other else "was removed"
     sys.stderr.write(
         f"lightning-paf: error: This training has lost its run folder: {path} {now}. It was suspended for longer than "
         f"{TIMEOUT:.0f} s, or the file was removed. The training ends without writing anything.\n"
@@ -72,7 +72,7 @@ def check_owner(path: Path, owner: Owner) -> None:
 
 
 def _wait_for(path: Path) -> Claim:
-    """Take the lock once its owner is known to be dead; refuse once it is known to be alive."""
+    """Take the lock if its owner is dead; raise an error if it is alive."""
     heartbeats, before, waiting = Heartbeats(), read_owner(path), False
     while (claim := take(path, TIMEOUT, heartbeats)) is None:
         owner = read_owner(path)

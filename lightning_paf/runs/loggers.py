@@ -1,4 +1,4 @@
-"""Loggers of a run: `metrics.csv` and TensorBoard files, resumed without duplicates, and optional ones."""
+"""Loggers of a run: CSV and TensorBoard, resumed without duplicates, and others."""
 
 import contextlib
 import csv
@@ -21,10 +21,10 @@ EXTRAS: Mapping[str, str] = {"MLFlowLogger": "mlflow", "WandbLogger": "wandb"}
 
 
 class _RunLogger(Logger):
-    """Base of the loggers of a run folder, which explains errors of the file system."""
+    """Base of the loggers of a run folder, with explained errors of the file system."""
 
     check_owner: Callable[[], None] = staticmethod(lambda: None)
-    """Called before a write; ends the process if another one has taken over the run folder."""
+    """Function called before a write; ends a process that has lost the run folder."""
 
     @rank_zero_only
     def save(self) -> None:
@@ -45,10 +45,13 @@ class _RunLogger(Logger):
 
 
 class RunMetrics(_RunLogger, CSVLogger):
-    """Appends to the `metrics.csv` of a resumed run, which Lightning's own logger would delete."""
+    """CSV logger that appends to the `metrics.csv` of a resumed run.
+
+    Lightning's own logger would delete the file.
+    """
 
     resumed_step: int | None = 0
-    """Optimiser steps before the checkpoint to resume from; later rows are dropped. None keeps all rows."""
+    """Optimiser steps before the checkpoint; later rows are dropped. None keeps all."""
     checkpoint: str | None = None
     """Origin of the evaluated weights, a column of the table of an evaluation."""
 
@@ -68,7 +71,10 @@ class RunMetrics(_RunLogger, CSVLogger):
 
 
 class RunEvents(_RunLogger, TensorBoardLogger):
-    """TensorBoard events; those after the checkpoint of a resumed run are purged, and no row is logged twice."""
+    """TensorBoard logger that purges events after the checkpoint of a resumed run.
+
+    No row is logged twice.
+    """
 
     table: RunMetrics
     """Table of the same run, with the rows that were logged before."""
@@ -91,7 +97,7 @@ class RunEvents(_RunLogger, TensorBoardLogger):
 
 
 class _AppendingWriter(ExperimentWriter):
-    """Keeps the rows of steps before the checkpoint, and writes none of them again.
+    """Writer that keeps rows of steps before the checkpoint and does not repeat them.
 
     The last rows of an epoch can be missing, since its checkpoint is written before them.
     """
@@ -133,11 +139,11 @@ class _AppendingWriter(ExperimentWriter):
 def loggers(
     folder: Path, others: Logger | list[Logger] | bool | None, evaluated: WeightsOrigin | None = None
 ) -> list[Logger]:
-    """Return CSV and TensorBoard loggers of a folder, followed by the user's; none if the user passed false.
+    """Return CSV and TensorBoard loggers of a folder, followed by the user's.
 
     Args:
         folder: Folder of the training or evaluation.
-        others: Loggers of the user.
+        others: Loggers of the user; false disables all.
         evaluated: Origin of the evaluated weights; an evaluation appends to the rows of earlier ones.
     """
     if others is False:
@@ -152,7 +158,7 @@ def loggers(
 
 
 def check_installed(configured: Any) -> None:
-    """Refuse a logger whose package is missing.
+    """Check that the package of every logger is installed.
 
     Args:
         configured: Value of `--trainer.logger`: one or several objects with a `class_path`, or None.

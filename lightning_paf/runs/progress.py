@@ -13,14 +13,14 @@ FILE = "progress.json"
 BEAT = 10.0
 """Seconds between two heartbeats of a training."""
 SILENCE = 12 * BEAT
-"""Seconds without a heartbeat after which a training on another machine counts as dead (network folders lag)."""
+"""Seconds without a heartbeat until a training on another machine counts as dead."""
 
 State = Literal["training", "validating", "finished", "stopped", "failed"]
 
 
 @dataclass(frozen=True)
 class Progress:
-    """Content of `progress.json`. The modification time of the file is the last heartbeat.
+    """Content of `progress.json`; its modification time is the last heartbeat.
 
     Attributes:
         process: First process of the training.
@@ -56,7 +56,10 @@ class Progress:
         return seconds_left(self.step, self.steps, self.seconds_per_step)
 
     def write(self, path: Path) -> None:
-        """Write the file atomically, without flushing it: a training does not survive a power failure."""
+        """Write the file atomically, without flushing it.
+
+        After a power failure it is of no use, since the training has ended.
+        """
         partial = path.with_name(f"{path.name}.partial")
         partial.write_text(json.dumps(asdict(self), indent=2) + "\n")
         partial.replace(path)
@@ -73,7 +76,7 @@ class Progress:
 
 
 def folder_time(folder: Path) -> float:
-    """Return the time by the clock of a folder; by that of this machine if the folder is read-only."""
+    """Return the time by the clock of a folder; the local time if it is read-only."""
     clock = folder / f".{os.getpid()}.clock"
     try:
         clock.touch()

@@ -1,4 +1,4 @@
-"""Differences between the configuration of a run and that of the command that resumes it."""
+"""Comparison of a run's configuration with that of a command that resumes it."""
 
 import math
 from collections.abc import Iterator, Mapping
@@ -28,7 +28,7 @@ FREE = (
     *(f"trainer.{name}" for name in ("fast_dev_run", "log_every_n_steps", "default_root_dir", "profiler")),
     *(f"trainer.{name}" for name in ("enable_checkpointing", "enable_progress_bar", "enable_model_summary")),
 )
-"""Options, with all below them, that change neither the training nor its results: devices, paths, speed, reports."""
+"""Options, with all below them, that do not change the results of a training."""
 
 _PRECISIONS = {"None": "32-true", "32": "32-true", "64": "64-true", "16": "16-mixed", "bf16": "bf16-mixed"}
 

@@ -14,9 +14,9 @@ _PAUSE = 0.2
 
 
 def check_shared(trainer: Trainer, folder: Path, checkpoint: str | None, seconds: float) -> None:
-    """Check that all ranks see a file of the first rank in the run folder, and resume from the same checkpoint.
+    """Check that all ranks share a run folder and resume from the same checkpoint.
 
-    A collective operation: call it on all ranks.
+    The first rank creates a file that all others must see. A collective operation: call it on all ranks.
 
     Args:
         trainer: The trainer; a single rank is not checked.
@@ -35,16 +35,16 @@ def check_shared(trainer: Trainer, folder: Path, checkpoint: str | None, seconds
             folder.mkdir(parents=True, exist_ok=True)
             token.touch()
     trainer.strategy.barrier("shared folder")
-    mine = {"host": platform.node(), "folder": str(folder.resolve()), "sees": _appears(token, seconds)}
+    mine = {"host": platform.node(), "folder": str(folder.resolve()), "visible": _appears(token, seconds)}
     ranks = gathered({**mine, "checkpoint": checkpoint and Path(checkpoint).name})
     if trainer.is_global_zero:
         with contextlib.suppress(OSError):
             token.unlink()
-    blind = [f"rank {i} on {rank['host']} ({rank['folder']})" for i, rank in enumerate(ranks) if not rank["sees"]]
-    if blind:
+    missing = [f"rank {i} on {rank['host']} ({rank['folder']})" for i, rank in enumerate(ranks) if not rank["visible"]]
+    if missing:
         raise ValueError(
             f"All ranks must share one run folder, but a file of rank 0 on {ranks[0]['host']} in {ranks[0]['folder']} "
-            f"did not appear within {seconds:g} s for {', '.join(blind)}. Pass the same --run everywhere, on a file "
+            f"did not appear within {seconds:g} s for {', '.join(missing)}. Pass the same --run everywhere, on a file "
             "system that all machines mount."
         )
     if len({rank["checkpoint"] for rank in ranks}) > 1:

@@ -54,7 +54,15 @@ class ResultFile:
 
 @dataclass(frozen=True)
 class UnfinishedEvaluation:
-    """Records of an unfinished evaluation; `workers` are its live processes, `silent` the age of the last record."""
+    """Records of an unfinished evaluation.
+
+    Attributes:
+        name: Name of the evaluation.
+        records: Number of records.
+        of: Number of records of the complete evaluation.
+        silent: Seconds since the last record.
+        workers: Live processes of the evaluation.
+    """
 
     name: str
     records: int
@@ -106,7 +114,9 @@ def is_run(folder: Path) -> bool:
 
 
 def runs_in(folder: Path) -> list[Path]:
-    """Find the run folders in a folder, at any depth; a run folder itself is the only one.
+    """Find the run folders in a folder, at any depth.
+
+    For a run folder, the result is that folder only.
 
     Raises:
         ValueError: There is none.
@@ -166,7 +176,7 @@ def _life(progress: Progress | None, began: bool, silent: float) -> tuple[Life, 
         return progress.state, progress.error, None
     process = progress.process
     if process.is_dead():
-        return "dead", f"{process} is gone, last heartbeat {duration(silent)} ago", None
+        return "dead", f"{process} no longer exists, last heartbeat {duration(silent)} ago", None
     if silent > SILENCE and not process.is_near():
         return "dead", f"last heartbeat of {process} {duration(silent)} ago", None
     idle, left = progress.idle + silent, progress.seconds_left

@@ -1,4 +1,4 @@
-"""Settings of jobs with several processes: torchrun, and batch normalisation over all ranks."""
+"""Settings of distributed jobs: torchrun, and batch normalisation over all ranks."""
 
 import os
 from typing import Any
@@ -32,7 +32,9 @@ class SyncBatchNormOnAnyDevice(TorchSyncBatchNorm):
 
 
 def follow_torchrun(config: dict[str, Any]) -> None:
-    """Set the trainer's `devices` and `num_nodes` to those of torchrun, which can differ at every restart.
+    """Set the trainer's `devices` and `num_nodes` to those of torchrun.
+
+    They can differ at every restart.
 
     Args:
         config: Arguments of the trainer, modified in place; unchanged without torchrun.
@@ -65,7 +67,7 @@ def follow_torchrun(config: dict[str, Any]) -> None:
 
 
 def _number(devices: Any) -> int | None:
-    """Return the number of devices in an argument of the trainer; None if it depends on the machine."""
+    """Return the number of devices in an argument; None if it depends on the machine."""
     if isinstance(devices, list):
         return len(devices)
     text = str(devices)

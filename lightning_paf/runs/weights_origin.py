@@ -1,4 +1,4 @@
-"""Origin of the evaluated weights: a checkpoint, the starting weights, or weights in memory."""
+"""Origin of evaluated weights: a checkpoint, starting weights, or memory."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -31,7 +31,10 @@ class WeightsOrigin:
 
     @classmethod
     def of_checkpoint(cls, path: Path) -> "WeightsOrigin":
-        """Return the origin of weights in a checkpoint; only the name if it is unreadable. Executes nothing in it."""
+        """Return the origin of weights in a checkpoint, without executing its content.
+
+        If the file is unreadable, the origin is only its name.
+        """
         try:
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         except Exception:  # a folder of shards, a URL, objects of other packages

@@ -14,7 +14,9 @@ log = logging.getLogger(__name__)
 
 
 class CompiledNet:
-    """Calls a network through `torch.compile`; not a module, so neither in the state dict nor in a copy.
+    """Calls a network through `torch.compile`.
+
+    It is not a module, so neither in the state dict nor in a copy.
 
     The first call of each kind (without gradients, with them for the images, the weights, or both) checks that the
     compiled code computes the same function (see `equivalence.difference`). If not, as for a network with dropout,

@@ -1,4 +1,4 @@
-"""Faster equivalent of a model whose weights change, for attacks in adversarial training."""
+"""Faster equivalent of a model for attacks in adversarial training."""
 
 import logging
 from collections.abc import Iterator
@@ -19,17 +19,17 @@ log = logging.getLogger(__name__)
 
 
 class FoldedModel:
-    """Computes a model in eval mode by a faster path that follows its weights.
+    """Fast eval-mode equivalent of a model, refreshed from its weights.
 
     Each BatchNorm is folded into the preceding convolution. The weights of convolutions and linear layers are stored in
-    the dtype of autocast, which otherwise casts them in every pass. They take memory once more, in that dtype, and
-    their addresses do not change between refreshes. All other parameters are shared with the model.
+    the dtype of autocast, which otherwise casts them in every pass. They need additional memory, and keep their
+    addresses between refreshes. All other parameters are shared with the model.
 
     The graph is built in the first forward pass, whose images also serve to check that it computes the same function
     (see `equivalence.difference`). If a network cannot be traced or its trace differs (random layers, control flow that
     depends on images, hooks, custom gradients), the model itself is used, and a warning is logged.
 
-    There are no collective operations, and no entries in the state dict. A copied or unpickled model has None instead.
+    It runs no collective operations and is not part of the state dict. Copying or pickling replaces it by None.
 
     Args:
         model: Images (N, C, H, W) to logits (N, K).
@@ -45,7 +45,7 @@ class FoldedModel:
 
     @property
     def folded(self) -> bool:
-        """Whether the faster path is in use; known after the first forward pass."""
+        """Whether the faster path is in use; defined after the first forward pass."""
         return self._folding is not None
 
     def refresh(self) -> Forward:
@@ -70,12 +70,12 @@ class FoldedModel:
 
     def _fastest(self, x: Tensor) -> Forward:
         """The fastest path that computes the same function."""
-        folding = _checked_folding(self._model, x[:_PROBES])
-        if isinstance(folding, str):
+        folding, reason = _checked_folding(self._model, x[:_PROBES])
+        if folding is None:
             log.warning(
                 "%s has no equivalent folded copy: %s. Attacks in training use the network itself, which is slower.",
                 _name(self._model),
-                folding,
+                reason,
             )
             return self._model
         self._folding = folding
@@ -98,26 +98,30 @@ def _name(model: nn.Module) -> str:
     return type(getattr(model, "net", model)).__name__
 
 
-def _checked_folding(model: nn.Module, x: Tensor) -> Folding | str:
-    """An equivalent folding of the model, or the reason why there is none."""
+def _checked_folding(model: nn.Module, x: Tensor) -> tuple[Folding | None, str | None]:
+    """Return an equivalent folding, or None and the reason why there is none."""
     try:
         folding = Folding(model)
-        return _difference(model, folding, x) or folding
+        reason = _difference(model, folding, x)
     except Exception as error:  # a network can raise anything
-        return summary(error)
+        return None, summary(error)
+    return (folding, None) if reason is None else (None, reason)
 
 
 def _difference(model: nn.Module, folding: Folding, x: Tensor) -> str | None:
-    """Compare in single precision at noisy weights, since zero-initialised branches or heads can hide a difference."""
-    with torch.autocast(x.device.type, enabled=False), full_precision(), _revealing_weights(model):
+    """Compare in single precision at noisy weights.
+
+    Zero-initialised branches or heads could hide a difference.
+    """
+    with torch.autocast(x.device.type, enabled=False), full_precision(), _noisy_weights(model):
         folding.refresh()
         # `forward`, since the call of a graph prints errors.
         return difference(model, folding.net.forward, x.to(_wide(x)))
 
 
 @contextmanager
-def _revealing_weights(model: nn.Module) -> Iterator[None]:
-    """Replace all tensors of the model by noisy ones, and restore the original objects on exit."""
+def _noisy_weights(model: nn.Module) -> Iterator[None]:
+    """Replace the tensors of a model by noisy ones, and restore them on exit."""
     stores: list[dict[str, Any]] = [s for module in model.modules() for s in (module._parameters, module._buffers)]
     originals = [dict(store) for store in stores]
     tensors = enumerate([*model.parameters(), *model.buffers()])
@@ -132,7 +136,7 @@ def _revealing_weights(model: nn.Module) -> Iterator[None]:
 
 
 def _noisy(tensor: Tensor, seed: int) -> Tensor:
-    """Copy in at least single precision, with larger scales, shifts and statistics, and noise on weights."""
+    """Noisy copy in at least float32."""
     if not tensor.is_floating_point():
         return tensor.clone()
     wide = tensor.detach().to(_wide(tensor), copy=True)

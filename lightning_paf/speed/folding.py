@@ -1,4 +1,4 @@
-"""Graph of a network's layers, with each BatchNorm folded into the preceding convolution."""
+"""Graph of a network with each BatchNorm folded into a convolution."""
 
 import copy
 from collections import Counter
@@ -96,7 +96,10 @@ class FoldedLayer:
         self.copy._buffers = {}
 
     def refresh(self, dtype: torch.dtype) -> None:
-        """Compute the weights in at least single precision; update them in place, if dtype and layout still match."""
+        """Compute the weights in at least single precision.
+
+        They are updated in place if dtype and layout are unchanged.
+        """
         weight, bias = self.source.weight, self.source.bias
         if self.norm is not None:
             weight, bias = self._folded()
@@ -124,7 +127,10 @@ class FoldedLayer:
 
 
 def _trace(model: nn.Module) -> fx.Graph:
-    """Trace `forward`, and restore all attributes of the model, which could otherwise keep proxies of tensors."""
+    """Trace `forward`, and restore all attributes of the model.
+
+    They could otherwise keep proxies of tensors.
+    """
     if is_hooked(model) or has_global_hooks():
         raise TypeError(_HOOKED)
     stores = [store for module in model.modules() for store in (vars(module), module._parameters, module._buffers)]
@@ -151,7 +157,7 @@ def _same_objects(store: Mapping[str, object], content: Mapping[str, object]) ->
 class _Tracer(fx.Tracer):
     """Traces `forward` down to layers, including those of this package."""
 
-    proxy_buffer_attributes = True  # record computations with buffers, not their present results
+    proxy_buffer_attributes = True  # record computations with buffers, not their current results
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         layer = isinstance(m, Activation | nn.Conv2d | nn.Linear | CpuSyncBatchNorm)
@@ -185,7 +191,10 @@ def _name(target: Any, args: tuple[Any, ...]) -> str:
 
 
 def _pairs(modules: Mapping[fx.Node, nn.Module]) -> list[tuple[fx.Node, fx.Node]]:
-    """Calls of a BatchNorm with the call of the preceding convolution, if that has no other use."""
+    """Pairs of a BatchNorm call and the preceding convolution call.
+
+    The convolution must have no other use.
+    """
     calls = Counter(modules.values())
     found = []
     for node, norm in modules.items():
@@ -209,7 +218,10 @@ def _is_affine(module: nn.Module) -> bool:
 
 @torch.no_grad()
 def _is_affine_subclass(layer: nn.Conv2d | nn.Linear) -> bool:
-    """Test a subclass, which could for example standardise its weights, at random weights."""
+    """Test at random weights whether a subclass is affine.
+
+    It could, for example, standardise its weights.
+    """
     probe = copy.copy(layer)
     probe._parameters = {}
     generator = torch.Generator(layer.weight.device).manual_seed(0)

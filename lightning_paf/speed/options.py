@@ -15,7 +15,9 @@ from lightning_paf.speed.recompute import recomputed_outputs
 
 @dataclass(frozen=True)
 class Speed:
-    """Options for a faster training step, with equal results up to rounding (measured in docs/performance.md).
+    """Options for a faster training step, with equal results up to rounding.
+
+    See docs/performance.md for measurements.
 
     Args:
         channels_last: Keep weights and images in the channels-last layout.

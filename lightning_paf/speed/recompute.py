@@ -15,7 +15,7 @@ from lightning_paf.nn.activations import ParametricActivation
 
 @contextmanager
 def recomputed_outputs(model: nn.Module) -> Iterator[None]:
-    """Save the inputs of parametric activations instead of their outputs for the backward pass.
+    """Save inputs of parametric activations instead of outputs for backward.
 
     ReLU's derivative follows from its output, which the next convolution saves anyway. Other activations also save
     their input, half as much memory again. In this context, an output that a layer would save is released, and
@@ -59,7 +59,10 @@ class _Output:
     version: int
 
     def matches(self, saved: Tensor) -> bool:
-        """Whether `saved` is the unmodified output, rather than a later tensor at the same address."""
+        """Whether `saved` is the unmodified output.
+
+        A later tensor can have the same address.
+        """
         output = self.output()
         return (
             output is not None

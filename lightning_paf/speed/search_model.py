@@ -1,4 +1,7 @@
-"""Faster equivalent of a frozen model, for attacks that confirm adversarial images with the model itself."""
+"""Faster equivalent of a frozen model, for attacks in evaluations.
+
+Attacks confirm adversarial images with the original model.
+"""
 
 import copy
 import logging
@@ -44,7 +47,7 @@ class Passes:
 
 
 class SearchModel(nn.Module):
-    """Computes the logits of a model in eval mode by a faster path, and by the model itself on request.
+    """Fast eval-mode equivalent of a model, with exact logits on request.
 
     The fast path is a copy in channels-last layout without parameter gradients. BatchNorm is folded into the preceding
     convolutions, and parametric activations are one kernel each. The first call checks that it computes the same
@@ -67,14 +70,12 @@ class SearchModel(nn.Module):
 
     def __init__(self, model: nn.Module, precision: Precision = "fp32", fold: bool = True) -> None:
         if precision not in get_args(Precision):
-            raise ValueError(f"precision must be fp32 or bf16, got {precision!r}.")
+            raise ValueError(f"precision must be fp32 or bf16, got {precision!r}. Pass precision=fp32.")
         super().__init__()
         self.model = model
         self.precision = precision
         self.passes = Passes()
-        folded = _fold(model) if fold else None
-        self._refusal = folded if isinstance(folded, str) else None
-        self._folded = None if isinstance(folded, str) else folded
+        self._folded, self._refusal = _fold(model) if fold else (None, None)
         self._checked = False
         self._not_finite: Tensor | int = 0
 
@@ -99,7 +100,7 @@ class SearchModel(nn.Module):
         return self._counted(logits.float())
 
     def exact(self, x: Tensor) -> Tensor:
-        """Compute logits (N, K) in float32 by the original model, with gradients for `x` if enabled."""
+        """Compute logits (N, K) in float32 by the original model."""
         self.passes.exact += len(x)
         with torch.autocast(x.device.type, enabled=False), full_precision():
             logits: Tensor = self.model(x)
@@ -117,7 +118,10 @@ class SearchModel(nn.Module):
         self._not_finite = self._not_finite + undefined(gradient).sum()
 
     def warn_of_gradients(self) -> None:
-        """Warn of gradients that were not finite; at the end of an evaluation, since it synchronises the device."""
+        """Warn of gradients that were not finite.
+
+        Call it at the end of an evaluation, since it synchronises the device.
+        """
         count = int(self._not_finite)
         if count:
             warnings.warn(
@@ -127,7 +131,7 @@ class SearchModel(nn.Module):
             )
 
     def _check(self, x: Tensor) -> None:
-        """Drop the folded model unless it computes the same function; then convert it to its precision."""
+        """Check the folded model; then convert it to its precision, or drop it."""
         self._checked = True
         if self._folded is not None:
             folded = self._folded.forward  # the call of a graph prints errors
@@ -152,22 +156,22 @@ class SearchModel(nn.Module):
             )
 
 
-def _fold(model: nn.Module) -> fx.GraphModule | str:
-    """A folded copy of the model, or the reason why there is none."""
+def _fold(model: nn.Module) -> tuple[fx.GraphModule | None, str | None]:
+    """Return a folded copy of the model, or None and the reason why there is none."""
     if any(is_hooked(module) for module in model.modules()):
-        return "its hooks would run on the copy instead"
+        return None, "its hooks would run on the copy instead"
     try:
         with generators_kept(model):
             folding = Folding(copy.deepcopy(model).eval().requires_grad_(False))
         folding.refresh(autocast=False)
     except Exception as error:  # a network can raise anything
-        return summary(error)
+        return None, summary(error)
     fuse_activations(folding.net)
-    return folding.net.to(memory_format=torch.channels_last)
+    return folding.net.to(memory_format=torch.channels_last), None
 
 
 def _halve(net: fx.GraphModule) -> None:
-    """Store weights in bfloat16 (autocast does the rest), except those of the first and the last layer."""
+    """Store all weights but those of the first and last layer in bfloat16."""
     called = [str(node.target) for node in net.graph.nodes if node.op == "call_module"]
     targets = [target for target in called if isinstance(net.get_submodule(target), nn.Conv2d | nn.Linear)]
     outer = dict.fromkeys(targets[:1], torch.bfloat16) | dict.fromkeys(targets[-1:], torch.float32)

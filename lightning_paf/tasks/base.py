@@ -1,4 +1,4 @@
-"""Base class of the training tasks: optimiser, schedule, starting weights, epoch means and the check for NaN."""
+"""Base class of the training tasks."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -40,8 +40,8 @@ class Task(LightningModule):
         self, optimizer: OptimizerCallable, schedule: Schedule | None, decay: DecayRule, init: Path | None
     ) -> None:
         super().__init__()
-        # A function, which copies of the module share (weight averaging makes one); the command line passes an object
-        # that holds the parser, the trainer and its processes.
+        # A function, which copies of the module share (weight averaging makes one); the value from the command
+        # line holds references to the parser, the trainer and its processes.
         self.optimizer: OptimizerCallable = lambda parameters: optimizer(parameters)
         self.schedule = schedule or Cosine()
         self.decay: DecayRule = decay
@@ -49,7 +49,10 @@ class Task(LightningModule):
         self._sums, self._steps, self._start_progress = dict[str, Tensor](), 0, 0.0
 
     def load_init(self) -> None:
-        """Load the weights of `init`, in the constructor, so that copies made by weight averaging have them too."""
+        """Load the weights of `init`.
+
+        Called in the constructor, so that copies made by weight averaging have them too.
+        """
         if self.init is not None and self.init.is_file():
             load_classifier(self.model, self.init)
 
@@ -57,12 +60,15 @@ class Task(LightningModule):
         """Check that `init` exists."""
         if stage == "fit" and self.init is not None and not self.init.is_file():
             raise ValueError(
-                f"--model.init must be a checkpoint, got {self.init}, which does not exist. Train it first, as the "
-                "header of the recipe says, or pass another --model.init, or null for random weights."
+                f"--model.init must be an existing checkpoint, got {self.init}. Train it first (command in the header "
+                "of the recipe), or pass another --model.init, or null for random weights."
             )
 
     def on_fit_start(self) -> None:
-        """Seed every rank differently, for its random starts and augmentations; `seed_everything` seeds them alike."""
+        """Seed every rank differently, for its random starts and augmentations.
+
+        `seed_everything` seeds all ranks alike.
+        """
         self._steps = 0
         if self.trainer.world_size > 1:
             # Far apart: rank 1 of seed 0 must not repeat rank 0 of seed 1.
@@ -98,7 +104,7 @@ class Task(LightningModule):
         return min(1.0, self.global_step / self.trainer.estimated_stepping_batches)
 
     def epoch_state(self) -> dict[str, Any]:
-        """Return this rank's means of the current epoch, which checkpoints of Lightning lack."""
+        """Return this rank's means of the current epoch, which Lightning does not save."""
         sums = {name: total.cpu() for name, total in self._sums.items()}
         return {"sums": sums, "steps": self._steps, "began_at": self._start_progress}
 
@@ -113,14 +119,14 @@ class Task(LightningModule):
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Apply the trainer's global clipping, then that of the activations, in the order of Dai et al. (2021)."""
+        """Apply global clipping, then that of the activations, as Dai et al. (2021)."""
         self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
         for layer in self.model.modules():
             if isinstance(layer, Activation):
                 layer.clip_gradients()
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """Return the optimiser over decay groups, and the schedule, stepped after every optimiser step."""
+        """Return the optimiser over decay groups, and the schedule of its steps."""
         optimizer = self.optimizer(parameter_groups(self, self.decay))
         steps = self.trainer.estimated_stepping_batches
         if steps == float("inf"):
@@ -132,7 +138,7 @@ class Task(LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step", "name": "lr"}}
 
     def on_load_checkpoint(self, checkpoint: Mapping[str, Any]) -> None:
-        """Refuse weights of another network, with a short key difference."""
+        """Check that the weights are those of this network."""
         if difference := key_difference(self.state_dict(), checkpoint["state_dict"]):
             raise ValueError(
                 f"The checkpoint must hold a {type(self.model.net).__name__} of this configuration, got another "
@@ -143,9 +149,9 @@ class Task(LightningModule):
     def _check_finite(self, loss: Tensor) -> None:
         if torch.isfinite(loss):
             return
-        broken = [name for name, value in self.named_parameters() if not torch.isfinite(value).all()]
+        not_finite = [name for name, value in self.named_parameters() if not torch.isfinite(value).all()]
         scalars = {name: round(value.item(), 4) for name, value in self.named_parameters() if value.numel() == 1}
-        where = f"not finite: {', '.join(broken)}" if broken else "all parameters are still finite"
+        where = f"not finite: {', '.join(not_finite)}" if not_finite else "all parameters are still finite"
         raise ValueError(
             f"The loss must be finite, got {loss.item()} at step {self.global_step} ({where}; scalar parameters: "
             f"{scalars}). Lower the learning rate, or pass --trainer.gradient_clip_val 1 or --trainer.precision 32."

@@ -1,4 +1,4 @@
-"""Adversarial training of a classifier: inner maximisation and outer step, for any objective."""
+"""Adversarial training of a classifier with any objective."""
 
 from collections.abc import Callable
 from copy import deepcopy
@@ -35,8 +35,7 @@ class RobustModule(Task):
 
     Args:
         net: Network from images (N, C, H, W) to logits (N, num_classes).
-        attack: The inner maximisation of the training. Attacks of an evaluation belong to `--val_attack` and
-            `--autoattack` instead.
+        attack: The inner maximisation of the training. Evaluation attacks are set by `--val_attack` and `--autoattack`.
         objective: The training loss.
         dataset: Statistics and number of classes; follows `--data.dataset`.
         num_classes: Only for `--data.dataset npz`; follows `--data.num_classes`.
@@ -47,7 +46,7 @@ class RobustModule(Task):
             of Dai et al. (2021), which are trained on raw [0, 1] images.
         optimizer: Optimiser of all parameters; by default that of Dai et al. (2021).
         schedule: Factor of the learning rate over the training.
-        decay: What weight decay acts on: `all` (Dai et al., 2021: alpha, beta, BatchNorm and biases too),
+        decay: Parameters with weight decay: `all` (Dai et al., 2021: alpha, beta, BatchNorm and biases too),
             `activation_free` (all but alpha and beta), or `weights` (neither activation, BatchNorm nor biases).
         speed: How a training step is computed; the defaults change nothing but rounding.
         init: Checkpoint of another training of the same network, whose weights this one starts with (fine-tuning).
@@ -99,7 +98,10 @@ class RobustModule(Task):
         return logits
 
     def setup(self, stage: str) -> None:
-        """Prepare the network for training before a strategy wraps it, since wrappers depend on the memory format."""
+        """Prepare the network for training, before a strategy wraps it.
+
+        Wrappers depend on the memory format.
+        """
         super().setup(stage)
         if stage != "fit":
             return
@@ -142,7 +144,7 @@ class RobustModule(Task):
         optimizer: torch.optim.Optimizer | LightningOptimizer,
         optimizer_closure: Callable[[], Any] | None = None,
     ) -> None:
-        """Make `steps_per_batch` steps of the objective on the same batch, each with a new gradient."""
+        """Run `steps_per_batch` optimiser steps on a batch, each with a new gradient."""
         for number in range(self.objective.steps_per_batch):
             self.objective.begin_step(number)
             super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
@@ -164,13 +166,16 @@ class RobustModule(Task):
         self.log("test/acc", self.test_accuracy)
 
     def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
-        """Return probabilities (N, num_classes), NaN where the logits are not finite, and labels (N,)."""
+        """Return class probabilities and labels.
+
+        Probabilities are (N, num_classes), and NaN where the logits are not finite; labels are (N,).
+        """
         x, y = batch
         logits = self.model(x)
         return {"probabilities": logits.softmax(1).masked_fill(undefined(logits)[:, None], torch.nan), "label": y}
 
     def _check_derivatives(self, example: Tensor) -> None:
-        """Refuse an objective that differentiates a gradient if the network has no second derivatives."""
+        """Check that the network has second derivatives if the objective needs them."""
         if not self.objective.needs_double_backward:
             return
         name = type(self.objective).__name__
@@ -183,7 +188,7 @@ class RobustModule(Task):
 
 
 def _accuracies(result: StepResult, y: Tensor) -> dict[str, Tensor]:
-    """Return accuracies of a batch: adversarial, and where the objective evaluated the clean images also clean.
+    """Return adversarial accuracy of a batch, and clean accuracy if it was evaluated.
 
     `attack_success` is the fraction of images that are correct when clean and wrong under attack.
     """

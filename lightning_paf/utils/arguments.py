@@ -42,10 +42,10 @@ positive = number(int, least=1)
 
 
 class CommandParser(argparse.ArgumentParser):
-    """A parser whose errors are those of every command: one line, and exit status 1."""
+    """A parser with the errors of all commands: one line and exit status 1."""
 
     def error(self, message: str) -> NoReturn:
-        """Refuse the options.
+        """Report invalid options.
 
         Raises:
             ValueError: Always.
@@ -54,5 +54,5 @@ class CommandParser(argparse.ArgumentParser):
 
 
 def command_parser(command: str, description: str | None, epilog: str | None = None) -> CommandParser:
-    """Make the parser of `lightning-paf COMMAND`, whose options must be written in full."""
+    """Make the parser of `lightning-paf COMMAND`, without abbreviated options."""
     return CommandParser(f"lightning-paf {command}", description=description, epilog=epilog, allow_abbrev=False)

@@ -5,7 +5,10 @@ from pathlib import Path
 
 
 def modules_with(function: str, folder: Path) -> dict[str, str]:
-    """List the modules in a folder that define a function: names with hyphens, sorted, to first docstring lines."""
+    """List the modules in a folder that define a function.
+
+    Names have hyphens and are sorted; values are the first lines of docstrings.
+    """
     found = {}
     for path in sorted(folder.glob("*.py")):
         tree = ast.parse(path.read_text())

@@ -1,4 +1,7 @@
-"""Collective operations on the ranks of a job; without a process group there is one rank."""
+"""Collective operations on the ranks of a job.
+
+Without a process group there is one rank.
+"""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -30,7 +33,10 @@ def gathered(mine: Any) -> list[Any]:
 
 
 def sum_over_ranks(value: Tensor) -> Tensor:
-    """Sum a tensor of the same shape on all ranks, without modifying it; with one rank, return the tensor itself."""
+    """Sum a tensor over all ranks, without modifying it.
+
+    With one rank, the tensor itself is returned.
+    """
     if world_size() == 1:
         return value
     value = value.clone()
@@ -53,7 +59,7 @@ def mean_over_ranks(values: Sequence[Tensor]) -> list[Tensor]:
 
 @contextmanager
 def barrier_without_timeout() -> Iterator[Callable[[], None]]:
-    """Make all ranks leave a `with` block together, however long the slowest one takes.
+    """Barrier at the end of a `with` block, without a time limit.
 
     An ordinary collective operation fails after the time-out of the process group (`--trainer.strategy.timeout`, 30
     minutes by default), which an attack on one rank can exceed while the others wait. All ranks must enter. After an

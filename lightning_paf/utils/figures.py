@@ -1,4 +1,4 @@
-"""Figures without pyplot: one style, colours for colour-blind readers, atomic files."""
+"""Figures without pyplot: one style, accessible colours, atomic files."""
 
 import io
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,7 +14,10 @@ if TYPE_CHECKING:
 
 BLUE, VERMILION, WINE, GREY, LIGHT_GREY = "#0072b2", "#d55e00", "#882255", "#5e5c64", "#9a9996"
 COLOURS = (BLUE, VERMILION, "#56b4e9", WINE, "#e69f00", "#000000", "#009e73", GREY)
-"""Colours of series, mostly of Okabe and Ito (2008); the first six differ under all kinds of colour blindness."""
+"""Colours of series, mostly of Okabe and Ito (2008).
+
+The first six can be distinguished with all kinds of colour blindness.
+"""
 
 REFERENCE: Mapping[str, Any] = {"color": GREY, "linestyle": "--", "linewidth": 1.2}
 """Style of a line at a reference value."""
@@ -50,7 +53,7 @@ class Interval(Protocol):
 
 @contextmanager
 def open_figure(width: float, height: float, headline: str = "") -> "Iterator[Figure]":
-    """Open a figure on an Agg canvas, with the package's style inside the `with` block.
+    """Open a figure on an Agg canvas, in the style of the package.
 
     It ignores pyplot's state and the user's `matplotlibrc`, and restores all settings of matplotlib.
 
@@ -117,7 +120,10 @@ def draw_accuracy(
 
 
 def show_image(axes: "Axes", image: Any, title: str = "", **style: Any) -> None:
-    """Draw an array (H, W) or (H, W, 3) without ticks; `style` are options of `Axes.imshow`."""
+    """Draw an array (H, W) or (H, W, 3) without ticks.
+
+    `style` are options of `Axes.imshow`.
+    """
     axes.imshow(image, **style)
     axes.set_title(title, fontsize="small")
     axes.set(xticks=[], yticks=[])

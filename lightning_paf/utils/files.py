@@ -13,7 +13,7 @@ _NO_FOLDER = {errno.ENOTDIR, errno.EEXIST, errno.EISDIR}
 
 
 def write_whole(path: Path, content: bytes | Iterable[bytes]) -> None:
-    """Write a file atomically and durably: readers see all of it or none, even after a crash.
+    """Write a file atomically and durably, also in case of a crash.
 
     The content is written to `PATH.HEX.partial` in the same folder, synchronised to the disk, and renamed. A killed
     process can leave this temporary file behind, but never a part of the final one.
@@ -31,7 +31,7 @@ def write_whole(path: Path, content: bytes | Iterable[bytes]) -> None:
 
 
 def create_whole(path: Path, content: bytes) -> bool:
-    """Write a file unless it exists; of several processes that try at once, one succeeds.
+    """Write a file unless it exists; of concurrent processes, one succeeds.
 
     The write is atomic where the file system has hard links. Elsewhere, readers can see a part of the file.
 
@@ -64,12 +64,15 @@ def explained(path: Path, use: str) -> Iterator[None]:
         yield
     except OSError as error:
         reason = error.strerror or str(error)
-        raise ValueError(f"{path} cannot serve as {use}: {reason}. {_hint(error.errno)}") from error
+        raise ValueError(f"{path} cannot be used as {use}: {reason}. {_hint(error.errno)}") from error
 
 
 @contextlib.contextmanager
 def _partial(path: Path, content: bytes | Iterable[bytes]) -> Iterator[Path]:
-    """Temporary file with the content, synchronised to the disk; removed at the end unless it was renamed."""
+    """Temporary file with the content, synchronised to the disk.
+
+    It is removed on exit unless it was renamed.
+    """
     partial = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}.partial")
     try:
         with partial.open("xb") as stream:

@@ -1,4 +1,7 @@
-"""SHA-256 fingerprints of weights, samples and evaluation code; the same on every machine."""
+"""SHA-256 fingerprints of weights, samples and evaluation code.
+
+They are the same on every machine.
+"""
 
 import ast
 import hashlib
@@ -45,7 +48,10 @@ def sample_fingerprints(x: Tensor, y: Tensor) -> NDArray[np.uint8]:
 
 @cache
 def code_fingerprint() -> str:
-    """Fingerprint of the version and of the sources of an evaluation, without comments, docstrings and layout."""
+    """Fingerprint of the version and the source code of evaluations.
+
+    It ignores comments, docstrings and layout of Python files.
+    """
     package = Path(lightning_paf.__file__).parent
     digest = hashlib.sha256(lightning_paf.__version__.encode())
     for unit in _EVALUATION_CODE:
@@ -72,6 +78,6 @@ def _is_text(node: ast.AST) -> bool:
 
 
 def tensor_bytes(tensor: Tensor) -> bytes:
-    """Values of a tensor in row-major order, little-endian, as on every machine that PyTorch supports."""
+    """Content of a tensor in row-major order, little-endian."""
     flat = tensor.detach().cpu().contiguous().reshape(-1)
     return flat.view(torch.uint8).numpy().tobytes()

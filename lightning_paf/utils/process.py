@@ -8,13 +8,13 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Process:
-    """A process, distinguished from a later one with the same number.
+    """A process, distinguished from a later one with the same PID.
 
     Attributes:
         host: Name of the machine.
-        pid: Number of the process.
-        started: Start time in clock ticks of the kernel, since numbers of ended processes are reused.
-        system: Boot and process namespace of the machine; empty if unknown, and then no process counts as dead.
+        pid: Process ID.
+        started: Start time in clock ticks of the kernel, since PIDs are reused.
+        system: Boot and process namespace of the machine; empty if unknown; then no process is considered ended.
     """
 
     host: str
@@ -33,7 +33,7 @@ class Process:
         return bool(self.system) and self.system == this_system()
 
     def is_dead(self) -> bool:
-        """Return whether the process has certainly ended; False for one on another machine."""
+        """Return whether a local process has ended; False on another machine."""
         return self.is_near() and self.started != start_of(self.pid)
 
     def __str__(self) -> str:
@@ -41,7 +41,7 @@ class Process:
 
 
 def this_system() -> str:
-    """Return the boot and the process namespace of this machine on Linux; empty on other systems."""
+    """Return the boot and PID namespace on Linux; empty on other systems."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         return f"{boot} {Path('/proc/self/ns/pid').readlink()}"
@@ -50,7 +50,10 @@ def this_system() -> str:
 
 
 def start_of(pid: int) -> str:
-    """Return the start time of a process; empty if it has ended, even if its exit status has not been read."""
+    """Return the start time of a process; empty if it has ended.
+
+    A zombie process counts as ended.
+    """
     try:
         state, *fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except (OSError, ValueError):

@@ -4,7 +4,7 @@ from fractions import Fraction
 
 
 def radius_from_text(text: str) -> Fraction:
-    """Parse a decimal number or a fraction of two exactly: `8/255`, `2.5/255`, `8./255`, `0.031`.
+    """Parse a radius exactly: `8/255`, `2.5/255`, `8./255`, `0.031`.
 
     Raises:
         ValueError: Any other text.

@@ -48,7 +48,7 @@ def test_the_help_of_an_analysis_fits_a_terminal(name, capsys, monkeypatch):
         (["saliency", "--ckpt", "no", "--grid", "0"], "--grid: must be at least 1, got 0"),
         (["concentration", "--ckpt", "no", "--starts", "1"], "--starts: must be at least 2, got 1"),
         (["concentration", "--ckpt", "no", "--eps", "8/0"], "--eps: must be above 0, got 8/0"),
-        (["protection", "--ckpt", "a", "b", "--protected", "0"], "got 2 of --ckpt and 1 of --protected"),
+        (["protection", "--ckpt", "a", "b", "--protected", "0"], "got 1 classes and 2 checkpoints"),
         (["ladder", "--ckpt", "no", "--out", "a.npz", "--flip", "1.5"], "--flip: must be above 0 and at most 1"),
         (["ladder", "--ckpt", "no", "--out", "a.npz", "--temperature", "0"], "--temperature: must be above 0, got 0"),
         (["ladder", "--ckpt", "no", "--out", "a.npz", "--epochs", "0"], "--epochs: must be at least 1, got 0"),
@@ -111,7 +111,7 @@ def test_protection_of_several_runs(checkpoint, tmp_path, capsys):
     assert content["pgd"][0]["overall"] <= content["clean"][0]["overall"]
     assert status("analyze", *words, 99) == 1
     rejected = capsys.readouterr()
-    assert "the protected class 99 and some another one, got 0" in rejected.err
+    assert "must include class 99 and other classes, got 0 of class 99" in rejected.err
     assert rejected.out == "", "both classes are checked before the first attack"
 
 
@@ -119,7 +119,7 @@ def test_logistic(tmp_path, capsys):
     figure, numbers = tmp_path / "new" / "logistic.png", tmp_path / "other" / "logistic.json"
     printed = analyzed(capsys, "logistic", "--classes", 3, 8, "--figure", figure, "--json", numbers)
     assert "digits 3 and 8" in printed
-    assert "They agree at every eps." in printed
+    assert "Attacks and closed form agree at every eps." in printed
     assert figure.read_bytes().startswith(b"\x89PNG")
     content = json.loads(numbers.read_text())
     assert content["classes"] == [3, 8]
@@ -135,14 +135,14 @@ def test_attack_that_misses_the_optimum_raises_the_alarm(monkeypatch, capsys):
     monkeypatch.setattr(PGD, "perturb", lambda self, forward, x, y, loss: x)
     assert status("analyze", "logistic", "--eps-max", 0.4) == 1
     printed = capsys.readouterr().out
-    assert "ALARM: attack and closed form differ at eps" in printed
+    assert "FAILED: attack and closed form differ at eps" in printed
     assert "from x - s eps sign(w): 4.0e-01" in printed
 
 
 def test_unwritable_file_is_reported(tmp_path, capsys):
     (tmp_path / "file").touch()
     assert status("analyze", "logistic", "--figure", tmp_path / "file" / "figure.png") == 1
-    assert "figure.png cannot serve as an output file" in capsys.readouterr().err
+    assert "figure.png cannot be used as an output file" in capsys.readouterr().err
 
 
 def test_module_without_the_function_is_no_analysis(tmp_path, monkeypatch, capsys):

@@ -1,3 +1,5 @@
+"""The command `certify`: table, files and invalid options."""
+
 import json
 
 import pytest

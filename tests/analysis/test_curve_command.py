@@ -1,3 +1,5 @@
+"""The command for security curves: table, figure, numbers and default grid."""
+
 import json
 from fractions import Fraction
 

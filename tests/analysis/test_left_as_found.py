@@ -1,4 +1,4 @@
-"""Analyses leave the model as found, and those with a seed the global generator."""
+"""Analyses leave the model unchanged, and those with a seed the global generator."""
 
 import pytest
 import torch

@@ -75,7 +75,7 @@ def test_fixed_eps_brackets_the_radius_and_the_check_agrees(norm):
     assert 0 < robust.sum() < len(radius)
     assert curve.norm == norm
     np.testing.assert_array_equal(curve.fooled, np.where(robust, grid[above], 0))
-    np.testing.assert_array_equal(curve.survived, np.where(robust, grid[above - 1], 0))
+    np.testing.assert_array_equal(curve.robust, np.where(robust, grid[above - 1], 0))
     assert [a.correct for _, a in curve.points] == [np.count_nonzero(radius > float(e)) for e in (0, *GRID[norm])]
     check = recheck(model, curve, pgd(norm), samples)
     assert check.eps == (GRID[norm][0], GRID[norm][len(GRID[norm]) // 2], GRID[norm][-1])

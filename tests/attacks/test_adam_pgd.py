@@ -1,3 +1,5 @@
+"""PGD with Adam: the optimum of a linear loss, and equality with torch's Adam."""
+
 import torch
 from helpers.digits_net import lambda_module
 from helpers.fakes import images, tiny_classifier

@@ -1,3 +1,5 @@
+"""Base class of attacks: gradients, losses and input checks."""
+
 import pytest
 import torch
 from torch import nn

@@ -149,8 +149,8 @@ def test_sign_estimate_points_where_the_distance_grows():
     torch.manual_seed(0)
     theta = unit(-normal + 0.8 * unit(torch.randn_like(normal)))
     g = exact / -(normal * theta).sum(1)
-    oracle = Decisions(model, x, y, attack.queries, None)
-    gradient = attack.estimate(oracle, torch.arange(6), theta, g, torch.full((6,), 1e-2))
+    decisions = Decisions(model, x, y, attack.queries, None)
+    gradient = attack.estimate(decisions, torch.arange(6), theta, g, torch.full((6,), 1e-2))
     across = normal - (normal * theta).sum(1, keepdim=True) * theta
     cosines = torch.cosine_similarity(gradient, across)
     assert (cosines > 0.75).all()

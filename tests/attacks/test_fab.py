@@ -1,3 +1,5 @@
+"""Targeted FAB: closed forms on linear models, and agreement with the package."""
+
 import math
 
 import pytest

@@ -65,7 +65,7 @@ def test_unknown_attacks_and_norms_are_rejected():
     for name in ("NoAttack", "LinfPGD"):
         with pytest.raises(ValueError, match=f"must be a minimal-norm attack of foolbox, got {name}"):
             FoolboxAttack(name)
-    with pytest.raises(ValueError, match="for DDNAttack of foolbox, got linf"):
+    with pytest.raises(ValueError, match="norm must be l2 for DDNAttack, got linf"):
         FoolboxAttack("DDNAttack", norm="linf")
 
 

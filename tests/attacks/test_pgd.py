@@ -1,3 +1,5 @@
+"""PGD: steps by hand, starts, projections, and Danskin's theorem."""
+
 import warnings
 
 import pytest

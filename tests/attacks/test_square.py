@@ -1,3 +1,5 @@
+"""Square: optima of linear models, agreement with the package, and its windows."""
+
 import pytest
 import torch
 from helpers.digits_net import Recorder, digits
@@ -99,12 +101,12 @@ def test_sizes_of_the_squares_as_in_the_package(norm):
     from pyautoattack.square import SquareAttack
 
     package = SquareAttack(None, resc_schedule=False)
-    walk = square._WALKS[norm](torch.rand(1, 3, 32, 32), 0.1, 1, 0.8)
+    search = square._SEARCHES[norm](torch.rand(1, 3, 32, 32), 0.1, 1, 0.8)
     for query in [*range(0, 60), *range(190, 210), 500, 501, 1000, 1001, 2000, 2001, 4000, 4001, 6001, 8000, 8001]:
         side = round((package.p_selection(query) * 32 * 32) ** 0.5)
         if norm == "l2":
             side = max(side, 3) + (max(side, 3) % 2 == 0)
-        assert walk.side(query) == max(side, 1)
+        assert search.side(query) == max(side, 1)
 
 
 @norms

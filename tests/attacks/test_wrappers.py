@@ -1,3 +1,5 @@
+"""`WorstOf` and `Restarts`: choice of the worst image per example."""
+
 from itertools import pairwise
 
 import pytest

@@ -1,3 +1,5 @@
+"""Logged parameters, warnings and plots of the activations."""
+
 import math
 import warnings
 
@@ -19,7 +21,7 @@ from lightning_paf.nn.activations.plot import ActivationSite, draw_activations, 
 
 
 class Module(LightningModule):
-    """Trains alpha alone, by a step of +1 in each epoch of one batch."""
+    """Training of alpha alone, by a step of +1 in each epoch of one batch."""
 
     def __init__(self, activation: nn.Module) -> None:
         super().__init__()
@@ -58,7 +60,7 @@ def pictures(folder) -> list[str]:
 
 @pytest.fixture
 def drawn(monkeypatch) -> list[list[ActivationSite]]:
-    """Records the sites of every figure, which is not drawn."""
+    """Record the sites of every figure, which is not drawn."""
     figures: list[list[ActivationSite]] = []
     monkeypatch.setattr(activation_monitor, "draw_activations", lambda sites, title: figures.append(list(sites)))
     monkeypatch.setattr(activation_monitor, "figure_png", lambda figure: b"")

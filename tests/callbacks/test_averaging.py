@@ -1,3 +1,5 @@
+"""Weight averages in closed form, in checkpoints and in validation."""
+
 import pickle
 import warnings
 

@@ -1,3 +1,5 @@
+"""Running statistics that start with the first batch."""
+
 import pytest
 import torch
 from helpers.trainers import trainer

@@ -1,4 +1,4 @@
-"""An interrupted training ends like an uninterrupted one: bit by bit, and with the same rows in `metrics.csv`."""
+"""An interrupted training ends with the weights and metrics of a complete one."""
 
 import json
 import random
@@ -81,7 +81,7 @@ def test_a_training_resumes_with_other_options(options, saved, column, base, tmp
 
 
 def test_a_killed_run_resumes_in_its_folder(base, uninterrupted, tmp_path):
-    """Killed at a random step: the table has later rows than the checkpoint, or there is no checkpoint yet."""
+    """The table has later rows than the checkpoint, or there is no checkpoint yet."""
     step = random.randrange(2 * EPOCH)
     print(f"step {step}")
     run, log = tmp_path / "run", tmp_path / "log"

@@ -1,4 +1,4 @@
-"""The detector of catastrophic overfitting: its measurements, its rules and its rollback."""
+"""Measurements, rules and roll-back of the overfitting detector."""
 
 import json
 import math
@@ -19,7 +19,10 @@ from lightning_paf.callbacks.overfitting_detector import Measurement, Overfittin
 
 
 class Waves(nn.Module):
-    """A margin of period eps along the brightness: a step of eps changes nothing, smaller steps find the trough."""
+    """A margin with period eps along the brightness.
+
+    A step of eps does not change it; smaller steps find the minimum.
+    """
 
     def __init__(self, eps: float) -> None:
         super().__init__()
@@ -50,7 +53,7 @@ def test_the_rules(found, best, overfits):
 
 def test_a_network_that_is_robust_to_single_steps_only_is_found():
     eps = 0.1
-    x = 0.5 + 0.01 + torch.zeros(64, 1, 4, 4)  # close to a crest
+    x = 0.5 + 0.01 + torch.zeros(64, 1, 4, 4)  # close to a maximum
     clean, fgsm, pgd, cosines, known, n = _counts(Waves(eps), x, torch.zeros(64).long(), FGSM(eps), eps).tolist()
     assert clean == fgsm == n == 64
     assert pgd < 32
@@ -169,7 +172,7 @@ def test_every_epoch_is_measured_by_default(base, tmp_path):
 
 @pytest.mark.slow
 def test_two_processes_decide_the_same(base, tmp_path):
-    """Each measures its part of the images; both restore the same weights."""
+    """Each process measures a part of the images; both restore the same weights."""
     both = ["--trainer.devices", "2", "--trainer.strategy", "ddp", "--averaging", "null", "--trainer.max_epochs", "2"]
     scripted = detector(action="roll_back", found_at=4)
     callbacks = f'--trainer.callbacks=[{scripted}, {{"class_path": "helpers.ddp_worker.Recorder"}}]'

@@ -1,3 +1,5 @@
+"""Predictions of `predict`: order, identity and several processes."""
+
 import numpy as np
 import pytest
 import torch
@@ -12,7 +14,7 @@ SAMPLES = 11
 
 
 class Echo(LightningModule):
-    """Class of sample i: i modulo 3, predicted correctly if i is even; the probability depends on i."""
+    """Class i modulo 3 of sample i, predicted if i is even; the probability encodes i."""
 
     def predict_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> dict[str, Tensor]:
         x, y = batch
@@ -68,7 +70,7 @@ def test_a_file_of_unknown_origin_is_kept(old, tmp_path):
 
 
 def test_predictions_of_other_images_are_kept(tmp_path):
-    """As for a corrupted copy of a dataset, with the same labels."""
+    """Indices and labels repeat, as in a corrupted copy of a dataset."""
     numbers, labels = dataset().tensors
     for x in (numbers, numbers + 6):
         trainer(tmp_path).predict(Echo(), DataLoader(TensorDataset(x, labels), 4))

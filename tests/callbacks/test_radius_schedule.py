@@ -1,3 +1,5 @@
+"""Schedule of the radius of the training attack."""
+
 from fractions import Fraction
 
 import pytest

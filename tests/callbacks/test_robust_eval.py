@@ -1,3 +1,5 @@
+"""Robust accuracy in validation and test, and its files."""
+
 import json
 
 import pytest
@@ -71,7 +73,7 @@ def test_a_subset_can_be_evaluated(tmp_path):
 
 
 class Watch(Callback):
-    """Records which validations were evaluated."""
+    """Recorder of the evaluated validations."""
 
     def __init__(self, callback: RobustEval) -> None:
         self.callback, self.evaluated = callback, []
@@ -164,7 +166,7 @@ def test_a_repeated_test_reads_its_records(tmp_path, monkeypatch):
 
 def test_a_named_state_refuses_another_evaluation(tmp_path):
     evaluate(tmp_path, state_dir=tmp_path / "mine")
-    with pytest.raises(ValueError, match="seed: here 1, state 0"):
+    with pytest.raises(ValueError, match="seed is 1 here, 0 in the state"):
         evaluate(tmp_path, state_dir=tmp_path / "mine", seed=1)
 
 
@@ -185,7 +187,7 @@ def test_a_stop_rule_evaluates_random_samples(tmp_path):
 
 
 class Learner(BrightnessModule):
-    """Has weights that every step changes."""
+    """A module whose weights change in every step."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -209,7 +211,7 @@ def test_weights_in_memory_are_identified_by_their_hash(tmp_path):
 
 
 def test_a_result_written_meanwhile_is_kept(tmp_path, monkeypatch):
-    """As when two checkpoints are tested at the same time."""
+    """Two checkpoints are tested at the same time."""
     other = tmp_path / f"{STEM}.json"
     perturb = PGD.perturb
 

@@ -1,4 +1,4 @@
-"""A training stopped by a signal saves a checkpoint, exits with status 75, and resumes exactly."""
+"""Trainings stopped by a signal: checkpoint, exit status 75, exact resume."""
 
 import os
 import signal
@@ -52,7 +52,7 @@ def test_a_training_stops_after_the_batch_and_resumes(number, step, validating, 
 
 
 def fit_signalled_in_setup(*words):
-    """`fit`, with SIGUSR1 before anything can be saved."""
+    """Run `fit`, with SIGUSR1 before anything can be saved."""
     setup = StopOnSignal.setup
 
     def signalled(self, *arguments, **named):
@@ -64,7 +64,7 @@ def fit_signalled_in_setup(*words):
 
 
 def fit_interrupted_twice(*words):
-    """`fit`, with Ctrl-C twice in one step."""
+    """Run `fit`, with Ctrl-C twice in one step."""
     begin = StopOnSignal.on_train_batch_end
 
     def interrupted(self, *arguments, **named):
@@ -103,7 +103,7 @@ def test_a_refused_command_restores_the_signal_mask(base, tmp_path):
 
 
 def test_lightning_does_not_requeue_slurm_jobs(monkeypatch):
-    """It saves inside the handler, at any instruction of any rank."""
+    """Lightning would save inside the handler, at any instruction of any rank."""
     job = {"JOB_ID": 1, "JOB_NAME": "train", "NTASKS": 1, "NTASKS_PER_NODE": 1, "NNODES": 1}
     for name, value in {**job, "PROCID": 0, "LOCALID": 0, "NODEID": 0}.items():
         monkeypatch.setenv(f"SLURM_{name}", str(value))
@@ -117,7 +117,7 @@ def test_lightning_does_not_requeue_slurm_jobs(monkeypatch):
 
 @pytest.fixture
 def handlers():
-    """Restores the handlers of all signals."""
+    """Restore the handlers of all signals."""
     numbers = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP)
     before = {number: signal.getsignal(number) for number in numbers}
     yield
@@ -135,7 +135,7 @@ def test_after_an_error_a_signal_ends_the_process(handlers):
 
 
 def test_ignored_signals_stay_ignored(handlers):
-    """As with `nohup`."""
+    """SIGHUP is ignored, as under `nohup`."""
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     StopOnSignal().on_train_start(None, None)
     assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN

@@ -18,7 +18,7 @@ CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
 
 class Clock:
-    """A controlled clock, in place of the `time` module."""
+    """A fake of the `time` module, advanced by the test."""
 
     def __init__(self) -> None:
         self.time = 0.0
@@ -50,7 +50,7 @@ def trainer(ranks: int = 1) -> SimpleNamespace:
 
 
 class Epoch:
-    """Calls the hooks of a trainer while the clock advances."""
+    """Caller of the hooks of a trainer, with an advancing clock."""
 
     def __init__(self, clock: Clock, ranks: int = 1, device: torch.device = CPU) -> None:
         self.clock, self.trainer, self.callback = clock, trainer(ranks), Throughput()
@@ -96,8 +96,8 @@ def test_times_are_assigned_to_their_activity(clock):
     epoch.validate(5)
     found = epoch.end()
     assert found["seconds"] == 15
-    shares = {name: 15 * found[name] for name in ("data", "attack", "update", "validation")}
-    assert shares == pytest.approx({"data": 1.5, "attack": 6, "update": 2.5, "validation": 5})
+    seconds = {name: 15 * found[name] for name in ("data", "attack", "update", "validation")}
+    assert seconds == pytest.approx({"data": 1.5, "attack": 6, "update": 2.5, "validation": 5})
     assert found["images_per_second"] == pytest.approx(16 / 10), "validation does not count"
     assert 0 < found["peak_rss_gib"] < 1000
 
@@ -126,9 +126,9 @@ def test_fractions_are_at_most_one_together(steps):
             epoch.step(data, attack, update + 1e-3)
             epoch.save(other)
         found = epoch.end()
-    shares = [found[name] for name in ("data", "attack", "update", "validation")]
-    assert all(share >= -1e-5 for share in shares)
-    assert sum(shares) <= 1 + 1e-5
+    fractions = [found[name] for name in ("data", "attack", "update", "validation")]
+    assert all(fraction >= -1e-5 for fraction in fractions)
+    assert sum(fractions) <= 1 + 1e-5
 
 
 def test_images_of_all_ranks_are_counted(clock):
@@ -222,8 +222,8 @@ def test_a_run_logs_its_times(tmp_path):
     assert [row["epoch"] for row in measured] == [0, 1]
     assert [row["step"] for row in measured] == [row["step"] for row in rows if "train/loss" in row]
     for row in measured:
-        shares = [row[f"run/{name}"] for name in ("attack", "update", "data", "validation")]
-        assert 0.3 < sum(shares) <= 1
+        fractions = [row[f"run/{name}"] for name in ("attack", "update", "data", "validation")]
+        assert 0.3 < sum(fractions) <= 1
         assert row["run/attack"] > 0
         assert row["run/images_per_second"] > 1
     assert measured[0]["run/validation"] == 0 < measured[1]["run/validation"]
@@ -232,7 +232,7 @@ def test_a_run_logs_its_times(tmp_path):
 
 @pytest.mark.parametrize("attack", [FGSM(), Recorded(FGSM())], ids=["attack", "recorded"])
 def test_attacks_are_timed_within_steps_only(attack, clock):
-    """Also an attack wrapped by an objective such as `AWP`, and never after a failed step."""
+    """Wrapped attacks are timed too (`AWP`), and none after a failed step."""
     epoch, model, (x, y) = Epoch(clock), tiny_classifier(), images(2)
     model.register_forward_hook(lambda *_: setattr(clock, "time", clock.time + 1))
     torch.manual_seed(0)

@@ -1,3 +1,5 @@
+"""Validation that starts from earlier adversarial images."""
+
 import json
 
 import pytest
@@ -53,7 +55,7 @@ def test_perturbations_are_in_the_checkpoint():
 
 
 def test_attacks_without_starting_points_are_refused():
-    with pytest.raises(ValueError, match="only APGD can"):
+    with pytest.raises(ValueError, match="only APGD does"):
         WarmEval(PGD(EPS))
 
 
@@ -64,7 +66,7 @@ def test_the_states_of_several_ranks_are_joined():
 
 
 def train_and_resume(words: list[str], folder: str) -> None:
-    """On each rank, train with a checkpoint of every step, and resume from one of them."""
+    """On each rank, train with a checkpoint of every step, and resume from one."""
     train([*words, "--trainer.callbacks+=helpers.resume_helpers.Saver", "--run", f"{folder}/uninterrupted"])
     train([*words, "--ckpt_path", f"{folder}/uninterrupted/saved/step5.ckpt", "--run", f"{folder}/resumed"])
 

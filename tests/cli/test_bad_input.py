@@ -1,4 +1,4 @@
-"""Bad input: a clear error before training starts, a nonzero exit status, and no file overwritten."""
+"""Bad input: a clear error before training, nonzero exit, no file overwritten."""
 
 import os
 import pickle
@@ -82,7 +82,7 @@ BAD_FILES = {
     ),
     "float images": (changed(image=IMAGE / 255), r"must be uint8 .* got float64"),
     "channels first": (changed(image=IMAGE.transpose(0, 3, 1, 2).copy()), "This is NCHW"),
-    "gray": (changed(image=IMAGE[..., 0].copy()), r"images\[..., None\], and pass --data.channels 1"),
+    "grey": (changed(image=IMAGE[..., 0].copy()), r"images\[..., None\], and pass --data.channels 1"),
     "label too large": (changed(label=np.arange(12)), "labels must be 0 to 2, got 0 to 11"),
     "label negative": (changed(label=np.arange(12) % 3 - 1), "labels must be 0 to 2, got -1 to 1"),
     "other number of labels": (changed(label=np.arange(11) % 3), r"labels of 12 images must have shape .* got \(11,\)"),
@@ -225,7 +225,7 @@ def test_a_mistyped_class_lists_the_known_ones(argument, typed, suggested, other
 @pytest.mark.parametrize("typed", ["BIM", "lightning_paf.attacks.BIM"])
 def test_a_class_of_an_earlier_version_names_its_replacement(typed, tiny, capsys):
     error = parser_error(capsys, "-c", tiny, "--val_attack", "RobustEval", "--val_attack.attack", typed)
-    assert f"attack={typed} is gone: PGD with start=none" in error
+    assert f"attack={typed} was removed: PGD with start=none" in error
     assert "names no known class" not in error
 
 

@@ -1,4 +1,4 @@
-"""Complete runs of `fit`, `validate`, `test` and `predict`, and the merging of their configurations."""
+"""Complete runs of the training commands, and merging of configurations."""
 
 import csv
 import json
@@ -197,7 +197,7 @@ def test_typed_sizes_of_the_network_must_be_those_of_the_data(words, message):
         built("-c", "demo/digits", "--model.net", "small", *words)
 
 
-def test_gray_images_are_trained_and_tested(tmp_path):
+def test_grey_images_are_trained_and_tested(tmp_path):
     config = write_experiment(tmp_path)
     for path in (tmp_path / "images").glob("*.npz"):
         arrays = dict(np.load(path))
@@ -224,7 +224,7 @@ def test_a_run_resumes_in_its_folder(copied):
 
 
 def test_more_epochs_continue_a_finished_run_exactly(tiny, tmp_path):
-    """`last` starts a new training in an empty folder, so that the same command can be repeated."""
+    """`last` starts a new run in an empty folder, so the command can be repeated."""
     steady = ["--averaging", "WarmupEMA", "--model.schedule", "Constant", "--model.attack.start", "none"]
     for run, epochs in (("expected", "2"), ("parts", "1"), ("parts", "2")):
         words = ["--trainer.max_epochs", epochs, "--ckpt_path", "last", "--run", tmp_path / run]
@@ -249,7 +249,7 @@ def test_another_run_in_the_same_folder_is_refused(tiny, trained, copied, capsys
 def test_a_missing_init_leaves_the_folder_free(tiny, tmp_path, capsys):
     run = ["--run", tmp_path / "run"]
     assert status("fit", "-c", tiny, "--model.init", tmp_path / "none.ckpt", *run) == 1
-    assert "Train it first, as the header of the recipe says" in capsys.readouterr().err
+    assert "Train it first (command in the header of the recipe)" in capsys.readouterr().err
     assert status("fit", "-c", tiny, *run) == 0
 
 
@@ -306,7 +306,7 @@ def test_predict_writes_every_sample_once(tiny, trained):
 
 
 def test_a_saved_configuration_is_built_without_running(trained):
-    """For notebooks; the file also holds options of the commands."""
+    """Notebooks use it; the file also holds options of the commands."""
     before = content(trained)
     assert built("-c", trained / "config.yaml").model.model.num_classes == 3
     assert content(trained) == before

@@ -40,7 +40,7 @@ def plain(value) -> bool:
 
 
 def test_options_override_the_checkpoint(trained, checkpoint, tmp_path):
-    """LightningCLI would silently merge the hyper-parameters of the checkpoint over the command line."""
+    """LightningCLI would silently override options by checkpoint hyper-parameters."""
     typed = ["--model.attack.eps", "16/255", "--model.attack.step_size", "9/255", "--model.decay", "all"]
     words = ["test", "-c", trained / "config.yaml", "--ckpt_path", checkpoint, *typed, "--run", tmp_path]
     cli = train([str(word) for word in words])
@@ -66,7 +66,7 @@ def test_a_checkpoint_loads_without_a_command_line(checkpoint):
 
 
 def test_the_optimiser_options_of_lightning_are_unknown(tiny):
-    """Lightning's `--optimizer` would put all parameters into one group, and `--lr_scheduler` steps once an epoch."""
+    """They would put all parameters into one group and step schedules once an epoch."""
     for words in (["--optimizer", "SGD"], ["--lr_scheduler", "StepLR"]):
         assert status("fit", "-c", tiny, *words) == 2
 

@@ -388,7 +388,7 @@ def test_a_name_that_is_a_path_is_refused_in_one_line(slot, trained, capsys):
 
 @pytest.mark.parametrize("command", ["fit", "test"])
 def test_two_evaluations_with_one_name_are_refused(command, tiny, run, tmp_path, capsys):
-    """The metric would be the mean of both."""
+    """With one name, the metric would be the mean of both."""
     second = ["--autoattack", "RobustEval", "--autoattack.attack", "FGSM", "--autoattack.attack.eps", "2/255"]
     where = ["-c", tiny, "--run", tmp_path / "new"] if command == "fit" else ["--run", run, "--ckpt_path", "last"]
     error = refusal(capsys, command, *where, *second)

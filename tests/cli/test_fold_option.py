@@ -1,4 +1,4 @@
-"""The folded model on the command line: replacement gradients are kept, the reason is logged, an option disables it."""
+"""The folded model on the command line: replaced gradients, log and option."""
 
 import json
 

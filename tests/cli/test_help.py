@@ -9,7 +9,7 @@ import pytest
 from helpers.cli_runs import status
 
 import lightning_paf
-from lightning_paf.__main__ import GONE, TRAINING, _commands
+from lightning_paf.__main__ import REMOVED, TRAINING, _commands
 from lightning_paf.attacks import PGD, AutoAttack
 from lightning_paf.callbacks import RobustEval
 from lightning_paf.cli.training import HelpfulParser
@@ -53,11 +53,11 @@ def test_an_unknown_command_without_a_similar_one(capsys):
     assert "Did you mean" not in error
 
 
-@pytest.mark.parametrize("command", GONE)
+@pytest.mark.parametrize("command", REMOVED)
 def test_a_removed_command_names_its_replacement(command, capsys):
     assert status(command, "write", "--help") == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith(f"lightning-paf: {command} is gone: `")
+    assert line.startswith(f"lightning-paf: {command} was removed. ")
 
 
 OF_CLASSES = {
@@ -92,7 +92,7 @@ def test_the_full_help_of_a_command_builds_one_parser(monkeypatch, capsys):
     assert [key for _, key in parsers] == ["trainer", "model", "data"]
     output = " ".join(capsys.readouterr().out.split())
     for text in (
-        "What weight decay acts on",  # RobustModule
+        "Parameters with weight decay",  # RobustModule
         "Fraction of real images in a batch",  # RobustDataModule
         "Run folder: config, metrics",  # PafCLI
     ):

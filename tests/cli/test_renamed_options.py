@@ -1,4 +1,4 @@
-"""Options of earlier versions: an error names the new one, and saved configurations are read."""
+"""Options of earlier versions: errors with new names, and saved configurations."""
 
 import pytest
 import yaml
@@ -20,7 +20,7 @@ def test_an_old_name_on_the_command_line_is_an_error_with_the_new_one(tmp_path, 
     assert status("fit", "-c", write_experiment(tmp_path), typed) == 1
     error = capsys.readouterr().err
     assert error.count("\n") == 1
-    assert f"{typed.split('=')[0]} is gone. Pass {new} instead." in error
+    assert f"{typed.split('=')[0]} was renamed. Pass {new}." in error
 
 
 def test_a_removed_stop_rule_is_an_error_with_the_known_ones(tmp_path, capsys):

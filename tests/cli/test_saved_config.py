@@ -1,4 +1,4 @@
-"""A configuration found next to a checkpoint builds networks and plug-ins, and runs no code of its author."""
+"""A configuration found next to a checkpoint runs no code of its author."""
 
 import os
 import shutil
@@ -374,7 +374,7 @@ def test_files_of_images_and_weights_can_be_named(run, tmp_path, monkeypatch):
 
 
 def test_no_module_of_the_working_folder_is_imported(run, tmp_path):
-    """Nor any optional import of torch and Lightning."""
+    """Optional imports of torch and Lightning do not find one either."""
     folder = tmp_path / "working"
     folder.mkdir()
     for module in ("timm", "yaml", "difflib", "opt_einsum", "wandb", "stranger"):

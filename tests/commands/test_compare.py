@@ -1,3 +1,5 @@
+"""`compare` of two results."""
+
 import json
 
 import numpy as np

@@ -112,7 +112,7 @@ def test_import_export_import_gives_identical_tensors_and_the_leaderboard_entry(
 def test_a_result_of_other_weights_is_refused(run, tmp_path):
     result = EvaluationResult("pgd", {}, np.array([1], np.uint8), 1.0, fingerprints={"model": "0" * 64})
     result.save(tmp_path / "result.json")
-    with pytest.raises(ValueError, match=r"--result must be of the weights in .*imported\.ckpt"):
+    with pytest.raises(ValueError, match=r"--result must belong to the weights in .*imported\.ckpt"):
         exported(run, tmp_path / "out", "--formats", "model_info", "--result", tmp_path / "result.json")
     assert not list((tmp_path / "out").iterdir())
 
@@ -124,8 +124,8 @@ def test_a_result_of_other_weights_is_refused(run, tmp_path):
         (["--examples", "0"], "--examples must be at least 1 for an ONNX file, got 0"),
         ([*PLAIN, "--examples", "-1"], "--examples: must be at least 0, got -1"),
         (["--eps=-8/255"], "--eps: must be above 0, got -8/255"),
-        (["--queries", "100"], r"--queries is gone.*Pass --evidence FILE"),
-        (["--receipt", "FILE"], r"--receipt is gone.*Pass --evidence FILE"),
+        (["--queries", "100"], r"--queries was removed.*Pass --evidence FILE"),
+        (["--receipt", "FILE"], r"--receipt was removed.*Pass --evidence FILE"),
     ],
 )
 def test_invalid_options_are_refused(run, tmp_path, options, message):
@@ -136,7 +136,7 @@ def test_invalid_options_are_refused(run, tmp_path, options, message):
 
 def test_nothing_is_overwritten(run, tmp_path):
     (tmp_path / "model.pt").write_text("mine")
-    with pytest.raises(ValueError, match=r"--out must not hold model\.pt yet"):
+    with pytest.raises(ValueError, match=r"--out must be a folder without model\.pt"):
         exported(run, tmp_path, *PLAIN)
     assert [path.read_text() for path in tmp_path.iterdir()] == ["mine"]
 
@@ -185,8 +185,8 @@ def test_evidence_in_the_run_folder_is_found_unless_it_is_of_other_weights(run, 
     weights["state_dict"]["model.net.net.fc.bias"] += 1
     torch.save(weights, checkpoint(again))
     exported(again, tmp_path / "changed", "--formats", "safetensors")
-    assert "No evidence of `test` has adversarial examples of these weights" in capsys.readouterr().out
-    with pytest.raises(ValueError, match="--evidence must be of the weights in"):
+    assert "Adversarial examples were not checked: the run has no evidence" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="--evidence must belong to the weights in"):
         exported(again, tmp_path / "named", "--formats", "safetensors", "--evidence", path)
     assert not (tmp_path / "named").exists()
 
@@ -201,7 +201,7 @@ def other_bias(model):
 def test_a_file_of_other_weights_is_refused_and_removed(run, tmp_path, format_, monkeypatch):
     state = plain_files.plain_state_dict
     monkeypatch.setattr(plain_files, "plain_state_dict", lambda net: state(other_bias(net)))
-    with pytest.raises(ValueError, match="has other logits than the network") as refusal:
+    with pytest.raises(ValueError, match="must match those of the network") as refusal:
         exported(run, tmp_path / "out", "--formats", f"model_info,{format_}")
     assert "test image 0: logits differ by" in str(refusal.value)
     assert not list((tmp_path / "out").iterdir())

@@ -138,8 +138,8 @@ def test_a_network_with_its_own_normalisation_is_not_normalised_twice(folder, ca
         (["--dataset", "cifar100"], r"2 of another shape: module\.fc\.weight: \(10, 64\) instead of \(100, 64\)"),
         (["--model.net.depth", "16"], r"missing in the file: block1\.layer\.1"),
         (["--ema"], "--ema requires averaged weights"),
-        (["--model.normalize", "true"], "got --model.normalize. Pass --normalize"),
-        (["--mean", "0.5", "0.5", "0.5"], "must be --mean with --std"),
+        (["--model.normalize", "true"], "--model.normalize must not be given to import-weights. Pass --normalize"),
+        (["--mean", "0.5", "0.5", "0.5"], "must be given by --mean and --std"),
         (["--mean", "0.5", "--std", "0.5", "--normalize", "true"], "Pass one of the two"),
     ],
 )
@@ -152,6 +152,6 @@ def test_a_file_that_does_not_fit_is_refused_and_nothing_is_written(folder, opti
 
 def test_a_run_is_not_overwritten(folder):
     (folder / "run" / "checkpoints").mkdir(parents=True)
-    with pytest.raises(ValueError, match="must not hold a run yet"):
+    with pytest.raises(ValueError, match="must be a folder without a run"):
         import_(folder, "--normalize", "true")
     assert not list((folder / "run" / "checkpoints").iterdir())

@@ -1,3 +1,5 @@
+"""`report` of runs, results and evidence."""
+
 import json
 import shutil
 from dataclasses import replace
@@ -94,10 +96,10 @@ FILES = {
         (["checkpoints/last.ckpt"], "There is no result checkpoints/last.ckpt"),
         (["checkpoints"], "There is no result in checkpoints"),
         ([".", f"test/{STEM}.json", "--out", "o.html"], "--out must be for one result, got 2"),
-        ([".", "--curve", "no.json"], "There is no no.json"),
+        ([".", "--curve", "no.json"], "--curve must exist, got no.json"),
         ([".", "--curve", "l2.json"], "must be linf, got l2"),
-        *(([name], "is not a result of") for name in [*FILES][:6]),
-        *(([".", "--curve", name], "is not a curve") for name in ("list.json", *[*FILES][7:])),
+        *(([name], "must be a result of") for name in [*FILES][:6]),
+        *(([".", "--curve", name], "--curve must be written by") for name in ("list.json", *[*FILES][7:])),
     ],
 )
 def test_other_inputs_are_refused_in_one_line(run, monkeypatch, capsys, options, words):
@@ -116,7 +118,7 @@ def test_other_weights_are_refused(run, capsys):
     checkpoint["state_dict"][name] = checkpoint["state_dict"][name] + 1e-6
     torch.save(checkpoint, path)
     assert status("report", run) == 1
-    assert "evaluated other weights" in capsys.readouterr().err
+    assert "--ckpt must hold the weights that" in capsys.readouterr().err
 
 
 def test_other_images_are_refused(trained, run, tmp_path, capsys):

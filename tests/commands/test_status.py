@@ -18,7 +18,19 @@ from lightning_paf.runs.status import read_run
 from lightning_paf.utils.process import Process, start_of
 
 ATTACK = {"attack": "PGD", "norm": "linf", "eps": "8/255", "eps_value": 8 / 255, "bounds": [0.0, 1.0]}
-WORKING = Progress(Process.this(), "training", 120, 600, 2, 10, 0.5, 1234.5, 1.0, "", "last.ckpt", 118)
+WORKING = Progress(
+    Process.this(),
+    "training",
+    step=120,
+    steps=600,
+    epoch=2,
+    epochs=10,
+    seconds_per_step=0.5,
+    images_per_second=1234.5,
+    idle=1.0,
+    checkpoint="last.ckpt",
+    checkpoint_step=118,
+)
 
 
 def make(run: Path, progress: Progress | None = None, rows: str = "") -> Path:
@@ -70,13 +82,13 @@ def test_a_run_that_was_killed(tmp_path, capsys):
         assert "run: alive" in printed(capsys, run)
         child.kill()
     out = printed(capsys, run)
-    assert f"run: dead (process {process.pid} on {process.host} is gone, last heartbeat" in out
+    assert f"run: dead (process {process.pid} on {process.host} no longer exists, last heartbeat" in out
     assert f"resume      lightning-paf fit -c {run}/config.yaml --run {run} --ckpt_path auto" in out
     assert " left" not in out
 
 
 @pytest.mark.parametrize(("silent", "expected"), [(5, "alive"), (2 * SILENCE, "dead")])
-def test_a_run_on_another_machine_lives_by_its_heartbeat(silent, expected, tmp_path):
+def test_a_run_on_another_machine_has_the_state_of_its_heartbeat(silent, expected, tmp_path):
     run = make(tmp_path, replace(WORKING, process=Process("far", 1, "2", "another machine")))
     before = (run / FILE).stat().st_mtime - silent
     os.utime(run / FILE, (before, before))
@@ -96,7 +108,7 @@ def test_a_run_that_was_not_started(tmp_path, capsys):
     assert "start       lightning-paf fit" in out
 
 
-def test_a_run_without_a_file_of_progress(tmp_path, capsys):
+def test_a_run_without_a_progress_file(tmp_path, capsys):
     run = make(tmp_path / "run", rows="epoch,step,train/loss,lr\n0,9,1.5,\n1,19,1.2,\n,20,,0.1\n2,2")
     out = printed(capsys, run)
     assert f"run: unknown (there is no {FILE})" in out
@@ -123,13 +135,13 @@ ROWS = """epoch,step,val/acc,val/acc_pgd,train/loss,activation/a/alpha,activatio
 """
 
 
-def test_the_best_numbers_and_the_last_activation(tmp_path, capsys):
+def test_best_accuracies_and_last_activation(tmp_path, capsys):
     out = printed(capsys, make(tmp_path, WORKING, ROWS))
     assert "robust(pgd) 30.0 % in epoch 1; clean 70.0 % in epoch 2" in out
     assert "alpha 1.1..1.6" in out
 
 
-def test_a_torn_checkpoint_is_named(tmp_path, capsys):
+def test_a_truncated_checkpoint_is_reported(tmp_path, capsys):
     run = make(tmp_path, WORKING)
     checkpoint(run / "checkpoints" / "step=50.ckpt")
     torn = checkpoint(run / "checkpoints" / "last.ckpt")

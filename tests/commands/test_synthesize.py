@@ -1,3 +1,5 @@
+"""`synthesize`: pools, contact sheets and refused options."""
+
 import numpy as np
 import pytest
 
@@ -103,8 +105,8 @@ def test_nothing_is_overwritten_without_force(tmp_path, existing):
         (["--components", "0"], "--components: must be at least 1"),
         (["--pca", "-1"], "--pca: must be at least 0"),
         (["--val_size", "0"], "--val_size: must be at least 1"),
-        (["--count", "9"], r"count must be at least 10, one for each class, got 9\. Pass --count"),
-        (["--components", "500"], r"must have 500 training images for 500 component\(s\), got \d+"),
+        (["--count", "9"], r"--count must be at least 10, one for each class, got 9\. Pass --count 10\."),
+        (["--components", "500"], r"must have 500 training images for --components 500, got \d+"),
         (["--pca", "65"], r"pca must be at most 64, got 65\. Pass --pca 64"),
         (["--dataset", "digitz"], "digitz"),
         (["--dataset", "npz"], "num_classes"),

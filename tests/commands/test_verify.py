@@ -1,3 +1,5 @@
+"""`verify` of intact, changed and old evidence."""
+
 import shutil
 
 import numpy as np
@@ -77,9 +79,9 @@ def test_another_checkpoint_and_configuration_are_named(folder, capsys):
 
 DAMAGED = {
     "There is no ": lambda path: path.unlink(),
-    "is refused: it is damaged": lambda path: path.write_bytes(path.read_bytes()[:-1] + b"x"),
-    "is refused: it is no safetensors file": lambda path: path.write_bytes(path.read_bytes()[:-1]),
-    "is refused: fooled_by must": lambda path: forge(path, sub_attacks=[]),
+    "must be valid evidence, but it is damaged": lambda path: path.write_bytes(path.read_bytes()[:-1] + b"x"),
+    "must be valid evidence, but it is not a safetensors file": lambda path: path.write_bytes(path.read_bytes()[:-1]),
+    "must be valid evidence, but fooled_by must": lambda path: forge(path, sub_attacks=[]),
 }
 
 

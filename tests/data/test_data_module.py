@@ -216,7 +216,7 @@ def test_a_stage_needs_only_its_own_images(root, fn, stage, missing, options, si
 
 
 @pytest.mark.parametrize("stage", ["fit", "validate"])
-def test_own_validation_images_are_used(root, stage):
+def test_validation_images_of_npz_are_used(root, stage):
     write_npz(root / "val.npz", n=5, seed=7)
     (root / "test.npz").unlink()
     data = ready(make(root, val_size=1024), stage)
@@ -226,7 +226,7 @@ def test_own_validation_images_are_used(root, stage):
         assert len({value for batch in values(data, data.train_dataloader()) for value in batch}) == 30
 
 
-def test_own_validation_images_are_checked(root):
+def test_validation_images_of_npz_are_checked(root):
     write_npz(root / "val.npz", n=5, size=6)
     with pytest.raises(ValueError, match="val set: images must have the size of the real ones"):
         ready(make(root))
@@ -251,7 +251,7 @@ def test_own_validation_images_are_checked(root):
         ({"real_fraction": 0.99}, r"must leave a synthetic image in a batch.*--data\.real_fraction 1\."),
     ],
 )
-def test_arguments_out_of_range_are_refused_at_once(root, options, message):
+def test_arguments_out_of_range_are_refused_by_the_constructor(root, options, message):
     with pytest.raises(ValueError, match=message):
         make(root, **options)
 

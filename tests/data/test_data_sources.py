@@ -119,7 +119,7 @@ def test_bad_npz_pairs_are_refused(tmp_path):
     with pytest.raises(ValueError, match=r"train\.npz: there is no such file"):
         read_dataset(NPZ, tmp_path, download=True)
     with pytest.raises(ValueError, match=r"test\.npz: images must be uint8 .*\(N, H, W, 3\).* Pass --data\.channels 1"):
-        read_dataset(NPZ, write_pair(tmp_path / "gray", channels=1), download=True)
+        read_dataset(NPZ, write_pair(tmp_path / "grey", channels=1), download=True)
     with pytest.raises(ValueError, match=r"test set: images must have the size of the real ones"):
         read_dataset(NPZ, write_pair(tmp_path / "size", size=5), download=True)
     with pytest.raises(ValueError, match=r"test set: labels must be 0 to 2, got 0 to 4"):

@@ -1,3 +1,5 @@
+"""Fixtures of evaluation states and evidence."""
+
 import pytest
 from helpers.evidence_fakes import first_pixels, written
 from helpers.state_fakes import IDENTITY
@@ -14,7 +16,7 @@ def state(request, tmp_path):
 
 @pytest.fixture
 def path(tmp_path):
-    """An evidence file."""
+    """Path of an evidence file."""
     path = tmp_path / "r.evidence.safetensors"
     written(path, *first_pixels()[1:])
     return path

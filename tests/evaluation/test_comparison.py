@@ -1,3 +1,5 @@
+"""Comparison of two results on their common samples."""
+
 import json
 
 import numpy as np
@@ -67,7 +69,7 @@ def test_labels_of_one_side_are_enough_and_none_make_no_table():
 def test_only_common_samples_count_in_any_order():
     a = result("rrf.", ids=[7, 3, 5, 1], labels=[0, 1, 0, 1])
     b = result("frrr", ids=[5, 9, 1, 3], labels=[0, 1, 1, 1])
-    comparison = compare(a, b)  # in common: 3 (r, r) and 5 (b, b)
+    comparison = compare(a, b)  # in common: 3 (r, r) and 5 (f, f)
     assert comparison.samples == 2
     assert [a.correct for a in comparison.robust] == [1, 1]
     assert comparison.difference.only_first == comparison.difference.only_second == 0
@@ -98,7 +100,7 @@ def test_another_attack_is_noted_and_eps_in_other_notation_is_not():
     written = ATTACK | {"eps": "0.0313725", "eps_value": 0.0313725}
     assert compare(result("rf"), result("rf", written)).notes == ()
     notes = compare(result("rf"), result("rf", ATTACK | {"attack": "APGD", "steps": 50, "seed": 3})).notes
-    assert notes == ("The attacks differ in attack, steps, so that their strengths may differ.",)
+    assert notes == ("The attacks differ in attack, steps, so their strengths may differ.",)
 
 
 def test_other_images_with_the_same_indices_are_refused():

@@ -140,7 +140,7 @@ class OutOfBounds(PGD):
 @pytest.mark.parametrize("wrong", [TooFar(0.1, step_size=0.1), OutOfBounds(1.0, step_size=1.0)])
 def test_an_image_outside_the_threat_model_is_never_recorded(wrong):
     state = MemoryState()
-    with pytest.raises(ValueError, match="bug of the attack"):
+    with pytest.raises(ValueError, match="bug in the attack"):
         evaluation(attack=wrong, block_size=23).run(state)
     assert state.recorded() == [(0, 0)]
 

@@ -1,3 +1,5 @@
+"""Identity of an evaluation, and states of other evaluations."""
+
 import errno
 import json
 import os
@@ -26,7 +28,9 @@ def changed(value):
 def test_a_state_of_another_evaluation_names_the_difference(state, field):
     other = replace(IDENTITY, **{field: changed(getattr(IDENTITY, field))})
     here, there = getattr(other, field), getattr(IDENTITY, field)
-    with pytest.raises(ValueError, match=f"another evaluation: {field}: here {here}, state {there}. Pass another"):
+    with pytest.raises(
+        ValueError, match=f"same evaluation, got: {field} is {here} here, {there} in the state. Pass another"
+    ):
         state.open(other)
     state.open(IDENTITY)
 
@@ -34,11 +38,14 @@ def test_a_state_of_another_evaluation_names_the_difference(state, field):
 @pytest.mark.parametrize(
     ("change", "name"),
     [
-        ({"attack": {"eps": "4/255"}}, "attack.eps: here 4/255, state 8/255"),
-        ({"attack": {"eps": "8/255", "norm": "l2"}}, "attack.norm: here l2, state nothing"),
-        ({"sub_attacks": [{"label": "pgd", "steps": 20}]}, "sub_attacks.0.steps: here 20, state 10"),
-        ({"sub_attacks": [*IDENTITY.sub_attacks, {"label": "fab"}]}, "sub_attacks.1.label: here fab, state nothing"),
-        ({"code": "d", "seed": 9}, "code: here d, state c; seed: here 9, state 0"),
+        ({"attack": {"eps": "4/255"}}, "attack.eps is 4/255 here, 8/255 in the state"),
+        ({"attack": {"eps": "8/255", "norm": "l2"}}, "attack.norm is l2 here, missing in the state"),
+        ({"sub_attacks": [{"label": "pgd", "steps": 20}]}, "sub_attacks.0.steps is 20 here, 10 in the state"),
+        (
+            {"sub_attacks": [*IDENTITY.sub_attacks, {"label": "fab"}]},
+            "sub_attacks.1.label is fab here, missing in the state",
+        ),
+        ({"code": "d", "seed": 9}, "code is d here, c in the state; seed is 9 here, 0 in the state"),
     ],
 )
 def test_every_difference_is_named(state, change, name):
@@ -100,11 +107,11 @@ def test_a_state_of_another_model_is_refused():
     evaluation().run(state)
     with torch.no_grad():
         other[3].bias += 1
-    with pytest.raises(ValueError, match="belongs to another evaluation: model: here"):
+    with pytest.raises(ValueError, match="must belong to the same evaluation, got: model is"):
         evaluation(model=other).run(state)
 
 
-def test_an_incomplete_identity_is_written_again(tmp_path):
+def test_a_truncated_identity_is_rewritten(tmp_path):
     state, path = EvaluationState(tmp_path), tmp_path / "identity.json"
     state.open(IDENTITY)
     data = path.read_bytes()
@@ -114,7 +121,7 @@ def test_an_incomplete_identity_is_written_again(tmp_path):
             state.open(IDENTITY)
         assert path.read_bytes() == data
     path.write_text(json.dumps({**json.loads(data), "seed": 1}))
-    with pytest.raises(ValueError, match="seed: here 0, state 1"):
+    with pytest.raises(ValueError, match="seed is 0 here, 1 in the state"):
         state.open(IDENTITY)
 
 
@@ -127,7 +134,7 @@ def test_without_hard_links_the_identity_is_written_in_place(tmp_path, monkeypat
 
 
 @pytest.mark.parametrize("other", [replace(IDENTITY, seed=1), IDENTITY])
-def test_the_identity_of_a_faster_process_counts(tmp_path, monkeypatch, other):
+def test_concurrent_processes_use_the_first_identity(tmp_path, monkeypatch, other):
     link = os.link
 
     def slower(source, target):
@@ -141,7 +148,7 @@ def test_the_identity_of_a_faster_process_counts(tmp_path, monkeypatch, other):
         if other is IDENTITY:
             EvaluationState(tmp_path).open(IDENTITY)
         else:
-            with pytest.raises(ValueError, match="seed: here 0, state 1"):
+            with pytest.raises(ValueError, match="seed is 0 here, 1 in the state"):
                 EvaluationState(tmp_path).open(IDENTITY)
     assert [path.name for path in tmp_path.iterdir()] == ["identity.json"]
 

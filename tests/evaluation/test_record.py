@@ -1,3 +1,5 @@
+"""Records of an evaluation: round trip, and damaged files."""
+
 from dataclasses import replace
 
 import numpy as np

@@ -293,7 +293,7 @@ def test_classes_of_cifar10_have_names():
 
 def test_an_unwritable_folder_is_named(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(ValueError, match="cannot serve as a report"):
+    with pytest.raises(ValueError, match="cannot be used as a report"):
         report.write(a_result(), tmp_path / "file" / "r.html")
 
 

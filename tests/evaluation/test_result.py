@@ -1,3 +1,5 @@
+"""Counts of a result, and its file."""
+
 import errno
 import json
 import os

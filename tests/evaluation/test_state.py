@@ -1,3 +1,5 @@
+"""Evaluation state in a folder and in memory."""
+
 import errno
 import os
 import shutil
@@ -106,7 +108,7 @@ def test_a_record_that_cannot_be_written_explains_the_repair(tmp_path, monkeypat
     state.write(small_record(0))
     before = fingerprints(state)
     monkeypatch.setattr(os, "fsync", refuse(code))
-    with pytest.raises(ValueError, match=rf"mine cannot serve as a state folder: .*\. .*{repair}"):
+    with pytest.raises(ValueError, match=rf"mine cannot be used as a state folder: .*\. .*{repair}"):
         state.write(small_record(1))
     with pytest.raises(ValueError, match=repair):
         state.claim(1)

@@ -1,3 +1,5 @@
+"""Intervals and tests of accuracies: closed forms, coverage and error rates."""
+
 import math
 
 import numpy as np

@@ -10,7 +10,7 @@ from lightning_paf.attacks import APGD, PGD, AutoAttack
 from lightning_paf.evaluation import Outcome, Samples
 from lightning_paf.evaluation.warm import WarmCheck
 
-EPS = 0.057  # no sample lies within rounding of it
+EPS = 0.057  # no sample is within rounding error of EPS
 
 
 class Threshold(nn.Module):
@@ -30,7 +30,7 @@ def samples() -> tuple[Tensor, Tensor]:
     return levels.view(-1, 1, 1, 1).expand(-1, 1, 4, 4).clone(), (levels > 0.5).long()
 
 
-def truth(model: Threshold, x: Tensor, y: Tensor) -> list[int]:
+def expected_outcomes(model: Threshold, x: Tensor, y: Tensor) -> list[int]:
     level = x.mean((1, 2, 3))
     outcomes = torch.where((level - model.level).abs() < EPS, Outcome.FOOLED, Outcome.ROBUST)
     outcomes[(level > model.level).long() != y] = Outcome.MISCLASSIFIED
@@ -49,7 +49,7 @@ def test_a_warm_check_has_the_known_outcomes_of_a_changing_network():
     for number, level in enumerate((0.5, 0.505, 0.52)):
         model = Threshold(level)
         result = check.run(model, Samples.of(x, y))
-        assert outcomes(result, len(y)) == truth(model, x, y)
+        assert outcomes(result, len(y)) == expected_outcomes(model, x, y)
         assert result.cold == (number == 0)
 
 
@@ -87,7 +87,7 @@ def test_the_perturbations_are_restored_from_a_checkpoint():
     assert (a.passes, a.replayed) == (b.passes, b.replayed)
 
 
-def test_the_model_is_left_as_found():
+def test_the_model_is_unchanged():
     torch.manual_seed(0)
     model = TinyNet().train()
     x = torch.rand(12, 3, 8, 8)
@@ -99,7 +99,7 @@ def test_the_model_is_left_as_found():
 
 @pytest.mark.parametrize(
     ("attack", "steps", "message"),
-    [(PGD(EPS), 5, "only APGD can"), (AutoAttack(EPS), 5, "only APGD can"), (APGD(EPS), 0, "at least 1, got 0")],
+    [(PGD(EPS), 5, "only APGD does"), (AutoAttack(EPS), 5, "only APGD does"), (APGD(EPS), 0, "at least 1, got 0")],
 )
 def test_attacks_without_starts_and_zero_steps_are_refused(attack, steps, message):
     with pytest.raises(ValueError, match=message):

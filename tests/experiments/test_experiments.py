@@ -58,9 +58,15 @@ def test_the_pages_of_methods_quote_the_results(name):
     page_of_method = (ROOT / "docs" / "methods" / f"{name.replace('-', '_')}.md").read_text()
     assert summary(found) in " ".join(page_of_method.split())
     experiment = find_experiment(name)
-    assert list(found["variants"]) == [variant.name for variant in experiment.variants], "run it again"
-    assert [claim["text"] for claim in found["claims"]] == [claim.text for claim in experiment.claims], "run it again"
-    assert (found["plain"], found["note"]) == (list(experiment.plain), experiment.note), "run it again"
+    assert list(found["variants"]) == [variant.name for variant in experiment.variants], (
+        f"run `lightning-paf reproduce {name}`"
+    )
+    assert [claim["text"] for claim in found["claims"]] == [claim.text for claim in experiment.claims], (
+        f"run `lightning-paf reproduce {name}`"
+    )
+    assert (found["plain"], found["note"]) == (list(experiment.plain), experiment.note), (
+        f"run `lightning-paf reproduce {name}`"
+    )
 
 
 def test_an_unknown_experiment_is_refused_with_the_closest():

@@ -45,7 +45,7 @@ def test_every_seed_is_visible(shown):
     assert len({marker for marker, _, _ in drawn}) == 2, "markers alone distinguish variants"
     positions = np.array([position for _, _, position in drawn])
     distances = np.linalg.norm(positions[:, None] - positions, axis=2) + 99 * np.eye(len(positions))
-    assert distances.min() > 6, "pixels"
+    assert distances.min() > 6, "dots are at least 6 pixels apart"
 
 
 def test_dots_without_neighbours_are_not_moved():
@@ -55,7 +55,7 @@ def test_dots_without_neighbours_are_not_moved():
     np.testing.assert_allclose(positions, expected, atol=0.01)
 
 
-def test_only_plain_metrics_are_not_in_percent():
+def test_only_plain_metrics_are_not_shown_in_percent():
     for shown, label, most in (("distance", "as measured", 6), ("eot", "fraction of images (%)", 40)):
         axes = draw({**RESULT, "shown": [shown]}).axes[0]
         assert axes.get_ylabel() == label
@@ -66,7 +66,7 @@ def test_only_plain_metrics_are_not_in_percent():
 @pytest.mark.parametrize("shown", [("nothing",), ("clean", "distance")])
 def test_a_figure_shows_metrics_of_the_experiment_on_one_axis(shown):
     metrics = {"distance": lambda run, x, y: 0.5}
-    with pytest.raises(ValueError, match=r"shown must be .*share an axis, got"):
+    with pytest.raises(ValueError, match=r"shown must be metrics .*use one axis, got"):
         Experiment("fake", (Variant("one"),), (), metrics=metrics, plain=("distance",), shown=shown)
 
 
@@ -79,5 +79,7 @@ def test_an_experiment_without_claims_about_accuracies_shows_its_metrics():
 
 def test_results_show_the_metrics_of_their_experiments():
     for path in RESULTS.glob("*.json"):
-        assert json.loads(path.read_text())["shown"] == list(find_experiment(path.stem).shown), f"{path}: run it again"
+        assert json.loads(path.read_text())["shown"] == list(find_experiment(path.stem).shown), (
+            f"run `lightning-paf reproduce {path.stem}`"
+        )
         assert path.with_suffix(".png").is_file()

@@ -16,7 +16,7 @@ def excess_of(points, normal, offset):
 
 
 def shift(norm, point, normal, offset):
-    """For points (N, D), one a hyperplane."""
+    """Shift points (N, D), one per hyperplane."""
     points = point[:, None]
     return SHIFTS[norm](points, normal, excess_of(points, normal, offset))[:, 0]
 

@@ -10,7 +10,7 @@ from lightning_paf.nn.classifier import Classifier
 from lightning_paf.objectives import AWP, HAT, TRADES, Objective
 
 TWO_CLASSES = {"BinaryTRADES"}
-"""They refuse ten classes; their own test files check the properties of all objectives."""
+"""Objectives for two classes; separate test files check their properties."""
 
 
 class HelpedByItself(HAT):

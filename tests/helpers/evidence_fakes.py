@@ -118,7 +118,7 @@ def seal(path: Path, data: bytes) -> Path:
 
 
 def refused(path: Path, reason: str) -> str:
-    """Reading is refused with this reason, in one printable line."""
+    """Check that reading fails with this reason, in one printable line."""
     with pytest.raises(ValueError, match=reason) as caught:
         evidence.read(path)
     text = str(caught.value)

@@ -28,7 +28,7 @@ class Failing(Callback):
 
 
 class Line(LightningModule):
-    """One layer."""
+    """A network of one layer."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Small models, images and files that many tests share."""
+"""Small models, images and files for many tests."""
 
 from pathlib import Path
 
@@ -13,7 +13,7 @@ CONFIGS = Path(__file__).parents[2] / "configs"
 
 
 def spec(num_classes: int = 10, channels: int = 3) -> DatasetSpec:
-    return DatasetSpec("stand-in", num_classes, 8, (0.5,) * channels, (0.25,) * channels)
+    return DatasetSpec("fake", num_classes, 8, (0.5,) * channels, (0.25,) * channels)
 
 
 def root_without_runs(folder: Path) -> Path:
@@ -56,7 +56,7 @@ def tiny_classifier(num_classes: int = 10, channels: int = 3) -> Classifier:
 
 
 def steady_classifier(num_classes: int = 10) -> Classifier:
-    """In training mode, but with constant running statistics, so that attacks in eval mode can be repeated."""
+    """Training mode with constant running statistics, so that attacks in eval mode are repeatable."""
     model = tiny_classifier(num_classes).train()
     model.net.bn.momentum = 0.0
     return model

@@ -70,7 +70,7 @@ class Ranks:
 
 
 def _begin(rank: int, number: int, port: int, log: Path, function: Callable[..., None], args: tuple[Any, ...]) -> None:
-    """Run in the new process."""
+    """Entry point of the new process."""
     log_to(log)
     os.environ.update(
         {"LOCAL_RANK": str(rank), "NODE_RANK": "0", "WORLD_SIZE": str(number), "GLOO_SOCKET_IFNAME": "lo"}

@@ -42,7 +42,7 @@ def dm_preact() -> nn.Module:
 
 
 class Normalize(nn.Module):
-    """As in PAF_AT: the statistics are buffers, hence in the state dict."""
+    """Normalisation as in PAF_AT, with statistics in the state dict."""
 
     def __init__(self, mean: tuple[float, ...] = MEAN, std: tuple[float, ...] = STD) -> None:
         super().__init__()

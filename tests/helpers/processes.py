@@ -14,7 +14,7 @@ _TESTS = Path(__file__).parents[1]
 
 @cache
 def processes() -> Any:
-    """Return the context to start processes; the first call starts the server of the session."""
+    """Return the multiprocessing context; the first call starts the server of the session."""
     context = multiprocessing.get_context("forkserver")
     known = os.environ.get("PYTHONPATH", "")  # changed only for the server, which imports modules of tests
     os.environ["PYTHONPATH"] = os.pathsep.join([str(_TESTS), str(_TESTS.parent), known])

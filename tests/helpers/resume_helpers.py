@@ -146,7 +146,7 @@ class NumpyState(Callback):
 
 
 class PathState(Callback):
-    """Has a state that `weights_only` refuses."""
+    """Has a state that `weights_only` rejects."""
 
     def state_dict(self):
         return {"where": Path("here")}

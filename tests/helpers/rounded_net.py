@@ -1,4 +1,4 @@
-"""A defence with a stand-in gradient."""
+"""Defence with a straight-through gradient."""
 
 import torch
 from torch import nn

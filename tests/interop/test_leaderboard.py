@@ -1,3 +1,5 @@
+"""Entry for RobustBench's leaderboard."""
+
 import numpy as np
 import pytest
 

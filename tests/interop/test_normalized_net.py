@@ -1,3 +1,5 @@
+"""Normalisation as part of a network, and its extraction from checkpoints."""
+
 import pytest
 import torch
 from helpers.fakes import TinyNet, images, spec

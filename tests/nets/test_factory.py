@@ -1,3 +1,5 @@
+"""Networks of timm and torchvision by name."""
+
 import pytest
 import torch
 

@@ -1,3 +1,5 @@
+"""Layers of the networks: padding, normalisation, strides and depths."""
+
 import pytest
 import torch
 import torch.nn.functional as F

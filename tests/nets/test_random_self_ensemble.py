@@ -1,3 +1,5 @@
+"""Random self-ensemble: noise, averages, and features."""
+
 import copy
 import math
 import pickle

@@ -33,7 +33,7 @@ def derivatives(activation, x):
 
 
 def dense_grid():
-    """Both sides of 0 at every scale that matters to an |alpha| between 0.5 and 40, without 0."""
+    """Points on both sides of 0 at every scale relevant for |alpha| from 0.5 to 40, without 0."""
     positive = torch.cat([torch.logspace(-9, -3, 200), torch.linspace(1e-3, 4, 20_000), torch.logspace(0.6, 5, 2000)])
     return torch.cat([-positive.double().flip(0), positive.double()])
 

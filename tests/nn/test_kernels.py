@@ -183,7 +183,7 @@ def test_the_sums_do_not_depend_on_the_number_of_threads():
 
 @dtypes
 def test_kernels_by_torch_compile(dtype):
-    """The code for CUDA, without its last step, the generation of Triton."""
+    """The CUDA kernel is tested up to the generation of Triton code."""
     activation = PSSiLU(alpha=1.7, beta=0.2)
     kernel = CompiledKernel(activation.formula, backend="aot_eager")
     x, parameters = torch.randn(2, 5, 4, 4).to(dtype).to(memory_format=torch.channels_last), activation.scalars()

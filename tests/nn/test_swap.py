@@ -149,7 +149,7 @@ class Bottleneck(nn.Module):
         (nn.Sequential(nn.ReLU6()), PSSiLU, {}, "got ReLU6. Pass targets="),
     ],
 )
-def test_refusals_change_nothing(net, make, options, message):
+def test_errors_change_nothing(net, make, options, message):
     keys, layers = list(net.state_dict()), [type(module) for module in net.modules()]
     with pytest.raises(ValueError, match=message):
         swap_activations(net, make, **options)

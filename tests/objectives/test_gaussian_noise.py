@@ -1,3 +1,5 @@
+"""Training with Gaussian noise."""
+
 import torch
 from helpers.fakes import images, steady_classifier
 from torch.nn import functional as F

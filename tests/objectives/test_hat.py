@@ -1,3 +1,5 @@
+"""HAT: reduction to TRADES, and the labels of its helper samples."""
+
 import copy
 
 import pytest

@@ -30,9 +30,9 @@ class Nothing(Attack):
         return x
 
 
-def mixture(monkeypatch, share: float, partners: torch.Tensor | None = None) -> Mixture:
+def mixture(monkeypatch, coefficient: float, partners: torch.Tensor | None = None) -> Mixture:
     """The mixture that every draw returns."""
-    fixed = Mixture(share, torch.randperm(len(X)) if partners is None else partners)
+    fixed = Mixture(coefficient, torch.randperm(len(X)) if partners is None else partners)
     monkeypatch.setattr(interpolated, "draw_mixture", lambda *_: fixed)
     return fixed
 
@@ -100,17 +100,17 @@ def test_the_attack_uses_unmixed_images_and_each_half_draws_its_own_mixture(monk
     assert torch.equal(labels, Y)
     assert 0 < (adversarial - X).abs().max() <= EPS + 1e-6
     first, second = drawn
-    assert first.share != second.share
+    assert first.coefficient != second.coefficient
     assert not torch.equal(first.partners, second.partners)
 
 
 @pytest.mark.parametrize("alpha", [0.01, 0.2, 1.0, 2.0])
 def test_coefficients_are_the_larger_of_a_beta_pair(alpha):
-    shares = torch.tensor([draw_mixture(1, alpha, torch.device("cpu")).share for _ in range(1000)])
-    assert (shares >= 0.5).all()
-    assert (shares <= 1).all()
+    coefficients = torch.tensor([draw_mixture(1, alpha, torch.device("cpu")).coefficient for _ in range(1000)])
+    assert (coefficients >= 0.5).all()
+    assert (coefficients <= 1).all()
     # The variance of Beta(alpha, alpha) around 1/2 is that of the larger part around 1/2, too.
-    assert ((shares - 0.5) ** 2).mean().item() == pytest.approx(1 / (4 * (2 * alpha + 1)), abs=0.02)
+    assert ((coefficients - 0.5) ** 2).mean().item() == pytest.approx(1 / (4 * (2 * alpha + 1)), abs=0.02)
 
 
 def test_manifold_mixup_gives_every_parameter_a_gradient():
@@ -123,10 +123,10 @@ def test_manifold_mixup_gives_every_parameter_a_gradient():
 
 
 def test_a_network_with_too_few_stages_is_refused():
-    message = r"layers must be at most 1, as the stages of TinyNet are activation, got \[0, 2\]\..*layers '\[0\]'"
+    message = r"layers must be at most 1 \(TinyNet has the stages activation\), got \[0, 2\]\..*layers '\[0\]'"
     with pytest.raises(ValueError, match=message):
         RobustModule(TinyNet(), ATTACK, IAT(layers=[0, 2]))
     linear = Classifier(nn.Sequential(nn.Flatten(), nn.Linear(192, 10)), spec())
-    with pytest.raises(ValueError, match=r"at most 0, as the stages of Sequential are none"):
+    with pytest.raises(ValueError, match=r"at most 0 \(Sequential has the stages none\)"):
         IAT(layers=[1]).bind(linear)
     IAT().bind(linear)

@@ -1,3 +1,5 @@
+"""MART: the formula of the paper, special cases, and saturated predictions."""
+
 import torch
 from helpers.fakes import images, steady_classifier
 from torch.nn import functional as F

@@ -34,7 +34,7 @@ def test_fraction_of_kept_pixels(mask, ratio):
     assert kept.shape == (len(x) if mask == "per_sample" else 1, 1, 32, 32)
 
 
-def test_a_random_mask_is_new_in_every_step_and_a_fixed_one_is_not():
+def test_random_masks_change_every_step_and_fixed_masks_do_not():
     x = torch.rand(4, 1, 8, 8)
     random, fixed = PixelMask(0.4), PixelMask(0.4, "fixed")
     assert not torch.equal(random.kept(x), random.kept(x))
@@ -42,7 +42,7 @@ def test_a_random_mask_is_new_in_every_step_and_a_fixed_one_is_not():
     first = fixed.kept(x)
     fixed.on_epoch_start(1, 0.5)
     assert torch.equal(first, fixed.kept(x))
-    assert not torch.equal(first, PixelMask(0.4, "fixed").kept(x)), "another training draws another mask"
+    assert not torch.equal(first, PixelMask(0.4, "fixed").kept(x)), "a new training draws a new mask"
 
 
 @pytest.mark.parametrize("mask", ["fixed", "grid"])

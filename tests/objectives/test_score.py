@@ -1,3 +1,5 @@
+"""SCORE: the formula of the paper, and its distance."""
+
 import torch
 from helpers.fakes import images, steady_classifier
 

@@ -1,3 +1,5 @@
+"""Natural and adversarial training."""
+
 import pytest
 import torch
 from helpers.fakes import images, steady_classifier, tiny_classifier

@@ -227,7 +227,7 @@ UNREADABLE = {
 
 @pytest.mark.parametrize(("make", "reason"), UNREADABLE.values(), ids=UNREADABLE)
 def test_an_older_file_does_not_replace_an_unreadable_one(make, reason, tmp_path, monkeypatch):
-    """It could be the newest."""
+    """The unreadable file could be the newest."""
     write(tmp_path, "older", step=4)
     make(tmp_path, monkeypatch)
     with pytest.raises(ValueError, match=re.escape(reason)):
@@ -246,7 +246,7 @@ def test_numpy_numbers_are_saved_as_plain_ones(tmp_path):
 
 
 class Local:
-    """Can be pickled, and is not a plain value."""
+    """An object that can be pickled and is not a plain value."""
 
 
 OBJECTS = {

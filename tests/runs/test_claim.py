@@ -1,3 +1,5 @@
+"""Claims: one owner, heartbeats, and replacement of dead owners."""
+
 import json
 import os
 import signal
@@ -22,7 +24,7 @@ def path(tmp_path):
 
 
 class Observer:
-    """Another process, with a controlled clock."""
+    """Heartbeats observed by another process, with a controlled clock."""
 
     def __init__(self) -> None:
         self.seconds = 0.0
@@ -93,7 +95,7 @@ def test_an_owner_elsewhere_is_replaced_after_the_time_limit(path):
 
 @pytest.mark.parametrize("hours", [-5, 0, 5])
 def test_clocks_can_differ_by_hours(hours, path):
-    """The owner's clock sets the time of the file, as on file systems that leave this to the clients."""
+    """The owner's clock sets the time of the file, as on some file systems."""
     leave(path, system="another machine")
     observer, theirs = Observer(), time.time() + 3600 * hours
     for beat in range(10):

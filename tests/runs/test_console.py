@@ -22,7 +22,7 @@ def messages(caplog):
 
 
 def test_only_a_training_prints_messages_about_the_trainer(tmp_path, messages):
-    """Other commands build a trainer, too, when they load a run."""
+    """Other commands also build a trainer when they load a run."""
     words = ("-c", write_experiment(tmp_path), "--trainer.limit_val_batches", "1.0")
     built(*words)
     assert messages() == []

@@ -1,4 +1,4 @@
-"""A disk that fills up during a training: a clear error, nothing lost, and an exact resume."""
+"""A disk that fills up during training: a clear error, no loss, exact resume."""
 
 import errno
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Launchers end a job whose rank has failed, whatever its other ranks do, and torchrun resumes it."""
+"""Launchers end a job after a failure of one rank, and torchrun resumes it."""
 
 import os
 import subprocess
@@ -40,7 +40,7 @@ def python(*words: str | Path) -> subprocess.CompletedProcess[str]:
     ids=["lightning, first rank", "lightning, other rank", "torchrun"],
 )
 def test_a_failed_rank_ends_the_others(launcher, failure, status):
-    """The others sleep for longer than the time limit, as in a collective operation of NCCL."""
+    """The other ranks sleep for longer than the limit, as in a collective of NCCL."""
     done = python(*launcher, Path(__file__).parents[1] / "helpers" / "failing_rank.py", *failure.split())
     assert done.returncode == status, done.stdout
     assert done.stdout.count("sleeps") == 1, done.stdout

@@ -1,4 +1,4 @@
-"""One training at a time in a run folder: live, dead and suspended owners, here and on other machines."""
+"""Lock of a run folder: live, dead and suspended owners, here or elsewhere."""
 
 import json
 import os
@@ -94,7 +94,7 @@ def test_an_owner_elsewhere_is_alive_after_its_first_heartbeat(tmp_path):
 
 
 def test_a_lock_released_during_the_wait_is_taken_at_once(tmp_path):
-    """As when a preempted job saves and ends after its successor has started."""
+    """A preempted job saves and ends after its successor has started."""
     path = leave_lock(tmp_path, **ELSEWHERE)
     threading.Timer(0.2, path.unlink).start()
     with locked(tmp_path):
@@ -111,7 +111,7 @@ def test_an_incomplete_lock_lasts_until_the_time_limit(text, tmp_path, monkeypat
 
 
 class Ended(BaseException):
-    """In place of the end of the process."""
+    """Raised instead of ending the process."""
 
 
 @pytest.fixture
@@ -146,7 +146,7 @@ def test_a_process_that_has_lost_the_folder_ends_before_a_write(lose, ended, tmp
 
 
 def test_a_lock_that_another_process_checks_is_not_lost(ended, tmp_path):
-    """It moves the file, and restores it."""
+    """The other process moves the file, and restores it."""
     with locked(tmp_path) as check_owner:
         aside = (tmp_path / FILE).rename(tmp_path / "aside")
         threading.Timer(0.01, aside.rename, [tmp_path / FILE]).start()

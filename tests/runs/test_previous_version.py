@@ -1,4 +1,4 @@
-"""A run that an earlier version has left behind: an interrupted training, a result and a receipt."""
+"""A run of an earlier version: an interrupted training, a result and evidence."""
 
 import shutil
 from pathlib import Path
@@ -11,14 +11,14 @@ from safetensors.torch import load_file
 
 from lightning_paf.evaluation import EvaluationResult
 
-LEFT_BEHIND = Path(__file__).parent / "previous_version"
+RUN = Path(__file__).parent / "previous_version"
 CHECKPOINTS = Path("previous", "checkpoints")
 
 
 @pytest.fixture
 def run(tmp_path, monkeypatch):
-    """A copy, in the working directory in which it was made."""
-    shutil.copytree(LEFT_BEHIND, tmp_path / "previous")
+    """A copy of the run, with the working directory of the original command."""
+    shutil.copytree(RUN, tmp_path / "previous")
     write_npz_dataset(tmp_path / "images")
     monkeypatch.chdir(tmp_path)
     return Path("previous")
@@ -31,7 +31,7 @@ def test_it_resumes_where_it_stopped(run):
     expected = load_file(run / "uninterrupted.safetensors")
     torch.testing.assert_close(dict(resumed["state_dict"]), expected, rtol=0, atol=1e-6)
     steps = [line.split(",")[8] for line in (run / "metrics.csv").read_text().splitlines()[1:]]
-    assert steps == ["3"] * 3 + ["7"] * 3, "rows are missing or double"
+    assert steps == ["3"] * 3 + ["7"] * 3, "rows are missing or repeated"
 
 
 def test_its_result_is_found_again_and_kept(run):
@@ -50,9 +50,9 @@ def test_its_status_is_shown(run, capsys):
     assert all(part in shown for part in ("previous: stopped", "step 6 of 8", "robust 68.2 %"))
 
 
-def test_its_receipt_is_refused_in_one_line(run, capsys):
-    receipt = run / "test" / "pgd_linf_8-255.receipt.safetensors"
-    assert status("verify", receipt, "--ckpt", CHECKPOINTS / "stopped.ckpt") == 1
+def test_its_evidence_is_refused_in_one_line(run, capsys):
+    evidence = run / "test" / "pgd_linf_8-255.receipt.safetensors"
+    assert status("verify", evidence, "--ckpt", CHECKPOINTS / "stopped.ckpt") == 1
     message = capsys.readouterr().err
     assert message.count("\n") == 1
     assert "was written by an earlier version. Run `lightning-paf test`" in message

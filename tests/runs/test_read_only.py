@@ -1,4 +1,4 @@
-"""Read-only folders: refused before anything is built, and accepted if nothing is written to them."""
+"""Read-only folders: refused early, or accepted if nothing is written to them."""
 
 import errno
 import os

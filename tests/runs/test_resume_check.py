@@ -1,4 +1,4 @@
-"""Options that differ when a run is resumed: reported in a warning, refused, or without effect."""
+"""Options that differ in a resumed run: warned of, refused, or without effect."""
 
 import copy
 from pathlib import Path
@@ -86,7 +86,10 @@ def test_without_a_readable_configuration_nothing_differs(text, tmp_path):
 
 @pytest.fixture(scope="module")
 def stopped_early(tmp_path_factory) -> list:
-    """Command of a run that early stopping ended after 2 of 4 epochs; its fifth word is the run folder."""
+    """Command of a run that early stopping ended after 2 of 4 epochs.
+
+    Its fifth word is the run folder.
+    """
     folder = tmp_path_factory.mktemp("early")
     words = ["fit", "-c", write_experiment(folder), "--run", folder / "run", "--ckpt_path", "auto"]
     words += ["--trainer.callbacks+=EarlyStopping", "--trainer.callbacks.monitor", "val/acc"]

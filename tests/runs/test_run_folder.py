@@ -80,7 +80,7 @@ def test_a_run_that_failed_before_its_first_step_is_replaced(trainer, tmp_path):
     Progress(here, "failed", 0, 10, 0, 1).write(tmp_path / FILE)
     assert enter_run_folder(trainer, None, {}) is None
     Progress(here, "training", 0, 10, 0, 1).write(tmp_path / FILE)
-    assert enter_run_folder(trainer, None, {}) is None  # the lock tells whether it runs
+    assert enter_run_folder(trainer, None, {}) is None  # only the lock shows whether it runs
     Progress(here, "failed", 1, 10, 0, 1).write(tmp_path / FILE)
     with pytest.raises(ValueError, match="already holds one"):
         enter_run_folder(trainer, None, {})
@@ -100,7 +100,7 @@ def test_unreadable_metrics_are_not_replaced(word, trainer, tmp_path):
         enter_run_folder(trainer, word, {})
     table.unlink()
     table.symlink_to(table.name)  # opening it is an error, for root too
-    with pytest.raises(ValueError, match=r"metrics.csv cannot serve as the metrics of a run: Too many levels"):
+    with pytest.raises(ValueError, match=r"metrics.csv cannot be used as the metrics of a run: Too many levels"):
         enter_run_folder(trainer, word, {})
 
 

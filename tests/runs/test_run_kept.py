@@ -1,4 +1,4 @@
-"""A new training never replaces an existing run, whatever the state of its files."""
+"""A new training never replaces an existing run, complete or damaged."""
 
 import errno
 import os
@@ -83,7 +83,7 @@ def link_nowhere(run: Path) -> None:
     ("change", "reason"),
     [
         (keep_weights_only, "last.ckpt holds weights only"),
-        (remove_checkpoints, "but there are none, only"),
+        (remove_checkpoints, "must find the checkpoints of the run"),
         (keep_metrics_only, "metrics.csv with"),
         (keep_progress_only, "progress.json at step"),
         (link_nowhere, "checkpoints cannot be read (No such file or directory)"),
@@ -104,7 +104,7 @@ def test_a_new_training_refuses_the_remains_of_a_run(change, base, run, capsys):
 
 
 def test_an_unreadable_checkpoint_is_not_replaced(base, run, capsys, monkeypatch):
-    """One is enough: it could be the newest."""
+    """One unreadable file is enough: it could be the newest."""
     denied = str(checkpoints(run)[-1])
     reason, load = os.strerror(errno.EACCES), torch.load
 

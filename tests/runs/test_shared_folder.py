@@ -1,4 +1,4 @@
-"""Ranks that do not share a folder, or resume from different checkpoints, fail before anything is lost."""
+"""Ranks without a common folder or checkpoint fail before anything is lost."""
 
 import os
 from pathlib import Path
@@ -36,7 +36,7 @@ def test_different_folders_are_refused(tmp_path):
 
 
 def test_different_checkpoints_are_refused(tmp_path):
-    """As when another process writes to the folder meanwhile."""
+    """Another process writes to the folder while the ranks start."""
     assert status("fit", "-c", write_experiment(tmp_path), "--run", tmp_path / "run") == 0
     saved = tmp_path / "run" / "checkpoints"
     (saved / "other.ckpt").write_bytes((saved / "last.ckpt").read_bytes())

@@ -1,3 +1,5 @@
+"""Settings of jobs started by torchrun, and synchronised batch normalisation."""
+
 import pytest
 import torch
 from torch import nn
@@ -8,7 +10,7 @@ from lightning_paf.runs.torchrun import SyncBatchNormOnAnyDevice, follow_torchru
 
 @pytest.fixture
 def torchrun(monkeypatch):
-    """Sets the variables of torchrun: number of processes, of processes on this machine, of machines."""
+    """Set the variables of torchrun: processes in total, on this machine, machines."""
 
     def launch(world: int, local: int, groups: int) -> None:
         monkeypatch.setenv("TORCHELASTIC_RUN_ID", "test")

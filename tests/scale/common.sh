@@ -40,7 +40,7 @@ wait_until() {
 
 needs() {
     local tool
-    [ "$(id -u)" = 0 ] || { log "This needs root: it makes network namespaces."; return 1; }
+    [ "$(id -u)" = 0 ] || { log "This needs root: it creates network namespaces."; return 1; }
     for tool in "$@"; do
         command -v "$tool" > /dev/null || { log "$tool is missing: apt-get install the packages of tests/scale/packages.txt"; return 1; }
     done
@@ -59,7 +59,7 @@ finish() {
     printf '%s\n' "${RESULTS[@]}"
     exit "$status"
 }
-set -E # functions report where they fail, too
+set -E # report failures inside functions, too
 trap 'FAILED_AT="$(basename "${BASH_SOURCE[0]}"):$LINENO ($BASH_COMMAND)"' ERR
 trap finish EXIT
 trap 'exit 130' INT TERM

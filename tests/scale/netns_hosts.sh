@@ -1,8 +1,8 @@
 # shellcheck shell=bash
-# To be sourced after common.sh: hosts node0 (10.99.0.1), node1 (10.99.0.2), ... on this machine, and a network among
+# Sourced after common.sh: hosts node0 (10.99.0.1), node1 (10.99.0.2), ... on this machine, and a network among
 # them that reaches nothing else.
 #
-# A host has a separate network, host name, mounts and process numbers, and shares the files of this machine. All its
+# A host has a separate network, host name, mounts and PIDs, and shares the files of this machine. All its
 # processes end with its first one, so that hosts_down leaves nothing behind. Needs root and `ip`. WORK is an empty folder.
 
 STARTERS=()
@@ -36,7 +36,7 @@ host_kill() {
 }
 
 hosts_down() {
-    kill -9 "${STARTERS[@]}" 2> /dev/null || true # each ends its host
+    kill -9 "${STARTERS[@]}" 2> /dev/null || true # ending one ends its host
 }
 
 # on NAME COMMAND...: runs a command on a host, in this folder.
@@ -57,7 +57,7 @@ host_start() {
     wait_until 20 is_up "$1"
 }
 
-# Finds its process number on this machine: that of the only child of `unshare`.
+# Finds the PID of a host on this machine: that of the only child of `unshare`.
 find_first_process() {
     local child
     child=$(< "/proc/$2/task/$2/children")

@@ -18,7 +18,7 @@ finish() {
 }
 trap finish EXIT
 
-if [ "$(id -u)" != 0 ]; then echo "This needs root: it makes network namespaces, images and a cluster."; exit 1; fi
+if [ "$(id -u)" != 0 ]; then echo "This needs root: it creates network namespaces, images and a cluster."; exit 1; fi
 mapfile -t packages < tests/scale/packages.txt
 if ! dpkg --status "${packages[@]}" > /dev/null 2>&1; then
     apt-get update -qq

@@ -1,6 +1,6 @@
 #!/bin/bash
 # The files of docker/slurm/ on a SLURM cluster of two nodes, on this machine: a training preempted in three ways ends
-# like an uninterrupted one, and workers of which one is killed get the result of a single one. Three minutes on two
+# like an uninterrupted one, and workers of which one is killed give the result of a single one. Three minutes on two
 # free cores, root. BIN: the environment's bin folder (.venv/bin).
 set -euo pipefail
 HERE=$(dirname "$(realpath "$0")")
@@ -25,7 +25,7 @@ train() {
         docker/slurm/train.sbatch --trainer.accelerator cpu --trainer.precision 32-true
 }
 
-# Waits until a job has completed.
+# has_completed JOB: waits until a job ends; fails unless it has completed.
 has_completed() {
     wait_until 300 job_is_over "$1"
     job_is "$1" COMPLETED
@@ -116,7 +116,7 @@ on node0 lightning-paf test --ckpt_path "$WORK/alone/checkpoints/last.ckpt" --tr
 job=$(CKPT=$checkpoint on node0 sbatch --parsable --array 0-2 --gpus-per-node 0 --cpus-per-task 1 \
     --output "$WORK/evaluate-%a.log" docker/slurm/evaluate.sbatch)
 wait_until 240 has_records 3
-wait_until 60 kill_owner node0 # where another worker sees at once that it is dead
+wait_until 60 kill_owner node0 # another worker on node0 detects its death at once
 for i in 0 1 2; do wait_until 300 job_is_over "${job}_$i"; done
 states=$(for i in 0 1 2; do job_field "${job}_$i" JobState; done | sort | paste -sd ' ')
 [ "$states" = "COMPLETED COMPLETED FAILED" ]

@@ -1,6 +1,6 @@
 # shellcheck shell=bash
 # Sourced after netns_hosts.sh: a SLURM cluster of node0 and node1, with its controller on node0. Without
-# accounting and cgroups; other munge and SLURM services of this machine are left alone.
+# accounting and cgroups; other munge and SLURM services of this machine are not touched.
 
 # slurm_up: starts the cluster, with a partition and one that preempts it.
 slurm_up() {

@@ -1,4 +1,4 @@
-"""No fast path changes outputs, gradients or random choices; where one would, the model itself is used."""
+"""Fast paths change no outputs, gradients or random numbers; otherwise the model itself is used."""
 
 # ruff: noqa: NPY002  # the test is about the global generators
 
@@ -280,7 +280,7 @@ RANDOM = [name for name in DIFFERENT if name.startswith(("resized", "stochastic"
 @pytest.mark.parametrize("path", FOLDED)
 @pytest.mark.parametrize("name", RANDOM)
 def test_the_check_restores_the_generators(name, path):
-    """The call after it draws the same numbers as without the check."""
+    """The next call draws the same numbers as without the check."""
     model, (x, _) = settled(DIFFERENT[name]), images()
     with frozen(model):
         _, _, expected = results(model, model, x, 0)
@@ -356,7 +356,7 @@ def test_autoattack_is_as_strong_as_the_reference(defence):
 def test_attacks_without_folding_make_no_folded_model(monkeypatch):
     model, (x, y) = settled(classifier(TinyNet)), images()
     made = []
-    monkeypatch.setattr("lightning_paf.speed.search_model._fold", lambda model: made.append(model) or "not folded")
+    monkeypatch.setattr("lightning_paf.speed.search_model._fold", lambda model: (made.append(model), "not folded"))
     AutoAttack(0.1, version="custom", attacks=["apgd-ce"], fold=False).run(model, x, y)
     assert not Restarts(PGD(0.1, step_size=0.05, fold=False), 2).search_model(model).folded
     assert not made

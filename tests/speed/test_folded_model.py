@@ -182,7 +182,7 @@ def test_all_networks_of_the_package_are_covered():
 
 
 class Hidden(TinyNet):
-    """Without gradients in a part, but initially the outputs do not depend on the images."""
+    """A part has no gradients, but initially the outputs do not depend on the images."""
 
     def __init__(self):
         super().__init__()

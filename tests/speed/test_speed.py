@@ -88,7 +88,7 @@ def test_the_options_act_during_training_only():
 
 
 def peak(call):
-    """Peak bytes of tensors, above those before."""
+    """Peak bytes of tensors above the initial ones."""
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         call()
     events = [e for e in profiler.profiler.kineto_results.events() if e.name() == "[memory]"]
@@ -134,7 +134,7 @@ def compilations(monkeypatch):
 
 
 def test_compilation_happens_once(compilations, plain_losses):
-    """Not again in validation, after it, for a frozen network, or in a later epoch."""
+    """Nothing is compiled again in validation, after it, for a frozen network, or in a later epoch."""
     after_epoch = []
 
     class Count(Callback):

@@ -1,3 +1,5 @@
+"""The decoder of LADDER."""
+
 import pytest
 import torch
 

@@ -104,9 +104,9 @@ def test_a_series_that_does_not_grow_is_refused(start, step, most):
 
 
 def test_an_impossible_fraction_and_too_few_images_are_refused():
-    with pytest.raises(ValueError, match=r"--flip must be a fraction that some eps reaches, got 0.3"):
+    with pytest.raises(ValueError, match=r"--flip must be attainable, got 0.3"):
         eps_for_fraction(threshold(torch.full((4,), torch.inf)), torch.zeros(4), 0.3)
     z, labels = features()
     one = torch.cat([torch.nonzero(labels == 0).flatten()[:1], torch.nonzero(labels > 0).flatten()])
-    with pytest.raises(ValueError, match=r"Every class must have 2 images .* got 1 of one"):
+    with pytest.raises(ValueError, match=r"Each class must have at least 2 images .* got 1\."):
         latent_moves(z[one], labels[one], K)

@@ -1,4 +1,4 @@
-"""The training step, the optimiser and the checkpoint of the module, without a command line."""
+"""Training step, optimiser and checkpoint of the module, without command line."""
 
 import math
 
@@ -37,7 +37,7 @@ def trainer(*callbacks: Callback, **options) -> Trainer:
 
 
 class Watch(Callback):
-    """Records learning rates, and gradients at the optimiser, step by step."""
+    """Recorder of learning rates and of gradients at the optimiser, step by step."""
 
     def __init__(self) -> None:
         self.rates: list[float] = []
@@ -112,7 +112,7 @@ class Twice(Natural):
 
 
 def test_two_optimiser_steps_per_batch_count_once_for_trainer_schedule_and_average():
-    """Radius schedules, checkpoints and averages of weights rely on this count of Lightning."""
+    """Radius schedules, checkpoints and averages rely on this count of Lightning."""
     updates = []
 
     class SGD(torch.optim.SGD):
@@ -200,7 +200,7 @@ def test_weights_of_another_network_are_refused_with_the_difference(other, messa
 
 
 class Scripted(Objective):
-    """Of four images, the first three are correct when clean, the first and the last under attack."""
+    """Fixed results: images 0, 1, 2 of 4 are correct when clean, 0 and 3 under attack."""
 
     def __init__(self, with_clean: bool) -> None:
         super().__init__()
@@ -254,7 +254,7 @@ def test_a_training_starts_with_the_weights_of_init(tmp_path, capsys):
     weights = torch.load(first, weights_only=True)["state_dict"]
     assert all(torch.equal(value, weights[key]) for key, value in module.state_dict().items())
     for options, message in (
-        (["nowhere.ckpt"], "--model.init must be a checkpoint, got nowhere.ckpt, which does not exist"),
+        (["nowhere.ckpt"], "--model.init must be an existing checkpoint, got nowhere.ckpt"),
         ([first, "--model.net.width", "8"], "holds another network"),
     ):
         assert status("fit", *words, "--run", tmp_path / "second", "--model.init", *options) == 1

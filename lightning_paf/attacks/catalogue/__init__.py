@@ -1,0 +1,1 @@
+"""Attacks from the literature that AutoAttack does not contain."""

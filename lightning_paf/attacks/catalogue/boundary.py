@@ -26,14 +26,14 @@ class Boundary(MinimalAttack):
     one quarter (towards), as in the paper; period and factor are our choice. A step costs up to two queries.
 
     Args:
-        eps: Largest l2 length of the perturbation that counts.
-        queries: Decisions for each image.
-        starts: Noise images to try until one is adversarial.
+        eps: l2 radius within which a result counts as adversarial.
+        queries: Query budget per image.
+        starts: Largest number of noise images tried until one is adversarial.
         bounds: Smallest and largest pixel value, between which the noise is uniform; null for unbounded inputs, where
             it is Gaussian.
 
     Raises:
-        ValueError: As for every attack; no query or start.
+        ValueError: `queries` or `starts` is below 1; see also `Attack`.
     """
 
     settings = ("queries", "starts")
@@ -52,35 +52,35 @@ class Boundary(MinimalAttack):
 
     @torch.no_grad()
     def minimum(self, forward: Forward, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        """Images and distances."""
-        oracle = Decisions(forward, x, y, self.queries, self.bounds)
-        rows, offsets = self._start(oracle, oracle.first())
+        """Return the nearest adversarial images and their distances."""
+        decisions = Decisions(forward, x, y, self.queries, self.bounds)
+        rows, offsets = self._start(decisions, decisions.correct_rows())
         sideways, towards = _Length(len(rows), x.device), _Length(len(rows), x.device)
-        while (going := oracle.left[rows] > 0).any():
-            rows, offsets = rows[going], offsets[going]
-            sideways.keep(going)
-            towards.keep(going)
-            offsets = self._step(oracle, rows, offsets, sideways, towards)
-        return oracle.nearest.x, oracle.nearest.distances
+        while (active := decisions.remaining[rows] > 0).any():
+            rows, offsets = rows[active], offsets[active]
+            sideways.keep(active)
+            towards.keep(active)
+            offsets = self._step(decisions, rows, offsets, sideways, towards)
+        return decisions.nearest.x, decisions.nearest.distances
 
-    def _start(self, oracle: Decisions, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """The images with adversarial noise (n,), and offsets of the boundary on the way there (n, D)."""
-        offsets, found = torch.zeros_like(oracle.x[rows].flatten(1)), torch.zeros_like(rows, dtype=torch.bool)
+    def _start(self, decisions: Decisions, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Indices (n,) of images with adversarial noise; offsets of the boundary (n, D)."""
+        offsets, found = torch.zeros_like(decisions.x[rows].flatten(1)), torch.zeros_like(rows, dtype=torch.bool)
         for _ in range(self.starts):
             missing = (~found).nonzero().squeeze(1)
             if len(missing) == 0:
                 break
-            x = oracle.x[rows[missing]]
+            x = decisions.x[rows[missing]]
             noise = torch.randn_like(x) if self.bounds is None else torch.empty_like(x).uniform_(*self.bounds) - x
             offsets[missing] = noise.flatten(1)
-            found[missing] = oracle.wrong(rows[missing], offsets[missing])
+            found[missing] = decisions.is_adversarial(rows[missing], offsets[missing])
         rows, offsets = rows[found], offsets[found]
         high, directions = offsets.norm(dim=1), unit(offsets)
-        distances = oracle.between(rows, torch.zeros_like(high), high, directions, _TOLERANCE)
+        distances = decisions.bisect(rows, torch.zeros_like(high), high, directions, _TOLERANCE)
         return rows, distances[:, None] * directions
 
     def _step(
-        self, oracle: Decisions, rows: Tensor, offsets: Tensor, sideways: "_Length", towards: "_Length"
+        self, decisions: Decisions, rows: Tensor, offsets: Tensor, sideways: "_Length", towards: "_Length"
     ) -> Tensor:
         """Offsets (n, D) after one step."""
         distance, direction = offsets.norm(dim=1, keepdim=True), unit(offsets)
@@ -88,14 +88,14 @@ class Boundary(MinimalAttack):
         tangent = unit(noise - (noise * direction).sum(1, keepdim=True) * direction)
         moved = distance * unit(direction + sideways.value[:, None] * tangent)
         if self.bounds is not None:
-            x = oracle.x[rows].flatten(1)
+            x = decisions.x[rows].flatten(1)
             moved = (x + moved).clamp(*self.bounds) - x
-        stays = oracle.wrong(rows, moved)
+        stays = decisions.is_adversarial(rows, moved)
         sideways.record(torch.ones_like(stays), stays, _SIDEWAYS_RATE)
         nearer = (1 - towards.value.clamp_max(0.9))[:, None] * moved
-        tried = stays & (oracle.left[rows] > 0)
+        tried = stays & (decisions.remaining[rows] > 0)
         counts = torch.zeros_like(stays)
-        counts[tried] = oracle.wrong(rows[tried], nearer[tried])
+        counts[tried] = decisions.is_adversarial(rows[tried], nearer[tried])
         towards.record(tried, counts, _TOWARDS_RATE)
         return torch.where(counts[:, None], nearer, torch.where(stays[:, None], moved, offsets))
 

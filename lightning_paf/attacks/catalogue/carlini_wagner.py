@@ -17,24 +17,26 @@ _CHECKS, _IMPROVEMENT = 10, 0.9999  # of the early stop in the authors' code
 
 
 class CarliniWagner(MinimalAttack):
-    """Minimise squared distance plus `c` times the hinge of the margin (Carlini & Wagner 2017, section 5), untargeted.
+    """Carlini-Wagner l2 attack (Carlini & Wagner 2017, section 5), untargeted.
+
+    It minimises the squared distance plus `c` times the hinge of the margin.
 
     The image is `(tanh w + 1) / 2`, and Adam optimises `w`. For each image a binary search finds the smallest `c` that
     succeeds: it multiplies `c` by ten until one succeeds, then bisects.
 
     Args:
-        eps: Largest l2 length of the perturbation that counts.
+        eps: l2 radius within which a result counts as adversarial.
         steps: Steps of Adam for each `c`; 10,000 in the paper.
         searches: Values of `c` for each image.
         lr: Learning rate of Adam.
         initial_c: The first `c`.
-        confidence: Required lead of a wrong logit.
+        confidence: Required margin of a wrong logit.
         abort_early: End a search whose objective has not improved in the last tenth of its steps.
         mode: Mode of the attacked model: `eval`, or `train` with its buffers protected.
 
     Raises:
-        ValueError: As for every attack; no step or search; a learning rate or `c` that is not positive; a negative
-            confidence.
+        ValueError: `steps` or `searches` is below 1, `lr` or `initial_c` is not positive, or `confidence` is negative;
+            see also `Attack`.
     """
 
     settings = ("steps", "searches", "lr", "initial_c", "confidence", "abort_early")
@@ -58,7 +60,7 @@ class CarliniWagner(MinimalAttack):
         self.require_positive("lr", "initial_c")
 
     def minimum(self, forward: Forward, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        """Images and distances."""
+        """Return the nearest adversarial images and their distances."""
         nearest, all_rows = Nearest(x, "l2"), torch.arange(len(x), device=x.device)
         with torch.no_grad():
             nearest.update(all_rows, x, misclassified(forward(x), y))
@@ -74,7 +76,7 @@ class CarliniWagner(MinimalAttack):
         return nearest.x, nearest.distances
 
     def _search(self, forward: Forward, x: Tensor, y: Tensor, c: Tensor, nearest: Nearest, rows: Tensor) -> Tensor:
-        """Run Adam for all images, each with its `c` (n,); return where the model was fooled (n,)."""
+        """Run Adam with one `c` per image (n,); return the mask of fooled images (n,)."""
         w = torch.atanh((2 * x - 1) * _INSIDE)
         optimizer, found, before = torch.optim.Adam([w], self.lr), torch.zeros_like(y, dtype=torch.bool), torch.inf
         w.requires_grad_()
@@ -82,10 +84,10 @@ class CarliniWagner(MinimalAttack):
         for step in range(self.steps):
             points = (torch.tanh(w) + 1) / 2
             logits = forward(with_finite_gradient(points))
-            lead = margin(logits, y)
-            objective = (points - x).flatten(1).square().sum(1) + c * (self.confidence - lead).clamp_min(0)
+            margins = margin(logits, y)
+            objective = (points - x).flatten(1).square().sum(1) + c * (self.confidence - margins).clamp_min(0)
             (w.grad,) = torch.autograd.grad(objective.sum(), w)
-            fooled = undefined_first(lead.detach(), logits) > self.confidence
+            fooled = undefined_first(margins.detach(), logits) > self.confidence
             nearest.update(rows, points.detach(), fooled)
             found |= fooled
             if self.abort_early and step % every == 0:

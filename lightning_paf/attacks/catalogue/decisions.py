@@ -1,4 +1,4 @@
-"""Queries of a model for decisions, within a budget."""
+"""Hard-label queries of a model, within a budget."""
 
 import torch
 from torch import Tensor
@@ -10,15 +10,15 @@ from lightning_paf.types import Forward
 
 
 class Decisions:
-    """Decide whether points are adversarial, count the queries, and keep the nearest adversarial point.
+    """Hard-label access to a model with a query budget; keeps the nearest result.
 
     Args:
-        forward: Images to logits, of which only the largest counts.
+        forward: Images to logits, of which only the largest is used.
         x: Clean images (N, C, H, W).
         y: Labels (N,).
-        queries: Number of queries for each image.
-        bounds: Points are clamped to these.
-        batch_size: Points in a forward pass.
+        queries: Query budget per image.
+        bounds: Range to which points are clamped.
+        batch_size: Maximum number of points in a forward pass.
     """
 
     def __init__(
@@ -26,53 +26,54 @@ class Decisions:
     ) -> None:
         self.forward, self.x, self.y, self.bounds, self.batch_size = forward, x, y, bounds, batch_size
         self.nearest = Nearest(x, "l2")
-        self.left = torch.full((len(x),), queries, device=x.device)
+        self.remaining = torch.full((len(x),), queries, device=x.device)
 
-    def first(self) -> Tensor:
-        """Query the clean images; indices (n,) of those that are classified correctly."""
+    def correct_rows(self) -> Tensor:
+        """Query the clean images; return the indices (n,) of correct predictions."""
         rows = torch.arange(len(self.x), device=self.x.device)
-        return rows[~self.wrong(rows, torch.zeros_like(self.x.flatten(1)))]
+        return rows[~self.is_adversarial(rows, torch.zeros_like(self.x.flatten(1)))]
 
     @torch.no_grad()
-    def wrong(self, rows: Tensor, offsets: Tensor) -> Tensor:
-        """Whether images at offsets (n, D) are adversarial, (n,) bool; False, without a query, beyond the budget.
+    def is_adversarial(self, rows: Tensor, offsets: Tensor) -> Tensor:
+        """Mask (n,) of adversarial offsets (n, D); False beyond the query budget.
 
         `rows` (n,) holds the index of the clean image of each offset; an image can occur several times.
         """
-        queried = _turn(rows) < self.left[rows]
+        queried = _occurrence(rows) < self.remaining[rows]
         answers = torch.zeros_like(queried)
         for part in torch.split(queried.nonzero().squeeze(1), self.batch_size):
-            mine = rows[part]
-            points = self.x[mine] + offsets[part].view(-1, *self.x.shape[1:])
+            indices = rows[part]
+            points = self.x[indices] + offsets[part].view(-1, *self.x.shape[1:])
             points = points if self.bounds is None else points.clamp(*self.bounds)
-            answers[part] = misclassified(self.forward(points), self.y[mine])
-            self.nearest.update(mine, points, answers[part])
-            self.left -= torch.bincount(mine, minlength=len(self.left))
+            answers[part] = misclassified(self.forward(points), self.y[indices])
+            self.nearest.update(indices, points, answers[part])
+            self.remaining -= torch.bincount(indices, minlength=len(self.remaining))
         return answers
 
-    def between(self, rows: Tensor, low: Tensor, high: Tensor, directions: Tensor, tolerance: float) -> Tensor:
-        """Distances (n,) of the boundary along unit directions (n, D), by bisection up to the tolerance.
+    def bisect(self, rows: Tensor, low: Tensor, high: Tensor, directions: Tensor, tolerance: float) -> Tensor:
+        """Distances (n,) of the boundary along unit directions (n, D), by bisection.
 
-        The clean images `rows` (n,) are classified correctly at distances `low` (n,) and misclassified at `high` (n,).
+        The images with indices `rows` (n,) are classified correctly at distances `low` (n,) and misclassified at `high`
+        (n,). The bisection ends at intervals of length `tolerance`.
         """
         low, high = low.clone(), high.clone()
         while True:
             middle = (low + high) / 2
             between = (low < middle) & (middle < high)  # false for neighbours in floating point
-            wide = (between & (high - low > tolerance) & (self.left[rows] > 0)).nonzero().squeeze(1)
+            wide = (between & (high - low > tolerance) & (self.remaining[rows] > 0)).nonzero().squeeze(1)
             if len(wide) == 0:
                 return high
-            answers = self.wrong(rows[wide], middle[wide, None] * directions[wide])
+            answers = self.is_adversarial(rows[wide], middle[wide, None] * directions[wide])
             high[wide] = torch.where(answers, middle[wide], high[wide])
             low[wide] = torch.where(answers, low[wide], middle[wide])
 
 
-def _turn(rows: Tensor) -> Tensor:
+def _occurrence(rows: Tensor) -> Tensor:
     """Number of equal entries before each one (n,)."""
     ordered, order = rows.sort(stable=True)
-    turns = torch.empty_like(rows)
-    turns[order] = torch.arange(len(rows), device=rows.device) - torch.searchsorted(ordered, ordered)
-    return turns
+    counts = torch.empty_like(rows)
+    counts[order] = torch.arange(len(rows), device=rows.device) - torch.searchsorted(ordered, ordered)
+    return counts
 
 
 def unit(vectors: Tensor) -> Tensor:

@@ -14,23 +14,25 @@ from lightning_paf.types import Forward, Norm, Radius
 
 
 class DeepFool(MinimalAttack):
-    """Steps to the nearest linearised decision boundary (Moosavi-Dezfooli, Fawzi & Frossard 2016).
+    """DeepFool: steps to the nearest linearised decision boundary.
+
+    Moosavi-Dezfooli, Fawzi & Frossard 2016.
 
     On a linear model the first step reaches the boundary; all steps are lengthened by `overshoot`. As in the authors'
     code, the next linearisation is at the lengthened point. Points are clamped to `bounds`, and pixels at their ends
     are left out of a step; the authors have no bounds.
 
     Args:
-        eps: Largest perturbation that counts.
+        eps: Radius within which a result counts as adversarial.
         norm: `l2`, or `linf` (section 3.3 of the paper).
-        steps: Most steps.
+        steps: Maximum number of steps.
         overshoot: Extra length of a step, as a fraction of the step.
-        candidates: Number of the most likely classes, besides the label, to consider.
+        candidates: Number of the most likely classes to consider, without the label.
         mode: Mode of the attacked model: `eval`, or `train` with its buffers protected.
         bounds: Smallest and largest pixel value; null for unbounded inputs.
 
     Raises:
-        ValueError: As for every attack; norm l1; no step or candidate; an overshoot that is not positive.
+        ValueError: `norm` is l1, `steps` or `candidates` is below 1, or `overshoot` is not positive; see also `Attack`.
     """
 
     settings = ("steps", "overshoot", "candidates")
@@ -48,13 +50,13 @@ class DeepFool(MinimalAttack):
     ) -> None:
         super().__init__(eps, norm=norm, mode=mode, bounds=bounds)
         if norm == "l1":
-            raise ValueError("norm of DeepFool must be l2 or linf, got 'l1'.")
+            raise ValueError("norm of DeepFool must be l2 or linf, got 'l1'. Pass norm=l2.")
         self.steps, self.overshoot, self.candidates = steps, overshoot, candidates
         self.require(steps=1, candidates=1)
         self.require_positive("overshoot")
 
     def minimum(self, forward: Forward, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        """Images and distances."""
+        """Return the nearest adversarial images and their distances."""
         nearest, rows, points = Nearest(x, self.norm), torch.arange(len(x), device=x.device), x
         classes = self._classes(forward, x, y)
         for _ in range(self.steps + 1):
@@ -77,7 +79,10 @@ class DeepFool(MinimalAttack):
         return ranked
 
     def _step(self, points: Tensor, values: Tensor, gradients: Tensor) -> Tensor:
-        """The step to the nearest hyperplane, from values (n, k) and gradients (n, k, ...), the label's first."""
+        """Step to the nearest hyperplane, from values (n, k) and gradients (n, k, ...).
+
+        The entry of the label comes first.
+        """
         smallest = torch.finfo(values.dtype).tiny
         normals = (gradients[:, 1:] - gradients[:, :1]).flatten(2)
         if self.bounds is not None:

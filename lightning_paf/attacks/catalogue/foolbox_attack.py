@@ -23,21 +23,24 @@ _NO_START = "init_attack failed"  # foolbox's error where it has no adversarial 
 
 
 class FoolboxAttack(MinimalAttack):
-    """A minimal-norm attack of foolbox (Rauber et al. 2020): HopSkipJump, DDN, EAD, Brendel-Bethge, FMN, ...
+    """Minimal-norm attack from foolbox (Rauber et al. 2020), chosen by name.
 
-    It runs in single precision, on images in [0, 1]. The model confirms every result, and distances are measured again.
-    The global generators of numpy and python are restored. Requires foolbox: pip install 'lightning-paf[attacks]'.
+    For example HopSkipJump, DDN, EAD, Brendel-Bethge or FMN.
+
+    It runs in single precision, on images in [0, 1]. Results are confirmed with the model, and their distances
+    recomputed. The state of the global NumPy and Python generators is restored. Requires foolbox:
+    pip install 'lightning-paf[attacks]'.
 
     Args:
         name: Class in `foolbox.attacks`, such as `HopSkipJumpAttack`, `DDNAttack`, `L2BrendelBethgeAttack`.
-        eps: Largest perturbation that counts.
+        eps: Radius within which a result counts as adversarial.
         norm: Norm that the class minimises.
         options: Arguments of the class.
         mode: Mode of the attacked model: `eval`, or `train` with its buffers protected.
 
     Raises:
         ModuleNotFoundError: foolbox is not installed.
-        ValueError: As for every attack; no class of this name, or not a minimal-norm attack; another norm.
+        ValueError: `name` is no minimal-norm attack of foolbox, or `norm` is not its norm; see also `Attack`.
     """
 
     def __init__(
@@ -59,7 +62,9 @@ class FoolboxAttack(MinimalAttack):
         self._attack: Any = cls(**self.options)
         order = getattr(self._attack.distance, "p", None)
         if order != _ORDERS[norm]:
-            raise ValueError(f"norm must be {self._attack.distance} for {name} of foolbox, got {norm}.")
+            usual = next((known for known, p in _ORDERS.items() if p == order), None)
+            hint = f"Pass norm={usual}." if usual else "Pass another attack."
+            raise ValueError(f"norm must be {usual or self._attack.distance} for {name}, got {norm}. {hint}")
 
     @property
     def label(self) -> str:
@@ -73,7 +78,7 @@ class FoolboxAttack(MinimalAttack):
         return super().describe() | own | {"package": package}
 
     def minimum(self, forward: Forward, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        """Images and distances."""
+        """Return the nearest adversarial images and their distances."""
         nearest, every = Nearest(x, self.norm), torch.arange(len(x), device=x.device)
         with torch.no_grad():
             wrong = misclassified(forward(x), y)
@@ -87,7 +92,7 @@ class FoolboxAttack(MinimalAttack):
         return nearest.x, nearest.distances
 
     def _run(self, forward: Forward, x: Tensor, y: Tensor) -> Tensor:
-        """Run foolbox; image by image if it rejects a batch because some images have no start."""
+        """Run foolbox, image by image if some images of the batch have no start."""
         foolbox = _foolbox()
         model = foolbox.PyTorchModel(_Net(forward).eval(), bounds=(0, 1), device=x.device)
         try:
@@ -103,7 +108,7 @@ class FoolboxAttack(MinimalAttack):
 
 
 class _Net(nn.Module):
-    """The model as a module without submodules, because foolbox changes the mode and device of a module."""
+    """Wrapper without submodules, since foolbox changes a module's mode and device."""
 
     def __init__(self, forward: Forward) -> None:
         super().__init__()
@@ -137,7 +142,7 @@ def _foolbox() -> Any:
 
 @contextmanager
 def _isolated() -> Iterator[None]:
-    """Seed the generators of numpy and python from that of torch; restore them on exit."""
+    """Seed the NumPy and Python generators from torch; restore them on exit."""
     python_state, numpy_state = random.getstate(), np.random.get_state()  # noqa: NPY002
     seed = int(torch.randint(2**31, ()))
     random.seed(seed)

@@ -8,7 +8,7 @@ from lightning_paf.types import Forward
 
 
 def logit_gradients(forward: Forward, x: Tensor, classes: Tensor) -> tuple[Tensor, Tensor]:
-    """Logits (N, K) and the finite gradients (N, k, C, H, W) of those of some `classes` (N, k) by the images.
+    """Logits (N, K), and gradients (N, k, C, H, W) of the logits of `classes` (N, k).
 
     Both are without a graph; they take one forward and k backward passes.
     """

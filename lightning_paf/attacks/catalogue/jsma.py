@@ -11,11 +11,13 @@ from lightning_paf.types import Forward, PerExampleLoss
 
 
 class JSMA(Attack):
-    """Set the most salient pairs of entries to the end of their range (Papernot et al. 2016).
+    """Jacobian-based saliency map attack (Papernot et al. 2016).
+
+    It sets the most salient pairs of entries to the end of their range.
 
     An entry is one channel of one pixel. A pair must raise the logit of the target and lower the sum of the others; the
     pair with the largest product of both effects is set. The search ends at a wrong prediction, without such a pair, or
-    at the end of the budget. The paper's attack is targeted; here the target is the most likely class besides the
+    at the end of the budget. The paper's attack is targeted; here the target is the most likely class other than the
     label.
 
     The budget counts entries (l0). Since no entry moves by more than 1, it bounds the l1 norm, in which `norm`, `eps`
@@ -58,7 +60,7 @@ class JSMA(Attack):
         return x_adv
 
     def _gradients(self, forward: Forward, x: Tensor, y: Tensor, target: Tensor, choose: bool) -> tuple[Tensor, Tensor]:
-        """Logits (n, K), and the gradients of the target's logit and of the sum of the others (n, 2, D)."""
+        """Logits (n, K); gradients (n, 2, D) of the target logit and of the others' sum."""
         if choose:
             with torch.no_grad():
                 target = forward(x).scatter(1, y[:, None], -torch.inf).argmax(dim=1)
@@ -72,7 +74,7 @@ class JSMA(Attack):
         return values[:, 2:], gradients.flatten(2)
 
     def _pairs(self, gradients: Tensor, free: Tensor) -> tuple[Tensor, Tensor]:
-        """The most salient pair of entries (n, 2) for each image, and whether it has both effects (n,)."""
+        """Most salient pair of entries (n, 2) per image; mask of salient pairs (n,)."""
         sign = 1.0 if self.increase else -1.0
         pairs, scores = [], []
         for gradient, movable in zip(sign * gradients, free, strict=True):  # one image at a time: D x D products

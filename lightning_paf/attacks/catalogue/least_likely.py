@@ -14,7 +14,7 @@ from lightning_paf.types import Forward, PerExampleLoss, Radius
 
 
 class ILCM(PGD):
-    """PGD towards the class that is least likely for the clean image (Kurakin et al. 2017).
+    """PGD towards the least likely class of the clean image (Kurakin et al. 2017).
 
     This targeted attack is weaker than an untargeted one. It does not use the labels.
 
@@ -26,7 +26,7 @@ class ILCM(PGD):
         bounds: Smallest and largest pixel value; null for unbounded inputs.
 
     Raises:
-        ValueError: As for every attack; no step, or a step size that is not positive.
+        ValueError: `steps` is below 1, or `step_size` is not positive; see also `Attack`.
     """
 
     fixed_loss = True

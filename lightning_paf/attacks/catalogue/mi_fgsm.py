@@ -17,7 +17,9 @@ from lightning_paf.utils.hashing import weights_fingerprint
 
 
 class MIFGSM(Attack):
-    """Signed steps along a decaying sum of normalised gradients (Dong et al. 2018), for transferable results.
+    """Momentum iterative FGSM, a transfer attack (Dong et al. 2018).
+
+    Its signed steps follow a decaying sum of normalised gradients.
 
     Every gradient is divided by its mean absolute value, as in the authors' code. (The l1 norm of the paper leads to
     the same signs.) Without momentum and with one step it is FGSM.
@@ -30,7 +32,7 @@ class MIFGSM(Attack):
         **options: Further options of `Attack`, except `norm`.
 
     Raises:
-        ValueError: As for every attack; no step, a step size that is not positive, or a negative momentum.
+        ValueError: `steps` is below 1, `step_size` is not positive, or `momentum` is negative; see also `Attack`.
     """
 
     settings = ("step_size", "steps", "momentum")
@@ -67,7 +69,9 @@ class MIFGSM(Attack):
 
 
 class EnsembleMIFGSM(MIFGSM):
-    """A transfer attack: MI-FGSM on the weighted mean of the surrogates' logits (Dong et al. 2018, section 3.3).
+    """Transfer attack with MI-FGSM on an ensemble (Dong et al. 2018, section 3.3).
+
+    It attacks the weighted mean of the surrogates' logits.
 
     It calls the attacked model once, with one image (two in mode `train`), to compare the numbers of classes.
 
@@ -78,7 +82,7 @@ class EnsembleMIFGSM(MIFGSM):
         **options: Further options of `MIFGSM`; `mode` concerns the surrogates.
 
     Raises:
-        ValueError: As for MI-FGSM; no surrogate; weights that do not fit; models with different numbers of classes.
+        ValueError: `surrogates` is empty, `weights` do not match them, or numbers of classes differ; see also `MIFGSM`.
     """
 
     fixed_loss = True
@@ -92,7 +96,7 @@ class EnsembleMIFGSM(MIFGSM):
     ) -> None:
         super().__init__(eps, **options)
         if not surrogates:
-            raise ValueError("surrogates must hold at least one network, got none. Pass some.")
+            raise ValueError("surrogates must hold at least one network, got none. Pass at least one.")
         _check_classes([net.num_classes for net in surrogates if isinstance(net, Classifier)])
         weights = [1.0] * len(surrogates) if weights is None else list(weights)
         if len(weights) != len(surrogates) or not all(weight >= 0 for weight in weights) or not sum(weights) > 0:

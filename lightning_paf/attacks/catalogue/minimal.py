@@ -1,4 +1,4 @@
-"""Attacks that search the nearest adversarial image."""
+"""Attacks that search for the nearest adversarial image."""
 
 from abc import abstractmethod
 from typing import final
@@ -13,11 +13,11 @@ from lightning_paf.types import Forward, Norm, PerExampleLoss
 
 
 class MinimalAttack(Attack):
-    """Search for the nearest adversarial image at any distance; subclasses implement `minimum`.
+    """Minimal-norm attack; subclasses implement `minimum`.
 
-    The call returns results within `eps`, and the image itself where there is none: a perturbation that is shrunk to
-    the ball would rarely fool the model. `nearest` returns results at any distance. Images that are misclassified from
-    the start are returned unchanged.
+    It searches for the nearest adversarial image at any distance. The call returns results within `eps`, and the clean
+    image where none is within `eps`. Results are not rescaled to the ball, which would rarely fool the model. `nearest`
+    returns results at any distance. Images that are misclassified from the start are returned unchanged.
     """
 
     fixed_loss = True
@@ -44,7 +44,7 @@ class MinimalAttack(Attack):
 
     @final
     def perturb(self, forward: Forward, x: Tensor, y: Tensor, loss: PerExampleLoss) -> Tensor:
-        """The nearest adversarial images where they lie within `eps`."""
+        """Return the nearest adversarial images within `eps`, else the clean images."""
         del loss
         found, distances = self.minimum(forward, x, hard_labels(y))
         near = distances <= geometry_of(self.norm).fraction_of_radius * self.radius
@@ -52,11 +52,14 @@ class MinimalAttack(Attack):
 
     @abstractmethod
     def minimum(self, forward: Forward, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        """Images and distances as `nearest` returns them."""
+        """Return the nearest adversarial images and their distances, as `nearest` does."""
 
 
 class Nearest:
-    """The nearest adversarial images (N, C, H, W) so far, or the clean images `x`, and their distances (N,)."""
+    """Nearest adversarial images (N, C, H, W) so far, and their distances (N,).
+
+    The clean image where none was found.
+    """
 
     def __init__(self, x: Tensor, norm: Norm) -> None:
         self.clean, self.ball = x, geometry_of(norm)

@@ -12,7 +12,9 @@ _FACTOR = 0.5  # of the difference of two parents
 
 
 class OnePixel(Attack):
-    """Differential evolution over positions and colours of a few pixels (Su, Vargas & Sakurai 2019), untargeted.
+    """One-pixel attack by differential evolution (Su, Vargas & Sakurai 2019).
+
+    It is untargeted, and searches positions and colours of a few pixels.
 
     A candidate holds row, column and colour of each pixel. Every child is one candidate plus half the difference of two
     others, without crossover, and replaces its parent where the probability of the label is lower. The attack is
@@ -71,7 +73,10 @@ class OnePixel(Attack):
         return x_adv
 
     def _first(self, x: Tensor) -> Tensor:
-        """Candidates (n, population, pixels * (2 + C)) in [0, 1]: uniform positions, Gaussian colours around grey."""
+        """Initial candidates (n, population, pixels * (2 + C)) in [0, 1].
+
+        Positions are uniform, colours Gaussian around grey.
+        """
         shape = (len(x), self.population, self.pixels)
         positions = torch.rand(*shape, 2, device=x.device)
         colours = 0.5 + 0.5 * torch.randn(*shape, x.shape[1], device=x.device)

@@ -31,15 +31,15 @@ class UniversalPerturbation(Attack):
         norm: Norm of the perturbation. The steps of DeepFool are l2, as in the authors' code.
         perturbation: File with a tensor (C, H, W), as `torch.save(attack.perturbation, FILE)` writes it.
         rate: Fraction of misclassified images that ends the search.
-        passes: Most passes over the set.
-        steps: Most steps of DeepFool for one image.
+        passes: Maximum number of passes over the set.
+        steps: Maximum number of DeepFool steps per image.
         overshoot: Overshoot of DeepFool.
         mode: Mode of the attacked model: `eval`, or `train` with its buffers protected.
         bounds: Smallest and largest pixel value; null for unbounded inputs.
 
     Raises:
-        ValueError: As for every attack; a rate outside (0, 1]; no pass or step; a file that holds no such tensor, or a
-            longer one than `eps`. In the call: images of another shape.
+        ValueError: `rate` is outside (0, 1], `passes` or `steps` is below 1, or the file holds no such tensor or one
+            larger than `eps`; see also `Attack`. In the call: images have another shape.
     """
 
     fixed_loss = True
@@ -60,7 +60,7 @@ class UniversalPerturbation(Attack):
     ) -> None:
         super().__init__(eps, norm=norm, mode=mode, bounds=bounds)
         if not 0 < rate <= 1:
-            raise ValueError(f"rate must be a fraction in (0, 1], got {rate}.")
+            raise ValueError(f"rate must be a fraction in (0, 1], got {rate}. Pass rate=0.8.")
         self.rate, self.passes, self.steps, self.overshoot = rate, passes, steps, overshoot
         self.require(passes=1)
         self._deepfool = DeepFool(steps=steps, overshoot=overshoot, mode=mode, bounds=bounds)
@@ -84,7 +84,7 @@ class UniversalPerturbation(Attack):
             ValueError: No image.
         """
         if len(x) == 0:
-            raise ValueError("x must hold at least one image, got none. Pass some of the training set.")
+            raise ValueError("x must hold at least one image, got none. Pass some training images.")
         attack = copy.copy(self)
         with self._ready(model):
             attack.perturbation = self._fit(self._path(model), self._own(x, y), hard_labels(y.detach()))
@@ -96,7 +96,9 @@ class UniversalPerturbation(Attack):
         delta = self._fit(forward, x, hard_labels(y)) if self.perturbation is None else self.perturbation
         if delta.shape != x.shape[1:]:
             shape = tuple(delta.shape)
-            raise ValueError(f"Images must have shape {shape} of the perturbation, got {tuple(x.shape[1:])}.")
+            raise ValueError(
+                f"Images must have shape {shape} of the perturbation, got {tuple(x.shape[1:])}. Pass another one."
+            )
         return self._added(x, delta.to(x))
 
     def _added(self, x: Tensor, delta: Tensor) -> Tensor:
@@ -127,5 +129,8 @@ class UniversalPerturbation(Attack):
             raise ValueError(f"{path} must hold a tensor (C, H, W), got another object. Save `attack.perturbation`.")
         size = float(geometry_of(self.norm).size(found[None]))
         if size > self.radius * (1 + 1e-5):
-            raise ValueError(f"The {self.norm} size of the perturbation must be at most eps={self.eps}, got {size:g}.")
+            raise ValueError(
+                f"The {self.norm} size of the perturbation must be at most eps={self.eps}, got {size:g}. Pass a larger "
+                "eps."
+            )
         return found

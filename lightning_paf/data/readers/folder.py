@@ -27,7 +27,9 @@ def array_files(folder: Path) -> list[tuple[Path, Path]]:
     if images != labels:
         name = min(images ^ labels)
         missing = name + (IMAGE_FILE if name in labels else LABEL_FILE)
-        raise ValueError(f"{folder}: images and labels must come in pairs, got no {missing}. Copy it again.")
+        raise ValueError(
+            f"{folder}: each image file must have a label file and vice versa, got no {missing}. Copy the folder again."
+        )
     return [(folder / f"{name}{IMAGE_FILE}", folder / f"{name}{LABEL_FILE}") for name in sorted(images)]
 
 

@@ -13,8 +13,9 @@ _GREY_LEVEL = 1 / 255
 _REPETITIONS = 3
 
 _VISIBLE = 1e-3
-"""Smallest relevant change of logits, as a fraction of their spread: a hundred times the rounding error of
-non-deterministic kernels in single precision."""
+"""Smallest relevant change of logits, as a fraction of their spread.
+
+A hundred times the rounding error of non-deterministic kernels in single precision."""
 
 
 def pixel_range(context: Context) -> CheckResult:

@@ -25,13 +25,13 @@ from lightning_paf.types import Norm, PerExampleLoss, Radius
 STEPS, MANY_STEPS, RESTARTS = 10, 100, 4
 
 MAX_GAIN = 0.05
-"""Largest loss of accuracy of a sound model by a stronger attack, as a fraction of all samples.
+"""Largest accepted loss of accuracy under a stronger attack.
 
-Between PGD on cross-entropy and AutoAttack, well-trained networks lose up to about 5 points (Croce & Hein 2020,
-tables 2 and 3); masked gradients cost tens of points."""
+A fraction of all samples. Between PGD on cross-entropy and AutoAttack, well-trained networks lose up to about 5 points
+(Croce & Hein 2020, tables 2 and 3); masked gradients cost tens of points."""
 
 MAX_FRACTION = 0.01
-"""Largest fraction of samples that fail by chance in a sound model."""
+"""Largest accepted fraction of failing samples."""
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ class Context:
 
     @contextmanager
     def isolated(self, stream: str) -> Iterator[None]:
-        """Seed all random generators by `stream`; leave generators and buffers as found."""
+        """Seed all random generators by `stream`, and restore them and the buffers."""
         with generators_kept(self.model, self.x.device), buffers_kept(self.model, alone=False):
             seed = zlib.crc32(f"{self.seed} {stream}".encode())
             torch.manual_seed(seed)
@@ -176,7 +176,7 @@ class Context:
 
 
 def is_large_gain(before: Tensor, after: Tensor) -> bool:
-    """Whether accuracy falls by more than `MAX_GAIN`, beyond sampling error."""
+    """Return whether accuracy falls by more than `MAX_GAIN`, beyond sampling error."""
     only_before, only_after = int((before & ~after).sum()), int((after & ~before).sum())
     return paired_difference(only_before, only_after, len(before)).low > MAX_GAIN
 
@@ -187,7 +187,7 @@ def smallest_visible_gain(total: int) -> float:
 
 
 def is_frequent(count: int, total: int) -> bool:
-    """Whether more than `MAX_FRACTION` fail, beyond sampling error."""
+    """Return whether more than `MAX_FRACTION` fail, beyond sampling error."""
     return total > 0 and exact_accuracy(count, total).low > MAX_FRACTION
 
 
@@ -197,12 +197,12 @@ def fraction(flags: Tensor) -> float:
 
 
 def percent(value: float | Tensor) -> str:
-    """A fraction, or the fraction of the true entries, as in `41.0 %`."""
+    """Format a fraction, or the fraction of the true entries, as `41.0 %`."""
     return f"{100 * fraction(torch.as_tensor(value)):.1f} %"
 
 
 class _Connected(nn.Module):
-    """A model without a gradient, made to have a gradient of zero, so that attacks can run."""
+    """A model without a gradient, extended by a gradient of zero for the attacks."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()

@@ -23,13 +23,17 @@ from lightning_paf.functional.losses import cross_entropy, margin
 from lightning_paf.nn.modes import frozen
 
 _MAX_FLAT_FRACTION = 0.5
-"""Largest fraction of pixels without a gradient: masked gradients concern most pixels, dead units and crops a few."""
+"""Largest accepted fraction of pixels without a gradient.
+
+Masked gradients concern most pixels, dead units and crops a few."""
 
 _JITTER = 0.1
-"""Uniform noise in the images on which derivatives are compared, as a fraction of the pixel range."""
+"""Fraction of uniform noise in the images on which derivatives are compared."""
 
 _POINTS = 8
-"""Number of gradients whose mean is compared with a central difference; both then include kinks within a long step."""
+"""Number of gradients whose mean is compared with a central difference.
+
+Mean and difference then include the same kinks of a long step."""
 
 _GROWTH_STEPS = 20
 _QUERIES = 300

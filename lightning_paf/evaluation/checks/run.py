@@ -40,7 +40,7 @@ def run_checks(
 ) -> list[CheckResult]:
     """Run checks in order; after a failed precondition the others are skipped.
 
-    The model (modes, buffers, `requires_grad`) and the random generators are left as found.
+    The model (modes, buffers, `requires_grad`) and the random generators are restored afterwards.
 
     Args:
         context: Model, samples and threat model.

@@ -32,7 +32,9 @@ TENSORS: Mapping[str, tuple[str, type[np.generic]]] = {
     "outcomes": ("U8", np.uint8),
     "sha256": ("U8", np.uint8),
 }
-"""Types of the tensors, as safetensors orders them. The last one is the SHA-256 of all bytes before it."""
+"""Types of the tensors, in the order of safetensors.
+
+The last one is the SHA-256 of all bytes before it."""
 
 _FIELDS: Mapping[str, type] = {
     **dict.fromkeys(("version", "seed", "block_size", "total"), int),
@@ -44,8 +46,9 @@ _EPS = re.compile(r"[0-9.]{1,40}(e-?[0-9]{1,3})?(/[0-9]{1,40})?")
 _MAX_BYTES, _MAX_SAMPLES, _MAX_CLASSES, _MAX_METADATA, _MAX_DEPTH = 2**36, 2**24, 2**15, 2**20, 32
 
 _SLACK: Mapping[str, tuple[float, float]] = {"linf": (2**-24, 0.0), "l2": (0.0, 1e-6), "l1": (0.0, 1e-6)}
-"""Excess of a perturbation over eps that is tolerated, absolute and relative. In single precision a pixel near 1 is
-rounded by up to 2^-24, half a unit in the last place, and a sum over all pixels by more."""
+"""Tolerated excess over eps, absolute and relative.
+
+float32 rounds a pixel near 1 by up to 2^-24, and a norm by more."""
 
 Images = NDArray[np.float32]
 
@@ -60,13 +63,13 @@ class Evidence:
             (SHA-256 of the text; empty if there was none), `versions` of libraries, `total` (samples requested).
         ids: Indices in the dataset, (n,) int64.
         labels: (n,) int64.
-        adversarial: Class of the adversarial image, or of the clean one where there is none; -1 for logits that are not
-            finite; (n,) int64.
+        adversarial: Predicted class of the adversarial image if there is one, else of the clean image; -1 if the logits
+            are not finite; (n,) int64.
         x_adv: Adversarial images of the fooled samples, in their order, float32 (k, C, H, W); read on slicing.
         fooled_by: Index into `sub_attacks`; -1 for samples that no attack fooled; (n,) int8.
         inputs: SHA-256 of each clean image with its label, (n, 32) uint8.
         outcomes: ROBUST, FOOLED or MISCLASSIFIED, (n,) uint8.
-        sha256: Of the file without its last 32 bytes, in hexadecimal digits.
+        sha256: SHA-256 of the file without its last 32 bytes, hexadecimal.
     """
 
     metadata: Mapping[str, Any]
@@ -84,17 +87,17 @@ class Evidence:
 
     @property
     def fooled(self) -> NDArray[np.bool_]:
-        """Which samples an attack fooled the model on, (n,)."""
+        """Mask of the fooled samples, (n,)."""
         return np.equal(self.outcomes, Outcome.FOOLED)
 
     @property
     def threat(self) -> str:
-        """Threat model, as in `linf, eps=8/255`."""
+        """Threat model, formatted as `linf, eps=8/255`."""
         return f"{self.metadata['attack']['norm']}, eps={self.metadata['attack']['eps']}"
 
     @property
     def limit(self) -> float:
-        """Largest distance that counts as eps."""
+        """Largest distance that counts as eps, with the rounding tolerance."""
         absolute, relative = _SLACK[self.metadata["attack"]["norm"]]
         return float(radius_from_text(self.metadata["attack"]["eps"])) * (1 + relative) + absolute
 
@@ -104,7 +107,7 @@ class Evidence:
         return np.asarray(size(torch.from_numpy(x_adv.astype(np.float64) - x.astype(np.float64))))
 
     def evaluated_images(self, indices: NDArray[np.int64], x: Images) -> Images:
-        """Adversarial images of the fooled samples among `indices` (N,), clean images of the others.
+        """Return adversarial images of fooled samples, clean images of the others.
 
         Args:
             indices: Positions in the arrays, (N,).
@@ -137,14 +140,18 @@ def read(path: Path) -> Evidence:
     with explained(path, "evidence"):
         try:
             return _read(path)
+        except _OutdatedError:
+            raise
         except (SafetensorError, ValueError, ArithmeticError) as error:
             # Messages of libraries can quote the file.
-            reason = error if isinstance(error, _RefusedError) else "it is no safetensors file with evidence"
-            raise ValueError(f"{path} is refused: {reason}. Pass an intact evidence file.") from error
+            reason = error if isinstance(error, _RefusedError) else "it is not a safetensors file with evidence"
+            raise ValueError(
+                f"{path} must be valid evidence, but {reason}. Pass another file, or run `lightning-paf test` again."
+            ) from error
 
 
 def evidence_files(folder: Path) -> list[Path]:
-    """Evidence files in a folder, in the order of their names.
+    """Return the evidence files in a folder, in the order of their names.
 
     Raises:
         ValueError: An earlier version wrote an evidence file that no file of this version replaces.
@@ -158,28 +165,33 @@ def evidence_files(folder: Path) -> list[Path]:
 _OUTDATED = "was written by an earlier version. Run `lightning-paf test` with the same options again"
 
 
+class _OutdatedError(ValueError):
+    """A file of an earlier version."""
+
+
 class _RefusedError(ValueError):
     """Reason for refusing a file, without text from the file."""
 
 
 def _read(path: Path) -> Evidence:
-    if path.stat().st_size > _MAX_BYTES:
-        raise _RefusedError(f"it has more than {_MAX_BYTES} bytes")
+    if (size := path.stat().st_size) > _MAX_BYTES:
+        raise _RefusedError(f"its size must be at most {_MAX_BYTES:,} bytes, got {size:,}")
     file: Any = safe_open(path, "numpy")
     texts = file.metadata() or {}
     if _OLD_KEY in texts:
-        raise _RefusedError(f"it {_OUTDATED}")
+        raise _OutdatedError(f"{path} {_OUTDATED}.")
     if {*texts} != {KEY} or {*file.keys()} != {*TENSORS}:
-        raise _RefusedError("it is a safetensors file of another kind")
+        raise _RefusedError("it is a safetensors file with other content")
     sha256 = _checked_hash(path)
     slices = {name: file.get_slice(name) for name in TENSORS}
     x_adv, n = slices["x_adv"], slices["ids"].get_shape()[:1]
     if not [1] <= n <= [_MAX_SAMPLES]:
-        raise _RefusedError(f"it must have from 1 to {_MAX_SAMPLES} samples")
+        raise _RefusedError(f"it must have from 1 to {_MAX_SAMPLES:,} samples, got ids of shape {n}")
     shapes = {**dict.fromkeys(TENSORS, n), "inputs": [*n, 32], "sha256": [32], "x_adv": x_adv.get_shape()}
     for name, (dtype, _) in TENSORS.items():
-        if (slices[name].get_dtype(), slices[name].get_shape()) != (dtype, shapes[name]):
-            raise _RefusedError(f"{name} has another type or shape")
+        found = slices[name].get_dtype(), slices[name].get_shape()
+        if found != (dtype, shapes[name]):
+            raise _RefusedError(f"{name} must be {dtype} of shape {shapes[name]}, got {found[0]} of shape {found[1]}")
     columns = {name: file.get_tensor(name) for name in TENSORS if name not in ("x_adv", "sha256")}
     evidence = Evidence(_metadata(texts[KEY]), x_adv=x_adv, sha256=sha256, **columns)
     for rule, holds in _rules(evidence):
@@ -189,7 +201,7 @@ def _read(path: Path) -> Evidence:
 
 
 def _checked_hash(path: Path) -> str:
-    """SHA-256 of a file without its last 32 bytes, to which it must be equal."""
+    """Verify the trailing SHA-256 of a file and return it."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         end = path.stat().st_size - digest.digest_size
@@ -203,10 +215,10 @@ def _checked_hash(path: Path) -> str:
 def _metadata(text: str) -> dict[str, Any]:
     depth = max(accumulate((letter in "[{") - (letter in "]}") for letter in text[:_MAX_METADATA]), default=0)
     if len(text) > _MAX_METADATA or depth > _MAX_DEPTH:
-        raise _RefusedError("its metadata is too long or too deeply nested")
+        raise _RefusedError(f"its metadata must have at most {_MAX_METADATA:,} characters and {_MAX_DEPTH} levels")
     found = json.loads(text)
     if not isinstance(found, dict) or found.get("version") != VERSION:
-        raise _RefusedError(f"the version of its format must be {VERSION}")
+        raise _RefusedError(f"its format version must be {VERSION}, got another one")
     for name, kind in _FIELDS.items():
         if type(found.get(name)) is not kind:
             raise _RefusedError(f"its metadata has no valid {name}")
@@ -214,20 +226,28 @@ def _metadata(text: str) -> dict[str, Any]:
 
 
 def _rules(evidence: Evidence) -> Iterator[tuple[str, bool]]:
-    """Rules of the format, and whether they hold; `verify` checks the claims."""
-    names, by, n = evidence.metadata["sub_attacks"], evidence.fooled_by, len(evidence)
-    attack, k = evidence.metadata["attack"], int(np.count_nonzero(evidence.fooled))
+    """Yield each rule of the format and whether it holds; `verify` checks the claims."""
+    yield from _threat_rules(evidence.metadata["attack"])
+    yield from _sample_rules(evidence)
+
+
+def _threat_rules(attack: Mapping[str, Any]) -> Iterator[tuple[str, bool]]:
     norm, eps, value, bounds = (attack.get(name) for name in ("norm", "eps", "eps_value", "bounds"))
-    kinds = [type(number) in (int, float) for number in bounds] if isinstance(bounds, list) else []
-    classes = np.concatenate([evidence.labels, evidence.adversarial])
+    are_numbers = [type(number) in (int, float) for number in bounds] if isinstance(bounds, list) else []
     yield "norm must be linf, l2 or l1", norm in [*_SLACK]
     yield "eps must be a fraction", isinstance(eps, str) and _EPS.fullmatch(eps) is not None
-    yield "eps_value must be equal to eps", value == float(radius_from_text(eps))
-    yield "bounds must be two numbers", bounds is None or kinds == [True, True]
-    yield "total must be at least the number of samples", evidence.metadata["total"] >= n
-    yield "ids must differ", len(np.unique(evidence.ids)) == n
+    yield "eps_value must be equal to eps", value == float(radius_from_text(str(eps)))
+    yield "bounds must be two numbers", bounds is None or are_numbers == [True, True]
+
+
+def _sample_rules(evidence: Evidence) -> Iterator[tuple[str, bool]]:
+    count, fooled_count = len(evidence), int(np.count_nonzero(evidence.fooled))
+    names, fooled_by, outcomes = evidence.metadata["sub_attacks"], evidence.fooled_by, evidence.outcomes
+    classes = np.concatenate([evidence.labels, evidence.adversarial])
+    yield "total must be at least the number of samples", evidence.metadata["total"] >= count
+    yield "ids must be distinct", len(np.unique(evidence.ids)) == count
     yield f"classes must be less than {_MAX_CLASSES}", bool(((classes >= -1) & (classes < _MAX_CLASSES)).all())
-    yield "outcomes must be 1, 2 or 3", bool(((evidence.outcomes >= 1) & (evidence.outcomes <= 3)).all())
-    valid = ((by >= 0) == evidence.fooled) & (by >= -1) & (by < len(names))
+    yield "outcomes must be 1, 2 or 3", bool(((outcomes >= 1) & (outcomes <= 3)).all())
+    valid = ((fooled_by >= 0) == evidence.fooled) & (fooled_by >= -1) & (fooled_by < len(names))
     yield "fooled_by must be an index exactly where a sample is fooled", bool(valid.all())
-    yield "x_adv must have one image for each fooled sample", evidence.x_adv.get_shape()[:1] == [k]
+    yield "x_adv must have one image for each fooled sample", evidence.x_adv.get_shape()[:1] == [fooled_count]

@@ -1,4 +1,4 @@
-"""Verification of evidence against a model and its data, with one forward pass for each sample."""
+"""Verification of evidence with one forward pass for each sample."""
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -41,7 +41,7 @@ class Mismatch:
 
     Attributes:
         check: One of `CHECKS`.
-        sample: Index in the dataset; None for the evidence as a whole.
+        sample: Index in the dataset; None for a mismatch that concerns the file.
         detail: The values that differ.
     """
 
@@ -50,7 +50,7 @@ class Mismatch:
     detail: str
 
     def __str__(self) -> str:
-        """As in `sample 17, ball: distance 0.0400, eps is 8/255`."""
+        """Format as `sample 17, ball: distance 0.0400, eps is 8/255`."""
         return f"{self.check if self.sample is None else f'sample {self.sample}, {self.check}'}: {self.detail}"
 
 
@@ -60,7 +60,7 @@ class Verification:
 
     Attributes:
         evidence: The verified evidence.
-        checked: Number of samples that each of `CHECKS` applies to; 0 or 1 for the evidence as a whole.
+        checked: Number of samples that each of `CHECKS` applies to; 0 or 1 for checks of the file.
         mismatches: Rules that do not hold.
         notes: Remarks that do not affect the result.
         proven: Number of samples that are proven to be misclassified within the threat model.
@@ -79,7 +79,7 @@ class Verification:
 
     @property
     def upper_bound(self) -> Accuracy:
-        """Largest robust accuracy that the model can have on these samples, with its exact 95 % interval."""
+        """Upper bound on robust accuracy on these samples, with its exact 95 % interval."""
         return exact_accuracy(len(self.evidence) - self.proven, len(self.evidence))
 
     def __str__(self) -> str:
@@ -90,8 +90,8 @@ class Verification:
             f"because it misclassifies {self.proven} of {len(self.evidence)} samples."
         )
         unproven = (
-            f" Not proven, and not provable by any evidence: robustness on the other {rest}. Trust the attacks for it, "
-            "or run them again."
+            f" Not proven, and not provable by evidence: robustness on the other {rest}. To check it, run "
+            "`lightning-paf test` again."
         )
         return proven + unproven if rest else proven
 
@@ -147,7 +147,7 @@ def verify(
 def _recompute(
     evidence: Evidence, model: nn.Module, samples: Samples, progress: Callable[[int], None], batch: int
 ) -> list[Column]:
-    """For each sample: whether its input matches the evidence, least and largest pixel, distance, class."""
+    """Compute the columns of `_checks`, one entry for each sample."""
     parts = []
     for first in range(0, len(evidence), batch):
         indices = np.arange(first, min(first + batch, len(evidence)))
@@ -174,7 +174,18 @@ def _logits(model: nn.Module, x: Tensor) -> Tensor:
 def _checks(
     evidence: Evidence, same: Mask, low: Column, high: Column, distance: Column, classes: Column
 ) -> Iterator[tuple[str, Mask, Mask, Callable[[int], str]]]:
-    """Name of each check, samples that it applies to (n,), samples that pass (n,), and details of mismatches."""
+    """Yield the name of each check, two masks (n,), and a function for details.
+
+    The masks are the samples that the check applies to, and those that pass it.
+
+    Args:
+        evidence: Output of `read`.
+        same: Whether the input of each sample matches the evidence.
+        low: Smallest pixel of each evaluated image.
+        high: Largest pixel of each evaluated image.
+        distance: Distance of each evaluated image from the clean one.
+        classes: Prediction for each evaluated image.
+    """
     wrong, fooled, outcomes = classes != evidence.labels, evidence.fooled, evidence.outcomes
     eps = evidence.metadata["attack"]["eps"]
 

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lightning_paf import __version__
-from lightning_paf.evaluation.evaluate import Samples
+from lightning_paf.evaluation.evaluate import Evaluation, Samples
 from lightning_paf.evaluation.evidence.read import KEY, TENSORS, VERSION, Evidence, read
 from lightning_paf.evaluation.result import EvaluationResult, Outcome
 from lightning_paf.utils.files import explained, write_whole
@@ -24,12 +24,14 @@ from lightning_paf.utils.hashing import sample_fingerprints
 def write(
     result: EvaluationResult, path: Path, samples: Samples, *, dataset: str, config: str | None = None
 ) -> Evidence:
-    """Write the evidence of an evaluation atomically; one block of images is in memory at a time.
+    """Write the evidence of an evaluation atomically.
+
+    One block of images is in memory at a time.
 
     Args:
         result: Result with at least one sample and all adversarial images.
         path: File to write; its folder is created if it is missing.
-        samples: The samples of the evaluation, or more.
+        samples: Samples that include those of the evaluation.
         dataset: Name of the data.
         config: Text of the run's configuration; its hash becomes part of the file.
 
@@ -41,8 +43,9 @@ def write(
     """
     if len(result.ids) == 0:
         raise ValueError("Evidence must have at least one evaluated sample, got 0. Evaluate some samples first.")
-    assert result.evaluation is not None
-    block = result.evaluation.block_size
+    evaluation = result.evaluation
+    assert evaluation is not None
+    block = evaluation.block_size
     inputs = [
         sample_fingerprints(*samples.fetch(result.ids[first : first + block]))
         for first in range(0, len(result.ids), block)
@@ -52,7 +55,7 @@ def write(
     names = ("adversarial", "ids", "labels", "fooled_by", "outcomes")
     columns: dict[str, NDArray[Any]] = {name: getattr(result, name) for name in names}
     columns["inputs"] = np.concatenate(inputs)
-    metadata = _metadata(result, dataset, config)
+    metadata = _metadata(result, evaluation, dataset, config)
     shapes = {"x_adv": (len(fooled), *image), "sha256": (32,)} | {name: array.shape for name, array in columns.items()}
     parts = {"x_adv": _images(result, fooled), "sha256": []} | {name: [array] for name, array in columns.items()}
     with explained(path, "evidence"):
@@ -61,9 +64,8 @@ def write(
     return read(path)
 
 
-def _metadata(result: EvaluationResult, dataset: str, config: str | None) -> dict[str, Any]:
-    assert result.evaluation is not None
-    identity = result.evaluation.identity.content()
+def _metadata(result: EvaluationResult, evaluation: Evaluation, dataset: str, config: str | None) -> dict[str, Any]:
+    identity = evaluation.identity.content()
     return {name: identity[name] for name in ("attack", "seed", "block_size", "precision", "network", "code")} | {
         "version": VERSION,
         "dataset": dataset,
@@ -87,7 +89,7 @@ def library_versions() -> dict[str, str]:
 
 
 def _images(result: EvaluationResult, fooled: NDArray[np.int64]) -> Iterator[NDArray[np.float32]]:
-    """Adversarial images of the fooled samples, block by block."""
+    """Yield the adversarial images of the fooled samples, block by block."""
     remaining = fooled
     for ids, x_adv in result.examples():
         if not np.array_equal(ids, remaining[: len(ids)]):
@@ -95,13 +97,19 @@ def _images(result: EvaluationResult, fooled: NDArray[np.int64]) -> Iterator[NDA
         remaining = remaining[len(ids) :]
         yield x_adv.float().cpu().numpy()
     if len(remaining):
-        raise ValueError("Every fooled sample must have an adversarial image. Evaluate again with the same options.")
+        raise ValueError(
+            f"Each of the {len(fooled)} fooled samples must have an adversarial image, got none for {len(remaining)}. "
+            "Evaluate again with the same options."
+        )
 
 
 def _sealed_parts(
     metadata: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]], parts: Mapping[str, Iterable[NDArray[Any]]]
 ) -> Iterator[bytes]:
-    """Bytes of a safetensors file; the library can only write tensors that are all in memory."""
+    """Yield the bytes of a safetensors file, followed by their SHA-256.
+
+    The safetensors library can only write tensors that are all in memory.
+    """
     header: dict[str, Any] = {"__metadata__": {KEY: json.dumps(metadata, sort_keys=True)}}
     end = 0
     for name, (dtype, kind) in TENSORS.items():

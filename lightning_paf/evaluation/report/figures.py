@@ -21,14 +21,16 @@ GAIN = 10
 """Factor by which perturbations are enlarged."""
 
 _SHOWN_SIZE = 128
-"""Least size of the shorter side of a shown image, in pixels; viewers that smooth images then keep pixels square."""
+"""Minimum length of the shorter side of a shown image, in pixels.
+
+Viewers that smooth images then keep pixels square."""
 
 _MAX_SITES = 16
 
 
 @dataclass(frozen=True, eq=False)
 class Example:
-    """A sample that an attack fooled the model on.
+    """A fooled sample.
 
     Attributes:
         id: Index in the dataset.
@@ -48,7 +50,10 @@ class Example:
 
 
 def tiles(example: Example) -> dict[str, bytes]:
-    """PNG files by name: clean image, perturbation times `GAIN` around grey, adversarial image."""
+    """Draw an example as PNG files, by name.
+
+    The perturbation is multiplied by `GAIN`, and grey where it is zero.
+    """
     perturbation = 0.5 + GAIN * (example.adversarial - example.clean)
     images = {"clean": example.clean, f"perturbation × {GAIN}": perturbation, "adversarial": example.adversarial}
     return {name: image_png(image) for name, image in images.items()}
@@ -60,7 +65,10 @@ def data_address(png: bytes) -> str:
 
 
 def image_png(image: Tensor) -> bytes:
-    """PNG file of an image (C, H, W), with its pixels as squares; the first three channels, or grey."""
+    """Draw an image (C, H, W) as a PNG file, with its pixels as squares.
+
+    Images with fewer than three channels are grey; only the first three are drawn.
+    """
     from matplotlib.image import imsave
 
     channels = image[:3] if len(image) >= 3 else image.mean(0, keepdim=True).expand(3, -1, -1)
@@ -124,7 +132,7 @@ def _shape(activation: Activation) -> list[str]:
 
 
 def _parameter(values: object) -> str:
-    """`0.52`, or `0.52 (0.1 … 0.9)` with a value for each channel."""
+    """Format as `0.52`, or as `0.52 (0.1 … 0.9)` if each channel has a value."""
     if not isinstance(values, Tensor):
         return "–"
     spread = f" ({float(values.min()):.3g} … {float(values.max()):.3g})" if values.numel() > 1 else ""

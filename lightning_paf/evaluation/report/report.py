@@ -26,20 +26,22 @@ from lightning_paf.utils.hashing import sample_fingerprints
 NORMS = {"linf": "ℓ∞", "l2": "ℓ2", "l1": "ℓ1"}
 
 SHOWN = 12
-"""Largest number of adversarial examples in a report."""
+"""Maximum number of adversarial examples in a report."""
 
 INPUTS = 64
 """Number of clean images that are the inputs of the activations."""
 
 MAX_CLASSES = 20
-"""Largest number of classes in the table of predictions under attack: those with most fooled samples."""
+"""Maximum number of classes in the table of predictions under attack.
+
+The classes with the most fooled samples are shown."""
 
 _CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
 
 
 @dataclass(frozen=True, eq=False)
 class Supplement:
-    """Parts of a report besides the result; missing parts are omitted.
+    """Parts of a report in addition to the result; missing parts are omitted.
 
     Attributes:
         title: Name of the run.
@@ -152,7 +154,7 @@ def _classes(result: EvaluationResult) -> list[tuple[int, dict[str, int], Accura
 
 
 def _largest(flips: NDArray[np.int64] | None) -> dict[str, Any] | None:
-    """Labels and counts (k, k) of the classes that are flipped most, in the order of the labels."""
+    """Select the `MAX_CLASSES` most often flipped classes, with labels and counts."""
     if flips is None or not flips.any():
         return None
     shown = np.sort(np.argsort(-(flips.sum(0) + flips.sum(1)), kind="stable")[:MAX_CLASSES])
@@ -194,7 +196,7 @@ def supplement_of(
 
 
 def result_of(content: Evidence, name: str) -> EvaluationResult:
-    """Result of the evaluation `name` from its evidence, without the cost of the sub-attacks."""
+    """Build a result from evidence, without the cost of the sub-attacks."""
     metadata = content.metadata
     return EvaluationResult(
         name,
@@ -214,7 +216,12 @@ def result_of(content: Evidence, name: str) -> EvaluationResult:
 
 
 def evidence_examples(content: Evidence, samples: Samples, count: int = SHOWN) -> list[Example]:
-    """Up to `count` fooled samples with their adversarial images; `samples` is the source of the clean ones.
+    """Select fooled samples of different classes, with their adversarial images.
+
+    Args:
+        content: The evidence.
+        samples: Source of the clean images.
+        count: Maximum number of examples.
 
     Raises:
         ValueError: The clean images are not those of the evaluation.
@@ -235,7 +242,7 @@ def evidence_examples(content: Evidence, samples: Samples, count: int = SHOWN) -
 
 
 def evidence_flips(content: Evidence) -> NDArray[np.int64]:
-    """Number of fooled samples of each class (rows) that were predicted as each other class, (classes, classes)."""
+    """Count fooled samples by class (rows) and prediction (columns)."""
     known = content.fooled & (content.adversarial >= 0)
     classes = int(max(content.labels.max(), content.adversarial.max())) + 1
     counts = np.zeros((classes, classes), np.int64)
@@ -244,7 +251,10 @@ def evidence_flips(content: Evidence) -> NDArray[np.int64]:
 
 
 def spread_over_classes(labels: NDArray[np.int64], count: int) -> NDArray[np.int64]:
-    """Indices of up to `count` labels: the first one of every class, then the second one of every class, and so on."""
+    """Select up to `count` indices, evenly over the classes.
+
+    The first sample of every class comes first, then the second one of every class, and so on.
+    """
     by_class = np.argsort(labels, kind="stable")
     turn = np.empty(len(labels), np.int64)
     turn[by_class] = np.arange(len(labels)) - np.searchsorted(labels[by_class], labels[by_class])
@@ -252,7 +262,7 @@ def spread_over_classes(labels: NDArray[np.int64], count: int) -> NDArray[np.int
 
 
 def class_names(dataset: str) -> Sequence[str]:
-    """Names of the classes of CIFAR-10; empty for other datasets, whose classes are shown as numbers."""
+    """Names of the classes of CIFAR-10; empty for other datasets."""
     if dataset != "cifar10":
         return ()
     return ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")

@@ -10,7 +10,7 @@ from lightning_paf.loading import Run
 
 
 def robust_gap(run: Run, x: Tensor, y: Tensor) -> float:
-    """PGD-20 accuracy on the first training images, as many as test images, minus that on the test images."""
+    """PGD-20 accuracy on the first training images minus that on the test images."""
     run.datamodule.prepare_data()
     run.datamodule.setup("fit")
     dataset = run.datamodule.train_dataloader().dataset

@@ -1,4 +1,4 @@
-"""The attack catalogue on one network: l2 distances, at equal budgets for attacks without gradients."""
+"""The attack catalogue on one network: l2 distances at equal query budgets."""
 
 import torch
 from torch import Tensor
@@ -18,7 +18,7 @@ IMAGES = 60
 
 
 def _fgsm(run: Run, x: Tensor, y: Tensor) -> Tensor:
-    """l2 distance of the shortest signed step that fools the network, for the first images."""
+    """l2 distance of the shortest signed step that fools the network."""
     x, y = x[:IMAGES], y[:IMAGES]
     found = torch.full((len(x),), DIAGONAL)
     with frozen(run.model):

@@ -1,4 +1,4 @@
-"""Cost-sensitive training: accuracy of the protected class, and the Min-Max penalty under strong attacks."""
+"""Cost-sensitive training: protected class and Min-Max penalty under attack."""
 
 from typing import Any
 
@@ -15,7 +15,10 @@ EPS, PROTECTED = 0.2, 8
 
 
 def _robust_class(attack: Attack, protected: bool) -> Metric:
-    """Metric over all test images of the protected class, or of the others; a sample would have few of one class."""
+    """Metric over all test images of the protected class, or of the others.
+
+    A sample would have too few of one class.
+    """
     robust = robust_to(attack)
 
     def metric(run: Run, x: Tensor, y: Tensor) -> Any:

@@ -14,7 +14,7 @@ def _dial(loss: str, weight: float) -> tuple[str, ...]:
 
 
 def probe(run: Run, x: Tensor, y: Tensor) -> float:
-    """Held-out accuracy of a logistic regression that separates clean from adversarial features.
+    """Held-out accuracy of a logistic regression of clean and adversarial features.
 
     Both versions of an image are on the same side of the split. 0.5 is chance.
     """

@@ -1,4 +1,4 @@
-"""Embedding-regularised classification against an embedding alone and PGD training."""
+"""ER-CLA against the same embedding without regulariser, and PGD training."""
 
 from lightning_paf.experiments.experiment import Claim, Experiment, Variant
 from lightning_paf.experiments.metrics import margin_pgd, robust_to
@@ -25,10 +25,16 @@ EXPERIMENT = Experiment(
         Variant("pgd"),
     ),
     claims=(
-        Claim("It is more robust than standard training", "er-cla", "natural", "autoattack", source="paper"),
-        Claim("... than the same embedding without the regulariser", "er-cla", "embedded", "autoattack", 0, "paper"),
-        Claim("It is more robust than standard training at eps 0.05", "er-cla", "natural", "small_pgd", 0, "paper"),
-        Claim("... than the same embedding at eps 0.05", "er-cla", "embedded", "small_pgd", source="paper"),
+        Claim("ER-CLA is more robust than standard training", "er-cla", "natural", "autoattack", source="paper"),
+        Claim("ER-CLA is more robust than the embedding alone", "er-cla", "embedded", "autoattack", 0, "paper"),
+        Claim("ER-CLA is more robust than standard training at eps 0.05", "er-cla", "natural", "small_pgd", 0, "paper"),
+        Claim(
+            "ER-CLA is more robust than the embedding alone at eps 0.05",
+            "er-cla",
+            "embedded",
+            "small_pgd",
+            source="paper",
+        ),
         Claim("Adversarial images that join add robustness", "er-cla-adv", "er-cla", "autoattack"),
         Claim("PGD training is more robust than ER-CLA without them", "pgd", "er-cla", "autoattack"),
     ),

@@ -1,4 +1,4 @@
-"""Li et al. (2022): pixel masks, a strided smooth network, a first-layer penalty; and GradAlign."""
+"""Tricks for FGSM training (Li et al., 2022), and GradAlign."""
 
 from lightning_paf.experiments.experiment import Claim, Experiment, Variant
 from lightning_paf.experiments.methods.nfgsm import COLLAPSES, EVAL_EPS, FRESH, NOTE, alignment, blind_spot

@@ -1,15 +1,15 @@
-"""LADDER: fine-tuning on decoded moves in feature space, against PGD training and against random moves."""
+"""LADDER fine-tuning against PGD training and random directions."""
 
 from lightning_paf.experiments.experiment import Claim, Experiment, Variant
 from lightning_paf.experiments.metrics import margin_pgd, robust_to
 from lightning_paf.experiments.options import NATURAL
 
 SMALL_EPS = 0.05
-"""Radius at which clean training keeps some accuracy, so that variants without PGD training differ."""
+"""Radius at which clean training retains some accuracy."""
 
 
 def _tuned(name: str, *directions: str) -> Variant:
-    """Fine-tuning with a tenth of the learning rate; a batch holds as many images as moved ones."""
+    """Fine-tune at a tenth of the learning rate, on as many original as moved images."""
     made = ("ladder", "--ckpt", "{natural}", "--out", "{folder}/moved.npz", "--force", "--width", "16")
     options = (
         *(*NATURAL, "--model.init", "{natural}", "--model.optimizer.lr", "0.0003"),
@@ -30,11 +30,17 @@ EXPERIMENT = Experiment(
     ),
     claims=(
         Claim("LADDER is more robust than clean training", "ladder", "natural", "autoattack", source="paper"),
-        Claim("The same at a quarter of the radius, under PGD", "ladder", "natural", "pgd_small", source="paper"),
+        Claim(
+            "LADDER is more robust than clean training to PGD at eps 0.05",
+            "ladder",
+            "natural",
+            "pgd_small",
+            source="paper",
+        ),
         Claim("LADDER keeps more clean accuracy than PGD training", "ladder", "pgd", "clean", source="paper"),
         Claim("LADDER comes within 10 points of PGD training's robustness", "ladder", "pgd", "autoattack", by=-0.1),
-        Claim("Boundaries beat random directions", "ladder", "random", "pgd_small"),
-        Claim("Attention beats an ordinary linear boundary", "ladder", "no-attention", "pgd_small"),
+        Claim("Boundaries are more robust than random directions", "ladder", "random", "pgd_small"),
+        Claim("Attention is more robust than a linear boundary", "ladder", "no-attention", "pgd_small"),
     ),
     metrics={"pgd_small": robust_to(margin_pgd(SMALL_EPS))},
     note=(

@@ -1,4 +1,4 @@
-"""Madry et al. (2018): PGD adversarial training against clean and single-step training."""
+"""Madry et al. (2018): PGD training against clean and single-step training."""
 
 from torch import Tensor
 

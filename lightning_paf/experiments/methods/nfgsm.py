@@ -35,14 +35,14 @@ FRESH = 10
 
 
 def blind_spot(run: Run, x: Tensor, y: Tensor) -> Tensor:
-    """Whether each image is robust to FGSM but not to PGD; nearly all after catastrophic overfitting."""
+    """Mask of images robust to FGSM but not to PGD; large after overfitting."""
     torch.manual_seed(0)
     single, several = FGSM(EPS)(run.model, x, y), PGD(EPS, step_size=EPS / 4, steps=20)(run.model, x, y)
     return correct(run.model, single, y) & ~correct(run.model, several, y)
 
 
 def alignment(run: Run, x: Tensor, y: Tensor) -> float:
-    """Mean cosine of the loss gradients at each image and at a random point near it; low after overfitting."""
+    """Mean cosine of loss gradients at an image and near it; low after overfitting."""
     torch.manual_seed(0)
     nearby = (x + torch.empty_like(x).uniform_(-EPS, EPS)).clamp(0, 1)
     gradients = [loss_and_gradient(run.model, point, y, cross_entropy)[1] for point in (x, nearby)]

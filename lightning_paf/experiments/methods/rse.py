@@ -1,4 +1,4 @@
-"""Random self-ensemble between clean and adversarial training, also under an attack on its expectation."""
+"""Random self-ensemble against clean and adversarial training, with EOT."""
 
 import torch
 from torch import Tensor
@@ -14,7 +14,7 @@ from lightning_paf.nn.modes import frozen
 EPS = 0.2
 PASSES = 4
 DRAWS = 10
-"""Calls that the attack and the final prediction average, each of all passes of an ensemble."""
+"""Calls averaged by the attack and by the final prediction."""
 
 _ENSEMBLE = (
     *("--model.net", "RandomSelfEnsemble", "--model.net.net", "SmallConvNet"),
@@ -23,7 +23,7 @@ _ENSEMBLE = (
 
 
 def eot(run: Run, x: Tensor, y: Tensor) -> Tensor:
-    """Whether each image is robust to PGD on the expected prediction (EOT, Athalye et al., 2018).
+    """Mask of images robust to PGD on expectations (EOT, Athalye et al., 2018).
 
     The result is that of an average of fresh draws. A single draw would misclassify some images by chance, and noisy
     gradients would hide the direction of the attack.
@@ -47,24 +47,24 @@ EXPERIMENT = Experiment(
         Variant("trades", objective("TRADES")),
     ),
     claims=(
-        Claim("Under PGD on expectations it is more robust than clean training", "rse", "natural", "eot"),
-        Claim("... and less than PGD training", "pgd", "rse", "eot"),
-        Claim("... and less than TRADES", "trades", "rse", "eot"),
-        Claim("Under AutoAttack it is more robust than clean training", "rse", "natural", "autoattack"),
-        Claim("... and less than PGD training", "pgd", "rse", "autoattack"),
-        Claim("... and less than TRADES", "trades", "rse", "autoattack"),
-        Claim("It costs clean accuracy", "natural", "rse", "clean"),
+        Claim("RSE is more robust to PGD on expectations than clean training", "rse", "natural", "eot"),
+        Claim("RSE is less robust to PGD on expectations than PGD training", "pgd", "rse", "eot"),
+        Claim("RSE is less robust to PGD on expectations than TRADES", "trades", "rse", "eot"),
+        Claim("RSE is more robust to AutoAttack than clean training", "rse", "natural", "autoattack"),
+        Claim("RSE is less robust to AutoAttack than PGD training", "pgd", "rse", "autoattack"),
+        Claim("RSE is less robust to AutoAttack than TRADES", "trades", "rse", "autoattack"),
+        Claim("RSE reduces clean accuracy", "natural", "rse", "clean"),
     ),
     metrics={"eot": eot},
     shown=("clean", "eot", "pgd", "autoattack"),
     options=("--model.normalize", "false"),
     eps=EPS,
     note=(
-        f"eot: PGD-20 on the margin of probabilities averaged over {DRAWS} calls, which for the ensemble are "
-        f"{PASSES * DRAWS} passes, evaluated with as many fresh ones. pgd and autoattack are the standard attacks: "
-        "on a random network they count every image that the current draw misclassifies. The paper compares under "
-        "C&W, where it finds the ensemble better than earlier defences. Noise 0.4 before the first convolution and "
-        f"0.2 before the others, half of the values of the review by Li et al. for MNIST, and {PASSES} passes "
-        "instead of 10 for time; not tuned."
+        f"eot: PGD-20 on the margin of probabilities averaged over {DRAWS} calls ({PASSES * DRAWS} passes of the "
+        f"ensemble), and evaluated with {PASSES * DRAWS} new passes. pgd and autoattack are the standard attacks: on a "
+        "random network they count every image that the current draw misclassifies. The paper evaluates with C&W, "
+        "where the ensemble is better than earlier defences. Noise is 0.4 before the first convolution and 0.2 before "
+        f"the others, half of the values of the review by Li et al. for MNIST, with {PASSES} passes instead of 10 to "
+        "save time. These values were not tuned."
     ),
 )

@@ -13,7 +13,7 @@ from lightning_paf.objectives.gaussian_noise import training_noise
 
 SAMPLES = 2000
 SIGMA = 0.25
-"""Noise for the network trained without noise; the others use that of their training."""
+"""Standard deviation of the noise for the network trained without noise."""
 
 
 @cache
@@ -47,7 +47,7 @@ EXPERIMENT = Experiment(
             source="paper",
         ),
         Claim("Noise 0.5 certifies more than 0.25 at radius 1", "noise0.5", "noise0.25", "certified 1", source="paper"),
-        Claim("... and at 0.6, which 0.25 can certify, too", "noise0.5", "noise0.25", "certified 0.6"),
+        Claim("Noise 0.5 certifies more than 0.25 at radius 0.6", "noise0.5", "noise0.25", "certified 0.6"),
         Claim("Noise 0.25 is more accurate, smoothed, than 0.5", "noise0.25", "noise0.5", "certified 0", 0, "paper"),
         Claim("Noise 0.12 is more accurate, smoothed, than 0.25", "noise0.12", "noise0.25", "certified 0", 0, "paper"),
     ),

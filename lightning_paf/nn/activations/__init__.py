@@ -1,4 +1,4 @@
-"""Activation functions: the fixed baselines and the parametric ones of Dai et al. (2021)."""
+"""Activation functions: fixed baselines and those of Dai et al. (2021)."""
 
 from lightning_paf.nn.activations.base import Activation, ParametricActivation, fuse_activations
 from lightning_paf.nn.activations.fixed import ELU, ReLU, SiLU, Softplus

@@ -25,7 +25,7 @@ class Activation(nn.Module, ABC):
 
     @abstractmethod
     def shape(self) -> ActivationShape:
-        """Describe the curve at the present parameters; of parameters per channel, at their mean."""
+        """Describe the curve at the current parameters (mean over channels)."""
 
     def penalty(self) -> Tensor:
         """Term of the training loss, a scalar; zero by default."""
@@ -37,10 +37,11 @@ class Activation(nn.Module, ABC):
 
 
 class ParametricActivation(Activation):
-    """An activation with a parameter alpha, of shape [1] as in the checkpoints of Dai et al. (2021).
+    """Base class of activations with a parameter alpha.
 
-    A subclass defines its `formula` and, for parameters other than alpha, its `scalars`. If `fused` is set, as in
-    training, a kernel computes the formula where there is one for the device, dtype and layout of the input.
+    alpha has shape [1], as in the checkpoints of Dai et al. (2021). A subclass defines its `formula` and, for
+    parameters other than alpha, its `scalars`. If `fused` is set, as in training, a kernel computes the formula where
+    there is one for the device, dtype and layout of the input.
 
     Args:
         alpha: Initial value, finite.
@@ -81,7 +82,9 @@ class ParametricActivation(Activation):
         return (self.alpha,)
 
     def per_channel(self, channels: int, dim: Literal[1, -1] = 1) -> Self:
-        """Give every channel separate parameters, of shape [channels], which start at the present values.
+        """Give every channel separate parameters, of shape [channels].
+
+        They start at the current values.
 
         Args:
             channels: Size of the channel dimension.
@@ -108,7 +111,7 @@ def fuse_activations(model: nn.Module, fused: bool = True) -> None:
 
 
 def require_nonzero(alpha: float, consequence: str) -> None:
-    """Refuse alpha = 0, where the function degenerates as `consequence` says.
+    """Check that alpha is not 0, where the function degenerates.
 
     Raises:
         ValueError: alpha is 0.

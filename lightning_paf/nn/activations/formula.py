@@ -8,9 +8,10 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Formula:
-    """A function f(x; p1, p2, ...) and its first derivatives, as differentiable torch expressions.
+    """A function f(x; p1, p2, ...) and its first derivatives.
 
-    All callables take `(x, p1, p2, ...)`. The parameters broadcast against x and have its dtype.
+    All callables take `(x, p1, p2, ...)` and return differentiable torch expressions. The parameters broadcast against
+    x and have its dtype.
 
     Attributes:
         value: f.

@@ -18,7 +18,10 @@ if TYPE_CHECKING:
 
 LEARNED, INITIAL, INPUTS = BLUE, VERMILION, LIGHT_GREY
 SAMPLES = 2**15
-"""Sampled inputs of the largest call of an activation; of other calls in proportion to their size."""
+"""Number of inputs sampled from the largest call.
+
+Fewer are sampled from smaller calls, in proportion.
+"""
 
 
 @dataclass(frozen=True)
@@ -27,7 +30,7 @@ class ActivationSite:
 
     Attributes:
         title: Title of the panel.
-        learned: The activation with its present parameters.
+        learned: The activation with its current parameters.
         initial: The activation with its initial parameters; None if it has none.
         inputs: Sample of its inputs, the pre-activations (N,), on the CPU.
     """
@@ -47,7 +50,7 @@ def inputs_of(activations: Mapping[str, Activation], forward: Callable[[], objec
         forward: Calls the network once.
 
     Returns:
-        For every name a sample (N,) of the inputs of all calls, on the CPU; names without finite inputs are left out.
+        For every name a sample (N,) of the inputs of all calls, on the CPU; names without finite inputs are omitted.
     """
     records = {name: _Record() for name in activations}
     with ExitStack() as hooks:
@@ -59,11 +62,11 @@ def inputs_of(activations: Mapping[str, Activation], forward: Callable[[], objec
 
 
 class _Record:
-    """Forward-pre-hook that samples the inputs of every call and records their number."""
+    """Forward-pre-hook that samples the inputs of every call and their number."""
 
     def __init__(self) -> None:
         self.calls: list[tuple[Tensor, int]] = []
-        self._generator = torch.Generator().manual_seed(0)  # separate from the generators of the training
+        self._generator = torch.Generator().manual_seed(0)  # leaves the training's random state unchanged
 
     def __call__(self, module: nn.Module, args: tuple[Tensor, ...]) -> None:
         x = args[0].flatten()
@@ -79,9 +82,9 @@ class _Record:
 
 
 def draw_activations(sites: Sequence[ActivationSite], headline: str) -> "Figure":
-    """Draw activations, their initial curves, and the histograms of their inputs, one panel per site.
+    """Draw activations over the histograms of their inputs, one panel per site.
 
-    With parameters per channel, the line is the mean and the band covers all channels.
+    Initial curves are dashed. With parameters per channel, the line is the mean and the band covers all channels.
     """
     columns = math.ceil(math.sqrt(len(sites)))
     rows = math.ceil(len(sites) / columns)
@@ -101,11 +104,11 @@ def draw_activations(sites: Sequence[ActivationSite], headline: str) -> "Figure"
 def _draw_panel(axes: "Axes", site: ActivationSite) -> None:
     low, high = _range(site.inputs)
     x = torch.linspace(low, high, 801)
-    behind = axes.twinx()
-    behind.hist(site.inputs.numpy(), bins=80, range=(low, high), color=INPUTS, alpha=0.35)
-    behind.set_yticks([])
-    behind.margins(y=0.6)
-    axes.set_zorder(behind.get_zorder() + 1)
+    histogram = axes.twinx()
+    histogram.hist(site.inputs.numpy(), bins=80, range=(low, high), color=INPUTS, alpha=0.35)
+    histogram.set_yticks([])
+    histogram.margins(y=0.6)
+    axes.set_zorder(histogram.get_zorder() + 1)
     axes.patch.set_visible(False)
     for activation, label, color, line, width in (
         (site.learned, "now", LEARNED, "-", 2.2),

@@ -1,4 +1,4 @@
-"""Autograd functions of formulas with explicit derivatives, as torch expressions or as one kernel."""
+"""Autograd functions that evaluate a `Formula` and its explicit derivatives."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -44,11 +44,11 @@ class Pointwise(torch.autograd.Function):
 
 
 class FusedPointwise(torch.autograd.Function):
-    """Apply a `Formula` by a kernel: one pass forward and one backward, including the sums for the parameters.
+    """Apply a `Formula` by a kernel, with one pass forward and one backward.
 
-    It keeps x and the parameters like `Pointwise`, whose expressions it uses with `create_graph`. If no parameter
-    requires a gradient, as in an attack, it keeps the slope instead of x, provided that the kernel computes both at
-    once.
+    The backward pass includes the sums for the parameters. Like `Pointwise`, this function keeps x and the parameters,
+    and with `create_graph` it uses the same torch expressions. If no parameter requires a gradient, as in an attack, it
+    keeps the slope instead of x, provided that the kernel computes both at once.
 
     Raises:
         RuntimeError: In a backward pass with `create_graph` if only the slope was kept.
@@ -98,7 +98,10 @@ class FusedPointwise(torch.autograd.Function):
 def _gradients(
     formula: Formula, grad: Tensor, saved: Sequence[Tensor], needs: Sequence[bool]
 ) -> tuple[Tensor | None, ...]:
-    """Gradients by x and the parameters (in this order in `saved`); None where `needs` is False."""
+    """Gradients by x and the parameters, in the order of `saved`.
+
+    None where `needs` is False.
+    """
     x, *parameters = saved
     needs_x, *needed = needs
     grad_x = (grad * formula.slope(x, *_as_dtype(parameters, x.dtype))).to(x.dtype) if needs_x else None
@@ -112,6 +115,9 @@ def _gradients(
 
 
 def _as_dtype(parameters: Sequence[Tensor], dtype: torch.dtype) -> list[Tensor]:
-    """Cast parameters, since a float32 alpha would promote a bfloat16 x and double the memory of activations."""
+    """Cast parameters to `dtype`, within its range.
+
+    A float32 alpha would promote a bfloat16 x and double the memory of activations.
+    """
     limits = torch.finfo(dtype)
     return [parameter.to(dtype).clamp(limits.min, limits.max) for parameter in parameters]

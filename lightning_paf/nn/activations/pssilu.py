@@ -1,4 +1,4 @@
-"""PSSiLU of Dai et al. (2021): positive on negative inputs, high but finite curvature."""
+"""PSSiLU of Dai et al. (2021), with a high but finite curvature."""
 
 from typing import Literal
 
@@ -34,7 +34,9 @@ PSSILU_FORMULA = Formula(
 
 
 class PSSiLUFixed(ParametricActivation):
-    """x (sigmoid(|alpha| x) - beta) / (1 - beta) with a constant beta, a buffer that checkpoints contain.
+    """x (sigmoid(|alpha| x) - beta) / (1 - beta) with a constant beta.
+
+    Checkpoints contain beta as a buffer.
 
     Args:
         alpha: Initial value, not 0.
@@ -63,15 +65,16 @@ class PSSiLUFixed(ParametricActivation):
         return (self.beta, self.alpha)
 
     def shape(self) -> ActivationShape:
-        """Describe the curve at the present alpha."""
+        """Describe the curve at the current alpha."""
         return pssilu_shape(float(self.alpha.detach().abs().mean()), float(_bounded(self.beta)))
 
 
 class PSSiLU(ParametricActivation):
-    """x (sigmoid(|alpha| x) - |beta|) / (1 - |beta|) with both learned (Dai et al. 2021, the main tables).
+    """x (sigmoid(|alpha| x) - |beta|) / (1 - |beta|) with learned alpha and beta.
 
-    The loss includes `penalty_weight * |beta| ** penalty_power`, and the gradient of beta (including the penalty) is
-    clipped separately. The function bounds |beta| at 0.9; beyond, only the penalty and weight decay act on beta.
+    This is the PSSiLU of the main tables of Dai et al. (2021). The loss includes the penalty
+    `penalty_weight * |beta| ** penalty_power`, and the gradient of beta (including the penalty) is clipped separately.
+    The function bounds |beta| at 0.9; beyond, only the penalty and weight decay act on beta.
 
     Args:
         alpha: Initial value, not 0.
@@ -128,5 +131,5 @@ class PSSiLU(ParametricActivation):
         nn.utils.clip_grad_norm_(self.beta, self.beta_clip)
 
     def shape(self) -> ActivationShape:
-        """Describe the curve at the present parameters."""
+        """Describe the curve at the current parameters."""
         return pssilu_shape(float(self.alpha.detach().abs().mean()), float(_bounded(self.beta.detach()).mean()))

@@ -1,6 +1,7 @@
-"""Parametric activations with separate formulas for positive and negative inputs (Dai et al. 2021).
+"""Piecewise parametric activations of Dai et al. (2021).
 
-All are 0 at x = 0, where the derivative is 0, for PELU alpha.
+Positive and negative inputs have separate formulas. At x = 0 all are 0, and so are their derivatives, except for PELU,
+where it is alpha.
 """
 
 import math
@@ -14,7 +15,9 @@ from lightning_paf.nn.activations.shape import ActivationShape, elu_shape, piece
 
 
 class PReLU(ParametricActivation):
-    """x for x > 0, alpha x below (He et al. 2015); starts as ReLU, unlike torch.nn.PReLU, which starts at 0.25.
+    """x for x > 0, alpha x below (He et al. 2015); starts as ReLU.
+
+    torch.nn.PReLU starts at alpha = 0.25 instead.
 
     Args:
         alpha: Initial slope on negative inputs; negative values give positive outputs there.
@@ -39,7 +42,7 @@ class PReLU(ParametricActivation):
         super().__init__(alpha, learn_alpha)
 
     def shape(self) -> ActivationShape:
-        """Describe the curve at the present alpha."""
+        """Describe the curve at the current alpha."""
         return piecewise_linear_shape(float(self.alpha.detach().mean()), 1.0)
 
 
@@ -65,7 +68,7 @@ class PReLUPlus(ParametricActivation):
         super().__init__(alpha, learn_alpha)
 
     def shape(self) -> ActivationShape:
-        """Describe the curve at the present alpha."""
+        """Describe the curve at the current alpha."""
         return piecewise_linear_shape(0.0, float(self.alpha.detach().mean()))
 
 
@@ -91,18 +94,23 @@ class PELU(ParametricActivation):
         super().__init__(alpha, learn_alpha)
 
     def shape(self) -> ActivationShape:
-        """Describe the curve at the present alpha."""
+        """Describe the curve at the current alpha."""
         return elu_shape(float(self.alpha.detach().mean()))
 
 
 def _root_minus_one(x: Tensor) -> Tensor:
-    """sqrt(x^2 + 1) - 1 for x > 0, else 0, without cancellation near 0 and without overflow of x^2."""
+    """sqrt(x^2 + 1) - 1 for x > 0, else 0.
+
+    Computed without cancellation near 0 and without overflow of x^2.
+    """
     x = x.clamp(min=0)
     return x * (x / (torch.hypot(x, torch.ones_like(x)) + 1))
 
 
 class ReBLU(ParametricActivation):
-    """x + alpha (sqrt(x^2 + 1) - 1) for x > 0, else 0 (ReBLU, also PBLU; Dai et al. 2021); starts as ReLU.
+    """x + alpha (sqrt(x^2 + 1) - 1) for x > 0, else 0; starts as ReLU.
+
+    ReBLU of Dai et al. (2021), also called PBLU.
 
     Args:
         alpha: Initial bend of the positive branch, whose slope grows from 1 to 1 + alpha.
@@ -122,6 +130,6 @@ class ReBLU(ParametricActivation):
         super().__init__(alpha, learn_alpha)
 
     def shape(self) -> ActivationShape:
-        """Describe the curve at the present alpha."""
+        """Describe the curve at the current alpha."""
         alpha = float(self.alpha.detach().mean())
         return ActivationShape(mean_on_negative=0.0, max_slope=max(1.0, abs(1 + alpha)), max_curvature=math.inf)

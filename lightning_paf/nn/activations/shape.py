@@ -1,4 +1,4 @@
-"""Shape of an activation's curve in three numbers that the robustness literature uses, by closed form."""
+"""Closed-form mean, Lipschitz constant and curvature of activations."""
 
 import math
 from collections.abc import Callable
@@ -8,7 +8,7 @@ NEGATIVE_MEAN = -math.sqrt(2 / math.pi)
 """E[X | X < 0] of a standard normal X."""
 
 SILU_MAX_SLOPE = 1.0998393201288669
-"""Largest slope of x * sigmoid(x), where its second derivative is zero; the smallest slope is 1 minus this."""
+"""Largest slope of x * sigmoid(x); the smallest slope is 1 minus this."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,10 @@ def psoftplus_shape(alpha: float) -> ActivationShape:
 
 
 def pssilu_shape(alpha: float, beta: float) -> ActivationShape:
-    """Shape of x (sigmoid(alpha x) - beta) / (1 - beta), alpha > 0 and 0 <= beta < 1; beta = 0 is PSiLU."""
+    """Shape of x (sigmoid(alpha x) - beta) / (1 - beta); beta = 0 is PSiLU.
+
+    Requires alpha > 0 and 0 <= beta < 1.
+    """
     mean_psilu = _mean_on_negative(lambda u: u / (1 + math.exp(-u)), alpha)
     steepest_fall = SILU_MAX_SLOPE - 1 + beta  # exceeds the asymptotic slope -beta / (1 - beta)
     return ActivationShape(
@@ -68,9 +71,10 @@ def elu_shape(alpha: float) -> ActivationShape:
 
 
 def _mean_on_negative(function: Callable[[float], float], alpha: float) -> float:
-    """E[function(alpha X) / alpha | X < 0] of a standard normal X, for a function that vanishes like exp at -inf.
+    """E[function(alpha X) / alpha | X < 0] of a standard normal X.
 
-    Adaptive quadrature is exact to about 1e-12. Beyond the lower limit, the integrand is below 1e-17.
+    The function must vanish like exp at -inf. Adaptive quadrature is exact to about 1e-12. Beyond the lower limit, the
+    integrand is below 1e-17.
     """
     from scipy.integrate import quad
 

@@ -9,7 +9,7 @@ from lightning_paf.nn.activations.formula import Formula
 from lightning_paf.nn.activations.shape import ActivationShape, psoftplus_shape, pssilu_shape
 
 ALPHA_FLOOR = 0.01
-"""Lower bound of |alpha| in PSoftplus, whose value at 0, ln(2) / |alpha|, would diverge under weight decay."""
+"""Lower bound of |alpha| in PSoftplus, which diverges at alpha = 0."""
 
 
 def _magnitude(alpha: Tensor) -> Tensor:
@@ -17,22 +17,26 @@ def _magnitude(alpha: Tensor) -> Tensor:
 
 
 def _psoftplus(x: Tensor, alpha: Tensor) -> Tensor:
-    """max(x, 0) + softplus(-|alpha x|) / |alpha|, which tolerates an overflow of alpha x."""
+    """Stable PSoftplus, max(x, 0) + softplus(-|alpha x|) / |alpha|."""
     a = _magnitude(alpha)
     return x.clamp(min=0) + F.softplus(-a * x.abs()) / a
 
 
 def _psoftplus_alpha_slope(x: Tensor, alpha: Tensor) -> Tensor:
-    """-H / alpha^2 with H = softplus(-|u|) + |u| sigmoid(-|u|), u = alpha x, the entropy of sigmoid(u)."""
+    """Derivative of PSoftplus by alpha, -H / alpha^2 for alpha > 0.
+
+    H is the entropy of sigmoid(u) with u = alpha x: H = softplus(-|u|) + |u| sigmoid(-|u|).
+    """
     a, x = _magnitude(alpha), x.abs()
     entropy = F.softplus(-a * x) + a * (x * (-a * x).sigmoid())
     return -alpha.sign() * entropy / a.square()
 
 
 class PSoftplus(ParametricActivation):
-    """softplus(|alpha| x) / |alpha|; starts as Softplus and tends to ReLU as alpha grows.
+    """softplus(|alpha| x) / |alpha|; starts as Softplus.
 
-    The function bounds |alpha| below at 0.01, but passes the gradient by alpha on, so that alpha can grow again.
+    It tends to ReLU as alpha grows. The function bounds |alpha| below at 0.01, but passes the gradient by alpha on, so
+    that alpha can grow again.
 
     Args:
         alpha: Initial value, not 0.
@@ -53,7 +57,7 @@ class PSoftplus(ParametricActivation):
         super().__init__(alpha, learn_alpha)
 
     def shape(self) -> ActivationShape:
-        """Describe the curve at the present alpha."""
+        """Describe the curve at the current alpha."""
         return psoftplus_shape(float(_magnitude(self.alpha.detach()).mean()))
 
 
@@ -69,7 +73,10 @@ def gated_slope(x: Tensor, alpha: Tensor) -> Tensor:
 
 
 def gated_alpha_slope(x: Tensor, alpha: Tensor) -> Tensor:
-    """Derivative by alpha of x * sigmoid(|alpha| x), without x^2, which could overflow where the result is 0."""
+    """Derivative by alpha of x * sigmoid(|alpha| x).
+
+    Computed without x^2, which could overflow where the result is 0.
+    """
     s = gate(x, alpha)
     return alpha.sign() * (x * (x * (s - s * s)))
 
@@ -94,5 +101,5 @@ class PSiLU(ParametricActivation):
         super().__init__(alpha, learn_alpha)
 
     def shape(self) -> ActivationShape:
-        """Describe the curve at the present alpha."""
+        """Describe the curve at the current alpha."""
         return pssilu_shape(float(self.alpha.detach().abs().mean()), beta=0.0)

@@ -1,4 +1,4 @@
-"""Linear support vector machines with attention to features, for many pairs of classes (Zhou et al., 2022)."""
+"""Linear SVMs with attention, for many pairs of classes (Zhou et al., 2022)."""
 
 from dataclasses import dataclass
 
@@ -8,7 +8,9 @@ from torch import Tensor
 
 @dataclass(frozen=True, eq=False)
 class AttentionSVM:
-    """`score(z) = w . (a(z) o z) + b` with the attention `a(z) = exp(softmax(tanh(A z + c) / temperature))`.
+    """Linear SVMs with attention, `score(z) = w . (a(z) o z) + b`.
+
+    The attention is `a(z) = exp(softmax(tanh(A z + c) / temperature))`.
 
     Zhou, Tsang, Yin, "LADDER: Latent Boundary-guided Adversarial Training", Machine Learning 2022, use temperature 1.
     The attention to d features then lies between 1 and `exp(e / (e + (d - 1) / e))`, 1.0147 for 500 features, so its
@@ -35,11 +37,11 @@ class AttentionSVM:
         return _attention(z @ self.matrix.mT + self.offset[:, None], self.temperature)
 
     def scores(self, z: Tensor) -> Tensor:
-        """Scores (P, N) of features (P, N, d): negative on the first class's side of the boundary."""
+        """Scores (P, N) of features (P, N, d); negative on the side of the first class."""
         return (self.attention(z) * z * self.weight[:, None]).sum(2) + self.bias[:, None]
 
     def directions(self, z: Tensor) -> Tensor:
-        """Directions `a(z) o w`, (P, N, d), towards the second class, with constant attention."""
+        """Directions `a(z) o w` (P, N, d) towards the second class, attention constant."""
         return self.attention(z) * self.weight[:, None]
 
     def pair(self, number: int) -> "AttentionSVM":
@@ -60,7 +62,9 @@ def fit_attention_svm(
     epochs: int = 10,
     generator: torch.Generator | None = None,
 ) -> AttentionSVM:
-    """Minimise `cost * mean hinge(1 - side * score) + mean(w^2)` by gradient descent, one example per step.
+    """Fit SVMs by stochastic gradient descent, one example per step.
+
+    The objective is `cost * mean hinge(1 - side * score) + mean(w^2)`.
 
     All pairs use their examples in the same order. All parameters start at 0 (the paper gives no initialisation), so
     exchanging the sides reverses the direction.

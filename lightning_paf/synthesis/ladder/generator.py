@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 
 class Generator(nn.Module):
-    """Decoder of features: a linear layer, two transposed convolutions, two convolutions.
+    """Decoder of features: linear layer, two transposed and two normal convolutions.
 
     Similar to the generators of Zhou et al. (2022, LADDER), without their batch norm.
 
@@ -51,7 +51,7 @@ def train_generator(
     lr: float = 1e-3,
     progress: Callable[[str], object] = lambda _: None,
 ) -> float:
-    """Minimise the mean squared difference to the images with Adam; return that of the last epoch.
+    """Minimise the mean squared error with Adam; return that of the last epoch.
 
     Args:
         generator: On the device to train on.

@@ -1,4 +1,4 @@
-"""Features moved towards the boundary with another class: the examples of LADDER (Zhou et al., 2022).
+"""Features moved towards class boundaries, as in LADDER (Zhou et al., 2022).
 
 They are not an `Attack`: they are computed once, from a trained network, at any distance from their images.
 """
@@ -59,7 +59,7 @@ def latent_moves(
     seed: int = 0,
     progress: Callable[[str], object] = lambda _: None,
 ) -> LatentMoves:
-    """Fit an SVM per ordered pair of classes, and choose a direction to a random other class for each source image.
+    """Fit an SVM per ordered pair of classes; draw a target class for each image.
 
     Args:
         features: (N, d), of training images.
@@ -82,8 +82,8 @@ def latent_moves(
     size = int(fitted * count)
     if size < 1:
         raise ValueError(
-            f"Every class must have 2 images to fit to, got {smallest} of one class and --svm-images {svm_images}. "
-            "Pass more of them, or a smaller --data.val_size."
+            f"Each class must have at least 2 images for the SVMs, got {count}. Pass a larger --svm-images, or a "
+            "smaller --data.val_size."
         )
     draws = torch.Generator().manual_seed(seed)
     found, accuracies = [], []
@@ -112,7 +112,7 @@ def _examples(pairs: list[tuple[Tensor, Tensor]], rows: slice) -> tuple[Tensor, 
 def _moves_of(
     svm: AttentionSVM, features: Tensor, label: int, others: list[int], sources: Tensor, targets: Tensor
 ) -> tuple[Tensor, ...]:
-    """The tensors of `LatentMoves` for the sources of one class, by target."""
+    """Return the tensors of `LatentMoves` for the sources of one class, by target."""
     parts = []
     for number, target in enumerate(others):
         rows = sources[targets.to(sources.device) == number]
@@ -131,7 +131,7 @@ def random_directions(moves: LatentMoves, seed: int = 0) -> LatentMoves:
 
 
 Flips = Callable[[Tensor, Tensor], Tensor]
-"""Function of `(rows, eps)`: whether the class of each of these moves changes at its eps; all (k,)."""
+"""Function of `(rows, eps)`: the mask of moves that change the class, (k,)."""
 
 
 def in_parts(network: nn.Module, batch: Tensor) -> Tensor:
@@ -152,7 +152,7 @@ def flips_of(classifier: nn.Module, generator: nn.Module, moves: LatentMoves) ->
 
 
 def eps_for_fraction(flips: Flips, like: Tensor, fraction: float) -> Tensor:
-    """Find one eps at which about this fraction of the images changes its class, by bisection.
+    """Find one eps by bisection that changes the class of a fraction of the images.
 
     Args:
         flips: Whether moves change the class.
@@ -172,8 +172,8 @@ def eps_for_fraction(flips: Flips, like: Tensor, fraction: float) -> Tensor:
         low, high = high, 2 * high
         if high > _LARGEST:
             raise ValueError(
-                f"--flip must be a fraction that some eps reaches, got {fraction}: fewer images change their class at "
-                "any eps. Pass a smaller --flip."
+                f"--flip must be attainable, got {fraction}: no eps changes the class of so many images. Pass a "
+                "smaller --flip."
             )
     for _ in range(_HALVINGS):
         middle = (low + high) / 2
@@ -182,7 +182,9 @@ def eps_for_fraction(flips: Flips, like: Tensor, fraction: float) -> Tensor:
 
 
 def adaptive_eps(flips: Flips, like: Tensor, start: float, step: float, most: float, tries: int = 100) -> Tensor:
-    """Find the smallest eps of an increasing series that changes the class of each image, else the last one.
+    """Find the smallest eps of a series that changes the class of each image.
+
+    The last eps is used where no eps does.
 
     Args:
         flips: Whether moves change the class.

@@ -39,6 +39,6 @@ def test_arrays_come_in_pairs(tmp_path):
     assert find_sources([folder]) == [folder]
     for name in ("a.label.npy", "b.image.npy"):
         (folder / name).rename(folder / "away")
-        with pytest.raises(ValueError, match=rf"must come in pairs, got no {name}\. Copy it again"):
+        with pytest.raises(ValueError, match=rf"must have a label file and vice versa, got no {name}\. Copy"):
             find_sources([folder])
         (folder / "away").rename(folder / name)

@@ -19,7 +19,7 @@ def encoded(pixels, form="png", mode=None) -> bytes:
 
 
 def write_parquet(path, image, label, names=("image", "label"), struct=True, **options):
-    """In the layout of Hugging Face, or with plain bytes."""
+    """Write images in the layout of Hugging Face, or as plain bytes."""
     content = [{"bytes": data, "path": f"{i}.png"} if struct else data for i, data in enumerate(image)]
     pq.write_table(pa.table({names[0]: content, names[1]: label, "split": ["a"] * len(content)}), path, **options)
     return path

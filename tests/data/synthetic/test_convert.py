@@ -77,7 +77,7 @@ def test_memory_does_not_grow_with_the_file(tmp_path, monkeypatch):
 
 
 def killed_before_line(number, *conversion):
-    """Convert in another process, killed before it executes its `number`-th new line; whether it was killed."""
+    """Convert in another process, killed before its `number`-th new line; return whether it was killed."""
     process = os.fork()
     if process == 0:
         lines = set()
@@ -125,7 +125,7 @@ def test_unfinished_conversions_of_older_versions_are_removed_and_other_folders_
 
 @pytest.mark.parametrize("label_offset", [0, 1])
 def test_one_process_converts_while_others_wait(tmp_path, monkeypatch, label_offset):
-    """If it fails, the next one tries, and nothing is left."""
+    """If one process fails, the next one tries, and nothing is left."""
     image, label = arrays()
     np.savez(tmp_path / "pool.npz", image=image, label=label + label_offset)
     begun, resume, written, errors = threading.Event(), threading.Event(), [], []
@@ -163,7 +163,7 @@ def test_one_process_converts_while_others_wait(tmp_path, monkeypatch, label_off
         assert len(list(tmp_path.iterdir())) == 2
 
 
-def broken(*error):
+def failing(*error):
     """A function of the operating system that fails."""
 
     def fail(*arguments):
@@ -182,7 +182,7 @@ def broken(*error):
 def test_a_folder_that_cannot_be_written_is_named_with_the_option(tmp_path, monkeypatch, function, error, message):
     source = write_npz(tmp_path / "pool.npz")
     with monkeypatch.context() as patch:
-        patch.setattr(*function, broken(*error))
+        patch.setattr(*function, failing(*error))
         with pytest.raises(ValueError, match=rf"cannot write the converted arrays here {message}"):
             converted(source)
     assert [path for path in tmp_path.iterdir() if path.suffix != ".lock"] == [source]

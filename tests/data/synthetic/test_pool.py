@@ -25,7 +25,7 @@ LIKE = (0, 4, 4, 3)
     data=st.data(),
 )
 def test_files_are_numbered_as_one_array(tmp_path_factory, sizes, mapped, gaps, data):
-    """For any division among files and folders, and any number of mapped files."""
+    """Results are the same for any division among files and folders, and any number of mapped files."""
     root, (image, label) = tmp_path_factory.mktemp("pool"), arrays(n=sum(sizes))
     last = sizes.pop()
     pairs = write_pairs(root / "pairs", image[:-last], label[:-last], {f"{i}.": n for i, n in enumerate(sizes)})
@@ -83,7 +83,7 @@ FILES, SIZE = 200, 50_000
 
 @pytest.mark.parametrize("files", [1, FILES])
 def test_memory_does_not_grow_with_the_pool(tmp_path, files):
-    """10 million images, 31 GB in sparse files."""
+    """The pool has 10 million images, 31 GB in sparse files."""
     probe = tmp_path / "probe"
     with probe.open("wb") as file:
         file.truncate(64 * 2**20)

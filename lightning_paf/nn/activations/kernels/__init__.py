@@ -21,7 +21,9 @@ __all__ = ["CKernel", "CompiledKernel", "Kernel", "TableKernel", "kernel_for"]
 
 
 def kernel_for(formula: Formula, x: Tensor, parameters: Sequence[Tensor]) -> Kernel | None:
-    """Return a kernel for these tensors; None for parameters per channel, float64, gaps in memory, or no compiler.
+    """Return a kernel for these tensors; None if there is none.
+
+    There is none for parameters per channel, float64, tensors that are not dense, or without a compiler.
 
     The first call for a device and dtype compiles the kernel (half a second on a CPU, some ten seconds on CUDA) and
     compares it with the formula. A failure is reported by one warning.
@@ -59,7 +61,7 @@ def _made(formula: Formula, device: torch.device, dtype: torch.dtype) -> Kernel:
 
 @torch.no_grad()
 def _compare(kernel: Kernel, formula: Formula, device: torch.device, dtype: torch.dtype) -> None:
-    """Compare with the formula in double precision, at the usual inputs; a wrong kernel would ruin a training.
+    """Compare a kernel with its formula in double precision, at common inputs.
 
     Raises:
         ArithmeticError: They differ by more than rounding.

@@ -13,14 +13,17 @@ CFunction = Callable[..., None]
 
 
 class Kernel(ABC):
-    """A formula for dense tensors of one dtype, with one number per parameter; results have the layout of x."""
+    """Implementation of a formula for dense tensors of one dtype.
+
+    Parameters are scalars, and results have the memory layout of x.
+    """
 
     @abstractmethod
     def forward(self, x: Tensor, parameters: Sequence[Tensor]) -> Tensor:
         """Compute f(x)."""
 
     def forward_and_slope(self, x: Tensor, parameters: Sequence[Tensor]) -> tuple[Tensor, Tensor] | None:
-        """Compute f(x) and df/dx in one pass over memory; None if the kernel has no such pass."""
+        """Compute f(x) and df/dx in one pass; None if the kernel has no such pass."""
         return None
 
     @abstractmethod
@@ -29,10 +32,13 @@ class Kernel(ABC):
 
     @abstractmethod
     def backward_all(self, grad: Tensor, x: Tensor, parameters: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
-        """Compute grad * df/dx, and for each parameter p the sum of grad * df/dp, a number in float32."""
+        """Compute grad * df/dx, and for each parameter p the sum of grad * df/dp.
+
+        The sums are in float32.
+        """
 
 
-def function(library: ctypes.CDLL, name: str, pointers: int, numbers: int = 1) -> CFunction:
+def c_function(library: ctypes.CDLL, name: str, pointers: int, numbers: int = 1) -> CFunction:
     """Look up a C function that takes tensors, then integers, and returns nothing."""
     found = library[name]
     found.argtypes = [*[ctypes.c_void_p] * pointers, *[ctypes.c_int64] * numbers]
@@ -44,21 +50,27 @@ def function(library: ctypes.CDLL, name: str, pointers: int, numbers: int = 1) -
     return call
 
 
-def like(grad: Tensor, x: Tensor) -> Tensor:
-    """Return the gradient in the memory layout of x, since loops go through both in the order of memory."""
+def match_layout(grad: Tensor, x: Tensor) -> Tensor:
+    """Return the gradient in the memory layout of x.
+
+    The C loops iterate over both in memory order.
+    """
     return grad if grad.stride() == x.stride() else torch.empty_like(x).copy_(grad)
 
 
-def singles(parameters: Sequence[Tensor]) -> list[Tensor]:
+def detached_float32(parameters: Sequence[Tensor]) -> list[Tensor]:
     """Convert parameters to float32, the precision of kernels, without their graph."""
     return [parameter.detach().float() for parameter in parameters]
 
 
 def block_sums(x: Tensor, parameters: int) -> Tensor:
-    """Allocate sums per block (blocks, parameters), which are added in order, whatever the number of threads."""
+    """Allocate sums per block, (blocks, parameters).
+
+    They are added in a fixed order, so results do not depend on the number of threads.
+    """
     return torch.empty(-(-x.numel() // _BLOCK), parameters)
 
 
-def total(sums: Tensor) -> list[Tensor]:
+def sum_blocks(sums: Tensor) -> list[Tensor]:
     """Add up the sums of all blocks, one number in float32 per parameter."""
     return list(sums.sum(0, dtype=torch.float64).float().unbind())

@@ -12,7 +12,7 @@ from lightning_paf.nn.activations.formula import Formula
 
 
 class UntranslatableError(Exception):
-    """A formula calls an operation without a C form."""
+    """A formula calls an operation that cannot be translated to C."""
 
 
 _OPERATIONS: Mapping[str, str] = MappingProxyType(
@@ -64,7 +64,7 @@ $totals
 
 
 class _Code:
-    """Statements for the parameters alone, and for every element; equal expressions are computed once."""
+    """Statements for the parameters and for every element, without duplicates."""
 
     def __init__(self) -> None:
         self.scalars: list[str] = []
@@ -105,15 +105,16 @@ class _Code:
 
 
 def c_source(formula: Formula) -> str:
-    """Generate three functions: `forward`, `backward` (by x), and `backward_all` (by x and all parameters, one pass).
+    """Generate the C functions `forward`, `backward` and `backward_all`.
 
-    `backward_all` writes one sum per block and parameter, so that the result does not depend on the number of threads.
+    `backward` differentiates by x, and `backward_all` by x and all parameters in one pass. The latter writes one
+    sum per block and parameter, so that the result does not depend on the number of threads.
 
     Args:
-        formula: Formula in float32, with one number per parameter.
+        formula: Formula in float32, with scalar parameters.
 
     Raises:
-        UntranslatableError: The formula calls an operation without a C form.
+        UntranslatableError: The formula cannot be translated to C.
     """
     number = len(formula.parameter_slopes)
     forward, backward, both = _Code(), _Code(), _Code()

@@ -6,16 +6,17 @@ import torch
 from torch import Tensor
 
 from lightning_paf.nn.activations.formula import Formula
-from lightning_paf.nn.activations.kernels.base import Kernel, like, singles
+from lightning_paf.nn.activations.kernels.base import Kernel, detached_float32, match_layout
 
 
 class CompiledKernel(Kernel):
-    """A formula compiled by torch, for dense tensors on any device; computed in float32.
+    """A formula compiled by torch, for dense tensors on any device.
 
-    Tensors are flattened in the order of memory and have a symbolic size, so that one compilation serves all layers.
+    It is computed in float32. Tensors are flattened in memory order and have a symbolic size, so that one
+    compilation serves all layers.
 
     Args:
-        formula: Formula with one number per parameter.
+        formula: Formula with scalar parameters.
         backend: Backend of `torch.compile`.
     """
 
@@ -36,15 +37,15 @@ class CompiledKernel(Kernel):
 
     def forward(self, x: Tensor, parameters: Sequence[Tensor]) -> Tensor:
         """Compute f(x)."""
-        return _shaped(self._forward(_flat(x), *singles(parameters)), x)
+        return _shaped(self._forward(_flat(x), *detached_float32(parameters)), x)
 
     def backward(self, grad: Tensor, x: Tensor, parameters: Sequence[Tensor]) -> Tensor:
         """Compute grad * df/dx."""
-        return _shaped(self._backward(_flat(like(grad, x)), _flat(x), *singles(parameters)), x)
+        return _shaped(self._backward(_flat(match_layout(grad, x)), _flat(x), *detached_float32(parameters)), x)
 
     def backward_all(self, grad: Tensor, x: Tensor, parameters: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
         """Compute grad * df/dx, and for each parameter p the sum of grad * df/dp."""
-        by_x, sums = self._backward_all(_flat(like(grad, x)), _flat(x), *singles(parameters))
+        by_x, sums = self._backward_all(_flat(match_layout(grad, x)), _flat(x), *detached_float32(parameters))
         return _shaped(by_x, x), sums
 
 
@@ -54,7 +55,7 @@ def _to(value: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _flat(x: Tensor) -> Tensor:
-    """View all elements (numel,) in the order of memory."""
+    """View all elements (numel,) in memory order."""
     return x.detach().as_strided((x.numel(),), (1,))
 
 

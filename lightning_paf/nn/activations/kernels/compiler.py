@@ -18,7 +18,7 @@ class CompilerError(Exception):
 
 
 def load(source: str) -> ctypes.CDLL:
-    """Compile C source for the present machine and load it.
+    """Compile C source for this machine and load it.
 
     It takes half a second, so nothing is cached, and no stale or foreign file can be loaded. OpenMP is compiled in but
     not linked, so that the code uses torch's OpenMP library and threads.

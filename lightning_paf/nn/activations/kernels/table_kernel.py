@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from lightning_paf.nn.activations.formula import Formula
-from lightning_paf.nn.activations.kernels.base import Kernel, block_sums, function, like, total
+from lightning_paf.nn.activations.kernels.base import Kernel, block_sums, c_function, match_layout, sum_blocks
 from lightning_paf.nn.activations.kernels.compiler import load
 
 _MOST_TABLES = 128  # half a megabyte each; a network has one activation, or some dozens
@@ -21,7 +21,7 @@ class TableKernel(Kernel):
     needs new tables, which takes a thousandth of the step.
 
     Args:
-        formula: Formula with one number per parameter.
+        formula: Formula with scalar parameters.
 
     Raises:
         CompilerError: There is no C compiler.
@@ -30,10 +30,10 @@ class TableKernel(Kernel):
     def __init__(self, formula: Formula) -> None:
         library = load(files("lightning_paf.nn.activations.kernels").joinpath("table.c").read_text())
         self._formula = formula
-        self._forward = function(library, "forward", pointers=3)
-        self._forward_and_slope = function(library, "forward_and_slope", pointers=4)
-        self._backward = function(library, "backward", pointers=4)
-        self._parameter_sums = function(library, "parameter_sums", pointers=4, numbers=2)
+        self._forward = c_function(library, "forward", pointers=3)
+        self._forward_and_slope = c_function(library, "forward_and_slope", pointers=4)
+        self._backward = c_function(library, "backward", pointers=4)
+        self._parameter_sums = c_function(library, "parameter_sums", pointers=4, numbers=2)
         self._tables: dict[tuple[float, ...], _Tables] = {}
 
     def forward(self, x: Tensor, parameters: Sequence[Tensor]) -> Tensor:
@@ -51,15 +51,15 @@ class TableKernel(Kernel):
     def backward(self, grad: Tensor, x: Tensor, parameters: Sequence[Tensor]) -> Tensor:
         """Compute grad * df/dx."""
         output = torch.empty_like(x)
-        self._backward(like(grad, x), x, self._tables_for(parameters).slopes, output, x.numel())
+        self._backward(match_layout(grad, x), x, self._tables_for(parameters).slopes, output, x.numel())
         return output
 
     def backward_all(self, grad: Tensor, x: Tensor, parameters: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
         """Compute grad * df/dx, and for each parameter p the sum of grad * df/dp."""
-        grad, sums = like(grad, x), block_sums(x, len(parameters))
+        grad, sums = match_layout(grad, x), block_sums(x, len(parameters))
         slopes = self._tables_for(parameters).parameter_slopes
         self._parameter_sums(grad, x, slopes, sums, len(parameters), x.numel())
-        return self.backward(grad, x, parameters), total(sums)
+        return self.backward(grad, x, parameters), sum_blocks(sums)
 
     def _tables_for(self, parameters: Sequence[Tensor]) -> "_Tables":
         key = tuple(parameter.item() for parameter in parameters)
