@@ -9,7 +9,7 @@ help:  ## list the targets
 demo: .venv/installed  ## the whole main job on 8x8 digits: synthesize, train, AutoAttack, one table (5 minutes)
 	$(BIN)/lightning-paf demo
 
-test: .venv/installed-test  ## the whole test suite (20 minutes on 2 cores)
+test: .venv/installed-test  ## the whole test suite (8 minutes on 2 cores)
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile
 
 check: .venv/installed-test  ## lint, formatting, types
