@@ -19,6 +19,7 @@ import torch
 
 from lightning_paf.evaluation import Samples
 from lightning_paf.nn.classifier import Classifier
+from lightning_paf.runs.config_file import run_of
 from lightning_paf.utils.figures import figure_png
 
 if TYPE_CHECKING:
@@ -77,13 +78,8 @@ def add_folder(parser: argparse.ArgumentParser, name: str) -> None:
 
 def folder_files(name: str, folder: Path | None, checkpoint: Path, content: Any, figure: "Figure") -> dict[Path, bytes]:
     """Files `NAME.png` and `NAME.json` of an analysis, by default in the run's `NAME`."""
-    path = (folder or run_folder(checkpoint) / name) / name
+    path = (folder or run_of(checkpoint) / name) / name
     return {path.with_suffix(".png"): figure_png(figure), path.with_suffix(".json"): json_file(content)}
-
-
-def run_folder(checkpoint: Path) -> Path:
-    """Folder of the run that a checkpoint lies in."""
-    return checkpoint.parent.parent
 
 
 def json_file(content: Any) -> bytes:

@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from lightning_paf.analysis.base import Load, Progress, Report, add_folder, folder_files, run_folder
+from lightning_paf.analysis.base import Load, Progress, Report, add_folder, folder_files
 from lightning_paf.attacks import PGD, radius_text
 from lightning_paf.functional.geometry import geometry_of
 from lightning_paf.functional.losses import cross_entropy
 from lightning_paf.nn.modes import frozen
+from lightning_paf.runs.config_file import run_of
 from lightning_paf.utils.arguments import number, positive
 from lightning_paf.utils.figures import BLUE, REFERENCE, open_figure
 
@@ -157,6 +158,6 @@ def analyze(options: argparse.Namespace, load: Load, progress: Progress) -> Repo
         f"Distance between two results for one image: {found.distance.mean():.2f} eps (maximum: 2)",
     ]
     content = {name: getattr(found, name).tolist() for name in ("losses", "clean", "distance")}
-    headline = f"{run_folder(checkpoint).name}: final losses of {options.starts} starts (dashed: clean image)"
+    headline = f"{run_of(checkpoint).name}: final losses of {options.starts} starts (dashed: clean image)"
     figure = draw_concentration(found, headline)
     return Report(lines, folder_files("concentration", options.out, checkpoint, content, figure))

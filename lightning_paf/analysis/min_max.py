@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from lightning_paf.analysis.base import Load, Progress, Report, add_folder, folder_files, percent, run_folder, table
+from lightning_paf.analysis.base import Load, Progress, Report, add_folder, folder_files, percent, table
+from lightning_paf.runs.config_file import run_of
 from lightning_paf.utils.figures import REFERENCE, open_figure
 
 if TYPE_CHECKING:
@@ -99,5 +100,5 @@ def analyze(options: argparse.Namespace, load: Load, progress: Progress) -> Repo
         ),
     )
     content = {name: asdict(one) for name, one in profiles.items()}
-    figure = draw_weights(weights, f"{run_folder(checkpoint).name}: weights of the convolutions")
+    figure = draw_weights(weights, f"{run_of(checkpoint).name}: weights of the convolutions")
     return Report(lines, folder_files("min_max", options.out, checkpoint, content, figure))

@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from lightning_paf.analysis.base import Load, Progress, Report, add_folder, folder_files, run_folder, table
+from lightning_paf.analysis.base import Load, Progress, Report, add_folder, folder_files, table
 from lightning_paf.functional.predictions import predicted
 from lightning_paf.functional.saliency import gradient_saliency, most_salient, perturbation_saliency
 from lightning_paf.nn.modes import frozen
+from lightning_paf.runs.config_file import run_of
 from lightning_paf.types import Forward
 from lightning_paf.utils.arguments import positive
 from lightning_paf.utils.figures import open_figure, show_image
@@ -158,5 +159,5 @@ def analyze(options: argparse.Namespace, load: Load, progress: Progress) -> Repo
     content = {"label": labels.tolist(), "prediction": found.predictions.tolist(), "overlap": found.overlap.tolist()}
     for name, one in maps.items():
         content |= {f"{name}_deletion": one.deletion.tolist(), f"{name}_insertion": one.insertion.tolist()}
-    figure = draw_saliency(x, found, f"{run_folder(checkpoint).name}: pixels that the prediction depends on")
+    figure = draw_saliency(x, found, f"{run_of(checkpoint).name}: pixels that the prediction depends on")
     return Report(lines, folder_files("saliency", options.out, checkpoint, content, figure))

@@ -22,11 +22,12 @@ def main(argv: list[str]) -> int:
     from rich.console import Console
     from rich.progress import Progress
 
-    from lightning_paf.analysis.base import Report, json_file, run_folder
+    from lightning_paf.analysis.base import Report, json_file
     from lightning_paf.analysis.randomized_smoothing import Smoothing, draw_certified
     from lightning_paf.commands.analyze import finish
     from lightning_paf.loading import load_run
     from lightning_paf.objectives.gaussian_noise import training_noise
+    from lightning_paf.runs.config_file import run_of
     from lightning_paf.utils.figures import figure_png
 
     n0, n = options.samples
@@ -44,7 +45,7 @@ def main(argv: list[str]) -> int:
         content = {"checkpoint": str(checkpoint), **asdict(smoothing), "labels": y.tolist(), **per_image}
         files[options.json] = json_file(content)
     if options.figure:
-        headline = f"{run_folder(checkpoint).name}, smoothed with sigma {smoothing.sigma:g}, {len(y)} test images"
+        headline = f"{run_of(checkpoint).name}, smoothed with sigma {smoothing.sigma:g}, {len(y)} test images"
         files[options.figure] = figure_png(draw_certified(found, y, smoothing, headline))
     lines = [*_lines(found, y, smoothing), *_hint(training_noise(run.module.objective), smoothing.sigma)]
     return finish(Report(lines, files))

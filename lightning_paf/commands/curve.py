@@ -25,12 +25,13 @@ def main(argv: list[str]) -> int:
     options, rest = _parse(argv)
     from rich.console import Console
 
-    from lightning_paf.analysis.base import Report, folder_files, run_folder
+    from lightning_paf.analysis.base import Report, folder_files
     from lightning_paf.analysis.security_curve import fixed_eps, minimum_norm
     from lightning_paf.analysis.security_curve_check import draw_curve, recheck
     from lightning_paf.attacks.fab import FAB
     from lightning_paf.commands.analyze import finish
     from lightning_paf.loading import load_run
+    from lightning_paf.runs.config_file import run_of
 
     norm, seed = options.norm, options.seed
     with Console(stderr=True, highlight=False).status("reading the run") as status:
@@ -39,7 +40,7 @@ def main(argv: list[str]) -> int:
         trained = training.eps if training.norm == norm else None
         grid = options.grid or [multiple * (trained or EPS[norm]) for multiple in MULTIPLES]
         attack, samples = _attack_at(norm, options.steps, run.model.num_classes), run.samples(options.examples)
-        folder = options.out or run_folder(options.ckpt) / "curve"
+        folder = options.out or run_of(options.ckpt) / "curve"
         common = {"batch_size": options.batch_size, "progress": status.update}
         if options.method == "minimum-norm":
             curve = minimum_norm(run.model, samples, FAB(norm=norm, steps=options.steps), grid, **common)
@@ -47,7 +48,7 @@ def main(argv: list[str]) -> int:
             curve = fixed_eps(run.model, samples, attack, grid, seed=seed, folder=folder, **common)
         check = recheck(run.model, curve, attack, samples, seed=seed + 1, folder=folder, **common)
     content = {"checkpoint": str(options.ckpt), "seed": seed, **curve.content(), "check": check.content()}
-    figure = draw_curve(curve, f"{run_folder(options.ckpt).name}, {len(samples)} test images", check, trained)
+    figure = draw_curve(curve, f"{run_of(options.ckpt).name}, {len(samples)} test images", check, trained)
     files = folder_files(f"curve_{norm}", folder, options.ckpt, content, figure)
     return finish(Report(_lines(curve, check), files, passed=not check.alarms))
 

@@ -8,6 +8,7 @@ from lightning_paf.experiments.experiment import Claim, Experiment, Variant
 from lightning_paf.experiments.metrics import correct
 from lightning_paf.experiments.options import NATURAL, objective
 from lightning_paf.loading import Run, load_run
+from lightning_paf.runs.config_file import run_of
 
 EPS = 0.2
 _SURROGATE = "surrogate"
@@ -15,7 +16,7 @@ _SURROGATE = "surrogate"
 
 def transfer(run: Run, x: Tensor, y: Tensor) -> Tensor:
     """Mask of images robust to MI-FGSM on the surrogate with the same seed."""
-    folder = run.checkpoint.parent.parent.parent  # EXPERIMENT/VARIANT-SEED
+    folder = run_of(run.checkpoint).parent  # EXPERIMENT/VARIANT-SEED
     seed = folder.name.rpartition("-")[2]
     checkpoint = folder.parent / f"{_SURROGATE}-{seed}" / "run" / "checkpoints" / "last.ckpt"
     surrogate = load_run(checkpoint, device=str(run.device)).model
