@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lightning_paf.__main__ import main as main_command
+from lightning_paf.recipes import located
 from lightning_paf.utils.arguments import command_parser, positive
 
 if TYPE_CHECKING:
@@ -75,6 +76,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--seed", type=int, default=0, help="seed of weights, image order, attacks and pool")
     parser.add_argument("--epochs", type=positive, default=15, help="passes over the real images")
     options = parser.parse_args(argv)
+    config = str(located(options.config))
     folder = _free(options.out)
     pool = folder / "pool.npz"
     synthesize = ["--dataset", "digits", "--val_size", "200", "--count", str(options.count)]
@@ -82,7 +84,7 @@ def main(argv: list[str]) -> int:
     common = ["--data.synthetic", str(pool), "--seed_everything", str(options.seed), "--data.seed", str(options.seed)]
     common += ["--trainer.max_epochs", str(options.epochs)]
     runs = [folder / name for name in ACTIVATIONS.values()]
-    trained = [_train(options.config, run, common) for run in runs]
+    trained = [_train(config, run, common) for run in runs]
     evaluated = _evaluate(runs)
     _show([_collect(*variant) for variant in zip(ACTIVATIONS, runs, trained, evaluated, strict=True)], folder)
     return 0

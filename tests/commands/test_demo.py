@@ -48,10 +48,11 @@ def test_the_demo_ends_with_a_table(tmp_path, capfd, monkeypatch):
         assert result.attack["attacks"] == ["apgd-ce", "apgd-t", "fab-t", "square"]
 
 
-def test_an_unknown_recipe_is_refused_with_similar_names(tmp_path, monkeypatch, capsys):
+def test_an_unknown_recipe_is_refused_before_anything_is_written(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert main(["demo", "--config", "demo/digit"]) == 1
     assert "Did you mean demo/digits" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir()), "it began before the recipe was found"
 
 
 @pytest.mark.parametrize("correct", [171, 180])
