@@ -26,5 +26,5 @@ def test_i_is_the_mean_over_protected_classes():
 
 @pytest.mark.parametrize(("labels", "label"), [([1, 1], 1), ([1, 1], 0)])
 def test_samples_of_the_class_and_of_others_are_required(labels, label):
-    with pytest.raises(ValueError, match=f"must include class {label}"):
+    with pytest.raises(ValueError, match=f"must include class {label} and other classes, got [02] of class {label}"):
         protection(np.array(labels), np.array(labels), label)

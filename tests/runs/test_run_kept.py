@@ -83,7 +83,7 @@ def link_nowhere(run: Path) -> None:
     ("change", "reason"),
     [
         (keep_weights_only, "last.ckpt holds weights only"),
-        (remove_checkpoints, "must find the checkpoints of the run"),
+        (remove_checkpoints, ", got only "),
         (keep_metrics_only, "metrics.csv with"),
         (keep_progress_only, "progress.json at step"),
         (link_nowhere, "checkpoints cannot be read (No such file or directory)"),

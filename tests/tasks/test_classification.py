@@ -254,7 +254,7 @@ def test_a_training_starts_with_the_weights_of_init(tmp_path, capsys):
     weights = torch.load(first, weights_only=True)["state_dict"]
     assert all(torch.equal(value, weights[key]) for key, value in module.state_dict().items())
     for options, message in (
-        (["nowhere.ckpt"], "--model.init must be an existing checkpoint, got nowhere.ckpt"),
+        (["nowhere.ckpt"], "--model.init must be an existing checkpoint, got nowhere.ckpt. Train it first"),
         ([first, "--model.net.width", "8"], "holds another network"),
     ):
         assert status("fit", *words, "--run", tmp_path / "second", "--model.init", *options) == 1
