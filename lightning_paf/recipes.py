@@ -51,14 +51,26 @@ def find(name: str, kind: str = "") -> Path | None:
     return next((FOLDER / f"{found}.yaml" for found in (stem, f"{kind}/{stem}") if found in known), None)
 
 
+def is_file(value: str) -> bool:
+    """Return whether the value of an option is the path of a file."""
+    try:
+        return Path(value).is_file()
+    except OSError:  # the content of a file, too long for a name
+        return False
+
+
+def content_of(value: str) -> str:
+    """Return the content of a configuration that is a path or the content itself."""
+    return Path(value).read_text(errors="replace") if is_file(value) else value
+
+
 def located(name: str, kind: str = "") -> Path:
     """Find a file by its path, or a packaged recipe by its name.
 
     Raises:
         ValueError: Neither exists.
     """
-    path = Path(name)
-    recipe = path if path.is_file() else find(name, kind)
+    recipe = Path(name) if is_file(name) else find(name, kind)
     if recipe is None:
         raise ValueError(f"The configuration must be a file or the name of a recipe, got {name}.{_hint(name, kind)}")
     return recipe
@@ -94,7 +106,7 @@ def _path_of(option: str, value: str) -> Path | str:
     kind = kind_of(option)
     if option in _FILE_ONLY or value.endswith((".yaml", ".yml", ".json")):
         return located(value, kind)
-    return value if Path(value).is_file() else find(value, kind) or value
+    return value if is_file(value) else find(value, kind) or value
 
 
 def _hint(name: str, kind: str) -> str:

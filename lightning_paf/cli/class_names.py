@@ -5,8 +5,9 @@ import difflib
 import inspect
 import re
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from types import ModuleType
+
+from lightning_paf.recipes import content_of, is_file
 
 _TASK = re.compile(r"^model:\s*\{?\s*class_path:|^class_path:", re.MULTILINE)
 _UNKNOWN = "names no known class"
@@ -34,10 +35,8 @@ def names_task(words: Sequence[str]) -> bool:
     parser.add_argument("-c", "--config", action="append", default=[])
     parser.add_argument("--model", action="append", default=[])
     found = parser.parse_known_args(words)[0]
-    texts = [
-        Path(value).read_text(errors="replace") if _is_file(value) else value for value in (*found.config, *found.model)
-    ]
-    classes = [value for value in found.model if not _is_file(value) and value.replace(".", "").isidentifier()]
+    texts = map(content_of, (*found.config, *found.model))
+    classes = [value for value in found.model if not is_file(value) and value.replace(".", "").isidentifier()]
     return bool(classes) or any(_TASK.search(text) for text in texts)
 
 
@@ -65,13 +64,6 @@ def suggestion(message: str, plug_ins: Mapping[str, type | ModuleType]) -> str:
     near = difflib.get_close_matches(found[2], names, 1)
     hint = f" Did you mean {near[0]}?" if near else ""
     return f"\n{argument}={found[2]} {_UNKNOWN}.{hint} Known: {', '.join(names)}."
-
-
-def _is_file(value: str) -> bool:
-    try:
-        return Path(value).is_file()
-    except OSError:  # the content of a file, too long for a name
-        return False
 
 
 def _concrete_names(base: type | ModuleType) -> list[str]:

@@ -2,10 +2,11 @@
 
 import re
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import yaml
+
+from lightning_paf.recipes import content_of
 
 RENAMED = {"ledger": "state_dir", "receipt": "evidence"}
 _OLD = "|".join(RENAMED)
@@ -35,8 +36,7 @@ def with_new_names(words: Sequence[str]) -> list[str]:
 
 def _updated(config: str) -> str:
     """Return the content with new names, or the unchanged word."""
-    is_file = "\n" not in config and Path(config).is_file()
-    text = Path(config).read_text(errors="replace") if is_file else config
+    text = content_of(config)
     if not _SAVED.search(text):
         return config
     try:

@@ -121,7 +121,7 @@ class HelpfulParser(LightningArgumentParser):
 
 
 class _NotConfigured(argparse.Action):
-    """Option outside the configuration; `config_words` reads it from the command line."""
+    """Option outside the configuration; `saved_config.config_words` reads it."""
 
     def __init__(self, option_strings: Sequence[str], dest: str, help: str) -> None:
         super().__init__(option_strings, argparse.SUPPRESS, nargs=0, default=argparse.SUPPRESS, help=help)

@@ -56,6 +56,8 @@ def test_other_words_and_configurations_are_unchanged(tmp_path):
     words = ["fit", "--config", str(config), "--run", "ledger", "--data.root", "receipt: no"]
     assert with_new_names(words) == words
     config.write_text(yaml.safe_dump({"autoattack": {"init_args": {"ledger": "x", "attack": [{"receipt": 1}]}}}))
+    long = ["fit", "--config", "{data: {root: " + 5000 * "x" + "}}"]
+    assert with_new_names(long) == long, "the content of a file on one line"
     (_, _, text, *rest) = with_new_names(words)
     assert yaml.safe_load(text) == {"autoattack": {"init_args": {"state_dir": "x", "attack": [{"evidence": 1}]}}}
     assert rest == words[3:]
