@@ -100,11 +100,12 @@ def convert(
                 check_images(archive.image, like[-1], str(source))
                 check_same_size(archive.image.shape, like, str(source))
                 check_label_header(archive.label, archive.image.shape[0], str(source))
-                _write(folder / LABEL_FILE, archive.label, np.dtype(np.int64))
+                _write(folder / LABEL_FILE, source, archive.label, np.dtype(np.int64))
                 check_labels(np.load(folder / LABEL_FILE, mmap_mode="r"), num_classes, str(source))
-                _write(folder / IMAGE_FILE, archive.image, np.dtype(np.uint8), advance)
+                _write(folder / IMAGE_FILE, source, archive.image, np.dtype(np.uint8), advance)
         finally:
-            _remove_unfinished(folder.parent, source.name)
+            if not is_converted(folder):
+                shutil.rmtree(folder, ignore_errors=True)
 
 
 def _remove_unfinished(parent: Path, name: str) -> None:
@@ -113,18 +114,23 @@ def _remove_unfinished(parent: Path, name: str) -> None:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def _write(path: Path, column: Column, dtype: np.dtype, advance: Callable[[float], None] | None = None) -> None:
-    """Write an array as an npy file, chunk by chunk."""
+def _write(
+    path: Path, source: Path, column: Column, dtype: np.dtype, advance: Callable[[float], None] | None = None
+) -> None:
+    """Write an array of a source as an npy file, chunk by chunk."""
     header = BytesIO()
     descr = np.lib.format.dtype_to_descr(dtype)
     np.lib.format.write_array_header_1_0(header, {"descr": descr, "fortran_order": False, "shape": column.shape})
 
     def content() -> Iterator[Any]:
         yield header.getvalue()
-        for chunk in column.chunks():
-            yield np.ascontiguousarray(chunk, dtype).data
-            if advance:
-                advance(len(chunk) / column.shape[0])
+        try:
+            for chunk in column.chunks():
+                yield np.ascontiguousarray(chunk, dtype).data
+                if advance:
+                    advance(len(chunk) / column.shape[0])
+        except OSError as error:
+            raise ValueError(f"{source}: must be readable, got {error.strerror}. Check the disk.") from error
 
     with _writing(path.parent.parent):
         path.parent.mkdir(exist_ok=True)

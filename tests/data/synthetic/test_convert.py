@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from helpers.data_files import arrays, write_npz
 
-from lightning_paf.data.readers import npy
+from lightning_paf.data.readers import archives, npy
 from lightning_paf.data.synthetic import convert as convert_module
 from lightning_paf.data.synthetic.convert import convert, converted_folder
 
@@ -190,7 +190,32 @@ def test_a_folder_that_cannot_be_written_is_named_with_the_option(tmp_path, monk
         converted(source, source / "below")
 
 
+def test_a_source_that_cannot_be_read_is_named(tmp_path, monkeypatch):
+    source = write_npz(tmp_path / "pool.npz")
+    monkeypatch.setattr(archives, "read_rows", failing(errno.EIO, "Input/output error"))
+    with pytest.raises(ValueError, match=r"pool\.npz: must be readable, got Input/output error\. Check the disk"):
+        converted(source)
+    assert list(tmp_path.iterdir()) == [source]
+
+
+def test_an_unfinished_conversion_by_another_process_survives_an_error(tmp_path):
+    source = tmp_path / "pool.npz"
+    np.savez(source, image=IMAGE, label=LABEL + 1)
+    theirs = tmp_path / "pool.npz.0123456789ab"
+
+    def begin(*arguments):
+        theirs.mkdir()
+        return CHECK_LABELS(*arguments)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(convert_module, "check_labels", begin)
+        with pytest.raises(ValueError, match="labels must be 0 to 2"):
+            converted(source)
+    assert sorted(tmp_path.iterdir()) == [source, theirs]
+
+
 IMAGE, LABEL = arrays()
+CHECK_LABELS = convert_module.check_labels
 BAD = {
     "nchw": (IMAGE.transpose(0, 3, 1, 2).copy(), LABEL, r"This is NCHW: store images\.transpose\(0, 2, 3, 1\)"),
     "grey without axis": (IMAGE[..., 0].copy(), LABEL, r"images\[\.\.\., None\], and pass --data\.channels 1\."),
