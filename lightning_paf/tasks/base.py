@@ -1,6 +1,6 @@
 """Base class of the training tasks."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -80,9 +80,11 @@ class Task(LightningModule):
         self._start_progress = self.progress()
 
     def on_train_epoch_end(self) -> None:
-        """Log the means over the steps of the epoch."""
+        """Log the means over the steps of the epoch, and the learning rate at its end."""
         for name, total in self._sums.items():
             self.log(f"train/{name}", total / self._steps, prog_bar=name in ("loss", "acc_adv"), sync_dist=True)
+        if self._steps:
+            self.log("lr", self.trainer.optimizers[0].param_groups[0]["lr"], sync_dist=True)
 
     def record(self, loss: Tensor, **values: Tensor) -> None:
         """Add the values of one training step to the means of the epoch.
@@ -134,7 +136,7 @@ class Task(LightningModule):
                 "The length of the training must be set for the learning-rate schedule, got max_epochs=-1. "
                 "Pass --trainer.max_epochs or --trainer.max_steps."
             )
-        scheduler = LambdaLR(optimizer, lambda step: self.schedule(step / steps))
+        scheduler = LambdaLR(optimizer, self._factor_and_momentum(optimizer, steps))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step", "name": "lr"}}
 
     def on_load_checkpoint(self, checkpoint: Mapping[str, Any]) -> None:
@@ -145,6 +147,25 @@ class Task(LightningModule):
                 f"network:\n{difference}\nPass the config.yaml that was saved next to the checkpoint: "
                 "--config RUN/config.yaml."
             )
+
+    def _factor_and_momentum(self, optimizer: torch.optim.Optimizer, steps: float) -> Callable[[int], float]:
+        """Return the function of a step that sets the momentum and returns the factor of the learning rate."""
+        momenta = [group.get("momentum") for group in optimizer.param_groups]
+        if self.schedule.low_momentum is not None and not all(momenta):
+            raise ValueError(
+                f"The optimiser must have a momentum for low_momentum={self.schedule.low_momentum:g}, got "
+                f"{type(optimizer).__name__} without one. Pass --model.optimizer.momentum 0.95, or "
+                "--model.schedule.low_momentum null."
+            )
+
+        def factor(step: int) -> float:
+            if self.schedule.low_momentum is not None:
+                # Loading a checkpoint replaces the groups.
+                for group, largest in zip(optimizer.param_groups, momenta, strict=True):
+                    group["momentum"] = self.schedule.momentum(step / steps, largest)
+            return self.schedule(step / steps)
+
+        return factor
 
     def _check_finite(self, loss: Tensor) -> None:
         if torch.isfinite(loss):
