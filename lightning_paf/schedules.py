@@ -8,6 +8,10 @@ images have schedules too.
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from typing import Any, Literal
+
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau
 
 
 class Schedule(ABC):
@@ -55,9 +59,35 @@ class Schedule(ABC):
             )
 
     def momentum(self, progress: float, largest: float) -> float:
-        """Momentum at `progress` of an optimiser with momentum `largest`; by default constant."""
+        """Momentum at `progress`, of an optimiser with momentum `largest`."""
         del progress
         return largest
+
+    def scheduler(self, optimizer: Optimizer, steps: float) -> dict[str, Any]:
+        """Build Lightning's configuration of the scheduler of an optimiser.
+
+        Args:
+            optimizer: Optimiser whose learning rate, and momentum if `low_momentum` is set, the schedule changes.
+            steps: Number of optimiser steps of the training.
+
+        Raises:
+            ValueError: An optimiser without the momentum to change.
+        """
+        momenta = [] if self.low_momentum is None else [group.get("momentum") for group in optimizer.param_groups]
+        if not all(momenta):
+            raise ValueError(
+                f"The optimiser must have a momentum for low_momentum={self.low_momentum:g}, got "
+                f"{type(optimizer).__name__} without one. Pass --model.optimizer.momentum 0.95, or "
+                "--model.schedule.low_momentum null."
+            )
+
+        def factor(step: int) -> float:
+            # Loading a checkpoint replaces the groups.
+            for group, largest in zip(optimizer.param_groups, momenta, strict=False):
+                group["momentum"] = self.momentum(step / steps, largest)
+            return self(step / steps)
+
+        return {"scheduler": LambdaLR(optimizer, factor), "interval": "step", "name": "lr"}
 
     @abstractmethod
     def factor(self, progress: float) -> float:
@@ -194,6 +224,41 @@ class OneCycle(Cyclic):
         """Between the factor at the start or end, and 1."""
         end = 1 / 25 if progress < self.peak else 1 / 25e4
         return end + (1 - end) * self.height(progress)
+
+
+class Plateau(Schedule):
+    """Learning rate that drops whenever a metric stops improving.
+
+    It depends on no progress, so it schedules nothing but the learning rate.
+
+    Args:
+        monitor: Metric of the validation, such as `val/acc_pgd20` of `--val_attack`.
+        gamma: Multiplier at each drop.
+        patience: Number of epochs with a validation, and without improvement, before a drop.
+        mode: `max` if a larger metric is better, `min` for losses.
+
+    Raises:
+        ValueError: `gamma` outside (0, 1), a negative patience or an unknown mode.
+    """
+
+    def __init__(
+        self, monitor: str, gamma: float = 0.1, patience: int = 5, mode: Literal["min", "max"] = "max"
+    ) -> None:
+        super().__init__()
+        _require(0 < gamma < 1, "gamma must be in (0, 1)", gamma, 0.1)
+        _require(patience >= 0, "patience must be at least 0", patience, 5)
+        _require(mode in ("min", "max"), "mode must be min or max", mode, "max")
+        self.monitor, self.gamma, self.patience, self.mode = monitor, gamma, patience, mode
+
+    def scheduler(self, optimizer: Optimizer, steps: float) -> dict[str, Any]:
+        """Build the configuration of PyTorch's `ReduceLROnPlateau`."""
+        del steps
+        drops = ReduceLROnPlateau(optimizer, self.mode, factor=self.gamma, patience=self.patience)
+        return {"scheduler": drops, "interval": "epoch", "monitor": self.monitor, "name": "lr"}
+
+    def factor(self, progress: float) -> float:
+        """Refuse to scale another quantity."""
+        raise ValueError("The schedule must depend on progress here, got Plateau. Pass e.g. Cosine.")
 
 
 class Switch(Schedule):

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lightning_paf.schedules import Constant, Cosine, Cyclic, OneCycle, Piecewise, Ramp, Switch
+from lightning_paf.schedules import Constant, Cosine, Cyclic, OneCycle, Piecewise, Plateau, Ramp, Switch
 
 
 @given(st.floats(0, 1))
@@ -45,6 +45,9 @@ def test_progress_is_clipped_to_the_training(progress):
     assert 0 <= Cosine()(progress) <= 1
 
 
+PLATEAUS = [({"gamma": 1}, "gamma must be"), ({"patience": -1}, "patience must be"), ({"mode": "up"}, "mode must be")]
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
@@ -53,6 +56,7 @@ def test_progress_is_clipped_to_the_training(progress):
         (lambda: Piecewise([0.7, 0.5]), r"drops must be increasing fractions .*, got \[0.7, 0.5\]"),
         (lambda: Cyclic(0), r"peak must be a fraction of the training in \(0, 1\), got 0"),
         (lambda: Cyclic(low_momentum=1), r"low_momentum must be in \[0, 1\), got 1. Pass e.g. 0.85"),
+        *((lambda options=options: Plateau("val/acc", **options), message) for options, message in PLATEAUS),
         (lambda: Ramp(start=2), r"start must be a factor in \[0, 1\], got 2"),
         (lambda: Ramp(end=0), r"end must be a fraction of the training in \(0, 1\], got 0"),
         *((lambda at=at: Switch(at), f"at must be .*, got {at}") for at in (0.0, 1.0, -1.0, math.nan)),
@@ -68,6 +72,8 @@ def test_factors_are_checked_over_the_whole_training():
         schedule.check_fraction("eps")
     with pytest.raises(ValueError, match=r"eps must be scaled by a factor in \[0, 1\], got Cosine from -1 to 1"):
         Cosine(final=-1.0).check_fraction("eps")
+    with pytest.raises(ValueError, match=r"The schedule must depend on progress here, got Plateau. Pass e.g. Cosine"):
+        Plateau("val/acc").check_fraction("eps")
 
 
 def torch_values(scheduler: str, steps: int, **options) -> list[tuple[float, float]]:

@@ -1,6 +1,6 @@
 """Base class of the training tasks."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +9,6 @@ from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
-from torch.optim.lr_scheduler import LambdaLR
 
 from lightning_paf.nn.activations import Activation
 from lightning_paf.nn.classifier import Classifier
@@ -136,8 +135,10 @@ class Task(LightningModule):
                 "The length of the training must be set for the learning-rate schedule, got max_epochs=-1. "
                 "Pass --trainer.max_epochs or --trainer.max_steps."
             )
-        scheduler = LambdaLR(optimizer, self._factor_and_momentum(optimizer, steps))
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step", "name": "lr"}}
+        scheduler = self.schedule.scheduler(optimizer, steps)
+        if "monitor" in scheduler:
+            scheduler["frequency"] = self.trainer.check_val_every_n_epoch or 1
+        return {"optimizer": optimizer, "lr_scheduler": scheduler}
 
     def on_load_checkpoint(self, checkpoint: Mapping[str, Any]) -> None:
         """Check that the weights are those of this network."""
@@ -147,25 +148,6 @@ class Task(LightningModule):
                 f"network:\n{difference}\nPass the config.yaml that was saved next to the checkpoint: "
                 "--config RUN/config.yaml."
             )
-
-    def _factor_and_momentum(self, optimizer: torch.optim.Optimizer, steps: float) -> Callable[[int], float]:
-        """Return the function of a step that sets the momentum and returns the factor of the learning rate."""
-        momenta = [group.get("momentum") for group in optimizer.param_groups]
-        if self.schedule.low_momentum is not None and not all(momenta):
-            raise ValueError(
-                f"The optimiser must have a momentum for low_momentum={self.schedule.low_momentum:g}, got "
-                f"{type(optimizer).__name__} without one. Pass --model.optimizer.momentum 0.95, or "
-                "--model.schedule.low_momentum null."
-            )
-
-        def factor(step: int) -> float:
-            if self.schedule.low_momentum is not None:
-                # Loading a checkpoint replaces the groups.
-                for group, largest in zip(optimizer.param_groups, momenta, strict=True):
-                    group["momentum"] = self.schedule.momentum(step / steps, largest)
-            return self.schedule(step / steps)
-
-        return factor
 
     def _check_finite(self, loss: Tensor) -> None:
         if torch.isfinite(loss):

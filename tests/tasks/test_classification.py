@@ -16,7 +16,7 @@ from lightning_paf.attacks import PGD
 from lightning_paf.callbacks import WarmupEMA
 from lightning_paf.nn.activations import PSSiLU
 from lightning_paf.objectives import AdversarialCE, Natural, Objective, StepResult
-from lightning_paf.schedules import Cosine, Cyclic, OneCycle
+from lightning_paf.schedules import Cosine, Cyclic, OneCycle, Plateau
 from lightning_paf.tasks.classification import RobustModule
 
 STEPS = 4  # in an epoch
@@ -120,6 +120,14 @@ def test_the_learning_rate_at_the_end_of_the_epoch_is_logged():
     run = trainer(max_epochs=2)
     run.fit(make(optimizer=lambda p: torch.optim.SGD(p, lr=0.1), schedule=Cosine(final=0.5)), loader())
     assert float(run.callback_metrics["lr"]) == pytest.approx(0.05)
+
+
+def test_the_learning_rate_drops_when_the_monitored_metric_stops_improving():
+    """A constant rate is no improvement over itself, its drop is one."""
+    watch = Watch()
+    module = make(optimizer=lambda p: torch.optim.SGD(p, lr=0.1), schedule=Plateau("lr", 0.5, patience=0, mode="min"))
+    trainer(watch, max_epochs=5).fit(module, loader())
+    assert watch.rates[::STEPS] == pytest.approx([0.1, 0.1, 0.05, 0.05, 0.025])
 
 
 def test_the_learning_rate_counts_optimiser_steps_not_batches():
