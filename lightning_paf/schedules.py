@@ -73,7 +73,8 @@ class Schedule(ABC):
         Raises:
             ValueError: An optimiser without the momentum to change.
         """
-        momenta = [] if self.low_momentum is None else [group.get("momentum") for group in optimizer.param_groups]
+        cycles = self.low_momentum is not None
+        momenta: list[Any] = [group.get("momentum") for group in optimizer.param_groups if cycles]
         if not all(momenta):
             raise ValueError(
                 f"The optimiser must have a momentum for low_momentum={self.low_momentum:g}, got "

@@ -135,7 +135,7 @@ class Task(LightningModule):
                 "The length of the training must be set for the learning-rate schedule, got max_epochs=-1. "
                 "Pass --trainer.max_epochs or --trainer.max_steps."
             )
-        scheduler = self.schedule.scheduler(optimizer, steps)
+        scheduler: Any = self.schedule.scheduler(optimizer, steps)
         if "monitor" in scheduler:
             scheduler["frequency"] = self.trainer.check_val_every_n_epoch or 1
         return {"optimizer": optimizer, "lr_scheduler": scheduler}

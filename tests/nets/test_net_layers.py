@@ -53,6 +53,15 @@ def test_convolutions_start_with_fan_out_variance_or_the_default_of_pytorch(net)
         assert found == pytest.approx([variance] * len(found), rel=0.1)
 
 
+def test_without_its_final_norm_a_network_has_16_activations_and_no_keys_of_it():
+    net = PreActResNet(width=8, final_norm=False)
+    assert sum(isinstance(module, nn.ReLU) for module in net.modules()) == 16
+    assert PreActResNet(width=8).state_dict().keys() - net.state_dict().keys() == {
+        f"bn.{name}" for name in ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
+    }
+    assert net(torch.rand(2, 3, 8, 8)).shape == (2, 10)
+
+
 def test_stage_gives_stride_and_channels_to_the_first_block_only():
     made = []
 
