@@ -263,7 +263,8 @@ def _scale_learning_rate(trainer: Trainer, factor: float) -> None:
     Both are part of checkpoints.
     """
     for config in trainer.lr_scheduler_configs:
-        config.scheduler.base_lrs = [factor * rate for rate in config.scheduler.base_lrs]
+        if hasattr(config.scheduler, "base_lrs"):  # ReduceLROnPlateau has none
+            config.scheduler.base_lrs = [factor * rate for rate in config.scheduler.base_lrs]
     for optimizer in trainer.optimizers:
         for group in optimizer.param_groups:
             group.update({name: factor * group[name] for name in ("lr", "initial_lr") if name in group})

@@ -233,7 +233,7 @@ class PafCLI(LightningCLI):
             self.model.untrained = self.evaluated
         if self.subcommand == "fit":
             self.datamodule.check_devices(self.trainer.world_size)  # on all ranks, before one prepares data
-        _check_monitor(self.trainer)
+        _check_monitor(self.trainer, self.model)
 
     def _run_subcommand(self, subcommand: str) -> None:
         """Lock the run folder during training, and check it before the loggers open it."""
@@ -323,19 +323,20 @@ def train(args: Sequence[str], run: bool = True) -> PafCLI:
         )
 
 
-def _check_monitor(trainer: Trainer) -> None:
-    """Check that a monitored robust accuracy is measured.
+def _check_monitor(trainer: Trainer, model: Task) -> None:
+    """Check that a robust accuracy that checkpoints or the schedule monitor exists.
 
     Lightning would report a missing one only after an epoch.
     """
     evaluations = [callback for callback in trainer.callbacks if isinstance(callback, RobustEval)]  # type: ignore[attr-defined]
     measured = ["val/acc", *(f"val/acc_{callback.name}" for callback in evaluations if callback.every_n_epochs)]
-    for checkpoint in trainer.checkpoint_callbacks:
-        monitor = getattr(checkpoint, "monitor", None) or ""
+    monitors = [("checkpoint", one) for one in trainer.checkpoint_callbacks]
+    for option, owner in (*monitors, ("model.schedule", model.schedule)):
+        monitor = getattr(owner, "monitor", None) or ""
         if monitor.startswith("val/acc_") and monitor not in measured:
             raise ValueError(
-                f"checkpoint.monitor must be a metric of --val_attack or --autoattack in validation, got {monitor}. "
-                f"Pass --checkpoint.monitor with one of {', '.join(measured)}."
+                f"{option}.monitor must be a metric of --val_attack or --autoattack in validation, got {monitor}. "
+                f"Pass --{option}.monitor with one of {', '.join(measured)}."
             )
 
 

@@ -9,7 +9,6 @@ from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
-from torch.optim.lr_scheduler import LambdaLR
 
 from lightning_paf.nn.activations import Activation
 from lightning_paf.nn.classifier import Classifier
@@ -80,9 +79,11 @@ class Task(LightningModule):
         self._start_progress = self.progress()
 
     def on_train_epoch_end(self) -> None:
-        """Log the means over the steps of the epoch."""
+        """Log the means over the steps of the epoch, and the learning rate at its end."""
         for name, total in self._sums.items():
             self.log(f"train/{name}", total / self._steps, prog_bar=name in ("loss", "acc_adv"), sync_dist=True)
+        if self._steps:
+            self.log("lr", self.trainer.optimizers[0].param_groups[0]["lr"], sync_dist=True)
 
     def record(self, loss: Tensor, **values: Tensor) -> None:
         """Add the values of one training step to the means of the epoch.
@@ -134,8 +135,10 @@ class Task(LightningModule):
                 "The length of the training must be set for the learning-rate schedule, got max_epochs=-1. "
                 "Pass --trainer.max_epochs or --trainer.max_steps."
             )
-        scheduler = LambdaLR(optimizer, lambda step: self.schedule(step / steps))
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step", "name": "lr"}}
+        scheduler: Any = self.schedule.scheduler(optimizer, steps)
+        if "monitor" in scheduler:
+            scheduler["frequency"] = self.trainer.check_val_every_n_epoch or 1
+        return {"optimizer": optimizer, "lr_scheduler": scheduler}
 
     def on_load_checkpoint(self, checkpoint: Mapping[str, Any]) -> None:
         """Check that the weights are those of this network."""

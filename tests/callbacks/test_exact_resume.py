@@ -57,6 +57,8 @@ AWP = ["--model.objective", "AWP", "--model.objective.objective", "Natural"]
 AWP += ["--model.objective.warmup", "0.3", "--model.objective.gamma", "0.1"]
 MIXED = ["--averaging.every", "epoch", "--data.real_fraction", "0.5", "--data.real_schedule", "Switch"]
 
+CYCLE = ["--model.schedule", "OneCycle", "--model.schedule.low_momentum", "0.5"]
+
 
 @pytest.mark.parametrize(
     ("options", "saved", "column"),
@@ -64,7 +66,7 @@ MIXED = ["--averaging.every", "epoch", "--data.real_fraction", "0.5", "--data.re
         # AWP starts with the first epoch after its warm-up, not with a later resume.
         ([*AWP, "--trainer.max_epochs", "-1", "--trainer.max_steps", str(2 * EPOCH)], ["step3", "epoch0"], None),
         (["--trainer.val_check_interval", "2", "--trainer.max_epochs", "1"], ["step2"], "val/acc"),
-        (["--trainer.check_val_every_n_epoch", "2"], [f"step{EPOCH}"], "train/loss"),
+        ([*CYCLE, "--trainer.check_val_every_n_epoch", "2"], ["step2", f"step{EPOCH}"], "train/loss"),
         ([*MIXED, "--data.epoch", "64", "--data.synthetic", "{synthetic}"], ["step2", f"step{EPOCH}"], None),
     ],
     ids=["AWP and max_steps", "validation within an epoch", "epoch without validation", "averaged epochs, mixture"],

@@ -153,6 +153,8 @@ def test_a_small_pool_sorted_by_class_is_shuffled_and_repeated(tiny, tmp_path):
         ("--data.val_size 1000", "val_size must be 1 to 32, half of the 64 training images, got 1000"),
         ("--trainer.max_epochs -1", "got max_epochs=-1. Pass --trainer.max_epochs or --trainer.max_steps"),
         ("--checkpoint.monitor val/acc_pgdx", "in validation, got val/acc_pgdx"),
+        ("--model.schedule Plateau --model.schedule.monitor val/acc_pgdx", "Pass --model.schedule.monitor with one of"),
+        ("--model.schedule OneCycle --model.schedule.low_momentum 0.85 --model.optimizer Adam", "got Adam without one"),
         ("--val_attack.every_n_epochs 0 --checkpoint.monitor val/acc_pgd", "one of val/acc."),
         ("--averaging WarmupEMA --averaging.decay 1.5", "decay must be in [0, 1), got 1.5"),
         ("--model.attack.eps 8", "eps must be at most 1 times the pixel range in linf, got 8.0 for images in [0, 1]."),
