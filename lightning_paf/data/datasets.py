@@ -1,12 +1,12 @@
 """Datasets that fetch a batch in one call."""
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, get_worker_info
 
 from lightning_paf.data.sources import ImageSet
 from lightning_paf.data.synthetic.pool import SyntheticPool
@@ -77,6 +77,14 @@ class MixedDataset(Dataset[RawBatch]):
         return RawBatch(*map(torch.from_numpy, (batch.images, batch.labels, synthetic)))
 
 
-def as_fetched(batch: Any) -> Any:
-    """Return a batch unchanged, in place of collating: `__getitems__` returns batches."""
+def as_fetched(batch: RawBatch) -> RawBatch:
+    """Return a batch unchanged, in place of collating: `__getitems__` returns batches.
+
+    In a worker process it is moved to shared memory here. Otherwise this happens in a thread whose errors reach nobody,
+    and the main process waits forever.
+    """
+    if get_worker_info() is not None:
+        for part in batch:
+            if part is not None:
+                part.share_memory_()
     return batch

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 from lightning_paf.data.augment import Augment, standard_augment
 from lightning_paf.data.datasets import EvalDataset, MixedDataset, RawBatch, as_fetched
 from lightning_paf.data.image_batches import select_images
-from lightning_paf.data.loader import ResumableLoader
+from lightning_paf.data.loader import WAIT, ImageLoader, ResumableLoader, check_workers
 from lightning_paf.data.mixing import Mixing, distributions
 from lightning_paf.data.readers.folder import find_sources
 from lightning_paf.data.samplers import MixedSampler, ShardSampler, batches_per_epoch, even_batch_size, real_per_batch
@@ -118,6 +118,9 @@ class RobustDataModule(LightningDataModule):
         self._check_arguments()
 
     def _check_arguments(self) -> None:
+        check_workers(self.num_workers)
+        if not 0 <= self.seed < 2**63:
+            raise ValueError(f"data.seed must be from 0 to 2^63 - 1, got {self.seed}. Pass e.g. --data.seed 0.")
         sizes = {name: getattr(self, name) for name in ("batch_size", "eval_batch_size", "train_examples", "epoch")}
         for name, size in sizes.items():
             if isinstance(size, int) and size < 1:
@@ -337,12 +340,13 @@ class RobustDataModule(LightningDataModule):
         batch_size = even_batch_size(len(data), self._world_size, self.eval_batch_size)
         sampler = ShardSampler(dataset, self._world_size, self._rank)
         # By name, because Lightning rebuilds the loader of `predict` from its arguments.
-        return DataLoader(dataset, batch_size=batch_size, sampler=sampler, **self._fetching())
+        return ImageLoader(dataset, batch_size=batch_size, sampler=sampler, **self._fetching())
 
     def _fetching(self) -> dict[str, Any]:
         """Arguments of all loaders."""
         return {
             "num_workers": self.num_workers,
+            "timeout": WAIT if self.num_workers else 0,
             "collate_fn": as_fetched,
             "pin_memory": torch.cuda.is_available(),
             "persistent_workers": self.num_workers > 0,
