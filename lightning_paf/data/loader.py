@@ -9,7 +9,6 @@ from torch.utils.data import DataLoader
 from lightning_paf.data.datasets import RawBatch
 from lightning_paf.data.samplers import MixedSampler
 
-
 WAIT = 300
 """Seconds after which a batch of a worker process is given up."""
 

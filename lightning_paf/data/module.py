@@ -38,7 +38,7 @@ class RobustDataModule(LightningDataModule):
     Args:
         dataset: Real images. `digits` come with scikit-learn; `npz` are your own: `root` holds `train.npz` and
             `test.npz`, each with `image` uint8 (N, H, W, C) and `label` (N,), and optionally `val.npz`. A command
-            needs only the files that it uses.
+            needs only the files that it uses, and `predict` no labels. Grey images can be (N, H, W).
         root: Folder of the real images; missing files of CIFAR and SVHN are downloaded into it.
         num_classes: Number of classes of `npz`.
         channels: Number of image channels of `npz`, 3 by default; 1 for grey images.
@@ -311,7 +311,7 @@ class RobustDataModule(LightningDataModule):
         }
         if self.selection == "test":
             parts = {"fit": ["train", "test"], "validate": ["test"]}
-        found = read_parts(self.spec, self.root, parts.get(stage, ["test"]), download)
+        found = read_parts(self.spec, self.root, parts.get(stage, ["test"]), download, stage != "predict")
         return found if stage not in parts else self._with_validation(found)
 
     def _with_validation(self, found: dict[Part, ImageSet]) -> dict[Part, ImageSet]:
@@ -359,4 +359,5 @@ class RobustDataModule(LightningDataModule):
 def _stage(trainer: Trainer | None) -> str:
     """The stage of a trainer; `fit` without a trainer."""
     fn = trainer.state.fn if trainer else None
-    return "fit" if fn is None else {TrainerFn.FITTING: "fit", TrainerFn.VALIDATING: "validate"}.get(fn, "test")
+    known = {None: "fit", TrainerFn.FITTING: "fit", TrainerFn.VALIDATING: "validate", TrainerFn.PREDICTING: "predict"}
+    return known.get(fn, "test")

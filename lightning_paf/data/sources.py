@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lightning_paf.data.checks import check_classes, check_images, check_label_header, check_labels, check_same_size
-from lightning_paf.data.readers.archives import open_archive
+from lightning_paf.data.readers.archives import UNLABELLED, open_archive
 from lightning_paf.specs import DatasetSpec
 
 DIGITS_TEST_SIZE = 360
@@ -50,16 +50,18 @@ def read_dataset(spec: DatasetSpec, root: Path, download: bool) -> RealData:
     return RealData(found["train"], found["test"])
 
 
-def read_parts(spec: DatasetSpec, root: Path, parts: Sequence[Part], download: bool) -> dict[Part, ImageSet]:
+def read_parts(
+    spec: DatasetSpec, root: Path, parts: Sequence[Part], download: bool, labelled: bool = True
+) -> dict[Part, ImageSet]:
     """Read and check parts of a dataset with images of one size; see `read_part`."""
-    found = {part: read_part(spec, root, part, download) for part in parts}
+    found = {part: read_part(spec, root, part, download, labelled) for part in parts}
     for part in parts[1:]:
         where = f"{spec.name} in {root}, {part} set"
         check_same_size(found[part].images.shape, found[parts[0]].images.shape, where)
     return found
 
 
-def read_part(spec: DatasetSpec, root: Path, part: Part, download: bool) -> ImageSet:
+def read_part(spec: DatasetSpec, root: Path, part: Part, download: bool, labelled: bool = True) -> ImageSet:
     """Read and check one part of a dataset.
 
     Args:
@@ -67,13 +69,15 @@ def read_part(spec: DatasetSpec, root: Path, part: Part, download: bool) -> Imag
         root: Folder of the dataset in torchvision's layout; for `npz`, the folder of `train.npz` and others.
         part: `val` exists for `npz` only.
         download: Download files that torchvision does not find in `root`.
+        labelled: Whether labels are required; without them, an `npz` file has only labels `UNLABELLED`.
 
     Raises:
         ValueError: The images cannot be read, or images or labels break a rule.
     """
     images = _READERS[spec.name](spec, root, part, download)
     where = f"{spec.name} in {root}, {'training' if part == 'train' else part} set"
-    check_labels(images.labels, spec.num_classes, where)
+    if labelled or (images.labels != UNLABELLED).any():
+        check_labels(images.labels, spec.num_classes, where)
     if part == "train":
         check_classes(np.bincount(images.labels, minlength=spec.num_classes), where)
     return images

@@ -299,13 +299,13 @@ def test_pretrained_weights_are_named():
 
 
 def test_mean_and_std_belong_to_the_checkpoint(tiny, tmp_path, caplog):
-    """Images of another dataset are normalised as in the training, by all commands."""
+    """Images of another dataset are normalised as in the training, by all commands; `predict` needs no labels."""
     run, root = tmp_path / "run", tmp_path / "images"
     digits = ["--data.dataset", "digits", "--data.num_classes", "null", "--data.train_examples", "16"]
     assert status("fit", "-c", tiny, "--run", run, "--val_attack", "null", *digits) == 0
-    image, label = arrays(num_classes=10, size=8, channels=1)
+    image, _ = arrays(num_classes=10, size=8, channels=1)
     root.mkdir()
-    np.savez(root / "test.npz", image=image, label=label)
+    np.savez(root / "test.npz", image=image[..., 0])
     options = ["--data.dataset", "npz", "--data.num_classes", "10", "--data.channels", "1", "--data.root", str(root)]
     model = load_run(run / "checkpoints" / "last.ckpt", options=options).model
     assert (float(model.mean), float(model.std)) == pytest.approx((0.3053, 0.3760))
@@ -313,6 +313,7 @@ def test_mean_and_std_belong_to_the_checkpoint(tiny, tmp_path, caplog):
     assert "Normalisation: mean and std of digits, as in the training of the checkpoint." in caplog.text
     with np.load(run / "predict" / "predictions.npz") as written:
         expected = model(torch.from_numpy(image).permute(0, 3, 1, 2) / 255).softmax(1)
+        assert set(written["label"].tolist()) == {-1}
         np.testing.assert_allclose(written["probabilities"], expected.detach(), atol=1e-5)
 
 

@@ -86,7 +86,7 @@ def out_of_memory(tensor):
         (Failing, r"^pool\.npy: the file must not change\. Copy it again\.$"),
         (
             Slow,
-            "^Worker processes must fetch batches, got DataLoader timed out after 0.5 seconds. Pass --data.num_workers 0",
+            "^Worker processes must fetch batches, got DataLoader timed out after 0.5 seconds. Pass",
         ),
         (Recording, "^Worker processes must fetch batches, got RuntimeError: unable to allocate shared memory. Pass"),
     ],

@@ -218,7 +218,7 @@ IMAGE, LABEL = arrays()
 CHECK_LABELS = convert_module.check_labels
 BAD = {
     "nchw": (IMAGE.transpose(0, 3, 1, 2).copy(), LABEL, r"This is NCHW: store images\.transpose\(0, 2, 3, 1\)"),
-    "grey without axis": (IMAGE[..., 0].copy(), LABEL, r"images\[\.\.\., None\], and pass --data\.channels 1\."),
+    "grey without axis": (IMAGE[..., 0].copy(), LABEL, r"shape \(12, 4, 4, 1\)\. Pass --data\.channels 1 with"),
     "grey": (IMAGE[..., :1].copy(), LABEL, r"must be uint8 of shape \(N, H, W, 3\).* Pass --data\.channels 1 with"),
     "float": (
         IMAGE / np.float32(255),
