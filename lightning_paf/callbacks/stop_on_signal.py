@@ -141,7 +141,7 @@ def _handle(handler: _Handler) -> None:
 
 
 def _waits_for_data(frame: FrameType | None) -> bool:
-    """Return whether a data loader is being waited for in this frame or in a calling one."""
+    """Return whether this frame or a calling one waits for a data loader."""
     while frame is not None and frame.f_code.co_filename != dataloader.__file__:
         frame = frame.f_back
     return frame is not None

@@ -1,4 +1,4 @@
-"""Loaders of images: no endless wait for worker processes, and a position that can be saved."""
+"""Loaders of images that can be resumed and never wait forever."""
 
 import resource
 from collections.abc import Iterator
@@ -14,7 +14,10 @@ WAIT = 300
 
 
 FILES, FILES_OF_A_WORKER = 64, 16
-"""Open files that a process with workers needs, and those for each worker: its pipes, and prefetched batches."""
+"""Open files that a process with workers needs, and those for each worker.
+
+Pipes and prefetched batches are open files.
+"""
 
 
 def check_workers(number: int) -> None:
@@ -36,7 +39,7 @@ def check_workers(number: int) -> None:
 
 
 class ImageLoader(DataLoader[RawBatch]):
-    """A `DataLoader` whose worker processes end with an error of one sentence, and never in silence."""
+    """A `DataLoader` whose workers fail with an error of one sentence."""
 
     def __iter__(self) -> Iterator[RawBatch]:  # type: ignore[override]  # torch names its own class of iterators
         """Yield batches.

@@ -22,7 +22,6 @@ from lightning_paf.data.synthetic.convert import convert_all, converted_folder
 from lightning_paf.data.synthetic.pool import SyntheticPool
 from lightning_paf.schedules import Schedule
 from lightning_paf.specs import DatasetName, dataset_spec
-from lightning_paf.types import Batch
 
 _OPTIONAL: tuple[Part, ...] = ("val", "test")
 """Parts that training does not require."""
@@ -221,17 +220,20 @@ class RobustDataModule(LightningDataModule):
         """The test images, in their order."""
         return self.test_dataloader()
 
-    def on_after_batch_transfer(self, batch: RawBatch, dataloader_idx: int) -> Batch:
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Augment a training batch and convert it to floats, on the device.
 
         Args:
-            batch: uint8 images (N, H, W, C), labels, and a mask of the synthetic images.
+            batch: uint8 images (N, H, W, C), labels, and a mask of the synthetic images. Batches of other loaders and
+                the sample of an export are returned unchanged.
             dataloader_idx: Not used.
 
         Returns:
             Images (N, C, H, W) in [0, 1], in channels-last layout for training, and labels (N,), or distributions over
             the classes (N, num_classes) if training smooths or mixes labels.
         """
+        if not isinstance(batch, RawBatch):
+            return batch
         images, targets = self.augmented(batch), batch.labels
         if batch.synthetic is not None and (self.synthetic_smoothing or self.mixing):
             targets = distributions(targets, self.spec.num_classes, batch.synthetic * self.synthetic_smoothing)

@@ -61,7 +61,10 @@ def key_difference(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor], mos
 
 
 def training_dataset(checkpoint: Mapping[str, Any]) -> DatasetSpec | None:
-    """Return the dataset by whose statistics a checkpoint's network normalises; None if unknown or none."""
+    """Return the dataset whose statistics a checkpoint's network uses.
+
+    None means that there is no normalisation, or that the checkpoint does not record the dataset.
+    """
     saved = checkpoint.get("hyper_parameters") or {}
     if not saved.get("normalize") or saved.get("dataset") is None:
         return None

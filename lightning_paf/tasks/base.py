@@ -139,7 +139,7 @@ class Task(LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step", "name": "lr"}}
 
     def on_load_checkpoint(self, checkpoint: Mapping[str, Any]) -> None:
-        """Check that the weights are those of this network, and normalise as in their training."""
+        """Check the weights, and normalise as in their training."""
         if difference := key_difference(self.state_dict(), checkpoint["state_dict"]):
             raise ValueError(
                 f"The checkpoint must hold a {type(self.model.net).__name__} of this configuration, got another "

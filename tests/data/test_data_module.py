@@ -113,6 +113,11 @@ def test_training_batches_are_channels_last(root, pool, augment, augment_synthet
     assert torch.equal(images, expected / 255)
 
 
+@pytest.mark.parametrize("batch", [torch.zeros(2, 3, 4, 4), [torch.zeros(2)], {"image": torch.zeros(2)}])
+def test_batches_of_other_loaders_and_samples_of_an_export_are_not_changed(root, batch):
+    assert make(root).on_after_batch_transfer(batch, 0) is batch
+
+
 def test_ranks_divide_every_batch_of_one_rank(root, pool):
     options = {"synthetic": pool, "real_fraction": 0.3}
     alone = ready(make(root, **options))
