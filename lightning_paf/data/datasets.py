@@ -1,5 +1,6 @@
 """Datasets that fetch a batch in one call."""
 
+import hashlib
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -10,6 +11,8 @@ from torch.utils.data import Dataset, get_worker_info
 
 from lightning_paf.data.sources import ImageSet
 from lightning_paf.data.synthetic.pool import SyntheticPool
+
+HASHED = 100
 
 
 class RawBatch(NamedTuple):
@@ -62,6 +65,15 @@ class MixedDataset(Dataset[RawBatch]):
 
     def __getitem__(self, index: int) -> RawBatch:
         return self.__getitems__([index])
+
+    def fingerprints(self) -> dict[str, str]:
+        """Return hashes of the numbers of images and of `HASHED` evenly spread ones, real and synthetic."""
+        parts = {"real": (0, self.real_size), "synthetic": (self.real_size, self.synthetic_size)}
+        return {name: self._fingerprint(first, size) for name, (first, size) in parts.items() if size}
+
+    def _fingerprint(self, first: int, size: int) -> str:
+        sample = self.__getitems__((first + np.linspace(0, size - 1, HASHED).astype(np.int64)).tolist())
+        return hashlib.sha256(f"{size}".encode() + sample.images.numpy().data + sample.labels.numpy().data).hexdigest()
 
     def __getitems__(self, indices: Sequence[int]) -> RawBatch:
         """Fetch the batch of these indices."""

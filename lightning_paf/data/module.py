@@ -1,5 +1,7 @@
 """Images for training and evaluation."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,6 +27,18 @@ from lightning_paf.specs import DatasetName, dataset_spec
 
 _OPTIONAL: tuple[Part, ...] = ("val", "test")
 """Parts that training does not require."""
+
+
+@contextmanager
+def _readable() -> Iterator[None]:
+    """Name the file of an error of the file system."""
+    try:
+        yield
+    except OSError as error:
+        raise ValueError(
+            f"{error.filename or 'The images'} must be readable, got {error.strerror or error}. Check permissions and "
+            "disk."
+        ) from error
 
 
 class RobustDataModule(LightningDataModule):
@@ -114,6 +128,7 @@ class RobustDataModule(LightningDataModule):
         self.synthetic_smoothing = synthetic_smoothing
         self.mixing = mixing
         self.seed = seed
+        self._fingerprints: dict[str, str] = {}
         self._check_arguments()
 
     def _check_arguments(self) -> None:
@@ -122,8 +137,8 @@ class RobustDataModule(LightningDataModule):
             raise ValueError(f"data.seed must be from 0 to 2^63 - 1, got {self.seed}. Pass e.g. --data.seed 0.")
         sizes = {name: getattr(self, name) for name in ("batch_size", "eval_batch_size", "train_examples", "epoch")}
         for name, size in sizes.items():
-            if isinstance(size, int) and size < 1:
-                raise ValueError(f"{name} must be at least 1, got {size}. Pass --data.{name} N with N >= 1.")
+            if isinstance(size, int) and not 1 <= size < 2**31:
+                raise ValueError(f"{name} must be from 1 to 2^31 - 1, got {size}. Pass another --data.{name}.")
         if not 0 <= self.real_fraction <= 1:
             raise ValueError(
                 f"real_fraction must be from 0 to 1, got {self.real_fraction}. Pass e.g. --data.real_fraction 0.3."
@@ -152,6 +167,7 @@ class RobustDataModule(LightningDataModule):
                 f"{self.real_fraction}. Lower it, or use real images only: --data.real_fraction 1."
             )
 
+    @_readable()
     def prepare_data(self, stage: str | None = None) -> None:
         """Download missing images and convert synthetic ones, once on each node.
 
@@ -167,6 +183,7 @@ class RobustDataModule(LightningDataModule):
         if conversions:
             convert_all(conversions, real["train"].images.shape, self.spec.num_classes)
 
+    @_readable()
     def setup(self, stage: str) -> None:
         """Read and split the images that a stage uses.
 
@@ -185,6 +202,21 @@ class RobustDataModule(LightningDataModule):
             self._check_mixture()
             train = self._real["train"]
             self._train_set = MixedDataset(self._shorten(train), self._open_pool(train))
+            self._check_batch_size(self._train_set.real_size)
+            self._fingerprints = self._train_set.fingerprints()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return fingerprints of the training images."""
+        return self._fingerprints
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Warn of other training images than those of a resumed training."""
+        changed = [name for name, now in self._fingerprints.items() if state_dict.get(name, now) != now]
+        if changed:
+            rank_zero_warn(
+                f"The {' and '.join(changed)} training images are not those of the checkpoint: the training does not "
+                "resume exactly. Restore the files, or start a new run."
+            )
 
     def train_dataloader(self) -> DataLoader[RawBatch]:
         """Mixed batches of `batch_size` over all ranks."""
@@ -292,6 +324,13 @@ class RobustDataModule(LightningDataModule):
             raise ValueError(
                 f"batch_size must be a multiple of the {number} devices, got {self.batch_size}. Pass --data.batch_size "
                 f"{smaller or number}, or, to leave the training unchanged, another number of devices."
+            )
+
+    def _check_batch_size(self, images: int) -> None:
+        if max(self._real_per_batch()) > images:
+            raise ValueError(
+                f"batch_size must leave at most {images} real images in a batch, as many as there are for training, "
+                f"got {self.batch_size}. Pass --data.batch_size {round(images / self.real_fraction)} or less."
             )
 
     def _conversions(self) -> list[tuple[Path, Path]]:

@@ -147,7 +147,7 @@ def test_a_small_pool_sorted_by_class_is_shuffled_and_repeated(tiny, tmp_path):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ("--data.batch_size 0", "batch_size must be at least 1, got 0. Pass --data.batch_size N"),
+        ("--data.batch_size 0", "batch_size must be from 1 to 2^31 - 1, got 0. Pass another --data.batch_size"),
         ("--data.real_fraction 0.5", "data.synthetic must be set for real_fraction=0.5, got none"),
         ("--data.real_fraction 1.5", "real_fraction must be from 0 to 1, got 1.5"),
         ("--data.val_size 1000", "val_size must be 1 to 32, half of the 64 training images, got 1000"),

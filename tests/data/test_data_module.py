@@ -1,3 +1,5 @@
+import shutil
+import warnings
 from itertools import chain
 from types import SimpleNamespace
 
@@ -241,13 +243,14 @@ def test_validation_images_of_npz_are_checked(root):
     ("options", "message"),
     [
         ({"num_classes": None}, r"Pass --data\.num_classes K"),
-        ({"batch_size": 0}, r"batch_size must be at least 1, got 0\. Pass --data\.batch_size"),
-        ({"eval_batch_size": 0}, "eval_batch_size must be at least 1"),
+        ({"batch_size": 0}, r"batch_size must be from 1 to 2\^31 - 1, got 0\. Pass another --data\.batch_size"),
+        ({"eval_batch_size": 0}, "eval_batch_size must be from 1"),
         ({"num_workers": -1}, r"num_workers must be at least 0, got -1\. Pass --data\.num_workers 0"),
         ({"num_workers": 10**6}, r"1000000 worker processes must be allowed 16000064 open files, got "),
         ({"seed": -1}, r"data\.seed must be from 0 to 2\^63 - 1, got -1"),
-        ({"epoch": 0}, "epoch must be at least 1"),
-        ({"train_examples": 0}, "train_examples must be at least 1"),
+        ({"batch_size": 10**20}, r"batch_size must be from 1 to 2\^31 - 1, got 1000"),
+        ({"epoch": 0}, "epoch must be from 1"),
+        ({"train_examples": 0}, "train_examples must be from 1"),
         ({"real_fraction": 1.5}, r"real_fraction must be from 0 to 1, got 1\.5"),
         ({"real_fraction": float("nan")}, "real_fraction must be from 0 to 1, got nan"),
         ({"real_fraction": 0.01}, "must leave a real image in a batch of 8, got 0.01"),
@@ -306,6 +309,40 @@ def test_impossible_splits_are_refused(root):
         ready(make(root, val_size=1024))
     with pytest.raises(ValueError, match=r"number of val images must be at least that of the 4 devices, got 2"):
         ready(make(root, val_size=2), ranks=4)
+
+
+@pytest.mark.parametrize("options", [{"batch_size": 25}, {"batch_size": 8, "train_examples": 7}])
+def test_a_batch_with_repeated_real_images_is_refused(root, options):
+    most = options.get("train_examples", 24)
+    with pytest.raises(ValueError, match=f"must leave at most {most} real images .* Pass --data.batch_size {most} or"):
+        ready(make(root, **options))
+    ready(make(root, **{**options, "batch_size": most}))
+
+
+def test_other_training_images_than_those_of_the_checkpoint_are_reported(root, pool):
+    options = {"synthetic": pool, "real_fraction": 0.5}
+    saved = ready(make(root, **options)).state_dict()
+    moved = shutil.copytree(root, root / "moved")
+    with warnings.catch_warnings(action="error"):
+        ready(make(moved, synthetic=moved / "pool.npz", real_fraction=0.5)).load_state_dict(saved)
+        ready(make(root), "test").load_state_dict(saved)
+    write_npz(pool, n=12, seed=5)
+    with pytest.warns(UserWarning, match="The synthetic training images are not those of the checkpoint"):
+        ready(make(root, **options)).load_state_dict(saved)
+    with pytest.warns(UserWarning, match="The real training images are not those of the checkpoint"):
+        ready(make(root, train_examples=20)).load_state_dict(saved)
+
+
+@pytest.mark.parametrize("where", ["zipfile.ZipFile", "pathlib.Path.iterdir", "pathlib.Path.stat"])
+def test_unreadable_files_and_folders_are_named(root, pool, where, monkeypatch):
+    def refuse(*arguments, **options):
+        raise PermissionError(13, "Permission denied", "there/pool")
+
+    write_npz(root / "pools" / "a.npz")
+    monkeypatch.setattr(where, refuse)
+    data = make(root, synthetic=root / "pools", real_fraction=0.5)
+    with pytest.raises(ValueError, match=r"^there/pool must be readable, got Permission denied\. Check"):
+        data.prepare_data()
 
 
 def test_bad_pools_are_refused_and_leave_nothing(root):
