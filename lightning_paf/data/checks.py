@@ -3,13 +3,30 @@
 The argument `where` is the start of each message: a file, or the name of a dataset.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lightning_paf.data.readers.archives import UNLABELLED
 from lightning_paf.data.readers.npy import Column, NpyFile
+
+
+@contextmanager
+def readable() -> Iterator[None]:
+    """Name the file of an error of the file system.
+
+    Raises:
+        ValueError: Instead of an `OSError`.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise ValueError(
+            f"{error.filename or 'The images'} must be readable, got {error.strerror or error}. Check permissions and "
+            "disk."
+        ) from error
 
 
 def check_images(image: Column | NpyFile, channels: int, where: str) -> None:

@@ -1,7 +1,5 @@
 """Images for training and evaluation."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,6 +11,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from lightning_paf.data.augment import Augment, standard_augment
+from lightning_paf.data.checks import readable
 from lightning_paf.data.datasets import EvalDataset, MixedDataset, RawBatch, as_fetched
 from lightning_paf.data.image_batches import select_images
 from lightning_paf.data.loader import WAIT, ImageLoader, ResumableLoader, check_workers
@@ -27,18 +26,6 @@ from lightning_paf.specs import DatasetName, dataset_spec
 
 _OPTIONAL: tuple[Part, ...] = ("val", "test")
 """Parts that training does not require."""
-
-
-@contextmanager
-def _readable() -> Iterator[None]:
-    """Name the file of an error of the file system."""
-    try:
-        yield
-    except OSError as error:
-        raise ValueError(
-            f"{error.filename or 'The images'} must be readable, got {error.strerror or error}. Check permissions and "
-            "disk."
-        ) from error
 
 
 class RobustDataModule(LightningDataModule):
@@ -83,6 +70,8 @@ class RobustDataModule(LightningDataModule):
         mixing: Mixture of training images and labels after `augment`: `CutMix` or null. With mixing or smoothing,
             training labels are distributions over the classes (N, num_classes).
         seed: Seed of the order of the real images and of the draws from the synthetic ones.
+        class_balanced: Draw real training images with replacement, all classes equally often, for unequal numbers of
+            images per class. For weights in the loss, see the objectives with `class_weights`.
 
     Raises:
         ValueError: An argument is out of range (at construction), or images, labels or files are invalid (in
@@ -111,6 +100,7 @@ class RobustDataModule(LightningDataModule):
         mixing: Mixing | None = None,
         seed: int = 0,
         channels: int | None = None,
+        class_balanced: bool = False,
     ) -> None:
         super().__init__()
         self.spec = dataset_spec(dataset, num_classes, channels)
@@ -120,14 +110,12 @@ class RobustDataModule(LightningDataModule):
         self.real_fraction, self.real_schedule = real_fraction, real_schedule
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
         self.val_size, self.selection = val_size, selection
-        self.epoch = epoch
-        self.train_examples = train_examples
+        self.epoch, self.train_examples = epoch, train_examples
         self.num_workers = num_workers
         self.augment = standard_augment(dataset) if augment == "standard" else augment
         self.augment_synthetic = augment_synthetic
-        self.synthetic_smoothing = synthetic_smoothing
-        self.mixing = mixing
-        self.seed = seed
+        self.synthetic_smoothing, self.mixing = synthetic_smoothing, mixing
+        self.seed, self.class_balanced = seed, class_balanced
         self._fingerprints: dict[str, str] = {}
         self._check_arguments()
 
@@ -167,7 +155,7 @@ class RobustDataModule(LightningDataModule):
                 f"{self.real_fraction}. Lower it, or use real images only: --data.real_fraction 1."
             )
 
-    @_readable()
+    @readable()
     def prepare_data(self, stage: str | None = None) -> None:
         """Download missing images and convert synthetic ones, once on each node.
 
@@ -183,7 +171,7 @@ class RobustDataModule(LightningDataModule):
         if conversions:
             convert_all(conversions, real["train"].images.shape, self.spec.num_classes)
 
-    @_readable()
+    @readable()
     def setup(self, stage: str) -> None:
         """Read and split the images that a stage uses.
 
@@ -228,6 +216,7 @@ class RobustDataModule(LightningDataModule):
             num_replicas=self._world_size,
             rank=self._rank,
             seed=self.seed,
+            class_balanced=self.class_balanced,
         )
         return ResumableLoader(
             self._train_set, self.batch_size // self._world_size, sampler=sampler, **self._fetching()

@@ -169,6 +169,20 @@ def test_synthetic_images_only_in_epochs_of_a_number_of_images(root, pool):
     assert all(value > 100 for batch in batches for value in batch)
 
 
+@pytest.mark.parametrize("options", [{}, {"real_fraction": 0.5}])
+def test_a_rare_class_is_drawn_as_often_as_others(root, pool, options):
+    image, _ = arrays(n=130, num_classes=3)
+    np.savez(root / "train.npz", image=image, label=np.r_[np.zeros(100, int), np.ones(20, int), np.full(10, 2)])
+    sources = {"synthetic": pool, "epoch": 2400} if options else {"epoch": 1200}
+    data = ready(make(root, batch_size=12, class_balanced=True, **options, **sources))
+    batches = list(data.train_dataloader())
+    labels = torch.cat([batch.labels[~batch.synthetic] for batch in batches])
+    assert len(labels) == 1200
+    assert (labels.bincount() / 1200).tolist() == pytest.approx([1 / 3] * 3, abs=0.06)
+    again = ready(make(root, batch_size=12, class_balanced=True, **options, **sources)).train_dataloader()
+    assert torch.equal(next(iter(again)).images, batches[0].images)
+
+
 def test_few_training_images_for_quick_runs(root):
     data = ready(make(root, train_examples=9))
     seen = [value for batch in values(data, data.train_dataloader()) for value in batch]
