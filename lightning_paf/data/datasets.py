@@ -67,7 +67,10 @@ class MixedDataset(Dataset[RawBatch]):
         return self.__getitems__([index])
 
     def fingerprints(self) -> dict[str, str]:
-        """Return hashes of the numbers of images and of `HASHED` evenly spread ones, real and synthetic."""
+        """Return a hash of the real and one of the synthetic images, from a sample.
+
+        Each covers the number of images, and `HASHED` evenly spread ones.
+        """
         parts = {"real": (0, self.real_size), "synthetic": (self.real_size, self.synthetic_size)}
         return {name: self._fingerprint(first, size) for name, (first, size) in parts.items() if size}
 
