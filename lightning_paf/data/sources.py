@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from lightning_paf.data.checks import check_classes, check_images, check_label_header, check_labels, check_same_size
 from lightning_paf.data.readers.archives import UNLABELLED, open_archive
+from lightning_paf.data.readers.npy import Column
 from lightning_paf.specs import DatasetSpec
 
 DIGITS_TEST_SIZE = 360
@@ -146,12 +147,23 @@ def _read_npz(spec: DatasetSpec, root: Path, part: Part, download: bool) -> Imag
     path = root / f"{part}.npz"
     with open_archive(path) as archive:
         check_images(archive.image, spec.channels, str(path))
-        check_label_header(archive.label, archive.image.shape[0], str(path))
-        images = ImageSet(
-            np.concatenate(list(archive.image.chunks())),
-            np.concatenate(list(archive.label.chunks())).astype(np.int64),
-        )
-    return images.take(np.random.default_rng(0).permutation(len(images))) if part == "train" else images
+        count = archive.image.shape[0]
+        check_label_header(archive.label, count, str(path))
+        rows = np.arange(count)
+        if part == "train":
+            rows[np.random.default_rng(0).permutation(count)] = np.arange(count)
+        images = ImageSet(np.empty(archive.image.shape, np.uint8), np.empty(count, np.int64))
+        _fill(images.images, archive.image, rows)
+        _fill(images.labels, archive.label, rows)
+    return images
+
+
+def _fill(array: NDArray[Any], column: Column, rows: NDArray[np.int64]) -> None:
+    """Write a column into the given rows of an array, without a second copy in memory."""
+    start = 0
+    for chunk in column.chunks():
+        array[rows[start : start + len(chunk)]] = chunk
+        start += len(chunk)
 
 
 _READERS: dict[str, Callable[[DatasetSpec, Path, Part, bool], ImageSet]] = {

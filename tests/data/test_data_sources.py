@@ -1,4 +1,5 @@
 import pickle
+import tracemalloc
 from urllib.error import URLError
 
 import numpy as np
@@ -113,6 +114,19 @@ def test_npz_pair_is_read_with_shuffled_training_and_ordered_test_images(tmp_pat
     pairs = {(i.tobytes(), int(y)) for i, y in zip(data.train.images, data.train.labels, strict=True)}
     assert pairs == {(i.tobytes(), int(y)) for i, y in zip(image, label, strict=True)}
     np.testing.assert_array_equal(data.test.images, arrays(n=9, seed=1)[0])
+
+
+def test_training_images_are_held_in_memory_once_and_shuffled(tmp_path):
+    image, label = arrays(n=1000, size=64)
+    np.savez(tmp_path / "train.npz", image=image, label=label)
+    tracemalloc.start()
+    found = read_part(NPZ, tmp_path, "train", download=True)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 1.8 * image.nbytes, "a chunk has a third of the size here"
+    order = np.random.default_rng(0).permutation(1000)
+    np.testing.assert_array_equal(found.images, image[order])
+    np.testing.assert_array_equal(found.labels, label[order])
 
 
 def test_bad_npz_pairs_are_refused(tmp_path):
