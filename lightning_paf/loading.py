@@ -52,6 +52,7 @@ class Run:
         import numpy as np
 
         from lightning_paf.evaluation import Samples
+        from lightning_paf.types import images_and_labels
 
         self.datamodule.prepare_data("test")
         self.datamodule.setup("test")
@@ -61,7 +62,7 @@ class Run:
         def fetch(ids: "NDArray[np.int64]") -> "tuple[Tensor, Tensor]":
             raw = dataset.__getitems__(ids.tolist())  # type: ignore[attr-defined]
             moved = type(raw)(*(part if part is None else part.to(self.device) for part in raw))
-            return self.datamodule.on_after_batch_transfer(moved, 0)
+            return images_and_labels(self.datamodule.on_after_batch_transfer(moved, 0))
 
         size = len(dataset)  # type: ignore[arg-type]
         return Samples(np.arange(min(size, examples or size)), fetch)

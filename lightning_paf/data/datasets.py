@@ -101,5 +101,5 @@ def as_fetched(batch: RawBatch) -> RawBatch:
     if get_worker_info() is not None:
         for part in batch:
             if part is not None:
-                part.share_memory_()
+                part.share_memory_()  # type: ignore[no-untyped-call]
     return batch

@@ -71,7 +71,7 @@ class ResumableLoader(ImageLoader):
 
     _position = (0, 0)
 
-    def __iter__(self) -> Iterator[RawBatch]:
+    def __iter__(self) -> Iterator[RawBatch]:  # type: ignore[override]
         """Yield batches from the saved position if it lies in this epoch, otherwise all.
 
         A generator, because Lightning creates the iterator of a resumed training before it sets the sampler's epoch.

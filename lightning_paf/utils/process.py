@@ -43,7 +43,10 @@ class Process:
 
 
 def end_with_parent() -> None:
-    """End this process of a pool with its parent; otherwise it would wait for work forever."""
+    """End this process of a pool when its parent ends.
+
+    Otherwise it waits for work forever.
+    """
     threading.Thread(target=_await_end_of_parent, daemon=True).start()
 
 
