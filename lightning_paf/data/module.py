@@ -168,6 +168,8 @@ class RobustDataModule(LightningDataModule):
             self._check_mixture()
             conversions = self._conversions()
         real = self._read(stage, download=True)
+        if stage == "fit":
+            self._check_batch_size(len(self._shorten(real["train"])))
         if conversions:
             convert_all(conversions, real["train"].images.shape, self.spec.num_classes)
 
@@ -190,7 +192,6 @@ class RobustDataModule(LightningDataModule):
             self._check_mixture()
             train = self._real["train"]
             self._train_set = MixedDataset(self._shorten(train), self._open_pool(train))
-            self._check_batch_size(self._train_set.real_size)
             self._fingerprints = self._train_set.fingerprints()
 
     def state_dict(self) -> dict[str, Any]:
