@@ -87,8 +87,13 @@ class StopOnSignal(Callback):
         """
         _handle(_exit)
 
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """End the time limit of a signal."""
+        _alarm(0)
+
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Restore the default handlers, and kill the ranks that Lightning has started."""
+        _alarm(0)
         if isinstance(exception, SystemExit) and not self._gave_up:
             return
         _handle(signal.SIG_DFL)
@@ -99,16 +104,16 @@ class StopOnSignal(Callback):
         if get_worker_info() is not None:  # loader processes inherit the handler
             return
         self._received = number
-        if hasattr(signal, "alarm"):
+        if hasattr(signal, "SIGALRM"):
             signal.signal(signal.SIGALRM, self._end_wait)
-            signal.alarm(PATIENCE)
+        _alarm(PATIENCE)
         if number == signal.SIGINT:
             signal.signal(number, signal.SIG_DFL)
             rank_zero_info("Stopping after this batch. Press Ctrl-C again to end at once, without a checkpoint.")
 
     def _end_wait(self, number: int, frame: FrameType | None) -> None:
         if not _waits_for_data(frame):
-            signal.alarm(PATIENCE)
+            _alarm(PATIENCE)
             return
         rank_zero_info(
             f"Stopped by a signal, after {PATIENCE} s without data and without a new checkpoint. Resume with "
@@ -120,8 +125,7 @@ class StopOnSignal(Callback):
     def _stop_if_signalled(self, trainer: Trainer) -> None:
         if not trainer.strategy.reduce_boolean_decision(self._received is not None, all=False):
             return
-        if hasattr(signal, "alarm"):
-            signal.alarm(0)
+        _alarm(0)
         path = Path(trainer.log_dir or trainer.default_root_dir) / "checkpoints" / "stopped.ckpt"
         trainer.save_checkpoint(path)
         rank_zero_info(f"Stopped by a signal: {path} holds step {trainer.global_step}. Resume with --ckpt_path auto.")
@@ -138,6 +142,11 @@ def _handle(handler: _Handler) -> None:
                 signal.signal(number, handler)
         if hasattr(signal, "pthread_sigmask"):
             signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)  # blocked by `__main__`
+
+
+def _alarm(seconds: int) -> None:
+    if hasattr(signal, "alarm"):
+        signal.alarm(seconds)
 
 
 def _waits_for_data(frame: FrameType | None) -> bool:

@@ -12,7 +12,6 @@ from lightning_paf.data.samplers import MixedSampler
 WAIT = 300
 """Seconds after which a batch of a worker process is given up."""
 
-
 FILES, FILES_OF_A_WORKER = 64, 16
 """Open files that a process with workers needs, and those for each worker.
 

@@ -15,7 +15,7 @@ from lightning.pytorch import Trainer
 
 from lightning_paf.callbacks import StopOnSignal, stop_on_signal
 from lightning_paf.callbacks.stop_on_signal import EXIT_STATUS
-from lightning_paf.data.datasets import MixedDataset
+from lightning_paf.data.samplers import MixedSampler
 
 SECONDS = 120  # far more than any of these takes
 
@@ -101,11 +101,12 @@ def test_a_second_interrupt_ends_the_process_at_once(base, tmp_path):
 def fit_signalled_while_waiting_for_data(*words):
     """Run `fit`, with SIGTERM and then no data."""
 
-    def silent(self, indices):
+    def silent(self):
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(SECONDS)
+        yield 0
 
-    MixedDataset.__getitems__, stop_on_signal.PATIENCE = silent, 1
+    MixedSampler.__iter__, stop_on_signal.PATIENCE = silent, 1
     return status(*words)
 
 
