@@ -52,6 +52,7 @@ class Run:
         import numpy as np
 
         from lightning_paf.evaluation import Samples
+        from lightning_paf.types import images_and_labels
 
         self.datamodule.prepare_data("test")
         self.datamodule.setup("test")
@@ -61,7 +62,7 @@ class Run:
         def fetch(ids: "NDArray[np.int64]") -> "tuple[Tensor, Tensor]":
             raw = dataset.__getitems__(ids.tolist())  # type: ignore[attr-defined]
             moved = type(raw)(*(part if part is None else part.to(self.device) for part in raw))
-            return self.datamodule.on_after_batch_transfer(moved, 0)
+            return images_and_labels(self.datamodule.on_after_batch_transfer(moved, 0))
 
         size = len(dataset)  # type: ignore[arg-type]
         return Samples(np.arange(min(size, examples or size)), fetch)
@@ -121,12 +122,13 @@ def load_run(
         )
     quiet = ["--model.init", "null", "--run", "null", "--trainer.logger", "false", "--trainer.precision", "32-true"]
     cli = train([*(typed or config_words(config, options)), *quiet, *options], run=False)
-    weights = torch.load(checkpoint, map_location="cpu", weights_only=True)["state_dict"]
+    content = torch.load(checkpoint, map_location="cpu", weights_only=True)
     try:
-        cli.model.load_state_dict(weights)
+        cli.model.load_state_dict(content["state_dict"])
     except RuntimeError as error:
         raise ValueError(
             f"{checkpoint} does not match {config}. Pass the config.yaml of its run as --config. {error}"
         ) from error
+    cli.model.on_load_checkpoint(content)
     chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     return Run(cli.model.eval().to(chosen), cli.datamodule, checkpoint, cli.config.as_dict(), chosen)

@@ -22,7 +22,7 @@ from lightning_paf.evaluation.result import EvaluationResult
 from lightning_paf.evaluation.stopping import StopRule
 from lightning_paf.runs.weights_origin import WeightsOrigin
 from lightning_paf.speed.search_model import Precision
-from lightning_paf.types import Batch
+from lightning_paf.types import Batch, images_and_labels
 from lightning_paf.utils.distributed import barrier_without_timeout
 
 Stage = Literal["val", "test"]
@@ -234,7 +234,7 @@ def fetch(trainer: Trainer, loader: Any, indices: list[int]) -> tuple[Tensor, Te
     """
     batched = getattr(loader.dataset, "__getitems__", None)
     rows = batched(indices) if batched else [loader.dataset[i] for i in indices]
-    x, y = trainer.strategy.batch_to_device(loader.collate_fn(rows))
+    x, y = images_and_labels(trainer.strategy.batch_to_device(loader.collate_fn(rows)))
     return x.float(), y
 
 

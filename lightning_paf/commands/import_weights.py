@@ -158,6 +158,10 @@ def _write(out: Path, cli: "PafCLI", statistics: "Statistics | None", origin: di
         "global_step": 0,
         "state_dict": cli.model.state_dict(),
         "imported": origin,
+        "hyper_parameters": {
+            "normalize": config["model"]["normalize"],
+            **{name: config["data"][name] for name in ("dataset", "num_classes", "channels")},
+        },
     }
     checkpoint = out / "checkpoints" / "imported.ckpt"
     AtomicCheckpointIO().save_checkpoint(content, checkpoint)

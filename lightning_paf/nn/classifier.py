@@ -79,6 +79,7 @@ class Classifier(nn.Module):
             )
         self.net = net
         self.num_classes = spec.num_classes
+        self._normalizes = normalize
         mean, std = (spec.mean, spec.std) if normalize else ((0.0,), (1.0,))
         # Not persistent: a checkpoint holds learned values only, and released weights load without these keys.
         self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1), persistent=False)
@@ -119,6 +120,16 @@ class Classifier(nn.Module):
                 return Outputs(self.net(self._normalized(x)), caught[-1])
             logits, aux = with_aux(self._normalized(x), y)
             return Outputs(logits, caught[-1], tuple(aux))
+
+    def normalize_by(self, spec: DatasetSpec) -> bool:
+        """Replace the statistics of a normalisation, and return whether they were others."""
+        old = torch.stack([self.mean, self.std])
+        new = torch.tensor([spec.mean, spec.std]).view(2, 1, -1, 1, 1).to(old)
+        if not self._normalizes or torch.equal(old, new):
+            return False
+        self.mean.copy_(new[0])
+        self.std.copy_(new[1])
+        return True
 
     def penalty(self) -> Tensor:
         """Sum the penalties of all layers, a scalar; a shared layer counts once."""

@@ -2,11 +2,13 @@
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from lightning_paf.nn.classifier import Classifier
+from lightning_paf.specs import DatasetSpec, dataset_spec
 
 _PREFIX = "model."
 
@@ -56,3 +58,14 @@ def key_difference(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor], mos
         for what, keys in found.items()
         if keys
     )
+
+
+def training_dataset(checkpoint: Mapping[str, Any]) -> DatasetSpec | None:
+    """Return the dataset whose statistics a checkpoint's network uses.
+
+    None means that there is no normalisation, or that the checkpoint does not record the dataset.
+    """
+    saved = checkpoint.get("hyper_parameters") or {}
+    if not saved.get("normalize") or saved.get("dataset") is None:
+        return None
+    return dataset_spec(saved["dataset"], saved.get("num_classes"), saved.get("channels"))

@@ -67,7 +67,7 @@ class Claim:
 
     def __exit__(self, *error: object) -> None:
         self._over.set()
-        self._thread.join()
+        self._thread.join(self._interval)  # a network folder can be unavailable
         with contextlib.suppress(OSError):
             if self.is_ours():
                 self.path.unlink()

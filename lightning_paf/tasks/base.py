@@ -7,13 +7,14 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import OptimizerCallable
+from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 
 from lightning_paf.nn.activations import Activation
 from lightning_paf.nn.classifier import Classifier
 from lightning_paf.nn.parameter_groups import DecayRule, parameter_groups
-from lightning_paf.nn.weights import key_difference, load_classifier
+from lightning_paf.nn.weights import key_difference, load_classifier, training_dataset
 from lightning_paf.runs.weights_origin import WeightsOrigin
 from lightning_paf.schedules import Cosine, Schedule
 
@@ -141,13 +142,16 @@ class Task(LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": scheduler}
 
     def on_load_checkpoint(self, checkpoint: Mapping[str, Any]) -> None:
-        """Check that the weights are those of this network."""
+        """Check the weights, and normalise as in their training."""
         if difference := key_difference(self.state_dict(), checkpoint["state_dict"]):
             raise ValueError(
                 f"The checkpoint must hold a {type(self.model.net).__name__} of this configuration, got another "
                 f"network:\n{difference}\nPass the config.yaml that was saved next to the checkpoint: "
                 "--config RUN/config.yaml."
             )
+        dataset = training_dataset(checkpoint)
+        if dataset is not None and self.model.normalize_by(dataset):
+            rank_zero_info(f"Normalisation: mean and std of {dataset.name}, as in the training of the checkpoint.")
 
     def _check_finite(self, loss: Tensor) -> None:
         if torch.isfinite(loss):

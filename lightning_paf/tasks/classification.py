@@ -25,7 +25,7 @@ from lightning_paf.schedules import Schedule
 from lightning_paf.specs import DatasetName, dataset_spec
 from lightning_paf.speed.options import Speed
 from lightning_paf.tasks.base import Task
-from lightning_paf.types import Batch
+from lightning_paf.types import Batch, images_and_labels
 
 
 class RobustModule(Task):
@@ -130,7 +130,7 @@ class RobustModule(Task):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Run the inner maximisation, and return the loss of the outer step."""
-        x, y = batch
+        x, y = images_and_labels(batch)
         with self.speed.step(self.model):
             result = self.objective(self.model, x, y, self.attack)
         loss: Tensor = result.loss + self.model.penalty()
@@ -155,13 +155,13 @@ class RobustModule(Task):
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Measure clean accuracy."""
-        x, y = batch
+        x, y = images_and_labels(batch)
         self.val_accuracy(~misclassified(self.model(x), y))
         self.log("val/acc", self.val_accuracy, prog_bar=True)
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         """Measure clean accuracy."""
-        x, y = batch
+        x, y = images_and_labels(batch)
         self.test_accuracy(~misclassified(self.model(x), y))
         self.log("test/acc", self.test_accuracy)
 
@@ -170,7 +170,7 @@ class RobustModule(Task):
 
         Probabilities are (N, num_classes), and NaN where the logits are not finite; labels are (N,).
         """
-        x, y = batch
+        x, y = images_and_labels(batch)
         logits = self.model(x)
         return {"probabilities": logits.softmax(1).masked_fill(undefined(logits)[:, None], torch.nan), "label": y}
 

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import time
 from pathlib import Path
 
 import pytest
@@ -12,8 +13,9 @@ from helpers.resume_helpers import at_step, differences, last, rows
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.pytorch import Trainer
 
-from lightning_paf.callbacks import StopOnSignal
+from lightning_paf.callbacks import StopOnSignal, stop_on_signal
 from lightning_paf.callbacks.stop_on_signal import EXIT_STATUS
+from lightning_paf.data.samplers import MixedSampler
 
 SECONDS = 120  # far more than any of these takes
 
@@ -94,6 +96,24 @@ def test_a_second_interrupt_ends_the_process_at_once(base, tmp_path):
     assert exit_status == -signal.SIGINT, output
     assert "Press Ctrl-C again to end at once" in output
     assert not list((tmp_path / "run" / "checkpoints").glob("*"))
+
+
+def fit_signalled_while_waiting_for_data(*words):
+    """Run `fit`, with SIGTERM and then no data."""
+
+    def silent(self):
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(SECONDS)
+        yield 0
+
+    MixedSampler.__iter__, stop_on_signal.PATIENCE = silent, 1
+    return status(*words)
+
+
+def test_a_signal_ends_a_wait_for_data(base, tmp_path):
+    exit_status, output = run_process(fit_signalled_while_waiting_for_data, base, tmp_path)
+    assert exit_status == EXIT_STATUS, output
+    assert "Stopped by a signal, after 1 s without data and without a new checkpoint. Resume with" in output
 
 
 def test_a_refused_command_restores_the_signal_mask(base, tmp_path):

@@ -82,7 +82,7 @@ BAD_FILES = {
     ),
     "float images": (changed(image=IMAGE / 255), r"must be uint8 .* got float64"),
     "channels first": (changed(image=IMAGE.transpose(0, 3, 1, 2).copy()), "This is NCHW"),
-    "grey": (changed(image=IMAGE[..., 0].copy()), r"images\[..., None\], and pass --data.channels 1"),
+    "grey": (changed(image=IMAGE[..., 0].copy()), r"of shape \(12, 8, 8, 1\)\. Pass --data\.channels 1 with"),
     "label too large": (changed(label=np.arange(12)), "labels must be 0 to 2, got 0 to 11"),
     "label negative": (changed(label=np.arange(12) % 3 - 1), "labels must be 0 to 2, got -1 to 1"),
     "other number of labels": (changed(label=np.arange(11) % 3), r"labels of 12 images must have shape .* got \(11,\)"),
@@ -147,7 +147,7 @@ def test_a_small_pool_sorted_by_class_is_shuffled_and_repeated(tiny, tmp_path):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ("--data.batch_size 0", "batch_size must be at least 1, got 0. Pass --data.batch_size N"),
+        ("--data.batch_size 0", "batch_size must be from 1 to 2^31 - 1, got 0. Pass another --data.batch_size"),
         ("--data.real_fraction 0.5", "data.synthetic must be set for real_fraction=0.5, got none"),
         ("--data.real_fraction 1.5", "real_fraction must be from 0 to 1, got 1.5"),
         ("--data.val_size 1000", "val_size must be 1 to 32, half of the 64 training images, got 1000"),

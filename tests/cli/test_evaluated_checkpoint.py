@@ -11,6 +11,7 @@ import pytest
 import torch
 import yaml
 from helpers.cli_runs import status, write_experiment
+from helpers.data_files import arrays
 from helpers.resume_helpers import content
 
 import lightning_paf
@@ -295,6 +296,25 @@ def test_pretrained_weights_are_named():
     net = {"class_path": "TimmNet", "init_args": {"name": "resnet18"}, "dict_kwargs": {"pretrained": True}}
     assert evaluated_weights(None, {"net": net}).file == "untrained (pretrained weights)"
     assert evaluated_weights(None, {"net": {**net, "dict_kwargs": {"pretrained": False}}}).file == RANDOM
+
+
+def test_mean_and_std_belong_to_the_checkpoint(tiny, tmp_path, caplog):
+    """Images of another dataset are normalised as in the training, by all commands; `predict` needs no labels."""
+    run, root = tmp_path / "run", tmp_path / "images"
+    digits = ["--data.dataset", "digits", "--data.num_classes", "null", "--data.train_examples", "16"]
+    assert status("fit", "-c", tiny, "--run", run, "--val_attack", "null", *digits) == 0
+    image, _ = arrays(num_classes=10, size=8, channels=1)
+    root.mkdir()
+    np.savez(root / "test.npz", image=image[..., 0])
+    options = ["--data.dataset", "npz", "--data.num_classes", "10", "--data.channels", "1", "--data.root", str(root)]
+    model = load_run(run / "checkpoints" / "last.ckpt", options=options).model
+    assert (float(model.mean), float(model.std)) == pytest.approx((0.3053, 0.3760))
+    assert status("predict", "--run", run, "--ckpt_path", "last", *options) == 0
+    assert "Normalisation: mean and std of digits, as in the training of the checkpoint." in caplog.text
+    with np.load(run / "predict" / "predictions.npz") as written:
+        expected = model(torch.from_numpy(image).permute(0, 3, 1, 2) / 255).softmax(1)
+        assert set(written["label"].tolist()) == {-1}
+        np.testing.assert_allclose(written["probabilities"], expected.detach(), atol=1e-5)
 
 
 # ------------------------------------------------------------------ several results in one folder

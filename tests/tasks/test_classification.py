@@ -264,6 +264,30 @@ def test_validation_and_test_are_clean_accuracies(tmp_path):
     assert torch.allclose(predicted, module(x).softmax(1), atol=1e-6)
 
 
+@pytest.mark.parametrize("dtype", [torch.int32, torch.uint8])
+def test_integer_labels_of_any_type_are_labels(dtype):
+    x, y = images(4, num_classes=3)
+    module, expected = make(), make()
+    for trained, labels in ((module, y.to(dtype)), (expected, y)):
+        trainer().fit(trained, DataLoader(TensorDataset(x, labels), 4))
+    assert all(torch.equal(a, b) for a, b in zip(module.parameters(), expected.parameters(), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("batch", "found"),
+    [
+        ({"image": torch.zeros(2), "label": torch.zeros(2)}, "dict of length 2"),
+        ([torch.zeros(2)], "list of length 1"),
+        (torch.zeros(2, 3, 8, 8), "Tensor of length 2"),
+    ],
+)
+def test_other_batches_are_refused_in_one_sentence(batch, found):
+    module = make()
+    for step in (module.training_step, module.validation_step, module.test_step, module.predict_step):
+        with pytest.raises(ValueError, match=rf"must be the two tensors \(images, labels\), got {found}\. Return"):
+            step(batch, 0)
+
+
 def test_the_given_attack_is_used():
     seen = []
 
