@@ -121,12 +121,13 @@ def load_run(
         )
     quiet = ["--model.init", "null", "--run", "null", "--trainer.logger", "false", "--trainer.precision", "32-true"]
     cli = train([*(typed or config_words(config, options)), *quiet, *options], run=False)
-    weights = torch.load(checkpoint, map_location="cpu", weights_only=True)["state_dict"]
+    content = torch.load(checkpoint, map_location="cpu", weights_only=True)
     try:
-        cli.model.load_state_dict(weights)
+        cli.model.load_state_dict(content["state_dict"])
     except RuntimeError as error:
         raise ValueError(
             f"{checkpoint} does not match {config}. Pass the config.yaml of its run as --config. {error}"
         ) from error
+    cli.model.on_load_checkpoint(content)
     chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     return Run(cli.model.eval().to(chosen), cli.datamodule, checkpoint, cli.config.as_dict(), chosen)

@@ -221,8 +221,12 @@ def _check_name(name: str) -> None:
 
 def _classifier(pl_module: LightningModule) -> nn.Module:
     """Return the module's `model`, without wrappers."""
-    model = pl_module.model
-    assert isinstance(model, nn.Module)
+    model = getattr(pl_module, "model", None)
+    if not isinstance(model, nn.Module):
+        raise TypeError(
+            f"{type(pl_module).__name__}.model must be a network from images (N, C, H, W) in [0, 1] to logits, got "
+            f"{type(model).__name__}. Assign the network to `self.model`."
+        )
     return model
 
 

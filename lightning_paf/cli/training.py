@@ -16,7 +16,7 @@ from jsonargparse import Namespace
 from jsonargparse.typing import register_type
 from lightning.fabric.plugins import CheckpointIO
 from lightning.pytorch import Callback, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar, WeightAveraging
+from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint, ProgressBar, WeightAveraging
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.plugins import LayerSync
 
@@ -34,6 +34,7 @@ from lightning_paf.callbacks import (
     StopOnSignal,
     Throughput,
 )
+from lightning_paf.callbacks.added_checkpoint import keep_states_apart
 from lightning_paf.cli.class_names import names_task, suggestion
 from lightning_paf.cli.evaluated_checkpoint import (
     UNTRAINED_HELP,
@@ -254,7 +255,9 @@ class PafCLI(LightningCLI):
         slots = {slot: self._get(self.config_init, slot) for slot in (SLOTS if training else EVALUATION_SLOTS)}
         checkpoint = slots.get("checkpoint")
         if checkpoint is None:
-            config["enable_checkpointing"] = False
+            config["enable_checkpointing"] = any(
+                isinstance(own, Checkpoint) for own in _as_list(config.get("callbacks"))
+            )
             slots["periodic"] = None
         elif isinstance(checkpoint, ModelCheckpoint) and checkpoint.monitor:
             slots["last"] = ModelCheckpoint(**_LAST)
@@ -274,6 +277,7 @@ class PafCLI(LightningCLI):
         first = [slots.pop("averaging")] if slots.get("averaging") else []
         config["callbacks"] = [*first, *_as_list(config.get("callbacks"))]
         filled = [callback for callback in slots.values() if callback is not None]
+        keep_states_apart(config["callbacks"], filled)
         throughput = Throughput()
         reports: list[Callback] = [RunHeartbeat(throughput)]
         if not any(isinstance(callback, ProgressBar) for callback in config["callbacks"]):

@@ -1,6 +1,8 @@
 """Base class of the training tasks."""
 
+import inspect
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -40,9 +42,7 @@ class Task(LightningModule):
         self, optimizer: OptimizerCallable, schedule: Schedule | None, decay: DecayRule, init: Path | None
     ) -> None:
         super().__init__()
-        # A function, which copies of the module share (weight averaging makes one); the value from the command
-        # line holds references to the parser, the trainer and its processes.
-        self.optimizer: OptimizerCallable = lambda parameters: optimizer(parameters)
+        self.optimizer = _without_parser(optimizer)
         self.schedule = schedule or Cosine()
         self.decay: DecayRule = decay
         self.init = init
@@ -127,7 +127,13 @@ class Task(LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Return the optimiser over decay groups, and the schedule of its steps."""
-        optimizer = self.optimizer(parameter_groups(self, self.decay))
+        try:
+            optimizer = self.optimizer(parameter_groups(self, self.decay))
+        except (ValueError, TypeError) as error:
+            raise ValueError(
+                f"The optimizer must accept its options and one or two groups of parameters, got: {error}. "
+                "Pass another --model.optimizer, or --model.decay all for one group."
+            ) from error
         steps = self.trainer.estimated_stepping_batches
         if steps == float("inf"):
             raise ValueError(
@@ -156,3 +162,12 @@ class Task(LightningModule):
             f"The loss must be finite, got {loss.item()} at step {self.global_step} ({where}; scalar parameters: "
             f"{scalars}). Lower the learning rate, or pass --trainer.gradient_clip_val 1 or --trainer.precision 32."
         )
+
+
+def _without_parser(optimizer: OptimizerCallable) -> OptimizerCallable:
+    """Return an optimizer function that can be copied and pickled.
+
+    The value from the command line holds references to the parser, the trainer and its processes.
+    """
+    classes = [value for value in getattr(optimizer, "args", ()) if inspect.isclass(value)]
+    return partial(classes[0], **optimizer.keywords) if classes else optimizer  # type: ignore[attr-defined]
