@@ -21,7 +21,7 @@ class AddedCheckpoint(ModelCheckpoint):
 
 
 def keep_states_apart(added: Iterable[Callback], others: Iterable[Callback]) -> None:
-    """Make every ModelCheckpoint whose state has the name of an earlier one an `AddedCheckpoint`.
+    """Change each ModelCheckpoint with the state key of another to `AddedCheckpoint`.
 
     Args:
         added: Callbacks to change, in the order of the command line.

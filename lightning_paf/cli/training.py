@@ -19,6 +19,7 @@ from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint, ProgressBar, WeightAveraging
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.plugins import LayerSync
+from lightning.pytorch.utilities import rank_zero_info
 
 # Imported so that configurations can name classes without their path, as in `attack: PGD`.
 import lightning_paf.nets
@@ -247,7 +248,12 @@ class PafCLI(LightningCLI):
                 return
             checkpoint = enter_run_folder(self.trainer, checkpoint, self.config_dump)
             self.config["fit"]["ckpt_path"] = self.config_init["fit"]["ckpt_path"] = checkpoint
+            net = self.model.model.net
+            rank_zero_info(f"Network: {type(net).__name__}, {sum(p.numel() for p in net.parameters()):,} parameters")
             super()._run_subcommand(subcommand)
+            for stopping in self.trainer.early_stopping_callbacks:
+                if reason := stopping.stopping_reason_message:  # type: ignore[attr-defined]
+                    rank_zero_info(f"EarlyStopping in epoch {self.trainer.current_epoch}: {reason}")
 
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> Trainer:
         """Fill the slots and open the run folder."""
@@ -266,6 +272,8 @@ class PafCLI(LightningCLI):
             # Other commands write to a subfolder and keep the metrics of the training.
             config["default_root_dir"] = run if training else run / str(self.subcommand)
             config["logger"] = loggers(config["default_root_dir"], config.get("logger"), self.evaluated)
+        if config.get("enable_model_summary") is None:
+            config["enable_model_summary"] = False  # Lightning's counts no FLOPs without an example batch
         plugins = _as_list(config.get("plugins"))
         if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
             plugins.append(AtomicCheckpointIO())
