@@ -91,7 +91,7 @@ def main(argv: list[str] | None = None) -> int:
         if command in _commands():
             status: int = importlib.import_module(f"lightning_paf.commands.{command.replace('-', '_')}").main(rest)
             return status
-    except (ValueError, TypeError, OSError) as error:
+    except (ValueError, TypeError, OSError, RuntimeError) as error:
         return _report(error)
     except KeyboardInterrupt:  # outside of training steps, see `StopOnSignal`
         print(f"lightning-paf: {command} was interrupted", file=sys.stderr)  # noqa: T201
@@ -146,13 +146,13 @@ def _print_completion(words: list[str]) -> int:
 
 
 def _report(error: Exception) -> int:
-    """Print an error of this package without a traceback.
+    """Print an error of this package, or one explained by it, without a traceback.
 
     Any other error is a bug and is raised.
     """
     ours: BaseException | None = error
     # The parser wraps errors of optional classes.
-    while ours is not None and not _raised_here(ours):
+    while ours is not None and not (_raised_here(ours) or "Pass --" in str(ours)):
         ours = ours.__cause__
     if ours is None or os.environ.get("LIGHTNING_PAF_DEBUG"):
         raise error
