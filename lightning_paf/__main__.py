@@ -152,8 +152,10 @@ def _report(error: Exception) -> int:
     """
     ours: BaseException | None = error
     # The parser wraps errors of optional classes.
-    while ours is not None and not (_raised_here(ours) or "Pass --" in str(ours)):
+    while ours is not None and not _raised_here(ours):
         ours = ours.__cause__
+    if ours is None and "Pass --" in str(error):
+        ours = error
     if ours is None or os.environ.get("LIGHTNING_PAF_DEBUG"):
         raise error
     print(f"lightning-paf: error: {ours}", file=sys.stderr)  # noqa: T201
