@@ -12,7 +12,7 @@ from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.callbacks import ModelCheckpoint, ModelPruning
 from lightning.pytorch.loggers import CSVLogger
 from torch import nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from lightning_paf.attacks import PGD
 from lightning_paf.callbacks import (
@@ -136,6 +136,11 @@ class Foreign(LightningModule):
         pass
 
 
+class Stream(IterableDataset):
+    def __iter__(self):
+        return zip(X, Y, strict=True)
+
+
 X, Y = images(8, num_classes=3)
 REFUSED = {
     "a view in the network": (lambda: trainer(None).fit(module(net=Viewing(3)), loader()), "channels_last false"),
@@ -163,6 +168,14 @@ REFUSED = {
     "an evaluation of another module": (
         lambda: trainer(None, RobustEval(ATTACK)).validate(Foreign(), loader()),
         "Foreign.model must be a network .* got NoneType. Assign the network to `self.model`",
+    ),
+    "an evaluation of images without indices": (
+        lambda: trainer(None, RobustEval(ATTACK)).validate(module(), DataLoader(Stream(), batch_size=4)),
+        "one DataLoader of a dataset with indices, got Stream as the val loader",
+    ),
+    "an evaluation of half precision": (
+        lambda: trainer(None, RobustEval(ATTACK), precision="bf16-true").fit(module(), loader(), loader()),
+        "must be float32 for an evaluation, got torch.bfloat16. Pass --trainer.precision bf16-mixed",
     ),
     "no held-out images": (
         lambda: trainer(None, OverfittingDetector()).fit(module(), loader()),
