@@ -285,7 +285,6 @@ class PafCLI(LightningCLI):
         first = [slots.pop("averaging")] if slots.get("averaging") else []
         config["callbacks"] = [*first, *_as_list(config.get("callbacks"))]
         filled = [callback for callback in slots.values() if callback is not None]
-        keep_states_apart(config["callbacks"], filled)
         throughput = Throughput()
         reports: list[Callback] = [RunHeartbeat(throughput)]
         if not any(isinstance(callback, ProgressBar) for callback in config["callbacks"]):
@@ -294,6 +293,7 @@ class PafCLI(LightningCLI):
             reports += [] if config["enable_progress_bar"] else [EpochPrinter(throughput)]
         # `Throughput` comes last, so that a step includes all callbacks.
         always = [ExactResume(), StopOnSignal(), PredictionWriter(), *reports, throughput]
+        keep_states_apart(config["callbacks"], filled)
         return super()._instantiate_trainer(config, [*callbacks, *filled, *always])
 
 

@@ -29,7 +29,7 @@ from lightning_paf.schedules import Schedule
 from lightning_paf.specs import DatasetName, dataset_spec
 from lightning_paf.speed.options import Speed
 from lightning_paf.tasks.base import Task
-from lightning_paf.types import Batch
+from lightning_paf.types import Batch, images_and_labels
 
 
 class RobustModule(Task):
@@ -149,7 +149,7 @@ class RobustModule(Task):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Run the inner maximisation, and return the loss of the outer step."""
-        x, y = _pair(batch)
+        x, y = images_and_labels(batch)
         with self.speed.step(self.model):
             result = self.objective(self.model, x, y, self.attack)
         loss: Tensor = result.loss + self.model.penalty()
@@ -174,13 +174,13 @@ class RobustModule(Task):
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Measure clean accuracy."""
-        x, y = _pair(batch)
+        x, y = images_and_labels(batch)
         self.val_accuracy(~misclassified(self.model(x), y))
         self.log("val/acc", self.val_accuracy, prog_bar=True)
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         """Measure clean accuracy."""
-        x, y = _pair(batch)
+        x, y = images_and_labels(batch)
         self.test_accuracy(~misclassified(self.model(x), y))
         self.log("test/acc", self.test_accuracy)
 
@@ -189,7 +189,7 @@ class RobustModule(Task):
 
         Probabilities are (N, num_classes), and NaN where the logits are not finite; labels are (N,).
         """
-        x, y = _pair(batch)
+        x, y = images_and_labels(batch)
         logits = self.model(x)
         return {"probabilities": logits.softmax(1).masked_fill(undefined(logits)[:, None], torch.nan), "label": y}
 
@@ -222,14 +222,6 @@ class _UndoSetup(Callback):
 # A name under which the default is pickled; the parser reads its options from the lambda expression.
 _sgd: OptimizerCallable = inspect.signature(RobustModule).parameters["optimizer"].default
 _sgd.__qualname__ = "_sgd"
-
-
-def _pair(batch: Any) -> Batch:
-    """Check that a batch consists of images and labels."""
-    if not isinstance(batch, tuple | list) or len(batch) != 2:
-        got = type(batch).__name__ + (f" of {len(batch)}" if isinstance(batch, tuple | list) else "")
-        raise TypeError(f"A batch must be a pair of images and labels, got {got}. Return pairs from the dataset.")
-    return batch[0], batch[1]
 
 
 def _accuracies(result: StepResult, y: Tensor) -> dict[str, Tensor]:

@@ -96,15 +96,6 @@ def test_a_second_interrupt_ends_the_process_at_once(base, tmp_path):
     assert not list((tmp_path / "run" / "checkpoints").glob("*"))
 
 
-def test_an_interrupt_outside_of_training_steps_is_one_line(monkeypatch, capsys):
-    def interrupted(words):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr("lightning_paf.commands.compare.main", interrupted)
-    assert status("compare", "runs/a", "runs/b") == 130
-    assert capsys.readouterr().err == "lightning-paf: compare was interrupted\n"
-
-
 def test_a_refused_command_restores_the_signal_mask(base, tmp_path):
     before = signal.pthread_sigmask(signal.SIG_BLOCK, [])
     assert status(*base, "--run", tmp_path, "--data.batch_size", "-1") != 0

@@ -62,3 +62,12 @@ def test_a_comparison_names_untrained_weights(tested, tmp_path, capsys):
     assert status("test", "--untrained", "-c", tested / "config.yaml", "--run", tmp_path) == 0
     assert status("compare", tested, tmp_path) == 0
     assert "untrained (random weights)" in capsys.readouterr().out
+
+
+def test_an_interrupt_outside_of_training_steps_is_one_line(monkeypatch, capsys):
+    def interrupted(words):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("lightning_paf.commands.compare.main", interrupted)
+    assert status("compare", "runs/a", "runs/b") == 130
+    assert capsys.readouterr().err == "lightning-paf: compare was interrupted\n"

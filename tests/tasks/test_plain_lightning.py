@@ -158,12 +158,12 @@ REFUSED = {
     ),
     "images alone": (
         lambda: trainer(None).fit(module(), DataLoader(X, batch_size=4)),
-        "must be a pair of images and labels, got Tensor. Return pairs from the dataset",
+        r"the two tensors \(images, labels\), got Tensor of length 4. Return \(images, labels\)",
     ),
-    "images alone to predict": (lambda: trainer(None).predict(module(), loader(X)), "got list of 1. Return pairs"),
+    "images alone to predict": (lambda: trainer(None).predict(module(), loader(X)), "got list of length 1. Return"),
     "batches of other keys": (
         lambda: trainer(None).validate(module(), DataLoader([{"image": X[0], "label": 0}])),
-        "must be a pair of images and labels, got dict",
+        "got dict of length 2. Return",
     ),
     "an evaluation of another module": (
         lambda: trainer(None, RobustEval(ATTACK)).validate(Foreign(), loader()),
