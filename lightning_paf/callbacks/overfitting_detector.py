@@ -202,7 +202,7 @@ def _held_out(trainer: Trainer, most: int) -> tuple[Tensor, Tensor]:
     """Load this rank's part of the first validation images."""
     source = trainer.fit_loop.epoch_loop.val_loop._data_source  # a module, or the loader that was passed to `fit`
     loader = source.dataloader() if source.is_defined() else None
-    size = min(len(loader.dataset), most) if isinstance(loader, DataLoader) else 0
+    size = min(len(loader.dataset), most) if isinstance(loader, DataLoader) else 0  # type: ignore[arg-type]
     if size < trainer.world_size:
         raise ValueError(
             "OverfittingDetector needs at least one held-out image per device, "

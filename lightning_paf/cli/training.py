@@ -252,7 +252,7 @@ class PafCLI(LightningCLI):
             rank_zero_info(f"Network: {type(net).__name__}, {sum(p.numel() for p in net.parameters()):,} parameters")
             super()._run_subcommand(subcommand)
             for stopping in self.trainer.early_stopping_callbacks:
-                if reason := stopping.stopping_reason_message:  # type: ignore[attr-defined]
+                if reason := stopping.stopping_reason_message:
                     rank_zero_info(f"EarlyStopping in epoch {self.trainer.current_epoch}: {reason}")
 
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> Trainer:

@@ -1,6 +1,5 @@
 """Base class of the training tasks."""
 
-import inspect
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -11,6 +10,7 @@ from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
+from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from lightning_paf.nn.activations import Activation
@@ -169,5 +169,6 @@ def _without_parser(optimizer: OptimizerCallable) -> OptimizerCallable:
 
     The value from the command line holds references to the parser, the trainer and its processes.
     """
-    classes = [value for value in getattr(optimizer, "args", ()) if inspect.isclass(value)]
+    arguments: tuple[Any, ...] = getattr(optimizer, "args", ())
+    classes: list[type[Optimizer]] = [value for value in arguments if isinstance(value, type)]
     return partial(classes[0], **optimizer.keywords) if classes else optimizer  # type: ignore[attr-defined]
