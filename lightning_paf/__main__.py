@@ -91,7 +91,7 @@ def main(argv: list[str] | None = None) -> int:
         if command in _commands():
             status: int = importlib.import_module(f"lightning_paf.commands.{command.replace('-', '_')}").main(rest)
             return status
-    except (ValueError, TypeError, OSError, RuntimeError) as error:
+    except (ValueError, TypeError, OSError) as error:
         return _report(error)
     except KeyboardInterrupt:  # outside of training steps, see `StopOnSignal`
         print(f"lightning-paf: {command} was interrupted", file=sys.stderr)  # noqa: T201
@@ -146,7 +146,7 @@ def _print_completion(words: list[str]) -> int:
 
 
 def _report(error: Exception) -> int:
-    """Print an error of this package, or one explained by it, without a traceback.
+    """Print an error of this package without a traceback.
 
     Any other error is a bug and is raised.
     """
@@ -154,8 +154,6 @@ def _report(error: Exception) -> int:
     # The parser wraps errors of optional classes.
     while ours is not None and not _raised_here(ours):
         ours = ours.__cause__
-    if ours is None and "Pass --" in str(error):
-        ours = error
     if ours is None or os.environ.get("LIGHTNING_PAF_DEBUG"):
         raise error
     print(f"lightning-paf: error: {ours}", file=sys.stderr)  # noqa: T201

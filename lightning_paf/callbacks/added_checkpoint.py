@@ -19,17 +19,17 @@ class AddedCheckpoint(ModelCheckpoint):
         """Name of the state in checkpoints."""
         return f"{super().state_key}, callback {self.number}"
 
+    @classmethod
+    def keep_states_apart(cls, added: Iterable[Callback], others: Iterable[Callback]) -> None:
+        """Change each ModelCheckpoint with the state key of another to this class.
 
-def keep_states_apart(added: Iterable[Callback], others: Iterable[Callback]) -> None:
-    """Change each ModelCheckpoint with the state key of another to `AddedCheckpoint`.
-
-    Args:
-        added: Callbacks to change, in the order of the command line.
-        others: Callbacks that stay unchanged, so that their states in existing checkpoints are found.
-    """
-    keys = {callback.state_key for callback in others}
-    for number, callback in enumerate(added):
-        if type(callback) is ModelCheckpoint and callback.state_key in keys:
-            callback.__class__ = AddedCheckpoint
-            callback.number = number  # type: ignore[attr-defined]
-        keys.add(callback.state_key)
+        Args:
+            added: Callbacks to change, in the order of the command line.
+            others: Callbacks that stay unchanged, so that their states in existing checkpoints are found.
+        """
+        keys = {callback.state_key for callback in others}
+        for number, callback in enumerate(added):
+            if type(callback) is ModelCheckpoint and callback.state_key in keys:
+                callback.__class__ = cls
+                callback.number = number  # type: ignore[attr-defined]
+            keys.add(callback.state_key)

@@ -168,7 +168,12 @@ class RobustEval(Callback):
         return not fitting or (trainer.current_epoch + 1) % self.every_n_epochs == 0
 
     def _start(self, stage: Stage, trainer: Trainer) -> None:
-        _classifier(trainer.lightning_module)
+        module = trainer.lightning_module
+        if not isinstance(getattr(module, "model", None), nn.Module):
+            raise TypeError(
+                f"{type(module).__name__}.model must be a network from images (N, C, H, W) in [0, 1] to logits. "
+                "Assign the network to `self.model`."
+            )
         loaders = trainer.val_dataloaders if stage == "val" else trainer.test_dataloaders
         if not isinstance(loaders, DataLoader) or isinstance(loaders.dataset, IterableDataset):
             got = getattr(loaders, "dataset", loaders)
@@ -223,17 +228,8 @@ def _check_name(name: str) -> None:
 
 def _classifier(pl_module: LightningModule) -> nn.Module:
     """Return the module's `model`, without wrappers."""
-    model = getattr(pl_module, "model", None)
-    if not isinstance(model, nn.Module):
-        raise TypeError(
-            f"{type(pl_module).__name__}.model must be a network from images (N, C, H, W) in [0, 1] to logits, got "
-            f"{type(model).__name__}. Assign the network to `self.model`."
-        )
-    if other := {parameter.dtype for parameter in model.parameters()} - {torch.float32}:
-        raise ValueError(
-            f"Weights must be float32 for an evaluation, got {other.pop()}. Pass --trainer.precision bf16-mixed or "
-            "32-true."
-        )
+    model = pl_module.model
+    assert isinstance(model, nn.Module)
     return model
 
 

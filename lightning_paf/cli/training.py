@@ -27,6 +27,7 @@ from lightning_paf import recipes
 from lightning_paf.attacks import Attack, radius_text
 from lightning_paf.callbacks import (
     ActivationMonitor,
+    AddedCheckpoint,
     EpochPrinter,
     ExactResume,
     PredictionWriter,
@@ -35,7 +36,6 @@ from lightning_paf.callbacks import (
     StopOnSignal,
     Throughput,
 )
-from lightning_paf.callbacks.added_checkpoint import keep_states_apart
 from lightning_paf.cli.class_names import names_task, suggestion
 from lightning_paf.cli.evaluated_checkpoint import (
     UNTRAINED_HELP,
@@ -250,7 +250,12 @@ class PafCLI(LightningCLI):
             self.config["fit"]["ckpt_path"] = self.config_init["fit"]["ckpt_path"] = checkpoint
             net = self.model.model.net
             rank_zero_info(f"Network: {type(net).__name__}, {sum(p.numel() for p in net.parameters()):,} parameters")
-            super()._run_subcommand(subcommand)
+            try:
+                super()._run_subcommand(subcommand)
+            except RuntimeError as error:
+                if "Pass --" not in str(error):
+                    raise
+                raise ValueError(str(error)) from error
             for stopping in self.trainer.early_stopping_callbacks:
                 if reason := stopping.stopping_reason_message:
                     rank_zero_info(f"EarlyStopping in epoch {self.trainer.current_epoch}: {reason}")
@@ -287,13 +292,13 @@ class PafCLI(LightningCLI):
         filled = [callback for callback in slots.values() if callback is not None]
         throughput = Throughput()
         reports: list[Callback] = [RunHeartbeat(throughput)]
+        AddedCheckpoint.keep_states_apart(config["callbacks"], filled)
         if not any(isinstance(callback, ProgressBar) for callback in config["callbacks"]):
             if config.get("enable_progress_bar") is None:
                 config["enable_progress_bar"] = sys.stdout.isatty()
             reports += [] if config["enable_progress_bar"] else [EpochPrinter(throughput)]
         # `Throughput` comes last, so that a step includes all callbacks.
         always = [ExactResume(), StopOnSignal(), PredictionWriter(), *reports, throughput]
-        keep_states_apart(config["callbacks"], filled)
         return super()._instantiate_trainer(config, [*callbacks, *filled, *always])
 
 

@@ -10,7 +10,6 @@ from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
-from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from lightning_paf.nn.activations import Activation
@@ -127,13 +126,7 @@ class Task(LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Return the optimiser over decay groups, and the schedule of its steps."""
-        try:
-            optimizer = self.optimizer(parameter_groups(self, self.decay))
-        except (ValueError, TypeError) as error:
-            raise ValueError(
-                f"The optimizer must accept its options and one or two groups of parameters, got: {error}. "
-                "Pass another --model.optimizer, or --model.decay all for one group."
-            ) from error
+        optimizer = self.optimizer(parameter_groups(self, self.decay))
         steps = self.trainer.estimated_stepping_batches
         if steps == float("inf"):
             raise ValueError(
@@ -170,5 +163,5 @@ def _without_parser(optimizer: OptimizerCallable) -> OptimizerCallable:
     The value from the command line holds references to the parser, the trainer and its processes.
     """
     arguments: tuple[Any, ...] = getattr(optimizer, "args", ())
-    classes: list[type[Optimizer]] = [value for value in arguments if isinstance(value, type)]
+    classes: list[Any] = [value for value in arguments if isinstance(value, type)]
     return partial(classes[0], **optimizer.keywords) if classes else optimizer  # type: ignore[attr-defined]

@@ -4,7 +4,7 @@ import torch
 from helpers.cli_runs import built, status, write_experiment
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 
-from lightning_paf.callbacks.added_checkpoint import AddedCheckpoint, keep_states_apart
+from lightning_paf.callbacks import AddedCheckpoint
 
 BEST = ["monitor", "val/acc", "mode", "max", "filename"]
 
@@ -40,6 +40,6 @@ def test_only_the_later_of_two_equal_states_gets_a_name():
         pass
 
     added = [EarlyStopping("val/acc"), ModelCheckpoint(), ModelCheckpoint(), Own(), ModelCheckpoint(monitor="step")]
-    keep_states_apart(added, [ModelCheckpoint()])
+    AddedCheckpoint.keep_states_apart(added, [ModelCheckpoint()])
     assert [type(one) for one in added] == [EarlyStopping, AddedCheckpoint, AddedCheckpoint, Own, ModelCheckpoint]
     assert len({one.state_key for one in added}) == len(added)

@@ -150,11 +150,11 @@ REFUSED = {
     ),
     "an optimizer without groups": (
         lambda: trainer(None).fit(module(optimizer=torch.optim.LBFGS), loader()),
-        "got: LBFGS doesn't support per-parameter options .* or --model.decay all",
+        "LBFGS doesn't support per-parameter options",
     ),
     "an invalid learning rate": (
         lambda: trainer(None).fit(module(optimizer=lambda p: torch.optim.SGD(p, lr=-1)), loader()),
-        "got: Invalid learning rate: -1. Pass another --model.optimizer",
+        "Invalid learning rate: -1",
     ),
     "images alone": (
         lambda: trainer(None).fit(module(), DataLoader(X, batch_size=4)),
@@ -167,15 +167,11 @@ REFUSED = {
     ),
     "an evaluation of another module": (
         lambda: trainer(None, RobustEval(ATTACK)).validate(Foreign(), loader()),
-        "Foreign.model must be a network .* got NoneType. Assign the network to `self.model`",
+        "Foreign.model must be a network .* to logits. Assign the network to `self.model`",
     ),
     "an evaluation of images without indices": (
         lambda: trainer(None, RobustEval(ATTACK)).validate(module(), DataLoader(Stream(), batch_size=4)),
         "one DataLoader of a dataset with indices, got Stream as the val loader",
-    ),
-    "an evaluation of half precision": (
-        lambda: trainer(None, RobustEval(ATTACK), precision="bf16-true").fit(module(), loader(), loader()),
-        "must be float32 for an evaluation, got torch.bfloat16. Pass --trainer.precision bf16-mixed",
     ),
     "no held-out images": (
         lambda: trainer(None, OverfittingDetector()).fit(module(), loader()),
