@@ -102,13 +102,14 @@ class Classifier(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map images (N, C, H, W) in [0, 1] to logits (N, num_classes)."""
         net = self.training_net if self.training and self.training_net is not None else self.net
-        logits: Tensor = net(self._normalized(x))
-        if type(logits) is not Proxy and getattr(logits, "shape", ())[1:] != (self.num_classes,):
-            got = f"shape {tuple(logits.shape)}" if hasattr(logits, "shape") else type(logits).__name__
+        output: object = net(self._normalized(x))
+        if not isinstance(output, Proxy) and getattr(output, "shape", ())[1:] != (self.num_classes,):
+            got = f"shape {tuple(output.shape)}" if isinstance(output, Tensor) else type(output).__name__
             raise TypeError(
                 f"{type(self.net).__name__} must return one tensor of logits (N, {self.num_classes}), got {got}. "
                 "Return only the logits from its forward."
             )
+        logits: Tensor = output  # type: ignore[assignment]  # also a proxy
         return logits
 
     def outputs(self, x: Tensor, y: Tensor | None = None) -> Outputs:
