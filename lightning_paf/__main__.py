@@ -64,8 +64,8 @@ def main(argv: list[str] | None = None) -> int:
         argv: Arguments; by default those of the command line.
 
     Returns:
-        Exit status: 0; 1 after an error of this package; 2 after an unknown or removed command. Errors of
-        LightningCLI's parser exit with 2, a training stopped by SIGTERM or SIGUSR1 with 75 (resume it).
+        Exit status: 0; 1 after an error of this package; 2 after an unknown or removed command; 130 after Ctrl-C.
+        Errors of LightningCLI's parser exit with 2, a training stopped by a signal or Ctrl-C with 75 (resume it).
     """
     words = sys.argv[1:] if argv is None else argv
     if not words or words[0] in ("-h", "--help", "help"):
@@ -93,6 +93,9 @@ def main(argv: list[str] | None = None) -> int:
             return status
     except (ValueError, TypeError, OSError) as error:
         return _report(error)
+    except KeyboardInterrupt:  # outside of training steps, see `StopOnSignal`
+        print(f"lightning-paf: {command} was interrupted", file=sys.stderr)  # noqa: T201
+        return 130
     print(f"lightning-paf: {REMOVED.get(command) or _unknown(command)}", file=sys.stderr)  # noqa: T201
     return 2
 

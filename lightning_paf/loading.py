@@ -89,7 +89,7 @@ def describe_fit_options(parser: argparse.ArgumentParser) -> None:
 
 
 def load_run(
-    checkpoint: Path, config: Path | None = None, device: str | None = None, options: Sequence[str] = ()
+    checkpoint: Path | str, config: Path | str | None = None, device: str | None = None, options: Sequence[str] = ()
 ) -> Run:
     """Build the objects of a configuration and load a checkpoint.
 
@@ -112,10 +112,11 @@ def load_run(
     from lightning_paf.runs.checkpoints import check_checkpoint
     from lightning_paf.runs.config_file import run_of
 
+    checkpoint = Path(checkpoint)
     check_checkpoint(str(checkpoint))
     check_trained(checkpoint)
     typed = ["--config", str(config)] if config else None
-    config = config or run_of(checkpoint) / "config.yaml"
+    config = Path(config) if config else run_of(checkpoint) / "config.yaml"
     if not config.is_file():
         raise ValueError(
             f"The configuration of a checkpoint must exist, got no file {config}. Pass --config RUN/config.yaml."

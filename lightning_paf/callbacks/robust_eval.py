@@ -12,7 +12,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, IterableDataset
 
 from lightning_paf.attacks import Attack
 from lightning_paf.evaluation import Samples
@@ -168,11 +168,18 @@ class RobustEval(Callback):
         return not fitting or (trainer.current_epoch + 1) % self.every_n_epochs == 0
 
     def _start(self, stage: Stage, trainer: Trainer) -> None:
+        module = trainer.lightning_module
+        if not isinstance(getattr(module, "model", None), nn.Module):
+            raise TypeError(
+                f"{type(module).__name__}.model must be a network from images (N, C, H, W) in [0, 1] to logits. "
+                "Assign the network to `self.model`."
+            )
         loaders = trainer.val_dataloaders if stage == "val" else trainer.test_dataloaders
-        if not isinstance(loaders, DataLoader):
+        if not isinstance(loaders, DataLoader) or isinstance(loaders.dataset, IterableDataset):
+            got = getattr(loaders, "dataset", loaders)
             raise ValueError(
-                f"RobustEval must have one DataLoader, got {type(loaders).__name__} as the {stage} loader. "
-                f"Return a single DataLoader from {stage}_dataloader."
+                f"RobustEval must have one DataLoader of a dataset with indices, got {type(got).__name__} as the "
+                f"{stage} loader. Return a single DataLoader from {stage}_dataloader."
             )
         self._ids = [int(i) for i in loaders.sampler]
         size = len(loaders.dataset)  # type: ignore[arg-type]  # a dataset with a sampler has a length

@@ -16,9 +16,10 @@ from jsonargparse import Namespace
 from jsonargparse.typing import register_type
 from lightning.fabric.plugins import CheckpointIO
 from lightning.pytorch import Callback, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar, WeightAveraging
+from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint, ProgressBar, WeightAveraging
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.plugins import LayerSync
+from lightning.pytorch.utilities import rank_zero_info
 
 # Imported so that configurations can name classes without their path, as in `attack: PGD`.
 import lightning_paf.nets
@@ -26,6 +27,7 @@ from lightning_paf import recipes
 from lightning_paf.attacks import Attack, radius_text
 from lightning_paf.callbacks import (
     ActivationMonitor,
+    AddedCheckpoint,
     EpochPrinter,
     ExactResume,
     PredictionWriter,
@@ -246,7 +248,17 @@ class PafCLI(LightningCLI):
                 return
             checkpoint = enter_run_folder(self.trainer, checkpoint, self.config_dump)
             self.config["fit"]["ckpt_path"] = self.config_init["fit"]["ckpt_path"] = checkpoint
-            super()._run_subcommand(subcommand)
+            net = self.model.model.net
+            rank_zero_info(f"Network: {type(net).__name__}, {sum(p.numel() for p in net.parameters()):,} parameters")
+            try:
+                super()._run_subcommand(subcommand)
+            except RuntimeError as error:
+                if "Pass --" not in str(error):
+                    raise
+                raise ValueError(str(error)) from error
+            for stopping in self.trainer.early_stopping_callbacks:
+                if reason := stopping.stopping_reason_message:
+                    rank_zero_info(f"EarlyStopping in epoch {self.trainer.current_epoch}: {reason}")
 
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> Trainer:
         """Fill the slots and open the run folder."""
@@ -254,7 +266,9 @@ class PafCLI(LightningCLI):
         slots = {slot: self._get(self.config_init, slot) for slot in (SLOTS if training else EVALUATION_SLOTS)}
         checkpoint = slots.get("checkpoint")
         if checkpoint is None:
-            config["enable_checkpointing"] = False
+            config["enable_checkpointing"] = any(
+                isinstance(own, Checkpoint) for own in _as_list(config.get("callbacks"))
+            )
             slots["periodic"] = None
         elif isinstance(checkpoint, ModelCheckpoint) and checkpoint.monitor:
             slots["last"] = ModelCheckpoint(**_LAST)
@@ -263,6 +277,8 @@ class PafCLI(LightningCLI):
             # Other commands write to a subfolder and keep the metrics of the training.
             config["default_root_dir"] = run if training else run / str(self.subcommand)
             config["logger"] = loggers(config["default_root_dir"], config.get("logger"), self.evaluated)
+        if config.get("enable_model_summary") is None:
+            config["enable_model_summary"] = False  # Lightning's counts no FLOPs without an example batch
         plugins = _as_list(config.get("plugins"))
         if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
             plugins.append(AtomicCheckpointIO())
@@ -276,6 +292,7 @@ class PafCLI(LightningCLI):
         filled = [callback for callback in slots.values() if callback is not None]
         throughput = Throughput()
         reports: list[Callback] = [RunHeartbeat(throughput)]
+        AddedCheckpoint.keep_states_apart(config["callbacks"], filled)
         if not any(isinstance(callback, ProgressBar) for callback in config["callbacks"]):
             if config.get("enable_progress_bar") is None:
                 config["enable_progress_bar"] = sys.stdout.isatty()

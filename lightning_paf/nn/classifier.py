@@ -4,6 +4,7 @@ from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
+from torch.fx import Proxy
 
 from lightning_paf.specs import DatasetSpec
 from lightning_paf.types import Forward
@@ -61,6 +62,7 @@ class Classifier(nn.Module):
         training_net: Substitute for `net` in training mode, set likewise; None by default.
 
     Raises:
+        TypeError: The network returns anything but logits.
         ValueError: The network has no linear classification layer, or one with another number of classes; its
             `smallest_side`, if any, exceeds that of the images.
     """
@@ -101,7 +103,14 @@ class Classifier(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map images (N, C, H, W) in [0, 1] to logits (N, num_classes)."""
         net = self.training_net if self.training and self.training_net is not None else self.net
-        logits: Tensor = net(self._normalized(x))
+        output: object = net(self._normalized(x))
+        if not isinstance(output, Proxy) and getattr(output, "shape", ())[1:] != (self.num_classes,):
+            got = f"shape {tuple(output.shape)}" if isinstance(output, Tensor) else type(output).__name__
+            raise TypeError(
+                f"{type(self.net).__name__} must return one tensor of logits (N, {self.num_classes}), got {got}. "
+                "Return only the logits from its forward."
+            )
+        logits: Tensor = output  # type: ignore[assignment]  # also a proxy
         return logits
 
     def outputs(self, x: Tensor, y: Tensor | None = None) -> Outputs:

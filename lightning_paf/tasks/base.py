@@ -1,6 +1,7 @@
 """Base class of the training tasks."""
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -40,9 +41,7 @@ class Task(LightningModule):
         self, optimizer: OptimizerCallable, schedule: Schedule | None, decay: DecayRule, init: Path | None
     ) -> None:
         super().__init__()
-        # A function, which copies of the module share (weight averaging makes one); the value from the command
-        # line holds references to the parser, the trainer and its processes.
-        self.optimizer: OptimizerCallable = lambda parameters: optimizer(parameters)
+        self.optimizer = _without_parser(optimizer)
         self.schedule = schedule or Cosine()
         self.decay: DecayRule = decay
         self.init = init
@@ -163,3 +162,13 @@ class Task(LightningModule):
             f"The loss must be finite, got {loss.item()} at step {self.global_step} ({where}; scalar parameters: "
             f"{scalars}). Lower the learning rate, or pass --trainer.gradient_clip_val 1 or --trainer.precision 32."
         )
+
+
+def _without_parser(optimizer: OptimizerCallable) -> OptimizerCallable:
+    """Return an optimizer function that can be copied and pickled.
+
+    The value from the command line holds references to the parser, the trainer and its processes.
+    """
+    arguments: tuple[Any, ...] = getattr(optimizer, "args", ())
+    classes: list[Any] = [value for value in arguments if isinstance(value, type)]
+    return partial(classes[0], **optimizer.keywords) if classes else optimizer  # type: ignore[attr-defined]

@@ -1,13 +1,17 @@
 """Adversarial training of a classifier with any objective."""
 
-from collections.abc import Callable
+import inspect
+from collections.abc import Callable, Mapping
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
 import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.cli import OptimizerCallable
+from lightning.pytorch.core.mixins.hparams_mixin import _given_hyperparameters
 from lightning.pytorch.core.optimizer import LightningOptimizer
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 from torch.optim import SGD
 from torchmetrics import MeanMetric
@@ -74,15 +78,15 @@ class RobustModule(Task):
         channels: int | None = None,
     ) -> None:
         super().__init__(optimizer, schedule, decay, init)
-        self.save_hyperparameters()
-        if isinstance(self.hparams.get("net"), nn.Module):
-            # Built in code rather than from a configuration: modules would make the checkpoint unreadable.
-            self.hparams.clear()
+        if _given_hyperparameters.get() is not None:
+            # Plain values of a configuration; objects would make checkpoints unreadable, and `hparams.yaml` huge.
+            self.save_hyperparameters()
         spec = dataset_spec(dataset, num_classes, channels)
         example = torch.zeros(2, spec.channels, spec.size, spec.size)
         if activation is not None:
             swap_activations(net, lambda: deepcopy(activation), scope=activation_scope, example=example)
         self.model = Classifier(net, spec, normalize)
+        self.normalize = normalize
         self.attack = attack
         self.objective = objective
         self.objective.bind(self.model)
@@ -118,6 +122,21 @@ class RobustModule(Task):
         """Undo `setup`."""
         if stage == "fit":
             self.speed.restore(self.model)
+
+    def configure_callbacks(self) -> list[Callback]:
+        """Return a callback that undoes `setup` after an exception, unless there is one."""
+        known = any(isinstance(callback, _UndoSetup) for callback in self.trainer.callbacks)  # type: ignore[attr-defined]
+        return [] if known else [_UndoSetup()]
+
+    def on_load_checkpoint(self, checkpoint: Mapping[str, Any]) -> None:
+        """Check the weights, and report another normalisation than in their training."""
+        super().on_load_checkpoint(checkpoint)
+        trained = (checkpoint.get("hyper_parameters") or {}).get("normalize", self.normalize)
+        if trained != self.normalize:
+            rank_zero_warn(
+                f"model.normalize must be {str(trained).lower()} for the accuracy of this checkpoint, got "
+                f"{str(self.normalize).lower()}. Pass --model.normalize {str(trained).lower()}, as in its training."
+            )
 
     def on_train_start(self) -> None:
         """Notify the objective of the epoch; in a resumed one, with its original start."""
@@ -185,6 +204,24 @@ class RobustModule(Task):
                 "Pass --model.speed.compile false, or another --model.objective."
             )
         require_second_derivatives(self.model, example, name)
+
+
+class _UndoSetup(Callback):
+    """Restores the network after an exception, where Lightning skips `teardown`."""
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Restore the network, and explain an error of `view`."""
+        pl_module.teardown("fit")
+        if "view size is not compatible" in str(exception):
+            exception.args = (
+                "Parameters and images must be contiguous for an optimizer, a callback or a network that calls `view`, "
+                f"got the channels-last layout. Pass --model.speed.channels_last false. ({exception})",
+            )
+
+
+# A name under which the default is pickled; the parser reads its options from the lambda expression.
+_sgd: OptimizerCallable = inspect.signature(RobustModule).parameters["optimizer"].default
+_sgd.__qualname__ = "_sgd"
 
 
 def _accuracies(result: StepResult, y: Tensor) -> dict[str, Tensor]:

@@ -310,3 +310,27 @@ def test_a_saved_configuration_is_built_without_running(trained):
     before = content(trained)
     assert built("-c", trained / "config.yaml").model.model.num_classes == 3
     assert content(trained) == before
+
+
+def test_an_early_stop_and_the_size_of_the_network_are_logged(tiny, tmp_path, caplog):
+    words = [
+        "--trainer.callbacks+=EarlyStopping",
+        "--trainer.callbacks.monitor",
+        "val/acc",
+        "--trainer.callbacks.mode",
+        "max",
+    ]
+    words += ["--trainer.callbacks.stopping_threshold", "-1", "--trainer.max_epochs", "9"]
+    words += ["--trainer.enable_model_summary", "null"]
+    assert status("fit", "-c", tiny, *words, "--run", tmp_path) == 0
+    assert "Network: SmallConvNet, 1,529 parameters" in caplog.text
+    assert "EarlyStopping in epoch 1: Stopping threshold reached" in caplog.text
+    assert "FLOPs" not in caplog.text
+
+
+def test_an_error_of_torch_that_an_option_avoids_is_one_line(tiny, tmp_path, capsys):
+    pruning = ["--trainer.callbacks+=ModelPruning", "--trainer.callbacks.pruning_fn", "l1_unstructured"]
+    assert status("fit", "-c", tiny, *pruning, "--run", tmp_path) == 1
+    error = capsys.readouterr().err
+    assert "Pass --model.speed.channels_last false." in error
+    assert "Traceback" not in error

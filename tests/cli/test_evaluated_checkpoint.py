@@ -260,7 +260,7 @@ def test_a_tool_ignores_the_checkpoint_in_an_old_configuration(run):
     config, last = run / "config.yaml", run / "checkpoints" / "last.ckpt"
     config.write_text(config.read_text() + f"ckpt_path: {run / 'checkpoints' / 'best.ckpt'}\n")
     weights = torch.load(last, weights_only=True)["state_dict"]
-    loaded = load_run(last, config).module.state_dict()
+    loaded = load_run(str(last), str(config)).module.state_dict()
     assert all(torch.equal(value, weights[name]) for name, value in loaded.items())
 
 
