@@ -11,10 +11,11 @@ import torch
 from lightning_paf.cli.saved_config import config_words
 from lightning_paf.runs.checkpoints import check_checkpoint, newest_checkpoint
 from lightning_paf.runs.config_file import is_saved, run_of
-from lightning_paf.runs.folder import NEWEST, WORDS_FOR_CHECKPOINTS
+from lightning_paf.runs.folder import NEWEST
 from lightning_paf.runs.resume_check import CONFIG
 from lightning_paf.runs.weights_origin import WeightsOrigin
 
+WORDS_FOR_CHECKPOINTS = (*NEWEST, "best", "hpc")
 UNTRAINED_HELP = "evaluate the starting weights, without a checkpoint; results are marked `untrained`"
 
 

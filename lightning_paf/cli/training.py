@@ -49,7 +49,7 @@ from lightning_paf.objectives import Objective
 from lightning_paf.runs import console
 from lightning_paf.runs.checkpoints import AtomicCheckpointIO, check_checkpoint
 from lightning_paf.runs.folder import (
-    WORDS_FOR_CHECKPOINTS,
+    NEWEST,
     RunFolder,
     check_writable,
     enter_run_folder,
@@ -221,7 +221,7 @@ class PafCLI(LightningCLI):
             options["ckpt_path"] = evaluated_checkpoint(str(self.subcommand), checkpoint, run, options["untrained"])
             model = options.model.get("init_args", options.model).as_dict()
             self.evaluated = evaluated_weights(options["ckpt_path"], model)
-        elif checkpoint is not None and checkpoint not in WORDS_FOR_CHECKPOINTS:
+        elif checkpoint is not None and checkpoint not in NEWEST:
             check_checkpoint(checkpoint)
         check_installed(self._get(self.config, "trainer.logger"))
         if self.subcommand is not None and run is not None:

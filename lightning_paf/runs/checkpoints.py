@@ -167,6 +167,21 @@ def step_of(path: str | Path) -> int:
     return step
 
 
+def position_of(path: str | Path) -> tuple[int, int]:
+    """Return optimiser steps and finished epochs before a checkpoint.
+
+    Raises:
+        ValueError: The file holds weights only.
+    """
+    position = _progress(_read(Path(path)))
+    if position is None:
+        raise ValueError(
+            f"--ckpt_path must be a checkpoint to resume from, but {path} {_WEIGHTS_ONLY}. Pass --model.init "
+            "instead to start a new training with them."
+        )
+    return position
+
+
 def with_plain_numbers(value: Any) -> Any:
     """Replace numpy numbers in a checkpoint by Python numbers.
 

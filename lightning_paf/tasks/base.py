@@ -9,7 +9,6 @@ from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
-from torch.optim.lr_scheduler import LambdaLR
 
 from lightning_paf.nn.activations import Activation
 from lightning_paf.nn.classifier import Classifier
@@ -17,6 +16,7 @@ from lightning_paf.nn.parameter_groups import DecayRule, parameter_groups
 from lightning_paf.nn.weights import key_difference, load_classifier
 from lightning_paf.runs.weights_origin import WeightsOrigin
 from lightning_paf.schedules import Cosine, Schedule
+from lightning_paf.tasks.step_schedule import StepSchedule
 
 
 class Task(LightningModule):
@@ -134,7 +134,7 @@ class Task(LightningModule):
                 "The length of the training must be set for the learning-rate schedule, got max_epochs=-1. "
                 "Pass --trainer.max_epochs or --trainer.max_steps."
             )
-        scheduler = LambdaLR(optimizer, lambda step: self.schedule(step / steps))
+        scheduler = StepSchedule(optimizer, lambda step: self.schedule(step / steps))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step", "name": "lr"}}
 
     def on_load_checkpoint(self, checkpoint: Mapping[str, Any]) -> None:

@@ -33,6 +33,15 @@ class Saver(Callback):
         trainer.save_checkpoint(f"{trainer.log_dir}/saved/epoch{trainer.current_epoch}.ckpt")
 
 
+class RateRecorder(Callback):
+    """Keeps the learning rate of every step."""
+
+    rates: list[float] = []  # noqa: RUF012  # shared by all instances
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        self.rates.append(trainer.optimizers[0].param_groups[0]["lr"])
+
+
 class AtStep(Callback):
     """Acts before a step."""
 
