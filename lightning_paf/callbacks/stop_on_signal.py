@@ -14,8 +14,8 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
 from torch.utils.data import get_worker_info
 
-EXIT_STATUS = 75
-"""EX_TEMPFAIL of `sysexits.h`: try again later."""
+from lightning_paf.utils.process import EXIT_STATUS
+
 _NAMES = ("SIGTERM", "SIGUSR1", "SIGINT", "SIGHUP")
 _SIGNALS = [getattr(signal, name) for name in _NAMES if hasattr(signal, name)]
 _Handler = Callable[[int, FrameType | None], None] | signal.Handlers

@@ -22,7 +22,8 @@ UNTRAINED_HELP = "evaluate the starting weights, without a checkpoint; results a
 def arrange(words: Sequence[str]) -> list[str]:
     """Move configuration files before options, which take precedence in any order.
 
-    `ckpt_path` of a saved configuration is ignored, and in an evaluation also `run`, which is the folder of the file.
+    `ckpt_path` and `run` of a saved configuration are ignored: the run is the folder of the file, which can have been
+    moved. Without a saved `run`, a new training still gets a new folder.
     Without `--config`, an evaluation reads the configuration of the checkpoint's run.
 
     Raises:
@@ -32,7 +33,8 @@ def arrange(words: Sequence[str]) -> list[str]:
     if {"-h", "--help"} & set(rest):
         return list(words)
     evaluates = command != "fit"
-    configs = [word for config in typed.config for word in ("--config", config, *_overrides(config, evaluates))]
+    new = not evaluates and typed.ckpt_path not in NEWEST
+    configs = [word for config in typed.config for word in ("--config", config, *_overrides(config, new))]
     found = _config_of_run(command, typed, "--untrained" in rest) if evaluates and not typed.config else None
     if found is not None:
         print(f"Configuration of the checkpoint: {found}", file=sys.stderr)  # noqa: T201
@@ -127,11 +129,12 @@ def _config_of_run(command: str, typed: argparse.Namespace, untrained: bool) -> 
     return folder / CONFIG if folder is not None and (folder / CONFIG).is_file() else None
 
 
-def _overrides(config: str, evaluates: bool) -> list[str]:
+def _overrides(config: str, new: bool) -> list[str]:
     """Return options that override `ckpt_path` and `run` of a saved configuration."""
     if not is_saved(Path(config)):
         return []
-    return ["--ckpt_path=null", *([f"--run={Path(config).parent}"] if evaluates else [])]
+    has_run = not new or "\nrun: null\n" not in Path(config).read_text(errors="replace")
+    return ["--ckpt_path=null", *[f"--run={Path(config).parent}"] * has_run]
 
 
 def _resolve(word: str, run: Path | None) -> Path:

@@ -5,6 +5,9 @@ import platform
 from dataclasses import dataclass
 from pathlib import Path
 
+EXIT_STATUS = 75
+"""EX_TEMPFAIL of `sysexits.h`: status of a training or test that a signal has stopped; restart it."""
+
 
 @dataclass(frozen=True)
 class Process:

@@ -14,7 +14,7 @@ from helpers.processes import started
 from helpers.resume_helpers import at_step, content, differences, last, rows, settled
 
 from lightning_paf.callbacks.exact_resume import random_state, set_random_state
-from lightning_paf.callbacks.stop_on_signal import EXIT_STATUS
+from lightning_paf.utils.process import EXIT_STATUS
 
 EPOCH = 4  # steps
 SECONDS = 120  # far more than any of these takes
