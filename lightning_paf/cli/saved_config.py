@@ -129,11 +129,16 @@ def _leaves(value: Any, key: str, strings: int = 0) -> Iterator[tuple[str, Any]]
 def _collections(text: str, key: str) -> Iterator[Any]:
     """Yield the collections in a string of YAML, for both loaders of the parser."""
     for loader in _LOADERS:
+        level = most = 0
         try:
-            has_some = any(isinstance(event, yaml.CollectionStartEvent) for event in yaml.parse(text, Loader=loader))
-        except yaml.YAMLError:  # text for the parser, too
+            for event in yaml.parse(text, Loader=loader):
+                level += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+                most = max(most, level)
+                if level > _MOST_LEVELS:
+                    break
+        except yaml.YAMLError:  # text for the parser, too, such as `{epoch}-{step}`
             continue
-        if has_some:
+        if most:
             yield _read(_option(key), text, loader)
 
 

@@ -274,6 +274,7 @@ class PafCLI(LightningCLI):
         first = [slots.pop("averaging")] if slots.get("averaging") else []
         config["callbacks"] = [*first, *_as_list(config.get("callbacks"))]
         filled = [callback for callback in slots.values() if callback is not None]
+        _omit_folders([*config["callbacks"], *filled])
         throughput = Throughput()
         reports: list[Callback] = [RunHeartbeat(throughput)]
         if not any(isinstance(callback, ProgressBar) for callback in config["callbacks"]):
@@ -337,6 +338,14 @@ def _check_monitor(trainer: Trainer) -> None:
                 f"checkpoint.monitor must be a metric of --val_attack or --autoattack in validation, got {monitor}. "
                 f"Pass --checkpoint.monitor with one of {', '.join(measured)}."
             )
+
+
+def _omit_folders(callbacks: Sequence[Callback]) -> None:
+    """Name checkpoints as in `acc_pgd=0.5`; Lightning would make a folder of `{val/acc_pgd}`."""
+    for saver in callbacks:
+        if isinstance(saver, ModelCheckpoint) and saver.filename and saver.auto_insert_metric_name:
+            saver.filename = re.sub(r"\{(?:[^{}:]*/)?([^{}:/]+)", r"\1=\g<0>", saver.filename)
+            saver.auto_insert_metric_name = False
 
 
 def _as_list(value: Any) -> list[Any]:

@@ -210,6 +210,23 @@ def test_grey_images_are_trained_and_tested(tmp_path):
     assert status("predict", "--ckpt_path", last(tmp_path / "run")) == 0
 
 
+@pytest.mark.parametrize(
+    ("filename", "expected"),
+    [
+        ("{epoch}-{val/acc_pgd:.3f}", "epoch=1-acc_pgd=0.500.ckpt"),
+        ("best-{step:03d}", "best-step=008.ckpt"),
+        ("{val/acc_pgd}", "acc_pgd=0.5.ckpt"),
+    ],
+)
+def test_the_name_of_a_metric_makes_no_folder(filename, expected, tiny):
+    own = json.dumps({"class_path": "ModelCheckpoint", "init_args": {"filename": filename, "monitor": "val/acc"}})
+    cli = built("-c", tiny, "--checkpoint.filename", filename, f"--trainer.callbacks+={own}")
+    named = [saver for saver in cli.trainer.checkpoint_callbacks if saver.filename not in ("last", "step={step}")]
+    assert len(named) == 2
+    for saver in named:
+        assert saver.format_checkpoint_name({"epoch": 1, "step": 8, "val/acc_pgd": 0.5}) == expected
+
+
 # ------------------------------------------------------------------ resuming
 
 
