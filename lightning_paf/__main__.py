@@ -23,6 +23,7 @@ from lightning_paf import __version__
 from lightning_paf.cli.help_page import SUMMARIES, page
 from lightning_paf.utils.discovery import modules_with
 from lightning_paf.utils.process import EXIT_STATUS
+from lightning_paf.utils.terminal import printable
 
 TRAINING = SUMMARIES
 """Summaries of the commands that LightningCLI runs."""
@@ -155,13 +156,18 @@ def _report(error: Exception) -> int:
 
     Any other error is a bug and is raised.
     """
+    if isinstance(error, OSError) and error.filename and not os.environ.get("LIGHTNING_PAF_DEBUG"):
+        reason = f"{error.filename} cannot be used: {error.strerror}. Check the path and its permissions."
+        print(f"lightning-paf: error: {printable(reason)}", file=sys.stderr)  # noqa: T201
+        return 1
     ours: BaseException | None = error
     # The parser wraps errors of optional classes.
     while ours is not None and not _raised_here(ours):
         ours = ours.__cause__
     if ours is None or os.environ.get("LIGHTNING_PAF_DEBUG"):
         raise error
-    print(f"lightning-paf: error: {ours}", file=sys.stderr)  # noqa: T201
+    lines = map(printable, str(ours).split("\n"))
+    print("\n".join([f"lightning-paf: error: {next(lines)}", *lines]), file=sys.stderr)  # noqa: T201
     return 1
 
 

@@ -338,6 +338,18 @@ def test_a_checkpoint_of_another_architecture(command, words, message, trained, 
 # ------------------------------------------------------------------ a loss that is not finite
 
 
+@pytest.mark.parametrize("command", ["recipes", "compare"])
+def test_an_error_of_the_file_system_is_one_line(command, monkeypatch, capsys):
+    def refuse(words):
+        Path("/proc/\x1b[31m").joinpath(*words).write_text("")
+
+    monkeypatch.setattr(f"lightning_paf.commands.{command}.main", refuse)
+    assert status(command, "file") == 1
+    error = capsys.readouterr().err
+    assert error.startswith("lightning-paf: error: /proc/?[31m/file cannot be used: No such file or directory.")
+    assert "Traceback" not in error
+
+
 def test_a_loss_that_is_not_finite_ends_the_training(tiny, tmp_path, capsys):
     words = ["--model.optimizer", "SGD", "--model.optimizer.lr", "1e30"]
     error = fit_error(capsys, tmp_path / "run", "-c", tiny, *words)

@@ -9,6 +9,7 @@ import yaml
 from helpers.cli_runs import status, write_experiment
 from helpers.resume_helpers import RateRecorder, content
 
+from lightning_paf.runs.progress import FILE, Progress
 from lightning_paf.runs.resume_check import changed_options
 
 STARTED = {
@@ -107,6 +108,7 @@ def test_a_finished_run_stays_finished_until_options_differ(stopped_early, caplo
     before = content(stopped_early[4])
     assert status(*stopped_early, 4, "--data.num_workers", 1) == 0
     assert "has finished at step 8" in caplog.text
+    assert "val/acc did not improve" in Progress.read(stopped_early[4] / FILE).error
     assert content(stopped_early[4]) == before
     with pytest.warns(UserWarning, match="has changed: --trainer.max_epochs 4 -> 5"):
         assert status(*stopped_early, 5) == 0
