@@ -341,7 +341,7 @@ def _check_monitor(trainer: Trainer) -> None:
 
 
 def _omit_folders(callbacks: Sequence[Callback]) -> None:
-    """Name checkpoints as in `acc_pgd=0.5`; Lightning would make a folder of `{val/acc_pgd}`."""
+    """Name checkpoints by metrics without their folders, as in `acc_pgd=0.5`."""
     for saver in callbacks:
         if isinstance(saver, ModelCheckpoint) and saver.filename and saver.auto_insert_metric_name:
             saver.filename = re.sub(r"\{(?:[^{}:]*/)?([^{}:/]+)", r"\1=\g<0>", saver.filename)

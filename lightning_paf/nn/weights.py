@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from lightning_paf.nn.classifier import Classifier
+from lightning_paf.utils.files import checksum_error
 
 _PREFIX = "model."
 
@@ -25,6 +26,8 @@ def load_classifier(model: Classifier, checkpoint: Path) -> None:
     """
     try:
         weights = torch.load(checkpoint, map_location="cpu", weights_only=True)["state_dict"]
+        if damage := checksum_error(checkpoint):
+            raise ValueError(damage)
     except Exception as error:  # a damaged file can raise anything
         raise ValueError(
             f"{checkpoint} must be a checkpoint of `fit`, got a damaged or foreign file ({type(error).__name__}). "

@@ -5,7 +5,6 @@ import errno
 import io
 import os
 import pickle
-import zipfile
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -17,7 +16,7 @@ from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.utilities import rank_zero_warn
 
 from lightning_paf.runs.checkpoint_version import check_checkpoint_version
-from lightning_paf.utils.files import sync_folder
+from lightning_paf.utils.files import checksum_error, sync_folder
 
 _SUFFIX = ".ckpt"
 _WEIGHTS_ONLY = "holds weights only"
@@ -89,12 +88,14 @@ def check_checkpoint(name: str) -> None:
     if not os.path.lexists(path):
         raise ValueError(f"--ckpt_path must be a checkpoint, got {name}, which does not exist. Check the path.")
     try:
-        found = _read(path)
+        found, damage = _read(path), checksum_error(path)
     except Exception as error:  # a damaged file raises any exception
+        found, damage = {}, _reason(path, error)
+    if damage:
         raise ValueError(
-            f"--ckpt_path must be a checkpoint of a training, but {name} {_reason(path, error)}. Objects are not "
-            "unpickled because that can run any code. Pass a file that `fit` wrote: RUN/checkpoints/last.ckpt."
-        ) from error
+            f"--ckpt_path must be a checkpoint of a training, but {name} {damage}. Objects are not unpickled because "
+            "that can run any code. Pass a file that `fit` wrote: RUN/checkpoints/last.ckpt."
+        )
     keys = list(found) if isinstance(found, dict) else [type(found).__name__]
     if not {"state_dict", "pytorch-lightning_version"} <= set(keys):
         raise ValueError(
@@ -148,7 +149,11 @@ def newest_checkpoint(folders: Iterable[Path]) -> Path | None:
     if unreadable:
         raise _refused(unreadable)
     for *_, path in sorted(found, reverse=True):
-        if damage := _checksum_error(path):
+        try:
+            damage = checksum_error(path)
+        except OSError as error:
+            raise _refused({path: _reason(path, error)}) from error
+        if damage:
             skipped[path] = damage
             continue
         for other, reason in skipped.items():
@@ -228,16 +233,6 @@ def _first_object(value: Any, where: str) -> tuple[str, Any] | None:
     except Exception:  # pickling runs code of the object
         return where, value
     return None
-
-
-def _checksum_error(path: Path) -> str:
-    """Describe a checksum error in a loadable checkpoint; empty if there is none."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            damaged = archive.testzip()
-    except OSError as error:
-        raise _refused({path: _reason(path, error)}) from error
-    return f"is damaged (checksum of {damaged})" if damaged else ""
 
 
 def _refused(files: Mapping[Path, str]) -> ValueError:

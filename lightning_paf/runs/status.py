@@ -213,7 +213,7 @@ def _is_number(text: str) -> bool:
 
 
 def _checked(paths: list[Path], unreadable: list[str]) -> tuple[list[Path], list[Path]]:
-    """Separate complete checkpoints from truncated ones, which have no table of contents."""
+    """Separate complete checkpoints from truncated ones (no table of contents)."""
     found: tuple[list[Path], list[Path]] = [], []
     for path in paths:
         try:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 EXIT_STATUS = 75
-"""EX_TEMPFAIL of `sysexits.h`: status of a training or test that a signal has stopped; restart it."""
+"""Exit status of a command that a signal has stopped (EX_TEMPFAIL): restart it."""
 
 
 @dataclass(frozen=True)
