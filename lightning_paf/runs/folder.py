@@ -14,6 +14,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from lightning_paf import __version__
 from lightning_paf.runs.checkpoints import AtomicCheckpointIO, checkpoint_files, newest_checkpoint, position_of, step_of
+from lightning_paf.runs.config_file import is_saved
 from lightning_paf.runs.lock import locked
 from lightning_paf.runs.loggers import RunMetrics, log_config
 from lightning_paf.runs.progress import FILE, Progress
@@ -107,7 +108,12 @@ def enter_run_folder(trainer: Trainer, checkpoint: str | None, config: Mapping[s
         checkpoint = _newest(trainer, folder)
     elif not _resumes(folder, checkpoint) and _traces(trainer, folder):
         raise _occupied(folder)
-    resumes = _resumes(folder, checkpoint)
+    resumes, saved = _resumes(folder, checkpoint), folder / CONFIG
+    if not resumes and os.path.lexists(saved) and not is_saved(saved):
+        raise ValueError(
+            f"A run folder must hold no config.yaml that `fit` did not write, got {saved}, which this training would "
+            "replace. Rename it, or pass another --run."
+        )
     changes = changed_options(folder, config) if resumes else []
     if checkpoint is not None and (changes or not resumes):
         _check_steps_left(trainer, checkpoint)

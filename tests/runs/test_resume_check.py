@@ -78,11 +78,24 @@ def test_devices_paths_and_speed_can_differ(option, value, tmp_path):
     assert changes(tmp_path, option, value) == []
 
 
-@pytest.mark.parametrize("text", [None, "", "[1, 2]", "a: ["])
-def test_without_a_readable_configuration_nothing_differs(text, tmp_path):
-    if text is not None:
-        (tmp_path / "config.yaml").write_text(text)
+def test_without_a_configuration_nothing_differs(tmp_path):
     assert changed_options(tmp_path, STARTED) == []
+
+
+@pytest.mark.parametrize("text", [b"", b"[1, 2]", b"a: [", b"words", b"\xff\xfe\0", b"a: \0"])
+def test_another_file_in_its_place_is_refused(text, tmp_path):
+    (tmp_path / "config.yaml").write_bytes(text)
+    with pytest.raises(ValueError, match=r"config\.yaml must be the configuration of the run, got .* Restore it"):
+        changed_options(tmp_path, STARTED)
+
+
+def test_a_configuration_of_the_user_is_not_replaced(tmp_path, capsys):
+    config = Path(write_experiment(tmp_path)).rename(tmp_path / "config.yaml")
+    before = content(tmp_path)
+    for words in ([], ["--ckpt_path", "auto"]):
+        assert status("fit", "-c", config, "--run", tmp_path, *words) == 1
+        assert "must hold no config.yaml that `fit` did not write" in capsys.readouterr().err
+    assert content(tmp_path) == before
 
 
 @pytest.fixture(scope="module")
