@@ -12,6 +12,7 @@ from lightning_paf.cli.saved_config import config_words
 from lightning_paf.runs.checkpoints import check_checkpoint, newest_checkpoint
 from lightning_paf.runs.config_file import is_saved, run_of
 from lightning_paf.runs.folder import NEWEST
+from lightning_paf.runs.identity import RUN, read_identity
 from lightning_paf.runs.resume_check import CONFIG
 from lightning_paf.runs.weights_origin import WeightsOrigin
 
@@ -144,9 +145,10 @@ def _resolve(word: str, run: Path | None) -> Path:
     if run is None:
         raise _no_run(word)
     files = sorted(path for path in run.rglob("*.ckpt") if not _in_nested_run(path, run))
+    run_id = read_identity(run).get(RUN)
     if len(files) == 1:  # possibly weights only, written by `import-weights`
         check_checkpoint(str(files[0]))
-    newest = files[0] if len(files) == 1 else newest_checkpoint({path.parent for path in files})
+    newest = files[0] if len(files) == 1 else newest_checkpoint({path.parent for path in files}, run_id)
     found = newest if newest is None or word in NEWEST else _best(newest, files)
     if found is None:
         kind = "a checkpoint" if newest is None else "a checkpoint recorded as best by a monitored ModelCheckpoint"

@@ -4,7 +4,7 @@ import argparse
 import contextlib
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
@@ -56,6 +56,7 @@ from lightning_paf.runs.folder import (
     held_run_folder,
     is_finished,
 )
+from lightning_paf.runs.identity import resume_services
 from lightning_paf.runs.loggers import check_installed, loggers
 from lightning_paf.runs.torchrun import SyncBatchNormOnAnyDevice, follow_torchrun
 from lightning_paf.runs.trust import TRUST, TRUST_HELP
@@ -149,6 +150,7 @@ class PafCLI(LightningCLI):
         known = LightningCLI.subcommands()
         return known if self._command is None else {self._command: known[self._command]}
 
+    _restore_loggers: Callable[[], None] = staticmethod(lambda: None)
     evaluated: WeightsOrigin | None = None
     """Origin of the weights that `validate`, `test` or `predict` evaluates."""
 
@@ -226,9 +228,11 @@ class PafCLI(LightningCLI):
         check_installed(self._get(self.config, "trainer.logger"))
         if self.subcommand is not None and run is not None:
             check_writable(Path(run))
+            self._restore_loggers = resume_services(self._get(self.config, "trainer.logger"), Path(run))
 
     def after_instantiate_classes(self) -> None:
         """Check the trainer against the data and the monitored metric."""
+        self._restore_loggers()
         if self.evaluated is not None and self.evaluated.untrained:
             self.model.untrained = self.evaluated
         if self.subcommand == "fit":

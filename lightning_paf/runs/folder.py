@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import uuid
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,16 @@ from lightning.pytorch.cli import SaveConfigCallback
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from lightning_paf import __version__
-from lightning_paf.runs.checkpoints import AtomicCheckpointIO, checkpoint_files, newest_checkpoint, position_of, step_of
+from lightning_paf.runs.checkpoints import (
+    AtomicCheckpointIO,
+    checkpoint_files,
+    newest_checkpoint,
+    position_of,
+    run_id_of,
+    step_of,
+)
 from lightning_paf.runs.config_file import is_saved
+from lightning_paf.runs.identity import RUN, read_identity, write_identity
 from lightning_paf.runs.lock import locked
 from lightning_paf.runs.loggers import RunMetrics, log_config
 from lightning_paf.runs.progress import FILE, Progress
@@ -54,7 +63,16 @@ class RunFolder(SaveConfigCallback):
         with explained(folder, "a run folder"):
             folder.mkdir(parents=True, exist_ok=True)
             write_whole(folder / CONFIG, f"# lightning_paf=={__version__}\n{text}".encode())
-        log_config(trainer.loggers, yaml.safe_load(text))
+        identity, checkpoint = read_identity(folder), trainer.ckpt_path and str(trainer.ckpt_path)
+        log_config(
+            [logger for logger in trainer.loggers if type(logger).__name__ not in identity], yaml.safe_load(text)
+        )
+        resumed = run_id_of(checkpoint) if checkpoint and _resumes(folder, checkpoint) else None
+        run_id = identity.get(RUN) or resumed or uuid.uuid4().hex
+        if isinstance(trainer.strategy.checkpoint_io, AtomicCheckpointIO):
+            trainer.strategy.checkpoint_io.run_id = run_id
+        with explained(folder, "a run folder"):
+            write_identity(folder, run_id, trainer.loggers)
 
 
 @contextlib.contextmanager
@@ -139,7 +157,7 @@ def is_finished(trainer: Trainer, checkpoint: str | None, config: Mapping[str, A
     progress = Progress.read(folder / FILE)
     if checkpoint not in NEWEST or trainer.fast_dev_run or progress is None or progress.state != "finished":  # type: ignore[attr-defined]
         return False
-    newest = newest_checkpoint(_checkpoint_folders(trainer, folder))
+    newest = newest_checkpoint(_checkpoint_folders(trainer, folder), read_identity(folder).get(RUN))
     if newest is None or step_of(newest) < progress.step or changed_options(folder, config):
         return False
     rank_zero_info(f"The run in {folder} has finished at step {progress.step}. Pass other options to continue it.")
@@ -197,7 +215,7 @@ def _newest(trainer: Trainer, folder: Path) -> str | None:
     Raises:
         ValueError: There is a run, but no checkpoint to resume from.
     """
-    newest = newest_checkpoint(_checkpoint_folders(trainer, folder))
+    newest = newest_checkpoint(_checkpoint_folders(trainer, folder), read_identity(folder).get(RUN))
     if newest is not None:
         rank_zero_info(f"Resuming from {newest}, step {step_of(newest)}.")
         return str(newest)

@@ -13,6 +13,7 @@ from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 from lightning.pytorch.utilities import rank_zero_only
 
+from lightning_paf.runs.identity import is_service
 from lightning_paf.runs.metrics_table import read_table
 from lightning_paf.runs.weights_origin import WeightsOrigin
 from lightning_paf.utils.files import write_whole
@@ -177,13 +178,13 @@ def check_installed(configured: Any) -> None:
 
 
 def log_config(loggers: Iterable[Logger], config: Mapping[str, Any]) -> None:
-    """Log the configuration to loggers outside the run folder, on the first rank.
+    """Log the configuration to new runs of services, on the first rank.
 
     Options that a resume changes are left out, since MLflow refuses changed parameters.
     """
     kept = {key: value for key, value in config.items() if key not in ("ckpt_path", "config", "run")}
     for logger in loggers:
-        if not isinstance(logger, CSVLogger | TensorBoardLogger):
+        if is_service(logger):
             logger.log_hyperparams(kept)
 
 
