@@ -106,6 +106,7 @@ class ExactResume(Callback):
         """
         if isinstance(trainer.model, DistributedDataParallel):
             trainer.model.require_forward_param_sync = True
+        trainer.ckpt_path = None  # otherwise Lightning would keep this periodic checkpoint for ever
 
 
 def random_state(device: torch.device) -> dict[str, Any]:

@@ -49,6 +49,7 @@ def test_a_training_stops_after_the_batch_and_resumes(number, step, validating, 
         assert status(*base, "--ckpt_path", "auto", "--run", tmp_path) == 0
         assert differences(last(tmp_path), last(uninterrupted)) == []
         assert rows(tmp_path) == rows(uninterrupted)
+        assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["last.ckpt"]
 
 
 def fit_signalled_in_setup(number, *words):
