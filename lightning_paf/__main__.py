@@ -14,6 +14,7 @@ import difflib
 import importlib
 import signal
 import textwrap
+import threading
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,6 +22,8 @@ from pathlib import Path
 from lightning_paf import __version__
 from lightning_paf.cli.help_page import SUMMARIES, page
 from lightning_paf.utils.discovery import modules_with
+from lightning_paf.utils.process import EXIT_STATUS
+from lightning_paf.utils.terminal import printable
 
 TRAINING = SUMMARIES
 """Summaries of the commands that LightningCLI runs."""
@@ -83,7 +86,7 @@ def main(argv: list[str] | None = None) -> int:
                 print(page(command))  # noqa: T201
                 return 0
             words = ["--help" if word in _FULL_HELP else word for word in words]
-            with _blocked_signal() if command in ("fit", "test") else contextlib.nullcontext():
+            with _early_signals() if command in ("fit", "test") else contextlib.nullcontext():
                 from lightning_paf.cli.training import train
 
                 train(words)
@@ -108,16 +111,22 @@ def _unknown(command: str) -> str:
 
 
 @contextlib.contextmanager
-def _blocked_signal() -> Iterator[None]:
-    """Block SIGUSR1, which would end the process, until `StopOnSignal` handles it."""
-    if not hasattr(signal, "pthread_sigmask"):
+def _early_signals() -> Iterator[None]:
+    """Prepare for the signals of a cluster until `StopOnSignal` handles them.
+
+    SIGUSR1, which would end the process, is blocked. SIGTERM exits with the status of a stopped training: restart.
+    """
+    if not hasattr(signal, "pthread_sigmask") or threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})
+    mask, handler = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1}), signal.getsignal(signal.SIGTERM)
+    if handler == signal.SIG_DFL:
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(EXIT_STATUS))
     try:
         yield
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        signal.signal(signal.SIGTERM, handler)
 
 
 def _commands() -> dict[str, str]:
@@ -150,13 +159,18 @@ def _report(error: Exception) -> int:
 
     Any other error is a bug and is raised.
     """
+    if isinstance(error, OSError) and error.filename and not os.environ.get("LIGHTNING_PAF_DEBUG"):
+        reason = f"{error.filename} cannot be used: {error.strerror}. Check the path and its permissions."
+        print(f"lightning-paf: error: {printable(reason)}", file=sys.stderr)  # noqa: T201
+        return 1
     ours: BaseException | None = error
     # The parser wraps errors of optional classes.
     while ours is not None and not _raised_here(ours):
         ours = ours.__cause__
     if ours is None or os.environ.get("LIGHTNING_PAF_DEBUG"):
         raise error
-    print(f"lightning-paf: error: {ours}", file=sys.stderr)  # noqa: T201
+    lines = map(printable, str(ours).split("\n"))
+    print("\n".join([f"lightning-paf: error: {next(lines)}", *lines]), file=sys.stderr)  # noqa: T201
     return 1
 
 

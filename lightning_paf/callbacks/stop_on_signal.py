@@ -14,8 +14,8 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
 from torch.utils.data import dataloader, get_worker_info
 
-EXIT_STATUS = 75
-"""EX_TEMPFAIL of `sysexits.h`: try again later."""
+from lightning_paf.utils.process import EXIT_STATUS
+
 PATIENCE = 10
 """Seconds from a signal to the end of a wait for data."""
 _NAMES = ("SIGTERM", "SIGUSR1", "SIGINT", "SIGHUP")
@@ -91,6 +91,12 @@ class StopOnSignal(Callback):
         """End the time limit of a signal."""
         _alarm(0)
 
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Remove the checkpoint of an earlier stop once another one replaces it."""
+        saved = getattr(trainer.strategy.checkpoint_io, "last_saved", None)
+        if saved is not None and saved[1] == trainer.global_step:
+            trainer.strategy.remove_checkpoint(_stopped(trainer))
+
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Restore the default handlers, and kill the ranks that Lightning has started."""
         _alarm(0)
@@ -126,12 +132,16 @@ class StopOnSignal(Callback):
         if not trainer.strategy.reduce_boolean_decision(self._received is not None, all=False):
             return
         _alarm(0)
-        path = Path(trainer.log_dir or trainer.default_root_dir) / "checkpoints" / "stopped.ckpt"
+        path = _stopped(trainer)
         trainer.save_checkpoint(path)
         rank_zero_info(f"Stopped by a signal: {path} holds step {trainer.global_step}. Resume with --ckpt_path auto.")
         # Lightning's launcher kills the first rank if another one exits with an error.
         started = isinstance(trainer._accelerator_connector.cluster_environment, LightningEnvironment)
         raise SystemExit(0 if started and trainer.local_rank else EXIT_STATUS)
+
+
+def _stopped(trainer: Trainer) -> Path:
+    return Path(trainer.log_dir or trainer.default_root_dir) / "checkpoints" / "stopped.ckpt"
 
 
 def _handle(handler: _Handler) -> None:

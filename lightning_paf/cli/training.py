@@ -4,7 +4,7 @@ import argparse
 import contextlib
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
@@ -51,13 +51,14 @@ from lightning_paf.objectives import Objective
 from lightning_paf.runs import console
 from lightning_paf.runs.checkpoints import AtomicCheckpointIO, check_checkpoint
 from lightning_paf.runs.folder import (
-    WORDS_FOR_CHECKPOINTS,
+    NEWEST,
     RunFolder,
     check_writable,
     enter_run_folder,
     held_run_folder,
     is_finished,
 )
+from lightning_paf.runs.identity import resume_services
 from lightning_paf.runs.loggers import check_installed, loggers
 from lightning_paf.runs.torchrun import SyncBatchNormOnAnyDevice, follow_torchrun
 from lightning_paf.runs.trust import TRUST, TRUST_HELP
@@ -151,6 +152,7 @@ class PafCLI(LightningCLI):
         known = LightningCLI.subcommands()
         return known if self._command is None else {self._command: known[self._command]}
 
+    _restore_loggers: Callable[[], None] = staticmethod(lambda: None)
     evaluated: WeightsOrigin | None = None
     """Origin of the weights that `validate`, `test` or `predict` evaluates."""
 
@@ -223,14 +225,16 @@ class PafCLI(LightningCLI):
             options["ckpt_path"] = evaluated_checkpoint(str(self.subcommand), checkpoint, run, options["untrained"])
             model = options.model.get("init_args", options.model).as_dict()
             self.evaluated = evaluated_weights(options["ckpt_path"], model)
-        elif checkpoint is not None and checkpoint not in WORDS_FOR_CHECKPOINTS:
+        elif checkpoint is not None and checkpoint not in NEWEST:
             check_checkpoint(checkpoint)
         check_installed(self._get(self.config, "trainer.logger"))
         if self.subcommand is not None and run is not None:
             check_writable(Path(run))
+            self._restore_loggers = resume_services(self._get(self.config, "trainer.logger"), Path(run))
 
     def after_instantiate_classes(self) -> None:
         """Check the trainer against the data and the monitored metric."""
+        self._restore_loggers()
         if self.evaluated is not None and self.evaluated.untrained:
             self.model.untrained = self.evaluated
         if self.subcommand == "fit":
@@ -290,6 +294,7 @@ class PafCLI(LightningCLI):
         first = [slots.pop("averaging")] if slots.get("averaging") else []
         config["callbacks"] = [*first, *_as_list(config.get("callbacks"))]
         filled = [callback for callback in slots.values() if callback is not None]
+        _omit_folders([*config["callbacks"], *filled])
         throughput = Throughput()
         reports: list[Callback] = [RunHeartbeat(throughput)]
         AddedCheckpoint.keep_states_apart(config["callbacks"], filled)
@@ -355,6 +360,14 @@ def _check_monitor(trainer: Trainer, model: Task) -> None:
                 f"{option}.monitor must be a metric of --val_attack or --autoattack in validation, got {monitor}. "
                 f"Pass --{option}.monitor with one of {', '.join(measured)}."
             )
+
+
+def _omit_folders(callbacks: Sequence[Callback]) -> None:
+    """Name checkpoints by metrics without their folders, as in `acc_pgd=0.5`."""
+    for saver in callbacks:
+        if isinstance(saver, ModelCheckpoint) and saver.filename and saver.auto_insert_metric_name:
+            saver.filename = re.sub(r"\{(?:[^{}:]*/)?([^{}:/]+)", r"\1=\g<0>", saver.filename)
+            saver.auto_insert_metric_name = False
 
 
 def _as_list(value: Any) -> list[Any]:

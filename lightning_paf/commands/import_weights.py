@@ -1,6 +1,7 @@
 """Convert a checkpoint of another project to a run for `test` and other commands."""
 
 import argparse
+import shlex
 from collections.abc import Iterable
 from importlib.metadata import version
 from pathlib import Path
@@ -18,6 +19,7 @@ DEFAULTS = (
     *("--data.real_fraction", "1", "--model.normalize", "false"),
 )
 """Options of `fit` that the configuration of the run begins with."""
+_CHECKPOINT = "imported.ckpt"
 
 
 def main(argv: list[str]) -> int:
@@ -41,7 +43,7 @@ def main(argv: list[str]) -> int:
     checkpoint = _write(options.out, cli, statistics, _origin(file, weights))
     print(
         f"Normalisation: {reason}.\nWritten: {checkpoint}. Evaluate it with\n"
-        f"lightning-paf test --ckpt_path {checkpoint} --data.root FOLDER"
+        f"lightning-paf test --ckpt_path {shlex.quote(str(checkpoint))} --data.root FOLDER"
     )
     return 0
 
@@ -75,7 +77,8 @@ def _check(options: argparse.Namespace, rest: list[str]) -> None:
         raise ValueError("--model.normalize must not be given to import-weights. Pass --normalize.")
     if (options.mean is None) != (options.std is None) or (options.mean and options.normalize):
         raise ValueError("A normalisation must be given by --mean and --std, or by --normalize. Pass one of the two.")
-    if (options.out / "config.yaml").exists() or (options.out / "checkpoints").exists():
+    saved = {path.name for path in (options.out / "checkpoints").glob("*.ckpt")}
+    if (options.out / "config.yaml").exists() or saved - {_CHECKPOINT}:  # left by a killed command
         raise ValueError(f"--out must be a folder without a run, got {options.out}. Pass another --out.")
 
 
@@ -141,6 +144,7 @@ def _write(out: Path, cli: "PafCLI", statistics: "Statistics | None", origin: di
 
     from lightning_paf.interop import NormalizedNet, Statistics
     from lightning_paf.runs.checkpoints import AtomicCheckpointIO
+    from lightning_paf.utils.files import write_whole
 
     config, spec = yaml.safe_load(cli.parser.dump(cli.config, skip_none=False)), cli.datamodule.spec
     config.pop("ckpt_path", None)
@@ -163,9 +167,7 @@ def _write(out: Path, cli: "PafCLI", statistics: "Statistics | None", origin: di
             **{name: config["data"][name] for name in ("dataset", "num_classes", "channels")},
         },
     }
-    checkpoint = out / "checkpoints" / "imported.ckpt"
+    checkpoint, text = out / "checkpoints" / _CHECKPOINT, yaml.safe_dump(config, sort_keys=False)
     AtomicCheckpointIO().save_checkpoint(content, checkpoint)
-    (out / "config.yaml").write_text(
-        f"# lightning.pytorch=={version('lightning')}\n{yaml.safe_dump(config, sort_keys=False)}"
-    )
+    write_whole(out / "config.yaml", f"# lightning.pytorch=={version('lightning')}\n{text}".encode())
     return checkpoint

@@ -287,12 +287,25 @@ class EvaluationResult:
         """Read the output of `save`, of this version or an earlier one.
 
         Raises:
-            KeyError, TypeError, ValueError: The file has other content.
+            ValueError: The file has other content.
         """
-        content = with_new_names(json.loads(path.read_text()))
+        try:
+            result = cls._of_content(with_new_names(json.loads(path.read_text())))
+            _ = result.robust, result.fingerprints.items()
+            _ = float(result.seconds), float(result.attack.get("eps_value", "nan"))
+        except (AttributeError, LookupError, TypeError, ValueError) as error:
+            raise ValueError(
+                f"{path} must be a result of `lightning-paf test`, got {error!r}. Pass a JSON file that it wrote."
+            ) from error
+        return result
+
+    @classmethod
+    def _of_content(cls, content: Mapping[str, Any]) -> "EvaluationResult":
         names = ("seed", "precision", "total", "identity", "fingerprints", "dataset")
         arrays: dict[str, Any] = {
-            name: np.array(content[name], kind) for name, kind in _PER_SAMPLE.items() if content.get(name) is not None
+            name: np.array(list(content[name]), kind)
+            for name, kind in _PER_SAMPLE.items()
+            if content.get(name) is not None
         }
         return cls(
             content["name"],

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from lightning_paf.nn.classifier import Classifier
 from lightning_paf.specs import DatasetSpec, dataset_spec
+from lightning_paf.utils.files import checksum_error
 
 _PREFIX = "model."
 
@@ -27,6 +28,8 @@ def load_classifier(model: Classifier, checkpoint: Path) -> None:
     """
     try:
         weights = torch.load(checkpoint, map_location="cpu", weights_only=True)["state_dict"]
+        if damage := checksum_error(checkpoint):
+            raise ValueError(damage)
     except Exception as error:  # a damaged file can raise anything
         raise ValueError(
             f"{checkpoint} must be a checkpoint of `fit`, got a damaged or foreign file ({type(error).__name__}). "

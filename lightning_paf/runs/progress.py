@@ -5,7 +5,7 @@ import os
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from lightning_paf.utils.process import Process
 
@@ -32,7 +32,7 @@ class Progress:
         seconds_per_step: Mean over this process; None before its first step.
         images_per_second: In the last complete epoch, over all devices; None before its end.
         idle: Seconds since the last step, at the time of writing.
-        error: Exception that ended the training.
+        error: Exception that ended the training, or the reason of an early end.
         checkpoint: Name of the last saved checkpoint; empty before the first, None if unknown.
         checkpoint_step: Optimiser steps before that checkpoint.
     """
@@ -70,9 +70,21 @@ class Progress:
         try:
             content = json.loads(path.read_text())
             known = {name: content[name] for name in cls.__dataclass_fields__ if name in content}
-            return cls(**known | {"process": Process(**content["process"])})
-        except (OSError, ValueError, TypeError, KeyError):
+            progress = cls(**known | {"process": Process(**content["process"])})
+        except (OSError, ValueError, TypeError, LookupError, AttributeError):
             return None
+        return progress if progress._is_valid() else None
+
+    def _is_valid(self) -> bool:
+        optional = (self.steps, self.epochs, self.seconds_per_step, self.images_per_second, self.checkpoint_step)
+        return (
+            self.state in get_args(State)
+            and isinstance(self.step, int)
+            and isinstance(self.epoch, int)
+            and all(isinstance(number, int | float | None) for number in (self.idle or 0, *optional))
+            and isinstance(self.error, str)
+            and isinstance(self.checkpoint, str | None)
+        )
 
 
 def folder_time(folder: Path) -> float:

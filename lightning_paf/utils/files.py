@@ -4,6 +4,7 @@ import contextlib
 import errno
 import os
 import uuid
+import zipfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -65,6 +66,20 @@ def explained(path: Path, use: str) -> Iterator[None]:
     except OSError as error:
         reason = error.strerror or str(error)
         raise ValueError(f"{path} cannot be used as {use}: {reason}. {_hint(error.errno)}") from error
+
+
+def checksum_error(path: Path) -> str:
+    """Describe a checksum error in a file of `torch.save`; empty if there is none.
+
+    Raises:
+        OSError: The file cannot be read.
+    """
+    with path.open("rb") as stream:
+        if not zipfile.is_zipfile(stream):
+            return ""
+        with zipfile.ZipFile(stream) as archive:
+            damaged = archive.testzip()
+    return f"is damaged (checksum of {damaged})" if damaged else ""
 
 
 @contextlib.contextmanager

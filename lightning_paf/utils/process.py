@@ -7,6 +7,9 @@ import threading
 from dataclasses import dataclass
 from pathlib import Path
 
+EXIT_STATUS = 75
+"""Exit status of a command that a signal has stopped (EX_TEMPFAIL): restart it."""
+
 
 @dataclass(frozen=True)
 class Process:

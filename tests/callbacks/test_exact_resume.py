@@ -14,7 +14,7 @@ from helpers.processes import started
 from helpers.resume_helpers import at_step, content, differences, last, rows, settled
 
 from lightning_paf.callbacks.exact_resume import random_state, set_random_state
-from lightning_paf.callbacks.stop_on_signal import EXIT_STATUS
+from lightning_paf.utils.process import EXIT_STATUS
 
 EPOCH = 4  # steps
 SECONDS = 120  # far more than any of these takes
@@ -97,11 +97,13 @@ def test_a_killed_run_resumes_in_its_folder(base, uninterrupted, tmp_path):
 
 
 def test_a_failed_run_resumes_before_its_last_rows_without_logging_them_twice(base, uninterrupted, tmp_path):
-    words = [*base, "--periodic.every_n_train_steps", "3", "--run", tmp_path]
+    """The checkpoint that it resumed from is removed like any other."""
+    words = [*base, "--periodic.every_n_train_steps", "3", "--periodic.save_top_k", "1", "--run", tmp_path]
     with pytest.raises(RuntimeError, match="stopped before step 5"):
         status(*words, *at_step("FailsAt", 5))
     (tmp_path / "checkpoints" / "last.ckpt").unlink()
     assert status(*words, "--ckpt_path", "last") == 0
+    assert {path.name for path in (tmp_path / "checkpoints").iterdir()} == {"last.ckpt", "step=6.ckpt"}
     assert differences(last(tmp_path), last(uninterrupted)) == []
     assert rows(tmp_path) == rows(uninterrupted)
 

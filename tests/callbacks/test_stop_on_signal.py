@@ -14,8 +14,8 @@ from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.pytorch import Trainer
 
 from lightning_paf.callbacks import StopOnSignal, stop_on_signal
-from lightning_paf.callbacks.stop_on_signal import EXIT_STATUS
 from lightning_paf.data.samplers import MixedSampler
+from lightning_paf.utils.process import EXIT_STATUS
 
 SECONDS = 120  # far more than any of these takes
 
@@ -51,14 +51,15 @@ def test_a_training_stops_after_the_batch_and_resumes(number, step, validating, 
         assert status(*base, "--ckpt_path", "auto", "--run", tmp_path) == 0
         assert differences(last(tmp_path), last(uninterrupted)) == []
         assert rows(tmp_path) == rows(uninterrupted)
+        assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["last.ckpt"]
 
 
-def fit_signalled_in_setup(*words):
-    """Run `fit`, with SIGUSR1 before anything can be saved."""
+def fit_signalled_in_setup(number, *words):
+    """Run `fit`, with a signal before anything can be saved."""
     setup = StopOnSignal.setup
 
     def signalled(self, *arguments, **named):
-        os.kill(os.getpid(), signal.SIGUSR1)
+        os.kill(os.getpid(), number)
         setup(self, *arguments, **named)
 
     StopOnSignal.setup = signalled
@@ -86,9 +87,17 @@ def run_process(work, base, folder: Path) -> tuple[int, str]:
 
 
 def test_a_signal_at_the_start_of_the_program_stops_after_the_first_batch(base, tmp_path):
-    exit_status, output = run_process(fit_signalled_in_setup, base, tmp_path)
+    exit_status, output = run_process(fit_signalled_in_setup, [signal.SIGUSR1, *base], tmp_path)
     assert exit_status == EXIT_STATUS, output
     assert stopped_step(tmp_path / "run") == 1
+
+
+def test_a_termination_before_the_training_is_restarted(base, tmp_path):
+    """`docker/slurm/train.sbatch` requeues a job with this status, and the restart begins a new training."""
+    exit_status, output = run_process(fit_signalled_in_setup, [signal.SIGTERM, *base], tmp_path)
+    assert exit_status == EXIT_STATUS, output
+    assert "Traceback" not in output
+    assert not list((tmp_path / "run").glob("**/*.ckpt"))
 
 
 def test_a_second_interrupt_ends_the_process_at_once(base, tmp_path):

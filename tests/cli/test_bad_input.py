@@ -290,6 +290,15 @@ def half(trained: Path, path: Path) -> None:
     path.write_bytes(content[: len(content) // 2])
 
 
+def with_other_weights(trained: Path, path: Path) -> None:
+    """Write a file that can be loaded, with other bytes in its largest tensor."""
+    content = bytearray((trained / "checkpoints" / "last.ckpt").read_bytes())
+    weight = torch.load(trained / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]["model.net.fc.weight"]
+    start = content.index(weight.numpy().tobytes())
+    content[start : start + 8] = bytes(8)
+    path.write_bytes(content)
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
@@ -297,6 +306,7 @@ def half(trained: Path, path: Path) -> None:
         (lambda trained, path: path.write_bytes(b""), "is damaged"),
         (lambda trained, path: path.write_text("weights"), "is damaged"),
         (half, "is damaged"),
+        (with_other_weights, "is damaged (checksum of "),
         (lambda trained, path: torch.save({"net.weight": torch.ones(1)}, path), "holds net.weight"),
         (lambda trained, path: torch.save(torch.ones(1), path), "holds Tensor"),
     ],
@@ -310,6 +320,13 @@ def test_a_file_that_is_not_a_checkpoint(make, message, trained, tmp_path, capsy
     assert "bad.ckpt" in error
     assert "Traceback" not in error
     assert not (tmp_path / "run").exists()
+
+
+def test_starting_weights_with_other_bytes_are_refused(trained, tmp_path, capsys):
+    with_other_weights(trained, tmp_path / "bad.ckpt")
+    words = ["-c", trained / "config.yaml", "--run", tmp_path / "run", "--model.init", tmp_path / "bad.ckpt"]
+    assert status("fit", *words) == 1
+    assert "bad.ckpt must be a checkpoint of `fit`, got a damaged" in capsys.readouterr().err
 
 
 def test_a_missing_checkpoint_without_a_configuration(capsys, tmp_path):
@@ -338,6 +355,18 @@ def test_a_checkpoint_of_another_architecture(command, words, message, trained, 
 
 
 # ------------------------------------------------------------------ a loss that is not finite
+
+
+@pytest.mark.parametrize("command", ["recipes", "compare"])
+def test_an_error_of_the_file_system_is_one_line(command, monkeypatch, capsys):
+    def refuse(words):
+        Path("/proc/\x1b[31m").joinpath(*words).write_text("")
+
+    monkeypatch.setattr(f"lightning_paf.commands.{command}.main", refuse)
+    assert status(command, "file") == 1
+    error = capsys.readouterr().err
+    assert error.startswith("lightning-paf: error: /proc/?[31m/file cannot be used: No such file or directory.")
+    assert "Traceback" not in error
 
 
 def test_a_loss_that_is_not_finite_ends_the_training(tiny, tmp_path, capsys):

@@ -14,6 +14,8 @@ from helpers.fakes import CONFIGS
 from helpers.resume_helpers import content
 from helpers.resume_helpers import rows as rows_without_times
 
+from lightning_paf.cli.evaluated_checkpoint import arrange
+
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory) -> str:
@@ -208,6 +210,23 @@ def test_grey_images_are_trained_and_tested(tmp_path):
     assert status("predict", "--ckpt_path", last(tmp_path / "run")) == 0
 
 
+@pytest.mark.parametrize(
+    ("filename", "expected"),
+    [
+        ("{epoch}-{val/acc_pgd:.3f}", "epoch=1-acc_pgd=0.500.ckpt"),
+        ("best-{step:03d}", "best-step=008.ckpt"),
+        ("{val/acc_pgd}", "acc_pgd=0.5.ckpt"),
+    ],
+)
+def test_the_name_of_a_metric_makes_no_folder(filename, expected, tiny):
+    own = json.dumps({"class_path": "ModelCheckpoint", "init_args": {"filename": filename, "monitor": "val/acc"}})
+    cli = built("-c", tiny, "--checkpoint.filename", filename, f"--trainer.callbacks+={own}")
+    named = [saver for saver in cli.trainer.checkpoint_callbacks if saver.filename not in ("last", "step={step}")]
+    assert len(named) == 2
+    for saver in named:
+        assert saver.format_checkpoint_name({"epoch": 1, "step": 8, "val/acc_pgd": 0.5}) == expected
+
+
 # ------------------------------------------------------------------ resuming
 
 
@@ -234,6 +253,25 @@ def test_more_epochs_continue_a_finished_run_exactly(tiny, tmp_path):
     for key in ("state_dict", "current_model_state"):
         assert all(torch.equal(value, parts[key][name]) for name, value in expected[key].items())
     assert rows_without_times(tmp_path / "expected") == rows_without_times(tmp_path / "parts")
+
+
+def test_a_moved_run_resumes_where_it_is(trained, copied):
+    """Its configuration still names the old folder."""
+    before = content(trained)
+    words = ["fit", "-c", copied / "config.yaml", "--trainer.max_epochs", "4"]
+    assert status(*words, "--ckpt_path", "auto") == 0
+    assert load(last(copied))["epoch"] == 3
+    assert yaml.safe_load((copied / "config.yaml").read_text())["run"] == str(copied)
+    assert status(*words) == 1
+    assert content(trained) == before
+
+
+@pytest.mark.parametrize(("words", "expected"), [([], []), (["--ckpt_path", "auto"], ["--run=new"])])
+def test_only_a_resume_uses_the_folder_of_a_configuration_without_run(words, expected, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("new").mkdir()
+    Path("new", "config.yaml").write_text("# lightning_paf==1\nseed_everything: 0\nrun: null\n")
+    assert [word for word in arrange(["fit", "-c", "new/config.yaml", *words]) if word.startswith("--run")] == expected
 
 
 def test_another_run_in_the_same_folder_is_refused(tiny, trained, copied, capsys):

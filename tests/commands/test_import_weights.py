@@ -11,6 +11,7 @@ from torch import nn
 from lightning_paf.commands import import_weights
 from lightning_paf.loading import load_run
 from lightning_paf.nets import DMWideResNet, SmallConvNet
+from lightning_paf.utils import files
 
 X = torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 
@@ -152,6 +153,22 @@ def test_a_file_that_does_not_fit_is_refused_and_nothing_is_written(folder, opti
 
 def test_a_run_is_not_overwritten(folder):
     (folder / "run" / "checkpoints").mkdir(parents=True)
+    (folder / "run" / "checkpoints" / "last.ckpt").touch()
     with pytest.raises(ValueError, match="must be a folder without a run"):
         import_(folder, "--normalize", "true")
-    assert not list((folder / "run" / "checkpoints").iterdir())
+    assert [path.name for path in (folder / "run").rglob("*.*")] == ["last.ckpt"]
+
+
+def interrupt(*arguments):
+    raise KeyboardInterrupt
+
+
+def test_a_command_that_was_killed_can_be_repeated(folder, monkeypatch):
+    """The configuration is written last."""
+    with monkeypatch.context() as patch:
+        patch.setattr(files, "write_whole", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            import_(folder, "--normalize", "true")
+    assert [path.name for path in (folder / "run").rglob("*.*")] == ["imported.ckpt"]
+    import_(folder, "--normalize", "true")
+    assert (folder / "run" / "config.yaml").is_file()
