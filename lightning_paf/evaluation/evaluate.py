@@ -26,7 +26,7 @@ from lightning_paf.functional.geometry import geometry_of
 from lightning_paf.functional.predictions import NO_PREDICTION, predicted
 from lightning_paf.nn.modes import frozen
 from lightning_paf.runs.progress import duration
-from lightning_paf.speed.search_model import Precision, SearchModel
+from lightning_paf.speed.search_model import Precision, SearchModel, number_of_classes
 from lightning_paf.utils.hashing import code_fingerprint, weights_fingerprint
 
 Stop = Callable[[int, int, int], bool]
@@ -110,15 +110,19 @@ class Evaluation:
             raise ValueError("An evaluation must have at least one sample, got none. Pass at least one.")
         if len(np.unique(self.samples.ids)) < len(self.samples):
             raise ValueError("The ids of samples must be distinct, got duplicates. Pass each id once.")
-        if len(self.sub_attacks) > _MAX_SUB_ATTACKS:
-            raise ValueError(
-                f"An attack must have at most {_MAX_SUB_ATTACKS} sub-attacks, got {len(self.sub_attacks)}. Use fewer."
-            )
+        if (count := len(self.attack.sub_attacks())) > _MAX_SUB_ATTACKS:
+            raise ValueError(f"An attack must have at most {_MAX_SUB_ATTACKS} sub-attacks, got {count}. Use fewer.")
+
+    @cached_property
+    def fitted(self) -> Attack:
+        """The attack for the number of classes of the model."""
+        with torch.inference_mode(False):
+            return self.attack.for_classes(number_of_classes(self.model, self.samples.fetch(self.samples.ids[:1])[0]))
 
     @cached_property
     def sub_attacks(self) -> tuple[Attack, ...]:
         """The attacks that run one after the other."""
-        return self.attack.sub_attacks()
+        return self.fitted.sub_attacks()
 
     @cached_property
     def identity(self) -> Identity:
@@ -129,7 +133,7 @@ class Evaluation:
                 network=network_fingerprint(self.model),
                 data=data_fingerprint(self.samples.ids, map(self.samples.fetch, self.blocks())),
                 samples=len(self.samples),
-                attack=self.attack.describe(),
+                attack=self.fitted.describe(),
                 sub_attacks=[{"label": attack.label, **attack.describe()} for attack in self.sub_attacks],
                 block_size=self.block_size,
                 seed=self.seed,

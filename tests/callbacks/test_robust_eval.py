@@ -10,7 +10,7 @@ from helpers.trainers import trainer
 from lightning.pytorch.callbacks import Callback
 from torch.utils.data import DataLoader, Subset, TensorDataset
 
-from lightning_paf.attacks import PGD
+from lightning_paf.attacks import PGD, AutoAttack
 from lightning_paf.callbacks.robust_eval import RobustEval
 from lightning_paf.evaluation import EvaluationResult, Outcome
 from lightning_paf.evaluation.evidence import read
@@ -50,6 +50,18 @@ def test_result_evidence_report_and_state_are_written(tmp_path):
     assert content["robust"]["low"] < 6 / 11 < content["robust"]["high"]
     assert EvaluationResult.load(tmp_path / f"{stem}.json").evaluated == 11
     assert read(tmp_path / f"{stem}.evidence.safetensors").outcomes.tolist() == EXPECTED.tolist()
+
+
+def test_sub_attacks_that_need_more_classes_are_named_in_result_and_report(tmp_path):
+    attack = AutoAttack(EPS, version="custom", attacks=["apgd-ce", "apgd-t"])
+    with pytest.warns(UserWarning, match="AutoAttack leaves out apgd-t"):
+        result = evaluate(tmp_path, callback=RobustEval(attack))
+    assert result.outcomes.tolist() == EXPECTED.tolist()
+    assert [summary.label for summary in result.sub_attacks] == ["clean", "apgd-ce"]
+    described = json.loads((tmp_path / f"{STEM}.json").read_text())["attack"]
+    assert (described["attacks"], described["left_out"]) == (["apgd-ce"], ["apgd-t"])
+    assert result.evaluation.identity.attack["left_out"] == ["apgd-t"]
+    assert "<dt>left out</dt>" in (tmp_path / f"{STEM}.html").read_text()
 
 
 def test_test_examples_are_the_first_samples(tmp_path):
