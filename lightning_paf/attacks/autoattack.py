@@ -22,7 +22,7 @@ from lightning_paf.attacks.square import Square
 from lightning_paf.attacks.sub_attack import run_sub_attack
 from lightning_paf.functional.losses import hard_labels
 from lightning_paf.functional.predictions import check_labels, misclassified
-from lightning_paf.speed.search_model import Precision, SearchModel
+from lightning_paf.speed.search_model import Precision
 from lightning_paf.types import Forward, Norm, PerExampleLoss, Radius
 
 Version = Literal["standard", "custom"]
@@ -148,8 +148,8 @@ class AutoAttack(Ensemble):
 
     `standard` runs four attacks: APGD on the cross-entropy (100 steps), APGD on the targeted DLR loss (9 targets of
     100 steps), targeted FAB (9 targets of 100 steps) and Square (5,000 queries). Each runs on the images that the
-    earlier ones left robust. With fewer than 10 classes the targets are all other classes. The targeted DLR loss needs 4
-    classes: with 3, the untargeted one replaces it; with 2, it is left out, and the result says so.
+    earlier ones left robust. With fewer than 10 classes the targets are all other classes. The targeted DLR loss
+    needs 4 classes: with 3, the untargeted one replaces it; with 2, it is left out. The result names it.
 
     It runs in eval mode, on images in [0, 1], in single precision even under autocast. Searches use the fast path of
     `SearchModel`, and the model itself confirms every success. The random generators are restored. Progress is logged
@@ -169,7 +169,8 @@ class AutoAttack(Ensemble):
 
     Raises:
         ValueError: `norm` is l1, or `attacks` is missing, unknown, or given without `custom`; see also `Attack`. In the
-            call: `loss` or `forward` is given, images are not float32 or have too few pixels, or all attacks need more classes.
+            call: `loss` or `forward` is given, images are not float32 or have too few pixels, or all attacks need more
+            classes.
     """
 
     settings = ("version", "batch_size")  # seed and search_precision are settings of the evaluation
