@@ -1,5 +1,6 @@
 """Robust accuracy in validation and test."""
 
+import copy
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -220,10 +221,14 @@ def _check_name(name: str) -> None:
 
 
 def _classifier(pl_module: LightningModule) -> nn.Module:
-    """Return the module's `model`, without wrappers."""
+    """Return the module's `model`, without wrappers; a float32 copy in another precision.
+
+    A checkpoint is loaded in float32, so that others verify the same network.
+    """
     model = pl_module.model
     assert isinstance(model, nn.Module)
-    return model
+    single = all(tensor.dtype == torch.float32 for tensor in model.state_dict().values() if tensor.is_floating_point())
+    return model if single else copy.deepcopy(model).float()
 
 
 def fetch(trainer: Trainer, loader: Any, indices: list[int]) -> tuple[Tensor, Tensor]:

@@ -133,6 +133,21 @@ def test_mixed_precision_does_not_apply_to_the_attack(tmp_path):
     assert not any(autocast)
 
 
+@pytest.mark.parametrize("precision", ["64-true", "bf16-true", "16-true"])
+def test_weights_of_another_precision_are_evaluated_in_float32(precision, tmp_path):
+    module = BrightnessModule()
+    module.model = tiny_classifier(2, 1)
+    loaded = tiny_classifier(2, 1)
+    result = evaluate(tmp_path, module=module, callback=evaluation())  # fp32
+    run = trainer(tmp_path, callback := evaluation(), precision=precision)
+    run.test(module, data(), verbose=False)
+    loaded.load_state_dict(module.model.state_dict())  # as a checkpoint is loaded
+    found = callback.results["test"]
+    assert found.fingerprints["model"] == weights_fingerprint(loaded)
+    assert found.fingerprints["network"] == result.fingerprints["network"]
+    assert next(module.model.parameters()).dtype != torch.float32
+
+
 def test_several_loaders_are_refused(tmp_path):
     class TwoLoaders(BrightnessModule):
         def test_step(self, batch, batch_idx, dataloader_idx=0):
