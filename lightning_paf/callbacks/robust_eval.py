@@ -46,6 +46,9 @@ class RobustEval(Callback):
     In validation, every rank evaluates its samples in memory after the last batch, while averaged weights are swapped
     in.
 
+    Attributes:
+        fresh: Whether a test removes the records of its state first.
+
     Args:
         attack: The attack of the evaluation, not that of the training.
         name: Suffix of the metric and prefix of the file names.
@@ -97,6 +100,7 @@ class RobustEval(Callback):
         self.stop = stop
         self.state_dir = state_dir
         self.evidence = evidence
+        self.fresh = False
         self.results: dict[Stage, EvaluationResult] = {}
         self._ids: list[int] = []
         self._seen = 0
@@ -150,6 +154,9 @@ class RobustEval(Callback):
         with barrier_without_timeout(), torch.inference_mode(False):
             evaluation = self._evaluation(_classifier(pl_module), _samples(trainer, trainer.test_dataloaders, ids))
             state = files.state(evaluation.identity, self.state_dir)
+            if self.fresh and trainer.is_global_zero:
+                state.clear()
+            trainer.strategy.barrier()
             result = evaluation.run(state, self.stop, rank_zero_info if trainer.is_global_zero else None)
             result = replace(
                 result,

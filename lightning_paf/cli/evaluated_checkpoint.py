@@ -16,6 +16,7 @@ from lightning_paf.runs.resume_check import CONFIG
 from lightning_paf.runs.weights_origin import WeightsOrigin
 
 UNTRAINED_HELP = "evaluate the starting weights, without a checkpoint; results are marked `untrained`"
+FRESH_HELP = "remove the records of this test in its state folder first, such as those from others"
 
 
 def arrange(words: Sequence[str]) -> list[str]:

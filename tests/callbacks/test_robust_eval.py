@@ -1,6 +1,7 @@
 """Robust accuracy in validation and test, and its files."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from lightning_paf.attacks import PGD, AutoAttack
 from lightning_paf.callbacks.robust_eval import RobustEval
 from lightning_paf.evaluation import EvaluationResult, Outcome
 from lightning_paf.evaluation.evidence import read
+from lightning_paf.evaluation.state import EvaluationState, encode
 from lightning_paf.evaluation.stopping import StopRule
 from lightning_paf.utils.hashing import weights_fingerprint
 
@@ -189,6 +191,20 @@ def test_a_repeated_test_reads_its_records(tmp_path, monkeypatch):
     monkeypatch.undo()
     evaluate(tmp_path, seed=1)
     assert len(list((tmp_path / "state").iterdir())) == 2, "another seed has another state"
+
+
+def test_a_fresh_test_uses_no_records(tmp_path):
+    """Records from others can be forged consistently."""
+    callback = evaluation()
+    evaluate(tmp_path, callback=callback)
+    (state,) = (EvaluationState(folder) for folder in (tmp_path / "state").iterdir())
+    clean = state.read(0, 0)
+    forged = replace(clean, predictions=clean.labels)
+    (state.folder / "block-00000.sub-attack-0.record").write_bytes(encode(forged))
+    with pytest.warns(UserWarning, match="follows a record that has been replaced"):
+        assert evaluate(tmp_path).clean.correct == 11
+    callback.fresh = True
+    assert evaluate(tmp_path, callback=callback).outcomes.tolist() == EXPECTED.tolist()
 
 
 def test_a_named_state_refuses_another_evaluation(tmp_path):
