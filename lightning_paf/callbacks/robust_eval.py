@@ -228,9 +228,9 @@ def _check_name(name: str) -> None:
 
 
 def _classifier(pl_module: LightningModule) -> nn.Module:
-    """Return the module's `model`, without wrappers; a float32 copy in another precision.
+    """Return the module's `model`, without wrappers, in float32.
 
-    A checkpoint is loaded in float32, so that others verify the same network.
+    Weights of another precision are copied. A checkpoint is loaded in float32, so that others verify the same network.
     """
     model = pl_module.model
     assert isinstance(model, nn.Module)
@@ -257,7 +257,9 @@ def _samples(trainer: Trainer, loader: Any, ids: NDArray[np.int64]) -> Samples:
 def _summary(result: EvaluationResult, files: ResultFiles) -> str:
     attack = result.attack
     stopped = f" (of {result.total}; on all of them {result.anytime}, whenever stopped)" if result.anytime else ""
+    worst = min(result.per_class(), key=lambda row: row.robust / row.evaluated, default=None)
+    least = f", {worst.robust} of {worst.evaluated} in class {worst.label}, the least robust" if worst else ""
     return (
-        f"{result.name}: robust {result.robust}, clean {result.clean} on {result.evaluated} samples{stopped}; "
+        f"{result.name}: robust {result.robust}, clean {result.clean} on {result.evaluated} samples{stopped}{least}; "
         f"{attack['attack']} {attack['norm']} eps {attack['eps']}; {result.weights}. {files.summary()}"
     )

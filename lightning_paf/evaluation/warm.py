@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from lightning_paf.attacks import APGD, Attack
-from lightning_paf.evaluation.evaluate import Samples, Stop, sub_attack_seed
+from lightning_paf.evaluation.evaluate import Stop, sub_attack_seed
 from lightning_paf.evaluation.result import Outcome
+from lightning_paf.evaluation.samples import Samples
 from lightning_paf.functional.geometry import geometry_of
 from lightning_paf.functional.predictions import misclassified
 from lightning_paf.nn.modes import frozen

@@ -1,5 +1,6 @@
 """Robust accuracy in validation and test, and its files."""
 
+import errno
 import json
 from dataclasses import replace
 
@@ -14,6 +15,7 @@ from torch.utils.data import DataLoader, Subset, TensorDataset
 from lightning_paf.attacks import PGD, AutoAttack
 from lightning_paf.callbacks.robust_eval import RobustEval
 from lightning_paf.evaluation import EvaluationResult, Outcome
+from lightning_paf.evaluation import result as result_file
 from lightning_paf.evaluation.evidence import read
 from lightning_paf.evaluation.state import EvaluationState, encode
 from lightning_paf.evaluation.stopping import StopRule
@@ -49,6 +51,7 @@ def test_result_evidence_report_and_state_are_written(tmp_path):
     content = json.loads((tmp_path / f"{stem}.json").read_text())
     assert (content["attack"]["attack"], content["attack"]["eps"]) == ("PGD", str(EPS))
     assert content["robust"]["correct"] == 6
+    assert [sum(row[name] for row in content["per_class"]) for name in ("evaluated", "clean", "robust")] == [11, 10, 6]
     assert content["robust"]["low"] < 6 / 11 < content["robust"]["high"]
     assert EvaluationResult.load(tmp_path / f"{stem}.json").evaluated == 11
     assert read(tmp_path / f"{stem}.evidence.safetensors").outcomes.tolist() == EXPECTED.tolist()
@@ -64,6 +67,22 @@ def test_sub_attacks_that_need_more_classes_are_named_in_result_and_report(tmp_p
     assert (described["attacks"], described["left_out"]) == (["apgd-ce"], ["apgd-t"])
     assert result.evaluation.identity.attack["left_out"] == ["apgd-t"]
     assert "<dt>left out</dt>" in (tmp_path / f"{STEM}.html").read_text()
+
+
+def test_the_least_robust_class_is_printed(tmp_path, caplog):
+    with caplog.at_level("INFO"):
+        result = evaluate(tmp_path)
+    worst = min(result.per_class(), key=lambda row: row.robust / row.evaluated)
+    assert f"{worst.robust} of {worst.evaluated} in class {worst.label}, the least robust" in caplog.text
+
+
+def test_a_full_disk_names_the_result(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(result_file, "write_whole", full)
+    with pytest.raises(ValueError, match=rf"{STEM}.json cannot be used as a result: No space left on device"):
+        evaluate(tmp_path)
 
 
 def test_test_examples_are_the_first_samples(tmp_path):
