@@ -1,7 +1,9 @@
 """AutoAttack, an ensemble of attacks that share one fast path through the model."""
 
+import copy
 import logging
 import time
+import warnings
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,7 +22,7 @@ from lightning_paf.attacks.square import Square
 from lightning_paf.attacks.sub_attack import run_sub_attack
 from lightning_paf.functional.losses import hard_labels
 from lightning_paf.functional.predictions import check_labels, misclassified
-from lightning_paf.speed.search_model import Precision, SearchModel
+from lightning_paf.speed.search_model import Precision
 from lightning_paf.types import Forward, Norm, PerExampleLoss, Radius
 
 Version = Literal["standard", "custom"]
@@ -30,6 +32,7 @@ _STANDARD: tuple[SubAttack, ...] = ("apgd-ce", "apgd-t", "fab-t", "square")
 _FEWEST: Mapping[str, int] = MappingProxyType(
     {"apgd-dlr": FEWEST_CLASSES["dlr"], "apgd-t": FEWEST_CLASSES["dlr-targeted"]}  # others: 2
 )
+_SUBSTITUTES: Mapping[str, str] = MappingProxyType({"apgd-t": "apgd-dlr"})  # where there are too few classes
 _SQUARE_TILE = 5  # its l2 and l1 starts tile the image 5 x 5
 
 Run = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -57,6 +60,37 @@ class Ensemble(Attack):
     """Attacks that run in turn, each on the remaining robust examples."""
 
     fixed_loss = True
+    attacks: tuple[Any, ...]
+    left_out: tuple[str, ...] = ()
+
+    def for_classes(self, classes: int) -> "Ensemble":
+        """The ensemble without the attacks that need more classes.
+
+        With 3 classes, `apgd-dlr` replaces `apgd-t`.
+        """
+        fit = dict.fromkeys(name for name in map(partial(_substitute, classes=classes), self.attacks) if name)
+        if tuple(fit) == self.attacks:
+            return self
+        label = type(self).__name__
+        if not fit:
+            raise ValueError(
+                f"The model must have at least {min(_FEWEST.get(name, 2) for name in self.attacks)} classes for "
+                f"{', '.join(self.attacks)} of {label}, got {classes} outputs. Pass version=standard."
+            )
+        left_out = tuple(name for name in self.attacks if name not in fit)
+        warnings.warn(
+            f"{label} leaves out {', '.join(left_out)}, whose loss needs more than {classes} classes, and runs "
+            f"{', '.join(fit)}.",
+            stacklevel=2,
+        )
+        fitted = copy.copy(self)
+        fitted.attacks, fitted.left_out = tuple(fit), left_out
+        return fitted
+
+    def describe(self) -> dict[str, Any]:
+        """The threat model and the settings as plain values, for result files."""
+        left_out = {"left_out": list(self.left_out)} if self.left_out else {}
+        return super().describe() | {"attacks": list(self.attacks)} | left_out
 
     def run(self, model: nn.Module, x: Tensor, y: Tensor) -> AutoAttackResult:
         """Attack a batch and return images and counts.
@@ -114,8 +148,8 @@ class AutoAttack(Ensemble):
 
     `standard` runs four attacks: APGD on the cross-entropy (100 steps), APGD on the targeted DLR loss (9 targets of
     100 steps), targeted FAB (9 targets of 100 steps) and Square (5,000 queries). Each runs on the images that the
-    earlier ones left robust. With fewer than 10 classes the targets are all other classes. With fewer than 4 the
-    targeted DLR loss is not defined: use `custom`.
+    earlier ones left robust. With fewer than 10 classes the targets are all other classes. The targeted DLR loss
+    needs 4 classes: with 3, the untargeted one replaces it; with 2, it is left out. The result names it.
 
     It runs in eval mode, on images in [0, 1], in single precision even under autocast. Searches use the fast path of
     `SearchModel`, and the model itself confirms every success. The random generators are restored. Progress is logged
@@ -135,10 +169,11 @@ class AutoAttack(Ensemble):
 
     Raises:
         ValueError: `norm` is l1, or `attacks` is missing, unknown, or given without `custom`; see also `Attack`. In the
-            call: `loss` or `forward` is given, images are not float32, or have too few pixels or classes for an attack.
+            call: `loss` or `forward` is given, images are not float32 or have too few pixels, or all attacks need more
+            classes.
     """
 
-    settings = ("version", "batch_size")
+    settings = ("version", "batch_size")  # seed and search_precision are settings of the evaluation
 
     def __init__(
         self,
@@ -168,31 +203,21 @@ class AutoAttack(Ensemble):
         """The attacks, in the order to run."""
         return tuple(_MAKE[name](self.eps, norm=self.norm, batch_size=self.batch_size) for name in self.attacks)
 
-    def describe(self) -> dict[str, Any]:
-        """The threat model and the settings as plain values, for result files.
-
-        Without `seed` and `search_precision`, which are settings of the evaluation.
-        """
-        return super().describe() | {"attacks": list(self.attacks)}
-
     def evaluate(self, model: nn.Module, x: Tensor, y: Tensor) -> AutoAttackResult:
         """Run all attacks in turn on the frozen model."""
         search, seed = self.search_model(model, self.search_precision), self.seed * len(self.attacks)
+        with torch.no_grad():
+            logits = torch.cat([search.exact(part) for part in torch.split(x, self.batch_size)])
+        fitted = self.for_classes(logits.shape[1])
+        check_size(fitted, x.shape[-2:])
+        check_labels(y, len(x), logits.shape[1])
         attacks = (
             (attack.label, partial(run_sub_attack, attack, search, seed=seed + number))
-            for number, attack in enumerate(self.sub_attacks())
+            for number, attack in enumerate(fitted.sub_attacks())
         )
-        result = self.run_in_turn(x, y, self._correct(search, x, y), attacks)
+        result = self.run_in_turn(x, y, ~misclassified(logits, y), attacks)
         search.warn_of_gradients()
         return result
-
-    @torch.no_grad()
-    def _correct(self, model: SearchModel, x: Tensor, y: Tensor) -> Tensor:
-        """Check that all attacks can run; return the mask of correct predictions (N,)."""
-        logits = torch.cat([model.exact(part) for part in torch.split(x, self.batch_size)])
-        check_fit(self, self.attacks, logits.shape[1], x.shape[-2:])
-        check_labels(y, len(x), logits.shape[1])
-        return ~misclassified(logits, y)
 
 
 _MAKE: Mapping[SubAttack, Callable[..., Attack]] = MappingProxyType(
@@ -206,16 +231,16 @@ _MAKE: Mapping[SubAttack, Callable[..., Attack]] = MappingProxyType(
 )
 
 
-def check_fit(attack: Attack, attacks: Sequence[str], classes: int, size: torch.Size) -> None:
-    """Check the number of classes and the image size for all sub-attacks."""
-    unfit = [name for name in attacks if classes < _FEWEST.get(name, 2)]
-    if unfit:
-        fit = [name for name in _STANDARD if classes >= _FEWEST.get(name, 2)]
-        raise ValueError(
-            f"The model must have at least {_FEWEST[unfit[0]]} classes for {unfit[0]} of {type(attack).__name__}, got "
-            f"{classes} outputs. Pass version=custom with attacks=[{', '.join(fit)}]."
-        )
-    if "square" in attacks and attack.norm != "linf" and min(size) < _SQUARE_TILE:
+def _substitute(name: str, classes: int) -> str:
+    """The attack, or what replaces it for this many classes; empty if nothing does."""
+    while name and classes < _FEWEST.get(name, 2):
+        name = _SUBSTITUTES.get(name, "")
+    return name
+
+
+def check_size(attack: Ensemble, size: torch.Size) -> None:
+    """Check the image size for all sub-attacks."""
+    if "square" in attack.attacks and attack.norm != "linf" and min(size) < _SQUARE_TILE:
         raise ValueError(
             f"Images must be at least {_SQUARE_TILE} x {_SQUARE_TILE} for Square in {attack.norm}, got "
             f"{size[0]} x {size[1]}. Pass version=custom without square."

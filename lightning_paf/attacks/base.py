@@ -98,6 +98,13 @@ class Attack(ABC):
         """
         return (self,)
 
+    def for_classes(self, classes: int) -> "Attack":
+        """The attack on a model with this number of classes; by default the attack itself.
+
+        An ensemble leaves out members that need more.
+        """
+        return self
+
     def search_model(self, model: nn.Module, precision: Precision = "fp32") -> SearchModel:
         """The model, with its fast path, for searches by this attack."""
         return SearchModel(model, precision, fold=self.fold)

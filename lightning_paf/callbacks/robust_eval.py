@@ -1,5 +1,6 @@
 """Robust accuracy in validation and test."""
 
+import copy
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -44,6 +45,9 @@ class RobustEval(Callback):
 
     In validation, every rank evaluates its samples in memory after the last batch, while averaged weights are swapped
     in.
+
+    Attributes:
+        fresh: Whether a test removes the records of its state first.
 
     Args:
         attack: The attack of the evaluation, not that of the training.
@@ -96,6 +100,7 @@ class RobustEval(Callback):
         self.stop = stop
         self.state_dir = state_dir
         self.evidence = evidence
+        self.fresh = False
         self.results: dict[Stage, EvaluationResult] = {}
         self._ids: list[int] = []
         self._seen = 0
@@ -149,6 +154,9 @@ class RobustEval(Callback):
         with barrier_without_timeout(), torch.inference_mode(False):
             evaluation = self._evaluation(_classifier(pl_module), _samples(trainer, trainer.test_dataloaders, ids))
             state = files.state(evaluation.identity, self.state_dir)
+            if self.fresh and trainer.is_global_zero:
+                state.clear()
+            trainer.strategy.barrier()
             result = evaluation.run(state, self.stop, rank_zero_info if trainer.is_global_zero else None)
             result = replace(
                 result,
@@ -227,10 +235,14 @@ def _check_name(name: str) -> None:
 
 
 def _classifier(pl_module: LightningModule) -> nn.Module:
-    """Return the module's `model`, without wrappers."""
+    """Return the module's `model`, without wrappers, in float32.
+
+    Weights of another precision are copied. A checkpoint is loaded in float32, so that others verify the same network.
+    """
     model = pl_module.model
     assert isinstance(model, nn.Module)
-    return model
+    single = all(tensor.dtype == torch.float32 for tensor in model.state_dict().values() if tensor.is_floating_point())
+    return model if single else copy.deepcopy(model).float()
 
 
 def fetch(trainer: Trainer, loader: Any, indices: list[int]) -> tuple[Tensor, Tensor]:
@@ -252,7 +264,9 @@ def _samples(trainer: Trainer, loader: Any, ids: NDArray[np.int64]) -> Samples:
 def _summary(result: EvaluationResult, files: ResultFiles) -> str:
     attack = result.attack
     stopped = f" (of {result.total}; on all of them {result.anytime}, whenever stopped)" if result.anytime else ""
+    worst = min(result.per_class(), key=lambda row: row.robust / row.evaluated, default=None)
+    least = f", {worst.robust} of {worst.evaluated} in class {worst.label}, the least robust" if worst else ""
     return (
-        f"{result.name}: robust {result.robust}, clean {result.clean} on {result.evaluated} samples{stopped}; "
+        f"{result.name}: robust {result.robust}, clean {result.clean} on {result.evaluated} samples{stopped}{least}; "
         f"{attack['attack']} {attack['norm']} eps {attack['eps']}; {result.weights}. {files.summary()}"
     )

@@ -18,6 +18,7 @@ from lightning_paf.runs.weights_origin import WeightsOrigin
 
 WORDS_FOR_CHECKPOINTS = (*NEWEST, "best", "hpc")
 UNTRAINED_HELP = "evaluate the starting weights, without a checkpoint; results are marked `untrained`"
+FRESH_HELP = "remove the records of this test in its state folder first, such as those from others"
 
 
 def arrange(words: Sequence[str]) -> list[str]:

@@ -38,6 +38,7 @@ from lightning_paf.callbacks import (
 )
 from lightning_paf.cli.class_names import names_task, suggestion
 from lightning_paf.cli.evaluated_checkpoint import (
+    FRESH_HELP,
     UNTRAINED_HELP,
     arrange,
     evaluated_checkpoint,
@@ -195,10 +196,12 @@ class PafCLI(LightningCLI):
             self.parser.add_method_arguments(Trainer, "fit", skip=set(self.subcommands()["fit"]))
 
     def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
-        """Add `--untrained` to the commands that evaluate."""
+        """Add `--untrained` to the commands that evaluate, and `--fresh` to `test`."""
         parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
         if subcommand != "fit":
             parser.add_argument("--untrained", action="store_true", help=UNTRAINED_HELP)
+        if subcommand == "test":
+            parser.add_argument("--fresh", action="store_true", help=FRESH_HELP)
         return parser
 
     def _evaluates(self) -> bool:
@@ -240,6 +243,9 @@ class PafCLI(LightningCLI):
         if self.subcommand == "fit":
             self.datamodule.check_devices(self.trainer.world_size)  # on all ranks, before one prepares data
         _check_monitor(self.trainer, self.model)
+        for evaluation in self.trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(evaluation, RobustEval):
+                evaluation.fresh = bool(self._get(self.config, "fresh"))
 
     def _run_subcommand(self, subcommand: str) -> None:
         """Lock the run folder during training, and check it before the loggers open it."""

@@ -16,7 +16,7 @@ from lightning_paf.evaluation.state import Record, State
 from lightning_paf.evaluation.statistics import Accuracy, exact_accuracy
 from lightning_paf.evaluation.stopping import Interval, anytime_interval
 from lightning_paf.runs.weights_origin import WeightsOrigin
-from lightning_paf.utils.files import write_whole
+from lightning_paf.utils.files import explained, write_whole
 
 if TYPE_CHECKING:
     from lightning_paf.evaluation.evaluate import Evaluation
@@ -255,8 +255,11 @@ class EvaluationResult:
                 yield ids[order], torch.from_numpy(images[order])
 
     def save(self, path: Path) -> None:
-        """Write a JSON file atomically."""
-        path.parent.mkdir(parents=True, exist_ok=True)
+        """Write a JSON file atomically.
+
+        Raises:
+            ValueError: The file cannot be written.
+        """
         weights = self.weights and {**self.weights.content(), "weights": self.fingerprints.get("model")}
         content = {
             "name": self.name,
@@ -274,13 +277,16 @@ class EvaluationResult:
             "checkpoint": weights,
             "fingerprints": dict(self.fingerprints),
             "sub_attacks": [asdict(summary) for summary in self.sub_attacks],
+            "per_class": [row._asdict() for row in self.per_class()],
             "outcome_codes": {outcome.name.lower(): int(outcome) for outcome in Outcome},
             "outcomes": "".join(map(str, self.outcomes.tolist())),
             **{name: getattr(self, name).tolist() or None for name in _PER_SAMPLE},
         }
         # One line for each field, since arrays can have 10,000 elements.
         fields = ",\n".join(f"  {json.dumps(name)}: {json.dumps(value)}" for name, value in content.items())
-        write_whole(path, f"{{\n{fields}\n}}\n".encode())
+        with explained(path, "a result"):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_whole(path, f"{{\n{fields}\n}}\n".encode())
 
     @classmethod
     def load(cls, path: Path) -> "EvaluationResult":

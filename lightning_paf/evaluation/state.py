@@ -224,6 +224,12 @@ class EvaluationState:
             there = there or _read_identity(path)
         check_same(content, there or {}, str(self))
 
+    def clear(self) -> None:
+        """Remove all records."""
+        with self._explained():
+            for path in self.folder.glob("*.record"):
+                path.unlink(missing_ok=True)
+
     def recorded(self) -> list[Key]:
         """Block and sub-attack of all records, in order; includes damaged ones."""
         with self._explained():

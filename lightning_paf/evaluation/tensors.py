@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from lightning_paf.attacks import Attack, AutoAttack
-from lightning_paf.evaluation.evaluate import Evaluation, Samples, Stop
+from lightning_paf.evaluation.evaluate import Evaluation, Stop
 from lightning_paf.evaluation.files import ResultFiles
 from lightning_paf.evaluation.result import EvaluationResult
+from lightning_paf.evaluation.samples import Samples
 from lightning_paf.functional.predictions import check_labels
 from lightning_paf.nn.modes import frozen
 from lightning_paf.runs.weights_origin import WeightsOrigin

@@ -11,12 +11,13 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from lightning_paf.attacks import APGD, Attack
-from lightning_paf.evaluation.evaluate import Samples, Stop, sub_attack_seed
+from lightning_paf.evaluation.evaluate import Stop, sub_attack_seed
 from lightning_paf.evaluation.result import Outcome
+from lightning_paf.evaluation.samples import Samples
 from lightning_paf.functional.geometry import geometry_of
 from lightning_paf.functional.predictions import misclassified
 from lightning_paf.nn.modes import frozen
-from lightning_paf.speed.search_model import Precision, SearchModel
+from lightning_paf.speed.search_model import Precision, SearchModel, number_of_classes
 
 
 @dataclass(frozen=True)
@@ -64,8 +65,7 @@ class WarmCheck:
     def __init__(
         self, attack: Attack, *, steps: int = 20, block_size: int = 128, seed: int = 0, precision: Precision = "fp32"
     ) -> None:
-        self.cold_attacks = [part for part in attack.sub_attacks() if isinstance(part, APGD)]
-        if len(self.cold_attacks) < len(attack.sub_attacks()):
+        if not all(isinstance(part, APGD) for part in attack.sub_attacks()):
             labels = ", ".join(part.label for part in attack.sub_attacks())
             raise ValueError(
                 f"The sub-attacks of a warm check must support a given starting point, as only APGD does, got "
@@ -74,7 +74,7 @@ class WarmCheck:
         if steps < 1:
             raise ValueError(f"steps must be at least 1, got {steps}. The default is 20.")
         self.attack = attack
-        self.warm_attacks = [_shortened(part, steps) for part in self.cold_attacks]
+        self.steps = steps
         self.block_size = block_size
         self.seed = seed
         self.precision = precision
@@ -115,6 +115,11 @@ class WarmCheck:
         """Restore the output of `state_dict`."""
         self.nearest = dict(zip(state["ids"], state["perturbations"], strict=True))
 
+    def _attacks(self, classes: int, cold: bool) -> list[APGD]:
+        """Return the sub-attacks for a number of classes, shortened unless `cold`."""
+        parts = [part for part in self.attack.for_classes(classes).sub_attacks() if isinstance(part, APGD)]
+        return parts if cold else [_shortened(part, self.steps) for part in parts]
+
     def _block(
         self, search: SearchModel, ids: NDArray[np.int64], x: Tensor, y: Tensor, number: int, cold: bool
     ) -> tuple[NDArray[np.uint8], int]:
@@ -124,7 +129,7 @@ class WarmCheck:
         nearest = self._starts(ids, x)
         robust &= self._correct(search, nearest, y)
         replayed = int((outcomes == Outcome.ROBUST).sum() - robust.sum())
-        for index, attack in enumerate(self.cold_attacks if cold else self.warm_attacks):
+        for index, attack in enumerate(self._attacks(number_of_classes(search.model, x), cold)):
             rows = robust.nonzero().flatten()
             seed = sub_attack_seed(self.seed, number, index, attack.label)
             nearest[rows], fooled = _searched(attack, search, x[rows], y[rows], None if cold else nearest[rows], seed)
@@ -135,7 +140,7 @@ class WarmCheck:
 
     def _starts(self, ids: NDArray[np.int64], x: Tensor) -> Tensor:
         """Return each sample's image of the last check, or the sample itself."""
-        attack, none = self.cold_attacks[0], torch.zeros_like(x[0])
+        attack, none = self.attack, torch.zeros_like(x[0])
         last = torch.stack([self.nearest.get(int(i), none).to(x) for i in ids])
         return geometry_of(attack.norm).move(x, last, float(attack.eps), attack.bounds)
 

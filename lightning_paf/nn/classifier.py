@@ -1,6 +1,7 @@
 """The model type of attacks, objectives and callbacks."""
 
-from typing import NamedTuple, Protocol, runtime_checkable
+from collections.abc import Callable
+from typing import NamedTuple, Protocol, Self, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -87,6 +88,7 @@ class Classifier(nn.Module):
         self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1), persistent=False)
         self._head_name = _find_head(net, spec.num_classes)
+        self._dtype = self.head.weight.dtype
 
     @property
     def head(self) -> nn.Linear:
@@ -147,7 +149,17 @@ class Classifier(nn.Module):
         return sum((term.reshape(()) for term in terms), torch.zeros(()))
 
     def _normalized(self, x: Tensor) -> Tensor:
-        return (x - self.mean) / self.std
+        normalized = (x - self.mean) / self.std
+        return normalized if self._dtype == torch.float32 else normalized.to(self._dtype)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """Convert the weights; keep the normalisation of images in float32."""
+        before = self.mean, self.std
+        super()._apply(fn, recurse)
+        self._dtype = self.head.weight.dtype
+        if self.mean.dtype != before[0].dtype:
+            self.mean, self.std = (old.to(self.mean.device) for old in before)
+        return self
 
 
 def _find_head(net: nn.Module, num_classes: int) -> str:

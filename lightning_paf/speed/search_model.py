@@ -156,6 +156,12 @@ class SearchModel(nn.Module):
             )
 
 
+def number_of_classes(model: nn.Module, x: Tensor) -> int:
+    """Number of logits of a model for images (N, C, H, W)."""
+    with torch.no_grad(), frozen(model), generators_kept(model, x.device):
+        return SearchModel(model, fold=False).exact(x[:1]).shape[-1]
+
+
 def _fold(model: nn.Module) -> tuple[fx.GraphModule | None, str | None]:
     """Return a folded copy of the model, or None and the reason why there is none."""
     if any(is_hooked(module) for module in model.modules()):

@@ -97,6 +97,11 @@ def test_an_evaluation_writes_no_configuration_and_can_be_repeated(trained, chec
     assert (trained / "config.yaml").read_bytes() == before
     assert not (trained / "test" / "config.yaml").exists()
     assert not (trained / "test" / "checkpoints").exists()
+    times = [path.stat().st_mtime_ns for path in sorted(trained.glob("test/state/*/*.record"))]
+    assert status("test", "--ckpt_path", checkpoint, "--fresh") == 0
+    again = [path.stat().st_mtime_ns for path in sorted(trained.glob("test/state/*/*.record"))]
+    assert len(again) == len(times) > 0
+    assert min(again) > max(times)
 
 
 def test_attacks_have_gradients_with_inference_mode(trained, checkpoint, tmp_path):

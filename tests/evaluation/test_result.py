@@ -102,7 +102,7 @@ def test_a_full_disk_leaves_the_previous_file(tmp_path, monkeypatch):
     result().save(path)
 
     monkeypatch.setattr(os, "fsync", refuse(errno.ENOSPC))
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(ValueError, match=r"pgd.json cannot be used as a result: No space"):
         undisturbed().save(path)
     assert EvaluationResult.load(path).name == "pgd"
     assert list(tmp_path.iterdir()) == [path]

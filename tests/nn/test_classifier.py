@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 from helpers.fakes import TinyNet, images, spec, tiny_classifier
@@ -13,6 +15,19 @@ def test_normalisation_is_the_first_line(normalize):
     net = TinyNet().eval()
     expected = net((x - 0.5) / 0.25 if normalize else x)
     torch.testing.assert_close(Classifier(net, spec(), normalize).eval()(x), expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
+def test_float32_images_are_normalised_exactly_for_weights_of_another_precision(dtype):
+    x, _ = images()
+    net = TinyNet().eval()
+    statistics = replace(spec(), mean=(0.4914,) * 3)
+    model = Classifier(net, statistics).eval()
+    before = model.mean.clone()
+    logits = model.to(dtype)(x)
+    assert torch.equal(logits, net(((x - 0.4914) / 0.25).to(dtype)))
+    assert torch.equal(model.float().mean, before)
+    assert model(x).dtype == torch.float32
 
 
 def test_outputs_have_features_and_leave_no_hooks():

@@ -22,6 +22,7 @@ from lightning_paf.data.readers.parquet import open_parquet
 NPZ_KEYS = (("image", "label"), ("X", "Y"))
 UNLABELLED = -1
 """Label of the images of an npz file with `image` only, for `predict`."""
+_MOST_TIMES, _LARGEST_SMALL = 200, 2**28  # a few MB that unpack to GB would fill memory or disk
 PICKLE_KEYS = (("data", "extrapolated_targets"),)
 
 
@@ -58,6 +59,12 @@ def _open_npz(path: Path) -> Iterator[Archive]:
 
 def _npz_column(path: Path, archive: zipfile.ZipFile, key: str) -> Column:
     member = f"{key}.npy"
+    info = archive.getinfo(member)
+    if info.file_size > max(_MOST_TIMES * info.compress_size, _LARGEST_SMALL):
+        raise ValueError(
+            f"{path}: {key} must be compressed at most {_MOST_TIMES}-fold, as images are, got {info.file_size:,} bytes "
+            f"in {info.compress_size:,}. Save it with np.savez, which does not compress."
+        )
     with archive.open(member) as stream:
         shape, fortran_order, dtype = read_header(stream)
     if fortran_order and len(shape) > 1:
