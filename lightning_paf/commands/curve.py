@@ -86,7 +86,7 @@ def _grid(text: str) -> "tuple[Radius, ...]":
     try:
         grid = [radius_from_text(part) for part in text.split(",")]
         return check_grid(grid[1:] if grid[0] == 0 else grid)
-    except (ValueError, ZeroDivisionError) as error:
+    except ValueError as error:
         rule = "must be increasing numbers such as 0,2/255,4/255"
         raise argparse.ArgumentTypeError(f"{rule}, got {text!r}") from error
 

@@ -69,7 +69,7 @@ def _parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
 def _radius(text: str) -> Fraction | float:
     try:
         return radius_from_text(text) if "/" in text else float(text)
-    except (ValueError, ZeroDivisionError):
+    except ValueError:
         raise argparse.ArgumentTypeError(f"must be a number such as 8/255 or 0.5, got {text!r}") from None
 
 

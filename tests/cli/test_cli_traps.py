@@ -128,6 +128,12 @@ def test_a_radius_of_decimals_is_exact(typed, tiny):
     assert built("-c", tiny, "--model.attack.eps", typed).model.attack.eps == Fraction(8, 255)
 
 
+@pytest.mark.parametrize("typed", ["8/x", "8/0", "8/", "abc"])
+def test_other_radii_are_refused(typed, tiny, capsys):
+    assert status("fit", "-c", tiny, "--model.attack.eps", typed) == 2
+    assert f"it must be a number such as 8/255 or 0.031, got '{typed}'" in capsys.readouterr().err
+
+
 def test_compromised_releases_of_lightning_are_excluded():
     project = tomllib.loads((CONFIGS.parent / "pyproject.toml").read_text())["project"]
     (bound,) = [line for line in project["dependencies"] if line.startswith("lightning>")]
