@@ -78,8 +78,20 @@ def add_run_arguments(parser: argparse.ArgumentParser, nargs: int | str | None =
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options for the configuration and the device of a run."""
     parser.add_argument("--config", "-c", type=Path, help="default: config.yaml of the checkpoint's run")
-    parser.add_argument("--device", help="cpu, cuda, cuda:1, ...; default: cuda if available, else cpu")
+    parser.add_argument("--device", type=_device, help="cpu, cuda, cuda:1, ...; default: cuda if available, else cpu")
     describe_fit_options(parser)
+
+
+def _device(name: str) -> str:
+    """Check that a device exists."""
+    import torch
+
+    try:
+        torch.zeros(1, device=name).item()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).split(".")[0]
+        raise argparse.ArgumentTypeError(f"must be cpu or an available device, got {name} ({reason})") from None
+    return name
 
 
 def describe_fit_options(parser: argparse.ArgumentParser) -> None:

@@ -11,10 +11,12 @@ from pathlib import Path
 from types import ModuleType
 from typing import IO, Any, NoReturn
 
+import torch
 import yaml
 from jsonargparse import Namespace
 from jsonargparse.typing import register_type
 from lightning.fabric.plugins import CheckpointIO
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar, WeightAveraging
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
@@ -28,19 +30,21 @@ from lightning_paf.callbacks import (
     ActivationMonitor,
     EpochPrinter,
     ExactResume,
+    MonitorCheck,
     PredictionWriter,
     RobustEval,
     RunHeartbeat,
     StopOnSignal,
     Throughput,
 )
-from lightning_paf.cli.class_names import names_task, suggestion
+from lightning_paf.cli.class_names import names_task, shortened, suggestion
 from lightning_paf.cli.evaluated_checkpoint import (
     UNTRAINED_HELP,
     arrange,
     evaluated_checkpoint,
     evaluated_weights,
 )
+from lightning_paf.cli.numbers import check_numbers
 from lightning_paf.cli.renamed_options import with_new_names
 from lightning_paf.data import Augment, Mixing, RobustDataModule
 from lightning_paf.evaluation.stopping import StopRule
@@ -113,7 +117,7 @@ class HelpfulParser(LightningArgumentParser):
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Add the known classes to the message, and remove the names of links."""
         message = re.sub(r"Call to compute_fn of link '.*' with args \(.*\) failed: ", "", message)
-        super().error(f"{message}{suggestion(message, _PLUG_INS)}", ex)
+        super().error(f"{shortened(message)}{suggestion(message, _PLUG_INS)}", ex)
 
     def print_usage(self, file: IO[str] | None = None) -> None:  # type: ignore[override]
         """Print one line above an error."""
@@ -180,6 +184,8 @@ class PafCLI(LightningCLI):
         """Parse without LightningCLI's warning about `args` in addition to a command line."""
         self.config = parser.parse_args(args)  # type: ignore[arg-type]  # `train` gives a list
         _check_net_sizes(args, self.config)  # type: ignore[arg-type]
+        if self.config.get("subcommand"):
+            check_numbers(self.config.subcommand, self.config[self.config.subcommand])
 
     def setup_parser(self, add_subcommands: bool, *kwargs: dict[str, Any]) -> None:
         """Without a command, accept the arguments of `fit`.
@@ -233,7 +239,8 @@ class PafCLI(LightningCLI):
             self.model.untrained = self.evaluated
         if self.subcommand == "fit":
             self.datamodule.check_devices(self.trainer.world_size)  # on all ranks, before one prepares data
-        _check_monitor(self.trainer)
+            self.model.check_start(self.datamodule.spec)
+        MonitorCheck().check(self.trainer, self.model)
 
     def _run_subcommand(self, subcommand: str) -> None:
         """Lock the run folder during training, and check it before the loggers open it."""
@@ -281,8 +288,15 @@ class PafCLI(LightningCLI):
                 config["enable_progress_bar"] = sys.stdout.isatty()
             reports += [] if config["enable_progress_bar"] else [EpochPrinter(throughput)]
         # `Throughput` comes last, so that a step includes all callbacks.
-        always = [ExactResume(), StopOnSignal(), PredictionWriter(), *reports, throughput]
-        return super()._instantiate_trainer(config, [*callbacks, *filled, *always])
+        always = [ExactResume(), MonitorCheck(), StopOnSignal(), PredictionWriter(), *reports, throughput]
+        try:
+            return super()._instantiate_trainer(config, [*callbacks, *filled, *always])
+        except (MisconfigurationException, TypeError, ValueError) as error:
+            no_gpu = config.get("accelerator") not in ("auto", "cpu") and not torch.cuda.is_available()
+            hint = (
+                "Without a GPU, pass --trainer configs/trainer/cpu.yaml." if no_gpu else "Pass other --trainer options."
+            )
+            raise ValueError(f"--trainer must be valid, got: {' '.join(str(error).split())} {hint}") from error
 
 
 SETTINGS: dict[str, Any] = {
@@ -321,22 +335,6 @@ def train(args: Sequence[str], run: bool = True) -> PafCLI:
             args=words,
             run=run,
         )
-
-
-def _check_monitor(trainer: Trainer) -> None:
-    """Check that a monitored robust accuracy is measured.
-
-    Lightning would report a missing one only after an epoch.
-    """
-    evaluations = [callback for callback in trainer.callbacks if isinstance(callback, RobustEval)]  # type: ignore[attr-defined]
-    measured = ["val/acc", *(f"val/acc_{callback.name}" for callback in evaluations if callback.every_n_epochs)]
-    for checkpoint in trainer.checkpoint_callbacks:
-        monitor = getattr(checkpoint, "monitor", None) or ""
-        if monitor.startswith("val/acc_") and monitor not in measured:
-            raise ValueError(
-                f"checkpoint.monitor must be a metric of --val_attack or --autoattack in validation, got {monitor}. "
-                f"Pass --checkpoint.monitor with one of {', '.join(measured)}."
-            )
 
 
 def _as_list(value: Any) -> list[Any]:

@@ -152,8 +152,11 @@ def test_a_small_pool_sorted_by_class_is_shuffled_and_repeated(tiny, tmp_path):
         ("--data.real_fraction 1.5", "real_fraction must be from 0 to 1, got 1.5"),
         ("--data.val_size 1000", "val_size must be 1 to 32, half of the 64 training images, got 1000"),
         ("--trainer.max_epochs -1", "got max_epochs=-1. Pass --trainer.max_epochs or --trainer.max_steps"),
-        ("--checkpoint.monitor val/acc_pgdx", "in validation, got val/acc_pgdx"),
-        ("--val_attack.every_n_epochs 0 --checkpoint.monitor val/acc_pgd", "one of val/acc."),
+        (
+            "--checkpoint.monitor val/acc_pgdx",
+            "must be a metric that the training logs, got val/acc_pgdx. Pass one of val/acc, val/acc_pgd,",
+        ),
+        ("--val_attack.every_n_epochs 0 --checkpoint.monitor val/acc_pgd", "one of val/acc, train/loss"),
         ("--averaging WarmupEMA --averaging.decay 1.5", "decay must be in [0, 1), got 1.5"),
         ("--model.attack.eps 8", "eps must be at most 1 times the pixel range in linf, got 8.0 for images in [0, 1]."),
         ("--model.attack.eps 0", "eps must be positive and finite, got 0.0. Pass a perturbation size such as 8/255"),
