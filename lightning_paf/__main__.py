@@ -160,14 +160,16 @@ def _expanded(word: str) -> str:
 def _report(error: Exception) -> int:
     """Print an error of the input without a traceback.
 
-    These are the errors of this package, and those of libraries about a configuration. Any other error is a bug and is
-    raised.
+    These are the errors of this package, of the file system, and of libraries about a configuration. Any other error is
+    a bug and is raised.
     """
     ours: BaseException | None = error
     # The parser wraps errors of optional classes.
     while ours is not None and not (isinstance(ours, _INPUT_ERRORS) and _raised_here(ours)):
         ours = ours.__cause__
-    if os.environ.get("LIGHTNING_PAF_DEBUG") or (ours is None and not _while_configured(error)):
+    if os.environ.get("LIGHTNING_PAF_DEBUG") or (
+        ours is None and not isinstance(error, OSError) and not _while_configured(error)
+    ):
         raise error
     text = ours or f"{type(error).__name__}: {' '.join(str(error).split())}{_DEBUG_HINT}"
     print(f"lightning-paf: error: {text}", file=sys.stderr)  # noqa: T201

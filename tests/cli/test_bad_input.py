@@ -154,7 +154,7 @@ def test_a_small_pool_sorted_by_class_is_shuffled_and_repeated(tiny, tmp_path):
         ("--trainer.max_epochs -1", "got max_epochs=-1. Pass --trainer.max_epochs or --trainer.max_steps"),
         (
             "--checkpoint.monitor val/acc_pgdx",
-            "must be a metric that the training logs, got val/acc_pgdx. Pass one of val/acc, val/acc_pgd,",
+            "training logs, got val/acc_pgdx. Pass one of val/acc, val/acc_pgd,",
         ),
         ("--val_attack.every_n_epochs 0 --checkpoint.monitor val/acc_pgd", "one of val/acc, train/loss"),
         ("--averaging WarmupEMA --averaging.decay 1.5", "decay must be in [0, 1), got 1.5"),

@@ -6,11 +6,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from helpers.cli_runs import built, status, write_experiment
+from helpers.cli_runs import status, write_experiment
 from jsonargparse import Namespace
 
 from lightning_paf.cli.numbers import check_numbers
-from lightning_paf.cli.training import train
 
 CONFIGURED = [  # refused before anything is built
     ("--seed_everything -1", "--seed_everything must be from 0 to 4294967295, got -1"),
@@ -26,7 +25,7 @@ BUILT = [
     ("--model.net.width 0", "SmallConvNet must accept images of shape (1, 1, 8, 8) from digits, got: "),
     ("--model.net.width -1", "RuntimeError: Trying to create tensor with negative dimension -1"),
     ("--model.net TorchvisionNet --model.net.name resnet18", "expected input[1, 1, 8, 8] to have 3 channels"),
-    ("--model.net VGG16BN", "Images must have at least 32 x 32 pixels for VGG16BN"),
+    ("--model.net VGG16BN", "VGG16BN must accept images of shape (1, 1, 8, 8) from digits, got: "),
     ("--model.optimizer SGD --model.optimizer.momentum -1", "got: Invalid momentum value: -1.0. Pass other"),
     ("--model.optimizer Adam --model.optimizer.betas [2,2]", "got: Invalid beta parameter at index 0"),
     ("--trainer.devices 0", "--trainer must be valid, got: `Trainer(devices='0')` value"),
@@ -124,11 +123,6 @@ def test_a_monitored_mean_is_checked_after_the_first_step(tiny, tmp_path, capsys
     assert not (tmp_path / "run" / "checkpoints").exists()
 
 
-def test_a_metric_of_another_package_is_not_refused(tiny):
-    words = ["--trainer.callbacks+=helpers.fakes.Logging", "--checkpoint.monitor", "own"]
-    assert built("-c", tiny, *words).trainer.checkpoint_callbacks
-
-
 def test_a_learning_rate_finder_is_refused(tiny, tmp_path, capsys):
     words = ["--trainer.callbacks+=LearningRateFinder", "--run", tmp_path / "run"]
     assert "got a LearningRateFinder. Omit it" in error_of(capsys, "fit", "-c", tiny, *words)
@@ -154,6 +148,22 @@ def test_a_tilde_after_an_equals_sign_is_the_home_folder(tiny, tmp_path, monkeyp
     monkeypatch.chdir(tmp_path)
     assert status("fit", "-c", tiny, "--run=~/run", "--trainer.fast_dev_run", "true") == 0
     assert not (tmp_path / "~").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("sanity-check --ckpt x --examples -5", "argument --examples: must be at least 1, got -5"),
+        ("curve --ckpt x --device foo", "argument --device: must be cpu or an available device such as cuda, got foo"),
+        ("certify --ckpt x --sigma 1 --device meta", "argument --device: must be cpu or an available device"),
+        ("sanity-check --ckpt x --json FOLDER", "--json must be a file in an existing folder, got"),
+        ("recipes --json", "unrecognized arguments: --json"),
+        ("synthesize --out FOLDER/missing/pool.npz --images 10", ""),
+    ],
+)
+def test_options_of_other_commands(words, message, tmp_path, capsys):
+    assert message in error_of(capsys, *words.replace("FOLDER", str(tmp_path)).split())
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("command", ["recipes", "--help"])
