@@ -181,7 +181,7 @@ def _raised_here(error: BaseException) -> bool:
 
 
 def _while_configured(error: BaseException) -> bool:
-    """Return whether a library refused a configuration, before the first step of the trainer."""
+    """Return whether a library refused a configuration, before the first step."""
     frames = traceback.extract_tb(error.__traceback__)
     configured = any(frame.name == "train" and Path(frame.filename).is_relative_to(_PACKAGE) for frame in frames)
     functions = {frame.name for frame in frames}

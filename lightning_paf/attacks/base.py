@@ -123,7 +123,10 @@ class Attack(ABC):
         return described if self.fold else {"fold": False, **described}
 
     def require(self, **least: float) -> None:
-        """Check that attributes are at least these values and at most a million: `self.require(steps=1)`."""
+        """Check that attributes have at least these values: `self.require(steps=1)`.
+
+        No number may exceed a million.
+        """
         for name, bound in least.items():
             if not (value := getattr(self, name)) >= bound:
                 raise ValueError(f"{name} must be at least {bound}, got {value}. Pass {name}={bound} or more.")

@@ -12,10 +12,11 @@ _FAMILIES = ("train/", "activation", "overfitting/", "val/aa_", "lr")
 
 
 class MonitorCheck(Callback):
-    """Callback that refuses a monitored metric that is not logged, which Lightning would report after an epoch.
+    """Callback that refuses a monitored metric that is not logged.
 
-    `check` compares with the metrics of validation, the first step with the means over an epoch. Where a class of
-    another package could log, only robust accuracies (`val/acc_NAME`) are checked.
+    Lightning would report it after an epoch. `check` compares with the metrics of validation, the first step with the
+    means over an epoch. Where a class of another package could log, only robust accuracies (`val/acc_NAME`) are
+    checked.
 
     Raises:
         ValueError: A callback monitors a metric that is not logged.
@@ -32,6 +33,10 @@ class MonitorCheck(Callback):
         for option, name in _monitored(trainer):
             if name.startswith("val/acc_") or not name.startswith(families):
                 _require(option, name, [*known, "train/loss", "epoch", "step"])
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Check the metrics of schedulers, which `fit` creates."""
+        self.check(trainer, pl_module)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -70,6 +75,6 @@ def _callbacks(trainer: Trainer) -> list[Callback]:
 
 
 def _is_closed(trainer: Trainer, pl_module: LightningModule) -> bool:
-    """Return whether all classes that can log are those of this package and of Lightning."""
+    """Return whether only classes of this package and Lightning can log."""
     classes = map(type, (pl_module, *_callbacks(trainer)))
     return all(cls.__module__.partition(".")[0] in ("lightning_paf", "lightning") for cls in classes)

@@ -4,7 +4,7 @@ import argparse
 import contextlib
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
@@ -289,14 +289,8 @@ class PafCLI(LightningCLI):
             reports += [] if config["enable_progress_bar"] else [EpochPrinter(throughput)]
         # `Throughput` comes last, so that a step includes all callbacks.
         always = [ExactResume(), MonitorCheck(), StopOnSignal(), PredictionWriter(), *reports, throughput]
-        try:
+        with _explained_trainer(config):
             return super()._instantiate_trainer(config, [*callbacks, *filled, *always])
-        except (MisconfigurationException, TypeError, ValueError) as error:
-            no_gpu = config.get("accelerator") not in ("auto", "cpu") and not torch.cuda.is_available()
-            hint = (
-                "Without a GPU, pass --trainer configs/trainer/cpu.yaml." if no_gpu else "Pass other --trainer options."
-            )
-            raise ValueError(f"--trainer must be valid, got: {' '.join(str(error).split())} {hint}") from error
 
 
 SETTINGS: dict[str, Any] = {
@@ -335,6 +329,17 @@ def train(args: Sequence[str], run: bool = True) -> PafCLI:
             args=words,
             run=run,
         )
+
+
+@contextlib.contextmanager
+def _explained_trainer(config: Mapping[str, Any]) -> Iterator[None]:
+    """Convert errors of the trainer's arguments to a `ValueError` with a hint."""
+    try:
+        yield
+    except (MisconfigurationException, TypeError, ValueError) as error:
+        no_gpu = config.get("accelerator") not in ("auto", "cpu") and not torch.cuda.is_available()
+        hint = "Without a GPU, pass --trainer configs/trainer/cpu.yaml." if no_gpu else "Pass other options."
+        raise ValueError(f"--trainer must be valid, got: {' '.join(str(error).split())} {hint}") from error
 
 
 def _as_list(value: Any) -> list[Any]:

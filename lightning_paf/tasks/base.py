@@ -61,7 +61,7 @@ class Task(LightningModule):
             load_classifier(self.model, self.init)
 
     def check_start(self, spec: DatasetSpec) -> None:
-        """Check the optimiser, and the network on one image if their size is known, before a training.
+        """Check the optimiser, and the network on one image of known size.
 
         Raises:
             ValueError: The network cannot process the images, or the optimiser refuses its arguments.
