@@ -192,7 +192,8 @@ def _read(table: Path) -> tuple[list[str], list[dict[str, str]]]:
         reader = csv.DictReader(line for line in stream if line.endswith("\n"))
         rows = list(reader)
     if rows and "step" not in rows[0]:
-        raise ValueError(f"{table} must have a column step, got {', '.join(rows[0])}. Restore it, or pass another --run.")
+        columns = ", ".join(rows[0])
+        raise ValueError(f"{table} must have a column step, got {columns}. Restore it, or pass another --run.")
     return list(reader.fieldnames or []), rows
 
 
