@@ -22,6 +22,7 @@ from pathlib import Path
 from lightning_paf import __version__
 from lightning_paf.cli.help_page import SUMMARIES, page
 from lightning_paf.utils.discovery import modules_with
+from lightning_paf.utils.output import unbroken_output
 from lightning_paf.utils.process import EXIT_STATUS
 from lightning_paf.utils.terminal import printable
 
@@ -58,6 +59,8 @@ Options of one command: lightning-paf COMMAND --help
 Shell completion:       eval "$(lightning-paf --print_shtab bash)"
 Version:                lightning-paf --version"""
 _PACKAGE = Path(__file__).parent
+_INPUT_ERRORS = (ValueError, TypeError, OSError)
+_DEBUG_HINT = " (Set LIGHTNING_PAF_DEBUG=1 for the traceback.)"
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -70,7 +73,11 @@ def main(argv: list[str] | None = None) -> int:
         Exit status: 0; 1 after an error of this package; 2 after an unknown or removed command; 130 after Ctrl-C.
         Errors of LightningCLI's parser exit with 2, a training stopped by a signal or Ctrl-C with 75 (resume it).
     """
-    words = sys.argv[1:] if argv is None else argv
+    with unbroken_output():
+        return _run([_expanded(word) for word in (sys.argv[1:] if argv is None else argv)])
+
+
+def _run(words: list[str]) -> int:
     if not words or words[0] in ("-h", "--help", "help"):
         print(_usage())  # noqa: T201
         return 0
@@ -94,7 +101,7 @@ def main(argv: list[str] | None = None) -> int:
         if command in _commands():
             status: int = importlib.import_module(f"lightning_paf.commands.{command.replace('-', '_')}").main(rest)
             return status
-    except (ValueError, TypeError, OSError) as error:
+    except Exception as error:
         return _report(error)
     except KeyboardInterrupt:  # outside of training steps, see `StopOnSignal`
         print(f"lightning-paf: {command} was interrupted", file=sys.stderr)  # noqa: T201
@@ -154,10 +161,19 @@ def _print_completion(words: list[str]) -> int:
     return 0
 
 
-def _report(error: Exception) -> int:
-    """Print an error of this package without a traceback.
+def _expanded(word: str) -> str:
+    """Expand `~` in `--option=~/path`, as shells do for a separate word only."""
+    option, _, value = word.partition("=")
+    if not option.startswith("--") or not value.startswith("~/"):
+        return word
+    return f"{option}={Path.home()}{value[1:]}"
 
-    Any other error is a bug and is raised.
+
+def _report(error: Exception) -> int:
+    """Print an error of the input without a traceback.
+
+    These are the errors of this package, of the file system, and of libraries about a configuration. Any other error is
+    a bug and is raised.
     """
     if isinstance(error, OSError) and error.filename and not os.environ.get("LIGHTNING_PAF_DEBUG"):
         reason = f"{error.filename} cannot be used: {error.strerror}. Check the path and its permissions."
@@ -165,17 +181,29 @@ def _report(error: Exception) -> int:
         return 1
     ours: BaseException | None = error
     # The parser wraps errors of optional classes.
-    while ours is not None and not _raised_here(ours):
+    while ours is not None and not (isinstance(ours, _INPUT_ERRORS) and _raised_here(ours)):
         ours = ours.__cause__
-    if ours is None or os.environ.get("LIGHTNING_PAF_DEBUG"):
+    if os.environ.get("LIGHTNING_PAF_DEBUG") or (
+        ours is None and not isinstance(error, OSError) and not _while_configured(error)
+    ):
         raise error
-    lines = map(printable, str(ours).split("\n"))
+    text = ours or f"{type(error).__name__}: {' '.join(str(error).split())}{_DEBUG_HINT}"
+    lines = map(printable, str(text).split("\n"))
     print("\n".join([f"lightning-paf: error: {next(lines)}", *lines]), file=sys.stderr)  # noqa: T201
     return 1
 
 
 def _raised_here(error: BaseException) -> bool:
     return Path(traceback.extract_tb(error.__traceback__)[-1].filename).is_relative_to(_PACKAGE)
+
+
+def _while_configured(error: BaseException) -> bool:
+    """Return whether a library refused a configuration, before the first step."""
+    frames = traceback.extract_tb(error.__traceback__)
+    configured = any(frame.name == "train" and Path(frame.filename).is_relative_to(_PACKAGE) for frame in frames)
+    functions = {frame.name for frame in frames}
+    started = "_run_stage" in functions and not functions & {"_run_sanity_check", "setup_data"}
+    return configured and not started and not _raised_here(error)
 
 
 if __name__ == "__main__":

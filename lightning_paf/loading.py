@@ -79,8 +79,19 @@ def add_run_arguments(parser: argparse.ArgumentParser, nargs: int | str | None =
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options for the configuration and the device of a run."""
     parser.add_argument("--config", "-c", type=Path, help="default: config.yaml of the checkpoint's run")
-    parser.add_argument("--device", help="cpu, cuda, cuda:1, ...; default: cuda if available, else cpu")
+    parser.add_argument("--device", type=_device, help="cpu, cuda, cuda:1, ...; default: cuda if available, else cpu")
     describe_fit_options(parser)
+
+
+def _device(name: str) -> str:
+    """Check that a device exists."""
+    import torch
+
+    try:
+        torch.zeros(1, device=name).item()
+    except (RuntimeError, AssertionError):
+        raise argparse.ArgumentTypeError(f"must be cpu or an available device such as cuda, got {name}") from None
+    return name
 
 
 def describe_fit_options(parser: argparse.ArgumentParser) -> None:

@@ -10,6 +10,11 @@ from types import ModuleType
 from lightning_paf.recipes import content_of, is_file
 
 _TASK = re.compile(r"^model:\s*\{?\s*class_path:|^class_path:", re.MULTILINE)
+_NOISE = re.compile(
+    r"\s*(-?\s*Does not validate against any|Subtypes: |Errors:$|Given value type: |Given value: (NestedArg|Namespace)|"
+    r"- Expected a <class 'NoneType'>|- Expected a path but |(- )?Subclass types expect|- a (class path|dict) )"
+)
+"""Lines of a parser error that list all possible types, and internal values."""
 _UNKNOWN = "names no known class"
 _REMOVED = {"BIM": "PGD with start=none, step_size=1/255 and steps=10 (at eps=8/255) is the same attack."}
 """Replacements of the classes of earlier versions."""
@@ -64,6 +69,13 @@ def suggestion(message: str, plug_ins: Mapping[str, type | ModuleType]) -> str:
     near = difflib.get_close_matches(found[2], names, 1)
     hint = f" Did you mean {near[0]}?" if near else ""
     return f"\n{argument}={found[2]} {_UNKNOWN}.{hint} Known: {', '.join(names)}."
+
+
+def shortened(message: str) -> str:
+    """Reduce a parser error about several possible types to one line."""
+    lines = [line for line in message.splitlines() if not _NOISE.match(line)]
+    text = " ".join(" ".join(lines).split()).replace(": - ", ": ").replace(" - ", ", ")
+    return re.sub(r"a <class '(?:\w+\.)*(\w+)'>", r"\1", text).replace("a typing.Literal", "one of ")
 
 
 def _concrete_names(base: type | ModuleType) -> list[str]:

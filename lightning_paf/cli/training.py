@@ -4,17 +4,17 @@ import argparse
 import contextlib
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from fractions import Fraction
-from itertools import pairwise
 from pathlib import Path
 from types import ModuleType
 from typing import IO, Any, NoReturn
 
+import torch
 import yaml
-from jsonargparse import Namespace
 from jsonargparse.typing import register_type
 from lightning.fabric.plugins import CheckpointIO
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint, ProgressBar, WeightAveraging
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
@@ -30,13 +30,14 @@ from lightning_paf.callbacks import (
     AddedCheckpoint,
     EpochPrinter,
     ExactResume,
+    MonitorCheck,
     PredictionWriter,
     RobustEval,
     RunHeartbeat,
     StopOnSignal,
     Throughput,
 )
-from lightning_paf.cli.class_names import names_task, suggestion
+from lightning_paf.cli.class_names import names_task, shortened, suggestion
 from lightning_paf.cli.evaluated_checkpoint import (
     FRESH_HELP,
     UNTRAINED_HELP,
@@ -44,6 +45,8 @@ from lightning_paf.cli.evaluated_checkpoint import (
     evaluated_checkpoint,
     evaluated_weights,
 )
+from lightning_paf.cli.net_sizes import check_net_sizes, number_of_channels, number_of_classes
+from lightning_paf.cli.numbers import check_numbers
 from lightning_paf.cli.renamed_options import with_new_names
 from lightning_paf.data import Augment, Mixing, RobustDataModule
 from lightning_paf.evaluation.stopping import StopRule
@@ -65,7 +68,6 @@ from lightning_paf.runs.torchrun import SyncBatchNormOnAnyDevice, follow_torchru
 from lightning_paf.runs.trust import TRUST, TRUST_HELP
 from lightning_paf.runs.weights_origin import WeightsOrigin
 from lightning_paf.schedules import Schedule
-from lightning_paf.specs import dataset_spec
 from lightning_paf.tasks.base import Task
 from lightning_paf.tasks.classification import RobustModule
 from lightning_paf.utils.radius import radius_from_text
@@ -108,7 +110,6 @@ _PERIODIC: dict[str, Any] = {
     "save_on_train_epoch_end": True,  # otherwise the last one of an epoch would wait for the validation
 }
 """Checkpoint to resume a run that was killed in the middle of an epoch."""
-_NET_SIZE = re.compile(r"--(model\.net\.(?:init_args\.)?(?:net\.(?:init_args\.)?)?(num_classes|in_channels))(?:=(.*))?")
 
 
 class HelpfulParser(LightningArgumentParser):
@@ -117,7 +118,7 @@ class HelpfulParser(LightningArgumentParser):
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Add the known classes to the message, and remove the names of links."""
         message = re.sub(r"Call to compute_fn of link '.*' with args \(.*\) failed: ", "", message)
-        super().error(f"{message}{suggestion(message, _PLUG_INS)}", ex)
+        super().error(f"{shortened(message)}{suggestion(message, _PLUG_INS)}", ex)
 
     def print_usage(self, file: IO[str] | None = None) -> None:  # type: ignore[override]
         """Print one line above an error."""
@@ -178,13 +179,15 @@ class PafCLI(LightningCLI):
         for source in sources:
             parser.link_arguments(source, source.replace("data", model, 1))
         for net in (f"{model}.net", f"{model}.net.init_args.net"):  # a network and one inside it
-            parser.link_arguments(sources, f"{net}.init_args.num_classes", compute_fn=_number_of_classes)
-            parser.link_arguments(sources, f"{net}.init_args.in_channels", compute_fn=_number_of_channels)
+            parser.link_arguments(sources, f"{net}.init_args.num_classes", compute_fn=number_of_classes)
+            parser.link_arguments(sources, f"{net}.init_args.in_channels", compute_fn=number_of_channels)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """Parse without LightningCLI's warning about `args` in addition to a command line."""
         self.config = parser.parse_args(args)  # type: ignore[arg-type]  # `train` gives a list
-        _check_net_sizes(args, self.config)  # type: ignore[arg-type]
+        check_net_sizes(args, self.config)  # type: ignore[arg-type]
+        if self.config.get("subcommand"):
+            check_numbers(self.config.subcommand, self.config[self.config.subcommand])
 
     def setup_parser(self, add_subcommands: bool, *kwargs: dict[str, Any]) -> None:
         """Without a command, accept the arguments of `fit`.
@@ -242,10 +245,11 @@ class PafCLI(LightningCLI):
             self.model.untrained = self.evaluated
         if self.subcommand == "fit":
             self.datamodule.check_devices(self.trainer.world_size)  # on all ranks, before one prepares data
-        _check_monitor(self.trainer, self.model)
+            self.model.check_start(self.datamodule.spec)
         for evaluation in self.trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(evaluation, RobustEval):
                 evaluation.fresh = bool(self._get(self.config, "fresh"))
+        MonitorCheck().check(self.trainer, self.model)
 
     def _run_subcommand(self, subcommand: str) -> None:
         """Lock the run folder during training, and check it before the loggers open it."""
@@ -309,8 +313,9 @@ class PafCLI(LightningCLI):
                 config["enable_progress_bar"] = sys.stdout.isatty()
             reports += [] if config["enable_progress_bar"] else [EpochPrinter(throughput)]
         # `Throughput` comes last, so that a step includes all callbacks.
-        always = [ExactResume(), StopOnSignal(), PredictionWriter(), *reports, throughput]
-        return super()._instantiate_trainer(config, [*callbacks, *filled, *always])
+        always = [ExactResume(), MonitorCheck(), StopOnSignal(), PredictionWriter(), *reports, throughput]
+        with _explained_trainer(config):
+            return super()._instantiate_trainer(config, [*callbacks, *filled, *always])
 
 
 SETTINGS: dict[str, Any] = {
@@ -351,21 +356,15 @@ def train(args: Sequence[str], run: bool = True) -> PafCLI:
         )
 
 
-def _check_monitor(trainer: Trainer, model: Task) -> None:
-    """Check that a robust accuracy that checkpoints or the schedule monitor exists.
-
-    Lightning would report a missing one only after an epoch.
-    """
-    evaluations = [callback for callback in trainer.callbacks if isinstance(callback, RobustEval)]  # type: ignore[attr-defined]
-    measured = ["val/acc", *(f"val/acc_{callback.name}" for callback in evaluations if callback.every_n_epochs)]
-    monitors = [("checkpoint", one) for one in trainer.checkpoint_callbacks]
-    for option, owner in (*monitors, ("model.schedule", model.schedule)):
-        monitor = getattr(owner, "monitor", None) or ""
-        if monitor.startswith("val/acc_") and monitor not in measured:
-            raise ValueError(
-                f"{option}.monitor must be a metric of --val_attack or --autoattack in validation, got {monitor}. "
-                f"Pass --{option}.monitor with one of {', '.join(measured)}."
-            )
+@contextlib.contextmanager
+def _explained_trainer(config: Mapping[str, Any]) -> Iterator[None]:
+    """Convert errors of the trainer's arguments to a `ValueError` with a hint."""
+    try:
+        yield
+    except (MisconfigurationException, TypeError, ValueError) as error:
+        no_gpu = config.get("accelerator") not in ("auto", "cpu") and not torch.cuda.is_available()
+        hint = "Without a GPU, pass --trainer configs/trainer/cpu.yaml." if no_gpu else "Pass other options."
+        raise ValueError(f"--trainer must be valid, got: {' '.join(str(error).split())} {hint}") from error
 
 
 def _omit_folders(callbacks: Sequence[Callback]) -> None:
@@ -381,28 +380,6 @@ def _as_list(value: Any) -> list[Any]:
     if value is None:
         return []
     return list(value) if isinstance(value, list | tuple) else [value]
-
-
-def _number_of_classes(dataset: str, num_classes: int | None, channels: int | None) -> int:
-    return dataset_spec(dataset, num_classes, channels).num_classes
-
-
-def _number_of_channels(dataset: str, num_classes: int | None, channels: int | None) -> int:
-    return dataset_spec(dataset, num_classes, channels).channels
-
-
-def _check_net_sizes(words: Sequence[str], config: Namespace) -> None:
-    """Check that typed sizes of the network are those of the data.
-
-    The links would replace other sizes silently.
-    """
-    data = config[config.subcommand].data if config.get("subcommand") else config.data
-    spec = dataset_spec(data.dataset, data.num_classes, data.channels)
-    sizes = {"num_classes": spec.num_classes, "in_channels": spec.channels}
-    for word, following in pairwise([*words, ""]):
-        typed = _NET_SIZE.fullmatch(word)
-        if typed and (value := typed[3] or following) != str(size := sizes[typed[2]]):
-            raise ValueError(f"{typed[1]} must be {size}, as in the data, got {value}. Leave --{typed[1]} out.")
 
 
 # `8/255` is read exactly, and saved in the same form.

@@ -7,17 +7,21 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule
+from lightning.pytorch.callbacks import LearningRateFinder
 from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
+from torch.optim import Optimizer
 
 from lightning_paf.nn.activations import Activation
 from lightning_paf.nn.classifier import Classifier
+from lightning_paf.nn.modes import frozen
 from lightning_paf.nn.parameter_groups import DecayRule, parameter_groups
 from lightning_paf.nn.weights import key_difference, load_classifier, training_dataset
 from lightning_paf.runs.weights_origin import WeightsOrigin
 from lightning_paf.schedules import Cosine, Schedule
+from lightning_paf.specs import DatasetSpec
 
 
 class Task(LightningModule):
@@ -55,8 +59,32 @@ class Task(LightningModule):
         if self.init is not None and self.init.is_file():
             load_classifier(self.model, self.init)
 
+    def check_start(self, spec: DatasetSpec) -> None:
+        """Check the optimiser, and the network on one image of known size.
+
+        Raises:
+            ValueError: The network cannot process the images, or the optimiser refuses its arguments.
+        """
+        self._built_optimizer()
+        if spec.name == "npz":
+            return
+        shape = (1, spec.channels, spec.size, spec.size)
+        with frozen(self.model), torch.no_grad(), torch.random.fork_rng([]):  # a random network draws numbers
+            try:
+                self.model(torch.zeros(shape))
+            except (RuntimeError, ValueError, TypeError, AssertionError, IndexError) as error:
+                raise ValueError(
+                    f"{type(self.model.net).__name__} must accept images of shape {shape} from {spec.name}, got: "
+                    f"{error}. Pass another --model.net, or other arguments (TimmNet: dict_kwargs.in_chans)."
+                ) from error
+
     def setup(self, stage: str) -> None:
-        """Check that `init` exists."""
+        """Check that `init` exists, and that the learning rate is that of the optimiser."""
+        if any(isinstance(callback, LearningRateFinder) for callback in self.trainer.callbacks):  # type: ignore[attr-defined]
+            raise ValueError(
+                "The learning rate must be an argument of the optimizer, which is recorded, got a LearningRateFinder. "
+                "Omit it, and compare short runs with different --model.optimizer.lr."
+            )
         if stage == "fit" and self.init is not None and not self.init.is_file():
             raise ValueError(
                 f"--model.init must be an existing checkpoint, got {self.init}. Train it first (command in the header "
@@ -128,7 +156,7 @@ class Task(LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Return the optimiser over decay groups, and the schedule of its steps."""
-        optimizer = self.optimizer(parameter_groups(self, self.decay))
+        optimizer = self._built_optimizer()
         steps = self.trainer.estimated_stepping_batches
         if steps == float("inf"):
             raise ValueError(
@@ -151,6 +179,14 @@ class Task(LightningModule):
         dataset = training_dataset(checkpoint)
         if dataset is not None and self.model.normalize_by(dataset):
             rank_zero_info(f"Normalisation: mean and std of {dataset.name}, as in the training of the checkpoint.")
+
+    def _built_optimizer(self) -> Optimizer:
+        try:
+            return self.optimizer(parameter_groups(self, self.decay))
+        except (ValueError, TypeError) as error:
+            raise ValueError(
+                f"--model.optimizer must accept its arguments, got: {error}. Pass other --model.optimizer options."
+            ) from error
 
     def _check_finite(self, loss: Tensor) -> None:
         if torch.isfinite(loss):

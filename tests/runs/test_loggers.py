@@ -56,6 +56,13 @@ def logged() -> dict[str, list]:
     return RecordingLogger.logged
 
 
+def test_a_table_without_steps_is_refused(tmp_path):
+    (tmp_path / "metrics.csv").write_text("a,b\n1,2\n")
+    table, _ = loggers(tmp_path, None)
+    with pytest.raises(ValueError, match=r"metrics.csv must have a column step, got a, b\. Restore it"):
+        table.experiment  # noqa: B018
+
+
 def test_another_logger_receives_all_metrics_and_the_configuration(logged, tmp_path):
     logger = ["--trainer.logger", "helpers.resume_helpers.RecordingLogger", "--trainer.logger.project", "paf"]
     assert status("fit", "-c", write_experiment(tmp_path), *logger, "--run", tmp_path / "run") == 0
