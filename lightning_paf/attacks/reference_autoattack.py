@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from lightning_paf.attacks.autoattack import AutoAttackResult, Ensemble, check_fit, check_listing
 from lightning_paf.attacks.base import Attack
 from lightning_paf.functional.geometry import geometry_of, with_finite_gradient
-from lightning_paf.functional.predictions import check_labels, misclassified, undefined
+from lightning_paf.functional.predictions import misclassified, undefined
 from lightning_paf.nn.equivalence import generators_kept
 from lightning_paf.types import Forward, Norm, Radius
 
@@ -106,7 +106,6 @@ class ReferenceAutoAttack(Ensemble):
         """Set up the package's adversary; return it and a function that runs it."""
         with torch.no_grad():
             classes = model(x[:1]).shape[1]
-        check_labels(y, len(x), classes)
         check_fit(self, self.attacks, classes, x.shape[-2:])
         package = _package()
         adversary = package.make(

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from lightning_paf.attacks import APGD, Attack
+from lightning_paf.attacks.probe import PROBES, Flags, gradient_flag, probe, warn_of
 from lightning_paf.evaluation.evaluate import Samples, Stop, sub_attack_seed
 from lightning_paf.evaluation.result import Outcome
 from lightning_paf.functional.geometry import geometry_of
@@ -29,6 +30,7 @@ class WarmResult:
         replayed: Number of samples fooled by the images of the previous check.
         passes: Images passed through the network, forward or backward.
         cold: Whether there was no previous check.
+        flags: Signs of an unreliable result; see `probe`.
     """
 
     ids: NDArray[np.int64]
@@ -36,6 +38,7 @@ class WarmResult:
     replayed: int
     passes: int
     cold: bool
+    flags: Flags
 
     @property
     def robust(self) -> int:
@@ -88,7 +91,8 @@ class WarmCheck:
             samples: Samples, which should include most of the previous check.
             stop: See `Stop`.
         """
-        search, cold = self.attack.search_model(model, self.precision), not self.nearest
+        found = probe(model, *samples.fetch(samples.ids[:PROBES]))
+        search, cold = self.attack.search_model(found.model, self.precision), not self.nearest
         order = np.random.default_rng(self.seed).permutation(samples.ids)
         parts: list[NDArray[np.uint8]] = []
         replayed = robust = 0
@@ -101,10 +105,11 @@ class WarmCheck:
             if stop is not None and stop(robust, first + len(ids), len(order)):
                 break
         outcomes = np.concatenate(parts) if parts else np.empty(0, np.uint8)
-        search.warn_of_gradients()
+        flags = {**found.flags, **gradient_flag(search.not_finite, search.passes.backward)}
+        warn_of(flags)
         passes = search.passes.forward + search.passes.backward + search.passes.exact
         self.nearest = {i: self.nearest[i] for i in samples.ids.tolist() if i in self.nearest}
-        return WarmResult(order[: len(outcomes)], outcomes, replayed, passes, cold)
+        return WarmResult(order[: len(outcomes)], outcomes, replayed, passes, cold, flags)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the perturbations of the last check, for a checkpoint."""

@@ -1,9 +1,9 @@
 """The model type of attacks, objectives and callbacks."""
 
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from lightning_paf.specs import DatasetSpec
 from lightning_paf.types import Forward
@@ -100,8 +100,7 @@ class Classifier(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map images (N, C, H, W) in [0, 1] to logits (N, num_classes)."""
         net = self.training_net if self.training and self.training_net is not None else self.net
-        logits: Tensor = net(self._normalized(x))
-        return logits
+        return logits_of(net(self._normalized(x)))
 
     def outputs(self, x: Tensor, y: Tensor | None = None) -> Outputs:
         """Return logits, features and the logits of auxiliary heads, if any.
@@ -116,7 +115,7 @@ class Classifier(nn.Module):
         with self.head.register_forward_pre_hook(lambda _, inputs: caught.append(inputs[0])):
             with_aux = getattr(self.net, "forward_aux", None)
             if with_aux is None:
-                return Outputs(self.net(self._normalized(x)), caught[-1])
+                return Outputs(logits_of(self.net(self._normalized(x))), caught[-1])
             logits, aux = with_aux(self._normalized(x), y)
             return Outputs(logits, caught[-1], tuple(aux))
 
@@ -128,6 +127,20 @@ class Classifier(nn.Module):
 
     def _normalized(self, x: Tensor) -> Tensor:
         return (x - self.mean) / self.std
+
+
+def logits_of(output: Any) -> Tensor:
+    """The output of a network, or its attribute `logits`.
+
+    Raises:
+        ValueError: Neither is a tensor.
+    """
+    logits: Any = output if isinstance(output, Tensor | fx.Proxy) else getattr(output, "logits", None)
+    if not isinstance(logits, Tensor | fx.Proxy):
+        raise ValueError(
+            f"The model must return logits, or an object with `.logits`, got {type(output).__name__}. Return a tensor."
+        )
+    return logits  # type: ignore[return-value]  # a proxy of a tensor
 
 
 def _find_head(net: nn.Module, num_classes: int) -> str:
