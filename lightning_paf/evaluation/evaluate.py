@@ -334,7 +334,10 @@ class _Worker:
 
     @cached_property
     def search(self) -> SearchModel:
-        """The model for the attacks, after its first call, which determines how later ones are computed."""
+        """The model for the attacks, after its first call.
+
+        The first call determines how all later ones are computed.
+        """
         evaluation = self.evaluation
         search = evaluation.attack.search_model(evaluation.probe.model, evaluation.precision)
         probes, _ = evaluation.samples.fetch(evaluation.samples.ids[:PROBES])
