@@ -6,7 +6,7 @@ import time
 import warnings
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from functools import partial
 from types import MappingProxyType
@@ -18,10 +18,11 @@ from torch import Tensor, nn
 from lightning_paf.attacks.apgd import APGD, FEWEST_CLASSES
 from lightning_paf.attacks.base import Attack
 from lightning_paf.attacks.fab import FAB
+from lightning_paf.attacks.probe import Flags, gradient_flag, masking_flag, probe, warn_of
 from lightning_paf.attacks.square import Square
 from lightning_paf.attacks.sub_attack import run_sub_attack
 from lightning_paf.functional.losses import hard_labels
-from lightning_paf.functional.predictions import check_labels, misclassified
+from lightning_paf.functional.predictions import misclassified
 from lightning_paf.speed.search_model import Precision
 from lightning_paf.types import Forward, Norm, PerExampleLoss, Radius
 
@@ -49,11 +50,13 @@ class AutoAttackResult:
         x_adv: Images (N, C, H, W); the clean image where none was found or none was needed.
         robust: Whether each example is classified correctly before and after, (N,) bool.
         robust_after: Number of robust examples after each attack that ran, in order; first `clean`.
+        flags: Signs of an unreliable result; see `probe`.
     """
 
     x_adv: Tensor
     robust: Tensor
     robust_after: Mapping[str, int]
+    flags: Flags = field(default_factory=dict)
 
 
 class Ensemble(Attack):
@@ -114,7 +117,11 @@ class Ensemble(Attack):
             raise ValueError(
                 f"Images must be float32 for {type(self).__name__}, got {x.dtype}. Convert, or pass precision 32-true."
             )
-        return self.evaluate(model, x, hard_labels(y))
+        found = probe(model, x, y)
+        result = self.evaluate(found.model, x, hard_labels(y))
+        result = replace(result, flags={**found.flags, **result.flags, **masking_flag(result.robust_after, len(x))})
+        warn_of(result.flags)
+        return result
 
     @abstractmethod
     def evaluate(self, model: nn.Module, x: Tensor, y: Tensor) -> AutoAttackResult:
@@ -139,7 +146,6 @@ class Ensemble(Attack):
             robust_after[name] = int(robust.sum())
             seconds = time.perf_counter() - started
             log.info("%s: robust %d/%d (%.1f s)", name, robust_after[name], len(x), seconds)
-        _warn_of_masking(robust_after, len(x))
         return AutoAttackResult(x_adv, robust, robust_after)
 
 
@@ -210,14 +216,12 @@ class AutoAttack(Ensemble):
             logits = torch.cat([search.exact(part) for part in torch.split(x, self.batch_size)])
         fitted = self.for_classes(logits.shape[1])
         check_size(fitted, x.shape[-2:])
-        check_labels(y, len(x), logits.shape[1])
         attacks = (
             (attack.label, partial(run_sub_attack, attack, search, seed=seed + number))
             for number, attack in enumerate(fitted.sub_attacks())
         )
         result = self.run_in_turn(x, y, ~misclassified(logits, y), attacks)
-        search.warn_of_gradients()
-        return result
+        return replace(result, flags=gradient_flag(search.not_finite, search.passes.backward))
 
 
 _MAKE: Mapping[SubAttack, Callable[..., Attack]] = MappingProxyType(
@@ -260,19 +264,4 @@ def check_listing(version: str, versions: Sequence[str], attacks: Sequence[str] 
     if unknown := set(attacks or ()) - set(known):
         raise ValueError(
             f"attacks must be among {', '.join(known)}, got {', '.join(sorted(unknown))}. Pass known ones."
-        )
-
-
-def _warn_of_masking(robust_after: Mapping[str, int], total: int) -> None:
-    """Warn of gradient masking: Square fools images that robust gradient attacks left."""
-    counts = list(robust_after.items())
-    if len(counts) < 3 or counts[-1][0] != "square":
-        return
-    fooled = counts[-2][1] - counts[-1][1]
-    if fooled > max(1, 0.002 * total):
-        log.warning(
-            "Of %d images, %d were fooled only by Square: gradients may be masked, and the reported robust accuracy "
-            "may be too high. Use an adaptive attack.",
-            total,
-            fooled,
         )

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from lightning_paf.attacks.autoattack import AutoAttackResult, Ensemble, check_listing, check_size
 from lightning_paf.attacks.base import Attack
 from lightning_paf.functional.geometry import geometry_of, with_finite_gradient
-from lightning_paf.functional.predictions import check_labels, misclassified, undefined
+from lightning_paf.functional.predictions import misclassified, undefined
 from lightning_paf.nn.equivalence import generators_kept
 from lightning_paf.types import Forward, Norm, Radius
 
@@ -91,7 +91,6 @@ class ReferenceAutoAttack(Ensemble):
                 classes = finite(x[:1]).shape[1]
             fitted = self.for_classes(classes)
             check_size(fitted, x.shape[-2:])
-            check_labels(y, len(x), classes)
             adversary, run = self._adversary(finite, x.device, classes)
 
             def run_one(name: str, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset
 
 from lightning_paf.attacks import Attack
+from lightning_paf.attacks.probe import Flags
 from lightning_paf.evaluation import Samples
 from lightning_paf.evaluation.evaluate import Evaluation
 from lightning_paf.evaluation.files import ResultFiles
@@ -105,6 +106,7 @@ class RobustEval(Callback):
         self._ids: list[int] = []
         self._seen = 0
         self._outcomes = torch.empty(0, dtype=torch.int32)
+        self._flags: Flags = {}
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Check that evaluations have different names, so that metrics are not mixed."""
@@ -145,7 +147,8 @@ class RobustEval(Callback):
         if self._is_due(trainer):
             outcomes = trainer.strategy.reduce(self._outcomes.to(pl_module.device), reduce_op="max")
             codes = outcomes.cpu().numpy().astype(np.uint8)
-            self._log("val", pl_module, EvaluationResult(self.name, self.attack.describe(), codes, 0.0))
+            result = EvaluationResult(self.name, self.attack.describe(), codes, 0.0, flags=self._flags)
+            self._log("val", pl_module, result)
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Evaluate the samples of all ranks; log the accuracy and write the files."""
@@ -208,6 +211,7 @@ class RobustEval(Callback):
         if len(samples) > 0:  # empty if all samples of this rank are after `max_examples`
             result = self._evaluation(model, samples).run()
             self._outcomes[torch.from_numpy(result.ids)] = torch.from_numpy(result.outcomes).int()
+            self._flags = result.flags
 
     def _evaluation(self, model: nn.Module, samples: Samples) -> Evaluation:
         return Evaluation(model, self.attack, samples, self.seed, self.batch_size, self.search_precision)
@@ -266,7 +270,8 @@ def _summary(result: EvaluationResult, files: ResultFiles) -> str:
     stopped = f" (of {result.total}; on all of them {result.anytime}, whenever stopped)" if result.anytime else ""
     worst = min(result.per_class(), key=lambda row: row.robust / row.evaluated, default=None)
     least = f", {worst.robust} of {worst.evaluated} in class {worst.label}, the least robust" if worst else ""
+    flags = f"Flags: {', '.join(result.flags)}. " if result.flags else ""
     return (
         f"{result.name}: robust {result.robust}, clean {result.clean} on {result.evaluated} samples{stopped}{least}; "
-        f"{attack['attack']} {attack['norm']} eps {attack['eps']}; {result.weights}. {files.summary()}"
+        f"{attack['attack']} {attack['norm']} eps {attack['eps']}; {result.weights}. {flags}{files.summary()}"
     )

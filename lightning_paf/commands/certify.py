@@ -43,6 +43,7 @@ def main(argv: list[str]) -> int:
     if options.json:
         per_image = {name: getattr(found, name).tolist() for name in ("classes", "radii", "predictions")}
         content = {"checkpoint": str(checkpoint), **asdict(smoothing), "labels": y.tolist(), **per_image}
+        content["flags"] = dict(found.flags)
         files[options.json] = json_file(content)
     if options.figure:
         headline = f"{run_of(checkpoint).name}, smoothed with sigma {smoothing.sigma:g}, {len(y)} test images"
@@ -90,6 +91,7 @@ def _lines(found: "Certificates", y: "Tensor", smoothing: "Smoothing") -> list[s
         *table(*rows),
         f"Clean accuracy of the smoothed classifier: {found.clean(y)}",
         f"Abstained from a certificate: {found.abstained()} of {len(y)} test images",
+        *(f"Flag {name}: {text}" for name, text in found.flags.items()),
     ]
 
 

@@ -117,6 +117,7 @@ def _lines(curve: "SecurityCurve", check: "Recheck") -> list[str]:
     if check.robust_at_one is not None:
         lines.append(f"Robust at eps 1 (0 expected): {check.robust_at_one} of {check.total} samples.")
     lines.append(f"Robust at some eps, but fooled at a clearly smaller one: {check.reversed} of {check.total} samples.")
+    lines += [f"Flag {name}: {text}" for name, text in curve.flags.items()]
     if check.alarms:
         lines += [f"ALARM: {alarm}" for alarm in check.alarms]
         lines.append("The attack is too weak or gradients are masked: the curve may be too high.")

@@ -26,6 +26,9 @@ def main(argv: list[str]) -> int:
     """Write RUN/config.yaml and RUN/checkpoints/imported.ckpt, or nothing."""
     options, rest = _parse(argv)
     _check(options, rest)
+    import torch
+
+    from lightning_paf.attacks.probe import probe
     from lightning_paf.cli.training import train
     from lightning_paf.interop import map_keys, read_checkpoint, split_statistics
 
@@ -40,6 +43,8 @@ def main(argv: list[str]) -> int:
     cli.model.model.net.load_state_dict(keys.state)
     statistics, reason = _normalisation(options, inside or file.statistics, file.normalize, tensors, cli)
     _print_map(file, weights, keys)
+    spec = cli.datamodule.spec
+    probe(cli.model.model, torch.rand(2, len(spec.mean), spec.size, spec.size))
     checkpoint = _write(options.out, cli, statistics, _origin(file, weights))
     print(
         f"Normalisation: {reason}.\nWritten: {checkpoint}. Evaluate it with\n"

@@ -6,7 +6,6 @@ import math
 import os
 import platform
 import time
-import warnings
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -18,16 +17,17 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from lightning_paf.attacks import Attack
+from lightning_paf.attacks.probe import PROBES, Probe, probe, warn_of
 from lightning_paf.attacks.sub_attack import run_sub_attack
 from lightning_paf.evaluation.identity import Identity, data_fingerprint, network_fingerprint
 from lightning_paf.evaluation.result import BlockResult, EvaluationResult
 from lightning_paf.evaluation.samples import Samples
 from lightning_paf.evaluation.state import Key, MemoryState, Record, State
 from lightning_paf.functional.geometry import geometry_of
-from lightning_paf.functional.predictions import NO_PREDICTION, predicted
+from lightning_paf.functional.predictions import check_labels, predicted
 from lightning_paf.nn.modes import frozen
 from lightning_paf.runs.progress import duration
-from lightning_paf.speed.search_model import Precision, SearchModel, number_of_classes
+from lightning_paf.speed.search_model import Precision, SearchModel
 from lightning_paf.utils.hashing import code_fingerprint, weights_fingerprint
 
 Stop = Callable[[int, int, int], bool]
@@ -36,7 +36,6 @@ Stop = Callable[[int, int, int], bool]
 CLEAN = "clean"
 _MAX_SUB_ATTACKS = 2**7 - 1
 _BATCH_SIZE = 256
-_PROBES = 8
 _ROUNDING = 1e-4
 """Tolerated relative excess over the radius, for rounding of a sum over pixels."""
 _MIN_WAIT, _MAX_WAIT = 0.05, 2.0
@@ -88,8 +87,7 @@ class Evaluation:
     @cached_property
     def fitted(self) -> Attack:
         """The attack for the number of classes of the model."""
-        with torch.inference_mode(False):
-            return self.attack.for_classes(number_of_classes(self.model, self.samples.fetch(self.samples.ids[:1])[0]))
+        return self.attack.for_classes(self.probe.classes)
 
     @cached_property
     def sub_attacks(self) -> tuple[Attack, ...]:
@@ -97,13 +95,32 @@ class Evaluation:
         return self.fitted.sub_attacks()
 
     @cached_property
+    def probe(self) -> Probe:
+        """The model with signs of an unreliable result, from the first samples.
+
+        Every process uses the same samples, so that records do not depend on the block that it starts with.
+
+        Raises:
+            ValueError: The model or the labels cannot be evaluated.
+        """
+        x, y = self.samples.fetch(self.samples.ids[:PROBES])
+        check_labels(y, len(x), soft=False)
+        return probe(self.model, x, y)
+
+    @cached_property
     def identity(self) -> Identity:
-        """Everything that the records depend on; the first access reads every sample."""
+        """Everything that the records depend on; the first access reads every sample.
+
+        Raises:
+            ValueError: As `probe`, for any sample.
+        """
         with torch.inference_mode(False):
+            classes = self.probe.classes
+            blocks = (self._checked(ids, classes) for ids in self.blocks())
             return Identity(
                 model=weights_fingerprint(self.model),
                 network=network_fingerprint(self.model),
-                data=data_fingerprint(self.samples.ids, map(self.samples.fetch, self.blocks())),
+                data=data_fingerprint(self.samples.ids, blocks),
                 samples=len(self.samples),
                 attack=self.fitted.describe(),
                 sub_attacks=[{"label": attack.label, **attack.describe()} for attack in self.sub_attacks],
@@ -117,6 +134,12 @@ class Evaluation:
         """Return the ids of each block."""
         size = self.block_size
         return [self.samples.ids[first : first + size] for first in range(0, len(self.samples), size)]
+
+    def _checked(self, ids: NDArray[np.int64], classes: int) -> tuple[Tensor, Tensor]:
+        """Images and labels of a block; their fingerprint does not show wrong labels."""
+        x, y = self.samples.fetch(ids)
+        check_labels(y, len(ids), classes, soft=False)
+        return x, y
 
     def run(
         self, state: State | None = None, stop: Stop | None = None, progress: Callable[[str], None] | None = None
@@ -132,20 +155,15 @@ class Evaluation:
             progress: Called with log lines.
 
         Raises:
-            ValueError: The state belongs to another evaluation, or cannot be written.
+            ValueError: The model or the labels cannot be evaluated; the state belongs to another evaluation, or cannot
+                be written.
         """
         state = MemoryState() if state is None else state
         state.open(self.identity)
         with torch.inference_mode(False):
             blocks = _Worker(self, state, stop, progress or (lambda line: None)).run()
         result = EvaluationResult.of(self, state, blocks, getattr(stop, "reason", None))
-        undefined = int(np.count_nonzero(result.adversarial == NO_PREDICTION))
-        if undefined:
-            warnings.warn(
-                f"The logits of {undefined} samples are not finite; these count as misclassified. Look for an overflow "
-                "in the model.",
-                stacklevel=2,
-            )
+        warn_of(result.flags)
         return result
 
 
@@ -193,8 +211,6 @@ class _Worker:
                 time.sleep(wait)
                 wait = min(2 * wait, _MAX_WAIT)
             finished = self._update()
-        if "search" in vars(self):
-            self.search.warn_of_gradients()
         return [self.done[block] for block in range(self.prefix)]
 
     def _update(self) -> bool:
@@ -276,6 +292,7 @@ class _Worker:
     def _run_sub_attack(self, block: int, records: list[Record], x: Tensor, y: Tensor) -> Record:
         """Make the next record of a block with images `x` and labels `y`."""
         expected, before, started = self._expected(block, records), replace(self.search.passes), time.perf_counter()
+        not_finite = self.search.not_finite
         indices = torch.from_numpy(self._indices(block, records)).to(x.device)
         x, y = x[indices], y[indices]
         if not records or len(x) == 0:
@@ -301,6 +318,7 @@ class _Worker:
                 "device": x.device.type,
                 "threads": torch.get_num_threads(),
                 "torch": torch.__version__,
+                "gradients_not_finite": self.search.not_finite - not_finite,
                 "seconds": time.perf_counter() - started,
             },
         )
@@ -309,13 +327,12 @@ class _Worker:
     def search(self) -> SearchModel:
         """The model for the attacks, after its first call.
 
-        The first call determines how all later ones are computed. In every process it uses the first samples of the
-        evaluation, so that records do not depend on the block that a process starts with.
+        The first call determines how all later ones are computed.
         """
-        samples = self.evaluation.samples
-        search = self.evaluation.attack.search_model(self.evaluation.model, self.evaluation.precision)
-        probes, _ = samples.fetch(samples.ids[:_PROBES])
-        with torch.no_grad(), frozen(self.evaluation.model):
+        evaluation = self.evaluation
+        search = evaluation.attack.search_model(evaluation.probe.model, evaluation.precision)
+        probes, _ = evaluation.samples.fetch(evaluation.samples.ids[:PROBES])
+        with torch.no_grad(), frozen(search):
             search(probes)
         return search
 

@@ -12,9 +12,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from lightning_paf.attacks.probe import Flags, gradient_flag, masking_flag
 from lightning_paf.evaluation.state import Record, State
 from lightning_paf.evaluation.statistics import Accuracy, exact_accuracy
 from lightning_paf.evaluation.stopping import Interval, anytime_interval
+from lightning_paf.functional.predictions import NO_PREDICTION
 from lightning_paf.runs.weights_origin import WeightsOrigin
 from lightning_paf.utils.files import explained, write_whole
 
@@ -144,6 +146,7 @@ class EvaluationResult:
         weights: Origin of the evaluated weights; None if unknown.
         identity: Fingerprint of everything that the result depends on, except the code; None if unknown.
         dataset: Name of the data.
+        flags: Signs of an unreliable result, one sentence each; see `attacks.probe`.
         checkpoint: File of the evaluated weights; not saved.
         evaluation: Model, attack and samples; None for a loaded result.
         state: Holds the adversarial images; None for a loaded result.
@@ -166,6 +169,7 @@ class EvaluationResult:
     weights: WeightsOrigin | None = None
     identity: str | None = None
     dataset: str = "unnamed"
+    flags: Flags = field(default_factory=dict)
     checkpoint: Path | None = None
     evaluation: "Evaluation | None" = field(default=None, repr=False)
     state: State | None = field(default=None, repr=False)
@@ -197,6 +201,7 @@ class EvaluationResult:
             precision=evaluation.precision,
             total=len(evaluation.samples),
             identity=identity.of_result(stop),
+            flags={**evaluation.probe.flags, **_flags(columns["adversarial"], sub_attacks, blocks)},
             evaluation=evaluation,
             state=state,
         )
@@ -274,6 +279,7 @@ class EvaluationResult:
             "precision": self.precision,
             "total": self.total,
             "identity": self.identity,
+            "flags": dict(self.flags),
             "checkpoint": weights,
             "fingerprints": dict(self.fingerprints),
             "sub_attacks": [asdict(summary) for summary in self.sub_attacks],
@@ -307,7 +313,7 @@ class EvaluationResult:
 
     @classmethod
     def _of_content(cls, content: Mapping[str, Any]) -> "EvaluationResult":
-        names = ("seed", "precision", "total", "identity", "fingerprints", "dataset")
+        names = ("seed", "precision", "total", "identity", "fingerprints", "dataset", "flags")
         arrays: dict[str, Any] = {
             name: np.array(list(content[name]), kind)
             for name, kind in _PER_SAMPLE.items()
@@ -326,6 +332,21 @@ class EvaluationResult:
 
     def _count(self, outcome: Outcome) -> int:
         return int(np.count_nonzero(self.outcomes == outcome))
+
+
+def _flags(
+    adversarial: NDArray[np.int64], sub_attacks: Sequence[SubAttackSummary], blocks: Sequence[Sequence[Record]]
+) -> dict[str, str]:
+    """Signs of an unreliable result in the records."""
+    robust = {part.label: part.attacked - part.fooled for part in sub_attacks}
+    not_finite = sum(int(record.note.get("gradients_not_finite", 0)) for records in blocks for record in records)
+    flags = masking_flag(robust, len(adversarial)) | gradient_flag(not_finite, sum(s.backward for s in sub_attacks))
+    if undefined := int(np.count_nonzero(adversarial == NO_PREDICTION)):
+        flags["finite-outputs"] = (
+            f"The logits of {undefined} samples are not finite; these count as misclassified. Look for an overflow in "
+            "the model."
+        )
+    return flags
 
 
 def with_new_names(content: Mapping[str, Any]) -> dict[str, Any]:

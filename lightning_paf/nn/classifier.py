@@ -1,11 +1,10 @@
 """The model type of attacks, objectives and callbacks."""
 
 from collections.abc import Callable
-from typing import NamedTuple, Protocol, Self, runtime_checkable
+from typing import Any, NamedTuple, Protocol, Self, runtime_checkable
 
 import torch
-from torch import Tensor, nn
-from torch.fx import Proxy
+from torch import Tensor, fx, nn
 
 from lightning_paf.specs import DatasetSpec
 from lightning_paf.types import Forward
@@ -105,14 +104,12 @@ class Classifier(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map images (N, C, H, W) in [0, 1] to logits (N, num_classes)."""
         net = self.training_net if self.training and self.training_net is not None else self.net
-        output: object = net(self._normalized(x))
-        if not isinstance(output, Proxy) and getattr(output, "shape", ())[1:] != (self.num_classes,):
-            got = f"shape {tuple(output.shape)}" if isinstance(output, Tensor) else type(output).__name__
-            raise TypeError(
-                f"{type(self.net).__name__} must return one tensor of logits (N, {self.num_classes}), got {got}. "
-                "Return only the logits from its forward."
+        logits = logits_of(net(self._normalized(x)))
+        if not isinstance(logits, fx.Proxy) and logits.shape[1:] != (self.num_classes,):
+            raise ValueError(
+                f"{type(self.net).__name__} must return logits (N, {self.num_classes}), got shape "
+                f"{tuple(logits.shape)}. Return only the logits from its forward."
             )
-        logits: Tensor = output  # type: ignore[assignment]  # also a proxy
         return logits
 
     def outputs(self, x: Tensor, y: Tensor | None = None) -> Outputs:
@@ -128,7 +125,7 @@ class Classifier(nn.Module):
         with self.head.register_forward_pre_hook(lambda _, inputs: caught.append(inputs[0])):
             with_aux = getattr(self.net, "forward_aux", None)
             if with_aux is None:
-                return Outputs(self.net(self._normalized(x)), caught[-1])
+                return Outputs(logits_of(self.net(self._normalized(x))), caught[-1])
             logits, aux = with_aux(self._normalized(x), y)
             return Outputs(logits, caught[-1], tuple(aux))
 
@@ -160,6 +157,20 @@ class Classifier(nn.Module):
         if self.mean.dtype != before[0].dtype:
             self.mean, self.std = (old.to(self.mean.device) for old in before)
         return self
+
+
+def logits_of(output: Any) -> Tensor:
+    """The output of a network, or its attribute `logits`.
+
+    Raises:
+        ValueError: Neither is a tensor.
+    """
+    logits: Any = output if isinstance(output, Tensor | fx.Proxy) else getattr(output, "logits", None)
+    if not isinstance(logits, Tensor | fx.Proxy):
+        raise ValueError(
+            f"The model must return logits, or an object with `.logits`, got {type(output).__name__}. Return a tensor."
+        )
+    return logits  # type: ignore[return-value]  # a proxy of a tensor
 
 
 def _find_head(net: nn.Module, num_classes: int) -> str:

@@ -245,7 +245,7 @@ def test_recorded_samples_are_not_read_again():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         evaluation(samples=spied).run(state)
-    assert sum(fetched) == len(data) + 1, "once for the identity, one for the number of classes"
+    assert sum(fetched) == 8 + len(data), "for the probe, and once for the identity"
 
 
 def test_the_result_ends_with_the_first_blocks_that_satisfy_the_rule():

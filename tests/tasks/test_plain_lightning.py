@@ -146,7 +146,7 @@ REFUSED = {
     "a view in the network": (lambda: trainer(None).fit(module(net=Viewing(3)), loader()), "channels_last false"),
     "a network with two outputs": (
         lambda: trainer(None).fit(module(net=Pair(3)), loader()),
-        r"Pair must return one tensor of logits \(N, 3\), got tuple. Return only the logits",
+        r"must return logits, or an object with `.logits`, got tuple. Return a tensor",
     ),
     "an optimizer without groups": (
         lambda: trainer(None).fit(module(optimizer=torch.optim.LBFGS), loader()),

@@ -204,6 +204,7 @@ def _notes(
     evidence: Evidence, model: nn.Module, samples: Samples, config: str | None, other_class: int
 ) -> Iterator[str]:
     metadata, n = evidence.metadata, len(evidence)
+    yield from metadata["flags"].values()
     if n < metadata["total"]:
         yield f"A stop rule ended the evaluation after {n} of {metadata['total']} samples."
     if not np.array_equal(evidence.ids, samples.ids[:n]):

@@ -75,6 +75,7 @@ def _metadata(result: EvaluationResult, evaluation: Evaluation, dataset: str, co
         "config": text_hash(config),
         "versions": library_versions(),
         "total": result.total,
+        "flags": dict(result.flags),
     }
 
 

@@ -212,6 +212,7 @@ def result_of(content: Evidence, name: str) -> EvaluationResult:
         seed=metadata["seed"],
         precision=metadata["precision"],
         total=metadata["total"],
+        flags=metadata["flags"],
     )
 
 
