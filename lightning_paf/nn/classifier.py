@@ -135,7 +135,7 @@ class Classifier(nn.Module):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """Convert the weights; keep the normalisation of images in float32."""
         before = self.mean, self.std
-        super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]  # torch does not annotate it
         self._dtype = self.head.weight.dtype
         if self.mean.dtype != before[0].dtype:
             self.mean, self.std = (old.to(self.mean.device) for old in before)
