@@ -87,7 +87,6 @@ class Classifier(nn.Module):
         self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1), persistent=False)
         self._head_name = _find_head(net, spec.num_classes)
-        self._dtype = self.head.weight.dtype
 
     @property
     def head(self) -> nn.Linear:
@@ -147,13 +146,13 @@ class Classifier(nn.Module):
 
     def _normalized(self, x: Tensor) -> Tensor:
         normalized = (x - self.mean) / self.std
-        return normalized if self._dtype == torch.float32 else normalized.to(self._dtype)
+        # A trace holds no dtype of weights, which can change: its images have that of the weights.
+        return normalized.to(self.head.weight.dtype if isinstance(x, Tensor) else x.dtype)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """Convert the weights; keep the normalisation of images in float32."""
         before = self.mean, self.std
-        super()._apply(fn, recurse)
-        self._dtype = self.head.weight.dtype
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]  # torch does not annotate it
         if self.mean.dtype != before[0].dtype:
             self.mean, self.std = (old.to(self.mean.device) for old in before)
         return self
