@@ -168,3 +168,13 @@ def test_square_is_flagged_only_after_gradient_attacks():
     assert not masking_flag({"clean": 100, "square": 20}, 100)
     assert not masking_flag({"clean": 100, "apgd-ce": 50, "square": 49}, 100)
     assert "30 were fooled only" in masking_flag({"clean": 100, "apgd-ce": 50, "square": 20}, 100)["black-box"]
+
+
+@pytest.mark.parametrize("shape", [(20,), (2, 10), (1, 2, 3, 4)])
+def test_vectors_and_volumes_work_except_in_square(shape):
+    x = torch.rand(4, *shape)
+    net = nn.Sequential(nn.Flatten(), nn.Linear(x[0].numel(), 5))
+    y = net(x).argmax(1)
+    assert AutoAttack(0.05, version="custom", attacks=["apgd-ce", "fab-t"]).run(net, x, y).robust_after["clean"] == 4
+    with pytest.raises(ValueError, match=r"must have the shape \(N, C, H, W\) for Square"):
+        AutoAttack(1e-6, version="custom", attacks=["square"]).run(net, x, y)
