@@ -80,7 +80,8 @@ class Task(LightningModule):
 
     def setup(self, stage: str) -> None:
         """Check that `init` exists, and that the learning rate is that of the optimiser."""
-        if any(isinstance(callback, LearningRateFinder) for callback in self.trainer.callbacks):  # type: ignore[attr-defined]
+        callbacks = self._trainer.callbacks if self._trainer else []  # type: ignore[attr-defined]
+        if any(isinstance(callback, LearningRateFinder) for callback in callbacks):
             raise ValueError(
                 "The learning rate must be an argument of the optimizer, which is recorded, got a LearningRateFinder. "
                 "Omit it, and compare short runs with different --model.optimizer.lr."

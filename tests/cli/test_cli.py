@@ -158,7 +158,8 @@ def test_other_loggers_are_added_to_those_of_the_run_folder(tiny, tmp_path):
 def test_without_loggers_the_run_folder_is_the_same(tiny, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert status("fit", "-c", tiny, "--trainer.logger", "false", "--run", tmp_path / "run") == 0
-    assert {path.name for path in (tmp_path / "run").iterdir()} == {"config.yaml", "checkpoints", "progress.json"}
+    found = {path.name for path in (tmp_path / "run").iterdir()}
+    assert found == {"config.yaml", "checkpoints", "progress.json", "run.json"}
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
 

@@ -33,7 +33,7 @@ BUILT = [
     ("--trainer.accelerator mps", "Without a GPU, pass --trainer configs/trainer/cpu.yaml."),
     ("--trainer.max_time foo", "Expected a string in the format DD:HH:MM:SS"),
     ("--trainer.profiler foo", "it can only be one of"),
-    ("--ckpt_path hpc", "no HPC checkpoint was found"),
+    ("--ckpt_path hpc", "--ckpt_path must be a checkpoint, got hpc, which does not exist"),
     ("--model.attack.step_size 1e9", "step_size must be at most 1 times the pixel range in linf"),
     ("--model.attack.step_size .inf", "step_size must be positive and finite, got inf"),
     ("--model.attack.step_size null", "step_size must be a number, got None"),
