@@ -340,7 +340,7 @@ def test_a_missing_checkpoint_without_a_configuration(capsys, tmp_path):
 @pytest.mark.parametrize(
     ("command", "words", "message"),
     [
-        ("fit", "--trainer.max_epochs 9 --model.net.width 8", "of another shape: model.net.fc.weight: (3, 128) instead of (3, 256)"),
+        ("fit", "--trainer.max_epochs 9 --model.net.width 8", "model.net.fc.weight: (3, 128) instead of (3, 256)"),
         ("test", "--model.net.width 8", "(4, 3, 3, 3) instead of (8, 3, 3, 3)"),
         ("test", "--model.activation ReLU", "8 not expected: model.net.features.1.alpha, model.net.features.1.beta"),
     ],
