@@ -19,7 +19,10 @@ from lightning_paf.interop.normalized_net import Statistics
 Which = Literal["ema", "raw"]
 
 _MOST_LEVELS, _MOST_CLASSES = 5, 50
-"""Levels in which state dicts are found, since a file can contain itself; and classes that become placeholders."""
+"""Most nested levels of state dicts, and most unknown classes of a file.
+
+A file can contain itself; unknown classes become placeholders.
+"""
 _FOREIGN = {
     b"<": ("a web page", "Download it again and check its content"),
     b"version https://git-lfs": ("a Git LFS pointer", "Download the file itself: git lfs pull"),
@@ -152,7 +155,7 @@ def _load(path: Path) -> Any:
         kind = _kind_of_archive(zipfile.ZipFile(path).namelist())
     if kind is not None:
         raise ValueError(f"{path} is {kind[0]}, not a checkpoint. {kind[1]}.")
-    unknown = list[tuple[Any, str]]()
+    unknown = list[Any]()
     while True:
         try:
             with warnings.catch_warnings(), torch.serialization.safe_globals(unknown):
@@ -237,7 +240,7 @@ def _state_dicts(value: Any, name: str, level: int) -> Iterator[tuple[str, Mappi
 
 
 def _is_state_dict(value: Any) -> bool:
-    """Return whether half of the values of a mapping are tensors, and none is a collection."""
+    """Return whether half of the values are tensors, and none is a collection."""
     if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
         return False
     tensors = sum(isinstance(item, Tensor) for item in value.values())
