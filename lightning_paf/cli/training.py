@@ -278,11 +278,9 @@ class PafCLI(LightningCLI):
         """Fill the slots and open the run folder."""
         training = self.subcommand in (None, "fit")
         slots = {slot: self._get(self.config_init, slot) for slot in (SLOTS if training else EVALUATION_SLOTS)}
-        checkpoint = slots.get("checkpoint")
+        checkpoint, own = slots.get("checkpoint"), _as_list(config.get("callbacks"))
         if checkpoint is None:
-            config["enable_checkpointing"] = any(
-                isinstance(own, Checkpoint) for own in _as_list(config.get("callbacks"))
-            )
+            config["enable_checkpointing"] = any(isinstance(callback, Checkpoint) for callback in own)
             slots["periodic"] = None
         elif isinstance(checkpoint, ModelCheckpoint) and checkpoint.monitor:
             slots["last"] = ModelCheckpoint(**_LAST)
@@ -302,7 +300,7 @@ class PafCLI(LightningCLI):
         follow_torchrun(config)
         # Averaging comes first, so that checkpoints of other callbacks after a step hold the average of this step.
         first = [slots.pop("averaging")] if slots.get("averaging") else []
-        config["callbacks"] = [*first, *_as_list(config.get("callbacks"))]
+        config["callbacks"] = [*first, *own]
         filled = [callback for callback in slots.values() if callback is not None]
         _omit_folders([*config["callbacks"], *filled])
         throughput = Throughput()
