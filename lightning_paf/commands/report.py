@@ -105,7 +105,11 @@ def _tested(path: Path) -> list[Tested]:
 
     if path.is_dir():
         folder = path / "test" if (path / "test").is_dir() else path
-        results = [file for file in folder.glob("*.json") if re.search('"(outcomes|verdicts)"', file.read_text())]
+        results = [
+            file
+            for file in folder.glob("*.json")
+            if re.search('"(outcomes|verdicts)"', file.read_text(errors="replace"))
+        ]
         files = [*evidence_files(folder), *results]
         if not files:
             raise ValueError(f"There is no result in {folder}. Run `lightning-paf test --ckpt_path CKPT` first.")
