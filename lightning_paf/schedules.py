@@ -19,6 +19,7 @@ class StepSchedule(LambdaLR):
 
     A resumed training restores its position. Learning rate, momentum, weight decay and all other hyper-parameters are
     those of the configuration; torch would restore those of the checkpoint, such as the rate 0 at the end of a cosine.
+    Values that an optimiser changes itself, such as the estimated rate of Prodigy, are those of the checkpoint.
 
     Args:
         optimizer: Optimiser with its initial learning rates.
@@ -28,19 +29,16 @@ class StepSchedule(LambdaLR):
     def __init__(self, optimizer: Optimizer, factor: Callable[[int], float]) -> None:
         super().__init__(optimizer, factor)
         scheduled = ("params", "lr")
-        self._configured = [
+        self.configured = [
             {name: value for name, value in group.items() if name not in scheduled} for group in optimizer.param_groups
         ]
 
-    def state_dict(self) -> dict[str, Any]:
-        """Return the position and the rates, as `LambdaLR` does."""
-        return {name: value for name, value in super().state_dict().items() if name != "_configured"}
-
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore the position, after the state of the optimiser."""
-        super().load_state_dict({**state_dict, "base_lrs": self.base_lrs})
-        for group, configured in zip(self.optimizer.param_groups, self._configured, strict=True):
-            group.update(configured)
+        before = state_dict.get("configured") or [{}] * len(self.configured)  # absent in earlier versions
+        super().load_state_dict({**state_dict, "base_lrs": self.base_lrs, "configured": self.configured})
+        for group, old, new in zip(self.optimizer.param_groups, before, self.configured, strict=True):
+            group.update({name: value for name, value in new.items() if name not in old or old[name] != value})
         # The factors also set the momentum of a cycle.
         self._last_lr = [
             rate * factor(self.last_epoch) for rate, factor in zip(self.base_lrs, self.lr_lambdas, strict=True)

@@ -106,3 +106,51 @@ def test_cycles_of_learning_rate_and_momentum_equal_torch(schedule, largest, exp
 @pytest.mark.parametrize("schedule", [Cosine(), Cyclic(), OneCycle()])
 def test_the_momentum_is_constant_by_default(schedule):
     assert {schedule.momentum(step / 10, 0.9) for step in range(11)} == {0.9}
+
+
+@pytest.mark.parametrize("schedule", [Cyclic(0.5, 0.8), OneCycle(0.25, 0.85), OneCycle(), Cosine()])
+@pytest.mark.parametrize("position", [0, 3, 10, 39])
+def test_a_resumed_schedule_has_learning_rate_and_momentum_of_its_position(schedule, position):
+    """The options of the configuration, here half the rate, replace those of the checkpoint at its position."""
+
+    def scheduled(lr: float, momentum: float):
+        weights = [torch.nn.Parameter(torch.zeros(1)) for _ in range(2)]
+        groups = [{"params": [weight], "weight_decay": 0.1 * i} for i, weight in enumerate(weights)]
+        optimizer = torch.optim.SGD(groups, lr=lr, momentum=momentum)
+        return optimizer, schedule.scheduler(optimizer, 40)["scheduler"]
+
+    def values(optimizer: torch.optim.Optimizer, rate: float = 1.0) -> list[float]:
+        groups = optimizer.param_groups
+        return [v for group in groups for v in (rate * group["lr"], group["momentum"], group["weight_decay"])]
+
+    (first, before), (second, after) = scheduled(0.2, 0.9), scheduled(0.1, 0.9)
+    for _ in range(position):
+        first.step()
+        before.step()
+    second.load_state_dict(first.state_dict())
+    after.load_state_dict(before.state_dict())
+    for _ in range(2):
+        assert values(second) == pytest.approx(values(first, 0.5))
+        for optimizer, scheduler in ((first, before), (second, after)):
+            optimizer.step()
+            scheduler.step()
+
+
+def test_a_resume_keeps_what_an_optimizer_counts_in_its_groups():
+    """Optimisers of other packages, such as Prodigy, estimate the rate in their groups."""
+
+    class Counting(torch.optim.SGD):
+        def __init__(self, *args, **options):
+            super().__init__(*args, **options)
+            self.param_groups[0]["estimate"] = 0.0
+
+    def scheduled(decay: float):
+        optimizer = Counting([torch.nn.Parameter(torch.zeros(1))], lr=0.2, weight_decay=decay)
+        return optimizer, Cosine().scheduler(optimizer, 40)["scheduler"]
+
+    (first, before), (second, after) = scheduled(0.1), scheduled(0.2)
+    first.param_groups[0]["estimate"] = 0.7
+    second.load_state_dict(first.state_dict())
+    after.load_state_dict(before.state_dict())
+    assert second.param_groups[0]["estimate"] == 0.7
+    assert second.param_groups[0]["weight_decay"] == 0.2

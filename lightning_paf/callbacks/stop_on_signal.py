@@ -93,9 +93,10 @@ class StopOnSignal(Callback):
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Remove the checkpoint of an earlier stop once another one replaces it."""
+        path = _stopped(trainer)  # a broadcast: on all ranks
         saved = getattr(trainer.strategy.checkpoint_io, "last_saved", None)
         if saved is not None and saved[1] == trainer.global_step:
-            trainer.strategy.remove_checkpoint(_stopped(trainer))
+            trainer.strategy.remove_checkpoint(path)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Restore the default handlers, and kill the ranks that Lightning has started."""

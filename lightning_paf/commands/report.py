@@ -1,7 +1,6 @@
 """Write one HTML page for each result of a run."""
 
 import argparse
-import json
 import re
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -106,7 +105,11 @@ def _tested(path: Path) -> list[Tested]:
 
     if path.is_dir():
         folder = path / "test" if (path / "test").is_dir() else path
-        results = [file for file in folder.glob("*.json") if re.search('"(outcomes|verdicts)"', file.read_text())]
+        results = [
+            file
+            for file in folder.glob("*.json")
+            if re.search('"(outcomes|verdicts)"', file.read_text(errors="replace"))
+        ]
         files = [*evidence_files(folder), *results]
         if not files:
             raise ValueError(f"There is no result in {folder}. Run `lightning-paf test --ckpt_path CKPT` first.")
@@ -157,6 +160,7 @@ def _write(path: Path, one: Tested, run: "Run | None", curve: dict[str, Any]) ->
 def _curve(one: Tested, path: Path | None) -> dict[str, Any]:
     """Points of the security curve, or its PNG file, and its alarms."""
     from lightning_paf.evaluation.statistics import exact_accuracy
+    from lightning_paf.utils.files import parse_json
 
     norm = one.result.attack.get("norm")
     file = path or one.folder.resolve().parent / "curve" / f"curve_{norm}.json"
@@ -167,7 +171,7 @@ def _curve(one: Tested, path: Path | None) -> dict[str, Any]:
     if file.suffix == ".png":
         return {"curve": file.read_bytes()}
     try:
-        content = json.loads(file.read_text())
+        content = parse_json(file.read_text())
         points = [(float(p["eps_value"]), exact_accuracy(p["robust"], p["total"])) for p in content["points"]]
         alarms = " ".join(content.get("check", {}).get("alarms", []))
     except (AttributeError, KeyError, TypeError, ValueError) as error:

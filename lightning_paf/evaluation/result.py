@@ -18,7 +18,7 @@ from lightning_paf.evaluation.statistics import Accuracy, exact_accuracy
 from lightning_paf.evaluation.stopping import Interval, anytime_interval
 from lightning_paf.functional.predictions import NO_PREDICTION
 from lightning_paf.runs.weights_origin import WeightsOrigin
-from lightning_paf.utils.files import explained, write_whole
+from lightning_paf.utils.files import explained, parse_json, write_whole
 
 if TYPE_CHECKING:
     from lightning_paf.evaluation.evaluate import Evaluation
@@ -302,7 +302,7 @@ class EvaluationResult:
             ValueError: The file has other content.
         """
         try:
-            result = cls._of_content(with_new_names(json.loads(path.read_text())))
+            result = cls._of_content(with_new_names(parse_json(path.read_text())))
             _ = result.robust, result.fingerprints.items()
             _ = float(result.seconds), float(result.attack.get("eps_value", "nan"))
         except (AttributeError, LookupError, TypeError, ValueError) as error:
@@ -319,10 +319,13 @@ class EvaluationResult:
             for name, kind in _PER_SAMPLE.items()
             if content.get(name) is not None
         }
+        outcomes = np.array([int(code) for code in content["outcomes"]], dtype=np.uint8)
+        if other := [name for name, array in arrays.items() if array.shape != outcomes.shape]:
+            raise ValueError(f"{len(outcomes)} outcomes, but another number of {', '.join(other)}")
         return cls(
             content["name"],
             content["attack"],
-            np.array([int(code) for code in content["outcomes"]], dtype=np.uint8),
+            outcomes,
             content["seconds"],
             sub_attacks=tuple(SubAttackSummary(**with_new_names(part)) for part in content.get("sub_attacks", ())),
             weights=WeightsOrigin.of_content(content.get("checkpoint")),

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from lightning_paf.utils.files import create_whole
+from lightning_paf.utils.files import create_whole, parse_json
 from lightning_paf.utils.process import Process
 
 _BEATS = 6
@@ -145,7 +145,7 @@ def take(path: Path, timeout: float, heartbeats: Heartbeats) -> Claim | None:
 def read_owner(path: Path) -> Owner | None:
     """Read the owner of a claim; None if there is none, or the file is incomplete."""
     try:
-        return Owner(**json.loads(_content(path) or b""))
+        return Owner(**parse_json(_content(path) or b""))
     except (ValueError, TypeError):
         return None
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 
-from lightning_paf.utils.files import write_whole
+from lightning_paf.utils.files import parse_json, write_whole
 
 FILE = "run.json"
 RUN = "run"
@@ -22,7 +22,7 @@ def read_identity(folder: Path) -> dict[str, str]:
     The result is empty for runs of earlier versions and without a valid file.
     """
     try:
-        content = json.loads((folder / FILE).read_text())
+        content = parse_json((folder / FILE).read_text())
         return {str(name): value for name, value in content.items() if isinstance(value, str)}
     except (OSError, ValueError, AttributeError):
         return {}

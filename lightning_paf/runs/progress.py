@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
+from lightning_paf.utils.files import parse_json
 from lightning_paf.utils.process import Process
 
 FILE = "progress.json"
@@ -14,6 +15,8 @@ BEAT = 10.0
 """Seconds between two heartbeats of a training."""
 SILENCE = 12 * BEAT
 """Seconds without a heartbeat until a training on another machine counts as dead."""
+_MOST = 1e15
+"""Upper bound of all numbers; a damaged file can hold infinity."""
 
 State = Literal["training", "validating", "finished", "stopped", "failed"]
 
@@ -68,7 +71,7 @@ class Progress:
     def read(cls, path: Path) -> "Progress | None":
         """Read a file of any version; None if it is missing or damaged."""
         try:
-            content = json.loads(path.read_text())
+            content = parse_json(path.read_text())
             known = {name: content[name] for name in cls.__dataclass_fields__ if name in content}
             progress = cls(**known | {"process": Process(**content["process"])})
         except (OSError, ValueError, TypeError, LookupError, AttributeError):
@@ -77,11 +80,10 @@ class Progress:
 
     def _is_valid(self) -> bool:
         optional = (self.steps, self.epochs, self.seconds_per_step, self.images_per_second, self.checkpoint_step)
+        numbers = (self.step, self.epoch, self.idle, *(number for number in optional if number is not None))
         return (
             self.state in get_args(State)
-            and isinstance(self.step, int)
-            and isinstance(self.epoch, int)
-            and all(isinstance(number, int | float | None) for number in (self.idle or 0, *optional))
+            and all(isinstance(number, int | float) and abs(number) < _MOST for number in numbers)
             and isinstance(self.error, str)
             and isinstance(self.checkpoint, str | None)
         )

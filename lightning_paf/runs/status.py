@@ -1,6 +1,5 @@
 """Status of a run, read from the files in its folder, without importing torch."""
 
-import json
 import math
 import os
 import re
@@ -13,7 +12,7 @@ from typing import Literal
 
 from lightning_paf.runs.metrics_table import read_table
 from lightning_paf.runs.progress import FILE, SILENCE, Progress, duration, folder_time
-from lightning_paf.utils.files import explained
+from lightning_paf.utils.files import explained, parse_json
 from lightning_paf.utils.process import Process
 
 Life = Literal["not started", "alive", "finished", "stopped", "failed", "dead", "unknown"]
@@ -263,7 +262,7 @@ def _last_checkpoint(complete: list[Path], progress: Progress | None, now: float
 def _results(folder: Path) -> Iterator[ResultFile]:
     for path in sorted(folder.glob("*.json")):
         try:
-            content = json.loads(path.read_text())
+            content = parse_json(path.read_text())
             attack, evaluated = content["attack"], content["robust"]["total"]
             threat = f"{attack['attack']} {attack['norm']} {attack['eps']}"
             robust, clean = content["robust"], content["clean"]
@@ -285,7 +284,7 @@ def _results(folder: Path) -> Iterator[ResultFile]:
 def _unfinished(folder: Path, now: float) -> Iterator[UnfinishedEvaluation]:
     for header in sorted(folder.glob("state/*/identity.json")):
         try:
-            content = json.loads(header.read_text())
+            content = parse_json(header.read_text())
             of = math.ceil(content["samples"] / content["block_size"]) * (1 + len(content["sub_attacks"]))
         except _DAMAGE:
             continue
@@ -300,7 +299,7 @@ def _unfinished(folder: Path, now: float) -> Iterator[UnfinishedEvaluation]:
 def _workers(state: Path, now: float) -> Iterator[str]:
     for claim in sorted(state.glob("block-*.claim")):
         try:
-            owner = json.loads(claim.read_text())
+            owner = parse_json(claim.read_text())
             process = Process(**{name: owner[name] for name in ("host", "pid", "started", "system")})
             if not process.is_dead() and (process.is_near() or _age(claim, now) < _CLAIM_SILENCE):
                 yield str(process)

@@ -1,6 +1,7 @@
 """`status` of runs in every state."""
 
 import json
+import math
 import os
 import shlex
 import subprocess
@@ -14,6 +15,7 @@ import torch
 from helpers.cli_runs import status, write_experiment
 
 from lightning_paf.evaluation.result import EvaluationResult
+from lightning_paf.runs.identity import read_identity
 from lightning_paf.runs.progress import FILE, SILENCE, Progress
 from lightning_paf.runs.status import read_run
 from lightning_paf.utils.process import Process, start_of
@@ -161,11 +163,25 @@ def test_a_damaged_table_is_reported(text, tmp_path, capsys):
     assert f"unreadable  {run / 'metrics.csv'} must be a table with a step in every row" in printed(capsys, run)
 
 
-@pytest.mark.parametrize("entry", [{"step": "x"}, {"steps": "9"}, {"state": "asleep"}, {"error": 5}, {"process": [1]}])
+@pytest.mark.parametrize(
+    "entry", [{"step": "x"}, {"steps": "9"}, {"state": "asleep"}, {"error": 5}, {"process": [1]}, {"steps": math.inf}]
+)
 def test_a_damaged_progress_file_is_reported(entry, tmp_path, capsys):
     run = make(tmp_path)
     (run / FILE).write_text(json.dumps(asdict(WORKING) | entry))
     assert f"there is no valid {FILE}" in printed(capsys, checkpoint(run / "checkpoints" / "last.ckpt").parent.parent)
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, "9" * 5000, "[" + "9" * 400 + "]", "", "null"])
+def test_files_that_are_not_of_this_package_are_skipped(text, tmp_path, capsys):
+    run = make(tmp_path)
+    for name in (FILE, "run.json", "test/pgd.json", "test/state/pgd-0/identity.json"):
+        (run / name).parent.mkdir(parents=True, exist_ok=True)
+        (run / name).write_text(text)
+    assert ": not started" in printed(capsys, run)
+    assert read_identity(run) == {}
+    assert status("compare", run / "test" / "pgd.json", run) == 1
+    assert "There is no result in" in capsys.readouterr().err
 
 
 def test_an_unreadable_checkpoint_is_not_called_incomplete(tmp_path, capsys):

@@ -87,7 +87,15 @@ def test_files_of_earlier_versions_are_read(tmp_path):
 
 @pytest.mark.parametrize(
     "entry",
-    [{"attack": None}, {"fingerprints": 5}, {"sub_attacks": "x"}, {"outcomes": "no"}, {"labels": 5}, {"seconds": None}],
+    [
+        {"attack": None},
+        {"fingerprints": 5},
+        {"sub_attacks": "x"},
+        {"outcomes": "no"},
+        {"labels": 5},
+        {"seconds": None},
+        {"labels": [[0]]},
+    ],
 )
 def test_a_damaged_file_is_refused_with_its_name(entry, tmp_path):
     path = tmp_path / "pgd.json"

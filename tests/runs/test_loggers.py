@@ -59,7 +59,7 @@ def logged() -> dict[str, list]:
 def test_a_table_without_steps_is_refused(tmp_path):
     (tmp_path / "metrics.csv").write_text("a,b\n1,2\n")
     table, _ = loggers(tmp_path, None)
-    with pytest.raises(ValueError, match=r"metrics.csv must have a column step, got a, b\. Restore it"):
+    with pytest.raises(ValueError, match=r"metrics\.csv must be a table with a step in every row"):
         table.experiment  # noqa: B018
 
 
