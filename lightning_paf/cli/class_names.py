@@ -46,7 +46,7 @@ def names_task(words: Sequence[str]) -> bool:
 
 
 def suggestion(message: str, plug_ins: Mapping[str, type | ModuleType]) -> str:
-    """List the known classes for a parser error about an unknown or a missing class.
+    """List the known classes for a parser error about a class.
 
     Args:
         message: Error of the parser.
