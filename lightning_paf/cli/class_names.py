@@ -46,7 +46,7 @@ def names_task(words: Sequence[str]) -> bool:
 
 
 def suggestion(message: str, plug_ins: Mapping[str, type | ModuleType]) -> str:
-    """List the known classes for a parser error about an unknown class.
+    """List the known classes for a parser error about a class.
 
     Args:
         message: Error of the parser.
@@ -55,6 +55,10 @@ def suggestion(message: str, plug_ins: Mapping[str, type | ModuleType]) -> str:
     Returns:
         Text to append to the message; empty for other errors.
     """
+    missing = re.search(r'Parser key "(\w+)": Expected an instantiatable class, but [\w.]+ is abstract', message)
+    if missing and missing[1] in plug_ins:
+        names = ", ".join(_concrete_names(plug_ins[missing[1]]))
+        return f"\n{missing[1]} must be a concrete class, given before its arguments. Known: {names}."
     found = re.search(r'Parser key "([\w.]+)":.*Expected a dot import path string: ([\w.]+)', message, re.DOTALL)
     found = found or re.search(r"NestedArg\(key='([\w.]+)', val='([\w.]+)'\)", message)  # of an optional argument
     argument = found[1].rpartition(".")[2] if found else ""

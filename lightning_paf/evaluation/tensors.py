@@ -62,6 +62,10 @@ def evaluate(
         61.5 % [58.4, 64.5]
     """
     attack = attack or AutoAttack()
+    if not (isinstance(x, Tensor) and isinstance(y, Tensor)):
+        raise ValueError(
+            f"x and y must be tensors, got {type(x).__name__} and {type(y).__name__}. Pass torch.as_tensor(...)."
+        )
     tensor = next(chain(model.parameters(), model.buffers()), x) if isinstance(model, nn.Module) else x
     _check_images(x, attack)
     if len(y) != len(x):

@@ -243,6 +243,21 @@ def test_a_class_without_a_similar_one_has_no_suggestion(tiny, capsys):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
+        (
+            ("--autoattack", "RobustEval", "--autoattack.attack.eps", "4/255"),
+            "attack must be a concrete class, given before",
+        ),
+        (("--autoattack.attack.eps", "4/255"), "attack must be a concrete class, given before"),
+    ],
+)
+def test_arguments_without_their_class_list_the_known_ones(words, message, tiny, capsys):
+    error = parser_error(capsys, "-c", tiny, *words)
+    assert f"{message} its arguments. Known: A" in error
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
         ("--model.attack.stepz 3", "Option 'stepz' is not accepted"),
         ("--model.nett SmallConvNet", "nett"),
         ("--data.dataset cifar11", "Got value: cifar11"),

@@ -75,6 +75,8 @@ X, Y = data()
         ({"x": X[:0], "y": Y[:0]}, "n >= 1"),
         ({"x": 2 * X}, r"within \[0, 1\], got pixels from"),
         ({"x": torch.full_like(X, torch.nan)}, "must be finite"),
+        ({"x": X.numpy()}, "x and y must be tensors, got ndarray and Tensor"),
+        ({"y": Y.tolist()}, "x and y must be tensors, got Tensor and list"),
         ({"y": Y[:5]}, "y must be class labels"),
         ({"y": Y + 9}, "labels from 9"),
         ({"y": Y.float()}, r"int64, from 0, got torch.float32 of shape \(8,\)"),
