@@ -104,7 +104,7 @@ def _dropped(weights: "WeightSet", patterns: list[str]) -> list[str]:
 
 
 def _check_options_not_in_keys(net: "nn.Module", rest: list[str]) -> None:
-    """Check that options of the network which change neither keys nor shapes are typed."""
+    """Check that options of the network are typed that its keys do not reveal."""
     for name, values in getattr(net, "not_in_keys", {}).items():
         if not any(word.split("=")[0].endswith(f".{name}") for word in rest):
             raise ValueError(

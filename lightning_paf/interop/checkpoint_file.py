@@ -19,7 +19,7 @@ from lightning_paf.interop.normalized_net import Statistics
 Which = Literal["ema", "raw"]
 
 _MOST_LEVELS, _MOST_CLASSES = 5, 50
-"""Levels in which state dicts are found, since a file can contain itself; and classes that become placeholders."""
+"""Limits of a file: levels of entries, since it can contain itself, and classes."""
 _FOREIGN = {
     b"<": ("a web page", "Download it again and check its content"),
     b"version https://git-lfs": ("a Git LFS pointer", "Download the file itself: git lfs pull"),
@@ -237,7 +237,7 @@ def _state_dicts(value: Any, name: str, level: int) -> Iterator[tuple[str, Mappi
 
 
 def _is_state_dict(value: Any) -> bool:
-    """Return whether half of the values of a mapping are tensors, and none is a collection."""
+    """Return whether a mapping holds mainly tensors, and no collection."""
     if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
         return False
     tensors = sum(isinstance(item, Tensor) for item in value.values())

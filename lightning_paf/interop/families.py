@@ -5,8 +5,9 @@ import re
 from lightning_paf.interop.normalized_net import Statistics
 
 AVERAGED = re.compile(r"(^|_)(ema|swa|avg|average|averaged)(_|$)|^swadict$")
-"""Names of entries that hold an average over the training: `ema`, `model_ema`, `state_dict_ema` (timm), `swadict` (Dai
-et al. 2021)."""
+"""Names of entries that hold an average over the training.
+
+Examples are `ema`, `model_ema`, `state_dict_ema` (timm) and `swadict` (Dai et al. 2021)."""
 
 AVERAGED_NEXT_TO = {
     # Rade & Moosavi-Dezfooli 2022, Pang et al. 2022, Wang et al. 2023, Bartoldson et al. 2024

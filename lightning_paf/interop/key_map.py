@@ -79,7 +79,7 @@ def map_keys(tensors: Mapping[str, Tensor], net: nn.Module) -> KeyMap:
 
 
 def is_named(key: str, patterns: Iterable[str]) -> bool:
-    """Return whether a key, or its end after a dot, matches one of some shell patterns."""
+    """Return whether a key, or its end after a dot, matches a shell pattern."""
     return any(fnmatchcase(key, pattern) or fnmatchcase(key, f"*.{pattern}") for pattern in patterns)
 
 
@@ -105,7 +105,7 @@ def _match(tensors: Mapping[str, Tensor], net: nn.Module, rules: Mapping[str, st
 
 
 def _root(keys: Iterable[str], own: Collection[str], rules: Mapping[str, str]) -> str:
-    """Return the prefix with which most keys are those of the network; the first one of several."""
+    """Return the prefix with which most keys are those of the network."""
     found = Counter[str]()
     for key in keys:
         parts = key.split(".")

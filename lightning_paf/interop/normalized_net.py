@@ -10,7 +10,7 @@ from lightning_paf.nets.factory import LibraryNet
 from lightning_paf.nn.classifier import Classifier
 
 _MEANS, _STDS = ("mean", "mu", "new_mean"), ("std", "sigma", "new_std")
-"""Last parts of the keys of a normalisation; `new_mean` in the `robustness` package."""
+"""Last parts of the keys of a normalisation; `new_mean` in package `robustness`."""
 
 
 class Statistics(NamedTuple):

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from copy import deepcopy
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from lightning.pytorch.cli import OptimizerCallable
@@ -51,6 +51,7 @@ class RobustModule(Task):
         speed: How a training step is computed; the defaults change nothing but rounding.
         init: Checkpoint of another training of the same network, whose weights this one starts with (fine-tuning).
             Read by `fit` only, and not when a training is resumed.
+        init_head: `fresh` starts with a random classification layer instead of that of `init`, for other classes.
 
     Raises:
         ValueError: Parts that do not fit together.
@@ -72,6 +73,7 @@ class RobustModule(Task):
         speed: Speed = Speed(),  # noqa: B008  # immutable; an instance, so that the command line shows its fields
         init: Path | None = None,
         channels: int | None = None,
+        init_head: Literal["keep", "fresh"] = "keep",
     ) -> None:
         super().__init__(optimizer, schedule, decay, init)
         self.save_hyperparameters()
@@ -90,7 +92,7 @@ class RobustModule(Task):
         self._check_derivatives(example)
         self.val_accuracy = MeanMetric()
         self.test_accuracy = MeanMetric()
-        self.load_init()
+        self.load_init(init_head == "fresh")
 
     def forward(self, x: Tensor) -> Tensor:
         """Images (N, C, H, W) in [0, 1] to logits (N, num_classes)."""
