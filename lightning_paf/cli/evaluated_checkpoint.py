@@ -112,7 +112,7 @@ def without_pretrained(net: Namespace | None) -> None:
         net: Configuration of the network, changed in place; None for none.
     """
     while isinstance(net, Namespace):
-        arguments = net.get("init_args") or Namespace()
+        arguments = net.get("init_args") or {}
         for options in (arguments, net.get("dict_kwargs") or {}):
             if options.get("pretrained"):
                 options["pretrained"] = False

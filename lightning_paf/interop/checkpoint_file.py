@@ -152,7 +152,7 @@ def _load(path: Path) -> Any:
         kind = _kind_of_archive(zipfile.ZipFile(path).namelist())
     if kind is not None:
         raise ValueError(f"{path} is {kind[0]}, not a checkpoint. {kind[1]}.")
-    unknown = list[tuple[Any, str]]()
+    unknown: list[Any] = []  # pairs of a placeholder and the name that it replaces
     while True:
         try:
             with warnings.catch_warnings(), torch.serialization.safe_globals(unknown):

@@ -43,10 +43,10 @@ class TimmNet(LibraryNet):
     def __init__(self, name: str, num_classes: int = 10, **kwargs: Any) -> None:
         super().__init__(timm_net(name, num_classes, **kwargs), num_classes)
 
-    def get_classifier(self) -> nn.Module:
-        """Linear layer that returns the logits."""
-        head: nn.Module = self.net.get_classifier()  # type: ignore[operator]
-        return head
+    def get_classifier(self) -> nn.Module | None:
+        """Layer that returns the logits, if timm names one."""
+        own = getattr(self.net, "get_classifier", None)
+        return None if own is None else own()
 
 
 class TorchvisionNet(LibraryNet):

@@ -41,7 +41,8 @@ class PreActBlock(nn.Module):
         residual: Tensor = self.conv2(self.activation2(self.bn2(self.conv1(activated))))
         if self.shortcut is None:
             return residual + x
-        return residual + self.shortcut(x if self.projected == "raw" else activated)
+        projection: Tensor = self.shortcut(x if self.projected == "raw" else activated)
+        return residual + projection
 
 
 class PreActResNet(Net):

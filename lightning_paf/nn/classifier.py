@@ -147,13 +147,13 @@ def _find_head(net: nn.Module, num_classes: int) -> str | None:
     get_classifier = getattr(net, "get_classifier", None)
     found = get_classifier() if get_classifier is not None else None
     if isinstance(found, nn.Linear) and found in names:
-        head = found
+        head: nn.Linear = found
     else:
         linear = [module for module in names if isinstance(module, nn.Linear)]
-        head = next((layer for layer in reversed(linear) if layer.out_features == num_classes), None)
-        if head is None and (not linear or isinstance(found, nn.Conv2d)):
+        fitting = [layer for layer in linear if layer.out_features == num_classes]
+        if not fitting and (not linear or isinstance(found, nn.Conv2d)):
             return None
-        head = head or linear[-1]
+        head = (fitting or linear)[-1]
     if head.out_features != num_classes:
         raise ValueError(
             f"The number of outputs of {type(net).__name__} must be {num_classes}, as many as classes, got "
