@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from jsonargparse import Namespace
 
 from lightning_paf.cli.saved_config import config_words
 from lightning_paf.runs.checkpoints import check_checkpoint, newest_checkpoint
@@ -105,6 +106,24 @@ def evaluated_weights(checkpoint: str | None, model: Mapping[str, Any]) -> Weigh
         return WeightsOrigin.of_starting_weights(f"weights of --model.init {Path(init).name}")
     arguments = {**(net.get("init_args") or {}), **(net.get("dict_kwargs") or {})}
     return WeightsOrigin.of_starting_weights("pretrained weights" if arguments.get("pretrained") else "random weights")
+
+
+def without_pretrained(net: Namespace | None) -> None:
+    """Switch off pretrained weights where those of a checkpoint follow.
+
+    A network of a library then loads no file, which can be gone, and downloads nothing.
+
+    Args:
+        net: Configuration of the network, changed in place; None for none.
+    """
+    while isinstance(net, Namespace):
+        arguments = net.get("init_args") or {}
+        for options in (arguments, net.get("dict_kwargs") or {}):
+            if options.get("pretrained"):
+                options["pretrained"] = False
+            if "orchvision" in str(net.get("class_path")) and options.get("weights") is not None:
+                options["weights"] = None
+        net = arguments.get("net")
 
 
 def _split(words: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:

@@ -44,6 +44,7 @@ from lightning_paf.cli.evaluated_checkpoint import (
     arrange,
     evaluated_checkpoint,
     evaluated_weights,
+    without_pretrained,
 )
 from lightning_paf.cli.net_sizes import check_net_sizes, number_of_channels, number_of_classes
 from lightning_paf.cli.numbers import check_numbers
@@ -117,6 +118,11 @@ class HelpfulParser(LightningArgumentParser):
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Add the known classes to the message, and remove the names of links."""
+        if "add_function_arguments() got an unexpected" in message:  # of the links from data to network
+            message = (
+                "model.net must be a class, got a function. Pass TimmNet or TorchvisionNet with --model.net.name, or a "
+                "subclass of nn.Module that calls the function."
+            )
         message = re.sub(r"Call to compute_fn of link '.*' with args \(.*\) failed: ", "", message)
         super().error(f"{shortened(message)}{suggestion(message, _PLUG_INS)}", ex)
 
@@ -233,6 +239,13 @@ class PafCLI(LightningCLI):
             self.evaluated = evaluated_weights(options["ckpt_path"], model)
         elif checkpoint is not None and checkpoint not in NEWEST:
             check_checkpoint(checkpoint)
+        evaluated = self._evaluates() and self.config[self.subcommand].ckpt_path is not None
+        if evaluated or self.subcommand is None:  # `load_run` and `import-weights` load weights
+            model = self._get(self.config, "model")
+            model = model.get("init_args", model)
+            without_pretrained(model.get("net"))
+            if evaluated and "init" in model:
+                model["init"] = None
         check_installed(self._get(self.config, "trainer.logger"))
         if self.subcommand is not None and run is not None:
             check_writable(Path(run))

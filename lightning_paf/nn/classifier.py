@@ -51,20 +51,20 @@ class Classifier(nn.Module):
     Normalisation is the first line of `forward`, so attacks, AutoAttack, export and metrics all work in [0, 1].
 
     Args:
-        net: Any network from (N, C, H, W) to (N, num_classes) whose last layer is linear.
+        net: Any network from (N, C, H, W) to (N, num_classes). Only `head` and `outputs` require a linear last layer.
         spec: Number of classes, channel mean and standard deviation.
         normalize: Subtract the mean and divide by the standard deviation. Set it to False for networks of Dai et al.
             (2021), and for networks that normalise internally (`DMWideResNet` with `mean` and `std`).
 
     Attributes:
+        head_name: Name of the linear classification layer in `net`; None if there is none.
         fast_forward: Faster substitute for attacks in eval mode, None by default. It is set for training, and is not a
             submodule: neither in the state dict nor in a copy.
         training_net: Substitute for `net` in training mode, set likewise; None by default.
 
     Raises:
-        TypeError: The network returns anything but logits.
-        ValueError: The network has no linear classification layer, or one with another number of classes; its
-            `smallest_side`, if any, exceeds that of the images.
+        ValueError: The network has a linear classification layer with another number of classes; its `smallest_side`,
+            if any, exceeds that of the images.
     """
 
     mean: Tensor
@@ -86,12 +86,22 @@ class Classifier(nn.Module):
         # Not persistent: a checkpoint holds learned values only, and released weights load without these keys.
         self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1), persistent=False)
-        self._head_name = _find_head(net, spec.num_classes)
+        self.head_name = _find_head(net, spec.num_classes)
 
     @property
     def head(self) -> nn.Linear:
-        """The linear classification layer."""
-        head = self.net.get_submodule(self._head_name)
+        """The linear classification layer.
+
+        Raises:
+            ValueError: The last layer is not linear.
+        """
+        if self.head_name is None:
+            layers = sorted({type(module).__name__ for module in self.net.modules() if not list(module.children())})
+            raise ValueError(
+                f"The last layer of {type(self.net).__name__} must be nn.Linear for its features, got one of "
+                f"{', '.join(layers)}. Pass another --model.net, such as CifarResNet, or another objective or analysis."
+            )
+        head = self.net.get_submodule(self.head_name)
         assert isinstance(head, nn.Linear)
         return head
 
@@ -147,7 +157,7 @@ class Classifier(nn.Module):
     def _normalized(self, x: Tensor) -> Tensor:
         normalized = (x - self.mean) / self.std
         # A trace holds no dtype of weights, which can change: its images have that of the weights.
-        return normalized.to(self.head.weight.dtype if isinstance(x, Tensor) else x.dtype)
+        return normalized.to(next(self.net.parameters(), x).dtype if isinstance(x, Tensor) else x.dtype)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """Convert the weights; keep the normalisation of images in float32."""
@@ -172,21 +182,19 @@ def logits_of(output: Any) -> Tensor:
     return logits  # type: ignore[return-value]  # a proxy of a tensor
 
 
-def _find_head(net: nn.Module, num_classes: int) -> str:
-    """Name of the linear classification layer."""
+def _find_head(net: nn.Module, num_classes: int) -> str | None:
+    """Name of the linear classification layer; None if there is none."""
     names: dict[nn.Module, str] = {module: name for name, module in net.named_modules()}
     get_classifier = getattr(net, "get_classifier", None)
-    if get_classifier is not None and isinstance(found := get_classifier(), nn.Linear) and found in names:
+    found = get_classifier() if get_classifier is not None else None
+    if isinstance(found, nn.Linear) and found in names:
         head: nn.Linear = found
     else:
-        linear = [module for module in net.modules() if isinstance(module, nn.Linear)]
-        if not linear:
-            layers = sorted({type(module).__name__ for module in net.modules() if not list(module.children())})
-            raise ValueError(
-                f"The last layer of {type(net).__name__} must be nn.Linear, got only {', '.join(layers)}. "
-                "Pass another --model.net, such as CifarResNet."
-            )
-        head = next((layer for layer in reversed(linear) if layer.out_features == num_classes), linear[-1])
+        linear = [module for module in names if isinstance(module, nn.Linear)]
+        fitting = [layer for layer in linear if layer.out_features == num_classes]
+        if not fitting and (not linear or isinstance(found, nn.Conv2d)):
+            return None
+        head = (fitting or linear)[-1]
     if head.out_features != num_classes:
         raise ValueError(
             f"The number of outputs of {type(net).__name__} must be {num_classes}, as many as classes, got "

@@ -1,5 +1,6 @@
 """Classifier weights in Lightning checkpoints."""
 
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from lightning_paf.utils.files import checksum_error
 _PREFIX = "model."
 
 
-def load_classifier(model: Classifier, checkpoint: Path) -> None:
+def load_classifier(model: Classifier, checkpoint: Path, fresh_head: bool = False) -> None:
     """Load the weights of the classifier from a checkpoint of `fit`.
 
     Other parameters of the training module are ignored.
@@ -22,12 +23,15 @@ def load_classifier(model: Classifier, checkpoint: Path) -> None:
     Args:
         model: A classifier of the same architecture.
         checkpoint: File written by `fit`. No code in it is executed.
+        fresh_head: Whether the classification layer keeps its weights, e.g. for other classes.
 
     Raises:
-        ValueError: The file is not a checkpoint of `fit`, or holds another network.
+        ValueError: The file is not a checkpoint of `fit`, holds another network, or one that was trained with another
+            normalisation.
     """
     try:
-        weights = torch.load(checkpoint, map_location="cpu", weights_only=True)["state_dict"]
+        content = torch.load(checkpoint, map_location="cpu", weights_only=True)
+        weights = content["state_dict"]
         if damage := checksum_error(checkpoint):
             raise ValueError(damage)
     except Exception as error:  # a damaged file can raise anything
@@ -36,12 +40,31 @@ def load_classifier(model: Classifier, checkpoint: Path) -> None:
             "Pass RUN/checkpoints/last.ckpt."
         ) from error
     mine = {key.removeprefix(_PREFIX): value for key, value in weights.items() if key.startswith(_PREFIX)}
+    if fresh_head:
+        mine |= {f"net.{model.head_name}.{key}": value for key, value in model.head.state_dict().items()}
     difference = key_difference(model.state_dict(), mine)
     if difference:
-        raise ValueError(
-            f"{checkpoint} holds another network:\n{difference}\nPass the same --model.net and activation."
-        )
+        hint = "the same --model.net and activation, or --model.init_head fresh for other classes"
+        raise ValueError(f"{checkpoint} holds another network:\n{difference}\nPass {hint}.")
+    _check_normalisation(model, checkpoint, content.get("hyper_parameters") or {})
     model.load_state_dict(mine)
+
+
+def _check_normalisation(model: Classifier, checkpoint: Path, saved: Mapping[str, Any]) -> None:
+    """Check that the weights were trained with the normalisation of the model."""
+    trained, normalizes = saved.get("normalize"), bool((model.mean != 0).any() or (model.std != 1).any())
+    if trained not in (None, normalizes):
+        raise ValueError(
+            f"model.normalize must be {str(trained).lower()} for the weights of {checkpoint}, as in their training, "
+            f"got {str(normalizes).lower()}. Pass --model.normalize {str(trained).lower()}."
+        )
+    spec = training_dataset({"hyper_parameters": saved})
+    if spec is not None and not torch.equal(torch.tensor(spec.mean), model.mean.flatten().cpu()):
+        warnings.warn(
+            f"The weights of {checkpoint} were trained on images normalised by mean {spec.mean} and std {spec.std}, "
+            f"got mean {model.mean.flatten().tolist()}. Fine-tuning starts with a lower accuracy.",
+            stacklevel=2,
+        )
 
 
 def key_difference(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor], most: int = 5) -> str:

@@ -17,6 +17,7 @@ FREE = (
     "weights_only",
     "model.speed",
     "model.init",
+    "model.init_head",
     "data.root",
     "data.cache_dir",
     "data.num_workers",

@@ -51,13 +51,16 @@ class Task(LightningModule):
         self.init = init
         self._sums, self._steps, self._start_progress = dict[str, Tensor](), 0, 0.0
 
-    def load_init(self) -> None:
+    def load_init(self, fresh_head: bool = False) -> None:
         """Load the weights of `init`.
 
         Called in the constructor, so that copies made by weight averaging have them too.
+
+        Args:
+            fresh_head: Whether the classification layer keeps its random weights.
         """
         if self.init is not None and self.init.is_file():
-            load_classifier(self.model, self.init)
+            load_classifier(self.model, self.init, fresh_head)
 
     def check_start(self, spec: DatasetSpec) -> None:
         """Check the optimiser, and the network on one image of known size.

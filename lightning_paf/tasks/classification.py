@@ -4,7 +4,7 @@ import inspect
 from collections.abc import Callable, Mapping
 from copy import deepcopy
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -55,6 +55,7 @@ class RobustModule(Task):
         speed: How a training step is computed; the defaults change nothing but rounding.
         init: Checkpoint of another training of the same network, whose weights this one starts with (fine-tuning).
             Read by `fit` only, and not when a training is resumed.
+        init_head: `fresh` starts with a random classification layer instead of that of `init`, for other classes.
 
     Raises:
         ValueError: Parts that do not fit together.
@@ -76,6 +77,7 @@ class RobustModule(Task):
         speed: Speed = Speed(),  # noqa: B008  # immutable; an instance, so that the command line shows its fields
         init: Path | None = None,
         channels: int | None = None,
+        init_head: Literal["keep", "fresh"] = "keep",
     ) -> None:
         super().__init__(optimizer, schedule, decay, init)
         if _given_hyperparameters.get() is not None:
@@ -94,7 +96,7 @@ class RobustModule(Task):
         self._check_derivatives(example)
         self.val_accuracy = MeanMetric()
         self.test_accuracy = MeanMetric()
-        self.load_init()
+        self.load_init(init_head == "fresh")
 
     def forward(self, x: Tensor) -> Tensor:
         """Images (N, C, H, W) in [0, 1] to logits (N, num_classes)."""

@@ -234,6 +234,12 @@ def test_a_class_of_an_earlier_version_names_its_replacement(typed, tiny, capsys
     assert "names no known class" not in error
 
 
+@pytest.mark.parametrize("typed", ["torchvision.models.resnet18", "lightning_paf.nets.timm_net"])
+def test_a_function_is_no_network(typed, tiny, capsys):
+    error = parser_error(capsys, "-c", tiny, "--model.net", typed)
+    assert "model.net must be a class, got a function. Pass TimmNet or TorchvisionNet with --model.net.name" in error
+
+
 def test_a_class_without_a_similar_one_has_no_suggestion(tiny, capsys):
     error = parser_error(capsys, "-c", tiny, "--model.net", "Xyz")
     assert "net=Xyz names no known class. Known: CifarResNet" in error

@@ -13,9 +13,10 @@ import yaml
 from helpers.cli_runs import status, write_experiment
 from helpers.data_files import arrays
 from helpers.resume_helpers import content
+from jsonargparse import Namespace
 
 import lightning_paf
-from lightning_paf.cli.evaluated_checkpoint import arrange, evaluated_checkpoint, evaluated_weights
+from lightning_paf.cli.evaluated_checkpoint import arrange, evaluated_checkpoint, evaluated_weights, without_pretrained
 from lightning_paf.evaluation import EvaluationResult
 from lightning_paf.loading import load_run
 from lightning_paf.runs.weights_origin import WeightsOrigin
@@ -315,6 +316,31 @@ def test_mean_and_std_belong_to_the_checkpoint(tiny, tmp_path, caplog):
         expected = model(torch.from_numpy(image).permute(0, 3, 1, 2) / 255).softmax(1)
         assert set(written["label"].tolist()) == {-1}
         np.testing.assert_allclose(written["probabilities"], expected.detach(), atol=1e-5)
+
+
+def test_pretrained_weights_are_not_loaded_where_a_checkpoint_follows(tmp_path):
+    import timm
+
+    torch.save(timm.create_model("test_resnet").state_dict(), tmp_path / "pretrained.pth")
+    values = yaml.safe_load(Path(write_experiment(tmp_path)).read_text())
+    overlay = {"file": str(tmp_path / "pretrained.pth"), "num_classes": 1000}
+    kwargs = {"pretrained": True, "pretrained_cfg_overlay": overlay}
+    values["model"]["net"] = {"class_path": "TimmNet", "init_args": {"name": "test_resnet"}, "dict_kwargs": kwargs}
+    values["model"]["activation"] = None
+    (tmp_path / "timm.yaml").write_text(yaml.safe_dump(values))
+    assert status("fit", "-c", tmp_path / "timm.yaml", "--run", tmp_path / "run") == 0
+    (tmp_path / "pretrained.pth").unlink()
+    checkpoint = tmp_path / "run" / "checkpoints" / "last.ckpt"
+    words = ["--ckpt_path", checkpoint, "--trust-config"]
+    assert status("validate", *words) == 0
+    assert load_run(checkpoint, options=["--trust-config"]).model.num_classes == 3
+
+
+def test_weights_of_torchvision_are_not_loaded_where_a_checkpoint_follows():
+    inner = Namespace(class_path="TorchvisionNet", init_args=Namespace(), dict_kwargs={"weights": "DEFAULT"})
+    net = Namespace(class_path="lightning_paf.interop.NormalizedNet", init_args=Namespace(net=inner))
+    without_pretrained(net)
+    assert inner.dict_kwargs == {"weights": None}
 
 
 # ------------------------------------------------------------------ several results in one folder

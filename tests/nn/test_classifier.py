@@ -58,13 +58,35 @@ def test_checkpoints_hold_no_statistics_of_the_dataset():
 @pytest.mark.parametrize(
     ("net", "classes", "message"),
     [
-        (nn.Sequential(nn.Conv2d(3, 10, 3)), 10, r"last layer of Sequential must be nn.Linear, got only Conv2d"),
         (TinyNet(10), 100, r"TinyNet must be 100, .* got 10. Pass --model.net.num_classes 100"),
     ],
 )
 def test_networks_without_a_fitting_head_are_refused(net, classes, message):
     with pytest.raises(ValueError, match=message):
         Classifier(net, spec(classes))
+
+
+class ConvolutionalHead(nn.Module):
+    """A network with a linear layer that does not return the logits."""
+
+    def __init__(self):
+        super().__init__()
+        self.gate, self.head = nn.Linear(3, 3), nn.Conv2d(3, 10, 1)
+
+    def get_classifier(self):
+        return self.head
+
+    def forward(self, x):
+        x = x * self.gate(x.mean((2, 3))).sigmoid()[..., None, None]
+        return self.head(x).mean((2, 3))
+
+
+@pytest.mark.parametrize("net", [nn.Sequential(nn.Conv2d(3, 10, 32), nn.Flatten()), ConvolutionalHead()])
+def test_only_features_require_a_linear_head(net):
+    model = Classifier(net, spec())
+    assert model(torch.rand(2, 3, 32, 32)).shape == (2, 10)
+    with pytest.raises(ValueError, match=r"last layer of \w+ must be nn.Linear for its features, got one of Conv2d"):
+        model.outputs(torch.rand(2, 3, 32, 32))
 
 
 class Constant(nn.Module):

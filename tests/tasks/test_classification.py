@@ -310,6 +310,35 @@ def test_a_training_starts_with_the_weights_of_init(tmp_path, capsys):
     for options, message in (
         (["nowhere.ckpt"], "--model.init must be an existing checkpoint, got nowhere.ckpt. Train it first"),
         ([first, "--model.net.width", "8"], "holds another network"),
+        ([first, "--model.normalize", "false"], "model.normalize must be true for the weights of"),
     ):
         assert status("fit", *words, "--run", tmp_path / "second", "--model.init", *options) == 1
         assert message in capsys.readouterr().err
+
+
+def test_a_fresh_head_allows_other_classes_and_other_statistics_are_reported(tmp_path):
+    assert status("fit", "-c", write_experiment(tmp_path), "--run", tmp_path / "first") == 0
+    first = tmp_path / "first" / "checkpoints" / "last.ckpt"
+    words = ["-c", tmp_path / "tiny.yaml", "--data.num_classes", 7, "--model.init", first]
+    with pytest.raises(ValueError, match=r"holds another network(.|\n)*--model.init_head fresh for other classes"):
+        built(*words)
+    module = built(*words, "--model.init_head", "fresh").model
+    weights = torch.load(first, weights_only=True)["state_dict"]
+    kept = [key for key, value in module.state_dict().items() if torch.equal(value, weights[key])]
+    assert module.model.num_classes == 7
+    assert sorted(module.state_dict().keys() - kept) == [
+        f"model.net.{module.model.head_name}.{name}" for name in ("bias", "weight")
+    ]
+    with pytest.warns(UserWarning, match=r"normalised by mean \(0.5, 0.5, 0.5\)"):
+        built(
+            "-c",
+            tmp_path / "tiny.yaml",
+            "--data.dataset",
+            "cifar10",
+            "--data.num_classes",
+            "null",
+            "--model.init",
+            first,
+            "--model.init_head",
+            "fresh",
+        )
