@@ -155,13 +155,19 @@ def _isolated(model: nn.Module, device: torch.device) -> Iterator[Callable[[], b
 
 
 def _output(model: nn.Module, images: Tensor) -> object:
+    given = images.clone()  # no leaf, which autograd would not let the model change
     try:
-        return model(images)
+        output: object = model(given)
     except Exception as error:  # a network can raise anything
         raise ValueError(
             f"The model must accept float32 images of shape {tuple(images.shape)}, got the error: {summary(error)}. "
             "Pass a model for these images, such as model.float()."
         ) from error
+    if given._version:
+        raise ValueError(
+            "The model must not change its images in place. Return new tensors, as x - mean, not x.sub_(mean)."
+        )
+    return output
 
 
 @torch.no_grad()

@@ -70,7 +70,7 @@ def evaluated_checkpoint(command: str, checkpoint: str | None, run: Path | None,
     if checkpoint is None:
         raise _no_checkpoint(command)
     if checkpoint in WORDS_FOR_CHECKPOINTS:
-        found = _resolve(checkpoint, run)
+        found = checkpoint_in(run, checkpoint)
         print(f"Checkpoint: {found}, {WeightsOrigin.of_checkpoint(found)}", file=sys.stderr)  # noqa: T201
         checkpoint = str(found)
     check_checkpoint(checkpoint)
@@ -158,8 +158,12 @@ def _overrides(config: str, new: bool) -> list[str]:
     return ["--ckpt_path=null", *[f"--run={Path(config).parent}"] * has_run]
 
 
-def _resolve(word: str, run: Path | None) -> Path:
-    """Find the checkpoint of a run for `last`, `auto` or `best`."""
+def checkpoint_in(run: Path | None, word: str = "last") -> Path:
+    """Find the checkpoint of a run for `last`, `auto` or `best`.
+
+    Raises:
+        ValueError: There is none, or no run.
+    """
     if word not in (*NEWEST, "best"):
         raise ValueError(f"--ckpt_path must be a file, last, auto or best, got {word}. Pass RUN/checkpoints/FILE.ckpt.")
     if run is None:
@@ -172,9 +176,7 @@ def _resolve(word: str, run: Path | None) -> Path:
     found = newest if newest is None or word in NEWEST else _best(newest, files)
     if found is None:
         kind = "a checkpoint" if newest is None else "a checkpoint recorded as best by a monitored ModelCheckpoint"
-        raise ValueError(
-            f"--ckpt_path {word} needs {kind} in {run}, but there is none. Pass --ckpt_path FILE, or another --run."
-        )
+        raise ValueError(f"{run} must hold {kind}, but there is none. Pass a checkpoint file, or another run.")
     return found
 
 

@@ -6,6 +6,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lightning_paf.runs.status import IMPORTED
 from lightning_paf.utils.arguments import command_parser
 
 if TYPE_CHECKING:
@@ -20,7 +21,6 @@ DEFAULTS = (
     *("--data.real_fraction", "1", "--model.normalize", "false"),
 )
 """Options of `fit` that the configuration of the run begins with."""
-_CHECKPOINT = "imported.ckpt"
 
 
 def main(argv: list[str]) -> int:
@@ -97,7 +97,7 @@ def _check(options: argparse.Namespace, rest: list[str]) -> None:
             f"--mean and --std must be for images in [0, 1], got {options.mean}. Divide both by 255 for grey levels."
         )
     saved = {path.name for path in (options.out / "checkpoints").glob("*.ckpt")}
-    if (options.out / "config.yaml").exists() or saved - {_CHECKPOINT}:  # left by a killed command
+    if (options.out / "config.yaml").exists() or saved - {IMPORTED}:  # left by a killed command
         raise ValueError(f"--out must be a folder without a run, got {options.out}. Pass another --out.")
 
 
@@ -220,7 +220,7 @@ def _write(out: Path, cli: "PafCLI", statistics: "Statistics | None", origin: di
             **{name: config["data"][name] for name in ("dataset", "num_classes", "channels")},
         },
     }
-    checkpoint, text = out / "checkpoints" / _CHECKPOINT, yaml.safe_dump(config, sort_keys=False)
+    checkpoint, text = out / "checkpoints" / IMPORTED, yaml.safe_dump(config, sort_keys=False)
     AtomicCheckpointIO().save_checkpoint(content, checkpoint)
     write_whole(out / "config.yaml", f"# lightning.pytorch=={version('lightning')}\n{text}".encode())
     return checkpoint

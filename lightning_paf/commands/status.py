@@ -45,7 +45,8 @@ def _facts(status: "RunStatus") -> Iterator[tuple[str, str]]:
     """Yield label and text of every line but the first."""
     from lightning_paf.runs.progress import duration
 
-    yield "progress", _position(status)
+    if status.life != "imported":
+        yield "progress", _position(status)
     if pace := _pace(status):
         yield "pace", pace
     if status.best:
@@ -53,8 +54,8 @@ def _facts(status: "RunStatus") -> Iterator[tuple[str, str]]:
     if status.activation:
         yield "activation", ", ".join(f"{name} {_span(*ends)}" for name, ends in status.activation.items())
     if status.checkpoint:
-        step, age = _number(status.checkpoint.step), duration(status.checkpoint.age)
-        yield "checkpoint", f"{status.checkpoint.path.name}: step {step}, {age} old"
+        step = "" if status.life == "imported" else f"step {_number(status.checkpoint.step)}, "
+        yield "checkpoint", f"{status.checkpoint.path.name}: {step}{duration(status.checkpoint.age)} old"
     elif status.life != "not started":
         yield "checkpoint", "none"
     for torn in status.torn:

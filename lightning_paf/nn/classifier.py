@@ -114,7 +114,7 @@ class Classifier(nn.Module):
         """Map images (N, C, H, W) in [0, 1] to logits (N, num_classes)."""
         net = self.training_net if self.training and self.training_net is not None else self.net
         logits = logits_of(net(self._normalized(x)))
-        if type(logits) is not fx.Proxy and logits.shape[1:] != (self.num_classes,):
+        if isinstance(logits, Tensor) and logits.shape[1:] != (self.num_classes,):
             raise ValueError(
                 f"{type(self.net).__name__} must return logits (N, {self.num_classes}), got shape "
                 f"{tuple(logits.shape)}. Return only the logits from its forward."

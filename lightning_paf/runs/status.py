@@ -15,7 +15,9 @@ from lightning_paf.runs.progress import FILE, SILENCE, Progress, duration, folde
 from lightning_paf.utils.files import explained, parse_json
 from lightning_paf.utils.process import Process
 
-Life = Literal["not started", "alive", "finished", "stopped", "failed", "dead", "unknown"]
+Life = Literal["not started", "alive", "finished", "stopped", "failed", "dead", "imported", "unknown"]
+IMPORTED = "imported.ckpt"
+"""Checkpoint of a run that `import-weights` wrote."""
 
 _CLAIM_SILENCE = 120.0
 _LONG = 60.0
@@ -80,7 +82,7 @@ class RunStatus:
 
     Attributes:
         run: Run folder.
-        life: Whether the training runs; `unknown` without a `progress.json`.
+        life: Whether the training runs; `imported` without a training, `unknown` without a `progress.json`.
         detail: Explanation of `life`.
         progress: Content of `progress.json`.
         seconds_left: Seconds until the end of a live training.
@@ -93,7 +95,7 @@ class RunStatus:
         unreadable: Reasons why other files cannot be read.
         results: Results of `test`.
         unfinished: Unfinished evaluations of `test`.
-        resume: Command that starts or resumes the training; empty if it is alive or finished.
+        resume: Command that starts or resumes the training; empty if it is alive, finished or imported.
     """
 
     run: Path
@@ -152,7 +154,8 @@ def read_run(run: Path) -> RunStatus:
     paths = [path for folder in (run, run / "checkpoints") for path in sorted(folder.glob("*.ckpt"))]
     complete, torn = _checked(paths, unreadable)
     if life == "not started" and paths:
-        life, detail = "unknown", f"there is no valid {FILE}"
+        imported = {path.name for path in paths} == {IMPORTED}
+        life, detail = ("imported", "") if imported else ("unknown", f"there is no valid {FILE}")
     epochs = [row for row in rows if "train/loss" in row]
     words = ["lightning-paf", "fit", "-c", run / "config.yaml", "--run", run, "--ckpt_path", "auto"]
     return RunStatus(
@@ -170,7 +173,7 @@ def read_run(run: Path) -> RunStatus:
         tuple(unreadable),
         tuple(_results(run / "test")),
         tuple(_unfinished(run / "test", now)),
-        "" if life in ("alive", "finished") else shlex.join(map(str, words)),
+        "" if life in ("alive", "finished", "imported") else shlex.join(map(str, words)),
     )
 
 

@@ -106,6 +106,8 @@ REFUSED = {
     "one logit": (Net(lambda z: z[:, :1]), r"at least two, got torch.float32 of shape \(8, 1\). Return \(0, z\)"),
     "vector": (Net(lambda z: z[:, 0]), r"of shape \(8,\)"),
     "float64": (Net().double(), r"must accept float32 images of shape \(8, 3, 4, 4\), got the error.*model.float\(\)"),
+    "in place": (Net(before=lambda x: x.sub_(0.5).div_(0.25)), "must not change its images in place"),
+    "in place without a gradient": (Net(before=lambda x: x.detach().sub_(0.5)), "must not change its images in place"),
     "function": (lambda x: x.flatten(1), "must be an nn.Module, got function"),
 }
 

@@ -128,7 +128,7 @@ def test_best_is_the_recorded_one_in_a_moved_run(trained, run, capsys):
     assert not results(trained)
     (run / "checkpoints" / "best.ckpt").unlink()
     error = refusal(capsys, "test", "--ckpt_path", "best", "--run", run)
-    assert f"recorded as best by a monitored ModelCheckpoint in {run}, but there is none" in error
+    assert f"{run} must hold a checkpoint recorded as best by a monitored ModelCheckpoint, but there is none" in error
 
 
 def test_two_best_checkpoints_are_refused(run, capsys):
@@ -181,7 +181,7 @@ REFUSED = [
     ("COMMAND -c CONFIG --ckpt_path lats", "got lats, which does not exist"),
     ("COMMAND --ckpt_path last", "--ckpt_path last needs a run folder, got none"),
     ("COMMAND -c TINY --ckpt_path best", "--ckpt_path best needs a run folder, got none"),
-    ("COMMAND -c CONFIG --run EMPTY --ckpt_path last", "needs a checkpoint in EMPTY, but there is none"),
+    ("COMMAND -c CONFIG --run EMPTY --ckpt_path last", "EMPTY must hold a checkpoint, but there is none"),
     ("COMMAND -c CONFIG --ckpt_path BEGUN", "must hold trained weights, got BEGUN of step 0"),
     ("COMMAND -c CONFIG --untrained --ckpt_path last", "must be passed without a checkpoint, got --ckpt_path last"),
     ("COMMAND -c CONFIG --model.init LAST", "COMMAND needs a checkpoint, got none"),
@@ -217,7 +217,7 @@ CASES = [
         for name, words in TYPED.items()
         if "--ckpt" in words and name != "report"
     ),
-    ("certify EMPTY --sigma 0.5", "last.ckpt, which does not exist"),
+    ("certify EMPTY --sigma 0.5", "EMPTY must hold a checkpoint, but there is none"),
     ("report EMPTY", "There is no result in EMPTY"),
     ("compare EMPTY EMPTY", "There is no result in EMPTY"),
 ]

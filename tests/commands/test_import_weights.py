@@ -56,7 +56,7 @@ def test_the_run_has_the_logits_of_the_original(folder, capsys):
     assert f"lightning-paf test --ckpt_path {checkpoint}" in text
 
 
-def test_test_runs_on_the_result(tmp_path):
+def test_commands_run_on_the_result(tmp_path, capsys):
     root = write_npz_dataset(tmp_path / "images")
     net = SmallConvNet(num_classes=3, in_channels=3, width=4)
     torch.save({"net": net.state_dict()}, tmp_path / "weights.pt")
@@ -67,6 +67,12 @@ def test_test_runs_on_the_result(tmp_path):
     quiet = ["--trainer.enable_progress_bar", "false"]
     assert status("test", "--ckpt_path", tmp_path / "run" / "checkpoints" / "imported.ckpt", *few, *quiet) == 0
     assert list((tmp_path / "run" / "test").glob("autoattack*.json"))
+    assert status("certify", tmp_path / "run", "--sigma", 0.1, "--samples", 2, 4, "--examples", 2) == 0
+    assert "Note: the configuration trains without noise" in printed(capsys)
+    assert status("status", tmp_path / "run") == 0
+    text = printed(capsys)
+    assert "run: imported checkpoint imported.ckpt: " in text
+    assert "lightning-paf fit" not in text
 
 
 def test_a_parametric_activation_is_one_row_for_all_its_layers(folder, capsys):
