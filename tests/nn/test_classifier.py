@@ -6,6 +6,7 @@ from helpers.fakes import TinyNet, images, spec, tiny_classifier
 from torch import nn
 
 from lightning_paf.nn.classifier import Classifier
+from lightning_paf.nn.weights import load_classifier
 from lightning_paf.speed.folded_model import FoldedModel
 
 
@@ -82,11 +83,17 @@ class ConvolutionalHead(nn.Module):
 
 
 @pytest.mark.parametrize("net", [nn.Sequential(nn.Conv2d(3, 10, 32), nn.Flatten()), ConvolutionalHead()])
-def test_only_features_require_a_linear_head(net):
+def test_only_features_and_a_fresh_head_require_a_linear_head(net, tmp_path):
     model = Classifier(net, spec())
     assert model(torch.rand(2, 3, 32, 32)).shape == (2, 10)
     with pytest.raises(ValueError, match=r"last layer of \w+ must be nn.Linear for its features, got one of Conv2d"):
         model.outputs(torch.rand(2, 3, 32, 32))
+    torch.save(
+        {"state_dict": {f"model.{key}": value for key, value in model.state_dict().items()}}, tmp_path / "a.ckpt"
+    )
+    load_classifier(model, tmp_path / "a.ckpt")
+    with pytest.raises(ValueError, match=r"must be nn.Linear"):
+        load_classifier(model, tmp_path / "a.ckpt", fresh_head=True)
 
 
 class Constant(nn.Module):
