@@ -67,12 +67,12 @@ def suggestion(message: str, plug_ins: Mapping[str, type | ModuleType]) -> str:
     name = found[2].rpartition(".")[2]
     if replacement := _REMOVED.get(name):
         return f"\n{argument}={found[2]} was removed: {replacement}"
-    names = _concrete_names(plug_ins[argument])
-    if name in names:  # another error
+    known = _concrete_names(plug_ins[argument])
+    if name in known:  # another error
         return ""
-    near = difflib.get_close_matches(found[2], names, 1)
+    near = difflib.get_close_matches(found[2], known, 1)
     hint = f" Did you mean {near[0]}?" if near else ""
-    return f"\n{argument}={found[2]} {_UNKNOWN}.{hint} Known: {', '.join(names)}."
+    return f"\n{argument}={found[2]} {_UNKNOWN}.{hint} Known: {', '.join(known)}."
 
 
 def shortened(message: str) -> str:
