@@ -148,6 +148,11 @@ class Diffusion(Task):
             guidance,
         )
 
+    def forward(self, x: Tensor, t: Tensor, labels: Tensor) -> Tensor:
+        """Predict the noise (N, C, H, W) in images in [-1, 1]."""
+        predicted: Tensor = self.model(x, t, labels)
+        return predicted
+
     def trial_pass(self, images: Tensor) -> None:
         """Run the network on images (N, C, H, W) at time 0."""
         zeros = torch.zeros(len(images), dtype=torch.int64)

@@ -111,10 +111,10 @@ def sheet_png(tiles: "NDArray[np.floating[Any]]", width: int = 960) -> bytes:
     import numpy as np
     from matplotlib.image import imsave
 
-    framed = np.pad(tiles, ((0, 0), (0, 0), (1, 1), (1, 1), (0, 0)), constant_values=1)
-    sheet = np.concatenate(np.concatenate(framed.transpose(1, 0, 2, 3, 4), axis=2), axis=0)
-    zoom = max(1, width // sheet.shape[1])
-    sheet = sheet.repeat(zoom, axis=0).repeat(zoom, axis=1)
+    zoom = max(1, width // (tiles.shape[1] * tiles.shape[3]))
+    zoomed = tiles.repeat(zoom, axis=2).repeat(zoom, axis=3)
+    framed = np.pad(zoomed, ((0, 0), (0, 0), (2, 2), (2, 2), (0, 0)), constant_values=1)
+    sheet = np.concatenate(np.concatenate(list(framed), axis=1), axis=1)
     stream = io.BytesIO()
     imsave(stream, np.broadcast_to(sheet, (*sheet.shape[:2], 3)), format="png")
     return stream.getvalue()
