@@ -183,5 +183,5 @@ def test_a_conditional_pipeline_is_refused(tmp_path):
 
 def test_a_pipeline_with_fewer_steps_is_refused_before_sampling(tmp_path):
     save_pipeline(tmp_path)
-    with pytest.raises(ValueError, match="steps must be at most 100, .* got 101"):
+    with pytest.raises(ValueError, match=r"steps must be at most 100, .* got 101"):
         load_pipeline(tmp_path, DDPM(101))

@@ -1,6 +1,7 @@
 """Training of diffusion models, alone and through the command line."""
 
 import csv
+from pathlib import Path
 
 import pytest
 import torch
@@ -148,7 +149,7 @@ def test_images_that_cannot_be_halved_are_refused():
 def tiny(tmp_path_factory) -> str:
     """An experiment of two epochs of four steps on 8x8 images."""
     folder = tmp_path_factory.mktemp("tiny")
-    written = yaml.safe_load(open(write_experiment(folder)))  # noqa: SIM115
+    written = yaml.safe_load(Path(write_experiment(folder)).read_text())
     written.pop("val_attack")
     sampler = {"class_path": "DDIM", "init_args": {"steps": 2}}
     options = {"net": NET, "sampler": sampler, "schedule": "Constant", "samples_per_class": 2}
