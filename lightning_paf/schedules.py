@@ -36,7 +36,13 @@ class StepSchedule(LambdaLR):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore the position, after the state of the optimiser."""
         before = state_dict.get("configured") or [{}] * len(self.configured)  # absent in earlier versions
-        super().load_state_dict({**state_dict, "base_lrs": self.base_lrs, "configured": self.configured})
+        rates = [  # a callback may have lowered those of the checkpoint
+            saved if old.get("initial_lr") == new["initial_lr"] else rate
+            for old, new, saved, rate in zip(
+                before, self.configured, state_dict["base_lrs"], self.base_lrs, strict=True
+            )
+        ]
+        super().load_state_dict({**state_dict, "base_lrs": rates, "configured": self.configured})
         for group, old, new in zip(self.optimizer.param_groups, before, self.configured, strict=True):
             group.update({name: value for name, value in new.items() if name not in old or old[name] != value})
         # The factors also set the momentum of a cycle.

@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -93,6 +94,7 @@ def run_everything(folder: Path) -> None:
     Ranks(4, folder / "logs4", run_all, [(job, 0) for job in four], folder / "saved4").succeed()
     for name in ("seen_rank0.pt", "seen_rank1.pt"):
         (folder / "signalled" / name).unlink(missing_ok=True)
+    shutil.copy(folder / "signalled" / "checkpoints" / "stopped.ckpt", folder)  # the resumed training removes it
     train(fit("signalled", *ONE, "--ckpt_path", "auto"))
     alone = [*TRUSTED, "--ckpt_path", trained, "--run", str(folder / "evaluated"), *ONE]
     train(["test", *alone, "--autoattack", AUTOATTACK])
@@ -283,7 +285,7 @@ def test_ranks_validate_the_same_average(runs):
 
 
 def test_a_signal_to_one_rank_stops_both_with_a_checkpoint(runs):
-    stopped = torch.load(runs / "signalled" / "checkpoints" / "stopped.ckpt", weights_only=True)
+    stopped = torch.load(runs / "stopped.ckpt", weights_only=True)
     assert stopped["global_step"] == 3
     assert len(stopped["rank_states"]) == 2
 

@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[1]
 TINY = ["--model.net", "SmallConvNet", "--model.net.width", "2", "--model.attack.steps", "1", "--data.num_workers", "0"]
 SHORT = ["--autoattack.attack.version", "custom", "--autoattack.attack.attacks", "[apgd-ce]"]
 SHORT += ["--autoattack.test_examples", "4", "--val_attack.test_examples", "4"]
-RUN = ["--run", "run", "--trainer.max_epochs", "1", "--trainer.limit_val_batches", "1", "--data.train_examples", "100"]
+RUN = ["--run", "run", "--trainer.max_epochs", "1", "--trainer.limit_val_batches", "1", "--data.train_examples", "128"]
 REAL = ["--data.synthetic", "null", "--data.real_fraction", "1.0"]
 pytestmark = pytest.mark.slow
 

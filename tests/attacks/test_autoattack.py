@@ -85,7 +85,7 @@ def test_any_number_of_classes(ensemble, classes):
     ("classes", "options", "message"),
     [
         (2, {"version": "custom", "attacks": ["apgd-dlr"]}, "at least 3 classes for apgd-dlr of {}"),
-        (1, {}, "at least 2 classes for apgd-ce, .* of {}, got 1 outputs"),
+        (1, {}, r"shape \(8, classes\), at least two, got .* of shape \(8, 1\)"),
         (5, {"norm": "l2", "eps": 0.1}, "at least 5 x 5 for Square in l2, got 4 x 4"),
     ],
 )
