@@ -61,7 +61,7 @@ class DiffusionGenerator(ImageGenerator):
         device = next((parameter.device for parameter in self.net.parameters()), torch.device("cpu"))
         labels = None if labels is None else labels.to(device)
         scheduler, options = self.sampler.prepared(self.process), self.sampler.options(rng)
-        x = torch.randn(count, *self.shape, generator=rng).to(device) * scheduler.init_noise_sigma
+        x: Tensor = torch.randn(count, *self.shape, generator=rng).to(device) * scheduler.init_noise_sigma
         with frozen(self.net):
             for t in scheduler.timesteps:
                 predicted = self._predict(scheduler.scale_model_input(x, t), t, labels)

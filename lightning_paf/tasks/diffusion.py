@@ -1,7 +1,9 @@
 """Training of a diffusion model of images."""
 
 import inspect
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import torch
 from lightning.pytorch.cli import OptimizerCallable
@@ -207,27 +209,26 @@ class Diffusion(Task):
         predicted = self.model(self.process.add_noise(clean, noise, times), times, labels)
         return F.mse_loss(predicted, target, reduction="none").mean(dim=(1, 2, 3))
 
-    def _log_losses(self, stage: str, metrics: nn.ModuleList, batch: Batch, batch_idx: int) -> None:
+    def _log_losses(self, stage: str, metrics: Iterable[Any], batch: Batch, batch_idx: int) -> None:
         """Update and log the mean losses over all images and for each time; images take turns in the times."""
         x, y = images_and_labels(batch)
         levels = torch.arange(len(x), device=x.device) % LEVELS
         labels = hard_labels(y) if self.conditional else torch.full_like(levels, self.num_classes)
         noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(batch_idx)).to(x)
         losses = self._losses(x, labels, torch.tensor(self.times, device=x.device)[levels], noise)
-        metrics[LEVELS](losses)
-        self.log(f"{stage}/loss", metrics[LEVELS], prog_bar=True)
-        for level, time in enumerate(self.times):
-            metrics[level](losses[levels == level])
-            self.log(f"{stage}/loss_t{time}", metrics[level])
+        parts = [losses, *(losses[levels == level] for level in range(LEVELS))]
+        for name, metric, part in zip(self.val_metrics, metrics, parts, strict=True):
+            metric.update(part)
+            self.log(name.replace("val", stage, 1), metric, prog_bar=name == "val/loss")
 
     def _draw_samples(self) -> None:
         """Write a picture of samples, a row for each class."""
         rows, columns = min(self.num_classes, SHEET_CLASSES), self.samples_per_class
         labels = torch.arange(rows).repeat_interleave(columns)
-        images = self.generator().sample(
-            len(labels), labels if self.conditional else None, torch.Generator().manual_seed(0)
-        )
-        content = sheet_png(images.unflatten(0, (rows, columns)).permute(0, 1, 3, 4, 2).cpu().numpy())
+        rng = torch.Generator().manual_seed(0)
+        images = self.generator().sample(len(labels), labels if self.conditional else None, rng)
+        tiles = images.reshape(rows, columns, *images.shape[1:]).permute(0, 1, 3, 4, 2)
+        content = sheet_png(tiles.cpu().numpy())
         path = self._folder / "samples" / f"epoch_{self.current_epoch:04d}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         for file in (path, self._folder / "samples.png"):
