@@ -53,7 +53,7 @@ class Denoiser(nn.Module):
 
 
 class Diffusion(Task):
-    """Training of a diffusion model (Ho, Jain, Abbeel, NeurIPS 2020), for synthetic images.
+    """Training of a diffusion model of images (Ho, Jain, Abbeel, NeurIPS 2020).
 
     The loss is the squared error of the predicted noise at a random time for each image. The validation logs it at
     fixed times with fixed noise, so that epochs are comparable, as `val/loss` and `val/loss_tTIME`. It also draws
@@ -107,12 +107,7 @@ class Diffusion(Task):
         super().__init__(optimizer, schedule, decay, init)
         if _given_hyperparameters.get() is not None:
             self.save_hyperparameters()
-        if not 0 <= label_dropout < 1:
-            raise ValueError(f"label_dropout must be in [0, 1), got {label_dropout}. Pass --model.label_dropout 0.1.")
-        if samples_per_class < 0:
-            raise ValueError(
-                f"samples_per_class must be at least 0, got {samples_per_class}. Pass --model.samples_per_class 8."
-            )
+        _check(label_dropout, samples_per_class)
         self.process = noising_process(noise, train_steps, prediction)
         self.sampler = sampler or DDIM()
         self.sampler.check(train_steps)
@@ -175,12 +170,12 @@ class Diffusion(Task):
         self._folder = Path(self.trainer.log_dir or self.trainer.default_root_dir)
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
-        """Keep the shape of the images, which the name of a dataset `npz` does not determine."""
+        """Keep the shape of the images, which a dataset `npz` does not determine."""
         if batch_idx == 0:
             self.model.shape.copy_(torch.tensor(batch[0].shape[1:]))
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Return the squared error of the predicted noise, at a random time for each image."""
+        """Return the squared error of the prediction, at a random time for each image."""
         x, y = images_and_labels(batch)
         times = torch.randint(self.process.config.num_train_timesteps, (len(x),), device=x.device)
         hidden = torch.rand(len(x), device=x.device) < self.label_dropout
@@ -210,7 +205,7 @@ class Diffusion(Task):
         return F.mse_loss(predicted, target, reduction="none").mean(dim=(1, 2, 3))
 
     def _log_losses(self, stage: str, metrics: Iterable[Any], batch: Batch, batch_idx: int) -> None:
-        """Update and log the mean losses over all images and for each time; images take turns in the times."""
+        """Log the mean losses of all images and for each time, in which they take turns."""
         x, y = images_and_labels(batch)
         levels = torch.arange(len(x), device=x.device) % LEVELS
         labels = hard_labels(y) if self.conditional else torch.full_like(levels, self.num_classes)
@@ -233,6 +228,15 @@ class Diffusion(Task):
         path.parent.mkdir(parents=True, exist_ok=True)
         for file in (path, self._folder / "samples.png"):
             write_whole(file, content)
+
+
+def _check(label_dropout: float, samples_per_class: int) -> None:
+    if not 0 <= label_dropout < 1:
+        raise ValueError(f"label_dropout must be in [0, 1), got {label_dropout}. Pass --model.label_dropout 0.1.")
+    if samples_per_class < 0:
+        raise ValueError(
+            f"samples_per_class must be at least 0, got {samples_per_class}. Pass --model.samples_per_class 8."
+        )
 
 
 # A name under which the default is pickled; the parser reads its options from the lambda expression.
