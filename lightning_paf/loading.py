@@ -144,11 +144,7 @@ def load_run(
         )
     quiet = ["--model.init", "null", "--run", "null", "--trainer.logger", "false", "--trainer.precision", "32-true"]
     cli = train([*(typed or config_words(config, options)), *quiet, *options], run=False)
-    if cli.model.kind != kind:
-        raise ValueError(
-            f"{checkpoint} must be of a run that trained a model of the kind {kind}, got {type(cli.model).__name__}, "
-            f"of the kind {cli.model.kind}. Pass the checkpoint of another run."
-        )
+    _check_kind(checkpoint, cli.model, kind)
     content = torch.load(checkpoint, map_location="cpu", weights_only=True)
     try:
         cli.model.load_state_dict(content["state_dict"])
@@ -159,3 +155,12 @@ def load_run(
     cli.model.on_load_checkpoint(content)
     chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     return Run(cli.model.eval().to(chosen), cli.datamodule, checkpoint, cli.config.as_dict(), chosen)
+
+
+def _check_kind(checkpoint: Path, module: Any, kind: str) -> None:
+    """Check the kind of model that a task trains."""
+    if module.kind != kind:
+        raise ValueError(
+            f"{checkpoint} must hold a model of the kind {kind}, got {type(module).__name__} of the kind "
+            f"{module.kind}. Pass the checkpoint of another run."
+        )

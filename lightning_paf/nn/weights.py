@@ -50,7 +50,7 @@ def load_classifier(model: Classifier, checkpoint: Path, fresh_head: bool = Fals
 
 
 def _read(checkpoint: Path) -> tuple[dict[str, Tensor], Mapping[str, Any]]:
-    """Return the weights of `model` in a checkpoint, and the configuration of the module."""
+    """Return the weights of `model` in a checkpoint, and the module's arguments."""
     try:
         content = torch.load(checkpoint, map_location="cpu", weights_only=True)
         weights = content["state_dict"]

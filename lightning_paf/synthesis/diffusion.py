@@ -57,12 +57,12 @@ class DiffusionGenerator(ImageGenerator):
 
     @torch.no_grad()
     def sample(self, count: int, labels: Tensor | None, rng: torch.Generator) -> Tensor:
-        """Draw images; see `ImageGenerator.sample`. All of them form one batch of the network."""
+        """Draw images in one batch of the network; see `ImageGenerator.sample`."""
         self.check_labels(count, labels)
         device = next((parameter.device for parameter in self.net.parameters()), torch.device("cpu"))
         labels = None if labels is None else labels.to(device)
         scheduler, options = self.sampler.prepared(self.process), self.sampler.options(rng)
-        x = torch.randn(count, *self.shape, generator=rng).to(device) * scheduler.init_noise_sigma
+        x: Tensor = torch.randn(count, *self.shape, generator=rng).to(device) * scheduler.init_noise_sigma
         with frozen(self.net):
             for t in scheduler.timesteps:
                 predicted = self._predict(scheduler.scale_model_input(x, t), t, labels)
@@ -83,7 +83,7 @@ class DiffusionGenerator(ImageGenerator):
         }
 
     def _predict(self, x: Tensor, t: Tensor, labels: Tensor | None) -> Tensor:
-        """Return the guided prediction (N, C, H, W), float32 for the scheduler's random numbers."""
+        """Return the guided prediction (N, C, H, W), in float32."""
         null = None if self.null_label is None else torch.full((len(x),), self.null_label, device=x.device)
         times = t.to(x.device).expand(len(x))
         if not self.guidance or labels is None or null is None:
@@ -120,7 +120,7 @@ def check_guidance(guidance: float, conditional: bool, with_null: bool) -> None:
 
 
 def load_pipeline(name: str | Path, sampler: Sampler, device: torch.device | str = "cpu") -> DiffusionGenerator:
-    """Load a published unconditional diffusion model, such as `google/ddpm-cifar10-32`.
+    """Load a published unconditional DDPM, such as `google/ddpm-cifar10-32`.
 
     Only weights in safetensors files and plain configurations are read; no code is executed.
 

@@ -61,7 +61,7 @@ class Sampler(ABC):
         return scheduler
 
     def options(self, rng: torch.Generator) -> dict[str, Any]:
-        """Return the arguments of the scheduler's `step`, besides prediction, time and images."""
+        """Return further arguments of the scheduler's `step`."""
         del rng
         return {}
 

@@ -1,6 +1,7 @@
 """U-Net of Ho et al. (2020) that predicts the noise in images."""
 
 import math
+from collections.abc import Mapping
 
 from torch import Tensor, nn
 
@@ -37,20 +38,10 @@ class UNet(nn.Module):
     ) -> None:
         super().__init__()
         sizes = {"width": width, "layers_per_block": layers_per_block, "multipliers": min(multipliers, default=0)}
-        for name, size in sizes.items():
-            if size < 1:
-                raise ValueError(f"{name} must be at least 1, got {size}. Pass another --model.net.{name}.")
-        last = len(multipliers) - 1
-        if not set(attention_levels) <= set(range(last + 1)):
-            raise ValueError(
-                f"attention_levels must be from 0 to {last} for {last + 1} multipliers, got {list(attention_levels)}. "
-                "Pass another --model.net.attention_levels."
-            )
-        if not 0 <= dropout < 1:
-            raise ValueError(f"dropout must be in [0, 1), got {dropout}. Pass e.g. --model.net.dropout 0.1.")
+        _check(sizes, len(multipliers), attention_levels, dropout)
         from diffusers import UNet2DModel
 
-        kinds = ["Attn" * (level in attention_levels) for level in range(last + 1)]
+        kinds = ["Attn" * (level in attention_levels) for level in range(len(multipliers))]
         self.unet = UNet2DModel(
             in_channels=in_channels,
             out_channels=in_channels,
@@ -69,7 +60,7 @@ class UNet(nn.Module):
         )
         nn.init.zeros_(self.unet.conv_out.weight)
         nn.init.zeros_(self.unet.conv_out.bias)
-        self.divisor = 2**last
+        self.divisor = 2 ** (len(multipliers) - 1)
 
     def forward(self, x: Tensor, t: Tensor, labels: Tensor) -> Tensor:
         """Predict noise.
@@ -108,3 +99,17 @@ class Unconditional(nn.Module):
         del labels
         predicted: Tensor = self.unet(x, t).sample
         return predicted
+
+
+def _check(sizes: Mapping[str, int], levels: int, attention_levels: tuple[int, ...], dropout: float) -> None:
+    """Check the arguments of `UNet`."""
+    for name, size in sizes.items():
+        if size < 1:
+            raise ValueError(f"{name} must be at least 1, got {size}. Pass another --model.net.{name}.")
+    if not set(attention_levels) <= set(range(levels)):
+        raise ValueError(
+            f"attention_levels must be from 0 to {levels - 1} for {levels} multipliers, got {list(attention_levels)}. "
+            "Pass another --model.net.attention_levels."
+        )
+    if not 0 <= dropout < 1:
+        raise ValueError(f"dropout must be in [0, 1), got {dropout}. Pass e.g. --model.net.dropout 0.1.")

@@ -1,4 +1,4 @@
-"""Training tasks; imported, so that configurations can name them without their path."""
+"""Training tasks, which configurations can name without their path."""
 
 from lightning_paf.tasks.base import Task
 from lightning_paf.tasks.classification import RobustModule

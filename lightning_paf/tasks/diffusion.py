@@ -1,7 +1,9 @@
 """Training of a diffusion model of images."""
 
 import inspect
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import torch
 from lightning.pytorch.cli import OptimizerCallable
@@ -51,7 +53,7 @@ class Denoiser(nn.Module):
 
 
 class Diffusion(Task):
-    """Training of a diffusion model (Ho, Jain, Abbeel, NeurIPS 2020), for synthetic images.
+    """Training of a diffusion model of images (Ho, Jain, Abbeel, NeurIPS 2020).
 
     The loss is the squared error of the predicted noise at a random time for each image. The validation logs it at
     fixed times with fixed noise, so that epochs are comparable, as `val/loss` and `val/loss_tTIME`. It also draws
@@ -105,12 +107,7 @@ class Diffusion(Task):
         super().__init__(optimizer, schedule, decay, init)
         if _given_hyperparameters.get() is not None:
             self.save_hyperparameters()
-        if not 0 <= label_dropout < 1:
-            raise ValueError(f"label_dropout must be in [0, 1), got {label_dropout}. Pass --model.label_dropout 0.1.")
-        if samples_per_class < 0:
-            raise ValueError(
-                f"samples_per_class must be at least 0, got {samples_per_class}. Pass --model.samples_per_class 8."
-            )
+        _check(label_dropout, samples_per_class)
         self.process = noising_process(noise, train_steps, prediction)
         self.sampler = sampler or DDIM()
         self.sampler.check(train_steps)
@@ -173,12 +170,12 @@ class Diffusion(Task):
         self._folder = Path(self.trainer.log_dir or self.trainer.default_root_dir)
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
-        """Keep the shape of the images, which the name of a dataset `npz` does not determine."""
+        """Keep the shape of the images, which a dataset `npz` does not determine."""
         if batch_idx == 0:
             self.model.shape.copy_(torch.tensor(batch[0].shape[1:]))
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Return the squared error of the predicted noise, at a random time for each image."""
+        """Return the squared error of the prediction, at a random time for each image."""
         x, y = images_and_labels(batch)
         times = torch.randint(self.process.config.num_train_timesteps, (len(x),), device=x.device)
         hidden = torch.rand(len(x), device=x.device) < self.label_dropout
@@ -207,31 +204,39 @@ class Diffusion(Task):
         predicted = self.model(self.process.add_noise(clean, noise, times), times, labels)
         return F.mse_loss(predicted, target, reduction="none").mean(dim=(1, 2, 3))
 
-    def _log_losses(self, stage: str, metrics: nn.ModuleList, batch: Batch, batch_idx: int) -> None:
-        """Update and log the mean losses over all images and for each time; images take turns in the times."""
+    def _log_losses(self, stage: str, metrics: Iterable[Any], batch: Batch, batch_idx: int) -> None:
+        """Log the mean losses of all images and for each time, in which they take turns."""
         x, y = images_and_labels(batch)
         levels = torch.arange(len(x), device=x.device) % LEVELS
         labels = hard_labels(y) if self.conditional else torch.full_like(levels, self.num_classes)
         noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(batch_idx)).to(x)
         losses = self._losses(x, labels, torch.tensor(self.times, device=x.device)[levels], noise)
-        metrics[LEVELS](losses)
-        self.log(f"{stage}/loss", metrics[LEVELS], prog_bar=True)
-        for level, time in enumerate(self.times):
-            metrics[level](losses[levels == level])
-            self.log(f"{stage}/loss_t{time}", metrics[level])
+        parts = [losses, *(losses[levels == level] for level in range(LEVELS))]
+        for name, metric, part in zip(self.val_metrics, metrics, parts, strict=True):
+            metric.update(part)
+            self.log(name.replace("val", stage, 1), metric, prog_bar=name == "val/loss")
 
     def _draw_samples(self) -> None:
         """Write a picture of samples, a row for each class."""
         rows, columns = min(self.num_classes, SHEET_CLASSES), self.samples_per_class
         labels = torch.arange(rows).repeat_interleave(columns)
-        images = self.generator().sample(
-            len(labels), labels if self.conditional else None, torch.Generator().manual_seed(0)
-        )
-        content = sheet_png(images.unflatten(0, (rows, columns)).permute(0, 1, 3, 4, 2).cpu().numpy())
+        rng = torch.Generator().manual_seed(0)
+        images = self.generator().sample(len(labels), labels if self.conditional else None, rng)
+        tiles = images.reshape(rows, columns, *images.shape[1:]).permute(0, 1, 3, 4, 2)
+        content = sheet_png(tiles.cpu().numpy())
         path = self._folder / "samples" / f"epoch_{self.current_epoch:04d}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         for file in (path, self._folder / "samples.png"):
             write_whole(file, content)
+
+
+def _check(label_dropout: float, samples_per_class: int) -> None:
+    if not 0 <= label_dropout < 1:
+        raise ValueError(f"label_dropout must be in [0, 1), got {label_dropout}. Pass --model.label_dropout 0.1.")
+    if samples_per_class < 0:
+        raise ValueError(
+            f"samples_per_class must be at least 0, got {samples_per_class}. Pass --model.samples_per_class 8."
+        )
 
 
 # A name under which the default is pickled; the parser reads its options from the lambda expression.

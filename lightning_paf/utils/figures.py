@@ -102,7 +102,7 @@ def save_figure(figure: "Figure", path: Path) -> None:
 
 
 def sheet_png(tiles: "NDArray[np.floating[Any]]", width: int = 960) -> bytes:
-    """Render rows of small images, each pixel as a square, as the content of a PNG file.
+    """Render rows of small images as the content of a PNG file, without smoothing.
 
     Args:
         tiles: Images (rows, columns, H, W, C) in [0, 1], with 1 or 3 channels.

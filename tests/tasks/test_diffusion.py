@@ -145,6 +145,19 @@ def test_images_that_cannot_be_halved_are_refused():
         net(torch.zeros(1, 3, 6, 6), torch.zeros(1), torch.zeros(1, dtype=torch.int64))
 
 
+def test_the_network_of_cifar10_has_the_size_in_the_paper():
+    with torch.device("meta"):
+        cli = built("-c", "diffusion/cifar10")
+    parameters = sum(p.numel() for p in cli.model.parameters()) - 11 * 4 * 128  # without the classes
+    assert round(parameters / 1e6, 1) == 35.7
+
+
+def test_the_recipe_of_digits_builds():
+    cli = built("-c", "diffusion/digits")
+    assert cli.model.generator(DDIM(50), guidance=1.0).shape == (1, 8, 8)
+    assert 5e5 < sum(p.numel() for p in cli.model.parameters()) < 7e5
+
+
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory) -> str:
     """An experiment of two epochs of four steps on 8x8 images."""
