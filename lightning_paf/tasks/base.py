@@ -84,7 +84,8 @@ class Task(LightningModule):
             except (RuntimeError, ValueError, TypeError, AssertionError, IndexError) as error:
                 raise ValueError(
                     f"{type(self.model.net).__name__} must accept images of shape {shape} from {spec.name}, got: "
-                    f"{error}. Pass another --model.net, or other arguments (TimmNet: dict_kwargs.in_chans)."
+                    f"{str(error).rstrip('.')}. Pass another --model.net, or other arguments (TimmNet: "
+                    "dict_kwargs.in_chans)."
                 ) from error
 
     def setup(self, stage: str) -> None:

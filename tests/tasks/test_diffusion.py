@@ -226,6 +226,7 @@ def test_a_run_is_tested(run, capsys):
         ),
         (["fit", "-c", "{tiny}", "--checkpoint.monitor", "val/acc"], "one of val/loss, val/loss_t100"),
         (["fit", "-c", "{tiny}", "--model.sampler.steps", "7"], "steps of DDIM must divide"),
+        (["fit", "-c", "{tiny}", "--model.sampler", "Hein"], "Did you mean Heun? Known: DDIM, DDPM, Heun."),
     ],
 )
 def test_what_needs_a_classifier_is_refused(words, message, tiny, run, capsys):
