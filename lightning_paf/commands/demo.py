@@ -1,4 +1,4 @@
-"""Train a diffusion model and three classifiers on digits, and compare their robust accuracy."""
+"""Train classifiers of digits with synthetic images, and compare their accuracy."""
 
 import json
 import os
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from lightning_paf.evaluation import EvaluationResult
 
 SAMPLING_STEPS = 10
-"""Steps of DDIM; with more of them, the images of so small a network are no better."""
+"""Steps of DDIM; more steps do not improve the images of this network."""
 
 ATTACKS = 4
 """Sub-attacks of standard AutoAttack; each prints a line when it is done."""
@@ -119,10 +119,10 @@ def _test(run: Path) -> list[str]:
 def _in_parallel(
     runs: list[Path], words_of: Callable[[Path], list[str]], done: re.Pattern[str], total: int
 ) -> list[float]:
-    """Run a command for all runs in parallel, one process each, and return the seconds of each.
+    """Run a command for all runs in parallel, and return the seconds of each.
 
     Args:
-        runs: Run folders; the output is written to `RUN.COMMAND.log`.
+        runs: Run folders; each has a process, whose output is written to `RUN.COMMAND.log`.
         words_of: Command of a run.
         done: Pattern of the lines that are counted.
         total: Number of these lines.
