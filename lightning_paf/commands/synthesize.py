@@ -3,8 +3,6 @@
 import argparse
 import io
 import os
-import time
-from datetime import timedelta
 from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,6 +18,7 @@ if TYPE_CHECKING:
     from lightning_paf.loading import Run
     from lightning_paf.specs import DatasetSpec
     from lightning_paf.synthesis.diffusion import DiffusionGenerator
+    from lightning_paf.synthesis.generator import ImageGenerator
     from lightning_paf.synthesis.pool import PoolSource
 
 MIXTURE = "mixture"
@@ -39,7 +38,8 @@ OF_DIFFUSION = {
 KEEP = Fraction(1, 5)
 """Fraction that `--filter` keeps by default, as Gowal et al. (2021) did."""
 SAMPLERS = {"ddim": "DDIM", "ddpm": "DDPM", "heun": "Heun"}
-SHEET_CLASSES, SHEET_REAL, SHEET_SYNTHETIC = 20, 5, 10
+LISTED = 20
+"""Classes whose number of images is printed."""
 
 
 def main(argv: list[str]) -> int:
@@ -149,6 +149,7 @@ def _mixture(options: argparse.Namespace) -> int:
     import numpy as np
 
     from lightning_paf.data.sources import hold_out
+    from lightning_paf.synthesis.contact_sheet import save_contact_sheet
     from lightning_paf.synthesis.mixture import sample_mixture
     from lightning_paf.utils.files import write_whole
 
@@ -159,7 +160,7 @@ def _mixture(options: argparse.Namespace) -> int:
     content = io.BytesIO()
     np.savez(content, image=pool.images, label=pool.labels)
     write_whole(options.out, content.getvalue())
-    sheet = _save_contact_sheet(fitted, pool, spec.num_classes, options.out)
+    sheet = save_contact_sheet(fitted, pool, spec.num_classes, options.out)
     print(
         f"{options.out}: {len(pool)} images {pool.images.shape[1:]} of {spec.num_classes} classes, from a mixture of "
         f"{options.components} Gaussians per class, fitted on {len(fitted)} training images of {spec.name}; "
@@ -169,38 +170,42 @@ def _mixture(options: argparse.Namespace) -> int:
 
 
 def _diffusion(options: argparse.Namespace) -> int:
+    from lightning_paf.synthesis.contact_sheet import first_images, save_contact_sheet
     from lightning_paf.synthesis.pool import write_pool
     from lightning_paf.synthesis.pool_plan import PoolPlan
     from lightning_paf.utils.distributed import wait_for_torchrun
+    from lightning_paf.utils.meter import Meter
 
     sources = [_source(options, device) for device in _devices(options.device)]
     generator, labeller = sources[0].generator, sources[0].labeller
-    conditional = generator.num_classes is not None
+    conditional, classes = generator.num_classes is not None, (labeller or generator).num_classes
+    assert classes is not None  # `_source` checks it
     plan = PoolPlan(
         options.count,
-        generator.num_classes if labeller is None else labeller.num_classes,
+        classes,
         conditional,
         options.batch_size,
         options.seed,
         options.proportions and tuple(options.proportions),
         options.filter and (options.keep or KEEP),
     )
-    real = _real_like(options, generator, plan.num_classes)
+    real = _real_like(options, generator, classes)
     wait_for_torchrun()
-    with _Meter(plan.drawn) as meter:
+    with Meter("Drawing images", plan.drawn) as meter:
         written = write_pool(options.out, plan, sources, meter.update, options.force)
     if not written:
         print(f"{options.out}: written by another process")
         return 0
-    images, labels = _first_images(options.out)
-    sheet = _save_contact_sheet(real, images, plan.num_classes, options.out)
+    images, labels = first_images(options.out)
+    sheet = save_contact_sheet(real, images, classes, options.out)
+    settings = generator.describe()
     kept = "" if plan.keep is None else f", the most certain of {plan.drawn} for {options.filter}"
     print(
-        f"{options.out}: {plan.count} images {images.images.shape[1:]} of {plan.num_classes} classes, from "
-        f"{options.source}, {type(generator.sampler).__name__} with {generator.sampler.steps} steps{kept}; contact "
+        f"{options.out}: {plan.count} images {images.images.shape[1:]} of {classes} classes, from "
+        f"{options.source}, {settings['sampler']} with {settings['sampler.steps']} steps{kept}; contact "
         f"sheet: {sheet}"
     )
-    _print_classes(labels, plan.num_classes, even=conditional and plan.proportions is None)
+    _print_classes(labels, classes, even=conditional and plan.proportions is None)
     return 0
 
 
@@ -246,7 +251,10 @@ def _generator(options: argparse.Namespace, device: str) -> "DiffusionGenerator"
     steps = [options.sampling_steps] if options.sampling_steps else []
     sampler, path = getattr(samplers, SAMPLERS[options.sampler])(*steps), Path(options.source)
     if path.exists() and not (path / "model_index.json").is_file():
-        return _load(path, options, device, "image generator").module.generator(sampler, options.guidance)
+        generator: DiffusionGenerator = _load(path, options, device, "image generator").module.generator(
+            sampler, options.guidance
+        )
+        return generator
     try:
         generator = load_pipeline(options.source, sampler, device)
     except ValueError as error:
@@ -299,7 +307,7 @@ def _real(options: argparse.Namespace, dataset: str, download: bool) -> "tuple[D
     return spec, read_dataset(spec, options.root, download=download).train
 
 
-def _real_like(options: argparse.Namespace, generator: "DiffusionGenerator", classes: int) -> "ImageSet | None":
+def _real_like(options: argparse.Namespace, generator: "ImageGenerator", classes: int) -> "ImageSet | None":
     """Read the images of `--dataset`, if given, and check their size and classes."""
     if options.dataset is None:
         return None
@@ -314,82 +322,14 @@ def _real_like(options: argparse.Namespace, generator: "DiffusionGenerator", cla
     return train
 
 
-class _Meter:
-    """Report of drawn images, images a second and the time left, on standard error."""
-
-    def __init__(self, total: int) -> None:
-        from rich.console import Console
-
-        self._total = total
-        self._console = Console(stderr=True, highlight=False, quiet=os.environ.get("RANK", "0") != "0")
-        self._status = self._console.status("Drawing images")
-        self._first: tuple[int, float] | None = None
-        self._due = 0.0
-
-    def __enter__(self) -> "_Meter":
-        self._status.start()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._status.stop()
-
-    def update(self, drawn: int) -> None:
-        """Report the number of drawn images; without a terminal, once a minute."""
-        now, text = time.monotonic(), f"Drawing images: {drawn:,} of {self._total:,}"
-        first, started = self._first = self._first or (drawn, now)
-        if drawn > first:
-            speed = (drawn - first) / (now - started)
-            text += f", {speed:,.0f} a second, {timedelta(seconds=round((self._total - drawn) / speed))} left"
-        self._status.update(text)
-        if drawn == self._total or (now >= self._due and not self._console.is_terminal):
-            self._console.print(text)
-            self._due = now + 60
-
-
-def _first_images(path: Path) -> "tuple[ImageSet, NDArray[np.int64]]":
-    """Read the first images of a pool, and all labels."""
-    import numpy as np
-
-    from lightning_paf.data.readers.archives import open_archive
-    from lightning_paf.data.sources import ImageSet
-
-    with open_archive(path) as pool:
-        labels, images = np.concatenate(list(pool.label.chunks())), next(iter(pool.image.chunks()))
-    return ImageSet(images, labels[: len(images)]), labels
-
-
 def _print_classes(labels: "NDArray[np.int64]", num_classes: int, even: bool) -> None:
     """Print the number of images of each class, unless even; name empty classes."""
     import numpy as np
 
     counts = np.bincount(labels, minlength=num_classes)
     if not even:
-        listed = ", ".join(f"{label}: {count}" for label, count in enumerate(counts[:SHEET_CLASSES]))
-        print(f"Images of each class: {listed}{', ...' * (num_classes > SHEET_CLASSES)}")
+        listed = ", ".join(f"{label}: {count}" for label, count in enumerate(counts[:LISTED]))
+        print(f"Images of each class: {listed}{', ...' * (num_classes > LISTED)}")
     if not counts.all():
         empty = ", ".join(map(str, np.flatnonzero(counts == 0)))
         print(f"No image of the classes {empty}. Training needs some of each; draw more, or use another classifier.")
-
-
-def _save_contact_sheet(train: "ImageSet | None", pool: "ImageSet", num_classes: int, out: Path) -> Path:
-    """Write a PNG with a row for each class: training images, a gap, synthetic ones."""
-    import numpy as np
-    from matplotlib.image import imsave
-
-    def row(images: "ImageSet", label: int, length: int) -> "NDArray[np.uint8]":
-        tiles = np.full((length, *images.images.shape[1:]), 255, np.uint8)
-        found = images.images[np.flatnonzero(images.labels == label)[:length]]
-        tiles[: len(found)] = found
-        return np.pad(np.concatenate(tiles, axis=1), ((1, 1), (1, 1), (0, 0)), constant_values=255)
-
-    columns = [(pool, SHEET_SYNTHETIC)] if train is None else [(train, SHEET_REAL), (pool, SHEET_SYNTHETIC)]
-    rows = [
-        np.concatenate([row(images, label, length) for images, length in columns], axis=1)
-        for label in range(min(num_classes, SHEET_CLASSES))
-    ]
-    sheet = np.concatenate(rows)
-    zoom = max(1, 960 // sheet.shape[1])
-    sheet = sheet.repeat(zoom, axis=0).repeat(zoom, axis=1)
-    path = out.with_suffix(".png")
-    imsave(path, np.broadcast_to(sheet, (*sheet.shape[:2], 3)))
-    return path

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from lightning_paf.functional.predictions import undefined
+from lightning_paf.nn.classifier import Classifier
 from lightning_paf.synthesis.generator import ImageGenerator
 from lightning_paf.synthesis.pool_plan import PoolPlan
 from lightning_paf.utils.claim import Heartbeats, take
@@ -44,8 +45,8 @@ class PoolSource:
     """
 
     generator: ImageGenerator
-    labeller: nn.Module | None = None
-    scorer: nn.Module | None = None
+    labeller: Classifier | None = None
+    scorer: Classifier | None = None
 
     @torch.no_grad()
     def draw(self, count: int, labels: Tensor | None, rng: torch.Generator) -> dict[str, NDArray[Any]]:
@@ -195,7 +196,7 @@ def _draw_block(path: Path, source: PoolSource, count: int, labels: Tensor | Non
     """Write a block, unless its previous owner has written it just before."""
     if not path.exists():
         content = io.BytesIO()
-        np.savez(content, **source.draw(count, labels, rng))
+        np.savez(content, **source.draw(count, labels, rng))  # type: ignore[arg-type]  # no array is called allow_pickle
         write_whole(path, content.getvalue())
 
 
