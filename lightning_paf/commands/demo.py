@@ -27,6 +27,9 @@ SAMPLING_STEPS = 10
 ATTACKS = 4
 """Sub-attacks of standard AutoAttack; each prints a line when it is done."""
 
+NOTE = 48
+"""Characters of a line that are shown next to the bars."""
+
 EPOCH_DONE = re.compile(r"^epoch ")
 ATTACK_DONE = re.compile(r", (apgd-ce|apgd-t|fab-t|square): ")
 
@@ -145,7 +148,7 @@ def _in_parallel(
             for run, (log, process) in list(running.items()):
                 lines = [line for line in log.read_text().splitlines() if done.search(line)]
                 note = f"{run.name}: {lines[-1]}" if lines else f"{run.name}: starting"
-                progress.update(bars[run], completed=len(lines), description=note)
+                progress.update(bars[run], completed=len(lines), description=note[:NOTE])
                 if process.poll() is not None:
                     del running[run]
                     seconds[run] = time.perf_counter() - started
