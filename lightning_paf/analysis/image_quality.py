@@ -1,5 +1,6 @@
 """Fréchet and kernel distance, memorisation, precision and recall of images."""
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -62,14 +63,16 @@ def image_quality(features: Tensor, reference: Tensor, seed: int = 0) -> ImageQu
         raise ValueError(f"There must be at least {LEAST} images, got {least}. Pass more images.")
     identity, size = nn.Identity(), (1, 1, features.shape[1])
     fid = FrechetInceptionDistance(identity, normalize=True, input_img_size=size).to(features.device)
-    kid = KernelInceptionDistance(identity, subsets=_SUBSETS, subset_size=min(_SUBSET_SIZE, least))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Metric `Kernel Inception Distance` will save all")
+        kid = KernelInceptionDistance(identity, subsets=_SUBSETS, subset_size=min(_SUBSET_SIZE, least))
     for metric in (fid, kid):
         metric.update(reference, real=True)
         metric.update(features, real=False)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         kid_mean, kid_std = (float(value) for value in kid.compute())
-    distance = float(fid.compute())
+    distance = max(0.0, float(fid.compute()))  # rounding can lead below 0
     near = memorisation_distance(features, reference)
     return ImageQuality(
         samples=len(features),
@@ -100,7 +103,7 @@ def memorisation_distance(features: Tensor, reference: Tensor) -> float:
 
 def quality_table(quality: Mapping[str, ImageQuality], reference: int) -> list[str]:
     """Lines of a table with a row for each set of images."""
-    head = (f"against {reference:,} training", "images", "FID", "KID x 1000", "MiFID", "precision", "recall")
+    head = ("", "images", "FID", "KID x 1000", "MiFID", "precision", "recall")
     rows = [
         (
             name,
@@ -112,4 +115,4 @@ def quality_table(quality: Mapping[str, ImageQuality], reference: int) -> list[s
         )
         for name, q in quality.items()
     ]
-    return ["", *table(head, *rows)]
+    return ["", f"Quality against {reference:,} training images", *table(head, *rows)]

@@ -1,6 +1,6 @@
 """Near copies of real images among synthetic ones."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -9,12 +9,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lightning_paf.analysis.base import percent, table
+from lightning_paf.analysis.base import table
 from lightning_paf.evaluation.statistics import Accuracy, exact_accuracy
 from lightning_paf.functional.neighbours import nearest
 from lightning_paf.utils.figures import BLUE, REFERENCE, VERMILION, open_figure, show_image
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 SHOWN = 6
@@ -58,9 +59,7 @@ Leaks = Mapping[str, Matches]
 
 
 def find_leaks(
-    pool: Tensor,
-    train: Tensor,
-    test: Tensor,
+    vectors: Mapping[str, Tensor],
     quantile: float = 0.01,
     threshold: float | None = None,
     scale: float = 1.0,
@@ -73,9 +72,7 @@ def find_leaks(
     training image.
 
     Args:
-        pool: Samples (N, d), pixels as uint8 or features.
-        train: Training images (M, d), of the same type.
-        test: Test images (T, d), of the same type.
+        vectors: Pixels as uint8, or features: `pool` (N, d), `training` (M, d), `test` (T, d).
         quantile: Fraction of test images within the threshold, in [0, 1].
         threshold: Replaces the threshold of `quantile`, in units of the distances.
         scale: Factor of all distances.
@@ -87,6 +84,7 @@ def find_leaks(
         distances, indices = nearest(queries, references, device, advance)
         return distances.double() * scale, indices
 
+    pool, train, test = (vectors[name] for name in ("pool", "training", "test"))
     test_to_train, train_to_test = matched(test, train)[0], matched(train, test)[0]
     limit = float(np.quantile(test_to_train.numpy(), quantile)) if threshold is None else threshold
     return {
@@ -95,15 +93,24 @@ def find_leaks(
     }
 
 
+def near_test(leaks: Mapping[str, Leaks]) -> Tensor:
+    """Mask of the samples that are near copies of a test image in any space (N,)."""
+    return torch.stack([found["test"].near for found in leaks.values()]).any(0)
+
+
 def leak_table(leaks: Mapping[str, Leaks]) -> list[str]:
     """Lines of a table with a row for each space and set of real images."""
-    head = ("near copies of", "up to", "samples", "95 % interval", "real images")
+    head = ("near copies of", "up to", "samples", "rate, 95 % interval", "of real images")
     rows = [
-        (f"{name} images, {space}", f"{m.threshold:.4g}", f"{m.rate.correct:,}", str(m.rate), percent(m.expected))
+        (f"{name}, {space}", f"{m.threshold:.4g}", f"{m.rate.correct:,}", _rate(m.rate), f"{100 * m.expected:.2f} %")
         for space, found in leaks.items()
         for name, m in found.items()
     ]
     return ["", *table(head, *rows)]
+
+
+def _rate(rate: Accuracy) -> str:
+    return f"{100 * rate.value:.2f} % [{100 * rate.low:.2f}, {100 * rate.high:.2f}]"
 
 
 def leak_content(leaks: Mapping[str, Leaks]) -> dict[str, Any]:
@@ -149,7 +156,7 @@ def draw_distances(leaks: Mapping[str, Leaks], units: Mapping[str, str]) -> "Fig
                 axes.axvline(matches.threshold, **REFERENCE, label="threshold of near copies")
                 axes.set_title(f"{space}: distance to the nearest {name} image")
                 axes.set(ylabel="density")
-                axes.legend(fontsize="small")
+                axes.legend(fontsize="small", loc="upper right")
             panels[-1, column].set_xlabel(units[space])
     return figure
 
@@ -164,27 +171,28 @@ def draw_pairs(leaks: Mapping[str, Leaks], images: Mapping[str, NDArray[np.uint8
 
     Args:
         leaks: By space.
-        images: `pool`, `training` and `test`, each uint8 (N, H, W, C) with 1 or 3 channels.
+        images: `pool`, `training` and `test` images, each uint8 (N, H, W, C).
     """
     rows = ("sample", "training", "test")
-    with open_figure(2 * SHOWN + 1.0, 4.2 * len(leaks)) as figure:
-        for block, (space, found) in zip(
-            figure.subfigures(len(leaks), 1, squeeze=False)[:, 0], leaks.items(), strict=True
-        ):
-            block.suptitle(f"{space}: samples closest to a training image (left) and to a test image (right)")
-            panels = block.subplots(len(rows), 2 * SHOWN, squeeze=False)
+    with open_figure(2 * SHOWN + 1.0, 4.5 * len(leaks)) as figure:
+        rows = iter(figure.subplots(3 * len(leaks), 1))
+        for space, found in leaks.items():
             samples = [sample for name in ("training", "test") for sample in closest(found)[name]]
-            for column in range(2 * SHOWN):
-                for row in range(len(rows)):
-                    panels[row, column].axis("off")
-            for column, sample in enumerate(samples):
-                show_image(panels[0, column], _shown(images["pool"][sample]), f"sample {sample}")
-                for row, (name, matches) in enumerate(found.items(), start=1):
-                    index, distance = int(matches.indices[sample]), float(matches.distances[sample])
-                    show_image(panels[row, column], _shown(images[name][index]), f"{name} {index}\n{distance:.3g}")
+            title = f"{space}: samples closest to a training image (left) and to a test image (right)\n\n"
+            _draw_row(next(rows), images["pool"][samples], [f"sample {sample}" for sample in samples], title)
+            for name, matches in found.items():
+                pairs = zip(matches.indices[samples].tolist(), matches.distances[samples].tolist(), strict=True)
+                texts = [f"{name} {index}\n{distance:.3g}" for index, distance in pairs]
+                _draw_row(next(rows), images[name][matches.indices[samples].numpy()], texts)
     return figure
 
 
-def _shown(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """An image (H, W, 1 or 3) as (H, W, 3)."""
-    return np.broadcast_to(image, (*image.shape[:2], 3))
+def _draw_row(axes: "Axes", images: NDArray[np.uint8], texts: Sequence[str], title: str = "") -> None:
+    """Draw images (N, H, W, C) next to each other, each below its text."""
+    gap = max(1, images.shape[2] // 8)
+    colours = images[..., :3] if images.shape[3] >= 3 else images[..., :1]
+    padded = np.pad(colours, ((0, 0), (0, 0), (gap, gap), (0, 0)), constant_values=255)
+    strip = np.concatenate(padded, axis=1)
+    show_image(axes, np.broadcast_to(strip, (*strip.shape[:2], 3)), title)
+    for column, text in enumerate(texts):
+        axes.text((column + 0.5) * padded.shape[2], -gap, text, ha="center", va="bottom", fontsize="small")

@@ -44,7 +44,7 @@ def main(argv: list[str]) -> int:
 
     from lightning_paf.analysis.base import Report, json_file
     from lightning_paf.analysis.image_quality import quality_table
-    from lightning_paf.analysis.leaks import draw_distances, draw_pairs, leak_content, leak_table
+    from lightning_paf.analysis.leaks import draw_distances, draw_pairs, leak_content, leak_table, near_test
     from lightning_paf.commands.analyze import finish
     from lightning_paf.utils.figures import figure_png
 
@@ -56,7 +56,7 @@ def main(argv: list[str]) -> int:
         features = {name: found[0] for name, found in outputs.items()}
         leaks = _leaks(options, sets, features, device, bar)
         quality = _quality(options, features, bar)
-    accuracies = _accuracies(outputs, sets, spec.num_classes)
+    accuracies = _accuracies(outputs, sets)
     shape, source = sets["pool"].images.shape, "Inception v3" if options.inception else str(options.ckpt)
     lines = [
         f"{options.pool.name}: {shape[0]:,} images {shape[1:]} of {spec.num_classes} classes",
@@ -70,7 +70,9 @@ def main(argv: list[str]) -> int:
         "features_of": source,
         "images": {name: len(images) for name, images in sets.items()},
         "quality": {name: asdict(found) for name, found in quality.items()},
-        "class_accuracy": {name: [found and asdict(found) for found in row] for name, row in accuracies.items()},
+        "class_accuracy": {
+            name: {label: asdict(found) for label, found in row.items()} for name, row in accuracies.items()
+        },
         "leaks": leak_content(leaks),
     }
     out = options.out or options.pool.with_name(f"{options.pool.stem}_report")
@@ -80,8 +82,8 @@ def main(argv: list[str]) -> int:
         out / "distances.png": figure_png(draw_distances(leaks, UNITS)),
     }
     if options.drop:
-        kept = _kept(sets["pool"], leaks)
-        lines.append(f"Without near copies of test images: {len(kept):,} of {shape[0]:,} samples")
+        kept = sets["pool"].take(~near_test(leaks).numpy())
+        lines.append(f"Near copies of test images, in pixels or features, left out: {shape[0] - len(kept):,}")
         files[options.drop] = _npz(kept)
     return finish(Report(lines, files))
 
@@ -92,13 +94,16 @@ def _parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     parser = command_parser("synthesis-report", __doc__)
     add = parser.add_argument
     add("pool", type=Path, metavar="POOL.npz", help="synthetic images, as for --data.synthetic")
-    add("--ckpt", type=Path, help="trained classifier for features and class accuracy; its run names the real images")
+    add(
+        "--ckpt",
+        "--ckpt_path",
+        type=Path,
+        help="trained classifier for features and class accuracy; its run names the real images",
+    )
     add(
         "--inception",
-        nargs="?",
-        const="",
-        metavar="WEIGHTS",
-        help="features of torch-fidelity's Inception v3, as in published FIDs (default weights: downloaded)",
+        action="store_true",
+        help="features of torch-fidelity's Inception v3, as in published FIDs; its weights are downloaded once",
     )
     add("--dataset", help="without --ckpt: digits, cifar10, cifar100, svhn or npz")
     add("--root", type=Path, default=Path("data"), help="without --ckpt: folder of the real images")
@@ -117,7 +122,12 @@ def _parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
         "training image (default: 0.01)",
     )
     add("--threshold", type=number(float, least=0), help="RMS difference of near copies instead, pixels in [0, 1]")
-    add("--drop", type=Path, metavar="OUT.npz", help="write the pool without near copies of test images")
+    add(
+        "--drop",
+        type=Path,
+        metavar="OUT.npz",
+        help="write the pool without near copies of test images (pixels or features)",
+    )
     add("--out", type=Path, help="folder of report.json and figures (default: POOL_report next to the pool)")
     add("--seed", type=int, default=0, help="seed of the random parts for FID and others")
     add_model_arguments(parser)
@@ -125,7 +135,7 @@ def _parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
 
 
 def _check(options: argparse.Namespace, rest: list[str]) -> None:
-    if options.ckpt is None and options.inception is None:
+    if options.ckpt is None and not options.inception:
         raise ValueError(
             "A network must compute the features, got neither --ckpt nor --inception. Pass --ckpt "
             "RUN/checkpoints/last.ckpt of a trained classifier."
@@ -157,6 +167,7 @@ def _load(options: argparse.Namespace, rest: list[str]) -> "Run | None":
 
 def _read(options: argparse.Namespace, run: "Run | None") -> "tuple[DatasetSpec, Sets]":
     """Read and check all images."""
+    from lightning_paf.analysis.image_quality import LEAST
     from lightning_paf.data.checks import check_labels, check_same_size
     from lightning_paf.data.sources import read_dataset, read_file
     from lightning_paf.specs import dataset_spec
@@ -166,6 +177,8 @@ def _read(options: argparse.Namespace, run: "Run | None") -> "tuple[DatasetSpec,
     pool = read_file(options.pool, spec.channels)
     check_same_size(pool.images.shape, real.train.images.shape, str(options.pool))
     check_labels(pool.labels, spec.num_classes, str(options.pool))
+    if len(pool) < LEAST:
+        raise ValueError(f"{options.pool}: there must be at least {LEAST} images, got {len(pool)}. Pass a larger pool.")
     return spec, {"pool": pool, "training": real.train, "test": real.test}
 
 
@@ -173,7 +186,7 @@ def _network(options: argparse.Namespace, run: "Run | None") -> "tuple[Network, 
     import torch
 
     device = run.device if run else torch.device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    inception = None if options.inception is None else _inception(options.inception).to(device)
+    inception = _inception().to(device) if options.inception else None
 
     def network(x: "Tensor") -> "Sequence[Tensor]":
         if inception is not None:
@@ -188,15 +201,15 @@ def _network(options: argparse.Namespace, run: "Run | None") -> "tuple[Network, 
     return network, device
 
 
-def _inception(weights: str) -> "torch.nn.Module":
-    from torchmetrics.image.fid import FrechetInceptionDistance
+def _inception() -> "torch.nn.Module":
+    from torchmetrics.image.fid import NoTrainInceptionV3
 
     try:
-        return FrechetInceptionDistance(2048, feature_extractor_weights_path=weights or None).inception
-    except (ModuleNotFoundError, OSError, RuntimeError) as error:
+        return NoTrainInceptionV3("inception-v3-compat", ["2048"])
+    except (ModuleNotFoundError, OSError) as error:
         raise ValueError(
-            f"--inception must find torch-fidelity and its weights, got: {error}. Install torch-fidelity and pass "
-            "--inception WEIGHTS.pth, or use --ckpt alone."
+            f"--inception must find the package torch-fidelity and its weights, got: {error} Install torch-fidelity, "
+            "with network access at the first use, or pass --ckpt alone."
         ) from error
 
 
@@ -210,7 +223,7 @@ def _outputs(network: "Network", sets: "Sets", device: "torch.device", bar: "Pro
     found = {}
     for name, images in sets.items():
         parts = []
-        for part in torch.from_numpy(images.images).permute(0, 3, 1, 2).split(BATCH_SIZE):
+        for part in torch.split(torch.from_numpy(images.images).permute(0, 3, 1, 2), BATCH_SIZE):
             with torch.no_grad():
                 features, *logits = network(part.to(device))
             parts.append([features.cpu(), *(predicted(each).cpu() for each in logits)])
@@ -237,15 +250,14 @@ def _leaks(
         def advance(rows: int, task: Any = task) -> None:
             bar.advance(task, rows)
 
-        in_order = (vectors[name] for name in ("pool", "training", "test"))
-        found[space] = find_leaks(*in_order, options.quantile, threshold, factor, device, advance)
+        found[space] = find_leaks(vectors, options.quantile, threshold, factor, device, advance)
     return found
 
 
 def _quality(
     options: argparse.Namespace, features: "Mapping[str, Tensor]", bar: "Progress"
 ) -> "dict[str, ImageQuality]":
-    """Quality of test images, of as many samples, and of more samples."""
+    """Quality of test images, of as many samples, and of more samples if there are more."""
     import torch
 
     from lightning_paf.analysis.image_quality import image_quality
@@ -254,57 +266,52 @@ def _quality(
         order = torch.randperm(len(features[name]), generator=torch.Generator().manual_seed(options.seed))
         return features[name][order[:most]]
 
-    test, reference = some("test", options.samples), some("training", options.samples)
-    compared = {"test": test, "pool, as many": some("pool", len(test)), "pool": some("pool", options.samples)}
-    if len(compared["pool"]) <= len(test):
-        del compared["pool, as many"]
+    least = min(options.samples, len(features["test"]), len(features["pool"]))
+    compared = {"test images": some("test", least), "pool, as many": some("pool", least)}
+    if least < len(more := some("pool", options.samples)):
+        compared["pool"] = more
+    reference = some("training", options.samples)
     return {
         name: image_quality(part, reference, options.seed)
         for name, part in bar.track(compared.items(), description="FID, KID and recall")
     }
 
 
-def _accuracies(
-    outputs: "Mapping[str, list[Tensor]]", sets: "Sets", num_classes: int
-) -> "dict[str, list[Accuracy | None]]":
-    """Accuracy of pool and test set, if there is a classifier: total, then each class."""
+def _accuracies(outputs: "Mapping[str, list[Tensor]]", sets: "Sets") -> "dict[str, dict[str, Accuracy]]":
+    """Accuracy of pool and test set, if there is a classifier: `all`, and each class by its number."""
     from lightning_paf.evaluation.statistics import exact_accuracy
 
-    found = {}
+    found: dict[str, dict[str, Accuracy]] = {}
     for name in ("pool", "test"):
         for classes in outputs[name][1:]:
             labels = sets[name].labels
             correct = classes.numpy() == labels
-            masks = [labels >= 0, *(labels == label for label in range(num_classes))]
-            found[name] = [exact_accuracy(int(correct[m].sum()), int(m.sum())) if m.any() else None for m in masks]
+            found[name] = {"all": exact_accuracy(int(correct.sum()), len(labels))}
+            for label in sorted(set(labels.tolist())):
+                mask = labels == label
+                found[name][str(label)] = exact_accuracy(int(correct[mask].sum()), int(mask.sum()))
     return found
 
 
-def _accuracy_lines(accuracies: "Mapping[str, list[Accuracy | None]]") -> list[str]:
-    """Total accuracies, and the classes with the lowest accuracy of the pool."""
+def _accuracy_lines(accuracies: "Mapping[str, Mapping[str, Accuracy]]") -> list[str]:
+    """Accuracies of all images, and of the classes with the lowest accuracy of the pool."""
     from lightning_paf.analysis.base import table
 
     if not accuracies:
         return []
-    totals = [(f"class accuracy, {name}", str(row[0])) for name, row in accuracies.items()]
-    pool, test = (row[1:] for row in accuracies.values())
-    present = [label for label, found in enumerate(pool) if found is not None]
-    lowest = sorted(sorted(present, key=lambda label: pool[label].value)[:LISTED])
-    columns = [
-        (str(label), *(f"{100 * row[label].value:.0f}" if row[label] else "-" for row in (pool, test)))
-        for label in lowest
+    pool, test = accuracies.values()
+    classes = sorted((label for label in pool if label != "all"), key=lambda label: pool[label].value)
+    shown = sorted(classes[:LISTED], key=int)
+    cells = [[f"{100 * row[label].value:.0f}" if label in row else "-" for label in shown] for row in (pool, test)]
+    return [
+        "",
+        *table(("class accuracy, pool", str(pool["all"])), ("class accuracy, test images", str(test["all"]))),
+        *table(
+            ["lowest classes" if len(classes) > LISTED else "class", *shown],
+            ["  pool, %", *cells[0]],
+            ["  test images, %", *cells[1]],
+        ),
     ]
-    head = ("class" if len(lowest) == len(pool) else "lowest classes", "  pool, %", "  test, %")
-    return ["", *table(*totals), *table(*zip(head, *columns, strict=True))]
-
-
-def _kept(pool: "ImageSet", leaks: "Mapping[str, Leaks]") -> "ImageSet":
-    import numpy as np
-
-    kept = np.flatnonzero(~leaks["pixels"]["test"].near.numpy())
-    if not len(kept):
-        raise ValueError("Some samples must be no near copies of test images, got none. Pass a smaller --threshold.")
-    return pool.take(kept)
 
 
 def _npz(images: "ImageSet") -> bytes:

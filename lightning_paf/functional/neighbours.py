@@ -37,11 +37,11 @@ def nearest(
     # Matrix products of vectors around 0 lose fewer digits.
     centre = block(references[:ROWS]).mean(0)
     distances, indices = [], []
-    for query in queries.split(ROWS):
+    for query in torch.split(queries, ROWS):
         q = block(query) - centre
         best = torch.full((len(q),), torch.inf, dtype=q.dtype, device=q.device)
         index = torch.zeros(len(q), dtype=torch.int64, device=q.device)
-        for number, part in enumerate(references.split(ROWS)):
+        for number, part in enumerate(torch.split(references, ROWS)):
             found, where = _distances(q, block(part) - centre).min(1)
             index = torch.where(found < best, where + number * ROWS, index)
             best = torch.minimum(found, best)
@@ -70,8 +70,8 @@ def manifold_fraction(points: Tensor, candidates: Tensor, k: int = 3) -> float:
     if len(points) <= k:
         raise ValueError(f"There must be more than {k} points for k = {k}, got {len(points)}. Pass more images.")
     # The nearest vector among the points is the point itself.
-    radii = torch.cat([_distances(part, points).kthvalue(k + 1, dim=1).values for part in points.split(ROWS)])
-    inside = torch.cat([(_distances(part, points) <= radii).any(1) for part in candidates.split(ROWS)])
+    radii = torch.cat([_distances(part, points).kthvalue(k + 1, dim=1).values for part in torch.split(points, ROWS)])
+    inside = torch.cat([(_distances(part, points) <= radii).any(1) for part in torch.split(candidates, ROWS)])
     return float(inside.double().mean())
 
 
