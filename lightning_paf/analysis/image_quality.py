@@ -11,7 +11,7 @@ from lightning_paf.analysis.base import table
 from lightning_paf.functional.neighbours import manifold_fraction, nearest
 
 LEAST = 4
-"""Images that `image_quality` needs: one more than the k = 3 neighbours of precision and recall."""
+"""Fewest images: one more than the k = 3 neighbours of precision and recall."""
 
 _SUBSETS, _SUBSET_SIZE = 20, 1000
 _FAR = 0.1  # mean cosine distance from which MiFID equals FID, the default of torchmetrics
@@ -19,7 +19,7 @@ _FAR = 0.1  # mean cosine distance from which MiFID equals FID, the default of t
 
 @dataclass(frozen=True)
 class ImageQuality:
-    """Quality of some images against reference images, in the space of a network's features.
+    """Quality of images against reference images, by the features of a network.
 
     Attributes:
         samples: Number of images.

@@ -25,7 +25,10 @@ if TYPE_CHECKING:
     """The sets `pool`, `training` and `test`."""
 
     Network = Callable[[Tensor], Sequence[Tensor]]
-    """Maps images uint8 (N, C, H, W) to features (N, d) and, of a classifier, logits (N, num_classes)."""
+    """Maps images uint8 (N, C, H, W) to features (N, d).
+
+    With a classifier, logits (N, num_classes) follow.
+    """
 
 BATCH_SIZE = 256
 
@@ -42,11 +45,10 @@ def main(argv: list[str]) -> int:
     from rich.console import Console
     from rich.progress import Progress
 
-    from lightning_paf.analysis.base import Report, json_file
+    from lightning_paf.analysis.base import Report
     from lightning_paf.analysis.image_quality import quality_table
-    from lightning_paf.analysis.leaks import draw_distances, draw_pairs, leak_content, leak_table, near_test
+    from lightning_paf.analysis.leaks import leak_content, leak_table
     from lightning_paf.commands.analyze import finish
-    from lightning_paf.utils.figures import figure_png
 
     run = _load(options, rest)
     spec, sets = _read(options, run)
@@ -54,8 +56,8 @@ def main(argv: list[str]) -> int:
     with Progress(console=Console(stderr=True, highlight=False)) as bar:
         outputs = _outputs(network, sets, device, bar)
         features = {name: found[0] for name, found in outputs.items()}
-        leaks = _leaks(options, sets, features, device, bar)
         quality = _quality(options, features, bar)
+        leaks = _leaks(options, sets, features, device, bar)
     accuracies = _accuracies(outputs, sets)
     shape, source = sets["pool"].images.shape, "Inception v3" if options.inception else str(options.ckpt)
     lines = [
@@ -66,26 +68,17 @@ def main(argv: list[str]) -> int:
         *leak_table(leaks),
     ]
     content = {
+        **{name: getattr(options, name) for name in ("quantile", "threshold", "seed")},
         "pool": str(options.pool),
         "features_of": source,
         "images": {name: len(images) for name, images in sets.items()},
         "quality": {name: asdict(found) for name, found in quality.items()},
         "class_accuracy": {
-            name: {label: asdict(found) for label, found in row.items()} for name, row in accuracies.items()
+            name: {key: asdict(value) for key, value in row.items()} for name, row in accuracies.items()
         },
         "leaks": leak_content(leaks),
     }
-    out = options.out or options.pool.with_name(f"{options.pool.stem}_report")
-    files = {
-        out / "report.json": json_file(content),
-        out / "closest.png": figure_png(draw_pairs(leaks, {name: part.images for name, part in sets.items()})),
-        out / "distances.png": figure_png(draw_distances(leaks, UNITS)),
-    }
-    if options.drop:
-        kept = sets["pool"].take(~near_test(leaks).numpy())
-        lines.append(f"Near copies of test images, in pixels or features, left out: {shape[0] - len(kept):,}")
-        files[options.drop] = _npz(kept)
-    return finish(Report(lines, files))
+    return finish(Report(*_with_files(options, lines, content, sets, leaks)))
 
 
 def _parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
@@ -105,9 +98,7 @@ def _parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
         action="store_true",
         help="features of torch-fidelity's Inception v3, as in published FIDs; its weights are downloaded once",
     )
-    add("--dataset", help="without --ckpt: digits, cifar10, cifar100, svhn or npz")
-    add("--root", type=Path, default=Path("data"), help="without --ckpt: folder of the real images")
-    add("--num_classes", type=int, help="without --ckpt: only for npz")
+    _add_data_arguments(parser)
     add(
         "--samples",
         type=number(int, least=10),
@@ -132,6 +123,13 @@ def _parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     add("--seed", type=int, default=0, help="seed of the random parts for FID and others")
     add_model_arguments(parser)
     return parser.parse_known_args(argv)
+
+
+def _add_data_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--dataset", help="without --ckpt: digits, cifar10, cifar100, svhn or npz")
+    add("--root", type=Path, default=Path("data"), help="without --ckpt: folder of the real images")
+    add("--num_classes", type=int, help="without --ckpt: only for npz")
 
 
 def _check(options: argparse.Namespace, rest: list[str]) -> None:
@@ -229,6 +227,8 @@ def _outputs(network: "Network", sets: "Sets", device: "torch.device", bar: "Pro
             parts.append([features.cpu(), *(predicted(each).cpu() for each in logits)])
             bar.advance(task, len(part))
         found[name] = [torch.cat(column) for column in zip(*parts, strict=True)]
+        if not found[name][0].isfinite().all():
+            raise ValueError(f"Features must be finite, got NaN or infinity in the {name} set. Pass another --ckpt.")
     return found
 
 
@@ -257,7 +257,7 @@ def _leaks(
 def _quality(
     options: argparse.Namespace, features: "Mapping[str, Tensor]", bar: "Progress"
 ) -> "dict[str, ImageQuality]":
-    """Quality of test images, of as many samples, and of more samples if there are more."""
+    """Quality of test images, of as many samples, and of more samples if any."""
     import torch
 
     from lightning_paf.analysis.image_quality import image_quality
@@ -278,7 +278,10 @@ def _quality(
 
 
 def _accuracies(outputs: "Mapping[str, list[Tensor]]", sets: "Sets") -> "dict[str, dict[str, Accuracy]]":
-    """Accuracy of pool and test set, if there is a classifier: `all`, and each class by its number."""
+    """Accuracies of pool and test set: `all`, and each class by its number.
+
+    Empty without a classifier.
+    """
     from lightning_paf.evaluation.statistics import exact_accuracy
 
     found: dict[str, dict[str, Accuracy]] = {}
@@ -294,7 +297,7 @@ def _accuracies(outputs: "Mapping[str, list[Tensor]]", sets: "Sets") -> "dict[st
 
 
 def _accuracy_lines(accuracies: "Mapping[str, Mapping[str, Accuracy]]") -> list[str]:
-    """Accuracies of all images, and of the classes with the lowest accuracy of the pool."""
+    """Accuracies of all images, and of the least accurate classes of the pool."""
     from lightning_paf.analysis.base import table
 
     if not accuracies:
@@ -314,9 +317,29 @@ def _accuracy_lines(accuracies: "Mapping[str, Mapping[str, Accuracy]]") -> list[
     ]
 
 
-def _npz(images: "ImageSet") -> bytes:
+def _with_files(
+    options: argparse.Namespace, lines: list[str], content: Any, sets: "Sets", leaks: "Mapping[str, Leaks]"
+) -> tuple[list[str], dict[Path, bytes]]:
+    """Lines with the number of dropped samples, if requested, and the content of all files."""
     import numpy as np
 
-    content = io.BytesIO()
-    np.savez(content, image=images.images, label=images.labels)
-    return content.getvalue()
+    from lightning_paf.analysis.base import json_file
+    from lightning_paf.analysis.leaks import draw_distances, draw_pairs, near_test
+    from lightning_paf.utils.figures import figure_png
+
+    out = options.out or options.pool.with_name(f"{options.pool.stem}_report")
+    files = {}
+    if options.drop:
+        dropped = near_test(leaks).numpy()
+        content["dropped"] = int(dropped.sum())
+        lines = [*lines, f"Dropped as near copies of test images, in pixels or features: {content['dropped']:,}"]
+        if dropped.all():
+            lines.append(f"No sample is left: {options.drop} was not written.")
+        else:
+            kept, archive = sets["pool"].take(~dropped), io.BytesIO()
+            np.savez(archive, image=kept.images, label=kept.labels)
+            files[options.drop] = archive.getvalue()
+    files[out / "report.json"] = json_file(content)
+    files[out / "closest.png"] = figure_png(draw_pairs(leaks, {name: part.images for name, part in sets.items()}))
+    files[out / "distances.png"] = figure_png(draw_distances(leaks, UNITS))
+    return lines, files

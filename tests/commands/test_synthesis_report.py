@@ -47,9 +47,15 @@ def test_copies_of_test_images_are_found_and_left_out(run, real, tmp_path, capsy
     )
     printed = capsys.readouterr().out
     assert max(len(line) for line in printed.splitlines() if not line.startswith("Written: ")) <= 80
-    for text in ("13 images (8, 8, 3) of 3 classes", "against 20 training", "class accuracy, pool", "left out: 2\n"):
+    for text in (
+        "13 images (8, 8, 3) of 3 classes",
+        "against 20 training",
+        "class accuracy, pool",
+        "in pixels or features: 2\n",
+    ):
         assert text in printed
     found = json.loads((tmp_path / "pool_report" / "report.json").read_text())
+    assert found["dropped"] == 2
     test, train = (found["leaks"]["pixels"][name] for name in ("test", "training"))
     assert test["near_copies"]["correct"] == 2
     assert [(pair["sample"], pair["index"]) for pair in test["closest"][:2]] == [(10, 5), (11, 8)]
@@ -82,6 +88,13 @@ def test_a_pool_larger_than_the_test_set_has_a_row_of_equal_size(run, real, tmp_
     assert found["leaks"]["pixels"]["training"]["near_copies"]["correct"] == 64
 
 
+def test_a_pool_of_copies_only_is_not_written(run, tmp_path, capsys):
+    pool, clean = run.parent / "images" / "test.npz", tmp_path / "clean.npz"
+    assert status("synthesis-report", pool, "--ckpt", run, *SMALL, "--out", tmp_path / "out", "--drop", clean) == 0
+    assert f"features: 22\nNo sample is left: {clean} was not written.\n" in capsys.readouterr().out
+    assert not clean.exists()
+
+
 class Means(nn.Module):
     """Channel means in place of Inception's features."""
 
@@ -98,6 +111,14 @@ def test_inception_needs_no_classifier(run, real, tmp_path, monkeypatch):
     found = json.loads((tmp_path / "pool_report" / "report.json").read_text())
     assert found["class_accuracy"] == {}
     assert found["features_of"] == "Inception v3"
+
+
+def test_features_that_are_not_finite_are_refused(run, real, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(Means, "forward", lambda self, x: torch.full((len(x), 2), torch.nan))
+    monkeypatch.setattr(synthesis_report, "_inception", Means)
+    pool = write_pool(tmp_path / "pool.npz", real)
+    assert status("synthesis-report", pool, "--inception", "--ckpt", run, *SMALL) == 1
+    assert "got NaN or infinity in the pool set" in capsys.readouterr().err
 
 
 def test_missing_inception_is_one_sentence(tmp_path, monkeypatch):
