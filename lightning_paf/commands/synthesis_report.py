@@ -87,18 +87,7 @@ def _parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     parser = command_parser("synthesis-report", __doc__)
     add = parser.add_argument
     add("pool", type=Path, metavar="POOL.npz", help="synthetic images, as for --data.synthetic")
-    add(
-        "--ckpt",
-        "--ckpt_path",
-        type=Path,
-        help="trained classifier for features and class accuracy; its run names the real images",
-    )
-    add(
-        "--inception",
-        action="store_true",
-        help="features of torch-fidelity's Inception v3, as in published FIDs; its weights are downloaded once",
-    )
-    _add_data_arguments(parser)
+    _add_network_and_data(parser)
     add(
         "--samples",
         type=number(int, least=10),
@@ -125,8 +114,19 @@ def _parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     return parser.parse_known_args(argv)
 
 
-def _add_data_arguments(parser: argparse.ArgumentParser) -> None:
+def _add_network_and_data(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
+    add(
+        "--ckpt",
+        "--ckpt_path",
+        type=Path,
+        help="trained classifier for features and class accuracy; its run names the real images",
+    )
+    add(
+        "--inception",
+        action="store_true",
+        help="features of torch-fidelity's Inception v3, as in published FIDs; its weights are downloaded once",
+    )
     add("--dataset", help="without --ckpt: digits, cifar10, cifar100, svhn or npz")
     add("--root", type=Path, default=Path("data"), help="without --ckpt: folder of the real images")
     add("--num_classes", type=int, help="without --ckpt: only for npz")
@@ -320,7 +320,7 @@ def _accuracy_lines(accuracies: "Mapping[str, Mapping[str, Accuracy]]") -> list[
 def _with_files(
     options: argparse.Namespace, lines: list[str], content: Any, sets: "Sets", leaks: "Mapping[str, Leaks]"
 ) -> tuple[list[str], dict[Path, bytes]]:
-    """Lines with the number of dropped samples, if requested, and the content of all files."""
+    """Lines, with the number of dropped samples if requested, and all files."""
     import numpy as np
 
     from lightning_paf.analysis.base import json_file
