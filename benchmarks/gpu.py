@@ -79,6 +79,7 @@ def fit(job: Job, name: str, activation: str, epochs: int, images: int) -> Path:
     else:
         words += ["--trainer", "cpu", "--trainer.precision", "bf16-mixed", "--data.num_workers", 0]
         words += ["--model.net.init_args.width", 4, "--data.val_size", 16, "--model.attack.steps", 2]
+        words += ["--model.attack.step_size", 0.02]
     job.check(name, *words, "--run", run, "--ckpt_path", "auto")
     return run
 
