@@ -10,6 +10,7 @@ import pytest
 import torch
 import yaml
 from helpers.cli_runs import built, experiment, status, write_experiment
+from helpers.devices import DEVICE, on_gpu
 from helpers.fakes import CONFIGS
 from helpers.resume_helpers import content
 from helpers.resume_helpers import rows as rows_without_times
@@ -325,6 +326,18 @@ def test_autoattack_uses_the_given_radius(trained, tmp_path, caplog):
     assert described == {"attack": "AutoAttack", "eps": "4/255", "eps_value": 4 / 255, "attacks": ["apgd-ce"]}
     assert len(result["outcomes"]) == 3
     assert "AutoAttack linf eps 4/255" in caplog.text
+
+
+@on_gpu
+def test_a_network_is_trained_evaluated_and_verified_on_a_gpu(tiny, tmp_path):
+    gpu = ["--trainer.accelerator", DEVICE, "--trainer.devices", "1"]
+    bf16 = ["--trainer.precision", "bf16-mixed", "--trainer.benchmark", "true"]
+    assert status("fit", "-c", tiny, *gpu, *bf16, "--averaging", "WarmupEMA", "--run", tmp_path) == 0
+    quick = ["--autoattack.attack.version", "custom", "--autoattack.attack.attacks", "[apgd-ce,fab-t]"]
+    search = ["--autoattack", "autoattack", "--autoattack.search_precision", "bf16", "--val_attack", "null"]
+    assert status("test", "--ckpt_path", last(tmp_path), *gpu, *search, *quick) == 0
+    evidence = tmp_path / "test" / "autoattack_linf_8-255.evidence.safetensors"
+    assert status("verify", evidence, "--ckpt", last(tmp_path), "--device", DEVICE) == 0
 
 
 def test_validate_repeats_the_last_validation(trained):
