@@ -85,7 +85,7 @@ class Experiment:
         claims: Comparisons of the variants.
         options: Words of `lightning-paf fit` for all variants.
         metrics: Further metrics by name. `clean`, `pgd` and `autoattack` at `eps` are always measured.
-        eps: Radius (linf) of `pgd` and `autoattack`.
+        eps: Radius (linf) of `pgd` and `autoattack`; None for that of the training attack.
         plain: Further metrics that are not fractions, such as distances; they are not shown in %.
         shown: Metrics in the figure, either all `plain` or none; if empty, the figure shows AutoAttack accuracy over
             clean accuracy.
@@ -100,7 +100,7 @@ class Experiment:
     metrics: Mapping[str, Metric] = field(default_factory=dict)
     plain: tuple[str, ...] = ()
     shown: tuple[str, ...] = ()
-    eps: float = 0.2
+    eps: float | None = 0.2
     note: str = ""
     first_seed: int = 0
 

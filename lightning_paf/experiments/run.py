@@ -73,9 +73,8 @@ def perform(task: Task) -> None:
     with _into(task.output / "log.txt"):
         trained = task.output / "trained"
         if not trained.is_file():
-            for words in variant.before:
+            for words in (*variant.before, _fit_words(task, experiment, variant)):
                 _command(_filled(words, task, experiment))
-            _command(_fit_words(task, experiment, variant))
             trained.touch()
         measured = _evaluate(task, experiment, variant)
     content = {name: np.asarray(values, np.float64).reshape(-1).tolist() for name, values in measured.items()}
@@ -106,14 +105,14 @@ def _remove_stale(task: Task, experiment: Experiment, variant: Variant) -> None:
 def _fit_words(task: Task, experiment: Experiment, variant: Variant) -> list[str]:
     seed = ["--seed_everything", str(task.seed), "--data.seed", str(task.seed)]
     options = [*experiment.options, *variant.options, *task.options]
-    words = ["fit", "-c", str(task.config), *seed, *options, "--run", str(task.output / "run"), "--ckpt_path", "auto"]
-    return _filled(words, task, experiment)
+    return ["fit", "-c", "{config}", *seed, *options, "--run", "{folder}/run", "--ckpt_path", "auto"]
 
 
 def _filled(words: Sequence[str], task: Task, experiment: Experiment) -> list[str]:
     """Words with their placeholders filled in."""
     names = (variant.name for variant in experiment.variants)
-    paths = {"folder": task.output} | {name: _checkpoint(task.folder / f"{name}-{task.seed}") for name in names}
+    paths = {"config": task.config, "folder": task.output}
+    paths |= {name: _checkpoint(task.folder / f"{name}-{task.seed}") for name in names}
     return [re.sub(r"{([\w.-]+)}", lambda found: str(paths[found[1]]), word) for word in words]
 
 

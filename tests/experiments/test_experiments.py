@@ -11,7 +11,7 @@ from helpers.fakes import root_without_runs
 from lightning_paf.commands import reproduce
 from lightning_paf.experiments import experiment_names, find_experiment
 from lightning_paf.experiments.page import page, summary
-from lightning_paf.experiments.run import Task, _fit_words
+from lightning_paf.experiments.run import Task, _filled, _fit_words
 
 ROOT = Path(__file__).parent.parent.parent
 RESULTS = ROOT / "docs" / "results" / "methods"
@@ -35,7 +35,7 @@ def test_every_variant_builds(experiment, name, tmp_path, monkeypatch):
     found = find_experiment(experiment)
     variant = next(variant for variant in found.variants if variant.name == name)
     task = Task(experiment, name, 0, tmp_path, Path("configs/experiments/digits.yaml"), (), 8)
-    built(*_fit_words(task, found, variant)[1:])
+    built(*_filled(_fit_words(task, found, variant), task, found)[1:])
 
 
 def test_a_variant_needs_only_earlier_variants():
