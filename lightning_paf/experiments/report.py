@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from lightning_paf.experiments.claim_result import Measured, compare, overall
 from lightning_paf.experiments.experiment import Claim, Experiment
-from lightning_paf.experiments.run import Task, measured
+from lightning_paf.experiments.run import Task, eps_of, measured
 
 
 def content(method: str, experiment: Experiment, tasks: Sequence[Task], budget: str) -> dict[str, Any]:
@@ -25,7 +25,7 @@ def content(method: str, experiment: Experiment, tasks: Sequence[Task], budget: 
         "title": experiment.title,
         "command": f"lightning-paf reproduce {method} --budget {budget} --seeds {len(seeds)}",
         "note": experiment.note,
-        "eps": experiment.eps,
+        "eps": eps_of(tasks[0], experiment),
         "seeds": len(seeds),
         "examples": tasks[0].examples,
         "machine": _machine(),

@@ -26,8 +26,6 @@ EXPERIMENT = Experiment(
         Variant("PSSiLU-real", (*_activation("PSSiLU"), *_REAL)),
         *(_fixed_alpha(name, alpha) for name, alphas in _SWEEP for alpha in alphas),
     ),
-    claims=(
-        Claim("PSSiLU is more robust than ReLU", "PSSiLU", "ReLU", "autoattack", source="paper"),
-    ),
+    claims=(Claim("PSSiLU is more robust than ReLU", "PSSiLU", "ReLU", "autoattack", source="paper"),),
     eps=None,
 )
