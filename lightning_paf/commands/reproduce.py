@@ -22,6 +22,8 @@ BUDGETS: dict[str, tuple[int, int, tuple[str, ...]]] = {
     "smoke": (2, 16, ("--trainer.max_epochs", "1")),
 }
 """Seeds, evaluated test images, and last options of `fit`, by budget."""
+_DATA = ("data.root", "data.synthetic")
+"""Options that are passed to `fit`."""
 
 
 def main(argv: list[str]) -> int:
@@ -45,8 +47,9 @@ def main(argv: list[str]) -> int:
     examples = examples if options.examples is None else options.examples
     from lightning_paf.experiments.run import Task
 
+    words = (*(word for name in _DATA if getattr(options, name) for word in (f"--{name}", getattr(options, name))), *last)
     tasks = [
-        Task(options.method, variant.name, seed, folder, options.config, last, examples)
+        Task(options.method, variant.name, seed, folder, options.config, words, examples, options.autoattack_examples)
         for seed in range(experiment.first_seed, experiment.first_seed + seeds)
         for variant in experiment.variants
     ]
@@ -74,6 +77,9 @@ def _parse(argv: list[str]) -> argparse.Namespace:
         help="trainings of each variant, at least 2, whose spread is part of every interval (default: by budget)",
     )
     add("--examples", type=positive, help="test images to evaluate (default: by budget)")
+    add("--autoattack-examples", type=positive, help="test images for AutoAttack (default: all that are evaluated)")
+    add("--data.root", metavar="FOLDER", help="for --config experiments/cifar10_small: train.npz and test.npz")
+    add("--data.synthetic", metavar="FILE", help="second source of training images")
     add("--jobs", type=positive, default=os.cpu_count() or 1, help="variants to train at the same time")
     add("--config", default="experiments/digits", help="recipe or file that all variants share")
     add("--out", type=Path, default=Path("runs/reproduce"), help="folder; finished work in it is kept")
