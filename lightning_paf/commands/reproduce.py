@@ -47,7 +47,8 @@ def main(argv: list[str]) -> int:
     examples = examples if options.examples is None else options.examples
     from lightning_paf.experiments.run import Task
 
-    words = (*(word for name in _DATA if getattr(options, name) for word in (f"--{name}", getattr(options, name))), *last)
+    data = {name: getattr(options, name) for name in _DATA if getattr(options, name) is not None}
+    words = (*(word for name, value in data.items() for word in (f"--{name}", value)), *last)
     tasks = [
         Task(options.method, variant.name, seed, folder, options.config, words, examples, options.autoattack_examples)
         for seed in range(experiment.first_seed, experiment.first_seed + seeds)
