@@ -14,6 +14,7 @@ import difflib
 import importlib
 import signal
 import textwrap
+import threading
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,6 +22,9 @@ from pathlib import Path
 from lightning_paf import __version__
 from lightning_paf.cli.help_page import SUMMARIES, page
 from lightning_paf.utils.discovery import modules_with
+from lightning_paf.utils.output import unbroken_output
+from lightning_paf.utils.process import EXIT_STATUS
+from lightning_paf.utils.terminal import printable
 
 TRAINING = SUMMARIES
 """Summaries of the commands that LightningCLI runs."""
@@ -55,6 +59,8 @@ Options of one command: lightning-paf COMMAND --help
 Shell completion:       eval "$(lightning-paf --print_shtab bash)"
 Version:                lightning-paf --version"""
 _PACKAGE = Path(__file__).parent
+_INPUT_ERRORS = (ValueError, TypeError, OSError)
+_DEBUG_HINT = " (Set LIGHTNING_PAF_DEBUG=1 for the traceback.)"
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -64,10 +70,14 @@ def main(argv: list[str] | None = None) -> int:
         argv: Arguments; by default those of the command line.
 
     Returns:
-        Exit status: 0; 1 after an error of this package; 2 after an unknown or removed command. Errors of
-        LightningCLI's parser exit with 2, a training stopped by SIGTERM or SIGUSR1 with 75 (resume it).
+        Exit status: 0; 1 after an error of this package; 2 after an unknown or removed command; 130 after Ctrl-C.
+        Errors of LightningCLI's parser exit with 2, a training stopped by a signal or Ctrl-C with 75 (resume it).
     """
-    words = sys.argv[1:] if argv is None else argv
+    with unbroken_output():
+        return _run([_expanded(word) for word in (sys.argv[1:] if argv is None else argv)])
+
+
+def _run(words: list[str]) -> int:
     if not words or words[0] in ("-h", "--help", "help"):
         print(_usage())  # noqa: T201
         return 0
@@ -83,7 +93,7 @@ def main(argv: list[str] | None = None) -> int:
                 print(page(command))  # noqa: T201
                 return 0
             words = ["--help" if word in _FULL_HELP else word for word in words]
-            with _blocked_signal() if command in ("fit", "test") else contextlib.nullcontext():
+            with _early_signals() if command in ("fit", "test") else contextlib.nullcontext():
                 from lightning_paf.cli.training import train
 
                 train(words)
@@ -91,8 +101,11 @@ def main(argv: list[str] | None = None) -> int:
         if command in _commands():
             status: int = importlib.import_module(f"lightning_paf.commands.{command.replace('-', '_')}").main(rest)
             return status
-    except (ValueError, TypeError, OSError) as error:
+    except Exception as error:
         return _report(error)
+    except KeyboardInterrupt:  # outside of training steps, see `StopOnSignal`
+        print(f"lightning-paf: {command} was interrupted", file=sys.stderr)  # noqa: T201
+        return 130
     print(f"lightning-paf: {REMOVED.get(command) or _unknown(command)}", file=sys.stderr)  # noqa: T201
     return 2
 
@@ -105,16 +118,22 @@ def _unknown(command: str) -> str:
 
 
 @contextlib.contextmanager
-def _blocked_signal() -> Iterator[None]:
-    """Block SIGUSR1, which would end the process, until `StopOnSignal` handles it."""
-    if not hasattr(signal, "pthread_sigmask"):
+def _early_signals() -> Iterator[None]:
+    """Prepare for the signals of a cluster until `StopOnSignal` handles them.
+
+    SIGUSR1, which would end the process, is blocked. SIGTERM exits with the status of a stopped training: restart.
+    """
+    if not hasattr(signal, "pthread_sigmask") or threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})
+    mask, handler = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1}), signal.getsignal(signal.SIGTERM)
+    if handler == signal.SIG_DFL:
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(EXIT_STATUS))
     try:
         yield
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        signal.signal(signal.SIGTERM, handler)
 
 
 def _commands() -> dict[str, str]:
@@ -142,23 +161,49 @@ def _print_completion(words: list[str]) -> int:
     return 0
 
 
-def _report(error: Exception) -> int:
-    """Print an error of this package without a traceback.
+def _expanded(word: str) -> str:
+    """Expand `~` in `--option=~/path`, as shells do for a separate word only."""
+    option, _, value = word.partition("=")
+    if not option.startswith("--") or not value.startswith("~/"):
+        return word
+    return f"{option}={Path.home()}{value[1:]}"
 
-    Any other error is a bug and is raised.
+
+def _report(error: Exception) -> int:
+    """Print an error of the input without a traceback.
+
+    These are the errors of this package, of the file system, and of libraries about a configuration. Any other error is
+    a bug and is raised.
     """
+    if isinstance(error, OSError) and error.filename and not os.environ.get("LIGHTNING_PAF_DEBUG"):
+        reason = f"{error.filename} cannot be used: {error.strerror}. Check the path and its permissions."
+        print(f"lightning-paf: error: {printable(reason)}", file=sys.stderr)  # noqa: T201
+        return 1
     ours: BaseException | None = error
     # The parser wraps errors of optional classes.
-    while ours is not None and not _raised_here(ours):
+    while ours is not None and not (isinstance(ours, _INPUT_ERRORS) and _raised_here(ours)):
         ours = ours.__cause__
-    if ours is None or os.environ.get("LIGHTNING_PAF_DEBUG"):
+    if os.environ.get("LIGHTNING_PAF_DEBUG") or (
+        ours is None and not isinstance(error, OSError) and not _while_configured(error)
+    ):
         raise error
-    print(f"lightning-paf: error: {ours}", file=sys.stderr)  # noqa: T201
+    text = ours or f"{type(error).__name__}: {' '.join(str(error).split())}{_DEBUG_HINT}"
+    lines = map(printable, str(text).split("\n"))
+    print("\n".join([f"lightning-paf: error: {next(lines)}", *lines]), file=sys.stderr)  # noqa: T201
     return 1
 
 
 def _raised_here(error: BaseException) -> bool:
     return Path(traceback.extract_tb(error.__traceback__)[-1].filename).is_relative_to(_PACKAGE)
+
+
+def _while_configured(error: BaseException) -> bool:
+    """Return whether a library refused a configuration, before the first step."""
+    frames = traceback.extract_tb(error.__traceback__)
+    configured = any(frame.name == "train" and Path(frame.filename).is_relative_to(_PACKAGE) for frame in frames)
+    functions = {frame.name for frame in frames}
+    started = "_run_stage" in functions and not functions & {"_run_sanity_check", "setup_data"}
+    return configured and not started and not _raised_here(error)
 
 
 if __name__ == "__main__":

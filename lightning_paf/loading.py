@@ -52,6 +52,7 @@ class Run:
         import numpy as np
 
         from lightning_paf.evaluation import Samples
+        from lightning_paf.types import images_and_labels
 
         self.datamodule.prepare_data("test")
         self.datamodule.setup("test")
@@ -61,7 +62,7 @@ class Run:
         def fetch(ids: "NDArray[np.int64]") -> "tuple[Tensor, Tensor]":
             raw = dataset.__getitems__(ids.tolist())  # type: ignore[attr-defined]
             moved = type(raw)(*(part if part is None else part.to(self.device) for part in raw))
-            return self.datamodule.on_after_batch_transfer(moved, 0)
+            return images_and_labels(self.datamodule.on_after_batch_transfer(moved, 0))
 
         size = len(dataset)  # type: ignore[arg-type]
         return Samples(np.arange(min(size, examples or size)), fetch)
@@ -78,8 +79,19 @@ def add_run_arguments(parser: argparse.ArgumentParser, nargs: int | str | None =
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options for the configuration and the device of a run."""
     parser.add_argument("--config", "-c", type=Path, help="default: config.yaml of the checkpoint's run")
-    parser.add_argument("--device", help="cpu, cuda, cuda:1, ...; default: cuda if available, else cpu")
+    parser.add_argument("--device", type=_device, help="cpu, cuda, cuda:1, ...; default: cuda if available, else cpu")
     describe_fit_options(parser)
+
+
+def _device(name: str) -> str:
+    """Check that a device exists."""
+    import torch
+
+    try:
+        torch.zeros(1, device=name).item()
+    except (RuntimeError, AssertionError):
+        raise argparse.ArgumentTypeError(f"must be cpu or an available device such as cuda, got {name}") from None
+    return name
 
 
 def describe_fit_options(parser: argparse.ArgumentParser) -> None:
@@ -88,7 +100,7 @@ def describe_fit_options(parser: argparse.ArgumentParser) -> None:
 
 
 def load_run(
-    checkpoint: Path, config: Path | None = None, device: str | None = None, options: Sequence[str] = ()
+    checkpoint: Path | str, config: Path | str | None = None, device: str | None = None, options: Sequence[str] = ()
 ) -> Run:
     """Build the objects of a configuration and load a checkpoint.
 
@@ -111,22 +123,24 @@ def load_run(
     from lightning_paf.runs.checkpoints import check_checkpoint
     from lightning_paf.runs.config_file import run_of
 
+    checkpoint = Path(checkpoint)
     check_checkpoint(str(checkpoint))
     check_trained(checkpoint)
     typed = ["--config", str(config)] if config else None
-    config = config or run_of(checkpoint) / "config.yaml"
+    config = Path(config) if config else run_of(checkpoint) / "config.yaml"
     if not config.is_file():
         raise ValueError(
             f"The configuration of a checkpoint must exist, got no file {config}. Pass --config RUN/config.yaml."
         )
     quiet = ["--model.init", "null", "--run", "null", "--trainer.logger", "false", "--trainer.precision", "32-true"]
     cli = train([*(typed or config_words(config, options)), *quiet, *options], run=False)
-    weights = torch.load(checkpoint, map_location="cpu", weights_only=True)["state_dict"]
+    content = torch.load(checkpoint, map_location="cpu", weights_only=True)
     try:
-        cli.model.load_state_dict(weights)
+        cli.model.load_state_dict(content["state_dict"])
     except RuntimeError as error:
         raise ValueError(
             f"{checkpoint} does not match {config}. Pass the config.yaml of its run as --config. {error}"
         ) from error
+    cli.model.on_load_checkpoint(content)
     chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     return Run(cli.model.eval().to(chosen), cli.datamodule, checkpoint, cli.config.as_dict(), chosen)

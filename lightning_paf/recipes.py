@@ -68,11 +68,18 @@ def located(name: str, kind: str = "") -> Path:
     """Find a file by its path, or a packaged recipe by its name.
 
     Raises:
-        ValueError: Neither exists.
+        ValueError: Neither exists, or the file is not text.
     """
     recipe = Path(name) if is_file(name) else find(name, kind)
     if recipe is None:
         raise ValueError(f"The configuration must be a file or the name of a recipe, got {name}.{_hint(name, kind)}")
+    try:
+        with recipe.open(encoding="utf-8") as stream:
+            text = "\0" not in stream.read(1024)
+    except UnicodeDecodeError:
+        text = False
+    if not text:
+        raise ValueError(f"The configuration must be a YAML file, got {name}, which is not text. Pass another file.")
     return recipe
 
 

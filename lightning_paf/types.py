@@ -23,3 +23,18 @@ Batch = tuple[Tensor, Tensor]
 
 Labels can also be distributions over the classes (N, num_classes).
 """
+
+
+def images_and_labels(batch: Any) -> Batch:
+    """Return a batch of any loader as images and labels, with integer labels as int64.
+
+    Raises:
+        ValueError: The batch is not a pair of tensors.
+    """
+    if not (isinstance(batch, list | tuple) and len(batch) == 2 and all(isinstance(part, Tensor) for part in batch)):
+        found = f"{type(batch).__name__} of length {len(batch)}" if hasattr(batch, "__len__") else type(batch).__name__
+        raise ValueError(
+            f"A batch must be the two tensors (images, labels), got {found}. Return (images, labels) from the dataset."
+        )
+    images, labels = batch
+    return images, labels if labels.is_floating_point() else labels.long()

@@ -132,6 +132,17 @@ def test_parts_set_every_argument_that_others_of_their_kind_set(folder):
     assert not {pair: names for pair, names in left.items() if names}
 
 
+@pytest.mark.parametrize("folder", sorted(KEYS.keys() - {"trainer"}))
+def test_parts_replace_every_argument_that_a_recipe_sets_in_place(folder):
+    *above, last = KEYS[folder].split(".")
+    recipes = {path.stem: yaml.safe_load(path.read_text()) for path in EXPERIMENTS}
+    values = {stem: (recipe[above[0]] if above else recipe).get(last) for stem, recipe in recipes.items()}
+    parts = {path.stem: yaml.safe_load(path.read_text()) for path in of_kind(folder)}
+    pairs = [(stem, part) for stem, value in values.items() if isinstance(value, dict) for part in parts]
+    left = {(stem, part): surviving(values[stem], parts[part]) for stem, part in pairs}
+    assert not {pair: names for pair, names in left.items() if names}
+
+
 def surviving(earlier: dict, later: dict) -> set[str]:
     """Arguments of a part that a later part does not replace."""
     if "class_path" in later:

@@ -15,7 +15,7 @@ from helpers.fakes import CONFIGS
 
 from lightning_paf import __version__
 from lightning_paf.__main__ import main
-from lightning_paf.callbacks.stop_on_signal import EXIT_STATUS
+from lightning_paf.utils.process import EXIT_STATUS
 
 ROOT = CONFIGS.parent
 DOCKER = ROOT / "docker"

@@ -2,13 +2,14 @@
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from lightning_paf.attacks.probe import Flags, probe, warn_of
 from lightning_paf.evaluation.evaluate import sub_attack_seed
 from lightning_paf.evaluation.statistics import Accuracy, exact_accuracy, mcnemar
 from lightning_paf.functional.predictions import NO_PREDICTION, predicted
@@ -34,11 +35,13 @@ class Certificates:
         radii: (N,) float64, in l2 and units of pixels in [0, 1]: no perturbation below it changes the smoothed
             classifier's class, with probability at least 1 - alpha for each image; 0 where it abstains.
         predictions: (N,) int64, the smoothed classifier's class without a radius, or `ABSTAINS`.
+        flags: Signs of an unreliable result; see `attacks.probe`.
     """
 
     classes: Tensor
     radii: Tensor
     predictions: Tensor
+    flags: Flags = field(default_factory=dict)
 
     def certified(self, y: Tensor, radius: float) -> Tensor:
         """Mask of images certified to keep their label (N,) within `radius`, (N,) bool."""
@@ -119,15 +122,17 @@ class Smoothing:
             numbers: Numbers of the images, which seed their noise; default: 0 to N - 1.
             progress: Called with the number of finished images.
         """
+        checked = probe(model, x)
+        warn_of(checked.flags)
         found = []
         for number, image in zip(range(len(x)) if numbers is None else numbers, x, strict=True):
-            selected = int(self._votes(model, image, number, "selection", self.n0).argmax())
-            votes = self._votes(model, image, number, "estimation", self.n)
+            selected = int(self._votes(checked.model, image, number, "selection", self.n0).argmax())
+            votes = self._votes(checked.model, image, number, "estimation", self.n)
             radius = certificate(int(votes[selected]), self.n, self.sigma, self.alpha)
             found.append((selected if radius > 0 else ABSTAINS, radius, self._prediction(votes)))
             progress(len(found))
         classes, radii, predictions = torch.tensor(found, dtype=torch.float64).view(-1, 3).unbind(1)
-        return Certificates(classes.long(), radii, predictions.long())
+        return Certificates(classes.long(), radii, predictions.long(), checked.flags)
 
     def _prediction(self, votes: Tensor) -> int:
         """Majority class of all samples, or `ABSTAINS`.

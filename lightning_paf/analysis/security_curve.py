@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,8 @@ from torch import nn
 
 from lightning_paf.analysis.base import Progress
 from lightning_paf.attacks import FAB, Attack, MinimalAttack, radius_text
-from lightning_paf.evaluation import Accuracy, Evaluation, Outcome, Samples, exact_accuracy
+from lightning_paf.attacks.probe import PROBES, Flags, probe, warn_of
+from lightning_paf.evaluation import Accuracy, Evaluation, EvaluationResult, Outcome, Samples, exact_accuracy
 from lightning_paf.evaluation.files import ResultFiles
 from lightning_paf.functional.geometry import geometry_of
 from lightning_paf.functional.predictions import misclassified
@@ -37,6 +38,7 @@ class SecurityCurve:
         robust: (n,) Largest eps for which the search found no perturbation; 0 for a clean error.
         fooled: (n,) Smallest eps at which a perturbation fooled the model; 0 for a clean error, infinite where none
             was found.
+        flags: Signs of an unreliable result; see `attacks.probe`.
     """
 
     norm: Norm
@@ -45,6 +47,7 @@ class SecurityCurve:
     ids: NDArray[np.int64]
     robust: NDArray[np.float64]
     fooled: NDArray[np.float64]
+    flags: Flags = field(default_factory=dict)
 
     def at(self, eps: Radius) -> Accuracy:
         """Fraction of the samples for which no perturbation up to `eps` was found."""
@@ -75,6 +78,7 @@ class SecurityCurve:
             "confidence": 0.95,
             "points": points,
             "area": self.area,
+            "flags": dict(self.flags),
             "ids": self.ids.tolist(),
             **{name: [r if math.isfinite(r) else None for r in values.tolist()] for name, values in radii.items()},
         }
@@ -112,7 +116,7 @@ def fixed_eps(
         grid: The eps of the curve, positive and increasing.
         batch_size: Samples attacked at once.
         seed: Seed of the attacks.
-        folder: See `outcomes`.
+        folder: See `attacked`.
         progress: Called with a line for each step.
 
     Raises:
@@ -120,21 +124,22 @@ def fixed_eps(
     """
     grid = check_grid(grid)
     robust_radii, fooled_radii = np.zeros(len(samples)), np.zeros(len(samples))
-    robust = np.arange(len(samples))
+    robust, flags = np.arange(len(samples)), dict[str, str]()
     for smaller, eps in pairwise((0, *grid)):
         rest = Samples(samples.ids[robust], samples.fetch)
-        found = outcomes(model, rest, attack(eps), batch_size=batch_size, seed=seed, folder=folder, progress=progress)
-        hit, robust = robust[found == Outcome.FOOLED], robust[found == Outcome.ROBUST]
+        found = attacked(model, rest, attack(eps), batch_size=batch_size, seed=seed, folder=folder, progress=progress)
+        flags |= found.flags
+        hit, robust = robust[found.outcomes == Outcome.FOOLED], robust[found.outcomes == Outcome.ROBUST]
         robust_radii[hit], fooled_radii[hit] = smaller, eps
         if len(robust) == 0:
             break
     robust_radii[robust], fooled_radii[robust] = grid[-1], math.inf
     example = attack(grid[-1])
     search = {"method": "fixed-eps", **_without_eps(example.describe())}
-    return SecurityCurve(example.norm, search, grid, samples.ids, robust_radii, fooled_radii)
+    return SecurityCurve(example.norm, search, grid, samples.ids, robust_radii, fooled_radii, flags)
 
 
-def outcomes(
+def attacked(
     model: nn.Module,
     samples: Samples,
     attack: Attack,
@@ -143,8 +148,8 @@ def outcomes(
     seed: int,
     folder: Path | None,
     progress: Progress,
-) -> NDArray[np.uint8]:
-    """`Outcome` of each sample, (n,).
+) -> EvaluationResult:
+    """Evaluate at one eps.
 
     With a `folder`, the state of the evaluation is a subfolder of it, separate for each eps and all other settings. An
     interrupted evaluation then resumes.
@@ -155,7 +160,7 @@ def outcomes(
     def report(line: str) -> None:
         progress(f"eps {radius_text(attack.eps)}: {line}")
 
-    return evaluation.run(state, progress=report).outcomes
+    return evaluation.run(state, progress=report)
 
 
 def minimum_norm(
@@ -174,7 +179,9 @@ def minimum_norm(
     grid = check_grid(grid)
     if not len(samples):
         raise ValueError("A security curve must have at least one sample, got none. Pass at least one.")
-    radii = []
+    found = probe(model, *samples.fetch(samples.ids[:PROBES]))
+    warn_of(found.flags)
+    radii, model = [], found.model
     for first in range(0, len(samples), batch_size):
         progress(f"minimum norm, sample {first + 1} of {len(samples)}")
         x, y = samples.fetch(samples.ids[first : first + batch_size])
@@ -187,7 +194,7 @@ def minimum_norm(
         radii.append(torch.where(fooled, distance, torch.inf).cpu().numpy())
     radius = np.concatenate(radii)
     search = {"method": "minimum-norm", **_without_eps(attack.describe())}
-    return SecurityCurve(attack.norm, search, grid, samples.ids, radius, radius)
+    return SecurityCurve(attack.norm, search, grid, samples.ids, radius, radius, found.flags)
 
 
 def _without_eps(settings: Any) -> Any:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from lightning_paf.analysis.base import Progress
-from lightning_paf.analysis.security_curve import AttackAt, SecurityCurve, outcomes
+from lightning_paf.analysis.security_curve import AttackAt, SecurityCurve, attacked
 from lightning_paf.attacks import radius_text
 from lightning_paf.evaluation import Outcome, Samples
 from lightning_paf.types import Radius
@@ -94,8 +94,8 @@ def recheck(
 
     def robust_at(eps: Radius) -> NDArray[np.bool_]:
         at = attack(eps)
-        found = outcomes(model, samples, at, batch_size=batch_size, seed=seed, folder=folder, progress=progress)
-        return np.equal(found, Outcome.ROBUST)
+        found = attacked(model, samples, at, batch_size=batch_size, seed=seed, folder=folder, progress=progress)
+        return np.equal(found.outcomes, Outcome.ROBUST)
 
     last = len(curve.grid) - 1
     eps = tuple(curve.grid[index] for index in sorted({0, (last + 1) // 2, last}))

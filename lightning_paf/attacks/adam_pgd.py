@@ -11,13 +11,13 @@ from lightning_paf.functional.geometry import geometry_of
 from lightning_paf.types import Forward, PerExampleLoss, Radius
 
 _BETAS = (0.9, 0.999)
-_SMALL = 1e-8
+_SMALL = 1e-9
 
 
 class AdamPGD(Attack):
     """PGD with Adam steps from a uniform start (Gowal et al. 2020, 2021).
 
-    The decays are 0.9 and 0.999; the learning rate drops once. A projection follows each step.
+    The decays are 0.9 and 0.999, the constant is 1e-9; the learning rate drops once. A projection follows each step.
 
     Args:
         eps: Largest perturbation, in units of pixels in [0, 1]: `8/255`, `0.031`.

@@ -1,10 +1,12 @@
 """AutoAttack, an ensemble of attacks that share one fast path through the model."""
 
+import copy
 import logging
 import time
+import warnings
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from functools import partial
 from types import MappingProxyType
@@ -16,11 +18,12 @@ from torch import Tensor, nn
 from lightning_paf.attacks.apgd import APGD, FEWEST_CLASSES
 from lightning_paf.attacks.base import Attack
 from lightning_paf.attacks.fab import FAB
+from lightning_paf.attacks.probe import Flags, gradient_flag, masking_flag, probe, warn_of
 from lightning_paf.attacks.square import Square
 from lightning_paf.attacks.sub_attack import run_sub_attack
 from lightning_paf.functional.losses import hard_labels
-from lightning_paf.functional.predictions import check_labels, misclassified
-from lightning_paf.speed.search_model import Precision, SearchModel
+from lightning_paf.functional.predictions import misclassified
+from lightning_paf.speed.search_model import Precision
 from lightning_paf.types import Forward, Norm, PerExampleLoss, Radius
 
 Version = Literal["standard", "custom"]
@@ -30,6 +33,7 @@ _STANDARD: tuple[SubAttack, ...] = ("apgd-ce", "apgd-t", "fab-t", "square")
 _FEWEST: Mapping[str, int] = MappingProxyType(
     {"apgd-dlr": FEWEST_CLASSES["dlr"], "apgd-t": FEWEST_CLASSES["dlr-targeted"]}  # others: 2
 )
+_SUBSTITUTES: Mapping[str, str] = MappingProxyType({"apgd-t": "apgd-dlr"})  # where there are too few classes
 _SQUARE_TILE = 5  # its l2 and l1 starts tile the image 5 x 5
 
 Run = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -46,17 +50,50 @@ class AutoAttackResult:
         x_adv: Images (N, C, H, W); the clean image where none was found or none was needed.
         robust: Whether each example is classified correctly before and after, (N,) bool.
         robust_after: Number of robust examples after each attack that ran, in order; first `clean`.
+        flags: Signs of an unreliable result; see `probe`.
     """
 
     x_adv: Tensor
     robust: Tensor
     robust_after: Mapping[str, int]
+    flags: Flags = field(default_factory=dict)
 
 
 class Ensemble(Attack):
     """Attacks that run in turn, each on the remaining robust examples."""
 
     fixed_loss = True
+    attacks: tuple[Any, ...]
+    left_out: tuple[str, ...] = ()
+
+    def for_classes(self, classes: int) -> "Ensemble":
+        """The ensemble without the attacks that need more classes.
+
+        With 3 classes, `apgd-dlr` replaces `apgd-t`.
+        """
+        fit = dict.fromkeys(name for name in map(partial(_substitute, classes=classes), self.attacks) if name)
+        if tuple(fit) == self.attacks:
+            return self
+        label = type(self).__name__
+        if not fit:
+            raise ValueError(
+                f"The model must have at least {min(_FEWEST.get(name, 2) for name in self.attacks)} classes for "
+                f"{', '.join(self.attacks)} of {label}, got {classes} outputs. Pass version=standard."
+            )
+        left_out = tuple(name for name in self.attacks if name not in fit)
+        warnings.warn(
+            f"{label} leaves out {', '.join(left_out)}, whose loss needs more than {classes} classes, and runs "
+            f"{', '.join(fit)}.",
+            stacklevel=2,
+        )
+        fitted = copy.copy(self)
+        fitted.attacks, fitted.left_out = tuple(fit), left_out
+        return fitted
+
+    def describe(self) -> dict[str, Any]:
+        """The threat model and the settings as plain values, for result files."""
+        left_out = {"left_out": list(self.left_out)} if self.left_out else {}
+        return super().describe() | {"attacks": list(self.attacks)} | left_out
 
     def run(self, model: nn.Module, x: Tensor, y: Tensor) -> AutoAttackResult:
         """Attack a batch and return images and counts.
@@ -80,7 +117,11 @@ class Ensemble(Attack):
             raise ValueError(
                 f"Images must be float32 for {type(self).__name__}, got {x.dtype}. Convert, or pass precision 32-true."
             )
-        return self.evaluate(model, x, hard_labels(y))
+        found = probe(model, x, y)
+        result = self.evaluate(found.model, x, hard_labels(y))
+        result = replace(result, flags={**found.flags, **result.flags, **masking_flag(result.robust_after, len(x))})
+        warn_of(result.flags)
+        return result
 
     @abstractmethod
     def evaluate(self, model: nn.Module, x: Tensor, y: Tensor) -> AutoAttackResult:
@@ -105,7 +146,6 @@ class Ensemble(Attack):
             robust_after[name] = int(robust.sum())
             seconds = time.perf_counter() - started
             log.info("%s: robust %d/%d (%.1f s)", name, robust_after[name], len(x), seconds)
-        _warn_of_masking(robust_after, len(x))
         return AutoAttackResult(x_adv, robust, robust_after)
 
 
@@ -114,8 +154,8 @@ class AutoAttack(Ensemble):
 
     `standard` runs four attacks: APGD on the cross-entropy (100 steps), APGD on the targeted DLR loss (9 targets of
     100 steps), targeted FAB (9 targets of 100 steps) and Square (5,000 queries). Each runs on the images that the
-    earlier ones left robust. With fewer than 10 classes the targets are all other classes. With fewer than 4 the
-    targeted DLR loss is not defined: use `custom`.
+    earlier ones left robust. With fewer than 10 classes the targets are all other classes. The targeted DLR loss
+    needs 4 classes: with 3, the untargeted one replaces it; with 2, it is left out. The result names it.
 
     It runs in eval mode, on images in [0, 1], in single precision even under autocast. Searches use the fast path of
     `SearchModel`, and the model itself confirms every success. The random generators are restored. Progress is logged
@@ -135,10 +175,11 @@ class AutoAttack(Ensemble):
 
     Raises:
         ValueError: `norm` is l1, or `attacks` is missing, unknown, or given without `custom`; see also `Attack`. In the
-            call: `loss` or `forward` is given, images are not float32, or have too few pixels or classes for an attack.
+            call: `loss` or `forward` is given, images are not float32 or have too few pixels, or all attacks need more
+            classes.
     """
 
-    settings = ("version", "batch_size")
+    settings = ("version", "batch_size")  # seed and search_precision are settings of the evaluation
 
     def __init__(
         self,
@@ -168,31 +209,19 @@ class AutoAttack(Ensemble):
         """The attacks, in the order to run."""
         return tuple(_MAKE[name](self.eps, norm=self.norm, batch_size=self.batch_size) for name in self.attacks)
 
-    def describe(self) -> dict[str, Any]:
-        """The threat model and the settings as plain values, for result files.
-
-        Without `seed` and `search_precision`, which are settings of the evaluation.
-        """
-        return super().describe() | {"attacks": list(self.attacks)}
-
     def evaluate(self, model: nn.Module, x: Tensor, y: Tensor) -> AutoAttackResult:
         """Run all attacks in turn on the frozen model."""
         search, seed = self.search_model(model, self.search_precision), self.seed * len(self.attacks)
+        with torch.no_grad():
+            logits = torch.cat([search.exact(part) for part in torch.split(x, self.batch_size)])
+        fitted = self.for_classes(logits.shape[1])
+        check_size(fitted, x.shape[-2:])
         attacks = (
             (attack.label, partial(run_sub_attack, attack, search, seed=seed + number))
-            for number, attack in enumerate(self.sub_attacks())
+            for number, attack in enumerate(fitted.sub_attacks())
         )
-        result = self.run_in_turn(x, y, self._correct(search, x, y), attacks)
-        search.warn_of_gradients()
-        return result
-
-    @torch.no_grad()
-    def _correct(self, model: SearchModel, x: Tensor, y: Tensor) -> Tensor:
-        """Check that all attacks can run; return the mask of correct predictions (N,)."""
-        logits = torch.cat([model.exact(part) for part in torch.split(x, self.batch_size)])
-        check_fit(self, self.attacks, logits.shape[1], x.shape[-2:])
-        check_labels(y, len(x), logits.shape[1])
-        return ~misclassified(logits, y)
+        result = self.run_in_turn(x, y, ~misclassified(logits, y), attacks)
+        return replace(result, flags=gradient_flag(search.not_finite, search.passes.backward))
 
 
 _MAKE: Mapping[SubAttack, Callable[..., Attack]] = MappingProxyType(
@@ -206,16 +235,16 @@ _MAKE: Mapping[SubAttack, Callable[..., Attack]] = MappingProxyType(
 )
 
 
-def check_fit(attack: Attack, attacks: Sequence[str], classes: int, size: torch.Size) -> None:
-    """Check the number of classes and the image size for all sub-attacks."""
-    unfit = [name for name in attacks if classes < _FEWEST.get(name, 2)]
-    if unfit:
-        fit = [name for name in _STANDARD if classes >= _FEWEST.get(name, 2)]
-        raise ValueError(
-            f"The model must have at least {_FEWEST[unfit[0]]} classes for {unfit[0]} of {type(attack).__name__}, got "
-            f"{classes} outputs. Pass version=custom with attacks=[{', '.join(fit)}]."
-        )
-    if "square" in attacks and attack.norm != "linf" and min(size) < _SQUARE_TILE:
+def _substitute(name: str, classes: int) -> str:
+    """The attack, or what replaces it for this many classes; empty if nothing does."""
+    while name and classes < _FEWEST.get(name, 2):
+        name = _SUBSTITUTES.get(name, "")
+    return name
+
+
+def check_size(attack: Ensemble, size: torch.Size) -> None:
+    """Check the image size for all sub-attacks."""
+    if "square" in attack.attacks and attack.norm != "linf" and min(size) < _SQUARE_TILE:
         raise ValueError(
             f"Images must be at least {_SQUARE_TILE} x {_SQUARE_TILE} for Square in {attack.norm}, got "
             f"{size[0]} x {size[1]}. Pass version=custom without square."
@@ -235,19 +264,4 @@ def check_listing(version: str, versions: Sequence[str], attacks: Sequence[str] 
     if unknown := set(attacks or ()) - set(known):
         raise ValueError(
             f"attacks must be among {', '.join(known)}, got {', '.join(sorted(unknown))}. Pass known ones."
-        )
-
-
-def _warn_of_masking(robust_after: Mapping[str, int], total: int) -> None:
-    """Warn of gradient masking: Square fools images that robust gradient attacks left."""
-    counts = list(robust_after.items())
-    if len(counts) < 3 or counts[-1][0] != "square":
-        return
-    fooled = counts[-2][1] - counts[-1][1]
-    if fooled > max(1, 0.002 * total):
-        log.warning(
-            "Of %d images, %d were fooled only by Square: gradients may be masked, and the reported robust accuracy "
-            "may be too high. Use an adaptive attack.",
-            total,
-            fooled,
         )

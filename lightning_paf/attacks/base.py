@@ -21,8 +21,10 @@ from lightning_paf.speed.search_model import Precision, SearchModel
 from lightning_paf.types import Forward, Norm, PerExampleLoss, Radius
 
 # Far above every published threat model in [0, 1], far below one given in grey levels.
-_LARGEST_EPS: Mapping[Norm, float] = MappingProxyType({"linf": 1.0, "l2": 50.0, "l1": 1000.0})
+_LARGEST: Mapping[Norm, float] = MappingProxyType({"linf": 1.0, "l2": 50.0, "l1": 1000.0})
 
+_MOST = 1_000_000
+"""Largest number of steps, queries, restarts or the like."""
 _PIXEL_TOLERANCE = 1e-4  # for rounding errors of interpolating augmentations
 
 call_context: ContextVar[Callable[[], AbstractContextManager[object]]] = ContextVar("call_context", default=nullcontext)
@@ -72,7 +74,7 @@ class Attack(ABC):
             raise ValueError(f"mode must be eval or train, got {mode!r}. Pass eval unless the method requires train.")
         if bounds is not None and not bounds[0] < bounds[1]:
             raise ValueError(f"bounds must be increasing, got {bounds}. Pass [0, 1], or null for none.")
-        _check_eps(eps, norm, bounds)
+        _check_length("eps", eps, norm, bounds)
         self.eps = eps
         self.norm = norm
         self.mode = mode
@@ -98,6 +100,13 @@ class Attack(ABC):
         """
         return (self,)
 
+    def for_classes(self, classes: int) -> "Attack":
+        """The attack on a model with this number of classes; by default the attack itself.
+
+        An ensemble leaves out members that need more.
+        """
+        return self
+
     def search_model(self, model: nn.Module, precision: Precision = "fp32") -> SearchModel:
         """The model, with its fast path, for searches by this attack."""
         return SearchModel(model, precision, fold=self.fold)
@@ -121,17 +130,26 @@ class Attack(ABC):
         return described if self.fold else {"fold": False, **described}
 
     def require(self, **least: float) -> None:
-        """Check that attributes have at least these values: `self.require(steps=1)`."""
+        """Check that attributes have at least these values: `self.require(steps=1)`.
+
+        No number may exceed a million.
+        """
         for name, bound in least.items():
             if not (value := getattr(self, name)) >= bound:
                 raise ValueError(f"{name} must be at least {bound}, got {value}. Pass {name}={bound} or more.")
+            if value > _MOST:
+                raise ValueError(f"{name} must be at most {_MOST}, got {value}. Pass a smaller {name}.")
 
     def require_positive(self, *names: str) -> None:
-        """Check that attributes are positive or None."""
+        """Check that attributes are positive and finite, or None."""
         for name in names:
             value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise ValueError(f"{name} must be positive, got {value}. Pass a larger {name}.")
+            if value is not None and not 0 < value < math.inf:
+                raise ValueError(f"{name} must be positive and finite, got {value}. Pass another {name}.")
+
+    def require_length(self, name: str) -> None:
+        """Check that an attribute is a length in units of pixels, like `eps`."""
+        _check_length(name, getattr(self, name), self.norm, self.bounds)
 
     @final
     def __call__(
@@ -281,13 +299,13 @@ def radius_text(radius: Radius) -> str:
     return f"{Decimal(levels.numerator) / levels.denominator}/255" if decimals else str(radius)
 
 
-def _check_eps(eps: Radius, norm: Norm, bounds: Bounds) -> None:
-    if isinstance(eps, bool) or not isinstance(eps, int | float | Fraction):
-        raise TypeError(f"eps must be a number, got {eps!r}. Pass 8/255 in YAML, Fraction(8, 255) in Python.")
-    if not 0 < eps < math.inf:
-        raise ValueError(f"eps must be positive and finite, got {eps}. Pass a perturbation size such as 8/255.")
-    if bounds is not None and eps > _LARGEST_EPS[norm] * (bounds[1] - bounds[0]):
+def _check_length(name: str, value: Radius, norm: Norm, bounds: Bounds) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float | Fraction):
+        raise TypeError(f"{name} must be a number, got {value!r}. Pass 8/255 in YAML, Fraction(8, 255) in Python.")
+    if not 0 < value < math.inf:
+        raise ValueError(f"{name} must be positive and finite, got {value}. Pass a perturbation size such as 8/255.")
+    if bounds is not None and value > _LARGEST[norm] * (bounds[1] - bounds[0]):
         raise ValueError(
-            f"eps must be at most {_LARGEST_EPS[norm]:g} times the pixel range in {norm}, got {eps} for images in "
-            f"[{bounds[0]:g}, {bounds[1]:g}]. Pass {float(eps):g}/255 for grey levels."
+            f"{name} must be at most {_LARGEST[norm]:g} times the pixel range in {norm}, got {value} for images in "
+            f"[{bounds[0]:g}, {bounds[1]:g}]. Pass {float(value):g}/255 for grey levels."
         )

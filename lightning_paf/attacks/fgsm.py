@@ -44,7 +44,9 @@ class SingleStep(Attack):
         super().__init__(eps, **options)
         self.noise, self.step_size, self.clip = noise, step_size, clip
         self.require(noise=0)
-        self.require_positive("step_size", "clip")
+        self.require_positive("clip")
+        if step_size is not None:
+            self.require_length("step_size")
 
     @property
     def radius(self) -> float:

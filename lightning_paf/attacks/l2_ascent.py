@@ -45,7 +45,8 @@ class L2Ascent(Attack):
         super().__init__(eps, norm="l2", **options)
         self.step_size, self.steps = step_size, steps
         self.require(steps=1)
-        self.require_positive("step_size")
+        if step_size is not None:
+            self.require_length("step_size")
 
     def describe(self) -> dict[str, Any]:
         """The threat model and the settings as plain values, for result files."""

@@ -57,7 +57,7 @@ class PGD(Attack):
         self.step_size, self.steps = step_size, steps
         self.start, self.clamp_start, self.best = start, clamp_start, best
         self.require(steps=1)
-        self.require_positive("step_size")
+        self.require_length("step_size")
         if start not in ("uniform", "gaussian", "none"):
             raise ValueError(f"start must be uniform, gaussian or none, got {start!r}. Pass one of these.")
         if steps * float(step_size) < float(eps):

@@ -13,10 +13,10 @@ from typing import Any, Literal, NamedTuple, get_args
 import torch
 from torch import Tensor, nn
 
-from lightning_paf.attacks.autoattack import AutoAttackResult, Ensemble, check_fit, check_listing
+from lightning_paf.attacks.autoattack import AutoAttackResult, Ensemble, check_listing, check_size
 from lightning_paf.attacks.base import Attack
 from lightning_paf.functional.geometry import geometry_of, with_finite_gradient
-from lightning_paf.functional.predictions import check_labels, misclassified, undefined
+from lightning_paf.functional.predictions import misclassified, undefined
 from lightning_paf.nn.equivalence import generators_kept
 from lightning_paf.types import Forward, Norm, Radius
 
@@ -38,8 +38,7 @@ class ReferenceAutoAttack(Ensemble):
 
     `standard` runs APGD on the cross-entropy, APGD on the targeted DLR loss, targeted FAB and Square; `rand` (for
     randomised defences) averages gradients over 20 passes. The number of target classes is that of the package (9; 5
-    for APGD in l1), at most all other classes. With fewer than 4 classes the targeted DLR loss is not defined: use
-    `custom`.
+    for APGD in l1), at most all other classes. The DLR losses need 3 and 4 classes, see `AutoAttack`.
 
     It runs in eval mode, on images in [0, 1], in single precision even under autocast. The global random generators
     (torch, numpy, python) and the trace function are restored. Progress is logged at INFO. One of the packages
@@ -56,7 +55,7 @@ class ReferenceAutoAttack(Ensemble):
 
     Raises:
         ValueError: `attacks` is missing, unknown, or given without `custom`; see also `Attack`. In the call: `loss` or
-            `forward` is given, images are not float32, or have too few pixels or classes for an attack.
+            `forward` is given, images are not float32 or have too few pixels, or all attacks need more classes.
     """
 
     settings = ("version", "seed", "batch_size")
@@ -81,14 +80,18 @@ class ReferenceAutoAttack(Ensemble):
         """The threat model and the settings as plain values, for result files."""
         package = _package().name
         release = f"{package} {importlib.metadata.version(package)}"
-        return super().describe() | {"attacks": list(self.attacks), "package": release}
+        return super().describe() | {"package": release}
 
     def evaluate(self, model: nn.Module, x: Tensor, y: Tensor) -> AutoAttackResult:
         """Run all attacks in turn on the frozen model."""
         x = x.contiguous()  # the package flattens gradients with `view`
         finite = _FiniteModel(model, self)
         with _isolated(x.device), torch.autocast(x.device.type, enabled=False):
-            adversary, run = self._adversary(finite, x, y)
+            with torch.no_grad():
+                classes = finite(x[:1]).shape[1]
+            fitted = self.for_classes(classes)
+            check_size(fitted, x.shape[-2:])
+            adversary, run = self._adversary(finite, x.device, classes)
 
             def run_one(name: str, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
                 adversary.attacks_to_run = [name]
@@ -99,15 +102,13 @@ class ReferenceAutoAttack(Ensemble):
                     x_adv[fooled], robust[fooled] = found[fooled], False
                 return x_adv, ~robust
 
-            attacks = ((name, partial(run_one, name)) for name in self.attacks)
+            attacks = ((name, partial(run_one, name)) for name in fitted.attacks)
             return self.run_in_turn(x, y, self._correct(model, x, y), attacks)
 
-    def _adversary(self, model: "_FiniteModel", x: Tensor, y: Tensor) -> tuple[Any, Callable[[Tensor, Tensor], Tensor]]:
+    def _adversary(
+        self, model: "_FiniteModel", device: torch.device, classes: int
+    ) -> tuple[Any, Callable[[Tensor, Tensor], Tensor]]:
         """Set up the package's adversary; return it and a function that runs it."""
-        with torch.no_grad():
-            classes = model(x[:1]).shape[1]
-        check_labels(y, len(x), classes)
-        check_fit(self, self.attacks, classes, x.shape[-2:])
         package = _package()
         adversary = package.make(
             model,
@@ -115,7 +116,7 @@ class ReferenceAutoAttack(Ensemble):
             eps=float(self.eps),
             seed=self.seed,
             version="rand" if self.version == "rand" else "standard",
-            device=x.device,
+            device=device,
         )
         for targeted in (adversary.apgd_targeted, adversary.fab):
             targeted.n_target_classes = min(targeted.n_target_classes, classes - 1)

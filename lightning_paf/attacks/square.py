@@ -72,6 +72,11 @@ class Square(Attack):
     def perturb(self, forward: Forward, x: Tensor, y: Tensor, loss: PerExampleLoss) -> Tensor:
         """Return the first adversarial image of each sample, else the clean image."""
         del loss
+        if x.dim() != 4:
+            raise ValueError(
+                f"Images must have the shape (N, C, H, W) for Square, got {tuple(x.shape)}. Pass other attacks, such "
+                "as apgd-ce and fab-t."
+            )
         parts = zip(torch.split(x, self.batch_size), torch.split(y, self.batch_size), strict=True)
         return torch.cat([self._search(forward, *part) for part in parts])
 

@@ -1,5 +1,6 @@
 """Combinations of attacks."""
 
+import copy
 from typing import Any
 
 from torch import Tensor
@@ -44,6 +45,12 @@ class WorstOf(Attack):
     def sub_attacks(self) -> tuple[Attack, ...]:
         """Sub-attacks of all attacks: the first success is the result of an evaluation."""
         return tuple(sub_attack for attack in self.attacks for sub_attack in attack.sub_attacks())
+
+    def for_classes(self, classes: int) -> Attack:
+        """All attacks on a model with this number of classes."""
+        fitted = copy.copy(self)
+        fitted.attacks = [attack.for_classes(classes) for attack in self.attacks]
+        return fitted
 
     def describe(self) -> dict[str, Any]:
         """The threat model and the settings as plain values, for result files."""

@@ -77,7 +77,8 @@ class ExactResume(Callback):
             if _layout(saved) != _layout(optimizer.state_dict()):
                 raise ValueError(
                     f"The checkpoint must hold the state of {type(optimizer).__name__} with its parameter groups, got "
-                    f"another optimizer (number {number}). Pass the same --model.optimizer and --model.decay as before."
+                    f"another optimizer (number {number}). Pass the same --model.optimizer and --model.decay as before,"
+                    " or --model.init CKPT instead of --ckpt_path to start a new training with its weights."
                 )
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -105,6 +106,7 @@ class ExactResume(Callback):
         """
         if isinstance(trainer.model, DistributedDataParallel):
             trainer.model.require_forward_param_sync = True
+        trainer.ckpt_path = None  # otherwise Lightning would keep this periodic checkpoint for ever
 
 
 def random_state(device: torch.device) -> dict[str, Any]:

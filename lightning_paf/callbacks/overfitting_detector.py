@@ -9,6 +9,7 @@ from lightning.pytorch.callbacks import WeightAveraging
 from lightning.pytorch.utilities import rank_zero_warn
 from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor
+from torch.utils.data import DataLoader
 
 from lightning_paf.attacks import FGSM, PGD, Attack, loss_and_gradient
 from lightning_paf.callbacks.robust_eval import fetch
@@ -199,13 +200,13 @@ class OverfittingDetector(Callback):
 
 def _held_out(trainer: Trainer, most: int) -> tuple[Tensor, Tensor]:
     """Load this rank's part of the first validation images."""
-    source = trainer.datamodule if hasattr(trainer, "datamodule") and trainer.datamodule else trainer.lightning_module
-    loader = source.val_dataloader()
-    size = min(len(loader.dataset), most) if loader is not None else 0
+    source = trainer.fit_loop.epoch_loop.val_loop._data_source  # a module, or the loader that was passed to `fit`
+    loader = source.dataloader() if source.is_defined() else None
+    size = min(len(loader.dataset), most) if isinstance(loader, DataLoader) else 0  # type: ignore[arg-type]
     if size < trainer.world_size:
         raise ValueError(
             "OverfittingDetector needs at least one held-out image per device, "
-            f"got {size} for {trainer.world_size}. Pass --data.val_size 256."
+            f"got {size} for {trainer.world_size}. Pass --data.val_size 256, or one validation loader to `fit`."
         )
     return fetch(trainer, loader, list(range(trainer.global_rank, size, trainer.world_size)))
 
@@ -263,7 +264,8 @@ def _scale_learning_rate(trainer: Trainer, factor: float) -> None:
     Both are part of checkpoints.
     """
     for config in trainer.lr_scheduler_configs:
-        config.scheduler.base_lrs = [factor * rate for rate in config.scheduler.base_lrs]
+        if hasattr(config.scheduler, "base_lrs"):  # ReduceLROnPlateau has none
+            config.scheduler.base_lrs = [factor * rate for rate in config.scheduler.base_lrs]
     for optimizer in trainer.optimizers:
         for group in optimizer.param_groups:
             group.update({name: factor * group[name] for name in ("lr", "initial_lr") if name in group})

@@ -25,10 +25,10 @@ from lightning_paf.utils.hashing import sample_fingerprints, weights_fingerprint
 class PredictionWriter(BasePredictionWriter):
     """Writer of predictions to `predictions.npz` in the run folder.
 
-    The file holds, sorted by `index`: `index` (N,) int64, the index of the sample in the dataset; `label` (N,) int64;
-    `prediction` (N,) int64; `probabilities` (N, num_classes) float32. If logits are not finite, the prediction is -1
-    and the probabilities are NaN. Several processes write `predictions_rank{r}.npz`, which together hold every sample
-    once.
+    The file holds, sorted by `index`: `index` (N,) int64, the index of the sample in the dataset; `label` (N,) int64,
+    -1 if unknown; `prediction` (N,) int64; `probabilities` (N, num_classes) float32. If logits are not finite, the
+    prediction is -1 and the probabilities are NaN. Several processes write `predictions_rank{r}.npz`, which together
+    hold every sample once.
 
     The string `checkpoint` names the weights, and `identity` is a hash of weights and samples. Predictions of other
     weights or samples are kept: the new file is then `predictions-{identity}.npz`, with eight digits.

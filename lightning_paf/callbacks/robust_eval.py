@@ -1,5 +1,6 @@
 """Robust accuracy in validation and test."""
 
+import copy
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -12,9 +13,10 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, IterableDataset
 
 from lightning_paf.attacks import Attack
+from lightning_paf.attacks.probe import Flags
 from lightning_paf.evaluation import Samples
 from lightning_paf.evaluation.evaluate import Evaluation
 from lightning_paf.evaluation.files import ResultFiles
@@ -22,7 +24,7 @@ from lightning_paf.evaluation.result import EvaluationResult
 from lightning_paf.evaluation.stopping import StopRule
 from lightning_paf.runs.weights_origin import WeightsOrigin
 from lightning_paf.speed.search_model import Precision
-from lightning_paf.types import Batch
+from lightning_paf.types import Batch, images_and_labels
 from lightning_paf.utils.distributed import barrier_without_timeout
 
 Stage = Literal["val", "test"]
@@ -44,6 +46,9 @@ class RobustEval(Callback):
 
     In validation, every rank evaluates its samples in memory after the last batch, while averaged weights are swapped
     in.
+
+    Attributes:
+        fresh: Whether a test removes the records of its state first.
 
     Args:
         attack: The attack of the evaluation, not that of the training.
@@ -96,10 +101,12 @@ class RobustEval(Callback):
         self.stop = stop
         self.state_dir = state_dir
         self.evidence = evidence
+        self.fresh = False
         self.results: dict[Stage, EvaluationResult] = {}
         self._ids: list[int] = []
         self._seen = 0
         self._outcomes = torch.empty(0, dtype=torch.int32)
+        self._flags: Flags = {}
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Check that evaluations have different names, so that metrics are not mixed."""
@@ -140,7 +147,8 @@ class RobustEval(Callback):
         if self._is_due(trainer):
             outcomes = trainer.strategy.reduce(self._outcomes.to(pl_module.device), reduce_op="max")
             codes = outcomes.cpu().numpy().astype(np.uint8)
-            self._log("val", pl_module, EvaluationResult(self.name, self.attack.describe(), codes, 0.0))
+            result = EvaluationResult(self.name, self.attack.describe(), codes, 0.0, flags=self._flags)
+            self._log("val", pl_module, result)
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Evaluate the samples of all ranks; log the accuracy and write the files."""
@@ -149,6 +157,9 @@ class RobustEval(Callback):
         with barrier_without_timeout(), torch.inference_mode(False):
             evaluation = self._evaluation(_classifier(pl_module), _samples(trainer, trainer.test_dataloaders, ids))
             state = files.state(evaluation.identity, self.state_dir)
+            if self.fresh and trainer.is_global_zero:
+                state.clear()
+            trainer.strategy.barrier()
             result = evaluation.run(state, self.stop, rank_zero_info if trainer.is_global_zero else None)
             result = replace(
                 result,
@@ -168,11 +179,18 @@ class RobustEval(Callback):
         return not fitting or (trainer.current_epoch + 1) % self.every_n_epochs == 0
 
     def _start(self, stage: Stage, trainer: Trainer) -> None:
+        module = trainer.lightning_module
+        if not isinstance(getattr(module, "model", None), nn.Module):
+            raise TypeError(
+                f"{type(module).__name__}.model must be a network from images (N, C, H, W) in [0, 1] to logits. "
+                "Assign the network to `self.model`."
+            )
         loaders = trainer.val_dataloaders if stage == "val" else trainer.test_dataloaders
-        if not isinstance(loaders, DataLoader):
+        if not isinstance(loaders, DataLoader) or isinstance(loaders.dataset, IterableDataset):
+            got = getattr(loaders, "dataset", loaders)
             raise ValueError(
-                f"RobustEval must have one DataLoader, got {type(loaders).__name__} as the {stage} loader. "
-                f"Return a single DataLoader from {stage}_dataloader."
+                f"RobustEval must have one DataLoader of a dataset with indices, got {type(got).__name__} as the "
+                f"{stage} loader. Return a single DataLoader from {stage}_dataloader."
             )
         self._ids = [int(i) for i in loaders.sampler]
         size = len(loaders.dataset)  # type: ignore[arg-type]  # a dataset with a sampler has a length
@@ -193,6 +211,7 @@ class RobustEval(Callback):
         if len(samples) > 0:  # empty if all samples of this rank are after `max_examples`
             result = self._evaluation(model, samples).run()
             self._outcomes[torch.from_numpy(result.ids)] = torch.from_numpy(result.outcomes).int()
+            self._flags = result.flags
 
     def _evaluation(self, model: nn.Module, samples: Samples) -> Evaluation:
         return Evaluation(model, self.attack, samples, self.seed, self.batch_size, self.search_precision)
@@ -220,10 +239,14 @@ def _check_name(name: str) -> None:
 
 
 def _classifier(pl_module: LightningModule) -> nn.Module:
-    """Return the module's `model`, without wrappers."""
+    """Return the module's `model`, without wrappers, in float32.
+
+    Weights of another precision are copied. A checkpoint is loaded in float32, so that others verify the same network.
+    """
     model = pl_module.model
     assert isinstance(model, nn.Module)
-    return model
+    single = all(tensor.dtype == torch.float32 for tensor in model.state_dict().values() if tensor.is_floating_point())
+    return model if single else copy.deepcopy(model).float()
 
 
 def fetch(trainer: Trainer, loader: Any, indices: list[int]) -> tuple[Tensor, Tensor]:
@@ -234,7 +257,7 @@ def fetch(trainer: Trainer, loader: Any, indices: list[int]) -> tuple[Tensor, Te
     """
     batched = getattr(loader.dataset, "__getitems__", None)
     rows = batched(indices) if batched else [loader.dataset[i] for i in indices]
-    x, y = trainer.strategy.batch_to_device(loader.collate_fn(rows))
+    x, y = images_and_labels(trainer.strategy.batch_to_device(loader.collate_fn(rows)))
     return x.float(), y
 
 
@@ -245,7 +268,10 @@ def _samples(trainer: Trainer, loader: Any, ids: NDArray[np.int64]) -> Samples:
 def _summary(result: EvaluationResult, files: ResultFiles) -> str:
     attack = result.attack
     stopped = f" (of {result.total}; on all of them {result.anytime}, whenever stopped)" if result.anytime else ""
+    worst = min(result.per_class(), key=lambda row: row.robust / row.evaluated, default=None)
+    least = f", {worst.robust} of {worst.evaluated} in class {worst.label}, the least robust" if worst else ""
+    flags = f"Flags: {', '.join(result.flags)}. " if result.flags else ""
     return (
-        f"{result.name}: robust {result.robust}, clean {result.clean} on {result.evaluated} samples{stopped}; "
-        f"{attack['attack']} {attack['norm']} eps {attack['eps']}; {result.weights}. {files.summary()}"
+        f"{result.name}: robust {result.robust}, clean {result.clean} on {result.evaluated} samples{stopped}{least}; "
+        f"{attack['attack']} {attack['norm']} eps {attack['eps']}; {result.weights}. {flags}{files.summary()}"
     )

@@ -58,8 +58,11 @@ class RunHeartbeat(Callback):
         self._state = "training"
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Record that the training has finished."""
+        """Record that the training has finished, and why if it ended early."""
         self._record(trainer)
+        if self._step < (self.throughput.steps or 0):
+            reasons = (callback.stopping_reason_message for callback in trainer.early_stopping_callbacks)
+            self._error = next(filter(None, reasons), "ended early by a callback or a time limit")
         self._end("finished")
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:

@@ -12,10 +12,12 @@ from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
-from torch.utils.data import get_worker_info
+from torch.utils.data import dataloader, get_worker_info
 
-EXIT_STATUS = 75
-"""EX_TEMPFAIL of `sysexits.h`: try again later."""
+from lightning_paf.utils.process import EXIT_STATUS
+
+PATIENCE = 10
+"""Seconds from a signal to the end of a wait for data."""
 _NAMES = ("SIGTERM", "SIGUSR1", "SIGINT", "SIGHUP")
 _SIGNALS = [getattr(signal, name) for name in _NAMES if hasattr(signal, name)]
 _Handler = Callable[[int, FrameType | None], None] | signal.Handlers
@@ -30,12 +32,15 @@ class StopOnSignal(Callback):
     from inside the handler, at any point of a step. A test stops immediately, since its state on disk holds all results
     so far. Signals that the parent process ignores, as with `nohup`, stay ignored.
 
+    A training that waits for data `PATIENCE` seconds after a signal exits without a checkpoint.
+
     After any other exception on the first rank, the ranks that Lightning has started are killed, since they could wait
     in a collective operation until the time-out of the process group.
     """
 
     def __init__(self) -> None:
         self._received: int | None = None
+        self._gave_up = False
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Disable Lightning's requeueing of SLURM jobs inside its signal handler.
@@ -82,30 +87,62 @@ class StopOnSignal(Callback):
         """
         _handle(_exit)
 
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """End the time limit of a signal."""
+        _alarm(0)
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Remove the checkpoint of an earlier stop once another one replaces it."""
+        path = _stopped(trainer)  # a broadcast: on all ranks
+        saved = getattr(trainer.strategy.checkpoint_io, "last_saved", None)
+        if saved is not None and saved[1] == trainer.global_step:
+            trainer.strategy.remove_checkpoint(path)
+
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Restore the default handlers, and kill the ranks that Lightning has started."""
-        if isinstance(exception, SystemExit):
+        _alarm(0)
+        if isinstance(exception, SystemExit) and not self._gave_up:
             return
         _handle(signal.SIG_DFL)
         for process in getattr(trainer.strategy.launcher, "procs", []):
             process.kill()
 
     def _record(self, number: int, frame: FrameType | None) -> None:
+        if get_worker_info() is not None:  # loader processes inherit the handler
+            return
         self._received = number
+        if hasattr(signal, "SIGALRM"):
+            signal.signal(signal.SIGALRM, self._end_wait)
+        _alarm(PATIENCE)
         if number == signal.SIGINT:
             signal.signal(number, signal.SIG_DFL)
-            if get_worker_info() is None:  # loader processes inherit the handler
-                rank_zero_info("Stopping after this batch. Press Ctrl-C again to end at once, without a checkpoint.")
+            rank_zero_info("Stopping after this batch. Press Ctrl-C again to end at once, without a checkpoint.")
+
+    def _end_wait(self, number: int, frame: FrameType | None) -> None:
+        if not _waits_for_data(frame):
+            _alarm(PATIENCE)
+            return
+        rank_zero_info(
+            f"Stopped by a signal, after {PATIENCE} s without data and without a new checkpoint. Resume with "
+            "--ckpt_path auto."
+        )
+        self._gave_up = True
+        raise SystemExit(EXIT_STATUS)
 
     def _stop_if_signalled(self, trainer: Trainer) -> None:
         if not trainer.strategy.reduce_boolean_decision(self._received is not None, all=False):
             return
-        path = Path(trainer.log_dir or trainer.default_root_dir) / "checkpoints" / "stopped.ckpt"
+        _alarm(0)
+        path = _stopped(trainer)
         trainer.save_checkpoint(path)
         rank_zero_info(f"Stopped by a signal: {path} holds step {trainer.global_step}. Resume with --ckpt_path auto.")
         # Lightning's launcher kills the first rank if another one exits with an error.
         started = isinstance(trainer._accelerator_connector.cluster_environment, LightningEnvironment)
         raise SystemExit(0 if started and trainer.local_rank else EXIT_STATUS)
+
+
+def _stopped(trainer: Trainer) -> Path:
+    return Path(trainer.log_dir or trainer.default_root_dir) / "checkpoints" / "stopped.ckpt"
 
 
 def _handle(handler: _Handler) -> None:
@@ -116,6 +153,18 @@ def _handle(handler: _Handler) -> None:
                 signal.signal(number, handler)
         if hasattr(signal, "pthread_sigmask"):
             signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)  # blocked by `__main__`
+
+
+def _alarm(seconds: int) -> None:
+    if hasattr(signal, "alarm"):
+        signal.alarm(seconds)
+
+
+def _waits_for_data(frame: FrameType | None) -> bool:
+    """Return whether this frame or a calling one waits for a data loader."""
+    while frame is not None and frame.f_code.co_filename != dataloader.__file__:
+        frame = frame.f_back
+    return frame is not None
 
 
 def _exit(number: int, frame: FrameType | None) -> None:

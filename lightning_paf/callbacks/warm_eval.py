@@ -89,6 +89,7 @@ class WarmEval(RobustEval):
             common.wait_for_other_ranks()
         self._counts = common.counts
         self._outcomes[torch.from_numpy(result.ids)] = torch.from_numpy(result.outcomes).int()
+        self._flags = result.flags
         cost = torch.tensor([float(result.passes), float(len(result.ids))], device=trainer.strategy.root_device)
         self._cost = trainer.strategy.reduce(cost, reduce_op="sum").cpu()
         if trainer.strategy.reduce_boolean_decision(result.cold, all=True):  # a rank without samples is always "cold"

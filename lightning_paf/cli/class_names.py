@@ -10,6 +10,11 @@ from types import ModuleType
 from lightning_paf.recipes import content_of, is_file
 
 _TASK = re.compile(r"^model:\s*\{?\s*class_path:|^class_path:", re.MULTILINE)
+_NOISE = re.compile(
+    r"\s*(-?\s*Does not validate against any|Subtypes: |Errors:$|Given value type: |Given value: (NestedArg|Namespace)|"
+    r"- Expected a <class 'NoneType'>|- Expected a path but |(- )?Subclass types expect|- a (class path|dict) )"
+)
+"""Lines of a parser error that list all possible types, and internal values."""
 _UNKNOWN = "names no known class"
 _REMOVED = {"BIM": "PGD with start=none, step_size=1/255 and steps=10 (at eps=8/255) is the same attack."}
 """Replacements of the classes of earlier versions."""
@@ -41,7 +46,7 @@ def names_task(words: Sequence[str]) -> bool:
 
 
 def suggestion(message: str, plug_ins: Mapping[str, type | ModuleType]) -> str:
-    """List the known classes for a parser error about an unknown class.
+    """List the known classes for a parser error about a class.
 
     Args:
         message: Error of the parser.
@@ -50,6 +55,10 @@ def suggestion(message: str, plug_ins: Mapping[str, type | ModuleType]) -> str:
     Returns:
         Text to append to the message; empty for other errors.
     """
+    missing = re.search(r'Parser key "(\w+)": Expected an instantiatable class, but [\w.]+ is abstract', message)
+    if missing and missing[1] in plug_ins:
+        names = ", ".join(_concrete_names(plug_ins[missing[1]]))
+        return f"\n{missing[1]} must be a concrete class, given before its arguments. Known: {names}."
     found = re.search(r'Parser key "([\w.]+)":.*Expected a dot import path string: ([\w.]+)', message, re.DOTALL)
     found = found or re.search(r"NestedArg\(key='([\w.]+)', val='([\w.]+)'\)", message)  # of an optional argument
     argument = found[1].rpartition(".")[2] if found else ""
@@ -58,12 +67,19 @@ def suggestion(message: str, plug_ins: Mapping[str, type | ModuleType]) -> str:
     name = found[2].rpartition(".")[2]
     if replacement := _REMOVED.get(name):
         return f"\n{argument}={found[2]} was removed: {replacement}"
-    names = _concrete_names(plug_ins[argument])
-    if name in names:  # another error
+    known = _concrete_names(plug_ins[argument])
+    if name in known:  # another error
         return ""
-    near = difflib.get_close_matches(found[2], names, 1)
+    near = difflib.get_close_matches(found[2], known, 1)
     hint = f" Did you mean {near[0]}?" if near else ""
-    return f"\n{argument}={found[2]} {_UNKNOWN}.{hint} Known: {', '.join(names)}."
+    return f"\n{argument}={found[2]} {_UNKNOWN}.{hint} Known: {', '.join(known)}."
+
+
+def shortened(message: str) -> str:
+    """Reduce a parser error about several possible types to one line."""
+    lines = [line for line in message.splitlines() if not _NOISE.match(line)]
+    text = " ".join(" ".join(lines).split()).replace(": - ", ": ").replace(" - ", ", ")
+    return re.sub(r"a <class '(?:\w+\.)*(\w+)'>", r"\1", text).replace("a typing.Literal", "one of ")
 
 
 def _concrete_names(base: type | ModuleType) -> list[str]:

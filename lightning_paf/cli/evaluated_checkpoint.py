@@ -7,21 +7,26 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from jsonargparse import Namespace
 
 from lightning_paf.cli.saved_config import config_words
 from lightning_paf.runs.checkpoints import check_checkpoint, newest_checkpoint
 from lightning_paf.runs.config_file import is_saved, run_of
-from lightning_paf.runs.folder import NEWEST, WORDS_FOR_CHECKPOINTS
+from lightning_paf.runs.folder import NEWEST
+from lightning_paf.runs.identity import RUN, read_identity
 from lightning_paf.runs.resume_check import CONFIG
 from lightning_paf.runs.weights_origin import WeightsOrigin
 
+WORDS_FOR_CHECKPOINTS = (*NEWEST, "best", "hpc")
 UNTRAINED_HELP = "evaluate the starting weights, without a checkpoint; results are marked `untrained`"
+FRESH_HELP = "remove the records of this test in its state folder first, such as those from others"
 
 
 def arrange(words: Sequence[str]) -> list[str]:
     """Move configuration files before options, which take precedence in any order.
 
-    `ckpt_path` of a saved configuration is ignored, and in an evaluation also `run`, which is the folder of the file.
+    `ckpt_path` and `run` of a saved configuration are ignored: the run is the folder of the file, which can have been
+    moved. Without a saved `run`, a new training still gets a new folder.
     Without `--config`, an evaluation reads the configuration of the checkpoint's run.
 
     Raises:
@@ -31,7 +36,8 @@ def arrange(words: Sequence[str]) -> list[str]:
     if {"-h", "--help"} & set(rest):
         return list(words)
     evaluates = command != "fit"
-    configs = [word for config in typed.config for word in ("--config", config, *_overrides(config, evaluates))]
+    new = not evaluates and typed.ckpt_path not in NEWEST
+    configs = [word for config in typed.config for word in ("--config", config, *_overrides(config, new))]
     found = _config_of_run(command, typed, "--untrained" in rest) if evaluates and not typed.config else None
     if found is not None:
         print(f"Configuration of the checkpoint: {found}", file=sys.stderr)  # noqa: T201
@@ -64,7 +70,7 @@ def evaluated_checkpoint(command: str, checkpoint: str | None, run: Path | None,
     if checkpoint is None:
         raise _no_checkpoint(command)
     if checkpoint in WORDS_FOR_CHECKPOINTS:
-        found = _resolve(checkpoint, run)
+        found = checkpoint_in(run, checkpoint)
         print(f"Checkpoint: {found}, {WeightsOrigin.of_checkpoint(found)}", file=sys.stderr)  # noqa: T201
         checkpoint = str(found)
     check_checkpoint(checkpoint)
@@ -102,6 +108,24 @@ def evaluated_weights(checkpoint: str | None, model: Mapping[str, Any]) -> Weigh
     return WeightsOrigin.of_starting_weights("pretrained weights" if arguments.get("pretrained") else "random weights")
 
 
+def without_pretrained(net: Namespace | None) -> None:
+    """Switch off pretrained weights where those of a checkpoint follow.
+
+    A network of a library then loads no file, which can be gone, and downloads nothing.
+
+    Args:
+        net: Configuration of the network, changed in place; None for none.
+    """
+    while isinstance(net, Namespace):
+        arguments = net.get("init_args") or {}
+        for options in (arguments, net.get("dict_kwargs") or {}):
+            if options.get("pretrained"):
+                options["pretrained"] = False
+            if "orchvision" in str(net.get("class_path")) and options.get("weights") is not None:
+                options["weights"] = None
+        net = arguments.get("net")
+
+
 def _split(words: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     """Separate the values of `--config`, `--ckpt_path` and `--run` from other words."""
     parser = argparse.ArgumentParser(f"lightning-paf {words[0]}", usage=f"lightning-paf {words[0]}", add_help=False)
@@ -126,29 +150,33 @@ def _config_of_run(command: str, typed: argparse.Namespace, untrained: bool) -> 
     return folder / CONFIG if folder is not None and (folder / CONFIG).is_file() else None
 
 
-def _overrides(config: str, evaluates: bool) -> list[str]:
+def _overrides(config: str, new: bool) -> list[str]:
     """Return options that override `ckpt_path` and `run` of a saved configuration."""
     if not is_saved(Path(config)):
         return []
-    return ["--ckpt_path=null", *([f"--run={Path(config).parent}"] if evaluates else [])]
+    has_run = not new or "\nrun: null\n" not in Path(config).read_text(errors="replace")
+    return ["--ckpt_path=null", *[f"--run={Path(config).parent}"] * has_run]
 
 
-def _resolve(word: str, run: Path | None) -> Path:
-    """Find the checkpoint of a run for `last`, `auto` or `best`."""
+def checkpoint_in(run: Path | None, word: str = "last") -> Path:
+    """Find the checkpoint of a run for `last`, `auto` or `best`.
+
+    Raises:
+        ValueError: There is none, or no run.
+    """
     if word not in (*NEWEST, "best"):
         raise ValueError(f"--ckpt_path must be a file, last, auto or best, got {word}. Pass RUN/checkpoints/FILE.ckpt.")
     if run is None:
         raise _no_run(word)
     files = sorted(path for path in run.rglob("*.ckpt") if not _in_nested_run(path, run))
+    run_id = read_identity(run).get(RUN)
     if len(files) == 1:  # possibly weights only, written by `import-weights`
         check_checkpoint(str(files[0]))
-    newest = files[0] if len(files) == 1 else newest_checkpoint({path.parent for path in files})
+    newest = files[0] if len(files) == 1 else newest_checkpoint({path.parent for path in files}, run_id)
     found = newest if newest is None or word in NEWEST else _best(newest, files)
     if found is None:
         kind = "a checkpoint" if newest is None else "a checkpoint recorded as best by a monitored ModelCheckpoint"
-        raise ValueError(
-            f"--ckpt_path {word} needs {kind} in {run}, but there is none. Pass --ckpt_path FILE, or another --run."
-        )
+        raise ValueError(f"{run} must hold {kind}, but there is none. Pass a checkpoint file, or another run.")
     return found
 
 

@@ -76,7 +76,7 @@ _PAGES: dict[str, tuple[str, dict[str, dict[str, str]], tuple[str, ...]]] = {
     "validate": ("Measure clean and robust accuracy on the validation images.", _EVALUATE, (f"--ckpt_path {_LAST}",)),
     "test": (
         "Measure clean and robust accuracy on the test images.",
-        _EVALUATE,
+        {**_EVALUATE, "Run": {**_EVALUATE["Run"], "--fresh": "evaluate again instead of reading records"}},
         (f"--ckpt_path {_LAST}", "--ckpt_path best --run runs/b --autoattack.test_examples 99"),
     ),
     "predict": ("Write class probabilities of the test images.", _PREDICT, (f"--ckpt_path {_LAST}",)),

@@ -28,6 +28,7 @@ from lightning_paf.evaluation.stopping import StopRule
 from lightning_paf.runs.trust import TRUST
 from lightning_paf.schedules import Schedule
 from lightning_paf.speed.options import Speed
+from lightning_paf.utils.terminal import printable
 
 _CLASSES: Mapping[str, tuple[type, ...]] = {
     "lightning_paf": (nn.Module, Attack, Schedule, Augment, Mixing, StopRule, Speed),
@@ -129,11 +130,16 @@ def _leaves(value: Any, key: str, strings: int = 0) -> Iterator[tuple[str, Any]]
 def _collections(text: str, key: str) -> Iterator[Any]:
     """Yield the collections in a string of YAML, for both loaders of the parser."""
     for loader in _LOADERS:
+        level = most = 0
         try:
-            has_some = any(isinstance(event, yaml.CollectionStartEvent) for event in yaml.parse(text, Loader=loader))
-        except yaml.YAMLError:  # text for the parser, too
+            for event in yaml.parse(text, Loader=loader):
+                level += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+                most = max(most, level)
+                if level > _MOST_LEVELS:
+                    break
+        except yaml.YAMLError:  # text for the parser, too, such as `{epoch}-{step}`
             continue
-        if has_some:
+        if most:
             yield _read(_option(key), text, loader)
 
 
@@ -160,10 +166,7 @@ def _check(key: str, value: Any, known: Mapping[str, Collection[type]]) -> None:
 
 
 def _refusal(name: str, must: str, got: Any) -> ValueError:
-    name, got = (
-        "".join(letter if letter.isprintable() else "?" for letter in " ".join(str(text).split())[:200])
-        for text in (name, got)
-    )
+    name, got = (printable(" ".join(str(text).split())[:200]) for text in (name, got))
     return ValueError(
         f"{name} must {must} in a configuration found next to a checkpoint, got {got}. "
         f"Pass {TRUST} to accept it, or -c FILE."

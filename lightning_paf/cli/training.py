@@ -4,21 +4,22 @@ import argparse
 import contextlib
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from fractions import Fraction
-from itertools import pairwise
 from pathlib import Path
 from types import ModuleType
 from typing import IO, Any, NoReturn
 
+import torch
 import yaml
-from jsonargparse import Namespace
 from jsonargparse.typing import register_type
 from lightning.fabric.plugins import CheckpointIO
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar, WeightAveraging
+from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint, ProgressBar, WeightAveraging
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.plugins import LayerSync
+from lightning.pytorch.utilities import rank_zero_info
 
 # Imported so that configurations can name classes without their path, as in `attack: PGD`.
 import lightning_paf.nets
@@ -26,21 +27,27 @@ from lightning_paf import recipes
 from lightning_paf.attacks import Attack, radius_text
 from lightning_paf.callbacks import (
     ActivationMonitor,
+    AddedCheckpoint,
     EpochPrinter,
     ExactResume,
+    MonitorCheck,
     PredictionWriter,
     RobustEval,
     RunHeartbeat,
     StopOnSignal,
     Throughput,
 )
-from lightning_paf.cli.class_names import names_task, suggestion
+from lightning_paf.cli.class_names import names_task, shortened, suggestion
 from lightning_paf.cli.evaluated_checkpoint import (
+    FRESH_HELP,
     UNTRAINED_HELP,
     arrange,
     evaluated_checkpoint,
     evaluated_weights,
+    without_pretrained,
 )
+from lightning_paf.cli.net_sizes import check_net_sizes, number_of_channels, number_of_classes
+from lightning_paf.cli.numbers import check_numbers
 from lightning_paf.cli.renamed_options import with_new_names
 from lightning_paf.data import Augment, Mixing, RobustDataModule
 from lightning_paf.evaluation.stopping import StopRule
@@ -49,19 +56,19 @@ from lightning_paf.objectives import Objective
 from lightning_paf.runs import console
 from lightning_paf.runs.checkpoints import AtomicCheckpointIO, check_checkpoint
 from lightning_paf.runs.folder import (
-    WORDS_FOR_CHECKPOINTS,
+    NEWEST,
     RunFolder,
     check_writable,
     enter_run_folder,
     held_run_folder,
     is_finished,
 )
+from lightning_paf.runs.identity import resume_services
 from lightning_paf.runs.loggers import check_installed, loggers
 from lightning_paf.runs.torchrun import SyncBatchNormOnAnyDevice, follow_torchrun
 from lightning_paf.runs.trust import TRUST, TRUST_HELP
 from lightning_paf.runs.weights_origin import WeightsOrigin
 from lightning_paf.schedules import Schedule
-from lightning_paf.specs import dataset_spec
 from lightning_paf.tasks.base import Task
 from lightning_paf.tasks.classification import RobustModule
 from lightning_paf.utils.radius import radius_from_text
@@ -104,7 +111,6 @@ _PERIODIC: dict[str, Any] = {
     "save_on_train_epoch_end": True,  # otherwise the last one of an epoch would wait for the validation
 }
 """Checkpoint to resume a run that was killed in the middle of an epoch."""
-_NET_SIZE = re.compile(r"--(model\.net\.(?:init_args\.)?(?:net\.(?:init_args\.)?)?(num_classes|in_channels))(?:=(.*))?")
 
 
 class HelpfulParser(LightningArgumentParser):
@@ -112,8 +118,13 @@ class HelpfulParser(LightningArgumentParser):
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Add the known classes to the message, and remove the names of links."""
+        if "add_function_arguments() got an unexpected" in message:  # of the links from data to network
+            message = (
+                "model.net must be a class, got a function. Pass TimmNet or TorchvisionNet with --model.net.name, or a "
+                "subclass of nn.Module that calls the function."
+            )
         message = re.sub(r"Call to compute_fn of link '.*' with args \(.*\) failed: ", "", message)
-        super().error(f"{message}{suggestion(message, _PLUG_INS)}", ex)
+        super().error(f"{shortened(message)}{suggestion(message, _PLUG_INS)}", ex)
 
     def print_usage(self, file: IO[str] | None = None) -> None:  # type: ignore[override]
         """Print one line above an error."""
@@ -149,6 +160,7 @@ class PafCLI(LightningCLI):
         known = LightningCLI.subcommands()
         return known if self._command is None else {self._command: known[self._command]}
 
+    _restore_loggers: Callable[[], None] = staticmethod(lambda: None)
     evaluated: WeightsOrigin | None = None
     """Origin of the weights that `validate`, `test` or `predict` evaluates."""
 
@@ -173,13 +185,15 @@ class PafCLI(LightningCLI):
         for source in sources:
             parser.link_arguments(source, source.replace("data", model, 1))
         for net in (f"{model}.net", f"{model}.net.init_args.net"):  # a network and one inside it
-            parser.link_arguments(sources, f"{net}.init_args.num_classes", compute_fn=_number_of_classes)
-            parser.link_arguments(sources, f"{net}.init_args.in_channels", compute_fn=_number_of_channels)
+            parser.link_arguments(sources, f"{net}.init_args.num_classes", compute_fn=number_of_classes)
+            parser.link_arguments(sources, f"{net}.init_args.in_channels", compute_fn=number_of_channels)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """Parse without LightningCLI's warning about `args` in addition to a command line."""
         self.config = parser.parse_args(args)  # type: ignore[arg-type]  # `train` gives a list
-        _check_net_sizes(args, self.config)  # type: ignore[arg-type]
+        check_net_sizes(args, self.config)  # type: ignore[arg-type]
+        if self.config.get("subcommand"):
+            check_numbers(self.config.subcommand, self.config[self.config.subcommand])
 
     def setup_parser(self, add_subcommands: bool, *kwargs: dict[str, Any]) -> None:
         """Without a command, accept the arguments of `fit`.
@@ -191,10 +205,12 @@ class PafCLI(LightningCLI):
             self.parser.add_method_arguments(Trainer, "fit", skip=set(self.subcommands()["fit"]))
 
     def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
-        """Add `--untrained` to the commands that evaluate."""
+        """Add `--untrained` to the commands that evaluate, and `--fresh` to `test`."""
         parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
         if subcommand != "fit":
             parser.add_argument("--untrained", action="store_true", help=UNTRAINED_HELP)
+        if subcommand == "test":
+            parser.add_argument("--fresh", action="store_true", help=FRESH_HELP)
         return parser
 
     def _evaluates(self) -> bool:
@@ -221,19 +237,32 @@ class PafCLI(LightningCLI):
             options["ckpt_path"] = evaluated_checkpoint(str(self.subcommand), checkpoint, run, options["untrained"])
             model = options.model.get("init_args", options.model).as_dict()
             self.evaluated = evaluated_weights(options["ckpt_path"], model)
-        elif checkpoint is not None and checkpoint not in WORDS_FOR_CHECKPOINTS:
+        elif checkpoint is not None and checkpoint not in NEWEST:
             check_checkpoint(checkpoint)
+        evaluated = self._evaluates() and self.config[self.subcommand].ckpt_path is not None
+        if evaluated or self.subcommand is None:  # `load_run` and `import-weights` load weights
+            model = self._get(self.config, "model")
+            model = model.get("init_args", model)
+            without_pretrained(model.get("net"))
+            if evaluated and "init" in model:
+                model["init"] = None
         check_installed(self._get(self.config, "trainer.logger"))
         if self.subcommand is not None and run is not None:
             check_writable(Path(run))
+            self._restore_loggers = resume_services(self._get(self.config, "trainer.logger"), Path(run))
 
     def after_instantiate_classes(self) -> None:
         """Check the trainer against the data and the monitored metric."""
+        self._restore_loggers()
         if self.evaluated is not None and self.evaluated.untrained:
             self.model.untrained = self.evaluated
         if self.subcommand == "fit":
             self.datamodule.check_devices(self.trainer.world_size)  # on all ranks, before one prepares data
-        _check_monitor(self.trainer)
+            self.model.check_start(self.datamodule.spec)
+        for evaluation in self.trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(evaluation, RobustEval):
+                evaluation.fresh = bool(self._get(self.config, "fresh"))
+        MonitorCheck().check(self.trainer, self.model)
 
     def _run_subcommand(self, subcommand: str) -> None:
         """Lock the run folder during training, and check it before the loggers open it."""
@@ -246,15 +275,26 @@ class PafCLI(LightningCLI):
                 return
             checkpoint = enter_run_folder(self.trainer, checkpoint, self.config_dump)
             self.config["fit"]["ckpt_path"] = self.config_init["fit"]["ckpt_path"] = checkpoint
-            super()._run_subcommand(subcommand)
+            net = self.model.model.net
+            rank_zero_info(f"Network: {type(net).__name__}, {sum(p.numel() for p in net.parameters()):,} parameters")
+            try:
+                super()._run_subcommand(subcommand)
+            except RuntimeError as error:
+                if "Pass --" not in str(error):
+                    raise
+                raise ValueError(str(error)) from error
+            for stopping in self.trainer.early_stopping_callbacks:
+                if reason := stopping.stopping_reason_message:
+                    rank_zero_info(f"EarlyStopping in epoch {self.trainer.current_epoch}: {reason}")
 
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> Trainer:
         """Fill the slots and open the run folder."""
         training = self.subcommand in (None, "fit")
         slots = {slot: self._get(self.config_init, slot) for slot in (SLOTS if training else EVALUATION_SLOTS)}
         checkpoint = slots.get("checkpoint")
+        added = _as_list(config.get("callbacks"))
         if checkpoint is None:
-            config["enable_checkpointing"] = False
+            config["enable_checkpointing"] = any(isinstance(callback, Checkpoint) for callback in added)
             slots["periodic"] = None
         elif isinstance(checkpoint, ModelCheckpoint) and checkpoint.monitor:
             slots["last"] = ModelCheckpoint(**_LAST)
@@ -263,6 +303,8 @@ class PafCLI(LightningCLI):
             # Other commands write to a subfolder and keep the metrics of the training.
             config["default_root_dir"] = run if training else run / str(self.subcommand)
             config["logger"] = loggers(config["default_root_dir"], config.get("logger"), self.evaluated)
+        if config.get("enable_model_summary") is None:
+            config["enable_model_summary"] = False  # Lightning's counts no FLOPs without an example batch
         plugins = _as_list(config.get("plugins"))
         if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
             plugins.append(AtomicCheckpointIO())
@@ -272,17 +314,20 @@ class PafCLI(LightningCLI):
         follow_torchrun(config)
         # Averaging comes first, so that checkpoints of other callbacks after a step hold the average of this step.
         first = [slots.pop("averaging")] if slots.get("averaging") else []
-        config["callbacks"] = [*first, *_as_list(config.get("callbacks"))]
+        config["callbacks"] = [*first, *added]
         filled = [callback for callback in slots.values() if callback is not None]
+        _omit_folders([*config["callbacks"], *filled])
         throughput = Throughput()
         reports: list[Callback] = [RunHeartbeat(throughput)]
+        AddedCheckpoint.keep_states_apart(config["callbacks"], filled)
         if not any(isinstance(callback, ProgressBar) for callback in config["callbacks"]):
             if config.get("enable_progress_bar") is None:
                 config["enable_progress_bar"] = sys.stdout.isatty()
             reports += [] if config["enable_progress_bar"] else [EpochPrinter(throughput)]
         # `Throughput` comes last, so that a step includes all callbacks.
-        always = [ExactResume(), StopOnSignal(), PredictionWriter(), *reports, throughput]
-        return super()._instantiate_trainer(config, [*callbacks, *filled, *always])
+        always = [ExactResume(), MonitorCheck(), StopOnSignal(), PredictionWriter(), *reports, throughput]
+        with _explained_trainer(config):
+            return super()._instantiate_trainer(config, [*callbacks, *filled, *always])
 
 
 SETTINGS: dict[str, Any] = {
@@ -323,20 +368,23 @@ def train(args: Sequence[str], run: bool = True) -> PafCLI:
         )
 
 
-def _check_monitor(trainer: Trainer) -> None:
-    """Check that a monitored robust accuracy is measured.
+@contextlib.contextmanager
+def _explained_trainer(config: Mapping[str, Any]) -> Iterator[None]:
+    """Convert errors of the trainer's arguments to a `ValueError` with a hint."""
+    try:
+        yield
+    except (MisconfigurationException, TypeError, ValueError) as error:
+        no_gpu = config.get("accelerator") not in ("auto", "cpu") and not torch.cuda.is_available()
+        hint = "Without a GPU, pass --trainer configs/trainer/cpu.yaml." if no_gpu else "Pass other options."
+        raise ValueError(f"--trainer must be valid, got: {' '.join(str(error).split())} {hint}") from error
 
-    Lightning would report a missing one only after an epoch.
-    """
-    evaluations = [callback for callback in trainer.callbacks if isinstance(callback, RobustEval)]  # type: ignore[attr-defined]
-    measured = ["val/acc", *(f"val/acc_{callback.name}" for callback in evaluations if callback.every_n_epochs)]
-    for checkpoint in trainer.checkpoint_callbacks:
-        monitor = getattr(checkpoint, "monitor", None) or ""
-        if monitor.startswith("val/acc_") and monitor not in measured:
-            raise ValueError(
-                f"checkpoint.monitor must be a metric of --val_attack or --autoattack in validation, got {monitor}. "
-                f"Pass --checkpoint.monitor with one of {', '.join(measured)}."
-            )
+
+def _omit_folders(callbacks: Sequence[Callback]) -> None:
+    """Name checkpoints by metrics without their folders, as in `acc_pgd=0.5`."""
+    for saver in callbacks:
+        if isinstance(saver, ModelCheckpoint) and saver.filename and saver.auto_insert_metric_name:
+            saver.filename = re.sub(r"\{(?:[^{}:]*/)?([^{}:/]+)", r"\1=\g<0>", saver.filename)
+            saver.auto_insert_metric_name = False
 
 
 def _as_list(value: Any) -> list[Any]:
@@ -344,28 +392,6 @@ def _as_list(value: Any) -> list[Any]:
     if value is None:
         return []
     return list(value) if isinstance(value, list | tuple) else [value]
-
-
-def _number_of_classes(dataset: str, num_classes: int | None, channels: int | None) -> int:
-    return dataset_spec(dataset, num_classes, channels).num_classes
-
-
-def _number_of_channels(dataset: str, num_classes: int | None, channels: int | None) -> int:
-    return dataset_spec(dataset, num_classes, channels).channels
-
-
-def _check_net_sizes(words: Sequence[str], config: Namespace) -> None:
-    """Check that typed sizes of the network are those of the data.
-
-    The links would replace other sizes silently.
-    """
-    data = config[config.subcommand].data if config.get("subcommand") else config.data
-    spec = dataset_spec(data.dataset, data.num_classes, data.channels)
-    sizes = {"num_classes": spec.num_classes, "in_channels": spec.channels}
-    for word, following in pairwise([*words, ""]):
-        typed = _NET_SIZE.fullmatch(word)
-        if typed and (value := typed[3] or following) != str(size := sizes[typed[2]]):
-            raise ValueError(f"{typed[1]} must be {size}, as in the data, got {value}. Leave --{typed[1]} out.")
 
 
 # `8/255` is read exactly, and saved in the same form.

@@ -24,6 +24,7 @@ def main(argv: list[str]) -> int:
 
     from lightning_paf.analysis.base import Report, json_file
     from lightning_paf.analysis.randomized_smoothing import Smoothing, draw_certified
+    from lightning_paf.cli.evaluated_checkpoint import checkpoint_in
     from lightning_paf.commands.analyze import finish
     from lightning_paf.loading import load_run
     from lightning_paf.objectives.gaussian_noise import training_noise
@@ -32,7 +33,7 @@ def main(argv: list[str]) -> int:
 
     n0, n = options.samples
     smoothing = Smoothing(options.sigma, n0, n, options.alpha, options.seed, options.batch_size)
-    checkpoint = options.run / "checkpoints" / "last.ckpt" if options.run.is_dir() else options.run
+    checkpoint = checkpoint_in(options.run) if options.run.is_dir() else options.run
     run = load_run(checkpoint, options.config, options.device, rest)
     samples = run.samples(options.examples)
     x, y = samples.fetch(samples.ids)
@@ -43,6 +44,7 @@ def main(argv: list[str]) -> int:
     if options.json:
         per_image = {name: getattr(found, name).tolist() for name in ("classes", "radii", "predictions")}
         content = {"checkpoint": str(checkpoint), **asdict(smoothing), "labels": y.tolist(), **per_image}
+        content["flags"] = dict(found.flags)
         files[options.json] = json_file(content)
     if options.figure:
         headline = f"{run_of(checkpoint).name}, smoothed with sigma {smoothing.sigma:g}, {len(y)} test images"
@@ -56,7 +58,7 @@ def _parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
 
     parser = command_parser("certify", __doc__)
     add = parser.add_argument
-    add("run", type=Path, metavar="RUN", help="run folder (its last checkpoint), or a checkpoint")
+    add("run", type=Path, metavar="RUN", help="run folder (its newest checkpoint), or a checkpoint")
     add("--sigma", type=float, required=True, help="standard deviation of the noise, pixels in [0, 1]")
     add(
         "--samples",
@@ -90,15 +92,16 @@ def _lines(found: "Certificates", y: "Tensor", smoothing: "Smoothing") -> list[s
         *table(*rows),
         f"Clean accuracy of the smoothed classifier: {found.clean(y)}",
         f"Abstained from a certificate: {found.abstained()} of {len(y)} test images",
+        *(f"Flag {name}: {text}" for name, text in found.flags.items()),
     ]
 
 
 def _hint(trained: float, sigma: float) -> list[str]:
-    """Note on a network that was trained with other noise than it is smoothed with."""
+    """Note on other noise in the training than in the smoothing."""
     if trained == sigma:
         return []
     noise = f"with noise of {trained:g}" if trained else "without noise"
     return [
-        f"Note: the network was trained {noise} and smoothed with {sigma:g}. For this sigma,",
-        f"train with --model.objective NoisyCE --model.objective.std {sigma:g}.",
+        f"Note: the configuration trains {noise}, but the network was smoothed with {sigma:g}.",
+        f"For this sigma, train with --model.objective NoisyCE --model.objective.std {sigma:g}.",
     ]

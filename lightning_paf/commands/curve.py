@@ -86,7 +86,7 @@ def _grid(text: str) -> "tuple[Radius, ...]":
     try:
         grid = [radius_from_text(part) for part in text.split(",")]
         return check_grid(grid[1:] if grid[0] == 0 else grid)
-    except (ValueError, ZeroDivisionError) as error:
+    except ValueError as error:
         rule = "must be increasing numbers such as 0,2/255,4/255"
         raise argparse.ArgumentTypeError(f"{rule}, got {text!r}") from error
 
@@ -117,6 +117,7 @@ def _lines(curve: "SecurityCurve", check: "Recheck") -> list[str]:
     if check.robust_at_one is not None:
         lines.append(f"Robust at eps 1 (0 expected): {check.robust_at_one} of {check.total} samples.")
     lines.append(f"Robust at some eps, but fooled at a clearly smaller one: {check.reversed} of {check.total} samples.")
+    lines += [f"Flag {name}: {text}" for name, text in curve.flags.items()]
     if check.alarms:
         lines += [f"ALARM: {alarm}" for alarm in check.alarms]
         lines.append("The attack is too weak or gradients are masked: the curve may be too high.")

@@ -1,14 +1,17 @@
 """Convert a checkpoint of another project to a run for `test` and other commands."""
 
 import argparse
-from collections.abc import Iterable
+import shlex
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lightning_paf.runs.status import IMPORTED
 from lightning_paf.utils.arguments import command_parser
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from lightning_paf.cli.training import PafCLI
     from lightning_paf.interop import CheckpointFile, KeyMap, Statistics, WeightSet
 
@@ -24,24 +27,34 @@ def main(argv: list[str]) -> int:
     """Write RUN/config.yaml and RUN/checkpoints/imported.ckpt, or nothing."""
     options, rest = _parse(argv)
     _check(options, rest)
+    import torch
+
+    from lightning_paf.attacks.probe import probe
     from lightning_paf.cli.training import train
     from lightning_paf.interop import map_keys, read_checkpoint, split_statistics
+    from lightning_paf.interop.key_map import stripped
 
     file = read_checkpoint(options.file)
-    weights = file.choose("ema" if options.ema else "raw" if options.raw else None)
-    tensors, inside = split_statistics(weights.tensors)
+    weights = file.choose("ema" if options.ema else "raw" if options.raw else None, options.entry)
+    dropped = _dropped(weights, options.drop)
     fit_options = ["--data.dataset", options.dataset, *DEFAULTS, "--model.net", options.net]
     if options.activation:
         fit_options += ["--model.activation", options.activation, "--model.activation_scope", options.activation_scope]
     cli = train([*fit_options, "--run", str(options.out), *rest], run=False)
-    keys = map_keys(tensors, cli.model.model.net)
-    cli.model.model.net.load_state_dict(keys.state)
-    statistics, reason = _normalisation(options, inside or file.statistics, file.normalize, tensors, cli)
-    _print_map(file, weights, keys)
+    net = cli.model.model.net
+    _check_options_not_in_keys(net, rest)
+    kept = {key: value for key, value in weights.tensors.items() if key not in dropped}
+    tensors, inside = split_statistics(kept, stripped(net.state_dict()))
+    keys = map_keys(tensors, net)
+    net.load_state_dict(keys.state)
+    statistics, reason = _normalisation(options, inside or file.statistics, file, keys, cli)
+    _print_map(file, weights, keys, [*weights.left_out, *dropped, *keys.left_out])
+    spec = cli.datamodule.spec
+    probe(cli.model.model, torch.rand(2, len(spec.mean), spec.size, spec.size))
     checkpoint = _write(options.out, cli, statistics, _origin(file, weights))
     print(
         f"Normalisation: {reason}.\nWritten: {checkpoint}. Evaluate it with\n"
-        f"lightning-paf test --ckpt_path {checkpoint} --data.root FOLDER"
+        f"lightning-paf test --ckpt_path {shlex.quote(str(checkpoint))} --data.root FOLDER"
     )
     return 0
 
@@ -64,7 +77,11 @@ def _parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     )
     add("--mean", type=float, nargs="+", help="normalise by other statistics, for images in [0, 1]")
     add("--std", type=float, nargs="+", help="see --mean")
+    add(
+        "--drop", action="extend", nargs="+", default=[], metavar="PATTERN", help="leave tensors out, e.g. 'aux_head.*'"
+    )
     which = parser.add_mutually_exclusive_group()
+    which.add_argument("--entry", metavar="KEY", help="import this state dict of the file, e.g. best or ckpt.model")
     which.add_argument("--ema", action="store_true", help="import averaged weights (default if there are any)")
     which.add_argument("--raw", action="store_true", help="import the weights that are not averaged")
     return parser.parse_known_args(argv)
@@ -75,43 +92,82 @@ def _check(options: argparse.Namespace, rest: list[str]) -> None:
         raise ValueError("--model.normalize must not be given to import-weights. Pass --normalize.")
     if (options.mean is None) != (options.std is None) or (options.mean and options.normalize):
         raise ValueError("A normalisation must be given by --mean and --std, or by --normalize. Pass one of the two.")
-    if (options.out / "config.yaml").exists() or (options.out / "checkpoints").exists():
+    if options.mean and max(options.mean) > 1:
+        raise ValueError(
+            f"--mean and --std must be for images in [0, 1], got {options.mean}. Divide both by 255 for grey levels."
+        )
+    saved = {path.name for path in (options.out / "checkpoints").glob("*.ckpt")}
+    if (options.out / "config.yaml").exists() or saved - {IMPORTED}:  # left by a killed command
         raise ValueError(f"--out must be a folder without a run, got {options.out}. Pass another --out.")
 
 
+def _dropped(weights: "WeightSet", patterns: list[str]) -> list[str]:
+    """Return the keys that match patterns of the command line."""
+    from lightning_paf.interop.key_map import is_named, some
+
+    for pattern in patterns:
+        if not any(is_named(key, [pattern]) for key in weights.tensors):
+            raise ValueError(f"--drop must match keys of the file ({some([*weights.tensors])}), got {pattern}.")
+    return [key for key in weights.tensors if is_named(key, patterns)]
+
+
+def _check_options_not_in_keys(net: "nn.Module", rest: list[str]) -> None:
+    """Check that options of the network that no key or shape shows are typed."""
+    for name, values in getattr(net, "not_in_keys", {}).items():
+        if not any(word.split("=")[0].endswith(f".{name}") for word in rest):
+            raise ValueError(
+                f"{name} of {type(net).__name__} must be passed, since the keys of the file do not depend on it. "
+                f"Pass --model.net.{name} {values}."
+            )
+
+
 def _normalisation(
-    options: argparse.Namespace, held: "Statistics | None", expected: bool | None, keys: Iterable[str], cli: "PafCLI"
+    options: argparse.Namespace, held: "Statistics | None", file: "CheckpointFile", keys: "KeyMap", cli: "PafCLI"
 ) -> tuple["Statistics | None", str]:
     """Return the normalisation of the network's images, None for none, and its source.
 
     Args:
         options: Options of the command.
         held: Statistics in the file.
-        expected: Whether the network expects normalised images, if the file records it.
-        keys: Keys of the file.
+        file: The file, which can record whether the network expects normalised images.
+        keys: Mapping of its keys.
         cli: The run.
+
+    Raises:
+        ValueError: There is a normalisation, but its statistics are unknown.
     """
     from lightning_paf.interop import Statistics
     from lightning_paf.interop.families import DEEPMIND_MARKS, DEEPMIND_STATISTICS
     from lightning_paf.interop.key_map import stripped
+    from lightning_paf.interop.normalized_net import holds_statistics
 
     spec, typed = cli.datamodule.spec, {"true": True, "false": False}.get(options.normalize)
     if options.mean is not None:
         return Statistics(tuple(options.mean), tuple(options.std)), "from the command line"
     if typed is None and held is not None:
         return held, f"mean {held.mean}, std {held.std}, from the file"
-    for normalizes, source in ((typed, "from the command line"), (expected, "from the file")):
+    if typed and spec.name == "npz":
+        raise ValueError("--normalize true needs a dataset with known statistics, got npz. Pass --mean and --std.")
+    for normalizes, source in ((typed, "from the command line"), (file.normalize, "from the file")):
         if normalizes is not None:
             chosen = Statistics(spec.mean, spec.std) if normalizes else None
             return chosen, f"{f'that of {spec.name}' if normalizes else 'none'}, {source}"
-    if (cli.config["model"]["net"].get("init_args") or {}).get("mean"):
+    if (cli.config["model"]["net"].get("init_args") or {}).get("mean") or holds_statistics(keys.state):
         return None, "the network's own"
-    if DEEPMIND_MARKS & set(stripped(keys)) and spec.name in DEEPMIND_STATISTICS:
+    if DEEPMIND_MARKS & set(stripped(keys.state)) and spec.name in DEEPMIND_STATISTICS:
         return DEEPMIND_STATISTICS[spec.name], f"that of DeepMind's networks for {spec.name}"
+    second = "keys that begin with 1., as after a normalisation" if "1" in keys.root.split(".") else None
+    if evidence := file.evidence or second:
+        raise ValueError(
+            f"The normalisation of {file.path} must be passed, since the file has {evidence}, but no statistics. Pass "
+            f"--mean and --std, or --normalize true for those of {spec.name}, or --normalize false for none."
+        )
     return None, "none, since the file records none (pass --normalize true if it was trained with one)"
 
 
-def _print_map(file: "CheckpointFile", weights: "WeightSet", keys: "KeyMap") -> None:
+def _print_map(file: "CheckpointFile", weights: "WeightSet", keys: "KeyMap", left_out: list[str]) -> None:
+    from lightning_paf.interop.key_map import some
+
     print(f"{file.path.name} -> {len(keys.rows)} tensors ({keys.renaming})")
     width = max(len(key) for row in keys.rows for key in row.theirs or [""])
     for value, ours, theirs in keys.rows:
@@ -122,8 +178,8 @@ def _print_map(file: "CheckpointFile", weights: "WeightSet", keys: "KeyMap") -> 
         other = ", ".join(name for name in others if name != weights.name)
         kind = "averaged weights" if weights.averaged else "weights"
         print(f"Imported the {kind} under {weights.name}{other and '; the file also holds '}{other}.")
-    if weights.left_out:
-        print(f"Left out, not part of the network: {', '.join(weights.left_out)}.")
+    if left_out:
+        print(f"Left out, not part of the network: {len(left_out)} ({some(left_out)}).")
 
 
 def _origin(file: "CheckpointFile", weights: "WeightSet") -> dict[str, Any]:
@@ -141,6 +197,7 @@ def _write(out: Path, cli: "PafCLI", statistics: "Statistics | None", origin: di
 
     from lightning_paf.interop import NormalizedNet, Statistics
     from lightning_paf.runs.checkpoints import AtomicCheckpointIO
+    from lightning_paf.utils.files import write_whole
 
     config, spec = yaml.safe_load(cli.parser.dump(cli.config, skip_none=False)), cli.datamodule.spec
     config.pop("ckpt_path", None)
@@ -158,10 +215,12 @@ def _write(out: Path, cli: "PafCLI", statistics: "Statistics | None", origin: di
         "global_step": 0,
         "state_dict": cli.model.state_dict(),
         "imported": origin,
+        "hyper_parameters": {
+            "normalize": config["model"]["normalize"],
+            **{name: config["data"][name] for name in ("dataset", "num_classes", "channels")},
+        },
     }
-    checkpoint = out / "checkpoints" / "imported.ckpt"
+    checkpoint, text = out / "checkpoints" / IMPORTED, yaml.safe_dump(config, sort_keys=False)
     AtomicCheckpointIO().save_checkpoint(content, checkpoint)
-    (out / "config.yaml").write_text(
-        f"# lightning.pytorch=={version('lightning')}\n{yaml.safe_dump(config, sort_keys=False)}"
-    )
+    write_whole(out / "config.yaml", f"# lightning.pytorch=={version('lightning')}\n{text}".encode())
     return checkpoint

@@ -109,9 +109,11 @@ def _perform(tasks: "list[Task]", experiment: "Experiment", jobs: int) -> None:
     from rich.progress import Progress
 
     from lightning_paf.experiments.run import Task, perform
+    from lightning_paf.utils.process import end_with_parent
 
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    with ProcessPoolExecutor(jobs, get_context("spawn")) as pool, Progress() as progress:
+    executor = ProcessPoolExecutor(jobs, get_context("spawn"), initializer=end_with_parent)
+    with executor as pool, Progress() as progress:
         bar = progress.add_task("training and evaluation", total=len(tasks))
         variants = {variant.name: variant for variant in experiment.variants}
         waiting, running = list(tasks), dict[Future[None], Task]()

@@ -7,15 +7,15 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-from lightning_paf.utils.arguments import command_parser
+from lightning_paf.utils.arguments import command_parser, positive
 from lightning_paf.utils.radius import radius_from_text
 
 
 def main(argv: list[str]) -> int:
     """Print the results for one checkpoint; return 0 if all checks passed, else 1."""
     options, rest = _parse(argv)
-    if options.json and not options.json.parent.is_dir():
-        raise ValueError(f"--json must be in an existing folder, got {options.json}. Create it, or pass another file.")
+    if options.json and (options.json.is_dir() or not options.json.parent.is_dir()):
+        raise ValueError(f"--json must be a file in an existing folder, got {options.json}. Pass another file.")
     import numpy as np
     from rich.console import Console
 
@@ -56,11 +56,11 @@ def _parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     parser = command_parser("sanity-check", __doc__, epilog)
     add_run_arguments(parser)
     add = parser.add_argument
-    add("--examples", type=int, default=100, help="number of test images, the first ones")
+    add("--examples", type=positive, default=100, help="number of test images, the first ones")
     add("--eps", type=_radius, help="radius such as 8/255 (default: as in training)")
     add("--norm", choices=["linf", "l2"], help="norm of eps (default: as in training)")
     add("--surrogate", type=Path, help="checkpoint of another run, to transfer attacks from")
-    add("--batch_size", type=int, default=128, help="images in a forward pass")
+    add("--batch_size", type=positive, default=128, help="images in a forward pass")
     add("--seed", type=int, default=0, help="seed of all random numbers")
     add("--json", type=Path, help="write all results with their numbers")
     return parser.parse_known_args(argv)
@@ -69,7 +69,7 @@ def _parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
 def _radius(text: str) -> Fraction | float:
     try:
         return radius_from_text(text) if "/" in text else float(text)
-    except (ValueError, ZeroDivisionError):
+    except ValueError:
         raise argparse.ArgumentTypeError(f"must be a number such as 8/255 or 0.5, got {text!r}") from None
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lightning_paf.utils.arguments import command_parser
+from lightning_paf.utils.terminal import printable
 
 if TYPE_CHECKING:
     from lightning_paf.runs.status import ResultFile, RunStatus
@@ -35,16 +36,17 @@ def main(argv: list[str]) -> int:
 
 
 def _print_one(status: "RunStatus") -> None:
-    print(f"{status.run}: {status.life}" + (f" ({status.detail})" if status.detail else ""))
+    print(printable(f"{status.run}: {status.life}" + (f" ({status.detail})" if status.detail else "")))
     for label, text in _facts(status):
-        print(f"  {label:11} {text}")
+        print(printable(f"  {label:11} {text}"))
 
 
 def _facts(status: "RunStatus") -> Iterator[tuple[str, str]]:
     """Yield label and text of every line but the first."""
     from lightning_paf.runs.progress import duration
 
-    yield "progress", _position(status)
+    if status.life != "imported":
+        yield "progress", _position(status)
     if pace := _pace(status):
         yield "pace", pace
     if status.best:
@@ -52,12 +54,14 @@ def _facts(status: "RunStatus") -> Iterator[tuple[str, str]]:
     if status.activation:
         yield "activation", ", ".join(f"{name} {_span(*ends)}" for name, ends in status.activation.items())
     if status.checkpoint:
-        step, age = _number(status.checkpoint.step), duration(status.checkpoint.age)
-        yield "checkpoint", f"{status.checkpoint.path.name}: step {step}, {age} old"
+        step = "" if status.life == "imported" else f"step {_number(status.checkpoint.step)}, "
+        yield "checkpoint", f"{status.checkpoint.path.name}: {step}{duration(status.checkpoint.age)} old"
     elif status.life != "not started":
         yield "checkpoint", "none"
     for torn in status.torn:
         yield "torn", f"{torn.path.name} is incomplete and will be ignored"
+    for reason in status.unreadable:
+        yield "unreadable", reason
     for result in status.results:
         yield "result", f"{result.name} ({result.threat}): {_accuracies(result)}"
     for part in status.unfinished:
@@ -80,7 +84,7 @@ def _print_table(found: "list[RunStatus]") -> None:
     for title in ("run", "state", "epoch", "left", "robust", "clean", "result"):
         table.add_column(title, no_wrap=True)
     for status in found:
-        name = os.path.relpath(status.run, parent)
+        name = printable(os.path.relpath(status.run, parent))
         best = {b.metric: f"{100 * b.value:.1f} %" for b in status.best}
         clean = best.pop("val/acc", "-")
         table.add_row(
@@ -92,14 +96,14 @@ def _print_table(found: "list[RunStatus]") -> None:
             clean,
             "\n".join(f"{100 * result.robust[0]:.1f} %" for result in status.results) or "-",
         )
-    console = Console(highlight=False, soft_wrap=True)
-    console.print(f"Runs in {parent}\nrobust, clean: best in validation; result: robust accuracy in test")
+    console = Console(highlight=False, markup=False, soft_wrap=True)
+    console.print(f"Runs in {printable(parent)}\nrobust, clean: best in validation; result: robust accuracy in test")
     console.print(table)
 
 
 def _position(status: "RunStatus") -> str:
     """Format as `epoch 3 of 15, step 1,200 of 6,000 (20.0 %)`."""
-    steps = status.progress.steps if status.progress else None
+    steps = status.progress.steps if status.progress and not _ended_early(status) else None
     done = f" of {steps:,} ({100 * (status.step or 0) / steps:.1f} %)" if steps else ""
     return f"epoch {_epochs(status).replace('/', ' of ')}, step {_number(status.step)}{done}"
 
@@ -108,8 +112,12 @@ def _number(step: int | None) -> str:
     return "unknown" if step is None else f"{step:,}"
 
 
+def _ended_early(status: "RunStatus") -> bool:
+    return status.life == "finished" and bool(status.detail)
+
+
 def _epochs(status: "RunStatus") -> str:
-    epochs = status.progress.epochs if status.progress else None
+    epochs = status.progress.epochs if status.progress and not _ended_early(status) else None
     return f"{status.epoch}/{epochs}" if epochs else str(status.epoch)
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lightning_paf.utils.arguments import command_parser
+from lightning_paf.utils.terminal import printable
 
 if TYPE_CHECKING:
     from lightning_paf.evaluation.evidence import Verification
@@ -69,4 +70,4 @@ def _print(path: Path, verification: "Verification") -> None:
 
 def _line(text: object) -> None:
     """Print one line, in which text from the file cannot control the terminal."""
-    print("".join(letter if letter.isprintable() else "?" for letter in str(text)[:2000]))
+    print(printable(str(text)[:2000]))

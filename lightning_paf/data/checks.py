@@ -3,12 +3,30 @@
 The argument `where` is the start of each message: a file, or the name of a dataset.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 from numpy.typing import NDArray
 
+from lightning_paf.data.readers.archives import UNLABELLED
 from lightning_paf.data.readers.npy import Column, NpyFile
+
+
+@contextmanager
+def readable() -> Iterator[None]:
+    """Name the file of an error of the file system.
+
+    Raises:
+        ValueError: Instead of an `OSError`.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise ValueError(
+            f"{error.filename or 'The images'} must be readable, got {error.strerror or error}. Check permissions and "
+            "disk."
+        ) from error
 
 
 def check_images(image: Column | NpyFile, channels: int, where: str) -> None:
@@ -19,8 +37,6 @@ def check_images(image: Column | NpyFile, channels: int, where: str) -> None:
     """
     shape = image.shape
     rule = f"{where}: images must be uint8 of shape (N, H, W, {channels}), got {image.dtype} of shape {shape}."
-    if len(shape) == 3:
-        raise ValueError(f"{rule} Add a channel axis to grey images, images[..., None], and pass --data.channels 1.")
     if len(shape) != 4:
         raise ValueError(f"{rule} Reshape them.")
     if shape[3] != channels and shape[1] == channels:
@@ -70,6 +86,8 @@ def check_labels(labels: NDArray[np.int64], num_classes: int, where: str) -> Non
         ValueError: One is not.
     """
     low, high = int(labels.min()), int(labels.max())
+    if low == high == UNLABELLED:
+        raise ValueError(f"{where}: images must have labels except in `predict`, got none. Store them as `label` (N,).")
     if low < 0 or high >= num_classes:
         raise ValueError(
             f"{where}: labels must be 0 to {num_classes - 1}, got {low} to {high}. "

@@ -1,15 +1,18 @@
 """Datasets that fetch a batch in one call."""
 
+import hashlib
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, get_worker_info
 
 from lightning_paf.data.sources import ImageSet
 from lightning_paf.data.synthetic.pool import SyntheticPool
+
+HASHED = 100
 
 
 class RawBatch(NamedTuple):
@@ -63,6 +66,18 @@ class MixedDataset(Dataset[RawBatch]):
     def __getitem__(self, index: int) -> RawBatch:
         return self.__getitems__([index])
 
+    def fingerprints(self) -> dict[str, str]:
+        """Return a hash of the real and one of the synthetic images, from a sample.
+
+        Each covers the number of images, and `HASHED` evenly spread ones.
+        """
+        parts = {"real": (0, self.real_size), "synthetic": (self.real_size, self.synthetic_size)}
+        return {name: self._fingerprint(first, size) for name, (first, size) in parts.items() if size}
+
+    def _fingerprint(self, first: int, size: int) -> str:
+        sample = self.__getitems__((first + np.linspace(0, size - 1, HASHED).astype(np.int64)).tolist())
+        return hashlib.sha256(f"{size}".encode() + sample.images.numpy().data + sample.labels.numpy().data).hexdigest()
+
     def __getitems__(self, indices: Sequence[int]) -> RawBatch:
         """Fetch the batch of these indices."""
         index = np.asarray(indices)
@@ -77,6 +92,14 @@ class MixedDataset(Dataset[RawBatch]):
         return RawBatch(*map(torch.from_numpy, (batch.images, batch.labels, synthetic)))
 
 
-def as_fetched(batch: Any) -> Any:
-    """Return a batch unchanged, in place of collating: `__getitems__` returns batches."""
+def as_fetched(batch: RawBatch) -> RawBatch:
+    """Return a batch unchanged, in place of collating: `__getitems__` returns batches.
+
+    In a worker process it is moved to shared memory here. Otherwise this happens in a thread whose errors reach nobody,
+    and the main process waits forever.
+    """
+    if get_worker_info() is not None:
+        for part in batch:
+            if part is not None:
+                part.share_memory_()  # type: ignore[no-untyped-call]
     return batch

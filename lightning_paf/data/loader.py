@@ -1,5 +1,6 @@
-"""A training loader whose position can be saved."""
+"""Loaders of images that can be resumed and never wait forever."""
 
+import resource
 from collections.abc import Iterator
 from typing import Any
 
@@ -8,9 +9,59 @@ from torch.utils.data import DataLoader
 from lightning_paf.data.datasets import RawBatch
 from lightning_paf.data.samplers import MixedSampler
 
+WAIT = 300
+"""Seconds after which a batch of a worker process is given up."""
 
-class ResumableLoader(DataLoader[RawBatch]):
-    """A `DataLoader` whose position in the stream of batches can be restored.
+FILES, FILES_OF_A_WORKER = 64, 16
+"""Open files that a process with workers needs, and those for each worker.
+
+Pipes and prefetched batches are open files.
+"""
+
+
+def check_workers(number: int) -> None:
+    """Check the number of worker processes.
+
+    With fewer open files than they need, some wait for each other forever.
+
+    Raises:
+        ValueError: It is negative, or the process may not open enough files.
+    """
+    if number < 0:
+        raise ValueError(f"num_workers must be at least 0, got {number}. Pass --data.num_workers 0 for none.")
+    most, needed = resource.getrlimit(resource.RLIMIT_NOFILE)[0], FILES + FILES_OF_A_WORKER * number
+    if number and most != resource.RLIM_INFINITY and most < needed:
+        raise ValueError(
+            f"{number} worker processes must be allowed {needed} open files, got {most}. Run `ulimit -n {needed}`, or "
+            f"pass --data.num_workers {max(0, (most - FILES) // FILES_OF_A_WORKER)}."
+        )
+
+
+class ImageLoader(DataLoader[RawBatch]):
+    """A `DataLoader` whose workers fail with an error of one sentence."""
+
+    def __iter__(self) -> Iterator[RawBatch]:  # type: ignore[override]  # torch names its own class of iterators
+        """Yield batches.
+
+        Raises:
+            ValueError: A worker process failed, or sent no batch for `timeout` seconds.
+        """
+        try:
+            yield from super().__iter__()
+        except (RuntimeError, ValueError, OSError) as error:
+            if not self.num_workers:
+                raise
+            reason = str(error).strip().splitlines()[-1]  # of the traceback in the worker
+            if reason.startswith("ValueError: "):
+                raise ValueError(reason.removeprefix("ValueError: ")) from error
+            raise ValueError(
+                f"Worker processes must fetch batches, got {reason}. Pass --data.num_workers 0; or enlarge /dev/shm "
+                "(Docker: --shm-size) or the number of open files (ulimit -n)."
+            ) from error
+
+
+class ResumableLoader(ImageLoader):
+    """A loader whose position in the stream of batches can be restored.
 
     The position counts the global batches that the training has used, for any number of ranks. Batches that workers
     have prefetched beyond it are fetched again after a restart. The sampler is a `MixedSampler`; arguments are those of
@@ -19,7 +70,7 @@ class ResumableLoader(DataLoader[RawBatch]):
 
     _position = (0, 0)
 
-    def __iter__(self) -> Iterator[RawBatch]:  # type: ignore[override]  # torch names its own class of iterators
+    def __iter__(self) -> Iterator[RawBatch]:  # type: ignore[override]
         """Yield batches from the saved position if it lies in this epoch, otherwise all.
 
         A generator, because Lightning creates the iterator of a resumed training before it sets the sampler's epoch.

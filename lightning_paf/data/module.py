@@ -11,9 +11,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from lightning_paf.data.augment import Augment, standard_augment
+from lightning_paf.data.checks import readable
 from lightning_paf.data.datasets import EvalDataset, MixedDataset, RawBatch, as_fetched
 from lightning_paf.data.image_batches import select_images
-from lightning_paf.data.loader import ResumableLoader
+from lightning_paf.data.loader import WAIT, ImageLoader, ResumableLoader, check_workers
 from lightning_paf.data.mixing import Mixing, distributions
 from lightning_paf.data.readers.folder import find_sources
 from lightning_paf.data.samplers import MixedSampler, ShardSampler, batches_per_epoch, even_batch_size, real_per_batch
@@ -22,7 +23,6 @@ from lightning_paf.data.synthetic.convert import convert_all, converted_folder
 from lightning_paf.data.synthetic.pool import SyntheticPool
 from lightning_paf.schedules import Schedule
 from lightning_paf.specs import DatasetName, dataset_spec
-from lightning_paf.types import Batch
 
 _OPTIONAL: tuple[Part, ...] = ("val", "test")
 """Parts that training does not require."""
@@ -38,7 +38,7 @@ class RobustDataModule(LightningDataModule):
     Args:
         dataset: Real images. `digits` come with scikit-learn; `npz` are your own: `root` holds `train.npz` and
             `test.npz`, each with `image` uint8 (N, H, W, C) and `label` (N,), and optionally `val.npz`. A command
-            needs only the files that it uses.
+            needs only the files that it uses, and `predict` no labels. Grey images can be (N, H, W).
         root: Folder of the real images; missing files of CIFAR and SVHN are downloaded into it.
         num_classes: Number of classes of `npz`.
         channels: Number of image channels of `npz`, 3 by default; 1 for grey images.
@@ -70,6 +70,8 @@ class RobustDataModule(LightningDataModule):
         mixing: Mixture of training images and labels after `augment`: `CutMix` or null. With mixing or smoothing,
             training labels are distributions over the classes (N, num_classes).
         seed: Seed of the order of the real images and of the draws from the synthetic ones.
+        class_balanced: Draw real training images with replacement, all classes equally often, for unequal numbers of
+            images per class. For weights in the loss, see the objectives with `class_weights`.
 
     Raises:
         ValueError: An argument is out of range (at construction), or images, labels or files are invalid (in
@@ -98,6 +100,7 @@ class RobustDataModule(LightningDataModule):
         mixing: Mixing | None = None,
         seed: int = 0,
         channels: int | None = None,
+        class_balanced: bool = False,
     ) -> None:
         super().__init__()
         self.spec = dataset_spec(dataset, num_classes, channels)
@@ -107,21 +110,23 @@ class RobustDataModule(LightningDataModule):
         self.real_fraction, self.real_schedule = real_fraction, real_schedule
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
         self.val_size, self.selection = val_size, selection
-        self.epoch = epoch
-        self.train_examples = train_examples
+        self.epoch, self.train_examples = epoch, train_examples
         self.num_workers = num_workers
         self.augment = standard_augment(dataset) if augment == "standard" else augment
         self.augment_synthetic = augment_synthetic
-        self.synthetic_smoothing = synthetic_smoothing
-        self.mixing = mixing
-        self.seed = seed
+        self.synthetic_smoothing, self.mixing = synthetic_smoothing, mixing
+        self.seed, self.class_balanced = seed, class_balanced
+        self._fingerprints: dict[str, str] = {}
         self._check_arguments()
 
     def _check_arguments(self) -> None:
+        check_workers(self.num_workers)
+        if not 0 <= self.seed < 2**63:
+            raise ValueError(f"data.seed must be from 0 to 2^63 - 1, got {self.seed}. Pass e.g. --data.seed 0.")
         sizes = {name: getattr(self, name) for name in ("batch_size", "eval_batch_size", "train_examples", "epoch")}
         for name, size in sizes.items():
-            if isinstance(size, int) and size < 1:
-                raise ValueError(f"{name} must be at least 1, got {size}. Pass --data.{name} N with N >= 1.")
+            if isinstance(size, int) and not 1 <= size < 2**31:
+                raise ValueError(f"{name} must be from 1 to 2^31 - 1, got {size}. Pass another --data.{name}.")
         if not 0 <= self.real_fraction <= 1:
             raise ValueError(
                 f"real_fraction must be from 0 to 1, got {self.real_fraction}. Pass e.g. --data.real_fraction 0.3."
@@ -150,6 +155,7 @@ class RobustDataModule(LightningDataModule):
                 f"{self.real_fraction}. Lower it, or use real images only: --data.real_fraction 1."
             )
 
+    @readable()
     def prepare_data(self, stage: str | None = None) -> None:
         """Download missing images and convert synthetic ones, once on each node.
 
@@ -162,9 +168,12 @@ class RobustDataModule(LightningDataModule):
             self._check_mixture()
             conversions = self._conversions()
         real = self._read(stage, download=True)
+        if stage == "fit":
+            self._check_batch_size(len(self._shorten(real["train"])))
         if conversions:
             convert_all(conversions, real["train"].images.shape, self.spec.num_classes)
 
+    @readable()
     def setup(self, stage: str) -> None:
         """Read and split the images that a stage uses.
 
@@ -183,6 +192,20 @@ class RobustDataModule(LightningDataModule):
             self._check_mixture()
             train = self._real["train"]
             self._train_set = MixedDataset(self._shorten(train), self._open_pool(train))
+            self._fingerprints = self._train_set.fingerprints()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return fingerprints of the training images."""
+        return self._fingerprints
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Warn of other training images than those of a resumed training."""
+        changed = [name for name, now in self._fingerprints.items() if state_dict.get(name, now) != now]
+        if changed:
+            rank_zero_warn(
+                f"The {' and '.join(changed)} training images are not those of the checkpoint: the training does not "
+                "resume exactly. Restore the files, or start a new run."
+            )
 
     def train_dataloader(self) -> DataLoader[RawBatch]:
         """Mixed batches of `batch_size` over all ranks."""
@@ -194,6 +217,7 @@ class RobustDataModule(LightningDataModule):
             num_replicas=self._world_size,
             rank=self._rank,
             seed=self.seed,
+            class_balanced=self.class_balanced,
         )
         return ResumableLoader(
             self._train_set, self.batch_size // self._world_size, sampler=sampler, **self._fetching()
@@ -218,17 +242,20 @@ class RobustDataModule(LightningDataModule):
         """The test images, in their order."""
         return self.test_dataloader()
 
-    def on_after_batch_transfer(self, batch: RawBatch, dataloader_idx: int) -> Batch:
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Augment a training batch and convert it to floats, on the device.
 
         Args:
-            batch: uint8 images (N, H, W, C), labels, and a mask of the synthetic images.
+            batch: uint8 images (N, H, W, C), labels, and a mask of the synthetic images. Batches of other loaders and
+                the sample of an export are returned unchanged.
             dataloader_idx: Not used.
 
         Returns:
             Images (N, C, H, W) in [0, 1], in channels-last layout for training, and labels (N,), or distributions over
             the classes (N, num_classes) if training smooths or mixes labels.
         """
+        if not isinstance(batch, RawBatch):
+            return batch
         images, targets = self.augmented(batch), batch.labels
         if batch.synthetic is not None and (self.synthetic_smoothing or self.mixing):
             targets = distributions(targets, self.spec.num_classes, batch.synthetic * self.synthetic_smoothing)
@@ -289,6 +316,13 @@ class RobustDataModule(LightningDataModule):
                 f"{smaller or number}, or, to leave the training unchanged, another number of devices."
             )
 
+    def _check_batch_size(self, images: int) -> None:
+        if max(self._real_per_batch()) > images:
+            raise ValueError(
+                f"batch_size must leave at most {images} real images in a batch, as many as there are for training, "
+                f"got {self.batch_size}. Pass --data.batch_size {round(images / self.real_fraction)} or less."
+            )
+
     def _conversions(self) -> list[tuple[Path, Path]]:
         return [(source, converted_folder(source, self.cache_dir)) for source in find_sources(self.synthetic)]
 
@@ -308,7 +342,7 @@ class RobustDataModule(LightningDataModule):
         }
         if self.selection == "test":
             parts = {"fit": ["train", "test"], "validate": ["test"]}
-        found = read_parts(self.spec, self.root, parts.get(stage, ["test"]), download)
+        found = read_parts(self.spec, self.root, parts.get(stage, ["test"]), download, stage != "predict")
         return found if stage not in parts else self._with_validation(found)
 
     def _with_validation(self, found: dict[Part, ImageSet]) -> dict[Part, ImageSet]:
@@ -337,12 +371,13 @@ class RobustDataModule(LightningDataModule):
         batch_size = even_batch_size(len(data), self._world_size, self.eval_batch_size)
         sampler = ShardSampler(dataset, self._world_size, self._rank)
         # By name, because Lightning rebuilds the loader of `predict` from its arguments.
-        return DataLoader(dataset, batch_size=batch_size, sampler=sampler, **self._fetching())
+        return ImageLoader(dataset, batch_size=batch_size, sampler=sampler, **self._fetching())
 
     def _fetching(self) -> dict[str, Any]:
         """Arguments of all loaders."""
         return {
             "num_workers": self.num_workers,
+            "timeout": WAIT if self.num_workers else 0,
             "collate_fn": as_fetched,
             "pin_memory": torch.cuda.is_available(),
             "persistent_workers": self.num_workers > 0,
@@ -355,4 +390,5 @@ class RobustDataModule(LightningDataModule):
 def _stage(trainer: Trainer | None) -> str:
     """The stage of a trainer; `fit` without a trainer."""
     fn = trainer.state.fn if trainer else None
-    return "fit" if fn is None else {TrainerFn.FITTING: "fit", TrainerFn.VALIDATING: "validate"}.get(fn, "test")
+    known = {None: "fit", TrainerFn.FITTING: "fit", TrainerFn.VALIDATING: "validate", TrainerFn.PREDICTING: "predict"}
+    return known.get(fn, "test")

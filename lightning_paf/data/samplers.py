@@ -50,6 +50,7 @@ class MixedSampler(DistributedSampler[int]):
         num_replicas: Number of ranks.
         rank: This rank.
         seed: Seed of the order, combined with the epoch.
+        class_balanced: Draw real images with replacement, all classes equally often.
     """
 
     def __init__(
@@ -62,8 +63,13 @@ class MixedSampler(DistributedSampler[int]):
         num_replicas: int,
         rank: int,
         seed: int,
+        class_balanced: bool = False,
     ) -> None:
         super().__init__(dataset, num_replicas, rank, seed=seed)
+        self.weights: NDArray[np.float64] | None = None
+        if class_balanced:
+            labels = dataset.real.labels
+            self.weights = 1 / np.bincount(labels)[labels]
         self.real_size, self.synthetic_size = dataset.real_size, dataset.synthetic_size
         self.batch_size = batch_size
         self.real_per_batch = real_per_batch
@@ -93,10 +99,15 @@ class MixedSampler(DistributedSampler[int]):
         rng = np.random.default_rng([self.seed, self.epoch])
         drawn = self.batch_size - self.real_per_batch[min(self.epoch, len(self.real_per_batch) - 1)]
         batches = np.empty((self.batches, self.batch_size), np.int64)
-        batches[:, drawn:] = _passes(rng, self.real_size, batches[:, drawn:].size).reshape(self.batches, -1)
+        batches[:, drawn:] = self._real(rng, batches[:, drawn:].size).reshape(self.batches, -1)
         first, end = self.real_size, self.real_size + self.synthetic_size
         batches[:, :drawn] = rng.integers(first, end, (self.batches, drawn))
         return rng.permuted(batches, axis=1, out=batches)
+
+    def _real(self, rng: np.random.Generator, total: int) -> NDArray[np.int64]:
+        if self.weights is None:
+            return _passes(rng, self.real_size, total)
+        return rng.choice(self.real_size, total, p=self.weights / self.weights.sum())
 
 
 def _passes(rng: np.random.Generator, size: int, total: int) -> NDArray[np.int64]:

@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lightning_paf.data.checks import check_classes, check_images, check_label_header, check_labels, check_same_size
-from lightning_paf.data.readers.archives import open_archive
+from lightning_paf.data.readers.archives import UNLABELLED, open_archive
+from lightning_paf.data.readers.npy import Column
 from lightning_paf.specs import DatasetSpec
 
 DIGITS_TEST_SIZE = 360
@@ -50,16 +51,18 @@ def read_dataset(spec: DatasetSpec, root: Path, download: bool) -> RealData:
     return RealData(found["train"], found["test"])
 
 
-def read_parts(spec: DatasetSpec, root: Path, parts: Sequence[Part], download: bool) -> dict[Part, ImageSet]:
+def read_parts(
+    spec: DatasetSpec, root: Path, parts: Sequence[Part], download: bool, labelled: bool = True
+) -> dict[Part, ImageSet]:
     """Read and check parts of a dataset with images of one size; see `read_part`."""
-    found = {part: read_part(spec, root, part, download) for part in parts}
+    found = {part: read_part(spec, root, part, download, labelled) for part in parts}
     for part in parts[1:]:
         where = f"{spec.name} in {root}, {part} set"
         check_same_size(found[part].images.shape, found[parts[0]].images.shape, where)
     return found
 
 
-def read_part(spec: DatasetSpec, root: Path, part: Part, download: bool) -> ImageSet:
+def read_part(spec: DatasetSpec, root: Path, part: Part, download: bool, labelled: bool = True) -> ImageSet:
     """Read and check one part of a dataset.
 
     Args:
@@ -67,13 +70,15 @@ def read_part(spec: DatasetSpec, root: Path, part: Part, download: bool) -> Imag
         root: Folder of the dataset in torchvision's layout; for `npz`, the folder of `train.npz` and others.
         part: `val` exists for `npz` only.
         download: Download files that torchvision does not find in `root`.
+        labelled: Whether labels are required; without them, an `npz` file has only labels `UNLABELLED`.
 
     Raises:
         ValueError: The images cannot be read, or images or labels break a rule.
     """
     images = _READERS[spec.name](spec, root, part, download)
     where = f"{spec.name} in {root}, {'training' if part == 'train' else part} set"
-    check_labels(images.labels, spec.num_classes, where)
+    if labelled or (images.labels != UNLABELLED).any():
+        check_labels(images.labels, spec.num_classes, where)
     if part == "train":
         check_classes(np.bincount(images.labels, minlength=spec.num_classes), where)
     return images
@@ -142,12 +147,23 @@ def _read_npz(spec: DatasetSpec, root: Path, part: Part, download: bool) -> Imag
     path = root / f"{part}.npz"
     with open_archive(path) as archive:
         check_images(archive.image, spec.channels, str(path))
-        check_label_header(archive.label, archive.image.shape[0], str(path))
-        images = ImageSet(
-            np.concatenate(list(archive.image.chunks())),
-            np.concatenate(list(archive.label.chunks())).astype(np.int64),
-        )
-    return images.take(np.random.default_rng(0).permutation(len(images))) if part == "train" else images
+        count = archive.image.shape[0]
+        check_label_header(archive.label, count, str(path))
+        rows = np.arange(count)
+        if part == "train":
+            rows[np.random.default_rng(0).permutation(count)] = np.arange(count)
+        images = ImageSet(np.empty(archive.image.shape, np.uint8), np.empty(count, np.int64))
+        _fill(images.images, archive.image, rows)
+        _fill(images.labels, archive.label, rows)
+    return images
+
+
+def _fill(array: NDArray[Any], column: Column, rows: NDArray[np.int64]) -> None:
+    """Write a column into the given rows of an array, without a second copy in memory."""
+    start = 0
+    for chunk in column.chunks():
+        array[rows[start : start + len(chunk)]] = chunk
+        start += len(chunk)
 
 
 _READERS: dict[str, Callable[[DatasetSpec, Path, Part, bool], ImageSet]] = {

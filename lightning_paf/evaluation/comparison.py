@@ -1,6 +1,5 @@
 """Comparison of the robust accuracies of two models on the same samples."""
 
-import json
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
@@ -19,6 +18,7 @@ from lightning_paf.evaluation.statistics import (
     needed_samples,
     paired_difference,
 )
+from lightning_paf.utils.files import parse_json
 
 SIGNIFICANCE = 0.05
 _IGNORED = ("norm", "eps", "eps_value", "bounds", "seed", "batch_size")
@@ -147,7 +147,7 @@ def load_result(path: Path) -> tuple[Path, EvaluationResult]:
 
 def _is_result(path: Path) -> bool:
     try:
-        content = json.loads(path.read_text())
+        content = parse_json(path.read_text())
     except (OSError, ValueError):
         return False
     return isinstance(content, dict) and {"name", "attack", "outcomes", "seconds"} <= with_new_names(content).keys()

@@ -6,7 +6,6 @@ import math
 import os
 import platform
 import time
-import warnings
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -18,12 +17,14 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from lightning_paf.attacks import Attack
+from lightning_paf.attacks.probe import PROBES, Probe, probe, warn_of
 from lightning_paf.attacks.sub_attack import run_sub_attack
 from lightning_paf.evaluation.identity import Identity, data_fingerprint, network_fingerprint
 from lightning_paf.evaluation.result import BlockResult, EvaluationResult
-from lightning_paf.evaluation.state import MemoryState, Record, State
+from lightning_paf.evaluation.samples import Samples
+from lightning_paf.evaluation.state import Key, MemoryState, Record, State
 from lightning_paf.functional.geometry import geometry_of
-from lightning_paf.functional.predictions import NO_PREDICTION, predicted
+from lightning_paf.functional.predictions import check_labels, predicted
 from lightning_paf.nn.modes import frozen
 from lightning_paf.runs.progress import duration
 from lightning_paf.speed.search_model import Precision, SearchModel
@@ -35,41 +36,11 @@ Stop = Callable[[int, int, int], bool]
 CLEAN = "clean"
 _MAX_SUB_ATTACKS = 2**7 - 1
 _BATCH_SIZE = 256
-_PROBES = 8
 _ROUNDING = 1e-4
 """Tolerated relative excess over the radius, for rounding of a sum over pixels."""
 _MIN_WAIT, _MAX_WAIT = 0.05, 2.0
+_LISTING_PAUSE = 10  # between two listings of a folder, as a multiple of the duration of one
 _SECONDS_BETWEEN_WAITING_LINES = 60.0
-
-
-@dataclass(frozen=True)
-class Samples:
-    """Samples in the order of their evaluation, read on demand.
-
-    Attributes:
-        ids: Indices in the dataset, (n,) int64, without duplicates.
-        fetch: Maps some of the ids to images, float32 (N, C, H, W) in [0, 1], and labels, int64 (N,), both on the
-            device of the evaluation. Equal ids must give equal images.
-    """
-
-    ids: NDArray[np.int64]
-    fetch: Callable[[NDArray[np.int64]], tuple[Tensor, Tensor]]
-
-    def __len__(self) -> int:
-        return len(self.ids)
-
-    @classmethod
-    def of(cls, x: Tensor, y: Tensor, device: torch.device | None = None) -> "Samples":
-        """Build samples from images (n, C, H, W) and labels (n,).
-
-        The default device is that of the images.
-        """
-
-        def fetch(ids: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
-            indices = torch.from_numpy(ids).to(x.device)
-            return x[indices].to(device), y[indices].to(device)
-
-        return cls(np.arange(len(y)), fetch)
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,26 +81,48 @@ class Evaluation:
             raise ValueError("An evaluation must have at least one sample, got none. Pass at least one.")
         if len(np.unique(self.samples.ids)) < len(self.samples):
             raise ValueError("The ids of samples must be distinct, got duplicates. Pass each id once.")
-        if len(self.sub_attacks) > _MAX_SUB_ATTACKS:
-            raise ValueError(
-                f"An attack must have at most {_MAX_SUB_ATTACKS} sub-attacks, got {len(self.sub_attacks)}. Use fewer."
-            )
+        if (count := len(self.attack.sub_attacks())) > _MAX_SUB_ATTACKS:
+            raise ValueError(f"An attack must have at most {_MAX_SUB_ATTACKS} sub-attacks, got {count}. Use fewer.")
+
+    @cached_property
+    def fitted(self) -> Attack:
+        """The attack for the number of classes of the model."""
+        return self.attack.for_classes(self.probe.classes)
 
     @cached_property
     def sub_attacks(self) -> tuple[Attack, ...]:
         """The attacks that run one after the other."""
-        return self.attack.sub_attacks()
+        return self.fitted.sub_attacks()
+
+    @cached_property
+    def probe(self) -> Probe:
+        """The model with signs of an unreliable result, from the first samples.
+
+        Every process uses the same samples, so that records do not depend on the block that it starts with.
+
+        Raises:
+            ValueError: The model or the labels cannot be evaluated.
+        """
+        x, y = self.samples.fetch(self.samples.ids[:PROBES])
+        check_labels(y, len(x), soft=False)
+        return probe(self.model, x, y)
 
     @cached_property
     def identity(self) -> Identity:
-        """Everything that the records depend on; the first access reads every sample."""
+        """Everything that the records depend on; the first access reads every sample.
+
+        Raises:
+            ValueError: As `probe`, for any sample.
+        """
         with torch.inference_mode(False):
+            classes = self.probe.classes
+            blocks = (self._checked(ids, classes) for ids in self.blocks())
             return Identity(
                 model=weights_fingerprint(self.model),
                 network=network_fingerprint(self.model),
-                data=data_fingerprint(self.samples.ids, map(self.samples.fetch, self.blocks())),
+                data=data_fingerprint(self.samples.ids, blocks),
                 samples=len(self.samples),
-                attack=self.attack.describe(),
+                attack=self.fitted.describe(),
                 sub_attacks=[{"label": attack.label, **attack.describe()} for attack in self.sub_attacks],
                 block_size=self.block_size,
                 seed=self.seed,
@@ -141,6 +134,12 @@ class Evaluation:
         """Return the ids of each block."""
         size = self.block_size
         return [self.samples.ids[first : first + size] for first in range(0, len(self.samples), size)]
+
+    def _checked(self, ids: NDArray[np.int64], classes: int) -> tuple[Tensor, Tensor]:
+        """Images and labels of a block; their fingerprint does not show wrong labels."""
+        x, y = self.samples.fetch(ids)
+        check_labels(y, len(ids), classes, soft=False)
+        return x, y
 
     def run(
         self, state: State | None = None, stop: Stop | None = None, progress: Callable[[str], None] | None = None
@@ -156,20 +155,15 @@ class Evaluation:
             progress: Called with log lines.
 
         Raises:
-            ValueError: The state belongs to another evaluation, or cannot be written.
+            ValueError: The model or the labels cannot be evaluated; the state belongs to another evaluation, or cannot
+                be written.
         """
         state = MemoryState() if state is None else state
         state.open(self.identity)
         with torch.inference_mode(False):
             blocks = _Worker(self, state, stop, progress or (lambda line: None)).run()
         result = EvaluationResult.of(self, state, blocks, getattr(stop, "reason", None))
-        undefined = int(np.count_nonzero(result.adversarial == NO_PREDICTION))
-        if undefined:
-            warnings.warn(
-                f"The logits of {undefined} samples are not finite; these count as misclassified. Look for an overflow "
-                "in the model.",
-                stacklevel=2,
-            )
+        warn_of(result.flags)
         return result
 
 
@@ -193,9 +187,13 @@ class _Worker:
         self.ids = evaluation.blocks()
         self.done: dict[int, list[Record]] = {}  # without adversarial images
         self.counts: dict[int, tuple[int, int]] = {}  # robust and evaluated samples of these blocks
+        self.totals = (0, 0)  # their sums
+        self.open: set[Key] = set()  # records of other blocks
+        self.next_listing = 0.0
+        self.budgets = [1, *map(_budget, evaluation.sub_attacks)]
         self.prefix = 0  # number of first blocks that are complete and were passed to `stop`
         self.stopped = False
-        self.found = 0
+        self.found = 0  # budgets of the records found at the start
         self.started = time.perf_counter()
 
     def run(self) -> list[list[Record]]:
@@ -213,24 +211,33 @@ class _Worker:
                 time.sleep(wait)
                 wait = min(2 * wait, _MAX_WAIT)
             finished = self._update()
-        if "search" in vars(self):
-            self.search.warn_of_gradients()
         return [self.done[block] for block in range(self.prefix)]
 
     def _update(self) -> bool:
         """Read the blocks completed by any process; return whether all is done."""
-        counts = Counter(block for block, _ in self.state.recorded() if block not in self.done)
+        if time.perf_counter() >= self.next_listing:
+            self._list()
+        counts = Counter(block for block, _ in self.open)
         for block in (block for block, count in counts.items() if count == len(self.labels)):
             records = self._records(block)
             if len(records) == len(self.labels):
                 self.done[block] = [replace(record, x_adv=record.x_adv[:0]) for record in records]
                 self.counts[block] = _counts(records)
+                self.totals = _sum(self.totals, self.counts[block])
+                self.open -= {(block, number) for number in range(len(records))}
         while self.prefix in self.done and not self.stopped:
             self.prefix += 1
             if self.stop is not None:
                 robust, evaluated = (sum(self.counts[block][i] for block in range(self.prefix)) for i in (0, 1))
                 self.stopped = self.stop(robust, evaluated, len(self.evaluation.samples))
         return self.stopped or self.prefix == len(self.ids)
+
+    def _list(self) -> None:
+        """List the records of all processes, in a tenth of the time at most."""
+        started = time.perf_counter()
+        self.open = {key for key in self.state.recorded() if key[0] not in self.done}
+        now = time.perf_counter()
+        self.next_listing = now + _LISTING_PAUSE * (now - started)
 
     def _run_free_block(self) -> bool:
         for block in self._missing():
@@ -252,6 +259,7 @@ class _Worker:
             images = images or self.evaluation.samples.fetch(self.ids[block])
             with torch.autocast(images[0].device.type, enabled=False):
                 records.append(self.state.write(self._run_sub_attack(block, records, *images)))
+            self.open.add((block, len(records) - 1))
             self._report(records)
 
     def _records(self, block: int) -> list[Record]:
@@ -284,6 +292,7 @@ class _Worker:
     def _run_sub_attack(self, block: int, records: list[Record], x: Tensor, y: Tensor) -> Record:
         """Make the next record of a block with images `x` and labels `y`."""
         expected, before, started = self._expected(block, records), replace(self.search.passes), time.perf_counter()
+        not_finite = self.search.not_finite
         indices = torch.from_numpy(self._indices(block, records)).to(x.device)
         x, y = x[indices], y[indices]
         if not records or len(x) == 0:
@@ -309,6 +318,7 @@ class _Worker:
                 "device": x.device.type,
                 "threads": torch.get_num_threads(),
                 "torch": torch.__version__,
+                "gradients_not_finite": self.search.not_finite - not_finite,
                 "seconds": time.perf_counter() - started,
             },
         )
@@ -317,13 +327,12 @@ class _Worker:
     def search(self) -> SearchModel:
         """The model for the attacks, after its first call.
 
-        The first call determines how all later ones are computed. In every process it uses the first samples of the
-        evaluation, so that records do not depend on the block that a process starts with.
+        The first call determines how all later ones are computed.
         """
-        samples = self.evaluation.samples
-        search = self.evaluation.attack.search_model(self.evaluation.model, self.evaluation.precision)
-        probes, _ = samples.fetch(samples.ids[:_PROBES])
-        with torch.no_grad(), frozen(self.evaluation.model):
+        evaluation = self.evaluation
+        search = evaluation.attack.search_model(evaluation.probe.model, evaluation.precision)
+        probes, _ = evaluation.samples.fetch(evaluation.samples.ids[:PROBES])
+        with torch.no_grad(), frozen(search):
             search(probes)
         return search
 
@@ -336,18 +345,18 @@ class _Worker:
 
     def _report_start(self) -> None:
         total = len(self.ids) * len(self.labels)
-        partial = {block for block, _ in self.state.recorded()} - self.done.keys()
-        self.found = len(self.done) * len(self.labels) + sum(len(self._records(block)) for block in partial)
-        self.progress(f"{self.state}: {self.found} of {total} records found")
+        partial = [(block, len(self._records(block))) for block in {block for block, _ in self.open}]
+        found = len(self.done) * len(self.labels) + sum(count for _, count in partial)
+        self.found = len(self.done) * sum(self.budgets) + sum(sum(self.budgets[:count]) for _, count in partial)
+        self.progress(f"{self.state}: {found} of {total} records found")
 
     def _report(self, records: list[Record]) -> None:
         """Report the newest record of a block."""
         record = records[-1]
-        counts = (self.counts | {record.block: _counts(records)}).values()
-        robust, evaluated = sum(count[0] for count in counts), sum(count[1] for count in counts)
-        made = max(1, len(self.state.recorded()) - self.found)  # by all processes
-        left = len(self.ids) * len(self.labels) - self.found - made
-        seconds = (time.perf_counter() - self.started) / made * left
+        robust, evaluated = self.totals if record.block in self.done else _sum(self.totals, _counts(records))
+        made = len(self.done) * sum(self.budgets) + sum(self.budgets[number] for _, number in self.open)
+        left = len(self.ids) * sum(self.budgets) - made
+        seconds = (time.perf_counter() - self.started) / max(1, made - self.found) * left  # made by all processes
         self.progress(
             f"block {record.block + 1} of {len(self.ids)}, {record.label}: {np.count_nonzero(record.fooled)} of "
             f"{len(record.ids)} misclassified; robust so far {robust} of {evaluated} "
@@ -366,6 +375,16 @@ def _counts(records: list[Record]) -> tuple[int, int]:
     """Return the numbers of robust and of evaluated samples of a block."""
     robust = BlockResult.of(records).robust
     return int(np.count_nonzero(robust)), len(robust)
+
+
+def _sum(counts: tuple[int, int], more: tuple[int, int]) -> tuple[int, int]:
+    return counts[0] + more[0], counts[1] + more[1]
+
+
+def _budget(attack: Attack) -> int:
+    """Return the passes of an attack on a robust image, from its settings."""
+    described = attack.describe()
+    return math.prod(int(described.get(name, 1)) for name in ("steps", "targets", "restarts", "queries"))
 
 
 def _check_distance(attack: Attack, x: Tensor, x_adv: Tensor) -> None:

@@ -1,6 +1,5 @@
 """The files of an evaluation: state, result, evidence and report."""
 
-import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from lightning_paf.evaluation.result import EvaluationResult
 from lightning_paf.evaluation.state import EvaluationState
 from lightning_paf.runs.config_file import run_of
 from lightning_paf.runs.resume_check import CONFIG
+from lightning_paf.utils.files import parse_json
 
 _DIGITS = 8
 
@@ -101,6 +101,6 @@ class ResultFiles:
     def _identity(self) -> object:
         """Return the identity in the result file; None if it is unknown."""
         try:
-            return json.loads(self.result.read_text())["identity"]
+            return parse_json(self.result.read_text())["identity"]
         except (OSError, ValueError, KeyError, TypeError):
             return None

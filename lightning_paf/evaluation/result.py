@@ -12,11 +12,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from lightning_paf.attacks.probe import Flags, gradient_flag, masking_flag
 from lightning_paf.evaluation.state import Record, State
 from lightning_paf.evaluation.statistics import Accuracy, exact_accuracy
 from lightning_paf.evaluation.stopping import Interval, anytime_interval
+from lightning_paf.functional.predictions import NO_PREDICTION
 from lightning_paf.runs.weights_origin import WeightsOrigin
-from lightning_paf.utils.files import write_whole
+from lightning_paf.utils.files import explained, parse_json, write_whole
 
 if TYPE_CHECKING:
     from lightning_paf.evaluation.evaluate import Evaluation
@@ -144,6 +146,7 @@ class EvaluationResult:
         weights: Origin of the evaluated weights; None if unknown.
         identity: Fingerprint of everything that the result depends on, except the code; None if unknown.
         dataset: Name of the data.
+        flags: Signs of an unreliable result, one sentence each; see `attacks.probe`.
         checkpoint: File of the evaluated weights; not saved.
         evaluation: Model, attack and samples; None for a loaded result.
         state: Holds the adversarial images; None for a loaded result.
@@ -166,6 +169,7 @@ class EvaluationResult:
     weights: WeightsOrigin | None = None
     identity: str | None = None
     dataset: str = "unnamed"
+    flags: Flags = field(default_factory=dict)
     checkpoint: Path | None = None
     evaluation: "Evaluation | None" = field(default=None, repr=False)
     state: State | None = field(default=None, repr=False)
@@ -197,6 +201,7 @@ class EvaluationResult:
             precision=evaluation.precision,
             total=len(evaluation.samples),
             identity=identity.of_result(stop),
+            flags={**evaluation.probe.flags, **_flags(columns["adversarial"], sub_attacks, blocks)},
             evaluation=evaluation,
             state=state,
         )
@@ -255,8 +260,11 @@ class EvaluationResult:
                 yield ids[order], torch.from_numpy(images[order])
 
     def save(self, path: Path) -> None:
-        """Write a JSON file atomically."""
-        path.parent.mkdir(parents=True, exist_ok=True)
+        """Write a JSON file atomically.
+
+        Raises:
+            ValueError: The file cannot be written.
+        """
         weights = self.weights and {**self.weights.content(), "weights": self.fingerprints.get("model")}
         content = {
             "name": self.name,
@@ -271,33 +279,53 @@ class EvaluationResult:
             "precision": self.precision,
             "total": self.total,
             "identity": self.identity,
+            "flags": dict(self.flags),
             "checkpoint": weights,
             "fingerprints": dict(self.fingerprints),
             "sub_attacks": [asdict(summary) for summary in self.sub_attacks],
+            "per_class": [row._asdict() for row in self.per_class()],
             "outcome_codes": {outcome.name.lower(): int(outcome) for outcome in Outcome},
             "outcomes": "".join(map(str, self.outcomes.tolist())),
             **{name: getattr(self, name).tolist() or None for name in _PER_SAMPLE},
         }
         # One line for each field, since arrays can have 10,000 elements.
         fields = ",\n".join(f"  {json.dumps(name)}: {json.dumps(value)}" for name, value in content.items())
-        write_whole(path, f"{{\n{fields}\n}}\n".encode())
+        with explained(path, "a result"):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_whole(path, f"{{\n{fields}\n}}\n".encode())
 
     @classmethod
     def load(cls, path: Path) -> "EvaluationResult":
         """Read the output of `save`, of this version or an earlier one.
 
         Raises:
-            KeyError, TypeError, ValueError: The file has other content.
+            ValueError: The file has other content.
         """
-        content = with_new_names(json.loads(path.read_text()))
-        names = ("seed", "precision", "total", "identity", "fingerprints", "dataset")
+        try:
+            result = cls._of_content(with_new_names(parse_json(path.read_text())))
+            _ = result.robust, result.fingerprints.items()
+            _ = float(result.seconds), float(result.attack.get("eps_value", "nan"))
+        except (AttributeError, LookupError, TypeError, ValueError) as error:
+            raise ValueError(
+                f"{path} must be a result of `lightning-paf test`, got {error!r}. Pass a JSON file that it wrote."
+            ) from error
+        return result
+
+    @classmethod
+    def _of_content(cls, content: Mapping[str, Any]) -> "EvaluationResult":
+        names = ("seed", "precision", "total", "identity", "fingerprints", "dataset", "flags")
         arrays: dict[str, Any] = {
-            name: np.array(content[name], kind) for name, kind in _PER_SAMPLE.items() if content.get(name) is not None
+            name: np.array(list(content[name]), kind)
+            for name, kind in _PER_SAMPLE.items()
+            if content.get(name) is not None
         }
+        outcomes = np.array([int(code) for code in content["outcomes"]], dtype=np.uint8)
+        if other := [name for name, array in arrays.items() if array.shape != outcomes.shape]:
+            raise ValueError(f"{len(outcomes)} outcomes, but another number of {', '.join(other)}")
         return cls(
             content["name"],
             content["attack"],
-            np.array([int(code) for code in content["outcomes"]], dtype=np.uint8),
+            outcomes,
             content["seconds"],
             sub_attacks=tuple(SubAttackSummary(**with_new_names(part)) for part in content.get("sub_attacks", ())),
             weights=WeightsOrigin.of_content(content.get("checkpoint")),
@@ -307,6 +335,21 @@ class EvaluationResult:
 
     def _count(self, outcome: Outcome) -> int:
         return int(np.count_nonzero(self.outcomes == outcome))
+
+
+def _flags(
+    adversarial: NDArray[np.int64], sub_attacks: Sequence[SubAttackSummary], blocks: Sequence[Sequence[Record]]
+) -> dict[str, str]:
+    """Signs of an unreliable result in the records."""
+    robust = {part.label: part.attacked - part.fooled for part in sub_attacks}
+    not_finite = sum(int(record.note.get("gradients_not_finite", 0)) for records in blocks for record in records)
+    flags = masking_flag(robust, len(adversarial)) | gradient_flag(not_finite, sum(s.backward for s in sub_attacks))
+    if undefined := int(np.count_nonzero(adversarial == NO_PREDICTION)):
+        flags["finite-outputs"] = (
+            f"The logits of {undefined} samples are not finite; these count as misclassified. Look for an overflow in "
+            "the model."
+        )
+    return flags
 
 
 def with_new_names(content: Mapping[str, Any]) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from lightning_paf.evaluation.identity import Identity, check_same
 from lightning_paf.runs.claim import Heartbeats, read_owner, take
-from lightning_paf.utils.files import create_whole, explained, write_whole
+from lightning_paf.utils.files import create_whole, explained, parse_json, write_whole
 
 MAGIC = b"pafrec2\n"
 MAX_BYTES = 2**32
@@ -224,6 +224,12 @@ class EvaluationState:
             there = there or _read_identity(path)
         check_same(content, there or {}, str(self))
 
+    def clear(self) -> None:
+        """Remove all records."""
+        with self._explained():
+            for path in self.folder.glob("*.record"):
+                path.unlink(missing_ok=True)
+
     def recorded(self) -> list[Key]:
         """Block and sub-attack of all records, in order; includes damaged ones."""
         with self._explained():
@@ -303,7 +309,7 @@ def _read_identity(path: Path) -> dict[str, Any] | None:
     """Content of an identity file; None if there is none, or it is incomplete."""
     try:
         with path.open("rb") as stream:
-            content = json.loads(stream.read(_MAX_IDENTITY_BYTES))
+            content = parse_json(stream.read(_MAX_IDENTITY_BYTES))
     except (FileNotFoundError, ValueError):
         return None
     return content if isinstance(content, dict) else None

@@ -9,15 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from lightning_paf.attacks import Attack, AutoAttack
-from lightning_paf.evaluation.evaluate import Evaluation, Samples, Stop
+from lightning_paf.evaluation.evaluate import Evaluation, Stop
 from lightning_paf.evaluation.files import ResultFiles
 from lightning_paf.evaluation.result import EvaluationResult
-from lightning_paf.functional.predictions import check_labels
-from lightning_paf.nn.modes import frozen
+from lightning_paf.evaluation.samples import Samples
 from lightning_paf.runs.weights_origin import WeightsOrigin
 from lightning_paf.speed.search_model import Precision
-
-_PROBES = 2
 
 
 def evaluate(
@@ -65,9 +62,16 @@ def evaluate(
         61.5 % [58.4, 64.5]
     """
     attack = attack or AutoAttack()
-    tensor = next(chain(model.parameters(), model.buffers()), x)
+    if not (isinstance(x, Tensor) and isinstance(y, Tensor)):
+        raise ValueError(
+            f"x and y must be tensors, got {type(x).__name__} and {type(y).__name__}. Pass torch.as_tensor(...)."
+        )
+    tensor = next(chain(model.parameters(), model.buffers()), x) if isinstance(model, nn.Module) else x
     _check_images(x, attack)
-    _check_model(model, x[:_PROBES].to(tensor.device).float(), y, len(x))
+    if len(y) != len(x):
+        raise ValueError(
+            f"y must be class labels of shape ({len(x)},), int64, got {len(y)} labels. Pass one per image."
+        )
     evaluation = Evaluation(model, attack, Samples.of(x.float(), y, tensor.device), seed, block_size, precision)
     name = name or attack.label
     files = None if out is None else ResultFiles.of(Path(out), name, attack)
@@ -94,18 +98,3 @@ def _check_images(x: Tensor, attack: Attack) -> None:
             f"x must be finite and within [{least:g}, {most:g}], got pixels from {low:g} to {high:g}. "
             "Pass unnormalised images, and put the normalisation into the model."
         )
-
-
-@torch.no_grad()
-def _check_model(model: nn.Module, probes: Tensor, y: Tensor, count: int) -> None:
-    with frozen(model):
-        logits = model(probes)
-    if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != len(probes) or logits.shape[1] < 2:
-        found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-        raise ValueError(
-            f"The model must return logits of shape ({len(probes)}, classes), got {found}. "
-            "Wrap it in a module that does."
-        )
-    if y.is_floating_point():
-        raise ValueError(f"y must be class labels of shape ({count},), int64, got {y.dtype}. Pass y.long() or argmax.")
-    check_labels(y, count, logits.shape[1])

@@ -11,8 +11,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from lightning_paf.attacks import APGD, Attack
-from lightning_paf.evaluation.evaluate import Samples, Stop, sub_attack_seed
+from lightning_paf.attacks.probe import PROBES, Flags, gradient_flag, probe, warn_of
+from lightning_paf.evaluation.evaluate import Stop, sub_attack_seed
 from lightning_paf.evaluation.result import Outcome
+from lightning_paf.evaluation.samples import Samples
 from lightning_paf.functional.geometry import geometry_of
 from lightning_paf.functional.predictions import misclassified
 from lightning_paf.nn.modes import frozen
@@ -29,6 +31,7 @@ class WarmResult:
         replayed: Number of samples fooled by the images of the previous check.
         passes: Images passed through the network, forward or backward.
         cold: Whether there was no previous check.
+        flags: Signs of an unreliable result; see `probe`.
     """
 
     ids: NDArray[np.int64]
@@ -36,6 +39,7 @@ class WarmResult:
     replayed: int
     passes: int
     cold: bool
+    flags: Flags
 
     @property
     def robust(self) -> int:
@@ -64,8 +68,7 @@ class WarmCheck:
     def __init__(
         self, attack: Attack, *, steps: int = 20, block_size: int = 128, seed: int = 0, precision: Precision = "fp32"
     ) -> None:
-        self.cold_attacks = [part for part in attack.sub_attacks() if isinstance(part, APGD)]
-        if len(self.cold_attacks) < len(attack.sub_attacks()):
+        if not all(isinstance(part, APGD) for part in attack.sub_attacks()):
             labels = ", ".join(part.label for part in attack.sub_attacks())
             raise ValueError(
                 f"The sub-attacks of a warm check must support a given starting point, as only APGD does, got "
@@ -74,7 +77,7 @@ class WarmCheck:
         if steps < 1:
             raise ValueError(f"steps must be at least 1, got {steps}. The default is 20.")
         self.attack = attack
-        self.warm_attacks = [_shortened(part, steps) for part in self.cold_attacks]
+        self.steps = steps
         self.block_size = block_size
         self.seed = seed
         self.precision = precision
@@ -88,23 +91,25 @@ class WarmCheck:
             samples: Samples, which should include most of the previous check.
             stop: See `Stop`.
         """
-        search, cold = self.attack.search_model(model, self.precision), not self.nearest
-        order = np.random.default_rng(self.seed).permutation(samples.ids)
+        found = probe(model, *samples.fetch(samples.ids[:PROBES]))
+        search, cold = self.attack.search_model(found.model, self.precision), not self.nearest
+        attacks, order = self._attacks(found.classes, cold), np.random.default_rng(self.seed).permutation(samples.ids)
         parts: list[NDArray[np.uint8]] = []
         replayed = robust = 0
         for number, first in enumerate(range(0, len(order), self.block_size)):
             ids = order[first : first + self.block_size]
-            outcomes, hits = self._block(search, ids, *samples.fetch(ids), number, cold)
+            outcomes, hits = self._block(search, attacks, ids, *samples.fetch(ids), number, cold)
             parts.append(outcomes)
             replayed += hits
             robust += int(np.count_nonzero(outcomes == Outcome.ROBUST))
             if stop is not None and stop(robust, first + len(ids), len(order)):
                 break
         outcomes = np.concatenate(parts) if parts else np.empty(0, np.uint8)
-        search.warn_of_gradients()
+        flags = {**found.flags, **gradient_flag(search.not_finite, search.passes.backward)}
+        warn_of(flags)
         passes = search.passes.forward + search.passes.backward + search.passes.exact
         self.nearest = {i: self.nearest[i] for i in samples.ids.tolist() if i in self.nearest}
-        return WarmResult(order[: len(outcomes)], outcomes, replayed, passes, cold)
+        return WarmResult(order[: len(outcomes)], outcomes, replayed, passes, cold, flags)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the perturbations of the last check, for a checkpoint."""
@@ -115,8 +120,20 @@ class WarmCheck:
         """Restore the output of `state_dict`."""
         self.nearest = dict(zip(state["ids"], state["perturbations"], strict=True))
 
+    def _attacks(self, classes: int, cold: bool) -> list[APGD]:
+        """Return the sub-attacks for a number of classes, shortened unless `cold`."""
+        parts = [part for part in self.attack.for_classes(classes).sub_attacks() if isinstance(part, APGD)]
+        return parts if cold else [_shortened(part, self.steps) for part in parts]
+
     def _block(
-        self, search: SearchModel, ids: NDArray[np.int64], x: Tensor, y: Tensor, number: int, cold: bool
+        self,
+        search: SearchModel,
+        attacks: Sequence[APGD],
+        ids: NDArray[np.int64],
+        x: Tensor,
+        y: Tensor,
+        number: int,
+        cold: bool,
     ) -> tuple[NDArray[np.uint8], int]:
         """Return outcomes (n,), and the number of samples that the replay fooled."""
         robust = self._correct(search, x, y)
@@ -124,7 +141,7 @@ class WarmCheck:
         nearest = self._starts(ids, x)
         robust &= self._correct(search, nearest, y)
         replayed = int((outcomes == Outcome.ROBUST).sum() - robust.sum())
-        for index, attack in enumerate(self.cold_attacks if cold else self.warm_attacks):
+        for index, attack in enumerate(attacks):
             rows = robust.nonzero().flatten()
             seed = sub_attack_seed(self.seed, number, index, attack.label)
             nearest[rows], fooled = _searched(attack, search, x[rows], y[rows], None if cold else nearest[rows], seed)
@@ -135,7 +152,7 @@ class WarmCheck:
 
     def _starts(self, ids: NDArray[np.int64], x: Tensor) -> Tensor:
         """Return each sample's image of the last check, or the sample itself."""
-        attack, none = self.cold_attacks[0], torch.zeros_like(x[0])
+        attack, none = self.attack, torch.zeros_like(x[0])
         last = torch.stack([self.nearest.get(int(i), none).to(x) for i in ids])
         return geometry_of(attack.norm).move(x, last, float(attack.eps), attack.bounds)
 

@@ -5,18 +5,21 @@ from torch import Tensor
 from torch.nn import functional as F
 
 
-def cross_entropy(logits: Tensor, y: Tensor, label_smoothing: float = 0.0) -> Tensor:
+def cross_entropy(
+    logits: Tensor, y: Tensor, label_smoothing: float = 0.0, class_weights: Tensor | None = None
+) -> Tensor:
     """Cross-entropy of the softmax.
 
     Args:
         logits: (N, C).
         y: Labels (N,) int64, or a distribution over the classes (N, C).
         label_smoothing: Fraction of the target, in [0, 1), spread evenly over all classes.
+        class_weights: Factor of each class (C,), by default 1.
 
     Returns:
         (N,), at least 0.
     """
-    return F.cross_entropy(logits, y, reduction="none", label_smoothing=label_smoothing)
+    return F.cross_entropy(logits, y, class_weights, reduction="none", label_smoothing=label_smoothing)
 
 
 def kl_divergence(logits: Tensor, p: Tensor) -> Tensor:

@@ -52,19 +52,20 @@ def undefined_first(values: Tensor, output: Any) -> Tensor:
     return torch.where(worst, torch.inf, values)
 
 
-def check_labels(y: Tensor, count: int, classes: int | None = None) -> None:
+def check_labels(y: Tensor, count: int, classes: int | None = None, soft: bool = True) -> None:
     """Check that `y` holds one label for every image.
 
     Args:
         y: Labels (N,) int64, or distributions over the classes (N, C), floating point.
         count: Number of images.
         classes: Number of classes, if known.
+        soft: Whether distributions are allowed.
 
     Raises:
         ValueError: Wrong shape or type, or a label out of range.
     """
     if y.is_floating_point():
-        fits = y.dim() == 2 and len(y) == count and classes in (None, y.shape[1])
+        fits = soft and y.dim() == 2 and len(y) == count and classes in (None, y.shape[1])
         found = f"{y.dtype} of shape {tuple(y.shape)}"
     else:
         fits, found = y.dtype == torch.int64 and y.shape == (count,), f"{y.dtype} of shape {tuple(y.shape)}"
@@ -73,7 +74,8 @@ def check_labels(y: Tensor, count: int, classes: int | None = None) -> None:
             fits, found = low >= 0 and (classes is None or high < classes), f"labels from {low} to {high}"
     if not fits:
         limit = "" if classes is None else f" below {classes}"
+        more = f" (or floating-point probabilities of shape ({count}, classes))" if soft else ""
         raise ValueError(
-            f"y must be class labels of shape ({count},), int64, from 0{limit} (or floating-point probabilities of "
-            f"shape ({count}, classes)), got {found}. Pass e.g. y.long().flatten()."
+            f"y must be class labels of shape ({count},), int64, from 0{limit}{more}, got {found}. "
+            "Pass e.g. y.long().flatten()."
         )

@@ -1,42 +1,28 @@
 """Key layouts of published checkpoints; add a line to support another family."""
 
-from typing import NamedTuple
+import re
 
 from lightning_paf.interop.normalized_net import Statistics
 
+AVERAGED = re.compile(r"(^|_)(ema|swa|avg|average|averaged)(_|$)|^swadict$")
+"""Names of entries that hold an average over the training.
 
-class Wrapper(NamedTuple):
-    """Checkpoint entry that holds a state dict.
+Among them `ema`, `model_ema`, `state_dict_ema` (timm), `swadict` (Dai et al. 2021).
+"""
 
-    Attributes:
-        key: Name of the entry.
-        averaged: Whether it is an average over the training (EMA, SWA).
-        requires: Name of an entry that must also be present.
-    """
-
-    key: str
-    averaged: bool = False
-    requires: str | None = None
-
-
-WRAPPERS = (
+AVERAGED_NEXT_TO = {
     # Rade & Moosavi-Dezfooli 2022, Pang et al. 2022, Wang et al. 2023, Bartoldson et al. 2024
-    Wrapper("model_state_dict", averaged=True, requires="unaveraged_model_state_dict"),
+    "model_state_dict": "unaveraged_model_state_dict",
     # Lightning's WeightAveraging, and so WarmupEMA, saves the average under the usual name.
-    Wrapper("state_dict", averaged=True, requires="current_model_state"),
-    Wrapper("swadict", averaged=True),  # Dai et al. 2021
-    Wrapper("state_dict_ema", averaged=True),  # timm
-    Wrapper("ema_state_dict", averaged=True),
-    Wrapper("ema", averaged=True),
-    Wrapper("unaveraged_model_state_dict"),
-    Wrapper("current_model_state"),
-    Wrapper("state_dict"),
-    Wrapper("model_state_dict"),
-    Wrapper("net"),
-    Wrapper("model"),
-    Wrapper("last"),  # Andriushchenko & Flammarion 2020, next to `best`
+    "state_dict": "current_model_state",
+}
+"""Entries that hold an average if the other entry is present."""
+
+RAW = (
+    *("unaveraged_model_state_dict", "current_model_state", "state_dict", "model_state_dict", "net", "model"),
+    "last",  # Andriushchenko & Flammarion 2020, next to `best`
 )
-"""Ordered by preference; averaged and raw weights separately."""
+"""Usual names of weights that are not averaged, ordered by preference."""
 
 LIGHTNING_MARK = "pytorch-lightning_version"
 LIGHTNING_ROOTS = ("model.", "net.", "network.", "backbone.")
@@ -44,6 +30,12 @@ LIGHTNING_ROOTS = ("model.", "net.", "network.", "backbone.")
 
 BOOKKEEPING = ("n_averaged",)
 """Counters of torch's AveragedModel among the weights."""
+
+UNUSED = (
+    "sub_block1.*",  # of the wide ResNets of TRADES, never called
+    "attacker.*",  # second name of the network in the `robustness` package
+)
+"""Patterns of tensors that some implementations save but do not use."""
 
 PREFIXES = ("module.", "_orig_mod.", "model.", "net.", "network.", "backbone.", "0.", "1.")
 """Key prefixes of wrapped networks.

@@ -1,6 +1,6 @@
 """Normalisation of imported networks."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import NamedTuple
 
 import torch
@@ -8,6 +8,9 @@ from torch import Tensor, nn
 
 from lightning_paf.nets.factory import LibraryNet
 from lightning_paf.nn.classifier import Classifier
+
+_MEANS, _STDS = ("mean", "mu", "new_mean"), ("std", "sigma", "new_std")
+"""Ends of the keys of a normalisation; `new_mean` in the `robustness` package."""
 
 
 class Statistics(NamedTuple):
@@ -80,30 +83,42 @@ def bare_net(model: Classifier) -> tuple[nn.Module, Statistics | None]:
     return net, None if set(statistics.mean) == {0.0} and set(statistics.std) == {1.0} else statistics
 
 
-def split_statistics(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], Statistics | None]:
+def holds_statistics(keys: Iterable[str]) -> bool:
+    """Return whether a network's keys include those of a normalisation."""
+    return any(key.rpartition(".")[2] in (*_MEANS, *_STDS) for key in keys)
+
+
+def split_statistics(
+    tensors: Mapping[str, Tensor], own: Collection[str] = ()
+) -> tuple[dict[str, Tensor], Statistics | None]:
     """Separate the buffers of a normalisation from the other tensors of a state dict.
+
+    Args:
+        tensors: State dict of a file.
+        own: Keys of the network; a normalisation among them is not separated.
 
     Raises:
         ValueError: A mean without a standard deviation, several of them, or numbers that are not for images in [0, 1].
     """
 
-    def named(*names: str) -> dict[str, tuple[float, ...]]:
+    def named(names: tuple[str, ...]) -> dict[str, tuple[float, ...]]:
         return {
             key: tuple(value.flatten().tolist())
             for key, value in tensors.items()
             if key.rpartition(".")[2] in names and value.is_floating_point() and value.numel() <= 4
+            if not any(key == name or key.endswith(f".{name}") for name in own)
         }
 
-    means, stds = named("mean", "mu"), named("std", "sigma")
+    means, stds = named(_MEANS), named(_STDS)
     others = {key: value for key, value in tensors.items() if key not in means | stds}
     if not means | stds:
         return others, None
-    mean, std = [*means.values()], [*stds.values()]
-    alike = len(mean) == len(std) == 1 and len(mean[0]) == len(std[0])
+    mean, std = [*dict.fromkeys(means.values())], [*dict.fromkeys(stds.values())]
+    alike = len(means) == len(stds) and len(mean) == len(std) == 1 and len(mean[0]) == len(std[0])
     if not alike or not (max(mean[0]) <= 1 and min(std[0]) > 0):
         raise ValueError(
             "The normalisation in the file must be one mean and one positive standard deviation for each channel of "
-            f"images in [0, 1], got {means | stds}. Remove these keys, and pass --mean and --std in units of "
-            "[0, 1] (grey levels divided by 255)."
+            f"images in [0, 1], got {means | stds}. Pass --drop {' '.join(means | stds)}, and --mean and --std "
+            "in units of [0, 1] (grey levels divided by 255)."
         )
     return others, Statistics(mean[0], std[0])

@@ -54,6 +54,8 @@ class DMPreActResNet(Net):
         std: Per-channel standard deviation that goes with `mean`.
         bn_momentum: Weight of the newest batch in the running statistics. With 0.01, as in Wang et al. 2023, the
             initial statistics matter for hundreds of steps.
+        he_init: Whether convolutions start with fan-out variance (He et al. 2015); false keeps PyTorch's default, which
+            is 2.45 times narrower for equal numbers of channels, as in the code of Rade 2021.
 
     Raises:
         ValueError: Unknown depth, or `mean` and `std` of another length than the channels.
@@ -68,6 +70,7 @@ class DMPreActResNet(Net):
         mean: tuple[float, ...] = (),
         std: tuple[float, ...] = (),
         bn_momentum: float = 0.1,
+        he_init: bool = True,
     ) -> None:
         super().__init__(num_classes)
         self.normalize = Standardize(mean, std, in_channels)
@@ -76,7 +79,8 @@ class DMPreActResNet(Net):
         self.batchnorm = nn.BatchNorm2d(8 * width)
         self.relu = nn.SiLU()
         self.logits = nn.Linear(8 * width, num_classes)
-        init_convolutions(self)
+        if he_init:
+            init_convolutions(self)
         set_batchnorm_momentum(self, bn_momentum)
 
     def forward(self, x: Tensor) -> Tensor:

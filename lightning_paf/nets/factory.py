@@ -1,6 +1,6 @@
 """Networks of timm and torchvision by name, imported on first use."""
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from difflib import get_close_matches
 from typing import Any
 
@@ -30,22 +30,23 @@ class TimmNet(LibraryNet):
     """Any network of timm, with new weights; nothing is downloaded.
 
     Args:
-        name: As in `timm.list_models()`, with or without the tag of pretrained weights.
+        name: As in `timm.list_models()`, with or without the tag of pretrained weights, or with a source that timm
+            resolves, such as `hf-hub:OWNER/NAME` or `local-dir:FOLDER`.
         num_classes: Width of the logits.
         **kwargs: Passed to `timm.create_model`, e.g. `in_chans=1` or `img_size=32` (in YAML under `dict_kwargs`), or
             `pretrained=True` to download weights.
 
     Raises:
-        ValueError: timm has no network of this name.
+        ValueError: timm has no network of this name, or cannot build it with these arguments.
     """
 
     def __init__(self, name: str, num_classes: int = 10, **kwargs: Any) -> None:
         super().__init__(timm_net(name, num_classes, **kwargs), num_classes)
 
-    def get_classifier(self) -> nn.Module:
-        """Linear layer that returns the logits."""
-        head: nn.Module = self.net.get_classifier()  # type: ignore[operator]
-        return head
+    def get_classifier(self) -> nn.Module | None:
+        """Layer that returns the logits, if timm names one."""
+        own = getattr(self.net, "get_classifier", None)
+        return None if own is None else own()
 
 
 class TorchvisionNet(LibraryNet):
@@ -58,7 +59,7 @@ class TorchvisionNet(LibraryNet):
             inception_v3, whose training output is a tuple otherwise.
 
     Raises:
-        ValueError: torchvision has no classification network of this name.
+        ValueError: torchvision has no classification network of this name, or cannot build it with these arguments.
     """
 
     def __init__(self, name: str, num_classes: int = 10, **kwargs: Any) -> None:
@@ -69,9 +70,9 @@ def timm_net(name: str, num_classes: int = 10, **kwargs: Any) -> nn.Module:
     """Build a network of timm with new weights; arguments and errors as in `TimmNet`."""
     import timm
 
-    _check_name("timm", name, {*timm.list_models(), *timm.list_pretrained()})
-    net: nn.Module = timm.create_model(name, num_classes=num_classes, **kwargs)
-    return net
+    if ":" not in name:
+        _check_name("timm", name, {*timm.list_models(), *timm.list_pretrained()})
+    return _built("timm", name, lambda: timm.create_model(name, num_classes=num_classes, **kwargs))
 
 
 def torchvision_net(name: str, num_classes: int = 10, **kwargs: Any) -> nn.Module:
@@ -82,8 +83,19 @@ def torchvision_net(name: str, num_classes: int = 10, **kwargs: Any) -> nn.Modul
     from torchvision import models
 
     _check_name("torchvision", name, models.list_models(module=models))
-    net: nn.Module = models.get_model(name, num_classes=num_classes, **kwargs)
-    return net
+    return _built("torchvision", name, lambda: models.get_model(name, num_classes=num_classes, **kwargs))
+
+
+def _built(library: str, name: str, build: Callable[[], nn.Module]) -> nn.Module:
+    """Build a network; any error of the library becomes one line."""
+    try:
+        return build()
+    except Exception as error:  # of a download, a file or a constructor
+        reason = next(iter(str(error).splitlines()), "").rstrip(".")
+        raise ValueError(
+            f"--model.net.name must be a network that {library} can build with these arguments, got {name!r} and "
+            f"{type(error).__name__}: {reason}. Pass other arguments, or another name."
+        ) from error
 
 
 def _check_name(library: str, name: str, known: Collection[str]) -> None:

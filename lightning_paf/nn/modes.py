@@ -33,8 +33,10 @@ def frozen(model: nn.Module, mode: Mode = "eval") -> Iterator[None]:
         mode: `eval` or `train`.
 
     Raises:
-        ValueError: Unknown mode.
+        ValueError: Unknown mode, or `model` is not a module.
     """
+    if not isinstance(model, nn.Module):
+        raise ValueError(f"model must be an nn.Module, got {type(model).__name__}. Wrap it in a module.")
     if mode not in ("eval", "train"):
         raise ValueError(f"mode must be eval or train, got {mode!r}. Pass eval unless the method requires train.")
     flags = [(module, module.training) for module in model.modules()]

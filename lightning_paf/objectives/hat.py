@@ -28,8 +28,8 @@ class HAT(Objective):
             when the network is built, and needed for training only.
         beta: Weight of the divergence; 2.5 on CIFAR-10, 3.5 with synthetic images.
         gamma: Weight of the helpers.
-        scale: Distance of a helper from the image, relative to that of the adversarial image; the default of the
-            authors' code is 3.5.
+        scale: Distance of a helper from the image, relative to that of the adversarial image; 2 in the authors'
+            commands (`--h`).
         label_smoothing: Fraction of the clean target that is spread evenly over all classes.
 
     Raises:
@@ -42,14 +42,14 @@ class HAT(Objective):
         standard: Path,
         beta: float = 2.5,
         gamma: float = 0.5,
-        scale: float = 3.5,
+        scale: float = 2.0,
         label_smoothing: float = 0.0,
     ) -> None:
         super().__init__()
         self.standard = Path(standard)
         self.beta = checked_weight("beta", beta, 2.5)
         self.gamma = checked_weight("gamma", gamma, 0.5)
-        self.scale = checked("scale", scale, scale >= 1, ">= 1", 3.5)
+        self.scale = checked("scale", scale, scale >= 1, ">= 1", 2)
         self.label_smoothing = checked_smoothing(label_smoothing)
         # In a list it is no submodule: checkpoints, optimiser and weight averaging leave it out.
         self._helper: list[Classifier] = []

@@ -5,7 +5,6 @@ import errno
 import io
 import os
 import pickle
-import zipfile
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -16,8 +15,9 @@ import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.utilities import rank_zero_warn
 
-from lightning_paf.runs.checkpoint_version import check_checkpoint_version
-from lightning_paf.utils.files import sync_folder
+from lightning_paf.runs.checkpoint_version import KEY, check_checkpoint_version, checkpoint_version
+from lightning_paf.runs.identity import RUN
+from lightning_paf.utils.files import checksum_error, sync_folder
 
 _SUFFIX = ".ckpt"
 _WEIGHTS_ONLY = "holds weights only"
@@ -35,10 +35,12 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
     Attributes:
         last_saved: Name and optimiser steps of the last saved checkpoint.
+        run_id: ID of the run, saved in each checkpoint; empty if unknown.
         check_owner: Called before files are changed; ends the process if another one has taken over the run folder.
     """
 
     last_saved: tuple[str, int] | None = None
+    run_id: str = ""
     check_owner: Callable[[], None] = staticmethod(lambda: None)
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
@@ -52,6 +54,8 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             super().save_checkpoint(checkpoint, path, storage_options)
             return
         path, checkpoint = Path(path), with_plain_numbers(checkpoint)
+        if self.run_id:
+            checkpoint = {**checkpoint, KEY: {**checkpoint.get(KEY, checkpoint_version()), RUN: self.run_id}}
         partial = path.with_name(".unfinished")  # a fixed name: a killed process leaves one file at most
         self.check_owner()
         try:
@@ -89,12 +93,14 @@ def check_checkpoint(name: str) -> None:
     if not os.path.lexists(path):
         raise ValueError(f"--ckpt_path must be a checkpoint, got {name}, which does not exist. Check the path.")
     try:
-        found = _read(path)
+        found, damage = _read(path), checksum_error(path)
     except Exception as error:  # a damaged file raises any exception
+        found, damage = {}, _reason(path, error)
+    if damage:
         raise ValueError(
-            f"--ckpt_path must be a checkpoint of a training, but {name} {_reason(path, error)}. Objects are not "
-            "unpickled because that can run any code. Pass a file that `fit` wrote: RUN/checkpoints/last.ckpt."
-        ) from error
+            f"--ckpt_path must be a checkpoint of a training, but {name} {damage}. Objects are not unpickled because "
+            "that can run any code. Pass a file that `fit` wrote: RUN/checkpoints/last.ckpt."
+        )
     keys = list(found) if isinstance(found, dict) else [type(found).__name__]
     if not {"state_dict", "pytorch-lightning_version"} <= set(keys):
         raise ValueError(
@@ -119,13 +125,14 @@ def checkpoint_files(folders: Iterable[Path]) -> list[Path]:
     return sorted(found)
 
 
-def newest_checkpoint(folders: Iterable[Path]) -> Path | None:
+def newest_checkpoint(folders: Iterable[Path], run_id: str | None = None) -> Path | None:
     """Find the newest checkpoint, by optimiser steps, finished epochs and time.
 
-    Files of weights only are skipped silently, damaged ones with a warning.
+    Files of weights only are skipped silently, damaged ones and those of other runs with a warning.
 
     Args:
         folders: Folders of `*.ckpt`.
+        run_id: ID of the run; None accepts checkpoints of any run.
 
     Returns:
         The file, or None without any checkpoint file.
@@ -137,9 +144,12 @@ def newest_checkpoint(folders: Iterable[Path]) -> Path | None:
     found, skipped, unreadable = list[tuple[int, int, int, Path]](), dict[Path, str](), dict[Path, str]()
     for path in checkpoint_files(folders):
         try:
-            progress = _progress(_read(path))
+            content = _read(path)
+            progress = _progress(content)
             if progress is None:
                 skipped[path] = _WEIGHTS_ONLY
+            elif run_id and _run_id(content) not in (run_id, None):
+                skipped[path] = "belongs to another run"
             else:
                 found.append((*progress, path.stat().st_mtime_ns, path))
         except Exception as error:  # a damaged file raises any exception
@@ -148,7 +158,11 @@ def newest_checkpoint(folders: Iterable[Path]) -> Path | None:
     if unreadable:
         raise _refused(unreadable)
     for *_, path in sorted(found, reverse=True):
-        if damage := _checksum_error(path):
+        try:
+            damage = checksum_error(path)
+        except OSError as error:
+            raise _refused({path: _reason(path, error)}) from error
+        if damage:
             skipped[path] = damage
             continue
         for other, reason in skipped.items():
@@ -165,6 +179,26 @@ def step_of(path: str | Path) -> int:
     """Return the number of optimiser steps before a checkpoint."""
     step: int = _read(Path(path))["global_step"]
     return step
+
+
+def position_of(path: str | Path) -> tuple[int, int]:
+    """Return optimiser steps and finished epochs before a checkpoint.
+
+    Raises:
+        ValueError: The file holds weights only.
+    """
+    position = _progress(_read(Path(path)))
+    if position is None:
+        raise ValueError(
+            f"--ckpt_path must be a checkpoint to resume from, but {path} {_WEIGHTS_ONLY}. Pass --model.init "
+            "instead to start a new training with them."
+        )
+    return position
+
+
+def run_id_of(path: str | Path) -> str | None:
+    """Return the ID of the run that wrote a checkpoint; None if unknown."""
+    return _run_id(_read(Path(path)))
 
 
 def with_plain_numbers(value: Any) -> Any:
@@ -215,16 +249,6 @@ def _first_object(value: Any, where: str) -> tuple[str, Any] | None:
     return None
 
 
-def _checksum_error(path: Path) -> str:
-    """Describe a checksum error in a loadable checkpoint; empty if there is none."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            damaged = archive.testzip()
-    except OSError as error:
-        raise _refused({path: _reason(path, error)}) from error
-    return f"is damaged (checksum of {damaged})" if damaged else ""
-
-
 def _refused(files: Mapping[Path, str]) -> ValueError:
     listed = "; ".join(f"{path} {reason}" for path, reason in sorted(files.items()))
     return ValueError(
@@ -263,6 +287,11 @@ def _read(path: Path) -> dict[str, Any]:
     """Load a checkpoint; tensors stay on disk."""
     content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     return content
+
+
+def _run_id(checkpoint: Mapping[str, Any]) -> str | None:
+    written = checkpoint.get(KEY)
+    return written.get(RUN) if isinstance(written, dict) else None
 
 
 def _progress(checkpoint: Mapping[str, Any]) -> tuple[int, int] | None:

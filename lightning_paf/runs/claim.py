@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from lightning_paf.utils.files import create_whole
+from lightning_paf.utils.files import create_whole, parse_json
 from lightning_paf.utils.process import Process
 
 _BEATS = 6
@@ -67,7 +67,7 @@ class Claim:
 
     def __exit__(self, *error: object) -> None:
         self._over.set()
-        self._thread.join()
+        self._thread.join(self._interval)  # a network folder can be unavailable
         with contextlib.suppress(OSError):
             if self.is_ours():
                 self.path.unlink()
@@ -145,7 +145,7 @@ def take(path: Path, timeout: float, heartbeats: Heartbeats) -> Claim | None:
 def read_owner(path: Path) -> Owner | None:
     """Read the owner of a claim; None if there is none, or the file is incomplete."""
     try:
-        return Owner(**json.loads(_content(path) or b""))
+        return Owner(**parse_json(_content(path) or b""))
     except (ValueError, TypeError):
         return None
 

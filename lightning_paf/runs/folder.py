@@ -2,7 +2,7 @@
 
 import contextlib
 import os
-import sys
+import uuid
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,16 @@ from lightning.pytorch.cli import SaveConfigCallback
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from lightning_paf import __version__
-from lightning_paf.runs.checkpoints import AtomicCheckpointIO, checkpoint_files, newest_checkpoint, step_of
+from lightning_paf.runs.checkpoints import (
+    AtomicCheckpointIO,
+    checkpoint_files,
+    newest_checkpoint,
+    position_of,
+    run_id_of,
+    step_of,
+)
+from lightning_paf.runs.config_file import is_saved
+from lightning_paf.runs.identity import RUN, read_identity, write_identity
 from lightning_paf.runs.lock import locked
 from lightning_paf.runs.loggers import RunMetrics, log_config
 from lightning_paf.runs.progress import FILE, Progress
@@ -27,7 +36,6 @@ NEWEST = ("auto", "last")
 
 Without a checkpoint, a new training starts.
 """
-WORDS_FOR_CHECKPOINTS = (*NEWEST, "best", "hpc")
 _SECONDS = 30.0
 """Time limit for a new file to appear on other machines (network file systems)."""
 
@@ -55,7 +63,16 @@ class RunFolder(SaveConfigCallback):
         with explained(folder, "a run folder"):
             folder.mkdir(parents=True, exist_ok=True)
             write_whole(folder / CONFIG, f"# lightning_paf=={__version__}\n{text}".encode())
-        log_config(trainer.loggers, yaml.safe_load(text))
+        identity, checkpoint = read_identity(folder), trainer.ckpt_path and str(trainer.ckpt_path)
+        log_config(
+            [logger for logger in trainer.loggers if type(logger).__name__ not in identity], yaml.safe_load(text)
+        )
+        resumed = run_id_of(checkpoint) if checkpoint and _resumes(folder, checkpoint) else None
+        run_id = identity.get(RUN) or resumed or uuid.uuid4().hex
+        if isinstance(trainer.strategy.checkpoint_io, AtomicCheckpointIO):
+            trainer.strategy.checkpoint_io.run_id = run_id
+        with explained(folder, "a run folder"):
+            write_identity(folder, run_id, trainer.loggers)
 
 
 @contextlib.contextmanager
@@ -89,14 +106,15 @@ def enter_run_folder(trainer: Trainer, checkpoint: str | None, config: Mapping[s
 
     Args:
         trainer: Trainer of the training.
-        checkpoint: Value of `--ckpt_path`: a file, one of `WORDS_FOR_CHECKPOINTS`, or None.
+        checkpoint: Value of `--ckpt_path`: a file, one of `NEWEST`, or None.
         config: The merged configuration, as plain values.
 
     Returns:
         The checkpoint; None starts a new training.
 
     Raises:
-        ValueError: The folder holds another run; the checkpoint was written by a newer version of the package.
+        ValueError: The folder holds another run; the checkpoint was written by a newer version of the package, or is
+            the end of the training, so that changed options would be recorded but not applied.
     """
     if trainer.fast_dev_run:  # type: ignore[attr-defined]
         if checkpoint not in NEWEST:
@@ -108,9 +126,17 @@ def enter_run_folder(trainer: Trainer, checkpoint: str | None, config: Mapping[s
         checkpoint = _newest(trainer, folder)
     elif not _resumes(folder, checkpoint) and _traces(trainer, folder):
         raise _occupied(folder)
-    if _resumes(folder, checkpoint):
-        for change in changed_options(folder, config):
-            rank_zero_warn(f"An option of the run in {folder} has changed: {change}.")
+    resumes, saved = _resumes(folder, checkpoint), folder / CONFIG
+    if not resumes and os.path.lexists(saved) and not is_saved(saved):
+        raise ValueError(
+            f"A run folder must hold no config.yaml that `fit` did not write, got {saved}, which this training would "
+            "replace. Rename it, or pass another --run."
+        )
+    changes = changed_options(folder, config) if resumes else []
+    if checkpoint is not None and (changes or not resumes):
+        _check_steps_left(trainer, checkpoint)
+    for change in changes:
+        rank_zero_warn(f"An option of the run in {folder} has changed: {change}.")
     if checkpoint is not None and trainer.overfit_batches:  # type: ignore[attr-defined]
         rank_zero_warn(
             "With trainer.overfit_batches, checkpoints lack the position in the data: the current epoch restarts with "
@@ -118,7 +144,7 @@ def enter_run_folder(trainer: Trainer, checkpoint: str | None, config: Mapping[s
         )
     for logger in trainer.loggers:
         if isinstance(logger, RunMetrics):
-            logger.resumed_step = _steps_before(checkpoint)
+            logger.resumed_step = 0 if checkpoint is None else step_of(checkpoint)
     return checkpoint
 
 
@@ -131,7 +157,7 @@ def is_finished(trainer: Trainer, checkpoint: str | None, config: Mapping[str, A
     progress = Progress.read(folder / FILE)
     if checkpoint not in NEWEST or trainer.fast_dev_run or progress is None or progress.state != "finished":  # type: ignore[attr-defined]
         return False
-    newest = newest_checkpoint(_checkpoint_folders(trainer, folder))
+    newest = newest_checkpoint(_checkpoint_folders(trainer, folder), read_identity(folder).get(RUN))
     if newest is None or step_of(newest) < progress.step or changed_options(folder, config):
         return False
     rank_zero_info(f"The run in {folder} has finished at step {progress.step}. Pass other options to continue it.")
@@ -189,7 +215,7 @@ def _newest(trainer: Trainer, folder: Path) -> str | None:
     Raises:
         ValueError: There is a run, but no checkpoint to resume from.
     """
-    newest = newest_checkpoint(_checkpoint_folders(trainer, folder))
+    newest = newest_checkpoint(_checkpoint_folders(trainer, folder), read_identity(folder).get(RUN))
     if newest is not None:
         rank_zero_info(f"Resuming from {newest}, step {step_of(newest)}.")
         return str(newest)
@@ -204,23 +230,21 @@ def _newest(trainer: Trainer, folder: Path) -> str | None:
     return None
 
 
+def _check_steps_left(trainer: Trainer, checkpoint: str) -> None:
+    steps, epochs = position_of(checkpoint)
+    for unit, done, most in (("epochs", epochs, trainer.max_epochs), ("steps", steps, trainer.max_steps)):
+        if 0 < (most or -1) <= done:
+            raise ValueError(
+                f"--trainer.max_{unit} must be larger than the {done} {unit} of {checkpoint}, got {most}. Pass more, "
+                "or --model.init instead of --ckpt_path to start a new training with its weights."
+            )
+
+
 def _checkpoint_folders(trainer: Trainer, folder: Path) -> list[Path]:
     chosen = [saver.dirpath for saver in trainer.checkpoint_callbacks if isinstance(saver, ModelCheckpoint)]
     return [folder, folder / "checkpoints", *(Path(path) for path in chosen if path)]
 
 
-def _steps_before(checkpoint: str | None) -> int:
-    """Return the optimiser steps before a checkpoint.
-
-    For a word that Lightning resolves, the number is larger than that of any row.
-    """
-    if checkpoint is None:
-        return 0
-    return sys.maxsize if checkpoint in WORDS_FOR_CHECKPOINTS else step_of(checkpoint)
-
-
 def _resumes(folder: Path, checkpoint: str | None) -> bool:
     """Return whether a training from `checkpoint` resumes the run in its folder."""
-    if checkpoint is None or checkpoint in WORDS_FOR_CHECKPOINTS:
-        return checkpoint is not None
-    return Path(checkpoint).resolve().is_relative_to(folder.resolve())
+    return checkpoint is not None and Path(checkpoint).resolve().is_relative_to(folder.resolve())

@@ -12,6 +12,7 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from lightning_paf.runs.claim import Claim, Heartbeats, Owner, read_owner, take
 from lightning_paf.utils.files import explained
+from lightning_paf.utils.terminal import printable
 
 FILE = ".run.lock"
 TIMEOUT = 60.0
@@ -91,5 +92,4 @@ def _wait_for(path: Path) -> Claim:
 
 
 def _described(owner: Owner) -> str:
-    command = "".join(letter if letter.isprintable() else "?" for letter in owner.command)
-    return f"{owner} since {owner.since} ({command})"
+    return printable(f"{owner} since {owner.since} ({owner.command})")

@@ -13,6 +13,8 @@ from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 from lightning.pytorch.utilities import rank_zero_only
 
+from lightning_paf.runs.identity import is_service
+from lightning_paf.runs.metrics_table import read_table
 from lightning_paf.runs.weights_origin import WeightsOrigin
 from lightning_paf.utils.files import write_whole
 
@@ -122,7 +124,7 @@ class _AppendingWriter(ExperimentWriter):
         table = Path(self.metrics_file_path)
         if not table.is_file():
             return
-        self.metrics_keys, rows = _read(table)
+        self.metrics_keys, rows = read_table(table)
         if self._resumed_step is None:
             return
         kept = [row for row in rows if int(row["step"]) < self._resumed_step]
@@ -132,7 +134,7 @@ class _AppendingWriter(ExperimentWriter):
     def _rewrite_with_new_header(self, fieldnames: list[str]) -> None:
         """Add columns to the table, atomically."""
         table = Path(self.metrics_file_path)
-        _, rows = _read(table)
+        _, rows = read_table(table)
         _write(table, fieldnames, rows)
 
 
@@ -176,22 +178,14 @@ def check_installed(configured: Any) -> None:
 
 
 def log_config(loggers: Iterable[Logger], config: Mapping[str, Any]) -> None:
-    """Log the configuration to loggers outside the run folder, on the first rank.
+    """Log the configuration to new runs of services, on the first rank.
 
     Options that a resume changes are left out, since MLflow refuses changed parameters.
     """
     kept = {key: value for key, value in config.items() if key not in ("ckpt_path", "config", "run")}
     for logger in loggers:
-        if not isinstance(logger, CSVLogger | TensorBoardLogger):
+        if is_service(logger):
             logger.log_hyperparams(kept)
-
-
-def _read(table: Path) -> tuple[list[str], list[dict[str, str]]]:
-    """Return columns and rows, without an incomplete last line."""
-    with table.open(newline="") as stream:
-        reader = csv.DictReader(line for line in stream if line.endswith("\n"))
-        rows = list(reader)
-    return list(reader.fieldnames or []), rows
 
 
 def _write(table: Path, columns: Sequence[str], rows: Sequence[Mapping[str, str]]) -> None:

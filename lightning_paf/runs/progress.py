@@ -5,8 +5,9 @@ import os
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
+from lightning_paf.utils.files import parse_json
 from lightning_paf.utils.process import Process
 
 FILE = "progress.json"
@@ -14,6 +15,8 @@ BEAT = 10.0
 """Seconds between two heartbeats of a training."""
 SILENCE = 12 * BEAT
 """Seconds without a heartbeat until a training on another machine counts as dead."""
+_MOST = 1e15
+"""Upper bound of all numbers; a damaged file can hold infinity."""
 
 State = Literal["training", "validating", "finished", "stopped", "failed"]
 
@@ -32,7 +35,7 @@ class Progress:
         seconds_per_step: Mean over this process; None before its first step.
         images_per_second: In the last complete epoch, over all devices; None before its end.
         idle: Seconds since the last step, at the time of writing.
-        error: Exception that ended the training.
+        error: Exception that ended the training, or the reason of an early end.
         checkpoint: Name of the last saved checkpoint; empty before the first, None if unknown.
         checkpoint_step: Optimiser steps before that checkpoint.
     """
@@ -68,11 +71,22 @@ class Progress:
     def read(cls, path: Path) -> "Progress | None":
         """Read a file of any version; None if it is missing or damaged."""
         try:
-            content = json.loads(path.read_text())
+            content = parse_json(path.read_text())
             known = {name: content[name] for name in cls.__dataclass_fields__ if name in content}
-            return cls(**known | {"process": Process(**content["process"])})
-        except (OSError, ValueError, TypeError, KeyError):
+            progress = cls(**known | {"process": Process(**content["process"])})
+        except (OSError, ValueError, TypeError, LookupError, AttributeError):
             return None
+        return progress if progress._is_valid() else None
+
+    def _is_valid(self) -> bool:
+        optional = (self.steps, self.epochs, self.seconds_per_step, self.images_per_second, self.checkpoint_step)
+        numbers = (self.step, self.epoch, self.idle, *(number for number in optional if number is not None))
+        return (
+            self.state in get_args(State)
+            and all(isinstance(number, int | float) and abs(number) < _MOST for number in numbers)
+            and isinstance(self.error, str)
+            and isinstance(self.checkpoint, str | None)
+        )
 
 
 def folder_time(folder: Path) -> float:

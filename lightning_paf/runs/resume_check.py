@@ -7,6 +7,8 @@ from typing import Any
 
 import yaml
 
+from lightning_paf.utils.files import explained
+
 CONFIG = "config.yaml"
 FREE = (
     "run",
@@ -15,6 +17,7 @@ FREE = (
     "weights_only",
     "model.speed",
     "model.init",
+    "model.init_head",
     "data.root",
     "data.cache_dir",
     "data.num_workers",
@@ -37,19 +40,28 @@ def changed_options(folder: Path, config: Mapping[str, Any]) -> list[str]:
     """Compare a configuration with the one in a run folder.
 
     Args:
-        folder: The run folder; without a readable `config.yaml`, the result is empty.
+        folder: The run folder; without `config.yaml`, the result is empty.
         config: The merged configuration of the command, as plain values.
 
     Returns:
         One text per option that differs and is not in `FREE`, as in `--data.batch_size 128 -> 64`. Options in only one
         of the two, which were added or removed by a version of the package, are left out.
+
+    Raises:
+        ValueError: `config.yaml` cannot be read, or is not a configuration.
     """
+    path = folder / CONFIG
     try:
-        before = yaml.safe_load((folder / CONFIG).read_text())
-    except (OSError, yaml.YAMLError):
-        return []
+        with explained(path, "the configuration of a run"):
+            before = yaml.safe_load(path.read_bytes()) if path.exists() else {}
+    except (yaml.YAMLError, UnicodeError) as error:
+        before = error
     if not isinstance(before, dict):
-        return []
+        found = " ".join(str(before).split())
+        raise ValueError(
+            f"{path} must be the configuration of the run, got {found}. Restore it, or move it away to resume without "
+            "comparing the options."
+        )
     changes = _changes(before, dict(config))
     return [f"--{option} {_text(old)} -> {_text(new)}" for option, old, new in changes if not _is_free(option)]
 

@@ -1,25 +1,30 @@
 """Status of a run, read from the files in its folder, without importing torch."""
 
-import csv
-import json
 import math
 import os
 import re
+import shlex
 import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from lightning_paf.runs.metrics_table import read_table
 from lightning_paf.runs.progress import FILE, SILENCE, Progress, duration, folder_time
+from lightning_paf.utils.files import explained, parse_json
 from lightning_paf.utils.process import Process
 
-Life = Literal["not started", "alive", "finished", "stopped", "failed", "dead", "unknown"]
+Life = Literal["not started", "alive", "finished", "stopped", "failed", "dead", "imported", "unknown"]
+IMPORTED = "imported.ckpt"
+"""Checkpoint of a run that `import-weights` wrote."""
 
 _CLAIM_SILENCE = 120.0
 _LONG = 60.0
 """Seconds without a step that are reported."""
 _RECORD = re.compile(r"block-\d+\.sub-attack-\d+\.record")
+_DAMAGE = (OSError, ValueError, TypeError, LookupError, ArithmeticError, AttributeError)
+"""Errors that a damaged file can raise."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +82,7 @@ class RunStatus:
 
     Attributes:
         run: Run folder.
-        life: Whether the training runs; `unknown` without a `progress.json`.
+        life: Whether the training runs; `imported` without a training, `unknown` without a `progress.json`.
         detail: Explanation of `life`.
         progress: Content of `progress.json`.
         seconds_left: Seconds until the end of a live training.
@@ -87,9 +92,10 @@ class RunStatus:
         activation: Last logged `alpha` and `beta`: smallest and largest over the activations.
         checkpoint: The last checkpoint.
         torn: Incomplete checkpoints.
+        unreadable: Reasons why other files cannot be read.
         results: Results of `test`.
         unfinished: Unfinished evaluations of `test`.
-        resume: Command that starts or resumes the training; empty if it is alive or finished.
+        resume: Command that starts or resumes the training; empty if it is alive, finished or imported.
     """
 
     run: Path
@@ -103,6 +109,7 @@ class RunStatus:
     activation: Mapping[str, tuple[float, float]]
     checkpoint: CheckpointFile | None
     torn: tuple[CheckpointFile, ...]
+    unreadable: tuple[str, ...]
     results: tuple[ResultFile, ...]
     unfinished: tuple[UnfinishedEvaluation, ...]
     resume: str
@@ -124,11 +131,12 @@ def runs_in(folder: Path) -> list[Path]:
     if not folder.is_dir():
         raise ValueError(f"A run must be a folder, got {folder}. Pass a folder that was given to `fit --run`.")
     found = []
-    for path, folders, _ in os.walk(folder):
-        if is_run(Path(path)):
-            found.append(Path(path))
-            folders.clear()
-        folders.sort()
+    with explained(folder, "a run folder"):
+        for path, folders, _ in os.walk(folder):
+            if is_run(Path(path)):
+                found.append(Path(path))
+                folders.clear()
+            folders.sort()
     if not found:
         raise ValueError(
             f"A run folder must hold config.yaml, {FILE} or checkpoints, but there is none in {folder}. "
@@ -139,15 +147,17 @@ def runs_in(folder: Path) -> list[Path]:
 
 def read_run(run: Path) -> RunStatus:
     """Read the status of a run. No checkpoint is opened beyond its table of contents."""
-    now, rows = folder_time(run), _rows(run / "metrics.csv")
+    now, unreadable = folder_time(run), list[str]()
+    rows = _rows(run / "metrics.csv", unreadable)
     progress = Progress.read(run / FILE)
     life, detail, left = _life(progress, bool(rows), _age(run / FILE, now))
     paths = [path for folder in (run, run / "checkpoints") for path in sorted(folder.glob("*.ckpt"))]
-    complete = [path for path in paths if zipfile.is_zipfile(path)]  # a truncated file has no table of contents
+    complete, torn = _checked(paths, unreadable)
     if life == "not started" and paths:
-        life, detail = "unknown", f"there is no {FILE}"
+        imported = {path.name for path in paths} == {IMPORTED}
+        life, detail = ("imported", "") if imported else ("unknown", f"there is no valid {FILE}")
     epochs = [row for row in rows if "train/loss" in row]
-    command = f"lightning-paf fit -c {run / 'config.yaml'} --run {run} --ckpt_path auto"
+    words = ["lightning-paf", "fit", "-c", run / "config.yaml", "--run", run, "--ckpt_path", "auto"]
     return RunStatus(
         run,
         life,
@@ -159,19 +169,20 @@ def read_run(run: Path) -> RunStatus:
         tuple(_best(rows)),
         dict(_activation(rows)),
         _last_checkpoint(complete, progress, now),
-        tuple(CheckpointFile(path, None, _age(path, now)) for path in paths if path not in complete),
+        tuple(CheckpointFile(path, None, _age(path, now)) for path in torn),
+        tuple(unreadable),
         tuple(_results(run / "test")),
         tuple(_unfinished(run / "test", now)),
-        "" if life in ("alive", "finished") else command,
+        "" if life in ("alive", "finished", "imported") else shlex.join(map(str, words)),
     )
 
 
 def _life(progress: Progress | None, began: bool, silent: float) -> tuple[Life, str, float | None]:
     """Return the state of a training, its explanation, and the seconds until its end."""
     if progress is None:
-        return ("unknown", f"there is no {FILE}", None) if began else ("not started", "", None)
+        return ("unknown", f"there is no valid {FILE}", None) if began else ("not started", "", None)
     if progress.state == "finished":
-        return "finished", "", None
+        return "finished", progress.error, None
     if progress.state == "stopped" or progress.state == "failed":
         return progress.state, progress.error, None
     process = progress.process
@@ -186,14 +197,33 @@ def _life(progress: Progress | None, began: bool, silent: float) -> tuple[Life, 
     return "alive", detail, None if left is None else max(0.0, left - idle)
 
 
-def _rows(table: Path) -> list[dict[str, str]]:
-    """Read `metrics.csv`, without empty cells and without an incomplete last line."""
+def _rows(table: Path, unreadable: list[str]) -> list[dict[str, str]]:
+    """Read the numbers of `metrics.csv`, without empty cells."""
     try:
-        with table.open(newline="") as stream:
-            found = csv.DictReader(line for line in stream if line.endswith("\n"))
-            return [{key: value for key, value in row.items() if value} for row in found if row.get("step")]
-    except OSError:
+        rows = read_table(table)[1] if table.exists() else []
+    except (OSError, ValueError) as error:
+        unreadable.append(str(error))
         return []
+    return [{key: value for key, value in row.items() if key and _is_number(value)} for row in rows]
+
+
+def _is_number(text: str) -> bool:
+    try:
+        return math.isfinite(float(text))
+    except (TypeError, ValueError):
+        return False
+
+
+def _checked(paths: list[Path], unreadable: list[str]) -> tuple[list[Path], list[Path]]:
+    """Separate complete checkpoints from truncated ones (no table of contents)."""
+    found: tuple[list[Path], list[Path]] = [], []
+    for path in paths:
+        try:
+            with path.open("rb") as stream:
+                found[not zipfile.is_zipfile(stream)].append(path)
+        except OSError as error:
+            unreadable.append(f"{path.name} cannot be read ({error.strerror})")
+    return found
 
 
 def _epoch(row: Mapping[str, str]) -> int:
@@ -235,27 +265,31 @@ def _last_checkpoint(complete: list[Path], progress: Progress | None, now: float
 def _results(folder: Path) -> Iterator[ResultFile]:
     for path in sorted(folder.glob("*.json")):
         try:
-            content = json.loads(path.read_text())
+            content = parse_json(path.read_text())
             attack, evaluated = content["attack"], content["robust"]["total"]
             threat = f"{attack['attack']} {attack['norm']} {attack['eps']}"
-            robust, clean = (
-                (content[name]["accuracy"], content[name]["low"], content[name]["high"]) for name in ("robust", "clean")
-            )
-            if content.get("anytime"):  # valid although the stop depended on the outcomes
-                robust = (robust[0], content["anytime"]["low"], content["anytime"]["high"])
+            robust, clean = content["robust"], content["clean"]
+            interval = content.get("anytime") or robust  # valid although the stop depended on the outcomes
             if content.get("checkpoint"):
                 threat += f", {content['checkpoint']['file']}"
-            yield ResultFile(content["name"], threat, robust, clean, evaluated, content.get("total") or evaluated)
-        except (OSError, ValueError, KeyError, TypeError):  # another file
+            yield ResultFile(
+                str(content["name"]),
+                threat,
+                (float(robust["accuracy"]), float(interval["low"]), float(interval["high"])),
+                (float(clean["accuracy"]), float(clean["low"]), float(clean["high"])),
+                int(evaluated),
+                int(content.get("total") or evaluated),
+            )
+        except _DAMAGE:  # another file
             continue
 
 
 def _unfinished(folder: Path, now: float) -> Iterator[UnfinishedEvaluation]:
     for header in sorted(folder.glob("state/*/identity.json")):
         try:
-            content = json.loads(header.read_text())
+            content = parse_json(header.read_text())
             of = math.ceil(content["samples"] / content["block_size"]) * (1 + len(content["sub_attacks"]))
-        except (OSError, ValueError, KeyError, TypeError):
+        except _DAMAGE:
             continue
         records = [path for path in header.parent.iterdir() if _RECORD.fullmatch(path.name)]
         newest = max([*records, header], key=lambda path: path.stat().st_mtime)
@@ -268,9 +302,9 @@ def _unfinished(folder: Path, now: float) -> Iterator[UnfinishedEvaluation]:
 def _workers(state: Path, now: float) -> Iterator[str]:
     for claim in sorted(state.glob("block-*.claim")):
         try:
-            owner = json.loads(claim.read_text())
+            owner = parse_json(claim.read_text())
             process = Process(**{name: owner[name] for name in ("host", "pid", "started", "system")})
             if not process.is_dead() and (process.is_near() or _age(claim, now) < _CLAIM_SILENCE):
                 yield str(process)
-        except (OSError, ValueError, KeyError, TypeError):
+        except _DAMAGE:
             continue

@@ -60,6 +60,9 @@ class FoldedModel:
             return self._first_call
         if self._folding is not None:
             self._folding.refresh()
+            dtype, forward = next(self._model.parameters()).dtype, self._forward
+            if dtype != torch.float32:
+                return lambda x: forward(x.to(dtype))
         return self._forward
 
     def _first_call(self, x: Tensor) -> Tensor:
@@ -116,7 +119,7 @@ def _difference(model: nn.Module, folding: Folding, x: Tensor) -> str | None:
     with torch.autocast(x.device.type, enabled=False), full_precision(), _noisy_weights(model):
         folding.refresh()
         # `forward`, since the call of a graph prints errors.
-        return difference(model, folding.net.forward, x.to(_wide(x)))
+        return difference(model, folding.net.forward, x.to(_wide(next(model.parameters()))))
 
 
 @contextmanager

@@ -5,10 +5,9 @@ Attacks confirm adversarial images with the original model.
 
 import copy
 import logging
-import warnings
 from dataclasses import dataclass
 from typing import Literal, get_args
-from weakref import WeakSet
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, fx, nn
@@ -25,7 +24,7 @@ Precision = Literal["fp32", "bf16"]
 _PROBES = 4  # images of the equivalence check, which uses each twice
 
 log = logging.getLogger(__name__)
-_reported: WeakSet[nn.Module] = WeakSet()  # models whose missing fast path has been logged
+_reported: WeakKeyDictionary[nn.Module, set[str]] = WeakKeyDictionary()  # reasons that have been logged
 
 
 @dataclass
@@ -54,7 +53,8 @@ class SearchModel(nn.Module):
     function, including gradients (see `equivalence.difference`). If a network cannot be traced, draws random numbers,
     has hooks or replaces gradients (straight-through estimators, autograd functions, `detach`), the model itself is
     used, which is logged once per model. With `bf16`, all layers between the first convolution and the classification
-    layer run in bfloat16. Images and logits keep single precision, since bfloat16 cannot resolve small perturbations.
+    layer run in bfloat16, unless logits or gradients then differ by more than rounding. Images and logits keep single
+    precision, since bfloat16 cannot resolve small perturbations.
 
     In training mode, the model itself is used. The fast path ignores later changes of the weights: make a new
     `SearchModel` after them.
@@ -117,43 +117,46 @@ class SearchModel(nn.Module):
     def _count_not_finite(self, gradient: Tensor) -> None:
         self._not_finite = self._not_finite + undefined(gradient).sum()
 
-    def warn_of_gradients(self) -> None:
-        """Warn of gradients that were not finite.
-
-        Call it at the end of an evaluation, since it synchronises the device.
-        """
-        count = int(self._not_finite)
-        if count:
-            warnings.warn(
-                f"Gradients of {count} of {self.passes.backward} images were not finite, and NaN was replaced by 0. "
-                "The robust accuracy may be too high: look for a root, a logarithm or a division at 0 in the model.",
-                stacklevel=2,
-            )
+    @property
+    def not_finite(self) -> int:
+        """Number of images whose gradients were not finite; synchronises the device."""
+        return int(self._not_finite)
 
     def _check(self, x: Tensor) -> None:
-        """Check the folded model; then convert it to its precision, or drop it."""
+        """Check the folded model and the precision; drop each if the function differs."""
         self._checked = True
         if self._folded is not None:
-            folded = self._folded.forward  # the call of a graph prints errors
-            with torch.autocast(x.device.type, enabled=False), full_precision(), frozen(self.model):
-                self._refusal = difference(
-                    self.model, lambda probes: folded(probes.contiguous(memory_format=torch.channels_last)), x
-                )
-            self.passes.exact += 2 * len(x)
+            self._refusal = self._difference(x, self._folded)
         if self._refusal is not None:
             self._folded = None
-            self._report(self._refusal)
-        elif self._folded is not None and self.precision == "bf16":
-            _halve(self._folded)
+            self._report(f"has no equivalent folded copy: {self._refusal}. The attack uses the model itself")
+        if self.precision == "bf16":
+            if self._folded is not None:
+                _halve(self._folded)
+            reason = self._difference(x, self._folded or self.model, torch.bfloat16)
+            if reason is not None:
+                self.precision = "fp32"
+                self._folded = None
+                self._report(f"has no equivalent bf16 search: {reason}. The attack uses the model itself in fp32")
+
+    def _difference(self, x: Tensor, fast: nn.Module, dtype: torch.dtype | None = None) -> str | None:
+        """Compare `fast`, under autocast to `dtype`, with the model in float32."""
+        self.passes.exact += 2 * len(x)
+        call = fast.forward  # the call of a graph prints errors
+
+        def logits(images: Tensor) -> Tensor:
+            found: Tensor = call(images.contiguous(memory_format=torch.channels_last))
+            return found.float()
+
+        with torch.autocast(x.device.type, dtype, enabled=dtype is not None), full_precision(), frozen(self.model):
+            exact = self.model if dtype is None else _Single(self.model, torch.float32)
+            return difference(exact, logits, x)
 
     def _report(self, reason: str) -> None:
-        if self.model not in _reported:
-            _reported.add(self.model)
-            log.warning(
-                "%s has no equivalent folded copy: %s. The attack uses the model itself, which is slower.",
-                type(getattr(self.model, "net", self.model)).__name__,
-                reason,
-            )
+        reported = _reported.setdefault(self.model, set())
+        if reason not in reported:
+            reported.add(reason)
+            log.warning("%s %s, which is slower.", type(getattr(self.model, "net", self.model)).__name__, reason)
 
 
 def _fold(model: nn.Module) -> tuple[fx.GraphModule | None, str | None]:

@@ -1,22 +1,27 @@
 """Base class of the training tasks."""
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule
+from lightning.pytorch.callbacks import LearningRateFinder
 from lightning.pytorch.cli import OptimizerCallable
+from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
-from torch.optim.lr_scheduler import LambdaLR
+from torch.optim import Optimizer
 
 from lightning_paf.nn.activations import Activation
 from lightning_paf.nn.classifier import Classifier
+from lightning_paf.nn.modes import frozen
 from lightning_paf.nn.parameter_groups import DecayRule, parameter_groups
-from lightning_paf.nn.weights import key_difference, load_classifier
+from lightning_paf.nn.weights import key_difference, load_classifier, training_dataset
 from lightning_paf.runs.weights_origin import WeightsOrigin
 from lightning_paf.schedules import Cosine, Schedule
+from lightning_paf.specs import DatasetSpec
 
 
 class Task(LightningModule):
@@ -40,24 +45,50 @@ class Task(LightningModule):
         self, optimizer: OptimizerCallable, schedule: Schedule | None, decay: DecayRule, init: Path | None
     ) -> None:
         super().__init__()
-        # A function, which copies of the module share (weight averaging makes one); the value from the command
-        # line holds references to the parser, the trainer and its processes.
-        self.optimizer: OptimizerCallable = lambda parameters: optimizer(parameters)
+        self.optimizer = _without_parser(optimizer)
         self.schedule = schedule or Cosine()
         self.decay: DecayRule = decay
         self.init = init
         self._sums, self._steps, self._start_progress = dict[str, Tensor](), 0, 0.0
 
-    def load_init(self) -> None:
+    def load_init(self, fresh_head: bool = False) -> None:
         """Load the weights of `init`.
 
         Called in the constructor, so that copies made by weight averaging have them too.
+
+        Args:
+            fresh_head: Whether the classification layer keeps its random weights.
         """
         if self.init is not None and self.init.is_file():
-            load_classifier(self.model, self.init)
+            load_classifier(self.model, self.init, fresh_head)
+
+    def check_start(self, spec: DatasetSpec) -> None:
+        """Check the optimiser, and the network on one image of known size.
+
+        Raises:
+            ValueError: The network cannot process the images, or the optimiser refuses its arguments.
+        """
+        self._built_optimizer()
+        if spec.name == "npz":
+            return
+        shape = (1, spec.channels, spec.size, spec.size)
+        with frozen(self.model), torch.no_grad(), torch.random.fork_rng([]):  # a random network draws numbers
+            try:
+                self.model(torch.zeros(shape))
+            except (RuntimeError, ValueError, TypeError, AssertionError, IndexError) as error:
+                raise ValueError(
+                    f"{type(self.model.net).__name__} must accept images of shape {shape} from {spec.name}, got: "
+                    f"{error}. Pass another --model.net, or other arguments (TimmNet: dict_kwargs.in_chans)."
+                ) from error
 
     def setup(self, stage: str) -> None:
-        """Check that `init` exists."""
+        """Check that `init` exists, and that the learning rate is that of the optimiser."""
+        callbacks = self._trainer.callbacks if self._trainer else []  # type: ignore[attr-defined]
+        if any(isinstance(callback, LearningRateFinder) for callback in callbacks):
+            raise ValueError(
+                "The learning rate must be an argument of the optimizer, which is recorded, got a LearningRateFinder. "
+                "Omit it, and compare short runs with different --model.optimizer.lr."
+            )
         if stage == "fit" and self.init is not None and not self.init.is_file():
             raise ValueError(
                 f"--model.init must be an existing checkpoint, got {self.init}. Train it first (command in the header "
@@ -80,9 +111,11 @@ class Task(LightningModule):
         self._start_progress = self.progress()
 
     def on_train_epoch_end(self) -> None:
-        """Log the means over the steps of the epoch."""
+        """Log the means over the steps of the epoch, and the learning rate at its end."""
         for name, total in self._sums.items():
             self.log(f"train/{name}", total / self._steps, prog_bar=name in ("loss", "acc_adv"), sync_dist=True)
+        if self._steps:
+            self.log("lr", self.trainer.optimizers[0].param_groups[0]["lr"], sync_dist=True)
 
     def record(self, loss: Tensor, **values: Tensor) -> None:
         """Add the values of one training step to the means of the epoch.
@@ -127,24 +160,37 @@ class Task(LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Return the optimiser over decay groups, and the schedule of its steps."""
-        optimizer = self.optimizer(parameter_groups(self, self.decay))
+        optimizer = self._built_optimizer()
         steps = self.trainer.estimated_stepping_batches
         if steps == float("inf"):
             raise ValueError(
                 "The length of the training must be set for the learning-rate schedule, got max_epochs=-1. "
                 "Pass --trainer.max_epochs or --trainer.max_steps."
             )
-        scheduler = LambdaLR(optimizer, lambda step: self.schedule(step / steps))
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step", "name": "lr"}}
+        scheduler: Any = self.schedule.scheduler(optimizer, steps)
+        if "monitor" in scheduler:
+            scheduler["frequency"] = self.trainer.check_val_every_n_epoch or 1
+        return {"optimizer": optimizer, "lr_scheduler": scheduler}
 
     def on_load_checkpoint(self, checkpoint: Mapping[str, Any]) -> None:
-        """Check that the weights are those of this network."""
+        """Check the weights, and normalise as in their training."""
         if difference := key_difference(self.state_dict(), checkpoint["state_dict"]):
             raise ValueError(
                 f"The checkpoint must hold a {type(self.model.net).__name__} of this configuration, got another "
                 f"network:\n{difference}\nPass the config.yaml that was saved next to the checkpoint: "
                 "--config RUN/config.yaml."
             )
+        dataset = training_dataset(checkpoint)
+        if dataset is not None and self.model.normalize_by(dataset):
+            rank_zero_info(f"Normalisation: mean and std of {dataset.name}, as in the training of the checkpoint.")
+
+    def _built_optimizer(self) -> Optimizer:
+        try:
+            return self.optimizer(parameter_groups(self, self.decay))
+        except (ValueError, TypeError) as error:
+            raise ValueError(
+                f"--model.optimizer must accept its arguments, got: {error}. Pass other --model.optimizer options."
+            ) from error
 
     def _check_finite(self, loss: Tensor) -> None:
         if torch.isfinite(loss):
@@ -156,3 +202,13 @@ class Task(LightningModule):
             f"The loss must be finite, got {loss.item()} at step {self.global_step} ({where}; scalar parameters: "
             f"{scalars}). Lower the learning rate, or pass --trainer.gradient_clip_val 1 or --trainer.precision 32."
         )
+
+
+def _without_parser(optimizer: OptimizerCallable) -> OptimizerCallable:
+    """Return an optimizer function that can be copied and pickled.
+
+    The value from the command line holds references to the parser, the trainer and its processes.
+    """
+    arguments: tuple[Any, ...] = getattr(optimizer, "args", ())
+    classes: list[Any] = [value for value in arguments if isinstance(value, type)]
+    return partial(classes[0], **optimizer.keywords) if classes else optimizer  # type: ignore[attr-defined]

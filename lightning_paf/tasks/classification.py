@@ -1,13 +1,17 @@
 """Adversarial training of a classifier with any objective."""
 
-from collections.abc import Callable
+import inspect
+from collections.abc import Callable, Mapping
 from copy import deepcopy
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.cli import OptimizerCallable
+from lightning.pytorch.core.mixins.hparams_mixin import _given_hyperparameters
 from lightning.pytorch.core.optimizer import LightningOptimizer
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 from torch.optim import SGD
 from torchmetrics import MeanMetric
@@ -25,7 +29,7 @@ from lightning_paf.schedules import Schedule
 from lightning_paf.specs import DatasetName, dataset_spec
 from lightning_paf.speed.options import Speed
 from lightning_paf.tasks.base import Task
-from lightning_paf.types import Batch
+from lightning_paf.types import Batch, images_and_labels
 
 
 class RobustModule(Task):
@@ -51,6 +55,7 @@ class RobustModule(Task):
         speed: How a training step is computed; the defaults change nothing but rounding.
         init: Checkpoint of another training of the same network, whose weights this one starts with (fine-tuning).
             Read by `fit` only, and not when a training is resumed.
+        init_head: `fresh` starts with a random classification layer instead of that of `init`, for other classes.
 
     Raises:
         ValueError: Parts that do not fit together.
@@ -72,17 +77,18 @@ class RobustModule(Task):
         speed: Speed = Speed(),  # noqa: B008  # immutable; an instance, so that the command line shows its fields
         init: Path | None = None,
         channels: int | None = None,
+        init_head: Literal["keep", "fresh"] = "keep",
     ) -> None:
         super().__init__(optimizer, schedule, decay, init)
-        self.save_hyperparameters()
-        if isinstance(self.hparams.get("net"), nn.Module):
-            # Built in code rather than from a configuration: modules would make the checkpoint unreadable.
-            self.hparams.clear()
+        if _given_hyperparameters.get() is not None:
+            # Plain values of a configuration; objects would make checkpoints unreadable, and `hparams.yaml` huge.
+            self.save_hyperparameters()
         spec = dataset_spec(dataset, num_classes, channels)
         example = torch.zeros(2, spec.channels, spec.size, spec.size)
         if activation is not None:
             swap_activations(net, lambda: deepcopy(activation), scope=activation_scope, example=example)
         self.model = Classifier(net, spec, normalize)
+        self.normalize = normalize
         self.attack = attack
         self.objective = objective
         self.objective.bind(self.model)
@@ -90,7 +96,7 @@ class RobustModule(Task):
         self._check_derivatives(example)
         self.val_accuracy = MeanMetric()
         self.test_accuracy = MeanMetric()
-        self.load_init()
+        self.load_init(init_head == "fresh")
 
     def forward(self, x: Tensor) -> Tensor:
         """Images (N, C, H, W) in [0, 1] to logits (N, num_classes)."""
@@ -119,6 +125,21 @@ class RobustModule(Task):
         if stage == "fit":
             self.speed.restore(self.model)
 
+    def configure_callbacks(self) -> list[Callback]:
+        """Return a callback that undoes `setup` after an exception, unless there is one."""
+        known = any(isinstance(callback, _UndoSetup) for callback in self.trainer.callbacks)  # type: ignore[attr-defined]
+        return [] if known else [_UndoSetup()]
+
+    def on_load_checkpoint(self, checkpoint: Mapping[str, Any]) -> None:
+        """Check the weights, and report another normalisation than in their training."""
+        super().on_load_checkpoint(checkpoint)
+        trained = (checkpoint.get("hyper_parameters") or {}).get("normalize", self.normalize)
+        if trained != self.normalize:
+            rank_zero_warn(
+                f"model.normalize must be {str(trained).lower()} for the accuracy of this checkpoint, got "
+                f"{str(self.normalize).lower()}. Pass --model.normalize {str(trained).lower()}, as in its training."
+            )
+
     def on_train_start(self) -> None:
         """Notify the objective of the epoch; in a resumed one, with its original start."""
         self.objective.on_epoch_start(self.current_epoch, self._start_progress if self._steps else self.progress())
@@ -130,7 +151,7 @@ class RobustModule(Task):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Run the inner maximisation, and return the loss of the outer step."""
-        x, y = batch
+        x, y = images_and_labels(batch)
         with self.speed.step(self.model):
             result = self.objective(self.model, x, y, self.attack)
         loss: Tensor = result.loss + self.model.penalty()
@@ -155,13 +176,13 @@ class RobustModule(Task):
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Measure clean accuracy."""
-        x, y = batch
+        x, y = images_and_labels(batch)
         self.val_accuracy(~misclassified(self.model(x), y))
         self.log("val/acc", self.val_accuracy, prog_bar=True)
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         """Measure clean accuracy."""
-        x, y = batch
+        x, y = images_and_labels(batch)
         self.test_accuracy(~misclassified(self.model(x), y))
         self.log("test/acc", self.test_accuracy)
 
@@ -170,7 +191,7 @@ class RobustModule(Task):
 
         Probabilities are (N, num_classes), and NaN where the logits are not finite; labels are (N,).
         """
-        x, y = batch
+        x, y = images_and_labels(batch)
         logits = self.model(x)
         return {"probabilities": logits.softmax(1).masked_fill(undefined(logits)[:, None], torch.nan), "label": y}
 
@@ -185,6 +206,24 @@ class RobustModule(Task):
                 "Pass --model.speed.compile false, or another --model.objective."
             )
         require_second_derivatives(self.model, example, name)
+
+
+class _UndoSetup(Callback):
+    """Restores the network after an exception, where Lightning skips `teardown`."""
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Restore the network, and explain an error of `view`."""
+        pl_module.teardown("fit")
+        if "view size is not compatible" in str(exception):
+            exception.args = (
+                "Parameters and images must be contiguous for an optimizer, a callback or a network that calls `view`, "
+                f"got the channels-last layout. Pass --model.speed.channels_last false. ({exception})",
+            )
+
+
+# A name under which the default is pickled; the parser reads its options from the lambda expression.
+_sgd: OptimizerCallable = inspect.signature(RobustModule).parameters["optimizer"].default
+_sgd.__qualname__ = "_sgd"
 
 
 def _accuracies(result: StepResult, y: Tensor) -> dict[str, Tensor]:

@@ -2,10 +2,13 @@
 
 import contextlib
 import errno
+import json
 import os
 import uuid
+import zipfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 _NO_SPACE = {errno.ENOSPC, errno.EDQUOT}
 _NOT_ALLOWED = {errno.EROFS, errno.EACCES, errno.EPERM}
@@ -67,6 +70,32 @@ def explained(path: Path, use: str) -> Iterator[None]:
         raise ValueError(f"{path} cannot be used as {use}: {reason}. {_hint(error.errno)}") from error
 
 
+def parse_json(text: str | bytes) -> Any:
+    """Parse JSON of any origin.
+
+    Raises:
+        ValueError: Not JSON, nested too deeply, or an integer that is too large for a float.
+    """
+    try:
+        return json.loads(text, parse_int=_integer)
+    except (RecursionError, OverflowError) as error:
+        raise ValueError(f"the JSON must have few levels and finite numbers, got: {error}") from error
+
+
+def checksum_error(path: Path) -> str:
+    """Describe a checksum error in a file of `torch.save`; empty if there is none.
+
+    Raises:
+        OSError: The file cannot be read.
+    """
+    with path.open("rb") as stream:
+        if not zipfile.is_zipfile(stream):
+            return ""
+        with zipfile.ZipFile(stream) as archive:
+            damaged = archive.testzip()
+    return f"is damaged (checksum of {damaged})" if damaged else ""
+
+
 @contextlib.contextmanager
 def _partial(path: Path, content: bytes | Iterable[bytes]) -> Iterator[Path]:
     """Temporary file with the content, synchronised to the disk.
@@ -95,6 +124,12 @@ def _create_in_place(path: Path, content: bytes) -> bool:
         path.unlink(missing_ok=True)
         raise
     return True
+
+
+def _integer(text: str) -> int:
+    number = int(text)
+    float(1000 * number)
+    return number
 
 
 def _hint(code: int | None) -> str:

@@ -1,9 +1,14 @@
-"""Identity of a process on a machine, to check whether it is still running."""
+"""Identity of a process on a machine, and the end of its helpers."""
 
+import multiprocessing
 import os
 import platform
+import threading
 from dataclasses import dataclass
 from pathlib import Path
+
+EXIT_STATUS = 75
+"""Exit status of a command that a signal has stopped (EX_TEMPFAIL): restart it."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +43,21 @@ class Process:
 
     def __str__(self) -> str:
         return f"process {self.pid} on {self.host}"
+
+
+def end_with_parent() -> None:
+    """End this process of a pool when its parent ends.
+
+    Otherwise it waits for work forever.
+    """
+    threading.Thread(target=_await_end_of_parent, daemon=True).start()
+
+
+def _await_end_of_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 def this_system() -> str:

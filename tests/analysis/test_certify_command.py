@@ -40,7 +40,7 @@ def test_batch_size_changes_nothing_and_noise_other_than_that_of_the_training_is
     first, second = (json.loads((tmp_path / f"{size}.json").read_text()) for size in ("7", "512"))
     assert first | {"batch_size": 0} == second | {"batch_size": 0}
     printed = capsys.readouterr().out
-    assert "trained with noise of 0.1 and smoothed with 0.3" in printed
+    assert "trains with noise of 0.1, but the network was smoothed with 0.3" in printed
     assert "--model.objective.std 0.3" in printed
 
 

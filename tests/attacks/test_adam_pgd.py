@@ -23,7 +23,7 @@ def test_equals_the_optimizer_of_torch_with_projections():
     found = AdamPGD(0.1, steps=4, lr=0.02, drop_at=2)(model, x, y)
     torch.manual_seed(0)
     z = (x + torch.empty_like(x).uniform_(-0.1, 0.1)).clamp(0, 1).requires_grad_()
-    optimizer = torch.optim.Adam([z], lr=0.02, maximize=True)
+    optimizer = torch.optim.Adam([z], lr=0.02, eps=1e-9, maximize=True)
     for step in range(4):
         optimizer.param_groups[0]["lr"] = 0.02 if step < 2 else 0.002
         optimizer.zero_grad()

@@ -104,8 +104,19 @@ def test_deepfool_is_exact_on_a_linear_model_in_one_step(classes, norm):
         sizes = (weight[y][:, None] - weight).abs().sum(2).clamp_min(1e-9)
         exact = (gaps / sizes).scatter(1, y[:, None], torch.inf).amin(1)
     found, distances = DeepFool(norm=norm, steps=1, bounds=None).nearest(model, x, y)
-    torch.testing.assert_close(distances, 1.02 * exact, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(distances, 1.02 * (exact + 1e-4), rtol=1e-5, atol=1e-5)
     assert (model(found).argmax(1) != y).all()
+
+
+@pytest.mark.parametrize("norm", ["l2", "linf"])
+def test_deepfool_leaves_an_exact_tie(norm):
+    model = nn.Sequential(nn.Flatten(), nn.Linear(4, 2)).requires_grad_(False)
+    model[1].weight.copy_(torch.tensor([[1.0, 0, 0, 0], [0, 1, 0, 0]]))
+    model[1].bias.zero_()
+    x, y = torch.full((3, 1, 2, 2), 0.5), torch.zeros(3, dtype=torch.int64)
+    found, distances = DeepFool(norm=norm).nearest(model, x, y)
+    assert (model(found).argmax(1) == 1).all()
+    assert (distances < 2e-4).all()
 
 
 def test_carlini_wagner_reaches_the_boundary_of_a_linear_model():

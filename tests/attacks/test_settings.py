@@ -54,7 +54,7 @@ POSITIVE = [
     ("cls", "options", "message"),
     [
         *((cls, {name: 0}, f"{name} must be at least 1, got 0") for cls, name in AT_LEAST_1),
-        *((cls, {name: 0}, f"{name} must be positive, got 0") for cls, name in POSITIVE),
+        *((cls, {name: 0}, f"{name} must be positive and finite, got 0") for cls, name in POSITIVE),
         (PGD, {"step_size": Fraction(-1, 255)}, "step_size must be positive"),
         (PGD, {"start": "zero"}, "start must be uniform, gaussian or none"),
         (FGSM, {"norm": "l0"}, "norm must be one of linf, l2, l1"),

@@ -14,7 +14,7 @@ from helpers.processes import started
 from helpers.resume_helpers import at_step, content, differences, last, rows, settled
 
 from lightning_paf.callbacks.exact_resume import random_state, set_random_state
-from lightning_paf.callbacks.stop_on_signal import EXIT_STATUS
+from lightning_paf.utils.process import EXIT_STATUS
 
 EPOCH = 4  # steps
 SECONDS = 120  # far more than any of these takes
@@ -57,6 +57,8 @@ AWP = ["--model.objective", "AWP", "--model.objective.objective", "Natural"]
 AWP += ["--model.objective.warmup", "0.3", "--model.objective.gamma", "0.1"]
 MIXED = ["--averaging.every", "epoch", "--data.real_fraction", "0.5", "--data.real_schedule", "Switch"]
 
+CYCLE = ["--model.schedule", "OneCycle", "--model.schedule.low_momentum", "0.5"]
+
 
 @pytest.mark.parametrize(
     ("options", "saved", "column"),
@@ -64,7 +66,7 @@ MIXED = ["--averaging.every", "epoch", "--data.real_fraction", "0.5", "--data.re
         # AWP starts with the first epoch after its warm-up, not with a later resume.
         ([*AWP, "--trainer.max_epochs", "-1", "--trainer.max_steps", str(2 * EPOCH)], ["step3", "epoch0"], None),
         (["--trainer.val_check_interval", "2", "--trainer.max_epochs", "1"], ["step2"], "val/acc"),
-        (["--trainer.check_val_every_n_epoch", "2"], [f"step{EPOCH}"], "train/loss"),
+        ([*CYCLE, "--trainer.check_val_every_n_epoch", "2"], ["step2", f"step{EPOCH}"], "train/loss"),
         ([*MIXED, "--data.epoch", "64", "--data.synthetic", "{synthetic}"], ["step2", f"step{EPOCH}"], None),
     ],
     ids=["AWP and max_steps", "validation within an epoch", "epoch without validation", "averaged epochs, mixture"],
@@ -95,11 +97,13 @@ def test_a_killed_run_resumes_in_its_folder(base, uninterrupted, tmp_path):
 
 
 def test_a_failed_run_resumes_before_its_last_rows_without_logging_them_twice(base, uninterrupted, tmp_path):
-    words = [*base, "--periodic.every_n_train_steps", "3", "--run", tmp_path]
+    """The checkpoint that it resumed from is removed like any other."""
+    words = [*base, "--periodic.every_n_train_steps", "3", "--periodic.save_top_k", "1", "--run", tmp_path]
     with pytest.raises(RuntimeError, match="stopped before step 5"):
         status(*words, *at_step("FailsAt", 5))
     (tmp_path / "checkpoints" / "last.ckpt").unlink()
     assert status(*words, "--ckpt_path", "last") == 0
+    assert {path.name for path in (tmp_path / "checkpoints").iterdir()} == {"last.ckpt", "step=6.ckpt"}
     assert differences(last(tmp_path), last(uninterrupted)) == []
     assert rows(tmp_path) == rows(uninterrupted)
 

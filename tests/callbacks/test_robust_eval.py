@@ -1,6 +1,8 @@
 """Robust accuracy in validation and test, and its files."""
 
+import errno
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,10 +12,12 @@ from helpers.trainers import trainer
 from lightning.pytorch.callbacks import Callback
 from torch.utils.data import DataLoader, Subset, TensorDataset
 
-from lightning_paf.attacks import PGD
+from lightning_paf.attacks import PGD, AutoAttack
 from lightning_paf.callbacks.robust_eval import RobustEval
 from lightning_paf.evaluation import EvaluationResult, Outcome
+from lightning_paf.evaluation import result as result_file
 from lightning_paf.evaluation.evidence import read
+from lightning_paf.evaluation.state import EvaluationState, encode
 from lightning_paf.evaluation.stopping import StopRule
 from lightning_paf.utils.hashing import weights_fingerprint
 
@@ -47,9 +51,38 @@ def test_result_evidence_report_and_state_are_written(tmp_path):
     content = json.loads((tmp_path / f"{stem}.json").read_text())
     assert (content["attack"]["attack"], content["attack"]["eps"]) == ("PGD", str(EPS))
     assert content["robust"]["correct"] == 6
+    assert [sum(row[name] for row in content["per_class"]) for name in ("evaluated", "clean", "robust")] == [11, 10, 6]
     assert content["robust"]["low"] < 6 / 11 < content["robust"]["high"]
     assert EvaluationResult.load(tmp_path / f"{stem}.json").evaluated == 11
     assert read(tmp_path / f"{stem}.evidence.safetensors").outcomes.tolist() == EXPECTED.tolist()
+
+
+def test_sub_attacks_that_need_more_classes_are_named_in_result_and_report(tmp_path):
+    attack = AutoAttack(EPS, version="custom", attacks=["apgd-ce", "apgd-t"])
+    with pytest.warns(UserWarning, match="AutoAttack leaves out apgd-t"):
+        result = evaluate(tmp_path, callback=RobustEval(attack))
+    assert result.outcomes.tolist() == EXPECTED.tolist()
+    assert [summary.label for summary in result.sub_attacks] == ["clean", "apgd-ce"]
+    described = json.loads((tmp_path / f"{STEM}.json").read_text())["attack"]
+    assert (described["attacks"], described["left_out"]) == (["apgd-ce"], ["apgd-t"])
+    assert result.evaluation.identity.attack["left_out"] == ["apgd-t"]
+    assert "<dt>left out</dt>" in (tmp_path / f"{STEM}.html").read_text()
+
+
+def test_the_least_robust_class_is_printed(tmp_path, caplog):
+    with caplog.at_level("INFO"):
+        result = evaluate(tmp_path)
+    worst = min(result.per_class(), key=lambda row: row.robust / row.evaluated)
+    assert f"{worst.robust} of {worst.evaluated} in class {worst.label}, the least robust" in caplog.text
+
+
+def test_a_full_disk_names_the_result(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(result_file, "write_whole", full)
+    with pytest.raises(ValueError, match=rf"{STEM}.json cannot be used as a result: No space left on device"):
+        evaluate(tmp_path)
 
 
 def test_test_examples_are_the_first_samples(tmp_path):
@@ -121,6 +154,21 @@ def test_mixed_precision_does_not_apply_to_the_attack(tmp_path):
     assert not any(autocast)
 
 
+@pytest.mark.parametrize("precision", ["64-true", "bf16-true", "16-true"])
+def test_weights_of_another_precision_are_evaluated_in_float32(precision, tmp_path):
+    module = BrightnessModule()
+    module.model = tiny_classifier(2, 1)
+    loaded = tiny_classifier(2, 1)
+    result = evaluate(tmp_path, module=module, callback=evaluation())  # fp32
+    run = trainer(tmp_path, callback := evaluation(), precision=precision)
+    run.test(module, data(), verbose=False)
+    loaded.load_state_dict(module.model.state_dict())  # as a checkpoint is loaded
+    found = callback.results["test"]
+    assert found.fingerprints["model"] == weights_fingerprint(loaded)
+    assert found.fingerprints["network"] == result.fingerprints["network"]
+    assert next(module.model.parameters()).dtype != torch.float32
+
+
 def test_several_loaders_are_refused(tmp_path):
     class TwoLoaders(BrightnessModule):
         def test_step(self, batch, batch_idx, dataloader_idx=0):
@@ -162,6 +210,20 @@ def test_a_repeated_test_reads_its_records(tmp_path, monkeypatch):
     monkeypatch.undo()
     evaluate(tmp_path, seed=1)
     assert len(list((tmp_path / "state").iterdir())) == 2, "another seed has another state"
+
+
+def test_a_fresh_test_uses_no_records(tmp_path):
+    """Records from others can be forged consistently."""
+    callback = evaluation()
+    evaluate(tmp_path, callback=callback)
+    (state,) = (EvaluationState(folder) for folder in (tmp_path / "state").iterdir())
+    clean = state.read(0, 0)
+    forged = replace(clean, predictions=clean.labels)
+    (state.folder / "block-00000.sub-attack-0.record").write_bytes(encode(forged))
+    with pytest.warns(UserWarning, match="follows a record that has been replaced"):
+        assert evaluate(tmp_path).clean.correct == 11
+    callback.fresh = True
+    assert evaluate(tmp_path, callback=callback).outcomes.tolist() == EXPECTED.tolist()
 
 
 def test_a_named_state_refuses_another_evaluation(tmp_path):

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import time
 from pathlib import Path
 
 import pytest
@@ -12,8 +13,9 @@ from helpers.resume_helpers import at_step, differences, last, rows
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.pytorch import Trainer
 
-from lightning_paf.callbacks import StopOnSignal
-from lightning_paf.callbacks.stop_on_signal import EXIT_STATUS
+from lightning_paf.callbacks import StopOnSignal, stop_on_signal
+from lightning_paf.data.samplers import MixedSampler
+from lightning_paf.utils.process import EXIT_STATUS
 
 SECONDS = 120  # far more than any of these takes
 
@@ -49,14 +51,15 @@ def test_a_training_stops_after_the_batch_and_resumes(number, step, validating, 
         assert status(*base, "--ckpt_path", "auto", "--run", tmp_path) == 0
         assert differences(last(tmp_path), last(uninterrupted)) == []
         assert rows(tmp_path) == rows(uninterrupted)
+        assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["last.ckpt"]
 
 
-def fit_signalled_in_setup(*words):
-    """Run `fit`, with SIGUSR1 before anything can be saved."""
+def fit_signalled_in_setup(number, *words):
+    """Run `fit`, with a signal before anything can be saved."""
     setup = StopOnSignal.setup
 
     def signalled(self, *arguments, **named):
-        os.kill(os.getpid(), signal.SIGUSR1)
+        os.kill(os.getpid(), number)
         setup(self, *arguments, **named)
 
     StopOnSignal.setup = signalled
@@ -84,9 +87,17 @@ def run_process(work, base, folder: Path) -> tuple[int, str]:
 
 
 def test_a_signal_at_the_start_of_the_program_stops_after_the_first_batch(base, tmp_path):
-    exit_status, output = run_process(fit_signalled_in_setup, base, tmp_path)
+    exit_status, output = run_process(fit_signalled_in_setup, [signal.SIGUSR1, *base], tmp_path)
     assert exit_status == EXIT_STATUS, output
     assert stopped_step(tmp_path / "run") == 1
+
+
+def test_a_termination_before_the_training_is_restarted(base, tmp_path):
+    """`docker/slurm/train.sbatch` requeues a job with this status, and the restart begins a new training."""
+    exit_status, output = run_process(fit_signalled_in_setup, [signal.SIGTERM, *base], tmp_path)
+    assert exit_status == EXIT_STATUS, output
+    assert "Traceback" not in output
+    assert not list((tmp_path / "run").glob("**/*.ckpt"))
 
 
 def test_a_second_interrupt_ends_the_process_at_once(base, tmp_path):
@@ -94,6 +105,24 @@ def test_a_second_interrupt_ends_the_process_at_once(base, tmp_path):
     assert exit_status == -signal.SIGINT, output
     assert "Press Ctrl-C again to end at once" in output
     assert not list((tmp_path / "run" / "checkpoints").glob("*"))
+
+
+def fit_signalled_while_waiting_for_data(*words):
+    """Run `fit`, with SIGTERM and then no data."""
+
+    def silent(self):
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(SECONDS)
+        yield 0
+
+    MixedSampler.__iter__, stop_on_signal.PATIENCE = silent, 1
+    return status(*words)
+
+
+def test_a_signal_ends_a_wait_for_data(base, tmp_path):
+    exit_status, output = run_process(fit_signalled_while_waiting_for_data, base, tmp_path)
+    assert exit_status == EXIT_STATUS, output
+    assert "Stopped by a signal, after 1 s without data and without a new checkpoint. Resume with" in output
 
 
 def test_a_refused_command_restores_the_signal_mask(base, tmp_path):

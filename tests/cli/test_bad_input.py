@@ -82,7 +82,7 @@ BAD_FILES = {
     ),
     "float images": (changed(image=IMAGE / 255), r"must be uint8 .* got float64"),
     "channels first": (changed(image=IMAGE.transpose(0, 3, 1, 2).copy()), "This is NCHW"),
-    "grey": (changed(image=IMAGE[..., 0].copy()), r"images\[..., None\], and pass --data.channels 1"),
+    "grey": (changed(image=IMAGE[..., 0].copy()), r"of shape \(12, 8, 8, 1\)\. Pass --data\.channels 1 with"),
     "label too large": (changed(label=np.arange(12)), "labels must be 0 to 2, got 0 to 11"),
     "label negative": (changed(label=np.arange(12) % 3 - 1), "labels must be 0 to 2, got -1 to 1"),
     "other number of labels": (changed(label=np.arange(11) % 3), r"labels of 12 images must have shape .* got \(11,\)"),
@@ -147,13 +147,18 @@ def test_a_small_pool_sorted_by_class_is_shuffled_and_repeated(tiny, tmp_path):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ("--data.batch_size 0", "batch_size must be at least 1, got 0. Pass --data.batch_size N"),
+        ("--data.batch_size 0", "batch_size must be from 1 to 2^31 - 1, got 0. Pass another --data.batch_size"),
         ("--data.real_fraction 0.5", "data.synthetic must be set for real_fraction=0.5, got none"),
         ("--data.real_fraction 1.5", "real_fraction must be from 0 to 1, got 1.5"),
         ("--data.val_size 1000", "val_size must be 1 to 32, half of the 64 training images, got 1000"),
         ("--trainer.max_epochs -1", "got max_epochs=-1. Pass --trainer.max_epochs or --trainer.max_steps"),
-        ("--checkpoint.monitor val/acc_pgdx", "in validation, got val/acc_pgdx"),
-        ("--val_attack.every_n_epochs 0 --checkpoint.monitor val/acc_pgd", "one of val/acc."),
+        (
+            "--checkpoint.monitor val/acc_pgdx",
+            "training logs, got val/acc_pgdx. Pass one of val/acc, val/acc_pgd,",
+        ),
+        ("--model.schedule Plateau --model.schedule.monitor val/acc_pgdx", "model.schedule.monitor must be a metric"),
+        ("--model.schedule OneCycle --model.schedule.low_momentum 0.85 --model.optimizer Adam", "got Adam without one"),
+        ("--val_attack.every_n_epochs 0 --checkpoint.monitor val/acc_pgd", "one of val/acc, train/loss"),
         ("--averaging WarmupEMA --averaging.decay 1.5", "decay must be in [0, 1), got 1.5"),
         ("--model.attack.eps 8", "eps must be at most 1 times the pixel range in linf, got 8.0 for images in [0, 1]."),
         ("--model.attack.eps 0", "eps must be positive and finite, got 0.0. Pass a perturbation size such as 8/255"),
@@ -229,10 +234,31 @@ def test_a_class_of_an_earlier_version_names_its_replacement(typed, tiny, capsys
     assert "names no known class" not in error
 
 
+@pytest.mark.parametrize("typed", ["torchvision.models.resnet18", "lightning_paf.nets.timm_net"])
+def test_a_function_is_no_network(typed, tiny, capsys):
+    error = parser_error(capsys, "-c", tiny, "--model.net", typed)
+    assert "model.net must be a class, got a function. Pass TimmNet or TorchvisionNet with --model.net.name" in error
+
+
 def test_a_class_without_a_similar_one_has_no_suggestion(tiny, capsys):
     error = parser_error(capsys, "-c", tiny, "--model.net", "Xyz")
     assert "net=Xyz names no known class. Known: CifarResNet" in error
     assert "timm_net" not in error
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (
+            ("--autoattack", "RobustEval", "--autoattack.attack.eps", "4/255"),
+            "attack must be a concrete class, given before",
+        ),
+        (("--autoattack.attack.eps", "4/255"), "attack must be a concrete class, given before"),
+    ],
+)
+def test_arguments_without_their_class_list_the_known_ones(words, message, tiny, capsys):
+    error = parser_error(capsys, "-c", tiny, *words)
+    assert f"{message} its arguments. Known: A" in error
 
 
 @pytest.mark.parametrize(
@@ -288,6 +314,15 @@ def half(trained: Path, path: Path) -> None:
     path.write_bytes(content[: len(content) // 2])
 
 
+def with_other_weights(trained: Path, path: Path) -> None:
+    """Write a file that can be loaded, with other bytes in its largest tensor."""
+    content = bytearray((trained / "checkpoints" / "last.ckpt").read_bytes())
+    weight = torch.load(trained / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]["model.net.fc.weight"]
+    start = content.index(weight.numpy().tobytes())
+    content[start : start + 8] = bytes(8)
+    path.write_bytes(content)
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
@@ -295,6 +330,7 @@ def half(trained: Path, path: Path) -> None:
         (lambda trained, path: path.write_bytes(b""), "is damaged"),
         (lambda trained, path: path.write_text("weights"), "is damaged"),
         (half, "is damaged"),
+        (with_other_weights, "is damaged (checksum of "),
         (lambda trained, path: torch.save({"net.weight": torch.ones(1)}, path), "holds net.weight"),
         (lambda trained, path: torch.save(torch.ones(1), path), "holds Tensor"),
     ],
@@ -310,6 +346,13 @@ def test_a_file_that_is_not_a_checkpoint(make, message, trained, tmp_path, capsy
     assert not (tmp_path / "run").exists()
 
 
+def test_starting_weights_with_other_bytes_are_refused(trained, tmp_path, capsys):
+    with_other_weights(trained, tmp_path / "bad.ckpt")
+    words = ["-c", trained / "config.yaml", "--run", tmp_path / "run", "--model.init", tmp_path / "bad.ckpt"]
+    assert status("fit", *words) == 1
+    assert "bad.ckpt must be a checkpoint of `fit`, got a damaged" in capsys.readouterr().err
+
+
 def test_a_missing_checkpoint_without_a_configuration(capsys, tmp_path):
     assert status("test", "--ckpt_path", tmp_path / "nowhere.ckpt") == 1
     assert f"got {tmp_path / 'nowhere.ckpt'}, which does not exist" in capsys.readouterr().err
@@ -318,7 +361,7 @@ def test_a_missing_checkpoint_without_a_configuration(capsys, tmp_path):
 @pytest.mark.parametrize(
     ("command", "words", "message"),
     [
-        ("fit", "--model.net.width 8", "of another shape: model.net.fc.weight: (3, 128) instead of (3, 256)"),
+        ("fit", "--trainer.max_epochs 9 --model.net.width 8", "model.net.fc.weight: (3, 128) instead of (3, 256)"),
         ("test", "--model.net.width 8", "(4, 3, 3, 3) instead of (8, 3, 3, 3)"),
         ("test", "--model.activation ReLU", "8 not expected: model.net.features.1.alpha, model.net.features.1.beta"),
     ],
@@ -336,6 +379,18 @@ def test_a_checkpoint_of_another_architecture(command, words, message, trained, 
 
 
 # ------------------------------------------------------------------ a loss that is not finite
+
+
+@pytest.mark.parametrize("command", ["recipes", "compare"])
+def test_an_error_of_the_file_system_is_one_line(command, monkeypatch, capsys):
+    def refuse(words):
+        Path("/proc/\x1b[31m").joinpath(*words).write_text("")
+
+    monkeypatch.setattr(f"lightning_paf.commands.{command}.main", refuse)
+    assert status(command, "file") == 1
+    error = capsys.readouterr().err
+    assert error.startswith("lightning-paf: error: /proc/?[31m/file cannot be used: No such file or directory.")
+    assert "Traceback" not in error
 
 
 def test_a_loss_that_is_not_finite_ends_the_training(tiny, tmp_path, capsys):

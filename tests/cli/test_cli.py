@@ -14,6 +14,8 @@ from helpers.fakes import CONFIGS
 from helpers.resume_helpers import content
 from helpers.resume_helpers import rows as rows_without_times
 
+from lightning_paf.cli.evaluated_checkpoint import arrange
+
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory) -> str:
@@ -156,7 +158,8 @@ def test_other_loggers_are_added_to_those_of_the_run_folder(tiny, tmp_path):
 def test_without_loggers_the_run_folder_is_the_same(tiny, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert status("fit", "-c", tiny, "--trainer.logger", "false", "--run", tmp_path / "run") == 0
-    assert {path.name for path in (tmp_path / "run").iterdir()} == {"config.yaml", "checkpoints", "progress.json"}
+    found = {path.name for path in (tmp_path / "run").iterdir()}
+    assert found == {"config.yaml", "checkpoints", "progress.json", "run.json"}
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
 
@@ -208,6 +211,23 @@ def test_grey_images_are_trained_and_tested(tmp_path):
     assert status("predict", "--ckpt_path", last(tmp_path / "run")) == 0
 
 
+@pytest.mark.parametrize(
+    ("filename", "expected"),
+    [
+        ("{epoch}-{val/acc_pgd:.3f}", "epoch=1-acc_pgd=0.500.ckpt"),
+        ("best-{step:03d}", "best-step=008.ckpt"),
+        ("{val/acc_pgd}", "acc_pgd=0.5.ckpt"),
+    ],
+)
+def test_the_name_of_a_metric_makes_no_folder(filename, expected, tiny):
+    own = json.dumps({"class_path": "ModelCheckpoint", "init_args": {"filename": filename, "monitor": "val/acc"}})
+    cli = built("-c", tiny, "--checkpoint.filename", filename, f"--trainer.callbacks+={own}")
+    named = [saver for saver in cli.trainer.checkpoint_callbacks if saver.filename not in ("last", "step={step}")]
+    assert len(named) == 2
+    for saver in named:
+        assert saver.format_checkpoint_name({"epoch": 1, "step": 8, "val/acc_pgd": 0.5}) == expected
+
+
 # ------------------------------------------------------------------ resuming
 
 
@@ -234,6 +254,25 @@ def test_more_epochs_continue_a_finished_run_exactly(tiny, tmp_path):
     for key in ("state_dict", "current_model_state"):
         assert all(torch.equal(value, parts[key][name]) for name, value in expected[key].items())
     assert rows_without_times(tmp_path / "expected") == rows_without_times(tmp_path / "parts")
+
+
+def test_a_moved_run_resumes_where_it_is(trained, copied):
+    """Its configuration still names the old folder."""
+    before = content(trained)
+    words = ["fit", "-c", copied / "config.yaml", "--trainer.max_epochs", "4"]
+    assert status(*words, "--ckpt_path", "auto") == 0
+    assert load(last(copied))["epoch"] == 3
+    assert yaml.safe_load((copied / "config.yaml").read_text())["run"] == str(copied)
+    assert status(*words) == 1
+    assert content(trained) == before
+
+
+@pytest.mark.parametrize(("words", "expected"), [([], []), (["--ckpt_path", "auto"], ["--run=new"])])
+def test_only_a_resume_uses_the_folder_of_a_configuration_without_run(words, expected, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("new").mkdir()
+    Path("new", "config.yaml").write_text("# lightning_paf==1\nseed_everything: 0\nrun: null\n")
+    assert [word for word in arrange(["fit", "-c", "new/config.yaml", *words]) if word.startswith("--run")] == expected
 
 
 def test_another_run_in_the_same_folder_is_refused(tiny, trained, copied, capsys):
@@ -310,3 +349,27 @@ def test_a_saved_configuration_is_built_without_running(trained):
     before = content(trained)
     assert built("-c", trained / "config.yaml").model.model.num_classes == 3
     assert content(trained) == before
+
+
+def test_an_early_stop_and_the_size_of_the_network_are_logged(tiny, tmp_path, caplog):
+    words = [
+        "--trainer.callbacks+=EarlyStopping",
+        "--trainer.callbacks.monitor",
+        "val/acc",
+        "--trainer.callbacks.mode",
+        "max",
+    ]
+    words += ["--trainer.callbacks.stopping_threshold", "-1", "--trainer.max_epochs", "9"]
+    words += ["--trainer.enable_model_summary", "null"]
+    assert status("fit", "-c", tiny, *words, "--run", tmp_path) == 0
+    assert "Network: SmallConvNet, 1,529 parameters" in caplog.text
+    assert "EarlyStopping in epoch 1: Stopping threshold reached" in caplog.text
+    assert "FLOPs" not in caplog.text
+
+
+def test_an_error_of_torch_that_an_option_avoids_is_one_line(tiny, tmp_path, capsys):
+    pruning = ["--trainer.callbacks+=ModelPruning", "--trainer.callbacks.pruning_fn", "l1_unstructured"]
+    assert status("fit", "-c", tiny, *pruning, "--run", tmp_path) == 1
+    error = capsys.readouterr().err
+    assert "Pass --model.speed.channels_last false." in error
+    assert "Traceback" not in error

@@ -97,6 +97,11 @@ def test_an_evaluation_writes_no_configuration_and_can_be_repeated(trained, chec
     assert (trained / "config.yaml").read_bytes() == before
     assert not (trained / "test" / "config.yaml").exists()
     assert not (trained / "test" / "checkpoints").exists()
+    times = [path.stat().st_mtime_ns for path in sorted(trained.glob("test/state/*/*.record"))]
+    assert status("test", "--ckpt_path", checkpoint, "--fresh") == 0
+    again = [path.stat().st_mtime_ns for path in sorted(trained.glob("test/state/*/*.record"))]
+    assert len(again) == len(times) > 0
+    assert min(again) > max(times)
 
 
 def test_attacks_have_gradients_with_inference_mode(trained, checkpoint, tmp_path):
@@ -121,6 +126,12 @@ def test_a_radius_is_saved_as_given(typed, radius, tiny, tmp_path, capsys):
 @pytest.mark.parametrize("typed", ["8./255", "8/255.", "8 / 255", "8.0/255.0", ".8/25.5"])
 def test_a_radius_of_decimals_is_exact(typed, tiny):
     assert built("-c", tiny, "--model.attack.eps", typed).model.attack.eps == Fraction(8, 255)
+
+
+@pytest.mark.parametrize("typed", ["8/x", "8/0", "8/", "abc"])
+def test_other_radii_are_refused(typed, tiny, capsys):
+    assert status("fit", "-c", tiny, "--model.attack.eps", typed) == 2
+    assert f"it must be a number such as 8/255 or 0.031, got '{typed}'" in capsys.readouterr().err
 
 
 def test_compromised_releases_of_lightning_are_excluded():

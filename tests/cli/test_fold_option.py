@@ -42,3 +42,22 @@ def test_a_replacement_gradient_is_kept_and_the_reason_is_logged(rounded, tmp_pa
     assert expected["attack"]["fold"] is False
     assert "fold" not in found["attack"]
     assert str(int(Outcome.FOOLED)) in found["outcomes"]
+
+
+def test_signs_of_an_unreliable_result_are_in_its_files_and_on_the_console(rounded, tmp_path, recwarn):
+    found = evaluated(rounded, tmp_path, "--model.net", "helpers.rounded_net.UnreliableNet")
+    assert set(found["flags"]) == {"random-outputs", "softmax-outputs"}
+    for text in found["flags"].values():
+        assert text in [str(warning.message) for warning in recwarn]
+        assert text in next((tmp_path / "test").glob("*.html")).read_text()
+
+
+@pytest.mark.parametrize(
+    "words", [("test", "--ckpt_path"), ("curve", "--ckpt"), ("certify", "--sigma", "0.1"), ("sanity-check", "--ckpt")]
+)
+def test_another_output_is_refused_in_one_line(rounded, words, capfd):
+    last = rounded / "checkpoints" / "last.ckpt"
+    assert status(*words, last, "--model.net", "helpers.rounded_net.TupleNet", "--trust-config") != 0
+    error = capfd.readouterr().err
+    assert "must return logits, or an object with `.logits`, got tuple" in error
+    assert "Traceback" not in error

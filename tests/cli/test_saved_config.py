@@ -326,6 +326,7 @@ OPTIONS = [
         for number in range(max(map(len, KINDS.values())))
     ),
     [*DIGITS, "--trainer.callbacks+=LearningRateMonitor", "--model.attack.loss", "lightning_paf.functional.margin"],
+    [*DIGITS, "--checkpoint.filename", "{epoch}-{val/acc_pgd:.3f}", "--periodic.filename", "[a] {step}"],
     [*DIGITS, "--autoattack.stop", "HalfWidth", "--data.augment", "CropFlip", "--data.mixing", "CutMix"],
 ]
 

@@ -5,12 +5,13 @@ import torch
 import yaml
 from helpers.cli_runs import status
 from helpers.fakes import CONFIGS, write_npz_dataset
-from helpers.originals import MEAN, STD, Normalize, renamed, shifted, wide
+from helpers.originals import MEAN, STD, Normalize, randomised, renamed, shifted, wide
 from torch import nn
 
 from lightning_paf.commands import import_weights
 from lightning_paf.loading import load_run
-from lightning_paf.nets import DMWideResNet, SmallConvNet
+from lightning_paf.nets import DMWideResNet, PreActResNet, SmallConvNet
+from lightning_paf.utils import files
 
 X = torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 
@@ -55,7 +56,7 @@ def test_the_run_has_the_logits_of_the_original(folder, capsys):
     assert f"lightning-paf test --ckpt_path {checkpoint}" in text
 
 
-def test_test_runs_on_the_result(tmp_path):
+def test_commands_run_on_the_result(tmp_path, capsys):
     root = write_npz_dataset(tmp_path / "images")
     net = SmallConvNet(num_classes=3, in_channels=3, width=4)
     torch.save({"net": net.state_dict()}, tmp_path / "weights.pt")
@@ -66,6 +67,12 @@ def test_test_runs_on_the_result(tmp_path):
     quiet = ["--trainer.enable_progress_bar", "false"]
     assert status("test", "--ckpt_path", tmp_path / "run" / "checkpoints" / "imported.ckpt", *few, *quiet) == 0
     assert list((tmp_path / "run" / "test").glob("autoattack*.json"))
+    assert status("certify", tmp_path / "run", "--sigma", 0.1, "--samples", 2, 4, "--examples", 2) == 0
+    assert "Note: the configuration trains without noise" in printed(capsys)
+    assert status("status", tmp_path / "run") == 0
+    text = printed(capsys)
+    assert "run: imported checkpoint imported.ckpt: " in text
+    assert "lightning-paf fit" not in text
 
 
 def test_a_parametric_activation_is_one_row_for_all_its_layers(folder, capsys):
@@ -139,6 +146,10 @@ def test_a_network_with_its_own_normalisation_is_not_normalised_twice(folder, ca
         (["--model.net.depth", "16"], r"missing in the file: block1\.layer\.1"),
         (["--ema"], "--ema requires averaged weights"),
         (["--model.normalize", "true"], "--model.normalize must not be given to import-weights. Pass --normalize"),
+        (["--drop", "head.*"], r"--drop must match keys of the file \(.*, got head"),
+        (["--entry", "best"], r"--entry must be a state dict of .*, got best"),
+        (["--dataset", "npz", "--data.num_classes", "10", "--normalize", "true"], "got npz. Pass --mean and --std"),
+        (["--mean", "125", "--std", "62"], r"must be for images in \[0, 1\], got .*Divide both by 255"),
         (["--mean", "0.5", "0.5", "0.5"], "must be given by --mean and --std"),
         (["--mean", "0.5", "--std", "0.5", "--normalize", "true"], "Pass one of the two"),
     ],
@@ -150,8 +161,68 @@ def test_a_file_that_does_not_fit_is_refused_and_nothing_is_written(folder, opti
     assert sorted(folder.rglob("*")) == before
 
 
+@pytest.mark.parametrize("content", [{"1": None}, {"state_dict": None, "config": {"input_normalization": True}}])
+def test_a_normalisation_without_statistics_must_be_passed(folder, content):
+    state = wide(activation=False).state_dict()
+    content = renamed(state, "1.") if "1" in content else {**content, "state_dict": state}
+    torch.save(content, folder / "weights.pt")
+    with pytest.raises(ValueError, match=r"normalisation of .* must be passed.*--normalize true for those of cifar10"):
+        import_(folder)
+    import_(folder, "--normalize", "false")
+
+
+@pytest.mark.parametrize("shortcut", ["activated", "raw"])
+def test_options_on_which_keys_do_not_depend_must_be_passed(tmp_path, shortcut):
+    original = randomised(PreActResNet(width=2, shortcut=shortcut))
+    torch.save(original.state_dict(), tmp_path / "weights.pt")
+    sizes = ["--model.net.width", 2]
+    with pytest.raises(ValueError, match=r"shortcut of PreActResNet must be passed.*raw \(Wong et al\. 2020.*Rice"):
+        import_(tmp_path, net="preact_resnet18", sizes=sizes)
+    import_(tmp_path, net="preact_resnet18", sizes=[*sizes, "--model.net.shortcut", shortcut])
+    assert_imported(tmp_path, original)
+
+
+class Owner(nn.Module):
+    """A network whose state dict holds its normalisation."""
+
+    def __init__(self, num_classes: int = 10) -> None:
+        super().__init__()
+        self.register_buffer("mu", torch.full((3, 1, 1), 0.4))
+        self.register_buffer("sigma", torch.full((3, 1, 1), 0.2))
+        self.fc = nn.Linear(3, num_classes)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.fc(((x - self.mu) / self.sigma).mean((2, 3)))
+
+
+def test_statistics_that_the_network_owns_stay_in_it(tmp_path, capsys):
+    original = Owner()
+    torch.save(original.state_dict(), tmp_path / "weights.pt")
+    words = [tmp_path / "weights.pt", "--net", f"{__name__}.Owner", "--out", tmp_path / "run"]
+    assert import_weights.main([str(word) for word in words]) == 0
+    assert "Normalisation: the network's own" in printed(capsys)
+    weights = torch.load(tmp_path / "run" / "checkpoints" / "imported.ckpt", weights_only=True)["state_dict"]
+    assert {"model.net.mu", "model.net.sigma"} <= weights.keys()
+
+
 def test_a_run_is_not_overwritten(folder):
     (folder / "run" / "checkpoints").mkdir(parents=True)
+    (folder / "run" / "checkpoints" / "last.ckpt").touch()
     with pytest.raises(ValueError, match="must be a folder without a run"):
         import_(folder, "--normalize", "true")
-    assert not list((folder / "run" / "checkpoints").iterdir())
+    assert [path.name for path in (folder / "run").rglob("*.*")] == ["last.ckpt"]
+
+
+def interrupt(*arguments):
+    raise KeyboardInterrupt
+
+
+def test_a_command_that_was_killed_can_be_repeated(folder, monkeypatch):
+    """The configuration is written last."""
+    with monkeypatch.context() as patch:
+        patch.setattr(files, "write_whole", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            import_(folder, "--normalize", "true")
+    assert [path.name for path in (folder / "run").rglob("*.*")] == ["imported.ckpt"]
+    import_(folder, "--normalize", "true")
+    assert (folder / "run" / "config.yaml").is_file()

@@ -51,7 +51,7 @@ def done(tmp_path_factory):
 class InThisProcess:
     """Executor that runs each task when it is submitted."""
 
-    def __init__(self, *arguments) -> None:
+    def __init__(self, *arguments, **options) -> None:
         pass
 
     def __enter__(self):

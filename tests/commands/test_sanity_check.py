@@ -68,7 +68,7 @@ def test_a_failed_check_exits_with_its_hint(check, checkpoint):
     [
         (("--eps", "8/0"), "must be a number such as 8/255 or 0.5, got '8/0'"),
         (("--examples", "5"), "--examples 100"),
-        (("--json", "missing/checks.json"), "--json must be in an existing folder"),
+        (("--json", "missing/checks.json"), "--json must be a file in an existing folder"),
     ],
 )
 def test_invalid_options_are_refused(options, message, checkpoint, capsys):

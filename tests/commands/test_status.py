@@ -1,7 +1,9 @@
 """`status` of runs in every state."""
 
 import json
+import math
 import os
+import shlex
 import subprocess
 import sys
 from dataclasses import asdict, replace
@@ -13,6 +15,7 @@ import torch
 from helpers.cli_runs import status, write_experiment
 
 from lightning_paf.evaluation.result import EvaluationResult
+from lightning_paf.runs.identity import read_identity
 from lightning_paf.runs.progress import FILE, SILENCE, Progress
 from lightning_paf.runs.status import read_run
 from lightning_paf.utils.process import Process, start_of
@@ -111,7 +114,7 @@ def test_a_run_that_was_not_started(tmp_path, capsys):
 def test_a_run_without_a_progress_file(tmp_path, capsys):
     run = make(tmp_path / "run", rows="epoch,step,train/loss,lr\n0,9,1.5,\n1,19,1.2,\n,20,,0.1\n2,2")
     out = printed(capsys, run)
-    assert f"run: unknown (there is no {FILE})" in out
+    assert f"run: unknown (there is no valid {FILE})" in out
     assert "epoch 2, step 20" in out
     (run / "metrics.csv").unlink()
     checkpoint(run / "checkpoints" / "last.ckpt")
@@ -149,6 +152,62 @@ def test_a_truncated_checkpoint_is_reported(tmp_path, capsys):
     out = printed(capsys, run)
     assert "last.ckpt is incomplete" in out
     assert "step=50.ckpt: step unknown" in out
+
+
+@pytest.mark.parametrize(
+    "text", ["epoch,loss\n1,2\n", "step,val/acc\nx,0.5\n", "\udcff\n\udc80,\n", "step\n\n1,2,3\nx\n"]
+)
+def test_a_damaged_table_is_reported(text, tmp_path, capsys):
+    run = make(tmp_path, WORKING)
+    (run / "metrics.csv").write_text(text, errors="surrogateescape")
+    assert f"unreadable  {run / 'metrics.csv'} must be a table with a step in every row" in printed(capsys, run)
+
+
+@pytest.mark.parametrize(
+    "entry", [{"step": "x"}, {"steps": "9"}, {"state": "asleep"}, {"error": 5}, {"process": [1]}, {"steps": math.inf}]
+)
+def test_a_damaged_progress_file_is_reported(entry, tmp_path, capsys):
+    run = make(tmp_path)
+    (run / FILE).write_text(json.dumps(asdict(WORKING) | entry))
+    assert f"there is no valid {FILE}" in printed(capsys, checkpoint(run / "checkpoints" / "last.ckpt").parent.parent)
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, "9" * 5000, "[" + "9" * 400 + "]", "", "null"])
+def test_files_that_are_not_of_this_package_are_skipped(text, tmp_path, capsys):
+    run = make(tmp_path)
+    for name in (FILE, "run.json", "test/pgd.json", "test/state/pgd-0/identity.json"):
+        (run / name).parent.mkdir(parents=True, exist_ok=True)
+        (run / name).write_text(text)
+    assert ": not started" in printed(capsys, run)
+    assert read_identity(run) == {}
+    assert status("compare", run / "test" / "pgd.json", run) == 1
+    assert "There is no result in" in capsys.readouterr().err
+
+
+def test_an_unreadable_checkpoint_is_not_called_incomplete(tmp_path, capsys):
+    run = make(tmp_path, WORKING)
+    (run / "checkpoints").mkdir()
+    (run / "checkpoints" / "last.ckpt").symlink_to("/nowhere")
+    out = printed(capsys, run)
+    assert "unreadable  last.ckpt cannot be read (No such file or directory)" in out
+    assert "incomplete" not in out
+
+
+def test_names_are_quoted_and_cannot_control_the_terminal(tmp_path, capsys):
+    run = make(tmp_path / "it's [bold]a\x1b[31m run", replace(WORKING, state="failed", error="bad\x1b[0m"))
+    out = printed(capsys, run)
+    assert "\x1b" not in out
+    assert f"--run {shlex.quote(str(run))} --ckpt_path".replace("\x1b", "?") in out
+    make(tmp_path / "other")
+    table = printed(capsys, tmp_path)
+    assert "it's [bold]a?[31m run" in table
+    assert "\x1b" not in table
+
+
+def test_a_run_that_early_stopping_ended_shows_the_reason(tmp_path, capsys):
+    out = printed(capsys, make(tmp_path, replace(WORKING, state="finished", error="val/acc did not improve")))
+    assert "finished (val/acc did not improve)" in out
+    assert "epoch 2, step 120\n" in out
 
 
 def test_results_and_unfinished_evaluations(tmp_path, capsys):

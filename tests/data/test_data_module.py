@@ -1,3 +1,5 @@
+import shutil
+import warnings
 from itertools import chain
 from types import SimpleNamespace
 
@@ -113,6 +115,11 @@ def test_training_batches_are_channels_last(root, pool, augment, augment_synthet
     assert torch.equal(images, expected / 255)
 
 
+@pytest.mark.parametrize("batch", [torch.zeros(2, 3, 4, 4), [torch.zeros(2)], {"image": torch.zeros(2)}])
+def test_batches_of_other_loaders_and_samples_of_an_export_are_not_changed(root, batch):
+    assert make(root).on_after_batch_transfer(batch, 0) is batch
+
+
 def test_ranks_divide_every_batch_of_one_rank(root, pool):
     options = {"synthetic": pool, "real_fraction": 0.3}
     alone = ready(make(root, **options))
@@ -160,6 +167,20 @@ def test_synthetic_images_only_in_epochs_of_a_number_of_images(root, pool):
     batches = values(data, data.train_dataloader())
     assert [len(batch) for batch in batches] == [8] * 4
     assert all(value > 100 for batch in batches for value in batch)
+
+
+@pytest.mark.parametrize("options", [{}, {"real_fraction": 0.5}])
+def test_a_rare_class_is_drawn_as_often_as_others(root, pool, options):
+    image, _ = arrays(n=130, num_classes=3)
+    np.savez(root / "train.npz", image=image, label=np.r_[np.zeros(100, int), np.ones(20, int), np.full(10, 2)])
+    sources = {"synthetic": pool, "epoch": 2400} if options else {"epoch": 1200}
+    data = ready(make(root, batch_size=12, class_balanced=True, **options, **sources))
+    batches = list(data.train_dataloader())
+    labels = torch.cat([batch.labels[~batch.synthetic] for batch in batches])
+    assert len(labels) == 1200
+    assert (labels.bincount() / 1200).tolist() == pytest.approx([1 / 3] * 3, abs=0.06)
+    again = ready(make(root, batch_size=12, class_balanced=True, **options, **sources)).train_dataloader()
+    assert torch.equal(next(iter(again)).images, batches[0].images)
 
 
 def test_few_training_images_for_quick_runs(root):
@@ -236,10 +257,14 @@ def test_validation_images_of_npz_are_checked(root):
     ("options", "message"),
     [
         ({"num_classes": None}, r"Pass --data\.num_classes K"),
-        ({"batch_size": 0}, r"batch_size must be at least 1, got 0\. Pass --data\.batch_size"),
-        ({"eval_batch_size": 0}, "eval_batch_size must be at least 1"),
-        ({"epoch": 0}, "epoch must be at least 1"),
-        ({"train_examples": 0}, "train_examples must be at least 1"),
+        ({"batch_size": 0}, r"batch_size must be from 1 to 2\^31 - 1, got 0\. Pass another --data\.batch_size"),
+        ({"eval_batch_size": 0}, "eval_batch_size must be from 1"),
+        ({"num_workers": -1}, r"num_workers must be at least 0, got -1\. Pass --data\.num_workers 0"),
+        ({"num_workers": 10**6}, r"1000000 worker processes must be allowed 16000064 open files, got "),
+        ({"seed": -1}, r"data\.seed must be from 0 to 2\^63 - 1, got -1"),
+        ({"batch_size": 10**20}, r"batch_size must be from 1 to 2\^31 - 1, got 1000"),
+        ({"epoch": 0}, "epoch must be from 1"),
+        ({"train_examples": 0}, "train_examples must be from 1"),
         ({"real_fraction": 1.5}, r"real_fraction must be from 0 to 1, got 1\.5"),
         ({"real_fraction": float("nan")}, "real_fraction must be from 0 to 1, got nan"),
         ({"real_fraction": 0.01}, "must leave a real image in a batch of 8, got 0.01"),
@@ -298,6 +323,40 @@ def test_impossible_splits_are_refused(root):
         ready(make(root, val_size=1024))
     with pytest.raises(ValueError, match=r"number of val images must be at least that of the 4 devices, got 2"):
         ready(make(root, val_size=2), ranks=4)
+
+
+@pytest.mark.parametrize("options", [{"batch_size": 25}, {"batch_size": 8, "train_examples": 7}])
+def test_a_batch_with_repeated_real_images_is_refused(root, options):
+    most = options.get("train_examples", 24)
+    with pytest.raises(ValueError, match=f"must leave at most {most} real images .* Pass --data.batch_size {most} or"):
+        ready(make(root, **options))
+    ready(make(root, **{**options, "batch_size": most}))
+
+
+def test_other_training_images_than_those_of_the_checkpoint_are_reported(root, pool):
+    options = {"synthetic": pool, "real_fraction": 0.5}
+    saved = ready(make(root, **options)).state_dict()
+    moved = shutil.copytree(root, root / "moved")
+    with warnings.catch_warnings(action="error"):
+        ready(make(moved, synthetic=moved / "pool.npz", real_fraction=0.5)).load_state_dict(saved)
+        ready(make(root), "test").load_state_dict(saved)
+    write_npz(pool, n=12, seed=5)
+    with pytest.warns(UserWarning, match="The synthetic training images are not those of the checkpoint"):
+        ready(make(root, **options)).load_state_dict(saved)
+    with pytest.warns(UserWarning, match="The real training images are not those of the checkpoint"):
+        ready(make(root, train_examples=20)).load_state_dict(saved)
+
+
+@pytest.mark.parametrize("where", ["zipfile.ZipFile", "pathlib.Path.iterdir", "pathlib.Path.stat"])
+def test_unreadable_files_and_folders_are_named(root, pool, where, monkeypatch):
+    def refuse(*arguments, **options):
+        raise PermissionError(13, "Permission denied", "there/pool")
+
+    write_npz(root / "pools" / "a.npz")
+    monkeypatch.setattr(where, refuse)
+    data = make(root, synthetic=root / "pools", real_fraction=0.5)
+    with pytest.raises(ValueError, match=r"^there/pool must be readable, got Permission denied\. Check"):
+        data.prepare_data()
 
 
 def test_bad_pools_are_refused_and_leave_nothing(root):

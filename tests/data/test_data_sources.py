@@ -1,11 +1,12 @@
 import pickle
+import tracemalloc
 from urllib.error import URLError
 
 import numpy as np
 import pytest
 from helpers.data_files import arrays, write_npz
 
-from lightning_paf.data.sources import ImageSet, hold_out, read_dataset
+from lightning_paf.data.sources import ImageSet, hold_out, read_dataset, read_part
 from lightning_paf.specs import dataset_spec
 
 DIGITS = dataset_spec("digits")
@@ -115,6 +116,19 @@ def test_npz_pair_is_read_with_shuffled_training_and_ordered_test_images(tmp_pat
     np.testing.assert_array_equal(data.test.images, arrays(n=9, seed=1)[0])
 
 
+def test_training_images_are_held_in_memory_once_and_shuffled(tmp_path):
+    image, label = arrays(n=1000, size=64)
+    np.savez(tmp_path / "train.npz", image=image, label=label)
+    tracemalloc.start()
+    found = read_part(NPZ, tmp_path, "train", download=True)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 1.8 * image.nbytes, "a chunk has a third of the size here"
+    order = np.random.default_rng(0).permutation(1000)
+    np.testing.assert_array_equal(found.images, image[order])
+    np.testing.assert_array_equal(found.labels, label[order])
+
+
 def test_bad_npz_pairs_are_refused(tmp_path):
     with pytest.raises(ValueError, match=r"train\.npz: there is no such file"):
         read_dataset(NPZ, tmp_path, download=True)
@@ -130,6 +144,33 @@ def test_bad_npz_pairs_are_refused(tmp_path):
     np.savez(root / "train.npz", image=arrays(n=30)[0], label=np.zeros(30))
     with pytest.raises(ValueError, match=r"train\.npz: labels must be integers, got float64"):
         read_dataset(NPZ, root, download=True)
+
+
+def test_grey_images_need_no_channel_axis(tmp_path):
+    root = write_npz(write_pair(tmp_path, channels=1) / "train.npz", n=30, channels=1).parent
+    expected = read_dataset(dataset_spec("npz", 3, 1), root, download=True)
+    for part in ("train", "test"):
+        with np.load(root / f"{part}.npz") as content:
+            written = {"image": content["image"][..., 0], "label": content["label"]}
+        np.savez(root / f"{part}.npz", **written)
+    found = read_dataset(dataset_spec("npz", 3, 1), root, download=True)
+    for got, want in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(got.images, want.images)
+        np.testing.assert_array_equal(got.labels, want.labels)
+    with pytest.raises(ValueError, match=r"got uint8 of shape \(30, 4, 4, 1\)\. Pass --data\.channels 1"):
+        read_dataset(NPZ, root, download=True)
+
+
+def test_only_predict_takes_images_without_labels(tmp_path):
+    root = write_pair(tmp_path)
+    np.savez(root / "test.npz", image=arrays(n=9)[0])
+    with pytest.raises(ValueError, match=r"test set: images must have labels except in `predict`, got none\. Store"):
+        read_dataset(NPZ, root, download=True)
+    found = read_part(NPZ, root, "test", download=True, labelled=False)
+    assert found.labels.tolist() == [-1] * 9
+    write_pair(root, num_classes=5)
+    with pytest.raises(ValueError, match="test set: labels must be 0 to 2, got 0 to 4"):
+        read_part(NPZ, root, "test", download=True, labelled=False)
 
 
 def test_channels_must_be_those_of_a_known_dataset():

@@ -12,7 +12,7 @@ from helpers.evaluation_worker import BLOCK_SIZE, BLOCKS, RECORDS, evaluation, m
 from helpers.state_fakes import fingerprints, same, undisturbed
 from torch import Tensor, nn
 
-from lightning_paf.attacks import PGD, Restarts, WorstOf
+from lightning_paf.attacks import FGSM, PGD, AutoAttack, Restarts, WorstOf
 from lightning_paf.evaluation import Evaluation, EvaluationState, MemoryState, Outcome, Samples
 from lightning_paf.evaluation import evaluate as evaluate_file
 from lightning_paf.evaluation.evaluate import sub_attack_seed
@@ -245,7 +245,7 @@ def test_recorded_samples_are_not_read_again():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         evaluation(samples=spied).run(state)
-    assert sum(fetched) == len(data), "once, for the identity"
+    assert sum(fetched) == 8 + len(data), "for the probe, and once for the identity"
 
 
 def test_the_result_ends_with_the_first_blocks_that_satisfy_the_rule():
@@ -307,3 +307,16 @@ def test_a_process_waits_for_the_others_and_logs_their_names(tmp_path, monkeypat
 def test_invalid_evaluations_are_refused(settings, message):
     with pytest.raises(ValueError, match=message):
         evaluation(**settings)
+
+
+def test_a_slow_listing_of_many_records_does_not_slow_the_evaluation_down(monkeypatch):
+    calls = []
+    listed = MemoryState.recorded
+    monkeypatch.setattr(MemoryState, "recorded", lambda self: calls.append(time.sleep(0.02)) or listed(self))
+    result = evaluation(block_size=1).run()
+    assert len(calls) <= len(result.outcomes)
+
+
+def test_the_time_left_weighs_sub_attacks_by_their_budgets():
+    attacks = AutoAttack(version="custom", attacks=["apgd-ce", "apgd-t", "apgd-dlr", "fab-t", "square"]).sub_attacks()
+    assert [evaluate_file._budget(attack) for attack in (*attacks, FGSM())] == [100, 900, 100, 900, 5000, 1]

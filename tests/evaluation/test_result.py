@@ -85,12 +85,32 @@ def test_files_of_earlier_versions_are_read(tmp_path):
     assert (old.evaluated, old.seed) == (3, 3)
 
 
+@pytest.mark.parametrize(
+    "entry",
+    [
+        {"attack": None},
+        {"fingerprints": 5},
+        {"sub_attacks": "x"},
+        {"outcomes": "no"},
+        {"labels": 5},
+        {"seconds": None},
+        {"labels": [[0]]},
+    ],
+)
+def test_a_damaged_file_is_refused_with_its_name(entry, tmp_path):
+    path = tmp_path / "pgd.json"
+    result().save(path)
+    path.write_text(json.dumps(json.loads(path.read_text()) | entry))
+    with pytest.raises(ValueError, match=r"pgd\.json must be a result of `lightning-paf test`, got"):
+        EvaluationResult.load(path)
+
+
 def test_a_full_disk_leaves_the_previous_file(tmp_path, monkeypatch):
     path = tmp_path / "pgd.json"
     result().save(path)
 
     monkeypatch.setattr(os, "fsync", refuse(errno.ENOSPC))
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(ValueError, match=r"pgd.json cannot be used as a result: No space"):
         undisturbed().save(path)
     assert EvaluationResult.load(path).name == "pgd"
     assert list(tmp_path.iterdir()) == [path]

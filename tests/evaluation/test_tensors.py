@@ -64,11 +64,6 @@ def test_modules_without_parameters_work():
     assert result.outcomes.tolist() == [1, 2, 3]
 
 
-class Tuple(nn.Module):
-    def forward(self, x):
-        return x, x
-
-
 X, Y = data()
 
 
@@ -80,11 +75,12 @@ X, Y = data()
         ({"x": X[:0], "y": Y[:0]}, "n >= 1"),
         ({"x": 2 * X}, r"within \[0, 1\], got pixels from"),
         ({"x": torch.full_like(X, torch.nan)}, "must be finite"),
+        ({"x": X.numpy()}, "x and y must be tensors, got ndarray and Tensor"),
+        ({"y": Y.tolist()}, "x and y must be tensors, got Tensor and list"),
         ({"y": Y[:5]}, "y must be class labels"),
         ({"y": Y + 9}, "labels from 9"),
-        ({"y": Y.float()}, "int64, got torch.float32"),
-        ({"model": Tuple()}, "must return logits .* got tuple"),
-        ({"model": nn.Identity()}, r"got \(2, 1, 4, 4\)"),
+        ({"y": Y.float()}, r"int64, from 0, got torch.float32 of shape \(8,\)"),
+        ({"model": nn.Identity()}, r"of shape \(8, 1, 4, 4\)"),
         ({"block_size": 0}, "block_size must be at least 1"),
     ],
 )

@@ -53,6 +53,14 @@ def test_a_warm_check_has_the_known_outcomes_of_a_changing_network():
         assert result.cold == (number == 0)
 
 
+def test_attacks_that_need_more_classes_are_left_out():
+    x, y = samples()
+    attack = AutoAttack(EPS, version="custom", attacks=["apgd-ce", "apgd-t"])
+    with pytest.warns(UserWarning, match="leaves out apgd-t"):
+        result = WarmCheck(attack).run(Threshold(), Samples.of(x, y))
+    assert outcomes(result, len(y)) == expected_outcomes(Threshold(), x, y)
+
+
 def test_images_that_fooled_the_last_network_are_replayed_and_save_passes():
     x, y = samples()
     check = WarmCheck(APGD(EPS, steps=20), steps=5)

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -44,6 +44,7 @@ class Result:
     blocks: list
     total: int
     sub_attacks: tuple = (SubAttack("clean"), SubAttack("pgd"))
+    flags: dict = field(default_factory=dict)
 
     def examples(self):
         yield from self.blocks

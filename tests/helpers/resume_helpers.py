@@ -4,6 +4,7 @@ import csv
 import os
 import signal as signals
 import time
+import uuid
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,15 @@ class Saver(Callback):
 
     def on_train_epoch_end(self, trainer, pl_module):
         trainer.save_checkpoint(f"{trainer.log_dir}/saved/epoch{trainer.current_epoch}.ckpt")
+
+
+class RateRecorder(Callback):
+    """Keeps the learning rate of every step."""
+
+    rates: list[float] = []  # noqa: RUF012  # shared by all instances
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        self.rates.append(trainer.optimizers[0].param_groups[0]["lr"])
 
 
 class AtStep(Callback):
@@ -95,11 +105,12 @@ class WaitsAt(AtStep):
 class RecordingLogger(Logger):
     """Records metrics and hyper-parameters, which a logger with a server would send."""
 
-    logged: dict[str, list] = {"hyperparams": [], "metrics": []}  # noqa: RUF012  # shared by all instances
+    logged: dict[str, list] = {"runs": [], "hyperparams": [], "metrics": []}  # noqa: RUF012  # shared by all instances
 
-    def __init__(self, project: str = "none") -> None:
+    def __init__(self, project: str = "none", id: str | None = None, save_dir: str = ".") -> None:
         super().__init__()
-        self.project = project
+        self.project, self.id = project, id or uuid.uuid4().hex
+        self.logged["runs"].append((self.id, save_dir))
 
     @property
     def name(self) -> str:
@@ -107,7 +118,7 @@ class RecordingLogger(Logger):
 
     @property
     def version(self) -> str:
-        return "0"
+        return self.id
 
     def log_hyperparams(self, params, *args, **kwargs):
         self.logged["hyperparams"].append(params)
@@ -158,11 +169,12 @@ def last(run: Path) -> dict[str, Any]:
 
 
 def settled(path: Path) -> dict[str, Any]:
-    """Return a checkpoint without file names and without the total number of validation batches.
+    """Return a checkpoint without names of files and run, and without the total number of validation batches.
 
     A restarted validation counts its first batch twice, which has no effect.
     """
     checkpoint = torch.load(path, weights_only=True)
+    del checkpoint["lightning_paf"]["run"]
     del checkpoint["loops"]["fit_loop"]["epoch_loop.val_loop.batch_progress"]["total"]
     checkpoint["callbacks"] = {key: value for key, value in checkpoint["callbacks"].items() if "Checkpoint" not in key}
     return checkpoint

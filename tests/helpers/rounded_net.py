@@ -1,5 +1,8 @@
 """Defence with a straight-through gradient."""
 
+import random
+from types import SimpleNamespace
+
 import torch
 from torch import nn
 
@@ -27,3 +30,17 @@ class RoundedNet(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.fc(self.activation(self.flatten(Round.apply(x))))
+
+
+class UnreliableNet(RoundedNet):
+    """Random, with probabilities as its outputs."""
+
+    def forward(self, x: torch.Tensor) -> SimpleNamespace:
+        return SimpleNamespace(logits=(super().forward(x) + 0.1 * random.random()).softmax(1))
+
+
+class TupleNet(RoundedNet):
+    """Two outputs."""
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return super().forward(x), x

@@ -76,6 +76,30 @@ def test_the_hint_suits_the_difference(file, net, hint):
         map_keys(file.state_dict(), net)
 
 
+def test_the_prefix_of_most_keys_is_stripped_and_only_the_others_are_named():
+    net = wide(activation=False)
+    state = {f"model.{key}": value for key, value in net.state_dict().items()}
+    state |= {"student.conv1.weight": torch.ones(1), "student.fc.bias": torch.ones(1)}
+    with pytest.raises(
+        ValueError,
+        match=r"^The weights .*:\n  2 in the file only: student.conv1.weight, student.fc.bias"
+        r"\nPass --drop PATTERN, such as --drop 'student\.\*'",
+    ):
+        map_keys(state, net)
+    with pytest.raises(ValueError, match=r"1 missing in the file: fc.bias\n  1 in the file only: head.bias"):
+        map_keys({"head.bias" if "fc.bias" in key else key: state[key] for key in state if "model" in key}, net)
+
+
+def test_tensors_that_implementations_do_not_use_are_left_out():
+    net = wide(activation=False)
+    state = {f"module.model.{key}": value for key, value in net.state_dict().items()}
+    unused = {"module.attacker.model.conv1.weight": torch.ones(1), "module.model.sub_block1.bn.bias": torch.ones(1)}
+    keys = map_keys(state | unused, net)
+    assert (keys.root, keys.left_out) == ("module.model.", tuple(unused))
+    own = nn.ModuleDict({"sub_block1": nn.Linear(2, 2)})
+    assert map_keys(own.state_dict(), own).left_out == ()
+
+
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_weights_that_are_not_finite_are_refused(bad):
     net = resnet()

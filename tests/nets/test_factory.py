@@ -1,5 +1,7 @@
 """Networks of timm and torchvision by name."""
 
+import json
+
 import pytest
 import torch
 
@@ -45,10 +47,30 @@ def test_unknown_names_list_the_closest(make, name, close):
 
 
 @pytest.mark.parametrize("make", [timm_net, torchvision_net])
-@pytest.mark.parametrize("name", ["", "???", "hf-hub:someone/something"])
+@pytest.mark.parametrize("name", ["", "???", "no/such"])
 def test_names_without_a_close_one_are_refused(make, name):
     with pytest.raises(ValueError, match="has no network called"):
         make(name)
+
+
+def test_timm_resolves_a_name_with_a_source(tmp_path):
+    values = {"architecture": "resnet10t", "num_classes": 5, "pretrained_cfg": {}}
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    assert timm_net(f"local-dir:{tmp_path}", num_classes=7).num_classes == 7
+
+
+@pytest.mark.parametrize(
+    ("make", "name", "options", "reason"),
+    [
+        (timm_net, "local-dir:/no/such/folder", {}, "FileNotFoundError"),
+        (timm_net, "resnet18", {"no_such_option": 1}, "TypeError"),
+        (torchvision_net, "resnet18", {"no_such_option": 1}, "TypeError"),
+        (torchvision_net, "resnet18", {"weights": "NO_SUCH"}, "KeyError"),
+    ],
+)
+def test_errors_of_a_library_are_one_line(make, name, options, reason):
+    with pytest.raises(ValueError, match=f"can build with these arguments, got {name!r} and {reason}: .*Pass other"):
+        make(name, **options)
 
 
 def test_torchvision_offers_classifiers_only():

@@ -42,6 +42,26 @@ def test_standardize_refuses_other_numbers_of_statistics(mean, std):
         DMWideResNet(10, 1, mean=mean, std=std)
 
 
+@pytest.mark.parametrize("net", [CifarResNet, DMPreActResNet, PreActResNet])
+def test_convolutions_start_with_fan_out_variance_or_the_default_of_pytorch(net):
+    """The default has the variance 1 / (3 fan_in)."""
+    torch.manual_seed(0)
+    for he_init, variance in ((True, 2 / 288), (False, 1 / 864)):
+        layers = [m for m in net(width=32, he_init=he_init).modules() if isinstance(m, nn.Conv2d)]
+        found = [m.weight.var().item() for m in layers if m.weight.shape == (32, 32, 3, 3)]
+        assert found
+        assert found == pytest.approx([variance] * len(found), rel=0.1)
+
+
+def test_without_its_final_norm_a_network_has_16_activations_and_no_keys_of_it():
+    net = PreActResNet(width=8, final_norm=False)
+    assert sum(isinstance(module, nn.ReLU) for module in net.modules()) == 16
+    assert PreActResNet(width=8).state_dict().keys() - net.state_dict().keys() == {
+        f"bn.{name}" for name in ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
+    }
+    assert net(torch.rand(2, 3, 8, 8)).shape == (2, 10)
+
+
 def test_stage_gives_stride_and_channels_to_the_first_block_only():
     made = []
 

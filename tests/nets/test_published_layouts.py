@@ -201,11 +201,12 @@ def test_dm_wide_resnet_computes_the_formula():
 
 
 def test_preact_shortcut_projects_the_activation_and_the_dm_one_the_input():
-    block = randomised(PreActResNet(width=2).layer2[0])
-    nn.init.zeros_(block.conv2.weight)
     x = torch.randn(1, 2, 8, 8, dtype=torch.double)
-    activated = F.relu(norm(block.state_dict(), "bn1", x))
-    torch.testing.assert_close(block(x), F.conv2d(activated, block.shortcut[0].weight, stride=2))
+    for shortcut in ("activated", "raw"):
+        block = randomised(PreActResNet(width=2, shortcut=shortcut).layer2[0])
+        nn.init.zeros_(block.conv2.weight)
+        source = x if shortcut == "raw" else F.relu(norm(block.state_dict(), "bn1", x))
+        torch.testing.assert_close(block(x), F.conv2d(source, block.shortcut[0].weight, stride=2))
 
     block = randomised(DMPreActResNet(width=2).layer_1[0])
     nn.init.zeros_(block.conv_2d_2.weight)

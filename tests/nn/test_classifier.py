@@ -1,9 +1,12 @@
+from dataclasses import replace
+
 import pytest
 import torch
 from helpers.fakes import TinyNet, images, spec, tiny_classifier
 from torch import nn
 
 from lightning_paf.nn.classifier import Classifier
+from lightning_paf.nn.weights import load_classifier
 from lightning_paf.speed.folded_model import FoldedModel
 
 
@@ -13,6 +16,19 @@ def test_normalisation_is_the_first_line(normalize):
     net = TinyNet().eval()
     expected = net((x - 0.5) / 0.25 if normalize else x)
     torch.testing.assert_close(Classifier(net, spec(), normalize).eval()(x), expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
+def test_float32_images_are_normalised_exactly_for_weights_of_another_precision(dtype):
+    x, _ = images()
+    net = TinyNet().eval()
+    statistics = replace(spec(), mean=(0.4914,) * 3)
+    model = Classifier(net, statistics).eval()
+    before = model.mean.clone()
+    logits = model.to(dtype)(x)
+    assert torch.equal(logits, net(((x - 0.4914) / 0.25).to(dtype)))
+    assert torch.equal(model.float().mean, before)
+    assert model(x).dtype == torch.float32
 
 
 def test_outputs_have_features_and_leave_no_hooks():
@@ -43,13 +59,41 @@ def test_checkpoints_hold_no_statistics_of_the_dataset():
 @pytest.mark.parametrize(
     ("net", "classes", "message"),
     [
-        (nn.Sequential(nn.Conv2d(3, 10, 3)), 10, r"last layer of Sequential must be nn.Linear, got only Conv2d"),
         (TinyNet(10), 100, r"TinyNet must be 100, .* got 10. Pass --model.net.num_classes 100"),
     ],
 )
 def test_networks_without_a_fitting_head_are_refused(net, classes, message):
     with pytest.raises(ValueError, match=message):
         Classifier(net, spec(classes))
+
+
+class ConvolutionalHead(nn.Module):
+    """A network with a linear layer that does not return the logits."""
+
+    def __init__(self):
+        super().__init__()
+        self.gate, self.head = nn.Linear(3, 3), nn.Conv2d(3, 10, 1)
+
+    def get_classifier(self):
+        return self.head
+
+    def forward(self, x):
+        x = x * self.gate(x.mean((2, 3))).sigmoid()[..., None, None]
+        return self.head(x).mean((2, 3))
+
+
+@pytest.mark.parametrize("net", [nn.Sequential(nn.Conv2d(3, 10, 32), nn.Flatten()), ConvolutionalHead()])
+def test_only_features_and_a_fresh_head_require_a_linear_head(net, tmp_path):
+    model = Classifier(net, spec())
+    assert model(torch.rand(2, 3, 32, 32)).shape == (2, 10)
+    with pytest.raises(ValueError, match=r"last layer of \w+ must be nn.Linear for its features, got one of Conv2d"):
+        model.outputs(torch.rand(2, 3, 32, 32))
+    torch.save(
+        {"state_dict": {f"model.{key}": value for key, value in model.state_dict().items()}}, tmp_path / "a.ckpt"
+    )
+    load_classifier(model, tmp_path / "a.ckpt")
+    with pytest.raises(ValueError, match=r"must be nn.Linear"):
+        load_classifier(model, tmp_path / "a.ckpt", fresh_head=True)
 
 
 class Constant(nn.Module):

@@ -39,9 +39,9 @@ def test_without_helpers_it_is_trades(standard):
 
 def test_helpers_lie_beyond_adversarial_images_and_have_the_labels_of_standard_training(standard):
     model = steady_classifier()
-    added = loss_of(HAT(standard, gamma=0.5, scale=3.5), model) - loss_of(HAT(standard, gamma=0), model)
+    added = loss_of(HAT(standard, gamma=0.5), model) - loss_of(HAT(standard, gamma=0), model)
     torch.manual_seed(0)
-    helpers = X + 3.5 * (attack_prediction(model, X, ATTACK) - X)
+    helpers = X + 2 * (attack_prediction(model, X, ATTACK) - X)
     assert helpers.min() < 0
     expected = 0.5 * F.cross_entropy(model(helpers), torch.full((8,), 7))
     torch.testing.assert_close(added, expected)

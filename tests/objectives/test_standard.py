@@ -19,6 +19,22 @@ def test_natural_is_cross_entropy_with_the_label_smoothing_of_torch(smoothing):
     torch.testing.assert_close(Natural(smoothing)(model, X, Y, ATTACK).loss, expected)
 
 
+@pytest.mark.parametrize("cls", [Natural, AdversarialCE])
+def test_class_weights_are_factors_of_the_loss(cls):
+    model = tiny_classifier()
+    weights = [float(c + 1) for c in range(model.num_classes)]
+    objective = cls(class_weights=weights)
+    objective.bind(model)
+    result = objective(model, X, Y, ATTACK)
+    expected = (torch.tensor(weights)[Y] * F.cross_entropy(result.logits, Y, reduction="none")).mean()
+    torch.testing.assert_close(result.loss, expected)
+    assert not objective.state_dict()
+    with pytest.raises(ValueError, match=r"class_weights must be .* numbers, one for each class, got 2\. Pass"):
+        cls(class_weights=[1.0, 2.0]).bind(model)
+    with pytest.raises(ValueError, match="class_weights must be positive and finite"):
+        cls(class_weights=[0.0, *weights[1:]])
+
+
 @pytest.mark.parametrize("bn_statistics", ["mixed", "adversarial"])
 def test_adversarial_loss_is_cross_entropy_of_the_adversarial_images(bn_statistics):
     model = steady_classifier()

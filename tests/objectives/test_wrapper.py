@@ -12,6 +12,7 @@ from torch import nn
 
 from lightning_paf.attacks import FGSM, PGD
 from lightning_paf.functional.alignment import cosine
+from lightning_paf.functional.input_gradient import input_gradient
 from lightning_paf.nets import SmallConvNet, TimmNet
 from lightning_paf.nn.activations import PSSiLU, fuse_activations
 from lightning_paf.nn.classifier import Classifier
@@ -155,6 +156,19 @@ def test_misalignment_is_one_minus_the_mean_cosine():
     assert found > 1e-4
 
 
+@pytest.mark.parametrize("both", [False, True])
+def test_the_gradient_at_the_image_is_constant_unless_both_are_differentiated(both):
+    """The value is the same; the derivative is that of a hand-written cosine."""
+    model = tiny_classifier().eval()
+    weight = model.net.fc.weight
+    torch.manual_seed(7)
+    (found,) = torch.autograd.grad(GradAlign(differentiate_both=both).term(model, X, Y, ATTACK), weight)
+    torch.manual_seed(7)
+    here, there = (input_gradient(model, x, Y).flatten(1) for x in (X, X + torch.empty_like(X).uniform_(-EPS, EPS)))
+    cosines = nn.functional.cosine_similarity(here if both else here.detach(), there, eps=0)
+    torch.testing.assert_close(found, torch.autograd.grad(1 - cosines.mean(), weight)[0])
+
+
 def test_images_with_a_zero_gradient_are_left_out():
     """Their direction is undefined; their derivative must not be NaN either."""
     model = tiny_classifier().train()
@@ -175,7 +189,7 @@ def test_minimising_it_aligns_the_gradients():
     values = []
     for _ in range(30):
         torch.manual_seed(0)
-        term = GradAlign().term(model, X, Y, ATTACK)
+        term = GradAlign(differentiate_both=True).term(model, X, Y, ATTACK)
         values.append(term.item())
         optimizer.zero_grad()
         term.backward()

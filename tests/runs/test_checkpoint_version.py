@@ -10,6 +10,7 @@ from helpers.resume_helpers import content
 from lightning_paf import __version__
 from lightning_paf.runs.checkpoint_version import LAYOUT, check_checkpoint_version
 from lightning_paf.runs.checkpoints import check_checkpoint, newest_checkpoint
+from lightning_paf.runs.identity import read_identity
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +30,8 @@ def rewrite(last: Path, **change) -> None:
 
 def test_the_version_is_in_checkpoint_and_configuration(trained):
     _, last = trained
-    assert torch.load(last, weights_only=True)["lightning_paf"] == {"version": __version__, "layout": LAYOUT}
+    written = torch.load(last, weights_only=True)["lightning_paf"]
+    assert written == {"version": __version__, "layout": LAYOUT, "run": read_identity(last.parent.parent)["run"]}
     assert (last.parent.parent / "config.yaml").read_text().startswith(f"# lightning_paf=={__version__}\n")
 
 

@@ -75,6 +75,25 @@ def test_the_newest_has_most_steps_then_epochs_then_the_latest_time(tmp_path):
     assert newest_checkpoint([tmp_path]) == end_of_epoch
 
 
+def test_a_checkpoint_of_another_run_is_skipped(tmp_path):
+    def saved(name, step, run_id):
+        writer = AtomicCheckpointIO()
+        writer.run_id = run_id
+        writer.save_checkpoint(checkpoint(step), tmp_path / f"{name}.ckpt")
+
+    saved("before", 2, "")
+    assert newest_checkpoint([tmp_path], "a").stem == "before"
+    saved("own", 4, "a")
+    saved("other", 9, "b")
+    assert newest_checkpoint([tmp_path]).stem == "other"
+    with pytest.warns(UserWarning, match=r"other\.ckpt belongs to another run and is skipped"):
+        assert newest_checkpoint([tmp_path], "a").stem == "own"
+    for name in ("own", "before"):
+        (tmp_path / f"{name}.ckpt").unlink()
+    with pytest.raises(ValueError, match=r"other\.ckpt belongs to another run"):
+        newest_checkpoint([tmp_path], "a")
+
+
 def test_a_training_does_not_resume_from_weights_only(tmp_path):
     torch.save({"state_dict": {}, "global_step": 7}, tmp_path / "imported.ckpt")
     with pytest.raises(ValueError, match=r"imported.ckpt holds weights only. .* --run OTHER --model.init FILE"):

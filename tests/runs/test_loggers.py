@@ -10,6 +10,7 @@ from helpers.resume_helpers import RecordingLogger, at_step
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from lightning_paf.runs import loggers as run_loggers
+from lightning_paf.runs.identity import read_identity
 from lightning_paf.runs.loggers import EXTRAS, loggers
 
 
@@ -55,6 +56,13 @@ def logged() -> dict[str, list]:
     return RecordingLogger.logged
 
 
+def test_a_table_without_steps_is_refused(tmp_path):
+    (tmp_path / "metrics.csv").write_text("a,b\n1,2\n")
+    table, _ = loggers(tmp_path, None)
+    with pytest.raises(ValueError, match=r"metrics\.csv must be a table with a step in every row"):
+        table.experiment  # noqa: B018
+
+
 def test_another_logger_receives_all_metrics_and_the_configuration(logged, tmp_path):
     logger = ["--trainer.logger", "helpers.resume_helpers.RecordingLogger", "--trainer.logger.project", "paf"]
     assert status("fit", "-c", write_experiment(tmp_path), *logger, "--run", tmp_path / "run") == 0
@@ -65,6 +73,19 @@ def test_another_logger_receives_all_metrics_and_the_configuration(logged, tmp_p
     assert config["model"]["net"]["class_path"].endswith("SmallConvNet")
     assert not {"ckpt_path", "run"} & config.keys()
     assert {"metrics.csv", "config.yaml"} <= {path.name for path in (tmp_path / "run").iterdir()}
+
+
+def test_fit_resume_and_test_log_to_one_run(logged, tmp_path):
+    logger = ["--trainer.logger", "helpers.resume_helpers.RecordingLogger"]
+    words, run = ["fit", "-c", write_experiment(tmp_path), *logger, "--ckpt_path", "auto", "--run"], tmp_path / "run"
+    assert status(*words, run) == 0
+    assert status(*words, run, "--trainer.max_epochs", "2") == 0
+    assert status("test", "-c", run / "config.yaml", "--ckpt_path", "last", "--autoattack", "null") == 0
+    ((identity, folder),) = set(logged["runs"])
+    assert folder == str(run)
+    assert len([params for params in logged["hyperparams"] if "data" in params]) == 1
+    assert read_identity(run)["RecordingLogger"] == identity
+    assert identity not in (run / "config.yaml").read_text()
 
 
 @pytest.mark.parametrize("name", EXTRAS)

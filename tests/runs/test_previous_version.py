@@ -1,5 +1,6 @@
 """A run of an earlier version: an interrupted training, a result and evidence."""
 
+import csv
 import shutil
 from pathlib import Path
 
@@ -30,7 +31,7 @@ def test_it_resumes_where_it_stopped(run):
     assert resumed["global_step"] == 8
     expected = load_file(run / "uninterrupted.safetensors")
     torch.testing.assert_close(dict(resumed["state_dict"]), expected, rtol=0, atol=1e-6)
-    steps = [line.split(",")[8] for line in (run / "metrics.csv").read_text().splitlines()[1:]]
+    steps = [row["step"] for row in csv.DictReader((run / "metrics.csv").read_text().splitlines())]
     assert steps == ["3"] * 3 + ["7"] * 3, "rows are missing or repeated"
 
 

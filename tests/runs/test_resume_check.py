@@ -7,8 +7,9 @@ import pytest
 import torch
 import yaml
 from helpers.cli_runs import status, write_experiment
-from helpers.resume_helpers import content
+from helpers.resume_helpers import RateRecorder, content
 
+from lightning_paf.runs.progress import FILE, Progress
 from lightning_paf.runs.resume_check import changed_options
 
 STARTED = {
@@ -77,11 +78,24 @@ def test_devices_paths_and_speed_can_differ(option, value, tmp_path):
     assert changes(tmp_path, option, value) == []
 
 
-@pytest.mark.parametrize("text", [None, "", "[1, 2]", "a: ["])
-def test_without_a_readable_configuration_nothing_differs(text, tmp_path):
-    if text is not None:
-        (tmp_path / "config.yaml").write_text(text)
+def test_without_a_configuration_nothing_differs(tmp_path):
     assert changed_options(tmp_path, STARTED) == []
+
+
+@pytest.mark.parametrize("text", [b"", b"[1, 2]", b"a: [", b"words", b"\xff\xfe\0", b"a: \0"])
+def test_another_file_in_its_place_is_refused(text, tmp_path):
+    (tmp_path / "config.yaml").write_bytes(text)
+    with pytest.raises(ValueError, match=r"config\.yaml must be the configuration of the run, got .* Restore it"):
+        changed_options(tmp_path, STARTED)
+
+
+def test_a_configuration_of_the_user_is_not_replaced(tmp_path, capsys):
+    config = Path(write_experiment(tmp_path)).rename(tmp_path / "config.yaml")
+    before = content(tmp_path)
+    for words in ([], ["--ckpt_path", "auto"]):
+        assert status("fit", "-c", config, "--run", tmp_path, *words) == 1
+        assert "must hold no config.yaml that `fit` did not write" in capsys.readouterr().err
+    assert content(tmp_path) == before
 
 
 @pytest.fixture(scope="module")
@@ -107,6 +121,7 @@ def test_a_finished_run_stays_finished_until_options_differ(stopped_early, caplo
     before = content(stopped_early[4])
     assert status(*stopped_early, 4, "--data.num_workers", 1) == 0
     assert "has finished at step 8" in caplog.text
+    assert "val/acc did not improve" in Progress.read(stopped_early[4] / FILE).error
     assert content(stopped_early[4]) == before
     with pytest.warns(UserWarning, match="has changed: --trainer.max_epochs 4 -> 5"):
         assert status(*stopped_early, 5) == 0
@@ -127,3 +142,65 @@ def test_another_network_or_optimizer_is_refused_and_nothing_is_lost(words, erro
     assert status(*stopped_early, 9, *words) == 1
     assert error in capsys.readouterr().err
     assert [(stopped_early[4] / name).read_bytes() for name in kept] == before
+
+
+def groups(run: Path) -> list[dict]:
+    (state,) = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["optimizer_states"]
+    return [{name: value for name, value in group.items() if name != "params"} for group in state["param_groups"]]
+
+
+@pytest.fixture(scope="module")
+def complete(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("complete")
+    assert status("fit", "-c", write_experiment(folder), "--run", folder / "run") == 0
+    return folder / "run"
+
+
+def test_changed_hyper_parameters_of_the_optimizer_are_applied(tmp_path):
+    """The first step of the second training has half the rate, not that of the end of the first one."""
+    words = ["fit", "-c", write_experiment(tmp_path), "--ckpt_path", "auto"]
+    assert status(*words, "--run", tmp_path / "run") == 0
+    changed = [
+        "--model.optimizer.lr",
+        "0.3",
+        "--model.optimizer.momentum",
+        "0.5",
+        "--model.optimizer.weight_decay",
+        "0.1",
+    ]
+    schedule = ["--trainer.callbacks+=helpers.resume_helpers.RateRecorder", "--trainer.max_epochs", "2"]
+    with pytest.warns(UserWarning, match="has changed: --model.optimizer.lr 0.1 -> 0.3"):
+        assert status(*words, *changed, *schedule, "--run", tmp_path / "run") == 0
+    assert RateRecorder.rates[0] == pytest.approx(0.15)
+    first, second = groups(tmp_path / "run")
+    assert (first["initial_lr"], first["momentum"], first["weight_decay"]) == (0.3, 0.5, 0.1)
+    assert (second["initial_lr"], second["momentum"], second["weight_decay"]) == (0.3, 0.5, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("words", "error"),
+    [
+        (["--run", "RUN", "--ckpt_path", "auto"], "--trainer.max_epochs must be larger than the 1 epochs of"),
+        (["--run", "OTHER", "--ckpt_path", "LAST"], "--trainer.max_epochs must be larger than the 1 epochs of"),
+        (
+            ["--run", "OTHER", "--ckpt_path", "LAST", "--trainer.max_steps", "3", "--trainer.max_epochs", "9"],
+            "--trainer.max_steps must be larger than",
+        ),
+        (["--run", "OTHER", "--ckpt_path", "best"], "--ckpt_path must be a checkpoint, got best, which does not exist"),
+        (
+            ["--run", "OTHER", "--ckpt_path", "WEIGHTS"],
+            "holds weights only. Pass --model.init instead to start",
+        ),
+    ],
+)
+def test_options_that_would_be_recorded_without_effect_are_refused(words, error, complete, tmp_path, capsys):
+    paths = {"RUN": complete, "LAST": complete / "checkpoints" / "last.ckpt", "OTHER": tmp_path / "other"}
+    paths["WEIGHTS"] = tmp_path / "weights.ckpt"
+    content_of_last = torch.load(paths["LAST"], weights_only=True)
+    torch.save({key: content_of_last[key] for key in ("state_dict", "pytorch-lightning_version")}, paths["WEIGHTS"])
+    before = content(complete)
+    config = complete / "config.yaml"
+    assert status("fit", "-c", config, "--model.optimizer.lr", "0.3", *(paths.get(word, word) for word in words)) == 1
+    assert error in capsys.readouterr().err
+    assert content(complete) == before
+    assert not paths["OTHER"].exists()

@@ -35,7 +35,7 @@ def trainer(tmp_path) -> SimpleNamespace:
 @pytest.mark.parametrize("word", ["auto", "last"])
 def test_a_new_training_starts_in_an_empty_folder(word, trainer, tmp_path):
     assert enter_run_folder(trainer, word, {}) is None
-    (tmp_path / "config.yaml").touch()
+    (tmp_path / "config.yaml").write_text("# lightning_paf==1\n")
     (tmp_path / "checkpoints").mkdir()
     assert enter_run_folder(trainer, word, {}) is None
     assert trainer.loggers[0].resumed_step == 0
@@ -73,7 +73,7 @@ def test_a_folder_with_a_run_is_refused_unless_it_is_resumed(trainer, tmp_path):
 
 
 def test_a_run_that_failed_before_its_first_step_is_replaced(trainer, tmp_path):
-    (tmp_path / "config.yaml").touch()
+    (tmp_path / "config.yaml").write_text("# lightning_paf==1\n")
     (tmp_path / "checkpoints").mkdir()
     assert enter_run_folder(trainer, None, {}) is None
     here = Process.this()

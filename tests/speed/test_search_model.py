@@ -161,3 +161,22 @@ def test_an_empty_batch_has_empty_logits():
 def test_an_unknown_precision_is_refused():
     with pytest.raises(ValueError, match="precision must be fp32 or bf16, got 'fp16'"):
         SearchModel(TinyNet(), "fp16")
+
+
+class Overflowing(TinyNet):
+    """Exact in float32 only."""
+
+    def forward(self, x):
+        z = self.bn(self.conv(x)) + 1e4 - 1e4
+        return self.fc(self.activation(z).mean((2, 3)))
+
+
+@pytest.mark.parametrize("fold", [True, False])
+def test_a_bf16_search_that_differs_is_not_used(fold, caplog):
+    model, (x, _) = settled(Overflowing(), size=8), images()
+    for _ in range(2):
+        search = SearchModel(model, "bf16", fold=fold)
+        torch.testing.assert_close(search(x), model(x), rtol=0, atol=1e-2)
+        assert search.precision == "fp32"
+    (record,) = caplog.records
+    assert "no equivalent bf16 search: its outputs differ" in record.getMessage()

@@ -16,7 +16,7 @@ from lightning_paf.attacks import PGD
 from lightning_paf.callbacks import WarmupEMA
 from lightning_paf.nn.activations import PSSiLU
 from lightning_paf.objectives import AdversarialCE, Natural, Objective, StepResult
-from lightning_paf.schedules import Cosine
+from lightning_paf.schedules import Cosine, Cyclic, OneCycle, Plateau
 from lightning_paf.tasks.classification import RobustModule
 
 STEPS = 4  # in an epoch
@@ -39,12 +39,13 @@ def trainer(*callbacks: Callback, **options) -> Trainer:
 class Watch(Callback):
     """Recorder of learning rates and of gradients at the optimiser, step by step."""
 
-    def __init__(self) -> None:
+    def __init__(self, quantity: str = "lr") -> None:
+        self.quantity = quantity
         self.rates: list[float] = []
         self.gradients: list[dict[str, torch.Tensor]] = []
 
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
-        self.rates.append(trainer.optimizers[0].param_groups[0]["lr"])
+        self.rates.append(trainer.optimizers[0].param_groups[0][self.quantity])
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
         self.gradients.append({name: value.grad.clone() for name, value in pl_module.named_parameters()})
@@ -98,6 +99,35 @@ def test_the_learning_rate_follows_the_schedule_at_every_step():
     steps = 2 * STEPS
     expected = [0.1 * (0.01 + 0.99 * (1 + math.cos(math.pi * step / steps)) / 2) for step in range(steps)]
     assert watch.rates == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("schedule", [Cyclic(0.5, low_momentum=0.8), OneCycle(0.25, low_momentum=0.8)])
+def test_the_momentum_follows_the_schedule_at_every_step(schedule):
+    watch = Watch("momentum")
+    trainer(watch).fit(make(optimizer=lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9), schedule=schedule), loader())
+    assert watch.rates == pytest.approx([schedule.momentum(step / STEPS, 0.9) for step in range(STEPS)])
+    assert min(watch.rates) == pytest.approx(0.8)
+
+
+@pytest.mark.parametrize("optimizer", [torch.optim.Adam, torch.optim.SGD])
+def test_a_cycle_of_the_momentum_requires_a_momentum(optimizer):
+    module = make(optimizer=lambda p: optimizer(p, lr=0.1), schedule=OneCycle(low_momentum=0.85))
+    with pytest.raises(ValueError, match=rf"must have a momentum for .*0.85, got {optimizer.__name__} without"):
+        trainer().fit(module, loader())
+
+
+def test_the_learning_rate_at_the_end_of_the_epoch_is_logged():
+    run = trainer(max_epochs=2)
+    run.fit(make(optimizer=lambda p: torch.optim.SGD(p, lr=0.1), schedule=Cosine(final=0.5)), loader())
+    assert float(run.callback_metrics["lr"]) == pytest.approx(0.05)
+
+
+def test_the_learning_rate_drops_when_the_monitored_metric_stops_improving():
+    """A constant rate is no improvement over itself, its drop is one."""
+    watch = Watch()
+    module = make(optimizer=lambda p: torch.optim.SGD(p, lr=0.1), schedule=Plateau("lr", 0.5, patience=0, mode="min"))
+    trainer(watch, max_epochs=5).fit(module, loader())
+    assert watch.rates[::STEPS] == pytest.approx([0.1, 0.1, 0.05, 0.05, 0.025])
 
 
 def test_the_learning_rate_counts_optimiser_steps_not_batches():
@@ -234,6 +264,30 @@ def test_validation_and_test_are_clean_accuracies(tmp_path):
     assert torch.allclose(predicted, module(x).softmax(1), atol=1e-6)
 
 
+@pytest.mark.parametrize("dtype", [torch.int32, torch.uint8])
+def test_integer_labels_of_any_type_are_labels(dtype):
+    x, y = images(4, num_classes=3)
+    module, expected = make(), make()
+    for trained, labels in ((module, y.to(dtype)), (expected, y)):
+        trainer().fit(trained, DataLoader(TensorDataset(x, labels), 4))
+    assert all(torch.equal(a, b) for a, b in zip(module.parameters(), expected.parameters(), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("batch", "found"),
+    [
+        ({"image": torch.zeros(2), "label": torch.zeros(2)}, "dict of length 2"),
+        ([torch.zeros(2)], "list of length 1"),
+        (torch.zeros(2, 3, 8, 8), "Tensor of length 2"),
+    ],
+)
+def test_other_batches_are_refused_in_one_sentence(batch, found):
+    module = make()
+    for step in (module.training_step, module.validation_step, module.test_step, module.predict_step):
+        with pytest.raises(ValueError, match=rf"must be the two tensors \(images, labels\), got {found}\. Return"):
+            step(batch, 0)
+
+
 def test_the_given_attack_is_used():
     seen = []
 
@@ -256,6 +310,35 @@ def test_a_training_starts_with_the_weights_of_init(tmp_path, capsys):
     for options, message in (
         (["nowhere.ckpt"], "--model.init must be an existing checkpoint, got nowhere.ckpt. Train it first"),
         ([first, "--model.net.width", "8"], "holds another network"),
+        ([first, "--model.normalize", "false"], "model.normalize must be true for the weights of"),
     ):
         assert status("fit", *words, "--run", tmp_path / "second", "--model.init", *options) == 1
         assert message in capsys.readouterr().err
+
+
+def test_a_fresh_head_allows_other_classes_and_other_statistics_are_reported(tmp_path):
+    assert status("fit", "-c", write_experiment(tmp_path), "--run", tmp_path / "first") == 0
+    first = tmp_path / "first" / "checkpoints" / "last.ckpt"
+    words = ["-c", tmp_path / "tiny.yaml", "--data.num_classes", 7, "--model.init", first]
+    with pytest.raises(ValueError, match=r"holds another network(.|\n)*--model.init_head fresh for other classes"):
+        built(*words)
+    module = built(*words, "--model.init_head", "fresh").model
+    weights = torch.load(first, weights_only=True)["state_dict"]
+    kept = [key for key, value in module.state_dict().items() if torch.equal(value, weights[key])]
+    assert module.model.num_classes == 7
+    assert sorted(module.state_dict().keys() - kept) == [
+        f"model.net.{module.model.head_name}.{name}" for name in ("bias", "weight")
+    ]
+    with pytest.warns(UserWarning, match=r"normalised by mean \(0.5, 0.5, 0.5\)"):
+        built(
+            "-c",
+            tmp_path / "tiny.yaml",
+            "--data.dataset",
+            "cifar10",
+            "--data.num_classes",
+            "null",
+            "--model.init",
+            first,
+            "--model.init_head",
+            "fresh",
+        )

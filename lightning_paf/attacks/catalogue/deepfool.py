@@ -12,15 +12,17 @@ from lightning_paf.functional.predictions import misclassified
 from lightning_paf.nn.modes import Mode
 from lightning_paf.types import Forward, Norm, Radius
 
+_PAST_TIE = 1e-4  # as in the authors' code
+
 
 class DeepFool(MinimalAttack):
     """DeepFool: steps to the nearest linearised decision boundary.
 
     Moosavi-Dezfooli, Fawzi & Frossard 2016.
 
-    On a linear model the first step reaches the boundary; all steps are lengthened by `overshoot`. As in the authors'
-    code, the next linearisation is at the lengthened point. Points are clamped to `bounds`, and pixels at their ends
-    are left out of a step; the authors have no bounds.
+    On a linear model the first step reaches the boundary; all steps are lengthened by 1e-4, which leaves exact ties,
+    and by `overshoot`. As in the authors' code, the next linearisation is at the lengthened point. Points are clamped
+    to `bounds`, and pixels at their ends are left out of a step; the authors have no bounds.
 
     Args:
         eps: Radius within which a result counts as adversarial.
@@ -96,4 +98,4 @@ class DeepFool(MinimalAttack):
         normal = normals.gather(1, choice[:, :, None].expand(-1, 1, normals.shape[2])).squeeze(1)
         length = lengths.gather(1, choice).clamp_min(smallest)
         direction = normal / length if self.norm == "l2" else normal.sign()
-        return (torch.where(distance.isfinite(), distance, 0.0) * direction).view_as(gradients[:, 0])
+        return (torch.where(distance.isfinite(), distance + _PAST_TIE, 0.0) * direction).view_as(gradients[:, 0])

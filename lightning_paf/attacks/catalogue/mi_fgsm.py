@@ -49,7 +49,8 @@ class MIFGSM(Attack):
         super().__init__(eps, norm="linf", **options)
         self.step_size, self.steps, self.momentum = step_size, steps, momentum
         self.require(steps=1, momentum=0)
-        self.require_positive("step_size")
+        if step_size is not None:
+            self.require_length("step_size")
 
     def describe(self) -> dict[str, Any]:
         """The threat model and the settings as plain values, for result files."""

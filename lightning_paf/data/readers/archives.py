@@ -16,10 +16,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lightning_paf.data.readers.npy import Archive, Column, choose_keys, read_header, read_rows
+from lightning_paf.data.readers.npy import Archive, Column, choose_keys, read_header, read_rows, with_channels
 from lightning_paf.data.readers.parquet import open_parquet
 
 NPZ_KEYS = (("image", "label"), ("X", "Y"))
+UNLABELLED = -1
+"""Label of the images of an npz file with `image` only, for `predict`."""
+_MOST_TIMES, _LARGEST_SMALL = 200, 2**28  # a few MB that unpack to GB would fill memory or disk
 PICKLE_KEYS = (("data", "extrapolated_targets"),)
 
 
@@ -44,18 +47,29 @@ def _open_npz(path: Path) -> Iterator[Archive]:
     try:
         with zipfile.ZipFile(path) as archive:
             found = [name.removesuffix(".npy") for name in archive.namelist()]
-            image, label = choose_keys(path, "arrays", found, NPZ_KEYS)
-            yield Archive(_npz_column(path, archive, image), _npz_column(path, archive, label))
+            if "image" in found and "label" not in found:
+                image = _npz_column(path, archive, "image")
+                yield Archive(image, _unlabelled(image.shape[0]))
+                return
+            keys = choose_keys(path, "arrays", found, NPZ_KEYS)
+            yield Archive(*(_npz_column(path, archive, key) for key in keys))
     except (zipfile.BadZipFile, zlib.error, EOFError) as error:
         raise ValueError(f"{path}: damaged, or not an npz file ({error}). Download or write it again.") from error
 
 
 def _npz_column(path: Path, archive: zipfile.ZipFile, key: str) -> Column:
     member = f"{key}.npy"
+    info = archive.getinfo(member)
+    if info.file_size > max(_MOST_TIMES * info.compress_size, _LARGEST_SMALL):
+        raise ValueError(
+            f"{path}: {key} must be compressed at most {_MOST_TIMES}-fold, as images are, got {info.file_size:,} bytes "
+            f"in {info.compress_size:,}. Save it with np.savez, which does not compress."
+        )
     with archive.open(member) as stream:
         shape, fortran_order, dtype = read_header(stream)
     if fortran_order and len(shape) > 1:
         raise ValueError(f"{path}: {key} must be in C order, got Fortran order. Save np.ascontiguousarray({key}).")
+    shape = with_channels(shape)
 
     def chunks() -> Iterator[NDArray[Any]]:
         with archive.open(member) as stream:
@@ -63,6 +77,11 @@ def _npz_column(path: Path, archive: zipfile.ZipFile, key: str) -> Column:
             yield from read_rows(stream, shape, dtype)
 
     return Column(shape, dtype, chunks)
+
+
+def _unlabelled(count: int) -> Column:
+    """Return `UNLABELLED` for each image."""
+    return Column((count,), np.dtype(np.int64), lambda: iter([np.full(count, UNLABELLED, np.int64)]))
 
 
 @contextmanager

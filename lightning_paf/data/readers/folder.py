@@ -40,11 +40,17 @@ def find_sources(paths: Sequence[Path]) -> list[Path]:
         paths: Archives, folders of arrays, or folders of archives (such as the six parts of cifar5m).
 
     Raises:
-        ValueError: A folder holds none of them, or both training and held-out images.
+        ValueError: A folder holds none of them, or both training and held-out images; or a source is named twice.
     """
     sources: list[Path] = []
     for path in paths:
         sources += _archives_in(path) if path.is_dir() and not array_files(path) else [path]
+    different = {path.resolve(): path for path in sources}
+    if len(different) < len(sources):
+        raise ValueError(
+            f"data.synthetic must name each source once, got {len(sources)} of which {len(different)} are different: "
+            f"{', '.join(map(str, sources))}. Leave the repeated ones out."
+        )
     return sources
 
 

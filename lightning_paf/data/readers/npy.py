@@ -60,6 +60,11 @@ def read_rows(stream: IO[bytes], shape: tuple[int, ...], dtype: np.dtype) -> Ite
         yield np.frombuffer(data, dtype).reshape(rows, *shape[1:])
 
 
+def with_channels(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Return (N, H, W, 1) for grey images (N, H, W), and any other shape unchanged."""
+    return (*shape, 1) if len(shape) == 3 else shape
+
+
 @dataclass(frozen=True)
 class Column:
     """An array in a file that is read in chunks along the first axis.
@@ -152,7 +157,7 @@ def inspect_npy(path: Path) -> NpyFile:
         raise ValueError(f"{path}: the file must have {expected:,} bytes, got {size:,}. {repair}")
     if fortran_order and len(shape) > 1:
         raise ValueError(f"{path}: the array must be in C order, got Fortran order. Save np.ascontiguousarray(…).")
-    return NpyFile(str(path), shape, dtype, size)
+    return NpyFile(str(path), with_channels(shape), dtype, size)
 
 
 class MappedFiles:

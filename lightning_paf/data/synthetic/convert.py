@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
+from lightning.pytorch.utilities import rank_zero_info
 from rich.progress import Progress
 
 from lightning_paf.data.checks import check_images, check_label_header, check_labels, check_same_size
@@ -152,7 +153,11 @@ def _acquire(lock: Path) -> IO[bytes]:
         with _writing(lock.parent):
             lock.parent.mkdir(parents=True, exist_ok=True)
             file = lock.open("ab")
-            fcntl.flock(file, fcntl.LOCK_EX)
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                rank_zero_info(f"Waiting for another process that writes {lock.name[1:-5]}.")
+                fcntl.flock(file, fcntl.LOCK_EX)
         with suppress(FileNotFoundError):
             if os.path.samestat(os.fstat(file.fileno()), lock.stat()):
                 return file

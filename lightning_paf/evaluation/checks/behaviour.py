@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from lightning_paf.attacks.probe import VISIBLE, are_probabilities, relative_change, with_other_images
 from lightning_paf.evaluation.checks.context import CheckResult, Context, fraction, is_large_gain, percent
 from lightning_paf.evaluation.statistics import exact_accuracy
 from lightning_paf.functional.losses import cross_entropy
@@ -11,11 +12,6 @@ from lightning_paf.functional.predictions import NO_PREDICTION, misclassified, p
 _PIXEL_TOLERANCE = 1e-4  # rounding errors of interpolation
 _GREY_LEVEL = 1 / 255
 _REPETITIONS = 3
-
-_VISIBLE = 1e-3
-"""Smallest relevant change of logits, as a fraction of their spread.
-
-A hundred times the rounding error of non-deterministic kernels in single precision."""
 
 
 def pixel_range(context: Context) -> CheckResult:
@@ -36,7 +32,7 @@ def train_mode(context: Context) -> CheckResult:
         found: Tensor = context.model(x)
     with context.isolated("mode"):
         expected = context.logits(x)
-    change, flipped = _change(found, expected), _flipped(found, expected)
+    change, flipped = relative_change(found, expected), _flipped(found, expected)
     measured = "no module in train mode"
     if training:
         names = ", ".join(training[:3]) + (f" and {len(training) - 3} more" if len(training) > 3 else "")
@@ -44,7 +40,7 @@ def train_mode(context: Context) -> CheckResult:
         measured += f" and {percent(flipped)} of the predictions"
     hint = "Results are random or depend on the batch. Call model.eval(), also for submodules that a wrapper hides."
     values = {"modules": training, "change": change, "predictions_changed": flipped}
-    return CheckResult("train-mode", not training or change <= _VISIBLE, measured, hint, values)
+    return CheckResult("train-mode", not training or change <= VISIBLE, measured, hint, values)
 
 
 def finite_outputs(context: Context) -> CheckResult:
@@ -63,7 +59,7 @@ def finite_outputs(context: Context) -> CheckResult:
 def random_outputs(context: Context) -> CheckResult:
     """Check that the same images get the same logits in eval mode."""
     repeated = [context.logits(context.x) for _ in range(_REPETITIONS)]
-    change = max(_change(logits, context.clean_logits) for logits in repeated)
+    change = max(relative_change(logits, context.clean_logits) for logits in repeated)
     flipped = max(_flipped(logits, context.clean_logits) for logits in repeated)
     measured = f"{_REPETITIONS} repetitions change the logits by {change:.2g} of their spread"
     if flipped:
@@ -73,21 +69,19 @@ def random_outputs(context: Context) -> CheckResult:
         "mean over many draws (`ReferenceAutoAttack` with version=rand), and report the mean of several runs."
     )
     values = {"change": change, "predictions_changed": flipped}
-    return CheckResult("random-outputs", change <= _VISIBLE, measured, hint, values)
+    return CheckResult("random-outputs", change <= VISIBLE, measured, hint, values)
 
 
 def batch_dependence(context: Context) -> CheckResult:
     """Check that logits do not depend on the other images of the batch."""
     x = context.x[: context.batch_size]
-    others = x.clone()
-    others[1::2] = 1 - x[1::2]
     with context.isolated("batch"):
         expected = context.logits(x)[::2]
     with context.isolated("batch"):
-        change = _change(context.logits(others)[::2], expected)
+        change = relative_change(context.logits(with_other_images(x))[::2], expected)
     measured = f"other images in the batch change the logits by {change:.2g} of their spread"
     hint = "An attack changes all images at once. Use running statistics in BatchNorm, or a norm over one image."
-    return CheckResult("batch-dependence", change <= _VISIBLE, measured, hint, {"change": change})
+    return CheckResult("batch-dependence", change <= VISIBLE, measured, hint, {"change": change})
 
 
 def softmax_outputs(context: Context) -> CheckResult:
@@ -97,7 +91,7 @@ def softmax_outputs(context: Context) -> CheckResult:
     measured = f"smallest output {low:.3g}, row sums from {sums.min():.3g} to {sums.max():.3g}"
     hint = "A second softmax, in the loss, flattens gradients of confident samples. Remove that of the model."
     values = {"smallest": low, "largest_distance_from_one": off}
-    return CheckResult("softmax-outputs", low < 0 or off >= 1e-3, measured, hint, values)
+    return CheckResult("softmax-outputs", not are_probabilities(context.clean_logits), measured, hint, values)
 
 
 def normalisation(context: Context) -> CheckResult:
@@ -130,12 +124,6 @@ def clean_accuracy(context: Context) -> CheckResult:
     hint = "Robustness at chance level is meaningless. Check the checkpoint, class order, labels and preprocessing."
     values = {"accuracy": accuracy.value, "low": accuracy.low, "chance": chance}
     return CheckResult("clean-accuracy", accuracy.low > chance, measured, hint, values)
-
-
-def _change(logits: Tensor, reference: Tensor) -> float:
-    """Largest difference, as a fraction of the spread of the reference."""
-    spread = (reference - reference.mean()).square().mean().sqrt()
-    return float((logits - reference).abs().max() / spread.clamp_min(torch.finfo(spread.dtype).tiny))
 
 
 def _flipped(first: Tensor, second: Tensor) -> float:

@@ -14,9 +14,10 @@ from torch import Tensor, nn
 
 from lightning_paf.attacks.base import Attack, raw_gradient
 from lightning_paf.attacks.pgd import PGD
+from lightning_paf.attacks.probe import probe
 from lightning_paf.evaluation.statistics import exact_accuracy, paired_difference
 from lightning_paf.functional.losses import hard_labels, margin
-from lightning_paf.functional.predictions import check_labels, misclassified
+from lightning_paf.functional.predictions import misclassified
 from lightning_paf.nn.equivalence import generators_kept
 from lightning_paf.nn.modes import buffers_kept, frozen
 from lightning_paf.specs import DatasetSpec
@@ -91,14 +92,8 @@ class Context:
             shape = tuple(self.x.shape)
             raise ValueError(f"x must be at least 20 images (n, C, H, W), got shape {shape}. Pass --examples 100.")
         self.x = self.x if self.x.is_floating_point() else self.x.float()
-        with torch.enable_grad(), self.isolated("probe"), frozen(self.model):
-            logits = self.model(self.x[:1].detach().clone().requires_grad_())
-        if logits.dim() != 2 or logits.shape[1] < 2:
-            raise ValueError(f"Outputs must be logits (N, num_classes), got {tuple(logits.shape)}. Pass a classifier.")
-        check_labels(self.y, len(self.x), logits.shape[1])
+        self.model = probe(self.model, self.x, self.y).model
         self.y = hard_labels(self.y)
-        if not logits.requires_grad:
-            self.model = _Connected(self.model)
 
     @contextmanager
     def isolated(self, stream: str) -> Iterator[None]:
@@ -199,16 +194,3 @@ def fraction(flags: Tensor) -> float:
 def percent(value: float | Tensor) -> str:
     """Format a fraction, or the fraction of the true entries, as `41.0 %`."""
     return f"{100 * fraction(torch.as_tensor(value)):.1f} %"
-
-
-class _Connected(nn.Module):
-    """A model without a gradient, extended by a gradient of zero for the attacks."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-        self.training = model.training
-
-    def forward(self, x: Tensor) -> Tensor:
-        logits: Tensor = self.model(x)
-        return logits + 0 * x.flatten(1).sum(dim=1, keepdim=True)

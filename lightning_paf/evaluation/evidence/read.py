@@ -60,7 +60,8 @@ class Evidence:
     Attributes:
         metadata: `attack` (description with `norm`, `eps` and `eps_value`), `seed`, `block_size`, `precision`,
             `dataset`, `sub_attacks` (labels, first `clean`), `weights`, `network` and `code` (fingerprints), `config`
-            (SHA-256 of the text; empty if there was none), `versions` of libraries, `total` (samples requested).
+            (SHA-256 of the text; empty if there was none), `versions` of libraries, `total` (samples requested),
+            `flags` (signs of an unreliable result).
         ids: Indices in the dataset, (n,) int64.
         labels: (n,) int64.
         adversarial: Predicted class of the adversarial image if there is one, else of the clean image; -1 if the logits
@@ -222,6 +223,9 @@ def _metadata(text: str) -> dict[str, Any]:
     for name, kind in _FIELDS.items():
         if type(found.get(name)) is not kind:
             raise _RefusedError(f"its metadata has no valid {name}")
+    flags = found.setdefault("flags", {})  # older files have none
+    if not isinstance(flags, dict) or not all(isinstance(text, str) for text in flags.values()):
+        raise _RefusedError("its metadata has no valid flags")
     return found
 
 

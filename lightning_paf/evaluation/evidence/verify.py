@@ -9,11 +9,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from lightning_paf.evaluation.evaluate import Samples
 from lightning_paf.evaluation.evidence.read import Evidence
 from lightning_paf.evaluation.evidence.write import library_versions, text_hash
 from lightning_paf.evaluation.identity import network_fingerprint
 from lightning_paf.evaluation.result import Outcome
+from lightning_paf.evaluation.samples import Samples
 from lightning_paf.evaluation.statistics import Accuracy, exact_accuracy
 from lightning_paf.functional.predictions import predicted
 from lightning_paf.nn.modes import frozen, full_precision
@@ -204,6 +204,7 @@ def _notes(
     evidence: Evidence, model: nn.Module, samples: Samples, config: str | None, other_class: int
 ) -> Iterator[str]:
     metadata, n = evidence.metadata, len(evidence)
+    yield from metadata["flags"].values()
     if n < metadata["total"]:
         yield f"A stop rule ended the evaluation after {n} of {metadata['total']} samples."
     if not np.array_equal(evidence.ids, samples.ids[:n]):

@@ -14,9 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lightning_paf import __version__
-from lightning_paf.evaluation.evaluate import Evaluation, Samples
+from lightning_paf.evaluation.evaluate import Evaluation
 from lightning_paf.evaluation.evidence.read import KEY, TENSORS, VERSION, Evidence, read
 from lightning_paf.evaluation.result import EvaluationResult, Outcome
+from lightning_paf.evaluation.samples import Samples
 from lightning_paf.utils.files import explained, write_whole
 from lightning_paf.utils.hashing import sample_fingerprints
 
@@ -74,6 +75,7 @@ def _metadata(result: EvaluationResult, evaluation: Evaluation, dataset: str, co
         "config": text_hash(config),
         "versions": library_versions(),
         "total": result.total,
+        "flags": dict(result.flags),
     }
 
 

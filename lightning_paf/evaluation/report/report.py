@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from lightning_paf import __version__
-from lightning_paf.evaluation.evaluate import Samples
 from lightning_paf.evaluation.evidence import Evidence
 from lightning_paf.evaluation.report.figures import Example, activation_figure, curve_figure, data_address, tiles
 from lightning_paf.evaluation.result import EvaluationResult, Outcome
+from lightning_paf.evaluation.samples import Samples
 from lightning_paf.evaluation.statistics import Accuracy, exact_accuracy
 from lightning_paf.runs.progress import duration
 from lightning_paf.utils.files import explained, write_whole
@@ -212,6 +212,7 @@ def result_of(content: Evidence, name: str) -> EvaluationResult:
         seed=metadata["seed"],
         precision=metadata["precision"],
         total=metadata["total"],
+        flags=metadata["flags"],
     )
 
 

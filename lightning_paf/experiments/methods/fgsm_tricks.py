@@ -25,7 +25,7 @@ EXPERIMENT = Experiment(
         _fgsm("stem", *_STEM),
         _fgsm("first-layer", *objective("FirstLayerPenalty")),
         _fgsm("all-tricks", *_STEM, *_COMBINED, "0.1"),
-        _fgsm("grad-align", *objective("GradAlign")),
+        _fgsm("grad-align", *objective("GradAlign", differentiate_both="true")),
     ),
     claims=(
         _better("mask", "Hiding pixels"),

@@ -8,7 +8,7 @@ EXPERIMENT = Experiment(
     variants=(
         Variant("standard", NATURAL),
         Variant("trades", (*objective("TRADES", beta=2.5), *GAUSSIAN_START)),
-        Variant("hat", (*objective("HAT", standard="{standard}"), *GAUSSIAN_START)),
+        Variant("hat", (*objective("HAT", standard="{standard}", scale=3.5), *GAUSSIAN_START)),
     ),
     claims=(
         Claim("Helpers raise the clean accuracy of TRADES", "hat", "trades", "clean", source="paper"),

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from helpers.data_files import arrays, npy, read, write_members, write_npz
 
+from lightning_paf.data.readers import archives
 from lightning_paf.data.readers import npy as npy_module
 from lightning_paf.data.readers.archives import open_archive
 
@@ -23,6 +24,13 @@ def test_compressed_npz_with_further_arrays(tmp_path):
     image, label = arrays()
     np.savez_compressed(tmp_path / "pool.npz", image=image, label=label, confidence=np.ones(12))
     np.testing.assert_array_equal(read(tmp_path / "pool.npz")[0], image)
+
+
+def test_a_file_that_unpacks_to_a_thousand_times_its_size_is_refused_before_it_is_read(tmp_path, monkeypatch):
+    monkeypatch.setattr(archives, "_LARGEST_SMALL", 10**5)
+    np.savez_compressed(tmp_path / "pool.npz", image=np.zeros((1000, 8, 8, 3), np.uint8), label=np.zeros(1000, int))
+    with pytest.raises(ValueError, match=r"image must be compressed at most 200-fold.* got 192,128 bytes"):
+        read(tmp_path / "pool.npz")
 
 
 @pytest.mark.parametrize(("protocol", "numpy"), [(2, "core"), (2, "_core"), (4, "_core"), (5, "_core")])

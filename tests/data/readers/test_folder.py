@@ -23,6 +23,14 @@ def test_missing_sources_are_refused(tmp_path):
         converted_folder(tmp_path / "nowhere.npz", None)
 
 
+def test_a_source_named_twice_is_refused(tmp_path):
+    parts = [write_npz(tmp_path / "parts" / f"{name}.npz") for name in "ab"]
+    (tmp_path / "link.npz").symlink_to(parts[0])
+    for twice in ([parts[0], parts[0]], [tmp_path / "parts", parts[1]], [parts[0], tmp_path / "link.npz"]):
+        with pytest.raises(ValueError, match=r"must name each source once, got . of which . are different: .*Leave"):
+            find_sources(twice)
+
+
 def test_test_images_next_to_training_images_are_refused(tmp_path):
     for name in ("train-00000-of-00001.npz", "validated.npz"):
         write_npz(tmp_path / name)

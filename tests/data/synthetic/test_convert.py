@@ -124,7 +124,7 @@ def test_unfinished_conversions_of_older_versions_are_removed_and_other_folders_
 
 
 @pytest.mark.parametrize("label_offset", [0, 1])
-def test_one_process_converts_while_others_wait(tmp_path, monkeypatch, label_offset):
+def test_one_process_converts_while_others_wait(tmp_path, monkeypatch, caplog, label_offset):
     """If one process fails, the next one tries, and nothing is left."""
     image, label = arrays()
     np.savez(tmp_path / "pool.npz", image=image, label=label + label_offset)
@@ -144,12 +144,14 @@ def test_one_process_converts_while_others_wait(tmp_path, monkeypatch, label_off
             errors.append(str(error))
 
     monkeypatch.setattr(convert_module, "write_whole", slow)
+    caplog.set_level("INFO")
     threads = [threading.Thread(target=work) for _ in range(3)]
     threads[0].start()
     assert begun.wait(10)
     for thread in threads[1:]:
         thread.start()
     threads[1].join(0.1)
+    assert "Waiting for another process that writes pool.npz." in caplog.text
     assert written == ["label.npy"], "two processes write"
     resume.set()
     for thread in threads:
@@ -218,7 +220,7 @@ IMAGE, LABEL = arrays()
 CHECK_LABELS = convert_module.check_labels
 BAD = {
     "nchw": (IMAGE.transpose(0, 3, 1, 2).copy(), LABEL, r"This is NCHW: store images\.transpose\(0, 2, 3, 1\)"),
-    "grey without axis": (IMAGE[..., 0].copy(), LABEL, r"images\[\.\.\., None\], and pass --data\.channels 1\."),
+    "grey without axis": (IMAGE[..., 0].copy(), LABEL, r"shape \(12, 4, 4, 1\)\. Pass --data\.channels 1 with"),
     "grey": (IMAGE[..., :1].copy(), LABEL, r"must be uint8 of shape \(N, H, W, 3\).* Pass --data\.channels 1 with"),
     "float": (
         IMAGE / np.float32(255),
