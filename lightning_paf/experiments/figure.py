@@ -1,5 +1,6 @@
 """Figure of an experiment: AutoAttack over clean accuracy, or chosen metrics."""
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,7 +20,7 @@ _DOT: dict[str, Any] = {"markersize": _SIZE, "markeredgecolor": "white", "marker
 _MEAN: dict[str, Any] = {"markersize": 16, "markerfacecolor": "none", "markeredgewidth": 1.2, "linewidth": 0}
 
 
-def draw(result: dict[str, Any]) -> "Figure":
+def draw(result: Mapping[str, Any]) -> "Figure":
     """Draw each seed and the mean of each variant, from a result of `report.content`.
 
     If its experiment names metrics to show, there is a group of dots for each; otherwise AutoAttack accuracy is drawn
@@ -41,7 +42,7 @@ def _look(number: int) -> dict[str, Any]:
     return {"marker": MARKERS[number % len(MARKERS)], "color": COLOURS[number % len(COLOURS)]}
 
 
-def _scatter(axes: "Axes", result: dict[str, Any]) -> None:
+def _scatter(axes: "Axes", result: Mapping[str, Any]) -> None:
     """Robust over clean accuracy; an outline is the mean of a variant."""
     axes.set_xlabel("clean accuracy (%); overlapping dots are moved apart")
     axes.set_ylabel(f"AutoAttack accuracy at eps {result['eps']:g} (%)")
@@ -80,7 +81,7 @@ def _side_by_side(axes: "Axes", dots: NDArray[np.float64], looks: list[dict[str,
         axes.plot(*dots[number], **look, **_DOT, transform=axes.transData + shift, zorder=3, clip_on=False)
 
 
-def _groups(axes: "Axes", result: dict[str, Any]) -> None:
+def _groups(axes: "Axes", result: Mapping[str, Any]) -> None:
     """Draw one group per metric, with a column per variant: seeds and mean (line)."""
     names, variants = result["shown"], result["variants"]
     plain = names[0] in result["plain"]  # as then all are
