@@ -35,6 +35,7 @@ class Variant:
         before: Commands (words without `lightning-paf`) that run before the training, with the same placeholders.
         test_options: Words that change how the trained model is built for the evaluation.
         after: Earlier variants that its metrics need, with the same seed; placeholders imply theirs.
+        last: Words of `lightning-paf fit` after all others, which override those of the data.
     """
 
     name: str
@@ -42,6 +43,7 @@ class Variant:
     before: tuple[tuple[str, ...], ...] = ()
     test_options: tuple[str, ...] = ()
     after: tuple[str, ...] = ()
+    last: tuple[str, ...] = ()
 
     def needs(self, other: "Variant") -> bool:
         """Whether the other variant must finish first."""

@@ -23,7 +23,7 @@ Results of small networks on 8x8 digits need not hold for large networks on phot
 ## Overview"""
 
 
-_COLUMNS = 5
+_COLUMNS = 4
 """Metrics in one table on the terminal, which fit into 80 columns."""
 
 
@@ -47,7 +47,7 @@ def show(result: dict[str, Any]) -> None:
         claims.add_row(claim["text"], claim["metric"], claim["shown"], claim["conclusion"])
     console.print(claims)
     if result["note"]:
-        console.print(result["note"])
+        console.print(result["note"], markup=False)
     console.print(f"{result['method']}: {result['conclusion']}")
 
 
@@ -139,6 +139,7 @@ def _mean(values: list[float | None], plain: bool) -> str:
     numbers = [value for value in values if value is not None]
     if len(numbers) < len(values):
         return "-"
-    scale, digits = (1, 2) if plain else (100, 1)
-    spread = f" ± {scale * np.std(numbers, ddof=1):.{digits}f}" if len(numbers) > 1 else ""
-    return f"{scale * np.mean(numbers):.{digits}f}{spread}"
+    scale, form = (1, ".2f") if plain else (100, ".1f")
+    mean = scale * float(np.mean(numbers))
+    form = ".0e" if plain and 0 < abs(mean) < 0.005 else form
+    return f"{mean:{form}}" + (f" ± {scale * np.std(numbers, ddof=1):{form}}" if len(numbers) > 1 else "")

@@ -121,7 +121,7 @@ def _remove_stale(task: Task, experiment: Experiment, variant: Variant) -> None:
 
 def _fit_words(task: Task, experiment: Experiment, variant: Variant) -> list[str]:
     seed = ["--seed_everything", str(task.seed), "--data.seed", str(task.seed)]
-    options = [*experiment.options, *variant.options, *task.options]
+    options = [*experiment.options, *variant.options, *task.options, *variant.last]
     return ["fit", "-c", "{config}", *seed, *options, "--run", "{folder}/run", "--ckpt_path", "auto"]
 
 

@@ -23,7 +23,9 @@ def variants():
     for name in experiment_names():
         experiment = find_experiment(name)
         for variant in experiment.variants:
-            words = frozenset(re.sub(r"[\d.]+", "0", word) for word in (*experiment.options, *variant.options))
+            words = frozenset(
+                re.sub(r"[\d.]+", "0", word) for word in (*experiment.options, *variant.options, *variant.last)
+            )
             if not variant.before and "--model.init" not in words:
                 found.setdefault(words, (name, variant.name))
     return [pytest.param(*pair, id=" ".join(pair)) for pair in found.values()]
@@ -67,6 +69,15 @@ def test_the_pages_of_methods_quote_the_results(name):
     assert (found["plain"], found["note"]) == (list(experiment.plain), experiment.note), (
         f"run `lightning-paf reproduce {name}`"
     )
+
+
+def test_words_of_a_variant_can_override_those_of_the_data(tmp_path):
+    """Without the second source, whose file the command names for all variants."""
+    paf = find_experiment("paf")
+    real = next(variant for variant in paf.variants if variant.name == "ReLU-real")
+    task = Task("paf", real.name, 0, tmp_path, Path("x.yaml"), ("--data.synthetic", "pool.npz"), 8)
+    words = _fit_words(task, paf, real)
+    assert words.index("null") > words.index("pool.npz")
 
 
 def test_an_unknown_experiment_is_refused_with_the_closest():

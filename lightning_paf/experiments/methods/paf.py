@@ -57,13 +57,12 @@ def _lipschitz(run: Run, x: Tensor, y: Tensor) -> float:
     return empirical_lipschitz(run.model, x, y, _eps(run))
 
 
-_REAL = ("--data.real_fraction", "1.0")
+_REAL = ("--data.real_fraction", "1.0", "--data.synthetic", "null")
 EXPERIMENT = Experiment(
     title="Parametric activation functions (Dai, Mahloujifar, Mittal, 2021)",
     variants=(
         *(Variant(name, _activation(name)) for name in ("ReLU", *_SMOOTH, "SiLU", "PReLU", "ELU")),
-        Variant("ReLU-real", (*_activation("ReLU"), *_REAL)),
-        Variant("PSSiLU-real", (*_activation("PSSiLU"), *_REAL)),
+        *(Variant(f"{name}-real", _activation(name), last=_REAL) for name in ("ReLU", "PSSiLU")),
         *(_fixed_alpha(name, alpha) for name, alphas in _SWEEP for alpha in alphas),
     ),
     claims=(
