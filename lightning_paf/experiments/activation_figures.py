@@ -67,8 +67,8 @@ def _lines(axes: "Axes", result: Mapping[str, Any], column: str, variants: Seque
 def over_shape(result: Mapping[str, Any], families: Mapping[str, Sequence[str]]) -> "Figure":
     """Draw AutoAttack accuracy over curvature and over the mean output on negative inputs.
 
-    A family is a line through the means of its variants, with a dot for each seed. A variant without a finite
-    curvature is left out of the first panel.
+    A family is a line through the means of its variants, with a dot for each seed, next to those of other families. A
+    variant without a finite curvature is left out of the first panel. The dashed line is the mean of the first variant.
     """
     with open_figure(8.5, 4.0, f"{result['method']}: constant shapes, {result['seeds']} seeds") as figure:
         panels = figure.subplots(1, 2, sharey=True)
@@ -76,6 +76,8 @@ def over_shape(result: Mapping[str, Any], families: Mapping[str, Sequence[str]])
         for axes, (quantity, label) in zip(panels, names.items(), strict=True):
             for number, variants in enumerate(families.values()):
                 _family(axes, [result["variants"].get(variant) for variant in variants], quantity, number)
+            name, first = next(iter(result["variants"].items()))
+            axes.axhline(100 * np.mean(first["autoattack"]), **REFERENCE, label=name, zorder=1)
             axes.set_xlabel(label)
             axes.grid()
         panels[0].set(xscale="log", ylabel="AutoAttack accuracy (%)")
@@ -87,8 +89,14 @@ def over_shape(result: Mapping[str, Any], families: Mapping[str, Sequence[str]])
 
 def _family(axes: "Axes", members: Sequence[Mapping[str, Any] | None], quantity: str, number: int) -> None:
     """Draw the members that were measured and have the quantity."""
+    from matplotlib.transforms import ScaledTranslation
+
     found = [values for values in members if values and None not in values[quantity]]
     points = [(np.mean(values[quantity]), 100 * np.array(values["autoattack"])) for values in found]
     axes.plot([x for x, _ in points], [dots.mean() for _, dots in points], color=COLOURS[number], linewidth=1.2)
+    aside = axes.transData + ScaledTranslation((number - 1) / 16, 0, axes.figure.dpi_scale_trans)
     for x, dots in points:
-        axes.plot(np.full(len(dots), x), dots, **look(number), **_SMALL)
+        column = np.stack([np.full(len(dots), x), dots], 1)
+        axes.plot(*column.T, **look(number), **_SMALL, transform=aside)
+        axes.update_datalim(column)  # which ignores lines with another transform
+    axes.autoscale_view()
