@@ -90,7 +90,7 @@ def _parse(argv: list[str]) -> argparse.Namespace:
 
 
 def _chosen(experiment: "Experiment", names: list[str] | None) -> "Experiment":
-    """The experiment with these variants, those that they need, and the claims about them.
+    """The experiment with these variants, those that they need, and their claims.
 
     Raises:
         ValueError: A name is unknown.
@@ -111,7 +111,7 @@ def _chosen(experiment: "Experiment", names: list[str] | None) -> "Experiment":
 
 
 def _folder(options: argparse.Namespace) -> Path:
-    """Folder of a configuration and budget; trainings with other options would be removed."""
+    """Folder of a configuration and budget, as trainings with others are removed."""
     full = next(iter(BUDGETS))
     config, budget = options.config and Path(options.config).stem, None if options.budget == full else options.budget
     folder: Path = options.out / "-".join(filter(None, (options.method, config, budget)))
@@ -119,7 +119,7 @@ def _folder(options: argparse.Namespace) -> Path:
 
 
 def _data(options: argparse.Namespace, experiment: "Experiment", folder: Path) -> list[str]:
-    """Words for the data; the second source of the default configuration is made if it does not exist."""
+    """Words for the data; writes the second source of the default configuration."""
     given = {name: getattr(options, name) for name in _DATA if getattr(options, name) is not None}
     pool = folder / "pool.npz"
     if experiment.pool and not options.config and "data.synthetic" not in given:
@@ -185,7 +185,7 @@ def _perform(tasks: "list[Task]", experiment: "Experiment", jobs: int) -> None:
 
 
 def _conclude(options: argparse.Namespace, experiment: "Experiment", tasks: "list[Task]") -> None:
-    """Print the result, write it as JSON (`partial.json` for some of the variants), and draw the figures."""
+    """Print the result, write `outcome.json` or `partial.json`, and draw the figures."""
     from lightning_paf.experiments.figure import draw
     from lightning_paf.experiments.page import show
     from lightning_paf.experiments.report import content

@@ -17,7 +17,10 @@ _SMALL: dict[str, Any] = DOT | {"markersize": 6}
 
 
 def accuracies(result: Mapping[str, Any]) -> "Figure":
-    """Draw a panel for each shown metric and a row for each variant: seeds, mean (line), first variant (dashed)."""
+    """Draw the shown metrics, with a row for each variant: all seeds and their mean.
+
+    The dashed line is the mean of the first variant.
+    """
     variants = result["variants"]
     headline = f"{result['method']}: {result['seeds']} seeds and their mean (line), eps {result['eps']:.3g}"
     with open_figure(8.5, 1.3 + 0.3 * len(variants), headline) as figure:
@@ -36,7 +39,7 @@ def accuracies(result: Mapping[str, Any]) -> "Figure":
 
 
 def parameters(result: Mapping[str, Any], variants: Sequence[str]) -> "Figure":
-    """Draw alpha and |beta| after each epoch, with a line for each seed of these variants."""
+    """Draw alpha and |beta| after each epoch, with a line for each seed."""
     with open_figure(8.5, 3.6, f"{result['method']}: learned parameters, {result['seeds']} seeds") as figure:
         panels = figure.subplots(1, 2)
         for axes, name in zip(panels, ("alpha", "beta"), strict=True):
@@ -65,7 +68,7 @@ def _lines(axes: "Axes", result: Mapping[str, Any], column: str, variants: Seque
 
 
 def over_shape(result: Mapping[str, Any], families: Mapping[str, Sequence[str]]) -> "Figure":
-    """Draw AutoAttack accuracy over curvature and over the mean output on negative inputs.
+    """Draw AutoAttack accuracy over curvature and mean output on negative inputs.
 
     A family is a line through the means of its variants, with a dot for each seed, next to those of other families. A
     variant without a finite curvature is left out of the first panel. The dashed line is the mean of the first variant.

@@ -46,11 +46,11 @@ class AbstractClaim(ABC):
         """
 
     def described(self) -> dict[str, Any]:
-        """What it compares, as plain values; `metric` is shown in tables."""
+        """The compared sides as plain values; `metric` is shown in tables."""
         return {"metric": self.metric, "variants": list(dict.fromkeys(variant for variant, _ in self.sides))}
 
     def is_plain(self, plain: Collection[str]) -> bool:
-        """Whether the number is not a difference of fractions, given the metrics that are none."""
+        """Whether the number is no difference of fractions, given the plain metrics."""
         return self.metric in plain
 
 
@@ -137,7 +137,8 @@ class GainClaim(DifferenceClaim):
         text: The claim, one sentence.
         gain: Two variants: the gain is the first minus the second.
         over: Two variants with the smaller gain.
-        metric: See `AbstractClaim`, as are `source`.
+        metric: As in `AbstractClaim`.
+        source: As in `AbstractClaim`.
     """
 
     text: str

@@ -47,7 +47,7 @@ def distance_of(attack: MinimalAttack, images: int | None = None) -> Metric:
 
 
 def attack_success(attack: Attack, images: int | None = None) -> Metric:
-    """Metric: fraction of the correctly classified among the first images that the attack fools."""
+    """Metric: fraction of the first images, if classified correctly, that it fools."""
 
     def metric(run: Run, x: Tensor, y: Tensor) -> float:
         robust = robust_to(attack)(run, x[:images], y[:images])
@@ -64,7 +64,7 @@ def empirical_lipschitz(model: nn.Module, x: Tensor, y: Tensor, eps: float) -> f
 
 
 def average_radius(model: nn.Module, x: Tensor, y: Tensor, most: float, steps: int = 10, rounds: int = 10) -> float:
-    """Mean over correctly classified images of the smallest linf radius at which PGD succeeds.
+    """Smallest linf radius at which PGD succeeds, mean over correct predictions.
 
     Bisection of the radius of every image, by PGD without random start whose step is a quarter of the radius. The
     result is an upper bound of the distance to the boundary; NaN if no image is classified correctly.

@@ -65,7 +65,7 @@ def _sides(
 
 
 def _mean(values: NDArray[np.float64]) -> float | None:
-    """Mean over images; None where it is undefined or infinite, which JSON cannot express."""
+    """Mean over images; None for JSON where it is undefined or infinite."""
     mean = float(np.mean(values))
     return mean if math.isfinite(mean) else None
 

@@ -26,7 +26,7 @@ def beta(run: Run, x: Tensor, y: Tensor) -> float:
 
 
 def of_shape(quantity: str) -> Metric:
-    """Metric: an attribute of `ActivationShape`, in closed form at the learned parameters."""
+    """Metric: an attribute of `ActivationShape` at the learned parameters."""
 
     def metric(run: Run, x: Tensor, y: Tensor) -> float:
         return float(getattr(_activation(run).shape(), quantity))
