@@ -19,7 +19,10 @@ if TYPE_CHECKING:
     from lightning_paf.loading import Run
 
 Metric = Callable[["Run", "Tensor", "Tensor"], Any]
-"""Function `(run, images, labels)` to one bool per image (N,) or one number, NaN if it is undefined."""
+"""Function `(run, images, labels)` to one bool per image (N,) or one number.
+
+NaN is an undefined number.
+"""
 Drawing = Callable[[Mapping[str, Any]], "Figure"]
 """Function from a result of `report.content` to a figure."""
 

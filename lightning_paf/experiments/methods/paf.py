@@ -1,10 +1,10 @@
-"""Dai et al. (2021): parametric activations against fixed ones, with and without a second source of images."""
+"""Dai et al. (2021): parametric activations, with and without a second source."""
 
 from functools import partial
 
 from torch import Tensor
 
-from lightning_paf.attacks import Square
+from lightning_paf.attacks import Attack, Square
 from lightning_paf.experiments.activation_figures import accuracies, over_shape, parameters
 from lightning_paf.experiments.claims import BestClaim, BoundClaim, GainClaim, RankClaim
 from lightning_paf.experiments.experiment import Claim, Experiment, Variant
@@ -25,7 +25,7 @@ _FAMILIES = {
     "PSoftplus": ("PSoftplus-1", "PSoftplus-4", "PSoftplus-16", "PSoftplus-64"),
     "PELU": ("PELU--0.5", "ReLU", "PELU-0.5", "ELU"),
 }
-"""Constant shapes by family, in the order of alpha; PELU is ReLU at 0 and ELU at 1."""
+"""Constant shapes in the order of alpha; PELU is ReLU at 0 and ELU at 1."""
 _FINITE = (*_FAMILIES["PSiLU"], *_FAMILIES["PSoftplus"])
 _SHAPES = (*_FINITE, *_FAMILIES["PELU"])
 _START = pssilu_shape(1, 0).mean_on_negative
@@ -41,7 +41,8 @@ def _fixed_alpha(name: str, alpha: float) -> Variant:
 
 
 def _eps(run: Run) -> float:
-    return float(run.module.attack.eps)
+    attack: Attack = run.module.attack
+    return attack.radius
 
 
 def _radius(run: Run, x: Tensor, y: Tensor) -> float:
