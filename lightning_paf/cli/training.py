@@ -65,6 +65,7 @@ from lightning_paf.runs.folder import (
 )
 from lightning_paf.runs.identity import resume_services
 from lightning_paf.runs.loggers import check_installed, loggers
+from lightning_paf.runs.resume_check import CONFIG
 from lightning_paf.runs.torchrun import SyncBatchNormOnAnyDevice, follow_torchrun
 from lightning_paf.runs.trust import TRUST, TRUST_HELP
 from lightning_paf.runs.weights_origin import WeightsOrigin
@@ -97,6 +98,8 @@ _PLUG_INS: dict[str, type | ModuleType] = {
 }
 """Classes that each argument accepts, listed when one is mistyped."""
 
+_NOT_SAVED = "Unable to serialize instance "
+"""Start of the text that jsonargparse saves for an object that YAML cannot hold."""
 _LAST: dict[str, Any] = {"filename": "last", "enable_version_counter": False, "save_on_train_epoch_end": True}
 """Options of `last.ckpt`, saved after every epoch, validated or not.
 
@@ -160,7 +163,7 @@ class PafCLI(LightningCLI):
         known = LightningCLI.subcommands()
         return known if self._command is None else {self._command: known[self._command]}
 
-    _restore_loggers: Callable[[], None] = staticmethod(lambda: None)
+    _restore_loggers: Callable[[], None] | None = None
     evaluated: WeightsOrigin | None = None
     """Origin of the weights that `validate`, `test` or `predict` evaluates."""
 
@@ -228,6 +231,8 @@ class PafCLI(LightningCLI):
             text = self.parser.dump(self.config, skip_link_targets=False, skip_unset=False, skip_validation=True)
             content = yaml.safe_load(text)
             self.config_dump = content[self.subcommand] if self.subcommand else content
+            if self.subcommand == "fit":
+                _check_saved(self.config_dump)
 
     def before_instantiate_classes(self) -> None:
         """Check the checkpoint and access to the run folder before anything is built."""
@@ -253,7 +258,9 @@ class PafCLI(LightningCLI):
 
     def after_instantiate_classes(self) -> None:
         """Check the trainer against the data and the monitored metric."""
-        self._restore_loggers()
+        if self._restore_loggers is not None:
+            self._restore_loggers()
+            self._restore_loggers = None  # strategies that spawn processes pickle this object
         if self.evaluated is not None and self.evaluated.untrained:
             self.model.untrained = self.evaluated
         if self.subcommand == "fit":
@@ -387,6 +394,18 @@ def _omit_folders(callbacks: Sequence[Callback]) -> None:
             saver.auto_insert_metric_name = False
 
 
+def _check_saved(value: Any, key: str = "") -> None:
+    """Check that no value of a configuration was replaced by the parser's message for objects that YAML cannot hold."""
+    if isinstance(value, str) and value.startswith(_NOT_SAVED):
+        raise ValueError(
+            f"--{key} must be a value that {CONFIG} can hold, got {value.removeprefix(_NOT_SAVED)}. Leave it out, or "
+            "set it in a subclass."
+        )
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for name, item in items:
+        _check_saved(item, f"{key}.{name}" if key else str(name))
+
+
 def _as_list(value: Any) -> list[Any]:
     """Return an argument of the trainer (None, one value or several) as a list."""
     if value is None:
@@ -394,5 +413,6 @@ def _as_list(value: Any) -> list[Any]:
     return list(value) if isinstance(value, list | tuple) else [value]
 
 
+register_type(torch.device, fail_already_registered=False)  # of `StochasticWeightAveraging`
 # `8/255` is read exactly, and saved in the same form.
 register_type(Fraction, serializer=radius_text, deserializer=radius_from_text, fail_already_registered=False)

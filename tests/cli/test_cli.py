@@ -156,6 +156,18 @@ def test_other_loggers_are_added_to_those_of_the_run_folder(tiny, tmp_path):
     assert type(config["seed_everything"]) is int, "the random seed is saved"
 
 
+def test_a_device_is_saved_as_its_name(tiny, tmp_path):
+    averaging = ["--trainer.callbacks+=StochasticWeightAveraging", "--trainer.callbacks.swa_lrs", "0.01"]
+    assert status("fit", "-c", tiny, *averaging, "--run", tmp_path / "run") == 0
+    (callback,) = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["trainer"]["callbacks"]
+    assert callback["init_args"]["device"] == "cpu"
+
+
+def test_processes_can_be_spawned(tiny, tmp_path):
+    assert status("fit", "-c", tiny, "--trainer.strategy", "ddp_spawn", "--run", tmp_path / "run") == 0
+    assert (tmp_path / "run" / "checkpoints" / "last.ckpt").is_file()
+
+
 def test_without_loggers_the_run_folder_is_the_same(tiny, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert status("fit", "-c", tiny, "--trainer.logger", "false", "--run", tmp_path / "run") == 0
@@ -347,8 +359,9 @@ def test_validate_repeats_the_last_validation(trained):
     assert [row[key] for key in ("val/acc", "val/acc_pgd")] == [final[key] for key in ("val/acc", "val/acc_pgd")]
 
 
-def test_predict_writes_every_sample_once(tiny, trained):
+def test_predict_writes_every_sample_once(tiny, trained, caplog):
     assert status("predict", "--ckpt_path", last(trained)) == 0
+    assert f"Predictions: {trained / 'predict' / 'predictions.npz'}." in caplog.text
     found = np.load(trained / "predict" / "predictions.npz")
     expected = np.load(Path(tiny).parent / "images" / "test.npz")["label"]
     assert found["index"].tolist() == list(range(22))
