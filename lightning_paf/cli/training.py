@@ -70,8 +70,8 @@ from lightning_paf.runs.torchrun import SyncBatchNormOnAnyDevice, follow_torchru
 from lightning_paf.runs.trust import TRUST, TRUST_HELP
 from lightning_paf.runs.weights_origin import WeightsOrigin
 from lightning_paf.schedules import Schedule
-from lightning_paf.tasks.base import Task
-from lightning_paf.tasks.classification import RobustModule
+from lightning_paf.synthesis.samplers import Sampler
+from lightning_paf.tasks import RobustModule, Task
 from lightning_paf.utils.radius import radius_from_text
 
 TRAINING_SLOTS: dict[str, type[Callback]] = {
@@ -92,6 +92,7 @@ _PLUG_INS: dict[str, type | ModuleType] = {
     "objective": Objective,
     "activation": Activation,
     "schedule": Schedule,
+    "sampler": Sampler,
     "stop": StopRule,
     "augment": Augment,
     "mixing": Mixing,
@@ -298,8 +299,7 @@ class PafCLI(LightningCLI):
         """Fill the slots and open the run folder."""
         training = self.subcommand in (None, "fit")
         slots = {slot: self._get(self.config_init, slot) for slot in (SLOTS if training else EVALUATION_SLOTS)}
-        checkpoint = slots.get("checkpoint")
-        added = _as_list(config.get("callbacks"))
+        checkpoint, added = slots.get("checkpoint"), _as_list(config.get("callbacks"))
         if checkpoint is None:
             config["enable_checkpointing"] = any(isinstance(callback, Checkpoint) for callback in added)
             slots["periodic"] = None
