@@ -13,8 +13,9 @@ from lightning_paf.experiments.shape_metrics import alpha, beta, of_shape
 from lightning_paf.loading import Run
 from lightning_paf.nn.activations.shape import pssilu_shape
 
-IMAGES, QUERIES = 200, 1000
-"""Test images for `radius` and `square`, and queries of the latter."""
+IMAGES = 200
+"""Test images for `radius` and `lipschitz`."""
+SQUARE_IMAGES, QUERIES = 100, 1000
 
 _SMOOTH = ("PSSiLU", "PSiLU", "PSoftplus")
 _KINKED = ("ReLU", "PReLU", "ELU")
@@ -51,11 +52,11 @@ def _radius(run: Run, x: Tensor, y: Tensor) -> float:
 
 
 def _square(run: Run, x: Tensor, y: Tensor) -> float:
-    return attack_success(Square(_eps(run), queries=QUERIES), IMAGES)(run, x, y)
+    return attack_success(Square(_eps(run), queries=QUERIES), SQUARE_IMAGES)(run, x, y)
 
 
 def _lipschitz(run: Run, x: Tensor, y: Tensor) -> float:
-    return empirical_lipschitz(run.model, x, y, _eps(run))
+    return empirical_lipschitz(run.model, x[:IMAGES], y[:IMAGES], _eps(run))
 
 
 _REAL = ("--data.real_fraction", "1.0", "--data.synthetic", "null")
@@ -113,9 +114,9 @@ EXPERIMENT = Experiment(
         "alpha. Claims b: against the best of the three. curvature and negative_mean: max |f''| and E[f(X) | X < 0] of "
         "a standard normal X, in closed form; - is infinite or no such parameter. Rank correlations: Spearman, over "
         "8 shapes with finite curvature, and these, ReLU, ELU and two PELU; so few points give wide intervals. radius: "
-        f"mean linf radius at which PGD-10 fools a network, over eps, first {IMAGES} images. square: success of Square "
-        f"with {QUERIES:,} queries among their correctly classified. lipschitz: mean l1 change of the logits under "
-        "PGD-10 over eps."
+        f"mean linf radius at which PGD-10 fools a network, over eps, first {IMAGES} images. lipschitz: mean l1 change "
+        f"of their logits under PGD-10, over eps. square: success of Square with {QUERIES:,} queries among the "
+        f"correctly classified of the first {SQUARE_IMAGES}."
     ),
     config="experiments/digits_pool",
     pool=("synthesize", "--dataset", "digits", "--val_size", "200", "--count", "10000", "--out", "{pool}", "--force"),
