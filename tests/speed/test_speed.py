@@ -69,6 +69,11 @@ def test_all_defaults_together_train_the_same_network(precision, tolerance, plai
     assert fit(module(Speed()), precision=precision) == pytest.approx(plain_losses, rel=tolerance)
 
 
+def warnings_of_the_package(caplog):
+    """An option that would change the function is dropped with a warning."""
+    return [record for record in caplog.records if record.name.startswith("lightning_paf")]
+
+
 @on_gpu
 @pytest.mark.parametrize(("compile", "precision"), [(False, "32-true"), (False, "bf16-mixed"), (True, "bf16-mixed")])
 def test_all_options_train_the_same_network_on_a_gpu(compile, precision, caplog):
@@ -76,8 +81,7 @@ def test_all_options_train_the_same_network_on_a_gpu(compile, precision, caplog)
     plain = fit(module(PLAIN), accelerator=DEVICE)
     found = fit(trained, accelerator=DEVICE, precision=precision)
     assert found == pytest.approx(plain, rel=2e-2 if precision == "32-true" else 0.1)
-    dropped = [record for record in caplog.records if record.name.startswith("lightning_paf")]
-    assert not dropped  # an option that changes the function is replaced, with a warning
+    assert not warnings_of_the_package(caplog)
 
 
 def state(trained):
@@ -148,7 +152,7 @@ def compilations(monkeypatch):
     torch._dynamo.reset()
 
 
-def test_compilation_happens_once(compilations, plain_losses):
+def test_compilation_happens_once(compilations, plain_losses, caplog):
     """Nothing is compiled again in validation, after it, for a frozen network, or in a later epoch."""
     after_epoch = []
 
@@ -158,6 +162,7 @@ def test_compilation_happens_once(compilations, plain_losses):
 
     assert fit(module(Speed(compile=True)), Count()) == pytest.approx(plain_losses, rel=2e-2)
     assert after_epoch == [3, 3]  # the attack, the clean pass without gradients, the training pass
+    assert not warnings_of_the_package(caplog)
 
 
 def test_a_compiled_network_refuses_second_derivatives():
