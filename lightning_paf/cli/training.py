@@ -55,6 +55,7 @@ from lightning_paf.nn.activations import Activation
 from lightning_paf.objectives import Objective
 from lightning_paf.runs import console
 from lightning_paf.runs.checkpoints import AtomicCheckpointIO, check_checkpoint
+from lightning_paf.runs.config_file import check_saved
 from lightning_paf.runs.folder import (
     NEWEST,
     RunFolder,
@@ -65,7 +66,6 @@ from lightning_paf.runs.folder import (
 )
 from lightning_paf.runs.identity import resume_services
 from lightning_paf.runs.loggers import check_installed, loggers
-from lightning_paf.runs.resume_check import CONFIG
 from lightning_paf.runs.torchrun import SyncBatchNormOnAnyDevice, follow_torchrun
 from lightning_paf.runs.trust import TRUST, TRUST_HELP
 from lightning_paf.runs.weights_origin import WeightsOrigin
@@ -99,8 +99,6 @@ _PLUG_INS: dict[str, type | ModuleType] = {
 }
 """Classes that each argument accepts, listed when one is mistyped."""
 
-_NOT_SAVED = "Unable to serialize instance "
-"""Start of the text that jsonargparse saves for an object that YAML cannot hold."""
 _LAST: dict[str, Any] = {"filename": "last", "enable_version_counter": False, "save_on_train_epoch_end": True}
 """Options of `last.ckpt`, saved after every epoch, validated or not.
 
@@ -233,7 +231,7 @@ class PafCLI(LightningCLI):
             content = yaml.safe_load(text)
             self.config_dump = content[self.subcommand] if self.subcommand else content
             if self.subcommand == "fit":
-                _check_saved(self.config_dump)
+                check_saved(self.config_dump)
 
     def before_instantiate_classes(self) -> None:
         """Check the checkpoint and access to the run folder before anything is built."""
@@ -323,7 +321,7 @@ class PafCLI(LightningCLI):
         first = [slots.pop("averaging")] if slots.get("averaging") else []
         config["callbacks"] = [*first, *added]
         filled = [callback for callback in slots.values() if callback is not None]
-        _omit_folders([*config["callbacks"], *filled])
+        AddedCheckpoint.omit_folders([*config["callbacks"], *filled])
         throughput = Throughput()
         reports: list[Callback] = [RunHeartbeat(throughput)]
         AddedCheckpoint.keep_states_apart(config["callbacks"], filled)
@@ -384,26 +382,6 @@ def _explained_trainer(config: Mapping[str, Any]) -> Iterator[None]:
         no_gpu = config.get("accelerator") not in ("auto", "cpu") and not torch.cuda.is_available()
         hint = "Without a GPU, pass --trainer configs/trainer/cpu.yaml." if no_gpu else "Pass other options."
         raise ValueError(f"--trainer must be valid, got: {' '.join(str(error).split())} {hint}") from error
-
-
-def _omit_folders(callbacks: Sequence[Callback]) -> None:
-    """Name checkpoints by metrics without their folders, as in `acc_pgd=0.5`."""
-    for saver in callbacks:
-        if isinstance(saver, ModelCheckpoint) and saver.filename and saver.auto_insert_metric_name:
-            saver.filename = re.sub(r"\{(?:[^{}:]*/)?([^{}:/]+)", r"\1=\g<0>", saver.filename)
-            saver.auto_insert_metric_name = False
-
-
-def _check_saved(value: Any, key: str = "") -> None:
-    """Check that no value of a configuration was replaced by the parser's message for objects that YAML cannot hold."""
-    if isinstance(value, str) and value.startswith(_NOT_SAVED):
-        raise ValueError(
-            f"--{key} must be a value that {CONFIG} can hold, got {value.removeprefix(_NOT_SAVED)}. Leave it out, or "
-            "set it in a subclass."
-        )
-    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
-    for name, item in items:
-        _check_saved(item, f"{key}.{name}" if key else str(name))
 
 
 def _as_list(value: Any) -> list[Any]:

@@ -220,7 +220,7 @@ def _of_these_images(evidence: "list[Evidence]", samples: "Samples") -> "list[Ev
 
 
 def _matches(content: "Evidence", samples: "Samples") -> bool:
-    """Return whether the clean images of all adversarial examples are among the samples."""
+    """Return whether the samples contain all clean images of the evidence."""
     import numpy as np
 
     from lightning_paf.utils.hashing import sample_fingerprints

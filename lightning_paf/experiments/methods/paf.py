@@ -48,7 +48,8 @@ def _eps(run: Run) -> float:
 
 def _radius(run: Run, x: Tensor, y: Tensor) -> float:
     """Average radius over eps of the training, searched up to 8."""
-    return average_radius(run.model, x[:IMAGES], y[:IMAGES], min(1.0, 8 * _eps(run))) / _eps(run)
+    radius: float = average_radius(run.model, x[:IMAGES], y[:IMAGES], min(1.0, 8 * _eps(run)))
+    return radius / _eps(run)
 
 
 def _square(run: Run, x: Tensor, y: Tensor) -> float:
