@@ -48,12 +48,12 @@ def _eps(run: Run) -> float:
 
 def _radius(run: Run, x: Tensor, y: Tensor) -> float:
     """Average radius over eps of the training, searched up to 8."""
-    radius: float = average_radius(run.model, x[:IMAGES], y[:IMAGES], min(1.0, 8 * _eps(run)))
-    return radius / _eps(run)
+    return average_radius(run.model, x[:IMAGES], y[:IMAGES], min(1.0, 8 * _eps(run))) / _eps(run)
 
 
 def _square(run: Run, x: Tensor, y: Tensor) -> float:
-    return attack_success(Square(_eps(run), queries=QUERIES), SQUARE_IMAGES)(run, x, y)
+    success: float = attack_success(Square(_eps(run), queries=QUERIES), SQUARE_IMAGES)(run, x, y)
+    return success
 
 
 def _lipschitz(run: Run, x: Tensor, y: Tensor) -> float:
