@@ -79,8 +79,13 @@ def add_run_arguments(parser: argparse.ArgumentParser, nargs: int | str | None =
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options for the configuration and the device of a run."""
     parser.add_argument("--config", "-c", type=Path, help="default: config.yaml of the checkpoint's run")
-    parser.add_argument("--device", type=_device, help="cpu, cuda, cuda:1, ...; default: cuda if available, else cpu")
+    add_device_argument(parser)
     describe_fit_options(parser)
+
+
+def add_device_argument(parser: argparse._ActionsContainer, default: str = "cuda if available, else cpu") -> None:
+    """Add the option for the device of a run."""
+    parser.add_argument("--device", type=_device, help=f"cpu, cuda, cuda:1, ...; default: {default}")
 
 
 def _device(name: str) -> str:

@@ -11,6 +11,7 @@ from lightning_paf.nn.modes import frozen
 from lightning_paf.synthesis.generator import ImageGenerator
 from lightning_paf.synthesis.samplers import Sampler, settings_of
 from lightning_paf.synthesis.unet import Unconditional
+from lightning_paf.utils.hashing import weights_fingerprint
 
 
 class DiffusionGenerator(ImageGenerator):
@@ -67,6 +68,19 @@ class DiffusionGenerator(ImageGenerator):
                 predicted = self._predict(scheduler.scale_model_input(x, t), t, labels)
                 x = scheduler.step(predicted, t, x, **options).prev_sample
         return ((x + 1) / 2).clamp(0, 1)
+
+    def describe(self) -> dict[str, Any]:
+        """Return the settings, and a fingerprint of the weights."""
+        settings = {f"sampler.{name}": value for name, value in vars(self.sampler).items()}
+        settings |= {f"process.{name}": value for name, value in settings_of(self.process).items()}
+        return {
+            "network": weights_fingerprint(self.net),
+            "shape": list(self.shape),
+            "null_label": self.null_label,
+            "guidance": self.guidance,
+            "sampler": type(self.sampler).__name__,
+            **settings,
+        }
 
     def _predict(self, x: Tensor, t: Tensor, labels: Tensor | None) -> Tensor:
         """Return the guided prediction (N, C, H, W), in float32."""

@@ -1,6 +1,7 @@
 """Base class of the generators of synthetic images."""
 
 from abc import ABC, abstractmethod
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -35,6 +36,10 @@ class ImageGenerator(ABC):
         Raises:
             ValueError: `labels` do not fit (see `check_labels`).
         """
+
+    @abstractmethod
+    def describe(self) -> dict[str, Any]:
+        """Return everything that the images depend on, besides the arguments of `sample`, as plain values."""
 
     def check_labels(self, count: int, labels: Tensor | None) -> None:
         """Check the arguments of `sample`.

@@ -81,3 +81,11 @@ def barrier_without_timeout() -> Iterator[Callable[[], None]]:
     yield wait
     wait()
     distributed.destroy_process_group(group)
+
+
+def wait_for_torchrun() -> None:
+    """Wait until all processes that torchrun has started call this function; return at once without torchrun."""
+    if distributed.is_available() and distributed.is_torchelastic_launched():
+        distributed.init_process_group("gloo")
+        distributed.barrier()
+        distributed.destroy_process_group()
