@@ -88,12 +88,15 @@ def main(argv: list[str]) -> int:
     _command("fit", "-c", generator, "--run", ddpm, *seed)
     numbers = ["--count", str(options.count), "--sampling_steps", str(SAMPLING_STEPS), "--seed", str(options.seed)]
     _command("synthesize", "--from", ddpm, *numbers, "--dataset", "digits", "--device", "cpu", "--out", str(pool))
+    mixture, numbers = folder / "mixture.npz", ["--count", str(options.count), "--seed", str(options.seed)]
+    _command("synthesize", *numbers, "--dataset", "digits", "--val_size", "200", "--out", str(mixture))
     runs = [folder / name for name in ACTIVATIONS.values()]
     common = ["--data.synthetic", str(pool), *seed, "--data.seed", str(options.seed)]
     common += ["--trainer.max_epochs", str(options.epochs)]
     trained = _in_parallel(runs, lambda run: _fit(config, run, common), EPOCH_DONE, options.epochs)
     evaluated = _in_parallel(runs, _test, ATTACK_DONE, ATTACKS)
     _show([_collect(*variant) for variant in zip(ACTIVATIONS, runs, trained, evaluated, strict=True)], folder)
+    _show_distances(runs[0], {"diffusion model": pool, "Gaussian mixture": mixture})
     return 0
 
 
@@ -167,6 +170,28 @@ def _collect(activation: str, run: Path, train_seconds: float, test_seconds: flo
     return Variant(activation, results["pgd20"], results["autoattack"], parameters, train_seconds, test_seconds)
 
 
+def _show_distances(run: Path, pools: dict[str, Path]) -> None:
+    """Print the FID of pools to the training images, by the features of a trained classifier."""
+    import torch
+
+    from lightning_paf.analysis.image_quality import image_quality
+    from lightning_paf.data.sources import ImageSet, read_dataset, read_file
+    from lightning_paf.loading import load_run
+
+    loaded = load_run(run / "checkpoints" / "last.ckpt", device="cpu")
+    data = loaded.datamodule
+
+    @torch.no_grad()
+    def features(images: ImageSet) -> torch.Tensor:
+        x = torch.from_numpy(images.images).permute(0, 3, 1, 2) / 255
+        return torch.cat([loaded.model.outputs(part).features.flatten(1) for part in x.split(512)])
+
+    real = features(read_dataset(data.spec, data.root, download=False).train)
+    drawn = {name: features(read_file(path, data.spec.channels)) for name, path in pools.items()}
+    found = ", ".join(f"{name} {image_quality(images, real).fid:.2f}" for name, images in drawn.items())
+    print(f"FID to the training images, by the features of {run.name}: {found}")
+
+
 def _command(*words: str) -> None:
     """Print a command as a user would type it, and run it in this process."""
     print(f"\n$ lightning-paf {shlex.join(words)}", flush=True)
@@ -198,7 +223,7 @@ def _show(variants: list[Variant], folder: Path) -> None:
     files = "config.yaml, metrics.csv, checkpoints/last.ckpt, activation.png, test/"
     lines = [
         f"Run folder: {folder}",
-        "  pool.npz, pool.png: synthetic images",
+        "  pool.npz, pool.png: synthetic images; mixture.*: those of a Gaussian mixture",
         "  ddpm/: samples.png, config.yaml, ...",
     ]
     lines += [f"  {name}/: {files}" for name in ACTIVATIONS.values()]
