@@ -7,7 +7,7 @@ DEVICE ?= cuda
 help:  ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-demo: .venv/installed  ## the whole main job on 8x8 digits: synthesize, train, AutoAttack, one table (5 minutes)
+demo: .venv/installed  ## the whole main job on 8x8 digits: diffusion model, training, AutoAttack, one table (5 minutes)
 	$(BIN)/lightning-paf demo
 
 test: .venv/installed-test  ## the whole test suite (8 minutes on 2 cores)
