@@ -11,6 +11,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -94,8 +95,8 @@ class Job:
                 for line in process.stdout:
                     print(line, end="", flush=True, file=stream)
                     print(f"  {line}", end="", flush=True)
-            status = process.wait()
-        if reached.is_set() or status == EXIT_STATUS:
+                status = process.wait()
+        if status == EXIT_STATUS or (status and reached.is_set()):
             raise UnfinishedError
         return status
 
@@ -134,7 +135,8 @@ class _limited:
         self.process.terminate()
 
     def _kill(self) -> None:
-        os.killpg(self.process.pid, signal.SIGKILL)
+        with suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
 
 
 @dataclass(frozen=True)
