@@ -31,6 +31,7 @@ class InThisProcess:
 @pytest.mark.slow
 def test_the_demo_ends_with_a_table(tmp_path, capfd, monkeypatch):
     monkeypatch.setattr(demo.subprocess, "Popen", InThisProcess)
+    monkeypatch.setattr(demo, "GENERATOR_EPOCHS", 1)
     monkeypatch.setattr(demo, "ACTIVATIONS", {"ReLU": "relu", "PSSiLU": "pssilu"})
     recipes = ["--config", str(write_short_demo(tmp_path)), "--generator", str(write_short_generator(tmp_path))]
     out = tmp_path / "demo"
