@@ -90,12 +90,12 @@ class Job:
         with (
             log.open("a") as stream,
             subprocess.Popen(command, cwd=ROOT, env=environment, start_new_session=True, **options) as process,
+            _limited(process, self.limit) as reached,
         ):
-            with _limited(process, self.limit) as reached:
-                for line in process.stdout:
-                    print(line, end="", flush=True, file=stream)
-                    print(f"  {line}", end="", flush=True)
-                status = process.wait()
+            for line in process.stdout:
+                print(line, end="", flush=True, file=stream)
+                print(f"  {line}", end="", flush=True)
+            status = process.wait()
         if status == EXIT_STATUS or (status and reached.is_set()):
             raise UnfinishedError
         return status

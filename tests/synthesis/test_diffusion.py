@@ -20,6 +20,10 @@ def rng(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
+def name(sampler) -> str:
+    return f"{type(sampler).__name__}{getattr(sampler, 'eta', '')}"
+
+
 def exact(sampler, **options) -> DiffusionGenerator:
     return DiffusionGenerator(ExactDenoiser(PROCESS), PROCESS, sampler, SHAPE, **options)
 
