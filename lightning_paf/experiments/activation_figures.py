@@ -50,7 +50,8 @@ def parameters(result: Mapping[str, Any], variants: Sequence[str]) -> "Figure":
                 axes.legend()
         panels[0].axhline(1, **REFERENCE)
         panels[0].annotate("start", (0, 1), (2, 3), xycoords=("axes fraction", "data"), textcoords="offset points")
-        panels[1].set_yscale("log")
+        if np.isfinite(panels[1].dataLim.minposy):
+            panels[1].set_yscale("log")
     return figure
 
 
@@ -83,7 +84,9 @@ def over_shape(result: Mapping[str, Any], families: Mapping[str, Sequence[str]])
             axes.axhline(100 * np.mean(first["autoattack"]), **REFERENCE, label=name, zorder=1)
             axes.set_xlabel(label)
             axes.grid()
-        panels[0].set(xscale="log", ylabel="AutoAttack accuracy (%)")
+        panels[0].set_ylabel("AutoAttack accuracy (%)")
+        if np.isfinite(panels[0].dataLim.minposx):
+            panels[0].set_xscale("log")
         for number, family in enumerate(families):
             panels[1].plot([], [], **look(number), **DOT, label=family)
         panels[1].legend(loc="center left", bbox_to_anchor=(1, 0.5))

@@ -4,6 +4,7 @@ import numpy as np
 
 from lightning_paf.experiments import find_experiment
 from lightning_paf.experiments.activation_figures import accuracies, over_shape, parameters
+from lightning_paf.utils.figures import figure_png
 
 PAF = find_experiment("paf")
 RESULT = {
@@ -48,4 +49,4 @@ def test_a_shape_without_finite_curvature_is_only_in_the_second_panel():
 def test_partial_results_have_all_figures():
     result = {**RESULT, "shown": list(PAF.shown), "variants": {"ReLU": {**RESULT["variants"]["ReLU"], "pgd": [0.5]}}}
     for draw in PAF.figures.values():
-        assert draw(result).axes
+        assert figure_png(draw(result))
