@@ -253,7 +253,7 @@ def _generator(options: argparse.Namespace, device: str) -> "DiffusionGenerator"
         if path.exists():
             raise
         raise ValueError(
-            f"--from must be mixture, a run, or a pipeline, and {path} is no file or folder. {error}"
+            f"--from must be a run, a pipeline or mixture; no file or folder is called {path}. {error}"
         ) from error
     check_guidance(options.guidance, conditional=False, with_null=False)
     return generator
@@ -334,15 +334,14 @@ class _Meter:
         self._status.stop()
 
     def update(self, drawn: int) -> None:
-        """Report the number of drawn images; without a terminal, once a minute."""
-        now = time.monotonic()
+        """Report the number of drawn images; without a terminal, once a minute and at the end."""
+        now, text = time.monotonic(), f"Drawing images: {drawn:,} of {self._total:,}"
         first, started = self._first = self._first or (drawn, now)
-        done, seconds, text = drawn - first, now - started, f"Drawing images: {drawn:,} of {self._total:,}"
-        if done:
-            left = timedelta(seconds=round((self._total - drawn) * seconds / done))
-            text += f", {done / seconds:,.0f} a second, {left} left"
+        if drawn > first:
+            speed = (drawn - first) / (now - started)
+            text += f", {speed:,.0f} a second, {timedelta(seconds=round((self._total - drawn) / speed))} left"
         self._status.update(text)
-        if now >= self._due and not self._console.is_terminal:
+        if drawn == self._total or (now >= self._due and not self._console.is_terminal):
             self._console.print(text)
             self._due = now + 60
 

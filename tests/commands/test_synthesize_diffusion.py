@@ -182,7 +182,7 @@ SOURCES = ("conditional", "unconditional", "classifier", "colours", "pipeline")
         ("conditional --components 2", "--components must be left out for --from"),
         ("mixture", "--sampling_steps must be left out for --from mixture. Leave it out, or pass a run or pipeline"),
         ("classifier", "must hold a model of the kind image generator, got RobustModule"),
-        ("FOLDER/missing", "--from must be mixture, a run, or a pipeline, and FOLDER/missing is no file or folder"),
+        ("FOLDER/missing", "no file or folder is called FOLDER/missing. FOLDER/missing must be a diffusion pipeline"),
         ("FOLDER", "FOLDER must hold a checkpoint"),
     ],
 )
