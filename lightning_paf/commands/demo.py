@@ -1,4 +1,4 @@
-"""Train a diffusion model and three classifiers on digits, and compare their robust accuracy."""
+"""Train a diffusion model and three classifiers on digits, and compare them."""
 
 import json
 import os
@@ -25,7 +25,7 @@ GENERATOR_EPOCHS = 24
 """Epochs of the diffusion model, fewer than in its recipe, for time."""
 
 SAMPLING_STEPS = 10
-"""Steps of DDIM; with more of them, the images of so small a network are no better."""
+"""Steps of DDIM; more of them do not improve the images of so small a network."""
 
 ATTACKS = 4
 """Sub-attacks of standard AutoAttack; each prints a line when it is done."""
@@ -125,7 +125,7 @@ def _test(run: Path) -> list[str]:
 def _in_parallel(
     runs: list[Path], words_of: Callable[[Path], list[str]], done: re.Pattern[str], total: int
 ) -> list[float]:
-    """Run a command for all runs in parallel, one process each, and return the seconds of each.
+    """Run a command for all runs, one process each; return the seconds of each.
 
     Args:
         runs: Run folders; the output is written to `RUN.COMMAND.log`.
@@ -174,7 +174,7 @@ def _collect(activation: str, run: Path, train_seconds: float, test_seconds: flo
 
 
 def _show_distances(run: Path, pools: dict[str, Path]) -> None:
-    """Print the FID of pools to the training images, by the features of a trained classifier."""
+    """Print the FID of pools, by the features of a trained classifier."""
     import torch
 
     from lightning_paf.analysis.image_quality import image_quality

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 MIXTURE = "mixture"
 OF_MIXTURE = {"components": 3, "pca": None, "val_size": None}
-"""Options of the mixture and their values by default; likewise for diffusion models."""
+"""Options of the mixture and their defaults; likewise for diffusion models."""
 OF_DIFFUSION = {
     "sampler": "ddim",
     "sampling_steps": None,
@@ -205,7 +205,7 @@ def _diffusion(options: argparse.Namespace) -> int:
 
 
 def _devices(given: str | None) -> list[str]:
-    """Return the devices of this process: that of its rank under torchrun, else all GPUs."""
+    """Return the devices of this process: under torchrun, one; else all GPUs."""
     import torch
 
     if given or not torch.cuda.is_available():
@@ -300,7 +300,7 @@ def _real(options: argparse.Namespace, dataset: str, download: bool) -> "tuple[D
 
 
 def _real_like(options: argparse.Namespace, generator: "DiffusionGenerator", classes: int) -> "ImageSet | None":
-    """Read the images of `--dataset`, if given; refuse those of another size or other classes."""
+    """Read the images of `--dataset`, if given; check their size and classes."""
     if options.dataset is None:
         return None
     spec, train = _real(options, options.dataset, download=False)
@@ -334,7 +334,10 @@ class _Meter:
         self._status.stop()
 
     def update(self, drawn: int) -> None:
-        """Report the number of drawn images; without a terminal, once a minute and at the end."""
+        """Report the number of drawn images.
+
+        Without a terminal, once a minute and at the end.
+        """
         now, text = time.monotonic(), f"Drawing images: {drawn:,} of {self._total:,}"
         first, started = self._first = self._first or (drawn, now)
         if drawn > first:
@@ -359,7 +362,7 @@ def _first_images(path: Path) -> "tuple[ImageSet, NDArray[np.int64]]":
 
 
 def _print_classes(labels: "NDArray[np.int64]", num_classes: int, even: bool) -> None:
-    """Print the number of images of each class unless they are even, and a note on empty classes."""
+    """Print the number of images of each class unless they are even."""
     import numpy as np
 
     counts = np.bincount(labels, minlength=num_classes)
@@ -372,7 +375,7 @@ def _print_classes(labels: "NDArray[np.int64]", num_classes: int, even: bool) ->
 
 
 def _save_contact_sheet(train: "ImageSet | None", pool: "ImageSet", num_classes: int, out: Path) -> Path:
-    """Write a PNG with a row for each class: training images if any, a gap, synthetic ones."""
+    """Write a PNG with a row of real and synthetic images for each class."""
     import numpy as np
     from matplotlib.image import imsave
 

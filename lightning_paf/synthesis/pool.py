@@ -26,7 +26,7 @@ from lightning_paf.utils.files import create_whole, explained, parse_json, write
 from lightning_paf.utils.hashing import weights_fingerprint
 
 TIMEOUT = 120.0
-"""Seconds without a heartbeat after which a block of another machine is taken over."""
+"""Seconds without a heartbeat after which a block is taken over."""
 _PAUSE = 0.2
 _SCAN = 5.0
 """Seconds between two looks at the blocks of other processes."""
@@ -49,7 +49,7 @@ class PoolSource:
 
     @torch.no_grad()
     def draw(self, count: int, labels: Tensor | None, rng: torch.Generator) -> dict[str, NDArray[Any]]:
-        """Draw images as uint8 (N, H, W, C), with their labels (N,) and, with a scorer, scores (N,).
+        """Draw images uint8 (N, H, W, C), labels (N,) and, with a scorer, scores (N,).
 
         The classifiers see the images after rounding.
         """
@@ -71,7 +71,7 @@ class PoolSource:
 
 
 def log_odds(logits: Tensor, y: Tensor) -> Tensor:
-    """Return log(p / (1 - p)) of the probability p of each label, (N,) in double precision.
+    """Return log(p / (1 - p)) of the probability p of each label, (N,) double.
 
     The order is that of p, without the ties of probabilities that round to 1.
     """
@@ -91,7 +91,7 @@ def write_pool(
     progress: Callable[[int], None] = lambda drawn: None,
     replace: bool = False,
 ) -> bool:
-    """Draw a pool in blocks and write it to one npz file, together with other processes of the same call.
+    """Draw a pool in blocks, with other processes of the same call, into one file.
 
     A block is a file in `parts_folder(out)`. It depends on the plan and the sources, but not on the process; the images
     are equal bit for bit on devices of one kind. A killed call resumes after the blocks that exist. One process writes
@@ -127,7 +127,10 @@ def write_pool(
 
 
 def _open(folder: Path, identity: dict[str, Any]) -> bool:
-    """Create the folder, or check that it belongs to the same pool; return whether it is new."""
+    """Create the folder, or check that it belongs to the same pool.
+
+    Returns whether it is new.
+    """
     folder.mkdir(exist_ok=True)
     path, content = folder / _IDENTITY, json.dumps(identity, indent=2).encode() + b"\n"
     if create_whole(path, content):

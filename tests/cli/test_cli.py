@@ -394,8 +394,8 @@ def test_an_early_stop_and_the_size_of_the_network_are_logged(tiny, tmp_path, ca
 
 
 def test_an_error_of_torch_that_an_option_avoids_is_one_line(tiny, tmp_path, capsys):
-    pruning = ["--trainer.callbacks+=ModelPruning", "--trainer.callbacks.pruning_fn", "l1_unstructured"]
-    assert status("fit", "-c", tiny, *pruning, "--run", tmp_path) == 1
+    pruning = "--trainer.callbacks+=helpers.fakes.Pruning"
+    assert status("fit", "-c", tiny, pruning, "--run", tmp_path) == 1
     error = capsys.readouterr().err
     assert "Pass --model.speed.channels_last false." in error
     assert "Traceback" not in error
