@@ -17,7 +17,6 @@ if TYPE_CHECKING:  # imported in functions, for a fast `--help`
     from lightning_paf.data import RobustDataModule
     from lightning_paf.evaluation import Samples
     from lightning_paf.nn.classifier import Classifier
-    from lightning_paf.tasks.classification import RobustModule
 
 
 @dataclass(frozen=True)
@@ -32,7 +31,7 @@ class Run:
         device: Device of the model.
     """
 
-    module: "RobustModule"
+    module: Any  # a `Task` of the requested kind
     datamodule: "RobustDataModule"
     checkpoint: Path
     config: dict[str, Any]
@@ -41,7 +40,8 @@ class Run:
     @property
     def model(self) -> "Classifier":
         """Model from images (N, C, H, W) in [0, 1] to logits (N, num_classes)."""
-        return self.module.model
+        model: Classifier = self.module.model
+        return model
 
     def samples(self, examples: int | None = None) -> "Samples":
         """Return the first `examples` test images in their order; None returns all.
@@ -79,8 +79,13 @@ def add_run_arguments(parser: argparse.ArgumentParser, nargs: int | str | None =
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options for the configuration and the device of a run."""
     parser.add_argument("--config", "-c", type=Path, help="default: config.yaml of the checkpoint's run")
-    parser.add_argument("--device", type=_device, help="cpu, cuda, cuda:1, ...; default: cuda if available, else cpu")
+    add_device_argument(parser)
     describe_fit_options(parser)
+
+
+def add_device_argument(parser: argparse._ActionsContainer, default: str = "cuda if available, else cpu") -> None:
+    """Add the option for the device of a run."""
+    parser.add_argument("--device", type=_device, help=f"cpu, cuda, cuda:1, ...; default: {default}")
 
 
 def _device(name: str) -> str:
@@ -100,7 +105,11 @@ def describe_fit_options(parser: argparse.ArgumentParser) -> None:
 
 
 def load_run(
-    checkpoint: Path | str, config: Path | str | None = None, device: str | None = None, options: Sequence[str] = ()
+    checkpoint: Path | str,
+    config: Path | str | None = None,
+    device: str | None = None,
+    options: Sequence[str] = (),
+    kind: str = "classifier",
 ) -> Run:
     """Build the objects of a configuration and load a checkpoint.
 
@@ -110,10 +119,11 @@ def load_run(
         device: Device of the model; by default a GPU if available.
         options: Further options of `fit`, such as `--data.root DIR`, which override the configuration. Without
             `config`, `--trust-config` among them accepts a configuration that names any class.
+        kind: Required `kind` of the training task.
 
     Raises:
-        ValueError: A file is missing, damaged, or does not match the configuration, or the configuration names a class
-            that is not trusted.
+        ValueError: A file is missing, damaged, or does not match the configuration; the run is of another kind; or the
+            configuration names a class that is not trusted.
     """
     import torch
 
@@ -134,6 +144,7 @@ def load_run(
         )
     quiet = ["--model.init", "null", "--run", "null", "--trainer.logger", "false", "--trainer.precision", "32-true"]
     cli = train([*(typed or config_words(config, options)), *quiet, *options], run=False)
+    _check_kind(checkpoint, cli.model, kind)
     content = torch.load(checkpoint, map_location="cpu", weights_only=True)
     try:
         cli.model.load_state_dict(content["state_dict"])
@@ -144,3 +155,12 @@ def load_run(
     cli.model.on_load_checkpoint(content)
     chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     return Run(cli.model.eval().to(chosen), cli.datamodule, checkpoint, cli.config.as_dict(), chosen)
+
+
+def _check_kind(checkpoint: Path, module: Any, kind: str) -> None:
+    """Check the kind of model that a task trains."""
+    if module.kind != kind:
+        raise ValueError(
+            f"{checkpoint} must hold a model of the kind {kind}, got {type(module).__name__} of the kind "
+            f"{module.kind}. Pass the checkpoint of another run."
+        )

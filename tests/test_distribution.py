@@ -12,7 +12,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from helpers.short_demo import write_short_demo
+from helpers.short_demo import write_short_demo, write_short_generator
 
 ROOT = Path(__file__).parents[1]
 TINY = ["--model.net", "SmallConvNet", "--model.net.width", "2", "--model.attack.steps", "1", "--data.num_workers", "0"]
@@ -88,11 +88,12 @@ def python(archives, tmp_path_factory):
 
 
 def test_the_installed_package_has_the_commands_and_recipes(python, tmp_path):
+    recipes = ["--config", str(write_short_demo(tmp_path)), "--generator", str(write_short_generator(tmp_path))]
     commands = [
         ["fit", "-c", "demo/digits", "--model.activation", "relu", *RUN, *REAL, *TINY],
         ["test", "--ckpt_path", "run/checkpoints/last.ckpt", *SHORT],
         ["reproduce", "--list"],
-        ["demo", "--config", str(write_short_demo(tmp_path)), "--out", "demo", "--count", "60", "--epochs", "1"],
+        ["demo", *recipes, "--out", "demo", "--count", "60", "--epochs", "1"],
     ]
     code = "import json, sys; from lightning_paf.__main__ import main; print(*map(main, json.loads(sys.argv[1])))"
     shown = python("-c", code, json.dumps(commands))

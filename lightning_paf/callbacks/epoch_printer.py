@@ -14,8 +14,8 @@ class EpochPrinter(Callback):
 
     Example: `epoch 3/15  step 1200  loss 1.234  train 41.0 %  clean 81.2 %  robust(pgd20) 45.1 %  alpha 1.23  beta 0.00
     12,345 img/s  eta 1 h 02 min`. `train` is the accuracy on the training examples under attack. The values from
-    `clean` to `beta` are those of the epoch's validation, if there was one. The first process prints, after the
-    epoch's checkpoints are written.
+    `clean` to `beta` are those of the epoch's validation, if there was one, as is `val loss` of tasks that log it. The
+    first process prints, after the epoch's checkpoints are written.
 
     Args:
         throughput: Source of the speed.
@@ -63,7 +63,8 @@ def _results(metrics: Mapping[str, float]) -> list[str]:
     """Format the logged loss, accuracies and activation parameters."""
     labels = {"train/acc_adv": "train", "val/acc": "clean"}
     labels |= {name: f"robust({name.removeprefix('val/acc_')})" for name in metrics if name.startswith("val/acc_")}
-    loss = [f"loss {metrics['train/loss']:.3f}"] if "train/loss" in metrics else []
+    losses = {"train/loss": "loss", "val/loss": "val loss"}
+    loss = [f"{label} {metrics[name]:.3f}" for name, label in losses.items() if name in metrics]
     accuracies = [f"{label} {100 * metrics[name]:.1f} %" for name, label in labels.items() if name in metrics]
     activations = [
         f"{parameter} {_span(values)}"

@@ -28,7 +28,8 @@ class MonitorCheck(Callback):
     def check(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Check the metrics of validation, before anything is written."""
         evaluations = [callback for callback in _callbacks(trainer) if isinstance(callback, RobustEval)]
-        known = ["val/acc", *(f"val/acc_{callback.name}" for callback in evaluations if callback.every_n_epochs)]
+        metrics = getattr(pl_module, "val_metrics", ("val/acc",))
+        known = [*metrics, *(f"val/acc_{callback.name}" for callback in evaluations if callback.every_n_epochs)]
         families = _FAMILIES if _is_closed(trainer, pl_module) else ("",)
         for option, name in _monitored(trainer, pl_module):
             if name.startswith("val/acc_") or not name.startswith(families):

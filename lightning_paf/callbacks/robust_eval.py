@@ -109,7 +109,12 @@ class RobustEval(Callback):
         self._flags: Flags = {}
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Check that evaluations have different names, so that metrics are not mixed."""
+        """Check the kind of the model, and that evaluations have different names."""
+        if getattr(pl_module, "kind", "classifier") != "classifier":
+            raise ValueError(
+                f"The model must be a classifier for the evaluation {self.name}, got {type(pl_module).__name__}. "
+                "Pass --val_attack null --autoattack null."
+            )
         named = [c for c in trainer.callbacks if isinstance(c, RobustEval) and c.name == self.name]  # type: ignore[attr-defined]
         if len(named) > 1:
             raise ValueError(

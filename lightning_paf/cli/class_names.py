@@ -59,7 +59,8 @@ def suggestion(message: str, plug_ins: Mapping[str, type | ModuleType]) -> str:
     if missing and missing[1] in plug_ins:
         names = ", ".join(_concrete_names(plug_ins[missing[1]]))
         return f"\n{missing[1]} must be a concrete class, given before its arguments. Known: {names}."
-    found = re.search(r'Parser key "([\w.]+)":.*Expected a dot import path string: ([\w.]+)', message, re.DOTALL)
+    # The last key, that of the innermost class.
+    found = re.search(r'.*Parser key "([\w.]+)":.*Expected a dot import path string: ([\w.]+)', message, re.DOTALL)
     found = found or re.search(r"NestedArg\(key='([\w.]+)', val='([\w.]+)'\)", message)  # of an optional argument
     argument = found[1].rpartition(".")[2] if found else ""
     if found is None or argument not in plug_ins or _UNKNOWN in message:  # reported for an inner class

@@ -28,10 +28,11 @@ from lightning_paf.evaluation.stopping import StopRule
 from lightning_paf.runs.trust import TRUST
 from lightning_paf.schedules import Schedule
 from lightning_paf.speed.options import Speed
+from lightning_paf.synthesis.samplers import Sampler
 from lightning_paf.utils.terminal import printable
 
 _CLASSES: Mapping[str, tuple[type, ...]] = {
-    "lightning_paf": (nn.Module, Attack, Schedule, Augment, Mixing, StopRule, Speed),
+    "lightning_paf": (nn.Module, Attack, Schedule, Augment, Mixing, StopRule, Speed, Sampler),
     "lightning_paf.callbacks": (Callback,),
     "lightning.pytorch.callbacks": (Callback,),
     "lightning.pytorch.loggers": (CSVLogger, TensorBoardLogger, MLFlowLogger, WandbLogger),

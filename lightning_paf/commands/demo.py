@@ -1,4 +1,4 @@
-"""Train ReLU, SiLU and PSSiLU on digits and compare their robust accuracy."""
+"""Train a diffusion model and three classifiers on digits, and compare them."""
 
 import json
 import os
@@ -7,6 +7,7 @@ import shlex
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,9 +21,16 @@ if TYPE_CHECKING:
 
     from lightning_paf.evaluation import EvaluationResult
 
+GENERATOR_EPOCHS = 24
+"""Epochs of the diffusion model, fewer than in its recipe, for time."""
+
+SAMPLING_STEPS = 10
+"""Steps of DDIM; more of them do not improve the images of so small a network."""
+
 ATTACKS = 4
 """Sub-attacks of standard AutoAttack; each prints a line when it is done."""
 
+EPOCH_DONE = re.compile(r"^epoch ")
 ATTACK_DONE = re.compile(r", (apgd-ce|apgd-t|fab-t|square): ")
 
 ACTIVATIONS = {"ReLU": "relu", "SiLU": "silu", "PSSiLU": "pssilu"}
@@ -70,23 +78,28 @@ class Variant:
 def main(argv: list[str]) -> int:
     """Run the demonstration."""
     parser = command_parser("demo", __doc__)
-    parser.add_argument("--config", default="demo/digits", help="recipe or file of the experiment")
+    parser.add_argument("--config", default="demo/digits", help="recipe or file of the classifiers")
+    parser.add_argument("--generator", default="diffusion/digits", help="recipe or file of the diffusion model")
     parser.add_argument("--out", type=Path, default=Path("runs/demo"), help="run folder; numbered where it exists")
     parser.add_argument("--count", type=positive, default=10_000, help="number of synthetic images")
     parser.add_argument("--seed", type=int, default=0, help="seed of weights, image order, attacks and pool")
     parser.add_argument("--epochs", type=positive, default=15, help="passes over the real images")
     options = parser.parse_args(argv)
-    config = str(located(options.config))
+    config, generator = str(located(options.config)), str(located(options.generator))
     folder = _free(options.out)
-    pool = folder / "pool.npz"
-    synthesize = ["--dataset", "digits", "--val_size", "200", "--count", str(options.count)]
-    _command("synthesize", *synthesize, "--seed", str(options.seed), "--out", str(pool))
-    common = ["--data.synthetic", str(pool), "--seed_everything", str(options.seed), "--data.seed", str(options.seed)]
-    common += ["--trainer.max_epochs", str(options.epochs)]
+    pool, ddpm, seed = folder / "pool.npz", str(folder / "ddpm"), ["--seed_everything", str(options.seed)]
+    _command("fit", "-c", generator, "--run", ddpm, *seed, "--trainer.max_epochs", str(GENERATOR_EPOCHS))
+    numbers = ["--count", str(options.count), "--sampling_steps", str(SAMPLING_STEPS), "--seed", str(options.seed)]
+    _command("synthesize", "--from", ddpm, *numbers, "--dataset", "digits", "--device", "cpu", "--out", str(pool))
+    mixture, numbers = folder / "mixture.npz", ["--count", str(options.count), "--seed", str(options.seed)]
+    _command("synthesize", *numbers, "--dataset", "digits", "--val_size", "200", "--out", str(mixture))
     runs = [folder / name for name in ACTIVATIONS.values()]
-    trained = [_train(config, run, common) for run in runs]
-    evaluated = _evaluate(runs)
+    common = ["--data.synthetic", str(pool), *seed, "--data.seed", str(options.seed)]
+    common += ["--trainer.max_epochs", str(options.epochs)]
+    trained = _in_parallel(runs, lambda run: _fit(config, run, common), EPOCH_DONE, options.epochs)
+    evaluated = _in_parallel(runs, _test, ATTACK_DONE, ATTACKS)
     _show([_collect(*variant) for variant in zip(ACTIVATIONS, runs, trained, evaluated, strict=True)], folder)
+    _show_distances(runs[0], {"diffusion model": pool, "Gaussian mixture": mixture})
     return 0
 
 
@@ -99,37 +112,50 @@ def _free(folder: Path) -> Path:
     return candidate
 
 
-def _train(config: str, run: Path, common: list[str]) -> float:
-    """Train the activation that a run folder is named after; return the seconds."""
-    started = time.perf_counter()
-    _command("fit", "-c", config, "--model.activation", run.name, "--run", str(run), *common)
-    return time.perf_counter() - started
+def _fit(config: str, run: Path, common: list[str]) -> list[str]:
+    """Return the words that train the activation that a run folder is named after."""
+    return ["fit", "-c", config, "--model.activation", run.name, "--run", str(run), *common]
 
 
-def _evaluate(runs: list[Path]) -> list[float]:
-    """Evaluate all runs in parallel, one process each; return the seconds of each."""
+def _test(run: Path) -> list[str]:
+    """Return the words that evaluate a run."""
+    return ["test", "--ckpt_path", str(run / "checkpoints" / "last.ckpt"), "--data.eval_batch_size", "512"]
+
+
+def _in_parallel(
+    runs: list[Path], words_of: Callable[[Path], list[str]], done: re.Pattern[str], total: int
+) -> list[float]:
+    """Run a command for all runs, one process each; return the seconds of each.
+
+    Args:
+        runs: Run folders; the output is written to `RUN.COMMAND.log`.
+        words_of: Command of a run.
+        done: Pattern of the lines that are counted.
+        total: Number of these lines.
+    """
     from rich.progress import Progress
 
     started, running, seconds = time.perf_counter(), {}, dict.fromkeys(runs, 0.0)
     for run in runs:
-        words = ["test", "--ckpt_path", str(run / "checkpoints" / "last.ckpt"), "--data.eval_batch_size", "512"]
-        print(f"\n$ lightning-paf {shlex.join(words)} > {run}/test.log 2>&1 &", flush=True)
-        with (run / "test.log").open("w") as log:
+        words = words_of(run)
+        log = run.with_name(f"{run.name}.{words[0]}.log")
+        print(f"\n$ lightning-paf {shlex.join(words)} > {log} 2>&1 &", flush=True)
+        with log.open("w") as stream:
             command = [sys.executable, "-m", "lightning_paf", *words]
             environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-            running[run] = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment)
+            running[run] = log, subprocess.Popen(command, stdout=stream, stderr=subprocess.STDOUT, env=environment)
     with Progress() as progress:
-        bars = {run: progress.add_task(run.name, total=ATTACKS) for run in runs}
+        bars = {run: progress.add_task(run.name, total=total) for run in runs}
         while running:
             time.sleep(0.5)
-            for run, process in list(running.items()):
-                lines = [line for line in (run / "test.log").read_text().splitlines() if ATTACK_DONE.search(line)]
+            for run, (log, process) in list(running.items()):
+                lines = [line for line in log.read_text().splitlines() if done.search(line)]
                 note = f"{run.name}: {lines[-1]}" if lines else f"{run.name}: starting"
                 progress.update(bars[run], completed=len(lines), description=note)
                 if process.poll() is not None:
                     del running[run]
                     seconds[run] = time.perf_counter() - started
-                    _check_status("test", process.returncode, f"{run}/test.log")
+                    _check_status(words_of(run)[0], process.returncode, str(log))
     return list(seconds.values())
 
 
@@ -145,6 +171,28 @@ def _collect(activation: str, run: Path, train_seconds: float, test_seconds: flo
         key.rpartition(".")[2]: abs(float(value)) for key, value in weights.items() if key.endswith((".alpha", ".beta"))
     }
     return Variant(activation, results["pgd20"], results["autoattack"], parameters, train_seconds, test_seconds)
+
+
+def _show_distances(run: Path, pools: dict[str, Path]) -> None:
+    """Print the FID of pools, by the features of a trained classifier."""
+    import torch
+
+    from lightning_paf.analysis.image_quality import image_quality
+    from lightning_paf.data.sources import ImageSet, read_dataset, read_file
+    from lightning_paf.loading import load_run
+
+    loaded = load_run(run / "checkpoints" / "last.ckpt", device="cpu")
+    data = loaded.datamodule
+
+    @torch.no_grad()
+    def features(images: ImageSet) -> torch.Tensor:
+        x = torch.from_numpy(images.images).permute(0, 3, 1, 2) / 255
+        return torch.cat([loaded.model.outputs(part).features.flatten(1) for part in x.split(512)])
+
+    real = features(read_dataset(data.spec, data.root, download=False).train)
+    drawn = {name: features(read_file(path, data.spec.channels)) for name, path in pools.items()}
+    found = ", ".join(f"{name} {image_quality(images, real).fid:.2f}" for name, images in drawn.items())
+    print(f"FID to the training images, by the features of {run.name}: {found}")
 
 
 def _command(*words: str) -> None:
@@ -176,7 +224,12 @@ def _show(variants: list[Variant], folder: Path) -> None:
     content = [variant.summary() for variant in variants]
     (folder / "summary.json").write_text(json.dumps(content, indent=2) + "\n")
     files = "config.yaml, metrics.csv, checkpoints/last.ckpt, activation.png, test/"
-    lines = [f"Run folder: {folder}", *(f"  {name}/: {files}" for name in ACTIVATIONS.values())]
+    lines = [
+        f"Run folder: {folder}",
+        "  pool.npz, pool.png: synthetic images; mixture.*: those of a Gaussian mixture",
+        "  ddpm/: samples.png, config.yaml, ...",
+    ]
+    lines += [f"  {name}/: {files}" for name in ACTIVATIONS.values()]
     console.print("\n".join(lines), soft_wrap=True)
 
 

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lightning_paf.evaluation.identity import Identity, check_same
-from lightning_paf.runs.claim import Heartbeats, read_owner, take
+from lightning_paf.utils.claim import Heartbeats, read_owner, take
 from lightning_paf.utils.files import create_whole, explained, parse_json, write_whole
 
 MAGIC = b"pafrec2\n"

@@ -1,4 +1,4 @@
-"""Classifier weights in Lightning checkpoints."""
+"""Weights of networks in Lightning checkpoints."""
 
 import warnings
 from collections.abc import Mapping
@@ -6,13 +6,24 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lightning_paf.nn.classifier import Classifier
 from lightning_paf.specs import DatasetSpec, dataset_spec
 from lightning_paf.utils.files import checksum_error
 
 _PREFIX = "model."
+
+
+def load_weights(model: nn.Module, checkpoint: Path) -> None:
+    """Load the weights of any network from a checkpoint of `fit`.
+
+    Raises:
+        ValueError: The file is not a checkpoint of `fit`, or holds another network.
+    """
+    mine, _ = _read(checkpoint)
+    _check_keys(model, mine, checkpoint, "the same --model.net")
+    model.load_state_dict(mine)
 
 
 def load_classifier(model: Classifier, checkpoint: Path, fresh_head: bool = False) -> None:
@@ -29,6 +40,17 @@ def load_classifier(model: Classifier, checkpoint: Path, fresh_head: bool = Fals
         ValueError: The file is not a checkpoint of `fit`, holds another network, or one that was trained with another
             normalisation.
     """
+    mine, saved = _read(checkpoint)
+    if fresh_head:
+        mine |= {f"net.{model.head_name}.{key}": value for key, value in model.head.state_dict().items()}
+    hint = "the same --model.net and activation, or --model.init_head fresh for other classes"
+    _check_keys(model, mine, checkpoint, hint)
+    _check_normalisation(model, checkpoint, saved)
+    model.load_state_dict(mine)
+
+
+def _read(checkpoint: Path) -> tuple[dict[str, Tensor], Mapping[str, Any]]:
+    """Return the weights of `model` in a checkpoint, and the module's arguments."""
     try:
         content = torch.load(checkpoint, map_location="cpu", weights_only=True)
         weights = content["state_dict"]
@@ -40,14 +62,13 @@ def load_classifier(model: Classifier, checkpoint: Path, fresh_head: bool = Fals
             "Pass RUN/checkpoints/last.ckpt."
         ) from error
     mine = {key.removeprefix(_PREFIX): value for key, value in weights.items() if key.startswith(_PREFIX)}
-    if fresh_head:
-        mine |= {f"net.{model.head_name}.{key}": value for key, value in model.head.state_dict().items()}
-    difference = key_difference(model.state_dict(), mine)
-    if difference:
-        hint = "the same --model.net and activation, or --model.init_head fresh for other classes"
+    return mine, content.get("hyper_parameters") or {}
+
+
+def _check_keys(model: nn.Module, mine: Mapping[str, Tensor], checkpoint: Path, hint: str) -> None:
+    """Check that weights are those of the network."""
+    if difference := key_difference(model.state_dict(), mine):
         raise ValueError(f"{checkpoint} holds another network:\n{difference}\nPass {hint}.")
-    _check_normalisation(model, checkpoint, content.get("hyper_parameters") or {})
-    model.load_state_dict(mine)
 
 
 def _check_normalisation(model: Classifier, checkpoint: Path, saved: Mapping[str, Any]) -> None:

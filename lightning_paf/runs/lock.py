@@ -10,7 +10,7 @@ from pathlib import Path
 
 from lightning.pytorch.utilities import rank_zero_info
 
-from lightning_paf.runs.claim import Claim, Heartbeats, Owner, read_owner, take
+from lightning_paf.utils.claim import Claim, Heartbeats, Owner, read_owner, take
 from lightning_paf.utils.files import explained
 from lightning_paf.utils.terminal import printable
 

@@ -1,0 +1,7 @@
+"""Training tasks, which configurations can name without their path."""
+
+from lightning_paf.tasks.base import Task
+from lightning_paf.tasks.classification import RobustModule
+from lightning_paf.tasks.diffusion import Diffusion
+
+__all__ = ["Diffusion", "RobustModule", "Task"]

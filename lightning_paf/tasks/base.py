@@ -1,24 +1,22 @@
 """Base class of the training tasks."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.callbacks import LearningRateFinder
 from lightning.pytorch.cli import OptimizerCallable
-from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lightning_paf.nn.activations import Activation
-from lightning_paf.nn.classifier import Classifier
 from lightning_paf.nn.modes import frozen
 from lightning_paf.nn.parameter_groups import DecayRule, parameter_groups
-from lightning_paf.nn.weights import key_difference, load_classifier, training_dataset
+from lightning_paf.nn.weights import key_difference, load_weights
 from lightning_paf.runs.weights_origin import WeightsOrigin
 from lightning_paf.schedules import Cosine, Schedule
 from lightning_paf.specs import DatasetSpec
@@ -27,8 +25,8 @@ from lightning_paf.specs import DatasetSpec
 class Task(LightningModule):
     """Base class of the modules that train a network.
 
-    A subclass sets `model`, calls `load_init` at the end of its constructor, and passes the values of each training
-    step to `record`, which logs their means over the epoch as `train/{name}`.
+    A subclass sets `model` with its attribute `net`, calls `load_init` at the end of its constructor, and passes the
+    values of each training step to `record`, which logs their means over the epoch as `train/{name}`.
 
     Args:
         optimizer: Optimiser of all parameters.
@@ -37,7 +35,11 @@ class Task(LightningModule):
         init: Checkpoint of another training whose weights this one starts with.
     """
 
-    model: Classifier
+    model: nn.Module
+    kind: ClassVar[str] = "classifier"
+    """Kind of `model`; commands and callbacks that evaluate classifiers refuse others."""
+    val_metrics: tuple[str, ...] = ("val/acc",)
+    """Metrics that the validation logs, for callbacks that monitor them."""
     untrained: WeightsOrigin | None = None
     """Origin of the weights where a command evaluates the starting weights on purpose."""
 
@@ -51,16 +53,20 @@ class Task(LightningModule):
         self.init = init
         self._sums, self._steps, self._start_progress = dict[str, Tensor](), 0, 0.0
 
-    def load_init(self, fresh_head: bool = False) -> None:
+    def load_init(self, load: Callable[[Any, Path], None] = load_weights) -> None:
         """Load the weights of `init`.
 
         Called in the constructor, so that copies made by weight averaging have them too.
 
         Args:
-            fresh_head: Whether the classification layer keeps its random weights.
+            load: Function that loads a checkpoint into `model`.
         """
         if self.init is not None and self.init.is_file():
-            load_classifier(self.model, self.init, fresh_head)
+            load(self.model, self.init)
+
+    def trial_pass(self, images: Tensor) -> None:
+        """Run `model` on images (N, C, H, W), to check that it accepts their shape."""
+        self.model(images)
 
     def check_start(self, spec: DatasetSpec) -> None:
         """Check the optimiser, and the network on one image of known size.
@@ -74,11 +80,12 @@ class Task(LightningModule):
         shape = (1, spec.channels, spec.size, spec.size)
         with frozen(self.model), torch.no_grad(), torch.random.fork_rng([]):  # a random network draws numbers
             try:
-                self.model(torch.zeros(shape))
+                self.trial_pass(torch.zeros(shape))
             except (RuntimeError, ValueError, TypeError, AssertionError, IndexError) as error:
                 raise ValueError(
                     f"{type(self.model.net).__name__} must accept images of shape {shape} from {spec.name}, got: "
-                    f"{error}. Pass another --model.net, or other arguments (TimmNet: dict_kwargs.in_chans)."
+                    f"{str(error).rstrip('.')}. Pass another --model.net, or other arguments (TimmNet: "
+                    "dict_kwargs.in_chans)."
                 ) from error
 
     def setup(self, stage: str) -> None:
@@ -173,16 +180,13 @@ class Task(LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": scheduler}
 
     def on_load_checkpoint(self, checkpoint: Mapping[str, Any]) -> None:
-        """Check the weights, and normalise as in their training."""
+        """Check the weights."""
         if difference := key_difference(self.state_dict(), checkpoint["state_dict"]):
             raise ValueError(
                 f"The checkpoint must hold a {type(self.model.net).__name__} of this configuration, got another "
                 f"network:\n{difference}\nPass the config.yaml that was saved next to the checkpoint: "
                 "--config RUN/config.yaml."
             )
-        dataset = training_dataset(checkpoint)
-        if dataset is not None and self.model.normalize_by(dataset):
-            rank_zero_info(f"Normalisation: mean and std of {dataset.name}, as in the training of the checkpoint.")
 
     def _built_optimizer(self) -> Optimizer:
         try:

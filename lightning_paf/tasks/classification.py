@@ -3,6 +3,7 @@
 import inspect
 from collections.abc import Callable, Mapping
 from copy import deepcopy
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,7 +12,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.core.mixins.hparams_mixin import _given_hyperparameters
 from lightning.pytorch.core.optimizer import LightningOptimizer
-from lightning.pytorch.utilities import rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
 from torch.optim import SGD
 from torchmetrics import MeanMetric
@@ -24,6 +25,7 @@ from lightning_paf.nn.classifier import Classifier
 from lightning_paf.nn.parameter_groups import DecayRule
 from lightning_paf.nn.second_derivatives import require_second_derivatives
 from lightning_paf.nn.swap import Scope, swap_activations
+from lightning_paf.nn.weights import load_classifier, training_dataset
 from lightning_paf.objectives import Objective, StepResult
 from lightning_paf.schedules import Schedule
 from lightning_paf.specs import DatasetName, dataset_spec
@@ -61,6 +63,8 @@ class RobustModule(Task):
         ValueError: Parts that do not fit together.
     """
 
+    model: Classifier
+
     def __init__(
         self,
         net: nn.Module,
@@ -96,7 +100,7 @@ class RobustModule(Task):
         self._check_derivatives(example)
         self.val_accuracy = MeanMetric()
         self.test_accuracy = MeanMetric()
-        self.load_init(init_head == "fresh")
+        self.load_init(partial(load_classifier, fresh_head=init_head == "fresh"))
 
     def forward(self, x: Tensor) -> Tensor:
         """Images (N, C, H, W) in [0, 1] to logits (N, num_classes)."""
@@ -131,8 +135,11 @@ class RobustModule(Task):
         return [] if known else [_UndoSetup()]
 
     def on_load_checkpoint(self, checkpoint: Mapping[str, Any]) -> None:
-        """Check the weights, and report another normalisation than in their training."""
+        """Check the weights, and normalise as in their training."""
         super().on_load_checkpoint(checkpoint)
+        dataset = training_dataset(checkpoint)
+        if dataset is not None and self.model.normalize_by(dataset):
+            rank_zero_info(f"Normalisation: mean and std of {dataset.name}, as in the training of the checkpoint.")
         trained = (checkpoint.get("hyper_parameters") or {}).get("normalize", self.normalize)
         if trained != self.normalize:
             rank_zero_warn(

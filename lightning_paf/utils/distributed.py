@@ -81,3 +81,11 @@ def barrier_without_timeout() -> Iterator[Callable[[], None]]:
     yield wait
     wait()
     distributed.destroy_process_group(group)
+
+
+def wait_for_torchrun() -> None:
+    """Wait until all processes of torchrun call this function, if there are any."""
+    if distributed.is_available() and distributed.is_torchelastic_launched():
+        distributed.init_process_group("gloo")
+        distributed.barrier()
+        distributed.destroy_process_group()

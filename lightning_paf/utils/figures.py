@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Any, Protocol
 from lightning_paf.utils.files import write_whole
 
 if TYPE_CHECKING:
+    import numpy as np
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from numpy.typing import NDArray
 
 BLUE, VERMILION, WINE, GREY, LIGHT_GREY = "#0072b2", "#d55e00", "#882255", "#5e5c64", "#9a9996"
 COLOURS = (BLUE, VERMILION, "#56b4e9", WINE, "#e69f00", "#000000", "#009e73", GREY)
@@ -97,6 +99,25 @@ def save_figure(figure: "Figure", path: Path) -> None:
     content = figure_png(figure)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_whole(path, content)
+
+
+def sheet_png(tiles: "NDArray[np.floating[Any]]", width: int = 960) -> bytes:
+    """Render rows of small images as the content of a PNG file, without smoothing.
+
+    Args:
+        tiles: Images (rows, columns, H, W, C) in [0, 1], with 1 or 3 channels.
+        width: Pixels of the picture, approximately; larger images keep their size.
+    """
+    import numpy as np
+    from matplotlib.image import imsave
+
+    zoom = max(1, width // (tiles.shape[1] * tiles.shape[3]))
+    zoomed = tiles.repeat(zoom, axis=2).repeat(zoom, axis=3)
+    framed = np.pad(zoomed, ((0, 0), (0, 0), (2, 2), (2, 2), (0, 0)), constant_values=1)
+    sheet = np.concatenate(np.concatenate(list(framed), axis=1), axis=1)
+    stream = io.BytesIO()
+    imsave(stream, np.broadcast_to(sheet, (*sheet.shape[:2], 3)), format="png")
+    return stream.getvalue()
 
 
 def draw_accuracy(

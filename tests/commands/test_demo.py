@@ -3,10 +3,12 @@
 import contextlib
 import io
 import json
+import re
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
-from helpers.short_demo import write_short_demo
+from helpers.short_demo import write_short_demo, write_short_generator
 from rich.console import Console
 
 from lightning_paf.__main__ import main
@@ -29,16 +31,22 @@ class InThisProcess:
 @pytest.mark.slow
 def test_the_demo_ends_with_a_table(tmp_path, capfd, monkeypatch):
     monkeypatch.setattr(demo.subprocess, "Popen", InThisProcess)
+    monkeypatch.setattr(demo, "GENERATOR_EPOCHS", 1)
     monkeypatch.setattr(demo, "ACTIVATIONS", {"ReLU": "relu", "PSSiLU": "pssilu"})
-    path = write_short_demo(tmp_path)
+    recipes = ["--config", str(write_short_demo(tmp_path)), "--generator", str(write_short_generator(tmp_path))]
     out = tmp_path / "demo"
-    assert main(["demo", "--config", str(path), "--out", str(out), "--count", "60", "--epochs", "1"]) == 0
+    assert main(["demo", *recipes, "--out", str(out), "--count", "60", "--epochs", "1"]) == 0
     printed = capfd.readouterr().out
     rows = json.loads((out / "summary.json").read_text())
     assert [row["activation"] for row in rows] == ["ReLU", "PSSiLU"]
     assert rows[0]["alpha"] == "-"
     assert float(rows[1]["alpha"]) > 0
     assert "PSSiLU minus ReLU, same 20 images" in printed
+    assert len(np.load(out / "pool.npz")["label"]) == 60
+    assert (out / "pool.png").is_file()
+    assert re.search(
+        r"FID to the training images, by the features of relu: diffusion model \d+\.\d\d, Gaussian m", printed
+    )
     for name in ("relu", "pssilu"):
         assert (out / name / "config.yaml").is_file()
         assert (out / name / "activation.png").is_file()
@@ -48,10 +56,11 @@ def test_the_demo_ends_with_a_table(tmp_path, capfd, monkeypatch):
         assert result.attack["attacks"] == ["apgd-ce", "apgd-t", "fab-t", "square"]
 
 
-def test_an_unknown_recipe_is_refused_before_anything_is_written(tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize(("option", "recipe"), [("--config", "demo/digits"), ("--generator", "diffusion/digits")])
+def test_an_unknown_recipe_is_refused_before_anything_is_written(option, recipe, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    assert main(["demo", "--config", "demo/digit"]) == 1
-    assert "Did you mean demo/digits" in capsys.readouterr().err
+    assert main(["demo", option, recipe[:-1]]) == 1
+    assert f"Did you mean {recipe}" in capsys.readouterr().err
     assert not list(tmp_path.iterdir()), "it began before the recipe was found"
 
 

@@ -7,6 +7,7 @@ from lightning_paf.commands import synthesize
 from lightning_paf.data import RobustDataModule
 from lightning_paf.data.sources import ImageSet, hold_out, read_dataset
 from lightning_paf.specs import dataset_spec
+from lightning_paf.synthesis.mixture import REGULARISATION, sample_mixture
 
 DIGITS = dataset_spec("digits")
 
@@ -49,14 +50,14 @@ def test_equal_seeds_give_equal_pools(tmp_path):
 
 
 def test_classes_are_balanced_and_in_random_order(train):
-    pool = synthesize.sample_mixture(train, DIGITS, 105, 1, 0, seed=0)
+    pool = sample_mixture(train, DIGITS, 105, 1, 0, seed=0)
     assert np.bincount(pool.labels).tolist() == [11] * 5 + [10] * 5
     assert (np.diff(pool.labels) < 0).sum() > 20
 
 
 @pytest.mark.parametrize(("components", "pca"), [(1, 0), (3, 0), (2, 20)])
 def test_samples_look_like_their_class(train, components, pca):
-    pool = synthesize.sample_mixture(train, DIGITS, 1000, components, pca, seed=0)
+    pool = sample_mixture(train, DIGITS, 1000, components, pca, seed=0)
     means = np.stack([train.images[train.labels == c].mean(0) for c in range(10)])
     sampled = np.stack([pool.images[pool.labels == c].mean(0) for c in range(10)])
     assert np.abs(means - sampled).mean() < 10  # of 255
@@ -70,11 +71,11 @@ def test_one_gaussian_has_the_moments_of_its_class():
     brightness = np.where(labels, 150, 100) + rng.normal(0, 15, 600)  # common to all pixels of an image
     images = brightness[:, None, None, None] + rng.normal(0, 10, (600, 3, 3, 1))
     train = ImageSet(images.round().astype(np.uint8), labels)
-    pool = synthesize.sample_mixture(train, dataset_spec("npz", 2), 20_000, 1, 0, seed=0)
+    pool = sample_mixture(train, dataset_spec("npz", 2), 20_000, 1, 0, seed=0)
     for label in (0, 1):
         real, drawn = (part.images[part.labels == label].reshape(-1, 9) / 255 for part in (train, pool))
         np.testing.assert_allclose(drawn.mean(0), real.mean(0), atol=0.003)
-        extra = synthesize.REGULARISATION * np.eye(9)
+        extra = REGULARISATION * np.eye(9)
         np.testing.assert_allclose(np.cov(drawn.T), np.cov(real.T) + extra, atol=3e-4)
 
 

@@ -20,3 +20,15 @@ def write_short_demo(folder: Path) -> Path:
     config["autoattack"]["init_args"]["attack"]["init_args"]["eps"] = 0.9
     path.write_text(yaml.safe_dump(config))
     return path
+
+
+def write_short_generator(folder: Path) -> Path:
+    """Write the recipe of a tiny diffusion model, trained for one epoch."""
+    config = yaml.safe_load((CONFIGS / "diffusion" / "digits.yaml").read_text())
+    options = config["model"]["init_args"]
+    options["net"]["init_args"].update(width=4, multipliers=[1])
+    options["samples_per_class"] = 0
+    config["trainer"].update(max_epochs=1, limit_train_batches=2)
+    path = folder / "generator.yaml"
+    path.write_text(yaml.safe_dump(config))
+    return path

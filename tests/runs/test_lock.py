@@ -15,9 +15,9 @@ from helpers.processes import started
 from helpers.resume_helpers import at_step, content
 
 from lightning_paf.runs import lock as run_lock
-from lightning_paf.runs.claim import Owner, read_owner
 from lightning_paf.runs.lock import FILE, locked
 from lightning_paf.runs.progress import FILE as PROGRESS
+from lightning_paf.utils.claim import Owner, read_owner
 
 AUTO = ["--ckpt_path", "auto"]
 SECONDS = 120  # far more than any of these takes

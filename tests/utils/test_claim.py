@@ -11,9 +11,9 @@ from dataclasses import asdict, replace
 
 import pytest
 
-from lightning_paf.runs import claim as claim_file
-from lightning_paf.runs.claim import Claim, Heartbeats, Owner, read_owner
+from lightning_paf.utils import claim as claim_file
 from lightning_paf.utils import process as process_file
+from lightning_paf.utils.claim import Claim, Heartbeats, Owner, read_owner
 
 LINUX = pytest.mark.skipif(not os.path.exists("/proc/self/stat"), reason="processes are looked up in /proc")  # noqa: PTH110
 
