@@ -187,7 +187,7 @@ def _show_distances(run: Path, pools: dict[str, Path]) -> None:
     @torch.no_grad()
     def features(images: ImageSet) -> torch.Tensor:
         x = torch.from_numpy(images.images).permute(0, 3, 1, 2) / 255
-        return torch.cat([loaded.model.outputs(part).features.flatten(1) for part in x.split(512)])
+        return torch.cat([loaded.model.outputs(part).features.flatten(1) for part in torch.split(x, 512)])
 
     real = features(read_dataset(data.spec, data.root, download=False).train)
     drawn = {name: features(read_file(path, data.spec.channels)) for name, path in pools.items()}

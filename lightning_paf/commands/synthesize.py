@@ -7,7 +7,7 @@ import time
 from datetime import timedelta
 from fractions import Fraction
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 from lightning_paf.runs.trust import TRUST, TRUST_HELP
 from lightning_paf.utils.arguments import command_parser, number, positive
@@ -174,11 +174,12 @@ def _diffusion(options: argparse.Namespace) -> int:
     from lightning_paf.utils.distributed import wait_for_torchrun
 
     sources = [_source(options, device) for device in _devices(options.device)]
-    generator, labeller = sources[0].generator, sources[0].labeller
+    generator: Any = sources[0].generator
+    labeller: Any = sources[0].labeller
     conditional = generator.num_classes is not None
     plan = PoolPlan(
         options.count,
-        generator.num_classes if labeller is None else labeller.num_classes,
+        generator.num_classes if conditional else labeller.num_classes,
         conditional,
         options.batch_size,
         options.seed,
@@ -246,7 +247,8 @@ def _generator(options: argparse.Namespace, device: str) -> "DiffusionGenerator"
     steps = [options.sampling_steps] if options.sampling_steps else []
     sampler, path = getattr(samplers, SAMPLERS[options.sampler])(*steps), Path(options.source)
     if path.exists() and not (path / "model_index.json").is_file():
-        return _load(path, options, device, "image generator").module.generator(sampler, options.guidance)
+        loaded = _load(path, options, device, "image generator")
+        return cast("DiffusionGenerator", loaded.module.generator(sampler, options.guidance))
     try:
         generator = load_pipeline(options.source, sampler, device)
     except ValueError as error:

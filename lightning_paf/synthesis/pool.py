@@ -196,7 +196,7 @@ def _draw_block(path: Path, source: PoolSource, count: int, labels: Tensor | Non
     """Write a block, unless its previous owner has written it just before."""
     if not path.exists():
         content = io.BytesIO()
-        np.savez(content, **source.draw(count, labels, rng))
+        np.savez(content, **source.draw(count, labels, rng))  # type: ignore[arg-type]
         write_whole(path, content.getvalue())
 
 
