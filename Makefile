@@ -1,12 +1,13 @@
 PYTHON ?= python3
 BIN := .venv/bin
 BENCH_OUT ?= docs/results/speed
+DEVICE ?= cuda
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-demo: .venv/installed  ## the whole main job on 8x8 digits: synthesize, train, AutoAttack, one table (5 minutes)
+demo: .venv/installed  ## the whole main job on 8x8 digits: diffusion model, training, AutoAttack, one table (5 minutes)
 	$(BIN)/lightning-paf demo
 
 test: .venv/installed-test  ## the whole test suite (8 minutes on 2 cores)
@@ -24,6 +25,10 @@ bench: .venv/installed-bench  ## the speed benchmarks for CPUs (10 minutes); JSO
 	$(BIN)/python benchmarks/first_step.py --json $(BENCH_OUT)/first_step_cpu.json
 	$(BIN)/python benchmarks/libraries.py --batch 16 --json $(BENCH_OUT)/libraries_cpu.json
 	$(BIN)/python benchmarks/utilisation.py --width 16 --batch 32 --json $(BENCH_OUT)/utilisation_cpu.json
+
+gpu: .venv/installed-test  ## all measurements that need a CUDA device; DATA=DIR, POOL=FILE, STEP=NAME; DEVICE=cpu rehearses
+	$(BIN)/python benchmarks/gpu.py --device $(DEVICE) $(if $(DATA),--data $(DATA)) $(if $(POOL),--pool $(POOL)) \
+		$(if $(STEP),--step $(STEP))
 
 scale-test: .venv/installed-test  ## containers, torchrun hosts, SLURM, Kubernetes files; root, Debian (15 minutes)
 	bash tests/scale/run.sh
@@ -47,4 +52,4 @@ clean:  ## remove the environment and caches, not the runs
 	$(BIN)/python -m pip install --quiet --build-constraint .venv/bench-constraints.txt -e '.[bench]'
 	touch $@
 
-.PHONY: help demo test check bench scale-test clean
+.PHONY: help demo test check bench gpu scale-test clean

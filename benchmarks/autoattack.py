@@ -2,15 +2,15 @@
 
     python benchmarks/autoattack.py                                     # a small network on digits; nothing to download
     python benchmarks/autoattack.py --case resnet18 --data DIR --images 16 --eps 2/255
+    python benchmarks/autoattack.py --case resnet18 --data DIR --images 64 --eps 1/340 --device cuda
 
 `resnet18` is the CIFAR-10 network that pyautoattack ships; DIR holds CIFAR-10 as `--data.root` does (or test.npz).
 Every repetition uses other samples. As in `standard`, each attack runs on the samples that are robust to the earlier
-attacks of its engine.
+attacks of its engine. On CUDA, the convolutions of both engines use TF32, torch's default.
 """
 
 import argparse
 import copy
-import json
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
@@ -76,6 +76,7 @@ def reference(model: nn.Module, x: Tensor, y: Tensor, options: argparse.Namespac
         started, before = time.perf_counter(), (counted.forwards, counted.backwards)
         if len(alive):
             x_adv, _ = adversary.run_standard_evaluation(x[alive], y[alive], batch_size=options.batch_size)
+        measure.synchronize(x.device)
         timing.seconds[label] = time.perf_counter() - started
         timing.forward[label] = counted.forwards - before[0]
         timing.backward[label] = counted.backwards - before[1]
@@ -111,6 +112,7 @@ def ours(precision: str) -> Callable[[nn.Module, Tensor, Tensor, argparse.Namesp
             if len(alive):
                 _, fooled = run_sub_attack(stage, search, x[alive], y[alive], options.seed)
                 alive = alive[~fooled]
+            measure.synchronize(x.device)
             timing.seconds[stage.label] = time.perf_counter() - started + prepared
             prepared = 0.0
             passed = search.passes
@@ -125,17 +127,19 @@ def ours(precision: str) -> Callable[[nn.Module, Tensor, Tensor, argparse.Namesp
 def repetitions(x: Tensor, y: Tensor, options: argparse.Namespace) -> Iterator[tuple[Tensor, Tensor]]:
     for repeat in range(options.repeats):
         part = slice(repeat * options.images, (repeat + 1) * options.images)
-        yield x[part], y[part]
+        yield x[part].to(options.device), y[part].to(options.device)
 
 
 def main() -> None:
     options = parse()
     torch.set_num_threads(options.threads)
     model, x, y = CASES[options.case](options)
-    clean = clean_accuracy(model, x, y)
+    model = model.to(options.device)
+    clean = clean_accuracy(model, x.to(options.device), y.to(options.device))
     print(f"{options.case}: clean accuracy {clean:.1%} of {len(x)}; eps {options.eps} {options.norm}")
     engines = {"reference": reference, **{f"ours {p}": ours(p) for p in options.precisions}}
     runs: dict[str, list[Timing]] = {name: [] for name in engines}
+    started = time.perf_counter()
     with frozen(model):
         for number, (images, labels) in enumerate(repetitions(x, y, options)):
             order = list(engines) if number % 2 == 0 else list(engines)[::-1]
@@ -146,6 +150,8 @@ def main() -> None:
                 print(
                     f"  run {number + 1}: {name:10} {timing.total:8.1f} s, robust {left} of {len(labels)}", flush=True
                 )
+            if (time.perf_counter() - started) * (number + 2) / (number + 1) > options.seconds:
+                break
     report(runs, options, clean)
 
 
@@ -163,18 +169,12 @@ def report(runs: dict[str, list[Timing]], options: argparse.Namespace, clean: fl
             spread = f"{min(ratios):6.2f} {median(ratios):6.2f} {max(ratios):6.2f}"
             print(f"{label:30} {spread} {forward:8.2f} {backward:8.2f}")
             rows[f"{name} {label}"] = {"min": min(ratios), "median": median(ratios), "max": max(ratios)}
-    machine = {
-        "cpu": measure.cpu_name(),
-        "threads": options.threads,
-        "torch": torch.__version__,
-        "reference": metadata.version("pyautoattack"),
-    }
-    print(f"\n{machine}; {options.images} samples, {options.repeats} runs, {options.budget:g} of the standard budget")
-    if options.json:
-        everything = {k: [asdict(t) for t in v] for k, v in {"reference": base, **runs}.items()}
-        settings = {k: str(v) for k, v in vars(options).items() if not isinstance(v, Path)}
-        content = {"machine": machine, "settings": settings, "clean": clean, "ratios": rows, "runs": everything}
-        options.json.write_text(json.dumps(content, indent=1))
+    machine = measure.machine(torch.device(options.device)) | {"reference": metadata.version("pyautoattack")}
+    print(f"\n{machine}; {options.images} samples, {len(base)} runs, {options.budget:g} of the standard budget")
+    everything = {k: [asdict(t) for t in v] for k, v in {"reference": base, **runs}.items()}
+    settings = {k: str(v) for k, v in vars(options).items() if not isinstance(v, Path)}
+    content = {"machine": machine, "settings": settings, "clean": clean, "ratios": rows, "runs": everything}
+    measure.write(options.json, content)
 
 
 def passes(timings: list[Timing], kind: str, label: str) -> int:
@@ -192,7 +192,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--budget", type=float, default=1.0, help="fraction of the standard iterations, for both")
     parser.add_argument("--precisions", nargs="+", default=["fp32"], choices=["fp32", "bf16"])
     parser.add_argument("--batch_size", type=int, default=250)
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--seconds", type=float, default=float("inf"), help="no further repetition after this time")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path)
     return parser.parse_args()

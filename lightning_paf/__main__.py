@@ -31,7 +31,7 @@ TRAINING = SUMMARIES
 _FULL_HELP = ("--help.full", "--help-full")
 _COMPLETION = "--print_shtab"
 _GROUPS = {
-    "train": (*(name for name in TRAINING if name == "fit"), "demo", "reproduce", "synthesize"),
+    "train": (*(name for name in TRAINING if name == "fit"), "demo", "reproduce", "synthesize", "synthesis-report"),
     "evaluate": (
         *(name for name in TRAINING if name != "fit"),
         *("certify", "compare", "curve", "sanity-check", "verify", "report"),

@@ -1,5 +1,6 @@
 """Checkpoints of the user in addition to those of the run folder."""
 
+import re
 from collections.abc import Iterable
 
 from lightning.pytorch import Callback
@@ -33,3 +34,11 @@ class AddedCheckpoint(ModelCheckpoint):
                 callback.__class__ = cls
                 callback.number = number  # type: ignore[attr-defined]
             keys.add(callback.state_key)
+
+    @staticmethod
+    def omit_folders(callbacks: Iterable[Callback]) -> None:
+        """Name checkpoints by metrics without their folders, as in `acc_pgd=0.5`."""
+        for saver in callbacks:
+            if isinstance(saver, ModelCheckpoint) and saver.filename and saver.auto_insert_metric_name:
+                saver.filename = re.sub(r"\{(?:[^{}:]*/)?([^{}:/]+)", r"\1=\g<0>", saver.filename)
+                saver.auto_insert_metric_name = False

@@ -74,6 +74,8 @@ class PredictionWriter(BasePredictionWriter):
         if trainer.strategy.reduce_boolean_decision(taken, all=False):
             path, kept = path.with_stem(f"predictions-{identity[:8]}{rank}"), path
             rank_zero_info(f"Predictions: {path}. {kept} was not replaced: it is for other weights or samples.")
+        else:
+            rank_zero_info(f"Predictions: {path}.")
         if not self._index:
             return
         index, label, probabilities = (torch.cat(p) for p in (self._index, self._label, self._probabilities))

@@ -30,7 +30,7 @@ def arrange(words: Sequence[str]) -> list[str]:
     Without `--config`, an evaluation reads the configuration of the checkpoint's run.
 
     Raises:
-        ValueError: The checkpoint is missing or damaged, or the configuration of its run is not trusted.
+        ValueError: The checkpoint is missing or damaged, or the configuration of its run is missing or not trusted.
     """
     command, (typed, rest) = words[0], _split(words)
     if {"-h", "--help"} & set(rest):
@@ -39,6 +39,12 @@ def arrange(words: Sequence[str]) -> list[str]:
     new = not evaluates and typed.ckpt_path not in NEWEST
     configs = [word for config in typed.config for word in ("--config", config, *_overrides(config, new))]
     found = _config_of_run(command, typed, "--untrained" in rest) if evaluates and not typed.config else None
+    described = found or typed.config or any(word.startswith("--model") for word in rest)
+    if evaluates and typed.ckpt_path and not described:
+        raise ValueError(
+            f"The configuration of --ckpt_path {typed.ckpt_path} must exist, got no {CONFIG} in its run folder. Pass "
+            f"-c RUN/{CONFIG}."
+        )
     if found is not None:
         print(f"Configuration of the checkpoint: {found}", file=sys.stderr)  # noqa: T201
         configs = [*config_words(found, words), "--ckpt_path=null", f"--run={found.parent}"]

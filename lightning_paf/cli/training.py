@@ -55,6 +55,7 @@ from lightning_paf.nn.activations import Activation
 from lightning_paf.objectives import Objective
 from lightning_paf.runs import console
 from lightning_paf.runs.checkpoints import AtomicCheckpointIO, check_checkpoint
+from lightning_paf.runs.config_file import check_saved
 from lightning_paf.runs.folder import (
     NEWEST,
     RunFolder,
@@ -161,7 +162,7 @@ class PafCLI(LightningCLI):
         known = LightningCLI.subcommands()
         return known if self._command is None else {self._command: known[self._command]}
 
-    _restore_loggers: Callable[[], None] = staticmethod(lambda: None)
+    _restore_loggers: Callable[[], None] | None = None
     evaluated: WeightsOrigin | None = None
     """Origin of the weights that `validate`, `test` or `predict` evaluates."""
 
@@ -229,6 +230,8 @@ class PafCLI(LightningCLI):
             text = self.parser.dump(self.config, skip_link_targets=False, skip_unset=False, skip_validation=True)
             content = yaml.safe_load(text)
             self.config_dump = content[self.subcommand] if self.subcommand else content
+            if self.subcommand == "fit":
+                check_saved(self.config_dump)
 
     def before_instantiate_classes(self) -> None:
         """Check the checkpoint and access to the run folder before anything is built."""
@@ -254,7 +257,9 @@ class PafCLI(LightningCLI):
 
     def after_instantiate_classes(self) -> None:
         """Check the trainer against the data and the monitored metric."""
-        self._restore_loggers()
+        if self._restore_loggers is not None:
+            self._restore_loggers()
+            self._restore_loggers = None  # strategies that spawn processes pickle this object
         if self.evaluated is not None and self.evaluated.untrained:
             self.model.untrained = self.evaluated
         if self.subcommand == "fit":
@@ -316,7 +321,7 @@ class PafCLI(LightningCLI):
         first = [slots.pop("averaging")] if slots.get("averaging") else []
         config["callbacks"] = [*first, *added]
         filled = [callback for callback in slots.values() if callback is not None]
-        _omit_folders([*config["callbacks"], *filled])
+        AddedCheckpoint.omit_folders([*config["callbacks"], *filled])
         throughput = Throughput()
         reports: list[Callback] = [RunHeartbeat(throughput)]
         AddedCheckpoint.keep_states_apart(config["callbacks"], filled)
@@ -379,14 +384,6 @@ def _explained_trainer(config: Mapping[str, Any]) -> Iterator[None]:
         raise ValueError(f"--trainer must be valid, got: {' '.join(str(error).split())} {hint}") from error
 
 
-def _omit_folders(callbacks: Sequence[Callback]) -> None:
-    """Name checkpoints by metrics without their folders, as in `acc_pgd=0.5`."""
-    for saver in callbacks:
-        if isinstance(saver, ModelCheckpoint) and saver.filename and saver.auto_insert_metric_name:
-            saver.filename = re.sub(r"\{(?:[^{}:]*/)?([^{}:/]+)", r"\1=\g<0>", saver.filename)
-            saver.auto_insert_metric_name = False
-
-
 def _as_list(value: Any) -> list[Any]:
     """Return an argument of the trainer (None, one value or several) as a list."""
     if value is None:
@@ -394,5 +391,6 @@ def _as_list(value: Any) -> list[Any]:
     return list(value) if isinstance(value, list | tuple) else [value]
 
 
+register_type(torch.device, fail_already_registered=False)  # of `StochasticWeightAveraging`
 # `8/255` is read exactly, and saved in the same form.
 register_type(Fraction, serializer=radius_text, deserializer=radius_from_text, fail_already_registered=False)

@@ -38,7 +38,9 @@ def main(argv: list[str]) -> int:
         run = load_run(options.ckpt, options.config, options.device, rest)
         training = run.module.attack
         trained = training.eps if training.norm == norm else None
-        grid = options.grid or [multiple * (trained or EPS[norm]) for multiple in MULTIPLES]
+        base = trained or EPS[norm]
+        exact = Fraction if isinstance(base, Fraction) else float
+        grid = options.grid or [exact(multiple * Fraction(str(base))) for multiple in MULTIPLES]
         attack, samples = _attack_at(norm, options.steps, run.model.num_classes), run.samples(options.examples)
         folder = options.out or run_of(options.ckpt) / "curve"
         common = {"batch_size": options.batch_size, "progress": status.update}

@@ -1,4 +1,4 @@
-"""Train classifiers of digits with synthetic images, and compare their accuracy."""
+"""Train a diffusion model and three classifiers on digits, and compare them."""
 
 import json
 import os
@@ -21,8 +21,11 @@ if TYPE_CHECKING:
 
     from lightning_paf.evaluation import EvaluationResult
 
+GENERATOR_EPOCHS = 24
+"""Epochs of the diffusion model, fewer than in its recipe, for time."""
+
 SAMPLING_STEPS = 10
-"""Steps of DDIM; more steps do not improve the images of this network."""
+"""Steps of DDIM; more of them do not improve the images of so small a network."""
 
 ATTACKS = 4
 """Sub-attacks of standard AutoAttack; each prints a line when it is done."""
@@ -88,15 +91,18 @@ def main(argv: list[str]) -> int:
     config, generator = str(located(options.config)), str(located(options.generator))
     folder = _free(options.out)
     pool, ddpm, seed = folder / "pool.npz", str(folder / "ddpm"), ["--seed_everything", str(options.seed)]
-    _command("fit", "-c", generator, "--run", ddpm, *seed)
+    _command("fit", "-c", generator, "--run", ddpm, *seed, "--trainer.max_epochs", str(GENERATOR_EPOCHS))
     numbers = ["--count", str(options.count), "--sampling_steps", str(SAMPLING_STEPS), "--seed", str(options.seed)]
     _command("synthesize", "--from", ddpm, *numbers, "--dataset", "digits", "--device", "cpu", "--out", str(pool))
+    mixture, numbers = folder / "mixture.npz", ["--count", str(options.count), "--seed", str(options.seed)]
+    _command("synthesize", *numbers, "--dataset", "digits", "--val_size", "200", "--out", str(mixture))
     runs = [folder / name for name in ACTIVATIONS.values()]
     common = ["--data.synthetic", str(pool), *seed, "--data.seed", str(options.seed)]
     common += ["--trainer.max_epochs", str(options.epochs)]
     trained = _in_parallel(runs, lambda run: _fit(config, run, common), EPOCH_DONE, options.epochs)
     evaluated = _in_parallel(runs, _test, ATTACK_DONE, ATTACKS)
     _show([_collect(*variant) for variant in zip(ACTIVATIONS, runs, trained, evaluated, strict=True)], folder)
+    _show_distances(runs[0], {"diffusion model": pool, "Gaussian mixture": mixture})
     return 0
 
 
@@ -122,7 +128,7 @@ def _test(run: Path) -> list[str]:
 def _in_parallel(
     runs: list[Path], words_of: Callable[[Path], list[str]], done: re.Pattern[str], total: int
 ) -> list[float]:
-    """Run a command for all runs in parallel, and return the seconds of each.
+    """Run a command for all runs, one process each; return the seconds of each.
 
     Args:
         runs: Run folders; each has a process, whose output is written to `RUN.COMMAND.log`.
@@ -170,6 +176,28 @@ def _collect(activation: str, run: Path, train_seconds: float, test_seconds: flo
     return Variant(activation, results["pgd20"], results["autoattack"], parameters, train_seconds, test_seconds)
 
 
+def _show_distances(run: Path, pools: dict[str, Path]) -> None:
+    """Print the FID of pools, by the features of a trained classifier."""
+    import torch
+
+    from lightning_paf.analysis.image_quality import image_quality
+    from lightning_paf.data.sources import ImageSet, read_dataset, read_file
+    from lightning_paf.loading import load_run
+
+    loaded = load_run(run / "checkpoints" / "last.ckpt", device="cpu")
+    data = loaded.datamodule
+
+    @torch.no_grad()
+    def features(images: ImageSet) -> torch.Tensor:
+        x = torch.from_numpy(images.images).permute(0, 3, 1, 2) / 255
+        return torch.cat([loaded.model.outputs(part).features.flatten(1) for part in torch.split(x, 512)])
+
+    real = features(read_dataset(data.spec, data.root, download=False).train)
+    drawn = {name: features(read_file(path, data.spec.channels)) for name, path in pools.items()}
+    found = ", ".join(f"{name} {image_quality(images, real).fid:.2f}" for name, images in drawn.items())
+    print(f"FID to the training images, by the features of {run.name}: {found}")
+
+
 def _command(*words: str) -> None:
     """Print a command as a user would type it, and run it in this process."""
     print(f"\n$ lightning-paf {shlex.join(words)}", flush=True)
@@ -201,7 +229,7 @@ def _show(variants: list[Variant], folder: Path) -> None:
     files = "config.yaml, metrics.csv, checkpoints/last.ckpt, activation.png, test/"
     lines = [
         f"Run folder: {folder}",
-        "  pool.npz, pool.png: synthetic images",
+        "  pool.npz, pool.png: synthetic images; mixture.*: those of a Gaussian mixture",
         "  ddpm/: samples.png, config.yaml, ...",
     ]
     lines += [f"  {name}/: {files}" for name in ACTIVATIONS.values()]

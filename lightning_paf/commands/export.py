@@ -46,6 +46,7 @@ def main(argv: list[str]) -> int:
     networks = [FILES[name] for name in formats if name != "model_info"]
     evidence = _evidence(run, options) if networks else []
     samples = run.samples() if networks and (options.examples or evidence) else None
+    evidence = _of_these_images(evidence, samples) if samples else []
     options.out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=options.out, prefix=".partial-") as folder:
         for name, write in _writers(run, options, samples).items():
@@ -208,20 +209,39 @@ def _evidence(run: "Run", options: argparse.Namespace) -> "list[Evidence]":
     return evidence
 
 
+def _of_these_images(evidence: "list[Evidence]", samples: "Samples") -> "list[Evidence]":
+    """Leave out evidence of other images: a run can have tests on several datasets."""
+    found = [content for content in evidence if _matches(content, samples)]
+    if evidence and not found:
+        raise ValueError("Test images must be those of the evidence. Pass the --data.root of its evaluation.")
+    if len(found) < len(evidence):
+        print(f"Left out: {len(evidence) - len(found)} of {len(evidence)} evidence files, which are of other images.")
+    return found
+
+
+def _matches(content: "Evidence", samples: "Samples") -> bool:
+    """Return whether the samples contain all clean images of the evidence."""
+    import numpy as np
+
+    from lightning_paf.utils.hashing import sample_fingerprints
+
+    fooled = np.flatnonzero(content.fooled)
+    parts = [fooled[start : start + BATCH] for start in range(0, len(fooled), BATCH)]
+    return bool(np.isin(content.ids[fooled], samples.ids).all()) and all(
+        np.array_equal(sample_fingerprints(*samples.fetch(content.ids[rows])), content.inputs[rows]) for rows in parts
+    )
+
+
 def _adversarial_examples(evidence: "list[Evidence]", samples: "Samples") -> "Batches":
     """Adversarial examples with their labels."""
     import numpy as np
     import torch
 
-    from lightning_paf.utils.hashing import sample_fingerprints
-
     for content in evidence:
         fooled = np.flatnonzero(content.fooled)
         for start in range(0, len(fooled), BATCH):
             rows = fooled[start : start + BATCH]
-            x, y = samples.fetch(content.ids[rows][np.isin(content.ids[rows], samples.ids)])
-            if not np.array_equal(sample_fingerprints(x, y), content.inputs[rows]):
-                raise ValueError("Test images must be those of the evidence. Pass the --data.root of its evaluation.")
+            x, y = samples.fetch(content.ids[rows])
             images = torch.from_numpy(content.evaluated_images(rows, x.cpu().numpy()))
             yield "adversarial example", images.to(x.device), y
 

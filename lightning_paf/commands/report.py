@@ -25,14 +25,21 @@ def main(argv: list[str]) -> int:
         raise ValueError(f"--out must be for one result, got {len(tested)}: {names}. Pass one of the result files.")
     curves = [_curve(one, options.curve) for one in tested]
     runs: dict[Path | None, Run | None] = {None: None}  # each checkpoint is loaded once
+    failures: list[str] = []
     for one, curve in zip(tested, curves, strict=True):
         checkpoint = options.ckpt or _tested_checkpoint(one, options.inputs)
         if checkpoint is not None and checkpoint not in runs:
             runs[checkpoint] = load_run(checkpoint, options.config, options.device, rest)
         path = options.out or one.folder / f"{one.name}.html"
-        _write(path, one, runs[checkpoint], curve)
+        try:
+            _write(path, one, runs[checkpoint], curve)
+        except ValueError as error:  # such as the images of another --data.root; the other results still get pages
+            failures.append(f"{one.folder / one.name}: {error}")
+            continue
         result = one.result
         print(f"{path}: robust {result.robust}, clean {result.clean}; {path.stat().st_size / 1024:.0f} KiB")
+    if failures:
+        raise ValueError("\n".join(failures))
     return 0
 
 

@@ -5,9 +5,10 @@ import json
 import os
 import sys
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from dataclasses import replace
 from multiprocessing import get_context
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from lightning_paf.experiments import experiment_names, find_experiment
 from lightning_paf.recipes import located
@@ -22,6 +23,8 @@ BUDGETS: dict[str, tuple[int, int, tuple[str, ...]]] = {
     "smoke": (2, 16, ("--trainer.max_epochs", "1")),
 }
 """Seeds, evaluated test images, and last options of `fit`, by budget."""
+_DATA = ("data.root", "data.synthetic")
+"""Options that are passed to `fit`."""
 
 
 def main(argv: list[str]) -> int:
@@ -38,15 +41,16 @@ def main(argv: list[str]) -> int:
     if options.method is None:
         names = ", ".join(experiment_names())
         raise ValueError(f"METHOD must be one of {names}, got none. Pass --list for descriptions.")
-    options.config = located(options.config)
-    experiment, folder = find_experiment(options.method), _folder(options)
+    experiment, folder = _chosen(find_experiment(options.method), options.variants), _folder(options)
+    config = located(options.config or experiment.config)
     seeds, examples, last = BUDGETS[options.budget]
     seeds = seeds if options.seeds is None else options.seeds
     examples = examples if options.examples is None else options.examples
     from lightning_paf.experiments.run import Task
 
+    words = (*_data(options, experiment, folder), *last)
     tasks = [
-        Task(options.method, variant.name, seed, folder, options.config, last, examples)
+        Task(options.method, variant.name, seed, folder, config, words, examples, options.autoattack_examples)
         for seed in range(experiment.first_seed, experiment.first_seed + seeds)
         for variant in experiment.variants
     ]
@@ -57,7 +61,7 @@ def main(argv: list[str]) -> int:
     except RuntimeError as error:
         print(f"lightning-paf: error: {error}", file=sys.stderr)
         return 1
-    _conclude(options, experiment, tasks, folder)
+    _conclude(options, experiment, tasks)
     return 0
 
 
@@ -73,20 +77,72 @@ def _parse(argv: list[str]) -> argparse.Namespace:
         type=number(int, least=2),
         help="trainings of each variant, at least 2, whose spread is part of every interval (default: by budget)",
     )
+    add("--variants", nargs="+", metavar="NAME", help="train only these, and test only the claims about them")
     add("--examples", type=positive, help="test images to evaluate (default: by budget)")
+    add("--autoattack-examples", type=positive, help="test images for AutoAttack (default: all that are evaluated)")
+    add("--data.root", metavar="FOLDER", help="for --config experiments/cifar10_small: train.npz and test.npz")
+    add("--data.synthetic", metavar="FILE", help="second source of training images")
     add("--jobs", type=positive, default=os.cpu_count() or 1, help="variants to train at the same time")
-    add("--config", default="experiments/digits", help="recipe or file that all variants share")
+    add("--config", help="recipe or file that all variants share (default: small networks on digits)")
     add("--out", type=Path, default=Path("runs/reproduce"), help="folder; finished work in it is kept")
     add("--json", type=Path, metavar="FILE", help="also write the result to this file and a PNG next to it")
     return parser.parse_args(argv)
 
 
+def _chosen(experiment: "Experiment", names: list[str] | None) -> "Experiment":
+    """The experiment with these variants, those that they need, and their claims.
+
+    Raises:
+        ValueError: A name is unknown.
+    """
+    known = [variant.name for variant in experiment.variants]
+    chosen = set(names or known)
+    if unknown := sorted(chosen.difference(known)):
+        raise ValueError(f"--variants must be among {', '.join(known)}, got {', '.join(unknown)}. Pass some of them.")
+    for variant in reversed(experiment.variants):
+        if any(other.name in chosen and other.needs(variant) for other in experiment.variants):
+            chosen.add(variant.name)
+    if len(chosen) == len(known):
+        return experiment
+    variants = tuple(variant for variant in experiment.variants if variant.name in chosen)
+    claims = tuple(claim for claim in experiment.claims if all(variant in chosen for variant, _ in claim.sides))
+    part = f"only {len(variants)} of {len(known)} variants and {len(claims)} of {len(experiment.claims)} claims"
+    return replace(experiment, variants=variants, claims=claims, title=f"{experiment.title}, {part}")
+
+
 def _folder(options: argparse.Namespace) -> Path:
-    """Return the folder of a budget; trainings with other options would be removed."""
+    """Folder of a configuration and budget, as trainings with others are removed."""
     full = next(iter(BUDGETS))
-    name = options.method if options.budget == full else f"{options.method}-{options.budget}"
-    folder: Path = options.out / name
+    config, budget = options.config and Path(options.config).stem, None if options.budget == full else options.budget
+    folder: Path = options.out / "-".join(filter(None, (options.method, config, budget)))
     return folder
+
+
+def _data(options: argparse.Namespace, experiment: "Experiment", folder: Path) -> list[str]:
+    """Words for the data; writes the second source of the default configuration."""
+    given = {name: getattr(options, name) for name in _DATA if getattr(options, name) is not None}
+    pool = folder / "pool.npz"
+    if experiment.pool and not options.config and "data.synthetic" not in given:
+        if not pool.is_file():
+            from lightning_paf.__main__ import main as command
+
+            words = [word.replace("{pool}", str(pool)) for word in experiment.pool]
+            if command(words):
+                raise ValueError(f"`lightning-paf {' '.join(words)}` must succeed, got an error. See its output above.")
+        given["data.synthetic"] = str(pool)
+    return [word for name, value in given.items() for word in (f"--{name}", value)]
+
+
+def _typed(options: argparse.Namespace, seeds: int) -> str:
+    """The command whose result it is, without paths of data."""
+    words = ["lightning-paf", "reproduce", options.method, "--budget", options.budget, "--seeds", str(seeds)]
+    words += ["--variants", *options.variants] if options.variants else []
+    words += ["--config", options.config] if options.config else []
+    words += [f"--{name} {name.rpartition('.')[2].upper()}" for name in _DATA if getattr(options, name) is not None]
+    for name in ("examples", "autoattack_examples"):
+        if (value := getattr(options, name)) is not None:
+            words += [f"--{name.replace('_', '-')}", str(value)]
+    return " ".join(words)
 
 
 def _list() -> None:
@@ -128,17 +184,20 @@ def _perform(tasks: "list[Task]", experiment: "Experiment", jobs: int) -> None:
                 progress.update(bar, advance=1, description=f"{task.variant}, seed {task.seed}")
 
 
-def _conclude(options: argparse.Namespace, experiment: "Experiment", tasks: "list[Task]", folder: Path) -> None:
-    """Print the result, write `outcome.json` and draw `outcome.png`."""
+def _conclude(options: argparse.Namespace, experiment: "Experiment", tasks: "list[Task]") -> None:
+    """Print the result, write `outcome.json` or `partial.json`, and draw the figures."""
     from lightning_paf.experiments.figure import draw
     from lightning_paf.experiments.page import show
     from lightning_paf.experiments.report import content
     from lightning_paf.utils.figures import save_figure
     from lightning_paf.utils.files import write_whole
 
-    found: dict[str, Any] = content(options.method, experiment, tasks, options.budget)
+    found = content(_typed(options, len({task.seed for task in tasks})), experiment, tasks)
     show(found)
-    for path in filter(None, (folder / "outcome.json", options.json)):
+    figures = {"": draw, **experiment.figures}
+    own = tasks[0].folder / ("partial.json" if options.variants else "outcome.json")
+    for path in filter(None, (own, options.json)):
         path.parent.mkdir(parents=True, exist_ok=True)
         write_whole(path, (json.dumps(found, indent=2) + "\n").encode())
-        save_figure(draw(found), path.with_suffix(".png"))
+        for name, drawing in figures.items():
+            save_figure(drawing(found), path.with_name(f"{path.stem}{name and f'-{name}'}.png"))

@@ -84,6 +84,25 @@ def read_part(spec: DatasetSpec, root: Path, part: Part, download: bool, labelle
     return images
 
 
+def read_file(path: Path, channels: int, shuffled: bool = False) -> ImageSet:
+    """Read one file of images and labels; see `readers.archives`.
+
+    Raises:
+        ValueError: The file is missing or damaged, or does not hold uint8 images (N, H, W, channels) and their labels.
+    """
+    with open_archive(path) as archive:
+        check_images(archive.image, channels, str(path))
+        count = archive.image.shape[0]
+        check_label_header(archive.label, count, str(path))
+        rows = np.arange(count)
+        if shuffled:
+            rows[np.random.default_rng(0).permutation(count)] = np.arange(count)
+        images = ImageSet(np.empty(archive.image.shape, np.uint8), np.empty(count, np.int64))
+        _fill(images.images, archive.image, rows)
+        _fill(images.labels, archive.label, rows)
+    return images
+
+
 def has_part(spec: DatasetSpec, root: Path, part: Part) -> bool:
     """Check whether a dataset has a part; `npz` can have `val` and can lack `test`."""
     return (root / f"{part}.npz").is_file() if spec.name == "npz" else part != "val"
@@ -144,18 +163,7 @@ def _open_torchvision(open_it: Callable[[], Any], root: Path) -> Any:
 
 def _read_npz(spec: DatasetSpec, root: Path, part: Part, download: bool) -> ImageSet:
     """One file of `root`; training images, which can be sorted by class, are shuffled."""
-    path = root / f"{part}.npz"
-    with open_archive(path) as archive:
-        check_images(archive.image, spec.channels, str(path))
-        count = archive.image.shape[0]
-        check_label_header(archive.label, count, str(path))
-        rows = np.arange(count)
-        if part == "train":
-            rows[np.random.default_rng(0).permutation(count)] = np.arange(count)
-        images = ImageSet(np.empty(archive.image.shape, np.uint8), np.empty(count, np.int64))
-        _fill(images.images, archive.image, rows)
-        _fill(images.labels, archive.label, rows)
-    return images
+    return read_file(root / f"{part}.npz", spec.channels, shuffled=part == "train")
 
 
 def _fill(array: NDArray[Any], column: Column, rows: NDArray[np.int64]) -> None:

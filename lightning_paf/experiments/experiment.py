@@ -9,14 +9,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lightning_paf.experiments import methods
+from lightning_paf.experiments.claims import AbstractClaim
+from lightning_paf.experiments.claims import Claim as Claim  # for the files of methods
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
     from torch import Tensor
 
     from lightning_paf.loading import Run
 
 Metric = Callable[["Run", "Tensor", "Tensor"], Any]
-"""Function `(run, images, labels)` to one bool per image (N,) or one number."""
+"""Function `(run, images, labels)` to one bool per image (N,) or one number.
+
+NaN is an undefined number.
+"""
+Drawing = Callable[[Mapping[str, Any]], "Figure"]
+"""Function from a result of `report.content` to a figure."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +38,7 @@ class Variant:
         before: Commands (words without `lightning-paf`) that run before the training, with the same placeholders.
         test_options: Words that change how the trained model is built for the evaluation.
         after: Earlier variants that its metrics need, with the same seed; placeholders imply theirs.
+        last: Words of `lightning-paf fit` after all others, which override those of the data.
     """
 
     name: str
@@ -37,42 +46,12 @@ class Variant:
     before: tuple[tuple[str, ...], ...] = ()
     test_options: tuple[str, ...] = ()
     after: tuple[str, ...] = ()
+    last: tuple[str, ...] = ()
 
     def needs(self, other: "Variant") -> bool:
         """Whether the other variant must finish first."""
         words = (*self.options, *self.test_options, *(word for command in self.before for word in command))
         return other.name in self.after or any(f"{{{other.name}}}" in word for word in words)
-
-
-@dataclass(frozen=True)
-class Claim:
-    """The claim that one variant exceeds another, or one metric another.
-
-    Attributes:
-        text: The claim in the paper's terms, one sentence.
-        more: Variant with the larger value.
-        less: Variant with the smaller value.
-        metric: `clean`, `pgd`, `autoattack`, or a metric of the experiment.
-        by: Smallest difference; negative for "not worse by more than".
-        source: `paper`, or `expected` for our own expectation.
-        than: Metric of the variant with the smaller value, if it differs.
-    """
-
-    text: str
-    more: str
-    less: str
-    metric: str
-    by: float = 0.0
-    source: str = "expected"
-    than: str = ""
-
-    @property
-    def sides(self) -> dict[str, tuple[str, str]]:
-        """Larger and smaller side as (variant, metric), by name."""
-        if not self.than:
-            return {self.more: (self.more, self.metric), self.less: (self.less, self.metric)}
-        pairs = ((self.more, self.metric), (self.less, self.than))
-        return {f"{metric} of {variant}": (variant, metric) for variant, metric in pairs}
 
 
 @dataclass(frozen=True)
@@ -82,27 +61,36 @@ class Experiment:
     Attributes:
         title: Method and paper in one line.
         variants: In the order of training.
-        claims: Comparisons of the variants.
+        claims: Claims about the variants.
         options: Words of `lightning-paf fit` for all variants.
         metrics: Further metrics by name. `clean`, `pgd` and `autoattack` at `eps` are always measured.
-        eps: Radius (linf) of `pgd` and `autoattack`.
+        eps: Radius (linf) of `pgd` and `autoattack`; None for that of the training attack.
         plain: Further metrics that are not fractions, such as distances; they are not shown in %.
         shown: Metrics in the figure, either all `plain` or none; if empty, the figure shows AutoAttack accuracy over
             clean accuracy.
         note: Limitations of the numbers.
         first_seed: First seed; above the seeds of any trials that chose the settings.
+        config: Recipe that all variants share by default.
+        pool: Command (words without `lightning-paf`) that writes `{pool}`, the second source of training images for
+            the default `config`.
+        histories: Columns of `metrics.csv` to keep in the result for each training, for figures.
+        figures: Further figures by name; the name "" replaces the default figure.
     """
 
     title: str
     variants: tuple[Variant, ...]
-    claims: tuple[Claim, ...]
+    claims: tuple[AbstractClaim, ...]
     options: tuple[str, ...] = ()
     metrics: Mapping[str, Metric] = field(default_factory=dict)
     plain: tuple[str, ...] = ()
     shown: tuple[str, ...] = ()
-    eps: float = 0.2
+    eps: float | None = 0.2
     note: str = ""
     first_seed: int = 0
+    config: str = "experiments/digits"
+    pool: tuple[str, ...] = ()
+    histories: tuple[str, ...] = ()
+    figures: Mapping[str, Drawing] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Check the names in claims, `plain` and `shown`."""
@@ -117,7 +105,7 @@ class Experiment:
                 f"{self.shown}. Pass some of {', '.join(sorted(metrics))}."
             )
         for claim in self.claims:
-            if not {claim.more, claim.less} <= variants or not {claim.metric, claim.than or claim.metric} <= metrics:
+            if not all(variant in variants and metric in metrics for variant, metric in claim.sides):
                 raise ValueError(
                     f"A claim must name variants and metrics of its experiment, got {claim}. Correct the names."
                 )

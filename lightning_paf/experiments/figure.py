@@ -1,5 +1,6 @@
 """Figure of an experiment: AutoAttack over clean accuracy, or chosen metrics."""
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,11 +16,11 @@ MARKERS = "osD^vPX*"
 """Markers of the variants, for readers who cannot distinguish the colours."""
 
 _SIZE = 8
-_DOT: dict[str, Any] = {"markersize": _SIZE, "markeredgecolor": "white", "markeredgewidth": 0.8, "linewidth": 0}
+DOT: dict[str, Any] = {"markersize": _SIZE, "markeredgecolor": "white", "markeredgewidth": 0.8, "linewidth": 0}
 _MEAN: dict[str, Any] = {"markersize": 16, "markerfacecolor": "none", "markeredgewidth": 1.2, "linewidth": 0}
 
 
-def draw(result: dict[str, Any]) -> "Figure":
+def draw(result: Mapping[str, Any]) -> "Figure":
     """Draw each seed and the mean of each variant, from a result of `report.content`.
 
     If its experiment names metrics to show, there is a group of dots for each; otherwise AutoAttack accuracy is drawn
@@ -30,18 +31,18 @@ def draw(result: dict[str, Any]) -> "Figure":
     with open_figure(width, 4.2) as figure:
         axes = figure.subplots()
         for number, variant in enumerate(result["variants"]):
-            axes.plot([], [], **_look(number), **_DOT, label=variant)
+            axes.plot([], [], **look(number), **DOT, label=variant)
         axes.legend(loc="center left", bbox_to_anchor=(1, 0.5))
         (_groups if groups else _scatter)(axes, result)
     return figure
 
 
-def _look(number: int) -> dict[str, Any]:
+def look(number: int) -> dict[str, Any]:
     """Marker and colour of a variant."""
     return {"marker": MARKERS[number % len(MARKERS)], "color": COLOURS[number % len(COLOURS)]}
 
 
-def _scatter(axes: "Axes", result: dict[str, Any]) -> None:
+def _scatter(axes: "Axes", result: Mapping[str, Any]) -> None:
     """Robust over clean accuracy; an outline is the mean of a variant."""
     axes.set_xlabel("clean accuracy (%); overlapping dots are moved apart")
     axes.set_ylabel(f"AutoAttack accuracy at eps {result['eps']:g} (%)")
@@ -51,11 +52,11 @@ def _scatter(axes: "Axes", result: dict[str, Any]) -> None:
     )
     variants = [100 * np.array([values["clean"], values["autoattack"]]).T for values in result["variants"].values()]
     for number, dots in enumerate(variants):
-        axes.plot(*dots.mean(0), **_look(number), **_MEAN, zorder=1)
+        axes.plot(*dots.mean(0), **look(number), **_MEAN, zorder=1)
     axes.margins(0.08)
     axes.update_datalim(np.concatenate(variants))
     axes.autoscale_view()
-    looks = [_look(number) for number, dots in enumerate(variants) for _ in dots]
+    looks = [look(number) for number, dots in enumerate(variants) for _ in dots]
     _side_by_side(axes, np.concatenate(variants), looks)
 
 
@@ -69,7 +70,7 @@ def _side_by_side(axes: "Axes", dots: NDArray[np.float64], looks: list[dict[str,
     figure.draw_without_rendering()  # lays the axes out
     points = axes.transData.transform(dots) * 72 / figure.dpi
     steps = [0] + [side * step for step in range(1, len(dots)) for side in (1, -1)]
-    for number, look in enumerate(looks):
+    for number, style in enumerate(looks):
         aside = next(
             _SIZE * step
             for step in steps
@@ -77,10 +78,10 @@ def _side_by_side(axes: "Axes", dots: NDArray[np.float64], looks: list[dict[str,
         )
         points[number, 0] += aside
         shift = ScaledTranslation(aside / 72, 0, figure.dpi_scale_trans)
-        axes.plot(*dots[number], **look, **_DOT, transform=axes.transData + shift, zorder=3, clip_on=False)
+        axes.plot(*dots[number], **style, **DOT, transform=axes.transData + shift, zorder=3, clip_on=False)
 
 
-def _groups(axes: "Axes", result: dict[str, Any]) -> None:
+def _groups(axes: "Axes", result: Mapping[str, Any]) -> None:
     """Draw one group per metric, with a column per variant: seeds and mean (line)."""
     names, variants = result["shown"], result["variants"]
     plain = names[0] in result["plain"]  # as then all are
@@ -91,7 +92,7 @@ def _groups(axes: "Axes", result: dict[str, Any]) -> None:
             dots = (1 if plain else 100) * np.array(values[name])
             middle = group + (number - (len(variants) - 1) / 2) * column
             x = np.linspace(middle - half, middle + half, 2 * len(dots) + 1)[1::2]
-            axes.plot(x, dots, **_look(number), **_DOT | {"markersize": 7}, zorder=3)
+            axes.plot(x, dots, **look(number), **DOT | {"markersize": 7}, zorder=3)
             axes.hlines(dots.mean(), middle - half, middle + half, color=COLOURS[number % len(COLOURS)], linewidth=1.5)
     for border in range(1, len(names)):
         axes.axvline(border - 0.5, color=GREY, linewidth=0.5, alpha=0.5)

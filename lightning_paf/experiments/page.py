@@ -23,6 +23,10 @@ Results of small networks on 8x8 digits need not hold for large networks on phot
 ## Overview"""
 
 
+_COLUMNS = 4
+"""Metrics in one table on the terminal, which fit into 80 columns."""
+
+
 def show(result: dict[str, Any]) -> None:
     """Print one result of `report.content`."""
     from rich.console import Console
@@ -30,19 +34,20 @@ def show(result: dict[str, Any]) -> None:
 
     console = Console(highlight=False)
     names = list(next(iter(result["variants"].values())))
-    columns = (Column(name, overflow="fold") for name in ("variant", *names))
-    variants = Table(
-        *columns, title=f"{result['title']}\nmean and standard deviation over {result['seeds']} seeds{_unit(result)}"
-    )
-    for variant, values in result["variants"].items():
-        variants.add_row(variant, *(_mean(values[name], name in result["plain"]) for name in names))
-    console.print(variants)
+    title = f"{result['title']}\nmean and standard deviation over {result['seeds']} seeds{_unit(result)}"
+    for first in range(0, len(names), _COLUMNS):
+        part = names[first : first + _COLUMNS]
+        variants = Table(*(Column(name, overflow="fold") for name in ("variant", *part)), title=title)
+        for variant, values in result["variants"].items():
+            variants.add_row(variant, *(_mean(values[name], name in result["plain"]) for name in part))
+        console.print(variants)
+        title = ""
     claims = Table("claim", "metric", "difference, 95 %", "conclusion")
     for claim in result["claims"]:
         claims.add_row(claim["text"], claim["metric"], claim["shown"], claim["conclusion"])
     console.print(claims)
     if result["note"]:
-        console.print(result["note"])
+        console.print(result["note"], markup=False)
     console.print(f"{result['method']}: {result['conclusion']}")
 
 
@@ -109,12 +114,14 @@ def _section(result: dict[str, Any], folder: Path) -> list[str]:
     lines += [
         "",
         f"Mean and standard deviation over {result['seeds']} seeds{_unit(result)}; linf eps {result['eps']}, "
-        f"{result['examples']} test images; {result['machine']}.",
+        f"{_images(result)}; {result['machine']}.",
     ]
     if (folder / f"{result['method']}.png").is_file():
         about = ", ".join(result["shown"]) or "clean and robust accuracy"
         # Next to the folder, like docs/results/methods.md.
         lines += ["", f"![{result['method']}: {about}]({folder.name}/{result['method']}.png)"]
+    for name in filter(None, result.get("figures", ())):
+        lines += ["", f"![{result['method']}: {name}]({folder.name}/{result['method']}-{name}.png)"]
     return [*lines, "", result["note"]] if result["note"] else lines
 
 
@@ -122,8 +129,17 @@ def _unit(result: dict[str, Any]) -> str:
     return f", % ({', '.join(result['plain'])}: as measured)" if result["plain"] else ", %"
 
 
-def _mean(values: list[float], plain: bool) -> str:
-    """Mean and standard deviation over the seeds."""
-    scale, digits = (1, 2) if plain else (100, 1)
-    spread = f" ± {scale * np.std(values, ddof=1):.{digits}f}" if len(values) > 1 else ""
-    return f"{scale * np.mean(values):.{digits}f}{spread}"
+def _images(result: dict[str, Any]) -> str:
+    fewer = result.get("autoattack_examples")
+    return f"{result['examples']} test images" + (f" (AutoAttack: the first {fewer})" if fewer else "")
+
+
+def _mean(values: list[float | None], plain: bool) -> str:
+    """Mean and standard deviation over the seeds; - if undefined or infinite for one."""
+    numbers = [value for value in values if value is not None]
+    if len(numbers) < len(values):
+        return "-"
+    scale, form = (1, ".2f") if plain else (100, ".1f")
+    mean = scale * float(np.mean(numbers))
+    form = ".0e" if plain and 0 < abs(mean) < 0.005 else form
+    return f"{mean:{form}}" + (f" ± {scale * np.std(numbers, ddof=1):{form}}" if len(numbers) > 1 else "")

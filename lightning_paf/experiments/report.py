@@ -1,5 +1,6 @@
 """The result of an experiment as plain values."""
 
+import math
 import os
 import platform
 from collections.abc import Mapping, Sequence
@@ -9,44 +10,45 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from lightning_paf.experiments.claim_result import Measured, compare, overall
-from lightning_paf.experiments.experiment import Claim, Experiment
-from lightning_paf.experiments.run import Task, measured
+from lightning_paf.experiments.claim_result import compare, overall
+from lightning_paf.experiments.claims import AbstractClaim, Measured
+from lightning_paf.experiments.experiment import Experiment
+from lightning_paf.experiments.run import Task, eps_of, measured
+from lightning_paf.runs.metrics_table import read_table
 
 
-def content(method: str, experiment: Experiment, tasks: Sequence[Task], budget: str) -> dict[str, Any]:
+def content(command: str, experiment: Experiment, tasks: Sequence[Task]) -> dict[str, Any]:
     """Summarise the finished tasks of an experiment: means, intervals, conclusions."""
     values = {(task.variant, task.seed): measured(task) for task in tasks}
     seeds = sorted({task.seed for task in tasks})
     names = list(next(iter(values.values())))
     results = [compare(claim, _sides(claim, values, seeds)) for claim in experiment.claims]
     return {
-        "method": method,
+        "method": tasks[0].experiment,
         "title": experiment.title,
-        "command": f"lightning-paf reproduce {method} --budget {budget} --seeds {len(seeds)}",
+        "command": command,
         "note": experiment.note,
-        "eps": experiment.eps,
+        "eps": eps_of(tasks[0], experiment),
         "seeds": len(seeds),
         "examples": tasks[0].examples,
         "machine": _machine(),
         "plain": list(experiment.plain),
         "shown": list(experiment.shown),
+        **_extras(experiment, tasks),
         "variants": {
-            variant.name: {name: [float(np.mean(values[variant.name, seed][name])) for seed in seeds] for name in names}
+            variant.name: {name: [_mean(values[variant.name, seed][name]) for seed in seeds] for name in names}
             for variant in experiment.variants
         },
         "claims": [
             {
                 "text": result.claim.text,
                 "source": result.claim.source,
-                "metric": f"{result.claim.metric} > {result.claim.than}".removesuffix(" > "),
-                "more": result.claim.more,
-                "less": result.claim.less,
+                **result.claim.described(),
                 "by": result.claim.by,
                 "difference": result.difference,
                 "low": result.low,
                 "high": result.high,
-                "shown": result.shown(result.claim.metric in experiment.plain),
+                "shown": result.shown(result.claim.is_plain(experiment.plain)),
                 "conclusion": result.conclusion,
             }
             for result in results
@@ -56,10 +58,38 @@ def content(method: str, experiment: Experiment, tasks: Sequence[Task], budget: 
 
 
 def _sides(
-    claim: Claim, values: Mapping[tuple[str, int], Mapping[str, NDArray[np.float64]]], seeds: list[int]
+    claim: AbstractClaim, values: Mapping[tuple[str, int], Mapping[str, NDArray[np.float64]]], seeds: list[int]
 ) -> Measured:
-    """Values of both sides of a claim."""
-    return {side: [values[variant, seed][name] for seed in seeds] for side, (variant, name) in claim.sides.items()}
+    """Values of the variants and metrics of a claim."""
+    return {(variant, name): [values[variant, seed][name] for seed in seeds] for variant, name in claim.sides}
+
+
+def _mean(values: NDArray[np.float64]) -> float | None:
+    """Mean over images; None for JSON where it is undefined or infinite."""
+    mean = float(np.mean(values))
+    return mean if math.isfinite(mean) else None
+
+
+def _extras(experiment: Experiment, tasks: Sequence[Task]) -> dict[str, Any]:
+    """Entries that only some experiments or options need."""
+    extras: dict[str, Any] = {}
+    if tasks[0].autoattack_examples is not None:
+        extras["autoattack_examples"] = tasks[0].autoattack_examples
+    if experiment.figures:
+        extras["figures"] = list(experiment.figures)
+    if experiment.histories:
+        extras["histories"] = {
+            variant.name: [_history(task, experiment.histories) for task in tasks if task.variant == variant.name]
+            for variant in experiment.variants
+        }
+    return extras
+
+
+def _history(task: Task, columns: Sequence[str]) -> dict[str, list[float]]:
+    """Values of each column in every epoch that has one, to 5 digits."""
+    _, rows = read_table(task.output / "run" / "metrics.csv")
+    found = {column: {row["epoch"]: row[column] for row in rows if row.get(column)} for column in columns}
+    return {column: [float(f"{float(value):.5g}") for value in of.values()] for column, of in found.items() if of}
 
 
 def _machine() -> str:

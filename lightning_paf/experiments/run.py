@@ -8,15 +8,18 @@ import shutil
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+import yaml
 from numpy.typing import NDArray
 
 from lightning_paf.attacks import AutoAttack
 from lightning_paf.evaluation import Evaluation, Outcome
+from lightning_paf.evaluation.files import ResultFiles
 from lightning_paf.experiments.experiment import Experiment, Variant, find_experiment
 from lightning_paf.experiments.metrics import correct, margin_pgd
 from lightning_paf.loading import load_run
@@ -37,6 +40,7 @@ class Task:
         config: Configuration that all variants share.
         options: Last words of `fit`, such as those for a shorter training.
         examples: Number of test images to evaluate.
+        autoattack_examples: Number of them that AutoAttack runs on; None for all.
     """
 
     experiment: str
@@ -46,6 +50,7 @@ class Task:
     config: Path
     options: tuple[str, ...]
     examples: int
+    autoattack_examples: int | None = None
 
     @property
     def output(self) -> Path:
@@ -73,9 +78,8 @@ def perform(task: Task) -> None:
     with _into(task.output / "log.txt"):
         trained = task.output / "trained"
         if not trained.is_file():
-            for words in variant.before:
+            for words in (*variant.before, _fit_words(task, experiment, variant)):
                 _command(_filled(words, task, experiment))
-            _command(_fit_words(task, experiment, variant))
             trained.touch()
         measured = _evaluate(task, experiment, variant)
     content = {name: np.asarray(values, np.float64).reshape(-1).tolist() for name, values in measured.items()}
@@ -87,10 +91,22 @@ def measured(task: Task) -> dict[str, NDArray[np.float64]]:
     return {name: np.array(values, np.float64) for name, values in json.loads(task.result.read_text()).items()}
 
 
+def eps_of(task: Task, experiment: Experiment) -> float:
+    """Radius of the evaluation of a trained variant."""
+    if experiment.eps is not None:
+        return experiment.eps
+    config = yaml.safe_load((task.output / "run" / "config.yaml").read_text())
+    return float(Fraction(str(config["model"]["attack"]["init_args"]["eps"])))
+
+
 def _remove_stale(task: Task, experiment: Experiment, variant: Variant) -> None:
     """Remove a training with other options, and metrics of other settings."""
     commands = [*variant.before, _fit_words(task, experiment, variant), variant.test_options]
-    evaluated = {"eps": experiment.eps, "examples": task.examples, "metrics": sorted(experiment.metrics)}
+    evaluated = {
+        "eps": experiment.eps,
+        "examples": [task.examples, task.autoattack_examples],
+        "metrics": sorted(experiment.metrics),
+    }
     text = json.dumps({"commands": commands, "config": task.config.read_text(), **evaluated}, indent=1)
     settings = task.output / "settings.json"
     before, now = json.loads(settings.read_text()) if settings.is_file() else {}, json.loads(text)
@@ -105,15 +121,15 @@ def _remove_stale(task: Task, experiment: Experiment, variant: Variant) -> None:
 
 def _fit_words(task: Task, experiment: Experiment, variant: Variant) -> list[str]:
     seed = ["--seed_everything", str(task.seed), "--data.seed", str(task.seed)]
-    options = [*experiment.options, *variant.options, *task.options]
-    words = ["fit", "-c", str(task.config), *seed, *options, "--run", str(task.output / "run"), "--ckpt_path", "auto"]
-    return _filled(words, task, experiment)
+    options = [*experiment.options, *variant.options, *task.options, *variant.last]
+    return ["fit", "-c", "{config}", *seed, *options, "--run", "{folder}/run", "--ckpt_path", "auto"]
 
 
 def _filled(words: Sequence[str], task: Task, experiment: Experiment) -> list[str]:
     """Words with their placeholders filled in."""
     names = (variant.name for variant in experiment.variants)
-    paths = {"folder": task.output} | {name: _checkpoint(task.folder / f"{name}-{task.seed}") for name in names}
+    paths = {"config": task.config, "folder": task.output}
+    paths |= {name: _checkpoint(task.folder / f"{name}-{task.seed}") for name in names}
     return [re.sub(r"{([\w.-]+)}", lambda found: str(paths[found[1]]), word) for word in words]
 
 
@@ -137,9 +153,12 @@ def _evaluate(task: Task, experiment: Experiment, variant: Variant) -> dict[str,
     x, y = samples.fetch(samples.ids)
     torch.manual_seed(task.seed)
     found: dict[str, Any] = {"clean": correct(run.model, x, y)}
-    for name, attack in (("pgd", margin_pgd(experiment.eps)), ("autoattack", AutoAttack(experiment.eps))):
-        result = Evaluation(run.model, attack, samples, block_size=BLOCK_SIZE).run()
-        found[name] = result.outcomes == Outcome.ROBUST
+    eps = eps_of(task, experiment)
+    attacks = {"pgd": (margin_pgd(eps), task.examples), "autoattack": (AutoAttack(eps), task.autoattack_examples)}
+    for name, (attack, examples) in attacks.items():
+        evaluation = Evaluation(run.model, attack, run.samples(examples or task.examples), block_size=BLOCK_SIZE)
+        files = ResultFiles.of(task.output, name, attack)
+        found[name] = evaluation.run(files.state(evaluation.identity)).outcomes == Outcome.ROBUST
     return found | {name: metric(run, x, y) for name, metric in experiment.metrics.items()}
 
 

@@ -152,7 +152,7 @@ def _difference(name: str, misfits: Mapping[str, list[str]]) -> str:
         pattern = f"{shared}.*" if shared and len(unexpected) > 1 else unexpected[0]
         hint = f"Pass --drop PATTERN, such as --drop '{pattern}', for tensors that the network does not use."
     elif not missing and not unexpected and len(shapes) <= 2:
-        hint = "Pass the --dataset that the weights were trained on, for the number of classes."
+        hint = "Pass the --dataset that the weights were trained on, for the number of classes and channels."
     lines = [f"  {len(keys)} {problem}: {some(keys)}" for problem, keys in misfits.items() if keys]
     return "\n".join([f"The weights do not fit {name}:", *lines, hint])
 

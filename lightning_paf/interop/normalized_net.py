@@ -1,5 +1,6 @@
 """Normalisation of imported networks."""
 
+import math
 from collections.abc import Collection, Iterable, Mapping
 from typing import NamedTuple
 
@@ -34,7 +35,7 @@ class NormalizedNet(nn.Module):
         num_classes: Width of the logits.
 
     Raises:
-        ValueError: The lengths differ, or a standard deviation is not positive.
+        ValueError: The lengths differ, or a number is not finite, or a standard deviation is not positive.
     """
 
     mean: Tensor
@@ -42,10 +43,10 @@ class NormalizedNet(nn.Module):
 
     def __init__(self, net: nn.Module, mean: list[float], std: list[float], num_classes: int = 10) -> None:
         super().__init__()
-        if len(mean) != len(std) or not mean or min(std) <= 0:
+        if len(mean) != len(std) or not mean or not all(map(math.isfinite, [*mean, *std])) or min(std) <= 0:
             raise ValueError(
-                f"mean and std must have one number for each channel, those of std positive, got mean={mean} and "
-                f"std={std}. Pass --mean and --std."
+                "mean and std must have one number for each channel, finite and for std positive, got "
+                f"mean={mean} and std={std}. Pass --mean and --std."
             )
         self.net = net
         self.num_classes = num_classes

@@ -39,10 +39,7 @@ class ImageGenerator(ABC):
 
     @abstractmethod
     def describe(self) -> dict[str, Any]:
-        """Return everything that the images depend on, as plain values.
-
-        The arguments of `sample` are not part of it.
-        """
+        """Return what the images depend on besides the arguments of `sample`."""
 
     def check_labels(self, count: int, labels: Tensor | None) -> None:
         """Check the arguments of `sample`.

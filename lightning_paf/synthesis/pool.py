@@ -27,7 +27,7 @@ from lightning_paf.utils.files import create_whole, explained, parse_json, write
 from lightning_paf.utils.hashing import weights_fingerprint
 
 TIMEOUT = 120.0
-"""Seconds without a heartbeat until a block of another machine is taken over."""
+"""Seconds without a heartbeat after which a block is taken over."""
 _PAUSE = 0.2
 _SCAN = 5.0
 """Seconds between two looks at the blocks of other processes."""
@@ -50,7 +50,7 @@ class PoolSource:
 
     @torch.no_grad()
     def draw(self, count: int, labels: Tensor | None, rng: torch.Generator) -> dict[str, NDArray[Any]]:
-        """Draw images as uint8 (N, H, W, C), with labels (N,) and scores (N,), if any.
+        """Draw images uint8 (N, H, W, C), labels (N,) and, with a scorer, scores (N,).
 
         The classifiers see the images after rounding.
         """
@@ -72,7 +72,7 @@ class PoolSource:
 
 
 def log_odds(logits: Tensor, y: Tensor) -> Tensor:
-    """Return log(p / (1 - p)) of the probability p of each label, (N,), float64.
+    """Return log(p / (1 - p)) of the probability p of each label, (N,) double.
 
     The order is that of p, without the ties of probabilities that round to 1.
     """
@@ -92,9 +92,7 @@ def write_pool(
     progress: Callable[[int], None] = lambda drawn: None,
     replace: bool = False,
 ) -> bool:
-    """Draw a pool in blocks, and write it to one npz file.
-
-    Other processes with the same call share the work.
+    """Draw a pool in blocks, with other processes of the same call, into one file.
 
     A block is a file in `parts_folder(out)`. It depends on the plan and the sources, but not on the process; the images
     are equal bit for bit on devices of one kind. A killed call resumes after the blocks that exist. One process writes
@@ -130,7 +128,10 @@ def write_pool(
 
 
 def _open(folder: Path, identity: dict[str, Any]) -> bool:
-    """Create the folder or check that it belongs to the pool; return if it is new."""
+    """Create the folder, or check that it belongs to the same pool.
+
+    Returns whether it is new.
+    """
     folder.mkdir(exist_ok=True)
     path, content = folder / _IDENTITY, json.dumps(identity, indent=2).encode() + b"\n"
     if create_whole(path, content):
@@ -196,7 +197,7 @@ def _draw_block(path: Path, source: PoolSource, count: int, labels: Tensor | Non
     """Write a block, unless its previous owner has written it just before."""
     if not path.exists():
         content = io.BytesIO()
-        np.savez(content, **source.draw(count, labels, rng))  # type: ignore[arg-type]  # no array is called allow_pickle
+        np.savez(content, **source.draw(count, labels, rng))  # type: ignore[arg-type]
         write_whole(path, content.getvalue())
 
 

@@ -84,10 +84,7 @@ def barrier_without_timeout() -> Iterator[Callable[[], None]]:
 
 
 def wait_for_torchrun() -> None:
-    """Wait until all processes that torchrun has started call this function.
-
-    Without torchrun, it returns immediately.
-    """
+    """Wait until all processes of torchrun call this function, if there are any."""
     if distributed.is_available() and distributed.is_torchelastic_launched():
         distributed.init_process_group("gloo")
         distributed.barrier()

@@ -45,7 +45,7 @@ def test_classifier_has_the_logistic_loss_and_its_gradient():
 )
 def test_fgsm_and_pgd_reach_the_optimum(seed, eps, steps, distance, bounds):
     rule, x, y = problem(seed, n=6)
-    pgd = PGD(eps, step_size=1.0001 * distance * eps / steps, steps=steps, start="none", bounds=bounds)
+    pgd = PGD(eps, step_size=min(1.0, 1.0001 * distance * eps / steps), steps=steps, start="none", bounds=bounds)
     expected = x - eps * signs(y) * rule.weight.sign()
     if bounds is not None:
         expected = expected.clamp(0, 1)

@@ -6,6 +6,7 @@ import random
 import numpy as np
 import pytest
 import torch
+from helpers.devices import devices
 from helpers.every_attack import ATTACKS, MAKE, assert_allowed, attacks, batch, network
 
 from lightning_paf.attacks import APGD, FGSM, PGD, AutoAttack, ReferenceAutoAttack, Restarts, WorstOf
@@ -38,9 +39,10 @@ def test_subclasses_are_found():
     assert {APGD, PGD, FGSM, AutoAttack, ReferenceAutoAttack, Restarts, WorstOf} <= set(ATTACKS)
 
 
+@devices
 @attacks
-def test_result_is_allowed_and_everything_else_is_left_as_found(attack):
-    net, (x, y) = network(), batch()
+def test_result_is_allowed_and_everything_else_is_left_as_found(attack, device):
+    net, (x, y) = network().to(device), (tensor.to(device) for tensor in batch())
     x_before, y_before, calls_of_hooks = x.clone(), y.clone(), []
     cross_entropy(net(x), y).mean().backward()
     gradients = [None if p.grad is None else p.grad.clone() for p in net.parameters()]
@@ -51,7 +53,7 @@ def test_result_is_allowed_and_everything_else_is_left_as_found(attack):
     before, python_state = state(net), random.getstate()
     numpy_state = np.random.get_state()[1].copy()  # noqa: NPY002
     x_adv = attack(net, x, y)
-    assert (x_adv.shape, x_adv.dtype, x_adv.requires_grad) == (x.shape, x.dtype, False)
+    assert (x_adv.shape, x_adv.dtype, x_adv.device, x_adv.requires_grad) == (x.shape, x.dtype, x.device, False)
     assert_allowed(attack, x, x_adv)
     assert not torch.equal(x_adv, x)
     x_adv.fill_(0.5)

@@ -5,11 +5,13 @@ import sys
 
 import pytest
 import torch
+from helpers.devices import devices
 from helpers.digits_net import Recorder, digits
 from torch import nn
 
 from lightning_paf.attacks import APGD, FAB, PGD, Attack, Square, run_sub_attack
 from lightning_paf.functional import geometry_of, margin
+from lightning_paf.nn.modes import full_precision
 from lightning_paf.speed.search_model import Passes, SearchModel
 
 
@@ -20,16 +22,19 @@ class Idle(Attack):
         return x
 
 
+@devices
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize(
     "attack", [PGD(0.12, step_size=0.03), APGD(0.12, steps=10), FAB(0.12, steps=10), Square(0.15, queries=100)]
 )
-def test_every_success_is_confirmed_and_all_other_images_are_returned_unchanged(attack, precision):
-    net, x, y = digits(40)
-    before = x.clone()
-    x_adv, fooled = run_sub_attack(attack, SearchModel(net, precision), x, y, seed=0)
+def test_every_success_is_confirmed_and_all_other_images_are_returned_unchanged(attack, precision, device):
+    net, x, y = (copy.deepcopy(part).to(device) for part in digits(40))
+    before, search = x.clone(), SearchModel(net, precision)
+    x_adv, fooled = run_sub_attack(attack, search, x, y, seed=0)
+    assert search.precision == precision
     assert 0 < fooled.sum() < 40
-    assert torch.equal(net(x_adv).argmax(1) != y, fooled)
+    with full_precision():
+        assert torch.equal(net(x_adv).argmax(1) != y, fooled)
     assert torch.equal((x_adv != x).flatten(1).any(1), fooled)
     assert torch.equal(x, before)
 

@@ -3,6 +3,7 @@
 import os
 import pickle
 import re
+import shutil
 import warnings
 from collections.abc import Callable
 from fractions import Fraction
@@ -358,6 +359,13 @@ def test_a_missing_checkpoint_without_a_configuration(capsys, tmp_path):
     assert f"got {tmp_path / 'nowhere.ckpt'}, which does not exist" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("command", ["validate", "test", "predict"])
+def test_a_checkpoint_without_its_configuration(command, trained, capsys, tmp_path):
+    lonely = shutil.copy(trained / "checkpoints" / "last.ckpt", tmp_path)
+    assert status(command, "--ckpt_path", lonely) == 1
+    assert "last.ckpt must exist, got no config.yaml in its run folder. Pass -c RUN/" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("command", "words", "message"),
     [
@@ -391,6 +399,13 @@ def test_an_error_of_the_file_system_is_one_line(command, monkeypatch, capsys):
     error = capsys.readouterr().err
     assert error.startswith("lightning-paf: error: /proc/?[31m/file cannot be used: No such file or directory.")
     assert "Traceback" not in error
+
+
+def test_an_argument_that_the_configuration_cannot_hold(tiny, tmp_path, capsys):
+    words = ["--trainer.callbacks+=ModelPruning", "--trainer.callbacks.pruning_fn", "l1_unstructured"]
+    assert status("fit", "-c", tiny, *words, "--run", tmp_path / "run") == 1
+    assert "pruning_fn must be a value that config.yaml can hold, got l1_unstructured." in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_loss_that_is_not_finite_ends_the_training(tiny, tmp_path, capsys):

@@ -10,6 +10,7 @@ import pytest
 import torch
 import yaml
 from helpers.cli_runs import built, experiment, status, write_experiment
+from helpers.devices import DEVICE, on_gpu
 from helpers.fakes import CONFIGS
 from helpers.resume_helpers import content
 from helpers.resume_helpers import rows as rows_without_times
@@ -153,6 +154,18 @@ def test_other_loggers_are_added_to_those_of_the_run_folder(tiny, tmp_path):
     assert list((tmp_path / "more").rglob("metrics.csv"))
     config = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
     assert type(config["seed_everything"]) is int, "the random seed is saved"
+
+
+def test_a_device_is_saved_as_its_name(tiny, tmp_path):
+    averaging = ["--trainer.callbacks+=StochasticWeightAveraging", "--trainer.callbacks.swa_lrs", "0.01"]
+    assert status("fit", "-c", tiny, *averaging, "--run", tmp_path / "run") == 0
+    (callback,) = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["trainer"]["callbacks"]
+    assert callback["init_args"]["device"] == "cpu"
+
+
+def test_processes_can_be_spawned(tiny, tmp_path):
+    assert status("fit", "-c", tiny, "--trainer.strategy", "ddp_spawn", "--run", tmp_path / "run") == 0
+    assert (tmp_path / "run" / "checkpoints" / "last.ckpt").is_file()
 
 
 def test_without_loggers_the_run_folder_is_the_same(tiny, tmp_path, monkeypatch):
@@ -327,6 +340,18 @@ def test_autoattack_uses_the_given_radius(trained, tmp_path, caplog):
     assert "AutoAttack linf eps 4/255" in caplog.text
 
 
+@on_gpu
+def test_a_network_is_trained_evaluated_and_verified_on_a_gpu(tiny, tmp_path):
+    gpu = ["--trainer.accelerator", DEVICE, "--trainer.devices", "1"]
+    bf16 = ["--trainer.precision", "bf16-mixed", "--trainer.benchmark", "true"]
+    assert status("fit", "-c", tiny, *gpu, *bf16, "--averaging", "WarmupEMA", "--run", tmp_path) == 0
+    quick = ["--autoattack.attack.version", "custom", "--autoattack.attack.attacks", "[apgd-ce,fab-t]"]
+    search = ["--autoattack", "autoattack", "--autoattack.search_precision", "bf16", "--val_attack", "null"]
+    assert status("test", "--ckpt_path", last(tmp_path), *gpu, *search, *quick) == 0
+    evidence = tmp_path / "test" / "autoattack_linf_8-255.evidence.safetensors"
+    assert status("verify", evidence, "--ckpt", last(tmp_path), "--device", DEVICE) == 0
+
+
 def test_validate_repeats_the_last_validation(trained):
     assert status("validate", "--ckpt_path", last(trained)) == 0
     (row,) = rows(trained / "validate")
@@ -334,8 +359,9 @@ def test_validate_repeats_the_last_validation(trained):
     assert [row[key] for key in ("val/acc", "val/acc_pgd")] == [final[key] for key in ("val/acc", "val/acc_pgd")]
 
 
-def test_predict_writes_every_sample_once(tiny, trained):
+def test_predict_writes_every_sample_once(tiny, trained, caplog):
     assert status("predict", "--ckpt_path", last(trained)) == 0
+    assert f"Predictions: {trained / 'predict' / 'predictions.npz'}." in caplog.text
     found = np.load(trained / "predict" / "predictions.npz")
     expected = np.load(Path(tiny).parent / "images" / "test.npz")["label"]
     assert found["index"].tolist() == list(range(22))
@@ -368,8 +394,8 @@ def test_an_early_stop_and_the_size_of_the_network_are_logged(tiny, tmp_path, ca
 
 
 def test_an_error_of_torch_that_an_option_avoids_is_one_line(tiny, tmp_path, capsys):
-    pruning = ["--trainer.callbacks+=ModelPruning", "--trainer.callbacks.pruning_fn", "l1_unstructured"]
-    assert status("fit", "-c", tiny, *pruning, "--run", tmp_path) == 1
+    pruning = "--trainer.callbacks+=helpers.fakes.Pruning"
+    assert status("fit", "-c", tiny, pruning, "--run", tmp_path) == 1
     error = capsys.readouterr().err
     assert "Pass --model.speed.channels_last false." in error
     assert "Traceback" not in error

@@ -198,6 +198,7 @@ TOOLS = {
     "report": "RESULT --ckpt CKPT",
     "analyze saliency": "--ckpt CKPT",
     "sanity_check": "--ckpt CKPT",
+    "synthesis_report": "POOL --ckpt CKPT",
     "verify": "EVIDENCE --ckpt CKPT",
 }
 """Options of every command that loads a checkpoint."""
@@ -217,6 +218,7 @@ CASES = [
         for name, words in TYPED.items()
         if "--ckpt" in words and name != "report"
     ),
+    ("synthesize --from BEGUN --out OUT.npz", "must hold trained weights"),
     ("certify EMPTY --sigma 0.5", "EMPTY must hold a checkpoint, but there is none"),
     ("report EMPTY", "There is no result in EMPTY"),
     ("compare EMPTY EMPTY", "There is no result in EMPTY"),
@@ -227,7 +229,7 @@ def test_the_cases_include_every_command_that_loads_a_checkpoint():
     package = Path(lightning_paf.__file__).parent
     tools = {path.stem for path in (package / "commands").glob("*.py") if "load_run(" in path.read_text()}
     analyses = {f"analyze {name}" for name in modules_with("analyze", package / "analysis")} - {"analyze logistic"}
-    assert tools - {"analyze"} | analyses == set(TOOLS)
+    assert tools - {"analyze", "demo", "synthesize"} | analyses == set(TOOLS)
 
 
 @pytest.fixture(scope="module")

@@ -18,6 +18,7 @@ COMMANDS = {
     "export": "--ckpt CKPT --out OUT --formats state_dict",
     "verify": "EVIDENCE --ckpt CKPT",
     "report": "RUN --ckpt CKPT --out OUT",
+    "synthesis-report": "POOL --ckpt CKPT --out OUT",
     "compare": "RUN RUN",
 }
 
@@ -39,6 +40,7 @@ def tested(tmp_path_factory) -> Path:
 def typed(command: str, run: Path, out: Path) -> list[str]:
     """Return the words of a command on the last checkpoint of a run."""
     paths = {"CKPT": run / "checkpoints" / "last.ckpt", "RUN": run, "OUT": out}
+    paths["POOL"] = run.parent / "images" / "train.npz"
     paths["EVIDENCE"] = run / "test" / f"{STEM}.evidence.safetensors"
     return [command, *(str(paths.get(word, word)) for word in COMMANDS[command].split())]
 

@@ -3,6 +3,7 @@
 import contextlib
 import io
 import json
+import re
 from types import SimpleNamespace
 
 import numpy as np
@@ -30,6 +31,7 @@ class InThisProcess:
 @pytest.mark.slow
 def test_the_demo_ends_with_a_table(tmp_path, capfd, monkeypatch):
     monkeypatch.setattr(demo.subprocess, "Popen", InThisProcess)
+    monkeypatch.setattr(demo, "GENERATOR_EPOCHS", 1)
     monkeypatch.setattr(demo, "ACTIVATIONS", {"ReLU": "relu", "PSSiLU": "pssilu"})
     recipes = ["--config", str(write_short_demo(tmp_path)), "--generator", str(write_short_generator(tmp_path))]
     out = tmp_path / "demo"
@@ -42,6 +44,9 @@ def test_the_demo_ends_with_a_table(tmp_path, capfd, monkeypatch):
     assert "PSSiLU minus ReLU, same 20 images" in printed
     assert len(np.load(out / "pool.npz")["label"]) == 60
     assert (out / "pool.png").is_file()
+    assert re.search(
+        r"FID to the training images, by the features of relu: diffusion model \d+\.\d\d, Gaussian m", printed
+    )
     for name in ("relu", "pssilu"):
         assert (out / name / "config.yaml").is_file()
         assert (out / name / "activation.png").is_file()

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -189,6 +190,21 @@ def test_evidence_in_the_run_folder_is_found_unless_it_is_of_other_weights(run, 
     with pytest.raises(ValueError, match="--evidence must belong to the weights in"):
         exported(again, tmp_path / "named", "--formats", "safetensors", "--evidence", path)
     assert not (tmp_path / "named").exists()
+
+
+def test_evidence_of_other_images_is_left_out_if_some_is_of_these(run, loaded, tmp_path, evaluated, capsys):
+    path, fooled = evaluated
+    again = shutil.copytree(run, tmp_path / "run")
+    (again / "test").mkdir(exist_ok=True)
+    shutil.copy(path, again / "test")
+    root = write_npz_dataset(tmp_path / "other", train=60)
+    samples = load_run(checkpoint(run), options=["--trust-config", "--data.root", str(root)]).samples()
+    result = Evaluation(loaded.model, PGD(0.2, step_size=0.05, steps=8), samples, block_size=9).run()
+    evidence.write(result, again / "test" / f"other{evidence.SUFFIX}", samples, dataset="npz")
+    assert exported(again, tmp_path / "out", "--formats", "safetensors") == 0
+    printed = capsys.readouterr().out
+    assert "Left out: 1 of 2 evidence files, which are of other images." in printed
+    assert f"model.safetensors: {fooled} adversarial examples: " in printed
 
 
 def other_bias(model):

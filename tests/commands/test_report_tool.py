@@ -53,6 +53,16 @@ def test_a_run_gets_one_report_for_each_evaluation_with_the_curve(run, capsys):
         assert "://" not in text
 
 
+def test_a_result_on_other_images_is_named_and_the_others_get_pages(trained, run, tmp_path, capsys):
+    shutil.copy(run / "test" / f"{STEM}.json", run / "test" / "again.json")
+    for part in ("train", "test"):
+        images = dict(np.load(trained / "images" / f"{part}.npz"))
+        np.savez(tmp_path / f"{part}.npz", **{**images, "image": 255 - images["image"]})
+    assert status("report", run, "--data.root", tmp_path) == 1
+    assert f"{STEM}: " in capsys.readouterr().err
+    assert [path.name for path in (run / "test").glob("*.html")] == ["again.html"]
+
+
 def test_evidence_alone_is_enough(run, tmp_path):
     evidence = run / "test" / f"{STEM}.evidence.safetensors"
     moved = shutil.move(evidence, tmp_path / f"mine{''.join(evidence.suffixes[-2:])}")

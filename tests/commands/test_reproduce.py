@@ -7,6 +7,7 @@ import logging
 import re
 from concurrent.futures import Future
 from functools import partial
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -14,7 +15,7 @@ from helpers.fakes import CONFIGS
 
 from lightning_paf.attacks import AutoAttack
 from lightning_paf.commands import reproduce
-from lightning_paf.experiments import Claim, Experiment, Variant, run
+from lightning_paf.experiments import Claim, Experiment, Variant, find_experiment, run
 
 EXPERIMENT = Experiment(
     "An experiment for the test",
@@ -132,6 +133,50 @@ def test_other_settings_run_again(tmp_path, monkeypatch):
     assert len(trained) == 1, "the same training, evaluated in two ways"
     assert clean("--trainer.max_epochs", "1") == 2
     assert len(trained) == 2
+
+
+def test_chosen_variants_come_with_those_that_they_need_and_their_claims():
+    paf = find_experiment("paf")
+    assert reproduce._chosen(paf, None) is paf
+    some = reproduce._chosen(paf, ["PSSiLU", "ReLU"])
+    assert [variant.name for variant in some.variants] == ["ReLU", "PSSiLU"]
+    assert {claim.text for claim in some.claims} >= {"a) PSSiLU is more robust than ReLU"}
+    assert all({variant for variant, _ in claim.sides} <= {"PSSiLU", "ReLU"} for claim in some.claims)
+    assert "only 2 of 18 variants" in some.title
+    assert len(reproduce._chosen(EXPERIMENT, ["tuned"]).variants) == 2
+    with pytest.raises(ValueError, match=r"--variants must be among natural, tuned, got tune\. Pass some of them"):
+        reproduce._chosen(EXPERIMENT, ["tune"])
+
+
+def test_trainings_of_a_configuration_have_their_own_folder(tmp_path):
+    def folder(*words: str) -> str:
+        return reproduce._folder(reproduce._parse(["paf", "--out", str(tmp_path), *words])).name
+
+    assert folder() == "paf"
+    assert folder("--config", "experiments/cifar10_small", "--budget", "smoke") == "paf-cifar10_small-smoke"
+
+
+def test_a_second_source_is_made_once_and_only_for_the_default_configuration(tmp_path, monkeypatch):
+    experiment = Experiment("", EXPERIMENT.variants, (), pool=("synthesize", "--out", "{pool}"))
+    made = []
+    monkeypatch.setattr("lightning_paf.__main__.main", lambda words: made.append(words) or Path(words[-1]).touch())
+
+    def words(*typed: str) -> list[str]:
+        return reproduce._data(reproduce._parse(["paf", *typed]), experiment, tmp_path)
+
+    pool = str(tmp_path / "pool.npz")
+    assert words() == words() == ["--data.synthetic", pool]
+    assert made == [["synthesize", "--out", pool]]
+    assert words("--config", "other") == []
+    assert words("--data.synthetic", "mine.npz") == ["--data.synthetic", "mine.npz"]
+
+
+def test_the_command_of_a_result_has_no_paths_of_data():
+    typed = ["paf", "--data.root", "/private", "--examples", "9", "--config", "experiments/cifar10_small"]
+    assert reproduce._typed(reproduce._parse(typed), 5) == (
+        "lightning-paf reproduce paf --budget cpu --seeds 5 --config experiments/cifar10_small --data.root ROOT "
+        "--examples 9"
+    )
 
 
 def test_a_failed_task_is_reported_in_one_line(tmp_path, monkeypatch, capsys):

@@ -11,7 +11,7 @@ CLAIM = Claim("A exceeds B", "a", "b", "pgd")
 
 
 def measured(a, b):
-    return {"a": [np.atleast_1d(np.array(v, float)) for v in a], "b": [np.atleast_1d(np.array(v, float)) for v in b]}
+    return {(name, "pgd"): [np.atleast_1d(np.array(v, float)) for v in values] for name, values in (("a", a), ("b", b))}
 
 
 def test_one_number_per_seed_gives_students_interval_of_paired_differences():
@@ -51,9 +51,9 @@ def test_conclusions(a, by, conclusion):
 
 def test_two_metrics_of_one_variant_are_compared_like_two_variants():
     claim = Claim("A exceeds B", "a", "a", "pgd", than="clean")
-    assert claim.sides == {"pgd of a": ("a", "pgd"), "clean of a": ("a", "clean")}
+    assert claim.sides == (("a", "pgd"), ("a", "clean"))
     values = measured([0.5, 0.7, 0.9], [0.4, 0.5, 0.6])
-    same = compare(claim, {"pgd of a": values["a"], "clean of a": values["b"]})
+    same = compare(claim, {("a", "pgd"): values["a", "pgd"], ("a", "clean"): values["b", "pgd"]})
     assert (same.low, same.high) == (compare(CLAIM, values).low, compare(CLAIM, values).high)
 
 

@@ -11,7 +11,7 @@ from helpers.fakes import root_without_runs
 from lightning_paf.commands import reproduce
 from lightning_paf.experiments import experiment_names, find_experiment
 from lightning_paf.experiments.page import page, summary
-from lightning_paf.experiments.run import Task, _fit_words
+from lightning_paf.experiments.run import Task, _filled, _fit_words
 
 ROOT = Path(__file__).parent.parent.parent
 RESULTS = ROOT / "docs" / "results" / "methods"
@@ -23,7 +23,9 @@ def variants():
     for name in experiment_names():
         experiment = find_experiment(name)
         for variant in experiment.variants:
-            words = frozenset(re.sub(r"[\d.]+", "0", word) for word in (*experiment.options, *variant.options))
+            words = frozenset(
+                re.sub(r"[\d.]+", "0", word) for word in (*experiment.options, *variant.options, *variant.last)
+            )
             if not variant.before and "--model.init" not in words:
                 found.setdefault(words, (name, variant.name))
     return [pytest.param(*pair, id=" ".join(pair)) for pair in found.values()]
@@ -35,7 +37,7 @@ def test_every_variant_builds(experiment, name, tmp_path, monkeypatch):
     found = find_experiment(experiment)
     variant = next(variant for variant in found.variants if variant.name == name)
     task = Task(experiment, name, 0, tmp_path, Path("configs/experiments/digits.yaml"), (), 8)
-    built(*_fit_words(task, found, variant)[1:])
+    built(*_filled(_fit_words(task, found, variant), task, found)[1:])
 
 
 def test_a_variant_needs_only_earlier_variants():
@@ -67,6 +69,15 @@ def test_the_pages_of_methods_quote_the_results(name):
     assert (found["plain"], found["note"]) == (list(experiment.plain), experiment.note), (
         f"run `lightning-paf reproduce {name}`"
     )
+
+
+def test_words_of_a_variant_can_override_those_of_the_data(tmp_path):
+    """Without the second source, whose file the command names for all variants."""
+    paf = find_experiment("paf")
+    real = next(variant for variant in paf.variants if variant.name == "ReLU-real")
+    task = Task("paf", real.name, 0, tmp_path, Path("x.yaml"), ("--data.synthetic", "pool.npz"), 8)
+    words = _fit_words(task, paf, real)
+    assert words.index("null") > words.index("pool.npz")
 
 
 def test_an_unknown_experiment_is_refused_with_the_closest():

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from lightning.pytorch.callbacks import ModelPruning
 from torch import Tensor, nn
 
 from lightning_paf.nn.classifier import Classifier
@@ -78,3 +79,10 @@ def write_npz_dataset(root: Path, train: int = 64, test: int = 22, num_classes: 
         image = (base[:, None, None, None] + rng.integers(-20, 20, (n, size, size, 3))).astype(np.uint8)
         np.savez(root / f"{name}.npz", image=image, label=label.astype(np.int64))
     return root
+
+
+class Pruning(ModelPruning):
+    """ModelPruning with a function, which a configuration cannot hold."""
+
+    def __init__(self) -> None:
+        super().__init__("l1_unstructured")

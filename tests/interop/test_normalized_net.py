@@ -1,5 +1,7 @@
 """Normalisation as part of a network, and its extraction from checkpoints."""
 
+import math
+
 import pytest
 import torch
 from helpers.fakes import TinyNet, images, spec
@@ -18,7 +20,10 @@ def test_images_are_normalised_by_buffers_outside_the_state_dict():
     assert set(NormalizedNet(net, MEAN, STD).state_dict()) == {f"net.{key}" for key in net.state_dict()}
 
 
-@pytest.mark.parametrize(("mean", "std"), [(MEAN, STD[:2]), ([], []), (MEAN, [0.5, 0.5, 0.0])])
+@pytest.mark.parametrize(
+    ("mean", "std"),
+    [(MEAN, STD[:2]), ([], []), (MEAN, [0.5, 0.5, 0.0]), (MEAN, [0.5, 0.5, math.nan]), ([0.5, math.nan, 0.5], STD)],
+)
 def test_invalid_statistics_are_refused(mean, std):
     with pytest.raises(ValueError, match="one number for each channel"):
         NormalizedNet(TinyNet(), mean, std)

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from helpers.devices import devices
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -41,15 +42,16 @@ def close(found, expected, dtype, scale=None):
     return bool(((found.double() - expected).abs() <= 16 * torch.finfo(dtype).eps * scale).all())
 
 
+@devices
 @dtypes
 @all_kernels
-def test_value_and_gradients_are_those_of_the_formula(cls, dtype):
-    activation = fused(cls, alpha=1.7)
-    x = torch.linspace(-12, 12, 20_000).to(dtype).requires_grad_()  # three blocks, the last one not full
-    weight = torch.rand(20_000).to(dtype)
+def test_value_and_gradients_are_those_of_the_formula(cls, dtype, device):
+    activation = fused(cls, alpha=1.7).to(device)
+    x = torch.linspace(-12, 12, 20_000).to(device, dtype).requires_grad_()  # three blocks, the last one not full
+    weight = torch.rand(20_000).to(device, dtype)
     y = activation(x)
     assert y.grad_fn.name().startswith("FusedPointwise")
-    assert not cls()(x).grad_fn.name().startswith("FusedPointwise")
+    assert not cls().to(device)(x).grad_fn.name().startswith("FusedPointwise")
     assert y.dtype == dtype
     (y * weight).sum().backward()
     value, slope, *by_parameter = exact(activation, x.detach())
@@ -65,21 +67,22 @@ def test_value_and_gradients_are_those_of_the_formula(cls, dtype):
     torch.testing.assert_close(frozen, x.grad)
 
 
+@devices
 @dtypes
 @all_kernels
-def test_only_results_out_of_range_are_not_finite(cls, dtype):
+def test_only_results_out_of_range_are_not_finite(cls, dtype, device):
     largest = torch.finfo(dtype).max
     points = [0.0, 1e-30, 1e-4, 20.0, 87.0, 88.0, 89.0, 104.0, 1e4, 1e18, 1e20, 1e30, largest]
-    x = torch.tensor([*points, *(-p for p in points)]).to(dtype).requires_grad_()
+    x = torch.tensor([*points, *(-p for p in points)]).to(device, dtype).requires_grad_()
     for alpha in (1.0, -3.0, 100.0, 1e-3):
-        activation = fused(cls, alpha=alpha)
+        activation = fused(cls, alpha=alpha).to(device)
         y = activation(x)
         (slope,) = torch.autograd.grad(y.sum(), x)
         in_range = exact(activation, x.detach())[0].abs() <= largest
         assert y[in_range].isfinite().all()
         assert not y.isnan().any()
         assert slope.isfinite().all()
-    assert fused(cls)(torch.tensor([math.nan, 1.0])).isnan().tolist() == [True, False]
+    assert fused(cls).to(device)(torch.tensor([math.nan, 1.0], device=device)).isnan().tolist() == [True, False]
 
 
 @dtypes
@@ -103,10 +106,11 @@ def test_pssilu_at_any_input_and_parameters(x, alpha, beta):
     assert close(torch.autograd.grad(activation(x), x)[0], slope, torch.float32, scale)
 
 
-def test_layouts_are_kept_and_gradients_can_have_another_layout():
-    activation, plain = fused(PSSiLU, beta=0.2), PSSiLU(beta=0.2)
-    x = torch.randn(2, 5, 4, 3).to(memory_format=torch.channels_last).requires_grad_()
-    weight = torch.randn(2, 5, 4, 3)  # contiguous, so its product's gradient is too
+@devices
+def test_layouts_are_kept_and_gradients_can_have_another_layout(device):
+    activation, plain = fused(PSSiLU, beta=0.2).to(device), PSSiLU(beta=0.2).to(device)
+    x = torch.randn(2, 5, 4, 3).to(device, memory_format=torch.channels_last).requires_grad_()
+    weight = torch.randn(2, 5, 4, 3, device=device)  # contiguous, so its product's gradient is too
     y = activation(x)
     assert y.is_contiguous(memory_format=torch.channels_last)
     (found,) = torch.autograd.grad((y.contiguous() * weight).sum(), x)

@@ -6,6 +6,7 @@ import pickle
 
 import pytest
 import torch
+from helpers.devices import devices
 from helpers.fakes import Branching, Noisy, TinyNet, images, spec, tiny_classifier
 from torch import nn
 from torch.nn import functional as F
@@ -14,7 +15,7 @@ from lightning_paf import nets
 from lightning_paf.attacks import PGD
 from lightning_paf.nn.activations import PSSiLU
 from lightning_paf.nn.classifier import Classifier
-from lightning_paf.nn.modes import frozen
+from lightning_paf.nn.modes import frozen, full_precision
 from lightning_paf.nn.swap import swap_activations
 from lightning_paf.specs import dataset_spec
 from lightning_paf.speed.folded_model import FoldedModel
@@ -42,8 +43,9 @@ def train(model, steps=3, size=16):
     """Optimiser steps in training mode, which change weights, activations and statistics."""
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
     model.train()
+    device = next(model.parameters()).device
     for _ in range(steps):
-        x, y = torch.rand(8, 3, size, size), torch.randint(10, (8,))
+        x, y = (tensor.to(device) for tensor in (torch.rand(8, 3, size, size), torch.randint(10, (8,))))
         optimizer.zero_grad()
         F.cross_entropy(model(x), y).backward()
         optimizer.step()
@@ -60,12 +62,12 @@ def results(forward, x):
     """Logits and the gradient of their loss by the images."""
     x = x.detach().clone().requires_grad_()
     logits = forward(x)
-    loss = F.cross_entropy(logits.float(), torch.arange(len(x)) % logits.shape[1], reduction="sum")
+    loss = F.cross_entropy(logits.float(), torch.arange(len(x), device=x.device) % logits.shape[1], reduction="sum")
     return logits.detach(), torch.autograd.grad(loss, x)[0]
 
 
 def assert_same(fast, model, x):
-    with frozen(model):
+    with frozen(model), full_precision():
         for found, expected in zip(results(fast.refresh(), x), results(model, x), strict=True):
             torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4 * float(expected.abs().max()))
 
@@ -79,11 +81,12 @@ def snapshot(model):
     )
 
 
+@devices
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize("activation", [None, PSSiLU])
-def test_it_follows_the_model_through_training(activation, layout):
-    model = resnet(activation).to(memory_format=layout)
-    fast, x = FoldedModel(model), torch.rand(6, 3, 16, 16).to(memory_format=layout)
+def test_it_follows_the_model_through_training(activation, layout, device):
+    model = resnet(activation).to(device, memory_format=layout)
+    fast, x = FoldedModel(model), torch.rand(6, 3, 16, 16).to(device, memory_format=layout)
     for _ in range(3):
         assert_same(fast, model, x)
         train(model)
@@ -123,17 +126,18 @@ def test_activations_are_shared_with_the_model():
         assert not torch.equal(forward(x), before)  # without a refresh
 
 
-def test_autocast_weights_are_stored_in_its_dtype():
-    model, x = resnet(), torch.rand(8, 3, 16, 16)
+@devices
+def test_autocast_weights_are_stored_in_its_dtype(device):
+    model, x = resnet().to(device), torch.rand(8, 3, 16, 16).to(device)
     train(model, 5)
     fast = FoldedModel(model)
-    with frozen(model), torch.autocast("cpu", torch.bfloat16):
+    with frozen(model), torch.autocast(device, torch.bfloat16):
         logits, gradient = results(fast.refresh(), x)
         same, same_gradient = results(model, x)
     assert logits.dtype == same.dtype == torch.bfloat16
     assert gradient.dtype == torch.float32
     assert {layer.copy.weight.dtype for layer in fast._folding.layers} == {torch.bfloat16}
-    with frozen(model):
+    with frozen(model), full_precision():
         exact, exact_gradient = results(model, x)
     assert F.cosine_similarity(gradient.flatten(), exact_gradient.flatten(), dim=0) > 0.98
     # The rounding errors are not larger than without folding.

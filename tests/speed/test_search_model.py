@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from helpers.devices import devices
 from helpers.fakes import Branching, Noisy, TinyNet, images, spec, tiny_classifier
 from torch import nn
 from torch.nn import functional as F
@@ -11,6 +12,7 @@ from torch.nn import functional as F
 from lightning_paf import nets
 from lightning_paf.nn.activations import PSSiLU
 from lightning_paf.nn.classifier import Classifier
+from lightning_paf.nn.modes import full_precision
 from lightning_paf.nn.swap import swap_activations
 from lightning_paf.speed.search_model import Passes, SearchModel
 
@@ -42,18 +44,20 @@ NETS = {
 }
 
 
+@devices
 @pytest.mark.parametrize("name", NETS)
-def test_logits_and_gradients_are_those_of_the_model(name):
+def test_logits_and_gradients_are_those_of_the_model(name, device):
     make, left = NETS[name]
-    model = settled(make())
-    x = torch.rand(5, 3, 16, 16, requires_grad=True)
+    model = settled(make()).to(device)
+    x = torch.rand(5, 3, 16, 16).to(device).requires_grad_()
     search = SearchModel(model)
-    fast, exact = search(x), search.exact(x)
+    with full_precision():
+        fast, exact, expected = search(x), search.exact(x), model(x)
+        gradients = [torch.autograd.grad(F.cross_entropy(z, torch.arange(5).to(device)), x)[0] for z in (fast, exact)]
     assert search.folded
     assert sum(isinstance(module, nn.BatchNorm2d) for module in search._folded.modules()) == left
     torch.testing.assert_close(fast, exact, rtol=0, atol=1e-4)
-    assert torch.equal(exact, model(x))
-    gradients = [torch.autograd.grad(F.cross_entropy(z, torch.arange(5)), x)[0] for z in (fast, exact)]
+    assert torch.equal(exact, expected)
     torch.testing.assert_close(*gradients, rtol=1e-3, atol=1e-6)
 
 
@@ -106,15 +110,18 @@ def test_the_model_is_not_modified(precision):
     assert not any(parameter.requires_grad for parameter in search._folded.parameters())
 
 
+@devices
 @pytest.mark.parametrize("fold", [True, False])
-def test_bf16_is_close_and_returns_single_precision(fold):
-    model = settled(nets.CifarResNet(width=4))
+def test_bf16_is_close_and_returns_single_precision(fold, device):
+    model = settled(nets.CifarResNet(width=4)).to(device)
     search = SearchModel(model, "bf16", fold=fold)
-    x = torch.rand(4, 3, 16, 16, requires_grad=True)
+    x = torch.rand(4, 3, 16, 16).to(device).requires_grad_()
     fast = search(x)
     exact = search.exact(x)
+    assert search.precision == "bf16"
     assert fast.dtype == exact.dtype == torch.float32
-    assert torch.equal(exact, model(x))
+    with full_precision():
+        assert torch.equal(exact, model(x))
     assert 0 < (fast - exact).abs().max() < 0.05 * exact.abs().max()
     (gradient,) = torch.autograd.grad(fast.sum(), x)
     assert gradient.dtype == torch.float32

@@ -5,6 +5,7 @@ from dataclasses import fields, replace
 
 import pytest
 import torch
+from helpers.devices import DEVICE, on_gpu
 from helpers.fakes import images
 from lightning.pytorch import Callback, Trainer
 from torch import nn
@@ -41,12 +42,13 @@ class Losses(Callback):
         self.values.append(float(outputs["loss"]))
 
 
-def fit(trained, *callbacks, epochs=2, **options):
+def fit(trained, *callbacks, epochs=2, accelerator="cpu", **options):
     losses = Losses()
     data = DataLoader(TensorDataset(*images(32, num_classes=3)), batch_size=8)
     quiet = {"enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False}
     callbacks = [*callbacks, losses]
-    trainer = Trainer(accelerator="cpu", max_epochs=epochs, logger=False, callbacks=callbacks, **quiet, **options)
+    options |= {"accelerator": accelerator, "devices": 1, "logger": False}
+    trainer = Trainer(max_epochs=epochs, callbacks=callbacks, **quiet, **options)
     torch.manual_seed(0)
     trainer.fit(trained, data, data)
     return losses.values
@@ -65,6 +67,21 @@ def test_each_option_alone_trains_the_same_network(option, plain_losses):
 @pytest.mark.parametrize(("precision", "tolerance"), [("32-true", 2e-2), ("bf16-mixed", 0.1)])
 def test_all_defaults_together_train_the_same_network(precision, tolerance, plain_losses):
     assert fit(module(Speed()), precision=precision) == pytest.approx(plain_losses, rel=tolerance)
+
+
+def warnings_of_the_package(caplog):
+    """An option that would change the function is dropped with a warning."""
+    return [record for record in caplog.records if record.name.startswith("lightning_paf")]
+
+
+@on_gpu
+@pytest.mark.parametrize(("compile", "precision"), [(False, "32-true"), (False, "bf16-mixed"), (True, "bf16-mixed")])
+def test_all_options_train_the_same_network_on_a_gpu(compile, precision, caplog):
+    trained = module(Speed(compile=compile))
+    plain = fit(module(PLAIN), accelerator=DEVICE)
+    found = fit(trained, accelerator=DEVICE, precision=precision)
+    assert found == pytest.approx(plain, rel=2e-2 if precision == "32-true" else 0.1)
+    assert not warnings_of_the_package(caplog)
 
 
 def state(trained):
@@ -127,13 +144,15 @@ def compilations(monkeypatch):
         graphs.append(graph)
         return graph.forward
 
-    monkeypatch.setattr(torch, "compile", lambda f, **options: torch_compile(f, **{**options, "backend": backend}))
+    monkeypatch.setattr(
+        torch, "compile", lambda f, **options: torch_compile(f, **options | {"backend": backend, "fullgraph": True})
+    )
     torch._dynamo.reset()
     yield graphs
     torch._dynamo.reset()
 
 
-def test_compilation_happens_once(compilations, plain_losses):
+def test_compilation_happens_once(compilations, plain_losses, caplog):
     """Nothing is compiled again in validation, after it, for a frozen network, or in a later epoch."""
     after_epoch = []
 
@@ -143,6 +162,7 @@ def test_compilation_happens_once(compilations, plain_losses):
 
     assert fit(module(Speed(compile=True)), Count()) == pytest.approx(plain_losses, rel=2e-2)
     assert after_epoch == [3, 3]  # the attack, the clean pass without gradients, the training pass
+    assert not warnings_of_the_package(caplog)
 
 
 def test_a_compiled_network_refuses_second_derivatives():

@@ -20,6 +20,10 @@ def rng(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
+def name(sampler) -> str:
+    return f"{type(sampler).__name__}{getattr(sampler, 'eta', '')}"
+
+
 def exact(sampler, **options) -> DiffusionGenerator:
     return DiffusionGenerator(ExactDenoiser(PROCESS), PROCESS, sampler, SHAPE, **options)
 
@@ -30,7 +34,9 @@ def nearest(images):
     return distances.argmin(1), distances.amin(1).max().item()
 
 
-@pytest.mark.parametrize("sampler", SAMPLERS, ids=lambda sampler: f"{type(sampler).__name__}{sampler.options(rng())}")
+@pytest.mark.parametrize(
+    "sampler", SAMPLERS, ids=lambda sampler: f"{type(sampler).__name__}{getattr(sampler, 'eta', '')}"
+)
 def test_the_exact_denoiser_samples_two_points_with_their_weights(sampler):
     images = exact(sampler).sample(N, None, rng())
     assert (images.dtype, images.shape) == (torch.float32, (N, *SHAPE))

@@ -74,7 +74,9 @@ class ParametricActivation(Activation):
             if kernel is not None:
                 fused: Tensor = FusedPointwise.apply(self.formula, kernel, x, *scalars)
                 return fused
-        result: Tensor = Pointwise.apply(self.formula, x, *(self._aligned(scalar, x.ndim) for scalar in scalars))
+        # torch.compile cannot trace a function with `setup_context` where gradients are disabled (torch 2.14).
+        pointwise = Pointwise.apply if torch.is_grad_enabled() else Pointwise.forward
+        result: Tensor = pointwise(self.formula, x, *(self._aligned(scalar, x.ndim) for scalar in scalars))
         return result
 
     def scalars(self) -> tuple[Tensor, ...]:

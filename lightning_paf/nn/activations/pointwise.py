@@ -27,9 +27,11 @@ class Pointwise(torch.autograd.Function):
     @staticmethod
     def forward(formula: Formula, x: Tensor, *parameters: Tensor) -> Tensor:
         """Evaluate, with the shape and dtype of x."""
-        value = formula.value(x, *_as_dtype(parameters, x.dtype))
+        value = formula.value(x, *_as_dtype(parameters, x.dtype)).to(x.dtype)  # autocast can compute it in float32
         limits = torch.finfo(x.dtype)
-        return value.to(x.dtype).clamp_(limits.min, limits.max)  # autocast computes some functions in float32
+        # torch.compile of torch 2.11 drops the gradients of an output that was modified in place.
+        clamp = value.clamp if torch.compiler.is_compiling() else value.clamp_
+        return clamp(limits.min, limits.max)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:

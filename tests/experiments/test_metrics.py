@@ -1,0 +1,59 @@
+"""Metrics on models with a known boundary and slope."""
+
+import math
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import nn
+
+from lightning_paf.attacks import FGSM
+from lightning_paf.experiments import shape_metrics
+from lightning_paf.experiments.metrics import attack_success, average_radius, empirical_lipschitz
+from lightning_paf.nn.activations import PSiLU, PSSiLU, ReLU
+from lightning_paf.nn.activations.shape import pssilu_shape
+
+
+class Threshold(nn.Module):
+    """Class 1 where the mean pixel exceeds 0.5: logits (0, 10 (mean - 0.5))."""
+
+    def forward(self, x):
+        score = 10 * (x.mean((1, 2, 3)) - 0.5)
+        return torch.stack([torch.zeros_like(score), score], dim=1)
+
+
+GREYS = (0.4, 0.45, 0.7, 0.8)
+X = torch.tensor(GREYS).reshape(-1, 1, 1, 1).expand(-1, 1, 4, 4)
+Y = torch.tensor([0, 0, 1, 0])  # the last one is misclassified
+
+
+def test_the_average_radius_is_the_mean_distance_to_the_boundary():
+    assert average_radius(Threshold(), X, Y, most=0.5) == pytest.approx((0.1 + 0.05 + 0.2) / 3, abs=0.5 / 2**11)
+
+
+def test_a_robust_image_counts_with_the_largest_radius():
+    assert average_radius(Threshold(), X[2:3], Y[2:3], most=0.1) == pytest.approx(0.1, abs=0.1 / 2**10)
+    assert math.isnan(average_radius(Threshold(), X[3:], Y[3:], most=0.1))
+
+
+def test_the_lipschitz_estimate_of_a_linear_model_is_its_slope():
+    assert empirical_lipschitz(Threshold(), X, Y, eps=0.05) == pytest.approx(10, rel=1e-4)
+
+
+def test_success_counts_correctly_classified_images_only():
+    metric = attack_success(FGSM(0.12), images=4)
+    assert metric(SimpleNamespace(model=Threshold()), X, Y) == pytest.approx(2 / 3)
+
+
+def test_metrics_of_the_activation_are_its_parameters_and_closed_forms():
+    def measure(metric, activation):
+        return metric(SimpleNamespace(model=nn.Sequential(nn.Conv2d(1, 1, 1), activation)), X, Y)
+
+    bent = PSSiLU(alpha=3, beta=-0.2)
+    assert measure(shape_metrics.alpha, bent) == 3
+    assert measure(shape_metrics.beta, bent) == pytest.approx(0.2)
+    assert measure(shape_metrics.of_shape("max_curvature"), bent) == pytest.approx(3 / 1.6)
+    expected = pssilu_shape(2, 0).mean_on_negative
+    assert measure(shape_metrics.of_shape("mean_on_negative"), PSiLU(2)) == pytest.approx(expected)
+    assert math.isnan(measure(shape_metrics.alpha, ReLU())), "ReLU has no alpha"
+    assert measure(shape_metrics.of_shape("max_curvature"), ReLU()) == math.inf
