@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 import pytest
-from helpers.cli_runs import status, write_experiment
+from helpers.cli_runs import status, trained_run
 from helpers.processes import started
 
 pytestmark = pytest.mark.slow
@@ -46,7 +46,7 @@ def run_test(environment: dict[str, str], *words: str) -> int:
 def last(tmp_path_factory) -> Path:
     """A run configured for several devices and nodes, like a large training."""
     folder = tmp_path_factory.mktemp("run")
-    assert status("fit", "-c", write_experiment(folder), "--run", folder / "run") == 0
+    trained_run(folder)
     config = folder / "run" / "config.yaml"
     config.write_text(config.read_text().replace("devices: auto", "devices: 8").replace("num_nodes: 1", "num_nodes: 2"))
     assert "devices: 8" in config.read_text()

@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
+from torch import Tensor
 
 from lightning_paf.evaluation import Samples
-from lightning_paf.nn.classifier import Classifier
+from lightning_paf.nn.classifier import Classifier, Outputs
 from lightning_paf.runs.config_file import run_of
 from lightning_paf.utils.figures import figure_png
 
@@ -47,6 +48,13 @@ class TrainedRun(Protocol):
 
     def samples(self, examples: int | None = None) -> Samples:
         """The first test images, or all."""
+
+
+@torch.no_grad()
+def outputs_of(run: TrainedRun, images: Tensor) -> Outputs:
+    """Logits and features of images (N, C, H, W) uint8, on the device of the run."""
+    parts = [run.model.outputs(part.to(run.device).float() / 255) for part in torch.split(images, 512)]
+    return Outputs(torch.cat([part.logits for part in parts]), torch.cat([part.features for part in parts]))
 
 
 Load = Callable[[Path], TrainedRun]

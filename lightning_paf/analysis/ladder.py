@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from lightning_paf.analysis.base import Load, Progress, Report, TrainedRun, json_file, percent
+from lightning_paf.analysis.base import Load, Progress, Report, TrainedRun, json_file, outputs_of, percent
 from lightning_paf.functional.predictions import misclassified, predicted
 from lightning_paf.synthesis.ladder.generator import Generator, train_generator
 from lightning_paf.synthesis.ladder.moves import (
@@ -108,10 +108,8 @@ def _training_images(run: TrainedRun) -> tuple[Tensor, Tensor, Tensor, float]:
     real = run.datamodule.train_dataloader().dataset.real
     images = torch.from_numpy(real.images).permute(0, 3, 1, 2).contiguous()
     labels = torch.from_numpy(real.labels).to(run.device)
-    with torch.no_grad():
-        parts = [run.model.outputs(part.to(run.device).float() / 255) for part in torch.split(images, 512)]
-    accuracy = _accuracy(torch.cat([part.logits for part in parts]), labels)
-    return images, labels, torch.cat([part.features for part in parts]), accuracy
+    found = outputs_of(run, images)
+    return images, labels, found.features, _accuracy(found.logits, labels)
 
 
 def _accuracy(logits: Tensor, labels: Tensor) -> float:

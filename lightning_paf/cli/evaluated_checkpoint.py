@@ -164,6 +164,15 @@ def _overrides(config: str, new: bool) -> list[str]:
     return ["--ckpt_path=null", *[f"--run={Path(config).parent}"] * has_run]
 
 
+def checkpoint_of(path: Path) -> Path:
+    """Return a checkpoint, or the newest one of a run folder.
+
+    Raises:
+        ValueError: The folder holds none.
+    """
+    return checkpoint_in(path) if path.is_dir() else path
+
+
 def checkpoint_in(run: Path | None, word: str = "last") -> Path:
     """Find the checkpoint of a run for `last`, `auto` or `best`.
 

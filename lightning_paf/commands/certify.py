@@ -24,7 +24,7 @@ def main(argv: list[str]) -> int:
 
     from lightning_paf.analysis.base import Report, json_file
     from lightning_paf.analysis.randomized_smoothing import Smoothing, draw_certified
-    from lightning_paf.cli.evaluated_checkpoint import checkpoint_in
+    from lightning_paf.cli.evaluated_checkpoint import checkpoint_of
     from lightning_paf.commands.analyze import finish
     from lightning_paf.loading import load_run
     from lightning_paf.objectives.gaussian_noise import training_noise
@@ -33,7 +33,7 @@ def main(argv: list[str]) -> int:
 
     n0, n = options.samples
     smoothing = Smoothing(options.sigma, n0, n, options.alpha, options.seed, options.batch_size)
-    checkpoint = checkpoint_in(options.run) if options.run.is_dir() else options.run
+    checkpoint = checkpoint_of(options.run)
     run = load_run(checkpoint, options.config, options.device, rest)
     samples = run.samples(options.examples)
     x, y = samples.fetch(samples.ids)

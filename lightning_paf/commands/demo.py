@@ -180,6 +180,7 @@ def _show_distances(run: Path, pools: dict[str, Path]) -> None:
     """Print the FID of pools, by the features of a trained classifier."""
     import torch
 
+    from lightning_paf.analysis.base import outputs_of
     from lightning_paf.analysis.image_quality import image_quality
     from lightning_paf.data.sources import ImageSet, read_dataset, read_file
     from lightning_paf.loading import load_run
@@ -187,10 +188,8 @@ def _show_distances(run: Path, pools: dict[str, Path]) -> None:
     loaded = load_run(run / "checkpoints" / "last.ckpt", device="cpu")
     data = loaded.datamodule
 
-    @torch.no_grad()
     def features(images: ImageSet) -> torch.Tensor:
-        x = torch.from_numpy(images.images).permute(0, 3, 1, 2) / 255
-        return torch.cat([loaded.model.outputs(part).features.flatten(1) for part in torch.split(x, 512)])
+        return outputs_of(loaded, torch.from_numpy(images.images).permute(0, 3, 1, 2)).features
 
     real = features(read_dataset(data.spec, data.root, download=False).train)
     drawn = {name: features(read_file(path, data.spec.channels)) for name, path in pools.items()}

@@ -13,6 +13,8 @@ from lightning_paf.utils.arguments import command_parser, number
 from lightning_paf.utils.radius import radius_from_text
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
     from torch import Tensor
 
     from lightning_paf.evaluation import Samples
@@ -225,23 +227,28 @@ def _matches(content: "Evidence", samples: "Samples") -> bool:
 
     from lightning_paf.utils.hashing import sample_fingerprints
 
-    fooled = np.flatnonzero(content.fooled)
-    parts = [fooled[start : start + BATCH] for start in range(0, len(fooled), BATCH)]
-    return bool(np.isin(content.ids[fooled], samples.ids).all()) and all(
-        np.array_equal(sample_fingerprints(*samples.fetch(content.ids[rows])), content.inputs[rows]) for rows in parts
+    contained = bool(np.isin(content.ids[content.fooled], samples.ids).all())
+    return contained and all(
+        np.array_equal(sample_fingerprints(x, y), content.inputs[rows]) for rows, x, y in _fooled(content, samples)
     )
+
+
+def _fooled(content: "Evidence", samples: "Samples") -> "Iterator[tuple[NDArray[np.int64], Tensor, Tensor]]":
+    """Rows of the fooled samples in the evidence, with clean images and labels."""
+    import numpy as np
+
+    fooled = np.flatnonzero(content.fooled)
+    for start in range(0, len(fooled), BATCH):
+        rows = fooled[start : start + BATCH]
+        yield rows, *samples.fetch(content.ids[rows])
 
 
 def _adversarial_examples(evidence: "list[Evidence]", samples: "Samples") -> "Batches":
     """Adversarial examples with their labels."""
-    import numpy as np
     import torch
 
     for content in evidence:
-        fooled = np.flatnonzero(content.fooled)
-        for start in range(0, len(fooled), BATCH):
-            rows = fooled[start : start + BATCH]
-            x, y = samples.fetch(content.ids[rows])
+        for rows, x, y in _fooled(content, samples):
             images = torch.from_numpy(content.evaluated_images(rows, x.cpu().numpy()))
             yield "adversarial example", images.to(x.device), y
 

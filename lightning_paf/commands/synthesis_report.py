@@ -154,13 +154,12 @@ def _check(options: argparse.Namespace, rest: list[str]) -> None:
 
 
 def _load(options: argparse.Namespace, rest: list[str]) -> "Run | None":
-    from lightning_paf.cli.evaluated_checkpoint import checkpoint_in
+    from lightning_paf.cli.evaluated_checkpoint import checkpoint_of
     from lightning_paf.loading import load_run
 
     if options.ckpt is None:
         return None
-    checkpoint = checkpoint_in(options.ckpt) if options.ckpt.is_dir() else options.ckpt
-    return load_run(checkpoint, options.config, options.device, rest)
+    return load_run(checkpoint_of(options.ckpt), options.config, options.device, rest)
 
 
 def _read(options: argparse.Namespace, run: "Run | None") -> "tuple[DatasetSpec, Sets]":

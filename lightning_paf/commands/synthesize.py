@@ -269,11 +269,10 @@ def _generator(options: argparse.Namespace, device: str) -> "DiffusionGenerator"
 
 def _load(path: Path, options: argparse.Namespace, device: str, kind: str = "classifier") -> "Run":
     """Load a checkpoint, or the newest one of a run folder."""
-    from lightning_paf.cli.evaluated_checkpoint import checkpoint_in
+    from lightning_paf.cli.evaluated_checkpoint import checkpoint_of
     from lightning_paf.loading import load_run
 
-    checkpoint = checkpoint_in(path) if path.is_dir() else path
-    return load_run(checkpoint, device=device, options=[TRUST] * options.trust, kind=kind)
+    return load_run(checkpoint_of(path), device=device, options=[TRUST] * options.trust, kind=kind)
 
 
 def _check_classifier(name: str, run: "Run", generator: "DiffusionGenerator", classes: int | None) -> None:

@@ -7,7 +7,7 @@ import re
 import shutil
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -149,14 +149,15 @@ def _command(words: list[str]) -> None:
 def _evaluate(task: Task, experiment: Experiment, variant: Variant) -> dict[str, Any]:
     """All metrics of a trained variant."""
     run = load_run(_checkpoint(task.output), device="cpu", options=_filled(variant.test_options, task, experiment))
-    samples = run.samples(task.examples)
-    x, y = samples.fetch(samples.ids)
+    samples = run.samples()
+    x, y = samples.fetch(samples.ids[: task.examples])
     torch.manual_seed(task.seed)
     found: dict[str, Any] = {"clean": correct(run.model, x, y)}
     eps = eps_of(task, experiment)
     attacks = {"pgd": (margin_pgd(eps), task.examples), "autoattack": (AutoAttack(eps), task.autoattack_examples)}
     for name, (attack, examples) in attacks.items():
-        evaluation = Evaluation(run.model, attack, run.samples(examples or task.examples), block_size=BLOCK_SIZE)
+        first = replace(samples, ids=samples.ids[: examples or task.examples])
+        evaluation = Evaluation(run.model, attack, first, block_size=BLOCK_SIZE)
         files = ResultFiles.of(task.output, name, attack)
         found[name] = evaluation.run(files.state(evaluation.identity)).outcomes == Outcome.ROBUST
     return found | {name: metric(run, x, y) for name, metric in experiment.metrics.items()}

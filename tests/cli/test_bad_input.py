@@ -13,7 +13,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from helpers.cli_runs import built, status, write_experiment
+from helpers.cli_runs import built, status, trained_run, write_experiment
 from helpers.fakes import images, tiny_classifier
 
 from lightning_paf.attacks import FGSM, PGD
@@ -27,9 +27,7 @@ def tiny(tmp_path) -> str:
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("trained")
-    assert status("fit", "-c", write_experiment(folder), "--run", folder / "run") == 0
-    return folder / "run"
+    return trained_run(tmp_path_factory.mktemp("trained"))
 
 
 def parser_error(capsys, *words: str | Path) -> str:

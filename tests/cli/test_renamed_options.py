@@ -2,7 +2,7 @@
 
 import pytest
 import yaml
-from helpers.cli_runs import status, write_experiment
+from helpers.cli_runs import status, trained_run, write_experiment
 
 from lightning_paf.cli.renamed_options import RENAMED, with_new_names
 
@@ -33,7 +33,7 @@ def test_a_removed_stop_rule_is_an_error_with_the_known_ones(tmp_path, capsys):
 def old_run(tmp_path_factory):
     """A run whose configuration has the old names."""
     folder = tmp_path_factory.mktemp("old")
-    assert status("fit", "-c", write_experiment(folder), "--run", folder / "run") == 0
+    trained_run(folder)
     saved = folder / "run" / "config.yaml"
     text = saved.read_text().replace("evidence: true", "receipt: false").replace("state_dir: null", "ledger: null")
     assert all(f"{old}:" in text and f"{new}:" not in text for old, new in RENAMED.items())

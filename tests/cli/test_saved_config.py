@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from helpers.cli_runs import status, write_experiment
+from helpers.cli_runs import status, trained_run
 from helpers.fakes import CONFIGS, root_without_runs
 
 from lightning_paf.cli.saved_config import config_words
@@ -39,7 +39,7 @@ COMMANDS = {
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("trained")
-    assert status("fit", "-c", write_experiment(folder), "--run", folder / "run") == 0
+    trained_run(folder)
     assert status("test", "--ckpt_path", folder / "run" / "checkpoints" / "last.ckpt") == 0
     return folder / "run"
 

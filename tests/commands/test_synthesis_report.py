@@ -6,7 +6,7 @@ from argparse import Namespace
 import numpy as np
 import pytest
 import torch
-from helpers.cli_runs import status, write_experiment
+from helpers.cli_runs import status, trained_run
 from torch import nn
 
 from lightning_paf.commands import synthesis_report
@@ -17,9 +17,7 @@ SMALL = ("--device", "cpu", "--samples", "20")
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     """A trained run, next to its `images`."""
-    folder = tmp_path_factory.mktemp("report")
-    assert status("fit", "-c", write_experiment(folder), "--run", folder / "run") == 0
-    return folder / "run"
+    return trained_run(tmp_path_factory.mktemp("report"))
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
-from helpers.cli_runs import status, write_experiment
+from helpers.cli_runs import status, trained_run
 
 from lightning_paf.data.sources import read_dataset
 from lightning_paf.specs import dataset_spec
@@ -47,9 +47,7 @@ def classifier(tmp_path_factory):
 @pytest.fixture(scope="module")
 def colours(tmp_path_factory):
     """A classifier of 8x8 colour images in three classes."""
-    folder = tmp_path_factory.mktemp("colours")
-    assert status("fit", "-c", write_experiment(folder), "--run", folder / "run") == 0
-    return folder / "run"
+    return trained_run(tmp_path_factory.mktemp("colours"))
 
 
 @pytest.fixture(scope="module")

@@ -52,9 +52,15 @@ def write_experiment(folder: Path, num_classes: int = 3) -> str:
     return str(path)
 
 
+def trained_run(folder: Path) -> Path:
+    """Train for one epoch on small images in `folder/images`; return the run folder."""
+    assert status("fit", "-c", write_experiment(folder), "--run", folder / "run") == 0
+    return folder / "run"
+
+
 def evaluated_run(folder: Path, attack: Attack, name: str, with_config: bool) -> EvaluationResult:
     """Train in `folder/run`, evaluate the model, and write the evidence to `folder/NAME`."""
-    assert status("fit", "-c", write_experiment(folder), "--run", folder / "run") == 0
+    trained_run(folder)
     run = load_run(folder / "run" / "checkpoints" / "last.ckpt")
     samples = run.samples()
     result = Evaluation(run.model, attack, samples, block_size=8).run()

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from helpers.cli_runs import status, write_experiment
+from helpers.cli_runs import status, trained_run, write_experiment
 from helpers.resume_helpers import RateRecorder, content
 
 from lightning_paf.runs.progress import FILE, Progress
@@ -151,9 +151,7 @@ def groups(run: Path) -> list[dict]:
 
 @pytest.fixture(scope="module")
 def complete(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("complete")
-    assert status("fit", "-c", write_experiment(folder), "--run", folder / "run") == 0
-    return folder / "run"
+    return trained_run(tmp_path_factory.mktemp("complete"))
 
 
 def test_changed_hyper_parameters_of_the_optimizer_are_applied(tmp_path):
