@@ -26,7 +26,7 @@ class SelfAttention(nn.Module):
         """Map tokens (N, T, D) to (N, T, D)."""
         q, k = self.qk(x).unflatten(-1, (self.heads, -1, 2)).transpose(1, 2).unbind(-1)
         v = self.v(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)
-        # Not fused: fused attention has neither second derivatives nor forward-mode derivatives.
+        # Not `scaled_dot_product_attention`, whose kernels have no second derivatives.
         weights = (q @ k.transpose(-1, -2) * self.scale).softmax(-1)
         mixed: Tensor = self.projection((weights @ v).transpose(1, 2).flatten(2))
         return mixed
