@@ -13,7 +13,7 @@ Branch = Callable[[Tensor], Tensor]
 
 
 class SelfAttention(nn.Module):
-    """Multi-head self-attention over tokens, with keys and values as wide as the tokens."""
+    """Multi-head self-attention, with keys and values as wide as the tokens."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -33,7 +33,7 @@ class SelfAttention(nn.Module):
 
 
 class TokenConvolution(nn.Module):
-    """Multi-head convolution over the sequence of tokens, one kernel size per group of channels."""
+    """Convolution over the sequence of tokens, separate for each group of channels."""
 
     def __init__(self, width: int, kernels: Sequence[int]) -> None:
         super().__init__()
@@ -70,7 +70,7 @@ class EncoderBlock(nn.Module):
 
 
 class TokenNet(Net):
-    """Encoder of image patches: embedding, residual blocks, and a head on the mean of all tokens.
+    """Encoder of image patches with a head on the mean of all tokens.
 
     Tokens are a class token and one token per patch, plus a learned position embedding; both start from N(0, 1). The
     head averages all tokens, the class token included, and applies LayerNorm and a linear layer.
@@ -147,10 +147,11 @@ class ViT(TokenNet):
 
 
 class CoViT(TokenNet):
-    """`ViT` with convolutions over the token sequence instead of attention (Wang and Ruan 2022).
+    """`ViT` with convolutions over the tokens instead of attention.
 
     769,930 parameters for 10 classes. Group j of `width / len(kernels)` channels gets a convolution of length
-    `kernels[j]` over all tokens, the class token first; a linear layer mixes the groups.
+    `kernels[j]` over all tokens, the class token first; a linear layer mixes the groups. The control of Wang and Ruan
+    2022 for the effect of attention.
 
     Args:
         in_channels: Channels of the images.

@@ -16,8 +16,8 @@ from lightning_paf.nn.residual_chain import ResidualChain
 
 
 @dataclass(frozen=True)
-class JacobianSpectrum:
-    """Largest singular values sigma of Jacobians at each image, and the bound that follows.
+class Spectrum:
+    """Largest singular values sigma of Jacobians at each image.
 
     A small perturbation of the image grows by at most `embedding` before the first block, by at most the product of
     `blocks` up to the last one, and by at most `head` from there to the logits, in l2 and to first order.
@@ -36,25 +36,32 @@ class JacobianSpectrum:
     branches: dict[str, Tensor]
     head: Tensor
 
-    def log_bounds(self) -> dict[str, Tensor]:
-        """Natural logarithms of three bounds on the growth from the first to the last block, ascending, (N,) each.
+    def log_bounds(self, count: int | None = None) -> dict[str, Tensor]:
+        """Natural logarithms of three bounds on the growth in the blocks.
 
-        `product`: of sigma of the blocks. `residual`: of 1 + sigma of the block minus the identity. `exponential`: the
-        exponential of the sum of the latter, as for the differential equation. A block that changes the shape has its
-        own sigma in all three.
+        From the input of the first block to the output of the last one, ascending, (N,) each. `product`: of sigma of
+        the blocks. `residual`: of 1 + sigma of the block minus the identity. `exponential`: the exponential of the sum
+        of the latter, as for the differential equation. A block that changes the shape has its own sigma in all three.
+
+        Args:
+            count: Number of blocks from the first one, at least 1; all by default.
         """
-        own = {name: sigma.log() for name, sigma in self.blocks.items()}
-        steps = {"product": own, "residual": dict(own), "exponential": dict(own)}
-        steps["residual"] |= {name: sigma.log1p() for name, sigma in self.residual.items()}
-        steps["exponential"] |= self.residual
-        return {name: torch.stack([*logs.values()]).sum(0) for name, logs in steps.items()}
+        names = list(self.blocks)[:count]
+        own = {name: self.blocks[name].log() for name in names}
+        branches = {name: self.residual[name] for name in names if name in self.residual}
+        logs = {
+            "product": own,
+            "residual": own | {name: sigma.log1p() for name, sigma in branches.items()},
+            "exponential": own | branches,
+        }
+        return {name: torch.stack([*values.values()]).sum(0) for name, values in logs.items()}
 
 
 def spectral_norm(f: Callable[[Tensor], Tensor], x: Tensor, iterations: int = 50, seed: int = 0) -> Tensor:
-    """Largest singular value of the Jacobian of a function at each sample, by power iteration on J^T J.
+    """Largest singular value of the Jacobian J of a function at each sample.
 
-    It approaches the value from below. After k iterations the error of sigma is of the order of the 4 k-th power of the
-    ratio of the two largest singular values.
+    Power iteration on J^T J approaches it from below. After k iterations the error is of the order of the 4 k-th power
+    of the ratio of the two largest singular values.
 
     Args:
         f: Maps (N, ...) to (N, ...), each sample separately; twice differentiable.
@@ -80,10 +87,11 @@ def spectral_norm(f: Callable[[Tensor], Tensor], x: Tensor, iterations: int = 50
     return sigma.detach()
 
 
-def jacobian_spectrum(model: nn.Module, x: Tensor, iterations: int = 50, seed: int = 0) -> JacobianSpectrum:
-    """Compute the largest singular values of embedding, blocks and head along the forward passes of images.
+def jacobian_spectrum(model: nn.Module, x: Tensor, iterations: int = 50, seed: int = 0) -> Spectrum:
+    """Compute the largest singular values of embedding, blocks and head.
 
-    Works for every residual network, in eval mode. The model is left unchanged.
+    They are those at the states of the forward passes of images, in eval mode, of any residual network. The model is
+    left unchanged.
 
     Args:
         model: Images (N, C, H, W) in [0, 1] to logits.
@@ -111,12 +119,12 @@ def jacobian_spectrum(model: nn.Module, x: Tensor, iterations: int = 50, seed: i
                 residual[name] = sigma(lambda z, block=block: block(z) - z, z)
             branches |= _of_branches(name, block, z, sigma)
         embedding, head = sigma(chain.embed, x), sigma(lambda z: chain.head(z, x), states[-1])
-    return JacobianSpectrum(embedding, blocks, residual, branches, head)
+    return Spectrum(embedding, blocks, residual, branches, head)
 
 
 @contextmanager
 def differentiable(model: nn.Module) -> Iterator[None]:
-    """Replace fused operations inside a `with` block by others that can be differentiated twice."""
+    """Replace fused operations by twice differentiable ones inside a `with` block."""
     fused = [layer for layer in model.modules() if isinstance(layer, ParametricActivation) and layer.fused]
     try:
         for layer in fused:

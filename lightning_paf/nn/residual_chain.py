@@ -91,10 +91,10 @@ class _Constant(nn.Module):
 
 
 def _longest_chain(model: nn.Module, x: Tensor) -> tuple[str, ...]:
-    """Paths of modules, each of which gets the output of the one before, with as many blocks as possible.
+    """Paths of the chain of modules with the most blocks.
 
-    A block has submodules and is no container. Layers and containers join blocks where needed, as between the stages of
-    a ConvNeXt; those before the first block are part of the embedding.
+    Each module gets the output of the one before. A block has submodules and is no container. Layers and containers
+    join blocks where needed, as between the stages of a ConvNeXt; those before the first block belong to the embedding.
     """
     calls = _calls(model, x)
     paths = [path for path, _, _ in calls]
@@ -118,7 +118,7 @@ def _is_block(module: nn.Module) -> bool:
 
 
 def _calls(model: nn.Module, x: Tensor) -> list[tuple[str, Tensor, Tensor]]:
-    """Path, input and output of every call of a module with one tensor, in the order of their ends."""
+    """Path, input and output of every call of a module, in the order of their ends."""
     calls: list[tuple[str, Tensor, Tensor]] = []
     with ExitStack() as hooks, frozen(model), torch.no_grad():
         for path, module in model.named_modules():

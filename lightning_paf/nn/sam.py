@@ -14,7 +14,7 @@ OptimizerOf = Callable[[Iterable[Any]], Optimizer]
 
 
 class SAM(Optimizer):
-    """Sharpness-aware minimisation: any optimiser with the gradient at perturbed weights.
+    """Any optimiser with the gradient at perturbed weights.
 
     A step computes the gradient g at the weights w, and then the gradient at `w + rho * g / |g|`, with the norm over
     all parameters. The base optimiser applies the second gradient to w, which is restored exactly. A step costs two

@@ -145,7 +145,10 @@ class Task(LightningModule):
         optimizer: Optimizer | LightningOptimizer,
         optimizer_closure: Callable[[], Any] | None = None,
     ) -> None:
-        """Run an optimiser step; with the gradient at perturbed weights for an optimiser with `perturbed`, as `SAM`."""
+        """Run an optimiser step.
+
+        An optimiser with a context `perturbed`, as `SAM`, gets the gradient at the perturbed weights.
+        """
         # Of the optimiser itself; Lightning's wrapper has a copy of its attributes.
         perturbed = getattr(self.optimizers(use_pl_optimizer=False), "perturbed", None)
         if perturbed is not None and optimizer_closure is not None:
@@ -153,7 +156,7 @@ class Task(LightningModule):
         super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
 
     def _evaluate_twice(self, perturbed: Callable[[], AbstractContextManager[None]], closure: Callable[[], Any]) -> Any:
-        """Compute the gradient at perturbed weights; means and buffers are those of the weights themselves."""
+        """Compute the gradient at perturbed weights, without effect on means and buffers."""
         result = closure()
         sums, steps = self._sums, self._steps
         with perturbed(), buffers_kept(self, alone=False):
