@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from lightning_paf.analysis.base import Load, Progress, Report, add_folder, folder_files, table
+from lightning_paf.analysis.base import Load, Progress, Report, TrainedRun, add_folder, folder_files, table
+from lightning_paf.attacks import Attack, radius_text
 from lightning_paf.nn.classifier import Classifier
 from lightning_paf.nn.jacobian_spectrum import Spectrum, jacobian_spectrum
 from lightning_paf.nn.modes import frozen
@@ -30,7 +31,7 @@ _BOUNDS = {
 
 
 def growth(model: Classifier, x: Tensor, x_adv: Tensor) -> Tensor:
-    """Distance of two forward passes at the input of the first block and after each block.
+    """Growth of a perturbation from the input of the first block on.
 
     Args:
         model: Images (N, C, H, W) to logits, with residual blocks.
@@ -38,7 +39,8 @@ def growth(model: Classifier, x: Tensor, x_adv: Tensor) -> Tensor:
         x_adv: Perturbed images (N, C, H, W).
 
     Returns:
-        l2 distances divided by the first one, (blocks + 1, N); NaN for images that are equal.
+        l2 distances of the two forward passes at the input of the first block and after each block, divided by the
+        first one, (blocks + 1, N); NaN for images that are equal.
     """
     chain = ResidualChain(model, x)
     with frozen(model), torch.no_grad():
@@ -48,7 +50,7 @@ def growth(model: Classifier, x: Tensor, x_adv: Tensor) -> Tensor:
 
 
 def draw_spectrum(found: Spectrum, measured: Tensor, headline: str) -> "Figure":
-    """Draw the singular values of all parts, and the growth with its bounds after each block.
+    """Draw the singular values of all parts, and the growth with its bounds.
 
     Args:
         found: Singular values.
@@ -61,7 +63,8 @@ def draw_spectrum(found: Spectrum, measured: Tensor, headline: str) -> "Figure":
             left, {"embedding": found.embedding, **found.blocks, "head": found.head}, "with its identity", BLUE
         )
         _draw_values(left, found.residual, "without it, F", VERMILION)
-        left.set(ylabel="largest singular value", yscale="log")
+        left.set(ylabel="largest singular value")
+        left.set_ylim(bottom=0)
         left.legend(title="sigma of a block, mean and range of images", fontsize="x-small", title_fontsize="x-small")
         steps = range(len(found.blocks) + 1)
         for (name, label), colour in zip(_BOUNDS.items(), (BLUE, VERMILION, WINE), strict=True):
@@ -93,17 +96,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def analyze(options: argparse.Namespace, load: Load, progress: Progress) -> Report:
-    """Compute singular values, and compare the bound with the growth under the training attack."""
+    """Compute singular values and the growth under the training attack."""
     (checkpoint,) = options.ckpt
     run = load(checkpoint)
     samples = run.samples(options.examples)
     x, y = samples.fetch(samples.ids)
-    progress(f"power iteration at {len(x)} images")
-    found = jacobian_spectrum(run.model, x, options.iterations, options.seed)
-    attack = run.module.attack
+    found = jacobian_spectrum(
+        run.model, x, options.iterations, options.seed, lambda part: progress(f"power iteration: {part}")
+    )
     progress("training attack")
     torch.manual_seed(options.seed)
-    measured = growth(run.model, x, attack(run.model, x, y))
+    attack = run.module.attack
+    measured = _measured(run, attack, x, y)
     rows = {"embedding": found.embedding, **found.blocks, "head": found.head}
     lines = [f"Largest singular values at {len(x)} images (sigma(F): of the block minus the identity)"]
     lines += table(
@@ -115,7 +119,7 @@ def analyze(options: argparse.Namespace, load: Load, progress: Progress) -> Repo
     lines += ["", "Growth of a perturbation from the first to the last block"]
     lines += table(
         ("", "mean", "min", "max"),
-        (f"measured, {type(attack).__name__} {attack.norm} eps {float(attack.eps):.3g}", *_range(measured[-1])),
+        (f"measured, {type(attack).__name__} {attack.norm} eps {radius_text(attack.eps)}", *_range(measured[-1])),
         *((f"bound, {label}", *_range(bounds[name].exp())) for name, label in _BOUNDS.items()),
     )
     content = {
@@ -130,6 +134,18 @@ def analyze(options: argparse.Namespace, load: Load, progress: Progress) -> Repo
     }
     figure = draw_spectrum(found, measured, f"{run_of(checkpoint).name}: Jacobians of the residual blocks")
     return Report(lines, folder_files("jacobian_spectrum", options.out, checkpoint, content, figure))
+
+
+def _measured(run: TrainedRun, attack: Attack, x: Tensor, y: Tensor) -> Tensor:
+    """Growth of the perturbations of an attack, of images that it changes."""
+    measured = growth(run.model, x, attack(run.model, x, y))
+    measured = measured[:, measured.isfinite().all(0)]
+    if measured.shape[1] == 0:
+        raise ValueError(
+            f"The training attack must change an image, got none of {len(x)} changed by {type(attack).__name__}. "
+            "Pass another --model.attack."
+        )
+    return measured
 
 
 def _number(value: Tensor) -> str:

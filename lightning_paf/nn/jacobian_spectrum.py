@@ -87,7 +87,13 @@ def spectral_norm(f: Callable[[Tensor], Tensor], x: Tensor, iterations: int = 50
     return sigma.detach()
 
 
-def jacobian_spectrum(model: nn.Module, x: Tensor, iterations: int = 50, seed: int = 0) -> Spectrum:
+def jacobian_spectrum(
+    model: nn.Module,
+    x: Tensor,
+    iterations: int = 50,
+    seed: int = 0,
+    progress: Callable[[str], object] = lambda part: None,
+) -> Spectrum:
     """Compute the largest singular values of embedding, blocks and head.
 
     They are those at the states of the forward passes of images, in eval mode, of any residual network. The model is
@@ -98,6 +104,7 @@ def jacobian_spectrum(model: nn.Module, x: Tensor, iterations: int = 50, seed: i
         x: Images (N, C, H, W).
         iterations: See `spectral_norm`.
         seed: See `spectral_norm`.
+        progress: Called with the name of each part before its computation.
 
     Raises:
         ValueError: The network has no residual blocks, or `iterations` is below 1.
@@ -114,10 +121,12 @@ def jacobian_spectrum(model: nn.Module, x: Tensor, iterations: int = 50, seed: i
         states = [state.detach() for state in chain.states(x)]
         for (path, block), (z, after) in zip(chain.blocks.items(), pairwise(states), strict=True):
             name = path.removeprefix("net.")
+            progress(name)
             blocks[name] = sigma(block, z)
             if z.shape == after.shape:
                 residual[name] = sigma(lambda z, block=block: block(z) - z, z)
             branches |= _of_branches(name, block, z, sigma)
+        progress("embedding and head")
         embedding, head = sigma(chain.embed, x), sigma(lambda z: chain.head(z, x), states[-1])
     return Spectrum(embedding, blocks, residual, branches, head)
 
