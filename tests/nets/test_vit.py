@@ -74,6 +74,8 @@ def test_parameter_counts():
     for cls, mixer, count in ((ViT, attention, 918_410), (CoViT, convolution, 769_930)):
         assert embedding + 4 * (mixer + mlp_and_norms) + head == count
         assert sum(parameter.numel() for parameter in cls().parameters()) == count
+        larger_patches = 3 * (32**2 - 16**2) * 128 - (196 - 49) * 128
+        assert sum(parameter.numel() for parameter in cls(patch=32).parameters()) == count + larger_patches
 
 
 @BOTH
