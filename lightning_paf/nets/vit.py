@@ -62,7 +62,8 @@ class EncoderBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map tokens (N, T, D) to (N, T, D)."""
         x = x + self.mixer(self.norm1(x))
-        return x + self.mlp(self.norm2(x))
+        out: Tensor = x + self.mlp(self.norm2(x))
+        return out
 
     def branches(self) -> Mapping[str, Branch]:
         """Residual branches by name, in the order in which `forward` adds them."""

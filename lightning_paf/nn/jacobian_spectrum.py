@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 
 import torch
@@ -74,10 +75,10 @@ def spectral_norm(f: Callable[[Tensor], Tensor], x: Tensor, iterations: int = 50
     """
     generator = torch.Generator(x.device).manual_seed(seed)
     v = torch.randn(x.shape, generator=generator, device=x.device, dtype=x.dtype)
-    y, pull_back = vjp(f, x)
+    y, pull_back, *_ = vjp(f, x)
     # J v as the derivative of u -> J^T u. Unlike `torch.func.jvp`, it runs no forward pass in each iteration, and needs
     # no forward-mode derivatives, which attention and autograd functions lack.
-    _, push_forward = vjp(lambda u: pull_back(u)[0], torch.zeros_like(y))
+    _, push_forward, *_ = vjp(lambda u: pull_back(u)[0], torch.zeros_like(y))
     sigma = x.new_zeros(len(x))
     for _ in range(iterations):
         v = v / _norms(v).clamp_min(torch.finfo(x.dtype).tiny)
@@ -124,7 +125,7 @@ def jacobian_spectrum(
             progress(name)
             blocks[name] = sigma(block, z)
             if z.shape == after.shape:
-                residual[name] = sigma(lambda z, block=block: block(z) - z, z)
+                residual[name] = sigma(partial(_without_identity, block), z)
             branches |= _of_branches(name, block, z, sigma)
         progress("embedding and head")
         embedding, head = sigma(chain.embed, x), sigma(lambda z: chain.head(z, x), states[-1])
@@ -145,6 +146,11 @@ def differentiable(model: nn.Module) -> Iterator[None]:
             layer.fused = True
 
 
+def _without_identity(block: nn.Module, z: Tensor) -> Tensor:
+    residual: Tensor = block(z) - z
+    return residual
+
+
 def _of_branches(name: str, block: nn.Module, z: Tensor, sigma: Callable[..., Tensor]) -> dict[str, Tensor]:
     found = {}
     for branch, f in getattr(block, "branches", dict)().items():
@@ -155,4 +161,5 @@ def _of_branches(name: str, block: nn.Module, z: Tensor, sigma: Callable[..., Te
 
 def _norms(x: Tensor) -> Tensor:
     """l2 norm of each sample, which broadcasts against (N, ...)."""
-    return x.flatten(1).norm(dim=1).view(-1, *[1] * (x.ndim - 1))
+    norms: Tensor = x.flatten(1).norm(dim=1)
+    return norms.view(-1, *[1] * (x.ndim - 1))

@@ -49,7 +49,7 @@ class SAM(Optimizer):
         self._share()
         self._evaluated_twice = False
 
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]  # overloads of torch
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Take a step of the base optimiser.
 
         Args:

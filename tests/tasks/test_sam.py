@@ -188,6 +188,7 @@ def test_a_resumed_run_is_that_of_an_uninterrupted_one(tmp_path, capsys):
     one, other = (torch.load(tmp_path / run / "checkpoints" / "last.ckpt") for run in "ab")
     assert one["state_dict"].keys() == other["state_dict"].keys()
     assert all(torch.equal(value, other["state_dict"][key]) for key, value in one["state_dict"].items())
+    assert status("test", "--ckpt_path", tmp_path / "a" / "checkpoints" / "last.ckpt") == 0  # by its configuration
 
 
 @pytest.mark.parametrize(
