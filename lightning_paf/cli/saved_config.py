@@ -31,7 +31,7 @@ from lightning_paf.speed.options import Speed
 from lightning_paf.utils.terminal import printable
 
 _CLASSES: Mapping[str, tuple[type, ...]] = {
-    "lightning_paf": (nn.Module, Attack, Schedule, Augment, Mixing, StopRule, Speed),
+    "lightning_paf": (nn.Module, Attack, Schedule, Augment, Mixing, StopRule, Speed, Optimizer),
     "lightning_paf.callbacks": (Callback,),
     "lightning.pytorch.callbacks": (Callback,),
     "lightning.pytorch.loggers": (CSVLogger, TensorBoardLogger, MLFlowLogger, WandbLogger),
