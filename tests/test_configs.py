@@ -16,6 +16,7 @@ from lightning.pytorch import callbacks as lightning_callbacks
 
 from lightning_paf import attacks, callbacks, nets, schedules
 from lightning_paf.cli.training import SLOTS, train
+from lightning_paf.data import augment
 from lightning_paf.data.samplers import real_per_batch
 from lightning_paf.evaluation import stopping
 from lightning_paf.nn import activations
@@ -38,7 +39,7 @@ BASE = {
 EXPERIMENTS = [path for folder in ("paper", "methods") for path in sorted((CONFIGS / folder).glob("*.yaml"))]
 PARTS = [path for folder in KEYS for path in sorted((CONFIGS / folder).glob("*.yaml"))]
 FROM_LIBRARIES = [path for path in PARTS if path.stem.startswith(("timm", "torchvision"))]
-MODULES = (attacks, activations, callbacks, nets, schedules, stopping, lightning_callbacks)
+MODULES = (attacks, activations, augment, callbacks, nets, schedules, stopping, lightning_callbacks)
 
 
 def name(path: Path) -> str:

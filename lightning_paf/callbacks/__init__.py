@@ -6,6 +6,7 @@ from lightning_paf.callbacks.averaging import WarmupEMA as WarmupEMA
 from lightning_paf.callbacks.batchnorm_start import BatchNormStart as BatchNormStart
 from lightning_paf.callbacks.epoch_printer import EpochPrinter as EpochPrinter
 from lightning_paf.callbacks.exact_resume import ExactResume as ExactResume
+from lightning_paf.callbacks.jacobian_spectrum import JacobianSpectrum as JacobianSpectrum
 from lightning_paf.callbacks.monitor_check import MonitorCheck as MonitorCheck
 from lightning_paf.callbacks.overfitting_detector import OverfittingDetector as OverfittingDetector
 from lightning_paf.callbacks.predictions import PredictionWriter as PredictionWriter

@@ -17,7 +17,7 @@ _FIT = {
         "--model.attack ATTACK": f"training attack; {_PART}, e.g. pgd10_linf",
         "--model.attack.eps EPS": "radius of the attack, e.g. 8/255",
         "--model.objective LOSS": "training loss; class, e.g. TRADES",
-        "--model.optimizer CLASS": "optimizer of torch.optim, e.g. SGD",
+        "--model.optimizer CLASS": "optimizer of torch.optim, e.g. SGD, or SAM",
     },
     "Data": {
         "--data.dataset NAME": "digits, cifar10, cifar100, svhn or npz",

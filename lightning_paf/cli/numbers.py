@@ -23,6 +23,7 @@ _FIT: Mapping[str, Rule] = {
     "trainer.gradient_clip_val": (lambda value: 0 <= value < math.inf, "be finite and at least 0"),
     "trainer.limit_train_batches": _FRACTION,
     "model.optimizer.init_args.lr": _RATE,
+    "model.optimizer.init_args.base.init_args.lr": _RATE,
     "model.init_args.optimizer.init_args.lr": _RATE,
 }
 _COMMANDS: Mapping[str, Mapping[str, Rule]] = {

@@ -32,7 +32,7 @@ from lightning_paf.synthesis.samplers import Sampler
 from lightning_paf.utils.terminal import printable
 
 _CLASSES: Mapping[str, tuple[type, ...]] = {
-    "lightning_paf": (nn.Module, Attack, Schedule, Augment, Mixing, StopRule, Speed, Sampler),
+    "lightning_paf": (nn.Module, Attack, Schedule, Augment, Mixing, StopRule, Speed, Sampler, Optimizer),
     "lightning_paf.callbacks": (Callback,),
     "lightning.pytorch.callbacks": (Callback,),
     "lightning.pytorch.loggers": (CSVLogger, TensorBoardLogger, MLFlowLogger, WandbLogger),

@@ -41,6 +41,31 @@ def random_flip(images: Tensor) -> Tensor:
     return select_images(torch.rand(images.shape[0], device=images.device) < 0.5, images.flip(-1), images)
 
 
+def random_colours(images: Tensor, strength: float) -> Tensor:
+    """Change brightness, contrast and saturation of each image by random factors.
+
+    The three changes are made in a random order, the same for all images of the batch. Each moves the pixels of an
+    image to `r + f (x - r)` with a factor f from U(1 - strength, 1 + strength), and clips them. The reference r is
+    black for the brightness, the mean of the grey image for the contrast, and the grey image for the saturation.
+
+    Args:
+        images: Images (N, C, H, W), uint8. Grey is the luma of three channels (ITU-R BT.601), or their mean.
+        strength: Largest change of a factor, in [0, 1].
+
+    Returns:
+        Images (N, C, H, W), uint8, in the layout of `images`.
+    """
+    x = images.float()
+    luma = (0.299, 0.587, 0.114) if x.shape[1] == 3 else [1 / x.shape[1]] * x.shape[1]
+    weights = x.new_tensor(luma).view(1, -1, 1, 1)
+    for change in torch.randperm(3).tolist():
+        grey = (weights * x).sum(1, keepdim=True)
+        reference = (0.0, grey.mean((2, 3), keepdim=True), grey)[change]
+        factor = 1 + strength * (2 * torch.rand(len(x), 1, 1, 1, device=x.device) - 1)
+        x = (reference + factor * (x - reference)).clamp_(0, 255)
+    return x.round_().to(images.dtype)
+
+
 def select_images(condition: Tensor, images: Tensor, other: Tensor) -> Tensor:
     """Choose one of two images for each index of the batch, faster than `torch.where`.
 

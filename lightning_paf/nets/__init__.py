@@ -1,7 +1,7 @@
 """Network architectures, from images (N, C, H, W) to logits (N, num_classes).
 
-Activations are `nn.ReLU` or `nn.SiLU` modules, so that `swap_activations` can replace them. Keys and parameter counts
-are those of published checkpoints if there are any.
+Activations are `nn.ReLU`, `nn.SiLU` or `nn.GELU` modules, so that `swap_activations` can replace them. Keys and
+parameter counts are those of published checkpoints if there are any.
 """
 
 from lightning_paf.nets.dm_preact_resnet import DMPreActResNet
@@ -14,11 +14,13 @@ from lightning_paf.nets.random_self_ensemble import RandomSelfEnsemble
 from lightning_paf.nets.resnet import CifarResNet
 from lightning_paf.nets.small import SmallConvNet
 from lightning_paf.nets.vgg import VGG16BN
+from lightning_paf.nets.vit import CoViT, ViT
 from lightning_paf.nets.wide_resnet import WideResNet
 
 __all__ = [
     "VGG16BN",
     "CifarResNet",
+    "CoViT",
     "DMPreActResNet",
     "DMWideResNet",
     "EmbeddingNet",
@@ -28,6 +30,7 @@ __all__ = [
     "SmallConvNet",
     "TimmNet",
     "TorchvisionNet",
+    "ViT",
     "WideResNet",
     "timm_net",
     "torchvision_net",

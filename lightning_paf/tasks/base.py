@@ -1,6 +1,7 @@
 """Base class of the training tasks."""
 
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
@@ -9,12 +10,13 @@ import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.callbacks import LearningRateFinder
 from lightning.pytorch.cli import OptimizerCallable
+from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lightning_paf.nn.activations import Activation
-from lightning_paf.nn.modes import frozen
+from lightning_paf.nn.modes import buffers_kept, frozen
 from lightning_paf.nn.parameter_groups import DecayRule, parameter_groups
 from lightning_paf.nn.weights import key_difference, load_weights
 from lightning_paf.runs.weights_origin import WeightsOrigin
@@ -143,6 +145,32 @@ class Task(LightningModule):
         """Return the fraction of the optimiser steps that are done."""
         return min(1.0, self.global_step / self.trainer.estimated_stepping_batches)
 
+    def optimizer_step(
+        self,
+        epoch: int,
+        batch_idx: int,
+        optimizer: Optimizer | LightningOptimizer,
+        optimizer_closure: Callable[[], Any] | None = None,
+    ) -> None:
+        """Run an optimiser step.
+
+        An optimiser with a context `perturbed`, as `SAM`, gets the gradient at the perturbed weights.
+        """
+        # Of the optimiser itself; Lightning's wrapper has a copy of its attributes.
+        perturbed = getattr(self.optimizers(use_pl_optimizer=False), "perturbed", None)
+        if perturbed is not None and optimizer_closure is not None:
+            optimizer_closure = partial(self._evaluate_twice, perturbed, optimizer_closure)
+        super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+
+    def _evaluate_twice(self, perturbed: Callable[[], AbstractContextManager[None]], closure: Callable[[], Any]) -> Any:
+        """Compute the gradient at perturbed weights, without effect on means and buffers."""
+        result = closure()
+        sums, steps = self._sums, self._steps
+        with perturbed(), buffers_kept(self, alone=False):
+            closure()
+        self._sums, self._steps = sums, steps
+        return result
+
     def epoch_state(self) -> dict[str, Any]:
         """Return this rank's means of the current epoch, which Lightning does not save."""
         sums = {name: total.cpu() for name, total in self._sums.items()}
@@ -167,7 +195,12 @@ class Task(LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Return the optimiser over decay groups, and the schedule of its steps."""
-        optimizer = self._built_optimizer()
+        optimizer, accumulated = self._built_optimizer(), self.trainer.accumulate_grad_batches
+        if hasattr(optimizer, "perturbed") and accumulated > 1:
+            raise ValueError(
+                f"accumulate_grad_batches must be 1 for {type(optimizer).__name__}, which evaluates a batch twice per "
+                f"step, got {accumulated}. Pass --trainer.accumulate_grad_batches 1."
+            )
         steps = self.trainer.estimated_stepping_batches
         if steps == float("inf"):
             raise ValueError(
@@ -215,4 +248,7 @@ def _without_parser(optimizer: OptimizerCallable) -> OptimizerCallable:
     """
     arguments: tuple[Any, ...] = getattr(optimizer, "args", ())
     classes: list[Any] = [value for value in arguments if isinstance(value, type)]
-    return partial(classes[0], **optimizer.keywords) if classes else optimizer  # type: ignore[attr-defined]
+    if not classes:
+        return optimizer
+    keywords: dict[str, Any] = optimizer.keywords  # type: ignore[attr-defined]
+    return partial(classes[0], **{k: _without_parser(v) if isinstance(v, partial) else v for k, v in keywords.items()})

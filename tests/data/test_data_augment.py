@@ -1,7 +1,8 @@
 import pytest
 import torch
 
-from lightning_paf.data.augment import CropFlip, standard_augment
+from lightning_paf.data.augment import ColorJitter, CropFlip, standard_augment
+from lightning_paf.data.image_batches import random_colours
 
 
 def test_crop_and_flip_can_be_switched_off_one_by_one():
@@ -23,3 +24,36 @@ def test_standard_augmentations():
     assert standard_augment("cifar10").flip is standard_augment("cifar100").flip is True
     assert standard_augment("svhn").flip is False  # house numbers
     assert standard_augment("digits") is standard_augment("npz") is None
+
+
+def test_colours_change_by_factors_within_the_strength():
+    grey = torch.full((400, 3, 4, 4), 100, dtype=torch.uint8)  # without contrast and saturation
+    values = random_colours(grey, 0.2)
+    assert values.dtype == torch.uint8
+    assert (values == values[:, :1, :1, :1]).all()
+    assert 80 <= values.min() < 85
+    assert 115 < values.max() <= 120
+    assert torch.equal(random_colours(grey, 0.0), grey)
+
+
+def test_contrast_and_saturation_keep_their_references(monkeypatch):
+    images = torch.randint(64, 192, (50, 3, 4, 4), dtype=torch.uint8)
+    monkeypatch.setattr(torch, "rand", lambda *shape, **_: torch.full(shape, 0.0))  # all factors are 1 - strength
+    monkeypatch.setattr(torch, "randperm", lambda n: torch.tensor([1, 2]))
+    luma = lambda x: (torch.tensor([0.299, 0.587, 0.114])[:, None, None] * x).sum(1)  # noqa: E731
+    mean = luma(images).mean((1, 2))[:, None, None, None]
+    contrast = mean + 0.5 * (images - mean)
+    grey = luma(contrast)[:, None]
+    expected = grey + 0.5 * (contrast - grey)
+    assert (random_colours(images, 0.5) - expected).abs().max() <= 0.501
+
+
+def test_colour_jitter_also_crops_and_mirrors_any_number_of_channels():
+    images = torch.randint(255, (20, 2, 8, 8), dtype=torch.uint8)
+    torch.manual_seed(0)
+    expected = CropFlip(2)(images)
+    torch.manual_seed(0)
+    assert torch.equal(ColorJitter(0.0, padding=2)(images), expected)
+    assert not torch.equal(ColorJitter(0.2, padding=2)(images), expected)
+    with pytest.raises(ValueError, match=r"strength must be in \[0, 1\], got 1.5"):
+        ColorJitter(1.5)

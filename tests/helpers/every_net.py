@@ -3,22 +3,26 @@
 from lightning_paf.nets import (
     VGG16BN,
     CifarResNet,
+    CoViT,
     DMPreActResNet,
     DMWideResNet,
     LeNet,
     PreActResNet,
     SmallConvNet,
+    ViT,
     WideResNet,
 )
 
 SMALL = {
     CifarResNet: ({"width": 4}, 17),
+    CoViT: ({"image_size": 8, "patch": 4, "width": 8, "depth": 2, "kernels": [1, 3]}, 2),
     DMPreActResNet: ({"width": 4}, 17),
     DMWideResNet: ({"depth": 10, "width": 1}, 7),
     LeNet: ({}, 4),
     PreActResNet: ({"width": 4}, 17),
     SmallConvNet: ({"width": 4}, 4),
     VGG16BN: ({"width": 4}, 15),
+    ViT: ({"image_size": 8, "patch": 4, "width": 8, "depth": 2, "heads": 2}, 2),
     WideResNet: ({"depth": 10, "width": 1}, 7),
 }
 """Class: small arguments, and the number of activations in a forward pass."""

@@ -47,7 +47,8 @@ def cost_line(forwards: float, exaflop: float) -> str:
 
 def costs(module, data, epochs: int) -> tuple[float, float]:
     """Image forwards and EFLOP of a training of this `RobustModule` on these data."""
-    forwards = passes(module.objective, module.attack) * images_per_epoch(data) * epochs
+    evaluations = 2 if hasattr(module._built_optimizer(), "perturbed") else 1  # per step of the optimiser
+    forwards = evaluations * passes(module.objective, module.attack) * images_per_epoch(data) * epochs
     with torch.device("meta"), FlopCounterMode(display=False) as counter:
         module.model.train()(torch.zeros(2, 3, 32, 32))  # two, for BatchNorm; an ensemble makes one pass in training
     return forwards, forwards * counter.get_total_flops() / 2 / 1e18
