@@ -6,8 +6,11 @@ from lightning_paf.nets import (
     DMPreActResNet,
     DMWideResNet,
     LeNet,
+    ODENet,
     PreActResNet,
+    ResidualCNN,
     SmallConvNet,
+    TisODENet,
     WideResNet,
 )
 
@@ -16,8 +19,11 @@ SMALL = {
     DMPreActResNet: ({"width": 4}, 17),
     DMWideResNet: ({"depth": 10, "width": 1}, 7),
     LeNet: ({}, 4),
+    ODENet: ({"width": 4, "groups": 2, "step": 0.5}, 6),
     PreActResNet: ({"width": 4}, 17),
+    ResidualCNN: ({"width": 4, "groups": 2}, 4),
     SmallConvNet: ({"width": 4}, 4),
+    TisODENet: ({"width": 4, "groups": 2, "step": 0.5}, 6),
     VGG16BN: ({"width": 4}, 15),
     WideResNet: ({"depth": 10, "width": 1}, 7),
 }
