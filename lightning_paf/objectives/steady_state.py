@@ -44,9 +44,9 @@ class SteadyState(Wrapper):
     ) -> None:
         super().__init__(objective or Natural())
         self.weight = checked_weight("weight", weight, 0.01)
-        self.window = checked(
-            "window", tuple(window), _around_one(*window), "a begin in [0, 1] and an end >= 1", "'[0.9, 1.5]'"
-        )
+        begin, end = window
+        valid = 0 <= begin <= 1 <= end < math.inf and begin < end
+        self.window = checked("window", (begin, end), valid, "a begin in [0, 1] and an end >= 1", "'[0.9, 1.5]'")
         self.start_epoch = checked("start_epoch", start_epoch, start_epoch >= 0, "at least 0", 5)
         self._epoch = 0
 

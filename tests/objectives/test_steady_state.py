@@ -87,9 +87,7 @@ def test_other_ode_networks_have_the_term_too():
 
 
 def test_a_network_without_ode_block_is_refused():
-    with pytest.raises(
-        ValueError, match=r"must have an ODE block for SteadyState, got TinyNet"
-    ):
+    with pytest.raises(ValueError, match=r"must have an ODE block for SteadyState, got TinyNet"):
         SteadyState().bind(tiny_classifier())
 
 
