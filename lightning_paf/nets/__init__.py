@@ -17,6 +17,7 @@ from lightning_paf.nets.resnet import CifarResNet
 from lightning_paf.nets.small import SmallConvNet
 from lightning_paf.nets.vgg import VGG16BN
 from lightning_paf.nets.wide_resnet import WideResNet
+from lightning_paf.nets.zerosnet import ZeroSNet
 
 __all__ = [
     "VGG16BN",
@@ -35,6 +36,7 @@ __all__ = [
     "TisODENet",
     "TorchvisionNet",
     "WideResNet",
+    "ZeroSNet",
     "timm_net",
     "torchvision_net",
 ]

@@ -12,6 +12,7 @@ from lightning_paf.nets import (
     SmallConvNet,
     TisODENet,
     WideResNet,
+    ZeroSNet,
 )
 
 SMALL = {
@@ -26,6 +27,7 @@ SMALL = {
     TisODENet: ({"width": 4, "groups": 2, "step": 0.5}, 6),
     VGG16BN: ({"width": 4}, 15),
     WideResNet: ({"depth": 10, "width": 1}, 7),
+    ZeroSNet: ({"depth": 14, "width": 4}, 13),
 }
 """Class: small arguments, and the number of activations in a forward pass."""
 

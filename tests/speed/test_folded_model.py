@@ -30,6 +30,7 @@ SMALL = {
     "SmallConvNet": {"width": 4, "in_channels": 3},
     "VGG16BN": {"width": 4},
     "WideResNet": {"depth": 10, "width": 1},
+    "ZeroSNet": {"depth": 14, "width": 4},
 }
 NOT_FOLDED = {
     "LastStageODE": {"net": nets.CifarResNet(width=4), "groups": 4, "step": 0.5},
