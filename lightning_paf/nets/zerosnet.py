@@ -49,12 +49,15 @@ class MultistepBlock(nn.Module):
         self.conv2 = conv3x3(out_channels, out_channels)
         changes = stride != 1 or in_channels != out_channels
         self.projections = nn.ModuleList(conv1x1(in_channels, out_channels, stride) for _ in range(states * changes))
-        self._coefficients = (1.0, 1.0) if states < _HISTORY else None if coefficients is None else (*coefficients,)
-        self.parameter = nn.Parameter(torch.tensor(float(parameter))) if self._coefficients is None else None
+        trains = states == _HISTORY and coefficients is None
+        self.parameter = nn.Parameter(torch.tensor(float(parameter))) if trains else None
+        self._coefficients = (*coefficients,) if states == _HISTORY and coefficients else (1.0, 1.0)
 
     def coefficients(self) -> Sequence[float | Tensor]:
         """Coefficients (a0, a1, a2, b0) of the states and of F; (1, 1) of a residual block."""
-        return self._coefficients or three_step_family(self.parameter)
+        if self.parameter is None:
+            return self._coefficients
+        return three_step_family(self.parameter)
 
     def forward(self, states: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """Map the last states, newest first, each (N, in_channels, H, W), to the next ones."""
@@ -128,7 +131,8 @@ class ZeroSNet(Net):
 
     def coefficients(self) -> list[tuple[float, ...]]:
         """Current coefficients (a0, a1, a2, b0) of all blocks with a full history."""
-        found = [tuple(float(c) for c in block.coefficients()) for block in self.blocks]
+        blocks = [block for block in self.blocks if isinstance(block, MultistepBlock)]
+        found = [tuple(float(c) for c in block.coefficients()) for block in blocks]
         return [one for one in found if len(one) > 2]
 
 

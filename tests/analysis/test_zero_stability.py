@@ -40,8 +40,8 @@ def test_the_figure_has_the_accuracies_over_the_roots():
     points = [StabilityPoint(str(m), m, m < 1, {"clean": 0.9 - m / 4, "constant": 0.5}) for m in (1.9, 0.3, 0.7)]
     (axes,) = draw_accuracy_over_root(points).axes
     line = axes.get_lines()[0]
-    assert line.get_xdata() == [0.3, 0.7, 1.9]
-    assert line.get_ydata() == pytest.approx([82.5, 72.5, 42.5])
+    assert [*line.get_xdata()] == [0.3, 0.7, 1.9]
+    assert [*line.get_ydata()] == pytest.approx([82.5, 72.5, 42.5])
 
 
 def test_another_network_is_refused(checkpoint, capsys):

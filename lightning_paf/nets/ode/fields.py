@@ -44,8 +44,10 @@ class AutonomousField(nn.Module):
 
     def __init__(self, channels: int, groups: int) -> None:
         super().__init__()
-        self.conv1, self.norm1, self.activation1 = conv3x3(channels, channels), group_norm(groups, channels), nn.ReLU()
-        self.conv2, self.norm2, self.activation2 = conv3x3(channels, channels), group_norm(groups, channels), nn.ReLU()
+        self.conv1: nn.Module = conv3x3(channels, channels)
+        self.norm1, self.activation1 = group_norm(groups, channels), nn.ReLU()
+        self.conv2: nn.Module = conv3x3(channels, channels)
+        self.norm2, self.activation2 = group_norm(groups, channels), nn.ReLU()
 
     def forward(self, t: Tensor, z: Tensor) -> Tensor:
         """Velocity (N, C, H, W) of a state of this shape; the time has no effect."""

@@ -13,6 +13,7 @@ from lightning_paf.nets.ode.fields import AutonomousField, TimeField, group_norm
 class _SingleBlockNet(Net, ABC):
     """Two convolutions, one shape-preserving block, mean pooling, a linear layer."""
 
+    fc: nn.Linear
     smallest_side = 4  # checked by `Classifier`
 
     def __init__(self, num_classes: int, in_channels: int, width: int, groups: int) -> None:
