@@ -53,14 +53,12 @@ EXPERIMENT = Experiment(
         Claim("ZeroSNet-Opt is more accurate than the inconsistent scheme", "opt", "ones", "clean", source="paper"),
         Claim("ZeroSNet-Opt is more accurate than the larger root of 1", "opt", "one", "clean", source="paper"),
         Claim("The trainable scheme is at most 2 points below the optimum", "trainable", "opt", "clean", by=-0.02),
-        Claim(
-            "ZeroSNet-Opt is more robust to Gaussian noise than a ResNet", "opt", "resnet", "gaussian", source="paper"
-        ),
+        Claim("ZeroSNet-Opt is more robust to noise than a ResNet", "opt", "resnet", "gaussian", source="paper"),
         Claim("ZeroSNet-Opt is more robust to uniform noise than a ResNet", "opt", "resnet", "uniform", source="paper"),
         Claim("ZeroSNet-Opt is more robust to a constant than a ResNet", "opt", "resnet", "constant", source="paper"),
         Claim("Gaussian noise hurts the unstable scheme more", "opt", "unstable", "gaussian", source="paper"),
-        Claim("Zero stability gives robustness to AutoAttack", "opt", "unstable", "autoattack"),
-        Claim("The unstable scheme keeps the largest root", "unstable", "opt", "root", by=1.5),
+        Claim("ZeroSNet-Opt is more robust to AutoAttack than the unstable scheme", "opt", "unstable", "autoattack"),
+        Claim("The unstable scheme has the largest root", "unstable", "opt", "root", by=1.5),
     ),
     metrics={**{name: _corrupted(name) for name in CORRUPTIONS}, "root": root},
     plain=("root",),
@@ -71,7 +69,7 @@ EXPERIMENT = Experiment(
     ),
     eps=EPS,
     note=(
-        f"gaussian, uniform, constant: c times normal noise, c times uniform noise in [0, 1], and c, with c = {LEVEL:g}, "
+        f"gaussian, uniform, constant: c times normal noise, c times uniform noise in [0, 1], and c, for c = {LEVEL:g}, "
         "clipped to [0, 1]. root: largest modulus of an extraneous root; the ResNet has coefficients (1, 0, 0, 1) and "
         "unused projections. Clean training; the paper makes no claim about adversarial attacks."
     ),
