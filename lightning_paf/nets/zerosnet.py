@@ -1,4 +1,4 @@
-"""ZeroSNet: residual networks as zero-stable three-step schemes (Chen et al., 2022)."""
+"""ZeroSNet: zero-stable three-step residual networks (Chen et al., 2022)."""
 
 import logging
 import math
@@ -54,13 +54,13 @@ class MultistepBlock(nn.Module):
         self._coefficients = (*coefficients,) if states == _HISTORY and coefficients else (1.0, 1.0)
 
     def coefficients(self) -> Sequence[float | Tensor]:
-        """Coefficients (a0, a1, a2, b0) of the states and of F; (1, 1) of a residual block."""
+        """Coefficients of the states and of F; (1, 1) of a residual block."""
         if self.parameter is None:
             return self._coefficients
         return three_step_family(self.parameter)
 
     def forward(self, states: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        """Map the last states, newest first, each (N, in_channels, H, W), to the next ones."""
+        """Map the last states (N, in_channels, H, W), newest first, to the next ones."""
         residual = self.conv1(self.activation1(self.bn1(states[0])))
         residual = self.conv2(self.activation2(self.bn2(residual)))
         if self.projections:

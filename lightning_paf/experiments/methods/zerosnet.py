@@ -69,7 +69,7 @@ EXPERIMENT = Experiment(
     ),
     eps=EPS,
     note=(
-        f"gaussian, uniform, constant: c times normal noise, c times uniform noise in [0, 1], and c, for c = {LEVEL:g}, "
+        f"gaussian, uniform, constant: c = {LEVEL:g} times normal noise, c times uniform noise in [0, 1], and c, "
         "clipped to [0, 1]. root: largest modulus of an extraneous root; the ResNet has coefficients (1, 0, 0, 1) and "
         "unused projections. Clean training; the paper makes no claim about adversarial attacks."
     ),

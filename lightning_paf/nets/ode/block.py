@@ -168,7 +168,7 @@ class ODEBlock(nn.Module):
         return tuple(part[1 : len(times) + 1] for part in (solution if len(state) > 1 else (solution,)))
 
     def _steps(self, start: float, end: float) -> list[float]:
-        """Start and ends of all steps: multiples of the step, so that parts of a solution join exactly."""
+        """Start and ends of all steps, on multiples of the step so that parts join."""
         first, last = start / self.step, end / self.step
         later = range(math.floor(first + _ROUNDING) + 1, math.ceil(last - _ROUNDING) + 1)
         inner = [number * self.step for number in later]

@@ -80,7 +80,7 @@ def test_logits_are_those_of_the_equations(cls, steps):
     for k in range(steps):
         z = z + velocity(k / steps, z) / steps
     expected = z.mean((2, 3)) @ w["fc.weight"].T + w["fc.bias"]
-    torch.testing.assert_close(net(x), expected, atol=1e-5, rtol=1e-5 if cls is ODENet else 1e-9)
+    torch.testing.assert_close(net(x), expected, atol=1e-10, rtol=1e-10)
 
 
 @pytest.mark.parametrize("groups", [3, 0, 8])
