@@ -90,7 +90,7 @@ def draw_accuracy_over_root(points: Sequence[StabilityPoint]) -> "Figure":
     ordered = sorted(points, key=lambda point: point.modulus)
     with open_figure(6.4, 4, "Accuracy over the largest extraneous root") as figure:
         axes = figure.subplots()
-        for name, marker in zip(points[0].accuracy, "osD^", strict=True):
+        for name, marker in zip(points[0].accuracy, "osD^", strict=False):
             values = [100 * point.accuracy[name] for point in ordered]
             axes.plot([point.modulus for point in ordered], values, marker, label=name)
         axes.axvline(1, **REFERENCE)

@@ -132,7 +132,7 @@ class ZeroSNet(Net):
     def coefficients(self) -> list[tuple[float, ...]]:
         """Current coefficients (a0, a1, a2, b0) of all blocks with a full history."""
         blocks = [block for block in self.blocks if isinstance(block, MultistepBlock)]
-        found = [tuple(float(c) for c in block.coefficients()) for block in blocks]
+        found = [tuple(c.item() if isinstance(c, Tensor) else c for c in block.coefficients()) for block in blocks]
         return [one for one in found if len(one) > 2]
 
 

@@ -2,6 +2,7 @@
 
 import copy
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -36,7 +37,8 @@ def log_length(run: Run, x: Tensor, y: Tensor) -> Tensor:
 
     For the CNN it is that of its only step.
     """
-    net, caught = run.model.net, list[Tensor]()
+    net: Any = run.model.net
+    caught: list[Tensor] = []
     with torch.no_grad(), net.stem.register_forward_hook(lambda _, __, z: caught.append(z)):
         run.model(x)
         blocks = [module for module in net.modules() if isinstance(module, ODEBlock)]
