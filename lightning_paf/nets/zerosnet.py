@@ -169,7 +169,7 @@ def _warn_if_unstable(coefficients: Sequence[float]) -> None:
     if not is_zero_stable(coefficients):
         numbers = ", ".join(f"{c:.4g}" for c in coefficients)
         log.warning(
-            "The coefficients (%s) are not zero-stable: their states sum to %.4g times the input, and the largest "
-            "extraneous root has modulus %.4g.",
+            "The coefficients (%s) are not zero-stable: the first three sum to %.4g (must be 1), and the largest "
+            "extraneous root has modulus %.4g (at most 1).",
             *(numbers, sum(coefficients[:-1]), root_moduli(coefficients)[0]),
         )

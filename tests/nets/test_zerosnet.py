@@ -120,7 +120,10 @@ def test_trainable_parameters_start_at_the_value_and_get_gradients():
     [
         ({"parameter": -0.5}, "extraneous root has modulus 1.883"),
         ({"parameter": 0.2}, "not zero-stable"),
-        ({"coefficients": [1, 1, 1, 1]}, "states sum to 3 times the input, and the largest extraneous root has mod"),
+        (
+            {"coefficients": [1, 1, 1, 1]},
+            "first three sum to 3 (must be 1), and the largest extraneous root has modulus",
+        ),
         ({"parameter": -0.5, "trainable": True}, "not zero-stable"),
     ],
 )

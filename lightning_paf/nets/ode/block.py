@@ -52,7 +52,8 @@ class ODEBlock(nn.Module):
                 raise ValueError(f"{name} must be {rule}, got {value!r}. Pass --model.net.{name} {usual}.")
         self.field = field
         self.t_end, self.step, self.solver = t_end, step, solver
-        self.require_on_grid("t_end", t_end)
+        usual = t_end / max(round(t_end / step), 1)
+        self._require_on_grid("t_end", t_end, f"Pass --model.net.step {usual:.10g}.")
         self._records: list[Tensor] | None = None
         self._window = (t_end, t_end)
 
@@ -123,17 +124,16 @@ class ODEBlock(nn.Module):
                 f"window must begin in [0, 1] and end at 1 or later, in units of t_end, got times {t1:g} and {t3:g} "
                 f"for t_end={self.t_end:g}. Pass --model.objective.window '[0.9, 1.5]'."
             )
-        self.require_on_grid("window times t_end", t1)
-        self.require_on_grid("window times t_end", t3)
+        for time in (t1, t3):
+            near = round(time / self.step) * self.step / self.t_end
+            hint = f"Pass {near:.6g} in --model.objective.window."
+            self._require_on_grid("window times t_end", time, hint)
 
-    def require_on_grid(self, name: str, time: float) -> None:
+    def _require_on_grid(self, name: str, time: float, hint: str) -> None:
         """Check that a time is a multiple of the step."""
         count = time / self.step
         if abs(count - round(count)) > _ROUNDING * max(count, 1):
-            usual = time / max(round(count), 1)
-            raise ValueError(
-                f"{name} must be a multiple of the step {self.step:g}, got {time:g}. Pass --model.net.step {usual:g}."
-            )
+            raise ValueError(f"{name} must be a multiple of the step {self.step:g}, got {time:g}. {hint}")
 
     def extra_repr(self) -> str:
         """Settings, so that fingerprints of networks differ."""

@@ -202,7 +202,7 @@ def test_under_autocast_it_is_close():
         ({"t_end": math.inf}, "t_end must be .*got inf"),
         ({"step": 0.0}, "step must be .*got 0"),
         ({"step": math.nan}, "step must be .*got nan"),
-        ({"step": 0.3}, r"t_end must be a multiple of the step 0\.3, got 1\. Pass --model\.net\.step 0\.333333"),
+        ({"step": 0.3}, r"t_end must be a multiple of the step 0\.3, got 1\. Pass --model\.net\.step 0\.3333333333"),
         ({"step": 2.0}, r"t_end must be a multiple of the step 2, got 1\. Pass --model\.net\.step 1\."),
         ({"solver": "heun"}, "solver must be euler, midpoint, rk4 or dopri5, got 'heun'"),
     ],
@@ -218,7 +218,7 @@ def test_invalid_arguments_are_refused(options, message):
         ((1.1, 1.5), "window must begin in"),
         ((0.5, 0.9), "window must begin in"),
         ((1.0, 1.0), "window must begin in"),
-        ((0.93, 1.5), r"window times t_end must be a multiple of the step 0\.1, got 0\.93"),
+        ((0.93, 1.5), r"window times t_end must be a multiple of the step 0\.1, got 0\.93\. Pass 0\.9 in"),
         ((0.9, 1.55), "multiple of the step"),
     ],
 )
