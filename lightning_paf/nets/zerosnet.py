@@ -66,9 +66,11 @@ class MultistepBlock(nn.Module):
         if self.projections:
             states = tuple(project(state) for project, state in zip(self.projections, states, strict=True))
         *factors, step = self.coefficients()
-        new = step * residual
+        new = residual if step == 1 else step * residual
         for factor, state in zip(factors, states, strict=False):
-            new = new + factor * state
+            # One pass over memory; `alpha` cannot be a tensor.
+            trained = isinstance(factor, Tensor)
+            new = torch.addcmul(new, state, factor) if trained else torch.add(new, state, alpha=factor)
         return (new, *states)[:_HISTORY]
 
 
