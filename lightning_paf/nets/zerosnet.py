@@ -69,8 +69,10 @@ class MultistepBlock(nn.Module):
         new = residual if step == 1 else step * residual
         for factor, state in zip(factors, states, strict=False):
             # One pass over memory; `alpha` cannot be a tensor.
-            trained = isinstance(factor, Tensor)
-            new = torch.addcmul(new, state, factor) if trained else torch.add(new, state, alpha=factor)
+            if isinstance(factor, Tensor):
+                new = torch.addcmul(new, state, factor)
+            else:
+                new = torch.add(new, state, alpha=factor)
         return (new, *states)[:_HISTORY]
 
 
