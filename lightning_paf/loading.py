@@ -69,9 +69,18 @@ class Run:
 
 
 def add_run_arguments(parser: argparse.ArgumentParser, nargs: int | str | None = None) -> None:
-    """Add the options of a run; `--data.*` and other options of `fit` can follow them."""
+    """Add the options of a run; `--data.*` and other options of `fit` can follow them.
+
+    `nargs` is that of `--ckpt`, which is optional for "*".
+    """
+    optional = nargs == "*"
     parser.add_argument(
-        "--ckpt", "--ckpt_path", type=Path, nargs=nargs, required=True, help="e.g. RUN/checkpoints/last.ckpt"
+        *("--ckpt", "--ckpt_path"),
+        type=Path,
+        nargs=nargs,
+        required=not optional,
+        default=[] if optional else None,
+        help="e.g. RUN/checkpoints/last.ckpt",
     )
     add_model_arguments(parser)
 

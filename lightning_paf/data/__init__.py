@@ -1,6 +1,6 @@
 """Real and synthetic images, and the batches made of them."""
 
-from lightning_paf.data.augment import Augment, CropFlip
+from lightning_paf.data.augment import Augment, CropFlip, GaussianNoise
 from lightning_paf.data.mixing import CutMix, Mixing
 from lightning_paf.data.module import RobustDataModule
 from lightning_paf.data.samplers import MixedSampler, ShardSampler
@@ -10,6 +10,7 @@ __all__ = [
     "Augment",
     "CropFlip",
     "CutMix",
+    "GaussianNoise",
     "MixedSampler",
     "Mixing",
     "RobustDataModule",

@@ -1,7 +1,10 @@
 """Random augmentation of training batches, on the device."""
 
+import math
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 from lightning_paf.data.image_batches import random_colours, random_crop, random_flip
@@ -64,6 +67,39 @@ class ColorJitter(CropFlip):
     def __call__(self, images: Tensor) -> Tensor:
         """Crop, mirror and recolour a batch (N, C, H, W)."""
         return random_colours(super().__call__(images), self.strength)
+
+
+class GaussianNoise(Augment):
+    """Gaussian noise on a random half of the images, as in Yan et al. (2020).
+
+    Each of these images gets one standard deviation, all equally likely. Values are clipped to the pixel range and
+    rounded to 1/255.
+
+    Args:
+        stds: Standard deviations for pixels in [0, 1], each >= 0; 50, 75 and 100 of 255 in the authors' code for MNIST.
+        probability: Probability of noise, in [0, 1].
+
+    Raises:
+        ValueError: A value outside its range, or no standard deviation.
+    """
+
+    def __init__(self, stds: Sequence[float] = (50 / 255, 75 / 255, 100 / 255), probability: float = 0.5) -> None:
+        if not stds or not all(0 <= std < math.inf for std in stds):
+            raise ValueError(
+                f"stds must be finite numbers >= 0, at least one, got {[*stds]}. Pass --data.augment.stds '[0.2, 0.4]'."
+            )
+        if not 0 <= probability <= 1:
+            raise ValueError(f"probability must be in [0, 1], got {probability}. Pass --data.augment.probability 0.5.")
+        self.stds = tuple(stds)
+        self.probability = probability
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Add noise to a batch (N, C, H, W)."""
+        n, device = len(images), images.device
+        std = 255 * torch.tensor(self.stds, device=device)[torch.randint(len(self.stds), (n,), device=device)]
+        std = std * (torch.rand(n, device=device) < self.probability)
+        noise = torch.randn_like(images, dtype=torch.float32).mul_(std.view(-1, 1, 1, 1))
+        return noise.add_(images).round_().clamp_(0, 255).to(images.dtype)
 
 
 def standard_augment(dataset: DatasetName) -> Augment | None:

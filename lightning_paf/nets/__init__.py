@@ -9,6 +9,8 @@ from lightning_paf.nets.dm_wide_resnet import DMWideResNet
 from lightning_paf.nets.embedding import EmbeddingNet
 from lightning_paf.nets.factory import TimmNet, TorchvisionNet, timm_net, torchvision_net
 from lightning_paf.nets.lenet import LeNet
+from lightning_paf.nets.ode.last_stage import LastStageODE
+from lightning_paf.nets.ode.tisode import ODENet, ResidualCNN, TisODENet
 from lightning_paf.nets.preact_resnet import PreActResNet
 from lightning_paf.nets.random_self_ensemble import RandomSelfEnsemble
 from lightning_paf.nets.resnet import CifarResNet
@@ -16,6 +18,7 @@ from lightning_paf.nets.small import SmallConvNet
 from lightning_paf.nets.vgg import VGG16BN
 from lightning_paf.nets.vit import CoViT, ViT
 from lightning_paf.nets.wide_resnet import WideResNet
+from lightning_paf.nets.zerosnet import ZeroSNet
 
 __all__ = [
     "VGG16BN",
@@ -24,14 +27,19 @@ __all__ = [
     "DMPreActResNet",
     "DMWideResNet",
     "EmbeddingNet",
+    "LastStageODE",
     "LeNet",
+    "ODENet",
     "PreActResNet",
     "RandomSelfEnsemble",
+    "ResidualCNN",
     "SmallConvNet",
     "TimmNet",
+    "TisODENet",
     "TorchvisionNet",
     "ViT",
     "WideResNet",
+    "ZeroSNet",
     "timm_net",
     "torchvision_net",
 ]

@@ -17,6 +17,7 @@ from lightning_paf.objectives.mart import MART
 from lightning_paf.objectives.pixel_mask import PixelMask
 from lightning_paf.objectives.score import SCORE
 from lightning_paf.objectives.standard import AdversarialCE, Natural
+from lightning_paf.objectives.steady_state import SteadyState
 from lightning_paf.objectives.trades import TRADES, BinaryTRADES
 from lightning_paf.objectives.wrapper import Regularised, Wrapper
 
@@ -46,6 +47,7 @@ __all__ = [
     "PixelMask",
     "Regularised",
     "SelectiveInputGradient",
+    "SteadyState",
     "StepResult",
     "Wrapper",
 ]

@@ -9,7 +9,16 @@ from helpers.cli_runs import status
 from lightning_paf.attacks import PGD
 from lightning_paf.commands import analyze
 
-NAMES = ["concentration", "jacobian-spectrum", "ladder", "logistic", "min-max", "protection", "saliency"]
+NAMES = [
+    "concentration",
+    "jacobian-spectrum",
+    "ladder",
+    "logistic",
+    "min-max",
+    "protection",
+    "saliency",
+    "zero-stability",
+]
 
 
 def test_the_help_lists_every_analysis_with_its_first_line(capsys):
@@ -50,6 +59,7 @@ def test_the_help_of_an_analysis_fits_a_terminal(name, capsys, monkeypatch):
         (["concentration", "--ckpt", "no", "--eps", "8/0"], "--eps: must be above 0, got 8/0"),
         (["jacobian-spectrum", "--ckpt", "no", "--iterations", "0"], "--iterations: must be at least 1, got 0"),
         (["protection", "--ckpt", "a", "b", "--protected", "0"], "got 1 classes and 2 checkpoints"),
+        (["zero-stability", "--level", "-1"], "--level: must be at least 0, got -1"),
         (["ladder", "--ckpt", "no", "--out", "a.npz", "--flip", "1.5"], "--flip: must be above 0 and at most 1"),
         (["ladder", "--ckpt", "no", "--out", "a.npz", "--temperature", "0"], "--temperature: must be above 0, got 0"),
         (["ladder", "--ckpt", "no", "--out", "a.npz", "--epochs", "0"], "--epochs: must be at least 1, got 0"),

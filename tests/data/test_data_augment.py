@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from lightning_paf.data.augment import ColorJitter, CropFlip, standard_augment
+from lightning_paf.data.augment import ColorJitter, CropFlip, GaussianNoise, standard_augment
 from lightning_paf.data.image_batches import random_colours
 
 
@@ -57,3 +57,49 @@ def test_colour_jitter_also_crops_and_mirrors_any_number_of_channels():
     assert not torch.equal(ColorJitter(0.2, padding=2)(images), expected)
     with pytest.raises(ValueError, match=r"strength must be in \[0, 1\], got 1.5"):
         ColorJitter(1.5)
+
+
+def noise(*args):
+    torch.manual_seed(0)
+    images = torch.full((4000, 3, 4, 4), 128, dtype=torch.uint8).contiguous(memory_format=torch.channels_last)
+    return (GaussianNoise(*args)(images).double() - 128).flatten(1) / 255
+
+
+def test_half_of_the_images_get_noise_of_one_of_the_sizes():
+    deviation = noise([0.05, 0.1]).std(1)
+    assert (deviation == 0).double().mean() == pytest.approx(0.5, abs=0.03)
+    noisy = deviation[deviation > 0]
+    assert noisy.square().mean().sqrt() == pytest.approx((0.0125 / 2) ** 0.5, rel=0.03)
+    assert ((noisy - 0.05).abs() < 0.025).double().mean() == pytest.approx(0.5, abs=0.05)
+
+
+def test_noise_is_that_of_the_paper_by_default_and_can_be_switched_off():
+    assert [255 * std for std in GaussianNoise().stds] == pytest.approx([50, 75, 100])
+    assert not noise([0.3], 0).any()
+    assert not noise([0]).any()
+    assert (noise([0.1], 1).std(1) > 0).all()
+
+
+def test_noisy_images_are_clipped_and_keep_dtype_and_layout():
+    images = torch.randint(256, (64, 3, 8, 8), dtype=torch.uint8).contiguous(memory_format=torch.channels_last)
+    before = images.clone()
+    found = GaussianNoise([1.0], 1)(images)
+    assert found.dtype == torch.uint8
+    assert found.is_contiguous(memory_format=torch.channels_last)
+    assert torch.equal(images, before)
+    at_the_ends = ((found == 0) | (found == 255)).double().mean()
+    assert 0.5 < at_the_ends < 0.8  # without clipping, values would wrap around
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (([],), r"stds must be .*got \[\]"),
+        (([-0.1],), "stds must be .*got"),
+        (([float("nan")],), "stds must be .*nan"),
+        (([0.1], 1.5), r"probability must be in \[0, 1\], got 1\.5\. Pass --data\.augment\.probability 0\.5"),
+    ],
+)
+def test_invalid_noise_is_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        GaussianNoise(*arguments)

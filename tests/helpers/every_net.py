@@ -7,10 +7,14 @@ from lightning_paf.nets import (
     DMPreActResNet,
     DMWideResNet,
     LeNet,
+    ODENet,
     PreActResNet,
+    ResidualCNN,
     SmallConvNet,
+    TisODENet,
     ViT,
     WideResNet,
+    ZeroSNet,
 )
 
 SMALL = {
@@ -19,11 +23,15 @@ SMALL = {
     DMPreActResNet: ({"width": 4}, 17),
     DMWideResNet: ({"depth": 10, "width": 1}, 7),
     LeNet: ({}, 4),
+    ODENet: ({"width": 4, "groups": 2, "step": 0.5}, 6),
     PreActResNet: ({"width": 4}, 17),
+    ResidualCNN: ({"width": 4, "groups": 2}, 4),
     SmallConvNet: ({"width": 4}, 4),
+    TisODENet: ({"width": 4, "groups": 2, "step": 0.5}, 6),
     VGG16BN: ({"width": 4}, 15),
     ViT: ({"image_size": 8, "patch": 4, "width": 8, "depth": 2, "heads": 2}, 2),
     WideResNet: ({"depth": 10, "width": 1}, 7),
+    ZeroSNet: ({"depth": 14, "width": 4}, 13),
 }
 """Class: small arguments, and the number of activations in a forward pass."""
 

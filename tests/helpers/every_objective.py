@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from lightning_paf.nn.classifier import Classifier
-from lightning_paf.objectives import AWP, HAT, TRADES, Objective
+from lightning_paf.objectives import AWP, HAT, TRADES, Objective, SteadyState
 
 TWO_CLASSES = {"BinaryTRADES"}
 """Objectives for two classes; separate test files check their properties."""
@@ -26,9 +26,17 @@ class HelpedByItself(HAT):
             super().bind(model)
 
 
+class WithoutBlock(SteadyState):
+    """The steady-state penalty before its first epoch, on a network without ODE block."""
+
+    def bind(self, model: Classifier) -> None:
+        self.objective.bind(model)
+
+
 SPECIAL = {
     "AWP": lambda: AWP(TRADES()),
     "HAT": HelpedByItself,
+    "SteadyState": WithoutBlock,
 }
 """Builders of classes that need arguments, by name."""
 

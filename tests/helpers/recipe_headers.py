@@ -13,6 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from helpers.fakes import images, spec
 from lightning_paf.data.samplers import batches_per_epoch
 from lightning_paf.nets import SmallConvNet
+from lightning_paf.nets.ode.block import ODEBlock
 from lightning_paf.nn.classifier import Classifier
 
 CIFAR_TRAINING_IMAGES = 50_000
@@ -49,8 +50,11 @@ def costs(module, data, epochs: int) -> tuple[float, float]:
     """Image forwards and EFLOP of a training of this `RobustModule` on these data."""
     evaluations = 2 if hasattr(module._built_optimizer(), "perturbed") else 1  # per step of the optimiser
     forwards = evaluations * passes(module.objective, module.attack) * images_per_epoch(data) * epochs
-    with torch.device("meta"), FlopCounterMode(display=False) as counter:
-        module.model.train()(torch.zeros(2, 3, 32, 32))  # two, for BatchNorm; an ensemble makes one pass in training
+    device, model = "meta", module.model.train()
+    if any(isinstance(part, ODEBlock) for part in model.modules()):  # a solver reads values
+        device, model = "cpu", model.to_empty(device="cpu")
+    with torch.device(device), FlopCounterMode(display=False) as counter:
+        model(torch.zeros(2, 3, 32, 32))  # two, for BatchNorm; an ensemble makes one pass in training
     return forwards, forwards * counter.get_total_flops() / 2 / 1e18
 
 
@@ -80,6 +84,8 @@ def bind(objective, model) -> None:
             torch.save({"state_dict": {f"model.{k}": v for k, v in model.state_dict().items()}}, part.standard)
         if hasattr(part, "embedding"):  # a layer of the recipe's network
             part.embedding = None
+        if hasattr(part, "window"):  # a block of the recipe's network
+            part.bind = part.objective.bind
     objective.bind(model)
     objective.on_epoch_start(1, 0.5)
 

@@ -9,7 +9,7 @@ from helpers.originals import MEAN, STD, randomised
 
 from lightning_paf.interop import NormalizedNet, onnx_model
 from lightning_paf.interop.onnx_model import OnnxModel, save_onnx
-from lightning_paf.nets import SmallConvNet
+from lightning_paf.nets import SmallConvNet, TisODENet
 from lightning_paf.nn.activations import ParametricActivation, PSSiLU
 from lightning_paf.nn.classifier import Classifier
 from lightning_paf.specs import dataset_spec
@@ -53,3 +53,8 @@ def test_an_operation_that_onnx_lacks_is_refused(tmp_path):
 
     with pytest.raises(ValueError, match=r"Odd uses an operation that ONNX lacks.*--formats"):
         save_onnx(Odd(), torch.rand(2, 3, 8, 8), tmp_path / "model.onnx")
+
+
+def test_a_network_with_an_ode_solver_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"must have no ODE block for an ONNX file.*--formats state_dict"):
+        save_onnx(TisODENet(width=4, groups=2), torch.rand(2, 1, 8, 8), tmp_path / "model.onnx")

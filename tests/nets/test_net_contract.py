@@ -9,7 +9,7 @@ from helpers.every_net import SMALL, build
 from torch import nn
 
 from lightning_paf import nets
-from lightning_paf.nets import VGG16BN, EmbeddingNet, LeNet, RandomSelfEnsemble, TimmNet, TorchvisionNet
+from lightning_paf.nets import VGG16BN, EmbeddingNet, LastStageODE, LeNet, RandomSelfEnsemble, TimmNet, TorchvisionNet
 from lightning_paf.nn.activations import PSSiLU
 from lightning_paf.nn.swap import swap_activations
 
@@ -21,7 +21,7 @@ def cls(request):
 
 def test_every_exported_network_is_covered():
     exported = {getattr(nets, name) for name in nets.__all__ if inspect.isclass(getattr(nets, name))}
-    assert exported == {*SMALL, EmbeddingNet, RandomSelfEnsemble, TimmNet, TorchvisionNet}  # own tests
+    assert exported == {*SMALL, EmbeddingNet, LastStageODE, RandomSelfEnsemble, TimmNet, TorchvisionNet}  # own tests
 
 
 @pytest.mark.parametrize("in_channels", [1, 3])

@@ -27,9 +27,16 @@ SMALL = {
     "EmbeddingNet": {"net": nets.CifarResNet(width=4), "hidden": [8]},
     "LeNet": {},
     "PreActResNet": {"width": 4},
+    "ResidualCNN": {"in_channels": 3, "width": 4, "groups": 2},
     "SmallConvNet": {"width": 4, "in_channels": 3},
     "VGG16BN": {"width": 4},
     "WideResNet": {"depth": 10, "width": 1},
+    "ZeroSNet": {"depth": 14, "width": 4},
+}
+NOT_FOLDED = {
+    "LastStageODE": {"net": nets.CifarResNet(width=4), "groups": 4, "step": 0.5},
+    "ODENet": {"in_channels": 3, "width": 4, "groups": 2, "step": 0.5},
+    "TisODENet": {"in_channels": 3, "width": 4, "groups": 2, "step": 0.5},
 }
 TIMM = {
     "test_resnet": {},
@@ -182,7 +189,17 @@ def test_networks_of_the_package_and_of_timm_fold(name):
 
 def test_all_networks_of_the_package_are_covered():
     exported = {name for name in nets.__all__ if inspect.isclass(getattr(nets, name))}
-    assert exported == {*SMALL, "RandomSelfEnsemble", "TimmNet", "TorchvisionNet"}
+    assert exported == {*SMALL, *NOT_FOLDED, "RandomSelfEnsemble", "TimmNet", "TorchvisionNet"}
+
+
+@pytest.mark.parametrize("name", NOT_FOLDED)
+def test_networks_with_a_solver_are_used_themselves(name, caplog):
+    model = Classifier(getattr(nets, name)(**NOT_FOLDED[name]), dataset_spec("cifar10"))
+    with frozen(model):
+        fast = FoldedModel(model)
+        fast.refresh()(torch.rand(3, 3, 32, 32))
+    assert not fast.folded
+    assert f"{name} has no equivalent folded copy: " in caplog.text
 
 
 class Hidden(TinyNet):

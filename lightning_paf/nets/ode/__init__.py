@@ -1,0 +1,1 @@
+"""Neural ordinary differential equations: solver block, fields and networks."""
