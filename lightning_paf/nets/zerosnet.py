@@ -71,10 +71,7 @@ class MultistepBlock(nn.Module):
         new = step * residual
         for factor, state in zip(factors, states, strict=True):
             # In place, one pass over memory each; `alpha` cannot be a tensor, nor a proxy of one.
-            if isinstance(factor, int | float):
-                new = new.add_(state, alpha=factor)
-            else:
-                new = new.addcmul_(state, factor)
+            new = new.add_(state, alpha=factor) if isinstance(factor, int | float) else new.addcmul_(state, factor)
         return (new, *states)[:_HISTORY]
 
 
@@ -109,7 +106,7 @@ class ZeroSNet(Net):
         trainable: bool = False,
         coefficients: Sequence[float] | None = None,
     ) -> None:
-        super().__init__(num_classes)
+        super().__init__(num_classes, width)
         count = _blocks_of_a_stage(depth)
         fixed = _checked_coefficients(parameter, coefficients, trainable)
         _warn_if_unstable(fixed)

@@ -87,3 +87,11 @@ def test_copies_are_equal_and_independent(cls):
     assert torch.equal(net(x), other(x))
     nn.init.ones_(other.get_classifier().bias)
     assert not torch.equal(net(x), other(x))
+
+
+@pytest.mark.parametrize("width", [0, -2])
+def test_a_width_below_one_is_refused(cls, width):
+    if "width" not in inspect.signature(cls).parameters:
+        pytest.skip("has a fixed width")
+    with pytest.raises(ValueError, match=f"width must be at least 1, got {width}. Pass another --model.net.width"):
+        cls(**SMALL[cls][0] | {"width": width})
