@@ -176,6 +176,15 @@ def test_step(monkeypatch, tmp_path, capsys):
     assert "| time, PSSiLU / ReLU |" in capsys.readouterr().out
 
 
+def test_nets(monkeypatch, tmp_path):
+    rows = run("nets", ["--quick", "--width", "4"], monkeypatch, tmp_path)
+    assert all(is_spread(row) and row["min"] > 0 for row in rows.values())
+    unrolled = program("nets").COMPARISONS["ODE block, 10 Euler steps / 10 residual blocks"]
+    x, block, reference = torch.rand(2, 4, 8, 8), unrolled.net(4), unrolled.reference(4)
+    reference.load_state_dict(block.state_dict())
+    torch.testing.assert_close(block(x), reference(x))
+
+
 def test_utilisation(monkeypatch, tmp_path):
     rows = run("utilisation", TINY, monkeypatch, tmp_path)
     (fraction,) = [row for name, row in rows.items() if name.startswith("share")]

@@ -72,7 +72,7 @@ class DMPreActResNet(Net):
         bn_momentum: float = 0.1,
         he_init: bool = True,
     ) -> None:
-        super().__init__(num_classes)
+        super().__init__(num_classes, width)
         self.normalize = Standardize(mean, std, in_channels)
         self.conv_2d = conv3x3(in_channels, width)
         self.layer_0, self.layer_1, self.layer_2, self.layer_3 = basic_stages(DMPreActBlock, depth, width)

@@ -81,7 +81,7 @@ class DMWideResNet(Net):
         std: tuple[float, ...] = (),
         bn_momentum: float = 0.1,
     ) -> None:
-        super().__init__(num_classes)
+        super().__init__(num_classes, width)
         self.normalize = Standardize(mean, std, in_channels)
         self.init_conv = conv3x3(in_channels, 16)
         self.layer = nn.Sequential(*wide_groups(DMWideGroup, depth, width))

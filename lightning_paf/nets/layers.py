@@ -16,10 +16,16 @@ class Net(nn.Module):
 
     Args:
         num_classes: Width of the logits.
+        width: Number or factor of channels, to check.
+
+    Raises:
+        ValueError: The width is below 1.
     """
 
-    def __init__(self, num_classes: int) -> None:
+    def __init__(self, num_classes: int, width: int = 1) -> None:
         super().__init__()
+        if width < 1:
+            raise ValueError(f"width must be at least 1, got {width}. Pass another --model.net.width.")
         self.num_classes = num_classes
 
     def get_classifier(self) -> nn.Linear:

@@ -85,7 +85,7 @@ class PreActResNet(Net):
         final_norm: bool = True,
         shortcut: Shortcut = "activated",
     ) -> None:
-        super().__init__(num_classes)
+        super().__init__(num_classes, width)
         require_stride(stem_stride)
         if shortcut not in ("activated", "raw"):
             raise ValueError(f"shortcut must be activated or raw, got {shortcut!r}. Pass --model.net.shortcut raw.")

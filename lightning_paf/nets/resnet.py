@@ -60,7 +60,7 @@ class CifarResNet(Net):
         stem: Literal["cifar", "imagenet"] = "cifar",
         he_init: bool = True,
     ) -> None:
-        super().__init__(num_classes)
+        super().__init__(num_classes, width)
         if stem not in ("cifar", "imagenet"):
             raise ValueError(f"stem must be cifar or imagenet, got {stem!r}. Pass --model.net.stem cifar.")
         self.activation = nn.ReLU()

@@ -24,7 +24,7 @@ class SmallConvNet(Net):
     """
 
     def __init__(self, in_channels: int = 1, num_classes: int = 10, width: int = 16, stem_stride: int = 1) -> None:
-        super().__init__(num_classes)
+        super().__init__(num_classes, width)
         require_stride(stem_stride)
         self.features = nn.Sequential(
             nn.Conv2d(in_channels, width, kernel_size=3, stride=stem_stride, padding=1),

@@ -23,7 +23,7 @@ class VGG16BN(Net):
     """
 
     def __init__(self, num_classes: int = 10, in_channels: int = 3, width: int = 64) -> None:
-        super().__init__(num_classes)
+        super().__init__(num_classes, width)
         layers: list[nn.Module] = []
         channels = in_channels
         for multiples in _STAGES:

@@ -59,7 +59,7 @@ class WideResNet(Net):
     """
 
     def __init__(self, depth: int = 28, width: int = 10, num_classes: int = 10, in_channels: int = 3) -> None:
-        super().__init__(num_classes)
+        super().__init__(num_classes, width)
         self.conv1 = conv3x3(in_channels, 16)
         self.block1, self.block2, self.block3 = wide_groups(WideGroup, depth, width)
         self.bn1 = nn.BatchNorm2d(64 * width)

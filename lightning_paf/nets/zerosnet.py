@@ -66,13 +66,12 @@ class MultistepBlock(nn.Module):
         if self.projections:
             states = tuple(project(state) for project, state in zip(self.projections, states, strict=True))
         *factors, step = self.coefficients()
-        new = residual if step == 1 else step * residual
-        for factor, state in zip(factors, states, strict=False):
-            # One pass over memory; `alpha` cannot be a tensor.
-            if isinstance(factor, Tensor):
-                new = torch.addcmul(new, state, factor)
-            else:
-                new = torch.add(new, state, alpha=factor)
+        if len(factors) == 1:
+            return (states[0] + residual, *states)
+        new = step * residual
+        for factor, state in zip(factors, states, strict=True):
+            # In place, one pass over memory each; `alpha` cannot be a tensor, nor a proxy of one.
+            new = new.add_(state, alpha=factor) if isinstance(factor, int | float) else new.addcmul_(state, factor)
         return (new, *states)[:_HISTORY]
 
 
@@ -107,7 +106,7 @@ class ZeroSNet(Net):
         trainable: bool = False,
         coefficients: Sequence[float] | None = None,
     ) -> None:
-        super().__init__(num_classes)
+        super().__init__(num_classes, width)
         count = _blocks_of_a_stage(depth)
         fixed = _checked_coefficients(parameter, coefficients, trainable)
         _warn_if_unstable(fixed)

@@ -173,6 +173,30 @@ def test_inconsistent_numbers(words, message, tiny, tmp_path, capsys):
     assert message in fit_error(capsys, tmp_path / "run", "-c", tiny, *words.split())
 
 
+ODE = "ODENet --model.net.width 8 --model.net.groups 4"
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("TisODENet --model.net.width 5 --model.net.groups 2", "groups must divide the 5 channels of the group norm"),
+        (f"{ODE} --model.net.t_end 0", "t_end must be finite and > 0, got 0.0. Pass --model.net.t_end 1.0"),
+        (f"{ODE} --model.net.step 0.3", "t_end must be a multiple of the step 0.3, got 1. Pass --model.net.step 0.333"),
+        ("ViT --model.net.image_size 8 --model.net.patch 16", "must be at least 1 and divide image_size, got patch=16"),
+        ("CoViT --model.net.width 8 --model.net.kernels [3,3,3]", "a multiple of the number of kernels, got 8 for 3"),
+        ("ZeroSNet --model.net.width 0", "width must be at least 1, got 0. Pass another --model.net.width"),
+    ],
+)
+def test_sizes_that_a_network_cannot_have(words, message, tiny, tmp_path, capsys):
+    assert message in fit_error(capsys, tmp_path / "run", "-c", tiny, "--model.net", *words.split())
+
+
+def test_a_scheme_that_is_not_zero_stable_is_a_warning_with_its_largest_root(tiny, caplog):
+    built("-c", tiny, "--model.net", "ZeroSNet", "--model.net.depth", "8", "--model.net.coefficients", "[1, 1, 1, 1]")
+    assert "not zero-stable" in caplog.text
+    assert "the largest extraneous root has modulus 1.839" in caplog.text
+
+
 @pytest.mark.parametrize("eps", ["abc", "8/0", "nan"])
 def test_an_eps_that_is_not_a_number(eps, tiny, capsys):
     error = parser_error(capsys, "-c", tiny, "--model.attack.eps", eps)

@@ -1,5 +1,6 @@
 """All networks of the package that define an architecture, each built small."""
 
+from helpers.fakes import images
 from lightning_paf.nets import (
     VGG16BN,
     CifarResNet,
@@ -16,6 +17,8 @@ from lightning_paf.nets import (
     WideResNet,
     ZeroSNet,
 )
+from lightning_paf.nn.classifier import Classifier
+from lightning_paf.specs import dataset_spec
 
 SMALL = {
     CifarResNet: ({"width": 4}, 17),
@@ -35,7 +38,16 @@ SMALL = {
 }
 """Class: small arguments, and the number of activations in a forward pass."""
 
+LARGE_IMAGES = {LeNet, VGG16BN}
+"""Networks that convolve without padding or halve the image five times; for the others 8 x 8 pixels suffice."""
+
 
 def build(cls, **kwargs):
     """A small network of the class."""
     return cls(**SMALL[cls][0], **kwargs)
+
+
+def classifier(cls, n=4):
+    """A small classifier, and images and labels of a size for it."""
+    model = Classifier(build(cls, in_channels=3), dataset_spec("cifar10"))
+    return model, images(n, size=32 if cls in LARGE_IMAGES else 8)

@@ -16,17 +16,17 @@ class Trained(nn.Module):
     def __init__(self, model: Classifier, objective) -> None:
         super().__init__()
         objective.bind(model)
-        self.model, self.objective = model, objective
+        self.model, self.objective, self.attack = model, objective, ATTACK
 
     def forward(self, x, y):
-        return self.objective(self.model, x, y, ATTACK).loss
+        return self.objective(self.model, x, y, self.attack).loss
 
 
-def steps(trained: nn.Module, n: int = 2, optimizer=None) -> torch.optim.Optimizer:
-    """Make optimiser steps as the Lightning module does."""
+def steps(trained: nn.Module, n: int = 2, optimizer=None, batch=None) -> torch.optim.Optimizer:
+    """Make optimiser steps as the Lightning module does, on a batch of images and labels."""
     inner = getattr(trained, "module", trained)
     optimizer = optimizer or torch.optim.SGD(inner.parameters(), lr=0.05, momentum=0.9)
-    x, y = images()
+    x, y = batch or images()
     for _ in range(n):
         for number in range(inner.objective.steps_per_batch):
             inner.objective.begin_step(number)

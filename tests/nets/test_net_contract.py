@@ -5,11 +5,11 @@ import inspect
 
 import pytest
 import torch
-from helpers.every_net import SMALL, build
+from helpers.every_net import LARGE_IMAGES, SMALL, build
 from torch import nn
 
 from lightning_paf import nets
-from lightning_paf.nets import VGG16BN, EmbeddingNet, LastStageODE, LeNet, RandomSelfEnsemble, TimmNet, TorchvisionNet
+from lightning_paf.nets import EmbeddingNet, LastStageODE, RandomSelfEnsemble, TimmNet, TorchvisionNet
 from lightning_paf.nn.activations import PSSiLU
 from lightning_paf.nn.swap import swap_activations
 
@@ -37,8 +37,8 @@ def test_logits_and_classifier(cls, in_channels):
 
 @pytest.mark.parametrize("size", [(40, 48), (8, 8)])
 def test_images_of_other_shapes(cls, size):
-    if size == (8, 8) and cls in (LeNet, VGG16BN):
-        pytest.skip("convolves without padding, or halves the image five times")
+    if size == (8, 8) and cls in LARGE_IMAGES:
+        pytest.skip("needs larger images")
     assert build(cls, in_channels=3).eval()(torch.rand(1, 3, *size)).shape == (1, 10)
 
 
@@ -87,3 +87,11 @@ def test_copies_are_equal_and_independent(cls):
     assert torch.equal(net(x), other(x))
     nn.init.ones_(other.get_classifier().bias)
     assert not torch.equal(net(x), other(x))
+
+
+@pytest.mark.parametrize("width", [0, -2])
+def test_a_width_below_one_is_refused(cls, width):
+    if "width" not in inspect.signature(cls).parameters:
+        pytest.skip("has a fixed width")
+    with pytest.raises(ValueError, match=f"width must be at least 1, got {width}. Pass another --model.net.width"):
+        cls(**SMALL[cls][0] | {"width": width})

@@ -9,6 +9,7 @@ from torch import nn
 
 from lightning_paf.functional.multistep import three_step_family
 from lightning_paf.nets import ZeroSNet
+from lightning_paf.speed.folding import Folding
 
 
 def build(**options):
@@ -113,6 +114,14 @@ def test_trainable_parameters_start_at_the_value_and_get_gradients():
     net(torch.rand(4, 3, 16, 16)).square().sum().backward()
     assert all(parameter.grad.abs() > 0 for parameter in parameters)
     assert len(build().coefficients()) == 7
+
+
+@pytest.mark.parametrize("options", [{"trainable": True, "parameter": 1.0}, {"coefficients": [1, 0, 0, 1]}])
+def test_other_coefficients_are_traced_for_the_fast_path(options):
+    net, x = build(**options).eval(), torch.rand(3, 3, 8, 8)
+    folding = Folding(net)
+    folding.refresh()
+    torch.testing.assert_close(folding.net(x), net(x))
 
 
 @pytest.mark.parametrize(

@@ -3,10 +3,12 @@
 import copy
 import inspect
 import pickle
+from functools import partial
 
 import pytest
 import torch
 from helpers.devices import devices
+from helpers.every_net import SMALL, build
 from helpers.fakes import Branching, Noisy, TinyNet, images, spec, tiny_classifier
 from torch import nn
 from torch.nn import functional as F
@@ -20,24 +22,11 @@ from lightning_paf.nn.swap import swap_activations
 from lightning_paf.specs import dataset_spec
 from lightning_paf.speed.folded_model import FoldedModel
 
-SMALL = {
-    "CifarResNet": {"width": 4},
-    "DMPreActResNet": {"width": 4},
-    "DMWideResNet": {"depth": 10, "width": 1},
-    "EmbeddingNet": {"net": nets.CifarResNet(width=4), "hidden": [8]},
-    "LeNet": {},
-    "PreActResNet": {"width": 4},
-    "ResidualCNN": {"in_channels": 3, "width": 4, "groups": 2},
-    "SmallConvNet": {"width": 4, "in_channels": 3},
-    "VGG16BN": {"width": 4},
-    "WideResNet": {"depth": 10, "width": 1},
-    "ZeroSNet": {"depth": 14, "width": 4},
+NETS = {cls.__name__: partial(build, cls, in_channels=3) for cls in SMALL} | {
+    "EmbeddingNet": lambda: nets.EmbeddingNet(nets.CifarResNet(width=4), hidden=[8]),
+    "LastStageODE": lambda: nets.LastStageODE(nets.CifarResNet(width=4), groups=4, step=0.5),
 }
-NOT_FOLDED = {
-    "LastStageODE": {"net": nets.CifarResNet(width=4), "groups": 4, "step": 0.5},
-    "ODENet": {"in_channels": 3, "width": 4, "groups": 2, "step": 0.5},
-    "TisODENet": {"in_channels": 3, "width": 4, "groups": 2, "step": 0.5},
-}
+NOT_FOLDED = {"LastStageODE", "ODENet", "TisODENet"}
 TIMM = {
     "test_resnet": {},
     "test_convnext": {},
@@ -173,10 +162,10 @@ def test_a_model_in_half_precision_is_checked_in_single_precision():
 
 
 def network(name):
-    return getattr(nets, name)(**SMALL[name]) if name in SMALL else nets.TimmNet(name, **TIMM[name])
+    return NETS[name]() if name in NETS else nets.TimmNet(name, **TIMM[name])
 
 
-@pytest.mark.parametrize("name", [*SMALL, *TIMM])
+@pytest.mark.parametrize("name", [*sorted({*NETS} - NOT_FOLDED), *TIMM])
 def test_networks_of_the_package_and_of_timm_fold(name):
     model, x = Classifier(network(name), dataset_spec("cifar10")), torch.rand(3, 3, 32, 32)
     fast = FoldedModel(model)
@@ -189,12 +178,12 @@ def test_networks_of_the_package_and_of_timm_fold(name):
 
 def test_all_networks_of_the_package_are_covered():
     exported = {name for name in nets.__all__ if inspect.isclass(getattr(nets, name))}
-    assert exported == {*SMALL, *NOT_FOLDED, "RandomSelfEnsemble", "TimmNet", "TorchvisionNet"}
+    assert exported == {*NETS, "RandomSelfEnsemble", "TimmNet", "TorchvisionNet"}
 
 
-@pytest.mark.parametrize("name", NOT_FOLDED)
+@pytest.mark.parametrize("name", sorted(NOT_FOLDED))
 def test_networks_with_a_solver_are_used_themselves(name, caplog):
-    model = Classifier(getattr(nets, name)(**NOT_FOLDED[name]), dataset_spec("cifar10"))
+    model = Classifier(network(name), dataset_spec("cifar10"))
     with frozen(model):
         fast = FoldedModel(model)
         fast.refresh()(torch.rand(3, 3, 32, 32))

@@ -17,7 +17,7 @@ class _SingleBlockNet(Net, ABC):
     smallest_side = 4  # checked by `Classifier`
 
     def __init__(self, num_classes: int, in_channels: int, width: int, groups: int) -> None:
-        super().__init__(num_classes)
+        super().__init__(num_classes, width)
         self.stem = nn.Sequential(
             nn.Conv2d(in_channels, width, kernel_size=3),
             group_norm(groups, width),
