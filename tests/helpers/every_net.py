@@ -1,6 +1,7 @@
 """All networks of the package that define an architecture, each built small."""
 
 from lightning_paf.nets import (
+    SNODE,
     VGG16BN,
     CifarResNet,
     CoViT,
@@ -11,6 +12,7 @@ from lightning_paf.nets import (
     PreActResNet,
     ResidualCNN,
     SmallConvNet,
+    SNODEResNet,
     TisODENet,
     ViT,
     WideResNet,
@@ -26,6 +28,8 @@ SMALL = {
     ODENet: ({"width": 4, "groups": 2, "step": 0.5}, 6),
     PreActResNet: ({"width": 4}, 17),
     ResidualCNN: ({"width": 4, "groups": 2}, 4),
+    SNODE: ({"image_size": 4, "t_end": 1.0, "step": 0.25}, 4),
+    SNODEResNet: ({"image_size": 4, "depth": 3, "step": 1.0}, 3),
     SmallConvNet: ({"width": 4}, 4),
     TisODENet: ({"width": 4, "groups": 2, "step": 0.5}, 6),
     VGG16BN: ({"width": 4}, 15),

@@ -28,6 +28,8 @@ SMALL = {
     "LeNet": {},
     "PreActResNet": {"width": 4},
     "ResidualCNN": {"in_channels": 3, "width": 4, "groups": 2},
+    "SNODE": {"in_channels": 3, "image_size": 4, "t_end": 1.0, "step": 0.25},
+    "SNODEResNet": {"in_channels": 3, "image_size": 4, "depth": 3, "step": 1.0},
     "SmallConvNet": {"width": 4, "in_channels": 3},
     "VGG16BN": {"width": 4},
     "WideResNet": {"depth": 10, "width": 1},
