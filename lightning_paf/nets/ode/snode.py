@@ -120,7 +120,7 @@ class SNODE(StandaloneNet):
         for parameter in (self.weight, self.bias):
             draws = torch.randn(basis.shape[1], *parameter.shape[1:]) / self.bias.shape[1]
             nn.init.zeros_(parameter)
-            parameter.data += torch.tensordot(basis, draws, dims=1)
+            parameter.data += torch.tensordot(basis.to(draws), draws, dims=1)
 
 
 class SNODEResNet(StandaloneNet):
