@@ -1,5 +1,8 @@
 """Terminal cost: equations, adjoint, sensitivity problem, duality and step length."""
 
+import copy
+from functools import partial
+
 import pytest
 import torch
 from helpers.fakes import tiny_classifier
@@ -9,7 +12,7 @@ from torch.nn.functional import one_hot, pad
 
 from lightning_paf.nets import SNODE
 from lightning_paf.nn.classifier import Classifier
-from lightning_paf.nn.sobolev_ncg import increasing_root
+from lightning_paf.nn.sobolev_ncg import SobolevNCG, increasing_root
 from lightning_paf.objectives import TerminalCost
 from lightning_paf.specs import DatasetSpec
 
@@ -150,6 +153,54 @@ def test_the_step_length_is_the_root_and_has_a_closed_form_without_cross_entropy
     assert abs(phi(length)[0]) < 1e-8
     if a.cross_entropy == 0:
         assert length == pytest.approx(-phi(0.0)[0] / phi(0.0)[1], rel=1e-12)
+
+
+@pytest.fixture
+def affine(batch):
+    """A network that is affine in its biases, the only parameters; its optimiser and closure."""
+    torch.manual_seed(0)
+    net = SNODE(2, image_size=2, t_end=1.0, step=0.5)
+    net.activation = nn.Identity()
+    nn.init.normal_(net.weight, std=0.5).requires_grad_(False)
+    classifier = Classifier(net, DatasetSpec("tiny", 2, 2, (0.0,), (1.0,)), normalize=False).double()
+    x, y = batch[0][:, :, :2, :2], batch[1] % 2
+    cost = TerminalCost()
+
+    def closure():
+        net.bias.grad = None
+        loss = cost(classifier, x, y, ATTACK).loss
+        loss.backward()
+        return loss
+
+    def optimizer(**options):
+        made = SobolevNCG([net.bias], **options)
+        made.sensitivity = partial(cost.slope, classifier)
+        return made
+
+    return net, optimizer, closure
+
+
+def test_one_exact_step_makes_the_new_gradient_orthogonal(affine):
+    net, optimizer, closure = affine
+    closure()
+    before, start = net.bias.grad.clone(), net.bias.detach().clone()
+    optimizer(iterations=1).step(closure)
+    closure()
+    assert (net.bias - start).norm() > 0.1
+    assert abs((net.bias.grad * before).sum()) < 1e-12
+    torch.testing.assert_close(net.bias - start, -((net.bias - start).norm() / before.norm()) * before)
+
+
+def test_conjugate_gradients_solve_an_affine_network_in_as_many_iterations_as_its_state_has_dimensions(affine):
+    net, optimizer, closure = affine
+    start, ends = copy.deepcopy(net.state_dict()), []
+    for formula in ("fr", "pr+"):
+        net.load_state_dict(start)
+        optimizer(iterations=4, formula=formula).step(closure)
+        closure()
+        assert net.bias.grad.abs().max() < 1e-10
+        ends.append(net.bias.detach().clone())
+    torch.testing.assert_close(*ends)
 
 
 def test_other_networks_have_the_logits_as_state(batch):
