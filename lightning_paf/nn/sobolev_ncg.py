@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from lightning_paf.functional.sobolev import sobolev_gradient
+from lightning_paf.nn.sobolev import sobolev_gradient
 
 Slope = Callable[[float], tuple[float, float]]
 """First and second derivative of a cost along a direction, at a step length."""

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_paf.functional.sobolev import sobolev_gradient
+from lightning_paf.nn.sobolev import sobolev_gradient
 from lightning_paf.nn.sobolev_ncg import SobolevNCG, increasing_root
 
 FORMULAS = ["fr", "pr+", "fr-pr", "hs", "dy"]

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from lightning_paf.functional.sobolev import sobolev_gradient
+from lightning_paf.nn.sobolev import sobolev_gradient
 
 
 def cells(t_end, n):
