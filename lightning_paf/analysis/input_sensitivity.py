@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 CHECKPOINTS = 1
 
 Output = Callable[[Tensor], Tensor]
-"""Maps images (N, C, H, W) to outputs (N, F) whose first components are the logits."""
+"""Maps images (N, C, H, W) to outputs (N, F), whose first components are logits."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Propagation:
 
 
 def output_of(model: Classifier) -> Output:
-    """The terminal state of `SNODE` and `SNODEResNet`, and the logits of other networks."""
+    """Terminal state of `SNODE` and `SNODEResNet`, logits of other networks."""
     if isinstance(model.net, StandaloneNet):
         return lambda x: model.outputs(x).features
     return model
@@ -68,7 +68,7 @@ def sensitivity_matrix(output: Output, x: Tensor) -> Tensor:
 def propagate(
     output: Output, x: Tensor, matrix: Tensor, classes: int, std: float, draws: int, seed: int = 0
 ) -> Propagation:
-    """Compare Gaussian noise through a network with that through its sensitivity matrix.
+    """Compare noise through a network with noise through its sensitivity matrix.
 
     Args:
         output: Images to outputs.
@@ -105,7 +105,7 @@ def propagate(
 
 
 def draw_sensitivity(values: Tensor, found: Propagation, headline: str) -> "Figure":
-    """Draw singular values (N, R), and predicted over measured deviations of the margin."""
+    """Draw singular values (N, R), and predicted over measured deviations."""
     values = values.cpu()
     with open_figure(9.6, 4.2, headline) as figure:
         left, right = figure.subplots(1, 2)

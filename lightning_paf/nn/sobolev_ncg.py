@@ -160,10 +160,10 @@ class SobolevNCG(Optimizer):
 
 
 def increasing_root(slope: Slope) -> float:
-    """Find the positive root of an increasing function by Newton's method with bisection.
+    """Find the positive root of an increasing function.
 
-    It is 0 where the function is not negative at 0. If there is no root, since the function tends to 0, it is a point
-    at which the function is 1e-10 of its value at 0.
+    It takes safeguarded steps of Newton's method. The result is 0 where the function is not negative at 0. If there is
+    no root, since the function tends to 0, it is a point at which the function is 1e-10 of its value at 0.
     """
     start, derivative = slope(0.0)
     value, at, low, high = start, 0.0, 0.0, math.inf

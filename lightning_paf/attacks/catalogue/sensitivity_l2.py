@@ -14,7 +14,7 @@ from lightning_paf.types import Forward, Radius
 
 
 class SensitivityL2(MinimalAttack):
-    """Equal l2 steps to the nearest linearised decision boundary (Jaroudi et al., 2022).
+    """Equal l2 steps to the nearest linearised decision boundary.
 
     Each step follows `v_i = kappa P_i - P_c` of the class i with the smallest `(z_c - kappa z_i) / |v_i|`, where z are
     the logits, P their derivatives by the image, and c the predicted class. Points are clamped to `bounds`. Beyond the
@@ -72,7 +72,7 @@ class SensitivityL2(MinimalAttack):
         return nearest.x, nearest.distances
 
     def _direction(self, logits: Tensor, gradients: Tensor) -> Tensor:
-        """Unit vectors (n, C, H, W) towards the nearest boundary; 0 where no logit has a gradient."""
+        """Unit vectors (n, C, H, W) to the nearest boundary; 0 without a gradient."""
         flat, current = gradients.flatten(2), logits.argmax(1, keepdim=True)
         own = flat.gather(1, current[:, :, None].expand(-1, 1, flat.shape[2]))
         normals = self.kappa * flat - own

@@ -1,4 +1,4 @@
-"""Standalone neural ODE, and the residual network of the same form (Jaroudi et al., 2022)."""
+"""Standalone neural ODE, and its residual network (Jaroudi et al., 2022)."""
 
 import math
 from abc import ABC
@@ -28,11 +28,11 @@ class FirstComponents(nn.Linear):
 
 
 class StandaloneNet(Net, ABC):
-    """Euler steps `x_{i+1} = x_i + step * sigma(W_i x_i + b_i)` on the pixels themselves.
+    """Euler steps on the pixels themselves.
 
-    There is neither encoder nor decoder: the state has D components, one per value of the image, and the logits are the
-    first of them. The initial state is the negated image, with ink of value -1: an activation >= 0 can only increase
-    the state, towards targets 0 and 1.
+    The steps are `x_{i+1} = x_i + step * sigma(W_i x_i + b_i)`. There is neither encoder nor decoder: the state has D
+    components, one per value of the image, and the logits are the first of them. The initial state is the negated
+    image, with ink of value -1: an activation >= 0 can only increase the state, towards targets 0 and 1.
 
     Args:
         num_classes: Width of the logits, at most D.
@@ -88,12 +88,13 @@ class StandaloneNet(Net, ABC):
 
 
 class SNODE(StandaloneNet):
-    """Standalone neural ODE dx/dt = sigma(W(t) x + b(t)), whose weights are functions of depth.
+    """Standalone neural ODE, whose weights are functions of depth.
 
-    Jaroudi, Maly, Eilertsen, Johansson, Unger, Baravdish, "Standalone Neural ODEs with Sensitivity Analysis",
-    arXiv:2205.13933, 2022. The weights exist at the times of the steps only, so the scheme is Euler's. They start
-    smooth: normal values with standard deviation 1 / D at the times 0, 1, ..., T, connected by a cubic spline.
-    5,791,800 parameters for 14 x 14 pixels. The activation, tanh by default, is applied in each step.
+    It solves dx/dt = sigma(W(t) x + b(t)) on [0, T], from the negated image. Jaroudi, Maly, Eilertsen, Johansson,
+    Unger, Baravdish, "Standalone Neural ODEs with Sensitivity Analysis", arXiv:2205.13933, 2022. The weights exist at
+    the times of the steps only, so the scheme is Euler's. They start smooth: normal values with standard deviation 1 /
+    D at the times 0, 1, ..., T, connected by a cubic spline. 5,791,800 parameters for 14 x 14 pixels. The activation,
+    tanh by default, is applied in each step.
 
     Args:
         num_classes: Width of the logits, at most D.
@@ -173,7 +174,7 @@ def _number_of_steps(t_end: float, step: float) -> int:
 
 
 def _spline(intervals: int, depth: int) -> Tensor:
-    """Values of a cubic spline at `depth` equal steps, as a matrix (depth, intervals + 1) of those at its knots."""
+    """Cubic spline at `depth` steps, as a matrix that acts on `intervals` + 1 knots."""
     import numpy as np
     from scipy.interpolate import CubicSpline
 
