@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from lightning_paf.nn.activations import ReLU as ReLU
     from lightning_paf.nn.activations import SiLU as SiLU
     from lightning_paf.nn.activations import Softplus as Softplus
+    from lightning_paf.nn.activations import Tanh as Tanh
     from lightning_paf.nn.swap import swap_activations as swap_activations
     from lightning_paf.tasks.classification import RobustModule as RobustModule
 
@@ -33,7 +34,7 @@ _PUBLIC = {
     "loading": ("load_run",),
     "nn.activations": (
         *("ELU", "PELU", "PReLU", "PReLUPlus", "PSSiLU", "PSSiLUFixed", "PSiLU", "PSoftplus"),
-        *("ReBLU", "ReLU", "SiLU", "Softplus"),
+        *("ReBLU", "ReLU", "SiLU", "Softplus", "Tanh"),
     ),
     "nn.swap": ("swap_activations",),
     "tasks.classification": ("RobustModule",),

@@ -14,6 +14,7 @@ from lightning_paf.attacks.catalogue.least_likely import ILCM
 from lightning_paf.attacks.catalogue.mi_fgsm import MIFGSM, EnsembleMIFGSM
 from lightning_paf.attacks.catalogue.minimal import MinimalAttack
 from lightning_paf.attacks.catalogue.one_pixel import OnePixel
+from lightning_paf.attacks.catalogue.sensitivity_l2 import SensitivityL2
 from lightning_paf.attacks.catalogue.universal import UniversalPerturbation
 from lightning_paf.attacks.catalogue.zoo import ZOO
 from lightning_paf.attacks.fab import FAB
@@ -53,6 +54,7 @@ __all__ = [
     "Recorded",
     "ReferenceAutoAttack",
     "Restarts",
+    "SensitivityL2",
     "SignOPT",
     "SingleStep",
     "Square",

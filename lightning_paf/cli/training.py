@@ -24,6 +24,7 @@ from lightning.pytorch.utilities import rank_zero_info
 # Imported so that configurations can name classes without their path, as in `attack: PGD`.
 import lightning_paf.nets
 import lightning_paf.nn.sam
+import lightning_paf.nn.sobolev_ncg
 from lightning_paf import recipes
 from lightning_paf.attacks import Attack, radius_text
 from lightning_paf.callbacks import (

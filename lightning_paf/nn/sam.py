@@ -31,9 +31,14 @@ class SAM(Optimizer):
         base: Optimiser that takes the steps.
         rho: Length of the perturbation in l2, >= 0; 0.05 in the paper.
 
+    Attributes:
+        evaluations: Evaluations of the closure per step.
+
     Raises:
         ValueError: A negative or infinite `rho`.
     """
+
+    evaluations = 2
 
     def __init__(
         self,

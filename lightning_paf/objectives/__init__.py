@@ -18,6 +18,7 @@ from lightning_paf.objectives.pixel_mask import PixelMask
 from lightning_paf.objectives.score import SCORE
 from lightning_paf.objectives.standard import AdversarialCE, Natural
 from lightning_paf.objectives.steady_state import SteadyState
+from lightning_paf.objectives.terminal_cost import TerminalCost
 from lightning_paf.objectives.trades import TRADES, BinaryTRADES
 from lightning_paf.objectives.wrapper import Regularised, Wrapper
 
@@ -49,5 +50,6 @@ __all__ = [
     "SelectiveInputGradient",
     "SteadyState",
     "StepResult",
+    "TerminalCost",
     "Wrapper",
 ]

@@ -196,10 +196,10 @@ class Task(LightningModule):
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Return the optimiser over decay groups, and the schedule of its steps."""
         optimizer, accumulated = self._built_optimizer(), self.trainer.accumulate_grad_batches
-        if hasattr(optimizer, "perturbed") and accumulated > 1:
+        if hasattr(optimizer, "evaluations") and accumulated > 1:
             raise ValueError(
-                f"accumulate_grad_batches must be 1 for {type(optimizer).__name__}, which evaluates a batch twice per "
-                f"step, got {accumulated}. Pass --trainer.accumulate_grad_batches 1."
+                f"accumulate_grad_batches must be 1 for {type(optimizer).__name__}, which evaluates one batch several "
+                f"times per step, got {accumulated}. Pass --trainer.accumulate_grad_batches 1."
             )
         steps = self.trainer.estimated_stepping_batches
         if steps == float("inf"):

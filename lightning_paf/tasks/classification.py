@@ -14,7 +14,7 @@ from lightning.pytorch.core.mixins.hparams_mixin import _given_hyperparameters
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
-from torch.optim import SGD
+from torch.optim import SGD, Optimizer
 from torchmetrics import MeanMetric
 
 from lightning_paf.attacks import Attack
@@ -201,6 +201,19 @@ class RobustModule(Task):
         x, y = images_and_labels(batch)
         logits = self.model(x)
         return {"probabilities": logits.softmax(1).masked_fill(undefined(logits)[:, None], torch.nan), "label": y}
+
+    def _built_optimizer(self) -> Optimizer:
+        """Build the optimiser, and give it the slope of the objective if it needs that."""
+        optimizer = super()._built_optimizer()
+        if hasattr(optimizer, "sensitivity"):
+            slope = getattr(self.objective, "slope", None)
+            if slope is None:
+                raise ValueError(
+                    f"objective must be TerminalCost for {type(optimizer).__name__}, which linearises the cost, got "
+                    f"{type(self.objective).__name__}. Pass --model.objective TerminalCost."
+                )
+            optimizer.sensitivity = partial(slope, self.model)
+        return optimizer
 
     def _check_derivatives(self, example: Tensor) -> None:
         """Check that the network has second derivatives if the objective needs them."""

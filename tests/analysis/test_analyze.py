@@ -11,6 +11,7 @@ from lightning_paf.commands import analyze
 
 NAMES = [
     "concentration",
+    "input-sensitivity",
     "jacobian-spectrum",
     "ladder",
     "logistic",
@@ -58,6 +59,8 @@ def test_the_help_of_an_analysis_fits_a_terminal(name, capsys, monkeypatch):
         (["concentration", "--ckpt", "no", "--starts", "1"], "--starts: must be at least 2, got 1"),
         (["concentration", "--ckpt", "no", "--eps", "8/0"], "--eps: must be above 0, got 8/0"),
         (["jacobian-spectrum", "--ckpt", "no", "--iterations", "0"], "--iterations: must be at least 1, got 0"),
+        (["input-sensitivity", "--ckpt", "no", "--draws", "1"], "--draws: must be at least 2, got 1"),
+        (["input-sensitivity", "--ckpt", "no", "--std", "0"], "--std: must be above 0, got 0"),
         (["protection", "--ckpt", "a", "b", "--protected", "0"], "got 1 classes and 2 checkpoints"),
         (["zero-stability", "--level", "-1"], "--level: must be at least 0, got -1"),
         (["ladder", "--ckpt", "no", "--out", "a.npz", "--flip", "1.5"], "--flip: must be above 0 and at most 1"),

@@ -20,6 +20,7 @@ from lightning_paf.attacks import (
     DeepFool,
     EnsembleMIFGSM,
     OnePixel,
+    SensitivityL2,
     SignOPT,
     UniversalPerturbation,
 )
@@ -106,6 +107,52 @@ def test_deepfool_is_exact_on_a_linear_model_in_one_step(classes, norm):
     found, distances = DeepFool(norm=norm, steps=1, bounds=None).nearest(model, x, y)
     torch.testing.assert_close(distances, 1.02 * (exact + 1e-4), rtol=1e-5, atol=1e-5)
     assert (model(found).argmax(1) != y).all()
+
+
+@pytest.mark.parametrize("classes", [2, 6])
+def test_the_sensitivity_attack_takes_equal_steps_along_the_normal_of_a_linear_model(classes):
+    model, x, y, exact = plane(classes=classes, n=12)
+    weight, logits = model[1].weight, model(x)
+    lengths = (weight - weight[y][:, None]).norm(dim=2).clamp_min(1e-9)
+    gaps = (logits.gather(1, y[:, None]) - logits) / lengths
+    nearest = gaps.scatter(1, y[:, None], torch.inf).argmin(1)
+    normals = (weight[nearest] - weight[y]) / lengths.gather(1, nearest[:, None])
+    found, distances = SensitivityL2(kappa=1.0, steps=100, step_size=0.05, bounds=None).nearest(model, x, y)
+    assert (distances >= exact * (1 - 1e-5)).all()
+    assert (distances <= exact + 0.05 + 1e-5).all()
+    torch.testing.assert_close((found - x).flatten(1), distances[:, None] * normals, atol=1e-5, rtol=1e-4)
+
+
+def test_the_sensitivity_attack_moves_boundaries_of_positive_logits_outwards():
+    model = nn.Sequential(nn.Flatten(), nn.Linear(4, 2)).requires_grad_(False)
+    model[1].weight.copy_(torch.tensor([[1.0, 0, 0, 0], [0, 1, 0, 0]]))
+    model[1].bias.zero_()
+    x, y = torch.tensor([0.6, 0.4, 0, 0]).view(1, 1, 2, 2), torch.tensor([0])
+    x_adv = SensitivityL2(kappa=0.5, steps=1, step_size=0.9, bounds=None).nearest(model, x, y)[0]
+    expected = torch.tensor([-1, 0.5, 0, 0]) / 1.25**0.5
+    torch.testing.assert_close((x_adv - x).flatten(), 0.9 * expected)
+
+
+def test_the_sensitivity_attack_leaves_images_without_gradient():
+    flat = lambda_module(lambda x: 0 * x.flatten(1)[:, :3] + torch.tensor([1.0, 0, 0]))
+    x, y = torch.full((2, 1, 2, 2), 0.5), torch.tensor([0, 1])
+    found, distances = SensitivityL2().nearest(flat, x, y)
+    assert torch.equal(found, x)
+    assert distances.tolist() == [torch.inf, 0]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"steps": 0}, "steps must be at least 1, got 0"),
+        ({"step_size": 0.0}, "step_size must be positive and finite, got 0.0"),
+        ({"kappa": 0.0}, r"kappa must be in \(0, 1\], got 0.0"),
+        ({"kappa": 1.5}, r"kappa must be in \(0, 1\], got 1.5"),
+    ],
+)
+def test_settings_of_the_sensitivity_attack_outside_their_range_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        SensitivityL2(**options)
 
 
 @pytest.mark.parametrize("norm", ["l2", "linf"])

@@ -2,6 +2,7 @@
 
 from helpers.fakes import images
 from lightning_paf.nets import (
+    SNODE,
     VGG16BN,
     CifarResNet,
     CoViT,
@@ -12,6 +13,7 @@ from lightning_paf.nets import (
     PreActResNet,
     ResidualCNN,
     SmallConvNet,
+    SNODEResNet,
     TisODENet,
     ViT,
     WideResNet,
@@ -29,6 +31,8 @@ SMALL = {
     ODENet: ({"width": 4, "groups": 2, "step": 0.5}, 6),
     PreActResNet: ({"width": 4}, 17),
     ResidualCNN: ({"width": 4, "groups": 2}, 4),
+    SNODE: ({"image_size": 4, "t_end": 1.0, "step": 0.25}, 4),
+    SNODEResNet: ({"image_size": 4, "depth": 3, "step": 1.0}, 3),
     SmallConvNet: ({"width": 4}, 4),
     TisODENet: ({"width": 4, "groups": 2, "step": 0.5}, 6),
     VGG16BN: ({"width": 4}, 15),

@@ -48,8 +48,10 @@ def cost_line(forwards: float, exaflop: float) -> str:
 
 def costs(module, data, epochs: int) -> tuple[float, float]:
     """Image forwards and EFLOP of a training of this `RobustModule` on these data."""
-    evaluations = 2 if hasattr(module._built_optimizer(), "perturbed") else 1  # per step of the optimiser
-    forwards = evaluations * passes(module.objective, module.attack) * images_per_epoch(data) * epochs
+    optimizer = module._built_optimizer()
+    evaluations = getattr(optimizer, "evaluations", 1)  # per step of the optimiser
+    linearised = hasattr(optimizer, "sensitivity")
+    forwards = evaluations * passes(module.objective, module.attack, linearised) * images_per_epoch(data) * epochs
     device, model = "meta", module.model.train()
     if any(isinstance(part, ODEBlock) for part in model.modules()):  # a solver reads values
         device, model = "cpu", model.to_empty(device="cpu")
@@ -90,7 +92,7 @@ def bind(objective, model) -> None:
     objective.on_epoch_start(1, 0.5)
 
 
-def passes(objective, attack) -> float:
+def passes(objective, attack, linearised=False) -> float:
     """Cost of a training step in forward passes, counted on a small network."""
     model, (x, y) = Classifier(SmallConvNet(3), spec()).train(), images(2, size=16)
     bind(objective, model)
@@ -100,4 +102,6 @@ def passes(objective, attack) -> float:
         for number in range(objective.steps_per_batch):
             objective.begin_step(number)
             objective(model, x, y, attack).loss.backward()
+            if linearised:
+                objective.slope(model, {p: torch.ones_like(p) for p in model.parameters()})
     return step.count / once.count

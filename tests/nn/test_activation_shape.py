@@ -9,7 +9,7 @@ from lightning_paf.nn import activations
 from lightning_paf.nn.activations import PSiLU, PSoftplus, PSSiLU
 
 ARGUMENTS = {
-    **{name: [()] for name in ("ReLU", "ELU", "SiLU", "Softplus")},
+    **{name: [()] for name in ("ReLU", "ELU", "SiLU", "Softplus", "Tanh")},
     "PReLU": [(), (0.25,), (-1.5,), (1.0,)],
     "PReLUPlus": [(), (1.5,), (-0.5,)],
     "PELU": [(), (2.0,), (-0.5,)],

@@ -23,9 +23,10 @@ from lightning_paf.nn.activations import (
     ReLU,
     SiLU,
     Softplus,
+    Tanh,
 )
 
-FIXED = [ReLU, ELU, SiLU, Softplus]
+FIXED = [ReLU, ELU, SiLU, Softplus, Tanh]
 PARAMETRIC = [PReLU, PReLUPlus, PELU, ReBLU, PSoftplus, PSiLU, PSSiLUFixed, PSSiLU]
 ALPHAS = (1e-3, -0.5, 1.0, 4.0, 100.0, -100.0)
 SMOOTH = [Softplus, SiLU, PSoftplus, PSiLU, PSSiLUFixed, PSSiLU]
@@ -128,6 +129,7 @@ def test_value_and_derivatives_at_zero(activation, slope, alpha_slope):
         (ELU(), nn.ELU(), 0),
         (SiLU(), nn.SiLU(), 0),
         (Softplus(), nn.Softplus(threshold=100), 1e-12),
+        (Tanh(), nn.Tanh(), 0),
         (PReLU(), nn.ReLU(), 0),
         (PReLUPlus(), nn.ReLU(), 0),
         (ReBLU(), nn.ReLU(), 0),

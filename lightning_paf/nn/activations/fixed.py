@@ -10,6 +10,7 @@ from lightning_paf.nn.activations.shape import (
     piecewise_linear_shape,
     psoftplus_shape,
     pssilu_shape,
+    tanh_shape,
 )
 
 
@@ -59,3 +60,15 @@ class Softplus(Activation):
     def shape(self) -> ActivationShape:
         """Describe the curve."""
         return psoftplus_shape(1.0)
+
+
+class Tanh(Activation):
+    """Hyperbolic tangent."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Apply the function to every element, with the shape and dtype of x."""
+        return F.tanh(x)
+
+    def shape(self) -> ActivationShape:
+        """Describe the curve."""
+        return tanh_shape()

@@ -70,11 +70,16 @@ def elu_shape(alpha: float) -> ActivationShape:
     )
 
 
+def tanh_shape() -> ActivationShape:
+    """Shape of tanh(x)."""
+    return ActivationShape(_mean_on_negative(math.tanh, 1.0), max_slope=1.0, max_curvature=4 / (3 * math.sqrt(3)))
+
+
 def _mean_on_negative(function: Callable[[float], float], alpha: float) -> float:
     """E[function(alpha X) / alpha | X < 0] of a standard normal X.
 
-    The function must vanish like exp at -inf. Adaptive quadrature is exact to about 1e-12. Beyond the lower limit, the
-    integrand is below 1e-17.
+    The function must be bounded on negative numbers. Adaptive quadrature is exact to about 1e-12. Beyond the lower
+    limit, the integrand is below 1e-17.
     """
     from scipy.integrate import quad
 
