@@ -25,6 +25,7 @@ SMALL = {
     "DMPreActResNet": {"width": 4},
     "DMWideResNet": {"depth": 10, "width": 1},
     "EmbeddingNet": {"net": nets.CifarResNet(width=4), "hidden": [8]},
+    "GatedResNet": {"net": nets.CifarResNet(width=4)},
     "LeNet": {},
     "PreActResNet": {"width": 4},
     "ResidualCNN": {"in_channels": 3, "width": 4, "groups": 2},
