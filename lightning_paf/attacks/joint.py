@@ -110,5 +110,7 @@ class JointGrid(WorstOf):
         ValueError: No weight, or see `JointAttack`.
     """
 
+    fixed_loss = True
+
     def __init__(self, attack: Attack, weights: Sequence[float] = WEIGHTS, mask_grad: bool = False) -> None:
         super().__init__([JointAttack(attack, weight, mask_grad) for weight in weights])
