@@ -56,7 +56,7 @@ class GatedResNet(Net):
         widths = [_channels(net, path) for path in paths]  # before gates change the paths
         for path, channels, probe in zip(paths, widths, probes, strict=True):
             if probe == "random":
-                gate: nn.Module = FixedGate(channels)
+                gate: nn.Module = FixedGate(channels, scale)
             else:
                 gate = ChannelGate(channels, num_classes, probe, importance, topk, scale)
             net.set_submodule(path, nn.Sequential(net.get_submodule(path), gate))

@@ -161,17 +161,18 @@ class ChannelGate(nn.Module):
 class FixedGate(nn.Module):
     """Features times a random importance of each channel, as a control.
 
-    The importance is drawn at construction, the softmax of standard normal numbers, and does not change.
+    The importance is drawn at construction, `scale` times the softmax of standard normal numbers, and does not change.
 
     Args:
         channels: Number of channels C.
+        scale: Sum of the importances.
     """
 
     importance: Tensor
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, scale: float = 1.0) -> None:
         super().__init__()
-        self.register_buffer("importance", torch.randn(channels).softmax(0))
+        self.register_buffer("importance", scale * torch.randn(channels).softmax(0))
 
     def forward(self, z: Tensor) -> Tensor:
         """Weight features (N, C, H, W)."""

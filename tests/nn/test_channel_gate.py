@@ -178,9 +178,9 @@ def test_probes_are_recorded_per_pass_and_forgotten():
 
 def test_a_fixed_gate_has_the_same_importance_for_all_images():
     torch.manual_seed(0)
-    found, z = FixedGate(6), features().float()
+    found, z = FixedGate(6, scale=3.0), features().float()
     torch.testing.assert_close(importance_of_fixed(found, z), found.importance.expand(7, 6))
-    torch.testing.assert_close(found.importance.sum(), torch.tensor(1.0))
+    torch.testing.assert_close(found.importance.sum(), torch.tensor(3.0))
     assert "importance" in found.state_dict()
     assert not [*found.parameters()]
 
