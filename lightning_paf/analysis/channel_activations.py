@@ -89,7 +89,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def analyze(options: argparse.Namespace, load: Load, progress: Progress) -> Report:
-    """Compare activations of test images of a class, clean and under the training attack."""
+    """Compare activations of a class, clean and under the training attack."""
     (checkpoint,) = options.ckpt
     run = load(checkpoint)
     x = _images_of(run.samples(), options.label, options.examples)
