@@ -90,7 +90,7 @@ def _last_blocks(net: nn.Module, count: int) -> list[str]:
 
 
 def _channels(net: nn.Module, path: str) -> int:
-    """Output channels of the last convolution that is defined up to the end of a layer."""
+    """Output channels of the last convolution defined up to the end of a layer."""
     names = [name for name, _ in net.named_modules()]
     inside = [number for number, name in enumerate(names) if f"{name}.".startswith(f"{path}.")]
     before = [net.get_submodule(name) for name in names[: max(inside, default=-1) + 1]]
