@@ -60,7 +60,7 @@ def channel_activations(model: Classifier, x: Tensor, x_adv: Tensor, label: int)
     weight, order = model.head.weight[label].detach().sort(descending=True)
     with torch.no_grad():
         means = [
-            torch.cat([model.outputs(part).features for part in images.split(AT_ONCE)]).mean(0)[order]
+            torch.cat([model.outputs(part).features for part in torch.split(images, AT_ONCE)]).mean(0)[order]
             for images in (x, x_adv)
         ]
     return ChannelActivations(weight, *means)
@@ -97,7 +97,8 @@ def analyze(options: argparse.Namespace, load: Load, progress: Progress) -> Repo
     attack = run.module.attack
     torch.manual_seed(options.seed)
     labels = torch.full((len(x),), options.label, device=x.device)
-    x_adv = torch.cat([attack(run.model, *part) for part in zip(x.split(AT_ONCE), labels.split(AT_ONCE), strict=True)])
+    parts = zip(torch.split(x, AT_ONCE), torch.split(labels, AT_ONCE), strict=True)
+    x_adv = torch.cat([attack(run.model, *part) for part in parts])
     found = channel_activations(run.model, x, x_adv, options.label)
     headline = f"{type(attack).__name__} {attack.norm} eps {radius_text(attack.eps)}"
     rows = {name: found.means(relevant) for name, relevant in (("positive", True), ("negative", False))}

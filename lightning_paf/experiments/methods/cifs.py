@@ -5,6 +5,7 @@ from lightning_paf.experiments.experiment import Claim, Experiment, Variant
 from lightning_paf.experiments.metrics import robust_to
 from lightning_paf.experiments.options import objective
 from lightning_paf.functional.losses import margin
+from lightning_paf.types import PerExampleLoss
 
 EPS = 0.2
 
@@ -17,9 +18,9 @@ _SCALE = ("--model.net.scale", "64")  # the number of channels
 _CAS = ("--model.net.importance", "identity", "--model.net.topk", "1")
 
 
-def pgd20(**options: object) -> Attack:
+def pgd20(loss: PerExampleLoss | None = None) -> Attack:
     """PGD with 20 steps of a tenth of the radius, from the image itself."""
-    return PGD(EPS, step_size=EPS / 10, steps=20, start="none", **options)
+    return PGD(EPS, step_size=EPS / 10, steps=20, start="none", loss=loss)
 
 
 EXPERIMENT = Experiment(
@@ -47,7 +48,7 @@ EXPERIMENT = Experiment(
         "pgd20": robust_to(pgd20()),
         "joint": robust_to(JointGrid(pgd20())),
         "adaptive": robust_to(JointGrid(pgd20(), mask_grad=True)),
-        "adaptive_margin": robust_to(JointGrid(pgd20(loss=margin), mask_grad=True)),
+        "adaptive_margin": robust_to(JointGrid(pgd20(margin), mask_grad=True)),
         "square": robust_to(Square(EPS, queries=1000)),
     },
     shown=("clean", "pgd20", "joint", "adaptive", "square", "autoattack"),
