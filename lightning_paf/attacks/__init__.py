@@ -19,6 +19,7 @@ from lightning_paf.attacks.catalogue.universal import UniversalPerturbation
 from lightning_paf.attacks.catalogue.zoo import ZOO
 from lightning_paf.attacks.fab import FAB
 from lightning_paf.attacks.fgsm import FGSM, NFGSM, RSFGSM, SingleStep
+from lightning_paf.attacks.joint import JointAttack, JointGrid
 from lightning_paf.attacks.l2_ascent import L2Ascent
 from lightning_paf.attacks.pgd import PGD
 from lightning_paf.attacks.reference_autoattack import ReferenceAutoAttack
@@ -48,6 +49,8 @@ __all__ = [
     "DeepFool",
     "EnsembleMIFGSM",
     "FoolboxAttack",
+    "JointAttack",
+    "JointGrid",
     "L2Ascent",
     "MinimalAttack",
     "OnePixel",

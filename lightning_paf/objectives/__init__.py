@@ -11,6 +11,7 @@ from lightning_paf.objectives.gaussian_noise import NoisyCE
 from lightning_paf.objectives.grad_align import GradAlign
 from lightning_paf.objectives.hat import HAT
 from lightning_paf.objectives.interpolated import IAT
+from lightning_paf.objectives.joint import JointCE
 from lightning_paf.objectives.jsigr import JacobianNorm, SelectiveInputGradient
 from lightning_paf.objectives.l1_minus_l2 import L1MinusL2
 from lightning_paf.objectives.mart import MART
@@ -41,6 +42,7 @@ __all__ = [
     "FirstLayerPenalty",
     "GradAlign",
     "JacobianNorm",
+    "JointCE",
     "L1MinusL2",
     "Natural",
     "NoisyCE",

@@ -10,6 +10,7 @@ from lightning_paf.attacks import PGD
 from lightning_paf.commands import analyze
 
 NAMES = [
+    "channel-activations",
     "concentration",
     "input-sensitivity",
     "jacobian-spectrum",
@@ -56,6 +57,7 @@ def test_the_help_of_an_analysis_fits_a_terminal(name, capsys, monkeypatch):
         (["logistic", "--eps-max", "nan"], "got nan"),
         (["logistic", "--eps-max", "8"], "got 8"),
         (["saliency", "--ckpt", "no", "--grid", "0"], "--grid: must be at least 1, got 0"),
+        (["channel-activations", "--ckpt", "no", "--label", "-1"], "--label: must be at least 0, got -1"),
         (["concentration", "--ckpt", "no", "--starts", "1"], "--starts: must be at least 2, got 1"),
         (["concentration", "--ckpt", "no", "--eps", "8/0"], "--eps: must be above 0, got 8/0"),
         (["jacobian-spectrum", "--ckpt", "no", "--iterations", "0"], "--iterations: must be at least 1, got 0"),

@@ -8,6 +8,7 @@ from lightning_paf.nets import (
     CoViT,
     DMPreActResNet,
     DMWideResNet,
+    GatedResNet,
     LeNet,
     ODENet,
     PreActResNet,
@@ -27,6 +28,7 @@ SMALL = {
     CoViT: ({"image_size": 8, "patch": 4, "width": 8, "depth": 2, "kernels": [1, 3]}, 2),
     DMPreActResNet: ({"width": 4}, 17),
     DMWideResNet: ({"depth": 10, "width": 1}, 7),
+    GatedResNet: ({}, 17),
     LeNet: ({}, 4),
     ODENet: ({"width": 4, "groups": 2, "step": 0.5}, 6),
     PreActResNet: ({"width": 4}, 17),
@@ -48,6 +50,8 @@ LARGE_IMAGES = {LeNet, VGG16BN}
 
 def build(cls, **kwargs):
     """A small network of the class."""
+    if cls is GatedResNet:
+        return cls(build(CifarResNet, **kwargs), kwargs.get("num_classes", 10))
     return cls(**SMALL[cls][0], **kwargs)
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from lightning_paf.nn.classifier import Classifier
-from lightning_paf.objectives import AWP, HAT, TRADES, Objective, SteadyState
+from lightning_paf.objectives import AWP, HAT, TRADES, JointCE, Objective, SteadyState
 
 TWO_CLASSES = {"BinaryTRADES"}
 """Objectives for two classes; separate test files check their properties."""
@@ -33,9 +33,17 @@ class WithoutBlock(SteadyState):
         self.objective.bind(model)
 
 
+class WithoutProbes(JointCE):
+    """The joint loss on a network without probes, where it is a multiple of adversarial training."""
+
+    def bind(self, model: Classifier) -> None:
+        pass
+
+
 SPECIAL = {
     "AWP": lambda: AWP(TRADES()),
     "HAT": HelpedByItself,
+    "JointCE": WithoutProbes,
     "SteadyState": WithoutBlock,
 }
 """Builders of classes that need arguments, by name."""

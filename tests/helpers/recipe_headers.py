@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from helpers.fakes import images, spec
 from lightning_paf.data.samplers import batches_per_epoch
-from lightning_paf.nets import SmallConvNet
+from lightning_paf.nets import GatedResNet, SmallConvNet
 from lightning_paf.nets.ode.block import ODEBlock
 from lightning_paf.nn.classifier import Classifier
 
@@ -94,7 +94,8 @@ def bind(objective, model) -> None:
 
 def passes(objective, attack, linearised=False) -> float:
     """Cost of a training step in forward passes, counted on a small network."""
-    model, (x, y) = Classifier(SmallConvNet(3), spec()).train(), images(2, size=16)
+    net = GatedResNet(SmallConvNet(3), layers=["features.5", "features.7"])  # gates have no convolutions
+    model, (x, y) = Classifier(net, spec()).train(), images(2, size=16)
     bind(objective, model)
     with Convolutions() as once:
         model(x)

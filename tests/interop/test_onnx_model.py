@@ -9,7 +9,7 @@ from helpers.originals import MEAN, STD, randomised
 
 from lightning_paf.interop import NormalizedNet, onnx_model
 from lightning_paf.interop.onnx_model import OnnxModel, save_onnx
-from lightning_paf.nets import SmallConvNet, TisODENet
+from lightning_paf.nets import GatedResNet, SmallConvNet, TisODENet
 from lightning_paf.nn.activations import ParametricActivation, PSSiLU
 from lightning_paf.nn.classifier import Classifier
 from lightning_paf.specs import dataset_spec
@@ -53,6 +53,15 @@ def test_an_operation_that_onnx_lacks_is_refused(tmp_path):
 
     with pytest.raises(ValueError, match=r"Odd uses an operation that ONNX lacks.*--formats"):
         save_onnx(Odd(), torch.rand(2, 3, 8, 8), tmp_path / "model.onnx")
+
+
+def test_a_gated_network_has_the_same_logits(tmp_path):
+    torch.manual_seed(0)
+    net = GatedResNet(SmallConvNet(3, width=4), layers=["features.5", "features.7"], importance="identity")
+    model = Classifier(net, dataset_spec("cifar10")).eval()
+    save_onnx(model, torch.rand(2, 3, 8, 8), tmp_path / "model.onnx")
+    x, _ = images(5)
+    torch.testing.assert_close(OnnxModel(tmp_path / "model.onnx")(x), model(x).detach(), atol=1e-5, rtol=1e-5)
 
 
 def test_a_network_with_an_ode_solver_is_refused(tmp_path):

@@ -101,7 +101,8 @@ def test_embedding_blocks_and_head_of_every_residual_network_compose(cls):
     model, x = classifier(build(cls, in_channels=3)), images(2, 32)
     before = [(name, id(module)) for name, module in model.named_modules()]
     chain = ResidualChain(model, x)
-    assert len(chain.blocks) == {"WideResNet": 3, "DMWideResNet": 3, "ViT": 2, "CoViT": 2}.get(cls.__name__, 8)
+    blocks = {"WideResNet": 3, "DMWideResNet": 3, "ViT": 2, "CoViT": 2, "GatedResNet": 10}  # gates are blocks
+    assert len(chain.blocks) == blocks.get(cls.__name__, 8)
     torch.testing.assert_close(chain.head(chain.states(x)[-1], x), model(x))
     assert before == [(name, id(module)) for name, module in model.named_modules()]
 

@@ -38,7 +38,7 @@ class LastStageODE(Net):
     ) -> None:
         super().__init__(num_classes)
         self.net = net
-        path, channels = _last_stage(net)
+        path, channels = last_stage(net)
         kind = AutonomousField if time_invariant else TimeField
         block = ODEBlock(kind(channels, groups), t_end, step, solver)
         init_convolutions(block)
@@ -50,7 +50,7 @@ class LastStageODE(Net):
         return logits
 
 
-def _last_stage(net: nn.Module) -> tuple[str, int]:
+def last_stage(net: nn.Module) -> tuple[str, int]:
     """Path of the last chain of equal blocks, and its number of channels."""
     chains = {path: module for path, module in net.named_modules() if isinstance(module, nn.Sequential)}
     stages = {
