@@ -10,6 +10,7 @@ from lightning_paf.nets.embedding import EmbeddingNet
 from lightning_paf.nets.factory import TimmNet, TorchvisionNet, timm_net, torchvision_net
 from lightning_paf.nets.lenet import LeNet
 from lightning_paf.nets.ode.last_stage import LastStageODE
+from lightning_paf.nets.ode.ltnode import ALTNODE, LTNODE, NODE
 from lightning_paf.nets.ode.tisode import ODENet, ResidualCNN, TisODENet
 from lightning_paf.nets.preact_resnet import PreActResNet
 from lightning_paf.nets.random_self_ensemble import RandomSelfEnsemble
@@ -21,6 +22,9 @@ from lightning_paf.nets.wide_resnet import WideResNet
 from lightning_paf.nets.zerosnet import ZeroSNet
 
 __all__ = [
+    "ALTNODE",
+    "LTNODE",
+    "NODE",
     "VGG16BN",
     "CifarResNet",
     "CoViT",

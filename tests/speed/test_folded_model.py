@@ -34,6 +34,9 @@ SMALL = {
     "ZeroSNet": {"depth": 14, "width": 4},
 }
 NOT_FOLDED = {
+    "ALTNODE": {"in_channels": 3, "width": 4, "groups": 2, "step": 0.5},
+    "LTNODE": {"in_channels": 3, "width": 4, "groups": 2, "step": 0.5},
+    "NODE": {"in_channels": 3, "width": 4, "groups": 2, "step": 0.5},
     "LastStageODE": {"net": nets.CifarResNet(width=4), "groups": 4, "step": 0.5},
     "ODENet": {"in_channels": 3, "width": 4, "groups": 2, "step": 0.5},
     "TisODENet": {"in_channels": 3, "width": 4, "groups": 2, "step": 0.5},
