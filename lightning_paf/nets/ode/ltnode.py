@@ -188,12 +188,12 @@ class LatentEndTimeNet(_StemBlockHead):
         return f"prior={self.prior_parameters}, samples={self.samples}, random={self.random}"
 
     def _own_draw(self, posterior: Gamma) -> Draws:
-        """Equally weighted times: random ones, or quantiles."""
+        """Equally weighted times: quantiles of the posterior at random or equidistant levels."""
+        a, b = posterior.concentration, posterior.rate
+        levels = (torch.arange(self.samples, dtype=a.dtype, device=a.device) + 0.5)[:, None] / self.samples
         if self.training or self.random:
-            times = posterior.rsample((self.samples,))
-        else:
-            levels = [(number + 0.5) / self.samples for number in range(self.samples)]
-            times = gamma_quantiles(posterior.concentration, posterior.rate, levels)
+            levels = torch.rand(self.samples, len(a), dtype=a.dtype, device=a.device)
+        times = gamma_quantiles(a, b, levels)
         return Draws(times, torch.zeros_like(times))
 
 
@@ -248,8 +248,8 @@ class ALTNODE(LatentEndTimeNet):
     """Neural ODE with a latent end time of each image (ALT-NODE).
 
     An encoder like the stem, with group norm, mean pooling and a linear layer, maps an image to the parameters of its
-    posterior, initially about (1, 1). Attacks differentiate it too. 340,620 parameters for MNIST. Other arguments and
-    limitations are those of `LTNODE`. It has no second derivatives.
+    posterior, initially about (1, 1). Attacks differentiate it too. 340,620 parameters for MNIST. All arguments and
+    limitations are those of `LTNODE`.
     """
 
     def __init__(
