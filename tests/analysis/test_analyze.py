@@ -17,6 +17,7 @@ NAMES = [
     "min-max",
     "protection",
     "saliency",
+    "uncertainty",
     "zero-stability",
 ]
 
