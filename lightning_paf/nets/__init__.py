@@ -11,6 +11,7 @@ from lightning_paf.nets.factory import TimmNet, TorchvisionNet, timm_net, torchv
 from lightning_paf.nets.gated_resnet import GatedResNet
 from lightning_paf.nets.lenet import LeNet
 from lightning_paf.nets.ode.last_stage import LastStageODE
+from lightning_paf.nets.ode.ltnode import ALTNODE, LTNODE, NODE
 from lightning_paf.nets.ode.snode import SNODE, SNODEResNet
 from lightning_paf.nets.ode.tisode import ODENet, ResidualCNN, TisODENet
 from lightning_paf.nets.preact_resnet import PreActResNet
@@ -23,6 +24,9 @@ from lightning_paf.nets.wide_resnet import WideResNet
 from lightning_paf.nets.zerosnet import ZeroSNet
 
 __all__ = [
+    "ALTNODE",
+    "LTNODE",
+    "NODE",
     "SNODE",
     "VGG16BN",
     "CifarResNet",

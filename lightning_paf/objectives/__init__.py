@@ -5,6 +5,7 @@ from lightning_paf.objectives.base import Objective, StepResult
 from lightning_paf.objectives.cost_sensitive import CSA, CostSensitive, CostSensitiveAT
 from lightning_paf.objectives.dial import DIALCE, DIALKL
 from lightning_paf.objectives.dkl import IKL
+from lightning_paf.objectives.elbo import ELBO
 from lightning_paf.objectives.er_cla import ERCLA
 from lightning_paf.objectives.first_layer_penalty import FirstLayerPenalty
 from lightning_paf.objectives.gaussian_noise import NoisyCE
@@ -28,6 +29,7 @@ __all__ = [
     "CSA",
     "DIALCE",
     "DIALKL",
+    "ELBO",
     "ERCLA",
     "HAT",
     "IAT",

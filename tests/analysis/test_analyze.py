@@ -19,6 +19,7 @@ NAMES = [
     "min-max",
     "protection",
     "saliency",
+    "uncertainty",
     "zero-stability",
 ]
 

@@ -2,6 +2,9 @@
 
 from helpers.fakes import images
 from lightning_paf.nets import (
+    ALTNODE,
+    LTNODE,
+    NODE,
     SNODE,
     VGG16BN,
     CifarResNet,
@@ -24,12 +27,15 @@ from lightning_paf.nn.classifier import Classifier
 from lightning_paf.specs import dataset_spec
 
 SMALL = {
+    ALTNODE: ({"width": 64, "samples": 2, "step": 0.5, "solver": "euler"}, 20),
     CifarResNet: ({"width": 4}, 17),
     CoViT: ({"image_size": 8, "patch": 4, "width": 8, "depth": 2, "kernels": [1, 3]}, 2),
     DMPreActResNet: ({"width": 4}, 17),
     DMWideResNet: ({"depth": 10, "width": 1}, 7),
     GatedResNet: ({}, 17),
+    LTNODE: ({"width": 64, "samples": 2, "step": 0.5, "solver": "euler"}, 17),
     LeNet: ({}, 4),
+    NODE: ({"width": 64, "step": 0.5, "solver": "euler"}, 7),
     ODENet: ({"width": 4, "groups": 2, "step": 0.5}, 6),
     PreActResNet: ({"width": 4}, 17),
     ResidualCNN: ({"width": 4, "groups": 2}, 4),

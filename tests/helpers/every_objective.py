@@ -6,8 +6,9 @@ from pathlib import Path
 
 import torch
 
+from lightning_paf.nets import LTNODE
 from lightning_paf.nn.classifier import Classifier
-from lightning_paf.objectives import AWP, HAT, TRADES, JointCE, Objective, SteadyState
+from lightning_paf.objectives import AWP, ELBO, HAT, TRADES, JointCE, Objective, SteadyState
 
 TWO_CLASSES = {"BinaryTRADES"}
 """Objectives for two classes; separate test files check their properties."""
@@ -26,6 +27,17 @@ class HelpedByItself(HAT):
             super().bind(model)
 
 
+class OfLatentTime(ELBO):
+    """The bound, with a network that it puts in the place of the one that it is bound to."""
+
+    def bind(self, model: Classifier) -> None:
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            model.net = LTNODE(in_channels=3, width=4, groups=2, step=0.5)
+        model.head_name = "fc"
+        super().bind(model)
+
+
 class WithoutBlock(SteadyState):
     """The steady-state penalty before its first epoch, on a network without ODE block."""
 
@@ -42,6 +54,7 @@ class WithoutProbes(JointCE):
 
 SPECIAL = {
     "AWP": lambda: AWP(TRADES()),
+    "ELBO": OfLatentTime,
     "HAT": HelpedByItself,
     "JointCE": WithoutProbes,
     "SteadyState": WithoutBlock,

@@ -8,6 +8,7 @@ import pytest
 from lightning_paf.objectives import (
     AWP,
     DIALKL,
+    ELBO,
     ERCLA,
     HAT,
     IAT,
@@ -34,6 +35,12 @@ INVALID = {
     AdversarialCE: {"label_smoothing": [1]},
     BinaryTRADES: {"lam": [0]},
     CostSensitive: {"cost": [-1, math.inf], "weight": [-0.5]},
+    ELBO: {
+        "estimator": ["iwae"],
+        "samples": [0, 1],
+        "kl_weight": [-1],
+        "horizon": [0, math.inf],
+    },
     DIALKL: {"beta": [-1], "domain_weight": [-1], "hidden": [[0]]},
     ERCLA: {"weight": [-1, math.nan], "std": [0], "clip": [-0.01], "rate": [0], "hidden": [[0]], "delay": [-1]},
     FirstLayerPenalty: {"weight": [-1], "kind": ["l3"]},

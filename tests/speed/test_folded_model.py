@@ -25,9 +25,8 @@ from lightning_paf.speed.folded_model import FoldedModel
 NETS = {cls.__name__: partial(build, cls, in_channels=3) for cls in SMALL} | {
     "EmbeddingNet": lambda: nets.EmbeddingNet(nets.CifarResNet(width=4), hidden=[8]),
     "LastStageODE": lambda: nets.LastStageODE(nets.CifarResNet(width=4), groups=4, step=0.5),
-    "GatedResNet": lambda: nets.GatedResNet(nets.CifarResNet(width=4)),
 }
-NOT_FOLDED = {"LastStageODE", "ODENet", "TisODENet"}
+NOT_FOLDED = {"ALTNODE", "LTNODE", "LastStageODE", "NODE", "ODENet", "TisODENet"}
 TIMM = {
     "test_resnet": {},
     "test_convnext": {},

@@ -68,3 +68,21 @@ class TimeField(AutonomousField):
         z = self.activation1(self.norm1(self.conv1(t, z)))
         velocity: Tensor = self.activation2(self.norm2(self.conv2(t, z)))
         return velocity
+
+
+class PreNormTimeField(nn.Module):
+    """Group norm, ReLU and convolution with the time, twice, and another group norm."""
+
+    def __init__(self, channels: int, groups: int) -> None:
+        super().__init__()
+        self.norm1, self.activation1 = group_norm(groups, channels), nn.ReLU()
+        self.conv1 = TimeConv2d(channels)
+        self.norm2, self.activation2 = group_norm(groups, channels), nn.ReLU()
+        self.conv2 = TimeConv2d(channels)
+        self.norm3 = group_norm(groups, channels)
+
+    def forward(self, t: Tensor, z: Tensor) -> Tensor:
+        """Velocity (N, C, H, W) of a state of this shape at time t."""
+        z = self.conv1(t, self.activation1(self.norm1(z)))
+        velocity: Tensor = self.norm3(self.conv2(t, self.activation2(self.norm2(z))))
+        return velocity

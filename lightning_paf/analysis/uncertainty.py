@@ -1,0 +1,170 @@
+"""Calibration, and detection of images out of distribution by entropy."""
+
+import argparse
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torchmetrics.functional.classification import binary_auroc, multiclass_calibration_error
+
+from lightning_paf.analysis.base import Load, Progress, Report, TrainedRun, add_folder, folder_files, table
+from lightning_paf.data.sources import read_file
+from lightning_paf.runs.config_file import run_of
+from lightning_paf.utils.arguments import positive
+from lightning_paf.utils.figures import BLUE, REFERENCE, VERMILION, open_figure
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+CHECKPOINTS = 1
+
+AT_ONCE = 256
+"""Images evaluated at once."""
+
+BINS = 10
+"""Bins of the calibration error and of the reliability diagram."""
+
+
+def permuted(x: Tensor) -> Tensor:
+    """Images (N, C, H, W) whose pixels are permuted, all in the same way."""
+    order = torch.randperm(x.shape[2] * x.shape[3], generator=torch.Generator().manual_seed(0))
+    return x.flatten(2)[..., order.to(x.device)].view_as(x)
+
+
+def rotated(x: Tensor) -> Tensor:
+    """Images (N, C, H, W) rotated by 90 degrees."""
+    return x.rot90(1, (2, 3))
+
+
+SHIFTS: Mapping[str, Callable[[Tensor], Tensor]] = MappingProxyType({"permuted": permuted, "rotated": rotated})
+
+
+@torch.no_grad()
+def probabilities_of(model: nn.Module, x: Tensor) -> Tensor:
+    """Class probabilities (N, K) of images (N, C, H, W)."""
+    return torch.cat([model(part).float().softmax(1) for part in x.split(AT_ONCE)])
+
+
+def entropy(probabilities: Tensor) -> Tensor:
+    """Entropy (N,) of class probabilities (N, K), in nats."""
+    return torch.special.entr(probabilities).sum(1)
+
+
+def calibration(probabilities: Tensor, y: Tensor) -> dict[str, float]:
+    """Error, mean negative log-likelihood, Brier score, ECE and mean entropy.
+
+    Args:
+        probabilities: Of the classes, (N, K).
+        y: Labels (N,).
+
+    Returns:
+        By name. `nll` and `entropy` are in nats. `brier` is the squared distance from the one-hot label, in [0, 2].
+        `ece` is the expected calibration error of the most likely class, with 10 bins.
+    """
+    classes = probabilities.shape[1]
+    right = probabilities.gather(1, y[:, None])
+    distance = (probabilities - nn.functional.one_hot(y, classes)).square().sum(1)
+    values = {
+        "error": (probabilities.argmax(1) != y).float().mean(),
+        "nll": -right.clamp_min(torch.finfo(right.dtype).tiny).log().mean(),
+        "brier": distance.mean(),
+        "ece": multiclass_calibration_error(probabilities, y, classes, BINS),
+        "entropy": entropy(probabilities).mean(),
+    }
+    return {name: float(value) for name, value in values.items()}
+
+
+def auroc(inside: Tensor, outside: Tensor) -> float:
+    """Area under the ROC curve of a score (N,) that is larger out of distribution."""
+    labels = torch.cat([torch.zeros_like(inside), torch.ones_like(outside)]).long()
+    # In [0, 1], as others pass through a sigmoid, which rounds.
+    scores = torch.cat([inside, outside]).double()
+    return float(binary_auroc(scores / scores.max().clamp_min(1e-12), labels))
+
+
+def draw_uncertainty(probabilities: Tensor, y: Tensor, outside: Mapping[str, Tensor], headline: str) -> "Figure":
+    """Draw the reliability diagram, and the entropy on test and other images.
+
+    Args:
+        probabilities: Of the test images, (N, K).
+        y: Their labels (N,).
+        outside: Entropies (M,) of images out of distribution, by name.
+        headline: Title.
+    """
+    confidence, prediction = (part.cpu() for part in probabilities.max(1))
+    bins = (confidence * BINS).ceil().sub(1).clamp(0, BINS - 1).long()
+    used = [number for number in range(BINS) if (bins == number).any()]
+    means = [
+        [float(values[bins == number].float().mean()) for number in used]
+        for values in (confidence, prediction == y.cpu())
+    ]
+    with open_figure(9.6, 4, headline) as figure:
+        left, right = figure.subplots(1, 2)
+        left.plot([0, 1], [0, 1], **REFERENCE)
+        left.plot(*means, "o-", color=BLUE)
+        left.set(xlabel="confidence, mean of a bin", ylabel="accuracy", xlim=(0, 1), ylim=(0, 1.02))
+        left.grid()
+        edges = np.linspace(0, float(np.log(probabilities.shape[1])), 25)
+        named = {"test": entropy(probabilities), **outside}
+        for (name, values), colour in zip(named.items(), (BLUE, VERMILION, "#e69f00", "#000000"), strict=False):
+            right.hist(values.cpu(), edges, density=True, histtype="step", color=colour, label=name, linewidth=1.8)
+        right.set(xlabel="entropy (nats)", ylabel="density")
+        right.legend()
+    return figure
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `analyze uncertainty`."""
+    parser.add_argument("--examples", type=positive, help="number of test images (default: all)")
+    parser.add_argument("--seed", type=int, default=0, help="of networks with random predictions (default: 0)")
+    parser.add_argument("--ood", type=Path, metavar="FILE", help="npz file of images out of distribution")
+    add_folder(parser, "uncertainty")
+
+
+def analyze(options: argparse.Namespace, load: Load, progress: Progress) -> Report:
+    """Evaluate the predictions of test images, and of shifted and other images."""
+    (checkpoint,) = options.ckpt
+    run = load(checkpoint)
+    samples = run.samples(options.examples)
+    x, y = samples.fetch(samples.ids)
+    others = {name: shift(x) for name, shift in SHIFTS.items() if x.shape[2] == x.shape[3]}
+    others |= _from_file(options.ood, run, x)
+    with torch.random.fork_rng():
+        torch.manual_seed(options.seed)
+        progress("test images")
+        probabilities = probabilities_of(run.model, x)
+        outside = {}
+        for name, images in others.items():
+            progress(f"{name} images")
+            outside[name] = entropy(probabilities_of(run.model, images))
+    found = calibration(probabilities, y)
+    inside = entropy(probabilities)
+    areas = {name: auroc(inside, values) for name, values in outside.items()}
+    lines = [f"Predictions of {len(y)} test images (entropy and nll in nats)"]
+    lines += table([*found], [f"{value:.4f}" for value in found.values()])
+    lines += ["", "Images out of distribution, detected by their entropy"]
+    rows = ((name, f"{float(outside[name].mean()):.4f}", f"{area:.4f}") for name, area in areas.items())
+    lines += table(("images", "entropy", "AUROC"), *rows)
+    content = {
+        "test": found,
+        "ood": {name: {"entropy": float(outside[name].mean()), "auroc": areas[name]} for name in areas},
+    }
+    figure = draw_uncertainty(probabilities, y, outside, f"{run_of(checkpoint).name}: uncertainty")
+    return Report(lines, folder_files("uncertainty", options.out, checkpoint, content, figure))
+
+
+def _from_file(path: Path | None, run: TrainedRun, x: Tensor) -> dict[str, Tensor]:
+    """Images of a file by its name, with the shape of `x`; none without a file."""
+    if path is None:
+        return {}
+    found = torch.from_numpy(read_file(path, x.shape[1]).images).permute(0, 3, 1, 2)
+    if found.shape[1:] != x.shape[1:]:
+        raise ValueError(
+            f"--ood must hold images of shape {tuple(x.shape[1:])}, got {tuple(found.shape[1:])} in {path}. "
+            "Resize them, or pass another file."
+        )
+    return {path.stem: found.to(run.device).float() / 255}
