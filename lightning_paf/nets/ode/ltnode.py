@@ -18,7 +18,7 @@ from lightning_paf.nets.ode.fields import PreNormTimeField, group_norm
 
 
 class Draws(NamedTuple):
-    """End times and logarithms of their weights, each (S, N), or (S, 1) for all images."""
+    """End times and logarithms of their weights, (S, N) or (S, 1)."""
 
     times: Tensor
     log_weights: Tensor
@@ -188,7 +188,7 @@ class LatentEndTimeNet(_StemBlockHead):
         return f"prior={self.prior_parameters}, samples={self.samples}, random={self.random}"
 
     def _own_draw(self, posterior: Gamma) -> Draws:
-        """Equally weighted times: quantiles of the posterior at random or equidistant levels."""
+        """Quantiles of the posterior at random or equidistant levels."""
         a, b = posterior.concentration, posterior.rate
         levels = (torch.arange(self.samples, dtype=a.dtype, device=a.device) + 0.5)[:, None] / self.samples
         if self.training or self.random:
