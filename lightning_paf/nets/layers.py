@@ -11,6 +11,12 @@ Block = Callable[[int, int, int], nn.Module]
 """Makes a block from (in_channels, out_channels, stride)."""
 
 
+def require_width(width: int) -> None:
+    """Check a number of channels, or a factor of it."""
+    if width < 1:
+        raise ValueError(f"width must be at least 1, got {width}. Pass another --model.net.width.")
+
+
 class Net(nn.Module):
     """A network whose last linear layer returns the logits.
 
@@ -24,8 +30,7 @@ class Net(nn.Module):
 
     def __init__(self, num_classes: int, width: int = 1) -> None:
         super().__init__()
-        if width < 1:
-            raise ValueError(f"width must be at least 1, got {width}. Pass another --model.net.width.")
+        require_width(width)
         self.num_classes = num_classes
 
     def get_classifier(self) -> nn.Linear:

@@ -50,8 +50,8 @@ SMALL = {
 }
 """Class: small arguments, and the number of activations in a forward pass."""
 
-LARGE_IMAGES = {LeNet, VGG16BN}
-"""Networks that convolve without padding or halve the image five times; for the others 8 x 8 pixels suffice."""
+LARGE_IMAGES = {ALTNODE, LTNODE, LeNet, NODE, VGG16BN}
+"""Networks that normalise or pool single pixels of smaller images; for the others 8 x 8 pixels suffice."""
 
 
 def build(cls, **kwargs):

@@ -12,9 +12,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from helpers.fakes import images, spec
 from lightning_paf.data.samplers import batches_per_epoch
-from lightning_paf.nets import GatedResNet, SmallConvNet
+from lightning_paf.nets import NODE, GatedResNet, SmallConvNet
 from lightning_paf.nets.ode.block import ODEBlock
 from lightning_paf.nn.classifier import Classifier
+from lightning_paf.objectives import ELBO, Natural
 
 CIFAR_TRAINING_IMAGES = 50_000
 
@@ -51,8 +52,11 @@ def costs(module, data, epochs: int) -> tuple[float, float]:
     optimizer = module._built_optimizer()
     evaluations = getattr(optimizer, "evaluations", 1)  # per step of the optimiser
     linearised = hasattr(optimizer, "sensitivity")
-    forwards = evaluations * passes(module.objective, module.attack, linearised) * images_per_epoch(data) * epochs
-    device, model = "meta", module.model.train()
+    objective, model = module.objective, module.model.train()
+    if isinstance(objective, ELBO):  # one pass to the largest of its times, without their interpolation
+        model.net, objective = NODE(in_channels=3, t_end=objective.horizon), Natural()
+    forwards = evaluations * passes(objective, module.attack, linearised) * images_per_epoch(data) * epochs
+    device = "meta"
     if any(isinstance(part, ODEBlock) for part in model.modules()):  # a solver reads values
         device, model = "cpu", model.to_empty(device="cpu")
     with torch.device(device), FlopCounterMode(display=False) as counter:

@@ -82,7 +82,9 @@ def test_the_first_convolution_has_different_noise():
 @pytest.mark.parametrize("cls", SMALL, ids=lambda cls: cls.__name__)
 def test_in_every_network_the_convolution_defined_first_sees_the_image(cls):
     net = build(cls, in_channels=3).eval()
-    first = next(module for module in net.modules() if isinstance(module, nn.Conv2d))
+    first = next((module for module in net.modules() if isinstance(module, nn.Conv2d)), None)
+    if first is None:
+        pytest.skip("has no convolution")
     seen = seen_by_convolutions(net, torch.rand(2, 3, 32, 32))
     assert seen[0][0] is first
     assert Counter(module for module, _ in seen)[first] == 1

@@ -3,15 +3,16 @@
 import torch
 from torch import Tensor, nn
 
-from lightning_paf.nets.layers import conv3x3
+from lightning_paf.nets.layers import conv3x3, require_width
 
 
 def group_norm(groups: int, channels: int) -> nn.GroupNorm:
     """Group norm of a feature map.
 
     Raises:
-        ValueError: The groups do not divide the channels.
+        ValueError: No channels, or groups that do not divide them.
     """
+    require_width(channels)
     if groups < 1 or channels % groups:
         divisors = [number for number in range(1, channels + 1) if channels % number == 0]
         near = min(divisors, key=lambda number: abs(number - groups), default=1)

@@ -11,14 +11,14 @@ from torch import Tensor, nn
 from torch.distributions import Gamma
 
 from lightning_paf.functional.gamma import gamma_quantiles
-from lightning_paf.nets.layers import Net, init_convolutions
+from lightning_paf.nets.layers import Net, init_convolutions, require_width
 from lightning_paf.nets.ode.block import ODEBlock, Solver
 from lightning_paf.nets.ode.end_time import AmortisedPosterior, EndTimeBlock, GammaPosterior
 from lightning_paf.nets.ode.fields import PreNormTimeField, group_norm
 
 
 class Draws(NamedTuple):
-    """End times and logarithms of their weights, each (S, N), or (S, 1) for all images."""
+    """End times and logarithms of their weights, (S, N) or (S, 1)."""
 
     times: Tensor
     log_weights: Tensor
@@ -55,7 +55,7 @@ class _StemBlockHead(Net):
         block: ODEBlock,
         posterior: nn.Module | None = None,
     ) -> None:
-        super().__init__(num_classes)
+        super().__init__(num_classes, width)
         self.smallest_side = 2 + 2**downsamplings  # checked by `Classifier`
         self.stem = _stem(in_channels, width, groups, downsamplings)
         self.block = block
@@ -188,7 +188,7 @@ class LatentEndTimeNet(_StemBlockHead):
         return f"prior={self.prior_parameters}, samples={self.samples}, random={self.random}"
 
     def _own_draw(self, posterior: Gamma) -> Draws:
-        """Equally weighted times: quantiles of the posterior at random or equidistant levels."""
+        """Quantiles of the posterior at random or equidistant levels."""
         a, b = posterior.concentration, posterior.rate
         levels = (torch.arange(self.samples, dtype=a.dtype, device=a.device) + 0.5)[:, None] / self.samples
         if self.training or self.random:
@@ -275,6 +275,7 @@ def _stem(in_channels: int, width: int, groups: int, downsamplings: int) -> nn.S
     """A 3x3 convolution without padding, and 4x4 convolutions of stride 2."""
     if downsamplings < 0:
         raise ValueError(f"downsamplings must be at least 0, got {downsamplings}. Pass --model.net.downsamplings 2.")
+    require_width(width)
     layers: list[nn.Module] = [nn.Conv2d(in_channels, width, kernel_size=3)]
     for _ in range(downsamplings):
         layers += [group_norm(groups, width), nn.ReLU(), nn.Conv2d(width, width, kernel_size=4, stride=2, padding=1)]
