@@ -73,7 +73,7 @@ class ExactResume(Callback):
         )
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Check that the saved states are those of the same optimisers, and of schedules of the same kind.
+        """Check that the saved states fit the optimisers and the kind of schedule.
 
         Otherwise torch would report a missing key, or keep the last learning rate of the other schedule.
         """

@@ -40,7 +40,7 @@ def check_workers(number: int) -> None:
 
 
 class _Workers(_MultiProcessingDataLoaderIter):
-    """Worker processes that print no traceback when they cannot be created, without space in /dev/shm."""
+    """Worker processes; a failure to create them, without /dev/shm, is one error."""
 
     def __del__(self) -> None:
         if hasattr(self, "_workers"):

@@ -212,7 +212,7 @@ class RobustModule(Task):
         return {"probabilities": logits.softmax(1).masked_fill(undefined(logits)[:, None], torch.nan), "label": y}
 
     def _checked(self, batch: Batch, batch_idx: int) -> Batch:
-        """Images and labels, which are checked where this does not synchronise the device often."""
+        """Images and labels, checked on the CPU, and in the first batch elsewhere."""
         x, y = images_and_labels(batch)
         if batch_idx == 0 or y.device.type == "cpu":
             check_labels(y, len(x), self.model.num_classes)

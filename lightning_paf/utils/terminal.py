@@ -7,5 +7,5 @@ def printable(text: object) -> str:
 
 
 def clause(text: object) -> str:
-    """Return an error's text as one line without its full stop, for use inside a sentence."""
+    """Return the text of an error as one line without its full stop."""
     return " ".join(str(text).split()).rstrip(".")
