@@ -374,7 +374,7 @@ def test_report_compare_and_status_name_the_checkpoints(tested, tmp_path, capsys
     assert f"B: {other}, best.ckpt (step 4, epoch 0)" in capsys.readouterr().out
     assert status("status", run) == 0
     output = capsys.readouterr().out
-    assert "PGD linf 8/255, last.ckpt" in output
+    assert "PGD linf 8/255, npz, last.ckpt" in output
     assert "PGD linf 8/255, best.ckpt" in output
 
 
