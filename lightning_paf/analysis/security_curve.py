@@ -184,7 +184,7 @@ def minimum_norm(
     radii, model = [], found.model
     for first in range(0, len(samples), batch_size):
         progress(f"minimum norm, sample {first + 1} of {len(samples)}")
-        x, y = samples.fetch(samples.ids[first : first + batch_size])
+        x, y = samples.checked(samples.ids[first : first + batch_size], found.classes)
         with frozen(model):
             with torch.enable_grad():
                 x_adv = attack.minimum(model, x, y)[0].detach()

@@ -62,8 +62,8 @@ class PGD(Attack):
             raise ValueError(f"start must be uniform, gaussian or none, got {start!r}. Pass one of these.")
         if steps * float(step_size) < float(eps):
             warnings.warn(
-                f"PGD cannot cross the ball: {steps} steps of {radius_text(step_size)} are shorter than "
-                f"eps={radius_text(eps)}. Raise steps or step_size.",
+                f"{type(self).__name__} cannot cross the ball: {steps} steps of {radius_text(step_size)} are shorter "
+                f"than eps={radius_text(eps)}. Raise steps or step_size.",
                 stacklevel=2,
             )
 

@@ -17,6 +17,7 @@ from lightning_paf.runs.checkpoint_version import checkpoint_version
 from lightning_paf.utils.distributed import gathered
 
 KEY = "rank_states"
+_NOT_OF_THE_OPTIMIZER = {"params", "initial_lr", "swa_lr"}
 
 
 class ExactResume(Callback):
@@ -27,17 +28,20 @@ class ExactResume(Callback):
     an epoch also records a pending validation, since Lightning would resume with the next epoch. The position in the
     data is in Lightning's checkpoint, but is not restored if the length of the training was computed before, as
     schedules do. On another number of ranks, the position is restored and random states are new.
+
+    Lightning's `StochasticWeightAveraging` resumes exactly only from the end of an epoch.
     """
 
     def __init__(self) -> None:
         self._states: list[dict[str, Any]] = []
         self._optimizers: list[dict[str, Any]] = []
+        self._schedules: list[dict[str, Any]] = []
         self._position: dict[str, Any] | None = None
         self._before_validation: dict[str, Any] = {}
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Reset the states of an earlier run."""
-        self._states, self._optimizers, self._position = [], [], None
+        self._states, self._optimizers, self._schedules, self._position = [], [], [], None
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Gather the states of all ranks; Lightning calls this hook on every rank."""
@@ -55,6 +59,7 @@ class ExactResume(Callback):
             return
         loop = checkpoint.get("loops", {}).get("fit_loop", {})  # imported weights have none
         self._optimizers = checkpoint.get("optimizer_states", [])
+        self._schedules = checkpoint.get("lr_schedulers", [])
         positions = loop.get("state_dict", {}).get("combined_loader")
         self._position = positions[0] if positions else None
         states = checkpoint.get(KEY, [])
@@ -68,9 +73,9 @@ class ExactResume(Callback):
         )
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Check that the saved states are those of the same optimisers.
+        """Check that the saved states fit the optimisers and the kind of schedule.
 
-        Otherwise torch would report a missing key.
+        Otherwise torch would report a missing key, or keep the last learning rate of the other schedule.
         """
         pairs = zip(self._optimizers, trainer.optimizers, strict=False)
         for number, (saved, optimizer) in enumerate(pairs):
@@ -79,6 +84,13 @@ class ExactResume(Callback):
                     f"The checkpoint must hold the state of {type(optimizer).__name__} with its parameter groups, got "
                     f"another optimizer (number {number}). Pass the same --model.optimizer and --model.decay as before,"
                     " or --model.init CKPT instead of --ckpt_path to start a new training with its weights."
+                )
+        for before, config in zip(self._schedules, trainer.lr_scheduler_configs, strict=False):
+            if ("base_lrs" in before) != ("base_lrs" in config.scheduler.state_dict()):  # absent in that of Plateau
+                raise ValueError(
+                    "The checkpoint must hold the state of the same kind of schedule, got one of Plateau and one of "
+                    "another --model.schedule. Pass the same --model.schedule as before, or --model.init CKPT instead "
+                    "of --ckpt_path to start a new training with its weights."
                 )
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -91,7 +103,7 @@ class ExactResume(Callback):
             if (load := getattr(pl_module, "load_epoch_state", None)) and "epoch" in mine:
                 load(mine["epoch"])
             set_random_state(mine["random"], pl_module.device)
-        self._states, self._optimizers, self._position = [], [], None
+        self._states, self._optimizers, self._schedules, self._position = [], [], [], None
         _start_next_epoch(trainer)
         _skip_saved_step(trainer)
 
@@ -134,7 +146,7 @@ def set_random_state(state: dict[str, Any], device: torch.device) -> None:
 
 def _layout(state: dict[str, Any]) -> list[tuple[int, set[str]]]:
     """Return number of parameters and hyper-parameters of every optimiser group."""
-    return [(len(group["params"]), set(group) - {"params"}) for group in state["param_groups"]]
+    return [(len(group["params"]), set(group) - _NOT_OF_THE_OPTIMIZER) for group in state["param_groups"]]
 
 
 def _start_next_epoch(trainer: Trainer) -> None:

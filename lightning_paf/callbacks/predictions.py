@@ -61,7 +61,8 @@ class PredictionWriter(BasePredictionWriter):
         self._index.append(torch.as_tensor(batch_indices or range(seen, seen + len(prediction["label"]))))
         self._label.append(prediction["label"].cpu())
         self._probabilities.append(prediction["probabilities"].float().cpu())
-        self._samples.append(sample_fingerprints(batch[0], prediction["label"]))
+        images = batch if isinstance(batch, Tensor) else batch[0]
+        self._samples.append(sample_fingerprints(images, prediction["label"].to(images.device)))
 
     def on_predict_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the file atomically."""

@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping, Sequence
 from types import ModuleType
 
-from lightning_paf.recipes import content_of, is_file
+from lightning_paf.recipes import content_of, is_file, kind_of, names
 
 _TASK = re.compile(r"^model:\s*\{?\s*class_path:|^class_path:", re.MULTILINE)
 _NOISE = re.compile(
@@ -15,6 +15,11 @@ _NOISE = re.compile(
     r"- Expected a <class 'NoneType'>|- Expected a path but |(- )?Subclass types expect|- a (class path|dict) )"
 )
 """Lines of a parser error that list all possible types, and internal values."""
+_NO_ATTACK = re.compile(
+    r'Parser key "(val_attack|autoattack)":.*(are required: attack|Parser key "attack": Expected an instantiatable)',
+    re.DOTALL,
+)
+"""Parser error about an evaluation whose attack is missing."""
 _UNKNOWN = "names no known class"
 _REMOVED = {"BIM": "PGD with start=none, step_size=1/255 and steps=10 (at eps=8/255) is the same attack."}
 """Replacements of the classes of earlier versions."""
@@ -46,7 +51,7 @@ def names_task(words: Sequence[str]) -> bool:
 
 
 def suggestion(message: str, plug_ins: Mapping[str, type | ModuleType]) -> str:
-    """List the known classes for a parser error about a class.
+    """List the known classes, or the recipes of an empty slot, for a parser error.
 
     Args:
         message: Error of the parser.
@@ -55,25 +60,26 @@ def suggestion(message: str, plug_ins: Mapping[str, type | ModuleType]) -> str:
     Returns:
         Text to append to the message; empty for other errors.
     """
+    recipes = _recipes_of_slot(message)
     missing = re.search(r'Parser key "(\w+)": Expected an instantiatable class, but [\w.]+ is abstract', message)
     if missing and missing[1] in plug_ins:
-        names = ", ".join(_concrete_names(plug_ins[missing[1]]))
-        return f"\n{missing[1]} must be a concrete class, given before its arguments. Known: {names}."
+        known = ", ".join(_concrete_names(plug_ins[missing[1]]))
+        return f"\n{missing[1]} must be a concrete class, given before its arguments. Known: {known}.{recipes}"
     # The last key, that of the innermost class.
     found = re.search(r'.*Parser key "([\w.]+)":.*Expected a dot import path string: ([\w.]+)', message, re.DOTALL)
     found = found or re.search(r"NestedArg\(key='([\w.]+)', val='([\w.]+)'\)", message)  # of an optional argument
     argument = found[1].rpartition(".")[2] if found else ""
     if found is None or argument not in plug_ins or _UNKNOWN in message:  # reported for an inner class
-        return ""
+        return recipes
     name = found[2].rpartition(".")[2]
     if replacement := _REMOVED.get(name):
         return f"\n{argument}={found[2]} was removed: {replacement}"
-    known = _concrete_names(plug_ins[argument])
-    if name in known:  # another error
+    classes = _concrete_names(plug_ins[argument])
+    if name in classes:  # another error
         return ""
-    near = difflib.get_close_matches(found[2], known, 1)
+    near = difflib.get_close_matches(found[2], classes, 1)
     hint = f" Did you mean {near[0]}?" if near else ""
-    return f"\n{argument}={found[2]} {_UNKNOWN}.{hint} Known: {', '.join(known)}."
+    return f"\n{argument}={found[2]} {_UNKNOWN}.{hint} Known: {', '.join(classes)}."
 
 
 def shortened(message: str) -> str:
@@ -81,6 +87,15 @@ def shortened(message: str) -> str:
     lines = [line for line in message.splitlines() if not _NOISE.match(line)]
     text = " ".join(" ".join(lines).split()).replace(": - ", ": ").replace(" - ", ", ")
     return re.sub(r"a <class '(?:\w+\.)*(\w+)'>", r"\1", text).replace("a typing.Literal", "one of ")
+
+
+def _recipes_of_slot(message: str) -> str:
+    """List the recipes for an evaluation without an attack; empty for other errors."""
+    if not (slot := _NO_ATTACK.search(message)):
+        return ""
+    option = f"--{slot[1]}"
+    known = ", ".join(name.rpartition("/")[2] for name in names(f"{kind_of(option)}/"))
+    return f"\nPass {option} RECIPE before the options of the evaluation, one of {known}."
 
 
 def _concrete_names(base: type | ModuleType) -> list[str]:

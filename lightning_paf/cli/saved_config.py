@@ -29,7 +29,7 @@ from lightning_paf.runs.trust import TRUST
 from lightning_paf.schedules import Schedule
 from lightning_paf.speed.options import Speed
 from lightning_paf.synthesis.samplers import Sampler
-from lightning_paf.utils.terminal import printable
+from lightning_paf.utils.terminal import clause, printable
 
 _CLASSES: Mapping[str, tuple[type, ...]] = {
     "lightning_paf": (nn.Module, Attack, Schedule, Augment, Mixing, StopRule, Speed, Sampler, Optimizer),
@@ -167,7 +167,7 @@ def _check(key: str, value: Any, known: Mapping[str, Collection[type]]) -> None:
 
 
 def _refusal(name: str, must: str, got: Any) -> ValueError:
-    name, got = (printable(" ".join(str(text).split())[:200]) for text in (name, got))
+    name, got = (printable(clause(text)[:200]) for text in (name, got))
     return ValueError(
         f"{name} must {must} in a configuration found next to a checkpoint, got {got}. "
         f"Pass {TRUST} to accept it, or -c FILE."

@@ -5,9 +5,11 @@ from collections.abc import Iterator
 from typing import Any
 
 from torch.utils.data import DataLoader
+from torch.utils.data.dataloader import _BaseDataLoaderIter, _MultiProcessingDataLoaderIter
 
 from lightning_paf.data.datasets import RawBatch
 from lightning_paf.data.samplers import MixedSampler
+from lightning_paf.utils.terminal import clause
 
 WAIT = 300
 """Seconds after which a batch of a worker process is given up."""
@@ -37,8 +39,19 @@ def check_workers(number: int) -> None:
         )
 
 
+class _Workers(_MultiProcessingDataLoaderIter):
+    """Worker processes; a failure to create them, without /dev/shm, is one error."""
+
+    def __del__(self) -> None:
+        if hasattr(self, "_workers"):
+            super().__del__()
+
+
 class ImageLoader(DataLoader[RawBatch]):
     """A `DataLoader` whose workers fail with an error of one sentence."""
+
+    def _get_iterator(self) -> _BaseDataLoaderIter:
+        return _Workers(self) if self.num_workers else super()._get_iterator()
 
     def __iter__(self) -> Iterator[RawBatch]:  # type: ignore[override]  # torch names its own class of iterators
         """Yield batches.
@@ -55,8 +68,8 @@ class ImageLoader(DataLoader[RawBatch]):
             if reason.startswith("ValueError: "):
                 raise ValueError(reason.removeprefix("ValueError: ")) from error
             raise ValueError(
-                f"Worker processes must fetch batches, got {reason}. Pass --data.num_workers 0; or enlarge /dev/shm "
-                "(Docker: --shm-size) or the number of open files (ulimit -n)."
+                f"Worker processes must fetch batches, got {clause(reason)}. Pass --data.num_workers 0; or enlarge "
+                "/dev/shm (Docker: --shm-size) or the number of open files (ulimit -n)."
             ) from error
 
 

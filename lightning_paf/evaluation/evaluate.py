@@ -116,7 +116,7 @@ class Evaluation:
         """
         with torch.inference_mode(False):
             classes = self.probe.classes
-            blocks = (self._checked(ids, classes) for ids in self.blocks())
+            blocks = (self.samples.checked(ids, classes) for ids in self.blocks())
             return Identity(
                 model=weights_fingerprint(self.model),
                 network=network_fingerprint(self.model),
@@ -134,12 +134,6 @@ class Evaluation:
         """Return the ids of each block."""
         size = self.block_size
         return [self.samples.ids[first : first + size] for first in range(0, len(self.samples), size)]
-
-    def _checked(self, ids: NDArray[np.int64], classes: int) -> tuple[Tensor, Tensor]:
-        """Images and labels of a block; their fingerprint does not show wrong labels."""
-        x, y = self.samples.fetch(ids)
-        check_labels(y, len(ids), classes, soft=False)
-        return x, y
 
     def run(
         self, state: State | None = None, stop: Stop | None = None, progress: Callable[[str], None] | None = None

@@ -8,6 +8,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from lightning_paf.functional.predictions import check_labels
+
 
 @dataclass(frozen=True)
 class Samples:
@@ -24,6 +26,16 @@ class Samples:
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    def checked(self, ids: NDArray[np.int64], classes: int) -> tuple[Tensor, Tensor]:
+        """Fetch images and labels for a model with this number of classes.
+
+        Raises:
+            ValueError: A label is not one of the classes.
+        """
+        x, y = self.fetch(ids)
+        check_labels(y, len(ids), classes, soft=False)
+        return x, y
 
     @classmethod
     def of(cls, x: Tensor, y: Tensor, device: torch.device | None = None) -> "Samples":

@@ -98,7 +98,7 @@ class WarmCheck:
         replayed = robust = 0
         for number, first in enumerate(range(0, len(order), self.block_size)):
             ids = order[first : first + self.block_size]
-            outcomes, hits = self._block(search, attacks, ids, *samples.fetch(ids), number, cold)
+            outcomes, hits = self._block(search, attacks, ids, *samples.checked(ids, found.classes), number, cold)
             parts.append(outcomes)
             replayed += hits
             robust += int(np.count_nonzero(outcomes == Outcome.ROBUST))

@@ -64,6 +64,7 @@ def check_labels(y: Tensor, count: int, classes: int | None = None, soft: bool =
     Raises:
         ValueError: Wrong shape or type, or a label out of range.
     """
+    hint = "Pass e.g. y.long().flatten()."
     if y.is_floating_point():
         fits = soft and y.dim() == 2 and len(y) == count and classes in (None, y.shape[1])
         found = f"{y.dtype} of shape {tuple(y.shape)}"
@@ -72,10 +73,8 @@ def check_labels(y: Tensor, count: int, classes: int | None = None, soft: bool =
         if fits and count:
             low, high = (int(limit) for limit in y.aminmax())
             fits, found = low >= 0 and (classes is None or high < classes), f"labels from {low} to {high}"
+            hint = "Number the classes from 0, and pass a model of all classes."
     if not fits:
         limit = "" if classes is None else f" below {classes}"
         more = f" (or floating-point probabilities of shape ({count}, classes))" if soft else ""
-        raise ValueError(
-            f"y must be class labels of shape ({count},), int64, from 0{limit}{more}, got {found}. "
-            "Pass e.g. y.long().flatten()."
-        )
+        raise ValueError(f"y must be class labels of shape ({count},), int64, from 0{limit}{more}, got {found}. {hint}")

@@ -4,6 +4,7 @@ import torch
 
 from lightning_paf.nn.classifier import Classifier
 from lightning_paf.nn.modes import frozen
+from lightning_paf.utils.terminal import clause
 
 
 def require_second_derivatives(model: Classifier, example: torch.Tensor, needed_by: str) -> None:
@@ -31,6 +32,6 @@ def require_second_derivatives(model: Classifier, example: torch.Tensor, needed_
             torch.autograd.grad(gradient.square().sum(), x)
         except (RuntimeError, AssertionError) as error:
             raise ValueError(
-                f"{type(model.net).__name__} must be twice differentiable for {needed_by}, got: {error}. "
+                f"{type(model.net).__name__} must be twice differentiable for {needed_by}, got: {clause(error)}. "
                 "Pass another --model.net, not compiled; for attention in timm, set TIMM_FUSED_ATTN=0."
             ) from error

@@ -8,6 +8,7 @@ from typing import Any
 import yaml
 
 from lightning_paf.utils.files import explained
+from lightning_paf.utils.terminal import clause
 
 CONFIG = "config.yaml"
 FREE = (
@@ -57,10 +58,9 @@ def changed_options(folder: Path, config: Mapping[str, Any]) -> list[str]:
     except (yaml.YAMLError, UnicodeError) as error:
         before = error
     if not isinstance(before, dict):
-        found = " ".join(str(before).split())
         raise ValueError(
-            f"{path} must be the configuration of the run, got {found}. Restore it, or move it away to resume without "
-            "comparing the options."
+            f"{path} must be the configuration of the run, got {clause(before)}. Restore it, or move it away to resume "
+            "without comparing the options."
         )
     changes = _changes(before, dict(config))
     return [f"--{option} {_text(old)} -> {_text(new)}" for option, old, new in changes if not _is_free(option)]

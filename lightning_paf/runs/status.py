@@ -47,7 +47,10 @@ class CheckpointFile:
 
 @dataclass(frozen=True)
 class ResultFile:
-    """Accuracies with their intervals (value, low, high) of one evaluation."""
+    """Accuracies with their intervals (value, low, high) of one evaluation.
+
+    `name` is that of the file without its suffix, since two evaluations can differ in any setting.
+    """
 
     name: str
     threat: str
@@ -270,10 +273,12 @@ def _results(folder: Path) -> Iterator[ResultFile]:
             threat = f"{attack['attack']} {attack['norm']} {attack['eps']}"
             robust, clean = content["robust"], content["clean"]
             interval = content.get("anytime") or robust  # valid although the stop depended on the outcomes
+            if content.get("dataset", "unnamed") != "unnamed":
+                threat += f", {content['dataset']}"
             if content.get("checkpoint"):
                 threat += f", {content['checkpoint']['file']}"
             yield ResultFile(
-                str(content["name"]),
+                path.stem,
                 threat,
                 (float(robust["accuracy"]), float(interval["low"]), float(interval["high"])),
                 (float(clean["accuracy"]), float(clean["low"]), float(clean["high"])),

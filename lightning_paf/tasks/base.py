@@ -1,6 +1,6 @@
 """Base class of the training tasks."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
@@ -22,6 +22,7 @@ from lightning_paf.nn.weights import key_difference, load_weights
 from lightning_paf.runs.weights_origin import WeightsOrigin
 from lightning_paf.schedules import Cosine, Schedule
 from lightning_paf.specs import DatasetSpec
+from lightning_paf.utils.terminal import clause
 
 
 class Task(LightningModule):
@@ -86,7 +87,7 @@ class Task(LightningModule):
             except (RuntimeError, ValueError, TypeError, AssertionError, IndexError) as error:
                 raise ValueError(
                     f"{type(self.model.net).__name__} must accept images of shape {shape} from {spec.name}, got: "
-                    f"{str(error).rstrip('.')}. Pass another --model.net, or other arguments (TimmNet: "
+                    f"{clause(error)}. Pass another --model.net, or other arguments (TimmNet: "
                     "dict_kwargs.in_chans)."
                 ) from error
 
@@ -125,6 +126,18 @@ class Task(LightningModule):
             self.log(f"train/{name}", total / self._steps, prog_bar=name in ("loss", "acc_adv"), sync_dist=True)
         if self._steps:
             self.log("lr", self.trainer.optimizers[0].param_groups[0]["lr"], sync_dist=True)
+
+    def on_validation_start(self) -> None:
+        """Check that there is one loader."""
+        self._check_loaders("validation", self.trainer.num_val_batches)
+
+    def on_test_start(self) -> None:
+        """Check that there is one loader."""
+        self._check_loaders("test", self.trainer.num_test_batches)
+
+    def on_predict_start(self) -> None:
+        """Check that there is one loader."""
+        self._check_loaders("predict", self.trainer.num_predict_batches)
 
     def record(self, loss: Tensor, **values: Tensor) -> None:
         """Add the values of one training step to the means of the epoch.
@@ -221,12 +234,20 @@ class Task(LightningModule):
                 "--config RUN/config.yaml."
             )
 
+    def _check_loaders(self, stage: str, batches: Sequence[float]) -> None:
+        if len(batches) > 1:
+            raise ValueError(
+                f"{type(self).__name__} must have one {stage} loader, got {len(batches)}. Pass one of a ConcatDataset, "
+                "or run each with a Trainer."
+            )
+
     def _built_optimizer(self) -> Optimizer:
         try:
             return self.optimizer(parameter_groups(self, self.decay))
         except (ValueError, TypeError) as error:
             raise ValueError(
-                f"--model.optimizer must accept its arguments, got: {error}. Pass other --model.optimizer options."
+                f"--model.optimizer must accept its arguments, got: {clause(error)}. Pass other --model.optimizer "
+                "options; for an optimizer without parameter groups, such as LBFGS, also --model.decay all."
             ) from error
 
     def _check_finite(self, loss: Tensor) -> None:

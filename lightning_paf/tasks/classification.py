@@ -18,8 +18,9 @@ from torch.optim import SGD, Optimizer
 from torchmetrics import MeanMetric
 
 from lightning_paf.attacks import Attack
+from lightning_paf.data.readers.archives import UNLABELLED
 from lightning_paf.functional.losses import hard_labels
-from lightning_paf.functional.predictions import misclassified, undefined
+from lightning_paf.functional.predictions import check_labels, misclassified, undefined
 from lightning_paf.nn.activations import Activation
 from lightning_paf.nn.classifier import Classifier
 from lightning_paf.nn.parameter_groups import DecayRule
@@ -158,7 +159,7 @@ class RobustModule(Task):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Run the inner maximisation, and return the loss of the outer step."""
-        x, y = images_and_labels(batch)
+        x, y = self._checked(batch, batch_idx)
         with self.speed.step(self.model):
             result = self.objective(self.model, x, y, self.attack)
         loss: Tensor = result.loss + self.model.penalty()
@@ -181,23 +182,31 @@ class RobustModule(Task):
         """Let the objective restore weights that it changed for the gradient."""
         self.objective.after_backward(self.model)
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+    def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Measure clean accuracy."""
-        x, y = images_and_labels(batch)
+        x, y = self._checked(batch, batch_idx)
         self.val_accuracy(~misclassified(self.model(x), y))
         self.log("val/acc", self.val_accuracy, prog_bar=True)
 
-    def test_step(self, batch: Batch, batch_idx: int) -> None:
+    def test_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Measure clean accuracy."""
-        x, y = images_and_labels(batch)
+        x, y = self._checked(batch, batch_idx)
         self.test_accuracy(~misclassified(self.model(x), y))
         self.log("test/acc", self.test_accuracy)
 
-    def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
+    def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor]:
         """Return class probabilities and labels.
 
-        Probabilities are (N, num_classes), and NaN where the logits are not finite; labels are (N,).
+        Probabilities are (N, num_classes), and NaN where the logits are not finite; labels are (N,), -1 if unknown.
+
+        Args:
+            batch: Images (N, C, H, W) and labels (N,), or images alone, also in a list.
+            batch_idx: Not used.
+            dataloader_idx: Not used.
         """
+        alone = batch[0] if isinstance(batch, list | tuple) and len(batch) == 1 else batch
+        if isinstance(alone, Tensor):
+            batch = alone, torch.full((len(alone),), UNLABELLED)
         x, y = images_and_labels(batch)
         logits = self.model(x)
         return {"probabilities": logits.softmax(1).masked_fill(undefined(logits)[:, None], torch.nan), "label": y}
@@ -214,6 +223,13 @@ class RobustModule(Task):
                 )
             optimizer.sensitivity = partial(slope, self.model)
         return optimizer
+
+    def _checked(self, batch: Batch, batch_idx: int) -> Batch:
+        """Images and labels, checked on the CPU, and in the first batch elsewhere."""
+        x, y = images_and_labels(batch)
+        if batch_idx == 0 or y.device.type == "cpu":
+            check_labels(y, len(x), self.model.num_classes)
+        return x, y
 
     def _check_derivatives(self, example: Tensor) -> None:
         """Check that the network has second derivatives if the objective needs them."""

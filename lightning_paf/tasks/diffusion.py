@@ -184,14 +184,14 @@ class Diffusion(Task):
         self.record(loss)
         return loss
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+    def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Log the loss at fixed times with fixed noise, and draw images."""
         self._log_losses("val", self.val_losses, batch, batch_idx)
         fitting = self.trainer.state.fn == TrainerFn.FITTING and not self.trainer.sanity_checking
         if batch_idx == 0 and fitting and self.samples_per_class and self.trainer.is_global_zero:
             self._draw_samples()
 
-    def test_step(self, batch: Batch, batch_idx: int) -> None:
+    def test_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Log the loss at fixed times with fixed noise."""
         self._log_losses("test", self.test_losses, batch, batch_idx)
 

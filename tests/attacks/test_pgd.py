@@ -1,6 +1,7 @@
 """PGD: steps by hand, starts, projections, and Danskin's theorem."""
 
 import warnings
+from fractions import Fraction
 
 import pytest
 import torch
@@ -174,3 +175,11 @@ def test_targeted_attack_is_a_loss():
     attack = PGD(0.5, step_size=0.1)
     x_adv = attack(model, x, target, loss=lambda logits, labels: -cross_entropy(logits, labels))
     assert (model(x_adv).argmax(1) == target).all()
+
+
+def test_the_warning_of_few_steps_names_the_attack():
+    class Short(PGD):
+        pass
+
+    with pytest.warns(UserWarning, match="^Short cannot cross the ball: 1 steps of 1/255 are shorter than eps=8/255"):
+        Short(Fraction(8, 255), steps=1, step_size=Fraction(1, 255))

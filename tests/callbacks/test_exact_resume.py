@@ -82,6 +82,16 @@ def test_a_training_resumes_with_other_options(options, saved, column, base, tmp
         assert column is None or len([row for row in rows(tmp_path / name) if column in row]) == 2
 
 
+def test_a_training_with_averaging_of_lightning_resumes_from_the_end_of_an_epoch(base, tmp_path):
+    """Its schedule adds `swa_lr` to the groups of the optimiser."""
+    words = [*base, "--averaging", "null", "--trainer.max_epochs", "3"]
+    words += ["--trainer.callbacks+=StochasticWeightAveraging", "--trainer.callbacks.swa_lrs", "0.05"]
+    words += ["--trainer.callbacks.swa_epoch_start", "2", "--trainer.callbacks.annealing_epochs", "1"]
+    assert status(*words, *SAVER, "--run", tmp_path / "uninterrupted") == 0
+    assert status(*words, "--ckpt_path", tmp_path / "uninterrupted/saved/epoch1.ckpt", "--run", tmp_path / "run") == 0
+    assert_same_end(tmp_path / "run", tmp_path / "uninterrupted")
+
+
 def test_a_killed_run_resumes_in_its_folder(base, uninterrupted, tmp_path):
     """The table has later rows than the checkpoint, or there is no checkpoint yet."""
     step = random.randrange(2 * EPOCH)

@@ -214,6 +214,8 @@ def test_results_and_unfinished_evaluations(tmp_path, capsys):
     run = make(tmp_path, replace(WORKING, state="finished"))
     outcomes = np.array([1] * 20 + [2] * 2 + [3] * 2, np.uint8)
     EvaluationResult("autoattack", ATTACK, outcomes, 1.0).save(run / "test" / "autoattack_linf_8-255.json")
+    other = EvaluationResult("autoattack", ATTACK, outcomes, 1.0, dataset="digits")
+    other.save(run / "test" / "autoattack_linf_8-255-01234567.json")
     (run / "test" / "other.json").write_text("[]")
     state = run / "test" / "state" / "pgd_linf_8-255-0123456789ab"
     state.mkdir(parents=True)
@@ -224,7 +226,11 @@ def test_results_and_unfinished_evaluations(tmp_path, capsys):
     (state / "block-00001.claim").write_text(json.dumps({**asdict(Process.this()), "token": "x"}))
     (state / "block-00002.claim").write_text(json.dumps({**asdict(replace(Process.this(), started="0")), "token": ""}))
     out = printed(capsys, run)
-    assert "autoattack (PGD linf 8/255): robust 83.3 % [62.6, 95.3], clean 91.7 % [73.0, 99.0] on 24 samples" in out
+    assert "autoattack_linf_8-255-01234567 (PGD linf 8/255, digits): robust 83.3 %" in out
+    assert (
+        "autoattack_linf_8-255 (PGD linf 8/255): robust 83.3 % [62.6, 95.3], clean 91.7 % [73.0, 99.0] on 24 samples"
+        in out
+    )
     assert "pgd_linf_8-255: 2 of 8 records (25 %)" in out
     assert out.count(f"process {os.getpid()}") == 1
 

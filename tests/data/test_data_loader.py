@@ -1,5 +1,7 @@
 """The position of a loader counts the batches that training has used, not the prefetched ones."""
 
+import gc
+import sys
 import time
 from itertools import islice
 
@@ -97,3 +99,17 @@ def test_errors_and_silence_of_workers_end_in_one_sentence(kind, message, monkey
     loader = make(1, kind, timeout=0.5 if kind is Slow else 60)
     with pytest.raises(ValueError, match=message):
         next(iter(loader))
+
+
+@pytest.mark.parametrize("part", ["Queue", "Event"])
+def test_no_traceback_follows_workers_that_cannot_be_created(part, monkeypatch):
+    def no_space():
+        raise OSError(28, "No space left on device.")
+
+    unraisable = []
+    monkeypatch.setattr(torch.multiprocessing, part, no_space)
+    monkeypatch.setattr(sys, "unraisablehook", unraisable.append)
+    with pytest.raises(ValueError, match=r"got \[Errno 28\] No space left on device\. Pass .* enlarge /dev/shm"):
+        next(iter(make(1)))
+    gc.collect()
+    assert unraisable == []

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import pytest
 import yaml
 
 from helpers.fakes import write_npz_dataset
@@ -80,3 +81,10 @@ def status(*words: str | Path) -> int:
 def built(*words: str | Path) -> PafCLI:
     """Build the objects of `lightning-paf fit WORDS` without running it."""
     return train([str(word) for word in words], run=False)
+
+
+def parser_error(capsys: pytest.CaptureFixture[str], *words: str | Path) -> str:
+    """Return the error of the parser of `fit WORDS`; nothing was built."""
+    with pytest.raises(SystemExit, match="2"):
+        built(*words)
+    return " ".join(capsys.readouterr().err.split())

@@ -134,6 +134,7 @@ def test_a_finished_run_stays_finished_until_options_differ(stopped_early, caplo
         (["--model.activation", "SiLU"], "The checkpoint must hold a SmallConvNet"),
         (["--model.optimizer", "Adam"], "The checkpoint must hold the state of Adam"),
         (["--model.decay", "all"], "The checkpoint must hold the state of SGD"),
+        (["--model.schedule", "Plateau", "--model.schedule.monitor", "val/acc"], "the same kind of schedule, got one"),
     ],
 )
 def test_another_network_or_optimizer_is_refused_and_nothing_is_lost(words, error, stopped_early, capsys):

@@ -3,6 +3,7 @@
 import pickle
 import warnings
 
+import numpy as np
 import pytest
 import torch
 from helpers.cli_runs import built, write_experiment
@@ -35,6 +36,7 @@ from lightning_paf.speed.options import Speed
 from lightning_paf.tasks.classification import RobustModule
 
 ATTACK = PGD(steps=1, step_size=0.1)
+X, Y = images(8, num_classes=3)
 
 
 def parts(**changed) -> dict:
@@ -99,6 +101,14 @@ def test_each_callback_alone(make, tmp_path):
     assert run.predict(trained, loader())[0]["probabilities"].shape == (4, 3)
 
 
+@pytest.mark.parametrize("x", [X, TensorDataset(X)], ids=["tensors", "tuples"])
+def test_predict_accepts_images_alone(x, tmp_path):
+    trainer(tmp_path, PredictionWriter()).predict(module(), DataLoader(x, batch_size=4))
+    with np.load(tmp_path / "predictions.npz") as written:
+        assert written["label"].tolist() == 8 * [-1]
+        assert written["probabilities"].shape == (8, 3)
+
+
 class Flatten(Callback):
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
         nn.utils.parameters_to_vector(pl_module.parameters())
@@ -141,7 +151,6 @@ class Stream(IterableDataset):
         return zip(X, Y, strict=True)
 
 
-X, Y = images(8, num_classes=3)
 REFUSED = {
     "a view in the network": (lambda: trainer(None).fit(module(net=Viewing(3)), loader()), "channels_last false"),
     "a network with two outputs": (
@@ -150,7 +159,7 @@ REFUSED = {
     ),
     "an optimizer without groups": (
         lambda: trainer(None).fit(module(optimizer=torch.optim.LBFGS), loader()),
-        "LBFGS doesn't support per-parameter options",
+        r"LBFGS doesn't support per-parameter options .*[^.]\. Pass .*such as LBFGS, also --model.decay all\.$",
     ),
     "an invalid learning rate": (
         lambda: trainer(None).fit(module(optimizer=lambda p: torch.optim.SGD(p, lr=-1)), loader()),
@@ -160,7 +169,22 @@ REFUSED = {
         lambda: trainer(None).fit(module(), DataLoader(X, batch_size=4)),
         r"the two tensors \(images, labels\), got Tensor of length 4. Return \(images, labels\)",
     ),
-    "images alone to predict": (lambda: trainer(None).predict(module(), loader(X)), "got list of length 1. Return"),
+    "a label outside the classes": (
+        lambda: trainer(None).fit(module(), loader(X, Y + 1)),
+        "y must be class labels .* from 0 below 3 .* got labels from 1 to 3. Number the classes from 0",
+    ),
+    "a label outside the classes in validation": (
+        lambda: trainer(None).validate(module(), loader(X, Y + 1)),
+        "from 0 below 3 .* got labels from 1 to 3",
+    ),
+    "several validation loaders": (
+        lambda: trainer(None).fit(module(), loader(), [loader(), loader()]),
+        "^RobustModule must have one validation loader, got 2. Pass one of a ConcatDataset",
+    ),
+    "several test loaders": (
+        lambda: trainer(None).test(module(), [loader(), loader()]),
+        "must have one test loader, got 2",
+    ),
     "batches of other keys": (
         lambda: trainer(None).validate(module(), DataLoader([{"image": X[0], "label": 0}])),
         "got dict of length 2. Return",

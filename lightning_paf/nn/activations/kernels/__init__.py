@@ -16,6 +16,7 @@ from lightning_paf.nn.activations.kernels.c_kernel import CKernel
 from lightning_paf.nn.activations.kernels.compiled_kernel import CompiledKernel
 from lightning_paf.nn.activations.kernels.table_kernel import TableKernel
 from lightning_paf.nn.equivalence import generators_kept
+from lightning_paf.utils.terminal import clause
 
 __all__ = ["CKernel", "CompiledKernel", "Kernel", "TableKernel", "kernel_for"]
 
@@ -45,7 +46,7 @@ def _checked_kernel(formula: Formula, device: torch.device, dtype: torch.dtype) 
                 raise ArithmeticError("a formula that uses a random generator has no kernel")
     except Exception as error:  # compilers can raise anything, and the formula is a fallback
         warnings.warn(
-            f"Parametric activations run as several torch operations each, which is slower: {error}. "
+            f"Parametric activations run as several torch operations each, which is slower: {clause(error)}. "
             "Install a C compiler, or pass --model.speed.fused false to disable this warning.",
             stacklevel=2,
         )
