@@ -8,6 +8,7 @@ from lightning_paf.nets.dm_preact_resnet import DMPreActResNet
 from lightning_paf.nets.dm_wide_resnet import DMWideResNet
 from lightning_paf.nets.embedding import EmbeddingNet
 from lightning_paf.nets.factory import TimmNet, TorchvisionNet, timm_net, torchvision_net
+from lightning_paf.nets.kernel_classifier import KernelClassifier
 from lightning_paf.nets.lenet import LeNet
 from lightning_paf.nets.ode.last_stage import LastStageODE
 from lightning_paf.nets.ode.tisode import ODENet, ResidualCNN, TisODENet
@@ -27,6 +28,7 @@ __all__ = [
     "DMPreActResNet",
     "DMWideResNet",
     "EmbeddingNet",
+    "KernelClassifier",
     "LastStageODE",
     "LeNet",
     "ODENet",

@@ -16,6 +16,7 @@ from lightning_paf.objectives.l1_minus_l2 import L1MinusL2
 from lightning_paf.objectives.mart import MART
 from lightning_paf.objectives.pixel_mask import PixelMask
 from lightning_paf.objectives.score import SCORE
+from lightning_paf.objectives.squared_error import AdversarialSquaredError, SquaredError
 from lightning_paf.objectives.standard import AdversarialCE, Natural
 from lightning_paf.objectives.steady_state import SteadyState
 from lightning_paf.objectives.trades import TRADES, BinaryTRADES
@@ -34,6 +35,7 @@ __all__ = [
     "SCORE",
     "TRADES",
     "AdversarialCE",
+    "AdversarialSquaredError",
     "BinaryTRADES",
     "CostSensitive",
     "CostSensitiveAT",
@@ -47,6 +49,7 @@ __all__ = [
     "PixelMask",
     "Regularised",
     "SelectiveInputGradient",
+    "SquaredError",
     "SteadyState",
     "StepResult",
     "Wrapper",

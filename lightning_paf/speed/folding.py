@@ -161,7 +161,7 @@ class _Tracer(fx.Tracer):
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         layer = isinstance(m, Activation | nn.Conv2d | nn.Linear | CpuSyncBatchNorm)
-        return layer or super().is_leaf_module(m, module_qualified_name)
+        return layer or getattr(m, "fx_leaf", False) or super().is_leaf_module(m, module_qualified_name)
 
     def call_module(
         self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
