@@ -136,7 +136,7 @@ def draw(found: Sequence[Masking]) -> "Figure":
             places = np.arange(len(columns)) + (index - (len(found) - 1) / 2) * width
             axes.bar(places, values, width, yerr=ends, color=colour, label=one.run, ecolor="black", capsize=2)
         axes.set(xticks=range(len(columns)), xticklabels=columns, ylabel="accuracy (%)", ylim=(0, 100))
-        axes.legend()
+        figure.legend(loc="outside lower center", ncols=4)
     return figure
 
 

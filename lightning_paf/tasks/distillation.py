@@ -11,7 +11,7 @@ from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Adam, Optimizer
 
 from lightning_paf.attacks import Attack
@@ -42,7 +42,7 @@ class KIP(RobustModule):
     the label is the class at the start.
 
     Args:
-        net: The kernel regression with its images.
+        net: A `KernelClassifier` with its images.
         attack: The inner maximisation of the training.
         objective: The training loss.
         dataset: Number of classes; follows `--data.dataset`.
@@ -54,14 +54,14 @@ class KIP(RobustModule):
         init: Checkpoint of another training whose images this one starts with.
 
     Raises:
-        ValueError: Before training: images of another size than `net.image_size`, or fewer training images of a class
-            than it gets.
+        ValueError: Another network. Before training: images of another size than `net.image_size`, or fewer training
+            images of a class than it gets.
         TypeError: Training without a `RobustDataModule`.
     """
 
     def __init__(
         self,
-        net: KernelClassifier,
+        net: nn.Module,
         attack: Attack,
         objective: Objective,
         dataset: DatasetName = "cifar10",
@@ -72,6 +72,10 @@ class KIP(RobustModule):
         init: Path | None = None,
         channels: int | None = None,
     ) -> None:
+        if not isinstance(net, KernelClassifier):
+            raise ValueError(
+                f"net must be a KernelClassifier for KIP, got {type(net).__name__}. Pass --model.net KernelClassifier."
+            )
         plain = Speed(channels_last=False, fused=False, folded=False, recompute=False)
         super().__init__(
             net,
@@ -101,17 +105,7 @@ class KIP(RobustModule):
         """Start from training images, unless those of `init` are loaded."""
         super().setup(stage)
         if stage == "fit" and self.init is None:
-            train, seed = _training_images(getattr(self.trainer, "datamodule", None))
-            chosen = balanced_choice(train.labels, self.net.classes.cpu().numpy(), seed)
-            images = torch.from_numpy(train.images[chosen]).permute(0, 3, 1, 2).float() / 255
-            expected = self.net.images.shape
-            if images.shape != expected:
-                raise ValueError(
-                    f"image_size must be that of the {images.shape[2]} x {images.shape[3]} training images, which must "
-                    f"be square, got {expected[2]}. Pass --model.net.image_size {images.shape[2]}."
-                )
-            with torch.no_grad():
-                self.net.images.copy_(images)
+            self._start()
 
     def on_fit_start(self) -> None:
         """Seed the rank, and keep the run folder."""
@@ -138,6 +132,20 @@ class KIP(RobustModule):
     def on_test_end(self) -> None:
         """Write the learned images of the checkpoint."""
         self._write()
+
+    def _start(self) -> None:
+        """Copy training images."""
+        train, seed = _training_images(getattr(self.trainer, "datamodule", None))
+        chosen = balanced_choice(train.labels, self.net.classes.cpu().numpy(), seed)
+        images = torch.from_numpy(train.images[chosen]).permute(0, 3, 1, 2).float() / 255
+        expected = self.net.images.shape
+        if images.shape != expected:
+            raise ValueError(
+                f"image_size must be that of the {images.shape[2]} x {images.shape[3]} training images, which must be "
+                f"square, got {expected[2]}. Pass --model.net.image_size {images.shape[2]}."
+            )
+        with torch.no_grad():
+            self.net.images.copy_(images)
 
     def _keep_folder(self) -> None:
         # `log_dir` is a collective operation.
