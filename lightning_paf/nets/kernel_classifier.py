@@ -10,7 +10,7 @@ from lightning_paf.functional.neural_tangent_kernel import gram_matrix, neural_t
 
 
 class KernelClassifier(nn.Module):
-    """Kernel ridge regression with the neural tangent kernel, on images that are its weights.
+    """Kernel ridge regression on images that are its weights.
 
     `f(x) = k(x, S) (k(S, S) + lambda I)^-1 Y` with `lambda = ridge * trace k(S, S) / support`, as in KIP (Nguyen, Chen,
     Lee, "Dataset Meta-Learning from Kernel Ridge-Regression", ICLR 2021). The kernel is that of a fully connected ReLU
