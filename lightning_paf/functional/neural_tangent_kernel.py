@@ -25,7 +25,7 @@ def neural_tangent_kernel(x: Tensor, z: Tensor, depth: int, rows: int = 256) -> 
     Returns:
         Kernel (N, n). A zero vector has a kernel of 0.
     """
-    return torch.cat([_block(part, z, depth) for part in x.split(rows)])
+    return torch.cat([_block(part, z, depth) for part in torch.split(x, rows)])
 
 
 def gram_matrix(x: Tensor, depth: int) -> Tensor:
