@@ -47,11 +47,8 @@ def test_a_linear_kernel_is_ridge_regression():
 
 @pytest.mark.parametrize("learn_labels", [False, True])
 def test_gradients_of_images_and_targets_are_those_of_differences(learn_labels):
-    regression, x, y = (
-        net(5, 2, learn_labels=learn_labels, image_size=2).double(),
-        torch.rand(3, 1, 2, 2).double(),
-        [0, 1, 0],
-    )
+    regression = net(5, 2, learn_labels=learn_labels, image_size=2).double()
+    x, y = torch.rand(3, 1, 2, 2).double(), torch.tensor([0, 1, 0])
     names = [name for name, _ in regression.named_parameters()]
     assert names == ["images", "targets"][: 1 + learn_labels]
 
