@@ -82,6 +82,27 @@ def dlr(logits: Tensor, y: Tensor) -> Tensor:
     return margin(logits, y) / (top[:, 0] - top[:, 2] + 1e-12)
 
 
+def centred_targets(y: Tensor, num_classes: int) -> Tensor:
+    """One-hot minus 1/C, (N, C), whose rows sum to 0.
+
+    Args:
+        y: Labels (N,) int64, or a distribution over the classes (N, C).
+        num_classes: Number of classes C.
+    """
+    one_hot = y if y.is_floating_point() else F.one_hot(y, num_classes).to(torch.get_default_dtype())
+    return one_hot - 1 / num_classes
+
+
+def squared_error(logits: Tensor, y: Tensor) -> Tensor:
+    """Half the squared distance to `centred_targets`, (N,).
+
+    Args:
+        logits: (N, C).
+        y: Labels (N,) int64, or a distribution over the classes (N, C).
+    """
+    return (logits - centred_targets(y, logits.shape[1])).square().sum(1) / 2
+
+
 def hard_labels(y: Tensor) -> Tensor:
     """Labels (N,) int64; the most likely class of a distribution (N, C)."""
     return y.argmax(dim=1) if y.is_floating_point() else y

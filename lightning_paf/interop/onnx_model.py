@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lightning_paf.nets import KernelClassifier
 from lightning_paf.nets.ode.block import ODEBlock
 from lightning_paf.nn.modes import frozen
 
@@ -31,10 +32,10 @@ def save_onnx(model: nn.Module, example: Tensor, path: Path) -> None:
     require_onnx()
     import onnx
 
-    if any(isinstance(module, ODEBlock) for module in model.modules()):
+    if any(isinstance(module, ODEBlock | KernelClassifier) for module in model.modules()):
         raise ValueError(
-            "The network must have no ODE block for an ONNX file, as a solver cannot be traced, got one. "
-            "Pass --formats state_dict,safetensors,model_info."
+            "The network must have no ODE block and no kernel regression for an ONNX file, as a solver cannot be "
+            "traced, got one. Pass --formats state_dict,safetensors,model_info."
         )
     twice = torch.cat([example[:1], example[:1]])  # an axis of size 1 would become a constant
     with frozen(model), torch.no_grad(), warnings.catch_warnings(action="ignore"):  # deprecations inside onnxscript

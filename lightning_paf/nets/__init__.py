@@ -9,6 +9,7 @@ from lightning_paf.nets.dm_wide_resnet import DMWideResNet
 from lightning_paf.nets.embedding import EmbeddingNet
 from lightning_paf.nets.factory import TimmNet, TorchvisionNet, timm_net, torchvision_net
 from lightning_paf.nets.gated_resnet import GatedResNet
+from lightning_paf.nets.kernel_classifier import KernelClassifier
 from lightning_paf.nets.lenet import LeNet
 from lightning_paf.nets.ode.last_stage import LastStageODE
 from lightning_paf.nets.ode.ltnode import ALTNODE, LTNODE, NODE
@@ -35,6 +36,7 @@ __all__ = [
     "DMWideResNet",
     "EmbeddingNet",
     "GatedResNet",
+    "KernelClassifier",
     "LastStageODE",
     "LeNet",
     "ODENet",

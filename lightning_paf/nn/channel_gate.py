@@ -87,6 +87,9 @@ class ChannelGate(nn.Module):
         ValueError: A value outside its range.
     """
 
+    fx_leaf = True
+    """The fast path of attacks calls the gate itself, whose gradient rules cannot be traced."""
+
     def __init__(
         self,
         channels: int,

@@ -18,6 +18,7 @@ from lightning_paf.objectives.l1_minus_l2 import L1MinusL2
 from lightning_paf.objectives.mart import MART
 from lightning_paf.objectives.pixel_mask import PixelMask
 from lightning_paf.objectives.score import SCORE
+from lightning_paf.objectives.squared_error import AdversarialSquaredError, SquaredError
 from lightning_paf.objectives.standard import AdversarialCE, Natural
 from lightning_paf.objectives.steady_state import SteadyState
 from lightning_paf.objectives.terminal_cost import TerminalCost
@@ -38,6 +39,7 @@ __all__ = [
     "SCORE",
     "TRADES",
     "AdversarialCE",
+    "AdversarialSquaredError",
     "BinaryTRADES",
     "CostSensitive",
     "CostSensitiveAT",
@@ -52,6 +54,7 @@ __all__ = [
     "PixelMask",
     "Regularised",
     "SelectiveInputGradient",
+    "SquaredError",
     "SteadyState",
     "StepResult",
     "TerminalCost",

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, fx, nn
 
 from lightning_paf.nn.activations import Activation
-from lightning_paf.nn.channel_gate import ChannelGate
 from lightning_paf.nn.equivalence import generators_kept, has_global_hooks, is_hooked
 from lightning_paf.nn.sync_batch_norm import CpuSyncBatchNorm, CpuSyncBatchNorm2d
 
@@ -161,8 +160,8 @@ class _Tracer(fx.Tracer):
     proxy_buffer_attributes = True  # record computations with buffers, not their current results
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        layer = isinstance(m, Activation | ChannelGate | nn.Conv2d | nn.Linear | CpuSyncBatchNorm)
-        return layer or super().is_leaf_module(m, module_qualified_name)
+        layer = isinstance(m, Activation | nn.Conv2d | nn.Linear | CpuSyncBatchNorm)
+        return layer or getattr(m, "fx_leaf", False) or super().is_leaf_module(m, module_qualified_name)
 
     def call_module(
         self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]

@@ -3,5 +3,6 @@
 from lightning_paf.tasks.base import Task
 from lightning_paf.tasks.classification import RobustModule
 from lightning_paf.tasks.diffusion import Diffusion
+from lightning_paf.tasks.distillation import KIP
 
-__all__ = ["Diffusion", "RobustModule", "Task"]
+__all__ = ["KIP", "Diffusion", "RobustModule", "Task"]

@@ -1,0 +1,221 @@
+"""Distillation of a training set into a few learned images."""
+
+import inspect
+import io
+from pathlib import Path
+
+import numpy as np
+import torch
+from lightning.pytorch import LightningDataModule
+from lightning.pytorch.cli import OptimizerCallable
+from lightning.pytorch.core.optimizer import LightningOptimizer
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.optim import Adam, Optimizer
+
+from lightning_paf.attacks import Attack
+from lightning_paf.data import RobustDataModule
+from lightning_paf.data.sources import ImageSet
+from lightning_paf.nets import KernelClassifier
+from lightning_paf.objectives import Objective
+from lightning_paf.schedules import Schedule
+from lightning_paf.specs import DatasetName
+from lightning_paf.speed.options import Speed
+from lightning_paf.tasks.classification import RobustModule
+from lightning_paf.utils.figures import sheet_png
+from lightning_paf.utils.files import write_whole
+
+SHEET_COLUMNS = 20
+"""Most images of a class in the picture."""
+
+
+class KIP(RobustModule):
+    """Kernel inducing points, and adv-KIP: learned images for kernel regression.
+
+    The weights are the images of a `KernelClassifier`. They start as training images, as many of each class, and are
+    trained on batches of real images. With `SquaredError` this is KIP (Nguyen, Chen, Lee, ICLR 2021), with
+    `AdversarialSquaredError` adv-KIP (Tsilivis, Su, Kempe, "Can we achieve robustness from data alone?", 2022).
+
+    At the end of `fit`, and of `test` for the evaluated checkpoint, the run folder gets `distilled.npz`, a pool for
+    `--data.synthetic`, and `distilled.png`, a row for each class. Pixels are rounded to 8 bits; with `learn_labels`,
+    the label is the class at the start.
+
+    Args:
+        net: A `KernelClassifier` with its images.
+        attack: The inner maximisation of the training.
+        objective: The training loss.
+        dataset: Number of classes; follows `--data.dataset`.
+        num_classes: Only for `--data.dataset npz`; follows `--data.num_classes`.
+        channels: Only for `--data.dataset npz`; follows `--data.channels`.
+        clamp: Keep the images in [0, 1] after every step.
+        optimizer: Optimiser of the images.
+        schedule: Factor of the learning rate over the training.
+        init: Checkpoint of another training whose images this one starts with.
+
+    Raises:
+        ValueError: Another network. Before training: images of another size than `net.image_size`, or fewer training
+            images of a class than it gets.
+        TypeError: Training without a `RobustDataModule`.
+    """
+
+    def __init__(
+        self,
+        net: nn.Module,
+        attack: Attack,
+        objective: Objective,
+        dataset: DatasetName = "cifar10",
+        num_classes: int | None = None,
+        clamp: bool = True,
+        optimizer: OptimizerCallable = lambda p: Adam(p, lr=0.01),
+        schedule: Schedule | None = None,
+        init: Path | None = None,
+        channels: int | None = None,
+    ) -> None:
+        if not isinstance(net, KernelClassifier):
+            raise ValueError(
+                f"net must be a KernelClassifier for KIP, got {type(net).__name__}. Pass --model.net KernelClassifier."
+            )
+        plain = Speed(channels_last=False, fused=False, folded=False, recompute=False)
+        super().__init__(
+            net,
+            attack,
+            objective,
+            dataset,
+            num_classes,
+            normalize=False,  # the learned images are pixels
+            optimizer=optimizer,
+            schedule=schedule,
+            decay="all",
+            speed=plain,
+            init=init,
+            channels=channels,
+        )
+        self.clamp = clamp
+        self._folder = Path()
+
+    @property
+    def net(self) -> KernelClassifier:
+        """The kernel regression."""
+        net = self.model.net
+        assert isinstance(net, KernelClassifier)
+        return net
+
+    def setup(self, stage: str) -> None:
+        """Start from training images, unless those of `init` are loaded."""
+        super().setup(stage)
+        if stage == "fit" and self.init is None:
+            self._start()
+
+    def on_fit_start(self) -> None:
+        """Seed the rank, and keep the run folder."""
+        super().on_fit_start()
+        self._keep_folder()
+
+    def on_test_start(self) -> None:
+        """Keep the run folder."""
+        self._keep_folder()
+
+    def optimizer_step(
+        self, epoch: int, batch_idx: int, optimizer: Optimizer | LightningOptimizer, *args: object, **options: object
+    ) -> None:
+        """Run an optimiser step, and clamp the images."""
+        super().optimizer_step(epoch, batch_idx, optimizer, *args, **options)  # type: ignore[arg-type]
+        if self.clamp:
+            with torch.no_grad():
+                self.net.images.clamp_(0, 1)
+
+    def on_train_end(self) -> None:
+        """Write the learned images."""
+        self._write()
+
+    def on_test_end(self) -> None:
+        """Write the learned images of the checkpoint."""
+        self._write()
+
+    def _start(self) -> None:
+        """Copy training images."""
+        train, seed = _training_images(getattr(self.trainer, "datamodule", None))
+        chosen = balanced_choice(train.labels, self.net.classes.cpu().numpy(), seed)
+        images = torch.from_numpy(train.images[chosen]).permute(0, 3, 1, 2).float() / 255
+        expected = self.net.images.shape
+        if images.shape != expected:
+            raise ValueError(
+                f"image_size must be that of the {images.shape[2]} x {images.shape[3]} training images, which must be "
+                f"square, got {expected[2]}. Pass --model.net.image_size {images.shape[2]}."
+            )
+        with torch.no_grad():
+            self.net.images.copy_(images)
+
+    def _keep_folder(self) -> None:
+        # `log_dir` is a collective operation.
+        self._folder = Path(self.trainer.log_dir or self.trainer.default_root_dir)
+
+    @rank_zero_only
+    def _write(self) -> None:
+        pool = self._folder / "distilled.npz"
+        pool.parent.mkdir(parents=True, exist_ok=True)
+        images, labels = self.net.images.detach().cpu(), self.net.classes.cpu().numpy()
+        write_whole(pool, archive(images, labels))
+        write_whole(pool.with_suffix(".png"), picture(images, labels))
+        rank_zero_info(f"Learned images: {pool}, {pool.with_suffix('.png').name}")
+
+
+def balanced_choice(labels: NDArray[np.int64], classes: NDArray[np.int64], seed: int) -> NDArray[np.int64]:
+    """Draw an image of each given class, without replacement.
+
+    Args:
+        labels: Labels of the training images (N,).
+        classes: Wanted classes (n,).
+        seed: Seed of the choice.
+
+    Returns:
+        Indices of images (n,) whose labels are `classes`.
+
+    Raises:
+        ValueError: A class has too few images.
+    """
+    rng, chosen = np.random.default_rng(seed), np.empty(len(classes), np.int64)
+    for label in np.unique(classes):
+        wanted, found = np.flatnonzero(classes == label), np.flatnonzero(labels == label)
+        if len(found) < len(wanted):
+            raise ValueError(
+                f"support must need at most {len(found)} images of class {label}, as many as there are for training, "
+                f"got {len(classes)}, which needs {len(wanted)}. Pass a smaller --model.net.support."
+            )
+        chosen[wanted] = rng.choice(found, len(wanted), replace=False)
+    return chosen
+
+
+def archive(images: Tensor, labels: NDArray[np.int64]) -> bytes:
+    """Content of an npz file with `image` uint8 (N, H, W, C) and `label` (N,)."""
+    content = io.BytesIO()
+    pixels = images.clamp(0, 1).mul(255).round().byte().permute(0, 2, 3, 1)
+    np.savez(content, image=pixels.contiguous().numpy(), label=labels)
+    return content.getvalue()
+
+
+def picture(images: Tensor, labels: NDArray[np.int64]) -> bytes:
+    """Content of a PNG file with a row of images (N, C, H, W) for each class."""
+    tiles = images.clamp(0, 1).permute(0, 2, 3, 1).numpy()
+    rows = [tiles[labels == label] for label in np.unique(labels)]
+    columns = min(SHEET_COLUMNS, max(map(len, rows)))
+    white = np.ones((len(rows), columns, *tiles.shape[1:]), tiles.dtype)
+    for sheet, row in zip(white, rows, strict=True):
+        sheet[: len(row)] = row[:columns]
+    return sheet_png(white[..., :3])
+
+
+def _training_images(datamodule: LightningDataModule | None) -> tuple[ImageSet, int]:
+    if not isinstance(datamodule, RobustDataModule):
+        raise TypeError(
+            f"KIP must start from the images of a RobustDataModule, got {type(datamodule).__name__}. Pass "
+            "`datamodule=RobustDataModule(...)` to `fit`, or images with `init`."
+        )
+    real: ImageSet = datamodule.train_dataloader().dataset.real  # type: ignore[attr-defined]
+    return real, datamodule.seed
+
+
+# A name under which the default is pickled; the parser reads its options from the lambda expression.
+_adam: OptimizerCallable = inspect.signature(KIP).parameters["optimizer"].default
+_adam.__qualname__ = "_adam"
