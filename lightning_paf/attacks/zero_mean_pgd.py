@@ -15,8 +15,8 @@ from lightning_paf.types import Forward, PerExampleLoss, Radius
 class ZeroMeanPGD(Attack):
     """PGD on perturbations of mean zero in an l2 ball: ObsAtk (Yan et al. 2022).
 
-    `x` is the noisy observation of an image, and `y` the clean image (with `loss=squared_error` in the call) or whatever
-    else the loss compares with. Each step follows the gradient scaled to length 1. The perturbation is then clipped to
+    `x` is the noisy observation of an image, and `y` the clean image, for `loss=squared_error`, or what else
+    the loss compares with. Each step follows the gradient scaled to length 1. The perturbation is then clipped to
     the pixel range, projected onto mean zero over all pixels and channels, and shrunk to the ball, which keeps the
     mean. Without clipping this is the exact projection onto ball and hyperplane. A last clipping can leave a small mean
     where pixels are at the end of their range. There is no random start.

@@ -3,25 +3,26 @@
 import re
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import Any
 
 from jsonargparse import Namespace
 
-from lightning_paf.specs import dataset_spec
+from lightning_paf.data.base import ImageDataModule
 
 _NET_SIZE = re.compile(r"--(model\.net\.(?:init_args\.)?(?:net\.(?:init_args\.)?)?(num_classes|in_channels))(?:=(.*))?")
 
 
-def number_of_classes(dataset: str, num_classes: int | None, channels: int | None) -> int:
-    """Return the number of classes of a dataset."""
-    return dataset_spec(dataset, num_classes, channels).num_classes
+def number_of_classes(data: type[ImageDataModule], *linked: Any) -> int:
+    """Return the number of classes for the linked arguments of a data module."""
+    return data.spec_of(*linked).num_classes
 
 
-def number_of_channels(dataset: str, num_classes: int | None, channels: int | None) -> int:
-    """Return the number of channels of a dataset."""
-    return dataset_spec(dataset, num_classes, channels).channels
+def number_of_channels(data: type[ImageDataModule], *linked: Any) -> int:
+    """Return the number of channels for the linked arguments of a data module."""
+    return data.spec_of(*linked).channels
 
 
-def check_net_sizes(words: Sequence[str], config: Namespace) -> None:
+def check_net_sizes(words: Sequence[str], config: Namespace, data: type[ImageDataModule]) -> None:
     """Check that typed sizes of the network are those of the data.
 
     The links would replace other sizes silently.
@@ -29,8 +30,8 @@ def check_net_sizes(words: Sequence[str], config: Namespace) -> None:
     Raises:
         ValueError: They are not.
     """
-    data = config[config.subcommand].data if config.get("subcommand") else config.data
-    spec = dataset_spec(data.dataset, data.num_classes, data.channels)
+    given = config[config.subcommand].data if config.get("subcommand") else config.data
+    spec = data.spec_of(*(given[name] for name in data.linked))
     sizes = {"num_classes": spec.num_classes, "in_channels": spec.channels}
     for word, following in pairwise([*words, ""]):
         typed = _NET_SIZE.fullmatch(word)

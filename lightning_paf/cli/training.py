@@ -2,10 +2,12 @@
 
 import argparse
 import contextlib
+import importlib
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import IO, Any, NoReturn
@@ -23,6 +25,7 @@ from lightning.pytorch.utilities import rank_zero_info
 
 # Imported so that configurations can name classes without their path, as in `attack: PGD`.
 import lightning_paf.nets
+import lightning_paf.nets.dncnn
 import lightning_paf.nn.sam
 from lightning_paf import recipes
 from lightning_paf.attacks import Attack, radius_text
@@ -38,7 +41,7 @@ from lightning_paf.callbacks import (
     StopOnSignal,
     Throughput,
 )
-from lightning_paf.cli.class_names import names_task, shortened, suggestion
+from lightning_paf.cli.class_names import named_task, shortened, subclasses, suggestion
 from lightning_paf.cli.evaluated_checkpoint import (
     FRESH_HELP,
     UNTRAINED_HELP,
@@ -184,17 +187,18 @@ class PafCLI(LightningCLI):
         if self.subclass_mode_model:
             model = "model.init_args"
             parser.set_defaults({"model": {"class_path": f"{RobustModule.__module__}.{RobustModule.__name__}"}})
-        sources = ("data.dataset", "data.num_classes", "data.channels")
+        data = self.datamodule_class
+        sources = tuple(f"data.{name}" for name in data.linked)
         for source in sources:
             parser.link_arguments(source, source.replace("data", model, 1))
         for net in (f"{model}.net", f"{model}.net.init_args.net"):  # a network and one inside it
-            parser.link_arguments(sources, f"{net}.init_args.num_classes", compute_fn=number_of_classes)
-            parser.link_arguments(sources, f"{net}.init_args.in_channels", compute_fn=number_of_channels)
+            parser.link_arguments(sources, f"{net}.init_args.num_classes", compute_fn=partial(number_of_classes, data))
+            parser.link_arguments(sources, f"{net}.init_args.in_channels", compute_fn=partial(number_of_channels, data))
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """Parse without LightningCLI's warning about `args` in addition to a command line."""
         self.config = parser.parse_args(args)  # type: ignore[arg-type]  # `train` gives a list
-        check_net_sizes(args, self.config)  # type: ignore[arg-type]
+        check_net_sizes(args, self.config, self.datamodule_class)  # type: ignore[arg-type]
         if self.config.get("subcommand"):
             check_numbers(self.config.subcommand, self.config[self.config.subcommand])
 
@@ -362,7 +366,9 @@ def train(args: Sequence[str], run: bool = True) -> PafCLI:
     words = recipes.resolved(args)
     command = words[0] if run else None
     words = with_new_names(arrange(words) if run else words)
-    task = {"model_class": Task, "subclass_mode_model": True} if names_task(words) else {}
+    task, name = {}, named_task(words)
+    if name is not None:
+        task = {"model_class": Task, "subclass_mode_model": True, "datamodule_class": _task(name).data}
     with contextlib.nullcontext() if run else console.quiet():
         return PafCLI(
             **{**SETTINGS, **task},
@@ -372,6 +378,14 @@ def train(args: Sequence[str], run: bool = True) -> PafCLI:
             args=words,
             run=run,
         )
+
+
+def _task(name: str) -> type[Task]:
+    """Find the class of a name or path; `Task` where the parser will report that there is none."""
+    module, _, short = name.rpartition(".")
+    with contextlib.suppress(ImportError):
+        importlib.import_module(module or __name__)
+    return next((task for task in subclasses(Task) if task.__name__ == short), Task)
 
 
 @contextlib.contextmanager

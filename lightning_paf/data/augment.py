@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from lightning_paf.data.image_batches import random_colours, random_crop, random_flip
+from lightning_paf.data.image_batches import random_colours, random_crop, random_flip, select_images
 from lightning_paf.specs import DatasetName
 
 
@@ -67,6 +67,17 @@ class ColorJitter(CropFlip):
     def __call__(self, images: Tensor) -> Tensor:
         """Crop, mirror and recolour a batch (N, C, H, W)."""
         return random_colours(super().__call__(images), self.strength)
+
+
+class Dihedral(Augment):
+    """The eight flips and rotations of a square image, all equally likely."""
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Flip and transpose images of a batch (N, C, H, H)."""
+        for changed in (lambda x: x.flip(-1), lambda x: x.flip(-2), lambda x: x.transpose(-1, -2)):
+            chosen = torch.rand(len(images), device=images.device) < 0.5
+            images = select_images(chosen, changed(images), images)
+        return images
 
 
 class GaussianNoise(Augment):

@@ -87,11 +87,6 @@ def squared_error(output: Tensor, target: Tensor) -> Tensor:
     return (output - target).square().flatten(1).sum(1)
 
 
-def psnr(output: Tensor, target: Tensor) -> Tensor:
-    """Peak signal-to-noise ratio of images (N, C, H, W) in [0, 1], in dB; (N,)."""
-    return -10 * (output - target).square().flatten(1).mean(1).log10()
-
-
 def hard_labels(y: Tensor) -> Tensor:
     """Labels (N,) int64; the most likely class of a distribution (N, C)."""
     return y.argmax(dim=1) if y.is_floating_point() else y

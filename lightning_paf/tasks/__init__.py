@@ -2,6 +2,7 @@
 
 from lightning_paf.tasks.base import Task
 from lightning_paf.tasks.classification import RobustModule
+from lightning_paf.tasks.denoising import Denoising
 from lightning_paf.tasks.diffusion import Diffusion
 
-__all__ = ["Diffusion", "RobustModule", "Task"]
+__all__ = ["Denoising", "Diffusion", "RobustModule", "Task"]

@@ -9,7 +9,8 @@ from torch import nn
 from lightning_paf.attacks import ZeroMeanPGD
 from lightning_paf.attacks.zero_mean_pgd import without_mean
 from lightning_paf.functional.geometry import geometry_of
-from lightning_paf.functional.losses import psnr, squared_error
+from lightning_paf.functional.image_quality import psnr
+from lightning_paf.functional.losses import squared_error
 from lightning_paf.nets.dncnn import DnCNN
 
 BALL = geometry_of("l2")
