@@ -154,11 +154,12 @@ class PafCLI(LightningCLI):
 
     Args:
         command: The only command to build a parser for; None builds all parsers.
+        task: Class of the module by default, if options name its class.
         **settings: Of `LightningCLI`.
     """
 
-    def __init__(self, *, command: str | None = None, **settings: Any) -> None:
-        self._command = command
+    def __init__(self, *, command: str | None = None, task: type[Task] = RobustModule, **settings: Any) -> None:
+        self._command, self._task = command, task
         super().__init__(**settings)
 
     def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]  # a static method in LightningCLI
@@ -186,7 +187,7 @@ class PafCLI(LightningCLI):
         model = "model"
         if self.subclass_mode_model:
             model = "model.init_args"
-            parser.set_defaults({"model": {"class_path": f"{RobustModule.__module__}.{RobustModule.__name__}"}})
+            parser.set_defaults({"model": {"class_path": f"{self._task.__module__}.{self._task.__name__}"}})
         data = self.datamodule_class
         sources = tuple(f"data.{name}" for name in data.linked)
         for source in sources:
@@ -366,12 +367,13 @@ def train(args: Sequence[str], run: bool = True) -> PafCLI:
     words = recipes.resolved(args)
     command = words[0] if run else None
     words = with_new_names(arrange(words) if run else words)
-    task, name = {}, named_task(words)
-    if name is not None:
-        task = {"model_class": Task, "subclass_mode_model": True, "datamodule_class": _task(name).data}
+    named = dict[str, Any]()
+    if (name := named_task(words)) is not None:
+        task = _task(name)
+        named = {"model_class": Task, "subclass_mode_model": True, "datamodule_class": task.data, "task": task}
     with contextlib.nullcontext() if run else console.quiet():
         return PafCLI(
-            **{**SETTINGS, **task},
+            **{**SETTINGS, **named},
             command=command,
             # `enter_run_folder` has checked the folder if a command runs.
             save_config_kwargs={"overwrite": run},
@@ -381,11 +383,11 @@ def train(args: Sequence[str], run: bool = True) -> PafCLI:
 
 
 def _task(name: str) -> type[Task]:
-    """Find the class of a name or path; `Task` where the parser will report that there is none."""
+    """Find the class of a name or path; `RobustModule` where the parser reports that there is none."""
     module, _, short = name.rpartition(".")
     with contextlib.suppress(ImportError):
         importlib.import_module(module or __name__)
-    return next((task for task in subclasses(Task) if task.__name__ == short), Task)
+    return next((task for task in subclasses(Task) if task.__name__ == short), RobustModule)
 
 
 @contextlib.contextmanager
