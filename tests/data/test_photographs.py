@@ -52,7 +52,7 @@ def test_training_batches_are_floats(tmp_path):
     data.setup("fit")
     found = [data.on_after_batch_transfer(batch, 0)[0] for batch in data.train_dataloader()]
     assert [x.shape for x in found] == [(4, 1, 12, 12)] * 2
-    assert all(0 <= x.min() and x.max() <= 1 and x.dtype == torch.float32 for x in found)
+    assert all(x.min() >= 0 and x.max() <= 1 and x.dtype == torch.float32 for x in found)
     assert len(data.val_dataloader()) == 1, "a tenth of the photographs, at least one"
 
 
@@ -90,10 +90,10 @@ def test_bad_arguments_are_refused(options, message, tmp_path):
 
 
 def test_folders_without_usable_photographs_are_refused(tmp_path):
-    with pytest.raises(ValueError, match="train_dir must be a folder of photographs, got .*missing"):
+    with pytest.raises(ValueError, match=r"train_dir must be a folder of photographs, got .*missing"):
         module(tmp_path / "missing").prepare_data("fit")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ValueError, match="--data.test_dir must hold photographs .* got none"):
+    with pytest.raises(ValueError, match=r"--data.test_dir must hold photographs .* got none"):
         module(tmp_path / "empty").prepare_data("test")
     with pytest.raises(ValueError, match="at least 2 photographs, one of them for validation, got 1"):
         module(write(tmp_path / "one", [(20, 20)])).prepare_data("fit")

@@ -43,7 +43,7 @@ def test_instability_of_the_identity_is_the_length_of_the_perturbation(weight):
     error, instability = (noisy - clean).square().sum(), delta.square().sum()
     expected = (error + weight * instability) / (1 + weight) / (2 * 4)
     torch.testing.assert_close(HybridAT(weight)(nn.Identity(), noisy, clean, ATTACK)[0], expected)
-    torch.testing.assert_close(instability, torch.tensor(4 * 0.2**2), rtol=1e-4, atol=0)
+    assert 0.95 < instability / (4 * 0.2**2) <= 1
 
 
 def test_vanilla_training_compares_with_the_clean_image():
@@ -77,7 +77,7 @@ def test_the_gradient_passes_through_both_outputs():
     delta = ATTACK(net, noisy, clean, loss=squared_error) - noisy
     HybridAT(1e6)(net, noisy, clean, ATTACK)[0].backward()
     expected = 2 * 0.8 * delta.square().sum() / 8
-    torch.testing.assert_close(net.s.grad, expected, rtol=1e-3, atol=0)
+    torch.testing.assert_close(net.s.grad, expected, rtol=5e-3, atol=0)
 
 
 def test_psnr_and_ssim_of_known_images():
