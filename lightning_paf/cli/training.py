@@ -2,7 +2,6 @@
 
 import argparse
 import contextlib
-import importlib
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -24,7 +23,6 @@ from lightning.pytorch.plugins import LayerSync
 from lightning.pytorch.utilities import rank_zero_info
 
 # Imported so that configurations can name classes without their path, as in `attack: PGD`.
-import lightning_paf.nets
 import lightning_paf.nets.dncnn
 import lightning_paf.nn.sam
 from lightning_paf import recipes
@@ -41,7 +39,7 @@ from lightning_paf.callbacks import (
     StopOnSignal,
     Throughput,
 )
-from lightning_paf.cli.class_names import named_task, shortened, subclasses, suggestion
+from lightning_paf.cli.class_names import shortened, suggestion
 from lightning_paf.cli.evaluated_checkpoint import (
     FRESH_HELP,
     UNTRAINED_HELP,
@@ -53,6 +51,7 @@ from lightning_paf.cli.evaluated_checkpoint import (
 from lightning_paf.cli.net_sizes import check_net_sizes, number_of_channels, number_of_classes
 from lightning_paf.cli.numbers import check_numbers
 from lightning_paf.cli.renamed_options import with_new_names
+from lightning_paf.cli.task_choice import task_settings
 from lightning_paf.data import Augment, Mixing, RobustDataModule
 from lightning_paf.evaluation.stopping import StopRule
 from lightning_paf.nn.activations import Activation
@@ -367,27 +366,15 @@ def train(args: Sequence[str], run: bool = True) -> PafCLI:
     words = recipes.resolved(args)
     command = words[0] if run else None
     words = with_new_names(arrange(words) if run else words)
-    named = dict[str, Any]()
-    if (name := named_task(words)) is not None:
-        task = _task(name)
-        named = {"model_class": Task, "subclass_mode_model": True, "datamodule_class": task.data, "task": task}
     with contextlib.nullcontext() if run else console.quiet():
         return PafCLI(
-            **{**SETTINGS, **named},
+            **{**SETTINGS, **task_settings(words)},
             command=command,
             # `enter_run_folder` has checked the folder if a command runs.
             save_config_kwargs={"overwrite": run},
             args=words,
             run=run,
         )
-
-
-def _task(name: str) -> type[Task]:
-    """Find the class of a name or path; `RobustModule` where the parser reports that there is none."""
-    module, _, short = name.rpartition(".")
-    with contextlib.suppress(ImportError):
-        importlib.import_module(module or __name__)
-    return next((task for task in subclasses(Task) if task.__name__ == short), RobustModule)
 
 
 @contextlib.contextmanager
