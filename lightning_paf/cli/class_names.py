@@ -31,7 +31,7 @@ def subclasses(*bases: type) -> set[type]:
 
 
 def named_task(words: Sequence[str]) -> str | None:
-    """Return the class of the module that options name, as in `--model CLASS`; None if they name none.
+    """Return the class of `--model CLASS`; None if options name none.
 
     Args:
         words: Options; each `--config` has a file or its content as its value.

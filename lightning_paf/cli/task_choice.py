@@ -10,7 +10,7 @@ from lightning_paf.tasks import RobustModule, Task
 
 
 def task_settings(words: Sequence[str]) -> dict[str, Any]:
-    """Return arguments of `PafCLI` for the task and its data; none if options name no task.
+    """Return arguments of `PafCLI` for the named task and its data, if any.
 
     Where no class has the name, they are those of `RobustModule`, and the parser reports the error.
     """

@@ -16,14 +16,14 @@ from lightning_paf.specs import DatasetSpec
 
 
 class ImageDataModule(LightningDataModule):
-    """Loaders of images, the same for any number of devices, whose position is restored exactly.
+    """Loaders of images that resume exactly, for any number of devices.
 
     A subclass sets `spec` and the attributes `batch_size`, `eval_batch_size`, `num_workers` and `seed`, and calls
     `check_loading`. In `setup("fit")` it sets `_fingerprints` to those of its training images.
     """
 
     linked: ClassVar[tuple[str, ...]] = ()
-    """Names of the arguments that determine `spec`; the module and the network follow them."""
+    """Names of the arguments that determine `spec`, for links to the module."""
     spec: DatasetSpec
     batch_size: int
     eval_batch_size: int

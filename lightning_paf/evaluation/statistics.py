@@ -173,7 +173,7 @@ class Mean:
 
 
 def mean_interval(values: Sequence[float], confidence: float = 0.95) -> Mean:
-    """Return the mean of samples with its interval, whose samples are assumed to be independent.
+    """Return the mean of independent samples with its interval.
 
     Args:
         values: One value per sample, such as the PSNR of an image; at least one.

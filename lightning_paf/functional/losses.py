@@ -83,7 +83,7 @@ def dlr(logits: Tensor, y: Tensor) -> Tensor:
 
 
 def squared_error(output: Tensor, target: Tensor) -> Tensor:
-    """Squared l2 distance of images (N, C, H, W), summed over pixels and channels; (N,)."""
+    """Squared l2 distance (N,) of images (N, C, H, W)."""
     return (output - target).square().flatten(1).sum(1)
 
 

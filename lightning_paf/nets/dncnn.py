@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 
 class DnCNN(nn.Module):
-    """DnCNN: convolutions that predict the noise, which is subtracted (Zhang et al. 2017).
+    """DnCNN: convolutions that predict the noise to subtract (Zhang et al. 2017).
 
     3x3 convolutions without biases; all but the first and the last are followed by batch normalisation, all but the
     last by a ReLU. Initial weights are those of the code of Yan et al. (2022).

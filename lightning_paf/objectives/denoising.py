@@ -44,7 +44,7 @@ class NormalTraining(DenoisingObjective):
 
 
 class VanillaAT(DenoisingObjective):
-    """Vanilla adversarial training: `|D(v') - x|^2` with the adversarial observation v'."""
+    """Vanilla adversarial training: `|D(v') - x|^2`, v' adversarial."""
 
     def forward(self, model: nn.Module, noisy: Tensor, clean: Tensor, attack: Attack) -> DenoisingLoss:
         """Squared error of the denoised adversarial observation."""

@@ -200,7 +200,7 @@ class Denoising(Task):
         rank_zero_info(f"Result: {self._folder / RESULT}, {FIGURE}")
 
     def _observed(self, batch: tuple[list[Tensor], Tensor]) -> Iterator[tuple[int, float, Tensor, dict[str, Tensor]]]:
-        """Yield the number of each photograph, sigma, the clean image, and its noisy versions."""
+        """Yield number, sigma, clean image and noisy versions of each photograph."""
         for image, number in zip(batch[0], batch[1].tolist(), strict=True):
             for sigma in self.sigmas:
                 noisy = observations(self.model, image[None], sigma, self.level, self.attack_steps, seed=number)

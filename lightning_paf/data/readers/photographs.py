@@ -89,7 +89,7 @@ def read_photograph(path: Path, channels: int, smallest: int, crop: int | None =
 
 
 class Patches:
-    """Square patches of photographs on a grid, indexed like an array (N, patch, patch, C).
+    """Square patches of photographs, indexed like an array (N, patch, patch, C).
 
     They are cut when they are used, so overlapping patches need no memory.
 
