@@ -27,6 +27,7 @@ from lightning_paf.attacks.replay import Recorded
 from lightning_paf.attacks.square import Square
 from lightning_paf.attacks.sub_attack import run_sub_attack
 from lightning_paf.attacks.wrappers import Restarts, WorstOf
+from lightning_paf.attacks.zero_mean_pgd import ZeroMeanPGD
 
 __all__ = [
     "APGD",
@@ -63,6 +64,7 @@ __all__ = [
     "Square",
     "UniversalPerturbation",
     "WorstOf",
+    "ZeroMeanPGD",
     "loss_and_gradient",
     "radius_text",
     "run_sub_attack",

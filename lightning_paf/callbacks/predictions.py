@@ -14,9 +14,9 @@ from lightning.pytorch.utilities import rank_zero_info
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lightning_paf.callbacks.robust_eval import weights_origin
 from lightning_paf.evaluation.identity import content_fingerprint, network_fingerprint
 from lightning_paf.functional.predictions import predicted
+from lightning_paf.runs.weights_origin import weights_origin
 from lightning_paf.utils.distributed import gathered
 from lightning_paf.utils.files import write_whole
 from lightning_paf.utils.hashing import sample_fingerprints, weights_fingerprint

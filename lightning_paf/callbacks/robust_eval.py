@@ -22,7 +22,7 @@ from lightning_paf.evaluation.evaluate import Evaluation
 from lightning_paf.evaluation.files import ResultFiles
 from lightning_paf.evaluation.result import EvaluationResult
 from lightning_paf.evaluation.stopping import StopRule
-from lightning_paf.runs.weights_origin import WeightsOrigin
+from lightning_paf.runs.weights_origin import weights_origin
 from lightning_paf.speed.search_model import Precision
 from lightning_paf.types import Batch, images_and_labels
 from lightning_paf.utils.distributed import barrier_without_timeout
@@ -225,14 +225,6 @@ class RobustEval(Callback):
         self.results[stage] = result
         # All ranks log the same value; without `sync_dist` Lightning warns of epoch metrics that are not reduced.
         pl_module.log(f"{stage}/acc_{self.name}", result.robust.value, prog_bar=True, sync_dist=True)
-
-
-def weights_origin(trainer: Trainer, pl_module: LightningModule) -> WeightsOrigin:
-    """Return the origin of the weights that a trainer evaluates."""
-    if trainer.ckpt_path:
-        return WeightsOrigin.of_checkpoint(Path(trainer.ckpt_path))
-    untrained: WeightsOrigin | None = getattr(pl_module, "untrained", None)
-    return untrained or WeightsOrigin("weights in memory", trainer.global_step, trainer.current_epoch)
 
 
 def _check_name(name: str) -> None:

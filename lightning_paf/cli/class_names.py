@@ -9,7 +9,7 @@ from types import ModuleType
 
 from lightning_paf.recipes import content_of, is_file, kind_of, names
 
-_TASK = re.compile(r"^model:\s*\{?\s*class_path:|^class_path:", re.MULTILINE)
+_TASK = re.compile(r"^(?:model:\s*\{?\s*)?class_path:\s*[\"']?([\w.]*)", re.MULTILINE)
 _NOISE = re.compile(
     r"\s*(-?\s*Does not validate against any|Subtypes: |Errors:$|Given value type: |Given value: (NestedArg|Namespace)|"
     r"- Expected a <class 'NoneType'>|- Expected a path but |(- )?Subclass types expect|- a (class path|dict) )"
@@ -35,8 +35,8 @@ def subclasses(*bases: type) -> set[type]:
     return found
 
 
-def names_task(words: Sequence[str]) -> bool:
-    """Return whether options name the class of the module, as in `--model CLASS`.
+def named_task(words: Sequence[str]) -> str | None:
+    """Return the class of `--model CLASS`; None if options name none.
 
     Args:
         words: Options; each `--config` has a file or its content as its value.
@@ -47,7 +47,8 @@ def names_task(words: Sequence[str]) -> bool:
     found = parser.parse_known_args(words)[0]
     texts = map(content_of, (*found.config, *found.model))
     classes = [value for value in found.model if not is_file(value) and value.replace(".", "").isidentifier()]
-    return bool(classes) or any(_TASK.search(text) for text in texts)
+    classes = [match[1] for text in texts for match in _TASK.finditer(text)] + classes
+    return classes[-1] if classes else None
 
 
 def suggestion(message: str, plug_ins: Mapping[str, type | ModuleType]) -> str:

@@ -2,26 +2,35 @@
 
 import re
 from collections.abc import Sequence
+from functools import partial
 from itertools import pairwise
+from typing import Any
 
 from jsonargparse import Namespace
+from lightning.pytorch.cli import LightningArgumentParser
 
-from lightning_paf.specs import dataset_spec
+from lightning_paf.data.base import ImageDataModule
 
 _NET_SIZE = re.compile(r"--(model\.net\.(?:init_args\.)?(?:net\.(?:init_args\.)?)?(num_classes|in_channels))(?:=(.*))?")
 
 
-def number_of_classes(dataset: str, num_classes: int | None, channels: int | None) -> int:
-    """Return the number of classes of a dataset."""
-    return dataset_spec(dataset, num_classes, channels).num_classes
+def link_sizes(parser: LightningArgumentParser, data: type[ImageDataModule], model: str) -> None:
+    """Link the arguments of the data to those of the model and the sizes of its network.
+
+    Args:
+        parser: Parser with both.
+        data: The data module.
+        model: Prefix of the arguments of the model.
+    """
+    sources = tuple(f"data.{name}" for name in data.linked)
+    for source in sources:
+        parser.link_arguments(source, source.replace("data", model, 1))
+    for net in (f"{model}.net", f"{model}.net.init_args.net"):  # a network and one inside it
+        parser.link_arguments(sources, f"{net}.init_args.num_classes", compute_fn=partial(_classes, data))
+        parser.link_arguments(sources, f"{net}.init_args.in_channels", compute_fn=partial(_channels, data))
 
 
-def number_of_channels(dataset: str, num_classes: int | None, channels: int | None) -> int:
-    """Return the number of channels of a dataset."""
-    return dataset_spec(dataset, num_classes, channels).channels
-
-
-def check_net_sizes(words: Sequence[str], config: Namespace) -> None:
+def check_net_sizes(words: Sequence[str], config: Namespace, data: type[ImageDataModule]) -> None:
     """Check that typed sizes of the network are those of the data.
 
     The links would replace other sizes silently.
@@ -29,10 +38,18 @@ def check_net_sizes(words: Sequence[str], config: Namespace) -> None:
     Raises:
         ValueError: They are not.
     """
-    data = config[config.subcommand].data if config.get("subcommand") else config.data
-    spec = dataset_spec(data.dataset, data.num_classes, data.channels)
+    given = config[config.subcommand].data if config.get("subcommand") else config.data
+    spec = data.spec_of(*(given[name] for name in data.linked))
     sizes = {"num_classes": spec.num_classes, "in_channels": spec.channels}
     for word, following in pairwise([*words, ""]):
         typed = _NET_SIZE.fullmatch(word)
         if typed and (value := typed[3] or following) != str(size := sizes[typed[2]]):
             raise ValueError(f"{typed[1]} must be {size}, as in the data, got {value}. Leave --{typed[1]} out.")
+
+
+def _classes(data: type[ImageDataModule], *linked: Any) -> int:
+    return data.spec_of(*linked).num_classes
+
+
+def _channels(data: type[ImageDataModule], *linked: Any) -> int:
+    return data.spec_of(*linked).channels

@@ -22,7 +22,7 @@ from lightning.pytorch.plugins import LayerSync
 from lightning.pytorch.utilities import rank_zero_info
 
 # Imported so that configurations can name classes without their path, as in `attack: PGD`.
-import lightning_paf.nets
+import lightning_paf.nets.dncnn
 import lightning_paf.nn.sam
 import lightning_paf.nn.sobolev_ncg
 from lightning_paf import recipes
@@ -39,7 +39,7 @@ from lightning_paf.callbacks import (
     StopOnSignal,
     Throughput,
 )
-from lightning_paf.cli.class_names import names_task, shortened, suggestion
+from lightning_paf.cli.class_names import shortened, suggestion
 from lightning_paf.cli.evaluated_checkpoint import (
     FRESH_HELP,
     UNTRAINED_HELP,
@@ -48,9 +48,10 @@ from lightning_paf.cli.evaluated_checkpoint import (
     evaluated_weights,
     without_pretrained,
 )
-from lightning_paf.cli.net_sizes import check_net_sizes, number_of_channels, number_of_classes
+from lightning_paf.cli.net_sizes import check_net_sizes, link_sizes
 from lightning_paf.cli.numbers import check_numbers
 from lightning_paf.cli.renamed_options import with_new_names
+from lightning_paf.cli.task_choice import task_settings
 from lightning_paf.data import Augment, Mixing, RobustDataModule
 from lightning_paf.evaluation.stopping import StopRule
 from lightning_paf.nn.activations import Activation
@@ -152,11 +153,12 @@ class PafCLI(LightningCLI):
 
     Args:
         command: The only command to build a parser for; None builds all parsers.
+        task: Class of the module by default, if options name its class.
         **settings: Of `LightningCLI`.
     """
 
-    def __init__(self, *, command: str | None = None, **settings: Any) -> None:
-        self._command = command
+    def __init__(self, *, command: str | None = None, task: type[Task] = RobustModule, **settings: Any) -> None:
+        self._command, self._task = command, task
         super().__init__(**settings)
 
     def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]  # a static method in LightningCLI
@@ -184,18 +186,13 @@ class PafCLI(LightningCLI):
         model = "model"
         if self.subclass_mode_model:
             model = "model.init_args"
-            parser.set_defaults({"model": {"class_path": f"{RobustModule.__module__}.{RobustModule.__name__}"}})
-        sources = ("data.dataset", "data.num_classes", "data.channels")
-        for source in sources:
-            parser.link_arguments(source, source.replace("data", model, 1))
-        for net in (f"{model}.net", f"{model}.net.init_args.net"):  # a network and one inside it
-            parser.link_arguments(sources, f"{net}.init_args.num_classes", compute_fn=number_of_classes)
-            parser.link_arguments(sources, f"{net}.init_args.in_channels", compute_fn=number_of_channels)
+            parser.set_defaults({"model": {"class_path": f"{self._task.__module__}.{self._task.__name__}"}})
+        link_sizes(parser, self.datamodule_class, model)  # type: ignore[arg-type]  # LightningCLI allows more
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """Parse without LightningCLI's warning about `args` in addition to a command line."""
         self.config = parser.parse_args(args)  # type: ignore[arg-type]  # `train` gives a list
-        check_net_sizes(args, self.config)  # type: ignore[arg-type]
+        check_net_sizes(args, self.config, self.datamodule_class)  # type: ignore[arg-type]
         if self.config.get("subcommand"):
             check_numbers(self.config.subcommand, self.config[self.config.subcommand])
 
@@ -363,10 +360,9 @@ def train(args: Sequence[str], run: bool = True) -> PafCLI:
     words = recipes.resolved(args)
     command = words[0] if run else None
     words = with_new_names(arrange(words) if run else words)
-    task = {"model_class": Task, "subclass_mode_model": True} if names_task(words) else {}
     with contextlib.nullcontext() if run else console.quiet():
         return PafCLI(
-            **{**SETTINGS, **task},
+            **{**SETTINGS, **task_settings(words)},
             command=command,
             # `enter_run_folder` has checked the folder if a command runs.
             save_config_kwargs={"overwrite": run},

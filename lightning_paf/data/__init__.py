@@ -1,8 +1,9 @@
 """Real and synthetic images, and the batches made of them."""
 
-from lightning_paf.data.augment import Augment, CropFlip, GaussianNoise
+from lightning_paf.data.augment import Augment, CropFlip, Dihedral, GaussianNoise
 from lightning_paf.data.mixing import CutMix, Mixing
 from lightning_paf.data.module import RobustDataModule
+from lightning_paf.data.photographs import PhotographDataModule
 from lightning_paf.data.samplers import MixedSampler, ShardSampler
 from lightning_paf.data.synthetic.pool import SyntheticPool
 
@@ -10,9 +11,11 @@ __all__ = [
     "Augment",
     "CropFlip",
     "CutMix",
+    "Dihedral",
     "GaussianNoise",
     "MixedSampler",
     "Mixing",
+    "PhotographDataModule",
     "RobustDataModule",
     "ShardSampler",
     "SyntheticPool",

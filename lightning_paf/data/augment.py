@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from lightning_paf.data.image_batches import random_colours, random_crop, random_flip
+from lightning_paf.data.image_batches import random_colours, random_crop, random_flip, select_images
 from lightning_paf.specs import DatasetName
 
 
@@ -67,6 +67,17 @@ class ColorJitter(CropFlip):
     def __call__(self, images: Tensor) -> Tensor:
         """Crop, mirror and recolour a batch (N, C, H, W)."""
         return random_colours(super().__call__(images), self.strength)
+
+
+class Dihedral(Augment):
+    """The eight flips and rotations of a square image, all equally likely."""
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Flip and transpose images of a batch (N, C, H, H)."""
+        for axes in ((-1,), (-2,), None):
+            changed = images.transpose(-1, -2) if axes is None else images.flip(axes)
+            images = select_images(torch.rand(len(images), device=images.device) < 0.5, changed, images)
+        return images
 
 
 class GaussianNoise(Augment):

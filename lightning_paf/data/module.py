@@ -3,21 +3,18 @@
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
-from lightning import LightningDataModule, Trainer
-from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torch.utils.data import DataLoader
 
 from lightning_paf.data.augment import Augment, standard_augment
+from lightning_paf.data.base import ImageDataModule, stage_of
 from lightning_paf.data.checks import readable
-from lightning_paf.data.datasets import EvalDataset, MixedDataset, RawBatch, as_fetched
+from lightning_paf.data.datasets import EvalDataset, MixedDataset, RawBatch
 from lightning_paf.data.image_batches import select_images
-from lightning_paf.data.loader import WAIT, ImageLoader, ResumableLoader, check_workers
 from lightning_paf.data.mixing import Mixing, distributions
 from lightning_paf.data.readers.folder import find_sources
-from lightning_paf.data.samplers import MixedSampler, ShardSampler, batches_per_epoch, even_batch_size, real_per_batch
+from lightning_paf.data.samplers import batches_per_epoch, real_per_batch
 from lightning_paf.data.sources import ImageSet, Part, has_part, hold_out, read_parts
 from lightning_paf.data.synthetic.convert import convert_all, converted_folder
 from lightning_paf.data.synthetic.pool import SyntheticPool
@@ -28,7 +25,7 @@ _OPTIONAL: tuple[Part, ...] = ("val", "test")
 """Parts that training does not require."""
 
 
-class RobustDataModule(LightningDataModule):
+class RobustDataModule(ImageDataModule):
     """Real images, mixed with synthetic ones for training.
 
     Batches are floats (N, C, H, W) in [0, 1] and labels (N,). Every global batch has exactly
@@ -78,6 +75,9 @@ class RobustDataModule(LightningDataModule):
             `prepare_data` or `setup`, before training).
     """
 
+    linked = ("dataset", "num_classes", "channels")
+    spec_of = staticmethod(dataset_spec)
+
     def __init__(
         self,
         dataset: DatasetName = "cifar10",
@@ -120,13 +120,7 @@ class RobustDataModule(LightningDataModule):
         self._check_arguments()
 
     def _check_arguments(self) -> None:
-        check_workers(self.num_workers)
-        if not 0 <= self.seed < 2**63:
-            raise ValueError(f"data.seed must be from 0 to 2^63 - 1, got {self.seed}. Pass e.g. --data.seed 0.")
-        sizes = {name: getattr(self, name) for name in ("batch_size", "eval_batch_size", "train_examples", "epoch")}
-        for name, size in sizes.items():
-            if isinstance(size, int) and not 1 <= size < 2**31:
-                raise ValueError(f"{name} must be from 1 to 2^31 - 1, got {size}. Pass another --data.{name}.")
+        self.check_loading("train_examples", "epoch")
         if not 0 <= self.real_fraction <= 1:
             raise ValueError(
                 f"real_fraction must be from 0 to 1, got {self.real_fraction}. Pass e.g. --data.real_fraction 0.3."
@@ -162,7 +156,7 @@ class RobustDataModule(LightningDataModule):
         Args:
             stage: As for `setup`; by default that of the trainer.
         """
-        stage = stage or _stage(self.trainer)
+        stage = stage or stage_of(self.trainer)
         conversions = []
         if stage == "fit":
             self._check_mixture()
@@ -183,45 +177,18 @@ class RobustDataModule(LightningDataModule):
         """
         self._real = self._read(stage, download=False)
         for part in _OPTIONAL:
-            if part in self._real and len(self._real[part]) < self._world_size:
-                raise ValueError(
-                    f"The number of {part} images must be at least that of the {self._world_size} devices, got "
-                    f"{len(self._real[part])}. Pass a larger --data.val_size or a smaller --trainer.devices."
-                )
+            if part in self._real:
+                self._check_evaluated(part, len(self._real[part]), "a larger --data.val_size")
         if stage == "fit":
             self._check_mixture()
             train = self._real["train"]
             self._train_set = MixedDataset(self._shorten(train), self._open_pool(train))
             self._fingerprints = self._train_set.fingerprints()
 
-    def state_dict(self) -> dict[str, Any]:
-        """Return fingerprints of the training images."""
-        return self._fingerprints
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Warn of other training images than those of a resumed training."""
-        changed = [name for name, now in self._fingerprints.items() if state_dict.get(name, now) != now]
-        if changed:
-            rank_zero_warn(
-                f"The {' and '.join(changed)} training images are not those of the checkpoint: the training does not "
-                "resume exactly. Restore the files, or start a new run."
-            )
-
     def train_dataloader(self) -> DataLoader[RawBatch]:
         """Mixed batches of `batch_size` over all ranks."""
-        sampler = MixedSampler(
-            self._train_set,
-            batch_size=self.batch_size,
-            real_per_batch=self._real_per_batch(),
-            batches=batches_per_epoch(self._train_set.real_size, self.batch_size, self.real_fraction, self.epoch),
-            num_replicas=self._world_size,
-            rank=self._rank,
-            seed=self.seed,
-            class_balanced=self.class_balanced,
-        )
-        return ResumableLoader(
-            self._train_set, self.batch_size // self._world_size, sampler=sampler, **self._fetching()
-        )
+        batches = batches_per_epoch(self._train_set.real_size, self.batch_size, self.real_fraction, self.epoch)
+        return self.train_loader(self._train_set, self._real_per_batch(), batches, self.class_balanced)
 
     def _real_per_batch(self) -> list[int]:
         """Number of real images in a global batch, per epoch."""
@@ -232,11 +199,11 @@ class RobustDataModule(LightningDataModule):
 
     def val_dataloader(self) -> DataLoader[RawBatch]:
         """The images for validation and for selecting the checkpoint."""
-        return self._eval_loader(self._real["val"])
+        return self.eval_loader(EvalDataset(self._real["val"]), self.num_workers)
 
     def test_dataloader(self) -> DataLoader[RawBatch]:
         """The test images, in their order."""
-        return self._eval_loader(self._real["test"])
+        return self.eval_loader(EvalDataset(self._real["test"]), self.num_workers)
 
     def predict_dataloader(self) -> DataLoader[RawBatch]:
         """The test images, in their order."""
@@ -274,14 +241,6 @@ class RobustDataModule(LightningDataModule):
         return changed if self.augment_synthetic else select_images(batch.synthetic, images, changed)
 
     @property
-    def _world_size(self) -> int:
-        return self.trainer.world_size if self.trainer else 1
-
-    @property
-    def _rank(self) -> int:
-        return self.trainer.global_rank if self.trainer else 0
-
-    @property
     def _epochs(self) -> int:
         return (self.trainer.max_epochs if self.trainer else 0) or 0
 
@@ -302,19 +261,6 @@ class RobustDataModule(LightningDataModule):
                 "Pass e.g. --trainer.max_epochs 400, or --data.real_schedule null."
             )
         self.check_devices(self._world_size)
-
-    def check_devices(self, number: int) -> None:
-        """Check that the number of devices over all nodes divides the global batch.
-
-        Raises:
-            ValueError: It does not.
-        """
-        if self.batch_size % number:
-            smaller = self.batch_size - self.batch_size % number
-            raise ValueError(
-                f"batch_size must be a multiple of the {number} devices, got {self.batch_size}. Pass --data.batch_size "
-                f"{smaller or number}, or, to leave the training unchanged, another number of devices."
-            )
 
     def _check_batch_size(self, images: int) -> None:
         if max(self._real_per_batch()) > images:
@@ -365,30 +311,3 @@ class RobustDataModule(LightningDataModule):
                 f"images, got {self.train_examples}. Pass --data.train_examples {len(train)} or fewer."
             )
         return train.take(slice(self.train_examples))
-
-    def _eval_loader(self, data: ImageSet) -> DataLoader[RawBatch]:
-        dataset = EvalDataset(data)
-        batch_size = even_batch_size(len(data), self._world_size, self.eval_batch_size)
-        sampler = ShardSampler(dataset, self._world_size, self._rank)
-        # By name, because Lightning rebuilds the loader of `predict` from its arguments.
-        return ImageLoader(dataset, batch_size=batch_size, sampler=sampler, **self._fetching())
-
-    def _fetching(self) -> dict[str, Any]:
-        """Arguments of all loaders."""
-        return {
-            "num_workers": self.num_workers,
-            "timeout": WAIT if self.num_workers else 0,
-            "collate_fn": as_fetched,
-            "pin_memory": torch.cuda.is_available(),
-            "persistent_workers": self.num_workers > 0,
-            # Otherwise each pass over a loader draws from the global generator, and a resumed training, which makes
-            # other passes, would continue with other random numbers.
-            "generator": torch.Generator().manual_seed(self.seed),
-        }
-
-
-def _stage(trainer: Trainer | None) -> str:
-    """The stage of a trainer; `fit` without a trainer."""
-    fn = trainer.state.fn if trainer else None
-    known = {None: "fit", TrainerFn.FITTING: "fit", TrainerFn.VALIDATING: "validate", TrainerFn.PREDICTING: "predict"}
-    return known.get(fn, "test")

@@ -1,6 +1,8 @@
 """Intervals of accuracies, and tests of their differences."""
 
 import math
+import statistics
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 
@@ -149,3 +151,43 @@ def needed_samples(
     spread = float(norm.ppf(1 - significance / 2)) * math.sqrt(differing)
     spread += float(norm.ppf(power)) * math.sqrt(differing - difference**2)
     return max(1, math.ceil((spread / difference) ** 2) - total)
+
+
+@dataclass(frozen=True)
+class Mean:
+    """Mean of one value per sample, with Student's 95 % interval.
+
+    Attributes:
+        value: Mean.
+        low: Lower end; NaN for a single sample.
+        high: Upper end; NaN for a single sample.
+    """
+
+    value: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        """Format as `28.41 [27.90, 28.92]`."""
+        return f"{self.value:.2f} [{self.low:.2f}, {self.high:.2f}]"
+
+
+def mean_interval(values: Sequence[float], confidence: float = 0.95) -> Mean:
+    """Return the mean of independent samples with its interval.
+
+    Args:
+        values: One value per sample, such as the PSNR of an image; at least one.
+        confidence: Coverage of the interval for normally distributed values.
+
+    Raises:
+        ValueError: No value.
+    """
+    if not values:
+        raise ValueError("A mean must have at least one value, got none.")
+    from scipy.stats import t as student
+
+    count, mean = len(values), statistics.fmean(values)
+    if count == 1:
+        return Mean(mean, math.nan, math.nan)
+    half_width = float(student.ppf((1 + confidence) / 2, count - 1)) * statistics.stdev(values) / math.sqrt(count)
+    return Mean(mean, mean - half_width, mean + half_width)

@@ -103,6 +103,11 @@ def squared_error(logits: Tensor, y: Tensor) -> Tensor:
     return (logits - centred_targets(y, logits.shape[1])).square().sum(1) / 2
 
 
+def squared_distance(output: Tensor, target: Tensor) -> Tensor:
+    """Squared l2 distance (N,) of images (N, C, H, W)."""
+    return (output - target).square().flatten(1).sum(1)
+
+
 def hard_labels(y: Tensor) -> Tensor:
     """Labels (N,) int64; the most likely class of a distribution (N, C)."""
     return y.argmax(dim=1) if y.is_floating_point() else y

@@ -31,6 +31,13 @@ class Penalised(Protocol):
         """The weighted term, a scalar."""
 
 
+def penalty_of(net: nn.Module) -> Tensor:
+    """Sum the penalties of all layers, a scalar; a shared layer counts once."""
+    terms = [layer.penalty() for layer in net.modules() if isinstance(layer, Penalised)]
+    # A plain sum, since the scalars can be on different devices: layers without a penalty return a zero on the CPU.
+    return sum((term.reshape(()) for term in terms), torch.zeros(()))
+
+
 class Outputs(NamedTuple):
     """Logits and intermediate results of one forward pass.
 
@@ -150,9 +157,7 @@ class Classifier(nn.Module):
 
     def penalty(self) -> Tensor:
         """Sum the penalties of all layers, a scalar; a shared layer counts once."""
-        terms = [layer.penalty() for layer in self.net.modules() if isinstance(layer, Penalised)]
-        # A plain sum, since the scalars can be on different devices: layers without a penalty return a zero on the CPU.
-        return sum((term.reshape(()) for term in terms), torch.zeros(()))
+        return penalty_of(self.net)
 
     def _normalized(self, x: Tensor) -> Tensor:
         normalized = (x - self.mean) / self.std

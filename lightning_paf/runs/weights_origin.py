@@ -3,9 +3,12 @@
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
+
+if TYPE_CHECKING:  # for a fast import
+    from lightning.pytorch import LightningModule, Trainer
 
 
 @dataclass(frozen=True)
@@ -53,3 +56,11 @@ class WeightsOrigin:
     def __str__(self) -> str:
         """Format as in `last.ckpt (step 1200, epoch 14)`."""
         return self.file if self.global_step is None else f"{self.file} (step {self.global_step}, epoch {self.epoch})"
+
+
+def weights_origin(trainer: "Trainer", pl_module: "LightningModule") -> WeightsOrigin:
+    """Return the origin of the weights that a trainer evaluates."""
+    if trainer.ckpt_path:
+        return WeightsOrigin.of_checkpoint(Path(trainer.ckpt_path))
+    untrained: WeightsOrigin | None = getattr(pl_module, "untrained", None)
+    return untrained or WeightsOrigin("weights in memory", trainer.global_step, trainer.current_epoch)

@@ -2,7 +2,8 @@
 
 from lightning_paf.tasks.base import Task
 from lightning_paf.tasks.classification import RobustModule
+from lightning_paf.tasks.denoising import Denoising
 from lightning_paf.tasks.diffusion import Diffusion
 from lightning_paf.tasks.distillation import KIP
 
-__all__ = ["KIP", "Diffusion", "RobustModule", "Task"]
+__all__ = ["KIP", "Denoising", "Diffusion", "RobustModule", "Task"]

@@ -15,6 +15,8 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from lightning_paf.data import RobustDataModule
+from lightning_paf.data.base import ImageDataModule
 from lightning_paf.nn.activations import Activation
 from lightning_paf.nn.modes import buffers_kept, frozen
 from lightning_paf.nn.parameter_groups import DecayRule, parameter_groups
@@ -41,6 +43,8 @@ class Task(LightningModule):
     model: nn.Module
     kind: ClassVar[str] = "classifier"
     """Kind of `model`; commands and callbacks that evaluate classifiers refuse others."""
+    data: ClassVar[type[ImageDataModule]] = RobustDataModule
+    """Data module that the command line builds for the task."""
     val_metrics: tuple[str, ...] = ("val/acc",)
     """Metrics that the validation logs, for callbacks that monitor them."""
     untrained: WeightsOrigin | None = None

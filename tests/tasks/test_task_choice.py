@@ -6,7 +6,7 @@ import yaml
 from helpers.cli_runs import built, status, write_experiment
 from helpers.task_fakes import ScaledLoss
 
-from lightning_paf.cli.class_names import names_task
+from lightning_paf.cli.class_names import named_task
 from lightning_paf.tasks.classification import RobustModule
 
 TASK = ["--model", "helpers.task_fakes.ScaledLoss", "--model.scale", "0.5"]
@@ -57,17 +57,17 @@ def test_a_mistyped_task_lists_the_known_ones(tiny, capsys):
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("model:\n  class_path: A\n", True),
-        ("data: {}\nmodel: {class_path: A}\n", True),
-        ("model:\n  net:\n    class_path: A\n", False),
-        ("model: {net: {class_path: A}}\n", False),
+        ("model:\n  class_path: A\n", "A"),
+        ("data: {}\nmodel: {class_path: A}\n", "A"),
+        ("model:\n  net:\n    class_path: A\n", None),
+        ("model: {net: {class_path: A}}\n", None),
     ],
 )
 def test_a_configuration_names_a_task(text, expected, tmp_path):
     path = tmp_path / "a.yaml"
     path.write_text(text)
     for config in (str(path), text):
-        assert names_task(["--config", config]) == expected
+        assert named_task(["--config", config]) == expected
     path.write_text("net: {class_path: A}\n")
-    assert not names_task(["--model", str(path)])
-    assert not names_task(["--model", "{net: {class_path: A}}", "--model.net", "A"])
+    assert not named_task(["--model", str(path)])
+    assert not named_task(["--model", "{net: {class_path: A}}", "--model.net", "A"])

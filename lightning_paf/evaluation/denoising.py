@@ -1,0 +1,87 @@
+"""Evaluation of denoisers on random and adversarial noise of the same energy."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lightning_paf.attacks import ZeroMeanPGD
+from lightning_paf.evaluation.statistics import mean_interval
+from lightning_paf.functional.image_quality import psnr, ssim
+from lightning_paf.functional.losses import squared_distance
+from lightning_paf.types import Radius
+
+Scores = Mapping[str, float]
+"""`psnr` and `ssim` of a denoised image, and `noisy_psnr` of the noisy one."""
+MOST_PSNR = 100.0
+"""PSNR in dB that equal images get, for finite means."""
+NOISES = ("gaussian", "uniform", "obsatk")
+
+
+def observations(
+    model: nn.Module, clean: Tensor, sigma: float, level: Radius, steps: int, seed: int
+) -> dict[str, Tensor]:
+    """Add noise of the same energy: Gaussian, uniform, and Gaussian with ObsAtk.
+
+    For ObsAtk, the noise level is divided: the standard deviation of the Gaussian noise is `sigma / 255 - level`, and
+    the root mean square of the perturbation is `level`.
+
+    Args:
+        model: Attacked denoiser.
+        clean: One image (1, C, H, W) in [0, 1].
+        sigma: Standard deviation of the noise in grey levels, at least `255 level`.
+        level: Root mean square of the perturbation, in [0, 1].
+        steps: Steps of ObsAtk.
+        seed: Seed of the noise, the same on every device.
+
+    Returns:
+        Noisy images (1, C, H, W) in [0, 1] by the names in `NOISES`.
+    """
+    rng = torch.Generator().manual_seed(seed)
+    normal = torch.randn(clean.shape, generator=rng).to(clean)
+    uniform = math.sqrt(3) * (2 * torch.rand(clean.shape, generator=rng) - 1).to(clean)
+    gaussian, flat, weak = (
+        (clean + std * noise).clamp(0, 1)
+        for std, noise in ((sigma / 255, normal), (sigma / 255, uniform), (sigma / 255 - float(level), normal))
+    )
+    attack = ZeroMeanPGD.at_level(level, clean[0], steps)
+    return dict(zip(NOISES, (gaussian, flat, attack(model, weak, clean, loss=squared_distance)), strict=True))
+
+
+@torch.no_grad()
+def denoised(model: nn.Module, noisy: Tensor) -> Tensor:
+    """Denoise images (N, C, H, W), clipped to [0, 1]."""
+    cleaned: Tensor = model(noisy).float().clamp(0, 1)
+    return cleaned
+
+
+def scores(cleaned: Tensor, noisy: Tensor, clean: Tensor) -> Scores:
+    """Compare one denoised image (1, C, H, W) with the clean one."""
+    values = {"psnr": psnr(cleaned, clean), "ssim": ssim(cleaned, clean), "noisy_psnr": psnr(noisy, clean)}
+    return {name: min(float(value), MOST_PSNR) for name, value in values.items()}
+
+
+def summary(rows: Mapping[str, Mapping[str, Scores]]) -> dict[str, Any]:
+    """Average over images, with 95 % intervals.
+
+    Args:
+        rows: For each image its scores by condition.
+
+    Returns:
+        For each condition and score: `value`, `low`, `high` (None for a single image), and `images`, a value for each.
+    """
+    conditions = list(next(iter(rows.values())))
+    return {condition: _averages([row[condition] for row in rows.values()]) for condition in conditions}
+
+
+def _averages(rows: list[Scores]) -> dict[str, Any]:
+    columns = {name: [row[name] for row in rows] for name in rows[0]}
+    return {name: _finite(asdict(mean_interval(values))) | {"images": values} for name, values in columns.items()}
+
+
+def _finite(values: Mapping[str, float]) -> dict[str, float | None]:
+    """Replace NaN, which JSON does not have."""
+    return {name: value if math.isfinite(value) else None for name, value in values.items()}

@@ -1,0 +1,250 @@
+"""Training of image denoisers that resist adversarial noise."""
+
+import inspect
+import json
+from collections.abc import Iterator
+from copy import deepcopy
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch.cli import OptimizerCallable
+from lightning.pytorch.core.mixins.hparams_mixin import _given_hyperparameters
+from lightning.pytorch.utilities import rank_zero_info
+from torch import Tensor, nn
+from torch.optim import Adam
+from torchmetrics import MeanMetric
+
+from lightning_paf.attacks import Attack, ZeroMeanPGD, radius_text
+from lightning_paf.data import PhotographDataModule
+from lightning_paf.evaluation.denoising import NOISES, Scores, denoised, observations, scores, summary
+from lightning_paf.functional.image_quality import psnr
+from lightning_paf.nn.activations import Activation
+from lightning_paf.nn.classifier import penalty_of
+from lightning_paf.nn.parameter_groups import DecayRule
+from lightning_paf.nn.swap import Scope, swap_activations
+from lightning_paf.objectives.denoising import DenoisingObjective, HybridAT
+from lightning_paf.runs.weights_origin import weights_origin
+from lightning_paf.schedules import Schedule
+from lightning_paf.tasks.base import Task
+from lightning_paf.types import Batch, Radius
+from lightning_paf.utils.distributed import gathered
+from lightning_paf.utils.figures import open_figure, save_figure, show_image
+from lightning_paf.utils.files import write_whole
+
+RESULT, FIGURE = "denoising.json", "denoising.png"
+
+
+class Denoiser(nn.Module):
+    """A network from noisy images to denoised ones of the same shape.
+
+    Args:
+        net: Network from images (N, C, H, W) in [0, 1] to images.
+    """
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Denoise images (N, C, H, W).
+
+        Raises:
+            ValueError: The network returns another shape.
+        """
+        cleaned: Tensor = self.net(x.to(next(self.net.parameters(), x).dtype))
+        if cleaned.shape != x.shape:
+            raise ValueError(
+                f"{type(self.net).__name__} must return images of the shape of its input {tuple(x.shape)}, got "
+                f"{tuple(cleaned.shape)}. Pass --model.net DnCNN."
+            )
+        return cleaned
+
+
+class Denoising(Task):
+    """Training of a denoiser on photographs with Gaussian noise (Yan et al. 2022).
+
+    Each training patch gets noise of a random standard deviation (blind denoising), clipped to the pixel range. The
+    validation logs `val/psnr`, on Gaussian noise, and `val/psnr_adv`, on Gaussian noise with ObsAtk of the same total
+    energy, as means over photographs and `sigmas` in dB. `test` also evaluates uniform noise and SSIM, with intervals
+    over photographs, and writes `denoising.json` and `denoising.png` to the run folder. The noise of an evaluation is
+    the same for every epoch, run and number of devices.
+
+    Args:
+        net: Network from noisy images (N, C, H, W) to denoised ones, such as `DnCNN`.
+        objective: Training loss: `NormalTraining`, `VanillaAT` or `HybridAT`.
+        attack: The inner maximisation; null for ObsAtk with one step at `level`, as in the paper.
+        level: Root mean square of ObsAtk in [0, 1]; 5/255 in the paper.
+        attack_steps: Steps of ObsAtk in validation and test.
+        noise: Range of the standard deviations in training, in grey levels; equal ends for one noise level.
+        sigmas: Standard deviations in validation and test, in grey levels.
+        activation: Replaces every ReLU, SiLU and GELU of the network, as in `RobustModule`; null keeps them.
+        activation_scope: Part of the network that shares one activation.
+        optimizer: Optimiser of all parameters.
+        schedule: Factor of the learning rate over the training.
+        decay: Parameters with weight decay; see `RobustModule`.
+        init: Checkpoint of another training of the same network, whose weights this one starts with.
+        channels: Image channels; follows `--data.channels`.
+        patch: Size of the training patches; follows `--data.patch`.
+
+    Raises:
+        ValueError: A number out of range.
+    """
+
+    kind = "denoiser"
+    data = PhotographDataModule
+    val_metrics = ("val/psnr", "val/psnr_adv")
+    model: Denoiser
+
+    def __init__(
+        self,
+        net: nn.Module,
+        objective: DenoisingObjective | None = None,
+        attack: Attack | None = None,
+        level: Radius = Fraction(5, 255),
+        attack_steps: int = 5,
+        noise: tuple[float, float] = (0.0, 25.0),
+        sigmas: tuple[float, ...] = (15.0, 25.0),
+        activation: Activation | None = None,
+        activation_scope: Scope = "network",
+        optimizer: OptimizerCallable = lambda p: Adam(p, lr=1e-3),
+        schedule: Schedule | None = None,
+        decay: DecayRule = "weights",
+        init: Path | None = None,
+        channels: int = 1,
+        patch: int = 50,
+    ) -> None:
+        super().__init__(optimizer, schedule, decay, init)
+        if _given_hyperparameters.get() is not None:
+            self.save_hyperparameters()
+        _check(noise, sigmas, level)
+        example = torch.zeros(1, channels, patch, patch)
+        ZeroMeanPGD.at_level(level, example[0], attack_steps)  # checks both
+        if activation is not None:
+            swap_activations(net, lambda: deepcopy(activation), scope=activation_scope, example=example)
+        self.model = Denoiser(net)
+        self.objective = objective or HybridAT()
+        self.attack = attack or ZeroMeanPGD.at_level(level, example[0], steps=1)
+        self.level, self.attack_steps = level, attack_steps
+        self.noise, self.sigmas = noise, tuple(sigmas)
+        self.val_psnr, self.val_psnr_adv = MeanMetric(), MeanMetric()
+        self._rows: dict[int, dict[str, Scores]] = {}
+        self._folder = Path()
+        self.load_init()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Denoise images (N, C, H, W) in [0, 1]."""
+        cleaned: Tensor = self.model(x)
+        return cleaned
+
+    def setup(self, stage: str) -> None:
+        """Refuse `predict`, which writes classes."""
+        super().setup(stage)
+        if stage == "predict":
+            raise ValueError("predict must have a classifier, got Denoising. Run test, which draws denoised images.")
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Add noise to clean patches, and return the loss of the objective."""
+        clean, low = batch[0], self.noise[0]
+        sigma = low + (self.noise[1] - low) * torch.rand(len(clean), 1, 1, 1, device=clean.device)
+        noisy = (clean + sigma / 255 * torch.randn_like(clean)).clamp(0, 1)
+        error, logs = self.objective(self.model, noisy, clean, self.attack)
+        loss: Tensor = error + penalty_of(self.model)
+        self.record(loss, **logs)
+        return loss
+
+    def validation_step(self, batch: tuple[list[Tensor], Tensor], batch_idx: int) -> None:
+        """Log the PSNR on Gaussian noise, and on Gaussian noise with ObsAtk."""
+        for _, _, clean, noisy in self._observed(batch):
+            for noise, metric in (("gaussian", self.val_psnr), ("obsatk", self.val_psnr_adv)):
+                metric.update(psnr(denoised(self.model, noisy[noise]), clean))
+        for name, metric in zip(self.val_metrics, (self.val_psnr, self.val_psnr_adv), strict=True):
+            self.log(name, metric, prog_bar=True, on_epoch=True, on_step=False, batch_size=len(batch[0]))
+
+    def on_test_start(self) -> None:
+        """Reset the scores, and keep the run folder."""
+        self._rows = {}
+        # `log_dir` is a collective operation.
+        self._folder = Path(self.trainer.log_dir or self.trainer.default_root_dir)
+
+    def test_step(self, batch: tuple[list[Tensor], Tensor], batch_idx: int) -> None:
+        """Score all noises, and draw the first photograph at the last sigma."""
+        for number, sigma, clean, noisy in self._observed(batch):
+            cleaned = {noise: denoised(self.model, noisy[noise]) for noise in NOISES}
+            row = self._rows.setdefault(number, {})
+            row |= {f"{n}_{sigma:g}": scores(cleaned[n], noisy[n], clean) for n in NOISES}
+            if number == 0 and sigma == self.sigmas[-1]:
+                self._draw(clean, noisy, cleaned, row, sigma)
+
+    def on_test_epoch_end(self) -> None:
+        """Log the means, and write the result of all processes."""
+        rows = {number: row for part in gathered(self._rows) for number, row in part.items()}
+        names = self.trainer.datamodule.test_dataloader().dataset.names  # type: ignore[attr-defined]
+        results = summary({names[number]: rows[number] for number in sorted(rows)})
+        for condition, result in results.items():
+            for score in ("psnr", "ssim"):
+                self.log(f"test/{score}_{condition}", result[score]["value"], sync_dist=True)
+        content = {
+            "weights": weights_origin(self.trainer, self).content(),
+            "photographs": [names[number] for number in sorted(rows)],
+            "level": radius_text(self.level),
+            "attack_steps": self.attack_steps,
+            "results": results,
+        }
+        if self.trainer.is_global_zero:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            write_whole(self._folder / RESULT, f"{json.dumps(content, indent=1, allow_nan=False)}\n".encode())
+        for condition, result in results.items():
+            rank_zero_info(f"{condition}: {_text(result)}")
+        rank_zero_info(f"Result: {self._folder / RESULT}, {FIGURE}")
+
+    def _observed(self, batch: tuple[list[Tensor], Tensor]) -> Iterator[tuple[int, float, Tensor, dict[str, Tensor]]]:
+        """Yield number, sigma, clean image and noisy versions of each photograph."""
+        for image, number in zip(batch[0], batch[1].tolist(), strict=True):
+            for sigma in self.sigmas:
+                noisy = observations(self.model, image[None], sigma, self.level, self.attack_steps, seed=number)
+                yield number, sigma, image[None], noisy
+
+    def _draw(
+        self, clean: Tensor, noisy: dict[str, Tensor], cleaned: dict[str, Tensor], row: dict[str, Scores], sigma: float
+    ) -> None:
+        """Draw noisy and denoised versions of a photograph, without and with ObsAtk."""
+        panels = [("clean", clean)]
+        for name, noise in (("Gaussian", "gaussian"), ("Gaussian + ObsAtk", "obsatk")):
+            found = row[f"{noise}_{sigma:g}"]
+            panels += [(f"{name}, {found['noisy_psnr']:.1f} dB", noisy[noise])]
+            panels += [(f"denoised, {found['psnr']:.1f} dB", cleaned[noise])]
+        with open_figure(15, 3.4, f"σ = {sigma:g}/255, ObsAtk {radius_text(self.level)}") as figure:
+            for axes, (title, image) in zip(figure.subplots(1, len(panels)), panels, strict=True):
+                pixels = image[0].permute(1, 2, 0).float().cpu().numpy()
+                show_image(axes, pixels if pixels.shape[2] == 3 else pixels[..., 0], title, cmap="gray", vmin=0, vmax=1)
+            save_figure(figure, self._folder / FIGURE)
+
+
+def _text(result: dict[str, Any]) -> str:
+    """Format PSNR and SSIM with their intervals."""
+    parts = []
+    for score, digits, unit in (("psnr", 2, " dB"), ("ssim", 3, "")):
+        value, low, high = (result[score][end] for end in ("value", "low", "high"))
+        interval = "" if low is None else f" [{low:.{digits}f}, {high:.{digits}f}]"
+        parts.append(f"{score.upper()} {value:.{digits}f}{unit}{interval}")
+    return f"{', '.join(parts)} (noisy {result['noisy_psnr']['value']:.2f} dB)"
+
+
+def _check(noise: tuple[float, float], sigmas: tuple[float, ...], level: Radius) -> None:
+    if not 0 <= noise[0] <= noise[1] <= 255:
+        raise ValueError(
+            f"noise must be an increasing range in [0, 255], got {[*noise]}. Pass --model.noise '[0, 25]', in grey "
+            "levels."
+        )
+    if not sigmas or not all(255 * float(level) <= sigma <= 255 for sigma in sigmas):
+        raise ValueError(
+            f"sigmas must be grey levels from that of ObsAtk ({255 * float(level):g}) to 255, got {[*sigmas]}. Pass "
+            "--model.sigmas '[15, 25]', or another --model.level."
+        )
+
+
+# A name under which the default is pickled; the parser reads its options from the lambda expression.
+_adam: OptimizerCallable = inspect.signature(Denoising).parameters["optimizer"].default
+_adam.__qualname__ = "_adam"

@@ -1,0 +1,149 @@
+"""Training and evaluation of denoisers through the command line."""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from helpers.cli_runs import built, status
+from helpers.resume_helpers import at_step, differences, last
+from PIL import Image
+
+from lightning_paf.evaluation.denoising import NOISES, observations, scores, summary
+from lightning_paf.evaluation.statistics import mean_interval
+from lightning_paf.functional.image_quality import psnr
+from lightning_paf.nets.dncnn import DnCNN
+from lightning_paf.nn.activations import PSSiLU
+from lightning_paf.objectives.denoising import HybridAT, VanillaAT
+from lightning_paf.tasks import Denoising
+
+LAST = "checkpoints/last.ckpt"
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory) -> str:
+    """An experiment of two epochs of four steps on smooth images of two sizes."""
+    folder = tmp_path_factory.mktemp("tiny")
+    (folder / "images").mkdir()
+    rng = np.random.default_rng(0)
+    for number, size in enumerate([(24, 24), (24, 30), (30, 24)]):
+        small = Image.fromarray(rng.integers(0, 256, (4, 4), np.uint8))
+        small.resize(size, Image.Resampling.BICUBIC).save(folder / "images" / f"{number}.png")
+    photographs = str(folder / "images")
+    net = {"class_path": "DnCNN", "init_args": {"depth": 3, "width": 4}}
+    written = {
+        "data": {"train_dir": photographs, "test_dir": photographs, "patch": 12, "batch_size": 4, "epoch": 16},
+        "model": {"class_path": "Denoising", "init_args": {"net": net, "schedule": "Constant"}},
+        "trainer": {"accelerator": "cpu", "max_epochs": 2, "log_every_n_steps": 1, "enable_progress_bar": False},
+    }
+    (folder / "denoising.yaml").write_text(yaml.safe_dump(written))
+    return str(folder / "denoising.yaml")
+
+
+@pytest.fixture(scope="module")
+def run(tiny, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run") / "run"
+    assert status("fit", "-c", tiny, "--run", folder) == 0
+    return folder
+
+
+def test_a_run_logs_psnr(run):
+    with (run / "metrics.csv").open() as stream:
+        rows = [row for row in csv.DictReader(stream) if row["val/psnr"]]
+    assert len(rows) == 2
+    assert all(10 < float(row[name]) < 40 for row in rows for name in ("val/psnr", "val/psnr_adv"))
+
+
+def test_a_stopped_run_resumes_exactly(tiny, run, tmp_path):
+    again = ["--run", tmp_path / "run"]
+    with pytest.raises(RuntimeError, match="stopped before step 6"):
+        status("fit", "-c", tiny, *again, "--periodic.every_n_train_steps", "1", *at_step("FailsAt", 6))
+    assert status("fit", "-c", tiny, *again, "--ckpt_path", "last") == 0
+    assert differences(last(tmp_path / "run"), last(run)) == []
+
+
+def test_a_run_is_tested(run):
+    assert status("test", "--ckpt_path", run / LAST) == 0
+    content = json.loads((run / "test" / "denoising.json").read_text())
+    assert set(content["results"]) == {f"{noise}_{sigma}" for noise in NOISES for sigma in (15, 25)}
+    assert content["photographs"] == ["0.png", "1.png", "2.png"]
+    assert content["weights"]["global_step"] == 8
+    found = content["results"]["gaussian_25"]["psnr"]
+    assert found["low"] < found["value"] < found["high"]
+    assert found["value"] == pytest.approx(np.mean(found["images"]))
+    with Image.open(run / "test" / "denoising.png") as image:
+        assert image.size[0] > 1000
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["predict", "--ckpt_path", "{last}"], "predict must have a classifier, got Denoising"),
+        (["curve", "--ckpt", "{last}"], "a model of the kind classifier, got Denoising"),
+        (["fit", "-c", "{tiny}", "--model.noise", "[-1, 25]"], "noise must be an increasing range in [0, 255]"),
+        (["fit", "-c", "{tiny}", "--model.sigmas", "[-15]"], "sigmas must be grey levels"),
+        (["fit", "-c", "{tiny}", "--model.sigmas", "[4]"], "sigmas must be grey levels from that of ObsAtk (5)"),
+        (["fit", "-c", "{tiny}", "--model.level", "0"], "eps must be positive"),
+        (["fit", "-c", "{tiny}", "--model.attack_steps", "0"], "steps must be at least 1, got 0"),
+        (["fit", "-c", "{tiny}", "--data.train_dir", "absent"], "--data.train_dir must be a folder of photographs"),
+        (["fit", "-c", "{tiny}", "--data.patch", "40"], "must have at least 40 x 40 pixels"),
+        (["fit", "-c", "{tiny}", "--checkpoint.monitor", "val/acc"], "one of val/psnr, val/psnr_adv"),
+        (["fit", "-c", "{tiny}", "--model.net", "SmallConvNet"], "SmallConvNet"),
+    ],
+)
+def test_bad_input_is_refused_in_one_line(words, message, tiny, run, capsys):
+    assert status(*(word.format(last=run / LAST, tiny=tiny) for word in words)) in (1, 2)
+    error = capsys.readouterr().err
+    assert message in " ".join(error.split())
+    assert "Traceback" not in error
+
+
+def test_the_network_follows_the_data(tiny):
+    cli = built("-c", tiny, "--data.channels", "3", "--model.objective", "VanillaAT", "--model.activation", "PSSiLU")
+    module = cli.model
+    assert module.model.net.layers[0].in_channels == 3
+    assert isinstance(module.objective, VanillaAT)
+    assert any(isinstance(layer, PSSiLU) for layer in module.modules())
+    assert module.attack.radius == pytest.approx(5 / 255 * (3 * 12 * 12) ** 0.5)
+    (group,) = {type(module.optimizer([torch.nn.Parameter(torch.zeros(1))]))}
+    assert group is torch.optim.Adam
+
+
+@pytest.mark.parametrize("recipe", ["photographs", "dncnn_b"])
+def test_the_recipes_build(recipe):
+    module = built("-c", f"denoising/{recipe}").model
+    assert type(module) is Denoising
+    assert isinstance(module.objective, HybridAT)
+
+
+def test_noises_have_the_same_energy():
+    torch.manual_seed(0)
+    clean, net = 0.4 + 0.2 * torch.rand(1, 1, 64, 64), DnCNN(1, depth=3, width=4).eval()
+    noisy = observations(net, clean, 25, 5 / 255, steps=5, seed=0)
+    assert tuple(noisy) == NOISES
+    sizes = {name: 255 * (x - clean).square().mean().sqrt().item() for name, x in noisy.items()}
+    assert sizes["gaussian"] == pytest.approx(25, rel=0.03)
+    assert sizes["uniform"] == pytest.approx(25, rel=0.03)
+    assert 20 < sizes["obsatk"] <= 25.5
+    again = observations(net, clean, 25, 5 / 255, steps=5, seed=0)
+    assert all(torch.equal(noisy[name], again[name]) for name in NOISES)
+    assert psnr(net(noisy["obsatk"]), clean) < psnr(net(observations(net, clean, 20, 5 / 255, 5, 0)["gaussian"]), clean)
+
+
+def test_equal_images_have_finite_scores_and_a_single_one_no_interval():
+    image = torch.zeros(1, 1, 12, 12)
+    row = scores(image, image, image)
+    assert row["psnr"] == 100
+    result = summary({"a": {"gaussian_15": row}})["gaussian_15"]["psnr"]
+    assert result == {"value": 100.0, "low": None, "high": None, "images": [100.0]}
+
+
+def test_the_interval_of_a_mean():
+    """Student's quantile with 3 degrees of freedom is 3.182."""
+    found = mean_interval([1.0, 2.0, 3.0, 4.0])
+    assert found.value == 2.5
+    assert found.high - 2.5 == pytest.approx(3.1824 * (5 / 3 / 4) ** 0.5, rel=1e-4)
+    with pytest.raises(ValueError, match="at least one value"):
+        mean_interval([])
