@@ -375,7 +375,7 @@ def test_report_compare_and_status_name_the_checkpoints(tested, tmp_path, capsys
     assert status("status", run) == 0
     output = capsys.readouterr().out
     assert "PGD linf 8/255, npz, last.ckpt" in output
-    assert "PGD linf 8/255, best.ckpt" in output
+    assert "PGD linf 8/255, npz, best.ckpt" in output
 
 
 # ------------------------------------------------------------------ names
