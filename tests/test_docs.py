@@ -39,7 +39,8 @@ def test_every_extension_point_has_an_example():
 
 
 @pytest.mark.parametrize("section", EXAMPLES)
-def test_an_example_runs(section):
+def test_an_example_runs(section, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     exec(compile(EXAMPLES[section], section, "exec"), {"__name__": "my_project", "__doc__": ""})
 
 

@@ -2,6 +2,7 @@
 
 from lightning_paf.callbacks.activation_monitor import ActivationMonitor as ActivationMonitor
 from lightning_paf.callbacks.added_checkpoint import AddedCheckpoint as AddedCheckpoint
+from lightning_paf.callbacks.adversarial_training import AdversarialTraining as AdversarialTraining
 from lightning_paf.callbacks.averaging import WarmupEMA as WarmupEMA
 from lightning_paf.callbacks.batchnorm_start import BatchNormStart as BatchNormStart
 from lightning_paf.callbacks.epoch_printer import EpochPrinter as EpochPrinter

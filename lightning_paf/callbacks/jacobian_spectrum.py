@@ -5,8 +5,8 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
-from torch import nn
 
+from lightning_paf.callbacks.classifier_of import classifier_of
 from lightning_paf.nn.jacobian_spectrum import jacobian_spectrum
 from lightning_paf.nn.residual_chain import ResidualChain
 from lightning_paf.types import Batch, images_and_labels
@@ -52,8 +52,7 @@ class JacobianSpectrum(Callback):
         """Measure and log after the first batch."""
         if batch_idx or dataloader_idx or trainer.state.fn != TrainerFn.FITTING:
             return
-        model = pl_module.model
-        assert isinstance(model, nn.Module)
+        model = classifier_of(pl_module)
         with torch.inference_mode(False):
             x = images_and_labels(batch)[0][: self.max_examples].clone()
             if trainer.sanity_checking:

@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from lightning_paf.attacks import Attack
 from lightning_paf.attacks.probe import Flags
+from lightning_paf.callbacks.classifier_of import classifier_of
 from lightning_paf.evaluation import Samples
 from lightning_paf.evaluation.evaluate import Evaluation
 from lightning_paf.evaluation.files import ResultFiles
@@ -184,12 +185,7 @@ class RobustEval(Callback):
         return not fitting or (trainer.current_epoch + 1) % self.every_n_epochs == 0
 
     def _start(self, stage: Stage, trainer: Trainer) -> None:
-        module = trainer.lightning_module
-        if not isinstance(getattr(module, "model", None), nn.Module):
-            raise TypeError(
-                f"{type(module).__name__}.model must be a network from images (N, C, H, W) in [0, 1] to logits. "
-                "Assign the network to `self.model`."
-            )
+        classifier_of(trainer.lightning_module)
         loaders = trainer.val_dataloaders if stage == "val" else trainer.test_dataloaders
         if not isinstance(loaders, DataLoader) or isinstance(loaders.dataset, IterableDataset):
             got = getattr(loaders, "dataset", loaders)
@@ -236,12 +232,11 @@ def _check_name(name: str) -> None:
 
 
 def _classifier(pl_module: LightningModule) -> nn.Module:
-    """Return the module's `model`, without wrappers, in float32.
+    """Return the classifier in a module, without wrappers, in float32.
 
     Weights of another precision are copied. A checkpoint is loaded in float32, so that others verify the same network.
     """
-    model = pl_module.model
-    assert isinstance(model, nn.Module)
+    model = classifier_of(pl_module)
     single = all(tensor.dtype == torch.float32 for tensor in model.state_dict().values() if tensor.is_floating_point())
     return model if single else copy.deepcopy(model).float()
 
