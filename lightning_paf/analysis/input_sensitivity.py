@@ -33,7 +33,7 @@ class Propagation:
         predicted: Standard deviation of the margin by the sensitivity matrix, (N,).
         measured: That of the network, (N,).
         changed: Fraction of noisy images with another predicted class, (N,).
-        expected: The same fraction by the sensitivity matrix, (N,), if the margin is normal.
+        expected: Fraction with a negative margin by the sensitivity matrix, (N,), without changes to a third class.
         error: Norm of the difference of linearised and actual outputs, relative to that of the change, (N,).
     """
 
@@ -153,8 +153,8 @@ def analyze(options: argparse.Namespace, load: Load, progress: Progress) -> Repo
         "growth of a random direction": growth,
         "deviation of the margin, from P": found.predicted,
         "deviation of the margin, measured": found.measured,
-        "change of class, from P": found.expected,
-        "change of class, measured": found.changed,
+        "change to the second class, from P": found.expected,
+        "change to any class, measured": found.changed,
         "error of the linearisation": found.error,
     }
     size = f"{matrix.shape[1]} x {matrix.shape[2]}"

@@ -26,5 +26,5 @@ def sobolev_gradient(u: Tensor, t_end: float) -> Tensor:
     # The product of hyperbolic functions as exponentials that do not overflow.
     distances = torch.stack([apart, 2 * t_end - apart, total, 2 * t_end - total])
     kernel = torch.exp(-distances).sum(0) / (-2 * math.expm1(-2 * t_end))
-    smooth: Tensor = torch.tensordot(step * kernel.to(u), u, dims=1)
-    return smooth
+    v: Tensor = torch.tensordot(step * kernel.to(u), u, dims=1)
+    return v

@@ -14,8 +14,10 @@ EPOCHS, ITERATIONS, T_END, STEP = 10, 6, 2, 0.05
 _SNODE = ("--model.net", "SNODE", "--model.net.t_end", str(T_END), "--model.net.step", str(STEP))
 _RESNET = ("--model.net", "SNODEResNet", "--model.net.depth", str(round(T_END / STEP)), "--model.net.step", str(STEP))
 _SIZE = ("--model.net.image_size", "8")
-_NCG: tuple[str, ...] = ("--model.optimizer", "SobolevNCG", "--model.optimizer.lr", "1", "--model.schedule", "Constant")
-_NCG += ("--model.optimizer.iterations", str(ITERATIONS), "--trainer.max_epochs", str(EPOCHS))
+_NCG = (
+    *("--model.optimizer", "SobolevNCG", "--model.optimizer.lr", "1", "--model.schedule", "Constant"),
+    *("--model.optimizer.iterations", str(ITERATIONS), "--trainer.max_epochs", str(EPOCHS)),
+)
 _SAME_GRADIENTS = ("--trainer.max_epochs", str(EPOCHS * ITERATIONS))
 _ADAM = ("--model.optimizer", "Adam", "--model.optimizer.lr", "0.001", *_SAME_GRADIENTS)
 _SGD = ("--model.optimizer", "SGD", "--model.optimizer.lr", "0.1", "--model.optimizer.momentum", "0.9")
