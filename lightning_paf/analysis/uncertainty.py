@@ -46,12 +46,13 @@ SHIFTS: Mapping[str, Callable[[Tensor], Tensor]] = MappingProxyType({"permuted":
 @torch.no_grad()
 def probabilities_of(model: nn.Module, x: Tensor) -> Tensor:
     """Class probabilities (N, K) of images (N, C, H, W)."""
-    return torch.cat([model(part).float().softmax(1) for part in x.split(AT_ONCE)])
+    return torch.cat([model(part).float().softmax(1) for part in torch.split(x, AT_ONCE)])
 
 
 def entropy(probabilities: Tensor) -> Tensor:
     """Entropy (N,) of class probabilities (N, K), in nats."""
-    return torch.special.entr(probabilities).sum(1)
+    found: Tensor = torch.special.entr(probabilities).sum(1)
+    return found
 
 
 def calibration(probabilities: Tensor, y: Tensor) -> dict[str, float]:

@@ -91,7 +91,8 @@ class ELBO(Objective):
         shape = (self.samples, *posterior.batch_shape)
         times = torch.empty(shape, device=posterior.rate.device, dtype=posterior.rate.dtype)
         times.uniform_(_EARLIEST, self.horizon)
-        return Draws(times, posterior.log_prob(times) - math.log(self.samples))
+        density: Tensor = posterior.log_prob(times)  # type: ignore[no-untyped-call]
+        return Draws(times, density - math.log(self.samples))
 
     def _normalised(self, posterior: Gamma) -> Draws:
         times, log_weights = self._uniform(posterior)

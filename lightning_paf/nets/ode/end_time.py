@@ -38,7 +38,7 @@ class EndTimeBlock(ODEBlock):
         position = times.clamp(_EARLIEST, self.t_end) / self.step
         known = position.detach().nan_to_num()
         left = (known.ceil() - 1).clamp_min(0).long()  # last step that starts before the time
-        numbers = torch.cat([left, left + 1]).unique().tolist()
+        numbers = sorted({*left.flatten().tolist(), *(left + 1).flatten().tolist()})
         grid = [number * self.step for number in numbers]
         states = self.states(z, grid[1:] if grid[0] == 0 else grid)
         states = torch.cat([z[None], states]) if grid[0] == 0 else states
@@ -121,7 +121,7 @@ class AmortisedPosterior(nn.Module):
 
 def _gamma(concentration: Tensor, rate: Tensor) -> Gamma:
     # Without checks, which synchronise a GPU; NaN reaches the loss, whose error names the parameters.
-    return Gamma(_wide(concentration), _wide(rate), validate_args=False)  # type: ignore[no-untyped-call]
+    return Gamma(_wide(concentration), _wide(rate), validate_args=False)
 
 
 def _wide(x: Tensor) -> Tensor:
