@@ -161,9 +161,9 @@ class LatentEndTimeNet(_StemBlockHead):
         z = self.stem(x)
         posterior: Gamma = self.posterior(x)
         times, log_weights = (self._draw or self._own_draw)(posterior)
-        features = self.features(self.block.states_at(z, times).flatten(0, 1)).view(*times.shape[:1], len(z), -1)
+        features = self.features(self.block.states_at(z, times).flatten(0, 1))
         # One call for each time, since `Classifier.outputs` keeps the input of the last one.
-        logits = torch.stack([self.fc(part) for part in features])
+        logits = torch.stack([self.fc(part) for part in features.chunk(len(times))])
         if self._draw is not None:
             self._records.append(Recorded(logits, log_weights, posterior))
         log_probabilities = logits.log_softmax(-1) + log_weights.log_softmax(0)[..., None]
