@@ -15,7 +15,7 @@ _NET_SIZE = re.compile(r"--(model\.net\.(?:init_args\.)?(?:net\.(?:init_args\.)?
 
 
 def link_sizes(parser: LightningArgumentParser, data: type[ImageDataModule], model: str) -> None:
-    """Link the arguments of the data to those of the model and the sizes of its network.
+    """Link the arguments of the data to the model and the sizes of its network.
 
     Args:
         parser: Parser with both.

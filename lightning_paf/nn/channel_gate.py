@@ -88,7 +88,7 @@ class ChannelGate(nn.Module):
     """
 
     fx_leaf = True
-    """The fast path of attacks calls the gate itself, whose gradient rules cannot be traced."""
+    """`speed.folding` calls it as one layer, whose gradient rules cannot be traced."""
 
     def __init__(
         self,

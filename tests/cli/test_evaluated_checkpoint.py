@@ -187,9 +187,13 @@ REFUSED = [
 ]
 TOOLS = {
     "certify": "CKPT --sigma 0.5",
+    "analyze channel-activations": "--ckpt CKPT",
     "analyze concentration": "--ckpt CKPT",
     "curve": "--ckpt CKPT",
     "export": "--ckpt CKPT --out OUT",
+    "analyze gradient-masking": "--ckpt CKPT",
+    "analyze input-sensitivity": "--ckpt CKPT",
+    "analyze jacobian-spectrum": "--ckpt CKPT",
     "analyze ladder": "--ckpt CKPT --out OUT.npz",
     "analyze min-max": "--ckpt CKPT",
     "analyze protection": "--ckpt CKPT --protected 0",
@@ -197,7 +201,9 @@ TOOLS = {
     "analyze saliency": "--ckpt CKPT",
     "sanity_check": "--ckpt CKPT",
     "synthesis_report": "POOL --ckpt CKPT",
+    "analyze uncertainty": "--ckpt CKPT",
     "verify": "EVIDENCE --ckpt CKPT",
+    "analyze zero-stability": "--ckpt CKPT --figure OUT.png",
 }
 """Options of every command that loads a checkpoint."""
 TYPED = {name: f"{name.replace('_', '-')} -c CONFIG {words}" for name, words in TOOLS.items()}
@@ -214,7 +220,7 @@ CASES = [
     *(
         (words.replace("--ckpt CKPT", ""), "--ckpt")
         for name, words in TYPED.items()
-        if "--ckpt" in words and name != "report"
+        if "--ckpt" in words and name not in ("report", "analyze zero-stability")
     ),
     ("synthesize --from BEGUN --out OUT.npz", "must hold trained weights"),
     ("certify EMPTY --sigma 0.5", "EMPTY must hold a checkpoint, but there is none"),

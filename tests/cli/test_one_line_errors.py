@@ -22,8 +22,7 @@ CONFIGURED = [  # refused before anything is built
     ("-c BINARY", "must be a YAML file, got"),
 ]
 BUILT = [
-    ("--model.net.width 0", "SmallConvNet must accept images of shape (1, 1, 8, 8) from digits, got: "),
-    ("--model.net.width -1", "RuntimeError: Trying to create tensor with negative dimension -1"),
+    ("--model.net.width -1", "width must be at least 1, got -1. Pass another --model.net.width."),
     ("--model.net TorchvisionNet --model.net.name resnet18", "expected input[1, 1, 8, 8] to have 3 channels"),
     ("--model.net VGG16BN", "VGG16BN must accept images of shape (1, 1, 8, 8) from digits, got: "),
     ("--model.optimizer SGD --model.optimizer.momentum -1", "got: Invalid momentum value: -1.0. Pass other"),
@@ -139,7 +138,7 @@ def test_an_error_of_a_step_keeps_its_traceback(tiny, tmp_path, monkeypatch):
 
 def test_the_traceback_of_a_configuration_on_request(tiny, monkeypatch):
     monkeypatch.setenv("LIGHTNING_PAF_DEBUG", "1")
-    with pytest.raises(RuntimeError, match="negative dimension"):
+    with pytest.raises(ValueError, match="width must be at least 1"):
         status("fit", "-c", tiny, "--model.net.width", "-1")
 
 

@@ -43,6 +43,7 @@ class Overflows(nn.Module):
 
     def __init__(self, logits, limit=LIMIT):
         super().__init__()
+        self.num_classes = len(logits)
         self.register_buffer("logits", torch.tensor(logits, dtype=torch.float32))
         self.limit = limit
 

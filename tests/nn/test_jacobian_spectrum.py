@@ -4,12 +4,13 @@ import copy
 
 import pytest
 import torch
-from helpers.every_net import SMALL, build
+from helpers.every_net import build
 from helpers.fakes import spec
 from torch import nn
 from torch.func import jacrev
 
-from lightning_paf.nets import VGG16BN, CifarResNet, CoViT, LeNet, SmallConvNet, ViT, WideResNet
+from lightning_paf import nets
+from lightning_paf.nets import VGG16BN, CifarResNet, CoViT, SmallConvNet, ViT, WideResNet, ZeroSNet
 from lightning_paf.nn.activations import PSSiLU, fuse_activations
 from lightning_paf.nn.classifier import Classifier
 from lightning_paf.nn.jacobian_spectrum import jacobian_spectrum, spectral_norm
@@ -17,7 +18,10 @@ from lightning_paf.nn.residual_chain import ResidualChain
 from lightning_paf.nn.swap import swap_activations
 
 SIZES = {"image_size": 8, "patch": 4, "width": 16, "depth": 2}
-RESIDUAL = [cls for cls in SMALL if cls not in (LeNet, SmallConvNet, VGG16BN)]
+RESIDUAL = dict.fromkeys((nets.CifarResNet, nets.DMPreActResNet, nets.PreActResNet), 8)
+RESIDUAL |= dict.fromkeys((nets.DMWideResNet, nets.WideResNet), 3) | dict.fromkeys((nets.CoViT, nets.ViT), 2)
+RESIDUAL |= {nets.GatedResNet: 10} | dict.fromkeys((nets.NODE, nets.ODENet, nets.TisODENet), 1)
+"""Number of blocks of each network with residual blocks; gates and ODE blocks are blocks."""
 
 
 def classifier(net, double=True):
@@ -101,8 +105,7 @@ def test_embedding_blocks_and_head_of_every_residual_network_compose(cls):
     model, x = classifier(build(cls, in_channels=3)), images(2, 32)
     before = [(name, id(module)) for name, module in model.named_modules()]
     chain = ResidualChain(model, x)
-    blocks = {"WideResNet": 3, "DMWideResNet": 3, "ViT": 2, "CoViT": 2, "GatedResNet": 10}  # gates are blocks
-    assert len(chain.blocks) == blocks.get(cls.__name__, 8)
+    assert len(chain.blocks) == RESIDUAL[cls]
     torch.testing.assert_close(chain.head(chain.states(x)[-1], x), model(x))
     assert before == [(name, id(module)) for name, module in model.named_modules()]
 
@@ -126,7 +129,7 @@ def test_the_spectrum_is_that_of_the_parametric_activation_and_leaves_the_model_
     torch.testing.assert_close(again.head, found.head)
 
 
-@pytest.mark.parametrize("net", [SmallConvNet(3), VGG16BN(width=4)])
+@pytest.mark.parametrize("net", [SmallConvNet(3), VGG16BN(width=4), ZeroSNet(8, width=4)])
 def test_a_network_without_residual_blocks_is_refused(net):
     with pytest.raises(ValueError, match=f"must have residual blocks that each run once, got {type(net).__name__}"):
         jacobian_spectrum(classifier(net), images(1, 32))

@@ -24,6 +24,7 @@ from lightning_paf.speed.folded_model import FoldedModel
 
 NETS = {cls.__name__: partial(build, cls, in_channels=3) for cls in SMALL} | {
     "EmbeddingNet": lambda: nets.EmbeddingNet(nets.CifarResNet(width=4), hidden=[8]),
+    "KernelClassifier": lambda: nets.KernelClassifier(support=10),
     "LastStageODE": lambda: nets.LastStageODE(nets.CifarResNet(width=4), groups=4, step=0.5),
 }
 NOT_FOLDED = {"ALTNODE", "LTNODE", "LastStageODE", "NODE", "ODENet", "TisODENet"}
