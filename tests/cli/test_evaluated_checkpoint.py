@@ -185,25 +185,20 @@ REFUSED = [
     ("COMMAND -c CONFIG --model.init LAST", "COMMAND needs a checkpoint, got none"),
     ("COMMAND -c CONFIG --COMMAND.ckpt_path LAST", "error: "),
 ]
+ANALYSES = "channel-activations concentration gradient-masking input-sensitivity jacobian-spectrum saliency uncertainty"
 TOOLS = {
+    **{f"analyze {name}": "--ckpt CKPT" for name in ANALYSES.split()},
+    "analyze min-max": "--ckpt CKPT",
+    "analyze ladder": "--ckpt CKPT --out OUT.npz",
+    "analyze protection": "--ckpt CKPT --protected 0",
+    "analyze zero-stability": "--ckpt CKPT --figure OUT.png",
     "certify": "CKPT --sigma 0.5",
-    "analyze channel-activations": "--ckpt CKPT",
-    "analyze concentration": "--ckpt CKPT",
     "curve": "--ckpt CKPT",
     "export": "--ckpt CKPT --out OUT",
-    "analyze gradient-masking": "--ckpt CKPT",
-    "analyze input-sensitivity": "--ckpt CKPT",
-    "analyze jacobian-spectrum": "--ckpt CKPT",
-    "analyze ladder": "--ckpt CKPT --out OUT.npz",
-    "analyze min-max": "--ckpt CKPT",
-    "analyze protection": "--ckpt CKPT --protected 0",
     "report": "RESULT --ckpt CKPT",
-    "analyze saliency": "--ckpt CKPT",
     "sanity_check": "--ckpt CKPT",
     "synthesis_report": "POOL --ckpt CKPT",
-    "analyze uncertainty": "--ckpt CKPT",
     "verify": "EVIDENCE --ckpt CKPT",
-    "analyze zero-stability": "--ckpt CKPT --figure OUT.png",
 }
 """Options of every command that loads a checkpoint."""
 TYPED = {name: f"{name.replace('_', '-')} -c CONFIG {words}" for name, words in TOOLS.items()}
