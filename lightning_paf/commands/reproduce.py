@@ -49,8 +49,9 @@ def main(argv: list[str]) -> int:
     from lightning_paf.experiments.run import Task
 
     words = (*_data(options, experiment, folder), *last)
+    evaluated = examples, options.autoattack_examples, options.search_precision
     tasks = [
-        Task(options.method, variant.name, seed, folder, config, words, examples, options.autoattack_examples)
+        Task(options.method, variant.name, seed, folder, config, words, *evaluated)
         for seed in range(experiment.first_seed, experiment.first_seed + seeds)
         for variant in experiment.variants
     ]
@@ -80,6 +81,7 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     add("--variants", nargs="+", metavar="NAME", help="train only these, and test only the claims about them")
     add("--examples", type=positive, help="test images to evaluate (default: by budget)")
     add("--autoattack-examples", type=positive, help="test images for AutoAttack (default: all that are evaluated)")
+    add("--search-precision", choices=("fp32", "bf16"), default="fp32", help="bf16: faster, confirmed in fp32")
     add("--data.root", metavar="FOLDER", help="for --config experiments/cifar10_small: train.npz and test.npz")
     add("--data.synthetic", metavar="FILE", help="second source of training images")
     add("--jobs", type=positive, default=os.cpu_count() or 1, help="variants to train at the same time")
@@ -142,6 +144,7 @@ def _typed(options: argparse.Namespace, seeds: int) -> str:
     for name in ("examples", "autoattack_examples"):
         if (value := getattr(options, name)) is not None:
             words += [f"--{name.replace('_', '-')}", str(value)]
+    words += ["--search-precision", "bf16"] if options.search_precision == "bf16" else []
     return " ".join(words)
 
 

@@ -23,6 +23,7 @@ from lightning_paf.evaluation.files import ResultFiles
 from lightning_paf.experiments.experiment import Experiment, Variant, find_experiment
 from lightning_paf.experiments.metrics import correct, margin_pgd
 from lightning_paf.loading import load_run
+from lightning_paf.speed.search_model import Precision
 from lightning_paf.utils.files import write_whole
 
 BLOCK_SIZE = 512
@@ -41,6 +42,7 @@ class Task:
         options: Last words of `fit`, such as those for a shorter training.
         examples: Number of test images to evaluate.
         autoattack_examples: Number of them that AutoAttack runs on; None for all.
+        search_precision: Precision of the searches; every success is confirmed in float32.
     """
 
     experiment: str
@@ -51,6 +53,7 @@ class Task:
     options: tuple[str, ...]
     examples: int
     autoattack_examples: int | None = None
+    search_precision: Precision = "fp32"
 
     @property
     def output(self) -> Path:
@@ -102,11 +105,13 @@ def eps_of(task: Task, experiment: Experiment) -> float:
 def _remove_stale(task: Task, experiment: Experiment, variant: Variant) -> None:
     """Remove a training with other options, and metrics of other settings."""
     commands = [*variant.before, _fit_words(task, experiment, variant), variant.test_options]
-    evaluated = {
+    evaluated: dict[str, Any] = {
         "eps": experiment.eps,
         "examples": [task.examples, task.autoattack_examples],
         "metrics": sorted(experiment.metrics),
     }
+    if task.search_precision != "fp32":
+        evaluated["precision"] = task.search_precision
     text = json.dumps({"commands": commands, "config": task.config.read_text(), **evaluated}, indent=1)
     settings = task.output / "settings.json"
     before, now = json.loads(settings.read_text()) if settings.is_file() else {}, json.loads(text)
@@ -157,7 +162,7 @@ def _evaluate(task: Task, experiment: Experiment, variant: Variant) -> dict[str,
     attacks = {"pgd": (margin_pgd(eps), task.examples), "autoattack": (AutoAttack(eps), task.autoattack_examples)}
     for name, (attack, examples) in attacks.items():
         first = replace(samples, ids=samples.ids[: examples or task.examples])
-        evaluation = Evaluation(run.model, attack, first, block_size=BLOCK_SIZE)
+        evaluation = Evaluation(run.model, attack, first, 0, BLOCK_SIZE, task.search_precision)
         files = ResultFiles.of(task.output, name, attack)
         found[name] = evaluation.run(files.state(evaluation.identity)).outcomes == Outcome.ROBUST
     return found | {name: metric(run, x, y) for name, metric in experiment.metrics.items()}

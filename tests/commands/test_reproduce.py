@@ -35,6 +35,7 @@ def done(tmp_path_factory):
     """The experiment, run twice in this process: folder, output, and times of the results after each run."""
     folder, printed = tmp_path_factory.mktemp("experiment"), io.StringIO()
     words = ["small", "--budget", "smoke", "--out", str(folder / "out"), "--json", str(folder / "kept" / "small.json")]
+    words += ["--search-precision", "bf16"]
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(printed):
         for module in (reproduce, run):
             patch.setattr(module, "find_experiment", lambda name: EXPERIMENT)
@@ -74,6 +75,14 @@ def test_variants_are_trained_evaluated_and_compared(done):
     assert [claim["conclusion"] for claim in found["claims"]] == ["reproduced", "reproduced"]
     assert "Tuning helps |w|" in done.printed
     assert "fit -c" in (done.folder / "out" / "small-smoke" / "tuned-1" / "log.txt").read_text()
+
+
+def test_the_precision_of_the_search_is_an_option(done):
+    found = json.loads((done.folder / "kept" / "small.json").read_text())
+    assert found["command"].endswith("--search-precision bf16")
+    identities = [path.read_text() for path in (done.folder / "out").rglob("state/*/*.json")]
+    assert identities
+    assert all(json.loads(text)["precision"] == "bf16" for text in identities)
 
 
 def test_finished_work_is_kept(done):
