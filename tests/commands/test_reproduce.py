@@ -232,7 +232,7 @@ def test_numbers_that_allow_no_comparison_are_refused(option, number, tmp_path, 
 def test_the_page_has_a_row_for_every_result(done, capsys):
     assert reproduce.main(["--table", str(done.folder / "kept")]) == 0
     printed = capsys.readouterr().out
-    command = "lightning-paf reproduce small --budget smoke --seeds 2"
+    command = "lightning-paf reproduce small --budget smoke --seeds 2 --search-precision bf16"
     assert f"| An experiment for the test | **reproduced** | 2 reproduced | `{command}` |" in printed
     assert r"| Tuning helps \|w\| (expected) | pgd |" in printed
     assert "(kept/small.png)" in printed
