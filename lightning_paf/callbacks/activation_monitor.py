@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from lightning_paf.nn.activations import Activation
 from lightning_paf.nn.activations.plot import ActivationSite, draw_activations, inputs_of
-from lightning_paf.types import Batch
+from lightning_paf.types import Batch, images_and_labels
 from lightning_paf.utils.figures import figure_png
 from lightning_paf.utils.files import write_whole
 
@@ -106,7 +106,7 @@ class ActivationMonitor(Callback):
             pl_module.log_dict(logs, on_step=False, on_epoch=True, batch_size=1, sync_dist=True)
             self._warn(name, activation)
         if self.picture and trainer.is_global_zero and not getattr(trainer, "fast_dev_run", False):
-            inputs = inputs_of(activations, lambda: pl_module(batch[0][: self.max_examples]))
+            inputs = inputs_of(activations, lambda: pl_module(images_and_labels(batch)[0][: self.max_examples]))
             if inputs:
                 self._save(trainer, self._draw(trainer, activations, inputs))
 

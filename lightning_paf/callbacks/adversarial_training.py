@@ -2,10 +2,12 @@
 
 from typing import Any
 
+import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from lightning_paf.attacks import Attack
+from lightning_paf.attacks.probe import probe
 from lightning_paf.callbacks.classifier_of import classifier_of
 from lightning_paf.types import images_and_labels
 
@@ -23,12 +25,13 @@ class AdversarialTraining(Callback):
 
     Raises:
         TypeError: The module has no `forward`.
-        ValueError: The module has an attack of its own; images that are not floating point, or outside [0, 1].
+        ValueError: Another attack, of the module or of a second callback; wrong images, labels or logits.
     """
 
     def __init__(self, attack: Attack) -> None:
         self.attack = attack
         self._images: tuple[Tensor, Tensor] | None = None
+        self._checked = False
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Check the module."""
@@ -38,10 +41,17 @@ class AdversarialTraining(Callback):
                 f"AdversarialTraining must be left out for {type(pl_module).__name__}, which has an attack of its own. "
                 "Pass --model.attack instead."
             )
+        count = sum(isinstance(callback, AdversarialTraining) for callback in trainer.callbacks)  # type: ignore[attr-defined]
+        if count > 1:
+            raise ValueError(f"One AdversarialTraining must be passed, got {count}. Combine attacks with WorstOf.")
+        self._checked = False
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Write adversarial images into the batch."""
         x, y = images_and_labels(batch)
+        if not self._checked and x.is_floating_point():
+            probe(classifier_of(pl_module), x, y)
+            self._checked = True
         with trainer.precision_plugin.forward_context():
             adversarial = self.attack(classifier_of(pl_module), x, y)
         # In place, since a callback cannot replace a batch. The memory can be that of the dataset.
@@ -59,5 +69,6 @@ class AdversarialTraining(Callback):
     def _restore(self) -> None:
         if self._images is not None:
             batch, clean = self._images
-            batch.copy_(clean)
+            with torch.no_grad():  # a step can make the images require a gradient
+                batch.copy_(clean)
             self._images = None

@@ -9,18 +9,18 @@ from lightning_paf.nn.classifier import Classifier
 def classifier_of(module: LightningModule) -> nn.Module:
     """Network from images (N, C, H, W) in [0, 1] to logits (N, classes).
 
-    That is the module itself where it defines `forward`, else its `model`. Tasks of this package have a `Classifier` as
-    their `model`, which evaluations run without the module around it.
+    That is the module itself, which must define `forward`. Tasks of this package have a `Classifier` as their `model`,
+    which evaluations run without the module around it.
 
     Raises:
-        TypeError: The module has neither `forward` nor a network `model`.
+        TypeError: The module does not define `forward`; a network inside it need not return logits.
     """
     model = getattr(module, "model", None)
-    if not isinstance(model, Classifier) and type(module).forward is not LightningModule.forward:
-        return module
-    if not isinstance(model, nn.Module):
+    if isinstance(model, Classifier):
+        return model
+    if type(module).forward is LightningModule.forward:
         raise TypeError(
             f"{type(module).__name__}.forward must map images (N, C, H, W) in [0, 1] to logits, got no forward. "
-            "Define it, or assign the network to `self.model`."
+            "Define it, as in `return self.model(x)`."
         )
-    return model
+    return module

@@ -135,7 +135,7 @@ class RobustEval(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, batch_idx: int, *_: int
     ) -> None:
         """Evaluate the samples of this rank on the last batch."""
-        self._seen += len(batch[1])
+        self._seen += len(images_and_labels(batch)[1])
         if self._is_due(trainer) and batch_idx + 1 == trainer.num_val_batches[0]:
             ids = np.array([i for i in dict.fromkeys(self._ids[: self._seen]) if i < len(self._outcomes)], np.int64)
             # Tensors created in inference mode have no gradients.
@@ -146,7 +146,7 @@ class RobustEval(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, *_: int
     ) -> None:
         """Count the samples of this rank."""
-        self._seen += len(batch[1])
+        self._seen += len(images_and_labels(batch)[1])
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Combine the outcomes of all ranks and log the accuracy."""

@@ -114,6 +114,35 @@ def test_steps_see_adversarial_images_and_the_data_stay_clean(tmp_path):
     assert torch.equal(images, X)
 
 
+def test_a_step_can_differentiate_by_the_images(tmp_path):
+    class Penalty(Plain):
+        def training_step(self, batch, batch_idx):
+            x = batch[0].requires_grad_()
+            loss = F.cross_entropy(self(x), batch[1])
+            (slope,) = torch.autograd.grad(loss, x, create_graph=True)
+            return loss + slope.square().sum()
+
+    images = X.clone()
+    trainer(tmp_path, AdversarialTraining(ATTACK)).fit(Penalty(), parts(images))
+    assert torch.equal(images, X)
+
+
+def test_two_attacks_of_a_batch_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="One AdversarialTraining must be passed, got 2"):
+        trainer(tmp_path, AdversarialTraining(ATTACK), AdversarialTraining(ATTACK)).fit(Plain(), parts(X))
+
+
+@pytest.mark.parametrize("callback", [RobustEval(ATTACK), ActivationMonitor()])
+def test_batches_of_other_form_are_refused_in_validation(callback, tmp_path):
+    class Named(Plain):
+        def validation_step(self, batch, batch_idx):
+            pass
+
+    named = DataLoader([{"image": x, "label": y} for x, y in zip(X, Y, strict=True)], 8)
+    with pytest.raises(ValueError, match="must be the two tensors"):
+        trainer(tmp_path, callback, num_sanity_val_steps=0).fit(Named(), loader(), named)
+
+
 def test_the_data_stay_clean_after_an_error(tmp_path, monkeypatch):
     module, images = Plain(), X.clone()
 
@@ -136,7 +165,7 @@ def test_the_attack_uses_the_precision_of_the_training(tmp_path):
             return logits
 
     trainer(tmp_path, AdversarialTraining(ATTACK), precision="bf16-mixed").fit(Dtypes(), loader(16))
-    assert set(dtypes) == {torch.bfloat16}
+    assert set(dtypes[-3:]) == {torch.bfloat16}  # a gradient of the attack and the step; a check before is in float32
 
 
 @pytest.mark.parametrize(
@@ -145,6 +174,7 @@ def test_the_attack_uses_the_precision_of_the_training(tmp_path):
         (Plain, [X * 255, Y], r"Pixels must lie in \[0, 1\] for PGD"),
         (Plain, [(X * 255).byte(), Y], "Images must be floating point, got torch.uint8"),
         (Plain, {"image": X, "label": Y}, "must be the two tensors"),
+        (Plain, [X, Y + 5], "y must be class labels"),
         (Attacked, [X, Y], "AdversarialTraining must be left out for Attacked, which has an attack of its own"),
     ],
 )
@@ -155,6 +185,7 @@ def test_what_cannot_be_trained_is_refused(module, batch, message, tmp_path):
 
 def test_a_module_without_forward_is_refused(tmp_path):
     class Nothing(Plain):
+        model = nn.Identity()  # may be a part without the head
         forward = LightningModule.forward
 
     with pytest.raises(TypeError, match=r"Nothing.forward must map images .* to logits, got no forward"):

@@ -269,7 +269,7 @@ def test_weights_in_memory_are_identified_by_their_hash(tmp_path):
     (after,) = found.values()
     assert (before.weights.file, before.weights.global_step) == ("weights in memory", 0)
     assert (after.weights.file, after.weights.global_step) == ("weights in memory", 3)
-    assert before.fingerprints["model"] != after.fingerprints["model"] == weights_fingerprint(module.model)
+    assert before.fingerprints["model"] != after.fingerprints["model"] == weights_fingerprint(module)
 
 
 def test_a_result_written_meanwhile_is_kept(tmp_path, monkeypatch):

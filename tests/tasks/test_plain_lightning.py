@@ -191,7 +191,7 @@ REFUSED = {
     ),
     "an evaluation of another module": (
         lambda: trainer(None, RobustEval(ATTACK)).validate(Foreign(), loader()),
-        "Foreign.forward must map images .* to logits, got no forward. Define it, or assign the network",
+        "Foreign.forward must map images .* to logits, got no forward. Define it, as in `return self.model",
     ),
     "an evaluation of images without indices": (
         lambda: trainer(None, RobustEval(ATTACK)).validate(module(), DataLoader(Stream(), batch_size=4)),
