@@ -107,6 +107,12 @@ def _padded(column: Sequence[str], pad: Callable[[str, int], str]) -> list[str]:
     return [pad(cell, width) for cell in column]
 
 
+def mean_and_range(values: Tensor) -> tuple[str, str, str]:
+    """Mean, least and largest value to three digits."""
+    mean, least, largest = (f"{float(value):.3g}" for value in (values.mean(), values.min(), values.max()))
+    return mean, least, largest
+
+
 def percent(fraction: float) -> str:
     """A fraction as in `61.5 %`."""
     return f"{100 * fraction:.1f} %"

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from lightning_paf.analysis.base import Load, Progress, Report, add_folder, folder_files, table
+from lightning_paf.analysis.base import Load, Progress, Report, add_folder, folder_files, mean_and_range, table
 from lightning_paf.nets.ode.snode import StandaloneNet
 from lightning_paf.nn.classifier import Classifier
 from lightning_paf.nn.modes import frozen
@@ -161,7 +161,7 @@ def analyze(options: argparse.Namespace, load: Load, progress: Progress) -> Repo
     lines = [f"Sensitivity P ({size}) at {len(x)} images, and noise of deviation {options.std:g}"]
     lines += table(
         ("", "mean", "min", "max"),
-        *((name, *(f"{float(v):.3g}" for v in (r.mean(), r.min(), r.max()))) for name, r in rows.items()),
+        *((name, *mean_and_range(r)) for name, r in rows.items()),
     )
     content = {"singular_values": values.tolist(), **{name: row.tolist() for name, row in rows.items()}}
     figure = draw_sensitivity(values, found, f"{run_of(checkpoint).name}: sensitivity to the image")

@@ -7,7 +7,16 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from lightning_paf.analysis.base import Load, Progress, Report, TrainedRun, add_folder, folder_files, table
+from lightning_paf.analysis.base import (
+    Load,
+    Progress,
+    Report,
+    TrainedRun,
+    add_folder,
+    folder_files,
+    mean_and_range,
+    table,
+)
 from lightning_paf.attacks import Attack, radius_text
 from lightning_paf.nn.classifier import Classifier
 from lightning_paf.nn.jacobian_spectrum import Spectrum, jacobian_spectrum
@@ -112,15 +121,16 @@ def analyze(options: argparse.Namespace, load: Load, progress: Progress) -> Repo
     lines = [f"Largest singular values at {len(x)} images (sigma(F): of the block minus the identity)"]
     lines += table(
         ("", "mean", "min", "max", "sigma(F)"),
-        *((name, *_range(v), _mean(found.residual, name)) for name, v in rows.items()),
-        *((f"  {name}", *_range(v), "") for name, v in found.branches.items()),
+        *((name, *mean_and_range(v), _mean(found.residual, name)) for name, v in rows.items()),
+        *((f"  {name}", *mean_and_range(v), "") for name, v in found.branches.items()),
     )
     bounds = found.log_bounds()
+    under_attack = f"measured, {type(attack).__name__} {attack.norm} eps {radius_text(attack.eps)}"
     lines += ["", "Growth of a perturbation from the first to the last block"]
     lines += table(
         ("", "mean", "min", "max"),
-        (f"measured, {type(attack).__name__} {attack.norm} eps {radius_text(attack.eps)}", *_range(measured[-1])),
-        *((f"bound, {label}", *_range(bounds[name].exp())) for name, label in _BOUNDS.items()),
+        (under_attack, *mean_and_range(measured[-1])),
+        *((f"bound, {label}", *mean_and_range(bounds[name].exp())) for name, label in _BOUNDS.items()),
     )
     content = {
         "embedding": found.embedding.tolist(),
@@ -150,10 +160,6 @@ def _measured(run: TrainedRun, attack: Attack, x: Tensor, y: Tensor) -> Tensor:
 
 def _number(value: Tensor) -> str:
     return f"{float(value):.3g}"
-
-
-def _range(values: Tensor) -> tuple[str, ...]:
-    return tuple(map(_number, (values.mean(), values.min(), values.max())))
 
 
 def _mean(values: Mapping[str, Tensor], name: str) -> str:

@@ -23,6 +23,7 @@ from lightning_paf.synthesis.ladder.moves import (
     random_directions,
 )
 from lightning_paf.utils.arguments import number, positive
+from lightning_paf.utils.files import npz_bytes
 
 CHECKPOINTS = 1
 
@@ -158,10 +159,9 @@ def _metrics(
 
 def _archive(images: Tensor, labels: Tensor) -> bytes:
     """Shuffled images (N, C, H, W) uint8 and labels (N,) as an npz archive."""
-    order, archive = torch.randperm(len(images)), io.BytesIO()
+    order = torch.randperm(len(images))
     image = images.cpu().permute(0, 2, 3, 1)[order].numpy()
-    np.savez(archive, image=image, label=labels.cpu()[order].numpy().astype(np.int64))
-    return archive.getvalue()
+    return npz_bytes(image=image, label=labels.cpu()[order].numpy().astype(np.int64))
 
 
 def _sheet(rows: list[Tensor]) -> bytes:

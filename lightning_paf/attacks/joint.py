@@ -41,8 +41,8 @@ def joint_loss(weight: float, loss: PerExampleLoss = cross_entropy) -> Callable[
 class JointAttack(Attack):
     """An attack on the logits of a network and those of its probes.
 
-    It increases `joint_loss` of its own loss. Labels are not passed to the gates. On a network without probes it is the
-    attack itself.
+    It increases `joint_loss` of the loss of `attack`. Labels are not passed to the gates. On a network without probes
+    it is the attack itself.
 
     Args:
         attack: Attack by gradients without fixed loss, such as PGD.

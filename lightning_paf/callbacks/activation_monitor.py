@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from lightning_paf.nn.activations import Activation
 from lightning_paf.nn.activations.plot import ActivationSite, draw_activations, inputs_of
+from lightning_paf.runs.folder import run_folder_of
 from lightning_paf.types import Batch, images_and_labels
 from lightning_paf.utils.figures import figure_png
 from lightning_paf.utils.files import write_whole
@@ -81,8 +82,8 @@ class ActivationMonitor(Callback):
                 name: {key: value.cpu().clone() for key, value in activation.state_dict().items()}
                 for name, activation in activations.items()
             }
-        # `log_dir` is a collective operation.
-        self._folder = Path(trainer.log_dir or trainer.default_root_dir)
+        # On all ranks.
+        self._folder = run_folder_of(trainer)
 
     @torch.no_grad()
     def on_validation_batch_end(

@@ -38,7 +38,7 @@ class AdversarialTraining(Callback):
         classifier_of(pl_module)
         if isinstance(getattr(pl_module, "attack", None), Attack):
             raise ValueError(
-                f"AdversarialTraining must be left out for {type(pl_module).__name__}, which has an attack of its own. "
+                f"AdversarialTraining must be left out for {type(pl_module).__name__}, which already has an attack. "
                 "Pass --model.attack instead."
             )
         count = sum(isinstance(callback, AdversarialTraining) for callback in trainer.callbacks)  # type: ignore[attr-defined]

@@ -1,6 +1,5 @@
 """Predictions of `predict` in a file."""
 
-import io
 import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,9 +15,10 @@ from torch import Tensor
 
 from lightning_paf.evaluation.identity import content_fingerprint, network_fingerprint
 from lightning_paf.functional.predictions import predicted
+from lightning_paf.runs.folder import run_folder_of
 from lightning_paf.runs.weights_origin import weights_origin
 from lightning_paf.utils.distributed import gathered
-from lightning_paf.utils.files import write_whole
+from lightning_paf.utils.files import npz_bytes, write_whole
 from lightning_paf.utils.hashing import sample_fingerprints, weights_fingerprint
 
 
@@ -66,8 +66,8 @@ class PredictionWriter(BasePredictionWriter):
 
     def on_predict_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the file atomically."""
-        # `log_dir` and the identity are collective operations.
-        folder = Path(trainer.log_dir or trainer.default_root_dir)
+        # The folder and the identity are collective operations.
+        folder = run_folder_of(trainer)
         origin, identity = weights_origin(trainer, pl_module), self._identity(pl_module)
         rank = "" if trainer.world_size == 1 else f"_rank{trainer.global_rank}"
         path = folder / f"predictions{rank}.npz"
@@ -112,7 +112,5 @@ def _identity_of(path: Path) -> str | None:
 
 
 def _save(path: Path, **arrays: np.ndarray[Any, Any]) -> None:
-    content = io.BytesIO()
-    np.savez(content, **arrays)  # type: ignore[arg-type]  # numpy types `**kwds` together with `allow_pickle`
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(path, content.getvalue())
+    write_whole(path, npz_bytes(**arrays))

@@ -23,6 +23,7 @@ from lightning_paf.evaluation.evaluate import Evaluation
 from lightning_paf.evaluation.files import ResultFiles
 from lightning_paf.evaluation.result import EvaluationResult
 from lightning_paf.evaluation.stopping import StopRule
+from lightning_paf.runs.folder import run_folder_of
 from lightning_paf.runs.weights_origin import weights_origin
 from lightning_paf.speed.search_model import Precision
 from lightning_paf.types import Batch, images_and_labels
@@ -159,7 +160,7 @@ class RobustEval(Callback):
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Evaluate the samples of all ranks; log the accuracy and write the files."""
         ids = self._tested_ids(trainer, pl_module)
-        files = ResultFiles.of(Path(trainer.log_dir or trainer.default_root_dir), self.name, self.attack)
+        files = ResultFiles.of(run_folder_of(trainer), self.name, self.attack)
         with barrier_without_timeout(), torch.inference_mode(False):
             evaluation = self._evaluation(_classifier(pl_module), _samples(trainer, trainer.test_dataloaders, ids))
             state = files.state(evaluation.identity, self.state_dir)

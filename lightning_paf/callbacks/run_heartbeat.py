@@ -10,6 +10,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from lightning_paf.callbacks.throughput import PREFIX, Throughput
 from lightning_paf.runs.checkpoints import AtomicCheckpointIO
+from lightning_paf.runs.folder import run_folder_of
 from lightning_paf.runs.progress import BEAT, FILE, Progress, State
 from lightning_paf.utils.process import Process
 
@@ -73,7 +74,7 @@ class RunHeartbeat(Callback):
         self._end("failed" if isinstance(exception, Exception) else "stopped")
 
     def _start(self, trainer: Trainer) -> None:
-        folder = Path(trainer.log_dir or trainer.default_root_dir)  # a broadcast: on all ranks
+        folder = run_folder_of(trainer)  # on all ranks
         self._record(trainer)
         if self._over is not None or not trainer.is_global_zero or getattr(trainer, "fast_dev_run", False):
             return

@@ -14,6 +14,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
 from torch.utils.data import dataloader, get_worker_info
 
+from lightning_paf.runs.folder import run_folder_of
 from lightning_paf.utils.process import EXIT_STATUS
 
 PATIENCE = 10
@@ -142,7 +143,7 @@ class StopOnSignal(Callback):
 
 
 def _stopped(trainer: Trainer) -> Path:
-    return Path(trainer.log_dir or trainer.default_root_dir) / "checkpoints" / "stopped.ckpt"
+    return run_folder_of(trainer) / "checkpoints" / "stopped.ckpt"
 
 
 def _handle(handler: _Handler) -> None:

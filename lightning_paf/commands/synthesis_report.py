@@ -1,7 +1,6 @@
 """Measure quality and leaks of synthetic images: FID, recall, near copies."""
 
 import argparse
-import io
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -320,11 +319,10 @@ def _with_files(
     options: argparse.Namespace, lines: list[str], content: Any, sets: "Sets", leaks: "Mapping[str, Leaks]"
 ) -> tuple[list[str], dict[Path, bytes]]:
     """Lines, with the number of dropped samples if requested, and all files."""
-    import numpy as np
-
     from lightning_paf.analysis.base import json_file
     from lightning_paf.analysis.leaks import draw_distances, draw_pairs, near_test
     from lightning_paf.utils.figures import figure_png
+    from lightning_paf.utils.files import npz_bytes
 
     out = options.out or options.pool.with_name(f"{options.pool.stem}_report")
     files = {}
@@ -335,9 +333,8 @@ def _with_files(
         if dropped.all():
             lines.append(f"No sample is left: {options.drop} was not written.")
         else:
-            kept, archive = sets["pool"].take(~dropped), io.BytesIO()
-            np.savez(archive, image=kept.images, label=kept.labels)
-            files[options.drop] = archive.getvalue()
+            kept = sets["pool"].take(~dropped)
+            files[options.drop] = npz_bytes(image=kept.images, label=kept.labels)
     files[out / "report.json"] = json_file(content)
     files[out / "closest.png"] = figure_png(draw_pairs(leaks, {name: part.images for name, part in sets.items()}))
     files[out / "distances.png"] = figure_png(draw_distances(leaks, UNITS))

@@ -1,7 +1,6 @@
 """Generate synthetic images with a diffusion model, or with Gaussian mixtures."""
 
 import argparse
-import io
 import os
 from fractions import Fraction
 from pathlib import Path
@@ -146,20 +145,17 @@ def _check(options: argparse.Namespace) -> None:
 
 
 def _mixture(options: argparse.Namespace) -> int:
-    import numpy as np
 
     from lightning_paf.data.sources import hold_out
     from lightning_paf.synthesis.contact_sheet import save_contact_sheet
     from lightning_paf.synthesis.mixture import sample_mixture
-    from lightning_paf.utils.files import write_whole
+    from lightning_paf.utils.files import npz_bytes, write_whole
 
     spec, train = _real(options, options.dataset or "digits", download=True)
     # Validation images must not influence the pool. A larger validation split contains every smaller one.
     fitted, _ = hold_out(train, options.val_size or min(1024, len(train) // 2))
     pool = sample_mixture(fitted, spec, options.count, options.components, options.pca, options.seed)
-    content = io.BytesIO()
-    np.savez(content, image=pool.images, label=pool.labels)
-    write_whole(options.out, content.getvalue())
+    write_whole(options.out, npz_bytes(image=pool.images, label=pool.labels))
     sheet = save_contact_sheet(fitted, pool, spec.num_classes, options.out)
     print(
         f"{options.out}: {len(pool)} images {pool.images.shape[1:]} of {spec.num_classes} classes, from a mixture of "

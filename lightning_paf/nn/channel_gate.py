@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lightning_paf.utils.options import require
+
 Probe = Literal["linear", "mlp"]
 Importance = Literal["softmax", "sigmoid", "softplus", "identity"]
 
@@ -100,17 +102,15 @@ class ChannelGate(nn.Module):
         scale: float = 1.0,
     ) -> None:
         super().__init__()
-        rules = {
-            "channels": (channels, channels >= 1, "at least 1", 512),
-            "num_classes": (num_classes, num_classes >= 2, "at least 2", 10),
-            "probe": (probe, probe in _PROBES, "linear or mlp", "linear"),
-            "importance": (importance, importance in _IMPORTANCES, ", ".join(get_args(Importance)), "softmax"),
-            "topk": (topk, 1 <= topk <= num_classes, f"from 1 to the {num_classes} classes", min(2, num_classes)),
-            "scale": (scale, 0 < scale < math.inf, "finite and > 0", 1.0),
-        }
-        for name, (value, valid, rule, usual) in rules.items():
-            if not valid:
-                raise ValueError(f"{name} must be {rule}, got {value!r}. Pass --model.net.{name} {usual}.")
+        require(
+            "--model.net",
+            channels=(channels, channels >= 1, "at least 1", 512),
+            num_classes=(num_classes, num_classes >= 2, "at least 2", 10),
+            probe=(probe, probe in _PROBES, "linear or mlp", "linear"),
+            importance=(importance, importance in _IMPORTANCES, ", ".join(get_args(Importance)), "softmax"),
+            topk=(topk, 1 <= topk <= num_classes, f"from 1 to the {num_classes} classes", min(2, num_classes)),
+            scale=(scale, 0 < scale < math.inf, "finite and > 0", 1.0),
+        )
         self.probe = _PROBES[probe](channels, num_classes)
         self.importance_name, self.topk, self.scale = importance, topk, scale
         self.mask_grad = False

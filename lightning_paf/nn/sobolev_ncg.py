@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from lightning_paf.nn.sobolev import sobolev_gradient
+from lightning_paf.utils.options import require
 
 Slope = Callable[[float], tuple[float, float]]
 """First and second derivative of a cost along a direction, at a step length."""
@@ -49,7 +50,7 @@ class SobolevNCG(Optimizer):
     A step takes `iterations` iterations on one batch, from steepest descent on. Each evaluates the closure, adds gamma
     times the previous direction to the negative gradient, and moves to the minimum of the cost along this direction.
     The output of the network is linearised there: its derivative solves the sensitivity problem. The state is empty,
-    since each batch starts anew from steepest descent, as does a direction along which the cost does not fall.
+    since each batch restarts from steepest descent, as does a direction along which the cost does not fall.
     Jaroudi et al., "Standalone Neural ODEs with Sensitivity Analysis", arXiv:2205.13933, 2022.
 
     The derivatives come from `sensitivity`, which the training sets for objectives with a method `slope`, such as
@@ -80,15 +81,13 @@ class SobolevNCG(Optimizer):
         iterations: int = 6,
         sobolev: float | None = None,
     ) -> None:
-        rules = {
-            "lr": (lr, 0 < lr < math.inf, "finite and > 0", 1.0),
-            "formula": (formula, formula in get_args(Formula), "fr, pr+, fr-pr, hs or dy", "fr"),
-            "iterations": (iterations, iterations >= 1, "at least 1", 6),
-            "sobolev": (sobolev, sobolev is None or 0 < sobolev < math.inf, "finite and > 0, or null", 3.0),
-        }
-        for name, (value, valid, rule, usual) in rules.items():
-            if not valid:
-                raise ValueError(f"{name} must be {rule}, got {value!r}. Pass --model.optimizer.{name} {usual}.")
+        require(
+            "--model.optimizer",
+            lr=(lr, 0 < lr < math.inf, "finite and > 0", 1.0),
+            formula=(formula, formula in get_args(Formula), "fr, pr+, fr-pr, hs or dy", "fr"),
+            iterations=(iterations, iterations >= 1, "at least 1", 6),
+            sobolev=(sobolev, sobolev is None or 0 < sobolev < math.inf, "finite and > 0, or null", 3.0),
+        )
         super().__init__(params, {"lr": lr})
         self.formula: Formula = formula
         self.evaluations, self.sobolev = iterations, sobolev

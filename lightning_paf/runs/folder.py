@@ -75,6 +75,11 @@ class RunFolder(SaveConfigCallback):
             write_identity(folder, run_id, trainer.loggers)
 
 
+def run_folder_of(trainer: Trainer) -> Path:
+    """Return the run folder of a trainer, that of the first rank; a collective operation."""
+    return Path(trainer.log_dir or trainer.default_root_dir)
+
+
 @contextlib.contextmanager
 def held_run_folder(trainer: Trainer, run: Path | None) -> Iterator[None]:
     """Lock the folder of `--run` on the first rank.

@@ -1,6 +1,5 @@
 """Pools of synthetic images, drawn in blocks by any number of processes."""
 
-import io
 import json
 import shutil
 import threading
@@ -23,7 +22,7 @@ from lightning_paf.nn.classifier import Classifier
 from lightning_paf.synthesis.generator import ImageGenerator
 from lightning_paf.synthesis.pool_plan import PoolPlan
 from lightning_paf.utils.claim import Heartbeats, take
-from lightning_paf.utils.files import create_whole, explained, parse_json, write_whole
+from lightning_paf.utils.files import create_whole, explained, npz_bytes, parse_json, write_whole
 from lightning_paf.utils.hashing import weights_fingerprint
 
 TIMEOUT = 120.0
@@ -196,9 +195,7 @@ def _draw(
 def _draw_block(path: Path, source: PoolSource, count: int, labels: Tensor | None, rng: torch.Generator) -> None:
     """Write a block, unless its previous owner has written it just before."""
     if not path.exists():
-        content = io.BytesIO()
-        np.savez(content, **source.draw(count, labels, rng))  # type: ignore[arg-type]
-        write_whole(path, content.getvalue())
+        write_whole(path, npz_bytes(**source.draw(count, labels, rng)))
 
 
 def _missing(folder: Path, plan: PoolPlan) -> list[int]:

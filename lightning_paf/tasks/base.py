@@ -1,5 +1,6 @@
 """Base class of the training tasks."""
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
@@ -264,6 +265,17 @@ class Task(LightningModule):
             f"The loss must be finite, got {loss.item()} at step {self.global_step} ({where}; scalar parameters: "
             f"{scalars}). Lower the learning rate, or pass --trainer.gradient_clip_val 1 or --trainer.precision 32."
         )
+
+
+def default_optimizer(task: type[Task], name: str) -> OptimizerCallable:
+    """Return the default optimiser of a task, pickled by a name.
+
+    The module of the task must assign it to this name. The default itself is a lambda expression, from which the parser
+    reads its options.
+    """
+    optimizer: OptimizerCallable = inspect.signature(task).parameters["optimizer"].default
+    optimizer.__qualname__ = name
+    return optimizer
 
 
 def _without_parser(optimizer: OptimizerCallable) -> OptimizerCallable:

@@ -1,6 +1,5 @@
 """Adversarial training of a classifier with any objective."""
 
-import inspect
 from collections.abc import Callable, Mapping
 from copy import deepcopy
 from functools import partial
@@ -31,7 +30,7 @@ from lightning_paf.objectives import Objective, StepResult
 from lightning_paf.schedules import Schedule
 from lightning_paf.specs import DatasetName, dataset_spec
 from lightning_paf.speed.options import Speed
-from lightning_paf.tasks.base import Task
+from lightning_paf.tasks.base import Task, default_optimizer
 from lightning_paf.types import Batch, images_and_labels
 
 
@@ -257,9 +256,7 @@ class _UndoSetup(Callback):
             )
 
 
-# A name under which the default is pickled; the parser reads its options from the lambda expression.
-_sgd: OptimizerCallable = inspect.signature(RobustModule).parameters["optimizer"].default
-_sgd.__qualname__ = "_sgd"
+_sgd = default_optimizer(RobustModule, "_sgd")
 
 
 def _accuracies(result: StepResult, y: Tensor) -> dict[str, Tensor]:

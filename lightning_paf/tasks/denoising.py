@@ -1,6 +1,5 @@
 """Training of image denoisers that resist adversarial noise."""
 
-import inspect
 import json
 from collections.abc import Iterator
 from copy import deepcopy
@@ -25,9 +24,10 @@ from lightning_paf.nn.classifier import penalty_of
 from lightning_paf.nn.parameter_groups import DecayRule
 from lightning_paf.nn.swap import Scope, swap_activations
 from lightning_paf.objectives.denoising import DenoisingObjective, HybridAT
+from lightning_paf.runs.folder import run_folder_of
 from lightning_paf.runs.weights_origin import weights_origin
 from lightning_paf.schedules import Schedule
-from lightning_paf.tasks.base import Task
+from lightning_paf.tasks.base import Task, default_optimizer
 from lightning_paf.types import Batch, Radius
 from lightning_paf.utils.distributed import gathered
 from lightning_paf.utils.figures import open_figure, save_figure, show_image
@@ -165,8 +165,8 @@ class Denoising(Task):
     def on_test_start(self) -> None:
         """Reset the scores, and keep the run folder."""
         self._rows = {}
-        # `log_dir` is a collective operation.
-        self._folder = Path(self.trainer.log_dir or self.trainer.default_root_dir)
+        # On all ranks.
+        self._folder = run_folder_of(self.trainer)
 
     def test_step(self, batch: tuple[list[Tensor], Tensor], batch_idx: int) -> None:
         """Score all noises, and draw the first photograph at the last sigma."""
@@ -245,6 +245,4 @@ def _check(noise: tuple[float, float], sigmas: tuple[float, ...], level: Radius)
         )
 
 
-# A name under which the default is pickled; the parser reads its options from the lambda expression.
-_adam: OptimizerCallable = inspect.signature(Denoising).parameters["optimizer"].default
-_adam.__qualname__ = "_adam"
+_adam = default_optimizer(Denoising, "_adam")

@@ -1,6 +1,5 @@
 """Training of a diffusion model of images."""
 
-import inspect
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -16,11 +15,12 @@ from torchmetrics import MeanMetric
 
 from lightning_paf.functional.losses import hard_labels
 from lightning_paf.nn.parameter_groups import DecayRule
+from lightning_paf.runs.folder import run_folder_of
 from lightning_paf.schedules import Schedule
 from lightning_paf.specs import DatasetName, dataset_spec
 from lightning_paf.synthesis.diffusion import DiffusionGenerator
 from lightning_paf.synthesis.samplers import DDIM, NoiseSchedule, Prediction, Sampler, noising_process
-from lightning_paf.tasks.base import Task
+from lightning_paf.tasks.base import Task, default_optimizer
 from lightning_paf.types import Batch, images_and_labels
 from lightning_paf.utils.figures import sheet_png
 from lightning_paf.utils.files import write_whole
@@ -166,8 +166,8 @@ class Diffusion(Task):
     def on_fit_start(self) -> None:
         """Seed the rank, and keep the run folder."""
         super().on_fit_start()
-        # `log_dir` is a collective operation.
-        self._folder = Path(self.trainer.log_dir or self.trainer.default_root_dir)
+        # On all ranks.
+        self._folder = run_folder_of(self.trainer)
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Keep the shape of the images, which a dataset `npz` does not determine."""
@@ -239,6 +239,4 @@ def _check(label_dropout: float, samples_per_class: int) -> None:
         )
 
 
-# A name under which the default is pickled; the parser reads its options from the lambda expression.
-_adam: OptimizerCallable = inspect.signature(Diffusion).parameters["optimizer"].default
-_adam.__qualname__ = "_adam"
+_adam = default_optimizer(Diffusion, "_adam")

@@ -1,7 +1,5 @@
 """Distillation of a training set into a few learned images."""
 
-import inspect
-import io
 from pathlib import Path
 
 import numpy as np
@@ -19,12 +17,14 @@ from lightning_paf.data import RobustDataModule
 from lightning_paf.data.sources import ImageSet
 from lightning_paf.nets import KernelClassifier
 from lightning_paf.objectives import Objective
+from lightning_paf.runs.folder import run_folder_of
 from lightning_paf.schedules import Schedule
 from lightning_paf.specs import DatasetName
 from lightning_paf.speed.options import Speed
+from lightning_paf.tasks.base import default_optimizer
 from lightning_paf.tasks.classification import RobustModule
 from lightning_paf.utils.figures import sheet_png
-from lightning_paf.utils.files import write_whole
+from lightning_paf.utils.files import npz_bytes, write_whole
 
 SHEET_COLUMNS = 20
 """Most images of a class in the picture."""
@@ -148,8 +148,8 @@ class KIP(RobustModule):
             self.net.images.copy_(images)
 
     def _keep_folder(self) -> None:
-        # `log_dir` is a collective operation.
-        self._folder = Path(self.trainer.log_dir or self.trainer.default_root_dir)
+        # On all ranks.
+        self._folder = run_folder_of(self.trainer)
 
     @rank_zero_only
     def _write(self) -> None:
@@ -189,10 +189,8 @@ def balanced_choice(labels: NDArray[np.int64], classes: NDArray[np.int64], seed:
 
 def archive(images: Tensor, labels: NDArray[np.int64]) -> bytes:
     """Content of an npz file with `image` uint8 (N, H, W, C) and `label` (N,)."""
-    content = io.BytesIO()
     pixels = images.clamp(0, 1).mul(255).round().byte().permute(0, 2, 3, 1)
-    np.savez(content, image=pixels.contiguous().numpy(), label=labels)
-    return content.getvalue()
+    return npz_bytes(image=pixels.contiguous().numpy(), label=labels)
 
 
 def picture(images: Tensor, labels: NDArray[np.int64]) -> bytes:
@@ -216,6 +214,4 @@ def _training_images(datamodule: LightningDataModule | None) -> tuple[ImageSet, 
     return real, datamodule.seed
 
 
-# A name under which the default is pickled; the parser reads its options from the lambda expression.
-_adam: OptimizerCallable = inspect.signature(KIP).parameters["optimizer"].default
-_adam.__qualname__ = "_adam"
+_adam = default_optimizer(KIP, "_adam")

@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import io
 import json
 import os
 import uuid
@@ -31,6 +32,15 @@ def write_whole(path: Path, content: bytes | Iterable[bytes]) -> None:
     with _partial(path, content) as partial:
         partial.replace(path)
     sync_folder(path.parent)
+
+
+def npz_bytes(**arrays: Any) -> bytes:
+    """Return the content of an npz file without compression, for memory mapping."""
+    import numpy as np
+
+    content = io.BytesIO()
+    np.savez(content, **arrays)
+    return content.getvalue()
 
 
 def create_whole(path: Path, content: bytes) -> bool:

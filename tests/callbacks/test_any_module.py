@@ -175,7 +175,7 @@ def test_the_attack_uses_the_precision_of_the_training(tmp_path):
         (Plain, [(X * 255).byte(), Y], "Images must be floating point, got torch.uint8"),
         (Plain, {"image": X, "label": Y}, "must be the two tensors"),
         (Plain, [X, Y + 5], "y must be class labels"),
-        (Attacked, [X, Y], "AdversarialTraining must be left out for Attacked, which has an attack of its own"),
+        (Attacked, [X, Y], "AdversarialTraining must be left out for Attacked, which already has an attack"),
     ],
 )
 def test_what_cannot_be_trained_is_refused(module, batch, message, tmp_path):

@@ -1,5 +1,6 @@
 """Commands in this process, on images and networks so small that a run takes a second."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +8,7 @@ import pytest
 import yaml
 
 from helpers.fakes import write_npz_dataset
+from helpers.resume_helpers import at_step
 from lightning_paf.__main__ import main
 from lightning_paf.attacks import Attack
 from lightning_paf.cli.training import PafCLI, train
@@ -76,6 +78,14 @@ def status(*words: str | Path) -> int:
         return main([str(word) for word in words])
     except SystemExit as stop:
         return int(stop.code or 0)
+
+
+def stopped_and_resumed(words: Sequence[Any], run: Path, step: int, *first: str) -> Path:
+    """Run `fit`, which fails before a step, and resume it from the last checkpoint; `first` are words of the former."""
+    with pytest.raises(RuntimeError, match=f"stopped before step {step}"):
+        status(*words, *first, *at_step("FailsAt", step), "--run", run)
+    assert status(*words, "--run", run, "--ckpt_path", "last") == 0
+    return run
 
 
 def built(*words: str | Path) -> PafCLI:

@@ -54,7 +54,7 @@ def test_all_formulas_agree_on_a_quadratic_and_differ_from_steepest_descent():
     for w in found.values():
         torch.testing.assert_close(w, found["fr"], atol=1e-10, rtol=1e-10)
     problem = Quadratic()
-    for _ in range(3):  # each step starts anew
+    for _ in range(3):  # each step restarts
         problem.optimizer(iterations=1).step(problem.closure)
     assert (problem.w - found["fr"]).norm() > 1e-2
 
