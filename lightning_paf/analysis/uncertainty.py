@@ -15,7 +15,7 @@ from lightning_paf.analysis.base import Load, Progress, Report, TrainedRun, add_
 from lightning_paf.data.sources import read_file
 from lightning_paf.runs.config_file import run_of
 from lightning_paf.utils.arguments import positive
-from lightning_paf.utils.figures import BLUE, REFERENCE, VERMILION, open_figure
+from lightning_paf.utils.figures import BLUE, COLOURS, REFERENCE, VERMILION, open_figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -111,7 +111,7 @@ def draw_uncertainty(probabilities: Tensor, y: Tensor, outside: Mapping[str, Ten
         left.grid()
         edges = np.linspace(0, float(np.log(probabilities.shape[1])), 25)
         named = {"test": entropy(probabilities), **outside}
-        for (name, values), colour in zip(named.items(), (BLUE, VERMILION, "#e69f00", "#000000"), strict=False):
+        for (name, values), colour in zip(named.items(), (BLUE, VERMILION, COLOURS[4], COLOURS[5]), strict=False):
             right.hist(values.cpu(), edges, density=True, histtype="step", color=colour, label=name, linewidth=1.8)
         right.set(xlabel="entropy (nats)", ylabel="density")
         right.legend()

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lightning_paf.utils.options import require
+from lightning_paf.utils.options import checked
 
 Probe = Literal["linear", "mlp"]
 Importance = Literal["softmax", "sigmoid", "softplus", "identity"]
@@ -102,15 +102,12 @@ class ChannelGate(nn.Module):
         scale: float = 1.0,
     ) -> None:
         super().__init__()
-        require(
-            "--model.net",
-            channels=(channels, channels >= 1, "at least 1", 512),
-            num_classes=(num_classes, num_classes >= 2, "at least 2", 10),
-            probe=(probe, probe in _PROBES, "linear or mlp", "linear"),
-            importance=(importance, importance in _IMPORTANCES, ", ".join(get_args(Importance)), "softmax"),
-            topk=(topk, 1 <= topk <= num_classes, f"from 1 to the {num_classes} classes", min(2, num_classes)),
-            scale=(scale, 0 < scale < math.inf, "finite and > 0", 1.0),
-        )
+        checked("channels", channels, channels >= 1, "at least 1", 512)
+        checked("num_classes", num_classes, num_classes >= 2, "at least 2", 10)
+        checked("probe", probe, probe in _PROBES, "linear or mlp", "linear")
+        checked("importance", importance, importance in _IMPORTANCES, ", ".join(get_args(Importance)), "softmax")
+        checked("topk", topk, 1 <= topk <= num_classes, f"from 1 to the {num_classes} classes", min(2, num_classes))
+        checked("scale", scale, 0 < scale < math.inf, "finite and > 0", 1.0)
         self.probe = _PROBES[probe](channels, num_classes)
         self.importance_name, self.topk, self.scale = importance, topk, scale
         self.mask_grad = False

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from lightning_paf.nn.sobolev import sobolev_gradient
-from lightning_paf.utils.options import require
+from lightning_paf.utils.options import checked
 
 Slope = Callable[[float], tuple[float, float]]
 """First and second derivative of a cost along a direction, at a step length."""
@@ -81,13 +81,11 @@ class SobolevNCG(Optimizer):
         iterations: int = 6,
         sobolev: float | None = None,
     ) -> None:
-        require(
-            "--model.optimizer",
-            lr=(lr, 0 < lr < math.inf, "finite and > 0", 1.0),
-            formula=(formula, formula in get_args(Formula), "fr, pr+, fr-pr, hs or dy", "fr"),
-            iterations=(iterations, iterations >= 1, "at least 1", 6),
-            sobolev=(sobolev, sobolev is None or 0 < sobolev < math.inf, "finite and > 0, or null", 3.0),
-        )
+        option = "--model.optimizer"
+        checked("lr", lr, 0 < lr < math.inf, "finite and > 0", 1.0, option)
+        checked("formula", formula, formula in get_args(Formula), "fr, pr+, fr-pr, hs or dy", "fr", option)
+        checked("iterations", iterations, iterations >= 1, "at least 1", 6, option)
+        checked("sobolev", sobolev, sobolev is None or 0 < sobolev < math.inf, "finite and > 0, or null", 3.0, option)
         super().__init__(params, {"lr": lr})
         self.formula: Formula = formula
         self.evaluations, self.sobolev = iterations, sobolev

@@ -3,6 +3,8 @@
 import math
 from typing import TypeVar
 
+from lightning_paf.utils import options
+
 T = TypeVar("T")
 
 
@@ -12,9 +14,7 @@ def checked(name: str, value: T, valid: bool, rule: str, usual: object) -> T:
     Raises:
         ValueError: "NAME must be RULE, got VALUE. Pass --model.objective.NAME USUAL."
     """
-    if not valid:
-        raise ValueError(f"{name} must be {rule}, got {value!r}. Pass --model.objective.{name} {usual}.")
-    return value
+    return options.checked(name, value, valid, rule, usual, "--model.objective")
 
 
 def checked_weight(name: str, value: float, usual: float) -> float:

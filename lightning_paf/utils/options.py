@@ -1,16 +1,16 @@
-"""Checks of the arguments of a class against their rules."""
+"""Checks of the arguments of a class."""
+
+from typing import TypeVar
+
+T = TypeVar("T")
 
 
-def require(prefix: str, **rules: tuple[object, bool, str, object]) -> None:
-    """Check arguments in their order.
-
-    Args:
-        prefix: Option of the class, such as `--model.net`.
-        **rules: For each argument its value, whether it is valid, the rule as "must be ...", and a usual value.
+def checked(name: str, value: T, valid: bool, rule: str, usual: object, option: str = "--model.net") -> T:
+    """Return the value of an argument if it is valid; `option` is that of its class.
 
     Raises:
-        ValueError: The first value that is not valid.
+        ValueError: "NAME must be RULE, got VALUE. Pass OPTION.NAME USUAL."
     """
-    for name, (value, valid, rule, usual) in rules.items():
-        if not valid:
-            raise ValueError(f"{name} must be {rule}, got {value!r}. Pass {prefix}.{name} {usual}.")
+    if not valid:
+        raise ValueError(f"{name} must be {rule}, got {value!r}. Pass {option}.{name} {usual}.")
+    return value

@@ -8,7 +8,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from lightning_paf.utils.options import require
+from lightning_paf.utils.options import checked
 
 Field = Callable[[Tensor, Any], Any]
 """Maps a time, a scalar, and a state to the time derivative of the state."""
@@ -44,12 +44,9 @@ class ODEBlock(nn.Module):
         solver: Solver = "euler",
     ) -> None:
         super().__init__()
-        require(
-            "--model.net",
-            t_end=(t_end, 0 < t_end < math.inf, "finite and > 0", 1.0),
-            step=(step, 0 < step < math.inf, "finite and > 0", 0.1),
-            solver=(solver, solver in get_args(Solver), "euler, midpoint, rk4 or dopri5", "rk4"),
-        )
+        checked("t_end", t_end, 0 < t_end < math.inf, "finite and > 0", 1.0)
+        checked("step", step, 0 < step < math.inf, "finite and > 0", 0.1)
+        checked("solver", solver, solver in get_args(Solver), "euler, midpoint, rk4 or dopri5", "rk4")
         self.field = field
         self.t_end, self.step, self.solver = t_end, step, solver
         usual = t_end / max(round(t_end / step), 1)

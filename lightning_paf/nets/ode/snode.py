@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from lightning_paf.nets.layers import Net
 from lightning_paf.nn.activations import Tanh
-from lightning_paf.utils.options import require
+from lightning_paf.utils.options import checked
 
 _ROUNDING = 1e-6  # relative; times are decimal fractions
 
@@ -152,19 +152,19 @@ class SNODEResNet(StandaloneNet):
     ) -> None:
         if depth < 1:
             raise ValueError(f"depth must be at least 1, got {depth}. Pass --model.net.depth 150.")
-        _require_positive(step=(step, 0.02))
+        _require_positive("step", step, 0.02)
         super().__init__(num_classes, in_channels, image_size, depth, step)
         for parameter in (self.weight, self.bias):
             nn.init.normal_(parameter, std=1 / self.bias.shape[1])
 
 
-def _require_positive(**lengths: tuple[float, float]) -> None:
-    rules = {name: (value, 0 < value < math.inf, "finite and > 0", usual) for name, (value, usual) in lengths.items()}
-    require("--model.net", **rules)
+def _require_positive(name: str, value: float, usual: float) -> None:
+    checked(name, value, 0 < value < math.inf, "finite and > 0", usual)
 
 
 def _number_of_steps(t_end: float, step: float) -> int:
-    _require_positive(t_end=(t_end, 3.0), step=(step, 0.02))
+    _require_positive("t_end", t_end, 3.0)
+    _require_positive("step", step, 0.02)
     count = max(round(t_end / step), 1)
     if abs(t_end / step - count) > _ROUNDING * count:
         raise ValueError(
