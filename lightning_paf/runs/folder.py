@@ -76,7 +76,7 @@ class RunFolder(SaveConfigCallback):
 
 
 def run_folder_of(trainer: Trainer) -> Path:
-    """Return the run folder of a trainer, that of the first rank; a collective operation."""
+    """Return the run folder, that of the first rank; a collective operation."""
     return Path(trainer.log_dir or trainer.default_root_dir)
 
 
