@@ -28,6 +28,9 @@ AT_ONCE = 256
 BINS = 10
 """Bins of the calibration error and of the reliability diagram."""
 
+ANGLES = range(0, 181, 15)
+"""Degrees of the rotated test images."""
+
 
 def permuted(x: Tensor) -> Tensor:
     """Images (N, C, H, W) whose pixels are permuted, all in the same way."""
@@ -35,9 +38,13 @@ def permuted(x: Tensor) -> Tensor:
     return x.flatten(2)[..., order.to(x.device)].view_as(x)
 
 
-def rotated(x: Tensor) -> Tensor:
-    """Images (N, C, H, W) rotated by 90 degrees."""
-    return x.rot90(1, (2, 3))
+def rotated(x: Tensor, degrees: int = 90) -> Tensor:
+    """Images (N, C, H, W) rotated counterclockwise, bilinearly, with black corners."""
+    if degrees % 90 == 0 and (degrees % 180 == 0 or x.shape[2] == x.shape[3]):
+        return x.rot90(degrees // 90, (2, 3))  # exact
+    from torchvision.transforms.v2.functional import InterpolationMode, rotate_image
+
+    return rotate_image(x, degrees, InterpolationMode.BILINEAR)
 
 
 SHIFTS: Mapping[str, Callable[[Tensor], Tensor]] = MappingProxyType({"permuted": permuted, "rotated": rotated})
@@ -87,13 +94,20 @@ def auroc(inside: Tensor, outside: Tensor) -> float:
     return float(binary_auroc(scores / scores.max().clamp_min(1e-12), labels))
 
 
-def draw_uncertainty(probabilities: Tensor, y: Tensor, outside: Mapping[str, Tensor], headline: str) -> "Figure":
-    """Draw the reliability diagram, and the entropy on test and other images.
+def draw_uncertainty(
+    probabilities: Tensor,
+    y: Tensor,
+    outside: Mapping[str, Tensor],
+    rotations: Mapping[int, Mapping[str, float]],
+    headline: str,
+) -> "Figure":
+    """Draw the reliability diagram, entropies of test and other images, and rotations.
 
     Args:
         probabilities: Of the test images, (N, K).
         y: Their labels (N,).
         outside: Entropies (M,) of images out of distribution, by name.
+        rotations: `calibration` of the rotated test images, by degrees.
         headline: Title.
     """
     confidence, prediction = (part.cpu() for part in probabilities.max(1))
@@ -103,8 +117,8 @@ def draw_uncertainty(probabilities: Tensor, y: Tensor, outside: Mapping[str, Ten
         [float(values[bins == number].float().mean()) for number in used]
         for values in (confidence, prediction == y.cpu())
     ]
-    with open_figure(9.6, 4, headline) as figure:
-        left, right = figure.subplots(1, 2)
+    with open_figure(13.2, 4, headline) as figure:
+        left, right, last = figure.subplots(1, 3)
         left.plot([0, 1], [0, 1], **REFERENCE)
         left.plot(*means, "o-", color=BLUE)
         left.set(xlabel="confidence, mean of a bin", ylabel="accuracy", xlim=(0, 1), ylim=(0, 1.02))
@@ -115,6 +129,13 @@ def draw_uncertainty(probabilities: Tensor, y: Tensor, outside: Mapping[str, Ten
             right.hist(values.cpu(), edges, density=True, histtype="step", color=colour, label=name, linewidth=1.8)
         right.set(xlabel="entropy (nats)", ylabel="density")
         right.legend()
+        most = {"error": 1.0, "ece": 1.0, "entropy": float(np.log(probabilities.shape[1]))}
+        for name, bound in most.items():
+            label = name if bound == 1 else f"{name} / ln K"
+            last.plot([*rotations], [values[name] / bound for values in rotations.values()], "o-", label=label)
+        last.set(xlabel="rotation (degrees)", ylim=(0, 1.02), xticks=[*rotations][::3])
+        last.legend()
+        last.grid()
     return figure
 
 
@@ -132,34 +153,43 @@ def analyze(options: argparse.Namespace, load: Load, progress: Progress) -> Repo
     run = load(checkpoint)
     samples = run.samples(options.examples)
     x, y = samples.fetch(samples.ids)
-    others = {name: shift(x) for name, shift in SHIFTS.items() if x.shape[2] == x.shape[3]}
+    others = {name: shift(x) for name, shift in SHIFTS.items()}
     others |= _from_file(options.ood, run, x)
     with torch.random.fork_rng():
         torch.manual_seed(options.seed)
         progress("test images")
         probabilities = probabilities_of(run.model, x)
+        inside = entropy(probabilities)
         outside = {}
         for name, images in others.items():
             progress(f"{name} images")
             outside[name] = entropy(probabilities_of(run.model, images))
+        rotations = {}
+        for degrees in ANGLES:
+            progress(f"images rotated by {degrees} degrees")
+            predicted = probabilities_of(run.model, rotated(x, degrees))
+            rotations[degrees] = {**calibration(predicted, y), "auroc": auroc(inside, entropy(predicted))}
     found = calibration(probabilities, y)
-    inside = entropy(probabilities)
     areas = {name: auroc(inside, values) for name, values in outside.items()}
     lines = [f"Predictions of {len(y)} test images (entropy and nll in nats)"]
     lines += table([*found], [f"{value:.4f}" for value in found.values()])
     lines += ["", "Images out of distribution, detected by their entropy"]
     rows = ((name, f"{float(outside[name].mean()):.4f}", f"{area:.4f}") for name, area in areas.items())
     lines += table(("images", "entropy", "AUROC"), *rows)
+    lines += ["", "Rotated test images"]
+    rows = ((str(degrees), *(f"{value:.4f}" for value in values.values())) for degrees, values in rotations.items())
+    lines += table(("degrees", *rotations[0]), *rows)
     content = {
         "test": found,
         "ood": {name: {"entropy": float(outside[name].mean()), "auroc": areas[name]} for name in areas},
+        "rotations": rotations,
     }
-    figure = draw_uncertainty(probabilities, y, outside, f"{run_of(checkpoint).name}: uncertainty")
+    figure = draw_uncertainty(probabilities, y, outside, rotations, f"{run_of(checkpoint).name}: uncertainty")
     return Report(lines, folder_files("uncertainty", options.out, checkpoint, content, figure))
 
 
 def _from_file(path: Path | None, run: TrainedRun, x: Tensor) -> dict[str, Tensor]:
-    """Images of a file by its name, with the shape of `x`; none without a file."""
+    """Images of a file by its folder and name, with the shape of `x`; none without it."""
     if path is None:
         return {}
     found = torch.from_numpy(read_file(path, x.shape[1]).images).permute(0, 3, 1, 2)
@@ -168,4 +198,4 @@ def _from_file(path: Path | None, run: TrainedRun, x: Tensor) -> dict[str, Tenso
             f"--ood must hold images of shape {tuple(x.shape[1:])}, got {tuple(found.shape[1:])} in {path}. "
             "Resize them, or pass another file."
         )
-    return {path.stem: found.to(run.device).float() / 255}
+    return {"/".join(path.absolute().parts[-2:]): found.to(run.device).float() / 255}

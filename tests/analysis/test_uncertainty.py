@@ -52,13 +52,32 @@ def test_shifts_keep_pixels():
     assert torch.equal(rotated(rotated(x)), x.flip(2, 3))
 
 
+@pytest.mark.parametrize("size", [(6, 6), (5, 7)])
+def test_rotations_turn_the_image_around_its_centre(size):
+    x = torch.rand(2, 3, *size)
+    assert torch.equal(rotated(x, 0), x)
+    assert torch.equal(rotated(x, 180), x.flip(2, 3))
+    disc = torch.zeros(1, 1, 9, 9)
+    disc[:, :, 3:6, 3:6] = 1
+    turned = rotated(disc, 45)
+    assert turned[0, 0, 4, 4] == pytest.approx(1)
+    assert float(turned.sum()) == pytest.approx(9, abs=0.5)
+    top = torch.zeros(1, 1, 9, 9)
+    top[:, :, 0, 4] = 1
+    assert rotated(top, 30)[0, 0, :, :4].sum() > 0.5  # counterclockwise
+
+
 def test_the_figure_has_reliability_and_entropies():
     probabilities = torch.tensor([[0.85, 0.15], [0.85, 0.15], [0.65, 0.35]])
-    left, right = draw_uncertainty(probabilities, torch.tensor([0, 1, 0]), {"other": torch.rand(4)}, "title").axes
+    rotations = {0: {"error": 0.1, "ece": 0.2, "entropy": math.log(2)}, 15: {"error": 0.3, "ece": 0.2, "entropy": 0.0}}
+    figure = draw_uncertainty(probabilities, torch.tensor([0, 1, 0]), {"other": torch.rand(4)}, rotations, "title")
+    left, right, last = figure.axes
     line = left.get_lines()[1]
     assert [*line.get_xdata()] == pytest.approx([0.65, 0.85])
     assert [*line.get_ydata()] == pytest.approx([1, 0.5])
     assert [text.get_text() for text in right.get_legend().get_texts()] == ["test", "other"]
+    drawn = {line.get_label(): [*line.get_ydata()] for line in last.get_lines()}
+    assert drawn == {"error": [0.1, 0.3], "ece": [0.2, 0.2], "entropy / ln K": [1, 0]}
     assert entropy(probabilities).shape == (3,)
 
 
@@ -70,6 +89,19 @@ def test_a_run_is_analysed(checkpoint, tmp_path, capsys):
     assert max(map(len, lines[:-2])) <= 80
     content = json.loads((tmp_path / "out" / "uncertainty.json").read_text())
     assert content["ood"].keys() == {"permuted", "rotated"}
+    assert [*content["rotations"]] == [str(degrees) for degrees in range(0, 181, 15)]
+    assert content["rotations"]["0"] == pytest.approx({**content["test"], "auroc": 0.5})
     assert (tmp_path / "out" / "uncertainty.png").read_bytes().startswith(b"\x89PNG")
     assert status("analyze", "uncertainty", *words, "--ood", tmp_path / "noise.npz") == 1
     assert "noise.npz" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["test", "rotated", "permuted"])
+def test_a_file_replaces_no_other_images(checkpoint, tmp_path, name):
+    (tmp_path / "grey").mkdir()
+    file = tmp_path / "grey" / f"{name}.npz"
+    np.savez(file, image=np.full((5, 8, 8, 3), 128, np.uint8), label=np.zeros(5, np.int64))
+    words = ("--ckpt", checkpoint, "--examples", 9, "--out", tmp_path)
+    assert status("analyze", "uncertainty", *words, "--ood", file) == 0
+    content = json.loads((tmp_path / "uncertainty.json").read_text())
+    assert content["ood"].keys() == {"permuted", "rotated", f"grey/{name}.npz"}
