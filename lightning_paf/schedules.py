@@ -150,10 +150,14 @@ class Cosine(Schedule):
         final: Factor at the end. Dai et al. (2021) end at 0.01 (learning rate 0.1 to 0.001).
         warmup: Fraction of the training during which the factor rises linearly from `warmup_start`.
         warmup_start: Factor at the very beginning.
+
+    Raises:
+        ValueError: A negative or infinite `final`.
     """
 
     def __init__(self, final: float = 0.0, warmup: float = 0.0, warmup_start: float = 0.0) -> None:
         super().__init__(warmup, warmup_start)
+        _require(0 <= final < math.inf, "final must be a finite factor >= 0", final, 0.01)
         self.final = final
 
     def factor(self, progress: float) -> float:
@@ -171,7 +175,7 @@ class Piecewise(Schedule):
         warmup_start: Factor at the very beginning.
 
     Raises:
-        ValueError: Drops that are not increasing or outside (0, 1).
+        ValueError: Drops that are not increasing or outside (0, 1), or a negative or infinite `gamma`.
     """
 
     def __init__(
@@ -180,6 +184,7 @@ class Piecewise(Schedule):
         super().__init__(warmup, warmup_start)
         fits = list(drops) == sorted(drops) and all(0 < drop < 1 for drop in drops)
         _require(fits, "drops must be increasing fractions of the training in (0, 1)", list(drops), "'[0.5, 0.75]'")
+        _require(0 <= gamma < math.inf, "gamma must be a finite factor >= 0", gamma, 0.1)
         self.drops = tuple(drops)
         self.gamma = gamma
 

@@ -70,8 +70,8 @@ def test_invalid_arguments_are_refused(make, message):
 def test_factors_are_checked_over_the_whole_training():
     for schedule in (Constant(), Cosine(), Cyclic(), OneCycle(), Piecewise(), Ramp(), Switch()):
         schedule.check_fraction("eps")
-    with pytest.raises(ValueError, match=r"eps must be scaled by a factor in \[0, 1\], got Cosine from -1 to 1"):
-        Cosine(final=-1.0).check_fraction("eps")
+    with pytest.raises(ValueError, match=r"eps must be scaled by a factor in \[0, 1\], got Cosine from 1 to 2"):
+        Cosine(final=2.0).check_fraction("eps")
     with pytest.raises(ValueError, match=r"The schedule must depend on progress here, got Plateau. Pass e.g. Cosine"):
         Plateau("val/acc").check_fraction("eps")
 

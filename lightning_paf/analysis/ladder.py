@@ -41,9 +41,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     length = parser.add_mutually_exclusive_group()
     fraction, flip = number(float, above=0, most=1), "choose eps such that this fraction changes class (default: 0.3)"
     length.add_argument("--flip", type=fraction, default=0.3, help=flip)
-    length.add_argument("--eps", type=float, help="fixed eps for all images")
+    length.add_argument("--eps", type=number(float, above=0), help="fixed eps for all images")
     series = ("START", "STEP", "MOST")
-    length.add_argument("--adaptive", type=float, nargs=3, metavar=series, help="increase eps until the class changes")
+    adaptive, until = number(float, least=0), "increase eps until the class changes"
+    length.add_argument("--adaptive", type=adaptive, nargs=3, metavar=series, help=until)
     boundaries = number(int, least=2)
     parser.add_argument(
         "--svm-images", type=boundaries, default=200, help="images per class for the SVMs (default: 200)"

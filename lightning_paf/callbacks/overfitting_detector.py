@@ -1,5 +1,6 @@
 """Detection of catastrophic overfitting in single-step adversarial training."""
 
+import math
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
 
@@ -97,6 +98,8 @@ class OverfittingDetector(Callback):
         for option, value in (("every_n_steps", every_n_steps), ("max_examples", max_examples)):
             if value is not None and value < 1:
                 raise ValueError(f"{option} must be at least 1, got {value}. Pass {option}: 1.")
+        if eps is not None and not 0 < eps < math.inf:
+            raise ValueError(f"eps must be finite and above 0, got {eps}. Omit it for that of the training.")
         for option, fraction in (("gap", gap), ("fall", fall), ("lr_factor", lr_factor)):
             if not 0 < fraction < 1:
                 raise ValueError(f"{option} must be in (0, 1), got {fraction}. Omit it for the default.")

@@ -7,7 +7,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-from lightning_paf.utils.arguments import command_parser, positive
+from lightning_paf.utils.arguments import command_parser, number, positive
 from lightning_paf.utils.radius import radius_from_text
 
 
@@ -57,7 +57,7 @@ def _parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     add_run_arguments(parser)
     add = parser.add_argument
     add("--examples", type=positive, default=100, help="number of test images, the first ones")
-    add("--eps", type=_radius, help="radius such as 8/255 (default: as in training)")
+    add("--eps", type=number(_radius, above=0), help="radius such as 8/255 (default: as in training)")
     add("--norm", choices=["linf", "l2"], help="norm of eps (default: as in training)")
     add("--surrogate", type=Path, help="checkpoint of another run, to transfer attacks from")
     add("--batch_size", type=positive, default=128, help="images in a forward pass")
@@ -67,10 +67,7 @@ def _parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
 
 
 def _radius(text: str) -> Fraction | float:
-    try:
-        return radius_from_text(text) if "/" in text else float(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"must be a number such as 8/255 or 0.5, got {text!r}") from None
+    return radius_from_text(text) if "/" in text else float(text)
 
 
 def _print(content: dict[str, Any]) -> None:

@@ -1,10 +1,13 @@
 """Soft labels, and mixtures of training images with their labels."""
 
+import math
 from abc import ABC, abstractmethod
 
 import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
+
+from lightning_paf.utils.options import checked
 
 
 def distributions(labels: Tensor, num_classes: int, smoothing: Tensor) -> Tensor:
@@ -53,9 +56,7 @@ class CutMix(Mixing):
     """
 
     def __init__(self, alpha: float = 1.0) -> None:
-        if not alpha > 0:
-            raise ValueError(f"alpha must be greater than 0, got {alpha}. Pass --data.mixing.alpha 1.")
-        self.alpha = alpha
+        self.alpha = checked("alpha", alpha, 0 < alpha < math.inf, "finite and > 0", 1, "--data.mixing")
 
     def __call__(self, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """Paste the rectangle."""

@@ -54,11 +54,14 @@ class GatedResNet(Net):
                 "Pass --model.net.layers '[...]' or null."
             )
         widths = [_channels(net, path) for path in paths]  # before gates change the paths
-        for path, channels, probe in zip(paths, widths, probes, strict=True):
-            if probe == "random":
-                gate: nn.Module = FixedGate(channels, scale)
-            else:
-                gate = ChannelGate(channels, num_classes, probe, importance, topk, scale)
+        gates: list[nn.Module] = [
+            FixedGate(channels, scale)
+            if probe == "random"
+            else ChannelGate(channels, num_classes, probe, importance, topk, scale)
+            for channels, probe in zip(widths, probes, strict=True)
+        ]
+        # Inner layers first, since a gate changes the paths inside its layer.
+        for path, gate in sorted(zip(paths, gates, strict=True), key=lambda pair: -pair[0].count(".")):
             net.set_submodule(path, nn.Sequential(net.get_submodule(path), gate))
 
     def forward(self, x: Tensor) -> Tensor:

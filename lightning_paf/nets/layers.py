@@ -7,6 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lightning_paf.utils.options import checked
+
 Block = Callable[[int, int, int], nn.Module]
 """Makes a block from (in_channels, out_channels, stride)."""
 
@@ -114,6 +116,7 @@ def init_convolutions(net: nn.Module) -> None:
 
 def set_batchnorm_momentum(net: nn.Module, momentum: float) -> None:
     """Set the momentum of every batch norm, the weight of the newest batch."""
+    checked("bn_momentum", momentum, 0 <= momentum <= 1, "in [0, 1]", 0.1)
     for module in net.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.momentum = momentum

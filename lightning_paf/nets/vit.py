@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lightning_paf.nets.layers import Net
+from lightning_paf.utils.options import checked
 
 Branch = Callable[[Tensor], Tensor]
 """Residual branch of a block, from tokens (N, T, D) to (N, T, D)."""
@@ -142,7 +143,8 @@ class ViT(TokenNet):
         depth: int = 4,
         heads: int = 4,
     ) -> None:
-        _check_groups("heads", heads, heads, width, depth)
+        checked("heads", heads, heads >= 1, "at least 1", 4)
+        _check_groups("heads", heads, width, depth)
         mixers = [SelfAttention(width, heads) for _ in range(depth)]
         super().__init__(num_classes, in_channels, image_size, patch, width, mixers)
 
@@ -176,15 +178,15 @@ class CoViT(TokenNet):
         depth: int = 4,
         kernels: Sequence[int] = (3, 3, 3, 3),
     ) -> None:
-        _check_groups("kernels", len(kernels), min(kernels, default=0), width, depth)
+        checked("kernels", [*kernels], min(kernels, default=0) >= 1, "at least one length of 1 or more", "'[3,3,3,3]'")
+        _check_groups("kernels", len(kernels), width, depth)
         mixers = [TokenConvolution(width, kernels) for _ in range(depth)]
         super().__init__(num_classes, in_channels, image_size, patch, width, mixers)
 
 
-def _check_groups(name: str, groups: int, smallest: int, width: int, depth: int) -> None:
-    for option, size in (("width", width), ("depth", depth), (name, smallest)):
-        if size < 1:
-            raise ValueError(f"{option} must be at least 1, got {size}. Pass another --model.net.{option}.")
+def _check_groups(name: str, groups: int, width: int, depth: int) -> None:
+    checked("width", width, width >= 1, "at least 1", 128)
+    checked("depth", depth, depth >= 1, "at least 1", 4)
     if width % groups:
         raise ValueError(
             f"width must be a multiple of the number of {name}, got {width} for {groups}. "

@@ -165,12 +165,16 @@ class FixedGate(nn.Module):
 
     Args:
         channels: Number of channels C.
-        scale: Sum of the importances.
+        scale: Sum of the importances, > 0.
+
+    Raises:
+        ValueError: A `scale` outside its range.
     """
 
     importance: Tensor
 
     def __init__(self, channels: int, scale: float = 1.0) -> None:
+        checked("scale", scale, 0 < scale < math.inf, "finite and > 0", 1.0)
         super().__init__()
         self.register_buffer("importance", scale * torch.randn(channels).softmax(0))
 

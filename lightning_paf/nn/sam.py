@@ -1,5 +1,6 @@
 """Sharpness-aware minimisation around any optimiser (Foret et al. 2021)."""
 
+import inspect
 import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -35,7 +36,7 @@ class SAM(Optimizer):
         evaluations: Evaluations of the closure per step.
 
     Raises:
-        ValueError: A negative or infinite `rho`.
+        ValueError: A negative or infinite `rho`; a base that evaluates the closure itself, such as LBFGS.
     """
 
     evaluations = 2
@@ -49,6 +50,11 @@ class SAM(Optimizer):
         if not 0 <= rho < math.inf:
             raise ValueError(f"rho must be finite and >= 0, got {rho}. Pass --model.optimizer.rho 0.05.")
         self.base = base(params)
+        if hasattr(self.base, "evaluations") or _needs_closure(self.base):
+            raise ValueError(
+                f"base must step from one gradient, got {type(self.base).__name__}, which evaluates the closure "
+                "itself. Pass --model.optimizer.base SGD."
+            )
         self.rho = rho
         super().__init__(self.base.param_groups, self.base.defaults)
         self._share()
@@ -109,3 +115,8 @@ class SAM(Optimizer):
 
     def _share(self) -> None:
         self.param_groups, self.state = self.base.param_groups, self.base.state
+
+
+def _needs_closure(optimizer: Optimizer) -> bool:
+    closure = inspect.signature(optimizer.step).parameters.get("closure")
+    return closure is not None and closure.default is inspect.Parameter.empty

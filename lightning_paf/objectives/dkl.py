@@ -1,5 +1,7 @@
 """The decoupled and improved Kullback-Leibler losses (Cui et al., 2023)."""
 
+import math
+
 import torch
 from torch import Tensor
 from torch.nn.functional import one_hot, softmax
@@ -39,7 +41,7 @@ class IKL(Objective):
         super().__init__()
         self.alpha = checked_weight("alpha", alpha, 4)
         self.beta = checked_weight("beta", beta, 20)
-        self.temperature = checked("temperature", temperature, temperature > 0, "> 0", 4)
+        self.temperature = checked("temperature", temperature, 0 < temperature < math.inf, "finite and > 0", 4)
 
     def bind(self, model: Classifier) -> None:
         """Start with equal weights for all classes."""

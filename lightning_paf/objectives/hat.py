@@ -1,6 +1,7 @@
 """Helper-based adversarial training, HAT (Rade and Moosavi-Dezfooli, 2022)."""
 
 import copy
+import math
 from pathlib import Path
 
 import torch
@@ -49,7 +50,7 @@ class HAT(Objective):
         self.standard = Path(standard)
         self.beta = checked_weight("beta", beta, 2.5)
         self.gamma = checked_weight("gamma", gamma, 0.5)
-        self.scale = checked("scale", scale, scale >= 1, ">= 1", 2)
+        self.scale = checked("scale", scale, 1 <= scale < math.inf, "finite and >= 1", 2)
         self.label_smoothing = checked_smoothing(label_smoothing)
         # In a list it is no submodule: checkpoints, optimiser and weight averaging leave it out.
         self._helper: list[Classifier] = []

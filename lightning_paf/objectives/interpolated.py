@@ -1,5 +1,6 @@
 """Interpolated adversarial training, IAT (Lamb et al., 2019)."""
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -34,7 +35,8 @@ class IAT(Objective):
 
     def __init__(self, alpha: float = 1.0, layers: Sequence[int] = (0,)) -> None:
         super().__init__()
-        self.alpha = checked("alpha", alpha, alpha == 0 or alpha >= 0.01, "at least 0.01, or 0 for no mixing", 1)
+        valid = alpha == 0 or 0.01 <= alpha < math.inf
+        self.alpha = checked("alpha", alpha, valid, "finite and at least 0.01, or 0 for no mixing", 1)
         valid = min(layers, default=-1) >= 0
         self.layers = checked("layers", [*layers], valid, "a list of stage numbers, 0 for the image", "'[0]'")
 

@@ -1,5 +1,6 @@
 """J-SIGR: penalties on the Jacobian and on input gradients (Liu et al., 2024)."""
 
+import math
 from typing import Literal
 
 import torch
@@ -107,8 +108,8 @@ class SelectiveInputGradient(Regularised):
         self.mode = checked("mode", mode, mode in ("mask", "match"), "mask or match", "mask")
         self.quantile = checked("quantile", quantile, 0 <= quantile <= 1, "a fraction of the pixels in [0, 1]", 0.7)
         self.grid = checked("grid", grid, grid >= 1, "at least 1", 8)
-        self.window = checked("window", window, window > 0, height, 0.125)
-        self.blur = checked("blur", blur, blur > 0, height, 0.125)
+        self.window = checked("window", window, 0 < window < math.inf, height, 0.125)
+        self.blur = checked("blur", blur, 0 < blur < math.inf, height, 0.125)
         self.examples = checked("examples", examples, examples is None or examples >= 1, "at least 1, or null", 8)
 
     def term(self, model: Classifier, x: Tensor, y: Tensor, attack: Attack) -> Tensor:

@@ -1,5 +1,7 @@
 """TRADES and its two-class form (Zhang et al., 2019)."""
 
+import math
+
 import torch
 from torch import Tensor
 from torch.nn.functional import one_hot, relu, softmax
@@ -68,7 +70,7 @@ class BinaryTRADES(Objective):
 
     def __init__(self, lam: float = 5.0) -> None:
         super().__init__()
-        self.lam = checked("lam", lam, lam > 0, "> 0", 5)
+        self.lam = checked("lam", lam, 0 < lam < math.inf, "finite and > 0", 5)
 
     def bind(self, model: Classifier) -> None:
         """Check that the network has two classes."""

@@ -20,19 +20,22 @@ def number(
         most: Largest value allowed.
 
     Returns:
-        A parser that raises `argparse.ArgumentTypeError` with the bounds and the text.
+        A parser of finite numbers that raises `argparse.ArgumentTypeError` with the bounds and the text.
     """
     bounds = [(least, "at least"), (above, "above"), (most, "at most")]
     rule = " and ".join(f"{words} {bound:g}" for bound, words in bounds if math.isfinite(bound))
 
     def parse(text: str) -> Number:
+        must = rule
         try:
             value = kind(text)
-            if value >= least and value > above and value <= most:
+            if not abs(value) < math.inf:
+                must = "finite"
+            elif value >= least and value > above and value <= most:
                 return value
         except (ValueError, ZeroDivisionError):
             pass
-        raise argparse.ArgumentTypeError(f"must be {rule}, got {text}")
+        raise argparse.ArgumentTypeError(f"must be {must}, got {text}")
 
     return parse
 

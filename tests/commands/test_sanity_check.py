@@ -66,7 +66,8 @@ def test_a_failed_check_exits_with_its_hint(check, checkpoint):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("--eps", "8/0"), "must be a number such as 8/255 or 0.5, got '8/0'"),
+        (("--eps", "8/0"), "must be above 0, got 8/0"),
+        (("--eps", "inf"), "must be finite, got inf"),
         (("--examples", "5"), "--examples 100"),
         (("--json", "missing/checks.json"), "--json must be a file in an existing folder"),
     ],

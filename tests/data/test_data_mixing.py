@@ -96,7 +96,7 @@ def test_mixed_training_batches_have_soft_labels(tmp_path):
             lambda: RobustDataModule(synthetic_smoothing=0.1, real_fraction=1),
             "must be 0 without synthetic images, got 0.1",
         ),
-        (lambda: CutMix(0), "alpha must be greater than 0, got 0. Pass --data.mixing.alpha 1"),
+        (lambda: CutMix(0), "alpha must be finite and > 0, got 0. Pass --data.mixing.alpha 1"),
     ],
 )
 def test_bad_arguments_are_refused(make, message):

@@ -9,7 +9,7 @@ from torch import nn
 
 from lightning_paf.nets import CifarResNet, GatedResNet, PreActResNet, SmallConvNet, WideResNet
 from lightning_paf.nn.activations import PSSiLU
-from lightning_paf.nn.channel_gate import gates
+from lightning_paf.nn.channel_gate import ChannelGate, FixedGate, gates
 from lightning_paf.nn.classifier import Classifier
 from lightning_paf.nn.swap import swap_activations
 
@@ -58,6 +58,16 @@ def test_with_importances_of_one_it_is_the_plain_network(monkeypatch):
     again = CifarResNet(width=4).eval()
     again.load_state_dict(state)
     assert torch.equal(again(x), expected)
+
+
+@pytest.mark.parametrize("layers", [["features", "features.5"], ["features.5", "features"]])
+def test_layers_can_contain_each_other(layers):
+    net = GatedResNet(SmallConvNet(3, width=4), layers=layers, probes=["linear", "random"])
+    found = [path for path, module in net.named_modules() if isinstance(module, ChannelGate | FixedGate)]
+    assert found == ["net.features.0.5.1", "net.features.1"]
+    assert isinstance(net.get_submodule(found[layers.index("features")]), FixedGate)
+    logits, (probe,) = net.forward_aux(images())
+    assert logits.shape == probe.shape == (4, 10)
 
 
 @pytest.mark.parametrize("labelled", [False, True])

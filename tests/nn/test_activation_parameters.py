@@ -103,7 +103,7 @@ def test_only_the_gradient_of_beta_is_clipped():
         (lambda: PSSiLU(beta=0.0), r"beta must satisfy 0 < .beta. <= 0.9 .* got 0.0. Pass --model.activation.beta"),
         (lambda: PSSiLU(beta=-0.95), "beta must satisfy"),
         (lambda: PSSiLU(beta=math.nan), "beta must satisfy"),
-        (lambda: PSSiLU(penalty_weight=-1.0), "penalty_weight must be at least 0.* got -1.0"),
+        (lambda: PSSiLU(penalty_weight=-1.0), "penalty_weight must be finite and at least 0.* got -1.0"),
         (lambda: PSSiLU(beta_clip=0.0), "beta_clip above 0"),
         (lambda: PSSiLUFixed(beta=1.0), r"beta must be in \[0, 0.9\].* got 1.0"),
         (lambda: PSSiLUFixed(beta=-0.1), r"beta must be in \[0, 0.9\]"),

@@ -13,12 +13,13 @@ from helpers.trainers import trainer
 from lightning.pytorch.plugins import MixedPrecision
 from torch import nn
 from torch.nn import functional as F
-from torch.optim import SGD, Adam
+from torch.optim import LBFGS, SGD, Adam
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
 from lightning_paf.attacks import PGD
 from lightning_paf.nets import SmallConvNet
 from lightning_paf.nn.sam import SAM
+from lightning_paf.nn.sobolev_ncg import SobolevNCG
 from lightning_paf.objectives import Natural
 from lightning_paf.schedules import Constant
 from lightning_paf.tasks.classification import RobustModule
@@ -50,6 +51,21 @@ def test_a_step_applies_the_gradient_at_the_perturbed_weights():
     torch.testing.assert_close(torch.stack(calls), torch.stack([start, moved]))
     after = start - rate * curvature * moved
     torch.testing.assert_close(torch.cat([w.detach(), v.detach()[None]]), after)
+
+
+@pytest.mark.parametrize("base", [LBFGS, SobolevNCG, SAM])
+def test_a_base_that_evaluates_the_closure_is_refused(base):
+    message = f"^base must step from one gradient, got {base.__name__}, .* Pass --model.optimizer.base SGD"
+    with pytest.raises(ValueError, match=message):
+        SAM([nn.Parameter(torch.ones(3))], base)
+
+
+def test_such_a_base_is_refused_before_the_first_step(tmp_path, capsys):
+    options = ("--model.optimizer", "SAM", "--model.optimizer.base", "torch.optim.LBFGS", "--model.decay", "all")
+    assert status("fit", "-c", write_experiment(tmp_path), *options, "--run", tmp_path / "run") == 1
+    error = capsys.readouterr().err
+    assert "base must step from one gradient, got LBFGS" in error
+    assert "Traceback" not in error
 
 
 @pytest.mark.parametrize("gradient", [0.0, torch.inf, torch.nan])

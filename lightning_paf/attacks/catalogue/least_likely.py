@@ -42,7 +42,7 @@ class ILCM(PGD):
         bounds: Bounds = (0.0, 1.0),
     ) -> None:
         if steps is None:
-            levels = 255 * float(eps)
+            levels = 255 * min(1e3, float(eps))  # inf and NaN are refused below
             steps = math.ceil(round(min(levels + 4, 1.25 * levels), 6))  # 8/255 is a little more than 8 levels
         super().__init__(eps, step_size=step_size, steps=steps, start="none", mode=mode, bounds=bounds)
 

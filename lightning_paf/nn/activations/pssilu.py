@@ -1,5 +1,6 @@
 """PSSiLU of Dai et al. (2021), with a high but finite curvature."""
 
+import math
 from typing import Literal
 
 import torch
@@ -107,9 +108,9 @@ class PSSiLU(ParametricActivation):
                 f"beta must satisfy 0 < |beta| <= {MAX_BETA} (its gradient is 0 at 0, and the function divides by "
                 f"1 - |beta|), got {beta}. Pass --model.activation.beta 1e-8, the published start."
             )
-        if penalty_weight < 0 or beta_clip <= 0 or penalty_power not in (1, 2):
+        if not (0 <= penalty_weight < math.inf and beta_clip > 0) or penalty_power not in (1, 2):
             raise ValueError(
-                "penalty_weight must be at least 0, penalty_power 1 or 2 and beta_clip above 0, got "
+                "penalty_weight must be finite and at least 0, penalty_power 1 or 2 and beta_clip above 0, got "
                 f"{penalty_weight}, {penalty_power} and {beta_clip}. "
                 "Leave --model.activation.penalty_weight, .penalty_power and .beta_clip at their defaults."
             )
