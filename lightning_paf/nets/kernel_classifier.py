@@ -63,14 +63,18 @@ class KernelClassifier(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map images (N, in_channels, image_size, image_size) to logits (N, num_classes)."""
+        self.check_shape(x)
+        with torch.autocast(x.device.type, enabled=False):
+            kernel = neural_tangent_kernel(_vectors(x), _vectors(self.images), self.depth)
+            return (kernel @ self._coefficients()).to(x.dtype)
+
+    def check_shape(self, x: Tensor) -> None:
+        """Check that images have the shape of the learned ones."""
         if x.shape[1:] != self.images.shape[1:]:
             raise ValueError(
                 f"Images must be (N, {', '.join(map(str, self.images.shape[1:]))}) for this KernelClassifier, got "
                 f"{tuple(x.shape)}. Pass --model.net.image_size {x.shape[-1]}."
             )
-        with torch.autocast(x.device.type, enabled=False):
-            kernel = neural_tangent_kernel(_vectors(x), _vectors(self.images), self.depth)
-            return (kernel @ self._coefficients()).to(x.dtype)
 
     def _coefficients(self) -> Tensor:
         """Solution (support, num_classes), kept while images and targets are the same."""

@@ -90,10 +90,10 @@ class Task(LightningModule):
             try:
                 self.trial_pass(torch.zeros(shape))
             except (RuntimeError, ValueError, TypeError, AssertionError, IndexError) as error:
+                hint = " Pass another --model.net, or other arguments (TimmNet: dict_kwargs.in_chans)."
                 raise ValueError(
                     f"{type(self.model.net).__name__} must accept images of shape {shape} from {spec.name}, got: "
-                    f"{clause(error)}. Pass another --model.net, or other arguments (TimmNet: "
-                    "dict_kwargs.in_chans)."
+                    f"{clause(error)}.{'' if 'Pass ' in str(error) else hint}"
                 ) from error
 
     def setup(self, stage: str) -> None:

@@ -23,7 +23,7 @@ from lightning_paf.specs import DatasetName
 from lightning_paf.speed.options import Speed
 from lightning_paf.tasks.base import default_optimizer
 from lightning_paf.tasks.classification import RobustModule
-from lightning_paf.utils.figures import sheet_png
+from lightning_paf.utils.figures import figure_png, open_figure
 from lightning_paf.utils.files import npz_bytes, write_whole
 
 SHEET_COLUMNS = 20
@@ -101,6 +101,10 @@ class KIP(RobustModule):
         assert isinstance(net, KernelClassifier)
         return net
 
+    def trial_pass(self, images: Tensor) -> None:
+        """Check the shape of the images only, since a kernel of many images takes minutes."""
+        self.net.check_shape(images)
+
     def setup(self, stage: str) -> None:
         """Start from training images, unless those of `init` are loaded."""
         super().setup(stage)
@@ -176,13 +180,14 @@ def balanced_choice(labels: NDArray[np.int64], classes: NDArray[np.int64], seed:
         ValueError: A class has too few images.
     """
     rng, chosen = np.random.default_rng(seed), np.empty(len(classes), np.int64)
-    for label in np.unique(classes):
-        wanted, found = np.flatnonzero(classes == label), np.flatnonzero(labels == label)
-        if len(found) < len(wanted):
-            raise ValueError(
-                f"support must need at most {len(found)} images of class {label}, as many as there are for training, "
-                f"got {len(classes)}, which needs {len(wanted)}. Pass a smaller --model.net.support."
-            )
+    pairs = [(np.flatnonzero(classes == label), np.flatnonzero(labels == label)) for label in np.unique(classes)]
+    if missing := [int(wanted[len(found)]) for wanted, found in pairs if len(found) < len(wanted)]:
+        label = classes[min(missing)]
+        raise ValueError(
+            f"support must be at most {min(missing)}, since class {label} has {(labels == label).sum()} training "
+            f"images, got {len(classes)}. Pass --model.net.support {min(missing)} or less."
+        )
+    for wanted, found in pairs:
         chosen[wanted] = rng.choice(found, len(wanted), replace=False)
     return chosen
 
@@ -194,14 +199,23 @@ def archive(images: Tensor, labels: NDArray[np.int64]) -> bytes:
 
 
 def picture(images: Tensor, labels: NDArray[np.int64]) -> bytes:
-    """Content of a PNG file with a row of images (N, C, H, W) for each class."""
-    tiles = images.clamp(0, 1).permute(0, 2, 3, 1).numpy()
-    rows = [tiles[labels == label] for label in np.unique(labels)]
-    columns = min(SHEET_COLUMNS, max(map(len, rows)))
-    white = np.ones((len(rows), columns, *tiles.shape[1:]), tiles.dtype)
-    for sheet, row in zip(white, rows, strict=True):
-        sheet[: len(row)] = row[:columns]
-    return sheet_png(white[..., :3])
+    """Content of a PNG file with a labelled row of images (N, C, H, W) for each class."""
+    tiles, classes = images.clamp(0, 1).permute(0, 2, 3, 1)[..., :3].numpy(), np.unique(labels)
+    height, width = tiles.shape[1:3]
+    columns = min(SHEET_COLUMNS, max(np.bincount(labels)))
+    sheet = np.ones((len(classes), height + 1, columns, width + 1, 3), tiles.dtype)
+    for row, label in zip(sheet, classes, strict=True):
+        shown = tiles[labels == label][:columns]
+        row[:height, : len(shown), :width] = shown.swapaxes(0, 1)
+    side = 0.6 if len(classes) <= 20 else 0.3  # inches
+    with open_figure(side * columns + 1.2, side * len(classes) + 0.4, "Learned images") as figure:
+        axes = figure.subplots()
+        axes.imshow(sheet.reshape(len(classes) * (height + 1), -1, 3), interpolation="nearest")
+        axes.set(xticks=[], ylabel="class", yticks=(height + 1) * np.arange(len(classes)) + height / 2 - 0.5)
+        axes.set_yticklabels(classes)
+        axes.tick_params(length=0)
+        axes.spines[:].set_visible(False)
+    return figure_png(figure)
 
 
 def _training_images(datamodule: LightningDataModule | None) -> tuple[ImageSet, int]:

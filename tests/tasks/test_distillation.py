@@ -1,5 +1,6 @@
 """KIP and adv-KIP: objectives, and trainings through the command line."""
 
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ import yaml
 from helpers.cli_runs import built, status, stopped_and_resumed, write_experiment
 from helpers.resume_helpers import differences, last
 from lightning.pytorch import LightningDataModule
+from matplotlib.image import imread
 
 from lightning_paf.attacks import PGD
 from lightning_paf.functional.losses import squared_error
@@ -16,6 +18,7 @@ from lightning_paf.functional.predictions import misclassified
 from lightning_paf.loading import load_run
 from lightning_paf.nets import KernelClassifier
 from lightning_paf.objectives import AdversarialSquaredError, SquaredError
+from lightning_paf.specs import dataset_spec
 from lightning_paf.tasks import KIP
 from lightning_paf.tasks.distillation import balanced_choice, picture
 
@@ -84,12 +87,25 @@ def test_a_choice_is_balanced_and_depends_on_its_seed():
     assert labels[chosen].tolist() == classes.tolist()
     assert len(set(chosen)) == len(chosen)
     assert any(not np.array_equal(chosen, balanced_choice(labels, classes, seed)) for seed in range(1, 5))
-    with pytest.raises(ValueError, match=r"at most 3 images of class 1, .* got 8, which needs 4"):
-        balanced_choice(labels, np.array([0, 0, 1, 1, 1, 1, 2, 2]), 0)
+    with pytest.raises(ValueError, match=r"at most 9, since class 0 has 3 training images, got 12\. .*support 9 or"):
+        balanced_choice(labels, np.arange(12) % 3, 0)
+    assert len(balanced_choice(labels, np.arange(9) % 3, 0)) == 9
+
+
+def test_invalid_sizes_are_refused_without_a_solution_and_with_one_hint(tiny, tmp_path, monkeypatch, capsys):
+    monkeypatch.delattr(KernelClassifier, "_solve")
+    assert status("fit", "-c", tiny, "--model.net.support", "5000", "--run", tmp_path / "run") == 1
+    assert "support must be at most " in capsys.readouterr().err
+    with pytest.raises(ValueError, match=r"Pass --model\.net\.image_size 8\.$") as error:
+        kip(SquaredError()).check_start(dataset_spec("digits"))
+    assert str(error.value).count("Pass ") == 1
 
 
 def test_a_picture_has_a_row_for_each_class():
-    assert picture(torch.rand(5, 1, 4, 4), np.array([0, 1, 0, 1, 2])).startswith(b"\x89PNG")
+    content = picture(torch.zeros(5, 1, 4, 4), np.array([0, 1, 0, 1, 2]))
+    height, width = imread(BytesIO(content)).shape[:2]
+    assert 200 < height < 400
+    assert 200 < width < 400
 
 
 @pytest.fixture(scope="module")
