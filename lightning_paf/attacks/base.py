@@ -107,6 +107,16 @@ class Attack(ABC):
         """
         return self
 
+    def check_pixels(self, x: Tensor) -> None:
+        """Check that images (N, C, H, W) are inside `bounds`."""
+        if self.bounds is not None and x.numel() > 0:
+            low, high = (limit.item() for limit in x.aminmax())
+            if not (low >= self.bounds[0] - _PIXEL_TOLERANCE and high <= self.bounds[1] + _PIXEL_TOLERANCE):
+                raise ValueError(
+                    f"Pixels must lie in [{self.bounds[0]:g}, {self.bounds[1]:g}] for {type(self).__name__}, got "
+                    f"[{low:g}, {high:g}]. Pass images in this range; normalisation belongs inside the model."
+                )
+
     def search_model(self, model: nn.Module, precision: Precision = "fp32") -> SearchModel:
         """The model, with its fast path, for searches by this attack."""
         return SearchModel(model, precision, fold=self.fold)
@@ -220,14 +230,9 @@ class Attack(ABC):
         known = self._seen_pixels and x.device.type != "cpu"
         if labels is not None and not known:
             check_labels(labels, len(x))
-        if self.bounds is not None and x.numel() > 0 and not known:
-            low, high = (limit.item() for limit in x.aminmax())
-            if not (low >= self.bounds[0] - _PIXEL_TOLERANCE and high <= self.bounds[1] + _PIXEL_TOLERANCE):
-                raise ValueError(
-                    f"Pixels must lie in [{self.bounds[0]:g}, {self.bounds[1]:g}] for {type(self).__name__}, got "
-                    f"[{low:g}, {high:g}]. Pass images in this range; normalisation belongs inside the model."
-                )
-            self._seen_pixels = True
+        if not known:
+            self.check_pixels(x)
+            self._seen_pixels = self.bounds is not None and len(x) > 0
         return x
 
 

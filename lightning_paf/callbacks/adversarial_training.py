@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
@@ -17,6 +16,7 @@ class AdversarialTraining(Callback):
 
     Every training step sees adversarial images in place of the clean ones (Madry et al., 2018). The attack uses labels
     and network, and neither changes it nor its gradients. After the step the batch holds its clean images again.
+    Attacks call `forward` many times, so metrics must be updated in the steps, not in `forward`.
     Batches are (images, labels) with images (N, C, H, W) in [0, 1]; normalisation belongs into `forward`. Validation
     and test stay clean: add `RobustEval`.
 
@@ -54,9 +54,9 @@ class AdversarialTraining(Callback):
             self._checked = True
         with trainer.precision_plugin.forward_context():
             adversarial = self.attack(classifier_of(pl_module), x, y)
-        # In place, since a callback cannot replace a batch. The memory can be that of the dataset.
-        self._images = x, x.clone()
-        x.copy_(adversarial)
+        # A callback cannot replace a batch, but the memory of its tensor. The old memory can be that of the dataset.
+        self._images = x, x.data
+        x.data = adversarial
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         """Write the clean images back."""
@@ -68,7 +68,5 @@ class AdversarialTraining(Callback):
 
     def _restore(self) -> None:
         if self._images is not None:
-            batch, clean = self._images
-            with torch.no_grad():  # a step can make the images require a gradient
-                batch.copy_(clean)
+            batch, batch.data = self._images
             self._images = None

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset
 
 from lightning_paf.attacks import Attack
-from lightning_paf.attacks.probe import Flags
+from lightning_paf.attacks.probe import Flags, probe
 from lightning_paf.callbacks.classifier_of import classifier_of
 from lightning_paf.evaluation import Samples
 from lightning_paf.evaluation.evaluate import Evaluation
@@ -37,8 +37,8 @@ class RobustEval(Callback):
     """Evaluation of robust accuracy in test, and every few epochs in validation.
 
     Logs `val/acc_{name}` and `test/acc_{name}`, which a checkpoint can monitor. Each sample counts once, even if a
-    padded sampler repeats it. The evaluation always uses fp32, is skipped in the sanity check, and restores the random
-    generators, so that it does not change the training.
+    padded sampler repeats it. The evaluation always uses fp32 and restores the random generators, so that it does not
+    change the training. The sanity check of a training only checks model, pixels and labels.
 
     In test, the result of every sub-attack on every block of samples is a record in a state on disk, so that the same
     command resumes an interrupted test. Ranks, and further processes with the same command, share the blocks; the
@@ -67,7 +67,8 @@ class RobustEval(Callback):
         evidence: Whether to write the evidence and the report.
 
     Raises:
-        ValueError: A number out of range, a name that is no file name; a state of another evaluation.
+        ValueError: A number out of range, a name that is no file name; a state of another evaluation. In the first
+            batch: wrong logits, pixels or labels.
     """
 
     def __init__(
@@ -106,12 +107,13 @@ class RobustEval(Callback):
         self.fresh = False
         self.results: dict[Stage, EvaluationResult] = {}
         self._ids: list[int] = []
-        self._seen = 0
+        self._seen, self._checked = 0, False
         self._outcomes = torch.empty(0, dtype=torch.int32)
         self._flags: Flags = {}
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Check the kind of the model, and that evaluations have different names."""
+        self._checked = False
         if getattr(pl_module, "kind", "classifier") != "classifier":
             raise ValueError(
                 f"The model must be a classifier for the evaluation {self.name}, got {type(pl_module).__name__}. "
@@ -135,8 +137,13 @@ class RobustEval(Callback):
     def on_validation_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, batch_idx: int, *_: int
     ) -> None:
-        """Evaluate the samples of this rank on the last batch."""
-        self._seen += len(images_and_labels(batch)[1])
+        """Check the first batch, and evaluate the samples of this rank on the last one."""
+        x, y = images_and_labels(batch)
+        if not self._checked and self.every_n_epochs:  # in the sanity check, so that no epoch is lost
+            self.attack.check_pixels(x.float())
+            probe(_classifier(pl_module), x, y)
+            self._checked = True
+        self._seen += len(y)
         if self._is_due(trainer) and batch_idx + 1 == trainer.num_val_batches[0]:
             ids = np.array([i for i in dict.fromkeys(self._ids[: self._seen]) if i < len(self._outcomes)], np.int64)
             # Tensors created in inference mode have no gradients.

@@ -127,6 +127,24 @@ def test_a_step_can_differentiate_by_the_images(tmp_path):
     assert torch.equal(images, X)
 
 
+def test_images_of_a_batch_can_share_memory(tmp_path):
+    module, image = Plain(), X[:1].clone()
+    trainer(tmp_path, AdversarialTraining(ATTACK)).fit(module, Batches((image.expand(8, -1, -1, -1), Y[:8])))
+    assert 0.05 < (module.seen[0] - X[:1]).abs().max() <= 0.1 + 1e-6
+    assert torch.equal(image, X[:1])
+
+
+@pytest.mark.parametrize(
+    ("batch", "message"), [((X * 255, Y), r"Pixels must lie in \[0, 1\]"), ((X, Y + 5), "y must be class labels")]
+)
+def test_validation_images_are_checked_before_the_training(batch, message, tmp_path):
+    module = Plain()
+    with pytest.raises(ValueError, match=message):
+        trainer(tmp_path, RobustEval(ATTACK)).fit(module, loader(), DataLoader(TensorDataset(*batch), 8))
+    assert not module.seen
+    trainer(tmp_path, RobustEval(ATTACK, every_n_epochs=0)).fit(module, loader(), DataLoader(TensorDataset(*batch), 8))
+
+
 def test_two_attacks_of_a_batch_are_refused(tmp_path):
     with pytest.raises(ValueError, match="One AdversarialTraining must be passed, got 2"):
         trainer(tmp_path, AdversarialTraining(ATTACK), AdversarialTraining(ATTACK)).fit(Plain(), parts(X))
