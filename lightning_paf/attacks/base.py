@@ -1,6 +1,7 @@
 """Base class of all attacks."""
 
 import math
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from lightning_paf.functional.geometry import Bounds, finite_gradient, geometry_of, per_example
 from lightning_paf.functional.losses import cross_entropy
 from lightning_paf.functional.predictions import check_labels, undefined_first
+from lightning_paf.nn.classifier import logits_of
 from lightning_paf.nn.modes import Mode, frozen
 from lightning_paf.speed.search_model import Precision, SearchModel
 from lightning_paf.types import Forward, Norm, PerExampleLoss, Radius
@@ -25,6 +27,7 @@ _LARGEST: Mapping[Norm, float] = MappingProxyType({"linf": 1.0, "l2": 50.0, "l1"
 
 _MOST = 1_000_000
 """Largest number of steps, queries, restarts or the like."""
+_OUTSIDE = re.compile("out of bounds|smaller than num_classes")
 _PIXEL_TOLERANCE = 1e-4  # for rounding errors of interpolating augmentations
 
 call_context: ContextVar[Callable[[], AbstractContextManager[object]]] = ContextVar("call_context", default=nullcontext)
@@ -185,7 +188,8 @@ class Attack(ABC):
 
         Raises:
             ValueError: Pixels outside `bounds`; `y` that is not labels, where no `loss` is given. Checked in every
-                call on the CPU; elsewhere in the first call only, since the check synchronises the device.
+                call on the CPU; elsewhere in the first call only, since the check synchronises the device. On the CPU,
+                a label that is no class of the model.
         """
         if self.fixed_loss and (loss is not None or forward is not None):
             raise ValueError(
@@ -196,7 +200,13 @@ class Attack(ABC):
             x, y = self._own(x, y if loss is None else None), y.detach().clone()
             if len(x) == 0:
                 return x
-            return self.perturb(forward or self._path(model), x, y, loss or self.loss or cross_entropy).detach()
+            path = forward or self._path(model)
+            try:
+                return self.perturb(path, x, y, loss or self.loss or cross_entropy).detach()
+            except (IndexError, RuntimeError) as error:
+                if loss is None and _OUTSIDE.search(str(error)):  # torch's error of a label outside the classes
+                    check_labels(y, len(x), logits_of(path(x[:1])).shape[1])
+                raise
 
     @abstractmethod
     def perturb(self, forward: Forward, x: Tensor, y: Tensor, loss: PerExampleLoss) -> Tensor:

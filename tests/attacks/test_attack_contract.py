@@ -69,6 +69,17 @@ def test_result_is_allowed_and_everything_else_is_left_as_found(attack, device):
 
 
 @attacks
+def test_a_label_outside_the_classes_is_no_error_of_torch(attack):
+    """Attacks that work without a loss count such an image as misclassified."""
+    net, (x, y) = network(), batch()
+    y[1] = 5
+    try:
+        assert_allowed(attack, x, attack(net, x, y))
+    except ValueError as error:
+        assert "labels of shape (6,), int64, from 0 below 5" in str(error)  # noqa: PT017
+
+
+@attacks
 def test_train_mode_leaves_the_model_as_found(attack):
     attack = copy.copy(attack)
     attack.mode = "train"
