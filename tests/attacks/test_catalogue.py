@@ -26,6 +26,7 @@ from lightning_paf.attacks import (
 )
 from lightning_paf.attacks.catalogue.decisions import Decisions, unit
 from lightning_paf.functional import cross_entropy, geometry_of, margin
+from lightning_paf.functional.predictions import predicted
 
 DECIDERS = [
     Boundary(queries=130),
@@ -121,6 +122,29 @@ def test_the_sensitivity_attack_takes_equal_steps_along_the_normal_of_a_linear_m
     assert (distances >= exact * (1 - 1e-5)).all()
     assert (distances <= exact + 0.05 + 1e-5).all()
     torch.testing.assert_close((found - x).flatten(1), distances[:, None] * normals, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("target", [0, 3])
+def test_the_sensitivity_attack_reaches_a_target(target):
+    model, x, y, exact = plane(classes=6, n=12)
+    attack = SensitivityL2(kappa=1.0, steps=400, step_size=0.05, bounds=None, target=target)
+    found, distances = attack.nearest(model, x, y)
+    own = y == target
+    assert distances[own].isinf().all()
+    assert torch.equal(found[own], x[own])
+    assert (predicted(model(found[~own])) == target).all()
+    assert (distances[~own] >= exact[~own] * (1 - 1e-5)).all()
+    assert attack.describe()["target"] == target
+
+
+def test_a_target_of_two_classes_is_the_nearest_boundary():
+    model, x, y, _ = plane(classes=2, n=12)
+    options = {"kappa": 1.0, "steps": 100, "step_size": 0.05, "bounds": None}
+    for target in range(2):
+        found = SensitivityL2(**options, target=target).nearest(model, x, y)[0]
+        assert torch.equal(found[y != target], SensitivityL2(**options).nearest(model, x, y)[0][y != target])
+    with pytest.raises(ValueError, match=r"target must be a class from 0 to 1, got 2\. Pass target=0"):
+        SensitivityL2(target=2, bounds=None).nearest(model, x, y)
 
 
 def test_the_sensitivity_attack_moves_boundaries_of_positive_logits_outwards():

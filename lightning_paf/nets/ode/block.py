@@ -26,7 +26,8 @@ class ODEBlock(nn.Module):
     through it are wrong: by 2 to 100 % on a field with ReLU, at any tolerance, compared with differences in float64.
 
     Args:
-        field: Module `(t, z)` with a time, a scalar tensor, and a state (N, C, H, W); returns dz/dt of the same shape.
+        field: Module or function `(t, z)` with a time, a scalar tensor, and a state (N, ...); returns dz/dt of the same
+            shape.
         t_end: Time of the output, > 0.
         step: Length of a step, which must divide `t_end`.
         solver: `euler`, `midpoint`, `rk4` or `dopri5`, of order 1, 2, 4 and 5; they evaluate the field 1, 2, 4 and 6
@@ -38,7 +39,7 @@ class ODEBlock(nn.Module):
 
     def __init__(
         self,
-        field: nn.Module,
+        field: Field,
         t_end: float = 1.0,
         step: float = 0.1,
         solver: Solver = "euler",
@@ -137,7 +138,7 @@ class ODEBlock(nn.Module):
         return f"t_end={self.t_end}, step={self.step}, solver={self.solver}"
 
     def _in_training_pass(self) -> bool:
-        trained = next(self.field.parameters(), None)
+        trained = next(self.parameters(), None)
         return self.training and torch.is_grad_enabled() and (trained is None or trained.requires_grad)
 
     def _solve(

@@ -2,12 +2,14 @@
 
 import math
 from abc import ABC
+from typing import get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lightning_paf.nets.layers import Net
+from lightning_paf.nets.ode.block import ODEBlock, Solver
 from lightning_paf.nn.activations import Tanh
 from lightning_paf.utils.options import checked
 
@@ -71,11 +73,15 @@ class StandaloneNet(Net, ABC):
 
     def terminal_state(self, x: Tensor) -> Tensor:
         """State (N, D) after all steps, from images (N, in_channels, H, W)."""
-        z = -F.adaptive_avg_pool2d(x, self.image_size).flatten(1)
+        z = self.initial_state(x)
         weights, biases = self.weight.unbind(), self.bias.unbind()  # one gradient for all; by index for tracing
         for i in range(self.depth):
             z = z + self.step * self.activation(F.linear(z, weights[i], biases[i]))
         return z
+
+    def initial_state(self, x: Tensor) -> Tensor:
+        """Negated averages (N, D) of images (N, in_channels, H, W)."""
+        return -F.adaptive_avg_pool2d(x, self.image_size).flatten(1)
 
     def rest_state(self) -> Tensor:
         """T sigma(0), the terminal state from 0 with zero weights, (1, D) and detached."""
@@ -92,10 +98,10 @@ class SNODE(StandaloneNet):
     """Standalone neural ODE, whose weights are functions of depth.
 
     It solves dx/dt = sigma(W(t) x + b(t)) on [0, T], from the negated image. Jaroudi, Maly, Eilertsen, Johansson,
-    Unger, Baravdish, "Standalone Neural ODEs with Sensitivity Analysis", arXiv:2205.13933, 2022. The weights exist at
-    the times of the steps only, so the scheme is Euler's. They start smooth: normal values with standard deviation 1 /
-    D at the times 0, 1, ..., T, connected by a cubic spline. 5,791,800 parameters for 14 x 14 pixels. The activation,
-    tanh by default, is applied in each step.
+    Unger, Baravdish, "Standalone Neural ODEs with Sensitivity Analysis", arXiv:2205.13933, 2022. The weights belong to
+    the starts of the steps. They start smooth: normal values with standard deviation 1 / D at the times 0, 1, ..., T,
+    connected by a cubic spline. 5,791,800 parameters for 14 x 14 pixels. The activation, tanh by default, is applied in
+    each step.
 
     Args:
         num_classes: Width of the logits, at most D.
@@ -103,6 +109,8 @@ class SNODE(StandaloneNet):
         image_size: Side to which images are averaged, inside the network; D = in_channels * image_size ** 2.
         t_end: End T of the interval, > 0.
         step: Length of a step, which must divide `t_end`.
+        solver: `euler`, or a solver of `ODEBlock` with weights that are linear between the starts of steps, and
+            constant in the last step. `dopri5` is the method of MATLAB's ODE45, without step-size control.
 
     Raises:
         ValueError: A value outside its range.
@@ -115,14 +123,37 @@ class SNODE(StandaloneNet):
         image_size: int = 14,
         t_end: float = 3.0,
         step: float = 0.02,
+        solver: Solver = "euler",
     ) -> None:
         depth = _number_of_steps(t_end, step)
+        checked("solver", solver, solver in get_args(Solver), "euler, midpoint, rk4 or dopri5", "euler")
         super().__init__(num_classes, in_channels, image_size, depth, step)
+        self.t_end, self.solver = t_end, solver
         basis = _spline(max(round(t_end), 1), depth)
         for parameter in (self.weight, self.bias):
             draws = torch.randn(basis.shape[1], *parameter.shape[1:]) / self.bias.shape[1]
             nn.init.zeros_(parameter)
             parameter.data += torch.tensordot(basis.to(draws), draws, dims=1)
+
+    def terminal_state(self, x: Tensor) -> Tensor:
+        """State (N, D) at `t_end`, from images (N, in_channels, H, W)."""
+        if self.solver == "euler":
+            return super().terminal_state(x)
+        flow = ODEBlock(self._velocity, self.t_end, self.step, self.solver)  # no submodule, since it has no weights
+        return flow.states(self.initial_state(x), [self.t_end])[0]
+
+    def extra_repr(self) -> str:
+        """Settings, so that fingerprints of networks differ."""
+        return super().extra_repr() + ("" if self.solver == "euler" else f", solver={self.solver}")
+
+    def _velocity(self, t: Tensor, z: Tensor) -> Tensor:
+        """dx/dt (N, D) at time `t`."""
+        position = float(t) / self.step
+        low = min(int(position), self.depth - 1)
+        high, fraction = min(low + 1, self.depth - 1), position - low
+        weight, bias = (torch.lerp(p[low], p[high], fraction) for p in (self.weight, self.bias))
+        velocity: Tensor = self.activation(F.linear(z, weight, bias))
+        return velocity
 
 
 class SNODEResNet(StandaloneNet):

@@ -1,9 +1,12 @@
 """Standalone neural ODE: equations, limits, initial weights and bad input."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
 
+from lightning_paf.attacks import PGD
 from lightning_paf.nets import SNODE, SNODEResNet
 from lightning_paf.nn.activations import Softplus
 from lightning_paf.nn.classifier import Classifier
@@ -38,6 +41,53 @@ def test_logits_are_those_of_the_equations():
         z = z + 0.25 * torch.tanh(z @ model.weight[i].T + model.bias[i])
     torch.testing.assert_close(model(x), z[:, :10], atol=1e-14, rtol=1e-14)
     torch.testing.assert_close(model.terminal_state(x), z, atol=1e-14, rtol=1e-14)
+
+
+@pytest.mark.parametrize(("solver", "order"), [("midpoint", 2), ("rk4", 4), ("dopri5", 5)])
+def test_solvers_have_their_order_and_the_limit_of_constant_weights(solver, order):
+    """The matrix exponential, without activation."""
+    torch.manual_seed(0)
+    weight, bias, x = 0.2 * torch.randn(16, 16).double(), torch.randn(16).double(), image()
+    flow = torch.zeros(17, 17, dtype=torch.float64)
+    flow[:16, :16], flow[:16, 16] = weight, bias
+    start = torch.cat([-x.flatten(1), torch.ones(3, 1, dtype=torch.float64)], dim=1)
+    exact = (start @ torch.matrix_exp(2 * flow).T)[:, :16]
+
+    def error(step):
+        model = net(step=step, solver=solver)
+        model.activation = nn.Identity()
+        with torch.no_grad():
+            model.weight.copy_(weight)
+            model.bias.copy_(bias)
+            return (model.terminal_state(x) - exact).abs().max()
+
+    assert 0.6 * 2**order < error(0.25) / error(0.125) < 2 * 2**order
+    assert error(0.125) < 0.03
+
+
+@pytest.mark.parametrize("solver", ["midpoint", "rk4", "dopri5"])
+def test_input_gradients_of_solvers_are_exact(solver):
+    model, x = net(solver=solver), image(1)
+    model.activation = nn.ReLU()
+    assert torch.autograd.gradcheck(model, x.requires_grad_(), atol=1e-5)
+    assert (model(x) - net()(x)).abs().max() < 1
+
+
+def test_weights_are_linear_between_steps_and_constant_in_the_last_one():
+    model, z = net(solver="rk4"), image().flatten(1)
+    for time, low, high in ((0.0, 0, 0), (0.125, 0, 1), (1.75, 7, 7), (1.9, 7, 7), (2.0, 7, 7)):
+        weight, bias = ((p[low] + p[high]) / 2 for p in (model.weight, model.bias))
+        torch.testing.assert_close(model._velocity(torch.tensor(time), z), torch.tanh(z @ weight.T + bias))
+
+
+def test_a_solver_keeps_the_parameters_and_changes_the_fingerprint():
+    plain, other = net(), net(solver="dopri5")
+    assert plain.state_dict().keys() == other.state_dict().keys()
+    assert "solver" not in repr(plain)
+    assert "solver=dopri5" in repr(copy.deepcopy(other))
+    x = image(side=8).float()
+    attacked = PGD(steps=4)(Classifier(copy.deepcopy(other).float(), dataset_spec("digits")), x, torch.arange(3))
+    assert not torch.equal(attacked, x)
 
 
 def test_images_of_28_pixels_are_averaged_to_14():
@@ -120,6 +170,7 @@ def test_the_features_of_a_classifier_are_the_state():
         (SNODE, {"image_size": 3}, r"image_size must give at least 10 components.*got 3 .*--model\.net\.image_size 4"),
         (SNODE, {"image_size": 0}, "image_size must give at least 10 components"),
         (SNODEResNet, {"depth": 0}, r"depth must be at least 1, got 0\. Pass --model\.net\.depth 150"),
+        (SNODE, {"solver": "ode45"}, "solver must be euler, midpoint, rk4 or dopri5, got 'ode45'"),
         (SNODEResNet, {"step": -1.0}, "step must be finite and > 0, got -1"),
     ],
 )
