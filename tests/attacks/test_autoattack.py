@@ -14,6 +14,7 @@ from helpers.digits_net import Recorder, digits
 from torch import nn
 
 from lightning_paf.attacks import APGD, FAB, PGD, AutoAttack, ReferenceAutoAttack, Square, WorstOf
+from lightning_paf.nets import LTNODE
 
 pytestmark = pytest.mark.usefixtures("short_budgets")
 
@@ -339,3 +340,21 @@ def test_reference_attacks_randomised_defences():
     result = ReferenceAutoAttack(0.3, version="rand").run(model, *batch(model.net, 4))
     assert set(result.robust_after) <= {"clean", "apgd-ce", "apgd-dlr"}
     assert result.robust.sum() < 4
+
+
+def test_rand_averages_the_gradients_of_lt_node_over_its_end_times():
+    torch.manual_seed(2)
+    sizes = {"width": 4, "groups": 2, "downsamplings": 0, "samples": 2, "t_end": 2.0, "step": 2.0, "solver": "euler"}
+    net = LTNODE(4, **sizes, random=True).eval()
+    for parameter in net.parameters():
+        nn.init.normal_(parameter) if parameter.dim() > 1 else None
+    x = torch.rand(2, 1, 5, 5)
+    y = net(x).argmax(1)
+    assert not torch.equal(net(x), net(x))
+    passes = []
+    net.stem[0].register_full_backward_hook(lambda *_: passes.append(1))
+    result = ReferenceAutoAttack(0.3, version="rand").run(net, x, y)
+    assert result.robust.sum() < 2
+    assert (result.x_adv - x).abs().max() <= 0.3 + 1e-6
+    attacks = len(result.robust_after) - 1  # without clean; none is left after the last image is fooled
+    assert len(passes) >= 20 * 10 * attacks  # for each step
