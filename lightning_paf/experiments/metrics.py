@@ -37,6 +37,24 @@ def robust_to(attack: Attack) -> Metric:
     return metric
 
 
+def robust_in_expectation(eps: float, draws: int) -> Metric:
+    """Metric: whether each image is robust to PGD on expectations of a random network.
+
+    Attack and evaluation average the probabilities of `draws` predictions (EOT, Athalye et al., 2018). With single
+    predictions, some images would be misclassified by chance, and noise would hide the direction of the gradient.
+    """
+
+    def metric(run: Run, x: Tensor, y: Tensor) -> Tensor:
+        def expected(z: Tensor) -> Tensor:
+            return torch.stack([run.model(z).softmax(1) for _ in range(draws)]).mean(0).clamp_min(1e-30).log()
+
+        x_adv = PGD(eps, step_size=eps / 8, steps=20, loss=margin)(run.model, x, y, forward=expected)
+        with torch.no_grad(), frozen(run.model):
+            return ~misclassified(expected(x), y) & ~misclassified(expected(x_adv), y)
+
+    return metric
+
+
 def distance_of(attack: MinimalAttack, images: int | None = None) -> Metric:
     """Metric: l2 distance of the adversarial examples of the first images."""
 

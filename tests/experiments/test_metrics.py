@@ -9,7 +9,7 @@ from torch import nn
 
 from lightning_paf.attacks import FGSM
 from lightning_paf.experiments import shape_metrics
-from lightning_paf.experiments.metrics import attack_success, average_radius, empirical_lipschitz
+from lightning_paf.experiments.metrics import attack_success, average_radius, empirical_lipschitz, robust_in_expectation
 from lightning_paf.nn.activations import PSiLU, PSSiLU, ReLU
 from lightning_paf.nn.activations.shape import pssilu_shape
 
@@ -43,6 +43,12 @@ def test_the_lipschitz_estimate_of_a_linear_model_is_its_slope():
 def test_success_counts_correctly_classified_images_only():
     metric = attack_success(FGSM(0.12), images=4)
     assert metric(SimpleNamespace(model=Threshold()), X, Y) == pytest.approx(2 / 3)
+
+
+@pytest.mark.parametrize("eps", [0.02, 0.07, 0.3])
+def test_expectations_of_a_network_that_is_not_random_are_its_predictions(eps):
+    found = robust_in_expectation(eps, draws=3)(SimpleNamespace(model=Threshold()), X, Y)
+    assert found.tolist() == [eps < 0.1, eps < 0.05, eps < 0.2, False]
 
 
 def test_metrics_of_the_activation_are_its_parameters_and_closed_forms():

@@ -6,15 +6,12 @@ import torch
 from torch import Tensor
 
 from lightning_paf.analysis.uncertainty import auroc, calibration, entropy, permuted, probabilities_of, rotated
-from lightning_paf.attacks import FGSM, PGD, Square
+from lightning_paf.attacks import FGSM, Square
 from lightning_paf.experiments.experiment import Claim, Experiment, Metric, Variant
-from lightning_paf.experiments.metrics import robust_to
+from lightning_paf.experiments.metrics import robust_in_expectation, robust_to
 from lightning_paf.experiments.options import NATURAL, objective
-from lightning_paf.functional.losses import margin
-from lightning_paf.functional.predictions import misclassified
 from lightning_paf.loading import Run
 from lightning_paf.nets.ode.ltnode import LatentEndTimeNet
-from lightning_paf.nn.modes import frozen
 
 EPS = 0.1
 DRAWS = 4
@@ -52,18 +49,13 @@ def eot(run: Run, x: Tensor, y: Tensor) -> Tensor:
     The result is that of new draws. A NODE has none, and is attacked itself.
     """
     nets = [module for module in run.model.modules() if isinstance(module, LatentEndTimeNet)]
-
-    def expected(z: Tensor) -> Tensor:
-        return torch.stack([run.model(z).softmax(1) for _ in range(DRAWS)]).mean(0).clamp_min(1e-30).log()
-
     before = [net.random for net in nets]
     try:
         for net in nets:
             net.random = True
         torch.manual_seed(0)
-        x_adv = PGD(EPS, step_size=EPS / 8, steps=20, loss=margin)(run.model, x, y, forward=expected)
-        with torch.no_grad(), frozen(run.model):
-            return ~misclassified(expected(x), y) & ~misclassified(expected(x_adv), y)
+        robust: Tensor = robust_in_expectation(EPS, DRAWS)(run, x, y)
+        return robust
     finally:
         for net, random in zip(nets, before, strict=True):
             net.random = random

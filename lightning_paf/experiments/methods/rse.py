@@ -1,15 +1,8 @@
 """Random self-ensemble against clean and adversarial training, with EOT."""
 
-import torch
-from torch import Tensor
-
-from lightning_paf.attacks import PGD
 from lightning_paf.experiments.experiment import Claim, Experiment, Variant
+from lightning_paf.experiments.metrics import robust_in_expectation
 from lightning_paf.experiments.options import NATURAL, objective
-from lightning_paf.functional.losses import margin
-from lightning_paf.functional.predictions import misclassified
-from lightning_paf.loading import Run
-from lightning_paf.nn.modes import frozen
 
 EPS = 0.2
 PASSES = 4
@@ -20,22 +13,6 @@ _ENSEMBLE = (
     *("--model.net", "RandomSelfEnsemble", "--model.net.net", "SmallConvNet"),
     *("--model.net.first_std", "0.4", "--model.net.inner_std", "0.2", "--model.net.passes", str(PASSES)),
 )
-
-
-def eot(run: Run, x: Tensor, y: Tensor) -> Tensor:
-    """Mask of images robust to PGD on expectations (EOT, Athalye et al., 2018).
-
-    The result is that of an average of fresh draws. A single draw would misclassify some images by chance, and noisy
-    gradients would hide the direction of the attack.
-    """
-
-    def expected(z: Tensor) -> Tensor:
-        return torch.stack([run.model(z).softmax(1) for _ in range(DRAWS)]).mean(0).clamp_min(1e-30).log()
-
-    attack = PGD(EPS, step_size=EPS / 8, steps=20, loss=margin)
-    x_adv = attack(run.model, x, y, forward=expected)
-    with torch.no_grad(), frozen(run.model):
-        return ~misclassified(expected(x), y) & ~misclassified(expected(x_adv), y)
 
 
 EXPERIMENT = Experiment(
@@ -55,7 +32,7 @@ EXPERIMENT = Experiment(
         Claim("RSE is less robust to AutoAttack than TRADES", "trades", "rse", "autoattack"),
         Claim("RSE reduces clean accuracy", "natural", "rse", "clean"),
     ),
-    metrics={"eot": eot},
+    metrics={"eot": robust_in_expectation(EPS, DRAWS)},
     shown=("clean", "eot", "pgd", "autoattack"),
     options=("--model.normalize", "false"),
     eps=EPS,
