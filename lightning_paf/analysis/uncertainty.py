@@ -44,7 +44,8 @@ def rotated(x: Tensor, degrees: int = 90) -> Tensor:
         return x.rot90(degrees // 90, (2, 3))  # exact
     from torchvision.transforms.v2.functional import InterpolationMode, rotate_image
 
-    return rotate_image(x, degrees, InterpolationMode.BILINEAR)
+    turned: Tensor = rotate_image(x, degrees, InterpolationMode.BILINEAR)
+    return turned
 
 
 SHIFTS: Mapping[str, Callable[[Tensor], Tensor]] = MappingProxyType({"permuted": permuted, "rotated": rotated})
@@ -177,8 +178,8 @@ def analyze(options: argparse.Namespace, load: Load, progress: Progress) -> Repo
     rows = ((name, f"{float(outside[name].mean()):.4f}", f"{area:.4f}") for name, area in areas.items())
     lines += table(("images", "entropy", "AUROC"), *rows)
     lines += ["", "Rotated test images"]
-    rows = ((str(degrees), *(f"{value:.4f}" for value in values.values())) for degrees, values in rotations.items())
-    lines += table(("degrees", *rotations[0]), *rows)
+    turned = ((str(degrees), *(f"{value:.4f}" for value in row.values())) for degrees, row in rotations.items())
+    lines += table(("degrees", *rotations[0]), *turned)
     content = {
         "test": found,
         "ood": {name: {"entropy": float(outside[name].mean()), "auroc": areas[name]} for name in areas},

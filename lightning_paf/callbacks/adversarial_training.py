@@ -68,5 +68,6 @@ class AdversarialTraining(Callback):
 
     def _restore(self) -> None:
         if self._images is not None:
-            batch, batch.data = self._images
+            batch, clean = self._images
+            batch.data = clean
             self._images = None
