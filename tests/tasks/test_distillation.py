@@ -185,7 +185,7 @@ def test_a_test_evaluates_robustness_and_writes_the_images_of_the_checkpoint(run
     [
         (["--model.net.image_size", "4"], "Pass --model.net.image_size 8"),
         (["--model.net.support", "2"], "support must be at least 3, got 2"),
-        (["--model.net.support", "120"], "support must need at most"),
+        (["--model.net.support", "120"], "support must be at most"),
         (["--model.net", "SmallConvNet"], "net must be a KernelClassifier for KIP, got SmallConvNet"),
         (["--model.attack.eps", "0"], "eps must be positive and finite"),
         (["--data.val_size", "40"], "val_size must be 1 to 32"),
