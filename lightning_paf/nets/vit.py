@@ -185,8 +185,9 @@ class CoViT(TokenNet):
 
 
 def _check_groups(name: str, groups: int, width: int, depth: int) -> None:
-    checked("width", width, width >= 1, "at least 1", 128)
-    checked("depth", depth, depth >= 1, "at least 1", 4)
+    for option, size in (("width", width), ("depth", depth)):
+        if size < 1:
+            raise ValueError(f"{option} must be at least 1, got {size}. Pass another --model.net.{option}.")
     if width % groups:
         raise ValueError(
             f"width must be a multiple of the number of {name}, got {width} for {groups}. "
