@@ -156,7 +156,7 @@ class Denoising(Task):
 
     def validation_step(self, batch: tuple[list[Tensor], Tensor], batch_idx: int) -> None:
         """Log the PSNR on Gaussian noise, and on Gaussian noise with ObsAtk."""
-        for _, _, clean, noisy in self._observed(batch):
+        for _, _, clean, noisy in self.observed(batch):
             for noise, metric in (("gaussian", self.val_psnr), ("obsatk", self.val_psnr_adv)):
                 metric.update(psnr(denoised(self.model, noisy[noise]), clean))
         for name, metric in zip(self.val_metrics, (self.val_psnr, self.val_psnr_adv), strict=True):
@@ -170,7 +170,7 @@ class Denoising(Task):
 
     def test_step(self, batch: tuple[list[Tensor], Tensor], batch_idx: int) -> None:
         """Score all noises, and draw the first photograph at the last sigma."""
-        for number, sigma, clean, noisy in self._observed(batch):
+        for number, sigma, clean, noisy in self.observed(batch):
             cleaned = {noise: denoised(self.model, noisy[noise]) for noise in NOISES}
             row = self._rows.setdefault(number, {})
             row |= {f"{n}_{sigma:g}": scores(cleaned[n], noisy[n], clean) for n in NOISES}
@@ -199,7 +199,7 @@ class Denoising(Task):
             rank_zero_info(f"{condition}: {_text(result)}")
         rank_zero_info(f"Result: {self._folder / RESULT}, {FIGURE}")
 
-    def _observed(self, batch: tuple[list[Tensor], Tensor]) -> Iterator[tuple[int, float, Tensor, dict[str, Tensor]]]:
+    def observed(self, batch: tuple[list[Tensor], Tensor]) -> Iterator[tuple[int, float, Tensor, dict[str, Tensor]]]:
         """Yield number, sigma, clean image and noisy versions of each photograph."""
         for image, number in zip(batch[0], batch[1].tolist(), strict=True):
             for sigma in self.sigmas:

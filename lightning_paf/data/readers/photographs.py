@@ -17,7 +17,10 @@ MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr")
 PACKAGED = {
     "train": ("astronaut.png", "brick.png", "grass.png", "gravel.png", "hubble_deep_field.jpg", "motorcycle_left.png"),
     "val": ("clock_motion.png", "coffee.png"),
-    "test": ("camera.png", "chelsea.png", "coins.png", "moon.png", "rocket.jpg"),
+    "test": (
+        *("camera.png", "chelsea.png", "coins.png", "moon.png", "rocket.jpg"),
+        *("cell.png", "ihc.png", "page.png", "retina.jpg", "text.png"),
+    ),
 }
 """Photographs that are installed with scikit-image."""
 
