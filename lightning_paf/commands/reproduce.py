@@ -42,6 +42,11 @@ def main(argv: list[str]) -> int:
         names = ", ".join(experiment_names())
         raise ValueError(f"METHOD must be one of {names}, got none. Pass --list for descriptions.")
     experiment, folder = _chosen(find_experiment(options.method), options.variants), _folder(options)
+    if experiment.measurement and (options.autoattack_examples or options.search_precision != "fp32"):
+        raise ValueError(
+            f"--autoattack-examples and --search-precision must be omitted for {options.method}, which runs no "
+            "AutoAttack, got at least one. Omit them."
+        )
     config = located(options.config or experiment.config)
     seeds, examples, last = BUDGETS[options.budget]
     seeds = seeds if options.seeds is None else options.seeds

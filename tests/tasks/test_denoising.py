@@ -6,14 +6,15 @@ import json
 import numpy as np
 import pytest
 import torch
-import yaml
-from helpers.cli_runs import built, status, stopped_and_resumed
-from helpers.resume_helpers import differences, last
+from helpers.cli_runs import built, status
+from helpers.every_task import denoising
 from PIL import Image
 
 from lightning_paf.evaluation.denoising import NOISES, observations, scores, summary
 from lightning_paf.evaluation.statistics import mean_interval
+from lightning_paf.experiments.methods import hat_denoising
 from lightning_paf.functional.image_quality import psnr
+from lightning_paf.loading import load_run
 from lightning_paf.nets.dncnn import DnCNN
 from lightning_paf.nn.activations import PSSiLU
 from lightning_paf.objectives.denoising import HybridAT, VanillaAT
@@ -24,22 +25,7 @@ LAST = "checkpoints/last.ckpt"
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory) -> str:
-    """An experiment of two epochs of four steps on smooth images of two sizes."""
-    folder = tmp_path_factory.mktemp("tiny")
-    (folder / "images").mkdir()
-    rng = np.random.default_rng(0)
-    for number, size in enumerate([(24, 24), (24, 30), (30, 24)]):
-        small = Image.fromarray(rng.integers(0, 256, (4, 4), np.uint8))
-        small.resize(size, Image.Resampling.BICUBIC).save(folder / "images" / f"{number}.png")
-    photographs = str(folder / "images")
-    net = {"class_path": "DnCNN", "init_args": {"depth": 3, "width": 4}}
-    written = {
-        "data": {"train_dir": photographs, "test_dir": photographs, "patch": 12, "batch_size": 4, "epoch": 16},
-        "model": {"class_path": "Denoising", "init_args": {"net": net, "schedule": "Constant"}},
-        "trainer": {"accelerator": "cpu", "max_epochs": 2, "log_every_n_steps": 1, "enable_progress_bar": False},
-    }
-    (folder / "denoising.yaml").write_text(yaml.safe_dump(written))
-    return str(folder / "denoising.yaml")
+    return denoising(tmp_path_factory.mktemp("tiny"))
 
 
 @pytest.fixture(scope="module")
@@ -56,11 +42,6 @@ def test_a_run_logs_psnr(run):
     assert all(10 < float(row[name]) < 40 for row in rows for name in ("val/psnr", "val/psnr_adv"))
 
 
-def test_a_stopped_run_resumes_exactly(tiny, run, tmp_path):
-    resumed = stopped_and_resumed(("fit", "-c", tiny), tmp_path / "run", 6, "--periodic.every_n_train_steps", "1")
-    assert differences(last(resumed), last(run)) == []
-
-
 def test_a_run_is_tested(run):
     assert status("test", "--ckpt_path", run / LAST) == 0
     content = json.loads((run / "test" / "denoising.json").read_text())
@@ -72,6 +53,18 @@ def test_a_run_is_tested(run):
     assert found["value"] == pytest.approx(np.mean(found["images"]))
     with Image.open(run / "test" / "denoising.png") as image:
         assert image.size[0] > 1000
+
+
+def test_the_experiment_measures_what_the_test_does(run):
+    loaded = load_run(run / LAST, kind="denoiser")
+    assert status("test", "--ckpt_path", run / LAST) == 0
+    tested = json.loads((run / "test" / "denoising.json").read_text())["results"]
+    found = hat_denoising.scores(loaded, examples=2)
+    assert set(found) == set(hat_denoising.METRICS)
+    for name, result in tested.items():
+        assert found[name] == pytest.approx(result["psnr"]["images"][:2], abs=1e-3)
+    assert found["noisy_25"] == pytest.approx(tested["obsatk_25"]["noisy_psnr"]["images"][:2], abs=1e-3)
+    assert found["strong_25"][0] <= found["obsatk_25"][0]
 
 
 @pytest.mark.parametrize(
