@@ -1,11 +1,11 @@
 """Training of image denoisers that resist adversarial noise."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from copy import deepcopy
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from lightning.pytorch.cli import OptimizerCallable
@@ -19,6 +19,7 @@ from lightning_paf.attacks import Attack, ZeroMeanPGD, radius_text
 from lightning_paf.data import PhotographDataModule
 from lightning_paf.evaluation.denoising import NOISES, Scores, denoised, observations, scores, summary
 from lightning_paf.functional.image_quality import psnr
+from lightning_paf.nets.dncnn import DnCNN
 from lightning_paf.nn.activations import Activation
 from lightning_paf.nn.classifier import penalty_of
 from lightning_paf.nn.parameter_groups import DecayRule
@@ -94,6 +95,8 @@ class Denoising(Task):
 
     kind = "denoiser"
     data = PhotographDataModule
+    plug_ins: ClassVar[Mapping[str, type]] = {"net": DnCNN, "objective": DenoisingObjective}
+    instead_of_predict = "Run test, which draws denoised images."
     val_metrics = ("val/psnr", "val/psnr_adv")
     model: Denoiser
 
@@ -137,12 +140,6 @@ class Denoising(Task):
         """Denoise images (N, C, H, W) in [0, 1]."""
         cleaned: Tensor = self.model(x)
         return cleaned
-
-    def setup(self, stage: str) -> None:
-        """Refuse `predict`, which writes classes."""
-        super().setup(stage)
-        if stage == "predict":
-            raise ValueError("predict must have a classifier, got Denoising. Run test, which draws denoised images.")
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Add noise to clean patches, and return the loss of the objective."""
@@ -223,13 +220,12 @@ class Denoising(Task):
 
 
 def _text(result: dict[str, Any]) -> str:
-    """Format PSNR and SSIM with their intervals."""
+    """Format PSNR before and after denoising, and SSIM, with their intervals."""
     parts = []
-    for score, digits, unit in (("psnr", 2, " dB"), ("ssim", 3, "")):
+    for score, digits in (("psnr", 2), ("ssim", 3)):
         value, low, high = (result[score][end] for end in ("value", "low", "high"))
-        interval = "" if low is None else f" [{low:.{digits}f}, {high:.{digits}f}]"
-        parts.append(f"{score.upper()} {value:.{digits}f}{unit}{interval}")
-    return f"{', '.join(parts)} (noisy {result['noisy_psnr']['value']:.2f} dB)"
+        parts.append(f"{value:.{digits}f}" + ("" if low is None else f" [{low:.{digits}f}, {high:.{digits}f}]"))
+    return f"PSNR {result['noisy_psnr']['value']:.2f} to {parts[0]} dB, SSIM {parts[1]}"
 
 
 def _check(noise: tuple[float, float], sigmas: tuple[float, ...], level: Radius) -> None:

@@ -252,7 +252,7 @@ def test_an_experiment_states_how_its_runs_are_measured(tmp_path, monkeypatch, c
     found = json.loads((tmp_path / "kept" / "x.json").read_text())
     assert (found["eps"], found["examples"], found["variants"]["b"]) == (None, 3, {"psnr": [31.0, 31.0]})
     assert found["claims"][0]["conclusion"] == "reproduced"
-    assert "over 2 seeds, PSNR in dB" in capsys.readouterr().out
+    assert "over 2 seeds, PSNR in dB" in " ".join(capsys.readouterr().out.split())
     assert reproduce.main(["--table", str(tmp_path / "kept")]) == 0
     assert "over 2 seeds, PSNR in dB; 3 test images;" in capsys.readouterr().out
     with pytest.raises(

@@ -1,7 +1,10 @@
 """Training and evaluation of denoisers through the command line."""
 
+import contextlib
 import csv
+import io
 import json
+import re
 
 import numpy as np
 import pytest
@@ -31,7 +34,9 @@ def tiny(tmp_path_factory) -> str:
 @pytest.fixture(scope="module")
 def run(tiny, tmp_path_factory):
     folder = tmp_path_factory.mktemp("run") / "run"
-    assert status("fit", "-c", tiny, "--run", folder) == 0
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        assert status("fit", "-c", tiny, "--run", folder) == 0
+    (folder.parent / "printed").write_text(printed.getvalue())
     return folder
 
 
@@ -39,11 +44,16 @@ def test_a_run_logs_psnr(run):
     with (run / "metrics.csv").open() as stream:
         rows = [row for row in csv.DictReader(stream) if row["val/psnr"]]
     assert len(rows) == 2
+    lines = [line for line in (run.parent / "printed").read_text().splitlines() if line.startswith("epoch ")]
+    assert len(lines) == 2
+    assert all(re.search(r"  psnr \d\d\.\d\d dB  psnr\(obsatk\) \d\d\.\d\d dB  ", line) for line in lines)
     assert all(10 < float(row[name]) < 40 for row in rows for name in ("val/psnr", "val/psnr_adv"))
 
 
-def test_a_run_is_tested(run):
+def test_a_run_is_tested(run, caplog):
     assert status("test", "--ckpt_path", run / LAST) == 0
+    (line,) = [line for line in caplog.messages if line.startswith("gaussian_25: PSNR ")]
+    assert len(line) <= 80
     content = json.loads((run / "test" / "denoising.json").read_text())
     assert set(content["results"]) == {f"{noise}_{sigma}" for noise in NOISES for sigma in (15, 25)}
     assert content["photographs"] == ["0.png", "1.png", "2.png"]
@@ -80,7 +90,17 @@ def test_the_experiment_measures_what_the_test_does(run):
         (["fit", "-c", "{tiny}", "--data.train_dir", "absent"], "--data.train_dir must be a folder of photographs"),
         (["fit", "-c", "{tiny}", "--data.patch", "40"], "must have at least 40 x 40 pixels"),
         (["fit", "-c", "{tiny}", "--checkpoint.monitor", "val/acc"], "one of val/psnr, val/psnr_adv"),
-        (["fit", "-c", "{tiny}", "--model.net", "SmallConvNet"], "SmallConvNet"),
+        (
+            ["fit", "-c", "{tiny}", "--model.net", "SmallConvNet"],
+            "got the classifier SmallConvNet. Pass --model.net DnCNN.",
+        ),
+        (["fit", "-c", "{tiny}", "--model.net", "Foo"], "net=Foo names no known class. Known: DnCNN."),
+        (["fit", "-c", "{tiny}", "--model.net", "DnCN"], "Did you mean DnCNN? Known: DnCNN."),
+        (
+            ["fit", "-c", "{tiny}", "--model.objective", "TRADES"],
+            "objective=TRADES names no known class. Known: HybridAT, NormalTraining, VanillaAT.",
+        ),
+        (["fit", "-c", "{tiny}", "--model.noise", "25"], "Got value: 25 Pass a list in brackets, such as '[15, 25]'."),
     ],
 )
 def test_bad_input_is_refused_in_one_line(words, message, tiny, run, capsys):
@@ -88,6 +108,8 @@ def test_bad_input_is_refused_in_one_line(words, message, tiny, run, capsys):
     error = capsys.readouterr().err
     assert message in " ".join(error.split())
     assert "Traceback" not in error
+    assert error.count("Pass ") <= 1, "one remedy"
+    assert not list(run.glob("predict*"))
 
 
 def test_the_network_follows_the_data(tiny):
