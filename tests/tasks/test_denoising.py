@@ -5,6 +5,8 @@ import csv
 import io
 import json
 import re
+import shutil
+from itertools import product
 
 import numpy as np
 import pytest
@@ -63,6 +65,49 @@ def test_a_run_is_tested(run, caplog):
     assert found["value"] == pytest.approx(np.mean(found["images"]))
     with Image.open(run / "test" / "denoising.png") as image:
         assert image.size[0] > 1000
+
+
+def test_photographs_with_real_noise_are_tested(run, tmp_path, capsys):
+    rng = np.random.default_rng(0)
+    for scene, suffix in product("ab", ("real", "mean")):
+        pixels = (100 + (suffix == "real") * rng.integers(-20, 20, (24, 26))).astype(np.uint8)
+        (tmp_path / scene).mkdir(exist_ok=True)
+        Image.fromarray(pixels).save(tmp_path / scene / f"{scene}_{suffix}.png")
+    words = ("test", "--ckpt_path", run / LAST, "--data.test_dir", tmp_path, "--run", tmp_path / "run")
+    assert status(*words, "--data.pairs", "[real, mean]") == 0
+    content = json.loads((tmp_path / "run" / "test" / "denoising.json").read_text())
+    assert content["photographs"] == ["a_mean.png", "b_mean.png"]
+    assert set(content["results"]) == {"real"}
+    expected = -10 * np.log10(20**2 / 3 / 255**2)  # uniform noise
+    assert content["results"]["real"]["noisy_psnr"]["value"] == pytest.approx(expected, abs=0.5)
+    assert (tmp_path / "run" / "test" / "denoising.png").is_file()
+    for pairs, message in (
+        ("[GT, mean]", "fit no noisy photograph. Pass --data.pairs"),
+        ("[real, GT]", "a_GT.png, got none. Copy it, or remove the noisy one."),
+        ("real", "Pass a list in brackets"),
+    ):
+        assert status(*words, "--data.pairs", pairs) in (1, 2)
+        assert message in " ".join(capsys.readouterr().err.split())
+    Image.fromarray(np.zeros((24, 24), np.uint8)).save(tmp_path / "a" / "a_mean.png")
+    assert status(*words, "--data.pairs", "[real, mean]") == 1
+    assert "must have the size of" in " ".join(capsys.readouterr().err.split())
+
+
+def test_two_runs_are_drawn_side_by_side(run, tmp_path, capsys):
+    other = shutil.copytree(run, tmp_path / "other")
+    words = ("analyze", "denoised-images", "--ckpt", run / LAST, other / LAST, "--out", tmp_path)
+    assert status(*words, "--photograph", "1") == 0
+    printed = capsys.readouterr().out
+    assert re.search(r"other +\d\d\.\d\d to \d\d\.\d\d", printed)
+    assert max(map(len, printed.splitlines()[:5])) <= 80
+    first, second = json.loads((tmp_path / "denoised-images.json").read_text())
+    assert first.pop("run") != second.pop("run")
+    assert first == second
+    assert set(first) == {"gaussian_25", "obsatk_25"}
+    with Image.open(tmp_path / "denoised-images.png") as image:
+        assert image.size[0] > 1.9 * image.size[1]
+    assert status(*words, "--photograph", "3") == 1
+    assert "--photograph must be below the number of test photographs" in capsys.readouterr().err
 
 
 def test_the_experiment_measures_what_the_test_does(run):
@@ -148,7 +193,7 @@ def test_equal_images_have_finite_scores_and_a_single_one_no_interval():
     image = torch.zeros(1, 1, 12, 12)
     row = scores(image, image, image)
     assert row["psnr"] == 100
-    result = summary({"a": {"gaussian_15": row}})["gaussian_15"]["psnr"]
+    result = summary([{"gaussian_15": row}])["gaussian_15"]["psnr"]
     assert result == {"value": 100.0, "low": None, "high": None, "images": [100.0]}
 
 

@@ -1,5 +1,7 @@
 """Hybrid adversarial training of denoisers against normal and adversarial training."""
 
+from itertools import islice
+
 from lightning_paf.evaluation.denoising import NOISES, denoised, observations
 from lightning_paf.experiments.experiment import Claim, Experiment, Measurement, Variant
 from lightning_paf.functional.image_quality import psnr
@@ -11,18 +13,18 @@ STEPS = 20
 
 def scores(run: Run, examples: int) -> dict[str, list[float]]:
     """PSNR in dB of the first test photographs after denoising, for each noise."""
-    module, data = run.module, run.datamodule
-    data.prepare_data("test")
-    data.setup("test")
-    photographs = data.test_dataloader().dataset
+    module, model = run.module, run.module.model
     found: dict[str, list[float]] = {metric: [] for metric in METRICS}
-    for index in range(min(examples, len(photographs))):  # type: ignore[arg-type]
-        batch = data.on_after_batch_transfer(photographs[index], 0)
-        for number, sigma, clean, noisy in module.observed(batch):
-            strong = observations(module.model, clean, sigma, module.level, STEPS, seed=number)["obsatk"]
-            for name, image in (noisy | {"strong": strong}).items():
-                found[f"{name}_{sigma:g}"].append(psnr(denoised(module.model, image), clean).item())
-            found[f"noisy_{sigma:g}"].append(psnr(noisy["obsatk"], clean).item())
+    for batch in islice(run.datamodule.test_batches(), examples):  # type: ignore[attr-defined]
+        for _, clean, noisy in module.observed(batch):
+            for condition, image in noisy.items():
+                found[condition].append(psnr(denoised(model, image), clean).item())
+                if condition.startswith("obsatk"):
+                    found[condition.replace("obsatk", "noisy")].append(psnr(image, clean).item())
+        (number,) = batch[1].tolist()
+        for sigma in module.sigmas:
+            strong = observations(model, clean, sigma, module.level, STEPS, seed=number)["obsatk"]
+            found[f"strong_{sigma:g}"].append(psnr(denoised(model, strong), clean).item())
     return found
 
 
