@@ -21,12 +21,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def analyze(options: argparse.Namespace, load: Load, progress: Progress) -> Report:
-    """Denoise a photograph by each run, attacked for this run, at its last noise level."""
+    """Denoise a photograph, attacked for each run, at its last noise level."""
     rows, found = [], []
     for checkpoint in options.ckpt:
-        name = run_of(checkpoint).name
-        progress(f"reading {name}")
+        progress(f"reading {checkpoint}")
         run = load(checkpoint)
+        name = f"{run_of(checkpoint).name} ({type(run.module.objective).__name__})"
         batch = next(islice(run.datamodule.test_batches(), options.photograph, None), None)
         if batch is None:
             raise ValueError(

@@ -1,4 +1,4 @@
-"""Parser of the command line: callback slots, and errors that list the known classes."""
+"""Parser of the command line: callback slots, and errors with known classes."""
 
 import re
 from collections.abc import Mapping

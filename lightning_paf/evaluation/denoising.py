@@ -88,7 +88,7 @@ def draw_denoised(rows: Sequence[tuple[str, Tensor, Mapping[str, Tensor], nn.Mod
         for line, (name, clean, noisy, model) in zip(
             figure.subplots(len(rows), columns, squeeze=False), rows, strict=True
         ):
-            panels = [(" ".join(filter(None, (name, "clean"))), clean)]
+            panels = [(": ".join(filter(None, (name, "clean"))), clean)]
             for condition, image in noisy.items():
                 cleaned = denoised(model, image)
                 panels += [(f"{condition}, {psnr(image, clean).item():.1f} dB", image)]

@@ -47,9 +47,9 @@ class Task(LightningModule):
     data: ClassVar[type[ImageDataModule]] = RobustDataModule
     """Data module that the command line builds for the task."""
     plug_ins: ClassVar[Mapping[str, type]] = {}
-    """Base of the classes for an argument of the task, where it is not that of classification."""
+    """Base of the classes for an argument, where classification has another."""
     instead_of_predict: ClassVar[str] = ""
-    """Sentence about the command to run instead of `predict`, which writes classes; empty for classifiers."""
+    """Command to run instead of `predict`, a sentence; empty for classifiers."""
     val_metrics: tuple[str, ...] = ("val/acc",)
     """Metrics that the validation logs, for callbacks that monitor them."""
     untrained: WeightsOrigin | None = None

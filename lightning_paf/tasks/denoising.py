@@ -44,7 +44,7 @@ from lightning_paf.utils.figures import save_figure
 from lightning_paf.utils.files import write_whole
 
 PhotographBatch = tuple[list[Tensor], Tensor, list[Tensor]]
-"""Clean photographs (C, H, W) in [0, 1], their numbers (N,), and those with real noise, or none."""
+"""Clean photographs (C, H, W) in [0, 1], numbers (N,), and noisy ones, or none."""
 RESULT, FIGURE = "denoising.json", "denoising.png"
 
 

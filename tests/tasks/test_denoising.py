@@ -98,7 +98,7 @@ def test_two_runs_are_drawn_side_by_side(run, tmp_path, capsys):
     words = ("analyze", "denoised-images", "--ckpt", run / LAST, other / LAST, "--out", tmp_path)
     assert status(*words, "--photograph", "1") == 0
     printed = capsys.readouterr().out
-    assert re.search(r"other +\d\d\.\d\d to \d\d\.\d\d", printed)
+    assert re.search(r"other \(HybridAT\) +\d\d\.\d\d to \d\d\.\d\d", printed)
     assert max(map(len, printed.splitlines()[:5])) <= 80
     first, second = json.loads((tmp_path / "denoised-images.json").read_text())
     assert first.pop("run") != second.pop("run")

@@ -1,4 +1,4 @@
-"""Hybrid adversarial training of denoisers against normal and adversarial training."""
+"""Hybrid adversarial training of denoisers against normal and vanilla AT."""
 
 from itertools import islice
 
