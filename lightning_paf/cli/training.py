@@ -104,7 +104,7 @@ class PafCLI(LightningCLI):
 
     def __init__(self, *, command: str | None = None, task: type[Task] = RobustModule, **settings: Any) -> None:
         self._command, self._task = command, task
-        super().__init__(**{**settings, "parser_class": parser_of(task)})
+        super().__init__(**{**settings, "parser_class": parser_of(task)})  # type: ignore[arg-type]  # a class is hashable
 
     def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]  # a static method in LightningCLI
         """Return the commands that get parsers, with skipped arguments of the trainer."""

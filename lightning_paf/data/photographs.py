@@ -153,10 +153,10 @@ class PhotographDataModule(ImageDataModule):
             images = batch.images.permute(0, 3, 1, 2)
             return (images if self.augment is None else self.augment(images)).float().div_(255), batch.labels
         if isinstance(batch, PhotographBatch):
-            images, noisy = (
+            clean, noisy = (
                 [x.permute(2, 0, 1).float().div_(255) for x in part] for part in (batch.images, batch.noisy)
             )
-            return images, batch.numbers, noisy
+            return clean, batch.numbers, noisy
         return batch
 
     def test_batches(self) -> Iterator[tuple[list[Tensor], Tensor, list[Tensor]]]:

@@ -36,7 +36,8 @@ def test_every_variant_builds(experiment, name, tmp_path, monkeypatch):
     monkeypatch.chdir(root_without_runs(tmp_path))
     found = find_experiment(experiment)
     variant = next(variant for variant in found.variants if variant.name == name)
-    task = Task(experiment, name, 0, tmp_path, Path("configs/experiments/digits.yaml"), (), 8)
+    config = found.config if found.measurement else "experiments/digits"
+    task = Task(experiment, name, 0, tmp_path, Path(f"configs/{config}.yaml"), (), 8)
     built(*_filled(_fit_words(task, found, variant), task, found)[1:])
 
 
