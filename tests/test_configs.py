@@ -15,7 +15,8 @@ from jsonargparse import ArgumentParser
 from lightning.pytorch import callbacks as lightning_callbacks
 
 from lightning_paf import attacks, callbacks, nets, schedules
-from lightning_paf.cli.training import SLOTS, train
+from lightning_paf.cli.parser import SLOTS
+from lightning_paf.cli.training import train
 from lightning_paf.data import augment
 from lightning_paf.data.samplers import real_per_batch
 from lightning_paf.evaluation import stopping

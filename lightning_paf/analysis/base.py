@@ -4,6 +4,7 @@ An analysis is a module of this package with `analyze`, `add_arguments` and `CHE
 
 * The first line of its docstring is its line in `lightning-paf analyze --help`.
 * `CHECKPOINTS`: how many checkpoints it takes, as `nargs` of `--ckpt`: 0, 1, "*" or "+".
+* `KIND`: `Task.kind` of the runs, `classifier` by default.
 * `add_arguments(parser)` adds its options.
 * `analyze(options, load, progress)` checks the options, loads the runs, and returns a `Report`.
 """

@@ -14,8 +14,8 @@ class EpochPrinter(Callback):
 
     Example: `epoch 3/15  step 1200  loss 1.234  train 41.0 %  clean 81.2 %  robust(pgd20) 45.1 %  alpha 1.23  beta 0.00
     12,345 img/s  eta 1 h 02 min`. `train` is the accuracy on the training examples under attack. The values from
-    `clean` to `beta` are those of the epoch's validation, if there was one, as is `val loss` of tasks that log it. The
-    first process prints, after the epoch's checkpoints are written.
+    `clean` to `beta` are those of the epoch's validation, if there was one, as are `val loss`, `psnr` and
+    `psnr(obsatk)` of tasks that log them. The first process prints, after the epoch's checkpoints are written.
 
     Args:
         throughput: Source of the speed.
@@ -60,18 +60,20 @@ class EpochPrinter(Callback):
 
 
 def _results(metrics: Mapping[str, float]) -> list[str]:
-    """Format the logged loss, accuracies and activation parameters."""
+    """Format the logged loss, accuracies, PSNR and activation parameters."""
     labels = {"train/acc_adv": "train", "val/acc": "clean"}
     labels |= {name: f"robust({name.removeprefix('val/acc_')})" for name in metrics if name.startswith("val/acc_")}
     losses = {"train/loss": "loss", "val/loss": "val loss"}
     loss = [f"{label} {metrics[name]:.3f}" for name, label in losses.items() if name in metrics]
+    qualities = {"val/psnr": "psnr", "val/psnr_adv": "psnr(obsatk)"}
+    quality = [f"{label} {metrics[name]:.2f} dB" for name, label in qualities.items() if name in metrics]
     accuracies = [f"{label} {100 * metrics[name]:.1f} %" for name, label in labels.items() if name in metrics]
     activations = [
         f"{parameter} {_span(values)}"
         for parameter in ("alpha", "beta")
         if (values := [metrics[name] for name in metrics if re.fullmatch(rf"activation/(.*/)?{parameter}", name)])
     ]
-    return [*loss, *accuracies, *activations]
+    return [*loss, *accuracies, *quality, *activations]
 
 
 def _span(values: list[float]) -> str:

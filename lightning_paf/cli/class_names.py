@@ -61,6 +61,8 @@ def suggestion(message: str, plug_ins: Mapping[str, type | ModuleType]) -> str:
     Returns:
         Text to append to the message; empty for other errors.
     """
+    if "Expected a <class 'tuple'>" in message:  # once, in the innermost class
+        return "\nPass a list in brackets, such as '[15, 25]'."
     recipes = _recipes_of_slot(message)
     missing = re.search(r'Parser key "(\w+)": Expected an instantiatable class, but [\w.]+ is abstract', message)
     if missing and missing[1] in plug_ins:

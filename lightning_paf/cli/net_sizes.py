@@ -36,10 +36,13 @@ def check_net_sizes(words: Sequence[str], config: Namespace, data: type[ImageDat
     The links would replace other sizes silently.
 
     Raises:
-        ValueError: They are not.
+        ValueError: They are not, or data without classes has a network with some.
     """
-    given = config[config.subcommand].data if config.get("subcommand") else config.data
-    spec = data.spec_of(*(given[name] for name in data.linked))
+    given = config[config.subcommand] if config.get("subcommand") else config
+    spec = data.spec_of(*(given.data[name] for name in data.linked))
+    if spec.num_classes == 0 and "num_classes" in given.model.init_args.net.get("init_args", ()):
+        name = given.model.init_args.net.class_path.rpartition(".")[2]
+        raise ValueError(f"model.net must return images, got the classifier {name}. Pass --model.net DnCNN.")
     sizes = {"num_classes": spec.num_classes, "in_channels": spec.channels}
     for word, following in pairwise([*words, ""]):
         typed = _NET_SIZE.fullmatch(word)

@@ -2,13 +2,11 @@
 
 import argparse
 import contextlib
-import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from fractions import Fraction
 from pathlib import Path
-from types import ModuleType
-from typing import IO, Any, NoReturn
+from typing import Any
 
 import torch
 import yaml
@@ -16,19 +14,14 @@ from jsonargparse.typing import register_type
 from lightning.fabric.plugins import CheckpointIO
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, Trainer
-from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint, ProgressBar, WeightAveraging
+from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint, ProgressBar
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.plugins import LayerSync
 from lightning.pytorch.utilities import rank_zero_info
 
-# Imported so that configurations can name classes without their path, as in `attack: PGD`.
-import lightning_paf.nets.dncnn
-import lightning_paf.nn.sam
-import lightning_paf.nn.sobolev_ncg
 from lightning_paf import recipes
-from lightning_paf.attacks import Attack, radius_text
+from lightning_paf.attacks import radius_text
 from lightning_paf.callbacks import (
-    ActivationMonitor,
     AddedCheckpoint,
     EpochPrinter,
     ExactResume,
@@ -39,7 +32,6 @@ from lightning_paf.callbacks import (
     StopOnSignal,
     Throughput,
 )
-from lightning_paf.cli.class_names import shortened, suggestion
 from lightning_paf.cli.evaluated_checkpoint import (
     FRESH_HELP,
     UNTRAINED_HELP,
@@ -50,12 +42,10 @@ from lightning_paf.cli.evaluated_checkpoint import (
 )
 from lightning_paf.cli.net_sizes import check_net_sizes, link_sizes
 from lightning_paf.cli.numbers import check_numbers
+from lightning_paf.cli.parser import EVALUATION_SLOTS, SLOTS, parser_of
 from lightning_paf.cli.renamed_options import with_new_names
 from lightning_paf.cli.task_choice import task_settings
-from lightning_paf.data import Augment, Mixing, RobustDataModule
-from lightning_paf.evaluation.stopping import StopRule
-from lightning_paf.nn.activations import Activation
-from lightning_paf.objectives import Objective
+from lightning_paf.data import RobustDataModule
 from lightning_paf.runs import console
 from lightning_paf.runs.checkpoints import AtomicCheckpointIO, check_checkpoint
 from lightning_paf.runs.config_file import check_saved
@@ -72,35 +62,8 @@ from lightning_paf.runs.loggers import check_installed, loggers
 from lightning_paf.runs.torchrun import SyncBatchNormOnAnyDevice, follow_torchrun
 from lightning_paf.runs.trust import TRUST, TRUST_HELP
 from lightning_paf.runs.weights_origin import WeightsOrigin
-from lightning_paf.schedules import Schedule
-from lightning_paf.synthesis.samplers import Sampler
 from lightning_paf.tasks import RobustModule, Task
 from lightning_paf.utils.radius import radius_from_text
-
-TRAINING_SLOTS: dict[str, type[Callback]] = {
-    "averaging": WeightAveraging,
-    "checkpoint": ModelCheckpoint,
-    "periodic": ModelCheckpoint,
-    "monitor": ActivationMonitor,
-}
-EVALUATION_SLOTS: dict[str, type[Callback]] = {"val_attack": RobustEval, "autoattack": RobustEval}
-SLOTS = {**TRAINING_SLOTS, **EVALUATION_SLOTS}
-"""Callbacks with named options, which unlike items of a list can be overridden."""
-
-_PLUG_INS: dict[str, type | ModuleType] = {
-    **SLOTS,
-    "model": Task,
-    "net": lightning_paf.nets,
-    "attack": Attack,
-    "objective": Objective,
-    "activation": Activation,
-    "schedule": Schedule,
-    "sampler": Sampler,
-    "stop": StopRule,
-    "augment": Augment,
-    "mixing": Mixing,
-}
-"""Classes that each argument accepts, listed when one is mistyped."""
 
 _LAST: dict[str, Any] = {"filename": "last", "enable_version_counter": False, "save_on_train_epoch_end": True}
 """Options of `last.ckpt`, saved after every epoch, validated or not.
@@ -116,24 +79,6 @@ _PERIODIC: dict[str, Any] = {
     "save_on_train_epoch_end": True,  # otherwise the last one of an epoch would wait for the validation
 }
 """Checkpoint to resume a run that was killed in the middle of an epoch."""
-
-
-class HelpfulParser(LightningArgumentParser):
-    """Parser with short errors, which list the known classes for an unknown one."""
-
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Add the known classes to the message, and remove the names of links."""
-        if "add_function_arguments() got an unexpected" in message:  # of the links from data to network
-            message = (
-                "model.net must be a class, got a function. Pass TimmNet or TorchvisionNet with --model.net.name, or a "
-                "subclass of nn.Module that calls the function."
-            )
-        message = re.sub(r"Call to compute_fn of link '.*' with args \(.*\) failed: ", "", message)
-        super().error(f"{shortened(message)}{suggestion(message, _PLUG_INS)}", ex)
-
-    def print_usage(self, file: IO[str] | None = None) -> None:  # type: ignore[override]
-        """Print one line above an error."""
-        print(f"usage: {self.prog}", file=file)
 
 
 class _NotConfigured(argparse.Action):
@@ -159,7 +104,7 @@ class PafCLI(LightningCLI):
 
     def __init__(self, *, command: str | None = None, task: type[Task] = RobustModule, **settings: Any) -> None:
         self._command, self._task = command, task
-        super().__init__(**settings)
+        super().__init__(**{**settings, "parser_class": parser_of(task)})  # type: ignore[arg-type]  # a class is hashable
 
     def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]  # a static method in LightningCLI
         """Return the commands that get parsers, with skipped arguments of the trainer."""
@@ -264,6 +209,8 @@ class PafCLI(LightningCLI):
         if self.subcommand == "fit":
             self.datamodule.check_devices(self.trainer.world_size)  # on all ranks, before one prepares data
             self.model.check_start(self.datamodule.spec)
+        if self.subcommand == "predict":
+            self.model.check_predict()  # before loggers open their files
         for evaluation in self.trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(evaluation, RobustEval):
                 evaluation.fresh = bool(self._get(self.config, "fresh"))
@@ -337,7 +284,6 @@ class PafCLI(LightningCLI):
 SETTINGS: dict[str, Any] = {
     "model_class": RobustModule,
     "datamodule_class": RobustDataModule,
-    "parser_class": HelpfulParser,
     "parser_kwargs": {"prog": "lightning-paf"},
     "save_config_callback": RunFolder,
     "seed_everything_default": 0,

@@ -35,9 +35,10 @@ def main(argv: list[str]) -> int:
 
     from lightning_paf.loading import load_run
 
+    kind = getattr(analysis, "KIND", "classifier")
     with Console(stderr=True, highlight=False).status("reading the run") as status:
         report = analysis.analyze(
-            options, lambda path: load_run(path, options.config, options.device, rest), status.update
+            options, lambda path: load_run(path, options.config, options.device, rest, kind), status.update
         )
     return finish(report)
 

@@ -42,6 +42,7 @@ def main(argv: list[str]) -> int:
         names = ", ".join(experiment_names())
         raise ValueError(f"METHOD must be one of {names}, got none. Pass --list for descriptions.")
     experiment, folder = _chosen(find_experiment(options.method), options.variants), _folder(options)
+    _check_attack_options(options, experiment)
     config = located(options.config or experiment.config)
     seeds, examples, last = BUDGETS[options.budget]
     seeds = seeds if options.seeds is None else options.seeds
@@ -89,6 +90,15 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     add("--out", type=Path, default=Path("runs/reproduce"), help="folder; finished work in it is kept")
     add("--json", type=Path, metavar="FILE", help="also write the result to this file and a PNG next to it")
     return parser.parse_args(argv)
+
+
+def _check_attack_options(options: argparse.Namespace, experiment: "Experiment") -> None:
+    """Refuse options of AutoAttack for an experiment without it."""
+    if experiment.measurement and (options.autoattack_examples or options.search_precision != "fp32"):
+        raise ValueError(
+            f"--autoattack-examples and --search-precision must be omitted for {options.method}, which runs no "
+            "AutoAttack, got at least one. Omit them."
+        )
 
 
 def _chosen(experiment: "Experiment", names: list[str] | None) -> "Experiment":

@@ -1,10 +1,12 @@
 """Photographs for the training and evaluation of denoisers."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
 from torch.utils.data import DataLoader
 
 from lightning_paf.data.augment import Augment, Dihedral
@@ -17,6 +19,7 @@ from lightning_paf.data.readers.photographs import (
     PhotographDataset,
     find_photographs,
     packaged_photographs,
+    paired_photographs,
     read_photograph,
 )
 from lightning_paf.data.samplers import batches_per_epoch
@@ -31,12 +34,15 @@ class PhotographDataModule(ImageDataModule):
     """Patches of photographs for training, whole photographs for validation and test.
 
     Training batches are patches (N, C, patch, patch) in [0, 1] and zeros (N,). Other batches are lists of photographs
-    (C, H, W) in [0, 1], which can differ in size, and their numbers (N,). Each folder can have subfolders.
+    (C, H, W) in [0, 1], which can differ in size, their numbers (N,), and a list of the same photographs with real
+    noise, which is empty without `pairs`. Each folder can have subfolders.
 
     Args:
         train_dir: Folder of the training photographs; null for some that are installed with scikit-image.
         val_dir: Folder for validation; null holds out a tenth of `train_dir`, at least one photograph.
         test_dir: Folder for the test, such as Set12, BSD68 or Kodak24; null for those of scikit-image.
+        pairs: Parts of the paths in `test_dir` of photographs with real noise and of clean ones of the same scenes:
+            `[real, mean]` for PolyU, `[NOISY, GT]` for SIDD. Null for clean photographs alone.
         channels: 1 for grey (luma), 3 for colour; other photographs are converted.
         patch: Height and width of a training patch.
         stride: Distance of neighbouring training patches.
@@ -74,6 +80,7 @@ class PhotographDataModule(ImageDataModule):
         train_dir: Path | None = None,
         val_dir: Path | None = None,
         test_dir: Path | None = None,
+        pairs: tuple[str, str] | None = None,
         channels: int = 1,
         patch: int = 50,
         stride: int = 10,
@@ -88,12 +95,14 @@ class PhotographDataModule(ImageDataModule):
         super().__init__()
         self.spec = self.spec_of(channels, patch)
         self.folders = {"train": train_dir, "val": val_dir, "test": test_dir}
-        self.stride, self.crop = stride, crop
+        self.pairs, self.stride, self.crop = pairs, stride, crop
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
         self.epoch, self.num_workers = epoch, num_workers
         self.augment, self.seed = augment, seed
         self._fingerprints: dict[str, str] = {}
         self.check_loading("epoch", "stride")
+        if pairs and test_dir is None:
+            raise ValueError("data.pairs must come with a folder, got none. Pass --data.test_dir FOLDER.")
         if crop is not None and crop < patch:
             raise ValueError(
                 f"data.crop must be at least data.patch={patch}, got {crop}. Pass --data.crop {patch}, or null."
@@ -114,11 +123,11 @@ class PhotographDataModule(ImageDataModule):
         self._evaluated: dict[str, PhotographDataset] = {}
         for part in self._parts(stage):
             files = self._files(part)
-            crop = None if part == "train" else self.crop
-            images = [read_photograph(path, self.spec.channels, self.spec.size, crop) for path in files]
+            images = self._read(files, None if part == "train" else self.crop)
             if part != "train":
                 self._check_evaluated(part, len(files), f"another --data.{part}_dir")
-                self._evaluated[part] = PhotographDataset(images, [path.name for path in files])
+                noisy = self._noisy(files, images) if part == "test" and self.pairs else []
+                self._evaluated[part] = PhotographDataset(images, [path.name for path in files], noisy)
                 continue
             patches: Any = Patches(images, self.spec.size, self.stride)
             labels = np.broadcast_to(np.int64(0), patches.shape[0])
@@ -144,14 +153,43 @@ class PhotographDataModule(ImageDataModule):
             images = batch.images.permute(0, 3, 1, 2)
             return (images if self.augment is None else self.augment(images)).float().div_(255), batch.labels
         if isinstance(batch, PhotographBatch):
-            return [image.permute(2, 0, 1).float().div_(255) for image in batch.images], batch.numbers
+            clean, noisy = (
+                [x.permute(2, 0, 1).float().div_(255) for x in part] for part in (batch.images, batch.noisy)
+            )
+            return clean, batch.numbers, noisy
         return batch
+
+    def test_batches(self) -> Iterator[tuple[list[Tensor], Tensor, list[Tensor]]]:
+        """Yield each test photograph as a batch."""
+        self.prepare_data("test")
+        self.setup("test")
+        dataset = self._evaluated["test"]
+        for number in range(len(dataset)):
+            yield self.on_after_batch_transfer(dataset[number], 0)
 
     def _parts(self, stage: str) -> Sequence[str]:
         return {"fit": ("train", "val"), "validate": ("val",)}.get(stage, ("test",))
 
+    def _read(self, files: Sequence[Path], crop: int | None) -> list[NDArray[np.uint8]]:
+        return [read_photograph(path, self.spec.channels, self.spec.size, crop) for path in files]
+
+    def _noisy(self, files: list[Path], images: list[NDArray[np.uint8]]) -> list[NDArray[np.uint8]]:
+        """Read the photographs with real noise of the clean ones."""
+        assert self.folders["test"] is not None
+        assert self.pairs is not None
+        paths, _ = paired_photographs(Path(self.folders["test"]), self.pairs)
+        found = self._read(paths, self.crop)
+        for path, file, noisy, image in zip(paths, files, found, images, strict=True):
+            if noisy.shape != image.shape:
+                raise ValueError(
+                    f"{path} must have the size of {file}, {image.shape[:2]}, got {noisy.shape[:2]}. Remove both."
+                )
+        return found
+
     def _files(self, part: str) -> list[Path]:
-        """List the photographs of a part."""
+        """List the photographs of a part, clean ones of pairs."""
+        if part == "test" and self.pairs and self.folders["test"] is not None:
+            return paired_photographs(Path(self.folders["test"]), self.pairs)[1]
         own, train = self.folders[part], self.folders["train"]
         if part == "test" or train is None or self.folders["val"] is not None:
             option = f"--data.{part}_dir"

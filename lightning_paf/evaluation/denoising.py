@@ -1,9 +1,9 @@
 """Evaluation of denoisers on random and adversarial noise of the same energy."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -13,12 +13,18 @@ from lightning_paf.evaluation.statistics import mean_interval
 from lightning_paf.functional.image_quality import psnr, ssim
 from lightning_paf.functional.losses import squared_distance
 from lightning_paf.types import Radius
+from lightning_paf.utils.figures import open_figure, show_image
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 Scores = Mapping[str, float]
 """`psnr` and `ssim` of a denoised image, and `noisy_psnr` of the noisy one."""
 MOST_PSNR = 100.0
 """PSNR in dB that equal images get, for finite means."""
 NOISES = ("gaussian", "uniform", "obsatk")
+REAL = "real"
+"""Condition of photographs with real noise."""
 
 
 def observations(
@@ -64,7 +70,36 @@ def scores(cleaned: Tensor, noisy: Tensor, clean: Tensor) -> Scores:
     return {name: min(float(value), MOST_PSNR) for name, value in values.items()}
 
 
-def summary(rows: Mapping[str, Mapping[str, Scores]]) -> dict[str, Any]:
+def without_uniform(noisy: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The conditions that figures show."""
+    return {name: image for name, image in noisy.items() if not name.startswith("uniform")}
+
+
+def draw_denoised(rows: Sequence[tuple[str, Tensor, Mapping[str, Tensor], nn.Module]], headline: str) -> "Figure":
+    """Draw a row for each denoiser: clean image, noisy images, and denoised ones.
+
+    Args:
+        rows: Name of the denoiser, clean image (1, C, H, W) in [0, 1], noisy images by condition, such as
+            `gaussian_25`, and the denoiser.
+        headline: Title.
+    """
+    columns = max(1 + 2 * len(noisy) for _, _, noisy, _ in rows)
+    with open_figure(3 * columns, 3.4 * len(rows), headline) as figure:
+        for line, (name, clean, noisy, model) in zip(
+            figure.subplots(len(rows), columns, squeeze=False), rows, strict=True
+        ):
+            panels = [(": ".join(filter(None, (name, "clean"))), clean)]
+            for condition, image in noisy.items():
+                cleaned = denoised(model, image)
+                panels += [(f"{condition}, {psnr(image, clean).item():.1f} dB", image)]
+                panels += [(f"denoised, {psnr(cleaned, clean).item():.1f} dB", cleaned)]
+            for axes, (title, image) in zip(line, panels, strict=False):
+                pixels = image[0].permute(1, 2, 0).float().cpu().numpy()
+                show_image(axes, pixels if pixels.shape[2] == 3 else pixels[..., 0], title, cmap="gray", vmin=0, vmax=1)
+    return figure
+
+
+def summary(rows: Sequence[Mapping[str, Scores]]) -> dict[str, Any]:
     """Average over images, with 95 % intervals.
 
     Args:
@@ -73,8 +108,7 @@ def summary(rows: Mapping[str, Mapping[str, Scores]]) -> dict[str, Any]:
     Returns:
         For each condition and score: `value`, `low`, `high` (None for a single image), and `images`, a value for each.
     """
-    conditions = list(next(iter(rows.values())))
-    return {condition: _averages([row[condition] for row in rows.values()]) for condition in conditions}
+    return {condition: _averages([row[condition] for row in rows]) for condition in rows[0]}
 
 
 def _averages(rows: list[Scores]) -> dict[str, Any]:

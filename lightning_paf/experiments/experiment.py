@@ -55,6 +55,24 @@ class Variant:
 
 
 @dataclass(frozen=True)
+class Measurement:
+    """Evaluation of trained runs that are no classifiers.
+
+    Attributes:
+        kind: `Task.kind` of the runs.
+        metrics: Names of the metrics.
+        scores: Function `(run, examples)` to values by metric: one for each of the first test images (N,), or one
+            number.
+        unit: Quantity and unit of the `plain` metrics, such as "PSNR in dB".
+    """
+
+    kind: str
+    metrics: tuple[str, ...]
+    scores: "Callable[[Run, int], Mapping[str, Any]]"
+    unit: str = "as measured"
+
+
+@dataclass(frozen=True)
 class Experiment:
     """Variants, each trained with several seeds, and claims about them.
 
@@ -75,6 +93,8 @@ class Experiment:
             the default `config`.
         histories: Columns of `metrics.csv` to keep in the result for each training, for figures.
         figures: Further figures by name; the name "" replaces the default figure.
+        measurement: Replaces the metrics and attacks of classifiers, for other tasks; None for classifiers. It needs
+            `shown`.
     """
 
     title: str
@@ -91,15 +111,21 @@ class Experiment:
     pool: tuple[str, ...] = ()
     histories: tuple[str, ...] = ()
     figures: Mapping[str, Drawing] = field(default_factory=dict)
+    measurement: Measurement | None = None
+
+    @property
+    def own_metrics(self) -> list[str]:
+        """Names of the metrics other than those of every classifier."""
+        return sorted(self.metrics if self.measurement is None else self.measurement.metrics)
 
     def __post_init__(self) -> None:
         """Check the names in claims, `plain` and `shown`."""
-        variants, metrics = {variant.name for variant in self.variants}, {"clean", "pgd", "autoattack", *self.metrics}
-        if not {*self.plain} <= {*self.metrics}:
-            raise ValueError(
-                f"plain must be among the metrics {sorted(self.metrics)}, got {self.plain}. Pass names of metrics."
-            )
-        if not {*self.shown} <= metrics or len({name in self.plain for name in self.shown}) > 1:
+        variants, own = {variant.name for variant in self.variants}, self.own_metrics
+        metrics = {*own} if self.measurement else {"clean", "pgd", "autoattack", *own}
+        if not {*self.plain} <= {*own}:
+            raise ValueError(f"plain must be among the metrics {own}, got {self.plain}. Pass names of metrics.")
+        unclear = not self.shown and self.measurement is not None
+        if unclear or not {*self.shown} <= metrics or len({name in self.plain for name in self.shown}) > 1:
             raise ValueError(
                 f"shown must be metrics of the experiment, either all fractions or all not, as they use one axis, got "
                 f"{self.shown}. Pass some of {', '.join(sorted(metrics))}."

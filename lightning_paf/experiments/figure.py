@@ -99,6 +99,6 @@ def _groups(axes: "Axes", result: Mapping[str, Any]) -> None:
     axes.set_xlim(-0.5, len(names) - 0.5)
     axes.set_xticks(range(len(names)), names)
     axes.tick_params(axis="x", length=0)
-    axes.set_ylabel("as measured" if plain else "fraction of images (%)")
+    axes.set_ylabel(result.get("unit", "as measured") if plain else "fraction of images (%)")
     axes.grid(axis="y")
     axes.set_title(f"{result['method']}: {result['seeds']} seeds and their mean (line)")

@@ -8,9 +8,9 @@ import numpy as np
 
 from lightning_paf.experiments.experiment import experiment_names, find_experiment
 
-_HEAD = """Which claims of the papers hold on 8x8 digits. The command of each row, with
-`--json docs/results/methods/METHOD.json`, writes its result; `lightning-paf reproduce --table docs/results/methods`
-writes this page.
+_HEAD = """Which claims of the papers hold on 8x8 digits, or on crops of photographs for denoising. The command of each
+row, with `--json docs/results/methods/METHOD.json`, writes its result; `lightning-paf reproduce --table
+docs/results/methods` writes this page.
 
 Each claim is a paired comparison over seeds and test images. A claim is **reproduced** or **not reproduced** if its
 95 % interval lies entirely above or below the claimed difference, and **inconclusive** otherwise. A method gets the
@@ -113,8 +113,8 @@ def _section(result: dict[str, Any], folder: Path) -> list[str]:
         lines.append(f"| {text} | {claim['metric']} | {claim['shown']} | {claim['conclusion']} |")
     lines += [
         "",
-        f"Mean and standard deviation over {result['seeds']} seeds{_unit(result)}; linf eps {result['eps']}, "
-        f"{_images(result)}; {result['machine']}.",
+        f"Mean and standard deviation over {result['seeds']} seeds{_unit(result)}; {_images(result)}; "
+        f"{result['machine']}.",
     ]
     if (folder / f"{result['method']}.png").is_file():
         about = ", ".join(result["shown"]) or "clean and robust accuracy"
@@ -126,12 +126,15 @@ def _section(result: dict[str, Any], folder: Path) -> list[str]:
 
 
 def _unit(result: dict[str, Any]) -> str:
+    if {*next(iter(result["variants"].values()))} == {*result["plain"]}:
+        return f", {result['unit']}"
     return f", % ({', '.join(result['plain'])}: as measured)" if result["plain"] else ", %"
 
 
 def _images(result: dict[str, Any]) -> str:
-    fewer = result.get("autoattack_examples")
-    return f"{result['examples']} test images" + (f" (AutoAttack: the first {fewer})" if fewer else "")
+    fewer, eps = result.get("autoattack_examples"), result["eps"]
+    radius = "" if eps is None else f"linf eps {eps}, "
+    return f"{radius}{result['examples']} test images" + (f" (AutoAttack: the first {fewer})" if fewer else "")
 
 
 def _mean(values: list[float | None], plain: bool) -> str:

@@ -28,9 +28,9 @@ def content(command: str, experiment: Experiment, tasks: Sequence[Task]) -> dict
         "title": experiment.title,
         "command": command,
         "note": experiment.note,
-        "eps": eps_of(tasks[0], experiment),
+        "eps": None if experiment.measurement else eps_of(tasks[0], experiment),
         "seeds": len(seeds),
-        "examples": tasks[0].examples,
+        "examples": max(map(len, next(iter(values.values())).values())),
         "machine": _machine(),
         "plain": list(experiment.plain),
         "shown": list(experiment.shown),
@@ -72,7 +72,7 @@ def _mean(values: NDArray[np.float64]) -> float | None:
 
 def _extras(experiment: Experiment, tasks: Sequence[Task]) -> dict[str, Any]:
     """Entries that only some experiments or options need."""
-    extras: dict[str, Any] = {}
+    extras: dict[str, Any] = {"unit": experiment.measurement.unit} if experiment.measurement else {}
     if tasks[0].autoattack_examples is not None:
         extras["autoattack_examples"] = tasks[0].autoattack_examples
     if experiment.figures:

@@ -108,7 +108,7 @@ def _remove_stale(task: Task, experiment: Experiment, variant: Variant) -> None:
     evaluated: dict[str, Any] = {
         "eps": experiment.eps,
         "examples": [task.examples, task.autoattack_examples],
-        "metrics": sorted(experiment.metrics),
+        "metrics": experiment.own_metrics,
     }
     if task.search_precision != "fp32":
         evaluated["precision"] = task.search_precision
@@ -153,7 +153,11 @@ def _command(words: list[str]) -> None:
 
 def _evaluate(task: Task, experiment: Experiment, variant: Variant) -> dict[str, Any]:
     """All metrics of a trained variant."""
-    run = load_run(_checkpoint(task.output), device="cpu", options=_filled(variant.test_options, task, experiment))
+    options, own = _filled(variant.test_options, task, experiment), experiment.measurement
+    run = load_run(_checkpoint(task.output), None, "cpu", options, own.kind if own else "classifier")
+    if own is not None:
+        torch.manual_seed(task.seed)
+        return dict(own.scores(run, task.examples))
     samples = run.samples()
     x, y = samples.fetch(samples.ids[: task.examples])
     torch.manual_seed(task.seed)

@@ -46,6 +46,10 @@ class Task(LightningModule):
     """Kind of `model`; commands and callbacks that evaluate classifiers refuse others."""
     data: ClassVar[type[ImageDataModule]] = RobustDataModule
     """Data module that the command line builds for the task."""
+    plug_ins: ClassVar[Mapping[str, type]] = {}
+    """Base of the classes for an argument, where classification has another."""
+    instead_of_predict: ClassVar[str] = ""
+    """Command to run instead of `predict`, a sentence; empty for classifiers."""
     val_metrics: tuple[str, ...] = ("val/acc",)
     """Metrics that the validation logs, for callbacks that monitor them."""
     untrained: WeightsOrigin | None = None
@@ -90,14 +94,22 @@ class Task(LightningModule):
             try:
                 self.trial_pass(torch.zeros(shape))
             except (RuntimeError, ValueError, TypeError, AssertionError, IndexError) as error:
+                reason = clause(error)
                 hint = " Pass another --model.net, or other arguments (TimmNet: dict_kwargs.in_chans)."
                 raise ValueError(
                     f"{type(self.model.net).__name__} must accept images of shape {shape} from {spec.name}, got: "
-                    f"{clause(error)}.{'' if 'Pass ' in str(error) else hint}"
+                    f"{reason}.{'' if 'Pass ' in reason else hint}"
                 ) from error
+
+    def check_predict(self) -> None:
+        """Refuse `predict` if the model is no classifier."""
+        if self.instead_of_predict:
+            raise ValueError(f"predict must have a classifier, got {type(self).__name__}. {self.instead_of_predict}")
 
     def setup(self, stage: str) -> None:
         """Check that `init` exists, and that the learning rate is that of the optimiser."""
+        if stage == "predict":
+            self.check_predict()
         callbacks = self._trainer.callbacks if self._trainer else []  # type: ignore[attr-defined]
         if any(isinstance(callback, LearningRateFinder) for callback in callbacks):
             raise ValueError(

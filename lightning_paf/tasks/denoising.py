@@ -1,11 +1,11 @@
 """Training of image denoisers that resist adversarial noise."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from copy import deepcopy
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from lightning.pytorch.cli import OptimizerCallable
@@ -17,8 +17,18 @@ from torchmetrics import MeanMetric
 
 from lightning_paf.attacks import Attack, ZeroMeanPGD, radius_text
 from lightning_paf.data import PhotographDataModule
-from lightning_paf.evaluation.denoising import NOISES, Scores, denoised, observations, scores, summary
+from lightning_paf.evaluation.denoising import (
+    REAL,
+    Scores,
+    denoised,
+    draw_denoised,
+    observations,
+    scores,
+    summary,
+    without_uniform,
+)
 from lightning_paf.functional.image_quality import psnr
+from lightning_paf.nets.dncnn import DnCNN
 from lightning_paf.nn.activations import Activation
 from lightning_paf.nn.classifier import penalty_of
 from lightning_paf.nn.parameter_groups import DecayRule
@@ -30,9 +40,11 @@ from lightning_paf.schedules import Schedule
 from lightning_paf.tasks.base import Task, default_optimizer
 from lightning_paf.types import Batch, Radius
 from lightning_paf.utils.distributed import gathered
-from lightning_paf.utils.figures import open_figure, save_figure, show_image
+from lightning_paf.utils.figures import save_figure
 from lightning_paf.utils.files import write_whole
 
+PhotographBatch = tuple[list[Tensor], Tensor, list[Tensor]]
+"""Clean photographs (C, H, W) in [0, 1], numbers (N,), and noisy ones, or none."""
 RESULT, FIGURE = "denoising.json", "denoising.png"
 
 
@@ -68,8 +80,8 @@ class Denoising(Task):
     Each training patch gets noise of a random standard deviation (blind denoising), clipped to the pixel range. The
     validation logs `val/psnr`, on Gaussian noise, and `val/psnr_adv`, on Gaussian noise with ObsAtk of the same total
     energy, as means over photographs and `sigmas` in dB. `test` also evaluates uniform noise and SSIM, with intervals
-    over photographs, and writes `denoising.json` and `denoising.png` to the run folder. The noise of an evaluation is
-    the same for every epoch, run and number of devices.
+    over photographs, or real noise alone with `--data.pairs`. It writes `denoising.json` and `denoising.png` to the run
+    folder. The noise of an evaluation is the same for every epoch, run and number of devices.
 
     Args:
         net: Network from noisy images (N, C, H, W) to denoised ones, such as `DnCNN`.
@@ -94,6 +106,8 @@ class Denoising(Task):
 
     kind = "denoiser"
     data = PhotographDataModule
+    plug_ins: ClassVar[Mapping[str, type]] = {"net": DnCNN, "objective": DenoisingObjective}
+    instead_of_predict = "Run test, which draws denoised images."
     val_metrics = ("val/psnr", "val/psnr_adv")
     model: Denoiser
 
@@ -130,6 +144,7 @@ class Denoising(Task):
         self.noise, self.sigmas = noise, tuple(sigmas)
         self.val_psnr, self.val_psnr_adv = MeanMetric(), MeanMetric()
         self._rows: dict[int, dict[str, Scores]] = {}
+        self._first: tuple[Tensor, dict[str, Tensor]]
         self._folder = Path()
         self.load_init()
 
@@ -137,12 +152,6 @@ class Denoising(Task):
         """Denoise images (N, C, H, W) in [0, 1]."""
         cleaned: Tensor = self.model(x)
         return cleaned
-
-    def setup(self, stage: str) -> None:
-        """Refuse `predict`, which writes classes."""
-        super().setup(stage)
-        if stage == "predict":
-            raise ValueError("predict must have a classifier, got Denoising. Run test, which draws denoised images.")
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Add noise to clean patches, and return the loss of the objective."""
@@ -154,12 +163,14 @@ class Denoising(Task):
         self.record(loss, **logs)
         return loss
 
-    def validation_step(self, batch: tuple[list[Tensor], Tensor], batch_idx: int) -> None:
+    def validation_step(self, batch: PhotographBatch, batch_idx: int) -> None:
         """Log the PSNR on Gaussian noise, and on Gaussian noise with ObsAtk."""
-        for _, _, clean, noisy in self._observed(batch):
-            for noise, metric in (("gaussian", self.val_psnr), ("obsatk", self.val_psnr_adv)):
-                metric.update(psnr(denoised(self.model, noisy[noise]), clean))
-        for name, metric in zip(self.val_metrics, (self.val_psnr, self.val_psnr_adv), strict=True):
+        metrics = {"gaussian": self.val_psnr, "obsatk": self.val_psnr_adv}
+        for _, clean, noisy in self.observed(batch):
+            for condition, image in noisy.items():
+                if (noise := condition.partition("_")[0]) in metrics:
+                    metrics[noise].update(psnr(denoised(self.model, image), clean))
+        for name, metric in zip(self.val_metrics, metrics.values(), strict=True):
             self.log(name, metric, prog_bar=True, on_epoch=True, on_step=False, batch_size=len(batch[0]))
 
     def on_test_start(self) -> None:
@@ -168,20 +179,19 @@ class Denoising(Task):
         # On all ranks.
         self._folder = run_folder_of(self.trainer)
 
-    def test_step(self, batch: tuple[list[Tensor], Tensor], batch_idx: int) -> None:
-        """Score all noises, and draw the first photograph at the last sigma."""
-        for number, sigma, clean, noisy in self._observed(batch):
-            cleaned = {noise: denoised(self.model, noisy[noise]) for noise in NOISES}
+    def test_step(self, batch: PhotographBatch, batch_idx: int) -> None:
+        """Score all noises, and keep the first photograph at the last sigma."""
+        for number, clean, noisy in self.observed(batch):
             row = self._rows.setdefault(number, {})
-            row |= {f"{n}_{sigma:g}": scores(cleaned[n], noisy[n], clean) for n in NOISES}
-            if number == 0 and sigma == self.sigmas[-1]:
-                self._draw(clean, noisy, cleaned, row, sigma)
+            row |= {name: scores(denoised(self.model, image), image, clean) for name, image in noisy.items()}
+            if number == 0:
+                self._first = clean, without_uniform(noisy)
 
     def on_test_epoch_end(self) -> None:
         """Log the means, and write the result of all processes."""
         rows = {number: row for part in gathered(self._rows) for number, row in part.items()}
         names = self.trainer.datamodule.test_dataloader().dataset.names  # type: ignore[attr-defined]
-        results = summary({names[number]: rows[number] for number in sorted(rows)})
+        results = summary([rows[number] for number in sorted(rows)])
         for condition, result in results.items():
             for score in ("psnr", "ssim"):
                 self.log(f"test/{score}_{condition}", result[score]["value"], sync_dist=True)
@@ -195,41 +205,38 @@ class Denoising(Task):
         if self.trainer.is_global_zero:
             self._folder.mkdir(parents=True, exist_ok=True)
             write_whole(self._folder / RESULT, f"{json.dumps(content, indent=1, allow_nan=False)}\n".encode())
+            save_figure(draw_denoised([("", *self._first, self.model)], self.headline()), self._folder / FIGURE)
         for condition, result in results.items():
             rank_zero_info(f"{condition}: {_text(result)}")
         rank_zero_info(f"Result: {self._folder / RESULT}, {FIGURE}")
 
-    def _observed(self, batch: tuple[list[Tensor], Tensor]) -> Iterator[tuple[int, float, Tensor, dict[str, Tensor]]]:
-        """Yield number, sigma, clean image and noisy versions of each photograph."""
-        for image, number in zip(batch[0], batch[1].tolist(), strict=True):
-            for sigma in self.sigmas:
-                noisy = observations(self.model, image[None], sigma, self.level, self.attack_steps, seed=number)
-                yield number, sigma, image[None], noisy
+    def headline(self) -> str:
+        """Title of the figure: the attack."""
+        return f"ObsAtk {radius_text(self.level)}, {self.attack_steps} steps"
 
-    def _draw(
-        self, clean: Tensor, noisy: dict[str, Tensor], cleaned: dict[str, Tensor], row: dict[str, Scores], sigma: float
-    ) -> None:
-        """Draw noisy and denoised versions of a photograph, without and with ObsAtk."""
-        panels = [("clean", clean)]
-        for name, noise in (("Gaussian", "gaussian"), ("Gaussian + ObsAtk", "obsatk")):
-            found = row[f"{noise}_{sigma:g}"]
-            panels += [(f"{name}, {found['noisy_psnr']:.1f} dB", noisy[noise])]
-            panels += [(f"denoised, {found['psnr']:.1f} dB", cleaned[noise])]
-        with open_figure(15, 3.4, f"σ = {sigma:g}/255, ObsAtk {radius_text(self.level)}") as figure:
-            for axes, (title, image) in zip(figure.subplots(1, len(panels)), panels, strict=True):
-                pixels = image[0].permute(1, 2, 0).float().cpu().numpy()
-                show_image(axes, pixels if pixels.shape[2] == 3 else pixels[..., 0], title, cmap="gray", vmin=0, vmax=1)
-            save_figure(figure, self._folder / FIGURE)
+    def observed(self, batch: PhotographBatch) -> Iterator[tuple[int, Tensor, dict[str, Tensor]]]:
+        """Yield each photograph: number, clean image, and noisy ones by condition.
+
+        These are real ones if the batch has some, otherwise, for each sigma, those of `observations`.
+        """
+        images, numbers, real = batch
+        for place, number in enumerate(numbers.tolist()):
+            clean = images[place][None].to(self.device)
+            if real:
+                yield number, clean, {REAL: real[place][None].to(self.device)}
+                continue
+            for sigma in self.sigmas:
+                noisy = observations(self.model, clean, sigma, self.level, self.attack_steps, seed=number)
+                yield number, clean, {f"{noise}_{sigma:g}": image for noise, image in noisy.items()}
 
 
 def _text(result: dict[str, Any]) -> str:
-    """Format PSNR and SSIM with their intervals."""
+    """Format PSNR before and after denoising, and SSIM, with their intervals."""
     parts = []
-    for score, digits, unit in (("psnr", 2, " dB"), ("ssim", 3, "")):
+    for score, digits in (("psnr", 2), ("ssim", 3)):
         value, low, high = (result[score][end] for end in ("value", "low", "high"))
-        interval = "" if low is None else f" [{low:.{digits}f}, {high:.{digits}f}]"
-        parts.append(f"{score.upper()} {value:.{digits}f}{unit}{interval}")
-    return f"{', '.join(parts)} (noisy {result['noisy_psnr']['value']:.2f} dB)"
+        parts.append(f"{value:.{digits}f}" + ("" if low is None else f" [{low:.{digits}f}, {high:.{digits}f}]"))
+    return f"PSNR {result['noisy_psnr']['value']:.2f} to {parts[0]} dB, SSIM {parts[1]}"
 
 
 def _check(noise: tuple[float, float], sigmas: tuple[float, ...], level: Radius) -> None:

@@ -1,8 +1,8 @@
 """Training of a diffusion model of images."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from lightning.pytorch.cli import OptimizerCallable
@@ -20,6 +20,7 @@ from lightning_paf.schedules import Schedule
 from lightning_paf.specs import DatasetName, dataset_spec
 from lightning_paf.synthesis.diffusion import DiffusionGenerator
 from lightning_paf.synthesis.samplers import DDIM, NoiseSchedule, Prediction, Sampler, noising_process
+from lightning_paf.synthesis.unet import UNet
 from lightning_paf.tasks.base import Task, default_optimizer
 from lightning_paf.types import Batch, images_and_labels
 from lightning_paf.utils.figures import sheet_png
@@ -85,6 +86,8 @@ class Diffusion(Task):
     """
 
     kind = "image generator"
+    plug_ins: ClassVar[Mapping[str, type]] = {"net": UNet}
+    instead_of_predict = "Draw images with lightning-paf synthesize --from RUN."
 
     def __init__(
         self,
@@ -154,14 +157,6 @@ class Diffusion(Task):
         """Run the network on images (N, C, H, W) at time 0."""
         zeros = torch.zeros(len(images), dtype=torch.int64)
         self.model(images, zeros, zeros)
-
-    def setup(self, stage: str) -> None:
-        """Refuse `predict`, which writes classes."""
-        super().setup(stage)
-        if stage == "predict":
-            raise ValueError(
-                "predict must have a classifier, got Diffusion. Draw images with lightning-paf synthesize --from RUN."
-            )
 
     def on_fit_start(self) -> None:
         """Seed the rank, and keep the run folder."""

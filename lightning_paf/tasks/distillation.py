@@ -1,6 +1,8 @@
 """Distillation of a training set into a few learned images."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -58,6 +60,8 @@ class KIP(RobustModule):
             images of a class than it gets.
         TypeError: Training without a `RobustDataModule`.
     """
+
+    plug_ins: ClassVar[Mapping[str, type]] = {"net": KernelClassifier}
 
     def __init__(
         self,

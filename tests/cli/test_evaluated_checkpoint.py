@@ -185,7 +185,10 @@ REFUSED = [
     ("COMMAND -c CONFIG --model.init LAST", "COMMAND needs a checkpoint, got none"),
     ("COMMAND -c CONFIG --COMMAND.ckpt_path LAST", "error: "),
 ]
-ANALYSES = "channel-activations concentration gradient-masking input-sensitivity jacobian-spectrum saliency uncertainty"
+ANALYSES = (
+    "channel-activations concentration denoised-images gradient-masking input-sensitivity jacobian-spectrum saliency "
+    "uncertainty"
+)
 TOOLS = {
     **{f"analyze {name}": "--ckpt CKPT" for name in ANALYSES.split()},
     "analyze min-max": "--ckpt CKPT",
@@ -227,7 +230,10 @@ CASES = [
 def test_the_cases_include_every_command_that_loads_a_checkpoint():
     package = Path(lightning_paf.__file__).parent
     tools = {path.stem for path in (package / "commands").glob("*.py") if "load_run(" in path.read_text()}
-    analyses = {f"analyze {name}" for name in modules_with("analyze", package / "analysis")} - {"analyze logistic"}
+    analyses = {f"analyze {name}" for name in modules_with("analyze", package / "analysis")} - {
+        "analyze logistic",
+        "analyze denoised-images",
+    }
     assert tools - {"analyze", "demo", "synthesize"} | analyses == set(TOOLS)
 
 

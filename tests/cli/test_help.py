@@ -12,7 +12,7 @@ import lightning_paf
 from lightning_paf.__main__ import REMOVED, TRAINING, _commands
 from lightning_paf.attacks import PGD, AutoAttack
 from lightning_paf.callbacks import RobustEval
-from lightning_paf.cli.training import HelpfulParser
+from lightning_paf.cli.parser import HelpfulParser
 
 
 def python(*words: str) -> subprocess.CompletedProcess:

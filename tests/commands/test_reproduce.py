@@ -16,6 +16,7 @@ from helpers.fakes import CONFIGS
 from lightning_paf.attacks import AutoAttack
 from lightning_paf.commands import reproduce
 from lightning_paf.experiments import Claim, Experiment, Variant, find_experiment, run
+from lightning_paf.experiments.experiment import Measurement
 
 EXPERIMENT = Experiment(
     "An experiment for the test",
@@ -227,6 +228,37 @@ def test_numbers_that_allow_no_comparison_are_refused(option, number, tmp_path, 
     with pytest.raises(ValueError, match="argument --seeds: must be at least 2, got 1"):
         reproduce.main(["small", "--seeds", "1", "--out", str(tmp_path / "out")])
     assert not (tmp_path / "out").exists()
+
+
+def test_an_experiment_states_how_its_runs_are_measured(tmp_path, monkeypatch, capsys):
+    """One score per image and seed instead of accuracies."""
+    measurement = Measurement("denoiser", ("psnr",), lambda values, n: {"psnr": values[:n]}, "PSNR in dB")
+    claims = (Claim("a exceeds b", "a", "b", "psnr", by=0.9),)
+    options = {"plain": ("psnr",), "shown": ("psnr",), "measurement": measurement}
+    experiment = Experiment("Fake", (Variant("a"), Variant("b")), claims, **options)
+
+    def load(checkpoint, config, device, options, kind):
+        assert kind == "denoiser"
+        return [28.0, 30.0, 35.0] if "/b-" in str(checkpoint) else [29.0, 31.01, 36.0]
+
+    for module in (reproduce, run):
+        monkeypatch.setattr(module, "find_experiment", lambda name: experiment)
+    monkeypatch.setattr(run, "_command", lambda words: None)
+    monkeypatch.setattr(run, "load_run", load)
+    monkeypatch.setattr(reproduce, "ProcessPoolExecutor", InThisProcess)
+    monkeypatch.chdir(CONFIGS.parent)
+    words = ["fake", "--seeds", "2", "--out", str(tmp_path)]
+    assert reproduce.main([*words, "--json", str(tmp_path / "kept" / "x.json")]) == 0
+    found = json.loads((tmp_path / "kept" / "x.json").read_text())
+    assert (found["eps"], found["examples"], found["variants"]["b"]) == (None, 3, {"psnr": [31.0, 31.0]})
+    assert found["claims"][0]["conclusion"] == "reproduced"
+    assert "over 2 seeds, PSNR in dB" in " ".join(capsys.readouterr().out.split())
+    assert reproduce.main(["--table", str(tmp_path / "kept")]) == 0
+    assert "over 2 seeds, PSNR in dB; 3 test images;" in capsys.readouterr().out
+    with pytest.raises(
+        ValueError, match=r"--autoattack-examples .* must be omitted for fake, which runs no AutoAttack"
+    ):
+        reproduce.main([*words, "--autoattack-examples", "3"])
 
 
 def test_the_page_has_a_row_for_every_result(done, capsys):

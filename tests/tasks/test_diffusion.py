@@ -1,13 +1,11 @@
 """Training of diffusion models, alone and through the command line."""
 
 import csv
-from pathlib import Path
 
 import pytest
 import torch
-import yaml
-from helpers.cli_runs import built, status, stopped_and_resumed, write_experiment
-from helpers.resume_helpers import differences, last
+from helpers.cli_runs import built, status
+from helpers.every_task import diffusion
 from helpers.two_points import POINTS, SHAPE, WEIGHTS, ExactDenoiser, two_points
 from torch import nn
 
@@ -17,7 +15,6 @@ from lightning_paf.synthesis.unet import UNet
 from lightning_paf.tasks import Diffusion
 
 LAST = "checkpoints/last.ckpt"
-NET = {"class_path": "UNet", "init_args": {"width": 4, "multipliers": [1, 2], "layers_per_block": 1}}
 
 
 def task(net: nn.Module, **options) -> Diffusion:
@@ -160,17 +157,7 @@ def test_the_recipe_of_digits_builds():
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory) -> str:
-    """An experiment of two epochs of four steps on 8x8 images."""
-    folder = tmp_path_factory.mktemp("tiny")
-    written = yaml.safe_load(Path(write_experiment(folder)).read_text())
-    written.pop("val_attack")
-    sampler = {"class_path": "DDIM", "init_args": {"steps": 2}}
-    options = {"net": NET, "sampler": sampler, "schedule": "Constant", "samples_per_class": 2}
-    written["model"] = {"class_path": "Diffusion", "init_args": options}
-    written["trainer"]["max_epochs"] = 2
-    written["averaging"] = {"class_path": "WarmupEMA"}
-    (folder / "diffusion.yaml").write_text(yaml.safe_dump(written))
-    return str(folder / "diffusion.yaml")
+    return diffusion(tmp_path_factory.mktemp("tiny"))
 
 
 @pytest.fixture(scope="module")
@@ -188,12 +175,6 @@ def test_a_run_logs_losses_and_draws_samples(run):
     assert len(rows) == 2
     assert {path.name for path in (run / "samples").iterdir()} == {"epoch_0000.png", "epoch_0001.png"}
     assert (run / "samples.png").read_bytes() == (run / "samples" / "epoch_0001.png").read_bytes()
-
-
-def test_a_stopped_run_resumes_exactly(tiny, run, tmp_path):
-    resumed = stopped_and_resumed(("fit", "-c", tiny), tmp_path / "run", 6, "--periodic.every_n_train_steps", "1")
-    assert differences(last(resumed), last(run)) == []
-    assert (resumed / "samples.png").read_bytes() == (run / "samples.png").read_bytes()
 
 
 def test_a_run_is_loaded_as_a_generator(run):

@@ -6,9 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import yaml
-from helpers.cli_runs import built, status, stopped_and_resumed, write_experiment
-from helpers.resume_helpers import differences, last
+from helpers.cli_runs import built, status
+from helpers.every_task import distillation
 from lightning.pytorch import LightningDataModule
 from matplotlib.image import imread
 
@@ -110,19 +109,7 @@ def test_a_picture_has_a_row_for_each_class():
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory) -> str:
-    """A distillation of two epochs of four steps into six 8x8 images of three classes."""
-    folder = tmp_path_factory.mktemp("tiny")
-    written = yaml.safe_load(Path(write_experiment(folder)).read_text())
-    options = {
-        "net": {"class_path": "KernelClassifier", "init_args": {"image_size": 8, "support": 6}},
-        "attack": written["model"]["attack"],
-        "objective": "AdversarialSquaredError",
-    }
-    written["model"] = {"class_path": "KIP", "init_args": options}
-    written["trainer"]["max_epochs"] = 2
-    written["checkpoint"] = {"class_path": "ModelCheckpoint", "init_args": {"monitor": "val/acc_pgd", "mode": "max"}}
-    (folder / "kip.yaml").write_text(yaml.safe_dump(written))
-    return str(folder / "kip.yaml")
+    return distillation(tmp_path_factory.mktemp("tiny"))
 
 
 @pytest.fixture(scope="module")
@@ -164,12 +151,6 @@ def test_a_network_is_trained_on_the_pool_alone(run, tiny, tmp_path):
     model = ("--model.net", "SmallConvNet", "--model.attack", "PGD", "--model.objective", "Natural")
     trainer = ("--trainer.accelerator", "cpu", "--trainer.max_epochs", "1", "--trainer.enable_progress_bar", "false")
     assert status("fit", *images, *pool, *sizes, *model, *trainer, "--run", tmp_path / "run") == 0
-
-
-def test_a_stopped_run_resumes_exactly(tiny, run, tmp_path):
-    resumed = stopped_and_resumed(("fit", "-c", tiny), tmp_path / "run", 6, "--periodic.every_n_train_steps", "1")
-    assert differences(last(resumed), last(run)) == []
-    assert (resumed / "distilled.npz").read_bytes() == (run / "distilled.npz").read_bytes()
 
 
 def test_a_test_evaluates_robustness_and_writes_the_images_of_the_checkpoint(run, capsys):

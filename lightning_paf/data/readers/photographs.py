@@ -17,7 +17,10 @@ MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr")
 PACKAGED = {
     "train": ("astronaut.png", "brick.png", "grass.png", "gravel.png", "hubble_deep_field.jpg", "motorcycle_left.png"),
     "val": ("clock_motion.png", "coffee.png"),
-    "test": ("camera.png", "chelsea.png", "coins.png", "moon.png", "rocket.jpg"),
+    "test": (
+        *("camera.png", "chelsea.png", "coins.png", "moon.png", "rocket.jpg"),
+        *("cell.png", "ihc.png", "page.png", "retina.jpg", "text.png"),
+    ),
 }
 """Photographs that are installed with scikit-image."""
 
@@ -36,6 +39,31 @@ def find_photographs(folder: Path, option: str) -> list[Path]:
             f"{option} must hold photographs ({', '.join(SUFFIXES)}), got none in {folder}. Pass {option} FOLDER."
         )
     return files
+
+
+def paired_photographs(folder: Path, names: tuple[str, str]) -> tuple[list[Path], list[Path]]:
+    """List photographs with real noise, and clean ones of the same scenes.
+
+    Args:
+        folder: Folder with both, also in subfolders.
+        names: Parts of the paths below the folder, of noisy and of clean photographs, such as (real, mean) for PolyU
+            and (NOISY, GT) for SIDD. The last occurrence counts.
+
+    Raises:
+        ValueError: No noisy photograph, or a clean one is missing.
+    """
+    noisy, clean = names
+    files = [path for path in find_photographs(folder, "--data.test_dir") if noisy in str(path.relative_to(folder))]
+    if not files or not noisy or noisy == clean:
+        raise ValueError(
+            f"--data.pairs must be two different parts of the paths below {folder}, got {[*names]}, which fit no noisy "
+            "photograph. Pass --data.pairs '[NOISY, GT]' for SIDD, '[real, mean]' for PolyU."
+        )
+    pairs = [folder / clean.join(str(path.relative_to(folder)).rsplit(noisy, 1)) for path in files]
+    for path, pair in zip(files, pairs, strict=True):
+        if not pair.is_file():
+            raise ValueError(f"{path} must have a clean photograph {pair}, got none. Copy it, or remove the noisy one.")
+    return files, pairs
 
 
 def packaged_photographs(part: str, option: str) -> list[Path]:
@@ -133,10 +161,12 @@ class PhotographBatch(NamedTuple):
     Args:
         images: uint8 (H, W, C), each.
         numbers: Indices in the dataset (N,), int64.
+        noisy: Photographs of the same scenes with real noise, or none.
     """
 
     images: list[Tensor]
     numbers: Tensor
+    noisy: list[Tensor]
 
 
 class PhotographDataset(Dataset[PhotographBatch]):
@@ -145,10 +175,13 @@ class PhotographDataset(Dataset[PhotographBatch]):
     Args:
         photographs: Images uint8 (H, W, C).
         names: Their names.
+        noisy: The same scenes with real noise, or none.
     """
 
-    def __init__(self, photographs: Sequence[NDArray[np.uint8]], names: Sequence[str]) -> None:
-        self.photographs, self.names = photographs, list(names)
+    def __init__(
+        self, photographs: Sequence[NDArray[np.uint8]], names: Sequence[str], noisy: Sequence[NDArray[np.uint8]] = ()
+    ) -> None:
+        self.photographs, self.names, self.noisy = photographs, list(names), noisy
 
     def __len__(self) -> int:
         return len(self.photographs)
@@ -158,5 +191,8 @@ class PhotographDataset(Dataset[PhotographBatch]):
 
     def __getitems__(self, indices: Sequence[int]) -> PhotographBatch:
         """Fetch the batch of these indices."""
-        images = [torch.from_numpy(self.photographs[index].copy()) for index in indices]
-        return PhotographBatch(images, torch.tensor(list(indices)))
+        images, noisy = (
+            [torch.from_numpy(part[index].copy()) for index in indices if part]
+            for part in (self.photographs, self.noisy)
+        )
+        return PhotographBatch(images, torch.tensor(list(indices)), noisy)
