@@ -34,7 +34,7 @@ def main(argv: list[str]) -> int:
     from lightning_paf.interop import map_keys, read_checkpoint, split_statistics
     from lightning_paf.interop.key_map import stripped
 
-    file = read_checkpoint(options.file)
+    file = read_checkpoint(options.file, options.sha256)
     weights = file.choose("ema" if options.ema else "raw" if options.raw else None, options.entry)
     dropped = _dropped(weights, options.drop)
     fit_options = ["--data.dataset", options.dataset, *DEFAULTS, "--model.net", options.net]
@@ -51,7 +51,7 @@ def main(argv: list[str]) -> int:
     _print_map(file, weights, keys, [*weights.left_out, *dropped, *keys.left_out])
     spec = cli.datamodule.spec
     probe(cli.model.model, torch.rand(2, len(spec.mean), spec.size, spec.size))
-    checkpoint = _write(options.out, cli, statistics, _origin(file, weights))
+    checkpoint = _write(options.out, cli, statistics, _origin(options.file, file, weights))
     print(
         f"Normalisation: {reason}.\nWritten: {checkpoint}. Evaluate it with\n"
         f"lightning-paf test --ckpt_path {shlex.quote(str(checkpoint))} --data.root FOLDER"
@@ -63,9 +63,10 @@ def _parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     epilog = "Other options of `fit`, such as --data.root FOLDER or --model.net.depth 34, can follow."
     parser = command_parser("import-weights", __doc__, epilog)
     add = parser.add_argument
-    add("file", type=Path, help="file of torch.save or safetensors; nothing in it is executed")
+    add("file", help="file of torch.save or safetensors, its https:// URL, or hf://OWNER/NAME; no code in it is run")
     add("--net", required=True, help="file such as configs/net/wrn28_10.yaml, or a class")
     add("--out", type=Path, required=True, metavar="RUN", help="run folder to write")
+    add("--sha256", help="expected SHA-256 of the file")
     add("--dataset", default="cifar10", help="dataset that the network was trained on")
     add("--activation", help="file such as configs/activation/pssilu.yaml, or a class (default: the net's)")
     add("--activation_scope", default="network", help="network, stage, module or channel")
@@ -182,13 +183,14 @@ def _print_map(file: "CheckpointFile", weights: "WeightSet", keys: "KeyMap", lef
         print(f"Left out, not part of the network: {len(left_out)} ({some(left_out)}).")
 
 
-def _origin(file: "CheckpointFile", weights: "WeightSet") -> dict[str, Any]:
+def _origin(source: str, file: "CheckpointFile", weights: "WeightSet") -> dict[str, Any]:
     """Return the origin of the weights, for the checkpoint."""
     import hashlib
 
     with file.path.open("rb") as content:
         digest = hashlib.file_digest(content, "sha256").hexdigest()
-    return {"file": file.path.name, "sha256": digest, "entry": weights.name, "averaged": weights.averaged}
+    url = {"source": source} if "://" in source else {}
+    return {"file": file.path.name, **url, "sha256": digest, "entry": weights.name, "averaged": weights.averaged}
 
 
 def _write(out: Path, cli: "PafCLI", statistics: "Statistics | None", origin: dict[str, Any]) -> Path:
