@@ -7,6 +7,10 @@ import re
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+from huggingface_hub import constants, hf_api
 
 
 class FileServer(ThreadingHTTPServer):
@@ -79,3 +83,13 @@ def file_server() -> Iterator[FileServer]:
         finally:
             server.shutdown()
             thread.join()
+
+
+def use_as_hub(server: FileServer, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Replace huggingface.co by a server with files `/OWNER/NAME/resolve/main/FILE`."""
+    template = server.url("/{repo_id}/resolve/{revision}/{filename}")
+    monkeypatch.setattr(constants, "ENDPOINT", server.url())
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(hf_api.api, "endpoint", server.url())

@@ -5,8 +5,8 @@ import hashlib
 import pytest
 import torch
 from helpers.cli_runs import status
-from helpers.file_server import file_server
-from huggingface_hub import constants, hf_api
+from helpers.file_server import file_server, use_as_hub
+from huggingface_hub import constants
 from torch import nn
 
 from lightning_paf.interop import read_checkpoint, weight_file
@@ -29,12 +29,7 @@ def server(tmp_path, monkeypatch):
 @pytest.fixture
 def hub(server, tmp_path, monkeypatch):
     """The server in place of huggingface.co."""
-    monkeypatch.setattr(constants, "ENDPOINT", server.url())
-    template = server.url("/{repo_id}/resolve/{revision}/{filename}")
-    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(hf_api.api, "endpoint", server.url())
+    use_as_hub(server, tmp_path / "hub", monkeypatch)
     return server
 
 
