@@ -4,12 +4,10 @@ import json
 
 import pytest
 import torch
-from helpers.cli_runs import built
 from helpers.file_server import file_server, use_as_hub
 from huggingface_hub import constants
 from safetensors.torch import save
 
-from lightning_paf.commands import import_weights
 from lightning_paf.nets import TimmNet, TorchvisionNet, timm_net, torchvision_net
 from lightning_paf.nn.classifier import Classifier
 from lightning_paf.specs import DatasetSpec
@@ -92,24 +90,19 @@ def test_the_classifier_finds_the_head_of_a_network_of_a_library():
 
 
 def test_pretrained_weights_of_timm_are_downloaded_once(tmp_path, monkeypatch):
-    """The command line loads them from the hub, then from its cache; without both, the error is one line."""
+    """They come from the hub, then from its cache; without both, the error is one line."""
     trained = timm_net("test_resnet", num_classes=1000)
     monkeypatch.setenv("no_proxy", "127.0.0.1")
-    words = ["--data.dataset", "cifar10", *import_weights.DEFAULTS, "--trainer.accelerator", "cpu"]
-    words += ["--model.net", "TimmNet", "--model.net.name", "test_resnet", "--model.net.pretrained", "true"]
     with file_server() as server:
         use_as_hub(server, tmp_path / "hub", monkeypatch)
-        file = "/timm/test_resnet.r160_in1k/resolve/main/model.safetensors"
-        server.files[file] = save(trained.state_dict())
-        online = built(*words).model.model.net.net
+        server.files["/timm/test_resnet.r160_in1k/resolve/main/model.safetensors"] = save(trained.state_dict())
+        online = TimmNet("test_resnet", pretrained=True)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    offline = built(*words).model.model.net.net
-    assert torch.equal(online.conv1[0].weight, trained.conv1[0].weight)
-    assert torch.equal(offline.conv1[0].weight, trained.conv1[0].weight)
-    assert offline.num_classes == 10
+    offline = TimmNet("test_resnet", pretrained=True)
+    for net in (online.net, offline.net):
+        assert torch.equal(net.conv1[0].weight, trained.conv1[0].weight)
+        assert net.num_classes == 10
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "empty"))
-    with pytest.raises(
-        ValueError, match=r"pretrained weights of timm must be .*, got 'test_resnet' and .*\.$"
-    ) as error:
-        timm_net("test_resnet", pretrained=True)
+    with pytest.raises(ValueError, match="timm can build with these arguments, got 'test_resnet' and ") as error:
+        TimmNet("test_resnet", pretrained=True)
     assert "\n" not in str(error.value)
