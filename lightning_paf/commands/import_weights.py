@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     from lightning_paf.cli.training import PafCLI
     from lightning_paf.interop import CheckpointFile, KeyMap, Statistics, WeightSet
+    from lightning_paf.interop.checkpoint_file import Which
     from lightning_paf.interop.zoo import ZooEntry
 
 DEFAULTS = (
@@ -131,7 +132,8 @@ def _read(options: argparse.Namespace, entry: "ZooEntry | None") -> "CheckpointF
 
 def _weights(options: argparse.Namespace, file: "CheckpointFile", entry: "ZooEntry | None") -> "WeightSet":
     """Choose the weights as typed; for the zoo, those that RobustBench loads."""
-    which, named = "ema" if options.ema else "raw" if options.raw else None, options.entry
+    which: Which | None = "ema" if options.ema else "raw" if options.raw else None
+    named = options.entry
     if entry and which is named is None:
         held = {item.name for item in file.sets}
         named = next((name for name in (entry.entry, "state_dict") if name in held), None)
