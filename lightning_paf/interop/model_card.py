@@ -1,4 +1,4 @@
-"""Model card of an exported network: threat model, accuracies with intervals, commands."""
+"""Model card of an exported network: threat model, accuracies, commands."""
 
 import json
 import shlex

@@ -72,7 +72,10 @@ def zoo() -> tuple[ZooEntry, ...]:
 
 
 def zoo_entries(pattern: str = "") -> list[ZooEntry]:
-    """Return the entries whose name or architecture contains a text or matches a shell pattern, in any case.
+    """Return the entries whose name or architecture matches, in any case.
+
+    Args:
+        pattern: A part of it, or a shell pattern.
 
     Raises:
         ValueError: There is none; the error lists near names.
