@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
@@ -29,7 +30,7 @@ FILES = {
     "model_info": "model_info.json",
     "onnx": "model.onnx",
 }
-SUMMARY = "export.json"
+SUMMARY, CARD = "export.json", "README.md"
 BATCH = 64
 REMOVED = {
     "--queries": ": the adversarial examples of `test` must fool the exported networks instead",
@@ -42,13 +43,15 @@ def main(argv: list[str]) -> int:
     """Write the files of all formats, or none of them."""
     options, rest = _parse(argv)
     formats = _formats(options)
+    if options.push:
+        _repository(options.push)
     from lightning_paf.loading import load_run
 
     run = load_run(options.ckpt, options.config, options.device, rest)
     networks = [FILES[name] for name in formats if name != "model_info"]
-    evidence = _evidence(run, options) if networks else []
-    samples = run.samples() if networks and (options.examples or evidence) else None
-    evidence = _of_these_images(evidence, samples) if samples else []
+    held = _evidence(run, options)
+    samples = run.samples() if networks and (options.examples or options.evidence) else None
+    evidence = _of_these_images(held, samples) if samples else []
     options.out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=options.out, prefix=".partial-") as folder:
         for name, write in _writers(run, options, samples).items():
@@ -60,9 +63,12 @@ def main(argv: list[str]) -> int:
         if networks and not any(content.fooled.any() for content in evidence):
             print("Adversarial examples were not checked: the run has no evidence with any for these weights.")
         _write_summary(run, Path(folder) / SUMMARY)
+        _write_card(run, held, options, Path(folder) / CARD)
         for path in sorted(Path(folder).iterdir()):
             shutil.move(path, options.out / path.name)
             print(options.out / path.name)
+    if options.push:
+        _push(options, [*(FILES[name] for name in formats), SUMMARY, CARD])
     return 0
 
 
@@ -99,6 +105,8 @@ def _parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
         help="norm of the perturbed images (default: that of the run's AutoAttack, else linf)",
     )
     add("--seed", type=int, default=0, help="seed of the perturbed images")
+    add("--push", metavar="hf://OWNER/NAME", help="upload the files with a model card to the Hugging Face Hub")
+    add("--dry_run", action="store_true", help="print the model card instead of uploading anything")
     for option in REMOVED:
         add(option, dest=option, help=argparse.SUPPRESS)
     return parser.parse_known_args(argv)
@@ -117,7 +125,7 @@ def _formats(options: argparse.Namespace) -> list[str]:
     formats = [name for name in FILES if name in typed]
     if "onnx" in formats and not options.examples:
         raise ValueError("--examples must be at least 1 for an ONNX file, got 0. Pass --examples 64.")
-    for name in [*(FILES[name] for name in formats), SUMMARY]:
+    for name in [*(FILES[name] for name in formats), SUMMARY, CARD]:
         if (options.out / name).exists():
             raise ValueError(f"--out must be a folder without {name}, got {options.out}. Pass another --out.")
     if "onnx" in formats:
@@ -201,7 +209,7 @@ def _evidence(run: "Run", options: argparse.Namespace) -> "list[Evidence]":
     from lightning_paf.utils.hashing import weights_fingerprint
 
     named, weights = options.evidence, weights_fingerprint(run.model)
-    paths = [named] if named else evidence_files(run_of(run.checkpoint) / "test") if options.examples else []
+    paths = [named] if named else evidence_files(run_of(run.checkpoint) / "test")
     evidence = [content for content in map(read, paths) if content.metadata["weights"] == weights]
     if named and not evidence:
         raise ValueError(
@@ -271,3 +279,42 @@ def _write_summary(run: "Run", path: Path) -> None:
         "weights": weights_fingerprint(run.model),
     }
     path.write_text(json.dumps(summary, indent=2, default=str) + "\n")
+
+
+def _write_card(run: "Run", evidence: "list[Evidence]", options: argparse.Namespace, path: Path) -> None:
+    """Write the model card from the evidence for these weights, largest first."""
+    from lightning_paf.interop.model_card import model_card
+    from lightning_paf.utils.hashing import weights_fingerprint
+
+    source = options.push or str(options.out / FILES["safetensors"])
+    ordered = sorted(evidence, key=len, reverse=True)
+    path.write_text(model_card(run.config, weights_fingerprint(run.model), ordered, source))
+
+
+def _push(options: argparse.Namespace, names: list[str]) -> None:
+    """Upload the written files, or print the card."""
+    if options.dry_run:
+        print(f"Not uploaded to {options.push} (--dry_run): {', '.join(names)}.\n\n{(options.out / CARD).read_text()}")
+        return
+    from huggingface_hub import HfApi
+
+    from lightning_paf.utils.terminal import clause
+
+    api, repository = HfApi(), _repository(options.push)
+    try:
+        api.create_repo(repository, exist_ok=True)
+        api.upload_folder(repo_id=repository, folder_path=options.out, allow_patterns=names)
+    except Exception as error:  # of the network, the account, or the library
+        raise ValueError(
+            f"{options.push} cannot be written: {clause(error)}. Log in by `hf auth login`, then run hf upload "
+            f"{repository} {options.out}. The files are complete."
+        ) from error
+    print(f"Uploaded to {options.push}.")
+
+
+def _repository(source: str) -> str:
+    """Return `OWNER/NAME` of `hf://OWNER/NAME`."""
+    found = re.fullmatch(r"hf://([\w.-]+/[\w.-]+)", source)
+    if not found:
+        raise ValueError(f"--push must be hf://OWNER/NAME, got {source}.")
+    return found[1]

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
     from lightning_paf.cli.training import PafCLI
     from lightning_paf.interop import CheckpointFile, KeyMap, Statistics, WeightSet
+    from lightning_paf.interop.checkpoint_file import Which
+    from lightning_paf.interop.zoo import ZooEntry
 
 DEFAULTS = (
     *("--autoattack", "RobustEval", "--autoattack.name", "autoattack", "--autoattack.every_n_epochs", "0"),
@@ -26,16 +28,18 @@ DEFAULTS = (
 def main(argv: list[str]) -> int:
     """Write RUN/config.yaml and RUN/checkpoints/imported.ckpt, or nothing."""
     options, rest = _parse(argv)
+    entry = _zoo_entry(options)
+    rest = [*(entry.options if entry else ()), *rest]
     _check(options, rest)
     import torch
 
     from lightning_paf.attacks.probe import probe
     from lightning_paf.cli.training import train
-    from lightning_paf.interop import map_keys, read_checkpoint, split_statistics
+    from lightning_paf.interop import map_keys, split_statistics
     from lightning_paf.interop.key_map import stripped
 
-    file = read_checkpoint(options.file)
-    weights = file.choose("ema" if options.ema else "raw" if options.raw else None, options.entry)
+    file = _read(options, entry)
+    weights = _weights(options, file, entry)
     dropped = _dropped(weights, options.drop)
     fit_options = ["--data.dataset", options.dataset, *DEFAULTS, "--model.net", options.net]
     if options.activation:
@@ -51,7 +55,9 @@ def main(argv: list[str]) -> int:
     _print_map(file, weights, keys, [*weights.left_out, *dropped, *keys.left_out])
     spec = cli.datamodule.spec
     probe(cli.model.model, torch.rand(2, len(spec.mean), spec.size, spec.size))
-    checkpoint = _write(options.out, cli, statistics, _origin(file, weights))
+    checkpoint = _write(options.out, cli, statistics, _origin(options.file, file, weights))
+    if entry:
+        print(f"Published: clean {entry.clean} %, AutoAttack {entry.autoattack} % within {entry.norm} {entry.eps}.")
     print(
         f"Normalisation: {reason}.\nWritten: {checkpoint}. Evaluate it with\n"
         f"lightning-paf test --ckpt_path {shlex.quote(str(checkpoint))} --data.root FOLDER"
@@ -63,10 +69,13 @@ def _parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     epilog = "Other options of `fit`, such as --data.root FOLDER or --model.net.depth 34, can follow."
     parser = command_parser("import-weights", __doc__, epilog)
     add = parser.add_argument
-    add("file", type=Path, help="file of torch.save or safetensors; nothing in it is executed")
-    add("--net", required=True, help="file such as configs/net/wrn28_10.yaml, or a class")
+    source = "file of torch.save or safetensors, its https:// URL, hf://OWNER/NAME, or a name of `lightning-paf zoo`"
+    add("file", help=f"{source}; no code in it is run")
+    add("--zoo", metavar="NAME", help="the file is that of this network of the zoo, e.g. downloaded in a browser")
+    add("--sha256", help="expected SHA-256 of the file")
+    add("--net", help="file such as configs/net/wrn28_10.yaml, or a class")
     add("--out", type=Path, required=True, metavar="RUN", help="run folder to write")
-    add("--dataset", default="cifar10", help="dataset that the network was trained on")
+    add("--dataset", help="dataset that the network was trained on (default: cifar10)")
     add("--activation", help="file such as configs/activation/pssilu.yaml, or a class (default: the net's)")
     add("--activation_scope", default="network", help="network, stage, module or channel")
     add(
@@ -85,6 +94,50 @@ def _parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     which.add_argument("--ema", action="store_true", help="import averaged weights (default if there are any)")
     which.add_argument("--raw", action="store_true", help="import the weights that are not averaged")
     return parser.parse_known_args(argv)
+
+
+def _zoo_entry(options: argparse.Namespace) -> "ZooEntry | None":
+    """Return the entry of the zoo, if there is one, and add its facts to the options."""
+    from lightning_paf.interop.zoo import zoo_entry
+
+    named = "." not in options.file and not Path(options.file).exists() and "://" not in options.file
+    entry = zoo_entry(options.zoo or options.file) if options.zoo or named else None
+    if entry is None and options.net is None:
+        raise ValueError("--net must be given for a file. Pass a file such as configs/net/wrn28_10.yaml, or a class.")
+    options.dataset = options.dataset or (entry.dataset if entry else "cifar10")
+    if entry is None:
+        return None
+    if named:
+        options.file, options.sha256 = entry.url, options.sha256 or entry.sha256
+    if options.net is not None:
+        raise ValueError(f"--net must not be given for a network of the zoo, got {options.net}. Omit it.")
+    options.net, options.activation = entry.net["class_path"], options.activation or entry.activation
+    if not (options.mean or options.std or options.normalize):
+        options.mean, options.std = entry.mean or None, entry.std or None
+        options.normalize = None if entry.mean else "false"
+    return entry
+
+
+def _read(options: argparse.Namespace, entry: "ZooEntry | None") -> "CheckpointFile":
+    from lightning_paf.interop import read_checkpoint
+
+    try:
+        return read_checkpoint(options.file, options.sha256)
+    except ValueError as error:
+        if entry is None or entry.url != options.file:
+            raise
+        by_hand = f"lightning-paf import-weights FILE --zoo {entry.name} --out RUN"
+        raise ValueError(f"{error} For a file that you download yourself, run {by_hand}.") from error
+
+
+def _weights(options: argparse.Namespace, file: "CheckpointFile", entry: "ZooEntry | None") -> "WeightSet":
+    """Choose the weights as typed; for the zoo, those that RobustBench loads."""
+    which: Which | None = "ema" if options.ema else "raw" if options.raw else None
+    named = options.entry
+    if entry and which is named is None:
+        held = {item.name for item in file.sets}
+        named = next((name for name in (entry.entry, "state_dict") if name in held), None)
+    return file.choose(which, named)
 
 
 def _check(options: argparse.Namespace, rest: list[str]) -> None:
@@ -182,13 +235,14 @@ def _print_map(file: "CheckpointFile", weights: "WeightSet", keys: "KeyMap", lef
         print(f"Left out, not part of the network: {len(left_out)} ({some(left_out)}).")
 
 
-def _origin(file: "CheckpointFile", weights: "WeightSet") -> dict[str, Any]:
+def _origin(source: str, file: "CheckpointFile", weights: "WeightSet") -> dict[str, Any]:
     """Return the origin of the weights, for the checkpoint."""
     import hashlib
 
     with file.path.open("rb") as content:
         digest = hashlib.file_digest(content, "sha256").hexdigest()
-    return {"file": file.path.name, "sha256": digest, "entry": weights.name, "averaged": weights.averaged}
+    url = {"source": source} if "://" in source else {}
+    return {"file": file.path.name, **url, "sha256": digest, "entry": weights.name, "averaged": weights.averaged}
 
 
 def _write(out: Path, cli: "PafCLI", statistics: "Statistics | None", origin: dict[str, Any]) -> Path:

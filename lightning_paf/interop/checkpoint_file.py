@@ -13,6 +13,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from lightning_paf.interop.download import weight_file
 from lightning_paf.interop.families import AVERAGED, AVERAGED_NEXT_TO, BOOKKEEPING, LIGHTNING_MARK, LIGHTNING_ROOTS, RAW
 from lightning_paf.interop.normalized_net import Statistics
 
@@ -104,15 +105,21 @@ class CheckpointFile:
         return min(usual, key=lambda item: item.rank or 0) if usual else best[0]
 
 
-def read_checkpoint(path: Path) -> CheckpointFile:
+def read_checkpoint(source: str | Path, sha256: str | None = None) -> CheckpointFile:
     """Read a checkpoint without executing code in it.
 
     It is a .safetensors file, or a file of torch.save. Objects in it other than tensors and plain values become inert
     placeholders.
 
+    Args:
+        source: Path, URL or `hf://OWNER/NAME`, see `weight_file`.
+        sha256: Expected SHA-256 of the file.
+
     Raises:
-        ValueError: There is no such file; it is damaged or of another kind, or holds no state dict.
+        ValueError: There is no such file; it is damaged or of another kind, or holds no state dict; or an error of
+            `weight_file`.
     """
+    path = weight_file(source, sha256)
     if not path.is_file():
         raise ValueError(f"There is no checkpoint file {path}. Check the path.")
     if path.suffix == ".safetensors":

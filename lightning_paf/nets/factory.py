@@ -27,17 +27,19 @@ class LibraryNet(nn.Module):
 
 
 class TimmNet(LibraryNet):
-    """Any network of timm, with new weights; nothing is downloaded.
+    """Any network of timm, by default with new weights.
+
+    Pretrained weights, `--model.net.pretrained true`, are downloaded once from the Hugging Face Hub.
 
     Args:
         name: As in `timm.list_models()`, with or without the tag of pretrained weights, or with a source that timm
             resolves, such as `hf-hub:OWNER/NAME` or `local-dir:FOLDER`.
         num_classes: Width of the logits.
         **kwargs: Passed to `timm.create_model`, e.g. `in_chans=1` or `img_size=32` (in YAML under `dict_kwargs`), or
-            `pretrained=True` to download weights.
+            `pretrained=True`.
 
     Raises:
-        ValueError: timm has no network of this name, or cannot build it with these arguments.
+        ValueError: timm has no network of this name, or cannot build it with these arguments or without a network.
     """
 
     def __init__(self, name: str, num_classes: int = 10, **kwargs: Any) -> None:

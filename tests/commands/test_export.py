@@ -2,12 +2,15 @@
 
 import copy
 import json
+import re
+import shlex
 import shutil
 
 import numpy as np
 import pytest
 import torch
 from helpers.fakes import TinyNet, write_npz_dataset
+from huggingface_hub import HfApi
 
 from lightning_paf.attacks import PGD
 from lightning_paf.commands import export, import_weights
@@ -221,3 +224,68 @@ def test_a_file_of_other_weights_is_refused_and_removed(run, tmp_path, format_, 
         exported(run, tmp_path / "out", "--formats", f"model_info,{format_}")
     assert "test image 0: logits differ by" in str(refusal.value)
     assert not list((tmp_path / "out").iterdir())
+
+
+@pytest.fixture
+def with_evidence(run, tmp_path, loaded):
+    """A copy of the run with evidence of 10 test images under PGD in l2."""
+    folder = shutil.copytree(run, tmp_path / "evaluated")
+    samples = load_run(checkpoint(folder), options=["--trust-config"]).samples(10)
+    result = Evaluation(loaded.model, PGD(eps=0.5, steps=3, norm="l2"), samples, block_size=10).run()
+    evidence.write(result, folder / "test" / "pgd.evidence.safetensors", samples, dataset="npz")
+    return folder, result
+
+
+def test_the_card_has_threat_model_intervals_and_a_command_for_the_import(with_evidence, tmp_path, monkeypatch):
+    folder, result = with_evidence
+    exported(folder, tmp_path / "out", "--formats", "safetensors", "--examples", 0)
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert card.startswith("---\nlibrary_name: lightning-paf\n")
+    assert f"| PGD | l2 | 0.5 | 10 of npz | {result.clean} | {result.robust} |" in card
+    command, test, verify = re.search(r"```bash\n(.*)\n```", card, re.DOTALL)[1].splitlines()
+    assert test.endswith("--autoattack.attack.norm l2 --autoattack.attack.eps 0.5")
+    monkeypatch.chdir(tmp_path)
+    assert import_weights.main(shlex.split(command)[2:]) == 0
+    again = load_run(checkpoint(tmp_path / "RUN"), options=["--trust-config"]).model
+    x = torch.rand(2, 3, 8, 8)
+    assert torch.equal(again(x), load_run(checkpoint(folder), options=["--trust-config"]).model(x))
+    assert verify == "lightning-paf verify EVIDENCE --ckpt RUN/checkpoints/imported.ckpt"
+
+
+def test_a_card_without_evidence_says_so(run, tmp_path):
+    exported(run, tmp_path / "out", "--formats", "state_dict", "--examples", 0)
+    assert "The run has no evidence for these weights" in (tmp_path / "out" / "README.md").read_text()
+
+
+def test_push_uploads_the_written_files_only(run, tmp_path, monkeypatch, capsys):
+    calls = []
+    monkeypatch.setattr(HfApi, "create_repo", lambda self, name, **options: calls.append((name, options)))
+    monkeypatch.setattr(HfApi, "upload_folder", lambda self, **options: calls.append(options))
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "private.txt").write_text("mine")
+    words = ("--formats", "safetensors", "--examples", 0, "--push", "hf://owner/name")
+    exported(run, tmp_path / "out", *words)
+    files = ["model.safetensors", "export.json", "README.md"]
+    uploaded = {"repo_id": "owner/name", "folder_path": tmp_path / "out", "allow_patterns": files}
+    assert calls == [("owner/name", {"exist_ok": True}), uploaded]
+    assert "Uploaded to hf://owner/name." in capsys.readouterr().out
+    assert "import-weights hf://owner/name --net" in (tmp_path / "out" / "README.md").read_text()
+    exported(run, tmp_path / "dry", *words, "--dry_run")
+    text = capsys.readouterr().out
+    assert "Not uploaded to hf://owner/name (--dry_run): model.safetensors, export.json, README.md." in text
+    assert "## Robustness" in text
+    assert len(calls) == 2
+
+
+def test_a_refused_upload_keeps_the_files(run, tmp_path, monkeypatch):
+    def refuse(self, name, **options):
+        raise OSError("401 Client Error.\nInvalid token")
+
+    monkeypatch.setattr(HfApi, "create_repo", refuse)
+    words = ("--formats", "safetensors", "--examples", 0, "--push")
+    with pytest.raises(ValueError, match=r"hf://o/n cannot be written: 401 Client Error. Invalid token. Log in by"):
+        exported(run, tmp_path / "out", *words, "hf://o/n")
+    assert (tmp_path / "out" / "model.safetensors").exists()
+    with pytest.raises(ValueError, match="--push must be hf://OWNER/NAME, got owner/name"):
+        exported(run, tmp_path / "other", *words, "owner/name")
+    assert not (tmp_path / "other").exists()

@@ -4,6 +4,9 @@ import json
 
 import pytest
 import torch
+from helpers.file_server import file_server, use_as_hub
+from huggingface_hub import constants
+from safetensors.torch import save
 
 from lightning_paf.nets import TimmNet, TorchvisionNet, timm_net, torchvision_net
 from lightning_paf.nn.classifier import Classifier
@@ -84,3 +87,22 @@ def test_the_classifier_finds_the_head_of_a_network_of_a_library():
         logits, features, _ = model.outputs(torch.rand(2, 3, 32, 32))
         torch.testing.assert_close(model.head(features), logits)
         assert logits.shape == (2, 7)
+
+
+def test_pretrained_weights_of_timm_are_downloaded_once(tmp_path, monkeypatch):
+    """They come from the hub, then from its cache; without both, the error is one line."""
+    trained = timm_net("test_resnet", num_classes=1000)
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    with file_server() as server:
+        use_as_hub(server, tmp_path / "hub", monkeypatch)
+        server.files["/timm/test_resnet.r160_in1k/resolve/main/model.safetensors"] = save(trained.state_dict())
+        online = TimmNet("test_resnet", pretrained=True)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    offline = TimmNet("test_resnet", pretrained=True)
+    for net in (online.net, offline.net):
+        assert torch.equal(net.conv1[0].weight, trained.conv1[0].weight)
+        assert net.num_classes == 10
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "empty"))
+    with pytest.raises(ValueError, match="timm can build with these arguments, got 'test_resnet' and ") as error:
+        TimmNet("test_resnet", pretrained=True)
+    assert "\n" not in str(error.value)
