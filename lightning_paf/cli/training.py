@@ -23,6 +23,7 @@ from lightning.pytorch.utilities import rank_zero_info
 
 # Imported so that configurations can name classes without their path, as in `attack: PGD`.
 import lightning_paf.nets.dncnn
+import lightning_paf.nets.few_shot
 import lightning_paf.nn.sam
 import lightning_paf.nn.sobolev_ncg
 from lightning_paf import recipes

@@ -26,7 +26,7 @@ class EpisodeBatch(NamedTuple):
         support_masks: int64 (E, W, S, H, W).
         query: Images (E, C, H, W).
         query_mask: int64 (E, H, W).
-        numbers: Index in the dataset (E,), int64.
+        numbers: Index (E,), int64: of the episode in training, of volume and class in evaluation.
     """
 
     support: Tensor
@@ -166,10 +166,5 @@ class QueryDataset(Dataset[EpisodeBatch]):
     def __getitems__(self, indices: Sequence[int]) -> EpisodeBatch:
         """Fetch the batch of these indices."""
         queries = [self._queries[index] for index in indices]
-        return self.slices.batch(
-            [(self._support[pair][0], row, self._support[pair][1]) for pair, row in queries], indices
-        )
-
-    def pair_of(self, index: int) -> int:
-        """Index in `pairs` of a query."""
-        return self._queries[index][0]
+        episodes = [(self._support[pair][0], row, self._support[pair][1]) for pair, row in queries]
+        return self.slices.batch(episodes, [pair for pair, _ in queries])
