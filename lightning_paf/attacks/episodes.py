@@ -15,6 +15,7 @@ from lightning_paf.attacks.fab import FAB
 from lightning_paf.attacks.fgsm import FGSM
 from lightning_paf.attacks.pgd import PGD
 from lightning_paf.attacks.square import Square
+from lightning_paf.attacks.sub_attack import seeded
 from lightning_paf.attacks.wrappers import WorstOf
 from lightning_paf.data.episode_set import EpisodeBatch
 from lightning_paf.functional.segmentation import dense_margin, dice, dice_counts, pixel_cross_entropy, predicted_class
@@ -131,13 +132,24 @@ def attacked(model: nn.Module, batch: EpisodeBatch, attack: Attack, target: Targ
             forward=lambda x: model(with_images(batch, target, x)),
         )
         return with_images(batch, target, moved)
-    rows, label = range(len(images)), torch.zeros(1, dtype=torch.int64, device=images.device)
-    episodes = (EpisodeBatch(*(part[row : row + 1] for part in batch)) for row in rows)
+    label = torch.zeros(1, dtype=torch.int64, device=images.device)
     found = [
-        attack(DiceLogits(model, episode, target), images[row : row + 1], label)
-        for row, episode in zip(rows, episodes, strict=True)
+        attack(DiceLogits(model, episode, target), image, label)
+        for episode, image in zip(batch.separate(), images.split(1), strict=True)
     ]
     return with_images(batch, target, torch.cat(found))
+
+
+def attacked_alone(model: nn.Module, batch: EpisodeBatch, attack: Attack, target: Target) -> EpisodeBatch:
+    """Attack each episode of a batch alone, seeded by its number.
+
+    The results do not depend on the batches. The random generators are restored.
+    """
+    found = []
+    for number, episode in zip(batch.numbers.tolist(), batch.separate(), strict=True):
+        with seeded(number, batch.query.device):
+            found.append(attacked(model, episode, attack, target))
+    return EpisodeBatch(*(torch.cat(parts) for parts in zip(*found, strict=True)))
 
 
 def with_images(batch: EpisodeBatch, target: Target, x: Tensor) -> EpisodeBatch:

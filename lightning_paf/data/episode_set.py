@@ -26,7 +26,7 @@ class EpisodeBatch(NamedTuple):
         support_masks: int64 (E, W, S, H, W).
         query: Images (E, C, H, W).
         query_mask: int64 (E, H, W).
-        numbers: Index (E,), int64: of the episode in training, of volume and class in evaluation.
+        numbers: Index in the dataset (E,), int64.
     """
 
     support: Tensor
@@ -34,6 +34,10 @@ class EpisodeBatch(NamedTuple):
     query: Tensor
     query_mask: Tensor
     numbers: Tensor
+
+    def separate(self) -> "list[EpisodeBatch]":
+        """Split into batches of one episode."""
+        return [EpisodeBatch(*parts) for parts in zip(*(part.split(1) for part in self), strict=True)]
 
 
 class _Slices:
@@ -138,6 +142,7 @@ class QueryDataset(Dataset[EpisodeBatch]):
 
     Attributes:
         pairs: Name of the volume and label, for each volume and class.
+        pair_of: Index in `pairs` of each query, int64.
 
     Raises:
         ValueError: A class is on too few slices.
@@ -156,6 +161,7 @@ class QueryDataset(Dataset[EpisodeBatch]):
             labels = [c, *map(int, others)]
             self._support.append((np.stack([slices.drawn(rng, label, number) for label in labels]), labels))
             self._queries += [(pair, int(row)) for row in np.flatnonzero(slices.subject == number)]
+        self.pair_of = torch.tensor([pair for pair, _ in self._queries])
 
     def __len__(self) -> int:
         return len(self._queries)
@@ -167,4 +173,4 @@ class QueryDataset(Dataset[EpisodeBatch]):
         """Fetch the batch of these indices."""
         queries = [self._queries[index] for index in indices]
         episodes = [(self._support[pair][0], row, self._support[pair][1]) for pair, row in queries]
-        return self.slices.batch(episodes, [pair for pair, _ in queries])
+        return self.slices.batch(episodes, indices)

@@ -42,12 +42,14 @@ def summary(scores: Mapping[str, Tensor]) -> dict[str, Any]:
         scores: For each condition a value per volume and class (pairs,).
 
     Returns:
-        For each condition: `value`, `low`, `high` (None for a single volume), and `volumes`, a value for each.
+        For each condition: `value`, `low`, `high` (clipped to [0, 1]; None for a single volume), and `volumes`, a value
+        for each.
     """
     return {condition: _average(values.tolist()) for condition, values in scores.items()}
 
 
 def _average(values: list[float]) -> dict[str, Any]:
     mean = mean_interval(values)
-    ends = {name: end if math.isfinite(end) else None for name, end in (("low", mean.low), ("high", mean.high))}
+    known = math.isfinite(mean.low)
+    ends = {"low": max(mean.low, 0.0), "high": min(mean.high, 1.0)} if known else {"low": None, "high": None}
     return {"value": mean.value, **ends, "volumes": values}

@@ -13,8 +13,7 @@ from torch import Tensor, nn
 from torch.optim import SGD
 
 from lightning_paf.attacks import PGD, Attack, radius_text
-from lightning_paf.attacks.episodes import Target, attacked, seven_attacks
-from lightning_paf.attacks.sub_attack import seeded
+from lightning_paf.attacks.episodes import Target, attacked_alone, seven_attacks
 from lightning_paf.data import EpisodeDataModule
 from lightning_paf.data.episode_set import EpisodeBatch, QueryDataset
 from lightning_paf.evaluation.segmentation import CLEAN, VolumeCounts, summary
@@ -106,6 +105,7 @@ class FewShotSegmentation(Task):
         self.attacks = seven_attacks(float(eps), channels * size * size) if attacks is None else attacks
         self.target, self.eps = target, eps
         self._counts: VolumeCounts | None = None
+        self._pairs = torch.empty(0)
         self._shown: dict[str, Any] = {}
         self._folder = Path()
         self.load_init()
@@ -157,8 +157,8 @@ class FewShotSegmentation(Task):
     def test_step(self, batch: EpisodeBatch, batch_idx: int) -> None:
         """Count pixels, without and with each attack; keep one slice for the figure."""
         versions = self._evaluate(batch, self.attacks)
-        row = int((batch.query_mask == 1).sum((1, 2)).mul(batch.numbers == 0).argmax())
-        size = int((batch.query_mask[row] == 1).sum()) * int(batch.numbers[row] == 0)
+        sizes = (batch.query_mask == 1).sum((1, 2)) * (self._pairs[batch.numbers] == 0)
+        row, size = int(sizes.argmax()), int(sizes.max())
         if size > self._shown.get("size", 0):
             one = {name: EpisodeBatch(*(part[row].cpu() for part in found)) for name, (found, _) in versions.items()}
             self._shown = {"size": size, "episodes": one, "masks": {n: m[row].cpu() for n, (_, m) in versions.items()}}
@@ -191,11 +191,10 @@ class FewShotSegmentation(Task):
         assert self._counts is not None
         found = {}
         for name, attack in {CLEAN: None, **attacks}.items():
-            with seeded(int(batch.numbers[0]), self.device):
-                moved = batch if attack is None else attacked(self.model, batch, attack, self.target)
+            moved = batch if attack is None else attacked_alone(self.model, batch, attack, self.target)
             with torch.no_grad():
                 predicted = predicted_class(self.model(moved))
-            self._counts.add(name, batch.numbers, dice_counts(predicted, batch.query_mask))
+            self._counts.add(name, self._pairs[batch.numbers], dice_counts(predicted, batch.query_mask))
             found[name] = moved, predicted
         return found
 
@@ -204,7 +203,9 @@ class FewShotSegmentation(Task):
         return dataset
 
     def _reset(self, part: str, attacks: list[str]) -> None:
-        self._counts = VolumeCounts(len(self._dataset(part).pairs), [CLEAN, *attacks], self.device)
+        dataset = self._dataset(part)
+        self._pairs = dataset.pair_of.to(self.device)
+        self._counts = VolumeCounts(len(dataset.pairs), [CLEAN, *attacks], self.device)
 
     def _scores(self) -> dict[str, Tensor]:
         """Dice of each volume and class, over the slices of all ranks."""
