@@ -29,7 +29,7 @@ def test_synthetic_volumes_hold_all_classes_and_empty_ends():
 
 @pytest.mark.parametrize(("ways", "shots"), [(1, 1), (2, 3)])
 def test_episodes_have_their_classes_and_other_volumes_as_support(ways, shots):
-    data = EpisodeDataModule(**TINY, ways=ways, shots=shots)
+    data = EpisodeDataModule(**TINY | {"test_classes": (5, 6)}, ways=ways, shots=shots)
     data.setup("fit")
     found = batches(data, data.train_dataloader())
     assert len(found) == 2
@@ -114,9 +114,9 @@ def test_bad_volumes_are_refused(options, message, tmp_path):
 
 def test_damaged_files_are_refused(tmp_path):
     write(tmp_path)
-    path = tmp_path / "imagesTr" / "ct_1.nii.gz"
+    path = tmp_path / "imagesTr" / "ct_2.nii.gz"
     path.write_bytes(path.read_bytes()[:50])
-    with pytest.raises(ValueError, match=r"ct_1.nii.gz must be a readable NIfTI file"):
+    with pytest.raises(ValueError, match=r"ct_2.nii.gz must be a readable NIfTI file"):
         nifti(tmp_path).setup("fit")
     path.unlink()
     with pytest.raises(ValueError, match="must name existing files"):

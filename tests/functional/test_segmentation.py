@@ -58,9 +58,7 @@ def test_scores_are_scaled_cosines():
     found = cosine_scores(z, centres)
     assert found.abs().max() <= SCALE * (1 + 1e-6)
     torch.testing.assert_close(cosine_scores(7.5 * z, centres), found)
-    torch.testing.assert_close(
-        cosine_scores(centres[:, :1, :, None].mT.mT, centres)[:, 0], torch.full((2, 1, 1), SCALE)
-    )
+    torch.testing.assert_close(cosine_scores(centres[:, 0, :, None, None], centres)[:, 0], torch.full((2, 1, 1), SCALE))
 
 
 def test_swapped_masks_swap_the_scores():
