@@ -28,7 +28,7 @@ FOOLED_BELOW = 0.1
 
 
 class SMIA(PGD):
-    """Stabilised medical image attack: PGD on a loss whose perturbation survives smoothing.
+    """Stabilised medical image attack (SMIA): PGD on a stabilised loss.
 
     It increases `loss(x + d) - weight |loss(x + d) - loss(x + G d)|` with a Gaussian blur G. The published term
     compares predictions; this one compares losses, for any output. In the code of Pandey et al. (2022) the weight is 0,
@@ -96,7 +96,9 @@ class DiceLogits(nn.Module):
 
 
 def seven_attacks(eps: float, pixels: int) -> dict[str, Attack]:
-    """The attacks of the paper, within `eps` in l-infinity, or the l2 length of such a perturbation.
+    """The seven attacks of Pandey et al. (2022).
+
+    Their radius is `eps` in l-infinity, or the l2 length of a perturbation of `eps` in every pixel.
 
     Args:
         eps: Largest change of a pixel; 0.035 in the paper.
@@ -153,7 +155,10 @@ def attacked_alone(model: nn.Module, batch: EpisodeBatch, attack: Attack, target
 
 
 def with_images(batch: EpisodeBatch, target: Target, x: Tensor) -> EpisodeBatch:
-    """Replace the queries (E, C, H, W), or the support with the channels of all images (E, W S C, H, W)."""
+    """Replace the attacked images of a batch.
+
+    `x` holds queries (E, C, H, W), or the support with all images as channels (E, W S C, H, W).
+    """
     replaced: Mapping[str, Any] = {target: x.view(len(x), *getattr(batch, target).shape[1:])}
     return batch._replace(**replaced)
 

@@ -13,7 +13,7 @@ from torch.utils.data import Dataset
 from lightning_paf.data.readers.volumes import IGNORED, Subject
 
 EPISODES = 50_000
-"""Number of different training episodes; each is determined by its index and the seed."""
+"""Number of different training episodes, determined by index and seed."""
 
 
 class EpisodeBatch(NamedTuple):
@@ -84,7 +84,7 @@ class _Slices:
 
 
 class Episodes(Dataset[EpisodeBatch]):
-    """Random episodes for training: `EPISODES` of them, the same for any number of processes.
+    """Random episodes for training, the same for any number of processes.
 
     The classes of an episode are drawn first, then a query with one of them, then the support from other volumes.
 

@@ -99,21 +99,7 @@ class EpisodeDataModule(ImageDataModule):
             raise ValueError(
                 f"train_dir must be set with test_dir, got test_dir={test_dir}. Pass --data.train_dir FOLDER."
             )
-        for name in ("train", "test"):
-            option, labels = f"{name}_classes", self.classes[name]
-            checked(
-                option,
-                labels,
-                min(labels, default=0) > 0 and len({*labels}) == len(labels),
-                "different labels from 1",
-                "'[1, 2]'",
-                "--data",
-            )
-            if len(labels) < ways:
-                raise ValueError(
-                    f"{option} must hold at least the {ways} classes of an episode, got {[*labels]}. Pass a smaller "
-                    f"--data.ways, or more --data.{option}."
-                )
+        self._check_classes()
 
     def prepare_data(self, stage: str | None = None) -> None:
         """Check the folders before processes start."""
@@ -157,6 +143,24 @@ class EpisodeDataModule(ImageDataModule):
             return batch._replace(support=batch.support.float() / 255, query=batch.query.float() / 255)
         return batch
 
+    def _check_classes(self) -> None:
+        """Check the labels of training and test."""
+        for name in ("train", "test"):
+            option, labels = f"{name}_classes", self.classes[name]
+            checked(
+                option,
+                labels,
+                min(labels, default=0) > 0 and len({*labels}) == len(labels),
+                "different labels from 1",
+                "'[1, 2]'",
+                "--data",
+            )
+            if len(labels) < self.ways:
+                raise ValueError(
+                    f"{option} must hold at least the {self.ways} classes of an episode, got {[*labels]}. Pass a smaller "
+                    f"--data.ways, or more --data.{option}."
+                )
+
     def _parts(self, stage: str) -> Sequence[str]:
         return {"fit": ("train", "val"), "validate": ("val",)}.get(stage, ("test",))
 
@@ -174,7 +178,7 @@ class EpisodeDataModule(ImageDataModule):
         return task if task is None or name == "test" else Task(task.labels, self._of_part(part, task.files))
 
     def _of_part(self, part: str, items: Sequence[Any]) -> Sequence[Any]:
-        """Select the volumes of a part; without a fifth for the test if there is a `test_dir`."""
+        """Select the volumes of a part; none for the test if there is a `test_dir`."""
         others = _PARTS if self.test_dir is None else {0: "val"}
         chosen = [item for number, item in enumerate(items) if others.get(number % 5, "train") == part]
         if not chosen:

@@ -59,7 +59,10 @@ def cosine_scores(features: Tensor, centres: Tensor) -> Tensor:
 
 
 def pixel_cross_entropy(scores: Tensor, mask: Tensor) -> Tensor:
-    """Cross-entropy (N,) of scores (N, K, H, W), averaged over the pixels of masks (N, H, W) that are not ignored."""
+    """Cross-entropy (N,) of scores (N, K, H, W) and masks (N, H, W).
+
+    It is averaged over the pixels that are not ignored.
+    """
     losses = F.cross_entropy(scores, mask, ignore_index=_IGNORED, reduction="none")
     return losses.flatten(1).sum(1) / (mask != _IGNORED).flatten(1).sum(1).clamp_min(1)
 
@@ -94,7 +97,7 @@ def dice_counts(predicted: Tensor, mask: Tensor) -> Tensor:
 
 
 def dice(counts: Tensor) -> Tensor:
-    """Dice coefficient (N,) of `dice_counts` (N, 3); 1 where prediction and mask are empty."""
+    """Dice coefficient (N,) of `dice_counts` (N, 3); 1 where both are empty."""
     sizes = (counts[:, 1] + counts[:, 2]).float()
     return torch.where(sizes > 0, 2 * counts[:, 0] / sizes.clamp_min(torch.finfo(torch.float32).tiny), 1.0)
 

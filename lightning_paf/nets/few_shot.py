@@ -39,7 +39,7 @@ class DeepTimeField(nn.Module):
 
 
 class PANet(nn.Module):
-    """Encoder of PANet (Wang et al. 2019) with the last stage of PNODE as a plain block.
+    """Encoder of PANet (Wang et al. 2019) with a plain last block.
 
     3x3 convolutions as in VGG: each stage but the last ends with max-pooling of stride 2. `widths=[64, 128, 256, 512]`,
     `convs=[2, 2, 3, 3]` and `groups=32` are the first four stages of VGG16 and the block of the paper.
@@ -97,7 +97,7 @@ class PANet(nn.Module):
 
 
 class PNODE(PANet):
-    """Prototypical neural ODE: the features flow along the field of `PANet`'s last block.
+    """Prototypical neural ODE: features flow along `PANet`'s last block.
 
     It has the same parameters as `PANet`. R-PNODE is this network with `RegularizedEpisodeCE`.
 

@@ -111,7 +111,7 @@ class RegularizedEpisodeCE(EpisodeObjective):
 
 
 def cluster_loss(support: Tensor, query: Tensor, batch: EpisodeBatch) -> Tensor:
-    """One minus the mean cosine of prototypes and mean features of the query, a scalar.
+    """One minus the mean cosine of prototypes and query features, a scalar.
 
     Only classes that occur in the query count.
 

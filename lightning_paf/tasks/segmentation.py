@@ -1,4 +1,4 @@
-"""Few-shot segmentation that resists adversarial perturbations of query or support."""
+"""Few-shot segmentation under attacks on query or support."""
 
 import json
 from copy import deepcopy

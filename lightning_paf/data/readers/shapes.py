@@ -22,7 +22,9 @@ CLASSES = len(_SHAPES)
 
 
 def synthetic_subjects(subjects: int, slices: int, channels: int, size: int, seed: int) -> list[Subject]:
-    """Make volumes of two shapes of different classes, whose cross-sections grow and shrink like those of organs.
+    """Make volumes of two shapes of different classes.
+
+    Their cross-sections grow and shrink like those of organs.
 
     The first and the last slices are empty. Classes are balanced in every fifth volume, such as those for the test.
 
@@ -66,7 +68,7 @@ def _subject(number: int, slices: int, channels: int, size: int, rng: np.random.
 
 
 def _texture(size: int, rng: np.random.Generator) -> Array:
-    """Smooth noise (size, size) in [0, 1]: random values on a coarse grid, interpolated."""
+    """Smooth noise (size, size) in [0, 1], from random values on a coarse grid."""
     coarse, grid = rng.random((5, 5)), np.linspace(0, 4, size)
     weights = (1 - abs(grid[:, None] - np.arange(5))).clip(0)
     smooth: Array = weights @ coarse @ weights.T

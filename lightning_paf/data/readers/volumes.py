@@ -1,4 +1,4 @@
-"""Labelled volumes in the layout of the Medical Segmentation Decathlon, as uint8 slices."""
+"""Labelled volumes of the Medical Segmentation Decathlon, as uint8 slices."""
 
 import json
 import zlib
@@ -14,7 +14,7 @@ from torch.nn import functional as F
 IGNORED = 255
 """Value of mask pixels that belong to no class and are not evaluated."""
 Window = tuple[float, float] | None
-"""Intensities of black and white; None for the 0.5 and 99.5 % quantiles of each volume."""
+"""Intensities of black and white; None for the 0.5 and 99.5 % quantiles."""
 
 
 class Subject(NamedTuple):
@@ -44,7 +44,7 @@ class Task(NamedTuple):
 
 
 def find_volumes(folder: Path, option: str) -> Task:
-    """Read `dataset.json` of a folder such as `Task09_Spleen`, and check that its files exist.
+    """Read the `dataset.json` of a folder, and check that its files exist.
 
     Raises:
         ValueError: nibabel is not installed; the description or a file is missing or damaged.
@@ -70,7 +70,7 @@ def find_volumes(folder: Path, option: str) -> Task:
 
 
 def read_volume(files: tuple[Path, Path], labels: frozenset[int], window: Window, channels: int, size: int) -> Subject:
-    """Read a volume and its mask, slice it along the third axis, and resize the slices.
+    """Read a volume and its mask as resized slices along the third axis.
 
     Args:
         files: Paths of volume and mask.
