@@ -157,8 +157,8 @@ class EpisodeDataModule(ImageDataModule):
             )
             if len(labels) < self.ways:
                 raise ValueError(
-                    f"{option} must hold at least the {self.ways} classes of an episode, got {[*labels]}. Pass a smaller "
-                    f"--data.ways, or more --data.{option}."
+                    f"{option} must hold at least the {self.ways} classes of an episode, got {[*labels]}. Pass a "
+                    f"smaller --data.ways, or more --data.{option}."
                 )
 
     def _parts(self, stage: str) -> Sequence[str]:
