@@ -23,7 +23,7 @@ WITH_LIGHTNING = {"data", "runs", "tasks", "callbacks", "cli", "loading"}
 FILES = sorted(PACKAGE.rglob("*.py"))
 HEAVY = {
     "timm", "torchvision", "pyautoattack", "autoattack", "sklearn", "matplotlib", "jinja2", "scipy", "onnx",
-    "onnxruntime", "foolbox", "pyarrow", "diffusers",
+    "onnxruntime", "foolbox", "pyarrow", "diffusers", "nibabel",
 }  # fmt: skip
 FIGURES = ("FigureCanvas", "pyplot", ".savefig(", " Figure(")
 

@@ -31,7 +31,7 @@ def run_sub_attack(attack: Attack, model: SearchModel, x: Tensor, y: Tensor, see
     Returns:
         Images (N, C, H, W), those of `x` where the model is not fooled; whether it is fooled, (N,) bool.
     """
-    with _seeded(seed, x.device), torch.autocast(x.device.type, enabled=False):
+    with seeded(seed, x.device), torch.autocast(x.device.type, enabled=False):
         x_adv = attack(model, x, y)
         fooled = _fooled(model, model.exact, x, x_adv, y)
         unconfirmed = ~fooled & _fooled(model, model, x, torch.where(per_example(fooled, x), x, x_adv), y)
@@ -65,7 +65,7 @@ class _Exact(nn.Module):
 
 
 @contextmanager
-def _seeded(seed: int, device: torch.device) -> Iterator[None]:
+def seeded(seed: int, device: torch.device) -> Iterator[None]:
     """Seed the generators of the CPU and of `device`; restore them on exit."""
     devices = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices):

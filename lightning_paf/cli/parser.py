@@ -12,6 +12,7 @@ from lightning.pytorch.cli import LightningArgumentParser
 
 # Imported so that configurations can name classes without their path, as in `attack: PGD`.
 import lightning_paf.nets.dncnn
+import lightning_paf.nets.few_shot
 import lightning_paf.nn.sam
 import lightning_paf.nn.sobolev_ncg
 from lightning_paf.attacks import Attack

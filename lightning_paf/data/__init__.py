@@ -1,6 +1,7 @@
 """Real and synthetic images, and the batches made of them."""
 
 from lightning_paf.data.augment import Augment, CropFlip, Dihedral, GaussianNoise
+from lightning_paf.data.episodes import EpisodeDataModule
 from lightning_paf.data.mixing import CutMix, Mixing
 from lightning_paf.data.module import RobustDataModule
 from lightning_paf.data.photographs import PhotographDataModule
@@ -12,6 +13,7 @@ __all__ = [
     "CropFlip",
     "CutMix",
     "Dihedral",
+    "EpisodeDataModule",
     "GaussianNoise",
     "MixedSampler",
     "Mixing",

@@ -1,0 +1,137 @@
+"""Training and evaluation of few-shot segmentation through the command line."""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+import torch
+from helpers.cli_runs import built, status, stopped_and_resumed
+from helpers.ddp_inputs import DDP
+from helpers.ddp_worker import run_all
+from helpers.forked_ranks import Ranks
+from helpers.resume_helpers import differences, last, rows
+from helpers.segmentation_run import segmentation
+from PIL import Image
+
+from lightning_paf.attacks.episodes import seven_attacks
+from lightning_paf.nets.few_shot import PANet
+from lightning_paf.nn.activations import PSSiLU
+from lightning_paf.objectives.segmentation import AdversarialEpisodeCE, RegularizedEpisodeCE
+from lightning_paf.tasks import FewShotSegmentation
+
+LAST = "checkpoints/last.ckpt"
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory) -> str:
+    return segmentation(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="module")
+def run(tiny, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run") / "run"
+    assert status("fit", "-c", tiny, "--run", folder) == 0
+    return folder
+
+
+def test_a_run_logs_dice(run):
+    with (run / "metrics.csv").open() as stream:
+        found = [row for row in csv.DictReader(stream) if row["val/dice"]]
+    assert len(found) == 2
+    assert all(0 <= float(row[name]) <= 1 for row in found for name in ("val/dice", "val/dice_adv"))
+
+
+def test_a_stopped_run_resumes_exactly(tiny, run, tmp_path):
+    resumed = stopped_and_resumed(("fit", "-c", tiny), tmp_path / "run", 6, "--periodic.every_n_train_steps", "1")
+    assert differences(last(resumed), last(run)) == []
+
+
+def test_a_run_in_bfloat16_has_finite_weights_in_float32(tiny, tmp_path):
+    precision = "--trainer.precision", "bf16-mixed", "--trainer.max_epochs", "1"
+    assert status("fit", "-c", tiny, *precision, "--run", tmp_path / "run") == 0
+    assert status("test", "--ckpt_path", tmp_path / "run" / LAST) == 0
+    weights = last(tmp_path / "run")["state_dict"].values()
+    assert all(value.isfinite().all() and value.dtype == torch.float32 for value in weights)
+
+
+def test_two_ranks_resume_exactly_and_are_tested_like_one(tiny, tmp_path):
+    base, saver = ["fit", "-c", tiny, *DDP], "--trainer.callbacks+=helpers.resume_helpers.Saver"
+    complete, resumed = tmp_path / "complete", tmp_path / "resumed"
+    commands = [
+        [*base, saver, "--run", str(complete)],
+        [*base, "--ckpt_path", str(complete / "saved" / "step6.ckpt"), "--run", str(resumed)],
+        ["test", "--trust-config", "--ckpt_path", str(resumed / LAST)],
+    ]
+    Ranks(2, tmp_path / "logs", run_all, [(words, 0) for words in commands], tmp_path / "saved").succeed()
+    assert differences(last(resumed), last(complete)) == []
+    one = "--trainer.devices", "1", "--trainer.strategy", "auto", "--run", tmp_path / "alone"
+    assert status("test", "--trust-config", "--ckpt_path", resumed / LAST, *one) == 0
+    (together,), (expected,) = rows(resumed / "test"), rows(tmp_path / "alone" / "test")
+    assert together.keys() == expected.keys()
+    for name in ("test/dice_clean", "test/dice_pgd", "test/dice_square"):
+        assert float(together[name]) == pytest.approx(float(expected[name]), rel=1e-3), name
+
+
+@pytest.mark.parametrize("target", ["query", "support"])
+def test_a_run_is_tested(run, target):
+    assert status("test", "--ckpt_path", run / LAST, "--model.target", target) == 0
+    content = json.loads((run / "test" / "segmentation.json").read_text())
+    assert set(content["results"]) == {"clean", "pgd", "square"}
+    assert (content["target"], content["weights"]["global_step"]) == (target, 8)
+    found = content["results"]["clean"]
+    assert found["low"] < found["value"] < found["high"]
+    assert found["value"] == pytest.approx(np.mean(found["volumes"]))
+    assert len(found["volumes"]) == len(content["volumes"]) >= 2
+    with Image.open(run / "test" / "segmentation.png") as image:
+        assert image.size[0] > 800
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["predict", "--ckpt_path", "{last}"], "predict must have a classifier, got FewShotSegmentation"),
+        (["curve", "--ckpt", "{last}"], "a model of the kind classifier, got FewShotSegmentation"),
+        (["fit", "-c", "{tiny}", "--data.ways", "5"], "train_classes must hold at least the 5 classes of an episode"),
+        (["fit", "-c", "{tiny}", "--data.shots", "200"], "must be on at least 200 slices of the train volumes"),
+        (["fit", "-c", "{tiny}", "--data.train_classes", "[1, 7]"], "must be among the labels [1, 2, 3, 4, 5, 6]"),
+        (["fit", "-c", "{tiny}", "--data.train_classes", "[1, 1]"], "train_classes must be different labels from 1"),
+        (["fit", "-c", "{tiny}", "--data.subjects", "3"], "number of volumes must be at least 5, got 3"),
+        (["fit", "-c", "{tiny}", "--data.window", "[5, 5]"], "window must be increasing"),
+        (["fit", "-c", "{tiny}", "--data.size", "8"], "size must be at least 16, got 8"),
+        (["fit", "-c", "{tiny}", "--data.train_dir", "absent"], "--data.train_dir must be a folder in the layout"),
+        (["fit", "-c", "{tiny}", "--data.test_dir", "absent"], "train_dir must be set with test_dir"),
+        (["fit", "-c", "{tiny}", "--model.eps", "0"], "eps must be positive"),
+        (["fit", "-c", "{tiny}", "--model.objective.noise", "-1"], "noise must be at least 0"),
+        (["fit", "-c", "{tiny}", "--model.net.groups", "3"], "groups must divide the 4 channels"),
+        (["fit", "-c", "{tiny}", "--model.net.convs", "[1]"], "convs must be as many as widths"),
+        (["fit", "-c", "{tiny}", "--model.net", "SmallConvNet"], "SmallConvNet must return feature maps"),
+        (["fit", "-c", "{tiny}", "--checkpoint.monitor", "val/acc"], "one of val/dice, val/dice_adv"),
+    ],
+)
+def test_bad_input_is_refused_in_one_line(words, message, tiny, run, capsys):
+    if "--data.train_dir" in words:
+        pytest.importorskip("nibabel")
+    assert status(*(word.format(last=run / LAST, tiny=tiny) for word in words)) in (1, 2)
+    error = capsys.readouterr().err
+    assert message in " ".join(error.split())
+    assert "Traceback" not in error
+
+
+def test_the_network_follows_the_data(tiny):
+    net = "--model.net", "PANet", "--model.net.widths", "[4, 4]", "--model.net.convs", "[1, 1]"
+    words = "--data.channels", "3", "--model.objective", "AdversarialEpisodeCE", "--model.activation", "PSSiLU"
+    module = built("-c", tiny, *net, "--model.net.groups", "2", *words).model
+    assert type(module.model.net) is PANet
+    assert module.model.net.encoder[0].in_channels == 3
+    assert isinstance(module.objective, AdversarialEpisodeCE)
+    assert sum(isinstance(layer, PSSiLU) for layer in module.modules()) > 0
+
+
+@pytest.mark.parametrize("recipe", ["shapes", "decathlon"])
+def test_the_recipes_build(recipe, monkeypatch):
+    monkeypatch.setattr("lightning_paf.nets.few_shot.load_vgg16", lambda encoder: None)
+    module = built("-c", f"segmentation/{recipe}").model
+    assert type(module) is FewShotSegmentation
+    assert isinstance(module.objective, RegularizedEpisodeCE)
+    assert list(module.attacks) == list(seven_attacks(0.035, 1024))
