@@ -21,3 +21,12 @@ def test_the_sweep_runs_two_trials(tmp_path, monkeypatch, capsys):
     assert {*study.best_params} == {"lr", "step_size"}
     assert study.best_value > 0.2, "above chance"
     assert "best of 2 trials" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_the_site_builds_without_warnings(tmp_path):
+    pytest.importorskip("furo")
+    from sphinx.cmd.build import main
+
+    docs, out = str(EXAMPLES.parent), str(tmp_path / "site")
+    assert main(["--fail-on-warning", "-q", "-b", "dummy", "-d", str(tmp_path), docs, out]) == 0  # all but the pages
