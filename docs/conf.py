@@ -5,7 +5,7 @@ from sphinx.application import Sphinx
 import lightning_paf
 
 project = "lightning_paf"
-author = copyright = "The lightning_paf authors"  # noqa: A001  # the names that Sphinx reads
+author = copyright = "The lightning_paf authors"  # the names that Sphinx reads
 version = release = lightning_paf.__version__
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 exclude_patterns = ["_build", "examples"]
