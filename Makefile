@@ -18,6 +18,9 @@ check: .venv/installed-test  ## lint, formatting, types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+docs: .venv/installed-test  ## the documentation site, in docs/_build/html (1 minute)
+	$(BIN)/python -m sphinx --fail-on-warning --keep-going -b html docs docs/_build/html
+
 bench: .venv/installed-bench  ## the speed benchmarks for CPUs (10 minutes); JSON files in BENCH_OUT
 	$(BIN)/python benchmarks/step.py --json $(BENCH_OUT)/step_cpu.json
 	$(BIN)/python benchmarks/loader.py --json $(BENCH_OUT)/loader_cpu.json
@@ -52,4 +55,4 @@ clean:  ## remove the environment and caches, not the runs
 	$(BIN)/python -m pip install --quiet --build-constraint .venv/bench-constraints.txt -e '.[bench]'
 	touch $@
 
-.PHONY: help demo test check bench gpu scale-test clean
+.PHONY: help demo test check docs bench gpu scale-test clean

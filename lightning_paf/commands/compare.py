@@ -1,37 +1,115 @@
-"""Compare the robust accuracy of two models by their results on the same samples."""
+"""Compare the accuracies of models by their results on the same samples."""
 
+import argparse
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lightning_paf.utils.arguments import command_parser
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from lightning_paf.evaluation.comparison import Comparison
+    from lightning_paf.evaluation.comparison_table import Row
+    from lightning_paf.evaluation.result import EvaluationResult
 
 
 def main(argv: list[str]) -> int:
     """Print a comparison; return 0 for any conclusion."""
-    parser = command_parser("compare", __doc__)
-    parser.add_argument("a", type=Path, metavar="A", help="result file of `test`, or a run folder with one")
-    parser.add_argument("b", type=Path, metavar="B", help="result file or run folder to compare with A")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the numbers to this file")
+    parser = command_parser("compare", __doc__, "Two results are compared in detail, more of them in a table.")
+    parser.add_argument(
+        "runs", type=Path, nargs="+", metavar="RUN", help="result file of `test`, or a run folder with results"
+    )
+    for option, help_text in (
+        ("--json", "also write the numbers to this file"),
+        ("--csv", "also write the table to this file"),
+        ("--figure", "draw accuracies and differences to this PNG file"),
+    ):
+        parser.add_argument(option, type=Path, metavar="FILE", help=help_text)
     options = parser.parse_args(argv)
-    from lightning_paf.evaluation.comparison import compare, load_result
-    from lightning_paf.utils.files import explained, write_whole
+    if len(options.runs) < 2:
+        parser.error(f"RUN must be given at least twice, got {options.runs[0]}")
+    from lightning_paf.evaluation.comparison import results_in
+    from lightning_paf.evaluation.comparison_table import compare_all
 
-    (path_a, a), (path_b, b) = load_result(options.a), load_result(options.b)
+    found = [results_in(path) for path in options.runs]
+    detailed = len(found) == 2 and all(len(results) == 1 for results in found)
+    content = _in_detail([next(iter(results.items())) for results in found]) if detailed else {}
+    rows, notes = compare_all(options.runs)
+    if not detailed:
+        content = {"rows": [row.content() for row in rows], "notes": notes}
+        _print_table(rows, notes)
+    _write(options, rows, json.dumps(content, indent=2) + "\n")
+    return 0
+
+
+def _in_detail(results: "list[tuple[Path, EvaluationResult]]") -> dict[str, object]:
+    from lightning_paf.evaluation.comparison import compare
+
+    (path_a, a), (path_b, b) = results
     comparison, attack = compare(a, b), a.attack
     for name, path, result in (("A", path_a, a), ("B", path_b, b)):
         print(f"{name}: {path}" + (f", {result.weights}" if result.weights else ""))
     print(f"{comparison.samples} samples, {attack.get('norm')} eps {attack.get('eps')}, {attack.get('attack')}\n")
     _print(comparison)
-    if options.json:
-        content = {"a": str(path_a), "b": str(path_b), "attack": dict(attack), **comparison.content()}
-        with explained(options.json, "the --json file"):
-            options.json.parent.mkdir(parents=True, exist_ok=True)
-            write_whole(options.json, (json.dumps(content, indent=2) + "\n").encode())
-    return 0
+    return {"a": str(path_a), "b": str(path_b), "attack": dict(attack), **comparison.content()}
+
+
+def _print_table(rows: "list[Row]", notes: list[str]) -> None:
+    from rich.console import Console
+
+    console = Console(highlight=False)
+    for evaluation in dict.fromkeys(row.evaluation for row in rows):
+        console.print(_table([row for row in rows if row.evaluation == evaluation]), "")
+    print(
+        "In brackets: 95 % intervals. Difference: points of robust accuracy, minus the\n"
+        "first model, on common samples. *: p <= 0.05 in McNemar's exact test."
+    )
+    for note in notes:
+        print(f"Note: {note}")
+
+
+def _table(rows: "list[Row]") -> "Table":
+    from rich.table import Table
+
+    from lightning_paf.evaluation.comparison import SIGNIFICANCE
+
+    counts = " or ".join(dict.fromkeys(f"{row.samples:,}" for row in rows))
+    table = Table(
+        box=None,
+        padding=(0, 1, 0, 0),
+        pad_edge=False,
+        title=f"{rows[0].evaluation}, {counts} samples",
+        title_justify="left",
+    )
+    table.add_column("model", overflow="fold")
+    for title in ("clean", "robust", "difference"):
+        table.add_column(title, no_wrap=True)
+    for row in rows:
+        difference = str(row.difference or "-").replace(" points", "")
+        mark = " *" if row.comparison and row.comparison.p_value <= SIGNIFICANCE else ""
+        table.add_row(row.model, str(row.clean), str(row.robust), difference + mark)
+    return table
+
+
+def _write(options: argparse.Namespace, rows: "list[Row]", content: str) -> None:
+    """Write the files that the options name."""
+    from lightning_paf.evaluation.comparison_table import draw
+    from lightning_paf.utils.figures import figure_png
+    from lightning_paf.utils.files import csv_text, explained, write_whole
+
+    files: dict[str, Callable[[], bytes]] = {
+        "json": content.encode,
+        "csv": lambda: csv_text([row.content() for row in rows]).encode(),
+        "figure": lambda: figure_png(draw(rows)),
+    }
+    for name, produced in files.items():
+        if path := getattr(options, name):
+            with explained(path, f"the --{name} file"):
+                path.parent.mkdir(parents=True, exist_ok=True)
+                write_whole(path, produced())
 
 
 def _print(comparison: "Comparison") -> None:

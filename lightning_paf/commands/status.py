@@ -6,9 +6,10 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from lightning_paf.utils.arguments import command_parser
+from lightning_paf.utils.files import csv_text
 from lightning_paf.utils.terminal import printable
 
 if TYPE_CHECKING:
@@ -21,18 +22,33 @@ def main(argv: list[str]) -> int:
     """Print the status of runs; return 0 for any status."""
     parser = command_parser("status", __doc__)
     parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="run folder, or a folder with runs in it")
-    parser.add_argument("--json", action="store_true", help="print a list of JSON objects instead")
+    form = parser.add_mutually_exclusive_group()
+    form.add_argument("--json", action="store_true", help="print a list of JSON objects instead")
+    form.add_argument("--csv", action="store_true", help="print a table as CSV instead")
     options = parser.parse_args(argv)
     from lightning_paf.runs.status import read_run, runs_in
 
     found = [read_run(run) for folder in options.runs for run in runs_in(folder)]
     if options.json:
         print(json.dumps([asdict(status) for status in found], indent=2, default=str))
+    elif options.csv:
+        print(csv_text([_row(status) for status in found]), end="")
     elif len(found) == 1:
         _print_one(found[0])
     else:
         _print_table(found)
     return 0
+
+
+def _row(status: "RunStatus") -> dict[str, Any]:
+    """Values of a CSV table; accuracies are in [0, 1]."""
+    row: dict[str, Any] = {"run": status.run, "state": status.life, "epoch": status.epoch, "step": status.step}
+    row |= {"seconds_left": status.seconds_left} | {f"best {best.metric}": best.value for best in status.best}
+    for result in status.results:
+        for name, (value, low, high) in (("clean", result.clean), ("robust", result.robust)):
+            key = f"{result.name} {name}"
+            row |= {key: value, f"{key} low": low, f"{key} high": high}
+    return row
 
 
 def _print_one(status: "RunStatus") -> None:

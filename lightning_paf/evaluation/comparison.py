@@ -125,21 +125,17 @@ def compare(first: EvaluationResult, second: EvaluationResult) -> Comparison:
     )
 
 
-def load_result(path: Path) -> tuple[Path, EvaluationResult]:
-    """Load a result file, or the only one of a folder.
+def results_in(path: Path) -> dict[Path, EvaluationResult]:
+    """Load a result file, or all in a folder, by path.
 
     A folder is searched first, then its subfolder `test`.
 
     Raises:
-        ValueError: There is no result, or several.
+        ValueError: There is no result.
     """
     for files in ([path],) if path.is_file() else (path.glob("*.json"), (path / "test").glob("*.json")):
-        found = sorted(file for file in files if _is_result(file))
-        if len(found) > 1:
-            names = ", ".join(file.name for file in found)
-            raise ValueError(f"{path} must hold one result, got {len(found)}: {names}. Pass one of the files.")
-        if found:
-            return found[0], EvaluationResult.load(found[0])
+        if found := sorted(file for file in files if _is_result(file)):
+            return {file: EvaluationResult.load(file) for file in found}
     raise ValueError(
         f"There is no result in {path}. Pass a JSON file of `lightning-paf test`, or the folder of a tested run."
     )

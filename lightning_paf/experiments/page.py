@@ -75,7 +75,7 @@ def page(folder: Path) -> str:
     lines += [
         f"| {find_experiment(name).title} | not run yet | | `lightning-paf reproduce {name}` |" for name in missing
     ]
-    return "\n".join([*lines, *(line for result in results for line in _section(result, folder))])
+    return "\n".join([*lines, *(line for result in results for line in section(result, folder))])
 
 
 def summary(result: dict[str, Any]) -> str:
@@ -99,7 +99,8 @@ def _counted(result: dict[str, Any]) -> str:
     return ", ".join(f"{count} {word}" for word, count in _counts(result).items())
 
 
-def _section(result: dict[str, Any], folder: Path) -> list[str]:
+def section(result: dict[str, Any], folder: Path) -> list[str]:
+    """Markdown lines of one result of `report.content`, with the figures in a folder."""
     names = list(next(iter(result["variants"].values())))
     lines = ["", f"## {result['method']}", "", result["title"] + ".", ""]
     lines += [f"| variant | {' | '.join(names)} |", f"| --- |{' --- |' * len(names)}"]

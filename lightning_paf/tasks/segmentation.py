@@ -1,9 +1,10 @@
 """Few-shot segmentation under attacks on query or support."""
 
 import json
+from collections.abc import Mapping
 from copy import deepcopy
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from lightning.pytorch.cli import OptimizerCallable
@@ -18,7 +19,7 @@ from lightning_paf.data import EpisodeDataModule
 from lightning_paf.data.episode_set import EpisodeBatch, QueryDataset
 from lightning_paf.evaluation.segmentation import CLEAN, VolumeCounts, summary
 from lightning_paf.functional.segmentation import dice, dice_counts, predicted_class
-from lightning_paf.nets.few_shot import FewShotSegmenter
+from lightning_paf.nets.few_shot import FewShotSegmenter, PANet
 from lightning_paf.nn.activations import Activation
 from lightning_paf.nn.classifier import penalty_of
 from lightning_paf.nn.parameter_groups import DecayRule
@@ -69,6 +70,8 @@ class FewShotSegmentation(Task):
 
     kind = "segmenter"
     data = EpisodeDataModule
+    plug_ins: ClassVar[Mapping[str, type]] = {"net": PANet, "objective": EpisodeObjective}
+    instead_of_predict = "Run test, which draws masks."
     val_metrics = ("val/dice", "val/dice_adv")
     model: FewShotSegmenter
 
@@ -118,12 +121,6 @@ class FewShotSegmentation(Task):
     def trial_pass(self, images: Tensor) -> None:
         """Compute features of images (N, C, H, W)."""
         self.model.features(images)
-
-    def setup(self, stage: str) -> None:
-        """Refuse `predict`, which writes classes."""
-        super().setup(stage)
-        if stage == "predict":
-            raise ValueError("predict must have a classifier, got FewShotSegmentation. Run test, which draws masks.")
 
     def training_step(self, batch: EpisodeBatch, batch_idx: int) -> Tensor:
         """Return the loss of the objective."""

@@ -1,6 +1,8 @@
 """`compare` of two results."""
 
+import csv
 import json
+import re
 
 import numpy as np
 import pytest
@@ -59,3 +61,36 @@ def test_other_threat_models_and_missing_runs_are_refused(runs, tmp_path, capsys
     for path, message in ((other, "norm is linf for A and l2 for B"), (runs / "third", "There is no")):
         assert status("compare", runs / "first", path) == 1
         assert message in capsys.readouterr().err
+
+
+def test_any_number_of_runs_are_compared_with_the_first(runs, capsys):
+    write(runs / "third" / "test" / "pgd.json", [1] * 6 + [2] * 18)
+    for run, robust in (("first", 10), ("third", 4)):
+        write(runs / run / "test" / "autoattack.json", [1] * robust + [2] * (24 - robust))
+    files = [word for option in ("csv", "json", "figure") for word in (f"--{option}", runs / "out" / option)]
+    assert status("compare", runs / "first", runs / "second", runs / "third", *files) == 0
+    out = capsys.readouterr().out
+    assert max(map(len, out.splitlines())) <= 80
+    assert re.search(r"pgd, 24 samples *\n.*\nfirst +91\.7 % \[73\.0, 99\.0\] +83\.3 % .* - *\n", out)
+    assert re.search(r"second .* 33\.3 % .* -50\.0 \[-\d\d\.\d, -\d\d\.\d\] \* *\n", out)
+    assert "Note: second has no result autoattack." in out
+    table = list(csv.DictReader((runs / "out" / "csv").open()))
+    found = {(row["evaluation"], row["model"]): row for row in table}
+    assert len(found) == 5
+    assert float(found["pgd", "second"]["difference"]) == -0.5
+    assert float(found["pgd", "second"]["mcnemar_p"]) == pytest.approx(2 * 0.5**12)
+    assert float(found["autoattack", "third"]["robust"]) == pytest.approx(4 / 24)
+    assert found["autoattack", "first"]["difference"] == ""
+    assert json.loads((runs / "out" / "json").read_text())["rows"][0]["model"] == "first"
+    assert (runs / "out" / "figure").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_table_names_the_runs_that_cannot_be_compared(runs, capsys):
+    write(runs / "third" / "pgd.json", [1] * 24, ATTACK | {"norm": "l2"})
+    assert status("compare", *(runs / name for name in ("first", "second", "third"))) == 1
+    assert "Comparison of A, third, with B, first: Threat models must be equal" in capsys.readouterr().err
+
+
+def test_one_run_is_refused(runs, capsys):
+    assert status("compare", runs / "first") == 1
+    assert "RUN must be given at least twice" in capsys.readouterr().err

@@ -1,5 +1,7 @@
 """`status` of runs in every state."""
 
+import csv
+import io
 import json
 import math
 import os
@@ -281,3 +283,14 @@ def test_nothing_heavy_is_imported(tmp_path):
     assert result.returncode == 0, result.stderr
     assert "last.ckpt: step 118" in result.stdout
     assert result.stdout.endswith("[]\n")
+
+
+def test_csv(tmp_path, capsys):
+    run = make(tmp_path / "a", WORKING, ROWS)
+    EvaluationResult("pgd", ATTACK, np.array([1, 1, 2, 3], np.uint8), 1.0).save(run / "test" / "pgd.json")
+    make(tmp_path / "b")
+    first, second = csv.DictReader(io.StringIO(printed(capsys, tmp_path, "--csv")))
+    assert (first["run"], first["state"], first["epoch"], first["step"]) == (str(run), "alive", "2", "120")
+    assert (float(first["pgd clean"]), float(first["pgd robust"])) == (0.75, 0.5)
+    assert float(first["best val/acc"]) == 0.7
+    assert (second["state"], second["pgd robust"]) == ("not started", "")

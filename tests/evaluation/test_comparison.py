@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from lightning_paf.evaluation.comparison import compare, load_result
+from lightning_paf.evaluation.comparison import compare, results_in
 from lightning_paf.evaluation.result import EvaluationResult, Outcome, SubAttackSummary
 
 ATTACK = {"attack": "PGD", "norm": "linf", "eps": "8/255", "eps_value": 8 / 255, "bounds": [0.0, 1.0], "steps": 10}
@@ -139,18 +139,14 @@ def test_a_result_is_found_by_its_run(tmp_path):
     (path.parent / "other.json").write_text("[1]")
     (path.parent / "broken.json").write_text("{")
     for given in (path, path.parent, tmp_path / "run"):
-        found, loaded = load_result(given)
-        assert found == path
-        assert (loaded.outcomes == saved.outcomes).all()
+        found = results_in(given)
+        assert list(found) == [path]
+        assert (found[path].outcomes == saved.outcomes).all()
 
 
-def test_missing_and_ambiguous_results_are_refused(tmp_path):
+def test_a_missing_result_is_refused(tmp_path):
     path = tmp_path / "notes.json"
     path.write_text('{"name": "x"}')
     for absent in (tmp_path / "nowhere", tmp_path, path):
         with pytest.raises(ValueError, match=f"There is no result in {absent}. Pass"):
-            load_result(absent)
-    for name in ("a", "b"):
-        result("rf").save(tmp_path / f"{name}.json")
-    with pytest.raises(ValueError, match=r"got 2: a\.json, b\.json\. Pass one"):
-        load_result(tmp_path)
+            results_in(absent)

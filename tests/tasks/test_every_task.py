@@ -10,7 +10,7 @@ from helpers.forked_ranks import Ranks
 from helpers.resume_helpers import differences, last, rows
 
 from lightning_paf import tasks
-from lightning_paf.tasks import KIP, Denoising
+from lightning_paf.tasks import KIP, Denoising, FewShotSegmentation
 
 LAST = "checkpoints/last.ckpt"
 every_task = pytest.mark.parametrize("cls", TASKS, ids=lambda cls: cls.__name__)
@@ -68,7 +68,7 @@ def test_two_ranks_resume_exactly(cls, ranks):
     assert rows(resumed) == rows(complete)[-len(rows(resumed)) :]
 
 
-@pytest.mark.parametrize("cls", [Denoising, KIP])
+@pytest.mark.parametrize("cls", [Denoising, FewShotSegmentation, KIP])
 def test_two_ranks_are_tested_like_one(cls, ranks):
     """Except a diffusion model, whose test draws noise for each batch."""
     resumed, alone = (ranks / cls.__name__ / name for name in ("resumed", "alone"))

@@ -5,13 +5,8 @@ import json
 
 import numpy as np
 import pytest
-import torch
-from helpers.cli_runs import built, status, stopped_and_resumed
-from helpers.ddp_inputs import DDP
-from helpers.ddp_worker import run_all
-from helpers.forked_ranks import Ranks
-from helpers.resume_helpers import differences, last, rows
-from helpers.segmentation_run import segmentation
+from helpers.cli_runs import built, status
+from helpers.every_task import segmentation
 from PIL import Image
 
 from lightning_paf.attacks.episodes import seven_attacks
@@ -40,37 +35,6 @@ def test_a_run_logs_dice(run):
         found = [row for row in csv.DictReader(stream) if row["val/dice"]]
     assert len(found) == 2
     assert all(0 <= float(row[name]) <= 1 for row in found for name in ("val/dice", "val/dice_adv"))
-
-
-def test_a_stopped_run_resumes_exactly(tiny, run, tmp_path):
-    resumed = stopped_and_resumed(("fit", "-c", tiny), tmp_path / "run", 6, "--periodic.every_n_train_steps", "1")
-    assert differences(last(resumed), last(run)) == []
-
-
-def test_a_run_in_bfloat16_has_finite_weights_in_float32(tiny, tmp_path):
-    precision = "--trainer.precision", "bf16-mixed", "--trainer.max_epochs", "1"
-    assert status("fit", "-c", tiny, *precision, "--run", tmp_path / "run") == 0
-    assert status("test", "--ckpt_path", tmp_path / "run" / LAST) == 0
-    weights = last(tmp_path / "run")["state_dict"].values()
-    assert all(value.isfinite().all() and value.dtype == torch.float32 for value in weights)
-
-
-def test_two_ranks_resume_exactly_and_are_tested_like_one(tiny, tmp_path):
-    base, saver = ["fit", "-c", tiny, *DDP], "--trainer.callbacks+=helpers.resume_helpers.Saver"
-    complete, resumed = tmp_path / "complete", tmp_path / "resumed"
-    commands = [
-        [*base, saver, "--run", str(complete)],
-        [*base, "--ckpt_path", str(complete / "saved" / "step6.ckpt"), "--run", str(resumed)],
-        ["test", "--trust-config", "--ckpt_path", str(resumed / LAST)],
-    ]
-    Ranks(2, tmp_path / "logs", run_all, [(words, 0) for words in commands], tmp_path / "saved").succeed()
-    assert differences(last(resumed), last(complete)) == []
-    one = "--trainer.devices", "1", "--trainer.strategy", "auto", "--run", tmp_path / "alone"
-    assert status("test", "--trust-config", "--ckpt_path", resumed / LAST, *one) == 0
-    (together,), (expected,) = rows(resumed / "test"), rows(tmp_path / "alone" / "test")
-    assert together.keys() == expected.keys()
-    for name in ("test/dice_clean", "test/dice_pgd", "test/dice_square"):
-        assert float(together[name]) == pytest.approx(float(expected[name]), rel=1e-3), name
 
 
 @pytest.mark.parametrize("target", ["query", "support"])

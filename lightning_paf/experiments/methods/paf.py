@@ -72,6 +72,11 @@ EXPERIMENT = Experiment(
         Claim("a) PSSiLU is more robust than ReLU", "PSSiLU", "ReLU", "autoattack", source="paper"),
         Claim("a) PSSiLU is more robust than ReLU to PGD", "PSSiLU", "ReLU", "pgd", source="paper"),
         *(
+            Claim(f"b) {name} is more robust than ReLU", name, "ReLU", "autoattack", source="paper")
+            for name in _SMOOTH
+            if name != "PSSiLU"
+        ),
+        *(
             BestClaim(f"b) {name} is more robust than ReLU, PReLU and ELU", name, _KINKED, "autoattack", "paper")
             for name in _SMOOTH
         ),
