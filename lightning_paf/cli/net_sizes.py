@@ -22,9 +22,9 @@ def link_sizes(parser: LightningArgumentParser, data: type[ImageDataModule], mod
         data: The data module.
         model: Prefix of the arguments of the model.
     """
-    sources = tuple(f"data.{name}" for name in data.linked)
-    for source in sources:
-        parser.link_arguments(source, source.replace("data", model, 1))
+    sources = tuple(f"data.{name}" for name in data.sources or data.linked)
+    for name in data.linked:
+        parser.link_arguments(sources, f"{model}.{name}", compute_fn=partial(data.of_task, name))
     for net in (f"{model}.net", f"{model}.net.init_args.net"):  # a network and one inside it
         parser.link_arguments(sources, f"{net}.init_args.num_classes", compute_fn=partial(_classes, data))
         parser.link_arguments(sources, f"{net}.init_args.in_channels", compute_fn=partial(_channels, data))
@@ -33,13 +33,15 @@ def link_sizes(parser: LightningArgumentParser, data: type[ImageDataModule], mod
 def check_net_sizes(words: Sequence[str], config: Namespace, data: type[ImageDataModule]) -> None:
     """Check that typed sizes of the network are those of the data.
 
-    The links would replace other sizes silently.
+    The links would replace other sizes silently. Facts that were found in the files are added to the configuration.
 
     Raises:
         ValueError: They are not.
     """
     given = config[config.subcommand].data if config.get("subcommand") else config.data
-    spec = data.spec_of(*(given[name] for name in data.linked))
+    spec = data.spec_of(*(given[name] for name in data.sources or data.linked))
+    for name, value in data.found(spec).items():
+        given[name] = value
     sizes = {"num_classes": spec.num_classes, "in_channels": spec.channels}
     for word, following in pairwise([*words, ""]):
         typed = _NET_SIZE.fullmatch(word)

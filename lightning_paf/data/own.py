@@ -1,0 +1,132 @@
+"""The user's images: classes, channels and size are read from the files."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lightning_paf.data.checks import readable
+from lightning_paf.data.encoded import EncodedImages, check_channels, fitted_size, indexed, readable_rows
+from lightning_paf.data.fit import Fit
+from lightning_paf.data.readers.class_folders import FolderPictures, class_folders, first_shape
+from lightning_paf.data.readers.folder import IMAGE_FILE, LABEL_FILE
+from lightning_paf.data.readers.npy import Column
+from lightning_paf.data.readers.pictures import Pictures
+from lightning_paf.data.sources import ImageSet, Part, npz_channels
+from lightning_paf.data.synthetic.convert import converting, write_array
+from lightning_paf.specs import NOMINAL_SIZE, DatasetSpec, dataset_spec, is_own
+
+STREAMED_BYTES = 4 * 2**30
+"""Largest size of a set that is converted to an array by default."""
+
+
+@dataclass(frozen=True)
+class OwnImages:
+    """Reader of the user's encoded images.
+
+    Args:
+        root: Folder of the dataset.
+        cache_dir: Folder for converted arrays; None for `root`.
+        fit: Size and channels.
+        skip_corrupt: Leave out damaged images.
+        convert_channels: Convert images with other channels.
+        stream: Decode images whenever they are used; None for sets with arrays above `STREAMED_BYTES`, and with random
+            crops. Otherwise each set is converted once to a memory-mapped array.
+        seed: Seed of random crops.
+    """
+
+    root: Path
+    cache_dir: Path | None
+    fit: Fit
+    skip_corrupt: bool
+    convert_channels: bool
+    stream: bool | None
+    seed: int
+
+    def __call__(self, spec: DatasetSpec, root: Path, part: Part, download: bool) -> ImageSet:
+        """Read one part in a fixed random order; the first start converts it.
+
+        Raises:
+            ValueError: An image is damaged, or has other channels or another size.
+        """
+        pictures = open_pictures(spec.name, root, part, spec.class_names)
+        where = f"{spec.name} in {root}, {'training' if part == 'train' else part} set"
+        index = indexed(pictures, self._folder / f"{part}.{pictures.version[:12]}.index.npz")
+        rows = readable_rows(pictures, index, where, self.skip_corrupt)
+        check_channels(pictures, index, rows, spec.channels, where, self.convert_channels)
+        rows = rows[np.random.default_rng(0).permutation(len(rows))]
+        shape = fitted_size(pictures, index, rows, self.fit.size, where)
+        fit = self.fit if part == "train" else replace(self.fit, random_crop=None)
+        images = EncodedImages(pictures, rows, fit, shape, self.seed)
+        labels = index.labels[rows]
+        return ImageSet(images if self._streams(images) else self._mapped(images, labels, part), labels)
+
+    @property
+    def _folder(self) -> Path:
+        return self.cache_dir or self.root
+
+    def _streams(self, images: EncodedImages) -> bool:
+        if self.stream is not None:
+            return self.stream
+        return self.fit.random_crop is not None or int(np.prod(images.shape)) > STREAMED_BYTES
+
+    def _mapped(self, images: EncodedImages, labels: NDArray[np.int64], part: Part) -> NDArray[np.uint8]:
+        """Return a memory-mapped array of the images, which is written at the first start."""
+        name = f"{part}.{'x'.join(map(str, images.shape[1:]))}"
+        version = f"{images.pictures.version} {images.fit} {self.skip_corrupt}"
+        folder = self._folder / f"{name}.{hashlib.sha256(version.encode()).hexdigest()[:12]}"
+        with converting(folder, name) as needed:
+            if needed:
+                label = Column(labels.shape, labels.dtype, lambda: iter([labels]))
+                write_array(folder / LABEL_FILE, self.root, label, np.dtype(np.int64))
+                write_array(folder / IMAGE_FILE, self.root, images.column(), np.dtype(np.uint8))
+        mapped: NDArray[np.uint8] = np.load(folder / IMAGE_FILE, mmap_mode="r")
+        return mapped
+
+
+def open_pictures(dataset: str, root: Path, part: str, class_names: Sequence[str] | None = None) -> Pictures:
+    """Open one part of the user's encoded images."""
+    return FolderPictures(root, part, class_names)
+
+
+@readable()
+def described(
+    dataset: str,
+    num_classes: int | None = None,
+    channels: int | None = None,
+    size: int | None = None,
+    root: Path = Path("data"),
+    classes: Sequence[str] | None = None,
+) -> DatasetSpec:
+    """Look up a dataset; of own images, read missing numbers from the files.
+
+    Args:
+        dataset: As in `dataset_spec`.
+        num_classes: Number of classes; None for those of `classes`.
+        channels: Number of channels; None for that of the first image.
+        size: Height and width to which images are resized; None for those of the first image.
+        root: Folder of the images.
+        classes: Names of the classes; None for those of the training images.
+
+    Raises:
+        ValueError: There are no images, or a number is not that of the files.
+    """
+    if not is_own(dataset):
+        return dataset_spec(dataset, num_classes, channels, size)
+    if dataset == "npz":
+        if size is not None:
+            raise ValueError(f"data.size must be null for data.dataset=npz, got {size}. Resize the images in the file.")
+        return dataset_spec(dataset, num_classes, npz_channels(root) if channels is None else channels)
+    names = tuple(classes or class_folders(Path(root) / "train"))
+    if num_classes not in (None, len(names)):
+        raise ValueError(
+            f"data.num_classes must be {len(names)}, the number of classes in {root}, got {num_classes}. Leave "
+            "--data.num_classes out."
+        )
+    shape = first_shape(Path(root)) or (channels or 3, NOMINAL_SIZE, NOMINAL_SIZE)
+    height, width = shape[1:] if size is None else (size, size)
+    spec = dataset_spec(dataset, len(names), channels or shape[0], height, names)
+    return replace(spec, width=width)
