@@ -51,6 +51,11 @@ _SPECS = {
 }
 
 
+def known_class_names(name: str) -> tuple[str, ...]:
+    """Return the names of the classes of a known dataset; empty for others."""
+    return _SPECS[name].class_names if name in _SPECS else ()
+
+
 # Of ImageNet, for the weights of timm and torchvision.
 _STATISTICS = {3: ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))}
 NOMINAL_SIZE = 32

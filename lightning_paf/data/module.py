@@ -11,7 +11,6 @@ from lightning_paf.data.augment import Augment, standard_augment
 from lightning_paf.data.base import ImageDataModule, stage_of
 from lightning_paf.data.checks import readable
 from lightning_paf.data.datasets import EvalDataset, MixedDataset, RawBatch
-from lightning_paf.data.fit import Fit
 from lightning_paf.data.image_batches import select_images
 from lightning_paf.data.mixing import Mixing, distributions
 from lightning_paf.data.own import OwnImages, described
@@ -72,17 +71,7 @@ class RobustDataModule(ImageDataModule):
         seed: Seed of the order of the real images and of the draws from the synthetic ones.
         class_balanced: Draw real training images with replacement, all classes equally often, for unequal numbers of
             images per class. For weights in the loss, see the objectives with `class_weights`.
-        size: Height and width of the images of `folder`: the shorter side is resized, and the centre is cropped. Null
-            for images of one size, which are not changed.
-        resize: Length of the shorter side before the centre crop, e.g. 256 for `size` 224; by default `size`.
-        random_crop: Smallest area of a random crop of a training image that is resized to `size`, as a fraction; 0.08
-            for ImageNet (`RandomResizedCrop`). Null for the centre crop.
-        classes: Names of the classes in the order of the labels; by default the folders of `train`, sorted by name. A
-            run records them.
-        skip_corrupt: Leave out image files that cannot be read; otherwise they are an error before training.
-        convert_channels: Convert image files with another number of channels than `channels`.
-        stream: Decode image files in the workers whenever they are used. By default they are converted once to a
-            memory-mapped array in `cache_dir` or `root`, except with `random_crop` and above 4 GiB.
+        **files: Options of image files; see `OwnImages`.
 
     Raises:
         ValueError: An argument is out of range (at construction), or images, labels or files are invalid (in
@@ -116,32 +105,21 @@ class RobustDataModule(ImageDataModule):
         seed: int = 0,
         channels: int | None = None,
         class_balanced: bool = False,
-        size: int | None = None,
-        resize: int | None = None,
-        random_crop: float | None = None,
-        classes: list[str] | None = None,
-        skip_corrupt: bool = False,
-        convert_channels: bool = False,
-        stream: bool | None = None,
+        **files: Any,
     ) -> None:
         super().__init__()
-        self.spec = described(dataset, num_classes, channels, size, root, classes)
-        self.root = Path(root)
+        self.root, self.cache_dir = Path(root), Path(cache_dir) if cache_dir else None
+        self.files = OwnImages(self.root, self.cache_dir, seed, **files)
+        self.spec = described(dataset, num_classes, channels, self.files.size, root, self.files.classes)
         self.synthetic = [Path(path) for path in (synthetic if isinstance(synthetic, list) else [synthetic]) if path]
-        self.cache_dir = Path(cache_dir) if cache_dir else None
         self.real_fraction, self.real_schedule = real_fraction, real_schedule
-        self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
-        self.val_size, self.selection = val_size, selection
-        self.epoch, self.train_examples, self.num_workers = epoch, train_examples, num_workers
+        self.batch_size, self.eval_batch_size, self.val_size = batch_size, eval_batch_size, val_size
+        self.selection, self.epoch, self.train_examples = selection, epoch, train_examples
+        self.num_workers = num_workers
         self.augment = standard_augment(dataset) if augment == "standard" else augment
-        self.augment_synthetic = augment_synthetic
-        self.synthetic_smoothing, self.mixing = synthetic_smoothing, mixing
-        self.seed, self.class_balanced = seed, class_balanced
+        self.augment_synthetic, self.synthetic_smoothing = augment_synthetic, synthetic_smoothing
+        self.mixing, self.seed, self.class_balanced = mixing, seed, class_balanced
         self._fingerprints: dict[str, str] = {}
-        self._reader = None
-        if is_encoded(dataset):
-            fit = Fit(size, resize, random_crop, self.spec.channels)
-            self._reader = OwnImages(self.root, self.cache_dir, fit, skip_corrupt, convert_channels, stream, seed)
         self._check_arguments()
 
     @staticmethod
@@ -151,6 +129,7 @@ class RobustDataModule(ImageDataModule):
 
     def _check_arguments(self) -> None:
         self.check_loading("train_examples", "epoch")
+        self.files.check(self.spec)
         if not 0 <= self.real_fraction <= 1:
             raise ValueError(
                 f"real_fraction must be from 0 to 1, got {self.real_fraction}. Pass e.g. --data.real_fraction 0.3."
@@ -318,7 +297,8 @@ class RobustDataModule(ImageDataModule):
         }
         if self.selection == "test":
             parts = {"fit": ["train", "test"], "validate": ["test"]}
-        found = read_parts(self.spec, self.root, parts.get(stage, ["test"]), download, stage != "predict", self._reader)
+        reader = self.files if is_encoded(self.spec.name) else None
+        found = read_parts(self.spec, self.root, parts.get(stage, ["test"]), download, stage != "predict", reader)
         return found if stage not in parts else self._with_validation(found)
 
     def _with_validation(self, found: dict[Part, ImageSet]) -> dict[Part, ImageSet]:

@@ -17,7 +17,7 @@ from lightning_paf.data.readers.npy import Column
 from lightning_paf.data.readers.pictures import Pictures
 from lightning_paf.data.sources import ImageSet, Part, npz_channels
 from lightning_paf.data.synthetic.convert import converting, write_array
-from lightning_paf.specs import NOMINAL_SIZE, DatasetSpec, dataset_spec, is_own
+from lightning_paf.specs import NOMINAL_SIZE, DatasetSpec, dataset_spec, is_encoded, is_own
 
 STREAMED_BYTES = 4 * 2**30
 """Largest size of a set that is converted to an array by default."""
@@ -30,21 +30,49 @@ class OwnImages:
     Args:
         root: Folder of the dataset.
         cache_dir: Folder for converted arrays; None for `root`.
-        fit: Size and channels.
-        skip_corrupt: Leave out damaged images.
-        convert_channels: Convert images with other channels.
-        stream: Decode images whenever they are used; None for sets with arrays above `STREAMED_BYTES`, and with random
-            crops. Otherwise each set is converted once to a memory-mapped array.
         seed: Seed of random crops.
+        size: Height and width of the images of `folder`: the shorter side is resized, and the centre is cropped. Null
+            for images of one size, which are not changed.
+        resize: Length of the shorter side before the centre crop, e.g. 256 for `size` 224; by default `size`.
+        random_crop: Smallest area of a random crop of a training image that is resized to `size`, as a fraction; 0.08
+            for ImageNet (`RandomResizedCrop`). Null for the centre crop.
+        classes: Names of the classes in the order of the labels; by default the folders of `train`, sorted by name. A
+            run records them.
+        skip_corrupt: Leave out image files that cannot be read; otherwise they are an error before training.
+        convert_channels: Convert image files with another number of channels than `channels`.
+        stream: Decode image files in the workers whenever they are used. By default they are converted once to a
+            memory-mapped array in `cache_dir` or `root`, except with `random_crop` and above 4 GiB.
     """
 
     root: Path
     cache_dir: Path | None
-    fit: Fit
-    skip_corrupt: bool
-    convert_channels: bool
-    stream: bool | None
     seed: int
+    size: int | None = None
+    resize: int | None = None
+    random_crop: float | None = None
+    classes: list[str] | None = None
+    skip_corrupt: bool = False
+    convert_channels: bool = False
+    stream: bool | None = None
+
+    def check(self, spec: DatasetSpec) -> None:
+        """Check the options.
+
+        Raises:
+            ValueError: One is out of range, or not used by the dataset.
+        """
+        if is_encoded(spec.name):
+            self._fit(spec, "train")
+            return
+        for name in ("resize", "random_crop", "classes", "stream"):
+            if getattr(self, name) is not None:
+                raise ValueError(
+                    f"data.{name} must be null for data.dataset={spec.name}, got {getattr(self, name)}. Leave "
+                    f"--data.{name} out, or pass --data.dataset folder."
+                )
+
+    def _fit(self, spec: DatasetSpec, part: Part) -> Fit:
+        return Fit(self.size, self.resize, self.random_crop if part == "train" else None, spec.channels)
 
     def __call__(self, spec: DatasetSpec, root: Path, part: Part, download: bool) -> ImageSet:
         """Read one part in a fixed random order; the first start converts it.
@@ -58,9 +86,8 @@ class OwnImages:
         rows = readable_rows(pictures, index, where, self.skip_corrupt)
         check_channels(pictures, index, rows, spec.channels, where, self.convert_channels)
         rows = rows[np.random.default_rng(0).permutation(len(rows))]
-        shape = fitted_size(pictures, index, rows, self.fit.size, where)
-        fit = self.fit if part == "train" else replace(self.fit, random_crop=None)
-        images = EncodedImages(pictures, rows, fit, shape, self.seed)
+        shape = fitted_size(pictures, index, rows, self.size, where)
+        images = EncodedImages(pictures, rows, self._fit(spec, part), shape, self.seed)
         labels = index.labels[rows]
         return ImageSet(images if self._streams(images) else self._mapped(images, labels, part), labels)
 
@@ -71,7 +98,7 @@ class OwnImages:
     def _streams(self, images: EncodedImages) -> bool:
         if self.stream is not None:
             return self.stream
-        return self.fit.random_crop is not None or int(np.prod(images.shape)) > STREAMED_BYTES
+        return images.fit.random_crop is not None or int(np.prod(images.shape)) > STREAMED_BYTES
 
     def _mapped(self, images: EncodedImages, labels: NDArray[np.int64], part: Part) -> NDArray[np.uint8]:
         """Return a memory-mapped array of the images, which is written at the first start."""
