@@ -174,12 +174,14 @@ class RobustEval(Callback):
             if self.fresh and trainer.is_global_zero:
                 state.clear()
             trainer.strategy.barrier()
+            spec = getattr(getattr(trainer, "datamodule", None), "spec", None)
             result = evaluation.run(state, self.stop, rank_zero_info if trainer.is_global_zero else None)
             result = replace(
                 result,
                 name=self.name,
                 weights=weights_origin(trainer, pl_module),
-                dataset=getattr(getattr(getattr(trainer, "datamodule", None), "spec", None), "name", "unnamed"),
+                dataset=getattr(spec, "name", "unnamed"),
+                class_names=getattr(spec, "class_names", ()),
                 checkpoint=Path(trainer.ckpt_path) if trainer.ckpt_path else None,
             )
             self._log("test", pl_module, result)
@@ -269,7 +271,9 @@ def _summary(result: EvaluationResult, files: ResultFiles) -> str:
     attack = result.attack
     stopped = f" (of {result.total}; on all of them {result.anytime}, whenever stopped)" if result.anytime else ""
     worst = min(result.per_class(), key=lambda row: row.robust / row.evaluated, default=None)
-    least = f", {worst.robust} of {worst.evaluated} in class {worst.label}, the least robust" if worst else ""
+    least = (
+        f", {worst.robust} of {worst.evaluated} in {result.class_name(worst.label)}, the least robust" if worst else ""
+    )
     flags = f"Flags: {', '.join(result.flags)}. " if result.flags else ""
     return (
         f"{result.name}: robust {result.robust}, clean {result.clean} on {result.evaluated} samples{stopped}{least}; "

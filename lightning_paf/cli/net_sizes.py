@@ -22,9 +22,9 @@ def link_sizes(parser: LightningArgumentParser, data: type[ImageDataModule], mod
         data: The data module.
         model: Prefix of the arguments of the model.
     """
-    sources = tuple(f"data.{name}" for name in data.linked)
-    for source in sources:
-        parser.link_arguments(source, source.replace("data", model, 1))
+    sources = tuple(f"data.{name}" for name in data.sources or data.linked)
+    for name in data.linked:
+        parser.link_arguments(sources, f"{model}.{name}", compute_fn=partial(data.of_task, name))
     for net in (f"{model}.net", f"{model}.net.init_args.net"):  # a network and one inside it
         parser.link_arguments(sources, f"{net}.init_args.num_classes", compute_fn=partial(_classes, data))
         parser.link_arguments(sources, f"{net}.init_args.in_channels", compute_fn=partial(_channels, data))
@@ -33,13 +33,15 @@ def link_sizes(parser: LightningArgumentParser, data: type[ImageDataModule], mod
 def check_net_sizes(words: Sequence[str], config: Namespace, data: type[ImageDataModule]) -> None:
     """Check that typed sizes of the network are those of the data.
 
-    The links would replace other sizes silently.
+    The links would replace other sizes silently. Facts that were found in the files are added to the configuration.
 
     Raises:
         ValueError: They are not, or data without classes has a network with some.
     """
     given = config[config.subcommand] if config.get("subcommand") else config
-    spec = data.spec_of(*(given.data[name] for name in data.linked))
+    spec = data.spec_of(*(given.data[name] for name in data.sources or data.linked))
+    for name, value in data.found(spec).items():
+        given.data[name] = value
     if spec.num_classes == 0 and "num_classes" in given.model.init_args.net.get("init_args", ()):
         name = given.model.init_args.net.class_path.rpartition(".")[2]
         raise ValueError(f"model.net must return images, got the classifier {name}. Pass --model.net DnCNN.")

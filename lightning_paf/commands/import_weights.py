@@ -271,7 +271,7 @@ def _write(out: Path, cli: "PafCLI", statistics: "Statistics | None", origin: di
         "imported": origin,
         "hyper_parameters": {
             "normalize": config["model"]["normalize"],
-            **{name: config["data"][name] for name in ("dataset", "num_classes", "channels")},
+            **{"dataset": spec.name, "num_classes": spec.num_classes, "channels": spec.channels},
         },
     }
     checkpoint, text = out / "checkpoints" / IMPORTED, yaml.safe_dump(config, sort_keys=False)

@@ -148,19 +148,22 @@ def _tested_checkpoint(one: Tested, inputs: list[Path]) -> Path | None:
 def _write(path: Path, one: Tested, run: "Run | None", curve: dict[str, Any]) -> None:
     from lightning_paf.evaluation import report
     from lightning_paf.evaluation.report.report import supplement_of
+    from lightning_paf.specs import known_class_names
     from lightning_paf.utils.hashing import weights_fingerprint
 
-    evidence, title = one.evidence, one.folder.resolve().parent.name
+    evidence, title, names = one.evidence, one.folder.resolve().parent.name, one.result.class_names
     if run is None:
-        supplement = supplement_of(title, evidence[1].metadata["dataset"] if evidence else "", None, evidence)
+        dataset = evidence[1].metadata["dataset"] if evidence else ""
+        supplement = supplement_of(title, dataset, names or known_class_names(dataset), None, evidence)
     else:
         evaluated, here = one.result.fingerprints.get("model"), weights_fingerprint(run.model)
         if evaluated not in (None, here):
             raise ValueError(
                 f"--ckpt must hold the weights that {one.name} evaluated, got {run.checkpoint} with others. Pass those."
             )
-        data = run.datamodule.spec.name
-        supplement = supplement_of(title, data, run.checkpoint, evidence, run.model, run.samples())
+        spec = run.datamodule.spec
+        names = names or spec.class_names
+        supplement = supplement_of(title, spec.name, names, run.checkpoint, evidence, run.model, run.samples())
     report.write(one.result, path, replace(supplement, **curve))
 
 

@@ -213,4 +213,5 @@ def _conclude(options: argparse.Namespace, experiment: "Experiment", tasks: "lis
         path.parent.mkdir(parents=True, exist_ok=True)
         write_whole(path, (json.dumps(found, indent=2) + "\n").encode())
         for name, drawing in figures.items():
-            save_figure(drawing(found), path.with_name(f"{path.stem}{name and f'-{name}'}.png"))
+            if (figure := drawing(found)) is not None:
+                save_figure(figure, path.with_name(f"{path.stem}{name and f'-{name}'}.png"))

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 from lightning_paf.data.datasets import MixedDataset, RawBatch, as_fetched
 from lightning_paf.data.loader import WAIT, ImageLoader, ResumableLoader, check_workers
 from lightning_paf.data.samplers import MixedSampler, ShardSampler, even_batch_size
-from lightning_paf.specs import DatasetSpec
+from lightning_paf.specs import DatasetSpec, is_own
 
 
 class ImageDataModule(LightningDataModule):
@@ -23,7 +23,9 @@ class ImageDataModule(LightningDataModule):
     """
 
     linked: ClassVar[tuple[str, ...]] = ()
-    """Names of the arguments that determine `spec`, for links to the module."""
+    """Names of the arguments that the task has too; they follow the data."""
+    sources: ClassVar[tuple[str, ...] | None] = None
+    """Names of the arguments that determine `spec`; None for `linked`."""
     spec: DatasetSpec
     batch_size: int
     eval_batch_size: int
@@ -33,8 +35,23 @@ class ImageDataModule(LightningDataModule):
 
     @staticmethod
     def spec_of(*linked: Any) -> DatasetSpec:
-        """Return the specification for values of the `linked` arguments."""
+        """Return the specification for values of the `sources`."""
         raise NotImplementedError
+
+    @staticmethod
+    def found(spec: DatasetSpec) -> dict[str, Any]:
+        """Return arguments that a run records because they were found in the files."""
+        return {}
+
+    @classmethod
+    def of_task(cls, name: str, *values: Any) -> Any:
+        """Return the value of a `linked` argument of the task for values of the `sources`.
+
+        Numbers that the data determines are filled in.
+        """
+        given = dict(zip(cls.sources or cls.linked, values, strict=True))
+        found = given[name] is None and is_own(str(given.get("dataset", "")))
+        return getattr(cls.spec_of(*values), name) if found else given[name]
 
     def check_loading(self, *sizes: str) -> None:
         """Check the seed, the number of workers and the attributes `sizes`.
@@ -89,6 +106,7 @@ class ImageDataModule(LightningDataModule):
             rank=self._rank,
             seed=self.seed,
             class_balanced=class_balanced,
+            changing=data.real.changing,
         )
         return ResumableLoader(
             data, self.batch_size // self._world_size, sampler=sampler, **self._fetching(self.num_workers)

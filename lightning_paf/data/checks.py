@@ -95,7 +95,7 @@ def check_labels(labels: NDArray[np.int64], num_classes: int, where: str) -> Non
         )
 
 
-def check_classes(counts: NDArray[np.int64], where: str) -> None:
+def check_classes(counts: NDArray[np.int64], where: str, names: Sequence[str] = ()) -> None:
     """Check that every class occurs, given the number of images of each class (K,).
 
     Raises:
@@ -103,7 +103,9 @@ def check_classes(counts: NDArray[np.int64], where: str) -> None:
     """
     missing = np.flatnonzero(counts == 0)
     if missing.size:
-        named = ", ".join(map(str, missing[:10])) + (", …" if missing.size > 10 else "")
+        named = ", ".join(names[label] if names else str(label) for label in missing[:10]) + (
+            ", …" if missing.size > 10 else ""
+        )
         raise ValueError(
             f"{where}: all {len(counts)} classes must occur, got no image of {named}. "
             "Add the missing classes; a file sorted by class may be truncated."

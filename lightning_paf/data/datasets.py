@@ -79,12 +79,15 @@ class MixedDataset(Dataset[RawBatch]):
         return hashlib.sha256(f"{size}".encode() + sample.images.numpy().data + sample.labels.numpy().data).hexdigest()
 
     def __getitems__(self, indices: Sequence[int]) -> RawBatch:
-        """Fetch the batch of these indices."""
-        index = np.asarray(indices)
+        """Fetch the batch of these indices.
+
+        The index plus `epoch * len(self)` is the image in that epoch.
+        """
+        epoch, index = np.divmod(np.asarray(indices), len(self))
         synthetic = index >= self.real_size
         batch = ImageSet(np.empty((len(index), *self.real.images.shape[1:]), np.uint8), np.empty(len(index), np.int64))
         rows = np.flatnonzero(~synthetic)
-        batch.images[rows] = self.real.images[index[rows]]
+        batch.images[rows] = self.real.drawn(index[rows], epoch[rows])
         batch.labels[rows] = self.real.labels[index[rows]]
         if self.pool is not None:
             rows = np.flatnonzero(synthetic)

@@ -37,7 +37,7 @@ class EpisodeBatch(NamedTuple):
 
     def separate(self) -> "list[EpisodeBatch]":
         """Split into batches of one episode."""
-        return [EpisodeBatch(*parts) for parts in zip(*(part.split(1) for part in self), strict=True)]
+        return [EpisodeBatch(*parts) for parts in zip(*(torch.split(part, 1) for part in self), strict=True)]
 
 
 class _Slices:
@@ -157,8 +157,8 @@ class QueryDataset(Dataset[EpisodeBatch]):
         self._queries, self._support = list[tuple[int, int]](), list[tuple[NDArray[np.int64], list[int]]]()
         for pair, (c, number) in enumerate(found):
             rng = np.random.default_rng([seed, pair])
-            others = rng.choice([label for label in classes if label != c], ways - 1, replace=False) if ways > 1 else []
-            labels = [c, *map(int, others)]
+            others = np.array([label for label in classes if label != c], np.int64)
+            labels = [c, *map(int, rng.permutation(others)[: ways - 1])]
             self._support.append((np.stack([slices.drawn(rng, label, number) for label in labels]), labels))
             self._queries += [(pair, int(row)) for row in np.flatnonzero(slices.subject == number)]
         self.pair_of = torch.tensor([pair for pair, _ in self._queries])

@@ -13,13 +13,14 @@ from lightning_paf.data.checks import readable
 from lightning_paf.data.datasets import EvalDataset, MixedDataset, RawBatch
 from lightning_paf.data.image_batches import select_images
 from lightning_paf.data.mixing import Mixing, distributions
+from lightning_paf.data.own import OwnImages, described
 from lightning_paf.data.readers.folder import find_sources
 from lightning_paf.data.samplers import batches_per_epoch, real_per_batch
 from lightning_paf.data.sources import ImageSet, Part, has_part, hold_out, read_parts
 from lightning_paf.data.synthetic.convert import convert_all, converted_folder
 from lightning_paf.data.synthetic.pool import SyntheticPool
 from lightning_paf.schedules import Schedule
-from lightning_paf.specs import DatasetName, dataset_spec
+from lightning_paf.specs import DatasetName, DatasetSpec, is_encoded
 
 _OPTIONAL: tuple[Part, ...] = ("val", "test")
 """Parts that training does not require."""
@@ -33,12 +34,13 @@ class RobustDataModule(ImageDataModule):
     augmented there and converted to floats.
 
     Args:
-        dataset: Real images. `digits` come with scikit-learn; `npz` are your own: `root` holds `train.npz` and
-            `test.npz`, each with `image` uint8 (N, H, W, C) and `label` (N,), and optionally `val.npz`. A command
-            needs only the files that it uses, and `predict` no labels. Grey images can be (N, H, W).
+        dataset: Real images. `digits` come with scikit-learn. `folder` are your own image files: `root` holds
+            `train/CLASS/*`, `test/CLASS/*` and optionally `val/CLASS/*`. `npz` are your own arrays: `root` holds
+            `train.npz` and `test.npz`, each with `image` uint8 (N, H, W, C) and `label` (N,), and optionally `val.npz`.
+            A command needs only the files that it uses, and `predict` no labels. Grey images can be (N, H, W).
         root: Folder of the real images; missing files of CIFAR and SVHN are downloaded into it.
-        num_classes: Number of classes of `npz`.
-        channels: Number of image channels of `npz`, 3 by default; 1 for grey images.
+        num_classes: Number of classes of `npz`; that of other own images follows from the files.
+        channels: Number of image channels of your own images; by default that of the first image.
         synthetic: Synthetic images: one or several `.npz` files (keys `image` + `label`, or `X` + `Y`), TI-500K's
             pickle, parquet files of encoded images (columns `image` + `label`), or folders of such files. Each file is
             converted once, next to it, to memory-mapped arrays. A folder of npy arrays (`NAME.image.npy` +
@@ -51,7 +53,7 @@ class RobustDataModule(ImageDataModule):
         eval_batch_size: Images in a batch of validation and test, per device; adjusted slightly if devices would
             otherwise have different numbers of batches.
         val_size: Number of training images held out for validation: the first ones, as in Gowal et al. 2020. Not used
-            if `npz` has a `val.npz`.
+            if own images have a part `val`.
         selection: Images for validation and for selecting the best checkpoint: `val`, the held-out images, or `test`,
             the test set, as in the code of Dai et al. 2021. `test` holds out no images and biases results upwards; it
             is for comparisons only.
@@ -60,7 +62,7 @@ class RobustDataModule(ImageDataModule):
         train_examples: Use only the first n real training images, for quick runs.
         num_workers: Processes per device that fetch batches; 0 fetches in the main process.
         augment: Random change of training images; `standard` means crop and flip for CIFAR, crop for SVHN, none for
-            `digits` and `npz`.
+            `digits` and own images.
         augment_synthetic: Augment synthetic images too; Dai et al. 2021 do not.
         synthetic_smoothing: Fraction of the label of a synthetic image that is spread evenly over all classes; 0.1 in
             Gowal et al. 2021. Smoothing for all images is an argument of the objective.
@@ -69,14 +71,16 @@ class RobustDataModule(ImageDataModule):
         seed: Seed of the order of the real images and of the draws from the synthetic ones.
         class_balanced: Draw real training images with replacement, all classes equally often, for unequal numbers of
             images per class. For weights in the loss, see the objectives with `class_weights`.
+        **files: Options of image files; see `OwnImages`.
 
     Raises:
         ValueError: An argument is out of range (at construction), or images, labels or files are invalid (in
             `prepare_data` or `setup`, before training).
     """
 
-    linked = ("dataset", "num_classes", "channels")
-    spec_of = staticmethod(dataset_spec)
+    linked = ("dataset", "num_classes", "channels", "size")
+    sources = (*linked, "root", "classes")
+    spec_of = staticmethod(described)
 
     def __init__(
         self,
@@ -101,26 +105,31 @@ class RobustDataModule(ImageDataModule):
         seed: int = 0,
         channels: int | None = None,
         class_balanced: bool = False,
+        **files: Any,
     ) -> None:
         super().__init__()
-        self.spec = dataset_spec(dataset, num_classes, channels)
-        self.root = Path(root)
+        self.root, self.cache_dir = Path(root), Path(cache_dir) if cache_dir else None
+        self.files = OwnImages(self.root, self.cache_dir, seed, **files)
+        self.spec = described(dataset, num_classes, channels, self.files.size, root, self.files.classes)
         self.synthetic = [Path(path) for path in (synthetic if isinstance(synthetic, list) else [synthetic]) if path]
-        self.cache_dir = Path(cache_dir) if cache_dir else None
         self.real_fraction, self.real_schedule = real_fraction, real_schedule
-        self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
-        self.val_size, self.selection = val_size, selection
-        self.epoch, self.train_examples = epoch, train_examples
+        self.batch_size, self.eval_batch_size, self.val_size = batch_size, eval_batch_size, val_size
+        self.selection, self.epoch, self.train_examples = selection, epoch, train_examples
         self.num_workers = num_workers
         self.augment = standard_augment(dataset) if augment == "standard" else augment
-        self.augment_synthetic = augment_synthetic
-        self.synthetic_smoothing, self.mixing = synthetic_smoothing, mixing
-        self.seed, self.class_balanced = seed, class_balanced
+        self.augment_synthetic, self.synthetic_smoothing = augment_synthetic, synthetic_smoothing
+        self.mixing, self.seed, self.class_balanced = mixing, seed, class_balanced
         self._fingerprints: dict[str, str] = {}
         self._check_arguments()
 
+    @staticmethod
+    def found(spec: DatasetSpec) -> dict[str, Any]:
+        """Return classes and channels of image files, to read other folders alike."""
+        return {"classes": list(spec.class_names), "channels": spec.channels} if is_encoded(spec.name) else {}
+
     def _check_arguments(self) -> None:
         self.check_loading("train_examples", "epoch")
+        self.files.check(self.spec)
         if not 0 <= self.real_fraction <= 1:
             raise ValueError(
                 f"real_fraction must be from 0 to 1, got {self.real_fraction}. Pass e.g. --data.real_fraction 0.3."
@@ -288,7 +297,8 @@ class RobustDataModule(ImageDataModule):
         }
         if self.selection == "test":
             parts = {"fit": ["train", "test"], "validate": ["test"]}
-        found = read_parts(self.spec, self.root, parts.get(stage, ["test"]), download, stage != "predict")
+        reader = self.files if is_encoded(self.spec.name) else None
+        found = read_parts(self.spec, self.root, parts.get(stage, ["test"]), download, stage != "predict", reader)
         return found if stage not in parts else self._with_validation(found)
 
     def _with_validation(self, found: dict[Part, ImageSet]) -> dict[Part, ImageSet]:

@@ -51,6 +51,7 @@ class MixedSampler(DistributedSampler[int]):
         rank: This rank.
         seed: Seed of the order, combined with the epoch.
         class_balanced: Draw real images with replacement, all classes equally often.
+        changing: Add `epoch * len(dataset)` to the indices, for images that depend on the epoch.
     """
 
     def __init__(
@@ -64,6 +65,7 @@ class MixedSampler(DistributedSampler[int]):
         rank: int,
         seed: int,
         class_balanced: bool = False,
+        changing: bool = False,
     ) -> None:
         super().__init__(dataset, num_replicas, rank, seed=seed)
         self.weights: NDArray[np.float64] | None = None
@@ -71,6 +73,7 @@ class MixedSampler(DistributedSampler[int]):
             labels = dataset.real.labels
             self.weights = 1 / np.bincount(labels)[labels]
         self.real_size, self.synthetic_size = dataset.real_size, dataset.synthetic_size
+        self.changing = changing
         self.batch_size = batch_size
         self.real_per_batch = real_per_batch
         self.batches = batches
@@ -81,8 +84,9 @@ class MixedSampler(DistributedSampler[int]):
 
     def __iter__(self) -> Iterator[int]:
         size = self.batch_size // self.num_replicas
+        first = self.epoch * (self.real_size + self.synthetic_size) if self.changing else 0
         for batch in self._global_batches()[self.first_batch :]:
-            yield from batch[self.rank * size : (self.rank + 1) * size].tolist()
+            yield from (batch[self.rank * size : (self.rank + 1) * size] + first).tolist()
 
     def resume(self, epoch: int, batch: int) -> None:
         """Skip the first `batch` global batches of this epoch, and none of other epochs."""

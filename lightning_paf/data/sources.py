@@ -1,6 +1,7 @@
 """Real images, read into memory as uint8 (N, H, W, C)."""
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -33,9 +34,22 @@ class ImageSet:
     def __len__(self) -> int:
         return len(self.labels)
 
+    @property
+    def changing(self) -> bool:
+        """Whether the images depend on the epoch."""
+        return hasattr(self.images, "drawn")
+
+    def drawn(self, index: NDArray[np.int64], epoch: NDArray[np.int64]) -> NDArray[np.uint8]:
+        """Return the images of these indices (n,) in these epochs (n,)."""
+        images: Any = self.images
+        return images.drawn(index, epoch) if self.changing else images[index]
+
     def take(self, index: slice | NDArray[Any]) -> "ImageSet":
         """Select images; a slice copies nothing."""
         return ImageSet(self.images[index], self.labels[index])
+
+
+Reader = Callable[[DatasetSpec, Path, Part, bool], ImageSet]
 
 
 class RealData(NamedTuple):
@@ -52,17 +66,24 @@ def read_dataset(spec: DatasetSpec, root: Path, download: bool) -> RealData:
 
 
 def read_parts(
-    spec: DatasetSpec, root: Path, parts: Sequence[Part], download: bool, labelled: bool = True
+    spec: DatasetSpec,
+    root: Path,
+    parts: Sequence[Part],
+    download: bool,
+    labelled: bool = True,
+    reader: Reader | None = None,
 ) -> dict[Part, ImageSet]:
     """Read and check parts of a dataset with images of one size; see `read_part`."""
-    found = {part: read_part(spec, root, part, download, labelled) for part in parts}
+    found = {part: read_part(spec, root, part, download, labelled, reader) for part in parts}
     for part in parts[1:]:
         where = f"{spec.name} in {root}, {part} set"
         check_same_size(found[part].images.shape, found[parts[0]].images.shape, where)
     return found
 
 
-def read_part(spec: DatasetSpec, root: Path, part: Part, download: bool, labelled: bool = True) -> ImageSet:
+def read_part(
+    spec: DatasetSpec, root: Path, part: Part, download: bool, labelled: bool = True, reader: Reader | None = None
+) -> ImageSet:
     """Read and check one part of a dataset.
 
     Args:
@@ -71,16 +92,22 @@ def read_part(spec: DatasetSpec, root: Path, part: Part, download: bool, labelle
         part: `val` exists for `npz` only.
         download: Download files that torchvision does not find in `root`.
         labelled: Whether labels are required; without them, an `npz` file has only labels `UNLABELLED`.
+        reader: Reader of encoded images; None for a dataset of arrays.
 
     Raises:
         ValueError: The images cannot be read, or images or labels break a rule.
     """
-    images = _READERS[spec.name](spec, root, part, download)
+    if reader is None and spec.name not in _READERS:
+        raise ValueError(
+            f"The dataset must be one of {', '.join(_READERS)} for this command, got {spec.name}. Pass the images as "
+            "npz."
+        )
+    images = (reader or _READERS[spec.name])(spec, root, part, download)
     where = f"{spec.name} in {root}, {'training' if part == 'train' else part} set"
     if labelled or (images.labels != UNLABELLED).any():
         check_labels(images.labels, spec.num_classes, where)
     if part == "train":
-        check_classes(np.bincount(images.labels, minlength=spec.num_classes), where)
+        check_classes(np.bincount(images.labels, minlength=spec.num_classes), where, spec.class_names)
     return images
 
 
@@ -104,8 +131,19 @@ def read_file(path: Path, channels: int, shuffled: bool = False) -> ImageSet:
 
 
 def has_part(spec: DatasetSpec, root: Path, part: Part) -> bool:
-    """Check whether a dataset has a part; `npz` can have `val` and can lack `test`."""
+    """Check whether a dataset has a part; own images can lack `test`."""
+    if spec.name == "folder":
+        return (root / part).is_dir()
     return (root / f"{part}.npz").is_file() if spec.name == "npz" else part != "val"
+
+
+def npz_channels(root: Path) -> int | None:
+    """Return 1 for grey images; None for others, and without readable files."""
+    with suppress(OSError, ValueError):  # reported when the file is read
+        for path in filter(Path.is_file, (Path(root) / f"{part}.npz" for part in ("train", "val", "test"))):
+            with open_archive(path) as archive:
+                return 1 if archive.image.shape[-1] == 1 else None
+    return None
 
 
 def hold_out(train: ImageSet, size: int) -> tuple[ImageSet, ImageSet]:
@@ -174,7 +212,7 @@ def _fill(array: NDArray[Any], column: Column, rows: NDArray[np.int64]) -> None:
         start += len(chunk)
 
 
-_READERS: dict[str, Callable[[DatasetSpec, Path, Part, bool], ImageSet]] = {
+_READERS: dict[str, Reader] = {
     "digits": _read_digits,
     "cifar10": _read_cifar,
     "cifar100": _read_cifar,

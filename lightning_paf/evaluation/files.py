@@ -95,7 +95,9 @@ class ResultFiles:
             config=config.read_text() if config is not None and config.is_file() else None,
         )
         written, title = (self.evidence, content), self.folder.resolve().parent.name
-        supplement = supplement_of(title, result.dataset, checkpoint, written, evaluation.model, evaluation.samples)
+        supplement = supplement_of(
+            title, result.dataset, result.class_names, checkpoint, written, evaluation.model, evaluation.samples
+        )
         report.write(result, self.report, supplement)
 
     def _identity(self) -> object:

@@ -146,6 +146,7 @@ class EvaluationResult:
         weights: Origin of the evaluated weights; None if unknown.
         identity: Fingerprint of everything that the result depends on, except the code; None if unknown.
         dataset: Name of the data.
+        class_names: Names of the classes in the order of the labels; empty if they have none.
         flags: Signs of an unreliable result, one sentence each; see `attacks.probe`.
         checkpoint: File of the evaluated weights; not saved.
         evaluation: Model, attack and samples; None for a loaded result.
@@ -169,6 +170,7 @@ class EvaluationResult:
     weights: WeightsOrigin | None = None
     identity: str | None = None
     dataset: str = "unnamed"
+    class_names: Sequence[str] = ()
     flags: Flags = field(default_factory=dict)
     checkpoint: Path | None = None
     evaluation: "Evaluation | None" = field(default=None, repr=False)
@@ -240,6 +242,10 @@ class EvaluationResult:
             rows.append(ClassRow(int(label), evaluated, evaluated - counts[3], counts[Outcome.ROBUST]))
         return rows
 
+    def class_name(self, label: int) -> str:
+        """Return the name of a class; `class K` without names."""
+        return self.class_names[label] if 0 <= label < len(self.class_names) else f"class {label}"
+
     def examples(self) -> Iterator[tuple[NDArray[np.int64], Tensor]]:
         """Yield ids (k,) and adversarial images (k, C, H, W) of the fooled, by block.
 
@@ -270,6 +276,7 @@ class EvaluationResult:
             "name": self.name,
             "attack": dict(self.attack),
             "dataset": self.dataset,
+            "class_names": list(self.class_names),
             "clean": {**asdict(self.clean), "accuracy": self.clean.value},
             "robust": {**asdict(self.robust), "accuracy": self.robust.value},
             "anytime": None if self.anytime is None else asdict(self.anytime),
@@ -283,7 +290,7 @@ class EvaluationResult:
             "checkpoint": weights,
             "fingerprints": dict(self.fingerprints),
             "sub_attacks": [asdict(summary) for summary in self.sub_attacks],
-            "per_class": [row._asdict() for row in self.per_class()],
+            "per_class": [{**row._asdict(), "name": self.class_name(row.label)} for row in self.per_class()],
             "outcome_codes": {outcome.name.lower(): int(outcome) for outcome in Outcome},
             "outcomes": "".join(map(str, self.outcomes.tolist())),
             **{name: getattr(self, name).tolist() or None for name in _PER_SAMPLE},
@@ -313,7 +320,7 @@ class EvaluationResult:
 
     @classmethod
     def _of_content(cls, content: Mapping[str, Any]) -> "EvaluationResult":
-        names = ("seed", "precision", "total", "identity", "fingerprints", "dataset", "flags")
+        names = ("seed", "precision", "total", "identity", "fingerprints", "dataset", "class_names", "flags")
         arrays: dict[str, Any] = {
             name: np.array(list(content[name]), kind)
             for name, kind in _PER_SAMPLE.items()

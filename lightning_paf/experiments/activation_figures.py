@@ -68,12 +68,14 @@ def _lines(axes: "Axes", result: Mapping[str, Any], column: str, variants: Seque
     return drawn
 
 
-def over_shape(result: Mapping[str, Any], families: Mapping[str, Sequence[str]]) -> "Figure":
-    """Draw AutoAttack accuracy over curvature and mean output on negative inputs.
+def over_shape(result: Mapping[str, Any], families: Mapping[str, Sequence[str]]) -> "Figure | None":
+    """Draw AutoAttack accuracy over curvature and mean output on negative inputs; None without two shapes.
 
     A family is a line through the means of its variants, with a dot for each seed, next to those of other families. A
     variant without a finite curvature is left out of the first panel. The dashed line is the mean of the first variant.
     """
+    if len({variant for variants in families.values() for variant in variants} & result["variants"].keys()) < 2:
+        return None
     with open_figure(8.5, 4.0, f"{result['method']}: constant shapes, {result['seeds']} seeds") as figure:
         panels = figure.subplots(1, 2, sharey=True)
         names = {"curvature": "max |f''|", "negative_mean": "E[f(X) | X < 0], X standard normal"}

@@ -23,7 +23,7 @@ Metric = Callable[["Run", "Tensor", "Tensor"], Any]
 
 NaN is an undefined number.
 """
-Drawing = Callable[[Mapping[str, Any]], "Figure"]
+Drawing = Callable[[Mapping[str, Any]], "Figure | None"]
 """Function from a result of `report.content` to a figure."""
 
 

@@ -122,7 +122,8 @@ def section(result: dict[str, Any], folder: Path) -> list[str]:
         # Next to the folder, like docs/results/methods.md.
         lines += ["", f"![{result['method']}: {about}]({folder.name}/{result['method']}.png)"]
     for name in filter(None, result.get("figures", ())):
-        lines += ["", f"![{result['method']}: {name}]({folder.name}/{result['method']}-{name}.png)"]
+        if (folder / f"{result['method']}-{name}.png").is_file():
+            lines += ["", f"![{result['method']}: {name}]({folder.name}/{result['method']}-{name}.png)"]
     return [*lines, "", result["note"]] if result["note"] else lines
 
 

@@ -81,10 +81,10 @@ class Classifier(nn.Module):
 
     def __init__(self, net: nn.Module, spec: DatasetSpec, normalize: bool = True) -> None:
         super().__init__()
-        if spec.size < (smallest := getattr(net, "smallest_side", 0)):
+        if min(spec.shape[1:]) < (smallest := getattr(net, "smallest_side", 0)):
             raise ValueError(
-                f"Images must have at least {smallest} x {smallest} pixels for {type(net).__name__}, got {spec.size} x "
-                f"{spec.size} from {spec.name}. Pass another --model.net, such as SmallConvNet."
+                f"Images must have at least {smallest} x {smallest} pixels for {type(net).__name__}, got "
+                f"{spec.shape[1]} x {spec.shape[2]} from {spec.name}. Pass another --model.net, such as SmallConvNet."
             )
         self.net = net
         self.num_classes = spec.num_classes

@@ -89,7 +89,7 @@ class Task(LightningModule):
         self._built_optimizer()
         if spec.name == "npz":
             return
-        shape = (1, spec.channels, spec.size, spec.size)
+        shape = (1, *spec.shape)
         with frozen(self.model), torch.no_grad(), torch.random.fork_rng([]):  # a random network draws numbers
             try:
                 self.trial_pass(torch.zeros(shape))

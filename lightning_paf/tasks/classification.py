@@ -44,8 +44,9 @@ class RobustModule(Task):
         attack: The inner maximisation of the training. Evaluation attacks are set by `--val_attack` and `--autoattack`.
         objective: The training loss.
         dataset: Statistics and number of classes; follows `--data.dataset`.
-        num_classes: Only for `--data.dataset npz`; follows `--data.num_classes`.
-        channels: Only for `--data.dataset npz`; follows `--data.channels`.
+        num_classes: Only for own images; follows `--data.num_classes`.
+        channels: Only for own images; follows `--data.channels`.
+        size: Only for own images, their height; follows `--data.size`.
         activation: Replaces every ReLU, SiLU and GELU of the network; null keeps them.
         activation_scope: One activation for the whole network (Dai et al., 2021), or one per stage, module or channel.
         normalize: Normalise inside the model. Pass false for networks that normalise inputs themselves, and for those
@@ -82,12 +83,13 @@ class RobustModule(Task):
         init: Path | None = None,
         channels: int | None = None,
         init_head: Literal["keep", "fresh"] = "keep",
+        size: int | None = None,
     ) -> None:
         super().__init__(optimizer, schedule, decay, init)
         if _given_hyperparameters.get() is not None:
             # Plain values of a configuration; objects would make checkpoints unreadable, and `hparams.yaml` huge.
             self.save_hyperparameters()
-        spec = dataset_spec(dataset, num_classes, channels)
+        spec = dataset_spec(dataset, num_classes, channels, size)
         example = torch.zeros(2, spec.channels, spec.size, spec.size)
         if activation is not None:
             swap_activations(net, lambda: deepcopy(activation), scope=activation_scope, example=example)

@@ -65,8 +65,9 @@ class Diffusion(Task):
         net: Network from noisy images (N, C, H, W), times (N,) and labels (N,) to the prediction (N, C, H, W). The
             label `num_classes` means no class.
         dataset: Number of classes and image size; follows `--data.dataset`.
-        num_classes: Only for `--data.dataset npz`; follows `--data.num_classes`.
-        channels: Only for `--data.dataset npz`; follows `--data.channels`.
+        num_classes: Only for own images; follows `--data.num_classes`.
+        channels: Only for own images; follows `--data.channels`.
+        size: Only for own images, their height; follows `--data.size`.
         conditional: Whether the network sees the classes.
         label_dropout: Fraction of the training images whose class the network does not see, for classifier-free
             guidance (Ho and Salimans 2022).
@@ -106,6 +107,7 @@ class Diffusion(Task):
         decay: DecayRule = "weights",
         init: Path | None = None,
         channels: int | None = None,
+        size: int | None = None,
     ) -> None:
         super().__init__(optimizer, schedule, decay, init)
         if _given_hyperparameters.get() is not None:
@@ -114,7 +116,7 @@ class Diffusion(Task):
         self.process = noising_process(noise, train_steps, prediction)
         self.sampler = sampler or DDIM()
         self.sampler.check(train_steps)
-        spec = dataset_spec(dataset, num_classes, channels)
+        spec = dataset_spec(dataset, num_classes, channels, size)
         self.model: Denoiser = Denoiser(net, (spec.channels, spec.size, spec.size))
         self.num_classes = spec.num_classes
         self.conditional = conditional

@@ -48,8 +48,9 @@ class KIP(RobustModule):
         attack: The inner maximisation of the training.
         objective: The training loss.
         dataset: Number of classes; follows `--data.dataset`.
-        num_classes: Only for `--data.dataset npz`; follows `--data.num_classes`.
-        channels: Only for `--data.dataset npz`; follows `--data.channels`.
+        num_classes: Only for own images; follows `--data.num_classes`.
+        channels: Only for own images; follows `--data.channels`.
+        size: Only for own images, their height; follows `--data.size`.
         clamp: Keep the images in [0, 1] after every step.
         optimizer: Optimiser of the images.
         schedule: Factor of the learning rate over the training.
@@ -75,6 +76,7 @@ class KIP(RobustModule):
         schedule: Schedule | None = None,
         init: Path | None = None,
         channels: int | None = None,
+        size: int | None = None,
     ) -> None:
         if not isinstance(net, KernelClassifier):
             raise ValueError(
@@ -94,6 +96,7 @@ class KIP(RobustModule):
             speed=plain,
             init=init,
             channels=channels,
+            size=size,
         )
         self.clamp = clamp
         self._folder = Path()

@@ -22,7 +22,6 @@ from lightning_paf.evaluation.report import Supplement
 from lightning_paf.evaluation.report.figures import Example, activation_figure, image_png
 from lightning_paf.evaluation.report.report import (
     MAX_CLASSES,
-    class_names,
     result_of,
     spread_over_classes,
     supplement_of,
@@ -31,6 +30,7 @@ from lightning_paf.evaluation.result import EvaluationResult, Outcome, SubAttack
 from lightning_paf.evaluation.statistics import exact_accuracy
 from lightning_paf.nn.activations import PSSiLU, ReLU
 from lightning_paf.nn.swap import swap_activations
+from lightning_paf.specs import known_class_names
 
 VOID = {"meta", "img", "br", "hr", "link", "input"}
 EVIL = "<script>alert('x')</script>\"&amp; {{ 7 * 7 }} \x00\x1b[31m"
@@ -267,7 +267,7 @@ def test_examples_are_spread_over_the_classes(labels, count):
 def test_examples_from_the_evidence_fool_the_model(tmp_path):
     model, samples, result = attacked()
     content = written(tmp_path / "e", samples, result)
-    supplement = supplement_of("toy", "", None, (tmp_path / "e", content), model, samples)
+    supplement = supplement_of("toy", "", (), None, (tmp_path / "e", content), model, samples)
     assert len(supplement.examples) == min(12, content.fooled.sum()) > 2
     for example in supplement.examples:
         x, y = samples.fetch(np.array([example.id]))
@@ -283,12 +283,12 @@ def test_examples_from_the_evidence_fool_the_model(tmp_path):
     assert f"lightning-paf verify {tmp_path / 'e'} --ckpt CHECKPOINT" in check(tmp_path / "r.html").text
     x, y = samples.fetch(samples.ids)
     with pytest.raises(ValueError, match="must be those of the evidence"):
-        supplement_of("toy", "", None, (tmp_path / "e", content), model, Samples.of(1 - x, y))
+        supplement_of("toy", "", (), None, (tmp_path / "e", content), model, Samples.of(1 - x, y))
 
 
 def test_classes_of_cifar10_have_names():
-    assert class_names("cifar10")[3] == "cat"
-    assert class_names("digits") == ()
+    assert known_class_names("cifar10")[3] == "cat"
+    assert known_class_names("digits") == known_class_names("folder") == ()
 
 
 def test_an_unwritable_folder_is_named(tmp_path):

@@ -46,7 +46,7 @@ def test_a_shape_without_finite_curvature_is_only_in_the_second_panel():
     np.testing.assert_allclose(dots[0][0].get_xydata(), [[4, 50]] * 3)
 
 
-def test_partial_results_have_all_figures():
+def test_partial_results_have_the_figures_that_show_something():
     result = {**RESULT, "shown": list(PAF.shown), "variants": {"ReLU": {**RESULT["variants"]["ReLU"], "pgd": [0.5]}}}
-    for draw in PAF.figures.values():
-        assert figure_png(draw(result))
+    for name, draw in PAF.figures.items():
+        assert draw(result) is None if name == "shape" else figure_png(draw(result))

@@ -10,7 +10,7 @@ from helpers.fakes import root_without_runs
 
 from lightning_paf.commands import reproduce
 from lightning_paf.experiments import experiment_names, find_experiment
-from lightning_paf.experiments.page import page, summary
+from lightning_paf.experiments.page import page, section, summary
 from lightning_paf.experiments.run import Task, _filled, _fit_words
 
 ROOT = Path(__file__).parent.parent.parent
@@ -53,6 +53,12 @@ def test_a_variant_needs_only_earlier_variants():
 
 def test_the_page_is_that_of_the_results():
     assert RESULTS.with_suffix(".md").read_text() == page(RESULTS) + "\n"
+
+
+def test_the_page_of_real_images_quotes_its_result():
+    folder = RESULTS.parent / "paf"
+    lines = section(json.loads((folder / "paf.json").read_text()), folder)
+    assert "\n".join(lines[2:]) in (RESULTS.parent / "paf.md").read_text()
 
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in RESULTS.glob("*.json")))

@@ -87,23 +87,38 @@ def convert(
     Raises:
         ValueError: The archive is damaged or does not hold such images and labels, or the folder cannot be written.
     """
+    with converting(folder, source.name) as needed:
+        if not needed:
+            return
+        with open_archive(source) as archive:
+            check_images(archive.image, like[-1], str(source))
+            check_same_size(archive.image.shape, like, str(source))
+            check_label_header(archive.label, archive.image.shape[0], str(source))
+            write_array(folder / LABEL_FILE, source, archive.label, np.dtype(np.int64))
+            check_labels(np.load(folder / LABEL_FILE, mmap_mode="r"), num_classes, str(source))
+            write_array(folder / IMAGE_FILE, source, archive.image, np.dtype(np.uint8), advance)
+
+
+@contextmanager
+def converting(folder: Path, name: str) -> Iterator[bool]:
+    """Hold the lock of a folder `NAME.VERSION` while its arrays are written.
+
+    Yields:
+        Whether this process must write them; false where they exist.
+    """
     lock = folder.with_name(f".{folder.name}.lock")
     if is_converted(folder):
         with suppress(OSError):
             lock.unlink()  # of a process that was killed at the end of its conversion
+        yield False
         return
     with _locked(lock):
         if is_converted(folder):
+            yield False
             return
-        _remove_unfinished(folder.parent, source.name)
+        _remove_unfinished(folder.parent, name)
         try:
-            with open_archive(source) as archive:
-                check_images(archive.image, like[-1], str(source))
-                check_same_size(archive.image.shape, like, str(source))
-                check_label_header(archive.label, archive.image.shape[0], str(source))
-                _write(folder / LABEL_FILE, source, archive.label, np.dtype(np.int64))
-                check_labels(np.load(folder / LABEL_FILE, mmap_mode="r"), num_classes, str(source))
-                _write(folder / IMAGE_FILE, source, archive.image, np.dtype(np.uint8), advance)
+            yield True
         finally:
             if not is_converted(folder):
                 shutil.rmtree(folder, ignore_errors=True)
@@ -115,7 +130,7 @@ def _remove_unfinished(parent: Path, name: str) -> None:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def _write(
+def write_array(
     path: Path, source: Path, column: Column, dtype: np.dtype, advance: Callable[[float], None] | None = None
 ) -> None:
     """Write an array of a source as an npy file, chunk by chunk."""
@@ -133,7 +148,7 @@ def _write(
         except OSError as error:
             raise ValueError(f"{source}: must be readable, got {error.strerror}. Check the disk.") from error
 
-    with _writing(path.parent.parent):
+    with writing(path.parent.parent):
         path.parent.mkdir(exist_ok=True)
         write_whole(path, content())
 
@@ -150,7 +165,7 @@ def _locked(lock: Path) -> Iterator[None]:
 
 def _acquire(lock: Path) -> IO[bytes]:
     while True:
-        with _writing(lock.parent):
+        with writing(lock.parent):
             lock.parent.mkdir(parents=True, exist_ok=True)
             file = lock.open("ab")
             try:
@@ -165,7 +180,7 @@ def _acquire(lock: Path) -> IO[bytes]:
 
 
 @contextmanager
-def _writing(folder: Path) -> Iterator[None]:
+def writing(folder: Path) -> Iterator[None]:
     """Convert errors of the file system to one with the folder and the option."""
     try:
         yield

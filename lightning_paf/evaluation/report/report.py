@@ -164,6 +164,7 @@ def _largest(flips: NDArray[np.int64] | None) -> dict[str, Any] | None:
 def supplement_of(
     title: str,
     dataset: str,
+    class_names: Sequence[str],
     checkpoint: Path | None,
     evidence: tuple[Path, Evidence] | None,
     model: nn.Module | None = None,
@@ -174,6 +175,7 @@ def supplement_of(
     Args:
         title: Name of the run.
         dataset: Name of the data; empty if it is unknown.
+        class_names: Names of the classes in the order of the labels; empty if they have none.
         checkpoint: The evaluated weights; None for weights in memory.
         evidence: Path and content of the evidence file, if there is one.
         model: Images to logits; None omits the activations.
@@ -181,7 +183,7 @@ def supplement_of(
     """
     facts = {"checkpoint": str(checkpoint or "–"), "dataset": dataset or "–"}
     images = None if samples is None else samples.fetch(samples.ids[:INPUTS])[0]
-    plain = Supplement(title, class_names(dataset), model=model, images=images, facts=facts)
+    plain = Supplement(title, class_names, model=model, images=images, facts=facts)
     if evidence is None:
         return plain
     path, content = evidence
@@ -260,10 +262,3 @@ def spread_over_classes(labels: NDArray[np.int64], count: int) -> NDArray[np.int
     turn = np.empty(len(labels), np.int64)
     turn[by_class] = np.arange(len(labels)) - np.searchsorted(labels[by_class], labels[by_class])
     return np.asarray(np.lexsort((labels, turn))[:count])
-
-
-def class_names(dataset: str) -> Sequence[str]:
-    """Names of the classes of CIFAR-10; empty for other datasets."""
-    if dataset != "cifar10":
-        return ()
-    return ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")

@@ -1,0 +1,58 @@
+"""Encoded images of any size, decoded one by one."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+MODES = {"1": 1, "L": 1, "LA": 1, "P": 3, "RGB": 3, "RGBA": 3, "CMYK": 3, "YCbCr": 3}
+"""Number of channels for each mode of Pillow with at most 8 bits per channel."""
+
+
+class Pictures(ABC):
+    """Encoded images of one part of a dataset, with their labels.
+
+    Attributes:
+        class_names: Names of the classes in the order of the labels.
+        version: Text that changes whenever an image is added, removed or changed.
+    """
+
+    class_names: Sequence[str]
+    version: str
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    @abstractmethod
+    def open(self, index: int) -> "tuple[Image, int]":
+        """Open an image, which need not be decoded yet, and return it with its label."""
+
+    @abstractmethod
+    def name(self, index: int) -> str:
+        """Return the name of an image for messages and predictions."""
+
+    def read(self, index: int, channels: int) -> NDArray[np.uint8]:
+        """Decode an image to (H, W, C) with 1 (luma) or 3 channels."""
+        return pixels(self.open(index)[0], channels)
+
+
+def pixels(image: "Image", channels: int) -> NDArray[np.uint8]:
+    """Convert an image to uint8 (H, W, C) with 1 (luma) or 3 channels."""
+    with image:
+        return np.array(image.convert("RGB" if channels == 3 else "L")).reshape(image.height, image.width, channels)
+
+
+def channels_of(image: "Image") -> int:
+    """Return the number of channels of an image, 1 or 3; transparency is ignored.
+
+    Raises:
+        ValueError: It has more than 8 bits per channel.
+    """
+    if image.mode not in MODES:
+        raise ValueError(f"8 bits per channel are required, got the mode {image.mode}")
+    return MODES[image.mode]
