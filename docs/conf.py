@@ -8,7 +8,7 @@ project = "lightning_paf"
 author = copyright = "The lightning_paf authors"  # the names that Sphinx reads
 version = release = lightning_paf.__version__
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
-exclude_patterns = ["_build", "examples"]
+exclude_patterns = ["_build", "examples", "notebooks"]
 default_role = "code"  # docstrings have names in single backticks
 html_theme = "furo"
 html_title = f"lightning_paf {version}"

@@ -1,5 +1,6 @@
 """The scripts and notebooks in `docs/` run."""
 
+import json
 import runpy
 import sys
 
@@ -21,6 +22,20 @@ def test_the_sweep_runs_two_trials(tmp_path, monkeypatch, capsys):
     assert {*study.best_params} == {"lr", "step_size"}
     assert study.best_value > 0.2, "above chance"
     assert "best of 2 trials" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", sorted((EXAMPLES.parent / "notebooks").glob("*.ipynb")), ids=lambda path: path.stem)
+def test_the_cells_of_a_notebook_run(path, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MPLBACKEND", "agg")
+    cells = [cell for cell in json.loads(path.read_text())["cells"] if cell["cell_type"] == "code"]
+    names = {}
+    for cell in cells:
+        exec(compile("".join(cell["source"]), path.name, "exec"), names)
+    printed = capsys.readouterr().out
+    assert "%" in printed
+    assert any(output["output_type"] == "display_data" for cell in cells for output in cell["outputs"]), "executed"
 
 
 @pytest.mark.slow

@@ -89,7 +89,8 @@ class OwnImages:
         shape = fitted_size(pictures, index, rows, self.size, where)
         images = EncodedImages(pictures, rows, self._fit(spec, part), shape, self.seed)
         labels = index.labels[rows]
-        return ImageSet(images if self._streams(images) else self._mapped(images, labels, part), labels)
+        kept: Any = images if self._streams(images) else self._mapped(images, labels, part)
+        return ImageSet(kept, labels)
 
     @property
     def _folder(self) -> Path:
