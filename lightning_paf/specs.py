@@ -4,8 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-DatasetName = Literal["digits", "cifar10", "cifar100", "svhn", "npz", "folder"] | str
-"""Name of a dataset; of other images the class of torchvision, or `hf://NAME`."""
+DatasetName = Literal["digits", "cifar10", "cifar100", "svhn", "npz", "folder"]
 
 
 @dataclass(frozen=True)
@@ -63,12 +62,12 @@ NOMINAL_SIZE = 32
 
 def is_own(name: str) -> bool:
     """Check whether classes and channels of a dataset are those of the user's images."""
-    return name in ("npz", "folder") or "." in name or name.startswith("hf://")
+    return name in ("npz", "folder")
 
 
 def is_encoded(name: str) -> bool:
     """Check whether a dataset has encoded images of any size."""
-    return is_own(name) and name != "npz"
+    return name == "folder"
 
 
 def dataset_spec(
@@ -81,7 +80,7 @@ def dataset_spec(
     """Look up a dataset.
 
     Args:
-        name: One of digits, cifar10, cifar100, svhn, npz, folder; or a class of torchvision, or `hf://NAME`.
+        name: One of digits, cifar10, cifar100, svhn, npz, folder.
         num_classes: Number of classes; required for own images.
         channels: Number of image channels; for own images 3 by default.
         size: Height and width of own images; nominal by default.
@@ -94,8 +93,8 @@ def dataset_spec(
         return _own_spec(name, num_classes, channels, size, tuple(class_names))
     if name not in _SPECS:
         raise ValueError(
-            f"data.dataset must be one of {', '.join([*_SPECS, 'npz', 'folder'])}, a class of torchvision.datasets or "
-            f"hf://NAME, got {name!r}. Pass --data.dataset folder or npz for your own images."
+            f"data.dataset must be one of {', '.join([*_SPECS, 'npz', 'folder'])}, got {name!r}. "
+            "Pass --data.dataset folder or npz for your own images."
         )
     spec = _SPECS[name]
     for argument, given in (("num_classes", num_classes), ("channels", channels), ("size", size)):

@@ -243,3 +243,9 @@ def test_loader(monkeypatch, tmp_path):
     monkeypatch.setattr(loader, "WARMUP", 2)
     rows = run("loader", ["--quick"], monkeypatch, tmp_path)
     assert is_spread(rows["loading and augmentation, images a second"])
+
+
+def test_folder_loader(monkeypatch, tmp_path):
+    rows = run("folder_loader", ["--quick"], monkeypatch, tmp_path)
+    assert {"32 px, array, images a second", "224 px, streamed : torchvision"} <= rows.keys()
+    assert all(row["median"] > 0 for name, row in rows.items() if "memory" not in name)

@@ -20,7 +20,7 @@ _FIT = {
         "--model.optimizer CLASS": "optimizer of torch.optim, e.g. SGD, or SAM",
     },
     "Data": {
-        "--data.dataset NAME": "digits, cifar10, cifar100, svhn or npz",
+        "--data.dataset NAME": "digits, cifar10, cifar100, svhn, npz or folder",
         "--data.root FOLDER": "folder of the real images",
         "--data.num_classes N": "number of classes of npz",
         "--data.synthetic FILE": "synthetic images; null for none",

@@ -125,7 +125,7 @@ class RobustDataModule(ImageDataModule):
     @staticmethod
     def found(spec: DatasetSpec) -> dict[str, Any]:
         """Return classes and channels of image files, to read other folders alike."""
-        return {"classes": list(spec.class_names), "channels": spec.channels} if is_encoded(spec.name) else {}
+        return {"classes": list(spec.class_names) or None, "channels": spec.channels} if is_encoded(spec.name) else {}
 
     def _check_arguments(self) -> None:
         self.check_loading("train_examples", "epoch")

@@ -15,7 +15,6 @@ from lightning_paf.data.fit import Fit
 from lightning_paf.data.readers.class_folders import FolderPictures, class_folders, first_shape
 from lightning_paf.data.readers.folder import IMAGE_FILE, LABEL_FILE
 from lightning_paf.data.readers.npy import Column
-from lightning_paf.data.readers.pictures import Pictures
 from lightning_paf.data.sources import ImageSet, Part, npz_channels
 from lightning_paf.data.synthetic.convert import converting, write_array
 from lightning_paf.specs import NOMINAL_SIZE, DatasetSpec, dataset_spec, is_encoded, is_own
@@ -81,14 +80,14 @@ class OwnImages:
         Raises:
             ValueError: An image is damaged, or has other channels or another size.
         """
-        pictures = open_pictures(spec.name, root, part, spec.class_names)
+        pictures = FolderPictures(root, part, spec.class_names or None)
         where = f"{spec.name} in {root}, {'training' if part == 'train' else part} set"
         index = indexed(pictures, self._folder / f"{part}.{pictures.version[:12]}.index.npz")
         rows = readable_rows(pictures, index, where, self.skip_corrupt)
         check_channels(pictures, index, rows, spec.channels, where, self.convert_channels)
         rows = rows[np.random.default_rng(0).permutation(len(rows))]
         shape = fitted_size(pictures, index, rows, self.size, where)
-        images = EncodedImages(pictures, rows, self._fit(spec, part), shape, self.seed)
+        images: Any = EncodedImages(pictures, rows, self._fit(spec, part), shape, self.seed)
         labels = index.labels[rows]
         kept: Any = images if self._streams(images) else self._mapped(images, labels, part)
         return ImageSet(kept, labels)
@@ -114,11 +113,6 @@ class OwnImages:
                 write_array(folder / IMAGE_FILE, self.root, images.column(), np.dtype(np.uint8))
         mapped: NDArray[np.uint8] = np.load(folder / IMAGE_FILE, mmap_mode="r")
         return mapped
-
-
-def open_pictures(dataset: str, root: Path, part: str, class_names: Sequence[str] | None = None) -> Pictures:
-    """Open one part of the user's encoded images."""
-    return FolderPictures(root, part, class_names)
 
 
 @readable()
@@ -149,6 +143,8 @@ def described(
         if size is not None:
             raise ValueError(f"data.size must be null for data.dataset=npz, got {size}. Resize the images in the file.")
         return dataset_spec(dataset, num_classes, npz_channels(root) if channels is None else channels)
+    if classes is None and num_classes is not None and not (Path(root) / "train").is_dir():
+        return dataset_spec(dataset, num_classes, channels, size)  # a recipe whose images are missing here
     names = tuple(classes or class_folders(Path(root) / "train"))
     if num_classes not in (None, len(names)):
         raise ValueError(

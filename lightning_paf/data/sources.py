@@ -42,8 +42,8 @@ class ImageSet:
     def drawn(self, index: NDArray[np.int64], epoch: NDArray[np.int64]) -> NDArray[np.uint8]:
         """Return the images of these indices (n,) in these epochs (n,)."""
         images: Any = self.images
-        drawn: NDArray[np.uint8] = images.drawn(index, epoch) if self.changing else images[index]
-        return drawn
+        found: NDArray[np.uint8] = images.drawn(index, epoch) if self.changing else images[index]
+        return found
 
     def take(self, index: slice | NDArray[Any]) -> "ImageSet":
         """Select images; a slice copies nothing."""

@@ -320,7 +320,7 @@ class EvaluationResult:
 
     @classmethod
     def _of_content(cls, content: Mapping[str, Any]) -> "EvaluationResult":
-        names = ("seed", "precision", "total", "identity", "fingerprints", "dataset", "class_names", "flags")
+        names = ("seed", "precision", "total", "identity", "fingerprints", "dataset", "flags")
         arrays: dict[str, Any] = {
             name: np.array(list(content[name]), kind)
             for name, kind in _PER_SAMPLE.items()
@@ -335,6 +335,7 @@ class EvaluationResult:
             outcomes,
             content["seconds"],
             sub_attacks=tuple(SubAttackSummary(**with_new_names(part)) for part in content.get("sub_attacks", ())),
+            class_names=tuple(content.get("class_names", ())),
             weights=WeightsOrigin.of_content(content.get("checkpoint")),
             **{name: content[name] for name in names if name in content},
             **arrays,

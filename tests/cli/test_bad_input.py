@@ -74,7 +74,6 @@ BAD_FILES = {
     ),
     "float images": (changed(image=IMAGE / 255), r"must be uint8 .* got float64"),
     "channels first": (changed(image=IMAGE.transpose(0, 3, 1, 2).copy()), "This is NCHW"),
-    "grey": (changed(image=IMAGE[..., 0].copy()), r"of shape \(12, 8, 8, 1\)\. Pass --data\.channels 1 with"),
     "label too large": (changed(label=np.arange(12)), "labels must be 0 to 2, got 0 to 11"),
     "label negative": (changed(label=np.arange(12) % 3 - 1), "labels must be 0 to 2, got -1 to 1"),
     "other number of labels": (changed(label=np.arange(11) % 3), r"labels of 12 images must have shape .* got \(11,\)"),

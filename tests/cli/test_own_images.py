@@ -30,6 +30,21 @@ def write_recipe(folder, root, **data) -> str:
 PGD = ("--autoattack", "RobustEval", "--autoattack.attack", "PGD", "--autoattack.attack.steps", "2")
 
 
+def check_round_trip(run, folder, data, shape) -> tuple[dict, str]:
+    """Evaluate a run, export it, import the export, and compare; return the result and the report."""
+    checkpoint, out, again = run / "checkpoints" / "last.ckpt", folder / "exported", folder / "again"
+    assert status("test", "--ckpt_path", checkpoint, *PGD) == 0
+    (result,) = (run / "test").glob("*.json")
+    assert status("export", "--ckpt", checkpoint, "--out", out, "--formats", "safetensors", "--examples", 4) == 0
+    (weights,) = out.glob("*.safetensors")
+    net = ("--net", "SmallConvNet", "--model.net.width", "4", "--model.activation", "PSSiLU")
+    assert status("import-weights", weights, *data, *net, "--out", again) == 0
+    x = torch.rand(2, *shape)
+    first, second = (load_run(path).model(x) for path in (checkpoint, again / "checkpoints" / "imported.ckpt"))
+    assert torch.allclose(first, second, atol=1e-6)
+    return json.loads(result.read_text()), result.with_suffix(".html").read_text()
+
+
 @pytest.mark.parametrize(("mode", "channels"), [("RGB", 3), ("L", 1)])
 def test_a_folder_is_trained_evaluated_exported_and_imported(mode, channels, tmp_path):
     root, run = write_image_folder(tmp_path / "images", mode), tmp_path / "run"
@@ -37,23 +52,10 @@ def test_a_folder_is_trained_evaluated_exported_and_imported(mode, channels, tmp
     config = yaml.safe_load((run / "config.yaml").read_text())
     assert config["data"]["classes"] == list(CLASSES)
     assert config["data"]["channels"] == channels
-    checkpoint = run / "checkpoints" / "last.ckpt"
-    assert status("test", "--ckpt_path", checkpoint, *PGD) == 0
-    (result,) = (run / "test").glob("*.json")
-    content = json.loads(result.read_text())
+    content, report = check_round_trip(run, tmp_path, ("--dataset", "folder", "--data.root", root), (channels, 48, 64))
     assert (content["dataset"], content["class_names"]) == ("folder", list(CLASSES))
     assert [row["name"] for row in content["per_class"]] == list(CLASSES)
-    report = result.with_suffix(".html").read_text()
     assert all(f">{name}<" in report for name in CLASSES)
-    out = tmp_path / "exported"
-    assert status("export", "--ckpt", checkpoint, "--out", out, "--formats", "safetensors", "--examples", 4) == 0
-    (weights,) = out.glob("*.safetensors")
-    again = ("--dataset", "folder", "--data.root", root, "--net", "SmallConvNet", "--model.net.width", "4")
-    assert status("import-weights", weights, *again, "--model.activation", "PSSiLU", "--out", tmp_path / "again") == 0
-    x = torch.rand(2, channels, 48, 64)
-    imported = tmp_path / "again" / "checkpoints" / "imported.ckpt"
-    first, second = (load_run(path).model(x) for path in (checkpoint, imported))
-    assert torch.allclose(first, second, atol=1e-6)
 
 
 def test_a_run_reads_other_folders_by_its_own_classes(tmp_path):
@@ -141,3 +143,18 @@ def test_options_are_checked_before_data_is_read(words, message, tmp_path, capsy
 
 def flat(capsys) -> str:
     return " ".join(capsys.readouterr().err.split())
+
+
+@pytest.mark.parametrize("shape", [(28, 28), (28, 28, 1)])
+def test_grey_arrays_are_trained_evaluated_exported_and_imported(shape, tmp_path):
+    root, run = tmp_path / "images", tmp_path / "run"
+    root.mkdir()
+    for part, count in (("train", 24), ("test", 9)):
+        labels = np.arange(count) % 3
+        images = np.zeros((count, *shape), np.uint8) + (80 * labels).astype(np.uint8).reshape(-1, *[1] * len(shape))
+        np.savez(root / f"{part}.npz", image=images, label=labels)
+    recipe = write_recipe(tmp_path, root, dataset="npz", num_classes=3)
+    assert status("fit", "-c", recipe, "--run", run) == 0
+    check_round_trip(run, tmp_path, ("--dataset", "npz", "--data.num_classes", "3", "--data.root", root), (1, 28, 28))
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    assert config["data"]["channels"] is None  # follows the file
