@@ -60,7 +60,7 @@ class SMIA(PGD):
         """Run PGD on the stabilised loss."""
 
         def both(moved: Tensor) -> tuple[Any, Any]:
-            return forward(moved), forward(x + _blurred(moved - x))
+            return forward(_nan_as_zero(moved)), forward(_nan_as_zero(x + _blurred(moved - x)))
 
         def stabilised(outputs: tuple[Any, Any], target: Tensor) -> Tensor:
             sharp, smooth = (loss(output, target) for output in outputs)
@@ -161,6 +161,14 @@ def with_images(batch: EpisodeBatch, target: Target, x: Tensor) -> EpisodeBatch:
     """
     replaced: Mapping[str, Any] = {target: x.view(len(x), *getattr(batch, target).shape[1:])}
     return batch._replace(**replaced)
+
+
+def _nan_as_zero(x: Tensor) -> Tensor:
+    """Copy x; NaN in its gradient counts as zero, before a blur spreads it to other pixels."""
+    copy = x.clone()
+    if copy.requires_grad:
+        copy.register_hook(lambda gradient: torch.where(gradient.isnan(), 0, gradient))
+    return copy
 
 
 def _blurred(x: Tensor) -> Tensor:

@@ -70,7 +70,7 @@ def probe(model: nn.Module, x: Tensor, y: Tensor | None = None) -> Probe:
         usable = model if output is logits and logits.requires_grad else _Adapted(model)
         flags: dict[str, str] = {}
         if len(images):
-            flags |= _gradient_flags(usable, images, hard_labels(y[:PROBES])) if y is not None else {}
+            flags |= _gradient_flags(usable, images, hard_labels(y[:PROBES].clone())) if y is not None else {}
             flags |= _output_flags(usable, images.detach(), logits.detach(), used)
         return Probe(usable, logits.shape[1], flags)
 

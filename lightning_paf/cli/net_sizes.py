@@ -44,7 +44,9 @@ def check_net_sizes(words: Sequence[str], config: Namespace, data: type[ImageDat
         given.data[name] = value
     if spec.num_classes == 0 and "num_classes" in given.model.init_args.net.get("init_args", ()):
         name = given.model.init_args.net.class_path.rpartition(".")[2]
-        raise ValueError(f"model.net must return images, got the classifier {name}. Pass --model.net DnCNN.")
+        raise ValueError(
+            f"model.net must be a network without classes, got {name}. Pass one of the task's with --model.net."
+        )
     sizes = {"num_classes": spec.num_classes, "in_channels": spec.channels}
     for word, following in pairwise([*words, ""]):
         typed = _NET_SIZE.fullmatch(word)

@@ -17,7 +17,7 @@ import lightning_paf.nn.sam
 import lightning_paf.nn.sobolev_ncg
 from lightning_paf.attacks import Attack
 from lightning_paf.callbacks import ActivationMonitor, RobustEval
-from lightning_paf.cli.class_names import shortened, suggestion
+from lightning_paf.cli.class_names import shortened, subclasses, suggestion
 from lightning_paf.data import Augment, Mixing
 from lightning_paf.evaluation.stopping import StopRule
 from lightning_paf.nn.activations import Activation
@@ -79,4 +79,12 @@ class HelpfulParser(LightningArgumentParser):
 @cache
 def parser_of(task: type[Task]) -> type[HelpfulParser]:
     """Parser that lists the classes of a task; also used for the arguments of classes."""
-    return type("TaskParser", (HelpfulParser,), {"plug_ins": {**_PLUG_INS, **task.plug_ins}})
+    return type(f"{task.__name__}Parser", (HelpfulParser,), {"plug_ins": {**_PLUG_INS, **task.plug_ins}})
+
+
+def __getattr__(name: str) -> type[HelpfulParser]:
+    """Return the parser of a task by its name, for spawned processes, which unpickle it."""
+    for task in subclasses(Task):
+        if name == f"{task.__name__}Parser":
+            return parser_of(task)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -106,7 +106,7 @@ class ImageDataModule(LightningDataModule):
             rank=self._rank,
             seed=self.seed,
             class_balanced=class_balanced,
-            changing=data.real.changing,
+            changing=data.changing,
         )
         return ResumableLoader(
             data, self.batch_size // self._world_size, sampler=sampler, **self._fetching(self.num_workers)

@@ -63,6 +63,11 @@ class MixedDataset(Dataset[RawBatch]):
     def __len__(self) -> int:
         return self.real_size + self.synthetic_size
 
+    @property
+    def changing(self) -> bool:
+        """Whether the images depend on the epoch."""
+        return self.real.changing
+
     def __getitem__(self, index: int) -> RawBatch:
         return self.__getitems__([index])
 

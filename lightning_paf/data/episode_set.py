@@ -99,7 +99,7 @@ class Episodes(Dataset[EpisodeBatch]):
         ValueError: A class is on too few slices.
     """
 
-    real_size, synthetic_size = EPISODES, 0  # for `MixedSampler`
+    real_size, synthetic_size, changing = EPISODES, 0, False  # for `MixedSampler`
 
     def __init__(self, subjects: Sequence[Subject], classes: Sequence[int], ways: int, shots: int, seed: int) -> None:
         self.slices, self.seed = _Slices(subjects, classes, ways, shots, "train"), seed

@@ -93,6 +93,7 @@ class EpisodeDataModule(ImageDataModule):
         self.epoch, self.num_workers, self.seed = epoch, num_workers, seed
         self._fingerprints: dict[str, str] = {}
         self.check_loading("epoch", "ways", "shots", "subjects")
+        checked("subjects", subjects, subjects >= 5, "at least 5, of which every fifth is for the test", 60, "--data")
         if window is not None:
             checked("window", tuple(window), window[0] < window[1], "increasing", "'[-125, 275]'", "--data")
         if test_dir is not None and train_dir is None:

@@ -41,7 +41,7 @@ class Row:
         return self.comparison.difference if self.comparison else None
 
     def content(self) -> dict[str, Any]:
-        """Return plain values; accuracies are in [0, 1], and None where there is no comparison."""
+        """Return plain values; accuracies are in [0, 1], and None without a comparison."""
         values: dict[str, Any] = {"evaluation": self.evaluation, "model": self.model, "samples": self.samples}
         for name in ("clean", "robust", "difference"):
             ends = {name: "value", f"{name}_low": "low", f"{name}_high": "high"}

@@ -69,7 +69,9 @@ def _lines(axes: "Axes", result: Mapping[str, Any], column: str, variants: Seque
 
 
 def over_shape(result: Mapping[str, Any], families: Mapping[str, Sequence[str]]) -> "Figure | None":
-    """Draw AutoAttack accuracy over curvature and mean output on negative inputs; None without two shapes.
+    """Draw AutoAttack accuracy over curvature and mean output on negative inputs.
+
+    None if fewer than two of the variants were measured.
 
     A family is a line through the means of its variants, with a dot for each seed, next to those of other families. A
     variant without a finite curvature is left out of the first panel. The dashed line is the mean of the first variant.

@@ -98,6 +98,7 @@ class FewShotSegmentation(Task):
         checked(
             "attacks", attacks, attacks is None or CLEAN not in attacks, f"named other than {CLEAN}", "null", "--model"
         )
+        checked("eps", eps, float(eps) > 0, "positive", 0.035, "--model")
         spec = EpisodeDataModule.spec_of(channels, size)
         if activation is not None:
             example = torch.zeros(1, channels, size, size)

@@ -45,7 +45,7 @@ def npz_bytes(**arrays: Any) -> bytes:
 
 
 def csv_text(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Return rows as CSV, with a column for every key of any row; None becomes an empty field."""
+    """Return rows as CSV with a column for every key; None becomes an empty field."""
     file = io.StringIO()
     writer = csv.DictWriter(file, list(dict.fromkeys(key for row in rows for key in row)), lineterminator="\n")
     writer.writeheader()

@@ -230,10 +230,7 @@ CASES = [
 def test_the_cases_include_every_command_that_loads_a_checkpoint():
     package = Path(lightning_paf.__file__).parent
     tools = {path.stem for path in (package / "commands").glob("*.py") if "load_run(" in path.read_text()}
-    analyses = {f"analyze {name}" for name in modules_with("analyze", package / "analysis")} - {
-        "analyze logistic",
-        "analyze denoised-images",
-    }
+    analyses = {f"analyze {name}" for name in modules_with("analyze", package / "analysis")} - {"analyze logistic"}
     assert tools - {"analyze", "demo", "synthesize"} | analyses == set(TOOLS)
 
 

@@ -160,7 +160,7 @@ def test_every_network_is_checked_on_the_evidence_of_the_run(run, tmp_path, eval
     path, fooled = evaluated
     assert fooled > 2
     assert exported(run, tmp_path / "out", "--evidence", path) == 0
-    assert {path.name for path in (tmp_path / "out").iterdir()} == {*export.FILES.values(), export.SUMMARY}
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {*export.FILES.values(), export.SUMMARY, "README.md"}
     printed = capsys.readouterr().out
     for name in ("model.pt", "model.safetensors", "model.onnx"):
         lines = [line for line in printed.splitlines() if line.startswith(f"{name}: ")]

@@ -137,7 +137,7 @@ def test_the_experiment_measures_what_the_test_does(run):
         (["fit", "-c", "{tiny}", "--checkpoint.monitor", "val/acc"], "one of val/psnr, val/psnr_adv"),
         (
             ["fit", "-c", "{tiny}", "--model.net", "SmallConvNet"],
-            "got the classifier SmallConvNet. Pass --model.net DnCNN.",
+            "model.net must be a network without classes, got SmallConvNet. Pass one of the task's with --model.net.",
         ),
         (["fit", "-c", "{tiny}", "--model.net", "Foo"], "net=Foo names no known class. Known: DnCNN."),
         (["fit", "-c", "{tiny}", "--model.net", "DnCN"], "Did you mean DnCNN? Known: DnCNN."),

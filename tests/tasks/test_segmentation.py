@@ -60,7 +60,7 @@ def test_a_run_is_tested(run, target):
         (["fit", "-c", "{tiny}", "--data.shots", "200"], "must be on at least 200 slices of the train volumes"),
         (["fit", "-c", "{tiny}", "--data.train_classes", "[1, 7]"], "must be among the labels [1, 2, 3, 4, 5, 6]"),
         (["fit", "-c", "{tiny}", "--data.train_classes", "[1, 1]"], "train_classes must be different labels from 1"),
-        (["fit", "-c", "{tiny}", "--data.subjects", "3"], "number of volumes must be at least 5, got 3"),
+        (["fit", "-c", "{tiny}", "--data.subjects", "3"], "subjects must be at least 5"),
         (["fit", "-c", "{tiny}", "--data.window", "[5, 5]"], "window must be increasing"),
         (["fit", "-c", "{tiny}", "--data.size", "8"], "size must be at least 16, got 8"),
         (["fit", "-c", "{tiny}", "--data.train_dir", "absent"], "--data.train_dir must be a folder in the layout"),
@@ -69,7 +69,10 @@ def test_a_run_is_tested(run, target):
         (["fit", "-c", "{tiny}", "--model.objective.noise", "-1"], "noise must be at least 0"),
         (["fit", "-c", "{tiny}", "--model.net.groups", "3"], "groups must divide the 4 channels"),
         (["fit", "-c", "{tiny}", "--model.net.convs", "[1]"], "convs must be as many as widths"),
-        (["fit", "-c", "{tiny}", "--model.net", "SmallConvNet"], "SmallConvNet must return feature maps"),
+        (
+            ["fit", "-c", "{tiny}", "--model.net", "SmallConvNet"],
+            "model.net must be a network without classes, got SmallConvNet",
+        ),
         (["fit", "-c", "{tiny}", "--checkpoint.monitor", "val/acc"], "one of val/dice, val/dice_adv"),
     ],
 )
