@@ -164,10 +164,10 @@ def with_images(batch: EpisodeBatch, target: Target, x: Tensor) -> EpisodeBatch:
 
 
 def _nan_as_zero(x: Tensor) -> Tensor:
-    """Copy x; NaN in its gradient counts as zero, before a blur spreads it to other pixels."""
+    """Copy x, so that NaN in its gradient counts as zero before a blur spreads it."""
     copy = x.clone()
     if copy.requires_grad:
-        copy.register_hook(lambda gradient: torch.where(gradient.isnan(), 0, gradient))
+        copy.register_hook(lambda gradient: torch.where(gradient.isnan(), 0, gradient))  # type: ignore[no-untyped-call]
     return copy
 
 

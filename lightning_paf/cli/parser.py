@@ -83,7 +83,7 @@ def parser_of(task: type[Task]) -> type[HelpfulParser]:
 
 
 def __getattr__(name: str) -> type[HelpfulParser]:
-    """Return the parser of a task by its name, for spawned processes, which unpickle it."""
+    """Return the parser of a task by its name, which spawned processes unpickle."""
     for task in subclasses(Task):
         if name == f"{task.__name__}Parser":
             return parser_of(task)

@@ -71,7 +71,7 @@ def test_a_run_is_tested(run, target):
         (["fit", "-c", "{tiny}", "--model.net.convs", "[1]"], "convs must be as many as widths"),
         (
             ["fit", "-c", "{tiny}", "--model.net", "SmallConvNet"],
-            "model.net must be a network without classes, got SmallConvNet",
+            "be a network without classes, got SmallConvNet",
         ),
         (["fit", "-c", "{tiny}", "--checkpoint.monitor", "val/acc"], "one of val/dice, val/dice_adv"),
     ],
