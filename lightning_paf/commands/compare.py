@@ -37,7 +37,7 @@ def main(argv: list[str]) -> int:
     found = [results_in(path) for path in options.runs]
     detailed = len(found) == 2 and all(len(results) == 1 for results in found)
     content = _in_detail([next(iter(results.items())) for results in found]) if detailed else {}
-    rows, notes = compare_all(options.runs)
+    rows, notes = compare_all(options.runs, found)
     if not detailed:
         content = {"rows": [row.content() for row in rows], "notes": notes}
         _print_table(rows, notes)

@@ -1,6 +1,6 @@
 """Base class of the data modules."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -147,6 +147,35 @@ class ImageDataModule(LightningDataModule):
             # other passes, would continue with other random numbers.
             "generator": torch.Generator().manual_seed(self.seed),
         }
+
+
+class FolderDataModule(ImageDataModule):
+    """Base of data modules that read the parts `train`, `val` and `test` from folders.
+
+    A subclass defines `_files`, and in `setup` sets `_evaluated` to the datasets of the parts `val` and `test`.
+    """
+
+    _evaluated: Mapping[str, Dataset[Any]]
+
+    def prepare_data(self, stage: str | None = None) -> None:
+        """Check the folders before processes start."""
+        for part in self._parts(stage or stage_of(self.trainer)):
+            self._files(part)
+
+    def val_dataloader(self) -> DataLoader[RawBatch]:
+        """All samples for validation and for selecting the checkpoint."""
+        return self.eval_loader(self._evaluated["val"], num_workers=0)
+
+    def test_dataloader(self) -> DataLoader[RawBatch]:
+        """All samples for the test."""
+        return self.eval_loader(self._evaluated["test"], num_workers=0)
+
+    def _parts(self, stage: str) -> Sequence[str]:
+        return {"fit": ("train", "val"), "validate": ("val",)}.get(stage, ("test",))
+
+    def _files(self, part: str) -> Any:
+        """Find and check the files of a part."""
+        raise NotImplementedError
 
 
 def stage_of(trainer: Trainer | None) -> str:

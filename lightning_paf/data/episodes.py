@@ -6,7 +6,7 @@ from typing import Any
 
 from torch.utils.data import DataLoader
 
-from lightning_paf.data.base import ImageDataModule, stage_of
+from lightning_paf.data.base import FolderDataModule
 from lightning_paf.data.checks import readable
 from lightning_paf.data.datasets import RawBatch
 from lightning_paf.data.episode_set import EpisodeBatch, Episodes, QueryDataset
@@ -23,7 +23,7 @@ SLICES = 8
 _PARTS = {0: "val", 1: "test"}  # of each five volumes; the others are for training
 
 
-class EpisodeDataModule(ImageDataModule):
+class EpisodeDataModule(FolderDataModule):
     """Episodes of few-shot segmentation from volumes.
 
     Batches are `EpisodeBatch` with images in [0, 1]. A fifth of the volumes of `train_dir` is for validation, on
@@ -102,11 +102,6 @@ class EpisodeDataModule(ImageDataModule):
             )
         self._check_classes()
 
-    def prepare_data(self, stage: str | None = None) -> None:
-        """Check the folders before processes start."""
-        for part in self._parts(stage or stage_of(self.trainer)):
-            self._files(part)
-
     @readable()
     def setup(self, stage: str) -> None:
         """Read the volumes that a stage uses, and check that episodes can be drawn.
@@ -129,14 +124,6 @@ class EpisodeDataModule(ImageDataModule):
         """Batches of `batch_size` episodes over all ranks."""
         batches = batches_per_epoch(len(self._train_set), self.batch_size, 1.0, self.epoch)
         return self.train_loader(self._train_set, [self.batch_size], batches)  # type: ignore[arg-type]
-
-    def val_dataloader(self) -> DataLoader[RawBatch]:
-        """All slices of the validation volumes, for selecting the checkpoint."""
-        return self.eval_loader(self._evaluated["val"], num_workers=0)
-
-    def test_dataloader(self) -> DataLoader[RawBatch]:
-        """All slices of the test volumes."""
-        return self.eval_loader(self._evaluated["test"], num_workers=0)
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Convert images to floats in [0, 1] on the device."""
@@ -161,9 +148,6 @@ class EpisodeDataModule(ImageDataModule):
                     f"{option} must hold at least the {self.ways} classes of an episode, got {[*labels]}. Pass a "
                     f"smaller --data.ways, or more --data.{option}."
                 )
-
-    def _parts(self, stage: str) -> Sequence[str]:
-        return {"fit": ("train", "val"), "validate": ("val",)}.get(stage, ("test",))
 
     def _files(self, part: str) -> Task | None:
         """List the files of a part; None for synthetic volumes."""

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from lightning_paf.data.augment import Augment, Dihedral
-from lightning_paf.data.base import ImageDataModule, stage_of
+from lightning_paf.data.base import FolderDataModule
 from lightning_paf.data.checks import readable
 from lightning_paf.data.datasets import MixedDataset, RawBatch
 from lightning_paf.data.readers.photographs import (
@@ -30,7 +30,7 @@ SMALLEST_PATCH = 11
 """Width of the window of SSIM."""
 
 
-class PhotographDataModule(ImageDataModule):
+class PhotographDataModule(FolderDataModule):
     """Patches of photographs for training, whole photographs for validation and test.
 
     Training batches are patches (N, C, patch, patch) in [0, 1] and zeros (N,). Other batches are lists of photographs
@@ -108,11 +108,6 @@ class PhotographDataModule(ImageDataModule):
                 f"data.crop must be at least data.patch={patch}, got {crop}. Pass --data.crop {patch}, or null."
             )
 
-    def prepare_data(self, stage: str | None = None) -> None:
-        """Check the folders before processes start."""
-        for part in self._parts(stage or stage_of(self.trainer)):
-            self._files(part)
-
     @readable()
     def setup(self, stage: str) -> None:
         """Read the photographs that a stage uses.
@@ -139,14 +134,6 @@ class PhotographDataModule(ImageDataModule):
         batches = batches_per_epoch(self._train_set.real_size, self.batch_size, 1.0, self.epoch or "real_pass")
         return self.train_loader(self._train_set, [self.batch_size], batches)
 
-    def val_dataloader(self) -> DataLoader[RawBatch]:
-        """The photographs for validation and for selecting the checkpoint."""
-        return self.eval_loader(self._evaluated["val"], num_workers=0)
-
-    def test_dataloader(self) -> DataLoader[RawBatch]:
-        """The photographs for the test."""
-        return self.eval_loader(self._evaluated["test"], num_workers=0)
-
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Convert a batch to floats in [0, 1] on the device, and augment patches."""
         if isinstance(batch, RawBatch):
@@ -166,9 +153,6 @@ class PhotographDataModule(ImageDataModule):
         dataset = self._evaluated["test"]
         for number in range(len(dataset)):
             yield self.on_after_batch_transfer(dataset[number], 0)
-
-    def _parts(self, stage: str) -> Sequence[str]:
-        return {"fit": ("train", "val"), "validate": ("val",)}.get(stage, ("test",))
 
     def _read(self, files: Sequence[Path], crop: int | None) -> list[NDArray[np.uint8]]:
         return [read_photograph(path, self.spec.channels, self.spec.size, crop) for path in files]

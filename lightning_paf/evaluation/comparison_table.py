@@ -1,12 +1,12 @@
 """Comparison of any number of models with the first of them."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lightning_paf.evaluation.comparison import Comparison, compare, results_in
+from lightning_paf.evaluation.comparison import Comparison, compare
 from lightning_paf.evaluation.result import EvaluationResult
 from lightning_paf.evaluation.statistics import Accuracy, Difference
 from lightning_paf.utils.figures import GREY, REFERENCE, open_figure
@@ -49,19 +49,20 @@ class Row:
         return values | {"mcnemar_p": self.comparison.p_value if self.comparison else None}
 
 
-def compare_all(paths: Sequence[Path]) -> tuple[list[Row], list[str]]:
+def compare_all(paths: Sequence[Path], read: Sequence[Mapping[Path, EvaluationResult]]) -> tuple[list[Row], list[str]]:
     """Compare every model with the first, in every evaluation that the first has.
 
     Args:
         paths: Result files, or run folders with one or more results.
+        read: `results_in` each of them.
 
     Returns:
         Rows, by evaluation and then in the order of `paths`, and notes.
 
     Raises:
-        ValueError: There is no result, or two results cannot be compared.
+        ValueError: Two results cannot be compared.
     """
-    found = [{file.stem: result for file, result in results_in(path).items()} for path in paths]
+    found = [{file.stem: result for file, result in results.items()} for results in read]
     if all(len(results) == 1 for results in found):  # the user chose the files, which can differ in their names
         found = [{next(iter(found[0])): result for result in results.values()} for results in found]
     models, rows, notes = _names(paths), [], []
@@ -69,7 +70,8 @@ def compare_all(paths: Sequence[Path]) -> tuple[list[Row], list[str]]:
         for model, results in zip(models, found, strict=True):
             if evaluation in results:
                 comparison = None if results is found[0] else _compare(results[evaluation], first, model, models[0])
-                rows.append(_row(evaluation, model, results[evaluation], comparison))
+                own = results[evaluation]
+                rows.append(Row(evaluation, model, own.evaluated, own.clean, own.robust, comparison))
             else:
                 notes.append(f"{model} has no result {evaluation}.")
     for row in rows:
@@ -84,11 +86,6 @@ def _compare(result: EvaluationResult, first: EvaluationResult, model: str, firs
         return compare(result, first)
     except ValueError as error:
         raise ValueError(f"Comparison of A, {model}, with B, {first_model}: {error}") from error
-
-
-def _row(evaluation: str, model: str, result: EvaluationResult, comparison: Comparison | None) -> Row:
-    itself = compare(result, result)
-    return Row(evaluation, model, itself.samples, itself.clean[0], itself.robust[0], comparison)
 
 
 def _names(paths: Sequence[Path]) -> list[str]:

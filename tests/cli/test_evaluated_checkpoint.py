@@ -382,9 +382,6 @@ def test_report_compare_and_status_name_the_checkpoints(tested, tmp_path, capsys
     assert "PGD linf 8/255, npz, best.ckpt" in output
 
 
-# ------------------------------------------------------------------ names
-
-
 @pytest.mark.parametrize("slot", ["val_attack", "autoattack"])
 def test_a_name_that_is_a_path_is_refused_in_one_line(slot, trained, capsys):
     words = [f"--{slot}", "RobustEval", f"--{slot}.attack", "FGSM", f"--{slot}.name", "../../evil"]
