@@ -5,11 +5,17 @@ import torch
 from helpers.digits_net import Recorder, digits
 from torch import nn
 
-from lightning_paf.attacks import Square, square
+from lightning_paf.attacks import Square, square, square_search
 from lightning_paf.functional import geometry_of, margin
 
 EPS = {"linf": 0.2, "l2": 0.95}  # about half of the digits are robust against 100 queries
 norms = pytest.mark.parametrize("norm", ["linf", "l2"])
+
+
+@pytest.fixture
+def sequential(monkeypatch):
+    """One query at a time, also where few images stand."""
+    monkeypatch.setattr(square, "_CPU_FILLED", 0)
 
 
 def robust(model, x, y):
@@ -101,7 +107,7 @@ def test_sizes_of_the_squares_as_in_the_package(norm):
     from pyautoattack.square import SquareAttack
 
     package = SquareAttack(None, resc_schedule=False)
-    search = square._SEARCHES[norm](torch.rand(1, 3, 32, 32), 0.1, 1, 0.8)
+    search = square_search.SEARCHES[norm](torch.rand(1, 3, 32, 32), 0.1, 1, 0.8)
     for query in [*range(0, 60), *range(190, 210), 500, 501, 1000, 1001, 2000, 2001, 4000, 4001, 6001, 8000, 8001]:
         side = round((package.p_selection(query) * 32 * 32) ** 0.5)
         if norm == "l2":
@@ -111,7 +117,7 @@ def test_sizes_of_the_squares_as_in_the_package(norm):
 
 @norms
 @pytest.mark.parametrize("size", [(1, 1), (2, 3), (5, 5), (7, 16)])
-def test_small_and_oblong_images(norm, size):
+def test_small_and_oblong_images(norm, size, sequential):
     x = torch.rand(3, 2, *size)
     recorder = Recorder(constant)
     Square(0.1, norm=norm, queries=30)(recorder, x, torch.zeros(3, dtype=torch.long))
@@ -124,7 +130,7 @@ def test_small_and_oblong_images(norm, size):
 
 @norms
 @pytest.mark.parametrize("batch_size", [2, 250])
-def test_budget_of_robust_images(norm, batch_size):
+def test_budget_of_robust_images(norm, batch_size, sequential):
     recorder, (x, y) = Recorder(constant), images_of(0, 5)
     x_adv = Square(0.1, norm=norm, queries=40, batch_size=batch_size)(recorder, x, y)
     assert torch.equal(x_adv, x)
@@ -141,7 +147,7 @@ def test_search_ends_when_all_images_are_fooled(norm):
 
 
 @norms
-def test_fooled_images_are_not_queried_again_and_do_not_change_the_others(norm):
+def test_fooled_images_are_not_queried_again_and_do_not_change_the_others(norm, sequential):
     x, y = images_of(0, 6, channels=3)
     runs = []
     for label in (0, 1):
@@ -155,7 +161,7 @@ def test_fooled_images_are_not_queried_again_and_do_not_change_the_others(norm):
         torch.testing.assert_close(alone, together[[0, 5]])
 
 
-def test_linf_starts_with_stripes_and_changes_one_shared_square():
+def test_linf_starts_with_stripes_and_changes_one_shared_square(sequential):
     x, y = images_of(0, 4, size=16, channels=3)
     ball = geometry_of("linf")
     high, low = (ball.move(x, torch.full_like(x, delta), 0.1, (0.0, 1.0)) for delta in (0.1, -0.1))
@@ -178,7 +184,7 @@ def test_linf_starts_with_stripes_and_changes_one_shared_square():
     assert last == {0: 15, 1: 15}  # the last row and column are reached
 
 
-def test_only_improvements_are_kept():
+def test_only_improvements_are_kept(sequential):
     recorder = Recorder(lambda x: torch.stack((x.mean((1, 2, 3)), -torch.ones(len(x))), dim=1))  # darker is better
     x = 0.5 + 0.1 * torch.rand(3, 1, 8, 8)
     Square(0.2, queries=100)(recorder, x, torch.zeros(3, dtype=torch.long))
@@ -210,7 +216,7 @@ def test_unconfirmed_success_is_checked_again_only_when_its_margin_has_grown():
     assert list(map(len, exact.images)) == [4]
 
 
-def test_nan_is_a_success_unless_the_exact_model_classifies_correctly():
+def test_nan_is_a_success_unless_the_exact_model_classifies_correctly(sequential):
     x, y = images_of(0, 3)
     model = Recorder(nan)
     assert not torch.equal(Square(0.1, queries=5)(model, x, y), x)
@@ -218,3 +224,26 @@ def test_nan_is_a_success_unless_the_exact_model_classifies_correctly():
     model = Recorder(nan, constant)
     assert torch.equal(Square(0.1, queries=5)(model, x, y), x)
     assert len(model.images) == 6
+
+
+def test_looking_ahead_finds_the_images_of_the_sequential_search(monkeypatch):
+    net, x, y = digits(40)
+    found, passes = [], []
+    for filled in (0, 16, 64):
+        monkeypatch.setattr(square, "_CPU_FILLED", filled)
+        recorder = Recorder(net)
+        torch.manual_seed(0)
+        found.append(Square(0.15, queries=300)(recorder, x, y))
+        passes.append(len(recorder.images))
+    assert 5 < robust(net, found[0], y).sum() < 35
+    assert torch.equal(found[0], found[1])
+    assert torch.equal(found[0], found[2])
+    assert passes[0] == 301
+    assert passes[2] < 250
+
+
+def test_looking_ahead_makes_every_query_of_a_robust_image_once():
+    recorder, (x, y) = Recorder(constant), images_of(0, 3)
+    assert torch.equal(Square(0.1, queries=501)(recorder, x, y), x)
+    assert recorder.seen == 3 * 502
+    assert len(recorder.images) < 100
