@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from lightning_paf.attacks.base import Attack
+from lightning_paf.attacks.target import Target
 from lightning_paf.functional.geometry import geometry_of
 from lightning_paf.functional.losses import hard_labels
 from lightning_paf.functional.predictions import undefined_first
@@ -43,6 +44,7 @@ class Square(Attack):
         queries: Forward passes after that of the starting point.
         p_init: Fraction of the image that the first squares cover.
         batch_size: Images attacked at once.
+        target: See `Attack`.
 
     Raises:
         ValueError: `norm` is l1, `queries` or `batch_size` is below 1, or `p_init` not in (0, 1]; see also `Attack`.
@@ -59,8 +61,9 @@ class Square(Attack):
         queries: int = 5000,
         p_init: float = 0.8,
         batch_size: int = 250,
+        target: Target = None,
     ) -> None:
-        super().__init__(eps, norm=norm)
+        super().__init__(eps, norm=norm, target=target)
         if norm not in _SEARCHES:
             raise ValueError(f"norm of Square must be linf or l2, got {norm!r}. Pass ReferenceAutoAttack for l1.")
         if not 0 < p_init <= 1:

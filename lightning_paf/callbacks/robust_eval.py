@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from lightning_paf.attacks import Attack
 from lightning_paf.attacks.probe import Flags, probe
+from lightning_paf.attacks.target import check_classes
 from lightning_paf.callbacks.classifier_of import classifier_of
 from lightning_paf.evaluation import Samples
 from lightning_paf.evaluation.evaluate import Evaluation
@@ -141,7 +142,7 @@ class RobustEval(Callback):
         x, y = images_and_labels(batch)
         if not self._checked and self.every_n_epochs:  # in the sanity check, so that no epoch is lost
             self.attack.check_pixels(x.float())
-            probe(_classifier(pl_module), x, y)
+            check_classes(self.attack.target, probe(_classifier(pl_module), x, y).classes)
             self._checked = True
         self._seen += len(y)
         if self._is_due(trainer) and batch_idx + 1 == trainer.num_val_batches[0]:
