@@ -123,11 +123,11 @@ class Attack(ABC):
 
     @property
     def aims_by_loss(self) -> bool:
-        """Whether the target enters through the loss, to be decreased for it; otherwise through `TowardTarget`."""
+        """Whether the loss of the target is decreased, instead of using `TowardTarget`."""
         return not self.fixed_loss
 
     def succeeded(self, logits: Tensor, y: Tensor) -> Tensor:
-        """Mask (N,) of successes: misclassified images, or images classified as their target."""
+        """Mask (N,) of the misclassified images, or of those classified as their target."""
         if self.target is None:
             return misclassified(logits, y)
         goals = goals_of(self.target, hard_labels(y))

@@ -9,7 +9,10 @@ from lightning_paf.functional.predictions import undefined
 from lightning_paf.types import Forward
 
 Target = int | list[int] | None
-"""Class to reach: one for all images, or one for each label in order; None for an untargeted attack."""
+"""Class to reach: one for all images, or a list with that of each label.
+
+None for an untargeted attack.
+"""
 
 
 def check_target(target: Target) -> None:
@@ -44,7 +47,7 @@ def check_classes(target: Target, classes: int) -> None:
 
 
 def goals_of(target: Target, labels: Tensor) -> Tensor:
-    """Target classes (N,) of images with labels (N,); the labels themselves without a target."""
+    """Target classes (N,) of images with labels (N,); the labels without a target."""
     if isinstance(target, list):
         return torch.tensor(target, device=labels.device)[labels]
     return labels if target is None else torch.full_like(labels, target)
@@ -78,9 +81,9 @@ class TowardTarget:
 
 
 def aims(forward: Forward, labels: Tensor, target: Target) -> Iterator[tuple[Tensor, Forward, Tensor]]:
-    """Yield rows (n,), the function to attack, and labels (n,): all images, or one target class at a time.
+    """Yield rows (n,), the function to attack, and labels (n,).
 
-    Images of their target class are left out.
+    These are all images, or those of one target class at a time. Images of their target class are left out.
     """
     if target is None:
         yield torch.arange(len(labels), device=labels.device), forward, labels

@@ -113,13 +113,15 @@ class RobustEval(Callback):
         self._flags: Flags = {}
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Check the kind of the model, and that evaluations have different names."""
+        """Check the kind of the model, the target, and that names are distinct."""
         self._checked = False
         if getattr(pl_module, "kind", "classifier") != "classifier":
             raise ValueError(
                 f"The model must be a classifier for the evaluation {self.name}, got {type(pl_module).__name__}. "
                 "Pass --val_attack null --autoattack null."
             )
+        if (classes := getattr(getattr(pl_module, "model", None), "num_classes", None)) is not None:
+            check_classes(self.attack.target, classes)
         named = [c for c in trainer.callbacks if isinstance(c, RobustEval) and c.name == self.name]  # type: ignore[attr-defined]
         if len(named) > 1:
             raise ValueError(
@@ -142,7 +144,7 @@ class RobustEval(Callback):
         x, y = images_and_labels(batch)
         if not self._checked and self.every_n_epochs:  # in the sanity check, so that no epoch is lost
             self.attack.check_pixels(x.float())
-            check_classes(self.attack.target, probe(_classifier(pl_module), x, y).classes)
+            probe(_classifier(pl_module), x, y)
             self._checked = True
         self._seen += len(y)
         if self._is_due(trainer) and batch_idx + 1 == trainer.num_val_batches[0]:
@@ -275,6 +277,9 @@ def _summary(result: EvaluationResult, files: ResultFiles) -> str:
     least = (
         f", {worst.robust} of {worst.evaluated} in {result.class_name(worst.label)}, the least robust" if worst else ""
     )
+    pairs = result.per_pair()
+    if pairs:
+        least = f", {sum(row.fooled for row in pairs)} of {sum(row.attacked for row in pairs)} classified as the target"
     flags = f"Flags: {', '.join(result.flags)}. " if result.flags else ""
     return (
         f"{result.name}: robust {result.robust}, clean {result.clean} on {result.evaluated} samples{stopped}{least}; "

@@ -124,6 +124,20 @@ class ClassRow(NamedTuple):
     robust: int
 
 
+class PairRow(NamedTuple):
+    """Counts of a true class and a target: attacked samples, fooled ones."""
+
+    label: int
+    target: int
+    attacked: int
+    fooled: int
+
+    @property
+    def rate(self) -> float:
+        """Success rate; NaN without a sample."""
+        return self.fooled / self.attacked if self.attacked else float("nan")
+
+
 @dataclass(frozen=True, eq=False)
 class EvaluationResult:
     """Clean and robust accuracy of one model under one attack, sample by sample.
@@ -242,6 +256,14 @@ class EvaluationResult:
             rows.append(ClassRow(int(label), evaluated, evaluated - counts[3], counts[Outcome.ROBUST]))
         return rows
 
+    def per_pair(self) -> list[PairRow]:
+        """Return the counts of each evaluated class and its target, in order; empty without a target."""
+        target, rows = self.attack.get("target"), []
+        for label, _, clean, robust in self.per_class() if target is not None else ():
+            goal = target[label] if isinstance(target, Sequence) else int(target)
+            rows += [PairRow(label, goal, clean, clean - robust)] if goal != label else []
+        return rows
+
     def class_name(self, label: int) -> str:
         """Return the name of a class; `class K` without names."""
         return self.class_names[label] if 0 <= label < len(self.class_names) else f"class {label}"
@@ -291,6 +313,7 @@ class EvaluationResult:
             "fingerprints": dict(self.fingerprints),
             "sub_attacks": [asdict(summary) for summary in self.sub_attacks],
             "per_class": [{**row._asdict(), "name": self.class_name(row.label)} for row in self.per_class()],
+            "per_pair": [row._asdict() for row in self.per_pair()] or None,
             "outcome_codes": {outcome.name.lower(): int(outcome) for outcome in Outcome},
             "outcomes": "".join(map(str, self.outcomes.tolist())),
             **{name: getattr(self, name).tolist() or None for name in _PER_SAMPLE},

@@ -187,7 +187,7 @@ REFUSED = [
 ]
 ANALYSES = (
     "channel-activations concentration denoised-images gradient-masking input-sensitivity jacobian-spectrum saliency "
-    "uncertainty"
+    "targets uncertainty"
 )
 TOOLS = {
     **{f"analyze {name}": "--ckpt CKPT" for name in ANALYSES.split()},
