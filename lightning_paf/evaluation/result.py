@@ -162,6 +162,7 @@ class EvaluationResult:
         dataset: Name of the data.
         class_names: Names of the classes in the order of the labels; empty if they have none.
         flags: Signs of an unreliable result, one sentence each; see `attacks.probe`.
+        calibration: Calibration and risk-coverage curve, `clean` and `attacked`; see `confidence_of`.
         checkpoint: File of the evaluated weights; not saved.
         evaluation: Model, attack and samples; None for a loaded result.
         state: Holds the adversarial images; None for a loaded result.
@@ -186,6 +187,7 @@ class EvaluationResult:
     dataset: str = "unnamed"
     class_names: Sequence[str] = ()
     flags: Flags = field(default_factory=dict)
+    calibration: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     checkpoint: Path | None = None
     evaluation: "Evaluation | None" = field(default=None, repr=False)
     state: State | None = field(default=None, repr=False)
@@ -309,6 +311,7 @@ class EvaluationResult:
             "total": self.total,
             "identity": self.identity,
             "flags": dict(self.flags),
+            "calibration": dict(self.calibration),
             "checkpoint": weights,
             "fingerprints": dict(self.fingerprints),
             "sub_attacks": [asdict(summary) for summary in self.sub_attacks],
@@ -343,7 +346,7 @@ class EvaluationResult:
 
     @classmethod
     def _of_content(cls, content: Mapping[str, Any]) -> "EvaluationResult":
-        names = ("seed", "precision", "total", "identity", "fingerprints", "dataset", "flags")
+        names = ("seed", "precision", "total", "identity", "fingerprints", "dataset", "flags", "calibration")
         arrays: dict[str, Any] = {
             name: np.array(list(content[name]), kind)
             for name, kind in _PER_SAMPLE.items()
