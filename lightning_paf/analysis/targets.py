@@ -16,7 +16,7 @@ from lightning_paf.evaluation import Evaluation, EvaluationResult
 from lightning_paf.runs.config_file import run_of
 from lightning_paf.types import Norm, Radius
 from lightning_paf.utils.arguments import number, positive
-from lightning_paf.utils.figures import open_figure
+from lightning_paf.utils.figures import draw_percent, open_figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -44,23 +44,10 @@ def counts_of(results: Sequence[EvaluationResult], classes: int) -> tuple[NDArra
 
 
 def draw_rates(rates: NDArray[np.float64], names: Sequence[str], headline: str) -> "Figure":
-    """Draw success rates (K, K) in percent, by true class (rows) and target.
-
-    NaN is left white.
-    """
+    """Draw success rates (K, K) by true class (rows) and target."""
     side = max(4.5, 0.5 * len(names) + 2)
     with open_figure(side + 1, side, headline) as figure:
-        axes = figure.add_subplot()
-        shown = axes.imshow(100 * rates, cmap="cividis", vmin=0, vmax=100)
-        ticks = range(len(names))
-        axes.set_xticks(ticks, names, rotation=45, ha="right", rotation_mode="anchor")
-        axes.set_yticks(ticks, names)
-        axes.set(xlabel="target", ylabel="true class")
-        for (row, column), rate in np.ndenumerate(rates):
-            if len(names) <= 20 and np.isfinite(rate):
-                colour = "white" if rate < 0.6 else "black"
-                axes.text(column, row, f"{100 * rate:.0f}", ha="center", va="center", color=colour, fontsize="small")
-        figure.colorbar(shown, label="classified as the target (%)")
+        draw_percent(figure, rates, (names, names), ("true class", "target"), "classified as the target (%)")
     return figure
 
 
