@@ -68,9 +68,10 @@ class FMN(MinimalAttack):
         nearest, rows = Nearest(x, self.norm), torch.arange(len(x), device=x.device)
         delta, eps = torch.zeros_like(x), torch.full((len(x),), torch.inf, device=x.device, dtype=x.dtype)
         for step in range(self.steps + 1):
-            values, gradient = loss_and_gradient(forward, x[rows] + delta, y[rows], margin)
+            points = x[rows] + delta if self.bounds is None else (x[rows] + delta).clamp(*self.bounds)
+            values, gradient = loss_and_gradient(forward, points, y[rows], margin)
             adversarial = values > 0
-            nearest.update(rows, x[rows] + delta, adversarial)
+            nearest.update(rows, points, adversarial)
             if step == 0:  # images that are misclassified from the start have the distance 0
                 keep = ~adversarial
                 rows, delta, eps = rows[keep], delta[keep], eps[keep]

@@ -77,7 +77,7 @@ class SigmaZero(MinimalAttack):
             adversarial = values > 0
             count = delta.count_nonzero(dim=tuple(range(1, x.ndim))).to(x.dtype)
             better = adversarial & (count < fewest)
-            found = torch.where(per_example(better, x), x + delta, found)
+            found = torch.where(per_example(better, x), (x + delta).clamp(0, 1), found)
             fewest = torch.where(better, count, fewest)
             if step == self.steps or not bool((fewest > 0).any()):
                 break
@@ -93,7 +93,7 @@ class SigmaZero(MinimalAttack):
     def _gradient(self, forward: Forward, x: Tensor, y: Tensor, delta: Tensor) -> tuple[Tensor, Tensor]:
         """Margins (n,), and the gradient of the objective with a largest entry of 1."""
         leaf = delta.detach().clone().requires_grad_()
-        logits = forward(x + leaf)
+        logits = forward((x + leaf).clamp(0, 1))
         margins = margin(logits, y)
         smooth = (leaf.square() / (leaf.square() + self.sigma)).flatten(1).mean(1)
         (gradient,) = torch.autograd.grad(((-margins).clamp_min(0) + smooth).sum(), leaf)
