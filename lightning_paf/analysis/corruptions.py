@@ -83,9 +83,9 @@ class PublishedCorruptions:
 
 
 def made_on_the_spot(run: TrainedRun, examples: int | None, seed: int) -> Callable[[str, int], Batches]:
-    """Batches of test images with a corruption of `SEVERITIES`, by name and severity from 1.
+    """Batches of test images by name of a corruption and severity from 1.
 
-    The noise depends on the seed, the corruption and the severity only.
+    The corruptions are those of `SEVERITIES`. The noise depends on the seed, the corruption and the severity only.
     """
     samples = run.samples(examples)
 

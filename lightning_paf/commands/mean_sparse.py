@@ -1,4 +1,4 @@
-"""Sparsify the inputs of activations around their means, after training (MeanSparse)."""
+"""Sparsify the inputs of the activations of a trained run (MeanSparse)."""
 
 import argparse
 from collections.abc import Iterator, Sequence
@@ -57,7 +57,7 @@ def main(argv: list[str]) -> int:
 
 
 def chosen(points: "Sequence[Point]", drop: float) -> Point:
-    """The most robust point whose clean accuracy is at most `drop` below that without sparsity.
+    """The most robust point with a small loss of clean accuracy, at most `drop`.
 
     Of equals, the one with the smallest `alpha`.
     """
@@ -97,7 +97,7 @@ def _training_batches(run: "Run", size: int = 256) -> "Iterator[Tensor]":
 
 
 def _evaluated(run: "Run", sparse: "MeanSparseNet", alpha: float, options: argparse.Namespace) -> Point:
-    """Clean accuracy, and that under PGD with the gradient and with straight-through gradients."""
+    """Clean accuracy, and that under PGD with both kinds of gradients."""
     import torch
 
     from lightning_paf.attacks import PGD

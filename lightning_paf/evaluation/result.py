@@ -259,7 +259,7 @@ class EvaluationResult:
         return rows
 
     def per_pair(self) -> list[PairRow]:
-        """Return the counts of each evaluated class and its target, in order; empty without a target."""
+        """Return the counts of each evaluated class and its target; empty without one."""
         target, rows = self.attack.get("target"), []
         for label, _, clean, robust in self.per_class() if target is not None else ():
             goal = target[label] if isinstance(target, Sequence) else int(target)

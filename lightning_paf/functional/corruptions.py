@@ -22,7 +22,7 @@ def constant(x: Tensor, level: float) -> Tensor:
 
 
 def blur(x: Tensor, sigma: float) -> Tensor:
-    """Images (N, C, H, W) after a Gaussian filter of standard deviation `sigma` pixels."""
+    """Images (N, C, H, W) after a Gaussian filter of `sigma` pixels."""
     from torchvision.transforms.v2.functional import gaussian_blur
 
     width = 2 * min(round(3 * sigma), min(x.shape[2:]) - 1) + 1

@@ -20,6 +20,7 @@ def test_the_most_robust_point_with_little_loss_is_chosen():
 def test_a_run_is_sparsified_checked_and_evaluated(tmp_path, capsys):
     run, out = trained_run(tmp_path), tmp_path / "sparse"
     words = ("mean-sparse", run, "--grid", 0.2, "--drop", 1, "--steps", 2, "--examples", 8)
+    capsys.readouterr()
     assert status(*words, "--out", out) == 0
     lines = capsys.readouterr().out.splitlines()
     assert max(len(line) for line in lines if "sparse" not in line) <= 80
