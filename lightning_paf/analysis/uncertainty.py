@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torchmetrics.functional.classification import binary_auroc, multiclass_calibration_error
+from torchmetrics.functional.classification import binary_auroc
 
 from lightning_paf.analysis.base import Load, Progress, Report, TrainedRun, add_folder, folder_files, table
 from lightning_paf.data.sources import read_file
+from lightning_paf.functional.calibration import calibration, entropy, reliability
 from lightning_paf.runs.config_file import run_of
 from lightning_paf.utils.arguments import positive
 from lightning_paf.utils.figures import BLUE, COLOURS, REFERENCE, VERMILION, open_figure
@@ -24,9 +25,6 @@ CHECKPOINTS = 1
 
 AT_ONCE = 256
 """Images evaluated at once."""
-
-BINS = 10
-"""Bins of the calibration error and of the reliability diagram."""
 
 ANGLES = range(0, 181, 15)
 """Degrees of the rotated test images."""
@@ -57,36 +55,6 @@ def probabilities_of(model: nn.Module, x: Tensor) -> Tensor:
     return torch.cat([model(part).float().softmax(1) for part in torch.split(x, AT_ONCE)])
 
 
-def entropy(probabilities: Tensor) -> Tensor:
-    """Entropy (N,) of class probabilities (N, K), in nats."""
-    nats: Tensor = torch.special.entr(probabilities).sum(1)
-    return nats
-
-
-def calibration(probabilities: Tensor, y: Tensor) -> dict[str, float]:
-    """Error, mean negative log-likelihood, Brier score, ECE and mean entropy.
-
-    Args:
-        probabilities: Of the classes, (N, K).
-        y: Labels (N,).
-
-    Returns:
-        By name. `nll` and `entropy` are in nats. `brier` is the squared distance from the one-hot label, in [0, 2].
-        `ece` is the expected calibration error of the most likely class, with 10 bins.
-    """
-    classes = probabilities.shape[1]
-    right = probabilities.gather(1, y[:, None])
-    distance = (probabilities - nn.functional.one_hot(y, classes)).square().sum(1)
-    values = {
-        "error": (probabilities.argmax(1) != y).float().mean(),
-        "nll": -right.clamp_min(torch.finfo(right.dtype).tiny).log().mean(),
-        "brier": distance.mean(),
-        "ece": multiclass_calibration_error(probabilities, y, classes, BINS),
-        "entropy": entropy(probabilities).mean(),
-    }
-    return {name: float(value) for name, value in values.items()}
-
-
 def auroc(inside: Tensor, outside: Tensor) -> float:
     """Area under the ROC curve of a score (N,) that is larger out of distribution."""
     labels = torch.cat([torch.zeros_like(inside), torch.ones_like(outside)]).long()
@@ -111,17 +79,11 @@ def draw_uncertainty(
         rotations: `calibration` of the rotated test images, by degrees.
         headline: Title.
     """
-    confidence, prediction = (part.cpu() for part in probabilities.max(1))
-    bins = (confidence * BINS).ceil().sub(1).clamp(0, BINS - 1).long()
-    used = [number for number in range(BINS) if (bins == number).any()]
-    means = [
-        [float(values[bins == number].float().mean()) for number in used]
-        for values in (confidence, prediction == y.cpu())
-    ]
+    confidences, accuracies, _ = zip(*reliability(probabilities, y), strict=True)
     with open_figure(13.2, 4, headline) as figure:
         left, right, last = figure.subplots(1, 3)
         left.plot([0, 1], [0, 1], **REFERENCE)
-        left.plot(*means, "o-", color=BLUE)
+        left.plot(confidences, accuracies, "o-", color=BLUE)
         left.set(xlabel="confidence, mean of a bin", ylabel="accuracy", xlim=(0, 1), ylim=(0, 1.02))
         left.grid()
         edges = np.linspace(0, float(np.log(probabilities.shape[1])), 25)

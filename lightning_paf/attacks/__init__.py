@@ -8,6 +8,7 @@ from lightning_paf.attacks.catalogue.boundary import Boundary
 from lightning_paf.attacks.catalogue.carlini_wagner import CarliniWagner
 from lightning_paf.attacks.catalogue.deepfool import DeepFool
 from lightning_paf.attacks.catalogue.direction_search import OPT, SignOPT
+from lightning_paf.attacks.catalogue.fmn import FMN
 from lightning_paf.attacks.catalogue.foolbox_attack import FoolboxAttack
 from lightning_paf.attacks.catalogue.jsma import JSMA
 from lightning_paf.attacks.catalogue.least_likely import ILCM
@@ -15,6 +16,7 @@ from lightning_paf.attacks.catalogue.mi_fgsm import MIFGSM, EnsembleMIFGSM
 from lightning_paf.attacks.catalogue.minimal import MinimalAttack
 from lightning_paf.attacks.catalogue.one_pixel import OnePixel
 from lightning_paf.attacks.catalogue.sensitivity_l2 import SensitivityL2
+from lightning_paf.attacks.catalogue.sigma_zero import SigmaZero
 from lightning_paf.attacks.catalogue.universal import UniversalPerturbation
 from lightning_paf.attacks.catalogue.zoo import ZOO
 from lightning_paf.attacks.fab import FAB
@@ -33,6 +35,7 @@ __all__ = [
     "APGD",
     "FAB",
     "FGSM",
+    "FMN",
     "ILCM",
     "JSMA",
     "MIFGSM",
@@ -59,6 +62,7 @@ __all__ = [
     "ReferenceAutoAttack",
     "Restarts",
     "SensitivityL2",
+    "SigmaZero",
     "SignOPT",
     "SingleStep",
     "Square",

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from lightning_paf.attacks.base import Attack
+from lightning_paf.attacks.target import Target
 from lightning_paf.functional.geometry import finite_gradient, geometry_of, per_example
-from lightning_paf.functional.losses import cross_entropy, dlr, hard_labels
+from lightning_paf.functional.losses import cross_entropy, dlr, hard_labels, margin
 from lightning_paf.functional.predictions import misclassified, undefined
 from lightning_paf.types import Forward, Norm, PerExampleLoss, Radius
 
@@ -47,9 +48,11 @@ class APGD(Attack):
         restarts: Random starts for every target.
         eot: Gradients averaged in every step, for randomised models.
         batch_size: Lanes searched at once.
+        target: See `Attack`; the loss is then the margin of the target, with `search_loss=ce`.
 
     Raises:
-        ValueError: `norm` is l1, `search_loss` is unknown, or a number is below 1; see also `Attack`. In the call:
+        ValueError: `norm` is l1, `search_loss` is unknown, or a number is below 1; `target` with another
+            `search_loss`; see also `Attack`. In the call:
             `loss` or `forward` is given, or the model has too few classes for the loss.
     """
 
@@ -67,14 +70,17 @@ class APGD(Attack):
         restarts: int = 1,
         eot: int = 1,
         batch_size: int = 250,
+        target: Target = None,
     ) -> None:
         if norm == "l1":
             raise ValueError("norm of APGD must be linf or l2, got 'l1'. Pass ReferenceAutoAttack for l1.")
-        super().__init__(eps, norm=norm)
+        super().__init__(eps, norm=norm, target=target)
         if search_loss not in get_args(SearchLoss):
             raise ValueError(
                 f"search_loss must be one of {', '.join(_LABELS)}, got {search_loss!r}. Pass search_loss=ce."
             )
+        if target is not None and search_loss != "ce":
+            raise ValueError(f"search_loss must be ce with a target, got {search_loss}. Pass one of the two.")
         self.search_loss, self.steps, self.targets = search_loss, steps, targets
         self.restarts, self.eot, self.batch_size = restarts, eot, batch_size
         self.require(steps=1, targets=1, restarts=1, eot=1, batch_size=1)
@@ -86,7 +92,8 @@ class APGD(Attack):
 
     def describe(self) -> dict[str, Any]:
         """The threat model and the settings as plain values, for result files."""
-        return super().describe() | ({"targets": self.targets} if self.search_loss == "dlr-targeted" else {})
+        described = super().describe() | ({} if self.target is None else {"search_loss": "margin"})
+        return described | ({"targets": self.targets} if self.search_loss == "dlr-targeted" else {})
 
     def perturb(self, forward: Forward, x: Tensor, y: Tensor, loss: PerExampleLoss) -> Tensor:
         """Search from random starts."""
@@ -136,7 +143,8 @@ class APGD(Attack):
         for _ in range(self.eot):
             x = lanes.x.detach().requires_grad_()
             logits = forward(x)
-            loss = _LOSSES[self.search_loss](logits, y, lanes.target)
+            untargeted = _LOSSES[self.search_loss]
+            loss = untargeted(logits, y, lanes.target) if self.target is None else margin(logits, y)
             total += torch.autograd.grad(loss.sum(), x)[0]
         lanes.gradient = finite_gradient(total.div_(self.eot))
         # Undefined logits are a success; where the exact model refutes it, the image must not count as the best.

@@ -21,6 +21,7 @@ from lightning_paf.attacks.fab import FAB
 from lightning_paf.attacks.probe import Flags, gradient_flag, masking_flag, probe, warn_of
 from lightning_paf.attacks.square import Square
 from lightning_paf.attacks.sub_attack import run_sub_attack
+from lightning_paf.attacks.target import Target
 from lightning_paf.functional.losses import hard_labels
 from lightning_paf.functional.predictions import misclassified
 from lightning_paf.speed.search_model import Precision
@@ -30,6 +31,7 @@ Version = Literal["standard", "custom"]
 SubAttack = Literal["apgd-ce", "apgd-t", "apgd-dlr", "fab-t", "square"]
 
 _STANDARD: tuple[SubAttack, ...] = ("apgd-ce", "apgd-t", "fab-t", "square")
+_TARGETED: tuple[SubAttack, ...] = ("apgd-ce", "fab-t", "square")
 _FEWEST: Mapping[str, int] = MappingProxyType(
     {"apgd-dlr": FEWEST_CLASSES["dlr"], "apgd-t": FEWEST_CLASSES["dlr-targeted"]}  # others: 2
 )
@@ -71,6 +73,7 @@ class Ensemble(Attack):
 
         With 3 classes, `apgd-dlr` replaces `apgd-t`.
         """
+        super().for_classes(classes)
         fit = dict.fromkeys(name for name in map(partial(_substitute, classes=classes), self.attacks) if name)
         if tuple(fit) == self.attacks:
             return self
@@ -123,6 +126,9 @@ class Ensemble(Attack):
         warn_of(result.flags)
         return result
 
+    def _aimed(self, forward: Forward, x: Tensor, y: Tensor, loss: PerExampleLoss) -> Tensor:
+        return self.perturb(forward, x, y, loss)  # its attacks have the target
+
     @abstractmethod
     def evaluate(self, model: nn.Module, x: Tensor, y: Tensor) -> AutoAttackResult:
         """Run all attacks in turn on the frozen model."""
@@ -172,6 +178,7 @@ class AutoAttack(Ensemble):
         search_precision: Precision of the searches. `bf16` is faster on hardware with such instructions, but can miss
             an adversarial image that `fp32` would find.
         fold: False searches on the model itself, never on a folded copy of it. Slower, and equal up to rounding.
+        target: See `Attack`. It leaves out APGD on the DLR losses, which have targets of their own or none.
 
     Raises:
         ValueError: `norm` is l1, or `attacks` is missing, unknown, or given without `custom`; see also `Attack`. In the
@@ -192,22 +199,24 @@ class AutoAttack(Ensemble):
         batch_size: int = 250,
         search_precision: Precision = "fp32",
         fold: bool = True,
+        target: Target = None,
     ) -> None:
-        super().__init__(eps, norm=norm, fold=fold)
+        super().__init__(eps, norm=norm, fold=fold, target=target)
         if norm == "l1":
             raise ValueError("norm of AutoAttack must be linf or l2, got 'l1'. Pass ReferenceAutoAttack for l1.")
-        check_listing(version, get_args(Version), attacks, get_args(SubAttack))
+        check_listing(version, get_args(Version), attacks, get_args(SubAttack) if target is None else _TARGETED)
         if len(set(attacks or ())) < len(attacks or ()):
             raise ValueError(f"attacks must be distinct, got {attacks}. Pass each once.")
         if search_precision not in get_args(Precision):
             raise ValueError(f"search_precision must be fp32 or bf16, got {search_precision!r}. Pass fp32.")
-        self.attacks: tuple[SubAttack, ...] = tuple(attacks or _STANDARD)
+        self.attacks: tuple[SubAttack, ...] = tuple(attacks or (_STANDARD if target is None else _TARGETED))
         self.version, self.seed, self.batch_size, self.search_precision = version, seed, batch_size, search_precision
         self.require(batch_size=1)
 
     def sub_attacks(self) -> tuple[Attack, ...]:
         """The attacks, in the order to run."""
-        return tuple(_MAKE[name](self.eps, norm=self.norm, batch_size=self.batch_size) for name in self.attacks)
+        options = {"norm": self.norm, "batch_size": self.batch_size, "target": self.target}
+        return tuple(_MAKE[name](self.eps, **options) for name in self.attacks)
 
     def evaluate(self, model: nn.Module, x: Tensor, y: Tensor) -> AutoAttackResult:
         """Run all attacks in turn on the frozen model."""

@@ -14,9 +14,10 @@ from typing import Any, ClassVar, final
 import torch
 from torch import Tensor, nn
 
+from lightning_paf.attacks.target import Target, aims, check_classes, check_target, goals_of
 from lightning_paf.functional.geometry import Bounds, finite_gradient, geometry_of, per_example
-from lightning_paf.functional.losses import cross_entropy
-from lightning_paf.functional.predictions import check_labels, undefined_first
+from lightning_paf.functional.losses import cross_entropy, hard_labels, margin
+from lightning_paf.functional.predictions import check_labels, misclassified, predicted, undefined_first
 from lightning_paf.nn.classifier import logits_of
 from lightning_paf.nn.modes import Mode, frozen
 from lightning_paf.speed.search_model import Precision, SearchModel
@@ -50,10 +51,13 @@ class Attack(ABC):
         bounds: Smallest and largest pixel value; null for unbounded inputs.
         loss: Default of the loss to increase, `(output, target) -> (N,)`; null for cross-entropy.
         fold: False attacks the model itself, never a folded copy of it. Slower, and equal up to rounding.
+        target: Class to reach, or a list with that of each label; null for an untargeted attack. Only images that are
+            classified as their target count as successes. Images of their target class are returned unchanged.
 
     Raises:
         TypeError: `eps` is not a number.
-        ValueError: `eps` is not positive, or so large that it must be grey levels; unknown norm or mode; empty bounds.
+        ValueError: `eps` is not positive, or so large that it must be grey levels; unknown norm or mode; empty bounds;
+            a target that is no class, or the label itself.
     """
 
     fixed_loss: bool = False
@@ -71,7 +75,9 @@ class Attack(ABC):
         bounds: Bounds = (0.0, 1.0),
         loss: PerExampleLoss | None = None,
         fold: bool = True,
+        target: Target = None,
     ) -> None:
+        check_target(target)
         geometry_of(norm)  # raises for an unknown norm
         if mode not in ("eval", "train"):
             raise ValueError(f"mode must be eval or train, got {mode!r}. Pass eval unless the method requires train.")
@@ -84,6 +90,7 @@ class Attack(ABC):
         self.bounds = bounds
         self.loss = loss
         self.fold = fold
+        self.target = target
         self._seen_pixels = False
 
     @property
@@ -107,8 +114,24 @@ class Attack(ABC):
         """The attack on a model with this number of classes; by default the attack itself.
 
         An ensemble leaves out members that need more.
+
+        Raises:
+            ValueError: The target is none of the classes, or a list of another length.
         """
+        check_classes(self.target, classes)
         return self
+
+    @property
+    def aims_by_loss(self) -> bool:
+        """Whether the loss of the target is decreased, instead of using `TowardTarget`."""
+        return not self.fixed_loss
+
+    def succeeded(self, logits: Tensor, y: Tensor) -> Tensor:
+        """Mask (N,) of the misclassified images, or of those classified as their target."""
+        if self.target is None:
+            return misclassified(logits, y)
+        goals = goals_of(self.target, hard_labels(y))
+        return (predicted(logits) == goals) & (goals != hard_labels(y))
 
     def check_pixels(self, x: Tensor) -> None:
         """Check that images (N, C, H, W) are inside `bounds`."""
@@ -140,6 +163,7 @@ class Attack(ABC):
         if self.loss is not None or not self.fixed_loss:
             described["loss"] = getattr(self.loss or cross_entropy, "__name__", type(self.loss).__name__)
         described |= {name: getattr(self, name) for name in self.settings}
+        described |= {} if self.target is None else {"target": self.target}
         return described if self.fold else {"fold": False, **described}
 
     def require(self, **least: float) -> None:
@@ -201,8 +225,10 @@ class Attack(ABC):
             if len(x) == 0:
                 return x
             path = forward or self._path(model)
+            if forward is None:
+                self._check_classes(path, x)
             try:
-                return self.perturb(path, x, y, loss or self.loss or cross_entropy).detach()
+                return self._aimed(path, x, y, loss or self.loss or cross_entropy).detach()
             except (IndexError, RuntimeError) as error:
                 if loss is None and _OUTSIDE.search(str(error)):  # torch's error of a label outside the classes
                     check_labels(y, len(x), logits_of(path(x[:1])).shape[1])
@@ -214,6 +240,26 @@ class Attack(ABC):
 
         `x` and `y` are copies.
         """
+
+    def _aimed(self, forward: Forward, x: Tensor, y: Tensor, loss: PerExampleLoss) -> Tensor:
+        """`perturb`, towards the target of each image if there is one."""
+        if self.target is None:
+            return self.perturb(forward, x, y, loss)
+        labels = hard_labels(y)
+        if self.aims_by_loss:
+            goals = goals_of(self.target, labels)
+            x_adv = self.perturb(forward, x, goals, lambda output, goal: -loss(output, goal))
+            return torch.where(per_example(goals == labels, x), x, x_adv)
+        x_adv = x.clone()
+        for rows, toward, others in aims(forward, labels, self.target):
+            x_adv[rows] = self.perturb(toward, x[rows], others, margin)
+        return x_adv
+
+    @torch.no_grad()
+    def _check_classes(self, forward: Forward, x: Tensor) -> None:
+        """Check the target by the outputs for two images."""
+        if self.target is not None:
+            check_classes(self.target, logits_of(forward(x[:2])).shape[1])
 
     def _path(self, model: nn.Module) -> Forward:
         """The model or, in eval mode and without `fixed_loss`, its `fast_forward`."""

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from lightning_paf.attacks.base import Attack, loss_and_gradient
+from lightning_paf.attacks.target import Target
 from lightning_paf.functional.geometry import geometry_of
 from lightning_paf.functional.hyperplane import shift_of
 from lightning_paf.functional.losses import hard_labels
@@ -40,6 +41,7 @@ class FAB(Attack):
         steps: Gradients for each target class.
         targets: Number of target classes; all others, if the model has fewer.
         batch_size: Maximum number of lanes searched at once.
+        target: See `Attack`.
 
     Raises:
         ValueError: `norm` is l1, or `steps`, `targets` or `batch_size` is below 1; see also `Attack`.
@@ -56,8 +58,9 @@ class FAB(Attack):
         steps: int = 100,
         targets: int = 9,
         batch_size: int = 250,
+        target: Target = None,
     ) -> None:
-        super().__init__(eps, norm=norm)
+        super().__init__(eps, norm=norm, target=target)
         if norm == "l1":
             raise ValueError("norm of FAB must be linf or l2, got 'l1'. Pass ReferenceAutoAttack for l1.")
         self.steps, self.targets, self.batch_size = steps, targets, batch_size

@@ -63,7 +63,8 @@ class JointAttack(Attack):
                 f"attack must have a loss that can be replaced, got {type(attack).__name__} with its own losses. "
                 "Pass PGD."
             )
-        options: dict[str, Any] = {name: getattr(attack, name) for name in ("norm", "mode", "bounds", "loss", "fold")}
+        names = ("norm", "mode", "bounds", "loss", "fold", "target")
+        options: dict[str, Any] = {name: getattr(attack, name) for name in names}
         super().__init__(attack.eps, **options)
         if not weight >= 0:
             raise ValueError(f"weight must be at least 0, got {weight}. Pass weight=2, or inf for the probes alone.")
@@ -73,6 +74,11 @@ class JointAttack(Attack):
     def radius(self) -> float:
         """That of the attack."""
         return self.attack.radius
+
+    @property
+    def aims_by_loss(self) -> bool:
+        """Always, since the loss needs the outputs of the probes."""
+        return True
 
     @property
     def label(self) -> str:

@@ -18,7 +18,7 @@ class Recorded(Attack):
     """
 
     def __init__(self, attack: Attack) -> None:
-        threat = {name: getattr(attack, name) for name in ("norm", "mode", "bounds", "loss", "fold")}
+        threat = {name: getattr(attack, name) for name in ("norm", "mode", "bounds", "loss", "fold", "target")}
         super().__init__(**threat)
         self.eps = attack.eps  # a schedule may have set it to 0, which the constructor rejects
         self.attack, self.fixed_loss, self._seen_pixels = attack, attack.fixed_loss, attack._seen_pixels
@@ -29,6 +29,11 @@ class Recorded(Attack):
     def radius(self) -> float:
         """Radius of the recorded attack."""
         return self.attack.radius
+
+    @property
+    def aims_by_loss(self) -> bool:
+        """That of the recorded attack."""
+        return self.attack.aims_by_loss
 
     def describe(self) -> dict[str, Any]:
         """The threat model and the settings as plain values, for result files."""

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from lightning_paf.attacks.base import Attack
 from lightning_paf.attacks.square_search import SEARCHES, SquareSearch
+from lightning_paf.attacks.target import Target
 from lightning_paf.functional.losses import hard_labels
 from lightning_paf.functional.predictions import undefined_first
 from lightning_paf.types import Forward, Norm, PerExampleLoss, Radius
@@ -35,6 +36,7 @@ class Square(Attack):
         queries: Forward passes after that of the starting point.
         p_init: Fraction of the image that the first squares cover.
         batch_size: Images attacked at once.
+        target: See `Attack`.
 
     Raises:
         ValueError: `norm` is l1, `queries` or `batch_size` is below 1, or `p_init` not in (0, 1]; see also `Attack`.
@@ -51,6 +53,7 @@ class Square(Attack):
         queries: int = 5000,
         p_init: float = 0.8,
         batch_size: int = 250,
+        target: Target = None,
     ) -> None:
         super().__init__(eps, norm=norm)
         if norm not in SEARCHES:

@@ -8,7 +8,6 @@ from torch import Tensor, nn
 
 from lightning_paf.attacks.base import Attack
 from lightning_paf.functional.geometry import per_example
-from lightning_paf.functional.predictions import misclassified
 from lightning_paf.nn.modes import frozen
 from lightning_paf.speed.search_model import SearchModel
 
@@ -33,23 +32,25 @@ def run_sub_attack(attack: Attack, model: SearchModel, x: Tensor, y: Tensor, see
     """
     with seeded(seed, x.device), torch.autocast(x.device.type, enabled=False):
         x_adv = attack(model, x, y)
-        fooled = _fooled(model, model.exact, x, x_adv, y)
-        unconfirmed = ~fooled & _fooled(model, model, x, torch.where(per_example(fooled, x), x, x_adv), y)
+        fooled = _fooled(attack, model, model.exact, x, x_adv, y)
+        unconfirmed = ~fooled & _fooled(attack, model, model, x, torch.where(per_example(fooled, x), x, x_adv), y)
         if bool(unconfirmed.any()):
             again = attack(_Exact(model), x[unconfirmed], y[unconfirmed])
             x_adv[unconfirmed] = again
-            fooled[unconfirmed] = _fooled(model, model.exact, x[unconfirmed], again, y[unconfirmed])
+            fooled[unconfirmed] = _fooled(attack, model, model.exact, x[unconfirmed], again, y[unconfirmed])
     return torch.where(per_example(fooled, x), x_adv, x), fooled
 
 
 @torch.no_grad()
-def _fooled(model: nn.Module, logits_of: Callable[[Tensor], Tensor], x: Tensor, x_adv: Tensor, y: Tensor) -> Tensor:
-    """Where images were changed and are misclassified, (N,) bool."""
+def _fooled(
+    attack: Attack, model: nn.Module, logits_of: Callable[[Tensor], Tensor], x: Tensor, x_adv: Tensor, y: Tensor
+) -> Tensor:
+    """Where images were changed and are successes of the attack, (N,) bool."""
     fooled = (x_adv != x).flatten(1).any(dim=1)
     with frozen(model):
         for rows in torch.split(fooled.nonzero().squeeze(1), _BATCH_SIZE):
             if len(rows):
-                fooled[rows] = misclassified(logits_of(x_adv[rows]), y[rows])
+                fooled[rows] = attack.succeeded(logits_of(x_adv[rows]), y[rows])
     return fooled
 
 

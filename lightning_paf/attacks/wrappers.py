@@ -17,7 +17,7 @@ class WorstOf(Attack):
     increases its own loss; a loss passed in the call replaces these and that of the comparison.
 
     Args:
-        attacks: At least one; they must agree in norm, mode and bounds.
+        attacks: At least one; they must agree in norm, mode, bounds and target.
         loss: Loss of the comparison, `(output, target) -> (N,)`.
 
     Raises:
@@ -28,12 +28,13 @@ class WorstOf(Attack):
         if not attacks:
             raise ValueError("attacks must hold at least one attack, got none. Pass at least one.")
         first = max(attacks, key=lambda attack: attack.radius)
-        for name in ("norm", "mode", "bounds"):
+        for name in ("norm", "mode", "bounds", "target"):
             values = [getattr(attack, name) for attack in attacks]
             if any(value != values[0] for value in values):
                 raise ValueError(f"The attacks of WorstOf must agree in {name}, got {values}. Pass one value to all.")
         fold = all(attack.fold for attack in attacks)
-        super().__init__(first.eps, norm=first.norm, mode=first.mode, bounds=first.bounds, loss=loss, fold=fold)
+        threat: dict[str, Any] = {name: getattr(first, name) for name in ("norm", "mode", "bounds", "target")}
+        super().__init__(first.eps, loss=loss, fold=fold, **threat)
         self.attacks = attacks
         self.fixed_loss = any(attack.fixed_loss for attack in attacks)
 
@@ -41,6 +42,11 @@ class WorstOf(Attack):
     def radius(self) -> float:
         """The largest of the attacks."""
         return max(attack.radius for attack in self.attacks)
+
+    @property
+    def aims_by_loss(self) -> bool:
+        """Whether all attacks do."""
+        return all(attack.aims_by_loss for attack in self.attacks)
 
     def sub_attacks(self) -> tuple[Attack, ...]:
         """Sub-attacks of all attacks: the first success is the result of an evaluation."""

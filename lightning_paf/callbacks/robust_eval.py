@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from lightning_paf.attacks import Attack
 from lightning_paf.attacks.probe import Flags, probe
+from lightning_paf.attacks.target import check_classes
 from lightning_paf.callbacks.classifier_of import classifier_of
 from lightning_paf.evaluation import Samples
 from lightning_paf.evaluation.evaluate import Evaluation
@@ -112,13 +113,15 @@ class RobustEval(Callback):
         self._flags: Flags = {}
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Check the kind of the model, and that evaluations have different names."""
+        """Check the kind of the model, the target, and that names are distinct."""
         self._checked = False
         if getattr(pl_module, "kind", "classifier") != "classifier":
             raise ValueError(
                 f"The model must be a classifier for the evaluation {self.name}, got {type(pl_module).__name__}. "
                 "Pass --val_attack null --autoattack null."
             )
+        if (classes := getattr(getattr(pl_module, "model", None), "num_classes", None)) is not None:
+            check_classes(self.attack.target, classes)
         named = [c for c in trainer.callbacks if isinstance(c, RobustEval) and c.name == self.name]  # type: ignore[attr-defined]
         if len(named) > 1:
             raise ValueError(
@@ -274,6 +277,9 @@ def _summary(result: EvaluationResult, files: ResultFiles) -> str:
     least = (
         f", {worst.robust} of {worst.evaluated} in {result.class_name(worst.label)}, the least robust" if worst else ""
     )
+    pairs = result.per_pair()
+    if pairs:
+        least = f", {sum(row.fooled for row in pairs)} of {sum(row.attacked for row in pairs)} classified as the target"
     flags = f"Flags: {', '.join(result.flags)}. " if result.flags else ""
     return (
         f"{result.name}: robust {result.robust}, clean {result.clean} on {result.evaluated} samples{stopped}{least}; "

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from lightning_paf.attacks import Attack
 from lightning_paf.evaluation import evidence, report
+from lightning_paf.evaluation.confidence import confidence_of
 from lightning_paf.evaluation.identity import Identity
 from lightning_paf.evaluation.report.report import supplement_of
 from lightning_paf.evaluation.result import EvaluationResult
@@ -70,6 +71,7 @@ class ResultFiles:
         untrained = result.weights is not None and result.weights.untrained
         taken = untrained or (exists and plain._identity() != result.identity)
         files = replace(self, stem=f"{self.plain}-{str(result.identity)[:_DIGITS]}") if taken else plain
+        result = replace(result, calibration=confidence_of(result))
         result.save(files.result)
         if with_evidence:
             files._write_evidence(result)

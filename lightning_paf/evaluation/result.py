@@ -124,6 +124,20 @@ class ClassRow(NamedTuple):
     robust: int
 
 
+class PairRow(NamedTuple):
+    """Counts of a true class and a target: attacked samples, fooled ones."""
+
+    label: int
+    target: int
+    attacked: int
+    fooled: int
+
+    @property
+    def rate(self) -> float:
+        """Success rate; NaN without a sample."""
+        return self.fooled / self.attacked if self.attacked else float("nan")
+
+
 @dataclass(frozen=True, eq=False)
 class EvaluationResult:
     """Clean and robust accuracy of one model under one attack, sample by sample.
@@ -148,6 +162,7 @@ class EvaluationResult:
         dataset: Name of the data.
         class_names: Names of the classes in the order of the labels; empty if they have none.
         flags: Signs of an unreliable result, one sentence each; see `attacks.probe`.
+        calibration: Calibration and risk-coverage curve, `clean` and `attacked`; see `confidence_of`.
         checkpoint: File of the evaluated weights; not saved.
         evaluation: Model, attack and samples; None for a loaded result.
         state: Holds the adversarial images; None for a loaded result.
@@ -172,6 +187,7 @@ class EvaluationResult:
     dataset: str = "unnamed"
     class_names: Sequence[str] = ()
     flags: Flags = field(default_factory=dict)
+    calibration: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     checkpoint: Path | None = None
     evaluation: "Evaluation | None" = field(default=None, repr=False)
     state: State | None = field(default=None, repr=False)
@@ -242,6 +258,14 @@ class EvaluationResult:
             rows.append(ClassRow(int(label), evaluated, evaluated - counts[3], counts[Outcome.ROBUST]))
         return rows
 
+    def per_pair(self) -> list[PairRow]:
+        """Return the counts of each evaluated class and its target; empty without one."""
+        target, rows = self.attack.get("target"), []
+        for label, _, clean, robust in self.per_class() if target is not None else ():
+            goal = target[label] if isinstance(target, Sequence) else int(target)
+            rows += [PairRow(label, goal, clean, clean - robust)] if goal != label else []
+        return rows
+
     def class_name(self, label: int) -> str:
         """Return the name of a class; `class K` without names."""
         return self.class_names[label] if 0 <= label < len(self.class_names) else f"class {label}"
@@ -287,10 +311,12 @@ class EvaluationResult:
             "total": self.total,
             "identity": self.identity,
             "flags": dict(self.flags),
+            "calibration": dict(self.calibration),
             "checkpoint": weights,
             "fingerprints": dict(self.fingerprints),
             "sub_attacks": [asdict(summary) for summary in self.sub_attacks],
             "per_class": [{**row._asdict(), "name": self.class_name(row.label)} for row in self.per_class()],
+            "per_pair": [row._asdict() for row in self.per_pair()] or None,
             "outcome_codes": {outcome.name.lower(): int(outcome) for outcome in Outcome},
             "outcomes": "".join(map(str, self.outcomes.tolist())),
             **{name: getattr(self, name).tolist() or None for name in _PER_SAMPLE},
@@ -320,7 +346,7 @@ class EvaluationResult:
 
     @classmethod
     def _of_content(cls, content: Mapping[str, Any]) -> "EvaluationResult":
-        names = ("seed", "precision", "total", "identity", "fingerprints", "dataset", "flags")
+        names = ("seed", "precision", "total", "identity", "fingerprints", "dataset", "flags", "calibration")
         arrays: dict[str, Any] = {
             name: np.array(list(content[name]), kind)
             for name, kind in _PER_SAMPLE.items()

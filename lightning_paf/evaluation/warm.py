@@ -62,7 +62,7 @@ class WarmCheck:
         precision: Precision of the search.
 
     Raises:
-        ValueError: A sub-attack is not APGD, or `steps` is below 1.
+        ValueError: A sub-attack is not APGD or has a target, or `steps` is below 1.
     """
 
     def __init__(
@@ -74,6 +74,8 @@ class WarmCheck:
                 f"The sub-attacks of a warm check must support a given starting point, as only APGD does, got "
                 f"{labels}. Pass AutoAttack with version=custom and attacks=[apgd-ce, apgd-t]."
             )
+        if attack.target is not None:
+            raise ValueError(f"target must be null for a warm check, got {attack.target}. Pass target=null.")
         if steps < 1:
             raise ValueError(f"steps must be at least 1, got {steps}. The default is 20.")
         self.attack = attack

@@ -53,7 +53,7 @@ def swap_activations(
     Raises:
         ValueError: Nothing to replace, an unknown scope, or an unknown number of channels.
     """
-    paths = _target_paths(net, targets)
+    paths = target_paths(net, targets)
     if not paths:
         raise ValueError(_nothing_to_swap(net, targets))
     if scope not in get_args(Scope):
@@ -77,11 +77,11 @@ def stage_paths(net: nn.Module, targets: Targets = DEFAULT_TARGETS) -> list[str]
 
     Paths are in the order of definition.
     """
-    return list(dict.fromkeys(_owners(_target_paths(net, targets), "stage")))
+    return list(dict.fromkeys(_owners(target_paths(net, targets), "stage")))
 
 
-def _target_paths(net: nn.Module, targets: Targets) -> list[str]:
-    """Paths of all targets in `net`.
+def target_paths(net: nn.Module, targets: Targets) -> list[str]:
+    """List the paths of all targets in `net`.
 
     Children of a shared module are listed once, by their first path.
     """

@@ -17,6 +17,7 @@ from torch.optim import SGD, Optimizer
 from torchmetrics import MeanMetric
 
 from lightning_paf.attacks import Attack
+from lightning_paf.attacks.target import check_classes
 from lightning_paf.data.readers.archives import UNLABELLED
 from lightning_paf.functional.losses import hard_labels
 from lightning_paf.functional.predictions import check_labels, misclassified, undefined
@@ -90,6 +91,7 @@ class RobustModule(Task):
             # Plain values of a configuration; objects would make checkpoints unreadable, and `hparams.yaml` huge.
             self.save_hyperparameters()
         spec = dataset_spec(dataset, num_classes, channels, size)
+        check_classes(attack.target, spec.num_classes)
         example = torch.zeros(2, spec.channels, spec.size, spec.size)
         if activation is not None:
             swap_activations(net, lambda: deepcopy(activation), scope=activation_scope, example=example)

@@ -140,6 +140,31 @@ def draw_accuracy(
     axes.grid()
 
 
+def draw_percent(
+    figure: "Figure", values: Any, ticks: tuple[Sequence[str], Sequence[str]], labels: tuple[str, str], unit: str
+) -> None:
+    """Draw fractions (R, C) in percent as coloured cells; NaN is left white.
+
+    Args:
+        figure: Target; it gets one panel and a colour bar.
+        values: Array of fractions in [0, 1].
+        ticks: Names of the rows and of the columns.
+        labels: Labels of the rows and of the columns.
+        unit: Label of the colour bar.
+    """
+    axes, (rows, columns) = figure.add_subplot(), ticks
+    shown = axes.imshow(100 * values, cmap="cividis", vmin=0, vmax=100, aspect="auto")
+    axes.set_xticks(range(len(columns)), columns, rotation=45, ha="right", rotation_mode="anchor")
+    axes.set_yticks(range(len(rows)), rows)
+    axes.set(ylabel=labels[0], xlabel=labels[1])
+    for row, column in [(row, column) for row in range(len(rows)) for column in range(len(columns))]:
+        value = values[row, column]
+        if len(columns) <= 20 and value == value:  # not NaN
+            colour = "white" if value < 0.6 else "black"
+            axes.text(column, row, f"{100 * value:.0f}", ha="center", va="center", color=colour, fontsize="small")
+    figure.colorbar(shown, label=unit)
+
+
 def show_image(axes: "Axes", image: Any, title: str = "", **style: Any) -> None:
     """Draw an array (H, W) or (H, W, 3) without ticks.
 

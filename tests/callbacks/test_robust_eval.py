@@ -53,6 +53,10 @@ def test_result_evidence_report_and_state_are_written(tmp_path):
     assert content["robust"]["correct"] == 6
     assert [sum(row[name] for row in content["per_class"]) for name in ("evaluated", "clean", "robust")] == [11, 10, 6]
     assert content["robust"]["low"] < 6 / 11 < content["robust"]["high"]
+    clean, attacked = content["calibration"]["clean"], content["calibration"]["attacked"]
+    assert (clean["error"], attacked["error"]) == pytest.approx((1 / 11, 5 / 11))
+    assert "Calibration and abstention" in (tmp_path / f"{stem}.html").read_text()
+    assert EvaluationResult.load(tmp_path / f"{stem}.json").calibration == content["calibration"]
     assert EvaluationResult.load(tmp_path / f"{stem}.json").evaluated == 11
     assert read(tmp_path / f"{stem}.evidence.safetensors").outcomes.tolist() == EXPECTED.tolist()
 

@@ -186,8 +186,8 @@ REFUSED = [
     ("COMMAND -c CONFIG --COMMAND.ckpt_path LAST", "error: "),
 ]
 ANALYSES = (
-    "channel-activations concentration denoised-images gradient-masking input-sensitivity jacobian-spectrum saliency "
-    "uncertainty"
+    "channel-activations concentration corruptions denoised-images gradient-masking input-sensitivity "
+    "jacobian-spectrum saliency targets uncertainty"
 )
 TOOLS = {
     **{f"analyze {name}": "--ckpt CKPT" for name in ANALYSES.split()},

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from lightning_paf.attacks.catalogue.decisions import Decisions, unit
 from lightning_paf.attacks.catalogue.minimal import MinimalAttack
+from lightning_paf.attacks.target import Target
 from lightning_paf.functional.geometry import Bounds
 from lightning_paf.types import Forward, Radius
 
@@ -31,6 +32,7 @@ class Boundary(MinimalAttack):
         starts: Largest number of noise images tried until one is adversarial.
         bounds: Smallest and largest pixel value, between which the noise is uniform; null for unbounded inputs, where
             it is Gaussian.
+        target: See `Attack`.
 
     Raises:
         ValueError: `queries` or `starts` is below 1; see also `Attack`.
@@ -45,8 +47,9 @@ class Boundary(MinimalAttack):
         queries: int = 5000,
         starts: int = 100,
         bounds: Bounds = (0.0, 1.0),
+        target: Target = None,
     ) -> None:
-        super().__init__(eps, norm="l2", bounds=bounds)
+        super().__init__(eps, norm="l2", bounds=bounds, target=target)
         self.queries, self.starts = queries, starts
         self.require(queries=1, starts=1)
 

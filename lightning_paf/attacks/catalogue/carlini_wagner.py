@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from lightning_paf.attacks.catalogue.minimal import MinimalAttack, Nearest
+from lightning_paf.attacks.target import Target
 from lightning_paf.functional.geometry import with_finite_gradient
 from lightning_paf.functional.losses import margin
 from lightning_paf.functional.predictions import misclassified, undefined_first
@@ -33,6 +34,7 @@ class CarliniWagner(MinimalAttack):
         confidence: Required margin of a wrong logit.
         abort_early: End a search whose objective has not improved in the last tenth of its steps.
         mode: Mode of the attacked model: `eval`, or `train` with its buffers protected.
+        target: See `Attack`.
 
     Raises:
         ValueError: `steps` or `searches` is below 1, `lr` or `initial_c` is not positive, or `confidence` is negative;
@@ -52,8 +54,9 @@ class CarliniWagner(MinimalAttack):
         confidence: float = 0.0,
         abort_early: bool = True,
         mode: Mode = "eval",
+        target: Target = None,
     ) -> None:
-        super().__init__(eps, norm="l2", mode=mode)
+        super().__init__(eps, norm="l2", mode=mode, target=target)
         self.steps, self.searches, self.lr = steps, searches, lr
         self.initial_c, self.confidence, self.abort_early = initial_c, confidence, abort_early
         self.require(steps=1, searches=1, confidence=0)

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from lightning_paf.attacks.catalogue.jacobian import logit_gradients
 from lightning_paf.attacks.catalogue.minimal import MinimalAttack, Nearest
+from lightning_paf.attacks.target import Target
 from lightning_paf.functional.geometry import Bounds
 from lightning_paf.functional.predictions import misclassified
 from lightning_paf.nn.modes import Mode
@@ -32,6 +33,7 @@ class DeepFool(MinimalAttack):
         candidates: Number of the most likely classes to consider, without the label.
         mode: Mode of the attacked model: `eval`, or `train` with its buffers protected.
         bounds: Smallest and largest pixel value; null for unbounded inputs.
+        target: See `Attack`.
 
     Raises:
         ValueError: `norm` is l1, `steps` or `candidates` is below 1, or `overshoot` is not positive; see also `Attack`.
@@ -49,8 +51,9 @@ class DeepFool(MinimalAttack):
         candidates: int = 9,
         mode: Mode = "eval",
         bounds: Bounds = (0.0, 1.0),
+        target: Target = None,
     ) -> None:
-        super().__init__(eps, norm=norm, mode=mode, bounds=bounds)
+        super().__init__(eps, norm=norm, mode=mode, bounds=bounds, target=target)
         if norm == "l1":
             raise ValueError("norm of DeepFool must be l2 or linf, got 'l1'. Pass norm=l2.")
         self.steps, self.overshoot, self.candidates = steps, overshoot, candidates

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from lightning_paf.attacks.catalogue.decisions import Decisions, unit
 from lightning_paf.attacks.catalogue.minimal import MinimalAttack
+from lightning_paf.attacks.target import Target
 from lightning_paf.functional.geometry import Bounds
 from lightning_paf.types import Forward, Radius
 
@@ -38,6 +39,7 @@ class DirectionSearch(MinimalAttack):
         alpha: First length of a step.
         width: Finite-difference step of the gradient estimate.
         bounds: Smallest and largest pixel value; null for unbounded inputs.
+        target: See `Attack`.
 
     Raises:
         ValueError: `queries`, `starts` or `directions` is below 1, or `alpha` or `width` is not positive; see also
@@ -57,8 +59,9 @@ class DirectionSearch(MinimalAttack):
         alpha: float = 0.2,
         width: float = 1e-3,
         bounds: Bounds = (0.0, 1.0),
+        target: Target = None,
     ) -> None:
-        super().__init__(eps, norm="l2", bounds=bounds)
+        super().__init__(eps, norm="l2", bounds=bounds, target=target)
         self.queries, self.starts, self.alpha, self.width = queries, starts, alpha, width
         self.directions = self.usual_directions if directions is None else directions
         self.require(queries=1, starts=1, directions=1)

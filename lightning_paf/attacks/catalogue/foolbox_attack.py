@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_paf.attacks.catalogue.minimal import MinimalAttack, Nearest
+from lightning_paf.attacks.target import Target
 from lightning_paf.functional.geometry import with_finite_gradient
 from lightning_paf.functional.predictions import misclassified
 from lightning_paf.nn.modes import Mode
@@ -37,6 +38,7 @@ class FoolboxAttack(MinimalAttack):
         norm: Norm that the class minimises.
         options: Arguments of the class.
         mode: Mode of the attacked model: `eval`, or `train` with its buffers protected.
+        target: See `Attack`.
 
     Raises:
         ModuleNotFoundError: foolbox is not installed.
@@ -51,8 +53,9 @@ class FoolboxAttack(MinimalAttack):
         norm: Norm = "l2",
         options: dict[str, Any] | None = None,
         mode: Mode = "eval",
+        target: Target = None,
     ) -> None:
-        super().__init__(eps, norm=norm, mode=mode)
+        super().__init__(eps, norm=norm, mode=mode, target=target)
         self.name = name
         self.options = dict(options or {})
         foolbox = _foolbox()

@@ -5,6 +5,7 @@ from torch import Tensor
 
 from lightning_paf.attacks.base import Attack
 from lightning_paf.attacks.catalogue.jacobian import logit_gradients
+from lightning_paf.attacks.target import Target
 from lightning_paf.functional.losses import hard_labels
 from lightning_paf.functional.predictions import misclassified
 from lightning_paf.types import Forward, PerExampleLoss
@@ -26,6 +27,7 @@ class JSMA(Attack):
     Args:
         entries: Largest number of entries to change; rounded down to pairs.
         increase: Whether entries become 1 (white), or 0.
+        target: See `Attack`.
 
     Raises:
         ValueError: Fewer than 2 entries.
@@ -34,8 +36,8 @@ class JSMA(Attack):
     fixed_loss = True
     settings = ("entries", "increase")
 
-    def __init__(self, entries: int = 20, *, increase: bool = True) -> None:
-        super().__init__(2, norm="l1")
+    def __init__(self, entries: int = 20, *, increase: bool = True, target: Target = None) -> None:
+        super().__init__(2, norm="l1", target=target)
         self.eps = self.entries = entries  # not checked: a number of entries can exceed every radius
         self.increase = increase
         self.require(entries=2)

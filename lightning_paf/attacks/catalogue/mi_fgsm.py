@@ -108,6 +108,11 @@ class EnsembleMIFGSM(MIFGSM):
         self.surrogates = list(surrogates)
         self.weights = [weight / sum(weights) for weight in weights]
 
+    @property
+    def aims_by_loss(self) -> bool:
+        """Always, since the loss is that of the surrogates."""
+        return True
+
     def describe(self) -> dict[str, Any]:
         """The threat model and the settings as plain values, for result files."""
         digests = [weights_fingerprint(net)[:16] for net in self.surrogates]

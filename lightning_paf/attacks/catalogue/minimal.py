@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_paf.attacks.base import Attack
+from lightning_paf.attacks.target import aims
 from lightning_paf.functional.geometry import geometry_of, per_example
 from lightning_paf.functional.losses import hard_labels
 from lightning_paf.types import Forward, Norm, PerExampleLoss
@@ -33,14 +34,18 @@ class MinimalAttack(Attack):
 
         Returns:
             Images (N, C, H, W), and their distances (N,) in `norm`: 0 for a misclassified clean image, infinite where
-            no adversarial image was found.
+            no adversarial image was found. With a `target`, an image is adversarial where it is classified as that; the
+            distance is infinite for images of their target class.
         """
         with self._ready(model):
             x = self._own(x, y)
             if len(x) == 0:
                 return x, x.new_zeros(0)
-            found, distances = self.minimum(self._path(model), x, hard_labels(y.detach()))
-        return found.detach(), distances.detach()
+            path, found, distances = self._path(model), x.clone(), x.new_full((len(x),), torch.inf)
+            self._check_classes(path, x)
+            for rows, forward, labels in aims(path, hard_labels(y.detach()), self.target):
+                found[rows], distances[rows] = (part.detach() for part in self.minimum(forward, x[rows], labels))
+        return found, distances
 
     @final
     def perturb(self, forward: Forward, x: Tensor, y: Tensor, loss: PerExampleLoss) -> Tensor:

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from lightning_paf.attacks.base import Attack
+from lightning_paf.attacks.target import Target
 from lightning_paf.functional.losses import hard_labels
 from lightning_paf.functional.predictions import misclassified
 from lightning_paf.types import Forward, PerExampleLoss
@@ -29,6 +30,7 @@ class OnePixel(Attack):
         population: Candidates for each image.
         generations: Number of generations.
         batch_size: Changed images in a forward pass.
+        target: See `Attack`.
 
     Raises:
         ValueError: No pixel or generation, fewer than 4 candidates, no image at once. In the call: more than three
@@ -39,12 +41,18 @@ class OnePixel(Attack):
     settings = ("pixels", "population", "generations")
 
     def __init__(
-        self, pixels: int = 1, *, population: int = 400, generations: int = 100, batch_size: int = 4000
+        self,
+        pixels: int = 1,
+        *,
+        population: int = 400,
+        generations: int = 100,
+        batch_size: int = 4000,
+        target: Target = None,
     ) -> None:
         self.pixels, self.population, self.generations = pixels, population, generations
         self.batch_size = batch_size
         self.require(pixels=1, population=4, generations=1, batch_size=1)
-        super().__init__(3 * pixels, norm="l1")
+        super().__init__(3 * pixels, norm="l1", target=target)
 
     @torch.no_grad()
     def perturb(self, forward: Forward, x: Tensor, y: Tensor, loss: PerExampleLoss) -> Tensor:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from lightning_paf.attacks.base import Attack
 from lightning_paf.attacks.catalogue.deepfool import DeepFool
+from lightning_paf.attacks.target import Target, aims
 from lightning_paf.functional.geometry import Bounds, geometry_of
 from lightning_paf.functional.losses import hard_labels
 from lightning_paf.functional.predictions import misclassified
@@ -36,6 +37,7 @@ class UniversalPerturbation(Attack):
         overshoot: Overshoot of DeepFool.
         mode: Mode of the attacked model: `eval`, or `train` with its buffers protected.
         bounds: Smallest and largest pixel value; null for unbounded inputs.
+        target: See `Attack`.
 
     Raises:
         ValueError: `rate` is outside (0, 1], `passes` or `steps` is below 1, or the file holds no such tensor or one
@@ -57,8 +59,9 @@ class UniversalPerturbation(Attack):
         overshoot: float = 0.02,
         mode: Mode = "eval",
         bounds: Bounds = (0.0, 1.0),
+        target: Target = None,
     ) -> None:
-        super().__init__(eps, norm=norm, mode=mode, bounds=bounds)
+        super().__init__(eps, norm=norm, mode=mode, bounds=bounds, target=target)
         if not 0 < rate <= 1:
             raise ValueError(f"rate must be a fraction in (0, 1], got {rate}. Pass rate=0.8.")
         self.rate, self.passes, self.steps, self.overshoot = rate, passes, steps, overshoot
@@ -81,13 +84,17 @@ class UniversalPerturbation(Attack):
             y: Labels (N,).
 
         Raises:
-            ValueError: No image.
+            ValueError: No image, or a list of targets.
         """
         if len(x) == 0:
             raise ValueError("x must hold at least one image, got none. Pass some training images.")
+        if isinstance(self.target, list):
+            raise ValueError(f"target must be one class for one perturbation, got {self.target}. Pass target=3.")
         attack = copy.copy(self)
         with self._ready(model):
-            attack.perturbation = self._fit(self._path(model), self._own(x, y), hard_labels(y.detach()))
+            x = self._own(x, y)
+            for rows, forward, labels in aims(self._path(model), hard_labels(y.detach()), self.target):
+                attack.perturbation = self._fit(forward, x[rows], labels)
         return attack
 
     def perturb(self, forward: Forward, x: Tensor, y: Tensor, loss: PerExampleLoss) -> Tensor:

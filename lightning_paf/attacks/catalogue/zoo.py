@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from lightning_paf.attacks.catalogue.minimal import MinimalAttack, Nearest
+from lightning_paf.attacks.target import Target
 from lightning_paf.functional.geometry import Bounds, per_example
 from lightning_paf.functional.losses import margin
 from lightning_paf.functional.predictions import undefined_first
@@ -26,6 +27,7 @@ class ZOO(MinimalAttack):
         lr: Length of a step, in multiples of the estimated gradient.
         smoothing: Distance of the second query. The review uses 1e-6, which single precision does not resolve.
         bounds: Smallest and largest pixel value; null for unbounded inputs.
+        target: See `Attack`.
 
     Raises:
         ValueError: `queries` is below 2, or `c`, `lr` or `smoothing` is not positive; see also `Attack`.
@@ -42,8 +44,9 @@ class ZOO(MinimalAttack):
         lr: float = 5e-3,
         smoothing: float = 1e-3,
         bounds: Bounds = (0.0, 1.0),
+        target: Target = None,
     ) -> None:
-        super().__init__(eps, norm="l2", bounds=bounds)
+        super().__init__(eps, norm="l2", bounds=bounds, target=target)
         self.queries, self.c, self.lr, self.smoothing = queries, c, lr, smoothing
         self.require(queries=2)
         self.require_positive("c", "lr", "smoothing")

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from lightning_paf import __version__
+from lightning_paf.evaluation.confidence import confidence_figure
 from lightning_paf.evaluation.evidence import Evidence
 from lightning_paf.evaluation.report.figures import Example, activation_figure, curve_figure, data_address, tiles
 from lightning_paf.evaluation.result import EvaluationResult, Outcome
@@ -109,6 +110,7 @@ def _render(result: EvaluationResult, more: Supplement) -> str:
         examples=[(example, tiles(example)) for example in more.examples],
         points=points,
         curve=curve_figure(points, eps, norm) if points else more.curve,
+        calibration=confidence_figure(result.calibration) if result.calibration else None,
         address=data_address,
         flips=_largest(more.flips),
         hashes={**result.fingerprints, **more.hashes},
