@@ -23,8 +23,8 @@ class SmoothedPGD(Attack):
     does. It is estimated by one draw in each step.
 
     A search for one image, target class and width of the noise is a lane. It starts uniformly in the ball and increases
-    the difference of the logits of target and label: `smoothed_steps` with noise, then `steps` without, each with steps
-    that fall linearly from `eps / 2`. All lanes of an image end with its first success. Images without one, and images
+    the difference of the logits of target and label, by steps that fall linearly from `eps / 2` to 0. The last steps
+    are without noise. All lanes of an image end with its first success. Images without one, and images
     that are misclassified from the start, are returned unchanged.
 
     Where `forward` has a method `exact` (see `SearchModel`), it confirms every success.
@@ -34,27 +34,27 @@ class SmoothedPGD(Attack):
     Args:
         eps: Largest perturbation, in units of pixels in [0, 1]: `8/255`, `0.031`.
         norm: `linf` or `l2`.
-        smoothed_steps: Gradients at moved points, for every lane.
-        steps: Exact gradients after them.
+        steps: Gradients of every lane.
+        smoothed_steps: Number of first steps whose gradients are taken at moved points; less than `steps`.
         targets: Number of target classes, in the order of the clean logits, at most all others.
         widths: Size of the noise, in units of `eps`: standard deviation of a pixel in linf, expected length in l2.
         batch_size: Lanes searched at once.
 
     Raises:
-        ValueError: `norm` is l1, a number is below 1, or `widths` is empty or not positive; see also `Attack`. In the
-            call: `loss` or `forward` is given.
+        ValueError: `norm` is l1, a number is below 1, `steps` is not above `smoothed_steps`, or `widths` is empty or
+            not positive; see also `Attack`. In the call: `loss` or `forward` is given.
     """
 
     fixed_loss = True
-    settings = ("smoothed_steps", "steps", "targets", "widths", "batch_size")
+    settings = ("steps", "smoothed_steps", "targets", "widths", "batch_size")
 
     def __init__(
         self,
         eps: Radius = Fraction(8, 255),
         *,
         norm: Norm = "linf",
+        steps: int = 80,
         smoothed_steps: int = 50,
-        steps: int = 40,
         targets: int = 9,
         widths: Sequence[float] = (1.0, 2.0, 4.0),
         batch_size: int = 250,
@@ -62,9 +62,9 @@ class SmoothedPGD(Attack):
         super().__init__(eps, norm=norm)
         if norm == "l1":
             raise ValueError("norm of SmoothedPGD must be linf or l2, got 'l1'. Pass PGD for l1.")
-        self.smoothed_steps, self.steps, self.targets = smoothed_steps, steps, targets
+        self.steps, self.smoothed_steps, self.targets = steps, smoothed_steps, targets
         self.widths, self.batch_size = list(widths), batch_size
-        self.require(smoothed_steps=1, steps=1, targets=1, batch_size=1)
+        self.require(smoothed_steps=1, steps=smoothed_steps + 1, targets=1, batch_size=1)
         if not self.widths or not all(0 < width < math.inf for width in self.widths):
             raise ValueError(f"widths must be positive and finite, got {self.widths}. Pass widths=[1, 2, 4].")
 
@@ -97,18 +97,20 @@ class SmoothedPGD(Attack):
         self, forward: Forward, images: Tensor, labels: Tensor, lanes: "_Lanes", x_adv: Tensor, robust: Tensor
     ) -> None:
         """Run lanes; write successes into `x_adv` (N, C, H, W) and `robust` (N,)."""
-        ball, total = geometry_of(self.norm), self.smoothed_steps + self.steps
+        ball = geometry_of(self.norm)
         lanes = lanes.picked(robust[lanes.sample])
         x = images[lanes.sample]
         moved = ball.move(x, ball.uniform(x, self.radius), self.radius, self.bounds)
-        for step in range(total):
+        for step in range(self.steps):
             if len(lanes.sample) == 0:
                 return
             x, y = images[lanes.sample], labels[lanes.sample]
             at = moved + self._noise(x, lanes.width) if step < self.smoothed_steps else moved
             logits, _, gradient = raw_gradient(forward, at, y, lanes.lead)
             ascent = ball.ascent(finite_gradient(gradient), moved, self.bounds)
-            ahead = ball.move(x, moved + self.radius / 2 * (1 - step / total) * ascent - x, self.radius, self.bounds)
+            ahead = ball.move(
+                x, moved + self.radius / 2 * (1 - step / self.steps) * ascent - x, self.radius, self.bounds
+            )
             if step >= self.smoothed_steps and bool((wrong := misclassified(logits, y)).any()):
                 self._confirm(forward, moved[wrong], y[wrong], lanes.sample[wrong], x_adv, robust)
                 keep = robust[lanes.sample]

@@ -378,7 +378,8 @@ def _sum(counts: tuple[int, int], more: tuple[int, int]) -> tuple[int, int]:
 def _budget(attack: Attack) -> int:
     """Return the passes of an attack on a robust image, from its settings."""
     described = attack.describe()
-    return math.prod(int(described.get(name, 1)) for name in ("steps", "targets", "restarts", "queries"))
+    lanes = len(described.get("widths", [1]))
+    return lanes * math.prod(int(described.get(name, 1)) for name in ("steps", "targets", "restarts", "queries"))
 
 
 def _check_distance(attack: Attack, x: Tensor, x_adv: Tensor) -> None:
