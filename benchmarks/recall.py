@@ -4,9 +4,9 @@
 
 Small ReLU networks are trained on the digits: plainly, adversarially by PGD, and adversarially by one step, with
 cross-entropy or one-hot regression. A test image is violated if an attack fools the network, or if `decide` finds a
-misclassified image in the box; it is proven if `decide` excludes one. Large radii leave few images to decide. Recall is the fraction of the violated images
-that an attack finds. The ablation searches the images that `standard` misses, and those that only one attack of
-`standard` finds, with variants of `SmoothedPGD` of equal cost.
+misclassified image in the box; it is proven if `decide` excludes one. The default radii leave few images to decide.
+Recall is the fraction of the violated images that an attack finds. The ablation searches the violated images that
+APGD misses, with variants of `SmoothedPGD` of equal cost.
 """
 
 import argparse
@@ -90,7 +90,7 @@ def found_by(net: nn.Module, x: Tensor, y: Tensor, eps: float, seed: int) -> dic
 
 
 def measured(net: nn.Module, images: Images, eps: float, options: argparse.Namespace) -> tuple[dict, Images]:
-    """Counts for one radius, and the violated images that PGD-20 or `standard` miss."""
+    """Counts for one radius, and the violated images that APGD misses."""
     started = time.perf_counter()
     found, (x, y) = found_by(net, *images, eps, options.seed), images
     searched = time.perf_counter()

@@ -181,9 +181,9 @@ def smoothed_gradients(context: Context) -> CheckResult:
     found, samples = int((before & ~after).sum()), len(before)
     measured = f"exact gradients leave {percent(before)} robust, smoothed ones {percent(after)}"
     hint = (
-        "The loss is flat around images, and gradients within eps do not point to adversarial images that exist. Robust "
-        f"accuracies from gradient attacks are too high, here by at least {100 * found / samples:.1f} points. Evaluate "
-        "with --autoattack.attack.version strong."
+        "The loss is flat around images, and gradients within eps do not point to adversarial images that exist. The "
+        f"robust accuracy from gradient attacks is too high, here by at least {100 * found / samples:.1f} points. "
+        "Evaluate with --autoattack.attack.version strong."
     )
     values = {"before": fraction(before), "after": fraction(after), "found": found}
     return CheckResult("smoothed-gradients", not is_frequent(found, samples), measured, hint, values)
