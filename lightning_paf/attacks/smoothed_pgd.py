@@ -20,16 +20,16 @@ class SmoothedPGD(Attack):
 
     Adversarial training can leave a network flat around an image. Units that are off pass no gradient, so gradients
     within the ball do not point to an adversarial image that exists. The gradient of the network's Gaussian smoothing
-    does. It is estimated by one draw in each step.
+    does. One draw in each step estimates it. Moved points can lie outside `bounds`, the results cannot.
 
     A search for one image, target class and width of the noise is a lane. It starts uniformly in the ball and increases
     the difference of the logits of target and label, by steps that fall linearly from `eps / 2` to 0. The last steps
-    are without noise. All lanes of an image end with its first success. Images without one, and images
-    that are misclassified from the start, are returned unchanged.
+    are without noise. All lanes of an image end with its first success. Images without one, and images that are
+    misclassified from the start, are returned unchanged.
 
     Where `forward` has a method `exact` (see `SearchModel`), it confirms every success.
 
-    Related: Gaussian smoothing of the transfer direction (Wu & Zhu 2020), variance tuning (Wang & He 2021).
+    Variance tuning (Wang & He 2021) also averages gradients over neighbours, within 1.5 eps, for transfer.
 
     Args:
         eps: Largest perturbation, in units of pixels in [0, 1]: `8/255`, `0.031`.
