@@ -1,19 +1,19 @@
 """CROWN: bounds of all activations' inputs by backward linear propagation."""
 
 from collections.abc import Sequence
+from types import MappingProxyType
 
 import torch
 from torch import Tensor
 
 from lightning_paf.nn.bounds.interval import Interval
-from lightning_paf.nn.bounds.layers.pointwise import Pointwise
 from lightning_paf.nn.bounds.lines import Lines, Slopes, lines
 from lightning_paf.nn.bounds.network import Network
 from lightning_paf.nn.bounds.propagation import Bounds, lower_bound, propagate
 from lightning_paf.nn.bounds.region import Region
 
-_ELEMENTS = 2**24
-"""Elements of the largest tensor of weights in a backward pass."""
+_ELEMENTS = MappingProxyType({"cpu": 2**20, "cuda": 2**26})
+"""Elements of the largest tensor of weights in a backward pass, by device; small ones stay in the cache."""
 _NEARLY_LINEAR = 1e-5
 """Distance of the lines of a neuron, relative to its values, below which its bounds are not tightened."""
 
@@ -42,9 +42,7 @@ class Relaxation:
 
     def of(self, number: int, interval: Interval, slopes: Slopes | None = None) -> Lines:
         """Lines of one activation."""
-        layer = self.network.steps[number - 1].layer
-        assert isinstance(layer, Pointwise)
-        return lines(layer.curve, interval, self.unit, slopes)
+        return lines(self.network.curve(number), interval, self.unit, slopes)
 
 
 def crown_bounds(network: Network, region: Region, unit: float) -> tuple[Bounds, Relaxation]:
@@ -79,7 +77,7 @@ def _neuron_bounds(
     """Bounds of some neurons of a step by CROWN, and the given ones of all others."""
     low, high = bounds[-1]
     largest = max(interval.lower[0].numel() for interval in bounds)
-    rows = max(1, _ELEMENTS // (2 * largest * len(low)))
+    rows = max(1, _ELEMENTS[low.device.type] // (2 * largest * len(low)))
     new_low, new_high = low.flatten(1).clone(), high.flatten(1).clone()
     for part in torch.split(neurons, rows):
         weights = low.new_zeros((len(part), low[0].numel()))

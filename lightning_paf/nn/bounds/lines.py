@@ -147,3 +147,11 @@ def _margin(curve: Curve, slope: Tensor, low: Tensor, high: Tensor, unit: float)
     largest = reduce(torch.maximum, (curve.value(point).abs() for point in points))
     reach = torch.maximum(low.abs(), high.abs())
     return _ROUNDINGS * unit * (reach * (steepest + slope.abs()) + largest)
+
+
+def slope_range(curve: Curve, interval: Interval) -> Interval:
+    """Smallest and largest derivative on an interval, elementwise, up to rounding."""
+    curve, (low, high) = curve.to(interval.lower), interval
+    pieces = pairwise(_points(curve, low, high))
+    slopes = [curve.slope(point) for left, right in pieces for point in _inside(left, right)]
+    return Interval(reduce(torch.minimum, slopes), reduce(torch.maximum, slopes))

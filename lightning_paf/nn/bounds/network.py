@@ -9,6 +9,7 @@ from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_leaves
 
 from lightning_paf.nn.activations import Activation
+from lightning_paf.nn.bounds.curve import Curve
 from lightning_paf.nn.bounds.functions import FUNCTIONS, METHODS, Traced
 from lightning_paf.nn.bounds.interval import Interval
 from lightning_paf.nn.bounds.layers.base import Layer
@@ -70,6 +71,12 @@ class Network:
     def activations(self) -> list[int]:
         """Numbers of the steps that are activations."""
         return [number for number, step in enumerate(self.steps, 1) if isinstance(step.layer, Pointwise)]
+
+    def curve(self, activation: int) -> Curve:
+        """The function of an activation, by its number."""
+        layer = self.steps[activation - 1].layer
+        assert isinstance(layer, Pointwise)
+        return layer.curve
 
 
 def _trace(model: nn.Module) -> fx.Graph:

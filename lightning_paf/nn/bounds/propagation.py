@@ -1,6 +1,6 @@
 """Interval bounds forward, and linear bounds backward, through a network."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 from torch import Tensor
 
@@ -8,7 +8,7 @@ from lightning_paf.nn.bounds.interval import Interval
 from lightning_paf.nn.bounds.layers.pointwise import along
 from lightning_paf.nn.bounds.lines import Lines
 from lightning_paf.nn.bounds.network import Network
-from lightning_paf.nn.bounds.region import Region, total
+from lightning_paf.nn.bounds.region import Box, Region, dot
 
 Bounds = list[Interval]
 """Bounds of the images and of every step."""
@@ -43,6 +43,7 @@ def lower_bound(
     weights: Tensor,
     unit: float,
     relaxed: Mapping[int, Lines],
+    stop: Collection[int] = (),
 ) -> Tensor:
     """Bound weighted sums of the values of a step by backward linear propagation (Zhang et al. 2018).
 
@@ -53,7 +54,8 @@ def lower_bound(
         start: Number of the step.
         weights: (K, N or 1, ...).
         unit: As in `propagate`.
-        relaxed: Lines of each activation before `start`.
+        relaxed: Lines of activations before `start`; others have their default lines.
+        stop: Steps whose bounds end the propagation.
 
     Returns:
         (K, N), float64.
@@ -65,6 +67,9 @@ def lower_bound(
         if number not in found:
             continue
         step, current = network.steps[number - 1], found.pop(number)
+        if number in stop:
+            constant = constant + Box(*bounds[number]).minimum(current, unit)
+            continue
         inputs = tuple(bounds[i] for i in step.inputs)
         if number in relaxed:
             result = along(relaxed[number], current, inputs[0], unit)
@@ -74,7 +79,7 @@ def lower_bound(
         for source, moved in zip(step.inputs, result.weights, strict=True):
             if source in found:
                 moved = found[source] + moved
-                size = size + (2 * total(moved.abs() * bounds[source].magnitude) if unit else 0.0)
+                size = size + (2 * dot(moved.abs(), bounds[source].magnitude)[0] if unit else 0.0)
             found[source] = moved
     least = constant + region.minimum(found[0], unit) if 0 in found else constant
     return least - unit * size

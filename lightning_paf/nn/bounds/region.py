@@ -10,6 +10,8 @@ from torch import Tensor
 
 from lightning_paf.nn.bounds.interval import Interval
 
+CHUNK = 64
+"""Largest number of products that are added without float64."""
 _EXCESS = 1 + 1e-6
 """Factor of the radius, since attacks reach it up to rounding."""
 
@@ -58,10 +60,10 @@ class Box(Region):
 
     def minimum(self, weights: Tensor, unit: float) -> Tensor:
         """Centre minus radius of the range of the sum."""
-        size = weights.abs()
         centre, radius = (self.lower + self.upper) / 2, (self.upper - self.lower) / 2
-        least = total(weights * centre - size * radius)
-        return least - 8 * unit * total(size * (centre.abs() + radius)) if unit else least
+        (middle,) = dot(weights, centre)
+        spread, size = dot(weights.abs(), radius, centre.abs() + radius)
+        return middle - spread - 2.1 * (CHUNK + 4) * unit * size
 
 
 class Ball(Region):
@@ -90,9 +92,7 @@ class Ball(Region):
         """
         low, high = self.box.lower - self.x, self.box.upper - self.x
         best = self.box.minimum(weights, unit)
-        base = total(weights * self.x)
-        if unit:
-            base = base - 8 * unit * total(weights.abs() * (self.x + 2 * self.eps))
+        base = dot(weights, self.x)[0] - 2.1 * (CHUNK + 4) * unit * dot(weights.abs(), self.x + 2 * self.eps)[0]
         squares = weights.detach().square()
         multiplier = total(squares).sqrt() / (2 * self.eps)
         for _ in range(self.rounds):
@@ -128,6 +128,26 @@ def region_of(norm: str, x: Tensor, eps: float) -> Region:
     if not 0 < eps < math.inf:
         raise ValueError(f"eps must be above 0 and finite, got {eps}. Pass e.g. 8/255.")
     return _REGIONS[norm](x, eps)
+
+
+def dot(weights: Tensor, *values: Tensor) -> list[Tensor]:
+    """Sums of weights (K, N or 1, ...) times values (N or 1, ...) or (K, N, ...), each (K, N) in float64.
+
+    At most `CHUNK` products are added in the dtype of the weights, so that the relative error is that many rounding
+    units.
+    """
+    if values[0].dim() == weights.dim():
+        return [total(weights * value) for value in values]
+    count, batch = max(weights.shape[1], *(len(value) for value in values)), weights.shape[1]
+    columns = torch.stack([value.expand(count, *value.shape[1:]).flatten(1) for value in values], 2)
+    if batch == 1:
+        columns = columns.permute(1, 0, 2).flatten(1)[None]
+    size = columns.shape[1]
+    length = next(length for length in range(min(CHUNK, size), 0, -1) if size % length == 0)
+    left = weights.reshape(len(weights), -1, length).transpose(0, 1)
+    parts = left @ columns.reshape(len(left), length, -1).to(weights.dtype)
+    sums = parts.view(batch, -1, *parts.shape[1:]).sum(1, dtype=torch.float64)
+    return list(sums.transpose(0, 1).reshape(len(weights), count, len(values)).unbind(2))
 
 
 def total(values: Tensor) -> Tensor:

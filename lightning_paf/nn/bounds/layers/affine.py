@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from lightning_paf.nn.bounds.interval import Interval
 from lightning_paf.nn.bounds.layers.base import Backward, Layer
-from lightning_paf.nn.bounds.region import total
+from lightning_paf.nn.bounds.region import CHUNK, dot
 
 
 class Affine(Layer):
@@ -36,7 +36,7 @@ class Affine(Layer):
         """Centre and radius (Gowal et al. 2018)."""
         low, high = inputs[0]
         centre, radius = (low + high) / 2, (high - low) / 2
-        error = self._error(unit)
+        error = _error(self.terms) * unit
         spread = self.apply(radius + error * (centre.abs() + radius) if unit else radius, absolute=True)
         if unit:
             spread = spread * (1 + error) + error * self.bias_size
@@ -47,15 +47,11 @@ class Affine(Layer):
         """Multiply by the transposed matrix."""
         shape = inputs[0].lower.shape[1:]
         moved = self.transposed(weights.flatten(0, 1), shape).view(*weights.shape[:2], *shape)
-        constant = total(weights * self.bias)
+        bias = self.bias.expand(1, *weights.shape[2:])
         if not unit:
-            return Backward((moved,), constant, 0.0)
+            return Backward((moved,), *dot(weights, bias), 0.0)
         size = self.apply(inputs[0].magnitude, absolute=True) + self.bias_size
-        return Backward((moved,), constant, self._error(1.0) * dot(weights.abs(), size))
-
-    def _error(self, unit: float) -> float:
-        """Relative error of a sum in these bounds, and once more in the bounded network."""
-        return 2.1 * (self.terms + 4) * unit
+        return Backward((moved,), *dot(weights, bias), _error(max(self.terms, CHUNK)) * dot(weights.abs(), size)[0])
 
 
 class Linear(Affine):
@@ -162,6 +158,6 @@ class Scale(Affine):
         return weights * self.factor
 
 
-def dot(weights: Tensor, values: Tensor) -> Tensor:
-    """Sums of weights (K, N or 1, ...) times values (N or 1, ...), (K, N) float64."""
-    return total(weights * values)
+def _error(terms: int) -> float:
+    """Relative error of a sum, in these bounds and once more in the bounded network, in rounding units."""
+    return 2.1 * (terms + 4)

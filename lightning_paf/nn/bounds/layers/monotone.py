@@ -8,7 +8,7 @@ from torch import Tensor
 
 from lightning_paf.nn.bounds.interval import Interval
 from lightning_paf.nn.bounds.layers.base import Backward, Layer
-from lightning_paf.nn.bounds.region import total
+from lightning_paf.nn.bounds.region import dot
 
 
 class Monotone(Layer):
@@ -36,7 +36,8 @@ class Monotone(Layer):
             outputs = self.apply(zeros)
         flat = weights.flatten(0, 1)
         (moved,) = torch.autograd.grad(outputs, zeros, flat, create_graph=flat.requires_grad)
-        size = self.error * total(weights.abs() * self.apply(inputs[0].magnitude)) if unit and self.error else 0.0
+        has_error = unit and self.error
+        size = self.error * dot(weights.abs(), self.apply(inputs[0].magnitude))[0] if has_error else 0.0
         return Backward((moved.view(*weights.shape[:2], *zeros.shape[1:]),), 0.0, size)
 
 
@@ -51,7 +52,7 @@ class Addition(Layer):
 
     def backward(self, weights: Tensor, inputs: tuple[Interval, ...], unit: float) -> Backward:
         """The same weights for both."""
-        size = 8 * total(weights.abs() * (inputs[0].magnitude + inputs[1].magnitude)) if unit else 0.0
+        size = 8 * dot(weights.abs(), inputs[0].magnitude + inputs[1].magnitude)[0] if unit else 0.0
         return Backward((weights, weights), 0.0, size)
 
 

@@ -7,7 +7,7 @@ from lightning_paf.nn.bounds.curve import Curve
 from lightning_paf.nn.bounds.interval import Interval
 from lightning_paf.nn.bounds.layers.base import Backward, Layer
 from lightning_paf.nn.bounds.lines import Lines, lines, value_range
-from lightning_paf.nn.bounds.region import total
+from lightning_paf.nn.bounds.region import CHUNK, dot
 
 
 class Pointwise(Layer):
@@ -32,10 +32,10 @@ class Pointwise(Layer):
 def along(bounds: Lines, weights: Tensor, interval: Interval, unit: float) -> Backward:
     """Take the line below for positive weights, and that above for negative ones."""
     positive, negative = weights.clamp(min=0), weights.clamp(max=0)
-    moved = positive * bounds.lower_slope + negative * bounds.upper_slope
-    constant = total(positive * bounds.lower + negative * bounds.upper)
+    moved = torch.addcmul(positive * bounds.lower_slope, negative, bounds.upper_slope)
     if not unit:
-        return Backward((moved,), constant, 0.0)
+        return Backward((moved,), dot(positive, bounds.lower)[0] + dot(negative, bounds.upper)[0], 0.0)
     steepest = torch.maximum(bounds.lower_slope.abs(), bounds.upper_slope.abs())
-    offset = torch.maximum(bounds.lower.abs(), bounds.upper.abs())
-    return Backward((moved,), constant, 8 * total(weights.abs() * (steepest * interval.magnitude + offset)))
+    size = steepest * interval.magnitude + torch.maximum(bounds.lower.abs(), bounds.upper.abs())
+    (low, low_size), (high, high_size) = dot(positive, bounds.lower, size), dot(negative, bounds.upper, size)
+    return Backward((moved,), low + high, 2.1 * (CHUNK + 4) * (low_size - high_size))
