@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lightning_paf.nn.bounds.interval import Interval
 
-CHUNK = 64
+CHUNK = 16
 """Largest number of products that are added without float64."""
 _EXCESS = 1 + 1e-6
 """Factor of the radius, since attacks reach it up to rounding."""
@@ -63,7 +63,7 @@ class Box(Region):
         centre, radius = (self.lower + self.upper) / 2, (self.upper - self.lower) / 2
         (middle,) = dot(weights, centre)
         spread, size = dot(weights.abs(), radius, centre.abs() + radius)
-        return middle - spread - 2.1 * (CHUNK + 4) * unit * size
+        return middle - spread - 1.1 * (CHUNK + 4) * unit * size
 
 
 class Ball(Region):
@@ -92,7 +92,7 @@ class Ball(Region):
         """
         low, high = self.box.lower - self.x, self.box.upper - self.x
         best = self.box.minimum(weights, unit)
-        base = dot(weights, self.x)[0] - 2.1 * (CHUNK + 4) * unit * dot(weights.abs(), self.x + 2 * self.eps)[0]
+        base = dot(weights, self.x)[0] - 1.1 * (CHUNK + 4) * unit * dot(weights.abs(), self.x + 2 * self.eps)[0]
         squares = weights.detach().square()
         multiplier = total(squares).sqrt() / (2 * self.eps)
         for _ in range(self.rounds):

@@ -15,12 +15,14 @@ class Affine(Layer):
     """y = W x + b.
 
     Attributes:
-        terms: Largest number of products in an output, and in an input of the transposed map.
+        terms: Largest number of products in an output.
+        transposed_terms: Largest number of products in an input of the transposed map.
         bias: b, which broadcasts against outputs (N, ...).
         bias_size: Absolute value of b, or the sum of those of its summands.
     """
 
     terms: int
+    transposed_terms: int
     bias: Tensor
     bias_size: Tensor
 
@@ -36,7 +38,8 @@ class Affine(Layer):
         """Centre and radius (Gowal et al. 2018)."""
         low, high = inputs[0]
         centre, radius = (low + high) / 2, (high - low) / 2
-        error = _error(self.terms) * unit
+        # Twice, since both these bounds and the bounded network round.
+        error = 2.1 * (self.terms + 4) * unit
         spread = self.apply(radius + error * (centre.abs() + radius) if unit else radius, absolute=True)
         if unit:
             spread = spread * (1 + error) + error * self.bias_size
@@ -50,8 +53,9 @@ class Affine(Layer):
         bias = self.bias.expand(1, *weights.shape[2:])
         if not unit:
             return Backward((moved,), *dot(weights, bias), 0.0)
-        size = self.apply(inputs[0].magnitude, absolute=True) + self.bias_size
-        return Backward((moved,), *dot(weights, bias), _error(max(self.terms, CHUNK)) * dot(weights.abs(), size)[0])
+        products = (self.terms + self.transposed_terms + 8) * self.apply(inputs[0].magnitude, absolute=True)
+        size = products + (self.terms + CHUNK + 8) * self.bias_size
+        return Backward((moved,), *dot(weights, bias), 1.1 * dot(weights.abs(), size)[0])
 
 
 class Linear(Affine):
@@ -65,7 +69,7 @@ class Linear(Affine):
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         self.weight = weight
         self.bias = weight.new_zeros(len(weight)) if bias is None else bias
-        self.bias_size, self.terms = self.bias.abs(), max(weight.shape)
+        self.bias_size, (self.transposed_terms, self.terms) = self.bias.abs(), weight.shape
 
     def apply(self, x: Tensor, absolute: bool = False) -> Tensor:
         """W x, or |W| x."""
@@ -101,7 +105,7 @@ class Conv(Affine):
         self.bias = (weight.new_zeros(len(weight)) if bias is None else bias).view(-1, 1, 1)
         self.bias_size = self.bias.abs()
         out, inner, *kernel = weight.shape
-        self.terms = max(inner, out // groups) * kernel[0] * kernel[1]
+        self.terms, self.transposed_terms = (part * kernel[0] * kernel[1] for part in (inner, out // groups))
 
     def apply(self, x: Tensor, absolute: bool = False) -> Tensor:
         """W x, or |W| x."""
@@ -130,7 +134,7 @@ class Scale(Affine):
         bias_size: Sum of the absolute values of the summands of the bias; by default its absolute value.
     """
 
-    terms = 4  # the factor of a normalisation is rounded several times
+    terms = transposed_terms = 4  # the factor of a normalisation is rounded several times
 
     def __init__(self, factor: Tensor, bias: Tensor, bias_size: Tensor | None = None) -> None:
         self.factor, self.bias = factor, bias
@@ -156,8 +160,3 @@ class Scale(Affine):
     def transposed(self, weights: Tensor, shape: torch.Size) -> Tensor:
         """The same product."""
         return weights * self.factor
-
-
-def _error(terms: int) -> float:
-    """Relative error of a sum, in these bounds and once more in the bounded network, in rounding units."""
-    return 2.1 * (terms + 4)

@@ -36,6 +36,7 @@ def along(bounds: Lines, weights: Tensor, interval: Interval, unit: float) -> Ba
     if not unit:
         return Backward((moved,), dot(positive, bounds.lower)[0] + dot(negative, bounds.upper)[0], 0.0)
     steepest = torch.maximum(bounds.lower_slope.abs(), bounds.upper_slope.abs())
-    size = steepest * interval.magnitude + torch.maximum(bounds.lower.abs(), bounds.upper.abs())
+    offset = torch.maximum(bounds.lower.abs(), bounds.upper.abs())
+    size = 4 * steepest * interval.magnitude + (CHUNK + 4) * offset
     (low, low_size), (high, high_size) = dot(positive, bounds.lower, size), dot(negative, bounds.upper, size)
-    return Backward((moved,), low + high, 2.1 * (CHUNK + 4) * (low_size - high_size))
+    return Backward((moved,), low + high, 1.1 * (low_size - high_size))
