@@ -124,17 +124,9 @@ def attacked(model, x, weights, eps, norm, steps=10):
         sums = (weights * model(points.flatten(0, 1)).view(*points.shape[:2], -1)).sum(2)
         least = torch.minimum(least, sums.detach())
         (gradient,) = torch.autograd.grad(sums.sum(), points)
-        delta = (
-            points.detach()
-            - x
-            - eps
-            / 4
-            * (
-                gradient.sign()
-                if norm == "linf"
-                else gradient / gradient.flatten(2).norm(dim=2).clamp_min(1e-9)[..., None, None, None]
-            )
-        )
+        length = gradient.flatten(2).norm(dim=2).clamp_min(1e-9)[..., None, None, None]
+        step_of = gradient.sign() if norm == "linf" else gradient / length
+        delta = points.detach() - x - eps / 4 * step_of
         if norm == "linf":
             delta = delta.clamp(-eps, eps)
     return least

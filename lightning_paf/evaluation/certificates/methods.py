@@ -97,6 +97,8 @@ class AlphaCrown(Crown):
         found: Tensor,
     ) -> Tensor:
         """Optimise the slopes without rounding margins, then bound with them."""
+        if not relaxation.lines:
+            return found
         inputs = {number: bounds[network.steps[number - 1].inputs[0]] for number in relaxation.lines}
         ranges = {number: slope_range(network.curve(number), interval) for number, interval in inputs.items()}
 
