@@ -89,7 +89,7 @@ def certified_report(
 
 
 def _attacked(evidence: Sequence[Evidence], threat: Threat, count: int) -> dict[str, Accuracy]:
-    """Robust accuracy on the same images under each attack with the same radius, by its name."""
+    """Robust accuracy on the same images, by attack with the same radius."""
     found = {}
     for part in evidence:
         shared, attack = part.ids < count, part.metadata["attack"]

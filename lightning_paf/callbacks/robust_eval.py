@@ -107,8 +107,7 @@ class RobustEval(Callback):
         self.search_precision = search_precision
         self.stop = stop
         self.state_dir = state_dir
-        self.evidence = evidence
-        self.certify = certify
+        self.evidence, self.certify = evidence, certify
         self.fresh = False
         self.results: dict[Stage, EvaluationResult] = {}
         self._ids: list[int] = []

@@ -44,7 +44,7 @@ def _margins(options: argparse.Namespace, rest: list[str]) -> int:
         task = bar.add_task(f"certifying by {threat.method}", total=len(x))
         out = options.json or folder / f"{threat.stem}.json"
         report = certified_report(
-            run.model, x, y, threat, folder, out, progress=lambda done: bar.update(task, completed=done)
+            run.model, x, y, threat, folder / "test", out, progress=lambda done: bar.update(task, completed=done)
         )
     return finish(report)
 

@@ -241,7 +241,7 @@ class EvaluationResult:
 
     @property
     def certified_robust(self) -> Accuracy | None:
-        """Certified accuracy on the evaluated samples, with its 95 % interval; None without certificates."""
+        """Certified accuracy with its 95 % interval; None without certificates."""
         return exact_accuracy(int(np.count_nonzero(self.certified)), self.evaluated) if len(self.certified) else None
 
     @property

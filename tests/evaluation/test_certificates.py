@@ -9,6 +9,7 @@ from lightning_paf.attacks import PGD
 from lightning_paf.evaluation import Evaluation, EvaluationResult, Samples
 from lightning_paf.evaluation.certificates import certify
 from lightning_paf.evaluation.certificates.records import check_consistent
+from lightning_paf.nn.activations import ReLU
 
 
 class Brightness(nn.Module):
@@ -23,6 +24,21 @@ class Brightness(nn.Module):
 
     def forward(self, x):
         return self.fc(self.flatten(x))
+
+
+class Noisy(Brightness):
+    def forward(self, x):
+        return super().forward(x) + torch.rand(2)
+
+
+class Constant(Brightness):
+    def forward(self, x):
+        return super().forward(x) + super().forward(x.data)
+
+
+class OtherReLU(ReLU):
+    def forward(self, x):
+        return x.abs()
 
 
 LEVELS = (0.2, 0.45, 0.52, 0.9)
@@ -65,6 +81,9 @@ def test_batches_and_progress():
         ({"images": X + 1}, "pixels in \\[0, 1\\]"),
         ({"labels": Y.float()}, "y must be class labels"),
         ({"model": nn.Sequential(nn.MaxPool2d(2), nn.Flatten(), nn.Linear(4, 2))}, "MaxPool2d \\(0\\)"),
+        ({"model": Noisy()}, "cannot trace"),
+        ({"model": Constant()}, "function getattr"),
+        ({"model": nn.Sequential(nn.Conv2d(1, 2, 4), OtherReLU(), nn.Flatten())}, "OtherReLU \\(1\\)"),
         ({"model": nn.Sequential(nn.Conv2d(1, 2, 4), nn.GELU(), nn.Flatten())}, "GELU \\(1\\)"),
     ],
 )

@@ -12,7 +12,7 @@ from lightning_paf.nn.modes import full_precision
 
 
 def interval_bounds(model: nn.Module, lower: Tensor, upper: Tensor) -> list[Interval]:
-    """Bounds of the inputs of every activation, in order, by interval arithmetic; see `layer_bounds`."""
+    """Bounds by interval arithmetic of the inputs of activations; see `layer_bounds`."""
     with torch.no_grad(), full_precision():
         network = Network(model, lower[:1])
         bounds = propagate(network, Box(lower, upper), rounding_unit(lower.dtype))

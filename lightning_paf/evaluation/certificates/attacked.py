@@ -15,7 +15,7 @@ from lightning_paf.utils.radius import radius_from_text
 
 
 def evidence_of(folder: Path, model: nn.Module, x: Tensor, y: Tensor, norm: Norm) -> list[Evidence]:
-    """Read the evidence in a folder against the same weights on samples that begin with these.
+    """Read the evidence in a folder against the same weights and samples.
 
     Args:
         folder: Folder of results.

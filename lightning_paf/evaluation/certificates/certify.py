@@ -108,7 +108,7 @@ def _margins(
 
 
 def _differences(y: Tensor, logits: Tensor) -> Tensor:
-    """Weights (classes - 1, N, classes) of the logit of the label minus each other one."""
+    """Weights (classes - 1, N, classes) of the label's logit minus each other one."""
     classes = logits.shape[1]
     eye = torch.eye(classes, dtype=logits.dtype, device=logits.device)
     return torch.stack([eye[y] - eye[(y + shift) % classes] for shift in range(1, classes)])

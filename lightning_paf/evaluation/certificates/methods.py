@@ -33,7 +33,7 @@ class Method(ABC):
 
 
 class IBP(Method):
-    """Interval bounds (Gowal et al. 2018); the last linear layer includes the weights of the sums."""
+    """Interval bounds (Gowal et al. 2018), with the last layers merged into the sums."""
 
     def __call__(self, network: Network, region: Region, weights: Tensor) -> Tensor:
         """Bound the sums of N images, (K, N)."""

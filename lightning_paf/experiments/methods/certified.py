@@ -1,4 +1,4 @@
-"""Certified training: certified accuracy of ReLU and PSSiLU after the same training."""
+"""Certified training: certified accuracy of ReLU and PSSiLU."""
 
 from torch import Tensor
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from lightning_paf.nn.bounds.layers.affine import Conv, Linear, Scale
 from lightning_paf.nn.bounds.layers.base import Layer
-from lightning_paf.nn.bounds.layers.monotone import Addition, Monotone, adaptive_average, average, average_of_all
+from lightning_paf.nn.bounds.layers.monotone import Addition, Monotone, adaptive_average, average, average_over
 from lightning_paf.nn.bounds.modules import layer_of
 
 
@@ -89,7 +89,7 @@ def _reshape(function: Callable[..., Tensor]) -> Rule:
 
 def _mean(x: Traced, dim: Any = None, keepdim: bool = False) -> Layer | None:
     dims = {d % x.sample.dim() for d in ((dim,) if isinstance(dim, int) else dim or (0,))}
-    return None if 0 in dims else average_of_all(partial(torch.mean, dim=tuple(dims), keepdim=keepdim), x.sample)
+    return None if 0 in dims else average_over(partial(torch.mean, dim=tuple(dims), keepdim=keepdim), x.sample)
 
 
 def _as_module(module: nn.Module) -> Rule:

@@ -78,7 +78,8 @@ def least_intercept(curve: Curve, slope: Tensor, low: Tensor, high: Tensor) -> T
 
     It is differentiable by slope, ends and parameters.
     """
-    slope, low, high = torch.broadcast_tensors(slope, low, high)
+    shape = torch.broadcast_shapes(slope.shape, low.shape)
+    slope, low, high = slope.expand(shape), low.expand(shape), high.expand(shape)
     points = _points(curve, low, high)
     best = reduce(torch.minimum, (curve.value(point) - slope * point for point in points))
     for left, right in pairwise(points):

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, fx, nn
@@ -100,6 +100,9 @@ class _Tracer(fx.Tracer):
             raise UnboundedError(f"hooks of {type(m).__name__} ({self.path_of_module(m)})")
         return super().call_module(m, forward, args, kwargs)
 
+    def get_fresh_qualname(self, prefix: str) -> NoReturn:
+        raise TypeError("a tensor that the forward pass creates would become a constant")
+
 
 class _Builder(fx.Interpreter):
     """Runs a graph on one image, and collects the layers that depend on it."""
@@ -120,7 +123,7 @@ class _Builder(fx.Interpreter):
     def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
         if not _traced(args, kwargs):
             return super().call_function(target, args, kwargs)
-        if target is getattr:
+        if target is getattr and args[1] in ("shape", "dtype", "device", "ndim"):
             return getattr(args[0].sample, args[1])
         name = getattr(target, "__name__", str(target))
         return self._add(self._apply(FUNCTIONS.get(target), args, kwargs), f"the function {name}", args, kwargs)

@@ -96,9 +96,10 @@ class Ball(Region):
         squares = weights.detach().square()
         multiplier = total(squares).sqrt() / (2 * self.eps)
         for _ in range(self.rounds):
-            factor = per_row(multiplier.clamp_min(1e-20), weights)
+            rounded = multiplier.clamp_min(1e-20).to(weights.dtype)  # the same number in both terms
+            factor = per_row(rounded, weights)
             shift = (-weights / (2 * factor)).clamp(low, high)
-            cost = total(weights * shift + factor * shift.square()) - multiplier.clamp_min(1e-20) * self.eps**2
+            cost = total(weights * shift + factor * shift.square()) - rounded.double() * self.eps**2
             if unit:
                 cost = cost - 8 * unit * total((weights * shift).abs() + factor * shift.square())
             best = torch.maximum(best, base + cost)
@@ -156,5 +157,5 @@ def total(values: Tensor) -> Tensor:
 
 
 def per_row(values: Tensor, like: Tensor) -> Tensor:
-    """View (K, N) in the dtype of `like` (K, N, ...), to broadcast with it."""
-    return values.to(like.dtype).view(*values.shape, *[1] * (like.dim() - 2))
+    """View (K, N) to broadcast with `like` (K, N, ...)."""
+    return values.view(*values.shape, *[1] * (like.dim() - 2))

@@ -52,7 +52,7 @@ class SlopeSearch:
                     old[better] = new[better]
             if step < self.steps:
                 optimizer.zero_grad()
-                (-found.sum()).backward()
+                torch.autograd.backward(-found.sum())
                 optimizer.step()
                 with torch.no_grad():
                     for position in parameters:

@@ -52,10 +52,10 @@ class Affine(Layer):
         moved = self.transposed(weights.flatten(0, 1), shape).view(*weights.shape[:2], *shape)
         bias = self.bias.expand(1, *weights.shape[2:])
         if not unit:
-            return Backward((moved,), *dot(weights, bias), 0.0)
+            return Backward((moved,), dot(weights, bias)[0], 0.0)
         products = (self.terms + self.transposed_terms + 8) * self.apply(inputs[0].magnitude, absolute=True)
         size = products + (self.terms + CHUNK + 8) * self.bias_size
-        return Backward((moved,), *dot(weights, bias), 1.1 * dot(weights.abs(), size)[0])
+        return Backward((moved,), dot(weights, bias)[0], 1.1 * dot(weights.abs(), size)[0])
 
 
 class Linear(Affine):

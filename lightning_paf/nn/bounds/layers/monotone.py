@@ -61,9 +61,9 @@ def average(apply: Callable[[Tensor], Tensor], kernel: int | tuple[int, ...]) ->
     return Monotone(apply, kernel**2 if isinstance(kernel, int) else math.prod(kernel))
 
 
-def average_of_all(apply: Callable[[Tensor], Tensor], sample: Tensor) -> Monotone:
-    """An average of at most all elements of an input, such as `sample` (1, ...)."""
-    return Monotone(apply, sample.numel())
+def average_over(apply: Callable[[Tensor], Tensor], sample: Tensor) -> Monotone:
+    """Averages over some dimensions of inputs such as `sample` (1, ...)."""
+    return Monotone(apply, sample.numel() // apply(sample).numel())
 
 
 def adaptive_average(apply: Callable[[Tensor], Tensor], sample: Tensor) -> Monotone:
