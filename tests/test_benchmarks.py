@@ -7,6 +7,7 @@ import subprocess
 import sys
 from argparse import Namespace
 from fractions import Fraction
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 
@@ -15,7 +16,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from lightning_paf.attacks import PGD
+from lightning_paf.attacks import PGD, autoattack
 from lightning_paf.evaluation.statistics import exact_accuracy
 from lightning_paf.nets import CifarResNet, SmallConvNet
 from lightning_paf.nn.activations import PSSiLU
@@ -249,3 +250,14 @@ def test_folder_loader(monkeypatch, tmp_path):
     rows = run("folder_loader", ["--quick"], monkeypatch, tmp_path)
     assert {"32 px, array, images a second", "224 px, streamed : torchvision"} <= rows.keys()
     assert all(row["median"] > 0 for name, row in rows.items() if "memory" not in name)
+
+
+def test_recall_counts_violations_and_the_images_that_each_attack_finds(monkeypatch, tmp_path, capsys):
+    short = {"apgd-ce": {"steps": 5}, "apgd-t": {"steps": 5}, "fab-t": {"steps": 5}, "square": {"queries": 10}}
+    made = {name: partial(autoattack._MAKE[name], **budget) for name, budget in short.items()}
+    monkeypatch.setattr(autoattack, "_MAKE", {**autoattack._MAKE, **made})
+    arguments = ["--nets", "cross-entropy, plain", "--eps", "0.12", "--images", "6", "--epochs", "1", "--seeds", "1"]
+    (row,) = run("recall", arguments, monkeypatch, tmp_path)
+    assert row["violated"] + row["proven"] + row["undecided"] == row["images"] == 6
+    assert row["found"]["standard"] <= row["found"]["strong"] <= row["violated"]
+    assert f"strong finds {row['found']['strong']} of {row['violated']}" in capsys.readouterr().out

@@ -26,6 +26,7 @@ from lightning_paf.attacks.l2_ascent import L2Ascent
 from lightning_paf.attacks.pgd import PGD
 from lightning_paf.attacks.reference_autoattack import ReferenceAutoAttack
 from lightning_paf.attacks.replay import Recorded
+from lightning_paf.attacks.smoothed_pgd import SmoothedPGD
 from lightning_paf.attacks.square import Square
 from lightning_paf.attacks.sub_attack import run_sub_attack
 from lightning_paf.attacks.wrappers import Restarts, WorstOf
@@ -65,6 +66,7 @@ __all__ = [
     "SigmaZero",
     "SignOPT",
     "SingleStep",
+    "SmoothedPGD",
     "Square",
     "UniversalPerturbation",
     "WorstOf",

@@ -55,7 +55,7 @@ class Square(Attack):
         batch_size: int = 250,
         target: Target = None,
     ) -> None:
-        super().__init__(eps, norm=norm)
+        super().__init__(eps, norm=norm, target=target)
         if norm not in SEARCHES:
             raise ValueError(f"norm of Square must be linf or l2, got {norm!r}. Pass ReferenceAutoAttack for l1.")
         if not 0 < p_init <= 1:

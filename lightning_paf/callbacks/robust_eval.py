@@ -20,6 +20,7 @@ from lightning_paf.attacks.probe import Flags, probe
 from lightning_paf.attacks.target import check_classes
 from lightning_paf.callbacks.classifier_of import classifier_of
 from lightning_paf.evaluation import Samples
+from lightning_paf.evaluation.certificates import MethodName
 from lightning_paf.evaluation.evaluate import Evaluation
 from lightning_paf.evaluation.files import ResultFiles
 from lightning_paf.evaluation.result import EvaluationResult
@@ -66,6 +67,8 @@ class RobustEval(Callback):
         state_dir: Folder of the test's state; null puts it into the test folder, separately for each set of weights,
             data and settings. Several machines can share it.
         evidence: Whether to write the evidence and the report.
+        certify: Method of certificates in test: `ibp`, `crown-ibp`, `crown` or `alpha-crown`. Samples with a
+            certificate count as robust and are not attacked. Null attacks all.
 
     Raises:
         ValueError: A number out of range, a name that is no file name; a state of another evaluation. In the first
@@ -85,6 +88,7 @@ class RobustEval(Callback):
         stop: StopRule | None = None,
         state_dir: Path | None = None,
         evidence: bool = True,
+        certify: MethodName | None = None,
     ) -> None:
         for option, value, least in (
             ("every_n_epochs", every_n_epochs, 0),
@@ -104,7 +108,7 @@ class RobustEval(Callback):
         self.search_precision = search_precision
         self.stop = stop
         self.state_dir = state_dir
-        self.evidence = evidence
+        self.evidence, self.certify = evidence, certify
         self.fresh = False
         self.results: dict[Stage, EvaluationResult] = {}
         self._ids: list[int] = []
@@ -173,6 +177,7 @@ class RobustEval(Callback):
         files = ResultFiles.of(run_folder_of(trainer), self.name, self.attack)
         with barrier_without_timeout(), torch.inference_mode(False):
             evaluation = self._evaluation(_classifier(pl_module), _samples(trainer, trainer.test_dataloaders, ids))
+            evaluation = replace(evaluation, certify=self.certify)
             state = files.state(evaluation.identity, self.state_dir)
             if self.fresh and trainer.is_global_zero:
                 state.clear()
@@ -281,7 +286,9 @@ def _summary(result: EvaluationResult, files: ResultFiles) -> str:
     if pairs:
         least = f", {sum(row.fooled for row in pairs)} of {sum(row.attacked for row in pairs)} classified as the target"
     flags = f"Flags: {', '.join(result.flags)}. " if result.flags else ""
+    certified = f"certified {result.certified_robust} <= " if result.certified_robust else ""
     return (
-        f"{result.name}: robust {result.robust}, clean {result.clean} on {result.evaluated} samples{stopped}{least}; "
+        f"{result.name}: {certified}robust {result.robust}, clean {result.clean} on {result.evaluated} "
+        f"samples{stopped}{least}; "
         f"{attack['attack']} {attack['norm']} eps {attack['eps']}; {result.weights}. {flags}{files.summary()}"
     )

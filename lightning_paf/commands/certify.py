@@ -1,11 +1,12 @@
-"""Certify l2 radii of a network with Gaussian noise (randomised smoothing)."""
+"""Certify robustness: linear bounds of margins, or randomised smoothing."""
 
 import argparse
 from dataclasses import asdict
+from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lightning_paf.utils.arguments import command_parser, positive
+from lightning_paf.utils.arguments import command_parser, number, positive
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -17,8 +18,39 @@ ROWS = 8
 
 
 def main(argv: list[str]) -> int:
-    """Certify, print a table, and write the figure and the JSON file if requested."""
+    """Certify, print a table, and write the files."""
     options, rest = _parse(argv)
+    return (_margins if options.sigma is None else _smoothing)(options, rest)
+
+
+def _margins(options: argparse.Namespace, rest: list[str]) -> int:
+    """Certify a norm ball around each image by bounds of the margins."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from lightning_paf.analysis.certified_margins import Threat, certified_report
+    from lightning_paf.cli.evaluated_checkpoint import checkpoint_of
+    from lightning_paf.commands.analyze import finish
+    from lightning_paf.loading import load_run
+    from lightning_paf.runs.config_file import run_of
+
+    checkpoint = checkpoint_of(options.run)
+    run, folder = load_run(checkpoint, options.config, options.device, rest), run_of(checkpoint)
+    trained = run.module.attack
+    threat = Threat(options.eps or trained.eps, options.norm or trained.norm, options.method)
+    samples = run.samples(options.examples)
+    x, y = samples.fetch(samples.ids)
+    with Progress(console=Console(stderr=True, highlight=False)) as bar:
+        task = bar.add_task(f"certifying by {threat.method}", total=len(x))
+        out = options.json or folder / f"{threat.stem}.json"
+        report = certified_report(
+            run.model, x, y, threat, folder / "test", out, progress=lambda done: bar.update(task, completed=done)
+        )
+    return finish(report)
+
+
+def _smoothing(options: argparse.Namespace, rest: list[str]) -> int:
+    """Certify l2 radii of the classifier smoothed with Gaussian noise."""
     from rich.console import Console
     from rich.progress import Progress
 
@@ -59,7 +91,15 @@ def _parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     parser = command_parser("certify", __doc__)
     add = parser.add_argument
     add("run", type=Path, metavar="RUN", help="run folder (its newest checkpoint), or a checkpoint")
-    add("--sigma", type=float, required=True, help="standard deviation of the noise, pixels in [0, 1]")
+    add(
+        "--method",
+        choices=("ibp", "crown-ibp", "crown", "alpha-crown", "smoothing"),
+        help="ibp to alpha-crown bound the margins, each one tighter and slower than the one before; smoothing "
+        "certifies the network under Gaussian noise (default: smoothing with --sigma, otherwise crown)",
+    )
+    add("--eps", type=number(Fraction, above=0), help="radius, e.g. 8/255; not for smoothing (default: training's)")
+    add("--norm", choices=("linf", "l2"), help="norm of eps; smoothing is about l2 (default: training's)")
+    add("--sigma", type=float, help="standard deviation of the noise, pixels in [0, 1]; only for smoothing")
     add(
         "--samples",
         type=int,
@@ -73,9 +113,18 @@ def _parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     add("--seed", type=int, default=0, help="seed of the noise")
     add("--batch_size", type=int, default=1024, help="noisy copies in a forward pass (default: 1024)")
     add_model_arguments(parser)
-    add("--json", type=Path, metavar="FILE", help="write all classes and radii to this file")
-    add("--figure", type=Path, metavar="PNG", help="draw certified accuracy over the radius")
-    return parser.parse_known_args(argv)
+    add("--json", type=Path, metavar="FILE", help="file of all results (default: in the run; none for smoothing)")
+    add("--figure", type=Path, metavar="PNG", help="draw certified accuracy over the radius (smoothing)")
+    options, rest = parser.parse_known_args(argv)
+    smoothing = (options.method or ("crown" if options.sigma is None else "smoothing")) == "smoothing"
+    if smoothing != (options.sigma is not None):
+        parser.error("--sigma must be given for smoothing, and only for it. Pass --method smoothing --sigma 0.25")
+    if smoothing and (options.eps is not None or options.norm == "linf"):
+        parser.error("--eps and --norm linf must not be given for smoothing, which certifies an l2 radius per image")
+    if not smoothing and options.figure is not None:
+        parser.error("--figure must be given with --method smoothing only. Leave it out")
+    options.method = options.method or "crown"
+    return options, rest
 
 
 def _lines(found: "Certificates", y: "Tensor", smoothing: "Smoothing") -> list[str]:

@@ -19,8 +19,10 @@ from torch import Tensor, nn
 from lightning_paf.attacks import Attack
 from lightning_paf.attacks.probe import PROBES, Probe, probe, warn_of
 from lightning_paf.attacks.sub_attack import run_sub_attack
+from lightning_paf.evaluation.certificates.certify import MethodName
+from lightning_paf.evaluation.certificates.records import certified_ids
 from lightning_paf.evaluation.identity import Identity, data_fingerprint, network_fingerprint
-from lightning_paf.evaluation.result import BlockResult, EvaluationResult
+from lightning_paf.evaluation.result import CERTIFICATE, BlockResult, EvaluationResult
 from lightning_paf.evaluation.samples import Samples
 from lightning_paf.evaluation.state import Key, MemoryState, Record, State
 from lightning_paf.functional.geometry import geometry_of
@@ -62,6 +64,7 @@ class Evaluation:
         seed: Seed of all random numbers.
         block_size: Samples per block; a killed process loses at most one sub-attack on one block.
         precision: Precision of the search; every success is confirmed in float32.
+        certify: Method of `certificates.certify` that runs first; samples with a certificate are not attacked.
 
     Raises:
         ValueError: No samples, or duplicate ones; `block_size` or the number of sub-attacks out of range.
@@ -73,6 +76,7 @@ class Evaluation:
     seed: int = 0
     block_size: int = 500
     precision: Precision = "fp32"
+    certify: MethodName | None = None
 
     def __post_init__(self) -> None:
         if self.block_size < 1:
@@ -122,8 +126,9 @@ class Evaluation:
                 network=network_fingerprint(self.model),
                 data=data_fingerprint(self.samples.ids, blocks),
                 samples=len(self.samples),
-                attack=self.fitted.describe(),
-                sub_attacks=[{"label": attack.label, **attack.describe()} for attack in self.sub_attacks],
+                attack=self.fitted.describe() | ({"certify": self.certify} if self.certify else {}),
+                sub_attacks=[{"label": CERTIFICATE}] * bool(self.certify)
+                + [{"label": attack.label, **attack.describe()} for attack in self.sub_attacks],
                 block_size=self.block_size,
                 seed=self.seed,
                 precision=self.precision,
@@ -177,14 +182,15 @@ class _Worker:
         self.state = state
         self.stop = stop
         self.progress = progress
-        self.labels = [CLEAN, *(attack.label for attack in evaluation.sub_attacks)]
+        first = [CLEAN, CERTIFICATE] if evaluation.certify else [CLEAN]
+        self.labels = [*first, *(attack.label for attack in evaluation.sub_attacks)]
         self.ids = evaluation.blocks()
         self.done: dict[int, list[Record]] = {}  # without adversarial images
         self.counts: dict[int, tuple[int, int]] = {}  # robust and evaluated samples of these blocks
         self.totals = (0, 0)  # their sums
         self.open: set[Key] = set()  # records of other blocks
         self.next_listing = 0.0
-        self.budgets = [1, *map(_budget, evaluation.sub_attacks)]
+        self.budgets = [*([1] * len(first)), *map(_budget, evaluation.sub_attacks)]
         self.prefix = 0  # number of first blocks that are complete and were passed to `stop`
         self.stopped = False
         self.found = 0  # budgets of the records found at the start
@@ -257,7 +263,6 @@ class _Worker:
             self._report(records)
 
     def _records(self, block: int) -> list[Record]:
-        """Return the valid records of a block, up to the first that is missing."""
         records: list[Record] = []
         while len(records) < len(self.labels):
             record = self.state.read(block, len(records))
@@ -281,18 +286,20 @@ class _Worker:
 
     def _indices(self, block: int, records: list[Record]) -> NDArray[np.int64]:
         """Return the indices of the samples in a block that the next sub-attack runs on."""
-        return np.flatnonzero(BlockResult.of(records).robust) if records else np.arange(len(self.ids[block]))
+        return np.flatnonzero(BlockResult.of(records).open) if records else np.arange(len(self.ids[block]))
 
     def _run_sub_attack(self, block: int, records: list[Record], x: Tensor, y: Tensor) -> Record:
         """Make the next record of a block with images `x` and labels `y`."""
         expected, before, started = self._expected(block, records), replace(self.search.passes), time.perf_counter()
         not_finite = self.search.not_finite
         indices = torch.from_numpy(self._indices(block, records)).to(x.device)
-        x, y = x[indices], y[indices]
+        x, y, found = x[indices], y[indices], {}
         if not records or len(x) == 0:
             predictions, x_adv = self._predict(x), x[:0]
+        elif expected.label == CERTIFICATE:
+            predictions, x_adv, found = y, x[:0], certified_ids(self.evaluation, expected.ids, x, y)
         else:
-            attack = self.evaluation.sub_attacks[len(records) - 1]
+            attack = self.evaluation.sub_attacks[len(records) - len(self.labels)]
             x_adv, fooled = run_sub_attack(attack, self.search, x, y, expected.seed)
             _check_distance(attack, x[fooled], x_adv[fooled])
             predictions = y.clone()
@@ -307,7 +314,8 @@ class _Worker:
             forward=passes.forward,
             backward=passes.backward,
             exact=passes.exact,
-            note={
+            note=found
+            | {
                 "worker": f"process {os.getpid()} on {platform.node()}",
                 "device": x.device.type,
                 "threads": torch.get_num_threads(),
@@ -345,7 +353,6 @@ class _Worker:
         self.progress(f"{self.state}: {found} of {total} records found")
 
     def _report(self, records: list[Record]) -> None:
-        """Report the newest record of a block."""
         record = records[-1]
         robust, evaluated = self.totals if record.block in self.done else _sum(self.totals, _counts(records))
         made = len(self.done) * sum(self.budgets) + sum(self.budgets[number] for _, number in self.open)
@@ -378,14 +385,13 @@ def _sum(counts: tuple[int, int], more: tuple[int, int]) -> tuple[int, int]:
 def _budget(attack: Attack) -> int:
     """Return the passes of an attack on a robust image, from its settings."""
     described = attack.describe()
-    return math.prod(int(described.get(name, 1)) for name in ("steps", "targets", "restarts", "queries"))
+    lanes = len(described.get("widths", [1]))
+    return lanes * math.prod(int(described.get(name, 1)) for name in ("steps", "targets", "restarts", "queries"))
 
 
 def _check_distance(attack: Attack, x: Tensor, x_adv: Tensor) -> None:
     """Refuse images outside the threat model."""
-    if len(x) == 0:
-        return
-    largest = float(geometry_of(attack.norm).size(x_adv - x).max())
+    largest = max(geometry_of(attack.norm).size(x_adv - x).tolist(), default=0.0)
     low, high = attack.bounds or (-math.inf, math.inf)
     if not largest <= attack.radius * (1 + _ROUNDING) or not bool(((x_adv >= low) & (x_adv <= high)).all()):
         raise ValueError(

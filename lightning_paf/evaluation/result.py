@@ -24,6 +24,10 @@ if TYPE_CHECKING:
     from lightning_paf.evaluation.evaluate import Evaluation
 
 NOT_FOOLED = -1
+CERTIFICATE = "certificate"
+"""Label of the records of certificates."""
+CERTIFIED = "certified"
+"""Key of the certified samples in the note of such a record."""
 _PER_SAMPLE: Mapping[str, type] = {
     "ids": np.int64,
     "labels": np.int64,
@@ -85,12 +89,14 @@ class BlockResult:
         predictions: Class of each clean image, (n,) int64; -1 where the logits are not finite.
         adversarial: Class of each adversarial image if there is one, else of the clean image; (n,) int64.
         fooled_by: Index of the sub-attack that fooled the model, (n,) int8; `NOT_FOOLED` for none.
+        certified: Mask of the samples with a certificate, which are not attacked, (n,).
     """
 
     labels: NDArray[np.int64]
     predictions: NDArray[np.int64]
     adversarial: NDArray[np.int64]
     fooled_by: NDArray[np.int8]
+    certified: NDArray[np.bool_]
 
     @classmethod
     def of(cls, records: Sequence[Record]) -> "BlockResult":
@@ -98,15 +104,21 @@ class BlockResult:
         clean = records[0]
         adversarial, fooled_by = clean.predictions.copy(), np.full(len(clean.ids), NOT_FOOLED, np.int8)
         for record in records[1:]:
-            attacked = np.flatnonzero(adversarial == clean.labels)
+            attacked = np.flatnonzero(np.isin(clean.ids, record.ids))
             fooled_by[attacked[record.fooled]] = record.sub_attack
             adversarial[attacked] = record.predictions
-        return cls(clean.labels, clean.predictions, adversarial, fooled_by)
+        certified = [sample for record in records for sample in record.note.get(CERTIFIED, ())]
+        return cls(clean.labels, clean.predictions, adversarial, fooled_by, np.isin(clean.ids, certified))
 
     @property
     def robust(self) -> NDArray[np.bool_]:
         """Mask of the samples that are robust to all sub-attacks so far, (n,)."""
         return np.equal(self.adversarial, self.labels)
+
+    @property
+    def open(self) -> NDArray[np.bool_]:
+        """Mask of the samples that are neither fooled nor certified so far, (n,)."""
+        return self.robust & ~self.certified
 
     @property
     def outcomes(self) -> NDArray[np.uint8]:
@@ -152,6 +164,7 @@ class EvaluationResult:
         predictions: Class of each clean image, int64, -1 where the logits are not finite; empty if unknown.
         adversarial: Class of each adversarial image if there is one, else of the clean image; empty if unknown.
         fooled_by: Index into `sub_attacks` of the one that fooled the model, int8, -1 for none; empty if unknown.
+        certified: Whether each sample has a certificate, bool; empty without certificates.
         sub_attacks: Summary of each sub-attack, first `clean`; empty if unknown.
         fingerprints: Fingerprints of `model`, `network`, `data` and `code`.
         seed: Seed of the evaluation; None if unknown.
@@ -177,6 +190,7 @@ class EvaluationResult:
     predictions: NDArray[np.int64] = field(default_factory=lambda: _UNKNOWN)
     adversarial: NDArray[np.int64] = field(default_factory=lambda: _UNKNOWN)
     fooled_by: NDArray[np.int8] = field(default_factory=lambda: _UNKNOWN)
+    certified: NDArray[np.bool_] = field(default_factory=lambda: _UNKNOWN)
     sub_attacks: tuple[SubAttackSummary, ...] = ()
     fingerprints: Mapping[str, str] = field(default_factory=dict)
     seed: int | None = None
@@ -205,6 +219,8 @@ class EvaluationResult:
         sub_attacks = tuple(SubAttackSummary.of(records) for records in zip(*blocks, strict=True))
         names = ("labels", "predictions", "adversarial", "fooled_by")
         columns: dict[str, Any] = {name: np.concatenate([getattr(part, name) for part in parts]) for name in names}
+        if evaluation.certify:
+            columns["certified"] = np.concatenate([part.certified for part in parts])
         identity = evaluation.identity
         return cls(
             evaluation.attack.label,
@@ -238,6 +254,11 @@ class EvaluationResult:
     def robust(self) -> Accuracy:
         """Robust accuracy on the evaluated samples, with its 95 % interval."""
         return exact_accuracy(self._count(Outcome.ROBUST), self.evaluated)
+
+    @property
+    def certified_robust(self) -> Accuracy | None:
+        """Certified accuracy with its 95 % interval; None without certificates."""
+        return exact_accuracy(int(np.count_nonzero(self.certified)), self.evaluated) if len(self.certified) else None
 
     @property
     def anytime(self) -> Interval | None:
@@ -301,8 +322,9 @@ class EvaluationResult:
             "attack": dict(self.attack),
             "dataset": self.dataset,
             "class_names": list(self.class_names),
-            "clean": {**asdict(self.clean), "accuracy": self.clean.value},
-            "robust": {**asdict(self.robust), "accuracy": self.robust.value},
+            "clean": _accuracy_content(self.clean),
+            "robust": _accuracy_content(self.robust),
+            **({"certified_robust": _accuracy_content(certified)} if (certified := self.certified_robust) else {}),
             "anytime": None if self.anytime is None else asdict(self.anytime),
             "confidence": 0.95,
             "seconds": round(self.seconds, 3),
@@ -320,6 +342,7 @@ class EvaluationResult:
             "outcome_codes": {outcome.name.lower(): int(outcome) for outcome in Outcome},
             "outcomes": "".join(map(str, self.outcomes.tolist())),
             **{name: getattr(self, name).tolist() or None for name in _PER_SAMPLE},
+            **({"certified": self.certified.tolist()} if len(self.certified) else {}),
         }
         # One line for each field, since arrays can have 10,000 elements.
         fields = ",\n".join(f"  {json.dumps(name)}: {json.dumps(value)}" for name, value in content.items())
@@ -349,7 +372,7 @@ class EvaluationResult:
         names = ("seed", "precision", "total", "identity", "fingerprints", "dataset", "flags", "calibration")
         arrays: dict[str, Any] = {
             name: np.array(list(content[name]), kind)
-            for name, kind in _PER_SAMPLE.items()
+            for name, kind in {**_PER_SAMPLE, "certified": np.bool_}.items()
             if content.get(name) is not None
         }
         outcomes = np.array([int(code) for code in content["outcomes"]], dtype=np.uint8)
@@ -375,7 +398,7 @@ def _flags(
     adversarial: NDArray[np.int64], sub_attacks: Sequence[SubAttackSummary], blocks: Sequence[Sequence[Record]]
 ) -> dict[str, str]:
     """Signs of an unreliable result in the records."""
-    robust = {part.label: part.attacked - part.fooled for part in sub_attacks}
+    robust = {part.label: part.attacked - part.fooled for part in sub_attacks if part.label != CERTIFICATE}
     not_finite = sum(int(record.note.get("gradients_not_finite", 0)) for records in blocks for record in records)
     flags = masking_flag(robust, len(adversarial)) | gradient_flag(not_finite, sum(s.backward for s in sub_attacks))
     if undefined := int(np.count_nonzero(adversarial == NO_PREDICTION)):
@@ -384,6 +407,10 @@ def _flags(
             "the model."
         )
     return flags
+
+
+def _accuracy_content(accuracy: Accuracy) -> dict[str, Any]:
+    return {**asdict(accuracy), "accuracy": accuracy.value}
 
 
 def with_new_names(content: Mapping[str, Any]) -> dict[str, Any]:

@@ -56,3 +56,36 @@ def test_batch_size_changes_nothing_and_noise_other_than_that_of_the_training_is
 def test_invalid_options_are_rejected_before_the_run_is_read(options, message, tmp_path, capsys):
     assert certify(tmp_path / "nowhere", *options) in (1, 2)
     assert message in capsys.readouterr().err
+
+
+def test_bounds_of_margins_are_printed_and_written_next_to_the_evidence_of_a_test(tmp_path, capsys):
+    options = ("-c", write_experiment(tmp_path), "--run", tmp_path / "run")
+    assert status("fit", *options) == 0
+    attack = ("--val_attack.attack.eps", "1/255", "--val_attack.certify", "ibp")
+    assert status("test", "--ckpt_path", tmp_path / "run/checkpoints/last.ckpt", *attack) == 0
+    capsys.readouterr()
+    run = (tmp_path / "run", "--device", "cpu", "--examples", "4", "--norm", "linf", "--eps", "1/255")
+    assert status("certify", *run, "--method", "crown-ibp") == 0
+    printed = capsys.readouterr().out
+    assert "linf, eps 1/255, 4 test images" in printed
+    assert "certified by crown-ibp" in printed
+    assert all(len(line) <= 80 for line in printed.splitlines() if not line.startswith("Written: "))
+    content = json.loads((tmp_path / "run" / "certified_crown-ibp_linf_1-255.json").read_text())
+    assert len(content["margins"]) == len(content["labels"]) == 4
+    assert content["certified"]["accuracy"] <= content["clean"]["accuracy"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--method", "smoothing"), "--sigma must be given for smoothing"),
+        (("--method", "crown", "--sigma", "1"), "--sigma must be given for smoothing, and only for it"),
+        (("--sigma", "1", "--eps", "0.1"), "--eps and --norm linf must not be given for smoothing"),
+        (("--eps", "0"), "--eps: must be above 0, got 0"),
+        (("--method", "magic"), "argument --method: invalid choice: 'magic'"),
+        (("--figure", "a.png"), "--figure must be given with --method smoothing only"),
+    ],
+)
+def test_options_of_the_methods_are_not_mixed(options, message, tmp_path, capsys):
+    assert certify(tmp_path / "nowhere", *options) in (1, 2)
+    assert message in capsys.readouterr().err

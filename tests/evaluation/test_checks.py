@@ -91,10 +91,14 @@ FAULTS = {
         {"more-steps"},
         {"more-starts", "zero-gradients", "finite-differences", "growing-eps"},
     ),
-    "lucky start": ((lucky_start, NET), {"more-starts"}, {"more-steps", "logit-scale", *ZERO}),
+    "lucky start": (
+        (lucky_start, NET),
+        {"more-starts"},
+        {"more-steps", "logit-scale", "smoothed-gradients", *ZERO},
+    ),
     "rugged": (
         (lambda x: x + 0.02 * torch.sin(300 * x), NET),
-        {"black-box", "transfer"},
+        {"black-box", "smoothed-gradients", "transfer"},
         {"growing-eps", "more-starts", "more-steps"},
     ),
 }

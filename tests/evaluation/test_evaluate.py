@@ -4,6 +4,7 @@ import re
 import time
 import warnings
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from helpers.evaluation_worker import BLOCK_SIZE, BLOCKS, RECORDS, evaluation, m
 from helpers.state_fakes import fingerprints, same, undisturbed
 from torch import Tensor, nn
 
-from lightning_paf.attacks import FGSM, PGD, AutoAttack, Restarts, WorstOf
+from lightning_paf.attacks import FGSM, PGD, AutoAttack, Restarts, SmoothedPGD, Square, WorstOf, autoattack
 from lightning_paf.evaluation import Evaluation, EvaluationState, MemoryState, Outcome, Samples
 from lightning_paf.evaluation import evaluate as evaluate_file
 from lightning_paf.evaluation.evaluate import sub_attack_seed
@@ -319,4 +320,19 @@ def test_a_slow_listing_of_many_records_does_not_slow_the_evaluation_down(monkey
 
 def test_the_time_left_weighs_sub_attacks_by_their_budgets():
     attacks = AutoAttack(version="custom", attacks=["apgd-ce", "apgd-t", "apgd-dlr", "fab-t", "square"]).sub_attacks()
-    assert [evaluate_file._budget(attack) for attack in (*attacks, FGSM())] == [100, 900, 100, 900, 5000, 1]
+    budgets = [evaluate_file._budget(attack) for attack in (*attacks, SmoothedPGD(), FGSM())]
+    assert budgets == [100, 900, 100, 900, 5000, 3 * 80 * 9, 1]
+
+
+@pytest.mark.filterwarnings("ignore:AutoAttack leaves out")
+def test_records_of_strong_begin_with_those_of_standard(monkeypatch):
+    monkeypatch.setattr(autoattack, "_MAKE", {**autoattack._MAKE, "square": partial(Square, queries=20)})
+    settings = {"samples": samples(8), "block_size": 8}
+    standard, strong = (evaluation(attack=AutoAttack(0.1, version=v), **settings).run() for v in ("standard", "strong"))
+    fooled = standard.outcomes == Outcome.FOOLED
+    assert 0 < fooled.sum() < 8
+    for name in ("outcomes", "adversarial", "fooled_by"):
+        assert np.array_equal(getattr(standard, name)[fooled], getattr(strong, name)[fooled])
+    for one, other in zip(standard.sub_attacks, strong.sub_attacks, strict=False):
+        assert replace(one, seconds=0) == replace(other, seconds=0)
+    assert [part.label for part in strong.sub_attacks][-1] == "smoothed-pgd"

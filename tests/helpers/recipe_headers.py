@@ -15,7 +15,7 @@ from lightning_paf.data.samplers import batches_per_epoch
 from lightning_paf.nets import NODE, GatedResNet, SmallConvNet
 from lightning_paf.nets.ode.block import ODEBlock
 from lightning_paf.nn.classifier import Classifier
-from lightning_paf.objectives import ELBO, Natural
+from lightning_paf.objectives import ELBO, Certified, Natural
 
 CIFAR_TRAINING_IMAGES = 50_000
 
@@ -98,7 +98,9 @@ def bind(objective, model) -> None:
 
 def passes(objective, attack, linearised=False) -> float:
     """Cost of a training step in forward passes, counted on a small network."""
-    net = GatedResNet(SmallConvNet(3), layers=["features.5", "features.7"])  # gates have no convolutions
+    certified = isinstance(objective, Certified)  # gates have no bounds
+    gates = {"layers": ["features.5", "features.7"]}  # no convolutions
+    net = SmallConvNet(3) if certified else GatedResNet(SmallConvNet(3), **gates)
     model, (x, y) = Classifier(net, spec()).train(), images(2, size=16)
     bind(objective, model)
     with Convolutions() as once:

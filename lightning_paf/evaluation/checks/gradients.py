@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
+from lightning_paf.attacks.smoothed_pgd import SmoothedPGD
 from lightning_paf.attacks.square import Square
 from lightning_paf.evaluation.checks.context import (
     MANY_STEPS,
@@ -37,6 +38,8 @@ Mean and difference then include the same kinks of a long step."""
 
 _GROWTH_STEPS = 20
 _QUERIES = 300
+_WIDTHS = (1.0, 2.0, 4.0)
+_NO_WIDTH = 1e-6
 _TILES = 8
 
 _MASKED = (
@@ -164,6 +167,26 @@ def growing_eps(context: Context) -> CheckResult:
     )
     values = {"accuracy_at": {f"{radius:g}": value for radius, value in curve.items()}}
     return CheckResult("growing-eps", not is_frequent(int(robust.sum()), len(robust)), measured, hint, values)
+
+
+def smoothed_gradients(context: Context) -> CheckResult:
+    """Check that gradients at points moved by noise find little that as many exact ones miss."""
+    settings = {"norm": context.norm, "steps": 40, "smoothed_steps": 25, "targets": 1, "batch_size": context.batch_size}
+    exact, smoothed = (
+        SmoothedPGD(context.eps, widths=widths, **settings)  # type: ignore[arg-type]
+        for widths in ([_NO_WIDTH] * len(_WIDTHS), _WIDTHS)
+    )
+    before = context.robust_to(exact, context.robust_to_white_box)
+    after = context.robust_to(smoothed, before)
+    found, samples = int((before & ~after).sum()), len(before)
+    measured = f"exact gradients leave {percent(before)} robust, smoothed ones {percent(after)}"
+    hint = (
+        "The loss is flat around images, and gradients within eps do not point to adversarial images that exist. The "
+        f"robust accuracy from gradient attacks is too high, here by at least {100 * found / samples:.1f} points. "
+        "Evaluate with --autoattack.attack.version strong."
+    )
+    values = {"before": fraction(before), "after": fraction(after), "found": found}
+    return CheckResult("smoothed-gradients", not is_frequent(found, samples), measured, hint, values)
 
 
 def black_box(context: Context) -> CheckResult:

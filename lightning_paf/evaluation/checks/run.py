@@ -23,6 +23,7 @@ CHECKS: tuple[Callable[[Context], CheckResult], ...] = (
     gradients.logit_scale,
     gradients.more_steps,
     gradients.more_starts,
+    gradients.smoothed_gradients,
     gradients.growing_eps,
     gradients.black_box,
     gradients.transfer,

@@ -17,8 +17,11 @@ class Formula:
         value: f.
         slope: df/dx.
         parameter_slopes: df/dp, one for each parameter.
+        inflections: Takes (p1, p2, ...) and returns all points where f changes between convex and concave or has a
+            kink, each broadcasting against x. Certificates require it; None if it has no closed form.
     """
 
     value: Callable[..., Tensor]
     slope: Callable[..., Tensor]
     parameter_slopes: tuple[Callable[..., Tensor], ...]
+    inflections: Callable[..., tuple[Tensor, ...]] | None = None

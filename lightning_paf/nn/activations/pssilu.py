@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from lightning_paf.nn.activations.base import ParametricActivation, require_nonzero
 from lightning_paf.nn.activations.formula import Formula
 from lightning_paf.nn.activations.shape import ActivationShape, pssilu_shape
-from lightning_paf.nn.activations.smooth import gate, gated_alpha_slope, gated_slope
+from lightning_paf.nn.activations.smooth import gate, gated_alpha_slope, gated_inflections, gated_slope
 
 MAX_BETA = 0.9
 """Upper bound of |beta| in the function, which divides by 1 - |beta|."""
@@ -31,6 +31,7 @@ PSSILU_FORMULA = Formula(
     value=lambda x, beta, alpha: x * ((gate(x, alpha) - _bounded(beta)) / (1 - _bounded(beta))),
     slope=lambda x, beta, alpha: (gated_slope(x, alpha) - _bounded(beta)) / (1 - _bounded(beta)),
     parameter_slopes=(_beta_slope, lambda x, beta, alpha: gated_alpha_slope(x, alpha) / (1 - _bounded(beta))),
+    inflections=lambda beta, alpha: gated_inflections(alpha),  # those of PSiLU, since the rest is linear
 )
 
 

@@ -14,6 +14,11 @@ from lightning_paf.nn.activations.formula import Formula
 from lightning_paf.nn.activations.shape import ActivationShape, elu_shape, piecewise_linear_shape
 
 
+def at_zero(alpha: Tensor) -> tuple[Tensor, ...]:
+    """The kink at 0 of a function with two pieces."""
+    return (torch.zeros_like(alpha),)
+
+
 class PReLU(ParametricActivation):
     """x for x > 0, alpha x below (He et al. 2015); starts as ReLU.
 
@@ -31,6 +36,7 @@ class PReLU(ParametricActivation):
         value=lambda x, alpha: x.clamp(min=0) + alpha * x.clamp(max=0),
         slope=lambda x, alpha: (x > 0) + alpha * (x < 0),
         parameter_slopes=(lambda x, alpha: x.clamp(max=0),),
+        inflections=at_zero,
     )
 
     def __init__(self, alpha: float = 0.0, learn_alpha: bool = True) -> None:
@@ -61,6 +67,7 @@ class PReLUPlus(ParametricActivation):
         value=lambda x, alpha: alpha * x.clamp(min=0),
         slope=lambda x, alpha: alpha * (x > 0),
         parameter_slopes=(lambda x, alpha: x.clamp(min=0),),
+        inflections=at_zero,
     )
 
     def __init__(self, alpha: float = 1.0, learn_alpha: bool = True) -> None:
@@ -88,6 +95,7 @@ class PELU(ParametricActivation):
         value=lambda x, alpha: x.clamp(min=0) + alpha * x.clamp(max=0).expm1(),
         slope=lambda x, alpha: torch.where(x > 0, 1.0, alpha * x.clamp(max=0).exp()),
         parameter_slopes=(lambda x, alpha: x.clamp(max=0).expm1(),),
+        inflections=at_zero,
     )
 
     def __init__(self, alpha: float = 1.0, learn_alpha: bool = True) -> None:
@@ -124,6 +132,7 @@ class ReBLU(ParametricActivation):
         value=lambda x, alpha: x.clamp(min=0) + alpha * _root_minus_one(x),
         slope=lambda x, alpha: (x > 0) * (1 + alpha * (x / torch.hypot(x, torch.ones_like(x)))),
         parameter_slopes=(lambda x, alpha: _root_minus_one(x),),
+        inflections=at_zero,
     )
 
     def __init__(self, alpha: float = 0.0, learn_alpha: bool = True) -> None:

@@ -11,6 +11,9 @@ from lightning_paf.nn.activations.shape import ActivationShape, psoftplus_shape,
 ALPHA_FLOOR = 0.01
 """Lower bound of |alpha| in PSoftplus, which diverges at alpha = 0."""
 
+GATED_INFLECTION = 2.39935728051546766783
+"""Root of t tanh(t / 2) = 2, where the second derivative of t sigmoid(t) changes its sign."""
+
 
 def _magnitude(alpha: Tensor) -> Tensor:
     return alpha.abs().clamp(min=ALPHA_FLOOR)
@@ -50,6 +53,7 @@ class PSoftplus(ParametricActivation):
         value=_psoftplus,
         slope=lambda x, alpha: (_magnitude(alpha) * x).sigmoid(),
         parameter_slopes=(_psoftplus_alpha_slope,),
+        inflections=lambda alpha: (),  # convex
     )
 
     def __init__(self, alpha: float = 1.0, learn_alpha: bool = True) -> None:
@@ -81,6 +85,12 @@ def gated_alpha_slope(x: Tensor, alpha: Tensor) -> Tensor:
     return alpha.sign() * (x * (x * (s - s * s)))
 
 
+def gated_inflections(alpha: Tensor) -> tuple[Tensor, ...]:
+    """Both inflection points of x * sigmoid(|alpha| x), which is convex between them and concave outside."""
+    point = GATED_INFLECTION / alpha.abs()
+    return -point, point
+
+
 class PSiLU(ParametricActivation):
     """x sigmoid(|alpha| x); starts as SiLU and tends to ReLU as alpha grows.
 
@@ -93,7 +103,10 @@ class PSiLU(ParametricActivation):
     """
 
     formula = Formula(
-        value=lambda x, alpha: x * gate(x, alpha), slope=gated_slope, parameter_slopes=(gated_alpha_slope,)
+        value=lambda x, alpha: x * gate(x, alpha),
+        slope=gated_slope,
+        parameter_slopes=(gated_alpha_slope,),
+        inflections=gated_inflections,
     )
 
     def __init__(self, alpha: float = 1.0, learn_alpha: bool = True) -> None:

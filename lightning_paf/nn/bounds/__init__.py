@@ -1,0 +1,1 @@
+"""Bounds of the values of a network on sets of images."""
