@@ -35,8 +35,8 @@ class CROWNIBP(Certified):
     def margins(self, network: Network, region: Region, weights: Tensor) -> Tensor:
         """Mean of both bounds of the margins, (K, N)."""
         bounds = propagate(network, region, 0.0)
-        arguments = (network, region, bounds, network.output, weights, 0.0, {})
-        margins = lower_bound(*arguments, network.activations)
+        margins = lower_bound(network, region, bounds, network.output, weights, 0.0, {}, network.activations)
         if self.crown_weight == 0:
             return margins
-        return self.crown_weight * lower_bound(*arguments) + (1 - self.crown_weight) * margins
+        linear = lower_bound(network, region, bounds, network.output, weights, 0.0, {})
+        return self.crown_weight * linear + (1 - self.crown_weight) * margins

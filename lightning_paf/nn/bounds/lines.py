@@ -78,7 +78,7 @@ def least_intercept(curve: Curve, slope: Tensor, low: Tensor, high: Tensor) -> T
 
     It is differentiable by slope, ends and parameters.
     """
-    shape = torch.broadcast_shapes(slope.shape, low.shape)
+    shape = torch.broadcast_shapes(slope.shape, low.shape)  # type: ignore[no-untyped-call]
     slope, low, high = slope.expand(shape), low.expand(shape), high.expand(shape)
     points = _points(curve, low, high)
     best = reduce(torch.minimum, (curve.value(point) - slope * point for point in points))

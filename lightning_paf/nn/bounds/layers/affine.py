@@ -96,9 +96,9 @@ class Conv(Affine):
         self,
         weight: Tensor,
         bias: Tensor | None,
-        stride: tuple[int, int] = (1, 1),
-        padding: tuple[int, int] = (0, 0),
-        dilation: tuple[int, int] = (1, 1),
+        stride: tuple[int, ...] = (1, 1),
+        padding: tuple[int, ...] = (0, 0),
+        dilation: tuple[int, ...] = (1, 1),
         groups: int = 1,
     ) -> None:
         self.weight, self.stride, self.padding, self.dilation, self.groups = weight, stride, padding, dilation, groups
