@@ -46,7 +46,9 @@ def lower_bound(
     relaxed: Mapping[int, Lines],
     stop: Collection[int] = (),
 ) -> Tensor:
-    """Bound weighted sums of the values of a step by backward linear propagation (Zhang et al. 2018).
+    """Bound weighted sums of the values of a step by backward linear propagation.
+
+    Zhang et al., "Efficient Neural Network Robustness Certification with General Activation Functions", 2018.
 
     Args:
         network: The network.

@@ -32,7 +32,10 @@ class Affine(Layer):
 
     @abstractmethod
     def transposed(self, weights: Tensor, shape: torch.Size) -> Tensor:
-        """W^T A for weights A (batch, ...) of outputs; `shape` is that of an input without the batch."""
+        """W^T A for weights A (batch, ...) of outputs.
+
+        `shape` is that of an input without the batch.
+        """
 
     def interval(self, inputs: tuple[Interval, ...], unit: float) -> Interval:
         """Centre and radius (Gowal et al. 2018)."""
