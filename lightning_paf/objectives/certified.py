@@ -19,14 +19,16 @@ _SMALLEST = 1e-9
 
 
 class Certified(Objective):
-    """Cross-entropy of the worst logits that bounds allow, plus that of the clean logits.
+    """Cross-entropy of the worst logits that bounds allow, plus that of clean images.
 
     The worst logits of an image are those with the smallest margins of its label, from lower bounds of the margins on
     the norm ball of the attack. `RadiusSchedule` increases the radius from 0 during the training. Bounds use running
     statistics of batch normalisation, and no autocast.
 
     Args:
-        clean_weight: Weight of the clean cross-entropy, in [0, 1]; the other one has the rest of the weight.
+        clean_weight: Weight of the clean cross-entropy, in [0, 1]; the other one has the rest of the weight. It is 1 at
+            the beginning and reaches this value at half of the training, since an early bound is loose and would make
+            the network constant.
 
     Raises:
         ValueError: The weight is out of range. In the first step: a layer has no bounds, or the norm is l1.
@@ -35,10 +37,15 @@ class Certified(Objective):
     def __init__(self, clean_weight: float = 0.3) -> None:
         super().__init__()
         self.clean_weight = checked("clean_weight", clean_weight, 0 <= clean_weight <= 1, "in [0, 1]", 0.3)
+        self.weight = self.clean_weight
+
+    def on_epoch_start(self, epoch: int, progress: float) -> None:
+        """Update the weight of the clean cross-entropy."""
+        self.weight = 1 - (1 - self.clean_weight) * min(1.0, 2 * progress)
 
     @abstractmethod
     def margins(self, network: Network, region: Region, weights: Tensor) -> Tensor:
-        """Lower bounds of weighted sums of logits, differentiable by the weights of the network.
+        """Lower bounds of weighted sums of logits, differentiable by parameters.
 
         Args:
             network: The classifier.
@@ -65,4 +72,4 @@ class Certified(Objective):
             certified = softplus(torch.logsumexp(-margins, 0)).mean().to(logits.dtype)
         clean = cross_entropy(logits, y)
         logs = {"natural_loss": clean, "certified_loss": certified, "certified": (margins > 0).all(0).float().mean()}
-        return StepResult(self.clean_weight * clean + (1 - self.clean_weight) * certified, logits, logs, logits)
+        return StepResult(self.weight * clean + (1 - self.weight) * certified, logits, logs, logits)

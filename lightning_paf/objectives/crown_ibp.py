@@ -1,4 +1,4 @@
-"""Certified training by linear bounds with intermediate interval bounds (Zhang et al., 2020)."""
+"""Certified training by linear and interval bounds (Zhang et al., 2020)."""
 
 from torch import Tensor
 
@@ -10,7 +10,7 @@ from lightning_paf.objectives.checks import checked
 
 
 class CROWNIBP(Certified):
-    """CROWN-IBP: a mean of linear and interval bounds, which ends with interval bounds.
+    """CROWN-IBP: a mean of linear and interval bounds, at the end the latter only.
 
     Zhang et al., "Towards Stable and Efficient Training of Verifiably Robust Neural Networks", ICLR 2020. The weight of
     the linear bounds decreases linearly from 1 to 0 over the training.
@@ -29,14 +29,15 @@ class CROWNIBP(Certified):
         self.crown_weight = 1.0
 
     def on_epoch_start(self, epoch: int, progress: float) -> None:
-        """Update the weight of the linear bounds."""
+        """Update both weights."""
+        super().on_epoch_start(epoch, progress)
         self.crown_weight = max(0.0, 1 - progress / self.crown_until)
 
     def margins(self, network: Network, region: Region, weights: Tensor) -> Tensor:
         """Mean of both bounds of the margins, (K, N)."""
         bounds = propagate(network, region, 0.0)
-        arguments = (network, region, bounds, network.output, weights, 0.0, {})
-        margins = lower_bound(*arguments, network.activations)
+        margins = lower_bound(network, region, bounds, network.output, weights, 0.0, {}, network.activations)
         if self.crown_weight == 0:
             return margins
-        return self.crown_weight * lower_bound(*arguments) + (1 - self.crown_weight) * margins
+        linear = lower_bound(network, region, bounds, network.output, weights, 0.0, {})
+        return self.crown_weight * linear + (1 - self.crown_weight) * margins

@@ -14,7 +14,7 @@ class IBP(Certified):
     Gowal et al., "On the Effectiveness of Interval Bound Propagation for Training Verifiably Robust Models", 2018.
 
     Args:
-        clean_weight: As in `Certified`; decreases from 1 to 0.5 in the paper, constant here.
+        clean_weight: As in `Certified`; decreases to 0.5 in the paper.
     """
 
     def margins(self, network: Network, region: Region, weights: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Certified training on small boxes around adversarial images (Müller et al., 2023)."""
+"""Certified training on boxes around adversarial images (Müller et al., 2023)."""
 
 import torch
 from torch import Tensor
@@ -11,7 +11,7 @@ from lightning_paf.objectives.ibp import IBP
 
 
 class SABR(IBP):
-    """Interval bounds on a small box inside the linf ball, which contains an adversarial image.
+    """Interval bounds on a small box with an adversarial image, in the linf ball.
 
     Müller, Eckert, Fischer, Vechev, "Certified Training: Small Boxes are All You Need", ICLR 2023. The loss is not a
     bound on the whole ball; a tighter method such as CROWN certifies the trained network.

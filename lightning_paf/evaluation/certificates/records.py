@@ -37,7 +37,7 @@ def certified_ids(evaluation: "Evaluation", ids: NDArray[np.int64], x: Tensor, y
     """
     attack, method = evaluation.attack, evaluation.certify
     assert method is not None
-    if attack.bounds != (0, 1):
+    if attack.bounds != (0.0, 1.0):
         raise ValueError(f"bounds must be 0 and 1 for certificates, got {attack.bounds}. Pass an attack with [0, 1].")
     certified = certify(evaluation.model, x, y, attack.radius, attack.norm, method).certified
     x, y, found = x[certified], y[certified], ids[certified.cpu().numpy()]

@@ -18,7 +18,7 @@ class Formula:
         slope: df/dx.
         parameter_slopes: df/dp, one for each parameter.
         inflections: Takes (p1, p2, ...) and returns all points where f changes between convex and concave or has a
-            kink, each broadcasting against x. Certificates require it; None if it has no closed form.
+            kink, in ascending order; they broadcast against x. Certificates require them. None without closed form.
     """
 
     value: Callable[..., Tensor]

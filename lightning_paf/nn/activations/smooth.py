@@ -12,7 +12,7 @@ ALPHA_FLOOR = 0.01
 """Lower bound of |alpha| in PSoftplus, which diverges at alpha = 0."""
 
 GATED_INFLECTION = 2.39935728051546766783
-"""Root of t tanh(t / 2) = 2, where the second derivative of t sigmoid(t) changes its sign."""
+"""Root of t tanh(t / 2) = 2, an inflection point of t sigmoid(t)."""
 
 
 def _magnitude(alpha: Tensor) -> Tensor:
@@ -86,7 +86,7 @@ def gated_alpha_slope(x: Tensor, alpha: Tensor) -> Tensor:
 
 
 def gated_inflections(alpha: Tensor) -> tuple[Tensor, ...]:
-    """Both inflection points of x * sigmoid(|alpha| x), which is convex between them and concave outside."""
+    """Inflection points of x * sigmoid(|alpha| x), which is convex between them."""
     point = GATED_INFLECTION / alpha.abs()
     return -point, point
 

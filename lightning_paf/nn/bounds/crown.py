@@ -13,9 +13,12 @@ from lightning_paf.nn.bounds.propagation import Bounds, lower_bound, propagate
 from lightning_paf.nn.bounds.region import Region
 
 _ELEMENTS = MappingProxyType({"cpu": 2**20, "cuda": 2**26})
-"""Elements of the largest tensor of weights in a backward pass, by device; small ones stay in the cache."""
+"""Elements of the largest tensor in a backward pass, by device.
+
+Small ones stay in the cache of a CPU.
+"""
 _NEARLY_LINEAR = 1e-5
-"""Distance of the lines of a neuron, relative to its values, below which its bounds are not tightened."""
+"""Relative distance of lines below which bounds are not tightened."""
 
 
 class Relaxation:
@@ -46,7 +49,7 @@ class Relaxation:
 
 
 def crown_bounds(network: Network, region: Region, unit: float) -> tuple[Bounds, Relaxation]:
-    """Bounds of every step, where those of the inputs of activations come from CROWN, and the lines used."""
+    """Bounds of every step, and lines; CROWN bounds the inputs of activations."""
     relaxation = Relaxation(network, unit)
 
     def tighten(bounds: Bounds, number: int) -> Interval:

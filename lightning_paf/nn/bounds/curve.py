@@ -77,7 +77,9 @@ class Curve:
 
 @singledispatch
 def curve_of(module: nn.Module, dims: int) -> Curve | None:
-    """The scalar function of an activation layer; None if it has none with known inflection points.
+    """The scalar function of an activation layer.
+
+    None if it has none with known inflection points.
 
     Args:
         module: An activation layer.

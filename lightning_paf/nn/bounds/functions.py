@@ -31,7 +31,10 @@ class Traced:
 
 
 Rule = Callable[..., Layer | None]
-"""Takes the arguments of a function, with tensors that depend on the images as `Traced`; None if it has no bounds."""
+"""Maps the arguments of a function to its layer; None if it has no bounds.
+
+Tensors that depend on the images are `Traced`.
+"""
 
 
 def _add(x: Any, other: Any) -> Layer:

@@ -19,7 +19,7 @@ from lightning_paf.nn.bounds.interval import Interval
 
 _BISECTIONS = 20
 _FRACTIONS = (1 / 16, 1 / 4, 1 / 2, 1.0)
-"""Distances from the middle of an interval, in halves of its width, of points that determine the slope."""
+"""Distances from the middle, in halves of the width, of the ends of chords."""
 _FAR = 1e6
 """An input where the slope of activations no longer changes."""
 _ROUNDINGS = 32
@@ -43,7 +43,7 @@ class Slopes(NamedTuple):
 
 
 def lines(curve: Curve, interval: Interval, unit: float, slopes: Slopes | None = None) -> Lines:
-    """Lines below and above a function, valid for its evaluation in the dtype of the interval.
+    """Lines below and above a function, valid in the dtype of the interval.
 
     Args:
         curve: The function.
@@ -78,7 +78,7 @@ def least_intercept(curve: Curve, slope: Tensor, low: Tensor, high: Tensor) -> T
 
     It is differentiable by slope, ends and parameters.
     """
-    shape = torch.broadcast_shapes(slope.shape, low.shape)
+    shape = torch.broadcast_shapes(slope.shape, low.shape)  # type: ignore[no-untyped-call]
     slope, low, high = slope.expand(shape), low.expand(shape), high.expand(shape)
     points = _points(curve, low, high)
     best = reduce(torch.minimum, (curve.value(point) - slope * point for point in points))
@@ -107,7 +107,7 @@ def _tangent_intercept(curve: Curve, slope: Tensor, left: Tensor, right: Tensor)
 
 
 def nearest_slope(curve: Curve, low: Tensor, high: Tensor) -> Tensor:
-    """Slope of a line below a function that is nearly the nearest at the middle of [low, high].
+    """Slope of a line below a function that is nearly the nearest at the middle.
 
     It is that of the lowest chord over the middle, among those between a few points on both sides.
     """
@@ -135,7 +135,7 @@ def _points(curve: Curve, low: Tensor, high: Tensor) -> list[Tensor]:
 
 
 def _inside(left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
-    """Points just inside an interval, where the slope is that of its piece even if it ends with a kink."""
+    """Points just inside an interval, where a kink at an end has no effect."""
     width = (right - left) * 2**-40
     return left + torch.maximum(width, left.abs() * 2**-51), right - torch.maximum(width, right.abs() * 2**-51)
 

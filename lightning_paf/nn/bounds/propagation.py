@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 
+import torch
 from torch import Tensor
 
 from lightning_paf.nn.bounds.interval import Interval
@@ -45,7 +46,9 @@ def lower_bound(
     relaxed: Mapping[int, Lines],
     stop: Collection[int] = (),
 ) -> Tensor:
-    """Bound weighted sums of the values of a step by backward linear propagation (Zhang et al. 2018).
+    """Bound weighted sums of the values of a step by backward linear propagation.
+
+    Zhang et al., "Efficient Neural Network Robustness Certification with General Activation Functions", 2018.
 
     Args:
         network: The network.
@@ -61,8 +64,7 @@ def lower_bound(
         (K, N), float64.
     """
     found: dict[int, Tensor] = {start: weights}
-    constant: Tensor | float = 0.0
-    size: Tensor | float = 0.0
+    constant = size = torch.zeros((), dtype=torch.float64)
     for number in range(start, 0, -1):
         if number not in found:
             continue

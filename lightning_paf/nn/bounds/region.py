@@ -132,7 +132,9 @@ def region_of(norm: str, x: Tensor, eps: float) -> Region:
 
 
 def dot(weights: Tensor, *values: Tensor) -> list[Tensor]:
-    """Sums of weights (K, N or 1, ...) times values (N or 1, ...) or (K, N, ...), each (K, N) in float64.
+    """Sums of weights times values, each (K, N) in float64.
+
+    Weights have the shape (K, N or 1, ...), values (N or 1, ...) or (K, N, ...).
 
     At most `CHUNK` products are added in the dtype of the weights, so that the relative error is that many rounding
     units.

@@ -32,7 +32,10 @@ class Affine(Layer):
 
     @abstractmethod
     def transposed(self, weights: Tensor, shape: torch.Size) -> Tensor:
-        """W^T A for weights A (batch, ...) of outputs; `shape` is that of an input without the batch."""
+        """W^T A for weights A (batch, ...) of outputs.
+
+        `shape` is that of an input without the batch.
+        """
 
     def interval(self, inputs: tuple[Interval, ...], unit: float) -> Interval:
         """Centre and radius (Gowal et al. 2018)."""
@@ -96,9 +99,9 @@ class Conv(Affine):
         self,
         weight: Tensor,
         bias: Tensor | None,
-        stride: tuple[int, int] = (1, 1),
-        padding: tuple[int, int] = (0, 0),
-        dilation: tuple[int, int] = (1, 1),
+        stride: tuple[int, ...] = (1, 1),
+        padding: tuple[int, ...] = (0, 0),
+        dilation: tuple[int, ...] = (1, 1),
         groups: int = 1,
     ) -> None:
         self.weight, self.stride, self.padding, self.dilation, self.groups = weight, stride, padding, dilation, groups

@@ -1,4 +1,4 @@
-"""Bounds of linear layers with weights that are not negative: averages, sums and other shapes."""
+"""Bounds of linear layers without negative weights: averages, sums, reshaping."""
 
 import math
 from collections.abc import Callable
