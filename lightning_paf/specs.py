@@ -42,6 +42,11 @@ class DatasetSpec:
         return len(self.mean)
 
 
+def class_name(names: Sequence[str], label: int) -> str:
+    """Return the name of a class; `class K` without names."""
+    return names[label] if 0 <= label < len(names) else f"class {label}"
+
+
 _CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 # CIFAR: the statistics in the code of Dai et al. (2021); digits: computed on the 1,797 images that scikit-learn ships.
 _SPECS = {

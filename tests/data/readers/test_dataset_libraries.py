@@ -4,6 +4,7 @@ import re
 
 import numpy as np
 import pytest
+from helpers.data_files import write_fashion_mnist
 from helpers.image_folders import CLASSES, write_image_folder
 from PIL import Image
 
@@ -24,19 +25,6 @@ def test_images(dataset, root, **options) -> tuple[np.ndarray, np.ndarray]:
 
 
 test_images.__test__ = False
-
-
-def write_fashion_mnist(root) -> np.ndarray:
-    """Write the idx files of 20 training and 10 test images, and return the latter."""
-    raw = root / "FashionMNIST" / "raw"
-    raw.mkdir(parents=True)
-    for name, count in (("train", 20), ("t10k", 10)):
-        images = np.random.default_rng(count).integers(0, 256, (count, 28, 28)).astype(np.uint8)
-        header = np.array([0x803, count, 28, 28], ">i4").tobytes()
-        (raw / f"{name}-images-idx3-ubyte").write_bytes(header + images.tobytes())
-        labels = np.arange(count, dtype=np.uint8) % 10
-        (raw / f"{name}-labels-idx1-ubyte").write_bytes(np.array([0x801, count], ">i4").tobytes() + labels.tobytes())
-    return images
 
 
 def test_a_dataset_of_torchvision_is_read_by_its_class_path(tmp_path):
