@@ -70,3 +70,16 @@ def write_fashion_mnist(root) -> np.ndarray:
         labels = np.arange(count, dtype=np.uint8) % 10
         (raw / f"{name}-labels-idx1-ubyte").write_bytes(np.array([0x801, count], ">i4").tobytes() + labels.tobytes())
     return images
+
+
+def write_hub_dataset(folder, images) -> None:
+    """Save the image files `PART/CLASS/*` of a folder as a dataset of Hugging Face."""
+    import datasets
+
+    names, parts = sorted(path.name for path in (images / "train").iterdir()), {}
+    features = datasets.Features(image=datasets.Image(), label=datasets.ClassLabel(names=names))
+    for part in ("train", "test"):
+        paths = sorted((images / part).rglob("*.*"))
+        columns = {"image": [str(path) for path in paths], "label": [names.index(path.parent.name) for path in paths]}
+        parts[part] = datasets.Dataset.from_dict(columns, features)
+    datasets.DatasetDict(parts).save_to_disk(folder)

@@ -4,7 +4,7 @@ import re
 
 import numpy as np
 import pytest
-from helpers.data_files import write_fashion_mnist
+from helpers.data_files import write_fashion_mnist, write_hub_dataset
 from helpers.image_folders import CLASSES, write_image_folder
 from PIL import Image
 
@@ -94,15 +94,9 @@ def test_one_file_of_medmnist_is_read(shape, tmp_path):
 @pytest.fixture
 def saved(tmp_path):
     """A folder of `save_to_disk` with the images of a folder of image files, and that folder."""
-    datasets = pytest.importorskip("datasets")
+    pytest.importorskip("datasets")
     files = write_image_folder(tmp_path / "files")
-    parts = {}
-    for part in ("train", "test"):
-        paths = sorted((files / part).rglob("*.*"))
-        columns = {"image": [str(path) for path in paths], "label": [CLASSES.index(path.parent.name) for path in paths]}
-        features = datasets.Features(image=datasets.Image(), label=datasets.ClassLabel(names=list(CLASSES)))
-        parts[part] = datasets.Dataset.from_dict(columns, features)
-    datasets.DatasetDict(parts).save_to_disk(tmp_path / "saved")
+    write_hub_dataset(tmp_path / "saved", files)
     return tmp_path / "saved", files
 
 
