@@ -4,7 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-DatasetName = Literal["digits", "cifar10", "cifar100", "svhn", "npz", "folder"]
+TORCHVISION = "torchvision.datasets."
+DatasetName = Literal["digits", "cifar10", "cifar100", "svhn", "npz", "folder", "huggingface"] | str
+"""Names of datasets; a string is the class path of a dataset of torchvision."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,11 @@ class DatasetSpec:
         return len(self.mean)
 
 
+def class_name(names: Sequence[str], label: int) -> str:
+    """Return the name of a class; `class K` without names."""
+    return names[label] if 0 <= label < len(names) else f"class {label}"
+
+
 _CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 # CIFAR: the statistics in the code of Dai et al. (2021); digits: computed on the 1,797 images that scikit-learn ships.
 _SPECS = {
@@ -62,12 +69,12 @@ NOMINAL_SIZE = 32
 
 def is_own(name: str) -> bool:
     """Check whether classes and channels of a dataset are those of the user's images."""
-    return name in ("npz", "folder")
+    return name == "npz" or is_encoded(name)
 
 
 def is_encoded(name: str) -> bool:
     """Check whether a dataset has encoded images of any size."""
-    return name == "folder"
+    return name in ("folder", "huggingface") or name.startswith(TORCHVISION)
 
 
 def dataset_spec(
@@ -80,7 +87,7 @@ def dataset_spec(
     """Look up a dataset.
 
     Args:
-        name: One of digits, cifar10, cifar100, svhn, npz, folder.
+        name: One of digits, cifar10, cifar100, svhn, npz, folder, huggingface, or `torchvision.datasets.NAME`.
         num_classes: Number of classes; required for own images.
         channels: Number of image channels; for own images 3 by default.
         size: Height and width of own images; nominal by default.
@@ -93,8 +100,8 @@ def dataset_spec(
         return _own_spec(name, num_classes, channels, size, tuple(class_names))
     if name not in _SPECS:
         raise ValueError(
-            f"data.dataset must be one of {', '.join([*_SPECS, 'npz', 'folder'])}, got {name!r}. "
-            "Pass --data.dataset folder or npz for your own images."
+            f"data.dataset must be one of {', '.join([*_SPECS, 'npz', 'folder', 'huggingface'])} or torchvision."
+            f"datasets.NAME, got {name!r}. Pass --data.dataset folder or npz for your own images."
         )
     spec = _SPECS[name]
     for argument, given in (("num_classes", num_classes), ("channels", channels), ("size", size)):

@@ -70,7 +70,8 @@ def test_commands_have_the_options(command, capsys):
 
 
 @pytest.mark.parametrize("code", re.findall(r"```python\n(.*?)```", README, re.DOTALL))
-def test_python_examples_run(code):
+def test_python_examples_run(code, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     exec(compile(code, "README", "exec"), {})
 
 

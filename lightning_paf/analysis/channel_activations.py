@@ -13,6 +13,7 @@ from lightning_paf.attacks import radius_text
 from lightning_paf.evaluation import Samples
 from lightning_paf.nn.classifier import Classifier
 from lightning_paf.runs.config_file import run_of
+from lightning_paf.specs import class_name
 from lightning_paf.utils.arguments import number, positive
 from lightning_paf.utils.figures import BLUE, REFERENCE, VERMILION, open_figure
 
@@ -101,16 +102,17 @@ def analyze(options: argparse.Namespace, load: Load, progress: Progress) -> Repo
     x_adv = torch.cat([attack(run.model, *part) for part in parts])
     found = channel_activations(run.model, x, x_adv, options.label)
     headline = f"{type(attack).__name__} {attack.norm} eps {radius_text(attack.eps)}"
+    named = class_name(run.datamodule.spec.class_names, options.label)
     rows = {name: found.means(relevant) for name, relevant in (("positive", True), ("negative", False))}
     lines = [
-        f"Mean activations of {len(x)} images of class {options.label}, {headline}",
+        f"Mean activations of {len(x)} images of {named}, {headline}",
         *table(
             ("weight for the class", "channels", "clean", "adversarial"),
             *((name, str(count), f"{clean:.4f}", f"{adv:.4f}") for name, (count, clean, adv) in rows.items()),
         ),
     ]
     content = {name: getattr(found, name).tolist() for name in ("weight", "clean", "adversarial")}
-    figure = draw_activations(found, f"{run_of(checkpoint).name}: class {options.label}, {headline}")
+    figure = draw_activations(found, f"{run_of(checkpoint).name}: {named}, {headline}")
     return Report(lines, folder_files("channel_activations", options.out, checkpoint, content, figure))
 
 

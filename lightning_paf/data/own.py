@@ -1,10 +1,11 @@
 """The user's images: classes, channels and size are read from the files."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,13 +15,31 @@ from lightning_paf.data.encoded import EncodedImages, check_channels, fitted_siz
 from lightning_paf.data.fit import Fit
 from lightning_paf.data.readers.class_folders import FolderPictures, class_folders, first_shape
 from lightning_paf.data.readers.folder import IMAGE_FILE, LABEL_FILE
+from lightning_paf.data.readers.hub import HubPictures, hub_parts
 from lightning_paf.data.readers.npy import Column
+from lightning_paf.data.readers.pictures import Pictures, channels_of
+from lightning_paf.data.readers.torchvision_sets import TorchvisionPictures
 from lightning_paf.data.sources import ImageSet, Part, npz_channels
 from lightning_paf.data.synthetic.convert import converting, write_array
 from lightning_paf.specs import NOMINAL_SIZE, DatasetSpec, dataset_spec, is_encoded, is_own
 
 STREAMED_BYTES = 4 * 2**30
 """Largest size of a set that is converted to an array by default."""
+
+
+class _Kind(NamedTuple):
+    """Functions that open a part of a dataset, and check whether it exists."""
+
+    open: Callable[[Path, str, Sequence[str] | None], Pictures]
+    has: Callable[[Path, str], bool]
+
+
+def _kind(name: str) -> _Kind:
+    known = {
+        "folder": _Kind(FolderPictures, lambda root, part: (root / part).is_dir()),
+        "huggingface": _Kind(HubPictures, lambda root, part: part in hub_parts(root)),
+    }
+    return known.get(name) or _Kind(partial(TorchvisionPictures, name), lambda root, part: part != "val")
 
 
 @dataclass(frozen=True)
@@ -80,7 +99,7 @@ class OwnImages:
         Raises:
             ValueError: An image is damaged, or has other channels or another size.
         """
-        pictures = FolderPictures(root, part, spec.class_names or None)
+        pictures = _kind(spec.name).open(root, part, spec.class_names or None)
         where = f"{spec.name} in {root}, {'training' if part == 'train' else part} set"
         index = indexed(pictures, self._folder / f"{part}.{pictures.version[:12]}.index.npz")
         rows = readable_rows(pictures, index, where, self.skip_corrupt)
@@ -92,9 +111,14 @@ class OwnImages:
         kept: Any = images if self._streams(images) else self._mapped(images, labels, part)
         return ImageSet(kept, labels)
 
+    @staticmethod
+    def has_part(spec: DatasetSpec, root: Path, part: Part) -> bool:
+        """Check whether a dataset has a part."""
+        return _kind(spec.name).has(root, part)
+
     @property
     def _folder(self) -> Path:
-        return self.cache_dir or self.root
+        return self.cache_dir or (self.root if self.root.is_dir() else Path("data") / self.root)  # a name on the hub
 
     def _streams(self, images: EncodedImages) -> bool:
         if self.stream is not None:
@@ -143,15 +167,32 @@ def described(
         if size is not None:
             raise ValueError(f"data.size must be null for data.dataset=npz, got {size}. Resize the images in the file.")
         return dataset_spec(dataset, num_classes, npz_channels(root) if channels is None else channels)
-    if classes is None and num_classes is not None and not (Path(root) / "train").is_dir():
+    if dataset == "folder" and classes is None and num_classes is not None and not (Path(root) / "train").is_dir():
         return dataset_spec(dataset, num_classes, channels, size)  # a recipe whose images are missing here
-    names = tuple(classes or class_folders(Path(root) / "train"))
+    names, shape = _found(dataset, Path(root), num_classes, classes)
     if num_classes not in (None, len(names)):
         raise ValueError(
             f"data.num_classes must be {len(names)}, the number of classes in {root}, got {num_classes}. Leave "
             "--data.num_classes out."
         )
-    shape = first_shape(Path(root)) or (channels or 3, NOMINAL_SIZE, NOMINAL_SIZE)
+    shape = shape or (channels or 3, NOMINAL_SIZE, NOMINAL_SIZE)
     height, width = shape[1:] if size is None else (size, size)
     spec = dataset_spec(dataset, len(names), channels or shape[0], height, names)
     return replace(spec, width=width)
+
+
+def _found(
+    dataset: str, root: Path, num_classes: int | None, classes: Sequence[str] | None
+) -> tuple[tuple[str, ...], tuple[int, int, int] | None]:
+    """Return names of the classes, and (C, H, W) of the first image, if any."""
+    if dataset == "folder":
+        return tuple(classes or class_folders(root / "train")), first_shape(root)
+    kind = _kind(dataset)
+    pictures = kind.open(root, "train" if kind.has(root, "train") else "test", classes)
+    names = pictures.class_names or tuple(map(str, range(num_classes or 0)))
+    if not names:
+        raise ValueError(
+            f"data.num_classes must be set for {dataset}, which has no names of classes. Pass --data.num_classes K."
+        )
+    with pictures.open(0)[0] as image:
+        return tuple(names), (channels_of(image), image.height, image.width)

@@ -1,7 +1,7 @@
 """Real images, read into memory as uint8 (N, H, W, C)."""
 
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -10,8 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lightning_paf.data.checks import check_classes, check_images, check_label_header, check_labels, check_same_size
-from lightning_paf.data.readers.archives import UNLABELLED, open_archive
-from lightning_paf.data.readers.npy import Column
+from lightning_paf.data.readers.archives import UNLABELLED, has_npz_part, open_archive, open_part
+from lightning_paf.data.readers.npy import Archive, Column
+from lightning_paf.data.readers.torchvision_sets import open_torchvision
 from lightning_paf.specs import DatasetSpec
 
 DIGITS_TEST_SIZE = 360
@@ -112,16 +113,26 @@ def read_part(
     return images
 
 
-def read_file(path: Path, channels: int, shuffled: bool = False) -> ImageSet:
+def read_file(path: Path, channels: int) -> ImageSet:
     """Read one file of images and labels; see `readers.archives`.
 
     Raises:
         ValueError: The file is missing or damaged, or does not hold uint8 images (N, H, W, channels) and their labels.
     """
-    with open_archive(path) as archive:
-        check_images(archive.image, channels, str(path))
+    return _read_archive(open_archive(path), channels, str(path), shuffled=False)
+
+
+def _read_npz(spec: DatasetSpec, root: Path, part: Part, download: bool) -> ImageSet:
+    """One part of `root`; training images, which can be sorted by class, are shuffled."""
+    where = str(root if root.is_file() else root / f"{part}.npz")
+    return _read_archive(open_part(root, part), spec.channels, where, shuffled=part == "train")
+
+
+def _read_archive(opened: AbstractContextManager[Archive], channels: int, where: str, shuffled: bool) -> ImageSet:
+    with opened as archive:
+        check_images(archive.image, channels, where)
         count = archive.image.shape[0]
-        check_label_header(archive.label, count, str(path))
+        check_label_header(archive.label, count, where)
         rows = np.arange(count)
         if shuffled:
             rows[np.random.default_rng(0).permutation(count)] = np.arange(count)
@@ -132,18 +143,17 @@ def read_file(path: Path, channels: int, shuffled: bool = False) -> ImageSet:
 
 
 def has_part(spec: DatasetSpec, root: Path, part: Part) -> bool:
-    """Check whether a dataset has a part; own images can lack `test`."""
-    if spec.name == "folder":
-        return (root / part).is_dir()
-    return (root / f"{part}.npz").is_file() if spec.name == "npz" else part != "val"
+    """Check whether a dataset of arrays has a part; npz files can lack `test`."""
+    return has_npz_part(root, part) if spec.name == "npz" else part != "val"
 
 
 def npz_channels(root: Path) -> int | None:
     """Return 1 for grey images; None for others, and without readable files."""
     with suppress(OSError, ValueError):  # reported when the file is read
-        for path in filter(Path.is_file, (Path(root) / f"{part}.npz" for part in ("train", "val", "test"))):
-            with open_archive(path) as archive:
-                return 1 if archive.image.shape[-1] == 1 else None
+        for part in ("train", "val", "test"):
+            if has_npz_part(Path(root), part):
+                with open_part(Path(root), part) as archive:
+                    return 1 if archive.image.shape[-1] == 1 else None
     return None
 
 
@@ -179,30 +189,15 @@ def _read_cifar(spec: DatasetSpec, root: Path, part: Part, download: bool) -> Im
     from torchvision.datasets import CIFAR10, CIFAR100
 
     dataset = {"cifar10": CIFAR10, "cifar100": CIFAR100}[spec.name]
-    found = _open_torchvision(lambda: dataset(root, train=part == "train", download=download), root)
+    found = open_torchvision(lambda: dataset(root, train=part == "train", download=download), root)
     return ImageSet(np.ascontiguousarray(found.data), np.asarray(found.targets, np.int64))
 
 
 def _read_svhn(spec: DatasetSpec, root: Path, part: Part, download: bool) -> ImageSet:
     from torchvision.datasets import SVHN
 
-    found = _open_torchvision(lambda: SVHN(root, split=part, download=download), root)
+    found = open_torchvision(lambda: SVHN(root, split=part, download=download), root)
     return ImageSet(np.ascontiguousarray(found.data.transpose(0, 2, 3, 1)), np.asarray(found.labels, np.int64))
-
-
-def _open_torchvision(open_it: Callable[[], Any], root: Path) -> Any:
-    try:
-        return open_it()
-    except (RuntimeError, OSError) as error:
-        raise ValueError(
-            f"data.root={root} must hold a complete copy of the dataset, and none could be downloaded ({error}). "
-            "Unpack its archive there, or pass the folder that holds it as --data.root."
-        ) from error
-
-
-def _read_npz(spec: DatasetSpec, root: Path, part: Part, download: bool) -> ImageSet:
-    """One file of `root`; training images, which can be sorted by class, are shuffled."""
-    return read_file(root / f"{part}.npz", spec.channels, shuffled=part == "train")
 
 
 def _fill(array: NDArray[Any], column: Column, rows: NDArray[np.int64]) -> None:

@@ -18,6 +18,7 @@ from lightning_paf.evaluation.statistics import Accuracy, exact_accuracy
 from lightning_paf.evaluation.stopping import Interval, anytime_interval
 from lightning_paf.functional.predictions import NO_PREDICTION
 from lightning_paf.runs.weights_origin import WeightsOrigin
+from lightning_paf.specs import class_name
 from lightning_paf.utils.files import explained, parse_json, write_whole
 
 if TYPE_CHECKING:
@@ -289,7 +290,7 @@ class EvaluationResult:
 
     def class_name(self, label: int) -> str:
         """Return the name of a class; `class K` without names."""
-        return self.class_names[label] if 0 <= label < len(self.class_names) else f"class {label}"
+        return class_name(self.class_names, label)
 
     def examples(self) -> Iterator[tuple[NDArray[np.int64], Tensor]]:
         """Yield ids (k,) and adversarial images (k, C, H, W) of the fooled, by block.

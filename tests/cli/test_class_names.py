@@ -68,7 +68,10 @@ def test_arguments_without_their_class_list_the_known_ones(words, message, tiny,
     [
         ("--model.attack.stepz 3", "Option 'stepz' is not accepted"),
         ("--model.nett SmallConvNet", "nett"),
-        ("--data.dataset cifar11", "Got value: cifar11"),
+        (
+            "--data.dataset cifar11",
+            "data.dataset must be one of digits, cifar10, cifar100, svhn, npz, fol",
+        ),
         ("--data.num_classes null", "data.num_classes must be at least 2 for data.dataset=npz, got None"),
         ("--data.dataset cifar10", "error: data.num_classes must be 10 for data.dataset=cifar10, got 3"),
     ],

@@ -46,7 +46,7 @@ def check_round_trip(run, folder, data, shape) -> tuple[dict, str]:
 
 
 @pytest.mark.parametrize(("mode", "channels"), [("RGB", 3), ("L", 1)])
-def test_a_folder_is_trained_evaluated_exported_and_imported(mode, channels, tmp_path):
+def test_a_folder_is_trained_evaluated_exported_and_imported(mode, channels, tmp_path, capsys):
     root, run = write_image_folder(tmp_path / "images", mode), tmp_path / "run"
     assert status("fit", "-c", write_recipe(tmp_path, root), "--run", run) == 0
     config = yaml.safe_load((run / "config.yaml").read_text())
@@ -56,6 +56,11 @@ def test_a_folder_is_trained_evaluated_exported_and_imported(mode, channels, tmp
     assert (content["dataset"], content["class_names"]) == ("folder", list(CLASSES))
     assert [row["name"] for row in content["per_class"]] == list(CLASSES)
     assert all(f">{name}<" in report for name in CLASSES)
+    checkpoint = run / "checkpoints" / "last.ckpt"
+    assert status("predict", "--ckpt_path", checkpoint) == 0
+    assert np.load(run / "predictions.npz")["class_names"].tolist() == list(CLASSES)
+    assert status("analyze", "channel-activations", "--ckpt", checkpoint, "--label", "1") == 0
+    assert "of 4 images of dog, PGD linf" in capsys.readouterr().out
 
 
 def test_a_run_reads_other_folders_by_its_own_classes(tmp_path):

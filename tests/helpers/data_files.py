@@ -57,3 +57,29 @@ def write_pairs(folder: Path, image, label, sizes) -> Path:
         for kind, array in zip(("image", "label"), arrays, strict=True):
             np.save(folder / f"{name}{kind}.npy", array)
     return folder
+
+
+def write_fashion_mnist(root) -> np.ndarray:
+    """Write the idx files of 20 training and 10 test images, and return the latter."""
+    raw = root / "FashionMNIST" / "raw"
+    raw.mkdir(parents=True)
+    for name, count in (("train", 20), ("t10k", 10)):
+        images = np.random.default_rng(count).integers(0, 256, (count, 28, 28)).astype(np.uint8)
+        header = np.array([0x803, count, 28, 28], ">i4").tobytes()
+        (raw / f"{name}-images-idx3-ubyte").write_bytes(header + images.tobytes())
+        labels = np.arange(count, dtype=np.uint8) % 10
+        (raw / f"{name}-labels-idx1-ubyte").write_bytes(np.array([0x801, count], ">i4").tobytes() + labels.tobytes())
+    return images
+
+
+def write_hub_dataset(folder, images) -> None:
+    """Save the image files `PART/CLASS/*` of a folder as a dataset of Hugging Face."""
+    import datasets
+
+    names, parts = sorted(path.name for path in (images / "train").iterdir()), {}
+    features = datasets.Features(image=datasets.Image(), label=datasets.ClassLabel(names=names))
+    for part in ("train", "test"):
+        paths = sorted((images / part).rglob("*.*"))
+        columns = {"image": [str(path) for path in paths], "label": [names.index(path.parent.name) for path in paths]}
+        parts[part] = datasets.Dataset.from_dict(columns, features)
+    datasets.DatasetDict(parts).save_to_disk(folder)

@@ -8,7 +8,7 @@ import pickle
 import warnings
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
@@ -42,8 +42,32 @@ def open_archive(path: Path) -> AbstractContextManager[Archive]:
     return OPENERS[path.suffix](path)
 
 
+def open_part(root: Path, part: str) -> AbstractContextManager[Archive]:
+    """Open one part of a dataset in npz files.
+
+    This is `PART.npz` of a folder, or the arrays PART_images and PART_labels of one file, as those of MedMNIST.
+
+    Raises:
+        ValueError: As `open_archive`.
+    """
+    if root.is_file():
+        return _open_npz(root, ((f"{part}_images", f"{part}_labels"),))
+    return open_archive(root / f"{part}.npz")
+
+
+def has_npz_part(root: Path, part: str) -> bool:
+    """Check whether `open_part` finds a part; true for a damaged file."""
+    try:
+        with zipfile.ZipFile(root) as archive:
+            return f"{part}_images.npy" in archive.namelist()
+    except zipfile.BadZipFile:
+        return True
+    except OSError:
+        return (root / f"{part}.npz").is_file()
+
+
 @contextmanager
-def _open_npz(path: Path) -> Iterator[Archive]:
+def _open_npz(path: Path, accepted: Sequence[tuple[str, str]] = NPZ_KEYS) -> Iterator[Archive]:
     try:
         with zipfile.ZipFile(path) as archive:
             found = [name.removesuffix(".npy") for name in archive.namelist()]
@@ -51,7 +75,7 @@ def _open_npz(path: Path) -> Iterator[Archive]:
                 image = _npz_column(path, archive, "image")
                 yield Archive(image, _unlabelled(image.shape[0]))
                 return
-            keys = choose_keys(path, "arrays", found, NPZ_KEYS)
+            keys = choose_keys(path, "arrays", found, accepted)
             yield Archive(*(_npz_column(path, archive, key) for key in keys))
     except (zipfile.BadZipFile, zlib.error, EOFError) as error:
         raise ValueError(f"{path}: damaged, or not an npz file ({error}). Download or write it again.") from error

@@ -11,12 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lightning_paf.data.readers.photographs import SUFFIXES
-from lightning_paf.data.readers.pictures import Pictures, channels_of
+from lightning_paf.data.readers.pictures import Pictures, channels_of, check_names, decoded, some
 
 if TYPE_CHECKING:
     from PIL.Image import Image
-
-JPEG = (b".jpg", b".jpeg")
 
 
 def class_folders(folder: Path) -> tuple[str, ...]:
@@ -94,35 +92,17 @@ class FolderPictures(Pictures):
         return os.path.join(self.folder, os.fsdecode(self._names[index]))  # noqa: PTH118  # faster than `Path`
 
     def read(self, index: int, channels: int) -> NDArray[np.uint8]:
-        """Decode an image file to (H, W, C), faster than Pillow if it is a JPEG."""
-        if not self._names[index].lower().endswith(JPEG):
-            return super().read(index, channels)
-        from torchvision.io import ImageReadMode, decode_jpeg, read_file
-
-        mode = ImageReadMode.RGB if channels == 3 else ImageReadMode.GRAY
-        try:
-            image: NDArray[np.uint8] = decode_jpeg(read_file(self.name(index)), mode).permute(1, 2, 0).numpy()
-        except RuntimeError:  # a colour space or a format that only Pillow reads
-            return super().read(index, channels)
-        return image
+        """Decode an image file to (H, W, C)."""
+        return decoded(Path(self.name(index)).read_bytes(), channels)
 
     def _check_names(self, found: Sequence[str], part: str) -> None:
-        extra = [name for name in found if name not in self.class_names]
-        if extra:
-            raise ValueError(
-                f"{self.folder}: all classes must be those of the training ({_some(self.class_names)}), got "
-                f"{_some(extra)} too. Remove or rename the folder, or train with it."
-            )
+        check_names(found, self.class_names, str(self.folder))
         missing = [name for name in self.class_names if name not in found]
         if part == "train" and (missing or len(found) < 2):
             raise ValueError(
-                f"{self.folder} must have a folder for each of at least two classes, got {_some(found)}"
-                f"{f' without {_some(missing)}' if missing else ''}. Add the folders, or pass another --data.root."
+                f"{self.folder} must have a folder for each of at least two classes, got {some(found)}"
+                f"{f' without {some(missing)}' if missing else ''}. Add the folders, or pass another --data.root."
             )
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:10]) + (", …" if len(names) > 10 else "") if names else "none"
 
 
 def _image_files(root: Path, name: str) -> Iterator[tuple[str, int, int]]:

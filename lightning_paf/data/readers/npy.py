@@ -61,8 +61,8 @@ def read_rows(stream: IO[bytes], shape: tuple[int, ...], dtype: np.dtype) -> Ite
 
 
 def with_channels(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Return (N, H, W, 1) for grey images (N, H, W), and any other shape unchanged."""
-    return (*shape, 1) if len(shape) == 3 else shape
+    """Return (N, H, W, 1) for (N, H, W), (N,) for (N, 1), or the same shape."""
+    return (*shape, 1) if len(shape) == 3 else shape[:1] if shape[1:] == (1,) else shape
 
 
 @dataclass(frozen=True)

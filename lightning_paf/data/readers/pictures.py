@@ -1,8 +1,10 @@
 """Encoded images of any size, decoded one by one."""
 
+import io
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
+from functools import cache
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,6 +41,60 @@ class Pictures(ABC):
     def read(self, index: int, channels: int) -> NDArray[np.uint8]:
         """Decode an image to (H, W, C) with 1 (luma) or 3 channels."""
         return pixels(self.open(index)[0], channels)
+
+
+def decoded(content: bytes, channels: int) -> NDArray[np.uint8]:
+    """Decode an image to (H, W, C), a JPEG without Pillow if possible."""
+    from PIL import Image
+
+    decode = _jpeg_decoder() if content.startswith(b"\xff\xd8") else None
+    if decode is not None:
+        try:
+            return decode(content, channels)
+        except RuntimeError:  # a colour space or a format that only Pillow reads
+            pass
+    return pixels(Image.open(io.BytesIO(content)), channels)
+
+
+@cache
+def _jpeg_decoder() -> Callable[[bytes, int], NDArray[np.uint8]] | None:
+    """Return the decoder of torchcodec or else torchvision; None without both."""
+    import torch
+
+    found: Any
+    try:
+        from torchcodec.decoders import decode_jpeg as found
+    except (ImportError, OSError, RuntimeError):  # also if its libraries are missing
+        try:
+            from torchvision.io import decode_jpeg as found
+        except ImportError:
+            return None
+
+    def decode(content: bytes, channels: int) -> NDArray[np.uint8]:
+        encoded = torch.frombuffer(bytearray(content), dtype=torch.uint8)
+        image: NDArray[np.uint8] = found(encoded, mode="RGB" if channels == 3 else "GRAY").permute(1, 2, 0).numpy()
+        return image
+
+    return decode
+
+
+def check_names(found: Sequence[str], known: Sequence[str], where: str) -> None:
+    """Check that all classes are those of the training.
+
+    Raises:
+        ValueError: There are others.
+    """
+    extra = [name for name in found if name not in known]
+    if extra:
+        raise ValueError(
+            f"{where}: all classes must be those of the training ({some(known)}), got {some(extra)} too. Remove or "
+            "rename them, or train with them."
+        )
+
+
+def some(names: Sequence[str]) -> str:
+    """Return at most ten names as a list."""
+    return ", ".join(names[:10]) + (", …" if len(names) > 10 else "") if names else "none"
 
 
 def pixels(image: "Image", channels: int) -> NDArray[np.uint8]:
