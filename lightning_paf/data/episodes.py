@@ -1,6 +1,6 @@
 """Episodes for the training and evaluation of few-shot segmentation."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -130,6 +130,15 @@ class EpisodeDataModule(FolderDataModule):
         if isinstance(batch, EpisodeBatch):
             return batch._replace(support=batch.support.float() / 255, query=batch.query.float() / 255)
         return batch
+
+    def test_batches(self) -> tuple[QueryDataset, Iterator[EpisodeBatch]]:
+        """Return all queries of the test, and their batches with images in [0, 1]."""
+        self.prepare_data("test")
+        self.setup("test")
+        dataset = self._evaluated["test"]
+        starts = range(0, len(dataset), self.eval_batch_size)
+        rows = (range(start, min(start + self.eval_batch_size, len(dataset))) for start in starts)
+        return dataset, (self.on_after_batch_transfer(dataset.__getitems__(row), 0) for row in rows)
 
     def _check_classes(self) -> None:
         """Check the labels of training and test."""

@@ -5,12 +5,12 @@ import torch
 from helpers.episodes import episodes
 
 from lightning_paf.attacks import FGSM, PGD, Square
-from lightning_paf.attacks.episodes import SMIA, DiceLogits, attacked, attacked_alone, seven_attacks, with_images
+from lightning_paf.attacks.episodes import SMIA, DiceLogits, attacked, attacked_alone, paper_attacks, with_images
 from lightning_paf.functional.geometry import geometry_of
 from lightning_paf.functional.segmentation import dice, dice_counts, pixel_cross_entropy, predicted_class
 from lightning_paf.nets.few_shot import FewShotSegmenter, PANet
 
-SEVEN = seven_attacks(0.05, 256)
+SEVEN = paper_attacks(0.05, 256)
 
 
 @pytest.fixture(scope="module")
