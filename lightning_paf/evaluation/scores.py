@@ -5,11 +5,15 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lightning_paf.evaluation.identity import content_fingerprint, differences
 from lightning_paf.evaluation.statistics import Mean, mean_interval
+from lightning_paf.utils.figures import COLOURS, REFERENCE, open_figure
 from lightning_paf.utils.files import create_whole, explained, parse_json, write_whole
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 Row = Mapping[str, Mapping[str, float]]
 """Values of one sample by condition, such as `clean` or `pgd`, and score, such as `dice`."""
@@ -146,6 +150,27 @@ def compare_scores(models: Sequence[str], results: Sequence[Mapping[str, Any]]) 
     return rows
 
 
+def draw_scores(rows: Sequence[ScoreRow]) -> "Figure":
+    """Draw the differences to the first model with their intervals, a panel for each score."""
+    later = [row for row in rows if row.difference]
+    names, models = ([*dict.fromkeys(values)] for values in ([r.score for r in later], [r.model for r in later]))
+    conditions = [*dict.fromkeys(row.condition for row in later)]
+    with open_figure(4.5 * len(names), 1.2 + 0.3 * len(conditions) * len(models)) as figure:
+        for axes, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):
+            for number, model in enumerate(models):
+                of = {r.condition: r.difference for r in later if (r.score, r.model) == (name, model) and r.difference}
+                places = [conditions.index(condition) + 0.6 * (number + 0.5) / len(models) - 0.3 for condition in of]
+                values = [mean.value for mean in of.values()]
+                widths = [mean.high - mean.value for mean in of.values()]
+                axes.errorbar(values, places, xerr=widths, fmt="o", capsize=3, color=COLOURS[number], label=model)
+            axes.axvline(0, **REFERENCE)
+            axes.set(title=f"{name}, minus {rows[0].model}", yticks=range(len(conditions)), yticklabels=conditions)
+            axes.set_ylim(len(conditions) - 0.5, -0.5)
+            axes.grid(axis="x")
+        axes.legend(loc="best")
+    return figure
+
+
 def score_result(path: Path) -> dict[str, Any] | None:
     """Read the result file of a test by scores, also that in a run folder; None if there is none."""
     files = [path] if path.is_file() else sorted([*path.glob("*.json"), *(path / "test").glob("*.json")])
@@ -174,5 +199,7 @@ def _finite(mean: Mapping[str, float]) -> dict[str, float | None]:
 
 
 def _shown(mean: Mean, sign: str = "") -> str:
-    value, *ends = (None if end is None or math.isnan(end) else f"{end:{sign}.3f}" for end in asdict(mean).values())
-    return str(value) if None in ends else f"{value} [{', '.join(map(str, ends))}]"
+    digits = 2 if mean.value >= 10 else 3
+    known = [end for end in asdict(mean).values() if end is not None and not math.isnan(end)]
+    value, *ends = (f"{end:{sign}.{digits}f}" for end in known)
+    return f"{value} [{', '.join(ends)}]" if ends else value

@@ -182,6 +182,14 @@ class Denoising(ScoredTask):
         *_, (_, clean, noisy) = self.observed(self.test_batch(0))
         return draw_denoised([("", clean, without_uniform(noisy), self.model)], self.headline())
 
+    def text_of(self, scores: Mapping[str, Any]) -> str:
+        """Format PSNR before and after denoising, and SSIM, with their intervals."""
+        parts = []
+        for score, digits in (("psnr", 2), ("ssim", 3)):
+            value, low, high = (scores[score][end] for end in ("value", "low", "high"))
+            parts.append(f"{value:.{digits}f}" + ("" if low is None else f" [{low:.{digits}f}, {high:.{digits}f}]"))
+        return f"PSNR {scores['noisy_psnr']['value']:.2f} to {parts[0]} dB, SSIM {parts[1]}"
+
     def headline(self) -> str:
         """Title of the figure: the attack."""
         return f"ObsAtk {radius_text(self.level)}, {self.attack_steps} steps"

@@ -55,6 +55,10 @@ class ScoredTask(Task):
     def draw_test(self) -> "Figure":
         """Draw an example."""
 
+    def text_of(self, scores: Mapping[str, Any]) -> str:
+        """Format the scores of one condition in a `summary`, for the log."""
+        return text(scores)
+
     def test_dataset(self) -> Any:
         """The dataset of the test."""
         return self.trainer.datamodule.test_dataloader().dataset  # type: ignore[attr-defined]
@@ -112,5 +116,5 @@ class ScoredTask(Task):
                 write_whole(self._folder / f"{self.stem}.json", data)
                 save_figure(self.draw_test(), self._folder / f"{self.stem}.png")
         for condition, scores in results.items():
-            rank_zero_info(f"{condition}: {text(scores)}")
+            rank_zero_info(f"{condition}: {self.text_of(scores)}")
         rank_zero_info(f"Result: {self._folder / f'{self.stem}.json'}, {self.stem}.png")

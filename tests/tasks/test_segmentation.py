@@ -42,11 +42,11 @@ def test_a_run_is_tested(run, target):
     assert status("test", "--ckpt_path", run / LAST, "--model.target", target) == 0
     content = json.loads((run / "test" / "segmentation.json").read_text())
     assert set(content["results"]) == {"clean", "pgd", "square"}
-    assert (content["target"], content["weights"]["global_step"]) == (target, 8)
-    found = content["results"]["clean"]
+    assert (content["settings"]["target"], content["weights"]["global_step"]) == (target, 8)
+    found = content["results"]["clean"]["dice"]
     assert found["low"] < found["value"] < found["high"]
-    assert found["value"] == pytest.approx(np.mean(found["volumes"]))
-    assert len(found["volumes"]) == len(content["volumes"]) >= 2
+    assert found["value"] == pytest.approx(np.mean(found["values"]))
+    assert len(found["values"]) == len(content["samples"]) >= 2
     with Image.open(run / "test" / "segmentation.png") as image:
         assert image.size[0] > 800
 
