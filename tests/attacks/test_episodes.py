@@ -60,6 +60,16 @@ def test_results_do_not_depend_on_the_batch(model):
     assert torch.equal(together.query, torch.cat(alone))
 
 
+def test_a_clean_support_is_encoded_once_with_the_same_result(model, monkeypatch):
+    batch, attack = episodes(), PGD(0.05, step_size=0.02, steps=3, start="none")
+    whole = {"loss": pixel_cross_entropy, "forward": lambda x: model(with_images(batch, "query", x))}
+    expected = attack(model, batch.query, batch.query_mask, **whole)
+    encoded, encode = [], model.encode
+    monkeypatch.setattr(model, "encode", lambda batch: encoded.append(batch) or encode(batch))
+    torch.testing.assert_close(attacked(model, batch, attack, "query").query, expected)
+    assert len(encoded) == 1
+
+
 def test_shots_are_attacked_together(model):
     batch = episodes(shots=3)
     found = attacked(model, batch, FGSM(0.05), "support")
