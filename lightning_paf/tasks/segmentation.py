@@ -103,6 +103,8 @@ class FewShotSegmentation(ScoredTask):
         checked(
             "attacks", attacks, attacks is None or CLEAN not in attacks, f"named other than {CLEAN}", "null", "--model"
         )
+        together = seven_attacks and attacks is not None
+        checked("attacks", attacks, not together, "null with seven_attacks", "null", "--model")
         checked("eps", eps, float(eps) > 0, "positive", 0.035, "--model")
         spec = EpisodeDataModule.spec_of(channels, size)
         if activation is not None:

@@ -66,6 +66,7 @@ def test_a_run_is_tested(run, target):
         (["fit", "-c", "{tiny}", "--data.train_dir", "absent"], "--data.train_dir must be a folder in the layout"),
         (["fit", "-c", "{tiny}", "--data.test_dir", "absent"], "train_dir must be set with test_dir"),
         (["fit", "-c", "{tiny}", "--model.eps", "0"], "eps must be positive"),
+        (["fit", "-c", "{tiny}", "--model.seven_attacks", "true"], "attacks must be null with seven_attacks"),
         (["fit", "-c", "{tiny}", "--model.objective.noise", "-1"], "noise must be at least 0"),
         (["fit", "-c", "{tiny}", "--model.net.groups", "3"], "groups must divide the 4 channels"),
         (["fit", "-c", "{tiny}", "--model.net.convs", "[1]"], "convs must be as many as widths"),

@@ -99,8 +99,8 @@ def read_volume(files: tuple[Path, Path], labels: frozenset[int], window: Window
         )
     if bad := np.count_nonzero(~np.isfinite(volume)):
         raise ValueError(
-            f"{files[0]} must hold finite intensities, got NaN or infinity in {bad} voxels. Replace them, or remove the "
-            "volume."
+            f"{files[0]} must hold finite intensities, got NaN or infinity in {bad} voxels. Replace them, or remove "
+            "the volume."
         )
     if unknown := set(np.unique(mask).tolist()) - labels - {IGNORED}:
         raise ValueError(
