@@ -102,6 +102,12 @@ class EpisodeDataModule(FolderDataModule):
             )
         self._check_classes()
 
+    def prepare_data(self, stage: str | None = None) -> None:
+        """Check the folders and labels before processes start; for training also those of the test."""
+        super().prepare_data(stage)
+        if self.test_dir is None:
+            self._files("test")
+
     @readable()
     def setup(self, stage: str) -> None:
         """Read the volumes that a stage uses, and check that episodes can be drawn.

@@ -100,11 +100,6 @@ class FewShotSegmentation(ScoredTask):
         super().__init__(optimizer, schedule or Constant(), decay, init)
         if _given_hyperparameters.get() is not None:
             self.save_hyperparameters()
-        checked(
-            "attacks", attacks, attacks is None or CLEAN not in attacks, f"named other than {CLEAN}", "null", "--model"
-        )
-        together = seven_attacks and attacks is not None
-        checked("attacks", attacks, not together, "null with seven_attacks", "null", "--model")
         checked("eps", eps, float(eps) > 0, "positive", 0.035, "--model")
         spec = EpisodeDataModule.spec_of(channels, size)
         if activation is not None:
@@ -113,9 +108,7 @@ class FewShotSegmentation(ScoredTask):
         self.model = FewShotSegmenter(net, spec.mean, spec.std)
         self.objective = objective or EpisodeCE()
         self.attack = attack or PGD(eps, step_size=float(eps) / 3.5)
-        paper = paper_attacks(float(eps), channels * size * size)
-        fast = {name: paper[name] for name in ("fgsm", "pgd")}
-        self.attacks = paper if seven_attacks else fast if attacks is None else attacks
+        self.attacks = _tested(attacks, seven_attacks, float(eps), channels * size * size)
         self.target, self.eps = target, eps
         self._found: dict[int, Row] = {}
         self.load_init()
@@ -207,6 +200,16 @@ class FewShotSegmentation(ScoredTask):
             for name, moved in self._versions(episode, attacks).items()
         }
         return {name: dict(zip(_COUNTS, counts, strict=True)) for name, counts in found.items()}
+
+
+def _tested(attacks: dict[str, Attack] | None, seven: bool, eps: float, pixels: int) -> dict[str, Attack]:
+    """Return the attacks of the test by name."""
+    names, paper = [*(attacks or ())], paper_attacks(eps, pixels)
+    checked("attacks", names, CLEAN not in names, f"named other than {CLEAN}", "null", "--model")
+    checked("attacks", names, attacks is None or not seven, "null with seven_attacks", "null", "--model")
+    if attacks is not None:
+        return attacks
+    return paper if seven else {name: paper[name] for name in ("fgsm", "pgd")}
 
 
 def volume_dice(rows: Mapping[int, Row], dataset: QueryDataset) -> dict[str, Row]:

@@ -59,6 +59,10 @@ def test_a_run_is_tested(run, target):
         (["fit", "-c", "{tiny}", "--data.ways", "5"], "train_classes must hold at least the 5 classes of an episode"),
         (["fit", "-c", "{tiny}", "--data.shots", "200"], "must be on at least 200 slices of the train volumes"),
         (["fit", "-c", "{tiny}", "--data.train_classes", "[1, 7]"], "must be among the labels [1, 2, 3, 4, 5, 6]"),
+        (
+            ["fit", "-c", "{tiny}", "--data.test_classes", "[7]"],
+            "test_classes must be among the labels [1, 2, 3, 4, 5, 6]",
+        ),
         (["fit", "-c", "{tiny}", "--data.train_classes", "[1, 1]"], "train_classes must be different labels from 1"),
         (["fit", "-c", "{tiny}", "--data.subjects", "3"], "subjects must be at least 5"),
         (["fit", "-c", "{tiny}", "--data.window", "[5, 5]"], "window must be increasing"),
