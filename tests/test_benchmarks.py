@@ -246,6 +246,12 @@ def test_loader(monkeypatch, tmp_path):
     assert is_spread(rows["loading and augmentation, images a second"])
 
 
+def test_episodes(monkeypatch, tmp_path):
+    rows = run("episodes", ["--quick"], monkeypatch, tmp_path)
+    assert len(rows) == 8
+    assert all(is_spread(row) for row in rows.values())
+
+
 def test_folder_loader(monkeypatch, tmp_path):
     rows = run("folder_loader", ["--quick"], monkeypatch, tmp_path)
     assert {"32 px, array, images a second", "224 px, streamed : torchvision"} <= rows.keys()

@@ -1,7 +1,7 @@
 """Attacks on the query or the support of few-shot segmentation."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import torch
@@ -19,6 +19,7 @@ from lightning_paf.attacks.sub_attack import seeded
 from lightning_paf.attacks.wrappers import WorstOf
 from lightning_paf.data.episode_set import EpisodeBatch
 from lightning_paf.functional.segmentation import dense_margin, dice, dice_counts, pixel_cross_entropy, predicted_class
+from lightning_paf.nets.few_shot import FewShotSegmenter
 from lightning_paf.types import Forward, PerExampleLoss, Radius
 
 Target = Literal["query", "support"]
@@ -95,7 +96,7 @@ class DiceLogits(nn.Module):
         return torch.stack([value, torch.zeros_like(value)], 1)
 
 
-def seven_attacks(eps: float, pixels: int) -> dict[str, Attack]:
+def paper_attacks(eps: float, pixels: int) -> dict[str, Attack]:
     """The seven attacks of Pandey et al. (2022).
 
     Their radius is `eps` in l-infinity, or the l2 length of a perturbation of `eps` in every pixel.
@@ -117,7 +118,7 @@ def seven_attacks(eps: float, pixels: int) -> dict[str, Attack]:
     }
 
 
-def attacked(model: nn.Module, batch: EpisodeBatch, attack: Attack, target: Target) -> EpisodeBatch:
+def attacked(model: FewShotSegmenter, batch: EpisodeBatch, attack: Attack, target: Target) -> EpisodeBatch:
     """Attack the queries or the support of a batch.
 
     All support images of an episode are attacked together, as channels of one image. An attack with its own losses
@@ -131,7 +132,7 @@ def attacked(model: nn.Module, batch: EpisodeBatch, attack: Attack, target: Targ
             images,
             batch.query_mask,
             loss=attack.loss or pixel_cross_entropy,
-            forward=lambda x: model(with_images(batch, target, x)),
+            forward=_scores_of(model, batch, target),
         )
         return with_images(batch, target, moved)
     label = torch.zeros(1, dtype=torch.int64, device=images.device)
@@ -142,7 +143,23 @@ def attacked(model: nn.Module, batch: EpisodeBatch, attack: Attack, target: Targ
     return with_images(batch, target, torch.cat(found))
 
 
-def attacked_alone(model: nn.Module, batch: EpisodeBatch, attack: Attack, target: Target) -> EpisodeBatch:
+def _scores_of(model: FewShotSegmenter, batch: EpisodeBatch, target: Target) -> Callable[[Tensor], Tensor]:
+    """Return the scores as a function of the attacked images.
+
+    The features of a support that is not attacked are computed once, in the first call, in the mode of the attack.
+    """
+    support: list[Tensor] = []
+
+    def of_query(x: Tensor) -> Tensor:
+        if not support:
+            with torch.no_grad():
+                support.append(model.encode(batch)[0])
+        return model.scores(support[0], model.features(x), batch)
+
+    return of_query if target == "query" else lambda x: model(with_images(batch, target, x))
+
+
+def attacked_alone(model: FewShotSegmenter, batch: EpisodeBatch, attack: Attack, target: Target) -> EpisodeBatch:
     """Attack each episode of a batch alone, seeded by its number.
 
     The results do not depend on the batches. The random generators are restored.

@@ -63,6 +63,7 @@ from lightning_paf.runs.torchrun import SyncBatchNormOnAnyDevice, follow_torchru
 from lightning_paf.runs.trust import TRUST, TRUST_HELP
 from lightning_paf.runs.weights_origin import WeightsOrigin
 from lightning_paf.tasks import RobustModule, Task
+from lightning_paf.tasks.scored import ScoredTask
 from lightning_paf.utils.radius import radius_from_text
 
 _LAST: dict[str, Any] = {"filename": "last", "enable_version_counter": False, "save_on_train_epoch_end": True}
@@ -211,8 +212,8 @@ class PafCLI(LightningCLI):
             self.model.check_start(self.datamodule.spec)
         if self.subcommand == "predict":
             self.model.check_predict()  # before loggers open their files
-        for evaluation in self.trainer.callbacks:  # type: ignore[attr-defined]
-            if isinstance(evaluation, RobustEval):
+        for evaluation in (self.model, *self.trainer.callbacks):  # type: ignore[attr-defined]
+            if isinstance(evaluation, RobustEval | ScoredTask):
                 evaluation.fresh = bool(self._get(self.config, "fresh"))
         MonitorCheck().check(self.trainer, self.model)
 

@@ -1,14 +1,15 @@
-"""Compare the accuracies of models by their results on the same samples."""
+"""Compare the accuracies or scores of models by their results on the same samples."""
 
 import argparse
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from lightning_paf.utils.arguments import command_parser
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
     from rich.table import Table
 
     from lightning_paf.evaluation.comparison import Comparison
@@ -32,8 +33,12 @@ def main(argv: list[str]) -> int:
     if len(options.runs) < 2:
         parser.error(f"RUN must be given at least twice, got {options.runs[0]}")
     from lightning_paf.evaluation.comparison import results_in
-    from lightning_paf.evaluation.comparison_table import compare_all
+    from lightning_paf.evaluation.comparison_table import compare_all, draw
+    from lightning_paf.evaluation.scores import score_result
 
+    scored = {path: result for path in options.runs if (result := score_result(path)) is not None}
+    if scored:
+        return _compare_scores(options, scored)
     found = [results_in(path) for path in options.runs]
     detailed = len(found) == 2 and all(len(results) == 1 for results in found)
     content = _in_detail([next(iter(results.items())) for results in found]) if detailed else {}
@@ -41,7 +46,38 @@ def main(argv: list[str]) -> int:
     if not detailed:
         content = {"rows": [row.content() for row in rows], "notes": notes}
         _print_table(rows, notes)
-    _write(options, rows, json.dumps(content, indent=2) + "\n")
+    _write(options, [row.content() for row in rows], content, lambda: draw(rows))
+    return 0
+
+
+def _compare_scores(options: argparse.Namespace, results: "Mapping[Path, Mapping[str, Any]]") -> int:
+    """Compare results of tasks other than classification with the first, sample by sample."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from lightning_paf.evaluation.comparison_table import names_of
+    from lightning_paf.evaluation.scores import compare_scores, draw_scores
+
+    if other := [path for path in options.runs if path not in results]:
+        raise ValueError(
+            f"All results must be of the same task as {next(iter(results))}, got another or none in {other[0]}. Pass "
+            "folders of tested runs of this task."
+        )
+    rows = compare_scores(names_of(options.runs), [results[path] for path in options.runs])
+    table = Table("score", box=None, padding=(0, 1, 0, 0), pad_edge=False)
+    table.add_column("model", overflow="fold")
+    for title in ("mean", "difference"):
+        table.add_column(title, no_wrap=True)
+    for row in rows:
+        table.add_row(*row.texts())
+    Console(highlight=False).print(table)
+    samples = len(results[options.runs[0]]["samples"])
+    print(
+        f"Means over {samples} samples, in brackets: Student's 95 % intervals. Difference: minus\n"
+        "the first model, paired by sample. *: the interval does not contain 0."
+    )
+    content = [row.content() for row in rows]
+    _write(options, content, {"samples": samples, "rows": content}, lambda: draw_scores(rows))
     return 0
 
 
@@ -94,16 +130,17 @@ def _table(rows: "list[Row]") -> "Table":
     return table
 
 
-def _write(options: argparse.Namespace, rows: "list[Row]", content: str) -> None:
+def _write(
+    options: argparse.Namespace, rows: Sequence[Mapping[str, Any]], content: object, draw: "Callable[[], Figure]"
+) -> None:
     """Write the files that the options name."""
-    from lightning_paf.evaluation.comparison_table import draw
     from lightning_paf.utils.figures import figure_png
     from lightning_paf.utils.files import csv_text, explained, write_whole
 
     files: dict[str, Callable[[], bytes]] = {
-        "json": content.encode,
-        "csv": lambda: csv_text([row.content() for row in rows]).encode(),
-        "figure": lambda: figure_png(draw(rows)),
+        "json": lambda: f"{json.dumps(content, indent=2)}\n".encode(),
+        "csv": lambda: csv_text(rows).encode(),
+        "figure": lambda: figure_png(draw()),
     }
     for name, produced in files.items():
         if path := getattr(options, name):

@@ -1,6 +1,6 @@
 """Episodes for the training and evaluation of few-shot segmentation."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -102,6 +102,12 @@ class EpisodeDataModule(FolderDataModule):
             )
         self._check_classes()
 
+    def prepare_data(self, stage: str | None = None) -> None:
+        """Check the folders and labels before processes start; for training also those of the test."""
+        super().prepare_data(stage)
+        if self.test_dir is None:
+            self._files("test")
+
     @readable()
     def setup(self, stage: str) -> None:
         """Read the volumes that a stage uses, and check that episodes can be drawn.
@@ -130,6 +136,15 @@ class EpisodeDataModule(FolderDataModule):
         if isinstance(batch, EpisodeBatch):
             return batch._replace(support=batch.support.float() / 255, query=batch.query.float() / 255)
         return batch
+
+    def test_batches(self) -> tuple[QueryDataset, Iterator[EpisodeBatch]]:
+        """Return all queries of the test, and their batches with images in [0, 1]."""
+        self.prepare_data("test")
+        self.setup("test")
+        dataset = self._evaluated["test"]
+        starts = range(0, len(dataset), self.eval_batch_size)
+        rows = (range(start, min(start + self.eval_batch_size, len(dataset))) for start in starts)
+        return dataset, (self.on_after_batch_transfer(dataset.__getitems__(row), 0) for row in rows)
 
     def _check_classes(self) -> None:
         """Check the labels of training and test."""

@@ -65,7 +65,7 @@ def compare_all(paths: Sequence[Path], read: Sequence[Mapping[Path, EvaluationRe
     found = [{file.stem: result for file, result in results.items()} for results in read]
     if all(len(results) == 1 for results in found):  # the user chose the files, which can differ in their names
         found = [{next(iter(found[0])): result for result in results.values()} for results in found]
-    models, rows, notes = _names(paths), [], []
+    models, rows, notes = names_of(paths), [], []
     for evaluation, first in found[0].items():
         for model, results in zip(models, found, strict=True):
             if evaluation in results:
@@ -88,7 +88,7 @@ def _compare(result: EvaluationResult, first: EvaluationResult, model: str, firs
         raise ValueError(f"Comparison of A, {model}, with B, {first_model}: {error}") from error
 
 
-def _names(paths: Sequence[Path]) -> list[str]:
+def names_of(paths: Sequence[Path]) -> list[str]:
     """Return the parts of the paths that differ, without common parents."""
     absolute = [path.resolve() for path in paths]
     parent = os.path.commonpath([path.parent for path in absolute])

@@ -2,14 +2,12 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from lightning_paf.attacks import ZeroMeanPGD
-from lightning_paf.evaluation.statistics import mean_interval
 from lightning_paf.functional.image_quality import psnr, ssim
 from lightning_paf.functional.losses import squared_distance
 from lightning_paf.types import Radius
@@ -97,25 +95,3 @@ def draw_denoised(rows: Sequence[tuple[str, Tensor, Mapping[str, Tensor], nn.Mod
                 pixels = image[0].permute(1, 2, 0).float().cpu().numpy()
                 show_image(axes, pixels if pixels.shape[2] == 3 else pixels[..., 0], title, cmap="gray", vmin=0, vmax=1)
     return figure
-
-
-def summary(rows: Sequence[Mapping[str, Scores]]) -> dict[str, Any]:
-    """Average over images, with 95 % intervals.
-
-    Args:
-        rows: For each image its scores by condition.
-
-    Returns:
-        For each condition and score: `value`, `low`, `high` (None for a single image), and `images`, a value for each.
-    """
-    return {condition: _averages([row[condition] for row in rows]) for condition in rows[0]}
-
-
-def _averages(rows: list[Scores]) -> dict[str, Any]:
-    columns = {name: [row[name] for row in rows] for name in rows[0]}
-    return {name: _finite(asdict(mean_interval(values))) | {"images": values} for name, values in columns.items()}
-
-
-def _finite(values: Mapping[str, float]) -> dict[str, float | None]:
-    """Replace NaN, which JSON does not have."""
-    return {name: value if math.isfinite(value) else None for name, value in values.items()}

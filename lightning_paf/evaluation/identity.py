@@ -78,14 +78,19 @@ def check_same(here: Mapping[str, Any], there: Mapping[str, Any], name: str) -> 
     Raises:
         ValueError: They differ; every difference is named.
     """
-    flat = _flat(here), _flat(there)
-    pairs = {field: [values.get(field, "missing") for values in flat] for field in sorted({*flat[0], *flat[1]})}
-    differences = [f"{field} is {a} here, {b} in the state" for field, (a, b) in pairs.items() if a != b]
-    if differences:
+    if found := differences(here, there):
+        listed = "; ".join(f"{field} is {a} here, {b} in the state" for field, a, b in found)
         raise ValueError(
-            f"{name} must belong to the same evaluation, got: {'; '.join(differences)}. Pass another folder for the "
+            f"{name} must belong to the same evaluation, got: {listed}. Pass another folder for the "
             "state (--autoattack.state_dir), or use the same checkpoint, data, attack, settings and code version."
         )
+
+
+def differences(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    """List the different values of two contents: name such as `attack.steps`, and both."""
+    flat = _flat(first), _flat(second)
+    pairs = {field: [values.get(field, "missing") for values in flat] for field in sorted({*flat[0], *flat[1]})}
+    return [(field, a, b) for field, (a, b) in pairs.items() if a != b]
 
 
 def network_fingerprint(model: nn.Module) -> str:

@@ -8,9 +8,9 @@ import numpy as np
 
 from lightning_paf.experiments.experiment import experiment_names, find_experiment
 
-_HEAD = """Which claims of the papers hold on 8x8 digits, or on crops of photographs for denoising. The command of each
-row, with `--json docs/results/methods/METHOD.json`, writes its result; `lightning-paf reproduce --table
-docs/results/methods` writes this page.
+_HEAD = """Which claims of the papers hold on 8x8 digits, on crops of photographs for denoising, or on synthetic slices
+for segmentation. The command of each row, with `--json docs/results/methods/METHOD.json`, writes its result;
+`lightning-paf reproduce --table docs/results/methods` writes this page.
 
 Each claim is a paired comparison over seeds and test images. A claim is **reproduced** or **not reproduced** if its
 95 % interval lies entirely above or below the claimed difference, and **inconclusive** otherwise. A method gets the

@@ -1,16 +1,15 @@
 """Training of image denoisers that resist adversarial noise."""
 
-import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.core.mixins.hparams_mixin import _given_hyperparameters
-from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 from torch.optim import Adam
 from torchmetrics import MeanMetric
@@ -19,14 +18,13 @@ from lightning_paf.attacks import Attack, ZeroMeanPGD, radius_text
 from lightning_paf.data import PhotographDataModule
 from lightning_paf.evaluation.denoising import (
     REAL,
-    Scores,
     denoised,
     draw_denoised,
     observations,
     scores,
-    summary,
     without_uniform,
 )
+from lightning_paf.evaluation.scores import Row
 from lightning_paf.functional.image_quality import psnr
 from lightning_paf.nets.dncnn import DnCNN
 from lightning_paf.nn.activations import Activation
@@ -34,18 +32,16 @@ from lightning_paf.nn.classifier import penalty_of
 from lightning_paf.nn.parameter_groups import DecayRule
 from lightning_paf.nn.swap import Scope, swap_activations
 from lightning_paf.objectives.denoising import DenoisingObjective, HybridAT
-from lightning_paf.runs.folder import run_folder_of
-from lightning_paf.runs.weights_origin import weights_origin
 from lightning_paf.schedules import Schedule
-from lightning_paf.tasks.base import Task, default_optimizer
+from lightning_paf.tasks.base import default_optimizer
+from lightning_paf.tasks.scored import ScoredTask
 from lightning_paf.types import Batch, Radius
-from lightning_paf.utils.distributed import gathered
-from lightning_paf.utils.figures import save_figure
-from lightning_paf.utils.files import write_whole
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 PhotographBatch = tuple[list[Tensor], Tensor, list[Tensor]]
 """Clean photographs (C, H, W) in [0, 1], numbers (N,), and noisy ones, or none."""
-RESULT, FIGURE = "denoising.json", "denoising.png"
 
 
 class Denoiser(nn.Module):
@@ -74,7 +70,7 @@ class Denoiser(nn.Module):
         return cleaned
 
 
-class Denoising(Task):
+class Denoising(ScoredTask):
     """Training of a denoiser on photographs with Gaussian noise (Yan et al. 2022).
 
     Each training patch gets noise of a random standard deviation (blind denoising), clipped to the pixel range. The
@@ -104,7 +100,7 @@ class Denoising(Task):
         ValueError: A number out of range.
     """
 
-    kind = "denoiser"
+    kind, stem = "denoiser", "denoising"
     data = PhotographDataModule
     plug_ins: ClassVar[Mapping[str, type]] = {"net": DnCNN, "objective": DenoisingObjective}
     instead_of_predict = "Run test, which draws denoised images."
@@ -143,9 +139,6 @@ class Denoising(Task):
         self.level, self.attack_steps = level, attack_steps
         self.noise, self.sigmas = noise, tuple(sigmas)
         self.val_psnr, self.val_psnr_adv = MeanMetric(), MeanMetric()
-        self._rows: dict[int, dict[str, Scores]] = {}
-        self._first: tuple[Tensor, dict[str, Tensor]]
-        self._folder = Path()
         self.load_init()
 
     def forward(self, x: Tensor) -> Tensor:
@@ -173,42 +166,29 @@ class Denoising(Task):
         for name, metric in zip(self.val_metrics, metrics.values(), strict=True):
             self.log(name, metric, prog_bar=True, on_epoch=True, on_step=False, batch_size=len(batch[0]))
 
-    def on_test_start(self) -> None:
-        """Reset the scores, and keep the run folder."""
-        self._rows = {}
-        # On all ranks.
-        self._folder = run_folder_of(self.trainer)
+    def test_settings(self) -> dict[str, Any]:
+        """Noise and attack of the test."""
+        return {"sigmas": [*self.sigmas], "level": radius_text(self.level), "attack_steps": self.attack_steps}
 
-    def test_step(self, batch: PhotographBatch, batch_idx: int) -> None:
-        """Score all noises, and keep the first photograph at the last sigma."""
-        for number, clean, noisy in self.observed(batch):
-            row = self._rows.setdefault(number, {})
-            row |= {name: scores(denoised(self.model, image), image, clean) for name, image in noisy.items()}
-            if number == 0:
-                self._first = clean, without_uniform(noisy)
+    def evaluations(self, batch: PhotographBatch) -> Iterator[tuple[int, Sequence[Tensor], Callable[[], Row]]]:
+        """Evaluate each photograph on all noises."""
+        images, numbers, real = batch
+        for place, number in enumerate(numbers.tolist()):
+            one = images[place : place + 1], numbers[place : place + 1], real[place : place + 1]
+            yield number, [*one[0], *one[2]], partial(self._scored, one)
 
-    def on_test_epoch_end(self) -> None:
-        """Log the means, and write the result of all processes."""
-        rows = {number: row for part in gathered(self._rows) for number, row in part.items()}
-        names = self.trainer.datamodule.test_dataloader().dataset.names  # type: ignore[attr-defined]
-        results = summary([rows[number] for number in sorted(rows)])
-        for condition, result in results.items():
-            for score in ("psnr", "ssim"):
-                self.log(f"test/{score}_{condition}", result[score]["value"], sync_dist=True)
-        content = {
-            "weights": weights_origin(self.trainer, self).content(),
-            "photographs": [names[number] for number in sorted(rows)],
-            "level": radius_text(self.level),
-            "attack_steps": self.attack_steps,
-            "results": results,
-        }
-        if self.trainer.is_global_zero:
-            self._folder.mkdir(parents=True, exist_ok=True)
-            write_whole(self._folder / RESULT, f"{json.dumps(content, indent=1, allow_nan=False)}\n".encode())
-            save_figure(draw_denoised([("", *self._first, self.model)], self.headline()), self._folder / FIGURE)
-        for condition, result in results.items():
-            rank_zero_info(f"{condition}: {_text(result)}")
-        rank_zero_info(f"Result: {self._folder / RESULT}, {FIGURE}")
+    def draw_test(self) -> "Figure":
+        """Draw the first photograph at the last sigma."""
+        *_, (_, clean, noisy) = self.observed(self.test_batch(0))
+        return draw_denoised([("", clean, without_uniform(noisy), self.model)], self.headline())
+
+    def text_of(self, scores: Mapping[str, Any]) -> str:
+        """Format PSNR before and after denoising, and SSIM, with their intervals."""
+        parts = []
+        for score, digits in (("psnr", 2), ("ssim", 3)):
+            value, low, high = (scores[score][end] for end in ("value", "low", "high"))
+            parts.append(f"{value:.{digits}f}" + ("" if low is None else f" [{low:.{digits}f}, {high:.{digits}f}]"))
+        return f"PSNR {scores['noisy_psnr']['value']:.2f} to {parts[0]} dB, SSIM {parts[1]}"
 
     def headline(self) -> str:
         """Title of the figure: the attack."""
@@ -229,14 +209,9 @@ class Denoising(Task):
                 noisy = observations(self.model, clean, sigma, self.level, self.attack_steps, seed=number)
                 yield number, clean, {f"{noise}_{sigma:g}": image for noise, image in noisy.items()}
 
-
-def _text(result: dict[str, Any]) -> str:
-    """Format PSNR before and after denoising, and SSIM, with their intervals."""
-    parts = []
-    for score, digits in (("psnr", 2), ("ssim", 3)):
-        value, low, high = (result[score][end] for end in ("value", "low", "high"))
-        parts.append(f"{value:.{digits}f}" + ("" if low is None else f" [{low:.{digits}f}, {high:.{digits}f}]"))
-    return f"PSNR {result['noisy_psnr']['value']:.2f} to {parts[0]} dB, SSIM {parts[1]}"
+    def _scored(self, batch: PhotographBatch) -> Row:
+        versions = ((clean, noisy.items()) for _, clean, noisy in self.observed(batch))
+        return {name: scores(denoised(self.model, image), image, clean) for clean, of in versions for name, image in of}
 
 
 def _check(noise: tuple[float, float], sigmas: tuple[float, ...], level: Radius) -> None:

@@ -1,23 +1,24 @@
 """Few-shot segmentation under attacks on query or support."""
 
-import json
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import deepcopy
+from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar
+from statistics import fmean
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.core.mixins.hparams_mixin import _given_hyperparameters
-from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 from torch.optim import SGD
 
 from lightning_paf.attacks import PGD, Attack, radius_text
-from lightning_paf.attacks.episodes import Target, attacked_alone, seven_attacks
+from lightning_paf.attacks.episodes import Target, attacked_alone, paper_attacks
 from lightning_paf.data import EpisodeDataModule
 from lightning_paf.data.episode_set import EpisodeBatch, QueryDataset
-from lightning_paf.evaluation.segmentation import CLEAN, VolumeCounts, summary
+from lightning_paf.evaluation.evaluate import CLEAN
+from lightning_paf.evaluation.scores import Limits, Row
 from lightning_paf.functional.segmentation import dice, dice_counts, predicted_class
 from lightning_paf.nets.few_shot import FewShotSegmenter, PANet
 from lightning_paf.nn.activations import Activation
@@ -25,21 +26,22 @@ from lightning_paf.nn.classifier import penalty_of
 from lightning_paf.nn.parameter_groups import DecayRule
 from lightning_paf.nn.swap import Scope, swap_activations
 from lightning_paf.objectives.segmentation import EpisodeCE, EpisodeObjective
-from lightning_paf.runs.folder import run_folder_of
-from lightning_paf.runs.weights_origin import weights_origin
 from lightning_paf.schedules import Constant, Schedule
-from lightning_paf.tasks.base import Task, default_optimizer
+from lightning_paf.tasks.base import default_optimizer
+from lightning_paf.tasks.scored import ScoredTask
 from lightning_paf.types import Radius
-from lightning_paf.utils.distributed import sum_over_ranks
-from lightning_paf.utils.figures import VERMILION, open_figure, save_figure, show_image
-from lightning_paf.utils.files import write_whole
+from lightning_paf.utils.distributed import gathered
+from lightning_paf.utils.figures import VERMILION, open_figure, show_image
 from lightning_paf.utils.options import checked
 
-RESULT, FIGURE = "segmentation.json", "segmentation.png"
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 _COLUMNS = 4
+_COUNTS = ("intersection", "prediction", "mask")
 
 
-class FewShotSegmentation(Task):
+class FewShotSegmentation(ScoredTask):
     """Training of a few-shot segmenter on episodes (Pandey et al. 2022).
 
     PANet and PNODE are the networks of these names with `EpisodeCE`; R-PNODE is `PNODE` with `RegularizedEpisodeCE`.
@@ -52,7 +54,8 @@ class FewShotSegmentation(Task):
         objective: Training loss; null for `EpisodeCE`.
         attack: Inner maximisation of adversarial training, and attack of the validation; null for PGD with 10 steps of
             `eps / 3.5`.
-        attacks: Attacks of the test, by name; null for the seven of the paper within `eps`.
+        attacks: Attacks of the test, by name; null for FGSM and PGD within `eps`.
+        seven_attacks: Test the seven attacks of the paper within `eps` instead of `attacks`.
         target: Images that are attacked in validation and test: `query` or `support`.
         eps: Largest change of a pixel in [0, 1]; 0.035 in the paper.
         activation: Replaces every ReLU, SiLU and GELU of the network, as in `RobustModule`; null keeps them.
@@ -68,7 +71,8 @@ class FewShotSegmentation(Task):
         ValueError: A number out of range.
     """
 
-    kind = "segmenter"
+    kind, stem = "segmenter", "segmentation"
+    limits: ClassVar[Limits] = {"dice": (0.0, 1.0)}
     data = EpisodeDataModule
     plug_ins: ClassVar[Mapping[str, type]] = {"net": PANet, "objective": EpisodeObjective}
     instead_of_predict = "Run test, which draws masks."
@@ -81,6 +85,7 @@ class FewShotSegmentation(Task):
         objective: EpisodeObjective | None = None,
         attack: Attack | None = None,
         attacks: dict[str, Attack] | None = None,
+        seven_attacks: bool = False,
         target: Target = "query",
         eps: Radius = 0.035,
         activation: Activation | None = None,
@@ -95,9 +100,6 @@ class FewShotSegmentation(Task):
         super().__init__(optimizer, schedule or Constant(), decay, init)
         if _given_hyperparameters.get() is not None:
             self.save_hyperparameters()
-        checked(
-            "attacks", attacks, attacks is None or CLEAN not in attacks, f"named other than {CLEAN}", "null", "--model"
-        )
         checked("eps", eps, float(eps) > 0, "positive", 0.035, "--model")
         spec = EpisodeDataModule.spec_of(channels, size)
         if activation is not None:
@@ -106,12 +108,9 @@ class FewShotSegmentation(Task):
         self.model = FewShotSegmenter(net, spec.mean, spec.std)
         self.objective = objective or EpisodeCE()
         self.attack = attack or PGD(eps, step_size=float(eps) / 3.5)
-        self.attacks = seven_attacks(float(eps), channels * size * size) if attacks is None else attacks
+        self.attacks = _tested(attacks, seven_attacks, float(eps), channels * size * size)
         self.target, self.eps = target, eps
-        self._counts: VolumeCounts | None = None
-        self._pairs = torch.empty(0)
-        self._shown: dict[str, Any] = {}
-        self._folder = Path()
+        self._found: dict[int, Row] = {}
         self.load_init()
 
     def forward(self, batch: EpisodeBatch) -> Tensor:
@@ -132,106 +131,98 @@ class FewShotSegmentation(Task):
 
     def on_validation_epoch_start(self) -> None:
         """Reset the counts."""
-        self._reset("val", ["adv"])
+        self._found = {}
 
     def validation_step(self, batch: EpisodeBatch, batch_idx: int) -> None:
         """Count pixels, without and with the attack."""
-        self._evaluate(batch, {"adv": self.attack})
+        for number, episode in zip(batch.numbers.tolist(), batch.separate(), strict=True):
+            self._found[number] = self._counts(episode, {"adv": self.attack})
 
     def on_validation_epoch_end(self) -> None:
-        """Log the mean Dice."""
-        scores = self._scores()
-        for name, values in zip(self.val_metrics, scores.values(), strict=True):
-            self.log(name, values.mean(), prog_bar=True)
+        """Log the mean Dice over the volumes of all ranks."""
+        dataset = self.trainer.datamodule.val_dataloader().dataset  # type: ignore[attr-defined]
+        volumes = volume_dice({n: row for part in gathered(self._found) for n, row in part.items()}, dataset)
+        for name, condition in zip(self.val_metrics, (CLEAN, "adv"), strict=True):
+            self.log(name, fmean(row[condition]["dice"] for row in volumes.values()), prog_bar=True, sync_dist=True)
 
-    def on_test_start(self) -> None:
-        """Reset the counts, and keep the run folder."""
-        super().on_test_start()
-        self._reset("test", list(self.attacks))
-        self._shown = {}
-        # On all ranks.
-        self._folder = run_folder_of(self.trainer)
+    def test_settings(self) -> dict[str, Any]:
+        """Attacks of the test."""
+        attacks = {name: attack.describe() for name, attack in self.attacks.items()}
+        return {"target": self.target, "eps": radius_text(self.eps), "attacks": attacks}
 
-    def test_step(self, batch: EpisodeBatch, batch_idx: int) -> None:
-        """Count pixels, without and with each attack; keep one slice for the figure."""
-        versions = self._evaluate(batch, self.attacks)
-        sizes = (batch.query_mask == 1).sum((1, 2)) * (self._pairs[batch.numbers] == 0)
-        row, size = int(sizes.argmax()), int(sizes.max())
-        if size > self._shown.get("size", 0):
-            one = {name: EpisodeBatch(*(part[row].cpu() for part in found)) for name, (found, _) in versions.items()}
-            self._shown = {"size": size, "episodes": one, "masks": {n: m[row].cpu() for n, (_, m) in versions.items()}}
+    def evaluations(self, batch: EpisodeBatch) -> Iterator[tuple[int, Sequence[Tensor], Callable[[], Row]]]:
+        """Count the pixels of each query, without and with each attack."""
+        for number, episode in zip(batch.numbers.tolist(), batch.separate(), strict=True):
+            yield number, episode[:-1], partial(self._counts, episode, self.attacks)
 
-    def on_test_epoch_end(self) -> None:
-        """Log the means, and write the result of all processes."""
-        results = summary(self._scores())
-        for condition, result in results.items():
-            self.log(f"test/dice_{condition}", result["value"], sync_dist=True)
-        content = {
-            "weights": weights_origin(self.trainer, self).content(),
-            "volumes": [f"{name} class {label}" for name, label in self._dataset("test").pairs],
-            "target": self.target,
-            "eps": radius_text(self.eps),
-            "attacks": {name: attack.describe() for name, attack in self.attacks.items()},
-            "results": results,
-        }
-        if self.trainer.is_global_zero:
-            self._folder.mkdir(parents=True, exist_ok=True)
-            write_whole(self._folder / RESULT, f"{json.dumps(content, indent=1, allow_nan=False)}\n".encode())
-            if self._shown:
-                self._draw()
-        for condition, result in results.items():
-            interval = "" if result["low"] is None else f" [{result['low']:.3f}, {result['high']:.3f}]"
-            rank_zero_info(f"{condition}: Dice {result['value']:.3f}{interval}")
-        rank_zero_info(f"Result: {self._folder / RESULT}, {FIGURE}")
+    def table(self, rows: Mapping[int, Row]) -> dict[str, Row]:
+        """Dice of each volume and class, over its slices."""
+        return volume_dice(rows, self.test_dataset())
 
-    def _evaluate(self, batch: EpisodeBatch, attacks: dict[str, Attack]) -> dict[str, tuple[EpisodeBatch, Tensor]]:
-        """Count pixels, and return episodes and predicted masks for each condition."""
-        assert self._counts is not None
-        found = {}
-        for name, attack in {CLEAN: None, **attacks}.items():
-            moved = batch if attack is None else attacked_alone(self.model, batch, attack, self.target)
-            with torch.no_grad():
-                predicted = predicted_class(self.model(moved))
-            self._counts.add(name, self._pairs[batch.numbers], dice_counts(predicted, batch.query_mask))
-            found[name] = moved, predicted
-        return found
-
-    def _dataset(self, part: str) -> QueryDataset:
-        dataset: QueryDataset = getattr(self.trainer.datamodule, f"{part}_dataloader")().dataset  # type: ignore[attr-defined]
-        return dataset
-
-    def _reset(self, part: str, attacks: list[str]) -> None:
-        dataset = self._dataset(part)
-        self._pairs = dataset.pair_of.to(self.device)
-        self._counts = VolumeCounts(len(dataset.pairs), [CLEAN, *attacks], self.device)
-
-    def _scores(self) -> dict[str, Tensor]:
-        """Dice of each volume and class, over the slices of all ranks."""
-        assert self._counts is not None
-        return {name: dice(sum_over_ranks(sums)) for name, sums in self._counts.sums.items()}
-
-    def _draw(self) -> None:
-        """Draw support, query, mask and prediction, without and with each attack."""
-        episodes, masks = self._shown["episodes"], self._shown["masks"]
-        clean = episodes[CLEAN]
-        panels = [("support", clean.support[0, 0], clean.support_masks[0, 0] == 1)]
-        panels += [("query", clean.query, None), ("query mask", clean.query, clean.query_mask == 1)]
-        for name, mask in masks.items():
-            value = float(dice(dice_counts(mask[None], clean.query_mask[None])))
-            panels.append((f"{name}, Dice {value:.2f}", episodes[name].query, mask == 1))
+    def draw_test(self) -> "Figure":
+        """Draw support, query, mask and prediction of one slice, without and with each attack."""
+        dataset = self.test_dataset()
+        sizes = {int(n): int((dataset[int(n)].query_mask == 1).sum()) for n in (dataset.pair_of == 0).nonzero()}
+        versions = self._versions(self.test_batch(max(sizes, key=lambda number: sizes[number])), self.attacks)
+        clean = versions[CLEAN]
+        panels = [("support", clean.support[0, 0, 0], clean.support_masks[0, 0, 0] == 1)]
+        panels += [("query", clean.query[0], None), ("query mask", clean.query[0], clean.query_mask[0] == 1)]
+        for name, episode in versions.items():
+            mask = self._predicted(episode)
+            value = float(dice(dice_counts(mask, clean.query_mask)))
+            panels.append((f"{name}, Dice {value:.2f}", episode.query[0], mask[0] == 1))
         rows = -(-len(panels) // _COLUMNS)
         with open_figure(
             2.4 * _COLUMNS, 2.6 * rows, f"Attacks on the {self.target}, ε = {radius_text(self.eps)}"
         ) as figure:
             axes = figure.subplots(rows, _COLUMNS, squeeze=False).flatten()
             for ax, (title, image, mask) in zip(axes, panels, strict=False):
-                pixels = image.permute(1, 2, 0).float().numpy()
+                pixels = image.permute(1, 2, 0).float().cpu().numpy()
                 show_image(ax, pixels if pixels.shape[2] == 3 else pixels[..., 0], title, cmap="gray", vmin=0, vmax=1)
                 if mask is not None and mask.any():
-                    ax.contour(mask.numpy(), [0.5], colors=VERMILION, linewidths=1.5)
+                    ax.contour(mask.cpu().numpy(), [0.5], colors=VERMILION, linewidths=1.5)
             for ax in axes[len(panels) :]:
                 ax.set_axis_off()
-            save_figure(figure, self._folder / FIGURE)
+        return figure
+
+    def _versions(self, episode: EpisodeBatch, attacks: Mapping[str, Attack]) -> dict[str, EpisodeBatch]:
+        """Return one episode by condition."""
+        moved = {name: attacked_alone(self.model, episode, attack, self.target) for name, attack in attacks.items()}
+        return {CLEAN: episode, **moved}
+
+    @torch.no_grad()
+    def _predicted(self, batch: EpisodeBatch) -> Tensor:
+        return predicted_class(self.model(batch))
+
+    def _counts(self, episode: EpisodeBatch, attacks: Mapping[str, Attack]) -> Row:
+        found = {
+            name: dice_counts(self._predicted(moved), episode.query_mask)[0].tolist()
+            for name, moved in self._versions(episode, attacks).items()
+        }
+        return {name: dict(zip(_COUNTS, counts, strict=True)) for name, counts in found.items()}
+
+
+def _tested(attacks: dict[str, Attack] | None, seven: bool, eps: float, pixels: int) -> dict[str, Attack]:
+    """Return the attacks of the test by name."""
+    names, paper = [*(attacks or ())], paper_attacks(eps, pixels)
+    checked("attacks", names, CLEAN not in names, f"named other than {CLEAN}", "null", "--model")
+    checked("attacks", names, attacks is None or not seven, "null with seven_attacks", "null", "--model")
+    if attacks is not None:
+        return attacks
+    return paper if seven else {name: paper[name] for name in ("fgsm", "pgd")}
+
+
+def volume_dice(rows: Mapping[int, Row], dataset: QueryDataset) -> dict[str, Row]:
+    """Dice of each volume and class over all its slices, from the counts of each slice."""
+    slices: dict[int, list[Row]] = {}
+    for number, row in rows.items():
+        slices.setdefault(int(dataset.pair_of[number]), []).append(row)
+    found: dict[str, Row] = {}
+    for pair, of in sorted(slices.items()):
+        name, label = dataset.pairs[pair]
+        sums = {c: torch.tensor([[sum(row[c][count] for row in of) for count in _COUNTS]]) for c in of[0]}
+        found[f"{name} class {label}"] = {c: {"dice": dice(counts).item()} for c, counts in sums.items()}
+    return found
 
 
 _sgd = default_optimizer(FewShotSegmentation, "_sgd")

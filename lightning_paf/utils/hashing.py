@@ -5,6 +5,7 @@ They are the same on every machine.
 
 import ast
 import hashlib
+from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 
@@ -44,6 +45,14 @@ def sample_fingerprints(x: Tensor, y: Tensor) -> NDArray[np.uint8]:
         for image, label in zip(x.float(), y.long(), strict=True)
     ]
     return np.frombuffer(b"".join(digests), dtype=np.uint8).reshape(-1, 32)
+
+
+def tensors_fingerprint(tensors: Iterable[Tensor]) -> str:
+    """Fingerprint of the types, shapes and values of tensors, in hexadecimal digits."""
+    digest = hashlib.sha256()
+    for tensor in tensors:
+        digest.update(f"{tensor.dtype} {tuple(tensor.shape)}\n".encode() + tensor_bytes(tensor))
+    return digest.hexdigest()
 
 
 @cache

@@ -5,12 +5,12 @@ import torch
 from helpers.episodes import episodes
 
 from lightning_paf.attacks import FGSM, PGD, Square
-from lightning_paf.attacks.episodes import SMIA, DiceLogits, attacked, attacked_alone, seven_attacks, with_images
+from lightning_paf.attacks.episodes import SMIA, DiceLogits, attacked, attacked_alone, paper_attacks, with_images
 from lightning_paf.functional.geometry import geometry_of
 from lightning_paf.functional.segmentation import dice, dice_counts, pixel_cross_entropy, predicted_class
 from lightning_paf.nets.few_shot import FewShotSegmenter, PANet
 
-SEVEN = seven_attacks(0.05, 256)
+SEVEN = paper_attacks(0.05, 256)
 
 
 @pytest.fixture(scope="module")
@@ -58,6 +58,16 @@ def test_results_do_not_depend_on_the_batch(model):
     together = attacked_alone(model, batch, attack, "query")
     alone = [attacked_alone(model, one, attack, "query").query for one in batch.separate()]
     assert torch.equal(together.query, torch.cat(alone))
+
+
+def test_a_clean_support_is_encoded_once_with_the_same_result(model, monkeypatch):
+    batch, attack = episodes(), PGD(0.05, step_size=0.02, steps=3, start="none")
+    whole = {"loss": pixel_cross_entropy, "forward": lambda x: model(with_images(batch, "query", x))}
+    expected = attack(model, batch.query, batch.query_mask, **whole)
+    encoded, encode = [], model.encode
+    monkeypatch.setattr(model, "encode", lambda batch: encoded.append(batch) or encode(batch))
+    torch.testing.assert_close(attacked(model, batch, attack, "query").query, expected)
+    assert len(encoded) == 1
 
 
 def test_shots_are_attacked_together(model):

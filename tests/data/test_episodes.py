@@ -100,6 +100,8 @@ def test_nifti_volumes_are_windowed_and_resized(tmp_path):
         ({"mask": np.ones((20, 24, 3), np.uint8), "volume": np.zeros((20, 24, 4))}, "must have the shape"),
         ({"mask": np.full((20, 24, 4), 9, np.uint8)}, r"must hold the labels \[0, 1, 2\] of dataset.json, got \[9.0\]"),
         ({"volume": np.zeros((20, 24)), "mask": np.ones((20, 24), np.uint8)}, "must have three axes"),
+        ({"volume": np.full((20, 24, 4), np.nan)}, "must hold finite intensities, got NaN or infinity in 1920 voxels"),
+        ({"mask": np.full((20, 24, 4), 0.5, np.float32)}, r"must hold the labels \[0, 1, 2\] .*, got \[0.5\]"),
         ({"mask": np.zeros((20, 24, 4), np.uint8)}, "Class 1 must be on at least 1 slices"),
         ({"subjects": 1}, "Class 1 must be on at least 1 slices of the train volumes, .* got 0"),
         ({"labels": 2}, r"train_classes must be among the labels \[1\], got \[1, 2\]"),

@@ -15,7 +15,7 @@ from helpers.cli_runs import built, status
 from helpers.every_task import denoising
 from PIL import Image
 
-from lightning_paf.evaluation.denoising import NOISES, observations, scores, summary
+from lightning_paf.evaluation.denoising import NOISES, observations, scores
 from lightning_paf.evaluation.statistics import mean_interval
 from lightning_paf.experiments.methods import hat_denoising
 from lightning_paf.functional.image_quality import psnr
@@ -58,11 +58,11 @@ def test_a_run_is_tested(run, caplog):
     assert len(line) <= 80
     content = json.loads((run / "test" / "denoising.json").read_text())
     assert set(content["results"]) == {f"{noise}_{sigma}" for noise in NOISES for sigma in (15, 25)}
-    assert content["photographs"] == ["0.png", "1.png", "2.png"]
+    assert content["samples"] == ["0.png", "1.png", "2.png"]
     assert content["weights"]["global_step"] == 8
     found = content["results"]["gaussian_25"]["psnr"]
     assert found["low"] < found["value"] < found["high"]
-    assert found["value"] == pytest.approx(np.mean(found["images"]))
+    assert found["value"] == pytest.approx(np.mean(found["values"]))
     with Image.open(run / "test" / "denoising.png") as image:
         assert image.size[0] > 1000
 
@@ -76,7 +76,7 @@ def test_photographs_with_real_noise_are_tested(run, tmp_path, capsys):
     words = ("test", "--ckpt_path", run / LAST, "--data.test_dir", tmp_path, "--run", tmp_path / "run")
     assert status(*words, "--data.pairs", "[real, mean]") == 0
     content = json.loads((tmp_path / "run" / "test" / "denoising.json").read_text())
-    assert content["photographs"] == ["a_mean.png", "b_mean.png"]
+    assert content["samples"] == ["a_mean.png", "b_mean.png"]
     assert set(content["results"]) == {"real"}
     expected = -10 * np.log10(20**2 / 3 / 255**2)  # uniform noise
     assert content["results"]["real"]["noisy_psnr"]["value"] == pytest.approx(expected, abs=0.5)
@@ -117,8 +117,8 @@ def test_the_experiment_measures_what_the_test_does(run):
     found = hat_denoising.scores(loaded, examples=2)
     assert set(found) == set(hat_denoising.METRICS)
     for name, result in tested.items():
-        assert found[name] == pytest.approx(result["psnr"]["images"][:2], abs=1e-3)
-    assert found["noisy_25"] == pytest.approx(tested["obsatk_25"]["noisy_psnr"]["images"][:2], abs=1e-3)
+        assert found[name] == pytest.approx(result["psnr"]["values"][:2], abs=1e-3)
+    assert found["noisy_25"] == pytest.approx(tested["obsatk_25"]["noisy_psnr"]["values"][:2], abs=1e-3)
     assert found["strong_25"][0] <= found["obsatk_25"][0]
 
 
@@ -189,12 +189,9 @@ def test_noises_have_the_same_energy():
     assert psnr(net(noisy["obsatk"]), clean) < psnr(net(observations(net, clean, 20, 5 / 255, 5, 0)["gaussian"]), clean)
 
 
-def test_equal_images_have_finite_scores_and_a_single_one_no_interval():
+def test_equal_images_have_finite_scores():
     image = torch.zeros(1, 1, 12, 12)
-    row = scores(image, image, image)
-    assert row["psnr"] == 100
-    result = summary([{"gaussian_15": row}])["gaussian_15"]["psnr"]
-    assert result == {"value": 100.0, "low": None, "high": None, "images": [100.0]}
+    assert scores(image, image, image)["psnr"] == 100
 
 
 def test_the_interval_of_a_mean():

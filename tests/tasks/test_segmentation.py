@@ -9,7 +9,7 @@ from helpers.cli_runs import built, status
 from helpers.every_task import segmentation
 from PIL import Image
 
-from lightning_paf.attacks.episodes import seven_attacks
+from lightning_paf.attacks.episodes import paper_attacks
 from lightning_paf.nets.few_shot import PANet
 from lightning_paf.nn.activations import PSSiLU
 from lightning_paf.objectives.segmentation import AdversarialEpisodeCE, RegularizedEpisodeCE
@@ -42,11 +42,11 @@ def test_a_run_is_tested(run, target):
     assert status("test", "--ckpt_path", run / LAST, "--model.target", target) == 0
     content = json.loads((run / "test" / "segmentation.json").read_text())
     assert set(content["results"]) == {"clean", "pgd", "square"}
-    assert (content["target"], content["weights"]["global_step"]) == (target, 8)
-    found = content["results"]["clean"]
+    assert (content["settings"]["target"], content["weights"]["global_step"]) == (target, 8)
+    found = content["results"]["clean"]["dice"]
     assert found["low"] < found["value"] < found["high"]
-    assert found["value"] == pytest.approx(np.mean(found["volumes"]))
-    assert len(found["volumes"]) == len(content["volumes"]) >= 2
+    assert found["value"] == pytest.approx(np.mean(found["values"]))
+    assert len(found["values"]) == len(content["samples"]) >= 2
     with Image.open(run / "test" / "segmentation.png") as image:
         assert image.size[0] > 800
 
@@ -59,6 +59,10 @@ def test_a_run_is_tested(run, target):
         (["fit", "-c", "{tiny}", "--data.ways", "5"], "train_classes must hold at least the 5 classes of an episode"),
         (["fit", "-c", "{tiny}", "--data.shots", "200"], "must be on at least 200 slices of the train volumes"),
         (["fit", "-c", "{tiny}", "--data.train_classes", "[1, 7]"], "must be among the labels [1, 2, 3, 4, 5, 6]"),
+        (
+            ["fit", "-c", "{tiny}", "--data.test_classes", "[7]"],
+            "test_classes must be among the labels [1, 2, 3, 4, 5, 6]",
+        ),
         (["fit", "-c", "{tiny}", "--data.train_classes", "[1, 1]"], "train_classes must be different labels from 1"),
         (["fit", "-c", "{tiny}", "--data.subjects", "3"], "subjects must be at least 5"),
         (["fit", "-c", "{tiny}", "--data.window", "[5, 5]"], "window must be increasing"),
@@ -66,6 +70,7 @@ def test_a_run_is_tested(run, target):
         (["fit", "-c", "{tiny}", "--data.train_dir", "absent"], "--data.train_dir must be a folder in the layout"),
         (["fit", "-c", "{tiny}", "--data.test_dir", "absent"], "train_dir must be set with test_dir"),
         (["fit", "-c", "{tiny}", "--model.eps", "0"], "eps must be positive"),
+        (["fit", "-c", "{tiny}", "--model.seven_attacks", "true"], "attacks must be null with seven_attacks"),
         (["fit", "-c", "{tiny}", "--model.objective.noise", "-1"], "noise must be at least 0"),
         (["fit", "-c", "{tiny}", "--model.net.groups", "3"], "groups must divide the 4 channels"),
         (["fit", "-c", "{tiny}", "--model.net.convs", "[1]"], "convs must be as many as widths"),
@@ -101,4 +106,4 @@ def test_the_recipes_build(recipe, monkeypatch):
     module = built("-c", f"segmentation/{recipe}").model
     assert type(module) is FewShotSegmentation
     assert isinstance(module.objective, RegularizedEpisodeCE)
-    assert list(module.attacks) == list(seven_attacks(0.035, 1024))
+    assert list(module.attacks) == (list(paper_attacks(0.035, 1024)) if recipe == "decathlon" else ["fgsm", "pgd"])

@@ -80,7 +80,8 @@ def read_volume(files: tuple[Path, Path], labels: frozenset[int], window: Window
         size: Height and width of the slices.
 
     Raises:
-        ValueError: A damaged file; a mask of another size than the volume or with an undeclared value.
+        ValueError: A damaged file; infinite intensities; a mask of another size than the volume or with an undeclared
+            value.
     """
     volume, mask = (_read(path) for path in files)
     if volume.ndim == 4 and volume.shape[3] >= channels:
@@ -95,6 +96,11 @@ def read_volume(files: tuple[Path, Path], labels: frozenset[int], window: Window
     if mask.shape != volume.shape[:3]:
         raise ValueError(
             f"{files[1]} must have the shape {volume.shape[:3]} of its volume, got {mask.shape}. Remove both."
+        )
+    if bad := np.count_nonzero(~np.isfinite(volume)):
+        raise ValueError(
+            f"{files[0]} must hold finite intensities, got NaN or infinity in {bad} voxels. Replace them, or remove "
+            "the volume."
         )
     if unknown := set(np.unique(mask).tolist()) - labels - {IGNORED}:
         raise ValueError(
