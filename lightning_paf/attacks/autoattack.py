@@ -217,7 +217,7 @@ class AutoAttack(Ensemble):
             raise ValueError(f"attacks must be distinct, got {attacks}. Pass each once.")
         if search_precision not in get_args(Precision):
             raise ValueError(f"search_precision must be fp32 or bf16, got {search_precision!r}. Pass fp32.")
-        default = _ATTACKS[version] if target is None else _TARGETED
+        default = _TARGETED if target is not None else _ATTACKS.get(version, ())
         self.attacks: tuple[SubAttack, ...] = tuple(attacks or default)
         self.version, self.seed, self.batch_size, self.search_precision = version, seed, batch_size, search_precision
         self.require(batch_size=1)
