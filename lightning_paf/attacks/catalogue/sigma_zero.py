@@ -67,7 +67,7 @@ class SigmaZero(MinimalAttack):
         return self.entries * (1 + 2e-6)
 
     def minimum(self, forward: Forward, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the adversarial images with the fewest changed entries, and these numbers."""
+        """Return the adversarial images with the fewest entries, and these numbers."""
         found, fewest = x.clone(), torch.full((len(x),), torch.inf, device=x.device, dtype=x.dtype)
         delta = torch.zeros_like(x)
         optimizer = torch.optim.Adam([delta], self.lr)
