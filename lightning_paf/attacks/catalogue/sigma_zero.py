@@ -93,7 +93,7 @@ class SigmaZero(MinimalAttack):
     def _gradient(self, forward: Forward, x: Tensor, y: Tensor, delta: Tensor) -> tuple[Tensor, Tensor]:
         """Margins (n,), and the gradient of the objective with a largest entry of 1."""
         leaf = delta.detach().clone().requires_grad_()
-        logits = forward((x + leaf).clamp(0, 1))
+        logits = forward(x + leaf)
         margins = margin(logits, y)
         smooth = (leaf.square() / (leaf.square() + self.sigma)).flatten(1).mean(1)
         (gradient,) = torch.autograd.grad(((-margins).clamp_min(0) + smooth).sum(), leaf)
