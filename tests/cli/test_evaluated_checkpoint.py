@@ -198,6 +198,7 @@ TOOLS = {
     "certify": "CKPT --sigma 0.5",
     "curve": "--ckpt CKPT",
     "export": "--ckpt CKPT --out OUT",
+    "mean_sparse": "CKPT --out OUT",
     "report": "RESULT --ckpt CKPT",
     "sanity_check": "--ckpt CKPT",
     "synthesis_report": "POOL --ckpt CKPT",

@@ -16,6 +16,7 @@ from lightning_paf.types import Forward, Norm, Radius
 
 _LAST = 0.01  # the last step length, in multiples of the first
 _LAST_GAMMA = 0.001
+_PAST_TIE = 1e-4  # relative; a point on the boundary of a linear model would stay there
 
 
 class FMN(MinimalAttack):
@@ -27,6 +28,9 @@ class FMN(MinimalAttack):
     radius, then onto the pixel range. The radius shrinks by a factor at adversarial points, at most to the smallest
     distance so far, and grows by it at others. Before the first adversarial point, it is the linearised distance to the
     boundary. Step length and factor fall by a cosine schedule. The start is the image.
+
+    Unlike in the authors' code, pixels at the ends of their range are left out of a step, which otherwise can stall
+    before the boundary.
 
     Args:
         eps: Radius within which a result counts as adversarial.
@@ -70,7 +74,7 @@ class FMN(MinimalAttack):
         for step in range(self.steps + 1):
             points = x[rows] + delta if self.bounds is None else (x[rows] + delta).clamp(*self.bounds)
             values, gradient = loss_and_gradient(forward, points, y[rows], margin)
-            adversarial = values > 0
+            gradient, adversarial = self._movable(points, gradient), values > 0
             nearest.update(rows, points, adversarial)
             if step == 0:  # images that are misclassified from the start have the distance 0
                 keep = ~adversarial
@@ -85,11 +89,18 @@ class FMN(MinimalAttack):
             delta = self._moved(x[rows], delta + length * geometry_of("l2").ascent(gradient, delta, None), eps)
         return nearest.x, nearest.distances
 
+    def _movable(self, points: Tensor, gradient: Tensor) -> Tensor:
+        """Gradient without the entries that point out of the pixel range."""
+        if self.bounds is None:
+            return gradient
+        low, high = self.bounds
+        return gradient.masked_fill(((points <= low) & (gradient < 0)) | ((points >= high) & (gradient > 0)), 0)
+
     def _boundary(self, delta: Tensor, values: Tensor, gradient: Tensor) -> Tensor:
-        """Distance (n,) of the linearised boundary from the clean image, at most."""
+        """Distance (n,) just beyond the linearised boundary, at most."""
         order = {"linf": 1.0, "l2": 2.0, "l1": math.inf}[self.norm]  # of the dual norm
         slope = torch.linalg.vector_norm(gradient.flatten(1), order, dim=1).clamp_min(1e-12)
-        return geometry_of(self.norm).size(delta) + values.abs() / slope
+        return (1 + _PAST_TIE) * (geometry_of(self.norm).size(delta) + values.abs() / slope)
 
     def _radii(self, eps: Tensor, gamma: float, best: Tensor, adversarial: Tensor, boundary: Tensor) -> Tensor:
         """Radii (n,) of the next projection."""

@@ -67,7 +67,7 @@ class SigmaZero(MinimalAttack):
         return self.entries * (1 + 2e-6)
 
     def minimum(self, forward: Forward, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the adversarial images with the fewest changed entries, and these numbers."""
+        """Return the adversarial images with the fewest entries, and these numbers."""
         found, fewest = x.clone(), torch.full((len(x),), torch.inf, device=x.device, dtype=x.dtype)
         delta = torch.zeros_like(x)
         optimizer = torch.optim.Adam([delta], self.lr)
@@ -93,7 +93,7 @@ class SigmaZero(MinimalAttack):
     def _gradient(self, forward: Forward, x: Tensor, y: Tensor, delta: Tensor) -> tuple[Tensor, Tensor]:
         """Margins (n,), and the gradient of the objective with a largest entry of 1."""
         leaf = delta.detach().clone().requires_grad_()
-        logits = forward((x + leaf).clamp(0, 1))
+        logits = forward(x + leaf)
         margins = margin(logits, y)
         smooth = (leaf.square() / (leaf.square() + self.sigma)).flatten(1).mean(1)
         (gradient,) = torch.autograd.grad(((-margins).clamp_min(0) + smooth).sum(), leaf)
