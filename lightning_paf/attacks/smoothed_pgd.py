@@ -17,7 +17,7 @@ from lightning_paf.types import Forward, Norm, PerExampleLoss, Radius
 
 
 class SmoothedPGD(Attack):
-    """PGD that leaves plateaus: gradients at points moved by Gaussian noise, then exact gradients.
+    """PGD along gradients at points moved by Gaussian noise, then along exact ones.
 
     Adversarial training can leave a network flat around an image. Units that are off pass no gradient, so gradients
     within the ball do not point to an adversarial image that exists. The gradient of the network's Gaussian smoothing

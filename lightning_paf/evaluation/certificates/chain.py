@@ -1,4 +1,4 @@
-"""Chains of affine layers and ReLU as matrices, and bounds of their pre-activations."""
+"""Chains of affine layers and ReLU as matrices, and their bounds."""
 
 from collections.abc import Iterator
 from functools import reduce
@@ -54,7 +54,7 @@ def preactivation_bounds(layers: list[Layer], box: Box) -> list[Box]:
 
 
 def lower_bound(last: Layer, layers: list[Layer], bounds: list[Box], box: Box) -> Tensor:
-    """Lower bounds (out,) of an affine map after hidden layers: CROWN (Zhang et al. 2018)."""
+    """Lower bounds (out,) of an affine map, by CROWN (Zhang et al. 2018)."""
     weight, bias = last
     for (inner, shift), (low, high) in zip(reversed(layers), reversed(bounds), strict=True):
         above = high.clamp_min(0) / (high.clamp_min(0) - low.clamp_max(0)).clamp_min(1e-300)

@@ -170,7 +170,7 @@ def growing_eps(context: Context) -> CheckResult:
 
 
 def smoothed_gradients(context: Context) -> CheckResult:
-    """Check that gradients at points moved by noise find little that as many exact ones miss."""
+    """Check that gradients at moved points find little that exact ones miss."""
     settings = {"norm": context.norm, "steps": 40, "smoothed_steps": 25, "targets": 1, "batch_size": context.batch_size}
     exact, smoothed = (
         SmoothedPGD(context.eps, widths=widths, **settings)  # type: ignore[arg-type]
