@@ -64,9 +64,8 @@ class ScoredTask(Task):
         return self.trainer.datamodule.test_dataloader().dataset  # type: ignore[attr-defined]
 
     def test_batch(self, number: int) -> Any:
-        """One sample as a batch on the device."""
-        raw = self.trainer.strategy.batch_to_device(self.test_dataset()[number])
-        return self.trainer.datamodule.on_after_batch_transfer(raw, 0)  # type: ignore[attr-defined]
+        """One sample as a batch, converted and moved like those of the loader."""
+        return self.trainer.strategy.batch_to_device(self.test_dataset()[number])
 
     def on_test_start(self) -> None:
         """Open the state."""

@@ -165,7 +165,9 @@ class FewShotSegmentation(ScoredTask):
         sizes = {int(n): int((dataset[int(n)].query_mask == 1).sum()) for n in (dataset.pair_of == 0).nonzero()}
         versions = self._versions(self.test_batch(max(sizes, key=lambda number: sizes[number])), self.attacks)
         clean = versions[CLEAN]
-        panels = [("support", clean.support[0, 0, 0], clean.support_masks[0, 0, 0] == 1)]
+        panels: list[tuple[str, Tensor, Tensor | None]] = [
+            ("support", clean.support[0, 0, 0], clean.support_masks[0, 0, 0] == 1)
+        ]
         panels += [("query", clean.query[0], None), ("query mask", clean.query[0], clean.query_mask[0] == 1)]
         for name, episode in versions.items():
             mask = self._predicted(episode)

@@ -49,6 +49,7 @@ def test_a_run_is_tested(run, target):
     assert len(found["values"]) == len(content["samples"]) >= 2
     with Image.open(run / "test" / "segmentation.png") as image:
         assert image.size[0] > 800
+        assert (np.asarray(image.convert("L")) < 20).mean() < 0.1, "slices are grey"
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,8 @@ METRICS = tuple(_ATTACKS)
 
 def scores(run: Run, examples: int) -> dict[str, list[float]]:
     """Dice of the first test volumes and classes, without and with each attack on the query."""
-    model, dataset, batches = run.model, *run.datamodule.test_batches()  # type: ignore[attr-defined]
+    model = run.module.model
+    dataset, batches = run.datamodule.test_batches()  # type: ignore[attr-defined]
     counts = {metric: torch.zeros(len(dataset.pairs), 3, dtype=torch.int64) for metric in METRICS}
     for batch in batches:
         for metric, attack in _ATTACKS.items():
