@@ -1,4 +1,4 @@
-"""Chains of affine layers and ReLU as matrices, and their bounds."""
+"""Chains of affine layers and ReLU as matrices."""
 
 from collections.abc import Iterator
 from functools import reduce
@@ -10,12 +10,9 @@ from lightning_paf.nn.classifier import Classifier
 from lightning_paf.types import Forward
 
 _AFFINE = (nn.AvgPool2d, nn.BatchNorm2d, nn.Conv2d, nn.Dropout, nn.Flatten, nn.Identity, nn.Linear)
-_ROUNDING = 1e-9  # relative widening of bounds in float64
 
 Layer = tuple[Tensor, Tensor]
 """Weight (out, in) and bias (out,) of an affine map."""
-Box = tuple[Tensor, Tensor]
-"""Lower and upper ends (n,)."""
 
 
 def affine_layers(model: nn.Module, image: Tensor) -> list[Layer]:
@@ -41,28 +38,6 @@ def affine_layers(model: nn.Module, image: Tensor) -> list[Layer]:
         layers.append(((columns - bias).flatten(1).T, bias.flatten()))
         at = bias
     return layers
-
-
-def preactivation_bounds(layers: list[Layer], box: Box) -> list[Box]:
-    """Bounds of the inputs of each ReLU, by `lower_bound`."""
-    bounds: list[Box] = []
-    for weight, bias in layers:
-        low = lower_bound((weight, bias), layers[: len(bounds)], bounds, box)
-        high = -lower_bound((-weight, -bias), layers[: len(bounds)], bounds, box)
-        bounds.append((low - _ROUNDING * (1 + low.abs()), high + _ROUNDING * (1 + high.abs())))
-    return bounds
-
-
-def lower_bound(last: Layer, layers: list[Layer], bounds: list[Box], box: Box) -> Tensor:
-    """Lower bounds (out,) of an affine map, by CROWN (Zhang et al. 2018)."""
-    weight, bias = last
-    for (inner, shift), (low, high) in zip(reversed(layers), reversed(bounds), strict=True):
-        above = high.clamp_min(0) / (high.clamp_min(0) - low.clamp_max(0)).clamp_min(1e-300)
-        below, negative = (high > -low).to(low.dtype), weight.clamp_max(0)
-        bias = bias - negative @ (above * low.clamp_max(0))
-        weight = weight.clamp_min(0) * below + negative * above
-        weight, bias = weight @ inner, bias + weight @ shift
-    return bias + weight.clamp_min(0) @ box[0] + weight.clamp_max(0) @ box[1]
 
 
 def _steps(model: nn.Module) -> Iterator[Forward]:

@@ -1,4 +1,4 @@
-"""Exact decision for small ReLU networks by mixed-integer programming."""
+"""Exact decision of robustness by mixed-integer programming, for small ReLU networks."""
 
 import copy
 import time
@@ -10,13 +10,16 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.nn.functional import one_hot
 
-from lightning_paf.evaluation.certificates.chain import Box, Layer, affine_layers, lower_bound, preactivation_bounds
+from lightning_paf.evaluation.certificates.activations import layer_bounds
+from lightning_paf.evaluation.certificates.chain import Layer, affine_layers
 from lightning_paf.functional.geometry import geometry_of
 from lightning_paf.functional.predictions import misclassified
+from lightning_paf.nn.bounds.interval import Interval
 
 _TOLERANCE = 1e-5
-"""Largest margin of a solution, far above the tolerance of constraints."""
+"""Margin that the solver may still call a violation, far above the tolerance of its constraints."""
 
 _INFEASIBLE = 2  # status of `milp`
 
@@ -63,13 +66,15 @@ def decide(model: nn.Module, x: Tensor, y: Tensor, eps: float, time_limit: float
     if len(x) != 1:
         raise ValueError(f"x must be one image, got {len(x)}. Pass one at a time.")
     end, exact, image = time.perf_counter() + time_limit, copy.deepcopy(model).cpu().double().eval(), x.double()
-    *hidden, (weight, bias) = affine_layers(exact, image)
-    box = (image - eps).clamp(0, 1).flatten(), (image + eps).clamp(0, 1).flatten()
-    bounds, verdict = preactivation_bounds(hidden, box), Verdict.PROVEN
+    margins = _margins(exact(image), y)
+    *hidden, (weight, bias) = affine_layers(nn.Sequential(exact, margins), image)
+    box = Interval((image - eps).clamp(0, 1), (image + eps).clamp(0, 1))
+    *bounds, least = layer_bounds(nn.Sequential(exact, margins, nn.ReLU()), *box)
+    verdict = Verdict.PROVEN
     for target in exact(image)[0].argsort(descending=True).tolist():
-        margin = weight[y] - weight[target], bias[y] - bias[target]
-        if target == int(y) or lower_bound(margin, hidden, bounds, box).item() > _TOLERANCE:
+        if target == int(y) or least.lower[0, target] > _TOLERANCE:
             continue
+        margin = weight[target, None], bias[target, None]
         found, excluded = _solve(hidden, bounds, box, margin, max(end - time.perf_counter(), 0.01))
         if found is not None:
             witness = geometry_of("linf").returns(x, eps, (0.0, 1.0))(torch.from_numpy(found).to(x).view_as(x))
@@ -80,26 +85,33 @@ def decide(model: nn.Module, x: Tensor, y: Tensor, eps: float, time_limit: float
     return Decision(verdict)
 
 
-def _solve(
-    hidden: list[Layer], bounds: list[Box], box: Box, margin: Layer, seconds: float
-) -> tuple[NDArray[np.float64] | None, bool]:
-    """Look for a violation in the box, up to the tolerance.
+def _margins(logits: Tensor, y: Tensor) -> nn.Linear:
+    """Layer from logits to the difference of the label's logit and each."""
+    classes = logits.shape[1]
+    layer = nn.Linear(classes, classes, bias=False, dtype=logits.dtype)
+    layer.weight.copy_(one_hot(y, classes) - torch.eye(classes))
+    return layer
 
-    Returns a solution or None, and whether none exists.
+
+def _solve(
+    hidden: list[Layer], bounds: list[Interval], box: Interval, margin: Layer, seconds: float
+) -> tuple[NDArray[np.float64] | None, bool]:
+    """Look for a point of the box with a margin of at most the tolerance, and return whether none exists.
 
     The variables are the pixels, then the outputs and the states (0 off, 1 on) of the units of each hidden layer.
     """
     from scipy.optimize import Bounds, LinearConstraint, milp
 
-    pixels = len(box[0])
+    pixels = box.lower.numel()
     first = [*accumulate((2 * len(bias) for _, bias in hidden), initial=pixels)]
     low, high, integer = (np.zeros(first[-1]) for _ in range(3))
-    low[:pixels], high[:pixels] = (end.numpy() for end in box)
+    low[:pixels], high[:pixels] = (end.flatten().numpy() for end in box)
     inputs, constraints = slice(0, pixels), []
     for start, (weight, shift), ends in zip(first, hidden, bounds, strict=False):
         units = len(shift)
         outputs, states = slice(start, start + units), slice(start + units, start + 2 * units)
-        least, most, bias = ends[0].clamp_max(0).numpy(), ends[1].clamp_min(0).numpy(), shift.numpy()
+        least, most = (end.flatten().numpy() for end in (ends.lower.clamp_max(0), ends.upper.clamp_min(0)))
+        bias = shift.numpy()
         high[outputs], integer[states] = most, 1
         low[states], high[states] = least == 0, most > 0
         above, below, zero = np.zeros((3, units, len(low)))

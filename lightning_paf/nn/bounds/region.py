@@ -147,9 +147,9 @@ def dot(weights: Tensor, *values: Tensor) -> list[Tensor]:
         columns = columns.permute(1, 0, 2).flatten(1)[None]
     size = columns.shape[1]
     length = next(length for length in range(min(CHUNK, size), 0, -1) if size % length == 0)
-    left = weights.reshape(len(weights), -1, length).transpose(0, 1)
+    left = weights.reshape(len(weights), batch * size // length, length).transpose(0, 1)  # K can be 0
     parts = left @ columns.reshape(len(left), length, -1).to(weights.dtype)
-    sums = parts.view(batch, -1, *parts.shape[1:]).sum(1, dtype=torch.float64)
+    sums = parts.view(batch, len(left) // batch, *parts.shape[1:]).sum(1, dtype=torch.float64)
     return list(sums.transpose(0, 1).reshape(len(weights), count, len(values)).unbind(2))
 
 
