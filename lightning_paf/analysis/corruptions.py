@@ -163,19 +163,19 @@ def analyze(options: argparse.Namespace, load: Load, progress: Progress) -> Repo
         spec = run.datamodule.spec
         published = PublishedCorruptions(options.corruptions, spec.shape, spec.num_classes, options.examples)
         names, batches = [*published.images], published.batches
-    errors = {}
+    errors: dict[str, list[float]] = {}
     for name in names:
         progress(f"{name}, {len(errors) + 1} of {len(names)}")
         errors[name] = [error_of(run, batches(name, severity + 1)) for severity in range(COUNT)]
     source = "made on the spot" if options.corruptions is None else options.corruptions.resolve().name
     extra = set() if options.corruptions is None else EXTRA & errors.keys()
     counted = {name: row for name, row in errors.items() if name not in extra} or errors
-    found: dict[str, Any] = {"source": source, "errors": errors, "counted": [*counted]}
-    found["mean_error"] = mean_error(counted)
+    mean = mean_error(counted)
+    found = {"source": source, "errors": errors, "counted": [*counted], "mean_error": mean}
     lines = [f"Error in % under corruptions ({source})"]
     rows = ((name, *(f"{100 * error:.1f}" for error in (*row, np.mean(row)))) for name, row in errors.items())
     lines += table(("corruption", *map(str, range(1, COUNT + 1)), "mean"), *rows)
-    lines.append(f"Mean corruption error {100 * found['mean_error']:.1f} %, over {len(counted)} corruptions")
+    lines.append(f"Mean corruption error {100 * mean:.1f} %, over {len(counted)} corruptions")
     lines += [f"without {', '.join(sorted(errors.keys() - counted.keys()))}"] if len(counted) < len(errors) else []
     if baseline is not None:
         found["relative_error"] = mean_error(counted, baseline)

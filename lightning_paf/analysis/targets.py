@@ -78,7 +78,7 @@ def analyze(options: argparse.Namespace, load: Load, progress: Progress) -> Repo
     lines = [f"Attacks towards each class ({threat}): {found} reached the target."]
     lines += _table(rates, names) if classes <= 12 else _easiest(rates, names)
     content = {
-        "attack": results[0].attack | {"target": "each class"},
+        "attack": {**results[0].attack, "target": "each class"},
         "class_names": list(names),
         "attacked": attacked.tolist(),
         "fooled": fooled.tolist(),

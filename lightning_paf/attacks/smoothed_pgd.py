@@ -81,9 +81,9 @@ class SmoothedPGD(Attack):
         del loss
         y, x_adv = hard_labels(y), x.clone()
         with torch.no_grad():
-            logits = torch.cat([forward(part) for part in x.split(self.batch_size)])
+            logits = torch.cat([forward(part) for part in torch.split(x, self.batch_size)])
         lanes, robust = self._lanes(logits, y), ~misclassified(logits, y)
-        for rows in torch.arange(len(lanes.sample), device=x.device).split(self.batch_size):
+        for rows in torch.split(torch.arange(len(lanes.sample), device=x.device), self.batch_size):
             self._search(forward, x, y, lanes.picked(rows), x_adv, robust)
         return x_adv
 

@@ -89,7 +89,7 @@ def aims(forward: Forward, labels: Tensor, target: Target) -> Iterator[tuple[Ten
         yield torch.arange(len(labels), device=labels.device), forward, labels
         return
     goals = goals_of(target, labels)
-    for goal in goals.unique().tolist():
+    for goal in torch.unique(goals).tolist():
         rows = ((goals == goal) & (labels != goal)).nonzero().squeeze(1)
         if len(rows):
             yield rows, TowardTarget(forward, goal), torch.zeros_like(labels[rows])

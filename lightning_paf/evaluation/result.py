@@ -282,7 +282,8 @@ class EvaluationResult:
 
     def per_pair(self) -> list[PairRow]:
         """Return the counts of each evaluated class and its target; empty without one."""
-        target, rows = self.attack.get("target"), []
+        target: Any = self.attack.get("target")
+        rows = []
         for label, _, clean, robust in self.per_class() if target is not None else ():
             goal = target[label] if isinstance(target, Sequence) else int(target)
             rows += [PairRow(label, goal, clean, clean - robust)] if goal != label else []

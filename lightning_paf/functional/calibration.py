@@ -67,7 +67,7 @@ def risk_coverage(probabilities: Tensor, y: Tensor) -> Tensor:
         y: Labels (N,).
     """
     confidence, prediction = probabilities.max(1)
-    values, group, counts = (-confidence).unique(return_inverse=True, return_counts=True)
+    values, group, counts = torch.unique(-confidence, return_inverse=True, return_counts=True)
     wrong = (prediction != y).double()
     mean = torch.zeros_like(values, dtype=torch.float64).scatter_add(0, group, wrong) / counts
     errors = mean.repeat_interleave(counts)

@@ -178,11 +178,11 @@ class FewShotSegmentation(ScoredTask):
             2.4 * _COLUMNS, 2.6 * rows, f"Attacks on the {self.target}, ε = {radius_text(self.eps)}"
         ) as figure:
             axes = figure.subplots(rows, _COLUMNS, squeeze=False).flatten()
-            for ax, (title, image, mask) in zip(axes, panels, strict=False):
+            for ax, (title, image, outline) in zip(axes, panels, strict=False):
                 pixels = image.permute(1, 2, 0).float().cpu().numpy()
                 show_image(ax, pixels if pixels.shape[2] == 3 else pixels[..., 0], title, cmap="gray", vmin=0, vmax=1)
-                if mask is not None and mask.any():
-                    ax.contour(mask.cpu().numpy(), [0.5], colors=VERMILION, linewidths=1.5)
+                if outline is not None and outline.any():
+                    ax.contour(outline.cpu().numpy(), [0.5], colors=VERMILION, linewidths=1.5)
             for ax in axes[len(panels) :]:
                 ax.set_axis_off()
         return figure

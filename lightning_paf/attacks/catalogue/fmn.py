@@ -100,7 +100,8 @@ class FMN(MinimalAttack):
         """Distance (n,) just beyond the linearised boundary, at most."""
         order = {"linf": 1.0, "l2": 2.0, "l1": math.inf}[self.norm]  # of the dual norm
         slope = torch.linalg.vector_norm(gradient.flatten(1), order, dim=1).clamp_min(1e-12)
-        return (1 + _PAST_TIE) * (geometry_of(self.norm).size(delta) + values.abs() / slope)
+        distance: Tensor = (1 + _PAST_TIE) * (geometry_of(self.norm).size(delta) + values.abs() / slope)
+        return distance
 
     def _radii(self, eps: Tensor, gamma: float, best: Tensor, adversarial: Tensor, boundary: Tensor) -> Tensor:
         """Radii (n,) of the next projection."""

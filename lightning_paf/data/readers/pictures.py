@@ -63,11 +63,15 @@ def _jpeg_decoder() -> Callable[[bytes, int], NDArray[np.uint8]] | None:
 
     found: Any
     try:
-        from torchcodec.decoders import decode_jpeg as found
+        from torchcodec import decoders
+
+        found = decoders.decode_jpeg
     except (ImportError, OSError, RuntimeError):  # also if its libraries are missing
         try:
-            from torchvision.io import decode_jpeg as found
-        except ImportError:
+            from torchvision import io
+
+            found = io.decode_jpeg
+        except (ImportError, AttributeError):
             return None
 
     def decode(content: bytes, channels: int) -> NDArray[np.uint8]:

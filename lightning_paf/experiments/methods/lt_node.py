@@ -5,11 +5,12 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from lightning_paf.analysis.uncertainty import auroc, calibration, entropy, permuted, probabilities_of, rotated
+from lightning_paf.analysis.uncertainty import auroc, permuted, probabilities_of, rotated
 from lightning_paf.attacks import FGSM, Square
 from lightning_paf.experiments.experiment import Claim, Experiment, Metric, Variant
 from lightning_paf.experiments.metrics import robust_in_expectation, robust_to
 from lightning_paf.experiments.options import NATURAL, objective
+from lightning_paf.functional.calibration import calibration, entropy
 from lightning_paf.loading import Run
 from lightning_paf.nets.ode.ltnode import LatentEndTimeNet
 
