@@ -171,7 +171,7 @@ def analyze(options: argparse.Namespace, load: Load, progress: Progress) -> Repo
     extra = set() if options.corruptions is None else EXTRA & errors.keys()
     counted = {name: row for name, row in errors.items() if name not in extra} or errors
     mean = mean_error(counted)
-    found = {"source": source, "errors": errors, "counted": [*counted], "mean_error": mean}
+    found: dict[str, Any] = {"source": source, "errors": errors, "counted": [*counted], "mean_error": mean}
     lines = [f"Error in % under corruptions ({source})"]
     rows = ((name, *(f"{100 * error:.1f}" for error in (*row, np.mean(row)))) for name, row in errors.items())
     lines += table(("corruption", *map(str, range(1, COUNT + 1)), "mean"), *rows)
