@@ -173,7 +173,7 @@ def analyze(options: argparse.Namespace, load: Load, progress: Progress) -> Repo
     mean = mean_error(counted)
     found: dict[str, Any] = {"source": source, "errors": errors, "counted": [*counted], "mean_error": mean}
     lines = [f"Error in % under corruptions ({source})"]
-    rows = ((name, *(f"{100 * error:.1f}" for error in (*row, np.mean(row)))) for name, row in errors.items())
+    rows = ((name, *(f"{100 * error:.1f}" for error in (*row, sum(row) / COUNT))) for name, row in errors.items())
     lines += table(("corruption", *map(str, range(1, COUNT + 1)), "mean"), *rows)
     lines.append(f"Mean corruption error {100 * mean:.1f} %, over {len(counted)} corruptions")
     lines += [f"without {', '.join(sorted(errors.keys() - counted.keys()))}"] if len(counted) < len(errors) else []

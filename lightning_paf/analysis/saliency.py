@@ -116,7 +116,7 @@ def areas(forward: Forward, x: Tensor, y: Tensor, saliency: Tensor, steps: int =
 
 
 def draw_saliency(x: Tensor, found: SaliencyComparison, headline: str, names: Sequence[str] = ()) -> "Figure":
-    """Draw the first images (N, C, H, W), one per column, with its predicted class and both maps."""
+    """Draw images (N, C, H, W), one per column, with predicted class and both maps."""
     shown = min(MOST, len(x))
     images = x[:shown].permute(0, 2, 3, 1).float().cpu()
     with open_figure(1.3 * shown + 0.6, 4.6, headline) as figure:

@@ -116,7 +116,7 @@ class _Standing:
         return _margin(self.forward(images), self.labels[rows])
 
     def harvest(self, over: Tensor | None = None) -> Tensor:
-        """Store successes; continue with the other rows, except for `over` (n,), and return these."""
+        """Store successes; keep the other rows, except for `over` (n,), and return them."""
         hits = self.best > self.threshold
         if hits.any():
             hits = self._confirmed(hits)

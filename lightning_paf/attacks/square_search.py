@@ -49,7 +49,7 @@ class SquareSearch(ABC):
         """Modify one window of every image in `images`."""
 
     def ahead(self, rows: Tensor, queries: Tensor) -> Tensor:
-        """New images (m, C, H, W): the proposals of `queries` (m,) for the images `rows` (m,)."""
+        """Proposals (m, C, H, W) of `queries` (m,) for the images `rows` (m,)."""
         raise NotImplementedError
 
     def revert(self, keep: Tensor) -> None:

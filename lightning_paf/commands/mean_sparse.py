@@ -140,7 +140,8 @@ def _write(out: Path, run: "Run", config_file: Path | None, best: Point) -> Path
     config.pop("ckpt_path", None)
     model = config["model"].get("init_args", config["model"])
     name = "lightning_paf.nn.mean_sparse.MeanSparseNet"
-    model["net"] = {"class_path": name, "init_args": {"net": model["net"]}}
+    shapes = [list(site.mean.shape) for site in run.model.net.sites().values()]  # type: ignore[operator]
+    model["net"] = {"class_path": name, "init_args": {"net": model["net"], "shapes": shapes}}
     old = torch.load(run.checkpoint, map_location="cpu", weights_only=True)
     kept = ("pytorch-lightning_version", "epoch", "global_step", "hyper_parameters", "imported")
     content = {key: old[key] for key in kept if key in old}

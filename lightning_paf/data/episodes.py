@@ -103,7 +103,7 @@ class EpisodeDataModule(FolderDataModule):
         self._check_classes()
 
     def prepare_data(self, stage: str | None = None) -> None:
-        """Check the folders and labels before processes start; for training also those of the test."""
+        """Check folders and labels before processes start, for training also of the test."""
         super().prepare_data(stage)
         if self.test_dir is None:
             self._files("test")

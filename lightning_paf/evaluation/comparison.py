@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lightning_paf.evaluation.result import EvaluationResult, Outcome, with_new_names
+from lightning_paf.evaluation.outcomes import Outcome
+from lightning_paf.evaluation.result import EvaluationResult, with_new_names
 from lightning_paf.evaluation.statistics import (
     Accuracy,
     Difference,

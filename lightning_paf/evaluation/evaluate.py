@@ -22,7 +22,8 @@ from lightning_paf.attacks.sub_attack import run_sub_attack
 from lightning_paf.evaluation.certificates.certify import MethodName
 from lightning_paf.evaluation.certificates.records import certified_ids
 from lightning_paf.evaluation.identity import Identity, data_fingerprint, network_fingerprint
-from lightning_paf.evaluation.result import CERTIFICATE, BlockResult, EvaluationResult
+from lightning_paf.evaluation.outcomes import CERTIFICATE, BlockResult
+from lightning_paf.evaluation.result import EvaluationResult
 from lightning_paf.evaluation.samples import Samples
 from lightning_paf.evaluation.state import Key, MemoryState, Record, State
 from lightning_paf.functional.geometry import geometry_of

@@ -3,9 +3,8 @@
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from enum import IntEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -13,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lightning_paf.attacks.probe import Flags, gradient_flag, masking_flag
+from lightning_paf.evaluation.outcomes import CERTIFICATE, BlockResult, ClassRow, Outcome, PairRow
 from lightning_paf.evaluation.state import Record, State
 from lightning_paf.evaluation.statistics import Accuracy, exact_accuracy
 from lightning_paf.evaluation.stopping import Interval, anytime_interval
@@ -24,11 +24,6 @@ from lightning_paf.utils.files import explained, parse_json, write_whole
 if TYPE_CHECKING:
     from lightning_paf.evaluation.evaluate import Evaluation
 
-NOT_FOOLED = -1
-CERTIFICATE = "certificate"
-"""Label of the records of certificates."""
-CERTIFIED = "certified"
-"""Key of the certified samples in the note of such a record."""
 _PER_SAMPLE: Mapping[str, type] = {
     "ids": np.int64,
     "labels": np.int64,
@@ -38,15 +33,6 @@ _PER_SAMPLE: Mapping[str, type] = {
 }
 _UNKNOWN: NDArray[Any] = np.empty(0, np.int64)
 _OLD_NAMES = {"verdicts": "outcomes", "broken_by": "fooled_by", "stages": "sub_attacks", "broken": "fooled"}
-
-
-class Outcome(IntEnum):
-    """Outcome of one sample; ranks combine by the maximum."""
-
-    NOT_EVALUATED = 0
-    ROBUST = 1
-    FOOLED = 2
-    MISCLASSIFIED = 3
 
 
 @dataclass(frozen=True)
@@ -79,76 +65,6 @@ class SubAttackSummary:
         passes = {name: sum(getattr(record, name) for record in records) for name in ("forward", "backward", "exact")}
         seconds = sum(float(record.note.get("seconds", 0.0)) for record in records)
         return cls(records[0].label, attacked, fooled, **passes, seconds=seconds)
-
-
-@dataclass(frozen=True, eq=False)
-class BlockResult:
-    """Result of one block, from its records so far.
-
-    Attributes:
-        labels: Labels of the samples, (n,) int64.
-        predictions: Class of each clean image, (n,) int64; -1 where the logits are not finite.
-        adversarial: Class of each adversarial image if there is one, else of the clean image; (n,) int64.
-        fooled_by: Index of the sub-attack that fooled the model, (n,) int8; `NOT_FOOLED` for none.
-        certified: Mask of the samples with a certificate, which are not attacked, (n,).
-    """
-
-    labels: NDArray[np.int64]
-    predictions: NDArray[np.int64]
-    adversarial: NDArray[np.int64]
-    fooled_by: NDArray[np.int8]
-    certified: NDArray[np.bool_]
-
-    @classmethod
-    def of(cls, records: Sequence[Record]) -> "BlockResult":
-        """Combine the records of one block, beginning with `clean`."""
-        clean = records[0]
-        adversarial, fooled_by = clean.predictions.copy(), np.full(len(clean.ids), NOT_FOOLED, np.int8)
-        for record in records[1:]:
-            attacked = np.flatnonzero(np.isin(clean.ids, record.ids))
-            fooled_by[attacked[record.fooled]] = record.sub_attack
-            adversarial[attacked] = record.predictions
-        certified = [sample for record in records for sample in record.note.get(CERTIFIED, ())]
-        return cls(clean.labels, clean.predictions, adversarial, fooled_by, np.isin(clean.ids, certified))
-
-    @property
-    def robust(self) -> NDArray[np.bool_]:
-        """Mask of the samples that are robust to all sub-attacks so far, (n,)."""
-        return np.equal(self.adversarial, self.labels)
-
-    @property
-    def open(self) -> NDArray[np.bool_]:
-        """Mask of the samples that are neither fooled nor certified so far, (n,)."""
-        return self.robust & ~self.certified
-
-    @property
-    def outcomes(self) -> NDArray[np.uint8]:
-        """`Outcome` of each sample, (n,)."""
-        attacked = np.where(self.robust, Outcome.ROBUST, Outcome.FOOLED)
-        return np.where(self.predictions == self.labels, attacked, Outcome.MISCLASSIFIED).astype(np.uint8)
-
-
-class ClassRow(NamedTuple):
-    """Counts of one class: evaluated samples, correctly classified ones, robust ones."""
-
-    label: int
-    evaluated: int
-    clean: int
-    robust: int
-
-
-class PairRow(NamedTuple):
-    """Counts of a true class and a target: attacked samples, fooled ones."""
-
-    label: int
-    target: int
-    attacked: int
-    fooled: int
-
-    @property
-    def rate(self) -> float:
-        """Success rate; NaN without a sample."""
-        return self.fooled / self.attacked if self.attacked else float("nan")
 
 
 @dataclass(frozen=True, eq=False)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from lightning_paf.attacks import APGD, Attack
 from lightning_paf.attacks.probe import PROBES, Flags, gradient_flag, probe, warn_of
 from lightning_paf.evaluation.evaluate import Stop, sub_attack_seed
-from lightning_paf.evaluation.result import Outcome
+from lightning_paf.evaluation.outcomes import Outcome
 from lightning_paf.evaluation.samples import Samples
 from lightning_paf.functional.geometry import geometry_of
 from lightning_paf.functional.predictions import misclassified

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from lightning_paf.evaluation.evidence import Evidence
-from lightning_paf.evaluation.result import Outcome
+from lightning_paf.evaluation.outcomes import Outcome
 from lightning_paf.evaluation.statistics import exact_accuracy
 from lightning_paf.interop.leaderboard import architecture
 

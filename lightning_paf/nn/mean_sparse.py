@@ -1,8 +1,7 @@
 """MeanSparse: sparsified inputs of the activations of a trained network."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,11 +14,11 @@ class MeanSparse(nn.Module):
     """An activation whose inputs near their mean are replaced by the mean.
 
     An input within `alpha` standard deviations of the mean of its channel becomes the mean, and its gradient zero.
-    `alpha=0` changes nothing. Mean and deviation have the shape (C, 1, 1) for images, and (C,) otherwise; a state dict
-    sets their size.
+    `alpha=0` changes nothing.
 
     Args:
         activation: The activation.
+        shape: Shape of mean and deviation: (C, 1, 1) for feature maps, (C,) otherwise; () before they are known.
 
     Attributes:
         straight_through: Pass the gradient through replaced inputs as if they were not, for an adaptive attack.
@@ -30,11 +29,11 @@ class MeanSparse(nn.Module):
     alpha: Tensor
     straight_through = False
 
-    def __init__(self, activation: nn.Module) -> None:
+    def __init__(self, activation: nn.Module, shape: Sequence[int] = ()) -> None:
         super().__init__()
         self.activation = activation
-        for name in ("mean", "std", "alpha"):
-            self.register_buffer(name, torch.zeros(()))
+        for name, size in (("mean", shape), ("std", shape), ("alpha", ())):
+            self.register_buffer(name, torch.zeros(size))
 
     def forward(self, x: Tensor) -> Tensor:
         """Compute the activation of the sparsified input."""
@@ -43,12 +42,6 @@ class MeanSparse(nn.Module):
             sparse = x + (sparse - x).detach()
         result: Tensor = self.activation(sparse)
         return result
-
-    def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: Any) -> None:
-        for name in ("mean", "std"):
-            if (saved := state_dict.get(prefix + name)) is not None:
-                setattr(self, name, torch.zeros_like(saved, device=self.alpha.device))
-        super()._load_from_state_dict(state_dict, prefix, *args)
 
 
 class MeanSparseNet(nn.Module):
@@ -61,19 +54,23 @@ class MeanSparseNet(nn.Module):
     Args:
         net: Network, changed in place.
         num_classes: Width of the logits.
+        shapes: Shape of the statistics of each activation, in order; null before `fit_statistics`.
 
     Raises:
-        ValueError: The network has no activation to wrap.
+        ValueError: The network has no activation to wrap, or another number than `shapes`.
     """
 
-    def __init__(self, net: nn.Module, num_classes: int = 10) -> None:
+    def __init__(self, net: nn.Module, num_classes: int = 10, shapes: Sequence[Sequence[int]] | None = None) -> None:
         super().__init__()
         self.net, self.num_classes = net, num_classes
         paths = target_paths(net, DEFAULT_TARGETS)
         if not paths:
             raise ValueError(f"{type(net).__name__} must have activation modules for MeanSparse, got none.")
-        for path in paths:
-            net.set_submodule(path, MeanSparse(net.get_submodule(path)))
+        shapes = [()] * len(paths) if shapes is None else shapes
+        if len(shapes) != len(paths):
+            raise ValueError(f"shapes must be those of {len(paths)} activations, got {len(shapes)}. Pass null.")
+        for path, shape in zip(paths, shapes, strict=True):
+            net.set_submodule(path, MeanSparse(net.get_submodule(path), shape))
 
     def forward(self, x: Tensor) -> Tensor:
         """Images (N, C, H, W) to logits (N, num_classes)."""

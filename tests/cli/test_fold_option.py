@@ -7,7 +7,7 @@ import yaml
 from helpers.cli_runs import experiment, status
 from helpers.fakes import write_npz_dataset
 
-from lightning_paf.evaluation.result import Outcome
+from lightning_paf.evaluation.outcomes import Outcome
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from lightning_paf.evaluation.comparison import compare, results_in
-from lightning_paf.evaluation.result import EvaluationResult, Outcome, SubAttackSummary
+from lightning_paf.evaluation.outcomes import Outcome
+from lightning_paf.evaluation.result import EvaluationResult, SubAttackSummary
 
 ATTACK = {"attack": "PGD", "norm": "linf", "eps": "8/255", "eps_value": 8 / 255, "bounds": [0.0, 1.0], "steps": 10}
 CODES = {"r": Outcome.ROBUST, "f": Outcome.FOOLED, "m": Outcome.MISCLASSIFIED, ".": Outcome.NOT_EVALUATED}

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from lightning_paf.evaluation import Samples, report
+from lightning_paf.evaluation.outcomes import Outcome
 from lightning_paf.evaluation.report import Supplement
 from lightning_paf.evaluation.report.figures import Example, activation_figure, image_png
 from lightning_paf.evaluation.report.report import (
@@ -26,7 +27,7 @@ from lightning_paf.evaluation.report.report import (
     spread_over_classes,
     supplement_of,
 )
-from lightning_paf.evaluation.result import EvaluationResult, Outcome, SubAttackSummary
+from lightning_paf.evaluation.result import EvaluationResult, SubAttackSummary
 from lightning_paf.evaluation.statistics import exact_accuracy
 from lightning_paf.nn.activations import PSSiLU, ReLU
 from lightning_paf.nn.swap import swap_activations

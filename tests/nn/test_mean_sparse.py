@@ -74,10 +74,12 @@ def test_a_state_dict_restores_statistics_and_threshold_in_a_new_network(images)
     sparse = MeanSparseNet(net(), 5)
     fit_statistics(sparse, sparse, [images])
     sparse.set_alpha(0.3)
-    again = MeanSparseNet(net(), 5)
+    again = MeanSparseNet(net(), 5, shapes=[site.mean.shape for site in sparse.sites().values()])
     again.load_state_dict(sparse.state_dict())
     assert torch.equal(again(images), sparse(images))
     assert not torch.equal(net()(images), sparse(images))
+    with pytest.raises(ValueError, match="shapes must be those of 2 activations, got 1"):
+        MeanSparseNet(net(), 5, shapes=[()])
 
 
 def test_shared_activations_have_a_site_for_each_place_and_can_be_swapped(images):

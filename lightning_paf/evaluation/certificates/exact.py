@@ -1,4 +1,4 @@
-"""Exact decision of robustness by mixed-integer programming, for small ReLU networks."""
+"""Exact decision for small ReLU networks by mixed-integer programming."""
 
 import copy
 import time
@@ -19,7 +19,7 @@ from lightning_paf.functional.predictions import misclassified
 from lightning_paf.nn.bounds.interval import Interval
 
 _TOLERANCE = 1e-5
-"""Margin that the solver may still call a violation, far above the tolerance of its constraints."""
+"""Largest margin of a solution, far above the tolerance of constraints."""
 
 _INFEASIBLE = 2  # status of `milp`
 
@@ -96,7 +96,7 @@ def _margins(logits: Tensor, y: Tensor) -> nn.Linear:
 def _solve(
     hidden: list[Layer], bounds: list[Interval], box: Interval, margin: Layer, seconds: float
 ) -> tuple[NDArray[np.float64] | None, bool]:
-    """Look for a point of the box with a margin of at most the tolerance, and return whether none exists.
+    """Look for a violation in the box, and return whether none exists.
 
     The variables are the pixels, then the outputs and the states (0 off, 1 on) of the units of each hidden layer.
     """

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lightning_paf.evaluation.certificates.certify import certify
-from lightning_paf.evaluation.result import CERTIFIED
+from lightning_paf.evaluation.outcomes import CERTIFIED
 from lightning_paf.functional.geometry import geometry_of
 from lightning_paf.functional.predictions import misclassified
 from lightning_paf.nn.modes import frozen

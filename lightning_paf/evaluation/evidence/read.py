@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
-from lightning_paf.evaluation.result import Outcome
+from lightning_paf.evaluation.outcomes import Outcome
 from lightning_paf.functional.geometry import geometry_of
 from lightning_paf.utils.files import explained
 from lightning_paf.utils.radius import radius_from_text

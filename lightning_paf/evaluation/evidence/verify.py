@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from lightning_paf.evaluation.evidence.read import Evidence
 from lightning_paf.evaluation.evidence.write import library_versions, text_hash
 from lightning_paf.evaluation.identity import network_fingerprint
-from lightning_paf.evaluation.result import Outcome
+from lightning_paf.evaluation.outcomes import Outcome
 from lightning_paf.evaluation.samples import Samples
 from lightning_paf.evaluation.statistics import Accuracy, exact_accuracy
 from lightning_paf.functional.predictions import predicted

@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from lightning_paf import __version__
 from lightning_paf.evaluation.evaluate import Evaluation
 from lightning_paf.evaluation.evidence.read import KEY, TENSORS, VERSION, Evidence, read
-from lightning_paf.evaluation.result import EvaluationResult, Outcome
+from lightning_paf.evaluation.outcomes import Outcome
+from lightning_paf.evaluation.result import EvaluationResult
 from lightning_paf.evaluation.samples import Samples
 from lightning_paf.utils.files import explained, write_whole
 from lightning_paf.utils.hashing import sample_fingerprints

@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from lightning_paf import __version__
 from lightning_paf.evaluation.confidence import confidence_figure
 from lightning_paf.evaluation.evidence import Evidence
+from lightning_paf.evaluation.outcomes import Outcome
 from lightning_paf.evaluation.report.figures import Example, activation_figure, curve_figure, data_address, tiles
-from lightning_paf.evaluation.result import EvaluationResult, Outcome
+from lightning_paf.evaluation.result import EvaluationResult
 from lightning_paf.evaluation.samples import Samples
 from lightning_paf.evaluation.statistics import Accuracy, exact_accuracy
 from lightning_paf.runs.progress import duration
