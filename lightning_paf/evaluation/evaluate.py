@@ -39,8 +39,7 @@ Stop = Callable[[int, int, int], bool]
 CLEAN = "clean"
 _MAX_SUB_ATTACKS = 2**7 - 1
 _BATCH_SIZE = 256
-_ROUNDING = 1e-4
-"""Tolerated relative excess over the radius, for rounding of a sum over pixels."""
+_ROUNDING = 1e-4  # tolerated relative excess over the radius, for rounding of a sum over pixels
 _MIN_WAIT, _MAX_WAIT = 0.05, 2.0
 _LISTING_PAUSE = 10  # between two listings of a folder, as a multiple of the duration of one
 _SECONDS_BETWEEN_WAITING_LINES = 60.0
@@ -183,7 +182,7 @@ class _Worker:
         self.state = state
         self.stop = stop
         self.progress = progress
-        first = [CLEAN, CERTIFICATE] if evaluation.certify else [CLEAN]
+        first = (CLEAN, CERTIFICATE) if evaluation.certify else (CLEAN,)
         self.labels = [*first, *(attack.label for attack in evaluation.sub_attacks)]
         self.ids = evaluation.blocks()
         self.done: dict[int, list[Record]] = {}  # without adversarial images
@@ -386,8 +385,8 @@ def _sum(counts: tuple[int, int], more: tuple[int, int]) -> tuple[int, int]:
 def _budget(attack: Attack) -> int:
     """Return the passes of an attack on a robust image, from its settings."""
     described = attack.describe()
-    lanes = len(described.get("widths", [1]))
-    return lanes * math.prod(int(described.get(name, 1)) for name in ("steps", "targets", "restarts", "queries"))
+    counts = (int(described.get(name, 1)) for name in ("steps", "targets", "restarts", "queries"))
+    return len(described.get("widths", [1])) * math.prod(counts)
 
 
 def _check_distance(attack: Attack, x: Tensor, x_adv: Tensor) -> None:
