@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from lightning_paf.nn.swap import swap_activations as swap_activations
     from lightning_paf.tasks.classification import RobustModule as RobustModule
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _PUBLIC = {
     "attacks": ("PGD", "AutoAttack"),
