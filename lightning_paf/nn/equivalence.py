@@ -7,6 +7,7 @@ import pickle
 import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -92,9 +93,25 @@ def generators_kept(model: nn.Module, *devices: torch.device) -> Iterator[Callab
             put(state)
 
 
+@dataclass(frozen=True)
+class Observer:
+    """A forward hook that reads inputs and output, and changes nothing.
+
+    Args:
+        note: Called with the module, its inputs and its output.
+    """
+
+    note: Callable[[nn.Module, tuple[Any, ...], Tensor], None]
+
+    def __call__(self, module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
+        """Pass the call on; no return value leaves the output as it is."""
+        self.note(module, inputs, output)
+
+
 def is_hooked(module: nn.Module) -> bool:
-    """Return whether a call of the module runs hooks."""
-    return any(getattr(module, hooks) for hooks in _HOOKS)
+    """Return whether a call of the module runs hooks other than an `Observer`."""
+    hooks = (hook for name in _HOOKS for hook in getattr(module, name).values())
+    return any(not isinstance(hook, Observer) for hook in hooks)
 
 
 def has_global_hooks() -> bool:

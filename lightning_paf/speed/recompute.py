@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
 from lightning_paf.nn.activations import ParametricActivation
-from lightning_paf.nn.equivalence import is_hooked
+from lightning_paf.nn.equivalence import Observer, is_hooked
 
 
 @contextmanager
@@ -45,7 +45,7 @@ def recomputed_outputs(model: nn.Module) -> Iterator[None]:
     with ExitStack() as stack:
         for module in model.modules():
             if isinstance(module, ParametricActivation) and not is_hooked(module):  # hooks would run twice
-                stack.enter_context(module.register_forward_hook(note))
+                stack.enter_context(module.register_forward_hook(Observer(note)))
         stack.enter_context(saved_tensors_hooks(pack, unpack))
         yield
 
