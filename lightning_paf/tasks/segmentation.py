@@ -160,7 +160,7 @@ class FewShotSegmentation(ScoredTask):
         return volume_dice(rows, self.test_dataset())
 
     def draw_test(self) -> "Figure":
-        """Draw support, query, mask and prediction of one slice, without and with each attack."""
+        """Draw support, query, mask and predictions of one slice."""
         dataset = self.test_dataset()
         sizes = {int(n): int((dataset[int(n)].query_mask == 1).sum()) for n in (dataset.pair_of == 0).nonzero()}
         versions = self._versions(self.test_batch(max(sizes, key=lambda number: sizes[number])), self.attacks)
@@ -215,7 +215,7 @@ def _tested(attacks: dict[str, Attack] | None, seven: bool, eps: float, pixels: 
 
 
 def volume_dice(rows: Mapping[int, Row], dataset: QueryDataset) -> dict[str, Row]:
-    """Dice of each volume and class over all its slices, from the counts of each slice."""
+    """Dice of each volume and class, from the counts of all its slices."""
     slices: dict[int, list[Row]] = {}
     for number, row in rows.items():
         slices.setdefault(int(dataset.pair_of[number]), []).append(row)
