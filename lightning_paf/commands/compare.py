@@ -51,7 +51,7 @@ def main(argv: list[str]) -> int:
 
 
 def _compare_scores(options: argparse.Namespace, results: "Mapping[Path, Mapping[str, Any]]") -> int:
-    """Compare results of other tasks than classification with the first, by sample."""
+    """Compare scores with those of the first model, sample by sample."""
     from rich.console import Console
     from rich.table import Table
 

@@ -103,7 +103,10 @@ class EpisodeDataModule(FolderDataModule):
         self._check_classes()
 
     def prepare_data(self, stage: str | None = None) -> None:
-        """Check folders and labels before processes start, for training also of the test."""
+        """Check the folders and labels before processes start.
+
+        Those of the test are also checked for training.
+        """
         super().prepare_data(stage)
         if self.test_dir is None:
             self._files("test")

@@ -87,7 +87,7 @@ def check_same(here: Mapping[str, Any], there: Mapping[str, Any], name: str) -> 
 
 
 def differences(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[tuple[str, str, str]]:
-    """Different values of two contents: name such as `attack.steps`, and both."""
+    """List the differences of two contents: name, such as `attack.steps`, and values."""
     flat = _flat(first), _flat(second)
     pairs = {field: [values.get(field, "missing") for values in flat] for field in sorted({*flat[0], *flat[1]})}
     return [(field, a, b) for field, (a, b) in pairs.items() if a != b]

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Row = Mapping[str, Mapping[str, float]]
-"""Values of one sample by condition (`clean`, `pgd`, ...) and score (`dice`, ...)."""
+"""Values of a sample by condition, such as `pgd`, and score, such as `dice`."""
 Limits = Mapping[str, tuple[float, float]]
 """Smallest and largest value of a score."""
 
@@ -55,7 +55,7 @@ class ScoreState:
         return found
 
     def write(self, number: int, sample: str, row: Row) -> Row:
-        """Add a record, and return the valid one, which may be of another process."""
+        """Add a record, and return the valid one: this, or an earlier one."""
         data = json.dumps({"sample": sample, "row": row}).encode()
         with explained(self.folder, "a state folder"):
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -151,7 +151,7 @@ def compare_scores(models: Sequence[str], results: Sequence[Mapping[str, Any]]) 
 
 
 def draw_scores(rows: Sequence[ScoreRow]) -> "Figure":
-    """Draw the differences to the first model and their intervals, by score."""
+    """Draw the differences to the first model, a panel for each score."""
     later = [row for row in rows if row.difference]
     names, models = ([*dict.fromkeys(values)] for values in ([r.score for r in later], [r.model for r in later]))
     conditions = [*dict.fromkeys(row.condition for row in later)]
@@ -172,7 +172,7 @@ def draw_scores(rows: Sequence[ScoreRow]) -> "Figure":
 
 
 def score_result(path: Path) -> dict[str, Any] | None:
-    """Read the scores of a result file or run folder; None if there are none."""
+    """Read a result file with scores, or that of a run folder; None without one."""
     files = [path] if path.is_file() else sorted([*path.glob("*.json"), *(path / "test").glob("*.json")])
     for file in files:
         try:

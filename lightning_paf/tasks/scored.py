@@ -44,10 +44,10 @@ class ScoredTask(Task):
 
     @abstractmethod
     def evaluations(self, batch: Any) -> Iterator[tuple[int, Sequence[Tensor], Callable[[], Row]]]:
-        """Yield number, tensors and evaluating function of each sample of a batch."""
+        """Yield number, tensors and evaluation of each sample of a batch."""
 
     def table(self, rows: Mapping[int, Row]) -> dict[str, Row]:
-        """Return the scores by subject, from the values of all samples by number."""
+        """Return the scores by name, from the values of all samples by number."""
         names = self.test_dataset().names
         return {names[number]: row for number, row in sorted(rows.items())}
 

@@ -215,7 +215,7 @@ def _tested(attacks: dict[str, Attack] | None, seven: bool, eps: float, pixels: 
 
 
 def volume_dice(rows: Mapping[int, Row], dataset: QueryDataset) -> dict[str, Row]:
-    """Dice of each volume and class over its slices, from the counts of each."""
+    """Dice of each volume and class, from the counts of all its slices."""
     slices: dict[int, list[Row]] = {}
     for number, row in rows.items():
         slices.setdefault(int(dataset.pair_of[number]), []).append(row)

@@ -15,7 +15,7 @@ METRICS = tuple(_ATTACKS)
 
 
 def scores(run: Run, examples: int) -> dict[str, list[float]]:
-    """Dice of the first volumes and classes, without and with each attack."""
+    """Dice of the first test volumes and classes, clean and under each attack."""
     model = run.module.model
     dataset, batches = run.datamodule.test_batches()  # type: ignore[attr-defined]
     counts = {metric: torch.zeros(len(dataset.pairs), 3, dtype=torch.int64) for metric in METRICS}
