@@ -58,7 +58,8 @@ def test_a_folder_is_trained_evaluated_exported_and_imported(mode, channels, tmp
     assert all(f">{name}<" in report for name in CLASSES)
     checkpoint = run / "checkpoints" / "last.ckpt"
     assert status("predict", "--ckpt_path", checkpoint) == 0
-    assert np.load(run / "predictions.npz")["class_names"].tolist() == list(CLASSES)
+    (predictions,) = run.rglob("predictions.npz")
+    assert np.load(predictions)["class_names"].tolist() == list(CLASSES)
     assert status("analyze", "channel-activations", "--ckpt", checkpoint, "--label", "1") == 0
     assert "of 4 images of dog, PGD linf" in capsys.readouterr().out
 
