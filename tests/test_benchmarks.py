@@ -254,7 +254,7 @@ def test_episodes(monkeypatch, tmp_path):
 
 def test_folder_loader(monkeypatch, tmp_path):
     rows = run("folder_loader", ["--quick"], monkeypatch, tmp_path)
-    assert {"32 px, array, images a second", "224 px, streamed : torchvision"} <= rows.keys()
+    assert {"32 px, array, images per CPU second", "224 px, streamed : torchvision"} <= rows.keys()
     assert all(row["median"] > 0 for name, row in rows.items() if "memory" not in name)
 
 

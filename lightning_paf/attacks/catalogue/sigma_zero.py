@@ -95,8 +95,8 @@ class SigmaZero(MinimalAttack):
         leaf = delta.detach().clone().requires_grad_()
         logits = forward(x + leaf)
         margins = margin(logits, y)
-        smooth = (leaf.square() / (leaf.square() + self.sigma)).flatten(1).mean(1)
-        (gradient,) = torch.autograd.grad(((-margins).clamp_min(0) + smooth).sum(), leaf)
-        gradient = finite_gradient(gradient)
+        (gradient,) = torch.autograd.grad((-margins).clamp_min(0).sum(), leaf)
+        smooth = 2 * self.sigma * delta / (delta.square() + self.sigma).square() / delta[0].numel()
+        gradient = finite_gradient(gradient) + smooth  # undefined logits count as adversarial
         largest = gradient.flatten(1).abs().amax(1).clamp_min(1e-12)
         return undefined_first(margins.detach(), logits), gradient / per_example(largest, x)

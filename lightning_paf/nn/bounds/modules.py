@@ -37,8 +37,9 @@ def _(module: nn.Conv2d, sample: Tensor) -> Layer | None:
     return Conv(module.weight, module.bias, module.stride, module.padding, module.dilation, module.groups)
 
 
-@layer_of.register
-def _(module: nn.BatchNorm2d, sample: Tensor) -> Layer | None:
+@layer_of.register(nn.BatchNorm2d)
+@layer_of.register(nn.SyncBatchNorm)
+def _(module: nn.modules.batchnorm._BatchNorm, sample: Tensor) -> Layer | None:
     return None if module.running_mean is None else Scale.of_norm(module)
 
 

@@ -17,6 +17,7 @@ from lightning_paf.nn.bounds.layers.pointwise import Pointwise
 from lightning_paf.nn.bounds.modules import layer_of
 from lightning_paf.nn.equivalence import has_global_hooks, is_hooked
 from lightning_paf.nn.modes import frozen
+from lightning_paf.nn.sync_batch_norm import CpuSyncBatchNorm
 
 
 class UnboundedError(ValueError):
@@ -88,10 +89,10 @@ def _trace(model: nn.Module) -> fx.Graph:
 
 
 class _Tracer(fx.Tracer):
-    """Traces `forward` down to layers of PyTorch and activations of this package."""
+    """Traces `forward` down to layers of PyTorch and of this package."""
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return isinstance(m, Activation) or super().is_leaf_module(m, module_qualified_name)
+        return isinstance(m, Activation | CpuSyncBatchNorm) or super().is_leaf_module(m, module_qualified_name)
 
     def call_module(
         self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]

@@ -144,7 +144,7 @@ class Scale(Affine):
         self.bias_size = bias.abs() if bias_size is None else bias_size
 
     @classmethod
-    def of_norm(cls, norm: nn.BatchNorm2d) -> "Scale":
+    def of_norm(cls, norm: nn.modules.batchnorm._BatchNorm) -> "Scale":
         """Batch normalisation with running statistics, which it must have."""
         assert norm.running_mean is not None
         assert norm.running_var is not None
