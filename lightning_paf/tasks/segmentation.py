@@ -170,9 +170,9 @@ class FewShotSegmentation(ScoredTask):
         ]
         panels += [("query", clean.query[0], None), ("query mask", clean.query[0], clean.query_mask[0] == 1)]
         for name, episode in versions.items():
-            mask = self._predicted(episode)
-            value = float(dice(dice_counts(mask, clean.query_mask)))
-            panels.append((f"{name}, Dice {value:.2f}", episode.query[0], mask[0] == 1))
+            predicted = self._predicted(episode)
+            value = float(dice(dice_counts(predicted, clean.query_mask)))
+            panels.append((f"{name}, Dice {value:.2f}", episode.query[0], predicted[0] == 1))
         rows = -(-len(panels) // _COLUMNS)
         with open_figure(
             2.4 * _COLUMNS, 2.6 * rows, f"Attacks on the {self.target}, ε = {radius_text(self.eps)}"
