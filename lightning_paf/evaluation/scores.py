@@ -142,10 +142,10 @@ def compare_scores(models: Sequence[str], results: Sequence[Mapping[str, Any]]) 
     rows = []
     for condition, scores in results[0]["results"].items():
         for score, first in scores.items():
-            for model, result in zip(models, results, strict=True):
+            for number, (model, result) in enumerate(zip(models, results, strict=True)):
                 values = result["results"][condition][score]["values"]
                 paired = [value - old for value, old in zip(values, first["values"], strict=True)]
-                difference = None if result is results[0] else mean_interval(paired)
+                difference = mean_interval(paired) if number else None
                 rows.append(ScoreRow(condition, score, model, mean_interval(values), difference))
     return rows
 
