@@ -167,7 +167,7 @@ def draw_scores(rows: Sequence[ScoreRow]) -> "Figure":
             axes.set(title=f"{name}, minus {rows[0].model}", yticks=range(len(conditions)), yticklabels=conditions)
             axes.set_ylim(len(conditions) - 0.5, -0.5)
             axes.grid(axis="x")
-        axes.legend(loc="best")
+        figure.legend(*axes.get_legend_handles_labels(), loc="outside right center")
     return figure
 
 
