@@ -142,10 +142,10 @@ def compare_scores(models: Sequence[str], results: Sequence[Mapping[str, Any]]) 
     rows = []
     for condition, scores in results[0]["results"].items():
         for score, first in scores.items():
-            for model, result in zip(models, results, strict=True):
+            for number, (model, result) in enumerate(zip(models, results, strict=True)):
                 values = result["results"][condition][score]["values"]
                 paired = [value - old for value, old in zip(values, first["values"], strict=True)]
-                difference = None if result is results[0] else mean_interval(paired)
+                difference = mean_interval(paired) if number else None
                 rows.append(ScoreRow(condition, score, model, mean_interval(values), difference))
     return rows
 
@@ -167,7 +167,7 @@ def draw_scores(rows: Sequence[ScoreRow]) -> "Figure":
             axes.set(title=f"{name}, minus {rows[0].model}", yticks=range(len(conditions)), yticklabels=conditions)
             axes.set_ylim(len(conditions) - 0.5, -0.5)
             axes.grid(axis="x")
-        axes.legend(loc="best")
+        figure.legend(*axes.get_legend_handles_labels(), loc="outside right center")
     return figure
 
 

@@ -62,6 +62,13 @@ def test_models_are_compared_sample_by_sample():
     assert len(draw_scores([first, second]).axes) == 1
 
 
+def test_a_result_can_be_compared_with_itself():
+    once = result([0.1, 0.5, 0.9])
+    rows = compare_scores("AA", [once, once])
+    assert rows[1].difference.value == 0
+    assert len(draw_scores(rows).axes) == 1
+
+
 def test_equal_differences_are_significant():
     assert compare_scores("AB", [result([0.0, 0.25, 0.5]), result([0.5, 0.75, 1.0])])[1].texts()[-1].endswith(" *")
 
