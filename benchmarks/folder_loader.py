@@ -10,7 +10,6 @@ files.
 """
 
 import argparse
-import resource
 import subprocess
 import sys
 import time
@@ -40,7 +39,9 @@ def main() -> None:
     device = prepare(options)
     if options.epoch_of is not None:
         consume(ours(options.epoch_of, max(SIZES), options), [])
-        print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10)
+        # `ru_maxrss` would be at least that of the parent process.
+        status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+        print(int(status["VmHWM"].split()[0]) / 2**10)
         return
     rows: dict[str, Any] = {}
     with TemporaryDirectory() as folder:
