@@ -25,7 +25,7 @@ from lightning_paf.attacks import PGD, AutoAttack, ReferenceAutoAttack, Smoothed
 from lightning_paf.attacks.sub_attack import run_sub_attack, seeded
 from lightning_paf.data.sources import read_dataset
 from lightning_paf.evaluation import exact_accuracy
-from lightning_paf.evaluation.certificates.exact import Verdict, decide
+from lightning_paf.evaluation.certificates.exact import Decision, decide
 from lightning_paf.functional import cross_entropy
 from lightning_paf.specs import dataset_spec
 from lightning_paf.speed.search_model import SearchModel
@@ -94,18 +94,18 @@ def measured(net: nn.Module, images: Images, eps: float, options: argparse.Names
     started = time.perf_counter()
     found, (x, y) = found_by(net, *images, eps, options.seed), images
     searched = time.perf_counter()
-    violated, verdicts = found["strong"] | found["pgd-20"], dict.fromkeys(Verdict, 0)
+    violated, decisions = found["strong"] | found["pgd-20"], dict.fromkeys(Decision, 0)
     for row in (~violated).nonzero().flatten().tolist():
-        verdict = decide(net, x[row : row + 1], y[row : row + 1], eps, options.time_limit).verdict
-        verdicts[verdict] += 1
-        violated[row] = verdict is Verdict.VIOLATED
+        decision = decide(net, x[row : row + 1], y[row : row + 1], eps, options.time_limit).decision
+        decisions[decision] += 1
+        violated[row] = decision is Decision.VIOLATED
     counts = {name: int((found[name] & violated).sum()) for name in ("pgd-20", "standard", "strong")}
     missed = violated & ~found["standard"]
     if options.reference and bool(missed.any()):
         reference = ReferenceAutoAttack(eps, seed=options.seed).run(net, x[missed], y[missed])
         counts["reference, of those that standard misses"] = int((~reference.robust).sum())
     row = {"eps": eps, "images": len(x), "violated": int(violated.sum())}
-    row |= {verdict.value: verdicts[verdict] for verdict in (Verdict.PROVEN, Verdict.UNDECIDED)}
+    row |= {decision.value: decisions[decision] for decision in (Decision.PROVEN, Decision.UNDECIDED)}
     row |= {"found": counts, "search seconds": searched - started, "decision seconds": time.perf_counter() - searched}
     hard = violated & ~found["apgd-t"]
     return row, (x[hard], y[hard])

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 
 from lightning_paf.analysis.base import Report, json_file, table
@@ -16,8 +15,6 @@ from lightning_paf.evaluation.certificates import MethodName, certify
 from lightning_paf.evaluation.certificates.attacked import check_evidence, evidence_of
 from lightning_paf.evaluation.evidence.read import Evidence
 from lightning_paf.evaluation.statistics import Accuracy, exact_accuracy
-from lightning_paf.functional.predictions import misclassified
-from lightning_paf.nn.modes import frozen
 from lightning_paf.types import Norm, Radius
 from lightning_paf.utils.radius import radius_from_text
 
@@ -65,8 +62,7 @@ def certified_report(
     seconds = time.perf_counter() - started
     certified = found.certified.cpu().numpy()
     check_evidence(evidence, certified, threat.eps, threat.method)
-    with torch.no_grad(), frozen(model):
-        clean = exact_accuracy(int((~misclassified(model(x), y)).sum()), len(y))
+    clean = exact_accuracy(int(found.correct.sum()), len(y))
     lower, attacked = exact_accuracy(int(certified.sum()), len(y)), _attacked(evidence, threat, len(y))
     rows = [("", "accuracy, 95 % interval"), (f"certified by {threat.method}", str(lower))]
     rows += [(f"robust to {name}", str(upper)) for name, upper in attacked.items()]

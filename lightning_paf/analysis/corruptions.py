@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lightning_paf.analysis.base import Load, Progress, Report, TrainedRun, add_folder, folder_files, table
+from lightning_paf.data.image_batches import as_floats
 from lightning_paf.functional.corruptions import SEVERITIES
 from lightning_paf.functional.predictions import misclassified
 from lightning_paf.runs.config_file import run_of
@@ -79,7 +80,7 @@ class PublishedCorruptions:
         for start in range(0, self.examples, _AT_ONCE):
             end = min(start + _AT_ONCE, self.examples)
             images = torch.from_numpy(np.array(self.images[name][first + start : first + end]))
-            yield images.permute(0, 3, 1, 2).float() / 255, self.labels[start:end]
+            yield as_floats(images), self.labels[start:end]
 
 
 def made_on_the_spot(run: TrainedRun, examples: int | None, seed: int) -> Callable[[str, int], Batches]:

@@ -41,10 +41,10 @@ def main(argv: list[str]) -> int:
         sparse = MeanSparseNet(run.model.net, run.model.num_classes).to(run.device)
         run.model.net = sparse.eval().requires_grad_(False)
         images = fit_statistics(run.model, sparse, _training_batches(run))
-        points = []
+        validation, points = _validation(run, options.examples), []
         for alpha in sorted({0.0, *options.grid}):
             status.update(f"PGD on validation images, alpha {alpha:g}")
-            points.append(_evaluated(run, sparse, alpha, options))
+            points.append(_evaluated(run, sparse, validation, alpha, options))
     best = chosen(points, options.drop)
     sparse.set_alpha(best.alpha)
     checkpoint = _write(options.out, run, options.config, best)
@@ -88,15 +88,31 @@ def _training_batches(run: "Run", size: int = 256) -> "Iterator[Tensor]":
     """Training images (n, C, H, W) in [0, 1], without augmentation."""
     import torch
 
+    from lightning_paf.data.image_batches import as_floats
+
     run.datamodule.prepare_data("fit")
     run.datamodule.setup("fit")
     real: Any = run.datamodule.train_dataloader().dataset
     for first in range(0, len(real.real), size):
-        part = torch.from_numpy(real.real.images[first : first + size]).permute(0, 3, 1, 2)
-        yield part.to(run.device).float() / 255
+        yield as_floats(torch.from_numpy(real.real.images[first : first + size]).to(run.device))
 
 
-def _evaluated(run: "Run", sparse: "MeanSparseNet", alpha: float, options: argparse.Namespace) -> Point:
+def _validation(run: "Run", examples: int) -> "tuple[Tensor, Tensor]":
+    """First validation images (N, C, H, W) in [0, 1] and their labels."""
+    from lightning_paf.data.image_batches import as_floats
+
+    raw: Any = run.datamodule.val_dataloader().dataset
+    raw = raw.__getitems__(list(range(min(examples, len(raw)))))
+    return as_floats(raw.images.to(run.device)), raw.labels.to(run.device)
+
+
+def _evaluated(
+    run: "Run",
+    sparse: "MeanSparseNet",
+    validation: "tuple[Tensor, Tensor]",
+    alpha: float,
+    options: argparse.Namespace,
+) -> Point:
     """Clean accuracy, and that under PGD with both kinds of gradients."""
     import torch
 
@@ -105,15 +121,11 @@ def _evaluated(run: "Run", sparse: "MeanSparseNet", alpha: float, options: argpa
     from lightning_paf.functional.predictions import misclassified
 
     sparse.set_alpha(alpha)
-    raw: Any = run.datamodule.val_dataloader().dataset
-    raw = raw.__getitems__(list(range(min(options.examples, len(raw)))))
-    images, labels = raw.images.permute(0, 3, 1, 2).float() / 255, raw.labels
     training = run.module.attack
     length = 2.5 * float(training.eps) / options.steps
     attack = PGD(training.eps, norm=training.norm, step_size=length, steps=options.steps, best=True, fold=False)
     clean = robust = 0
-    for part, own in zip(images.split(256), labels.split(256), strict=True):
-        x, y = part.to(run.device), own.to(run.device)
+    for x, y in zip(*(torch.split(part, 256) for part in validation), strict=True):
         with seeded(options.seed, run.device):
             attacked = [attack(run.model, x, y)]
             with sparse.straight_through():
@@ -122,7 +134,8 @@ def _evaluated(run: "Run", sparse: "MeanSparseNet", alpha: float, options: argpa
             correct = [~misclassified(run.model(z), y) for z in (x, *attacked)]
         clean += int(correct[0].sum())
         robust += int((correct[0] & correct[1] & correct[2]).sum())
-    return Point(alpha, clean / len(labels), robust / len(labels))
+    count = len(validation[1])
+    return Point(alpha, clean / count, robust / count)
 
 
 def _write(out: Path, run: "Run", config_file: Path | None, best: Point) -> Path:

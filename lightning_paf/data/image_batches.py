@@ -8,6 +8,11 @@ import torch
 from torch import Tensor
 
 
+def as_floats(images: Tensor) -> Tensor:
+    """Images (N, C, H, W) float32 in [0, 1] of uint8 arrays (N, H, W, C)."""
+    return images.permute(0, 3, 1, 2).float() / 255
+
+
 def random_crop(images: Tensor, padding: int) -> Tensor:
     """Pad with zeros on all four sides, then crop at a random position per image.
 

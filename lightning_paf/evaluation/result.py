@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lightning_paf.attacks.probe import Flags, gradient_flag, masking_flag
+from lightning_paf.attacks.target import goals_of
 from lightning_paf.evaluation.outcomes import CERTIFICATE, BlockResult, ClassRow, Outcome, PairRow
 from lightning_paf.evaluation.state import Record, State
 from lightning_paf.evaluation.statistics import Accuracy, exact_accuracy
@@ -201,7 +202,7 @@ class EvaluationResult:
         target: Any = self.attack.get("target")
         rows = []
         for label, _, clean, robust in self.per_class() if target is not None else ():
-            goal = target[label] if isinstance(target, Sequence) else int(target)
+            goal = int(goals_of(target, torch.tensor(label)))
             rows += [PairRow(label, goal, clean, clean - robust)] if goal != label else []
         return rows
 

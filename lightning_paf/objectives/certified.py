@@ -9,6 +9,7 @@ from torch.nn.functional import cross_entropy, softplus
 from lightning_paf.attacks.base import Attack
 from lightning_paf.functional.losses import hard_labels
 from lightning_paf.nn.bounds.network import Network
+from lightning_paf.nn.bounds.propagation import margin_weights
 from lightning_paf.nn.bounds.region import Region, region_of
 from lightning_paf.nn.classifier import Classifier
 from lightning_paf.objectives.base import Objective, StepResult
@@ -66,9 +67,7 @@ class Certified(Objective):
         labels, logits = hard_labels(y), model(x)
         with torch.autocast(x.device.type, enabled=False):
             region = self.region(model, x, labels, attack)
-            eye = torch.eye(logits.shape[1], device=x.device)
-            others = [eye[(labels + shift) % len(eye)] for shift in range(1, len(eye))]
-            margins = self.margins(Network(model, x[:1]), region, eye[labels] - torch.stack(others))
+            margins = self.margins(Network(model, x[:1]), region, margin_weights(labels, logits.shape[1], x))
             certified = softplus(torch.logsumexp(-margins, 0)).mean().to(logits.dtype)
         clean = cross_entropy(logits, y)
         logs = {"natural_loss": clean, "certified_loss": certified, "certified": (margins > 0).all(0).float().mean()}

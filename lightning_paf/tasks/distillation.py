@@ -16,6 +16,7 @@ from torch.optim import Adam, Optimizer
 
 from lightning_paf.attacks import Attack
 from lightning_paf.data import RobustDataModule
+from lightning_paf.data.image_batches import as_floats
 from lightning_paf.data.sources import ImageSet
 from lightning_paf.nets import KernelClassifier
 from lightning_paf.objectives import Objective
@@ -148,7 +149,7 @@ class KIP(RobustModule):
         """Copy training images."""
         train, seed = _training_images(getattr(self.trainer, "datamodule", None))
         chosen = balanced_choice(train.labels, self.net.classes.cpu().numpy(), seed)
-        images = torch.from_numpy(train.images[chosen]).permute(0, 3, 1, 2).float() / 255
+        images = as_floats(torch.from_numpy(train.images[chosen]))
         expected = self.net.images.shape
         if images.shape != expected:
             raise ValueError(

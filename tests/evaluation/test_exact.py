@@ -8,7 +8,7 @@ from torch import nn
 
 from lightning_paf.attacks import SmoothedPGD
 from lightning_paf.evaluation.certificates.chain import affine_layers
-from lightning_paf.evaluation.certificates.exact import Verdict, decide
+from lightning_paf.evaluation.certificates.exact import Decision, decide
 from lightning_paf.functional import margin
 from lightning_paf.nn.classifier import Classifier
 from lightning_paf.specs import DatasetSpec
@@ -32,39 +32,39 @@ def grid(x, points=201):
 
 
 @pytest.mark.parametrize("seed", range(12))
-def test_verdicts_are_those_of_a_grid_in_two_dimensions(seed):
+def test_decisions_are_those_of_a_grid_in_two_dimensions(seed):
     net = network(seed, 2, 6, 6, 3)
     x = torch.rand(1, 1, 1, 2)
     y = net(x).argmax(1)
     worst = margin(net(grid(x)), y.expand(201**2)).max().item()
     found = decide(net, x, y, EPS)
-    assert found.verdict is (Verdict.VIOLATED if worst > 0 else Verdict.PROVEN), worst
-    if found.verdict is Verdict.VIOLATED:
+    assert found.decision is (Decision.VIOLATED if worst > 0 else Decision.PROVEN), worst
+    if found.decision is Decision.VIOLATED:
         assert (found.witness - x).abs().max() <= EPS
         assert found.witness.aminmax().min >= 0
         assert found.witness.aminmax().max <= 1
         assert net(found.witness).argmax(1) != y
 
 
-def test_both_verdicts_occur_and_agree_with_the_search():
-    verdicts = []
+def test_both_decisions_occur_and_agree_with_the_search():
+    decisions = []
     for seed in range(12):
         net = network(seed, 4, 8, 8, 3)
         x = torch.rand(1, 1, 2, 2)
         y = net(x).argmax(1)
-        found = decide(net, x, y, 0.1).verdict
+        found = decide(net, x, y, 0.1).decision
         fooled = not torch.equal(SmoothedPGD(0.1)(net, x, y), x)
-        assert found is (Verdict.VIOLATED if fooled else Verdict.PROVEN)
-        verdicts.append(found)
-    assert len(set(verdicts)) == 2
+        assert found is (Decision.VIOLATED if fooled else Decision.PROVEN)
+        decisions.append(found)
+    assert len(set(decisions)) == 2
 
 
 def test_a_misclassified_image_is_its_own_witness_and_no_time_leaves_images_undecided():
     net = network(0, 16, 40, 40, 3)
     x = torch.rand(1, 1, 4, 4)
     y = net(x).argmin(1)
-    assert decide(net, x, y, 0.01).verdict is Verdict.VIOLATED
-    assert decide(net, x, net(x).argmax(1), 0.3, time_limit=1e-3).verdict is Verdict.UNDECIDED
+    assert decide(net, x, y, 0.01).decision is Decision.VIOLATED
+    assert decide(net, x, net(x).argmax(1), 0.3, time_limit=1e-3).decision is Decision.UNDECIDED
 
 
 def test_convolutions_and_normalisation_are_one_matrix_each():

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from lightning_paf.evaluation.certificates.methods import IBP, AlphaCrown, Crown, CrownIBP, Method
-from lightning_paf.functional.predictions import check_labels
+from lightning_paf.functional.predictions import check_labels, misclassified
 from lightning_paf.nn.bounds.network import Network
+from lightning_paf.nn.bounds.propagation import margin_weights
 from lightning_paf.nn.bounds.region import region_of
 from lightning_paf.nn.modes import frozen, full_precision
 from lightning_paf.types import Norm
@@ -35,9 +36,11 @@ class MarginCertificates:
 
     Attributes:
         margins: (N,) float64; on its ball, the logit of an image's label exceeds every other one at least by this.
+        correct: Mask of the images that are classified correctly, (N,) bool.
     """
 
     margins: Tensor
+    correct: Tensor
 
     @property
     def certified(self) -> Tensor:
@@ -86,29 +89,23 @@ def certify(
         parts = []
         for x, y in zip(torch.split(images, batch_size), torch.split(labels, batch_size), strict=True):
             parts.append(_margins(model, network, x, y, eps, norm, _METHODS[method]))
-            progress(sum(map(len, parts)))
-    return MarginCertificates(torch.cat(parts))
+            progress(sum(len(y) for _, y in parts))
+    return MarginCertificates(*map(torch.cat, zip(*parts, strict=True)))
 
 
 def _margins(
     model: nn.Module, network: Network, x: Tensor, y: Tensor, eps: float, norm: Norm, methods: tuple[Method, ...]
-) -> Tensor:
-    """Lower bounds (N,) by methods in turn."""
+) -> tuple[Tensor, Tensor]:
+    """Lower bounds (N,) by methods in turn, and mask of the correct images."""
     logits = model(x)
-    weights = _differences(y, logits)
+    correct = ~misclassified(logits, y)
+    weights = margin_weights(y, logits.shape[1], logits)
     best = torch.full((len(x),), -torch.inf, dtype=torch.float64, device=x.device)
     rest = torch.arange(len(x), device=x.device)
     for method in methods:
         bounds = method(network, region_of(norm, x[rest], eps), weights[:, rest]).amin(0)
         best[rest] = torch.maximum(best[rest], bounds.nan_to_num(-torch.inf, -torch.inf, -torch.inf))
-        rest = torch.nonzero((best <= 0) & (logits.argmax(1) == y)).flatten()
+        rest = torch.nonzero((best <= 0) & correct).flatten()
         if len(rest) == 0:
             break
-    return best
-
-
-def _differences(y: Tensor, logits: Tensor) -> Tensor:
-    """Weights (classes - 1, N, classes) of the label's logit minus each other one."""
-    classes = logits.shape[1]
-    eye = torch.eye(classes, dtype=logits.dtype, device=logits.device)
-    return torch.stack([eye[y] - eye[(y + shift) % classes] for shift in range(1, classes)])
+    return best, correct

@@ -24,7 +24,7 @@ _TOLERANCE = 1e-5
 _INFEASIBLE = 2  # status of `milp`
 
 
-class Verdict(Enum):
+class Decision(Enum):
     """Decision about one image."""
 
     PROVEN = "proven"
@@ -33,20 +33,20 @@ class Verdict(Enum):
 
 
 @dataclass(frozen=True)
-class Decision:
-    """Verdict about one image.
+class ExactResult:
+    """Decision about one image and its witness.
 
     Attributes:
-        verdict: Whether the network classifies every image of the box correctly.
+        decision: Whether the network classifies every image of the box correctly.
         witness: Misclassified image (1, C, H, W) of the box if it does not, in the precision of the given image.
     """
 
-    verdict: Verdict
+    decision: Decision
     witness: Tensor | None = None
 
 
 @torch.no_grad()
-def decide(model: nn.Module, x: Tensor, y: Tensor, eps: float, time_limit: float = 60.0) -> Decision:
+def decide(model: nn.Module, x: Tensor, y: Tensor, eps: float, time_limit: float = 60.0) -> ExactResult:
     """Decide whether an image within `eps` (linf) and [0, 1] is misclassified.
 
     Whether the margin to another class can be negative is a mixed-integer programme (Tjeng, Xiao, Tedrake 2019). It has
@@ -70,7 +70,7 @@ def decide(model: nn.Module, x: Tensor, y: Tensor, eps: float, time_limit: float
     *hidden, (weight, bias) = affine_layers(nn.Sequential(exact, margins), image)
     box = Interval((image - eps).clamp(0, 1), (image + eps).clamp(0, 1))
     *bounds, least = layer_bounds(nn.Sequential(exact, margins, nn.ReLU()), *box)
-    verdict = Verdict.PROVEN
+    decision = Decision.PROVEN
     for target in exact(image)[0].argsort(descending=True).tolist():
         if target == int(y) or least.lower[0, target] > _TOLERANCE:
             continue
@@ -79,10 +79,10 @@ def decide(model: nn.Module, x: Tensor, y: Tensor, eps: float, time_limit: float
         if found is not None:
             witness = geometry_of("linf").returns(x, eps, (0.0, 1.0))(torch.from_numpy(found).to(x).view_as(x))
             if bool(misclassified(exact(witness.double()), y)):
-                return Decision(Verdict.VIOLATED, witness)
+                return ExactResult(Decision.VIOLATED, witness)
         if not excluded:
-            verdict = Verdict.UNDECIDED
-    return Decision(verdict)
+            decision = Decision.UNDECIDED
+    return ExactResult(decision)
 
 
 def _margins(logits: Tensor, y: Tensor) -> nn.Linear:

@@ -10,7 +10,7 @@ from lightning_paf.nn.bounds.crown import Relaxation, crown_bounds
 from lightning_paf.nn.bounds.interval import rounding_unit
 from lightning_paf.nn.bounds.lines import Slopes, slope_range
 from lightning_paf.nn.bounds.network import Network
-from lightning_paf.nn.bounds.propagation import Bounds, lower_bound, propagate
+from lightning_paf.nn.bounds.propagation import lower_bound, propagate
 from lightning_paf.nn.bounds.region import Region
 from lightning_paf.nn.bounds.slopes import SlopeSearch
 
@@ -58,24 +58,10 @@ class Crown(Method):
         """Bound the sums of N images, (K, N)."""
         unit = rounding_unit(weights.dtype)
         bounds, relaxation = crown_bounds(network, region, unit)
-        found = lower_bound(network, region, bounds, network.output, weights, unit, relaxation.lines)
-        return self.improved(network, region, weights, bounds, relaxation, found)
-
-    def improved(
-        self,
-        network: Network,
-        region: Region,
-        weights: Tensor,
-        bounds: Bounds,
-        relaxation: Relaxation,
-        found: Tensor,
-    ) -> Tensor:
-        """Improve the bounds found so far; here they stay."""
-        del network, region, weights, bounds, relaxation
-        return found
+        return lower_bound(network, region, bounds, network.output, weights, unit, relaxation.lines)
 
 
-class AlphaCrown(Crown):
+class AlphaCrown(Method):
     """CROWN with optimised slopes in the bound of the sums (Xu et al. 2021).
 
     Slopes in intermediate bounds stay those of CROWN. The bounds are at least those of CROWN.
@@ -87,16 +73,10 @@ class AlphaCrown(Crown):
     def __init__(self, steps: int = 20) -> None:
         self.steps = steps
 
-    def improved(
-        self,
-        network: Network,
-        region: Region,
-        weights: Tensor,
-        bounds: Bounds,
-        relaxation: Relaxation,
-        found: Tensor,
-    ) -> Tensor:
+    def __call__(self, network: Network, region: Region, weights: Tensor) -> Tensor:
         """Optimise the slopes without rounding margins, then bound with them."""
+        bounds, relaxation = crown_bounds(network, region, rounding_unit(weights.dtype))
+        found = lower_bound(network, region, bounds, network.output, weights, relaxation.unit, relaxation.lines)
         if not relaxation.lines:
             return found
         inputs = {number: bounds[network.steps[number - 1].inputs[0]] for number in relaxation.lines}

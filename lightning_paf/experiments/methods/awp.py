@@ -3,6 +3,7 @@
 from torch import Tensor
 
 from lightning_paf.attacks import PGD
+from lightning_paf.data.image_batches import as_floats
 from lightning_paf.experiments.experiment import Claim, Experiment, Variant
 from lightning_paf.experiments.metrics import correct
 from lightning_paf.experiments.options import objective
@@ -15,7 +16,7 @@ def robust_gap(run: Run, x: Tensor, y: Tensor) -> float:
     run.datamodule.setup("fit")
     dataset = run.datamodule.train_dataloader().dataset
     raw = dataset.__getitems__(list(range(len(x))))  # type: ignore[attr-defined]
-    seen = raw.images.permute(0, 3, 1, 2).float() / 255
+    seen = as_floats(raw.images)
     attack = PGD(0.2, step_size=0.025, steps=20)
     train, test = (
         correct(run.model, attack(run.model, images, labels), labels).float().mean().item()

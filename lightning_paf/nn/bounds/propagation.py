@@ -36,6 +36,12 @@ def propagate(network: Network, region: Region, unit: float, tighten: Tighten | 
     return bounds
 
 
+def margin_weights(y: Tensor, classes: int, like: Tensor) -> Tensor:
+    """Weights (classes - 1, N, classes) of the label's logit minus each other one."""
+    eye = torch.eye(classes, dtype=like.dtype, device=like.device)
+    return torch.stack([eye[y] - eye[(y + shift) % classes] for shift in range(1, classes)])
+
+
 def lower_bound(
     network: Network,
     region: Region,
