@@ -4,8 +4,8 @@
     python benchmarks/nets.py --device cuda --width 64
 
 An ODE block with 10 Euler steps, against 10 residual blocks `z + 0.1 f(z)` of the same field; ZeroSNet-20, against the
-pre-activation ResNet of its layout. Every call is a forward pass in training mode and a backward pass to all weights
-and the input.
+pre-activation ResNet of its layout; ResNet-18 with the gates of CIFS, against itself without them. Every call is a
+forward pass in training mode and a backward pass to all weights and the input.
 """
 
 from collections.abc import Callable
@@ -15,7 +15,7 @@ import measure
 import torch
 from torch import Tensor, nn
 
-from lightning_paf.nets import ZeroSNet
+from lightning_paf.nets import CifarResNet, GatedResNet, ZeroSNet
 from lightning_paf.nets.ode.block import ODEBlock
 from lightning_paf.nets.ode.fields import AutonomousField
 from lightning_paf.nets.zerosnet import MultistepBlock
@@ -75,6 +75,12 @@ COMPARISONS = {
         "<= 1.10",
     ),
     "ZeroSNet-20 / ResNet-20": Comparison(lambda width: ZeroSNet(20, width=width), resnet20, 3, "<= 1.15"),
+    "ResNet-18 with two gates / ResNet-18": Comparison(
+        lambda width: GatedResNet(CifarResNet(18, width=width)),
+        lambda width: CifarResNet(18, width=width),
+        3,
+        "<= 1.10",
+    ),
 }
 
 
