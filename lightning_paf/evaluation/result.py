@@ -188,6 +188,14 @@ class EvaluationResult:
             return None
         return anytime_interval(self.robust.correct, self.evaluated, self.total)
 
+    def robust_before(self, label: str) -> NDArray[np.bool_]:
+        """Whether each sample was robust before a sub-attack, (n,); at the end if there is none of this label.
+
+        With `version=strong`, `robust_before("smoothed-pgd")` is the result of `standard`.
+        """
+        robust, labels = self.outcomes == Outcome.ROBUST, [part.label for part in self.sub_attacks]
+        return robust | (self.fooled_by >= labels.index(label)) if label in labels else robust
+
     def per_class(self) -> list[ClassRow]:
         """Return the counts of each evaluated class, in order; empty without labels."""
         rows = []
