@@ -303,9 +303,9 @@ def test_an_experiment_states_how_its_runs_are_measured(tmp_path, monkeypatch, c
     assert reproduce.main(["--table", str(tmp_path / "kept")]) == 0
     assert "over 2 seeds, PSNR in dB; 3 test images;" in capsys.readouterr().out
     with pytest.raises(
-        ValueError, match=r"--autoattack-examples .* must be omitted for fake, which runs no AutoAttack"
+        ValueError, match=r"--strong must be omitted for fake, which runs no AutoAttack"
     ):
-        reproduce.main([*words, "--autoattack-examples", "3"])
+        reproduce.main([*words, "--strong"])
 
 
 def test_the_page_has_a_row_for_every_result(done, capsys):
