@@ -58,7 +58,7 @@ ROWS = {
 
 @dataclass(frozen=True)
 class Variant:
-    """A trained and evaluated network; `autoattack` is the result of the strong version."""
+    """A trained network with its results; `autoattack` is of the strong version."""
 
     activation: str
     pgd: "EvaluationResult"
@@ -69,7 +69,7 @@ class Variant:
 
     @property
     def robust(self) -> "dict[str, NDArray[np.bool_]]":
-        """Whether each test image is robust, (n,), under the standard and the strong version."""
+        """Whether each test image is robust, (n,), under standard and strong."""
         from lightning_paf.evaluation import Outcome
 
         standard = self.autoattack.robust_before("smoothed-pgd")

@@ -128,7 +128,7 @@ def compare(first: EvaluationResult, second: EvaluationResult) -> Comparison:
 
 
 def order_note(standard: Mapping[str, float], strong: Mapping[str, float]) -> str:
-    """Sentence about the order of models by robust accuracy under two versions of AutoAttack.
+    """Sentence about the order of models under two versions of AutoAttack.
 
     Args:
         standard: Robust accuracy of each model under `standard`.

@@ -302,9 +302,7 @@ def test_an_experiment_states_how_its_runs_are_measured(tmp_path, monkeypatch, c
     assert "over 2 seeds, PSNR in dB" in " ".join(capsys.readouterr().out.split())
     assert reproduce.main(["--table", str(tmp_path / "kept")]) == 0
     assert "over 2 seeds, PSNR in dB; 3 test images;" in capsys.readouterr().out
-    with pytest.raises(
-        ValueError, match=r"--strong must be omitted for fake, which runs no AutoAttack"
-    ):
+    with pytest.raises(ValueError, match=r"--strong must be omitted for fake, which runs no AutoAttack"):
         reproduce.main([*words, "--strong"])
 
 
