@@ -191,7 +191,8 @@ class EvaluationResult:
     def robust_before(self, label: str) -> NDArray[np.bool_]:
         """Whether each sample was robust before a sub-attack, (n,).
 
-        Without a sub-attack of this label, the final outcome counts. With `version=strong`, `robust_before("smoothed-pgd")` is the result of `standard`.
+        Without a sub-attack of this label, the final outcome counts. With `version=strong`,
+        `robust_before("smoothed-pgd")` is the result of `standard`.
         """
         robust: NDArray[np.bool_] = self.outcomes == Outcome.ROBUST
         labels = [part.label for part in self.sub_attacks]
