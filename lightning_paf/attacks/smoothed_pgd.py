@@ -102,14 +102,12 @@ class SmoothedPGD(Attack):
         """Run lanes; write successes into `x_adv` (N, C, H, W) and `robust` (N,)."""
         ball = geometry_of(self.norm)
         lanes = lanes.picked(robust[lanes.sample])
-        x = images[lanes.sample]
-        moved = ball.move(x, ball.uniform(x, self.radius), self.radius, self.bounds)
+        moved = self._starts(forward, images[lanes.sample], labels[lanes.sample])
         for step in range(self.steps):
             if len(lanes.sample) == 0:
                 return
             x, y = images[lanes.sample], labels[lanes.sample]
-            at = moved + self._noise(x, lanes.width) if step < self.smoothed_steps else moved
-            logits, _, gradient = raw_gradient(forward, at, y, lanes.lead)
+            logits, gradient = self._gradient(forward, moved, y, lanes, smoothed=step < self.smoothed_steps)
             ascent = ball.ascent(finite_gradient(gradient), moved, self.bounds)
             ahead = ball.move(
                 x, moved + self.radius / 2 * (1 - step / self.steps) * ascent - x, self.radius, self.bounds
@@ -119,6 +117,20 @@ class SmoothedPGD(Attack):
                 keep = robust[lanes.sample]
                 lanes, ahead = lanes.picked(keep), ahead[keep]
             moved = ahead
+
+    def _starts(self, forward: Forward, x: Tensor, y: Tensor) -> Tensor:
+        """First points (B, C, H, W) of lanes."""
+        del forward, y
+        ball = geometry_of(self.norm)
+        return ball.move(x, ball.uniform(x, self.radius), self.radius, self.bounds)
+
+    def _gradient(
+        self, forward: Forward, x: Tensor, y: Tensor, lanes: "_Lanes", *, smoothed: bool
+    ) -> tuple[Tensor, Tensor]:
+        """Logits (B, K) and gradient (B, C, H, W), at moved points if `smoothed`."""
+        at = x + self._noise(x, lanes.width) if smoothed else x
+        logits, _, gradient = raw_gradient(forward, at, y, lanes.lead)
+        return logits, gradient
 
     def _noise(self, x: Tensor, width: Tensor) -> Tensor:
         scale = self.radius if self.norm == "linf" else self.radius / math.sqrt(x[0].numel())

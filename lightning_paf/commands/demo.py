@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,6 +18,8 @@ from lightning_paf.recipes import located
 from lightning_paf.utils.arguments import command_parser, positive
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
     from rich.table import Table
 
     from lightning_paf.evaluation import EvaluationResult
@@ -27,14 +30,14 @@ GENERATOR_EPOCHS = 24
 SAMPLING_STEPS = 10
 """Steps of DDIM; more of them do not improve the images of so small a network."""
 
-ATTACKS = 4
-"""Sub-attacks of standard AutoAttack; each prints a line when it is done."""
+ATTACKS = 5
+"""Sub-attacks of strong AutoAttack; each prints a line when it is done."""
 
 NOTE = 48
 """Characters of a line that are shown next to the bars."""
 
 EPOCH_DONE = re.compile(r"^epoch ")
-ATTACK_DONE = re.compile(r", (apgd-ce|apgd-t|fab-t|square): ")
+ATTACK_DONE = re.compile(r", (apgd-ce|apgd-t|fab-t|square|smoothed-pgd): ")
 
 ACTIVATIONS = {"ReLU": "relu", "SiLU": "silu", "PSSiLU": "pssilu"}
 """Names of the recipes and of the run folders, by class."""
@@ -44,6 +47,7 @@ ROWS = {
     "clean": "clean",
     "PGD-20": "pgd20",
     "AutoAttack": "autoattack",
+    "strong": "strong",
     "alpha": "alpha",
     "beta": "beta",
     "train s": "train_seconds",
@@ -54,7 +58,7 @@ ROWS = {
 
 @dataclass(frozen=True)
 class Variant:
-    """A trained and evaluated network."""
+    """A trained network with its results; `autoattack` is of the strong version."""
 
     activation: str
     pgd: "EvaluationResult"
@@ -63,14 +67,25 @@ class Variant:
     train_seconds: float
     test_seconds: float
 
+    @property
+    def robust(self) -> "dict[str, NDArray[np.bool_]]":
+        """Whether each test image is robust, (n,), under standard and strong."""
+        from lightning_paf.evaluation import Outcome
+
+        standard = self.autoattack.robust_before("smoothed-pgd")
+        return {"AutoAttack": standard, "strong": self.autoattack.outcomes == Outcome.ROBUST}
+
     def summary(self) -> dict[str, str]:
         """Cells of the table, by the names of `ROWS`."""
+        from lightning_paf.evaluation import exact_accuracy
+
+        robust = {ROWS[name]: exact_accuracy(int(of.sum()), len(of)) for name, of in self.robust.items()}
         alpha, beta = (self.parameters.get(name) for name in ("alpha", "beta"))
         return {
             "activation": self.activation,
             "clean": str(self.autoattack.clean),
             "pgd20": str(self.pgd.robust),
-            "autoattack": str(self.autoattack.robust),
+            **{name: str(accuracy) for name, accuracy in robust.items()},
             "alpha": "-" if alpha is None else f"{alpha:.3f}",
             "beta": "-" if beta is None else f"{beta:.2g}",
             "train_seconds": f"{self.train_seconds:.0f}",
@@ -122,7 +137,8 @@ def _fit(config: str, run: Path, common: list[str]) -> list[str]:
 
 def _test(run: Path) -> list[str]:
     """Return the words that evaluate a run."""
-    return ["test", "--ckpt_path", str(run / "checkpoints" / "last.ckpt"), "--data.eval_batch_size", "512"]
+    checkpoint = str(run / "checkpoints" / "last.ckpt")
+    return ["test", "--ckpt_path", checkpoint, "--data.eval_batch_size", "512", "--autoattack.attack.version", "strong"]
 
 
 def _in_parallel(
@@ -212,16 +228,19 @@ def _show(variants: list[Variant], folder: Path) -> None:
     """Print the table and the paired differences, and write the table."""
     from rich.console import Console
 
-    from lightning_paf.evaluation import Outcome, paired_difference
+    from lightning_paf.evaluation import paired_difference
+    from lightning_paf.evaluation.comparison import order_note
 
     console = Console(highlight=False)
     console.print(_table(variants))
     reference, total = variants[0], variants[0].autoattack.evaluated
-    for variant in variants[1:]:
-        ours, theirs = (a.autoattack.outcomes == Outcome.ROBUST for a in (variant, reference))
+    for attack, variant in product(reference.robust, variants[1:]):
+        ours, theirs = (of.robust[attack] for of in (variant, reference))
         difference = paired_difference(int((ours & ~theirs).sum()), int((theirs & ~ours).sum()), total)
         names = f"{variant.activation} minus {reference.activation}"
-        console.print(f"AutoAttack, {names}, same {total} images: {difference}")
+        console.print(f"{attack}, {names}, same {total} images: {difference}")
+    orders = ({of.activation: float(of.robust[attack].mean()) for of in variants} for attack in reference.robust)
+    console.print(order_note(*orders))
     console.print("Intervals: 95 %, over test images of one training run each; another seed changes the numbers, too.")
     content = [variant.summary() for variant in variants]
     (folder / "summary.json").write_text(json.dumps(content, indent=2) + "\n")

@@ -50,7 +50,7 @@ def main(argv: list[str]) -> int:
     from lightning_paf.experiments.run import Task
 
     words = (*_data(options, experiment, folder), *last)
-    evaluated = examples, options.autoattack_examples, options.search_precision
+    evaluated = examples, options.autoattack_examples, options.search_precision, options.strong
     tasks = [
         Task(options.method, variant.name, seed, folder, config, words, *evaluated)
         for seed in range(experiment.first_seed, experiment.first_seed + seeds)
@@ -83,6 +83,7 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     add("--examples", type=positive, help="test images to evaluate (default: by budget)")
     add("--autoattack-examples", type=positive, help="test images for AutoAttack (default: all that are evaluated)")
     add("--search-precision", choices=("fp32", "bf16"), default="fp32", help="bf16: faster, confirmed in fp32")
+    add("--strong", action="store_true", help="also measure AutoAttack's strong version, in the same evaluation")
     add("--data.root", metavar="FOLDER", help="for --config experiments/cifar10_small: train.npz and test.npz")
     add("--data.synthetic", metavar="FILE", help="second source of training images")
     add("--jobs", type=positive, default=os.cpu_count() or 1, help="variants to train at the same time")
@@ -94,10 +95,11 @@ def _parse(argv: list[str]) -> argparse.Namespace:
 
 def _check_attack_options(options: argparse.Namespace, experiment: "Experiment") -> None:
     """Refuse options of AutoAttack for an experiment without it."""
-    if experiment.measurement and (options.autoattack_examples or options.search_precision != "fp32"):
+    given = options.autoattack_examples or options.search_precision != "fp32" or options.strong
+    if experiment.measurement and given:
         raise ValueError(
-            f"--autoattack-examples and --search-precision must be omitted for {options.method}, which runs no "
-            "AutoAttack, got at least one. Omit them."
+            f"--autoattack-examples, --search-precision and --strong must be omitted for {options.method}, which runs "
+            "no AutoAttack, got at least one. Omit them."
         )
 
 
@@ -155,6 +157,7 @@ def _typed(options: argparse.Namespace, seeds: int) -> str:
         if (value := getattr(options, name)) is not None:
             words += [f"--{name.replace('_', '-')}", str(value)]
     words += ["--search-precision", "bf16"] if options.search_precision == "bf16" else []
+    words += ["--strong"] if options.strong else []
     return " ".join(words)
 
 

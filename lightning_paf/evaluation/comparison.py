@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -124,6 +125,23 @@ def compare(first: EvaluationResult, second: EvaluationResult) -> Comparison:
         () if labels is None else tuple(_class_rows(labels, a, b)),
         tuple(_notes(first, second, len(common))),
     )
+
+
+def order_note(standard: Mapping[str, float], strong: Mapping[str, float]) -> str:
+    """Sentence about the order of models under two versions of AutoAttack.
+
+    Args:
+        standard: Robust accuracy of each model under `standard`.
+        strong: The same under `strong`.
+    """
+    changed = [
+        f"{a} and {b}"
+        for a, b in combinations(standard, 2)
+        if np.sign(standard[a] - standard[b]) != np.sign(strong[a] - strong[b])
+    ]
+    if not changed:
+        return "The order is the same under standard and strong AutoAttack."
+    return f"Strong AutoAttack changes the order of {', '.join(changed)}."
 
 
 def results_in(path: Path) -> dict[Path, EvaluationResult]:

@@ -188,6 +188,16 @@ class EvaluationResult:
             return None
         return anytime_interval(self.robust.correct, self.evaluated, self.total)
 
+    def robust_before(self, label: str) -> NDArray[np.bool_]:
+        """Whether each sample was robust before a sub-attack, (n,).
+
+        Without a sub-attack of this label, the final outcome counts. With `version=strong`,
+        `robust_before("smoothed-pgd")` is the result of `standard`.
+        """
+        robust: NDArray[np.bool_] = self.outcomes == Outcome.ROBUST
+        labels = [part.label for part in self.sub_attacks]
+        return np.logical_or(robust, self.fooled_by >= labels.index(label)) if label in labels else robust
+
     def per_class(self) -> list[ClassRow]:
         """Return the counts of each evaluated class, in order; empty without labels."""
         rows = []

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from lightning_paf.evaluation.comparison import order_note
 from lightning_paf.experiments.experiment import experiment_names, find_experiment
 
 _HEAD = """Which claims of the papers hold on 8x8 digits, on crops of photographs for denoising, or on synthetic slices
@@ -46,6 +47,8 @@ def show(result: dict[str, Any]) -> None:
     for claim in result["claims"]:
         claims.add_row(claim["text"], claim["metric"], claim["shown"], claim["conclusion"])
     console.print(claims)
+    for line in _order(result):
+        console.print(line)
     if result["note"]:
         console.print(result["note"], markup=False)
     console.print(f"{result['method']}: {result['conclusion']}")
@@ -116,6 +119,7 @@ def section(result: dict[str, Any], folder: Path) -> list[str]:
         "",
         f"Mean and standard deviation over {result['seeds']} seeds{_unit(result)}; {_images(result)}; "
         f"{result['machine']}.",
+        *_order(result),
     ]
     if (folder / f"{result['method']}.png").is_file():
         about = ", ".join(result["shown"]) or "clean and robust accuracy"
@@ -131,6 +135,15 @@ def _unit(result: dict[str, Any]) -> str:
     if {*next(iter(result["variants"].values()))} == {*result["plain"]}:
         return f", {result['unit']}"
     return f", % ({', '.join(result['plain'])}: as measured)" if result["plain"] else ", %"
+
+
+def _order(result: dict[str, Any]) -> list[str]:
+    """Line about the order of the variants, with the metric `strong` only."""
+    metrics = ("autoattack", "strong")
+    if not all("strong" in values for values in result["variants"].values()):
+        return []
+    means = ({name: float(np.mean(of[metric])) for name, of in result["variants"].items()} for metric in metrics)
+    return [order_note(*means)]
 
 
 def _images(result: dict[str, Any]) -> str:

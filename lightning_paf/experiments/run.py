@@ -43,6 +43,7 @@ class Task:
         examples: Number of test images to evaluate.
         autoattack_examples: Number of them that AutoAttack runs on; None for all.
         search_precision: Precision of the searches; every success is confirmed in float32.
+        strong: Whether AutoAttack runs its strong version, for the metric `strong`; `autoattack` is the same.
     """
 
     experiment: str
@@ -54,6 +55,7 @@ class Task:
     examples: int
     autoattack_examples: int | None = None
     search_precision: Precision = "fp32"
+    strong: bool = False
 
     @property
     def output(self) -> Path:
@@ -112,6 +114,8 @@ def _remove_stale(task: Task, experiment: Experiment, variant: Variant) -> None:
     }
     if task.search_precision != "fp32":
         evaluated["precision"] = task.search_precision
+    if task.strong:
+        evaluated["strong"] = True
     text = json.dumps({"commands": commands, "config": task.config.read_text(), **evaluated}, indent=1)
     settings = task.output / "settings.json"
     before, now = json.loads(settings.read_text()) if settings.is_file() else {}, json.loads(text)
@@ -163,12 +167,16 @@ def _evaluate(task: Task, experiment: Experiment, variant: Variant) -> dict[str,
     torch.manual_seed(task.seed)
     found: dict[str, Any] = {"clean": correct(run.model, x, y)}
     eps = eps_of(task, experiment)
-    attacks = {"pgd": (margin_pgd(eps), task.examples), "autoattack": (AutoAttack(eps), task.autoattack_examples)}
+    ensemble = AutoAttack(eps, version="strong") if task.strong else AutoAttack(eps)
+    attacks = {"pgd": (margin_pgd(eps), task.examples), "autoattack": (ensemble, task.autoattack_examples)}
     for name, (attack, examples) in attacks.items():
         first = replace(samples, ids=samples.ids[: examples or task.examples])
         evaluation = Evaluation(run.model, attack, first, 0, BLOCK_SIZE, task.search_precision)
         files = ResultFiles.of(task.output, name, attack)
-        found[name] = evaluation.run(files.state(evaluation.identity)).outcomes == Outcome.ROBUST
+        result = evaluation.run(files.state(evaluation.identity))
+        found[name] = result.robust_before("smoothed-pgd")
+    if task.strong:
+        found["strong"] = result.outcomes == Outcome.ROBUST
     return found | {name: metric(run, x, y) for name, metric in experiment.metrics.items()}
 
 

@@ -5,6 +5,7 @@ from functools import partial
 import pytest
 import torch
 from helpers.digits_net import Recorder
+from helpers.plateau import EPS, plateau
 from torch import nn
 
 from lightning_paf.attacks import PGD, AutoAttack, Restarts, SmoothedPGD, Square, autoattack
@@ -12,25 +13,7 @@ from lightning_paf.attacks.sub_attack import run_sub_attack
 from lightning_paf.functional import geometry_of
 from lightning_paf.speed.search_model import SearchModel
 
-EPS, QUERIES = 0.1, 100
-
-
-def plateau(norm="linf", height=10.0):
-    """A network whose margin is 1 but for one corner of the ball, and its image (1, 1, 4, 4).
-
-    The logits are `1 - height relu(u - 0.8)` and 0, with the fraction `u` of the way to the corner, which is an
-    adversarial image for u > 0.9. The gradient is zero for u < 0.8.
-    """
-    generator = torch.Generator().manual_seed(0)
-    signs = torch.randint(2, (16,), generator=generator) * 2.0 - 1
-    reach = 16 * EPS if norm == "linf" else 4 * EPS
-    net = nn.Sequential(nn.Flatten(), nn.Linear(16, 1), nn.ReLU(), nn.Linear(1, 2))
-    with torch.no_grad():
-        net[1].weight.copy_(signs / reach)
-        net[1].bias.copy_(-0.5 * signs.sum() / reach - 0.8)
-        net[3].weight.copy_(torch.tensor([[-height], [0.0]]))
-        net[3].bias.copy_(torch.tensor([1.0, 0.0]))
-    return net.eval(), torch.full((1, 1, 4, 4), 0.5), torch.tensor([0])
+QUERIES = 100
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])

@@ -13,7 +13,7 @@ from rich.console import Console
 
 from lightning_paf.__main__ import main
 from lightning_paf.commands import demo
-from lightning_paf.evaluation import EvaluationResult
+from lightning_paf.evaluation import EvaluationResult, Outcome
 from lightning_paf.evaluation.statistics import exact_accuracy
 
 
@@ -41,7 +41,10 @@ def test_the_demo_ends_with_a_table(tmp_path, capfd, monkeypatch):
     assert [row["activation"] for row in rows] == ["ReLU", "PSSiLU"]
     assert rows[0]["alpha"] == "-"
     assert float(rows[1]["alpha"]) > 0
-    assert "PSSiLU minus ReLU, same 20 images" in printed
+    assert "AutoAttack, PSSiLU minus ReLU, same 20 images" in printed
+    assert "strong, PSSiLU minus ReLU, same 20 images" in printed
+    assert "under standard and strong AutoAttack" in printed or "Strong AutoAttack changes" in printed
+    assert all(float(row["strong"].split()[0]) <= float(row["autoattack"].split()[0]) for row in rows)
     assert len(np.load(out / "pool.npz")["label"]) == 60
     assert (out / "pool.png").is_file()
     assert re.search(
@@ -53,7 +56,7 @@ def test_the_demo_ends_with_a_table(tmp_path, capfd, monkeypatch):
         assert (out / name / "metrics.csv").is_file()
         result = EvaluationResult.load(out / name / "test" / "autoattack_linf_0.9.json")
         assert result.evaluated == 20
-        assert result.attack["attacks"] == ["apgd-ce", "apgd-t", "fab-t", "square"]
+        assert result.attack["attacks"] == ["apgd-ce", "apgd-t", "fab-t", "square", "smoothed-pgd"]
 
 
 @pytest.mark.parametrize(("option", "recipe"), [("--config", "demo/digits"), ("--generator", "diffusion/digits")])
@@ -66,8 +69,12 @@ def test_an_unknown_recipe_is_refused_before_anything_is_written(option, recipe,
 
 @pytest.mark.parametrize("correct", [171, 180])
 def test_the_table_fits_80_columns_without_cut_words(correct):
-    accuracy = exact_accuracy(correct, 180)
-    result = SimpleNamespace(attack={"eps": "0.25"}, evaluated=180, clean=accuracy, robust=accuracy)
+    accuracy, outcomes = (
+        exact_accuracy(correct, 180),
+        np.repeat([Outcome.ROBUST, Outcome.FOOLED], [correct, 180 - correct]),
+    )
+    robust = {"outcomes": outcomes, "robust": accuracy, "robust_before": lambda label: outcomes == Outcome.ROBUST}
+    result = SimpleNamespace(attack={"eps": "0.25"}, evaluated=180, clean=accuracy, **robust)
     variants = [
         demo.Variant(name, result, result, {"alpha": 1.0, "beta": 2.5}, 61.0, 73.0) for name in demo.ACTIVATIONS
     ]
@@ -75,8 +82,30 @@ def test_the_table_fits_80_columns_without_cut_words(correct):
     console.print(demo._table(variants))
     lines = console.export_text().splitlines()
     assert max(map(len, lines)) <= 80
-    assert [len(line.split(str(accuracy))) - 1 for line in lines if "%" in line] == [3, 3, 3]
-    assert all(any(word in line for line in lines) for word in ("ReLU", "PSSiLU", "AutoAttack", "PGD-20", "train s"))
+    assert [len(line.split(str(accuracy))) - 1 for line in lines if "%" in line] == [3, 3, 3, 3]
+    assert all(
+        any(word in line for line in lines) for word in ("ReLU", "PSSiLU", "AutoAttack", "strong", "PGD-20", "train s")
+    )
+
+
+def test_the_order_of_activations_is_that_of_both_versions(tmp_path, capsys):
+    """One image, which only strong finds for SiLU, is the difference to PSSiLU."""
+
+    def variant(name: str, standard: list[bool], strong: list[bool]) -> demo.Variant:
+        outcomes = np.where(strong, Outcome.ROBUST, Outcome.FOOLED)
+        robust = {"outcomes": outcomes, "robust_before": {"smoothed-pgd": np.array(standard)}.get}
+        accuracy = exact_accuracy(3, 3)
+        result = SimpleNamespace(attack={"eps": "0.25"}, evaluated=3, clean=accuracy, robust=accuracy, **robust)
+        return demo.Variant(name, result, result, {}, 1.0, 1.0)
+
+    variants = [
+        variant("ReLU", [True] * 3, [True] * 3),
+        variant("SiLU", [True, True, False], [True, False, False]),
+        variant("PSSiLU", [True, True, False], [True, True, False]),
+    ]
+    assert [variants[1].summary()[name].split()[0] for name in ("autoattack", "strong")] == ["66.7", "33.3"]
+    demo._show(variants, tmp_path)
+    assert "Strong AutoAttack changes the order of SiLU and PSSiLU." in capsys.readouterr().out
 
 
 def test_an_existing_demo_is_kept(tmp_path):

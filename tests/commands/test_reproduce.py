@@ -12,11 +12,13 @@ from types import SimpleNamespace
 
 import pytest
 from helpers.fakes import CONFIGS
+from helpers.plateau import EPS, plateau_samples, shorten
 
-from lightning_paf.attacks import AutoAttack
+from lightning_paf.attacks import PGD, AutoAttack
 from lightning_paf.commands import reproduce
 from lightning_paf.experiments import Claim, Experiment, Variant, find_experiment, run
 from lightning_paf.experiments.experiment import Measurement
+from lightning_paf.experiments.page import section
 
 EXPERIMENT = Experiment(
     "An experiment for the test",
@@ -84,6 +86,51 @@ def test_the_precision_of_the_search_is_an_option(done):
     identities = [path.read_text() for path in (done.folder / "out").rglob("state/*/*.json")]
     assert identities
     assert all(json.loads(text)["precision"] == "bf16" for text in identities)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # two classes, zero gradients
+def test_strong_is_measured_in_the_evaluation_of_autoattack(tmp_path, monkeypatch):
+    shorten(monkeypatch)
+    monkeypatch.setattr(run, "margin_pgd", lambda eps: PGD(eps, step_size=eps / 2, steps=5))
+    net, samples = plateau_samples()
+    monkeypatch.setattr(run, "load_run", lambda *given: SimpleNamespace(model=net, samples=lambda: samples))
+    experiment = Experiment("", EXPERIMENT.variants, (), eps=EPS)
+
+    def found(**options):
+        task = run.Task("small", "natural", 0, tmp_path, Path(), (), 4, **options)
+        return {
+            name: values.tolist() for name, values in run._evaluate(task, experiment, EXPERIMENT.variants[0]).items()
+        }
+
+    standard, strong = found(), found(strong=True)
+    assert standard["autoattack"] == [True, False, True, False]
+    assert strong == standard | {"strong": [False, False, True, False]}
+    assert len(list((tmp_path / "natural-0" / "state").glob("autoattack*"))) == 2
+
+
+def test_only_the_option_strong_changes_the_settings_of_finished_work(tmp_path, monkeypatch):
+    monkeypatch.setattr(run, "find_experiment", lambda name: EXPERIMENT)
+    monkeypatch.setattr(run, "_command", lambda words: None)
+    monkeypatch.setattr(run, "_evaluate", lambda task, *_: evaluations.append(task.strong) or {"clean": [1]})
+    evaluations, settings = [], tmp_path / "natural-0" / "settings.json"
+    for strong in (False, False, True, True):
+        run.perform(
+            run.Task("small", "natural", 0, tmp_path, CONFIGS / "experiments" / "digits.yaml", (), 8, strong=strong)
+        )
+        assert ("strong" in json.loads(settings.read_text())) == strong
+    assert evaluations == [False, True]
+
+
+def test_a_page_says_where_strong_changes_the_order():
+    numbers = {"ReLU": {"autoattack": [0.5, 0.6], "strong": [0.5, 0.5]}, "SiLU": {"autoattack": [0.5], "strong": [0.5]}}
+    result = {"variants": numbers, "plain": [], "claims": [], "method": "m", "title": "t", "seeds": 2, "note": ""}
+    result |= {"eps": 0.2, "examples": 10, "machine": "a machine", "shown": []}
+    lines = section(result, Path("folder"))
+    assert "| variant | autoattack | strong |" in lines
+    assert "Strong AutoAttack changes the order of ReLU and SiLU." in lines
+    for of in numbers.values():
+        del of["strong"]
+    assert not any("order" in line for line in section(result, Path("folder")))
 
 
 def test_finished_work_is_kept(done):
@@ -255,10 +302,8 @@ def test_an_experiment_states_how_its_runs_are_measured(tmp_path, monkeypatch, c
     assert "over 2 seeds, PSNR in dB" in " ".join(capsys.readouterr().out.split())
     assert reproduce.main(["--table", str(tmp_path / "kept")]) == 0
     assert "over 2 seeds, PSNR in dB; 3 test images;" in capsys.readouterr().out
-    with pytest.raises(
-        ValueError, match=r"--autoattack-examples .* must be omitted for fake, which runs no AutoAttack"
-    ):
-        reproduce.main([*words, "--autoattack-examples", "3"])
+    with pytest.raises(ValueError, match=r"--strong must be omitted for fake, which runs no AutoAttack"):
+        reproduce.main([*words, "--strong"])
 
 
 def test_the_page_has_a_row_for_every_result(done, capsys):
