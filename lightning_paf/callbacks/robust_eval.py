@@ -28,7 +28,7 @@ from lightning_paf.evaluation.stopping import StopRule
 from lightning_paf.runs.folder import run_folder_of
 from lightning_paf.runs.weights_origin import weights_origin
 from lightning_paf.speed.search_model import Precision
-from lightning_paf.speed.search_precision import SearchPrecision, check_search_precision, resolved
+from lightning_paf.speed.search_precision import SearchPrecision, resolved
 from lightning_paf.types import Batch, images_and_labels
 from lightning_paf.utils.distributed import barrier_without_timeout
 
@@ -101,7 +101,6 @@ class RobustEval(Callback):
             if value is not None and value < least:
                 raise ValueError(f"{option} must be at least {least}, got {value}. Pass --SLOT.{option} {least}.")
         _check_name(name)
-        check_search_precision(search_precision)
         self.attack = attack
         self.name = name
         self.every_n_epochs = every_n_epochs
@@ -114,7 +113,6 @@ class RobustEval(Callback):
         self.evidence, self.certify = evidence, certify
         self.fresh = False
         self.results: dict[Stage, EvaluationResult] = {}
-        self._precision: Precision = "fp32"
         self._ids: list[int] = []
         self._seen, self._checked = 0, False
         self._outcomes = torch.empty(0, dtype=torch.int32)
@@ -217,7 +215,7 @@ class RobustEval(Callback):
                 f"RobustEval must have one DataLoader of a dataset with indices, got {type(got).__name__} as the "
                 f"{stage} loader. Return a single DataLoader from {stage}_dataloader."
             )
-        self._precision = resolved(self.search_precision, trainer.strategy.root_device)
+        self._precision: Precision = resolved(self.search_precision, trainer.strategy.root_device)
         self._ids = [int(i) for i in loaders.sampler]
         size = len(loaders.dataset)  # type: ignore[arg-type]  # a dataset with a sampler has a length
         with torch.inference_mode(False):  # a tensor created in it cannot be modified outside

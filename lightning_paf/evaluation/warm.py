@@ -100,8 +100,8 @@ class WarmCheck:
             samples: Samples, which should include most of the previous check.
             stop: See `Stop`.
         """
-        first = samples.fetch(samples.ids[:PROBES])
-        found, precision = probe(model, *first), resolved(self.precision, first[0].device)
+        x, y = samples.fetch(samples.ids[:PROBES])
+        found, precision = probe(model, x, y), resolved(self.precision, x.device)
         search, cold = self.attack.search_model(found.model, precision), not self.nearest
         attacks, order = self._attacks(found.classes, cold), np.random.default_rng(self.seed).permutation(samples.ids)
         parts: list[NDArray[np.uint8]] = []
