@@ -62,7 +62,7 @@ class ResultFiles:
         return EvaluationState(folder or self.folder / "state" / f"{self.plain}-{identity.fingerprint[:12]}")
 
     def check_precision(self, identity: Identity, option: str, folder: Path | None = None) -> None:
-        """Check that an evaluation with `search_precision=auto` does not exist in the other precision.
+        """Check that `search_precision=auto` continues no other precision.
 
         Args:
             identity: The evaluation in the precision of this device.

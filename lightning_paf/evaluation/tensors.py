@@ -14,7 +14,7 @@ from lightning_paf.evaluation.files import ResultFiles
 from lightning_paf.evaluation.result import EvaluationResult
 from lightning_paf.evaluation.samples import Samples
 from lightning_paf.runs.weights_origin import WeightsOrigin
-from lightning_paf.speed.search_precision import SearchPrecision, check_search_precision, resolved
+from lightning_paf.speed.search_precision import SearchPrecision, resolved
 
 
 def evaluate(
@@ -73,10 +73,8 @@ def evaluate(
         raise ValueError(
             f"y must be class labels of shape ({len(x)},), int64, got {len(y)} labels. Pass one per image."
         )
-    check_search_precision(precision)
-    samples = Samples.of(x.float(), y, tensor.device)
-    evaluation = Evaluation(model, attack, samples, seed, block_size, resolved(precision, tensor.device))
-    name = name or attack.label
+    samples, used = Samples.of(x.float(), y, tensor.device), resolved(precision, tensor.device)
+    evaluation, name = Evaluation(model, attack, samples, seed, block_size, used), name or attack.label
     files = None if out is None else ResultFiles.of(Path(out), name, attack)
     if files is not None and precision == "auto":
         files.check_precision(evaluation.identity, "precision=")

@@ -10,7 +10,7 @@ SearchPrecision = Literal["fp32", "bf16", "auto"]
 """Precision of a search, or `auto` for the faster one of the device."""
 
 _AMPERE = 8
-"""Major compute capability of the first NVIDIA GPUs with bfloat16 units; those of AMD have larger numbers."""
+"""Major compute capability of the first GPUs with bfloat16 units."""
 
 
 def has_fast_bf16(device: torch.device) -> bool:
