@@ -9,7 +9,7 @@
 `resnet18` is the CIFAR-10 network that pyautoattack ships; DIR holds CIFAR-10 as `--data.root` does (or train.npz and
 test.npz). Every repetition uses other samples. As in `standard`, each attack runs on the samples that are robust to the
 earlier attacks of its engine. With `--certify`, a further run of ours attacks only samples without a certificate; its
-time includes that of the certificates. Times are CPU seconds; on CUDA seconds, where the convolutions of both engines
+time includes that of the certificates. Times on one thread are CPU seconds. On CUDA, the convolutions of both engines
 use TF32, torch's default.
 """
 
@@ -82,10 +82,10 @@ def reference(model: nn.Module, x: Tensor, y: Tensor, options: argparse.Namespac
     alive = (model(x).argmax(1) == y).nonzero().flatten()
     for label in list(adversary.attacks_to_run):
         adversary.attacks_to_run = [label]
-        started, before = clock(x.device), (counted.forwards, counted.backwards)
+        started, before = measure.clock(x.device), (counted.forwards, counted.backwards)
         if len(alive):
             x_adv, _ = adversary.run_standard_evaluation(x[alive], y[alive], batch_size=options.batch_size)
-        timing.seconds[label] = clock(x.device) - started
+        timing.seconds[label] = measure.clock(x.device) - started
         timing.forward[label] = counted.forwards - before[0]
         timing.backward[label] = counted.backwards - before[1]
         alive = alive[model(x_adv).argmax(1) == y[alive]] if len(alive) else alive
@@ -104,32 +104,26 @@ def shorten(adversary: object, budget: float) -> None:
     adversary.square.n_queries = round(5000 * budget)
 
 
-def clock(device: torch.device) -> float:
-    """CPU seconds of this process, which other processes do not prolong; on CUDA seconds."""
-    measure.synchronize(device)
-    return time.process_time() if device.type == "cpu" else time.perf_counter()
-
-
 def ours(precision: Precision, method: MethodName | None = None) -> Engine:
     def run(model: nn.Module, x: Tensor, y: Tensor, options: argparse.Namespace) -> Timing:
         timing = Timing()
-        started = clock(x.device)
+        started = measure.clock(x.device)
         alive, certified = (model(x).argmax(1) == y).nonzero().flatten(), 0
         if method is not None:
             found = certify(model, x[alive], y[alive], float(options.eps), options.norm, method).certified
             alive, certified = alive[~found], int(found.sum())
         search = SearchModel(model, precision)
-        prepared = clock(x.device) - started
+        prepared = measure.clock(x.device) - started
         attack = AutoAttack(options.eps, norm=options.norm, batch_size=options.batch_size)
         for stage in map(copy.copy, attack.sub_attacks()):
             for name in ("steps", "queries"):
                 if hasattr(stage, name):
                     setattr(stage, name, round(getattr(stage, name) * options.budget))
-            started, before = clock(x.device), copy.copy(search.passes)
+            started, before = measure.clock(x.device), copy.copy(search.passes)
             if len(alive):
                 _, fooled = run_sub_attack(stage, search, x[alive], y[alive], options.seed)
                 alive = alive[~fooled]
-            timing.seconds[stage.label] = clock(x.device) - started + prepared
+            timing.seconds[stage.label] = measure.clock(x.device) - started + prepared
             prepared = 0.0
             passed = search.passes
             timing.forward[stage.label] = passed.forward - before.forward + passed.exact - before.exact
