@@ -59,6 +59,7 @@ def rows(case: str, options: argparse.Namespace) -> list[dict[str, object]]:
                 "eps": f"{options.norm} {options.eps}",
                 "attack": attack,
                 "images": len(correct),
+                "queries": options.queries,
                 "robust, fp32": int((~single).sum()),
                 "robust, bf16": int((~half).sum()),
                 "only fp32": int((single & ~half).sum()),
