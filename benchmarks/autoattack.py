@@ -1,12 +1,16 @@
 """Time of our AutoAttack relative to the reference package: same network and samples, interleaved runs.
 
     python benchmarks/autoattack.py                                     # a small network on digits; nothing to download
-    python benchmarks/autoattack.py --case resnet18 --data DIR --images 16 --eps 2/255
+    python benchmarks/autoattack.py --case cifar_relu --data DIR --images 200 --eps 8/255
+    python benchmarks/autoattack.py --case cifar_certified --data DIR --images 200 --eps 2/255 --certify crown
+    python benchmarks/autoattack.py --case resnet18 --data DIR --images 8 --eps 1/510 --precisions fp32 bf16
     python benchmarks/autoattack.py --case resnet18 --data DIR --images 64 --eps 1/340 --device cuda
 
-`resnet18` is the CIFAR-10 network that pyautoattack ships; DIR holds CIFAR-10 as `--data.root` does (or test.npz).
-Every repetition uses other samples. As in `standard`, each attack runs on the samples that are robust to the earlier
-attacks of its engine. On CUDA, the convolutions of both engines use TF32, torch's default.
+`resnet18` is the CIFAR-10 network that pyautoattack ships; DIR holds CIFAR-10 as `--data.root` does (or train.npz and
+test.npz). Every repetition uses other samples. As in `standard`, each attack runs on the samples that are robust to the
+earlier attacks of its engine. With `--certify`, a further run of ours attacks only samples without a certificate; its
+time includes that of the certificates. Times on one thread are CPU seconds. On CUDA, the convolutions of both engines
+use TF32, torch's default.
 """
 
 import argparse
@@ -18,6 +22,7 @@ from fractions import Fraction
 from importlib import metadata
 from pathlib import Path
 from statistics import median
+from typing import get_args
 
 import measure
 import torch
@@ -26,20 +31,24 @@ from torch import Tensor, nn
 
 from lightning_paf.attacks import AutoAttack
 from lightning_paf.attacks.sub_attack import run_sub_attack
+from lightning_paf.evaluation.certificates.certify import MethodName, certify
 from lightning_paf.nn.modes import frozen
-from lightning_paf.speed.search_model import SearchModel
+from lightning_paf.speed.search_model import Precision, SearchModel
 
+Engine = Callable[[nn.Module, Tensor, Tensor, argparse.Namespace], "Timing"]
+"""Runs an evaluation."""
 NORMS = {"linf": "Linf", "l2": "L2"}
 
 
 @dataclass
 class Timing:
-    """One run of one engine: seconds, images forward and backward, robust samples; for every attack, in order."""
+    """One run of one engine: for every attack in order, seconds, images forward and backward, and robust samples."""
 
     seconds: dict[str, float] = field(default_factory=dict)
     forward: dict[str, int] = field(default_factory=dict)
     backward: dict[str, int] = field(default_factory=dict)
     robust: dict[str, int] = field(default_factory=dict)
+    certified: int = 0
 
     @property
     def total(self) -> float:
@@ -73,11 +82,10 @@ def reference(model: nn.Module, x: Tensor, y: Tensor, options: argparse.Namespac
     alive = (model(x).argmax(1) == y).nonzero().flatten()
     for label in list(adversary.attacks_to_run):
         adversary.attacks_to_run = [label]
-        started, before = time.perf_counter(), (counted.forwards, counted.backwards)
+        started, before = measure.clock(x.device), (counted.forwards, counted.backwards)
         if len(alive):
             x_adv, _ = adversary.run_standard_evaluation(x[alive], y[alive], batch_size=options.batch_size)
-        measure.synchronize(x.device)
-        timing.seconds[label] = time.perf_counter() - started
+        timing.seconds[label] = measure.clock(x.device) - started
         timing.forward[label] = counted.forwards - before[0]
         timing.backward[label] = counted.backwards - before[1]
         alive = alive[model(x_adv).argmax(1) == y[alive]] if len(alive) else alive
@@ -96,29 +104,32 @@ def shorten(adversary: object, budget: float) -> None:
     adversary.square.n_queries = round(5000 * budget)
 
 
-def ours(precision: str) -> Callable[[nn.Module, Tensor, Tensor, argparse.Namespace], Timing]:
+def ours(precision: Precision, method: MethodName | None = None) -> Engine:
     def run(model: nn.Module, x: Tensor, y: Tensor, options: argparse.Namespace) -> Timing:
         timing = Timing()
-        started = time.perf_counter()
+        started = measure.clock(x.device)
+        alive, certified = (model(x).argmax(1) == y).nonzero().flatten(), 0
+        if method is not None:
+            found = certify(model, x[alive], y[alive], float(options.eps), options.norm, method).certified
+            alive, certified = alive[~found], int(found.sum())
         search = SearchModel(model, precision)
-        prepared = time.perf_counter() - started
+        prepared = measure.clock(x.device) - started
         attack = AutoAttack(options.eps, norm=options.norm, batch_size=options.batch_size)
-        alive = (model(x).argmax(1) == y).nonzero().flatten()
         for stage in map(copy.copy, attack.sub_attacks()):
             for name in ("steps", "queries"):
                 if hasattr(stage, name):
                     setattr(stage, name, round(getattr(stage, name) * options.budget))
-            started, before = time.perf_counter(), copy.copy(search.passes)
+            started, before = measure.clock(x.device), copy.copy(search.passes)
             if len(alive):
                 _, fooled = run_sub_attack(stage, search, x[alive], y[alive], options.seed)
                 alive = alive[~fooled]
-            measure.synchronize(x.device)
-            timing.seconds[stage.label] = time.perf_counter() - started + prepared
+            timing.seconds[stage.label] = measure.clock(x.device) - started + prepared
             prepared = 0.0
             passed = search.passes
             timing.forward[stage.label] = passed.forward - before.forward + passed.exact - before.exact
             timing.backward[stage.label] = passed.backward - before.backward
-            timing.robust[stage.label] = len(alive)
+            timing.robust[stage.label] = len(alive) + certified
+        timing.certified = certified
         return timing
 
     return run
@@ -137,7 +148,9 @@ def main() -> None:
     model = model.to(options.device)
     clean = clean_accuracy(model, x.to(options.device), y.to(options.device))
     print(f"{options.case}: clean accuracy {clean:.1%} of {len(x)}; eps {options.eps} {options.norm}")
-    engines = {"reference": reference, **{f"ours {p}": ours(p) for p in options.precisions}}
+    engines: dict[str, Engine] = {"reference": reference, **{f"ours {p}": ours(p) for p in options.precisions}}
+    if options.certify:
+        engines |= {f"ours {p}, {options.certify}": ours(p, options.certify) for p in options.precisions}
     runs: dict[str, list[Timing]] = {name: [] for name in engines}
     started = time.perf_counter()
     with frozen(model):
@@ -148,7 +161,9 @@ def main() -> None:
                 runs[name].append(timing)
                 left = list(timing.robust.values())
                 print(
-                    f"  run {number + 1}: {name:10} {timing.total:8.1f} s, robust {left} of {len(labels)}", flush=True
+                    f"  run {number + 1}: {name:10} {timing.total:8.1f} s, certified {timing.certified}, robust {left} "
+                    f"of {len(labels)}",
+                    flush=True,
                 )
             if (time.perf_counter() - started) * (number + 2) / (number + 1) > options.seconds:
                 break
@@ -191,6 +206,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--budget", type=float, default=1.0, help="fraction of the standard iterations, for both")
     parser.add_argument("--precisions", nargs="+", default=["fp32"], choices=["fp32", "bf16"])
+    parser.add_argument("--certify", choices=get_args(MethodName), help="also run ours with these certificates")
     parser.add_argument("--batch_size", type=int, default=250)
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--threads", type=int, default=1)

@@ -10,6 +10,7 @@ from fractions import Fraction
 from functools import partial
 from importlib import import_module
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from lightning_paf.attacks import PGD, autoattack
+from lightning_paf.evaluation import Samples
 from lightning_paf.evaluation.statistics import exact_accuracy
 from lightning_paf.nets import CifarResNet, SmallConvNet
 from lightning_paf.nn.activations import PSSiLU
@@ -258,10 +260,64 @@ def test_folder_loader(monkeypatch, tmp_path):
     assert all(row["median"] > 0 for name, row in rows.items() if "memory" not in name)
 
 
-def test_recall_counts_violations_and_the_images_that_each_attack_finds(monkeypatch, tmp_path, capsys):
+@pytest.fixture
+def short_attacks(monkeypatch):
+    """AutoAttack with few iterations."""
     short = {"apgd-ce": {"steps": 5}, "apgd-t": {"steps": 5}, "fab-t": {"steps": 5}, "square": {"queries": 10}}
     made = {name: partial(autoattack._MAKE[name], **budget) for name, budget in short.items()}
     monkeypatch.setattr(autoattack, "_MAKE", {**autoattack._MAKE, **made})
+
+
+def small_case(options: Namespace | None = None):
+    """An untrained network, and images with its own predictions as labels."""
+    torch.manual_seed(0)
+    net, x = nn.Sequential(nn.Flatten(), nn.Linear(64, 16), nn.ReLU(), nn.Linear(16, 10)), torch.rand(12, 1, 8, 8)
+    return net.eval(), x, net(x).argmax(1)
+
+
+@pytest.mark.usefixtures("short_attacks")
+def test_disagreements_of_precisions(monkeypatch, tmp_path):
+    monkeypatch.setitem(program("networks").CASES, "digits_relu", small_case)
+    arguments = ["--cases", "digits_relu", "--eps", "1/20", "--images", "8", "--queries", "10"]
+    rows = run("precision", arguments, monkeypatch, tmp_path)
+    assert [row["attack"] for row in rows] == ["apgd-ce", "apgd-t", "fab-t", "square", "all"]
+    assert all(row["images"] == 8 for row in rows)
+    for row in rows:
+        assert row["robust, bf16"] - row["robust, fp32"] == row["only fp32"] - row["only bf16"]
+    assert rows[-1]["robust, fp32"] <= min(row["robust, fp32"] for row in rows)
+    assert run("precision", arguments, monkeypatch, tmp_path) == rows  # replaced, not added
+
+
+@pytest.mark.usefixtures("short_attacks")
+def test_certificates_and_attacks_of_runs(monkeypatch, tmp_path, capsys):
+    net, x, y = small_case()
+    certificates = program("certificates")
+    loaded = SimpleNamespace(model=net, samples=lambda count: Samples.of(x[:count], y[:count]))
+    monkeypatch.setattr(certificates, "load_run", lambda *_: loaded)
+    monkeypatch.setattr(certificates, "checkpoint_of", lambda folder: folder)
+    (row,) = run("certificates", ["runs/mine", "--eps", "1/50", "--images", "9"], monkeypatch, tmp_path)
+    counts = list(row["counts"].values())
+    assert (row["run"], row["images"], row["clean"]) == ("mine", 9, 9)
+    assert counts == sorted(counts)
+    assert 0 < counts[-2] <= counts[-1]
+    assert f"| mine | 9 | {counts[0]} (" in capsys.readouterr().out
+
+
+def test_autoattack_with_certificates_finds_the_same(monkeypatch, tmp_path):
+    timed = program("autoattack")
+    monkeypatch.setitem(timed.CASES, "digits_relu", small_case)
+    words = ["--images", "6", "--repeats", "2", "--budget", "0.02", "--eps", "1/50", "--certify", "crown"]
+    monkeypatch.setattr(sys, "argv", ["autoattack.py", *words, "--json", str(tmp_path / "a.json")])
+    timed.main()
+    found = json.loads((tmp_path / "a.json").read_text())
+    plain, certified = (found["runs"][name] for name in ("ours fp32", "ours fp32, crown"))
+    assert [timing["robust"]["square"] for timing in plain] == [timing["robust"]["square"] for timing in certified]
+    assert all(0 < timing["certified"] <= timing["robust"]["square"] for timing in certified)
+    assert is_spread(found["ratios"]["ours fp32, crown all"])
+
+
+@pytest.mark.usefixtures("short_attacks")
+def test_recall_counts_violations_and_the_images_that_each_attack_finds(monkeypatch, tmp_path, capsys):
     arguments = ["--nets", "cross-entropy, plain", "--eps", "0.12", "--images", "6", "--epochs", "1", "--seeds", "1"]
     (row,) = run("recall", arguments, monkeypatch, tmp_path)
     assert row["violated"] + row["proven"] + row["undecided"] == row["images"] == 6

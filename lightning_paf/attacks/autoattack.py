@@ -25,7 +25,7 @@ from lightning_paf.attacks.sub_attack import run_sub_attack
 from lightning_paf.attacks.target import Target
 from lightning_paf.functional.losses import hard_labels
 from lightning_paf.functional.predictions import misclassified
-from lightning_paf.speed.search_model import Precision
+from lightning_paf.speed.search_precision import SearchPrecision, check_search_precision, resolved
 from lightning_paf.types import Forward, Norm, PerExampleLoss, Radius
 
 Version = Literal["standard", "strong", "custom"]
@@ -184,7 +184,7 @@ class AutoAttack(Ensemble):
         seed: Seed of the first sub-attack; those of the others derive from it.
         batch_size: Images attacked at once. Results depend on it slightly, by the order of additions.
         search_precision: Precision of the searches. `bf16` is faster on hardware with such instructions, but can miss
-            an adversarial image that `fp32` would find.
+            an adversarial image that `fp32` would find. `auto` is bf16 on such hardware, otherwise fp32.
         fold: False searches on the model itself, never on a folded copy of it. Slower, and equal up to rounding.
         target: See `Attack`. It leaves out APGD on the DLR losses, which have targets of their own or none.
 
@@ -205,7 +205,7 @@ class AutoAttack(Ensemble):
         attacks: list[SubAttack] | None = None,
         seed: int = 0,
         batch_size: int = 250,
-        search_precision: Precision = "fp32",
+        search_precision: SearchPrecision = "fp32",
         fold: bool = True,
         target: Target = None,
     ) -> None:
@@ -215,8 +215,7 @@ class AutoAttack(Ensemble):
         check_listing(version, get_args(Version), attacks, get_args(SubAttack) if target is None else _TARGETED)
         if len(set(attacks or ())) < len(attacks or ()):
             raise ValueError(f"attacks must be distinct, got {attacks}. Pass each once.")
-        if search_precision not in get_args(Precision):
-            raise ValueError(f"search_precision must be fp32 or bf16, got {search_precision!r}. Pass fp32.")
+        check_search_precision(search_precision)
         default = _TARGETED if target is not None else _ATTACKS.get(version, ())
         self.attacks: tuple[SubAttack, ...] = tuple(attacks or default)
         self.version, self.seed, self.batch_size, self.search_precision = version, seed, batch_size, search_precision
@@ -230,7 +229,7 @@ class AutoAttack(Ensemble):
     def evaluate(self, model: nn.Module, x: Tensor, y: Tensor) -> AutoAttackResult:
         """Run all attacks in turn on the frozen model."""
         members = _STANDARD if self.version == "strong" else self.attacks  # seeds of `strong` are those of `standard`
-        search, seed = self.search_model(model, self.search_precision), self.seed * len(members)
+        search, seed = self.search_model(model, resolved(self.search_precision, x.device)), self.seed * len(members)
         with torch.no_grad():
             logits = torch.cat([search.exact(part) for part in torch.split(x, self.batch_size)])
         fitted = self.for_classes(logits.shape[1])

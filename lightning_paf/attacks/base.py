@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from lightning_paf.attacks.target import Target, aims, check_classes, check_target, goals_of
 from lightning_paf.functional.geometry import Bounds, finite_gradient, geometry_of, per_example
 from lightning_paf.functional.losses import cross_entropy, hard_labels, margin
-from lightning_paf.functional.predictions import check_labels, misclassified, predicted, undefined_first
+from lightning_paf.functional.predictions import check_labels, known_finite, misclassified, predicted, undefined_first
 from lightning_paf.nn.classifier import logits_of
 from lightning_paf.nn.modes import Mode, frozen
 from lightning_paf.speed.search_model import Precision, SearchModel
@@ -303,6 +303,8 @@ def loss_and_gradient(forward: Forward, x: Tensor, y: Tensor, loss: PerExampleLo
         ValueError: The loss does not return one value per example.
     """
     output, values, gradient = raw_gradient(forward, x, y, loss)
+    if known_finite(output, values, gradient):  # the usual case, in which the rest changes nothing
+        return values, gradient
     values = undefined_first(values, output)
     return values, unless_infinite(values, finite_gradient(gradient))
 
@@ -317,7 +319,7 @@ def raw_gradient(forward: Forward, x: Tensor, y: Tensor, loss: PerExampleLoss) -
             f"The loss of an attack must return one value per example, shape ({len(x)},), got shape "
             f"{tuple(values.shape)}. Pass reduction='none', and average over everything but the first dimension."
         )
-    (gradient,) = torch.autograd.grad(values.sum(), x)
+    (gradient,) = torch.autograd.grad(values, x, torch.ones_like(values))  # that of the sum
     return output, values.detach(), gradient
 
 

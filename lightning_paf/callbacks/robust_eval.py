@@ -28,6 +28,7 @@ from lightning_paf.evaluation.stopping import StopRule
 from lightning_paf.runs.folder import run_folder_of
 from lightning_paf.runs.weights_origin import weights_origin
 from lightning_paf.speed.search_model import Precision
+from lightning_paf.speed.search_precision import SearchPrecision, resolved
 from lightning_paf.types import Batch, images_and_labels
 from lightning_paf.utils.distributed import barrier_without_timeout
 
@@ -63,6 +64,7 @@ class RobustEval(Callback):
         batch_size: Samples per block.
         seed: Seed of the evaluation; every block derives its own from it.
         search_precision: `bf16` searches faster on hardware that supports it, and confirms every success in fp32.
+            `auto` is bf16 on such hardware, otherwise fp32; the result holds the one that was used.
         stop: Stops a test early; the order of the samples is then random. Null evaluates all.
         state_dir: Folder of the test's state; null puts it into the test folder, separately for each set of weights,
             data and settings. Several machines can share it.
@@ -84,7 +86,7 @@ class RobustEval(Callback):
         test_examples: int | None = None,
         batch_size: int = 256,
         seed: int = 0,
-        search_precision: Precision = "fp32",
+        search_precision: SearchPrecision = "fp32",
         stop: StopRule | None = None,
         state_dir: Path | None = None,
         evidence: bool = True,
@@ -178,6 +180,8 @@ class RobustEval(Callback):
         with barrier_without_timeout(), torch.inference_mode(False):
             evaluation = self._evaluation(_classifier(pl_module), _samples(trainer, trainer.test_dataloaders, ids))
             evaluation = replace(evaluation, certify=self.certify)
+            if self.search_precision == "auto" and not self.fresh:
+                files.check_precision(evaluation.identity, "--autoattack.search_precision ", self.state_dir)
             state = files.state(evaluation.identity, self.state_dir)
             if self.fresh and trainer.is_global_zero:
                 state.clear()
@@ -211,6 +215,7 @@ class RobustEval(Callback):
                 f"RobustEval must have one DataLoader of a dataset with indices, got {type(got).__name__} as the "
                 f"{stage} loader. Return a single DataLoader from {stage}_dataloader."
             )
+        self._precision: Precision = resolved(self.search_precision, trainer.strategy.root_device)
         self._ids = [int(i) for i in loaders.sampler]
         size = len(loaders.dataset)  # type: ignore[arg-type]  # a dataset with a sampler has a length
         with torch.inference_mode(False):  # a tensor created in it cannot be modified outside
@@ -233,7 +238,7 @@ class RobustEval(Callback):
             self._flags = result.flags
 
     def _evaluation(self, model: nn.Module, samples: Samples) -> Evaluation:
-        return Evaluation(model, self.attack, samples, self.seed, self.batch_size, self.search_precision)
+        return Evaluation(model, self.attack, samples, self.seed, self.batch_size, self._precision)
 
     def _log(self, stage: Stage, pl_module: LightningModule, result: EvaluationResult) -> None:
         self.results[stage] = result

@@ -17,6 +17,7 @@ from lightning_paf.utils.arguments import command_parser, number, positive
 if TYPE_CHECKING:
     from lightning_paf.experiments.experiment import Experiment
     from lightning_paf.experiments.run import Task
+    from lightning_paf.speed.search_precision import SearchPrecision
 
 BUDGETS: dict[str, tuple[int, int, tuple[str, ...]]] = {
     "cpu": (3, 100, ()),
@@ -49,7 +50,7 @@ def main(argv: list[str]) -> int:
     examples = examples if options.examples is None else options.examples
     from lightning_paf.experiments.run import Task
 
-    words = (*_data(options, experiment, folder), *last)
+    words, options.search_precision = (*_data(options, experiment, folder), *last), _resolved(options.search_precision)
     evaluated = examples, options.autoattack_examples, options.search_precision, options.strong
     tasks = [
         Task(options.method, variant.name, seed, folder, config, words, *evaluated)
@@ -82,7 +83,12 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     add("--variants", nargs="+", metavar="NAME", help="train only these, and test only the claims about them")
     add("--examples", type=positive, help="test images to evaluate (default: by budget)")
     add("--autoattack-examples", type=positive, help="test images for AutoAttack (default: all that are evaluated)")
-    add("--search-precision", choices=("fp32", "bf16"), default="fp32", help="bf16: faster, confirmed in fp32")
+    add(
+        "--search-precision",
+        choices=("fp32", "bf16", "auto"),
+        default="fp32",
+        help="bf16: faster, confirmed in fp32; auto: where fast",
+    )
     add("--strong", action="store_true", help="also measure AutoAttack's strong version, in the same evaluation")
     add("--data.root", metavar="FOLDER", help="for --config experiments/cifar10_small: train.npz and test.npz")
     add("--data.synthetic", metavar="FILE", help="second source of training images")
@@ -101,6 +107,15 @@ def _check_attack_options(options: argparse.Namespace, experiment: "Experiment")
             f"--autoattack-examples, --search-precision and --strong must be omitted for {options.method}, which runs "
             "no AutoAttack, got at least one. Omit them."
         )
+
+
+def _resolved(precision: "SearchPrecision") -> str:
+    """The precision that `auto` is on this machine; experiments run on the CPU."""
+    import torch
+
+    from lightning_paf.speed.search_precision import resolved
+
+    return resolved(precision, torch.device("cpu"))
 
 
 def _chosen(experiment: "Experiment", names: list[str] | None) -> "Experiment":

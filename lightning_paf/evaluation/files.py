@@ -1,7 +1,9 @@
 """The files of an evaluation: state, result, evidence and report."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 
 from lightning_paf.attacks import Attack
 from lightning_paf.evaluation import evidence, report
@@ -12,9 +14,11 @@ from lightning_paf.evaluation.result import EvaluationResult
 from lightning_paf.evaluation.state import EvaluationState
 from lightning_paf.runs.config_file import run_of
 from lightning_paf.runs.resume_check import CONFIG
+from lightning_paf.speed.search_model import Precision
 from lightning_paf.utils.files import parse_json
 
 _DIGITS = 8
+_OTHER: Mapping[Precision, Precision] = MappingProxyType({"fp32": "bf16", "bf16": "fp32"})
 
 
 @dataclass(frozen=True)
@@ -56,6 +60,26 @@ class ResultFiles:
     def state(self, identity: Identity, folder: Path | None = None) -> EvaluationState:
         """Return the state in a folder; by default in a separate one for each identity."""
         return EvaluationState(folder or self.folder / "state" / f"{self.plain}-{identity.fingerprint[:12]}")
+
+    def check_precision(self, identity: Identity, option: str, folder: Path | None = None) -> None:
+        """Check that `search_precision=auto` continues no other precision.
+
+        Args:
+            identity: The evaluation in the precision of this device.
+            option: Beginning of the option that sets the precision.
+            folder: As in `state`.
+
+        Raises:
+            ValueError: It exists, for example from a machine with another processor.
+        """
+        precision = identity.precision
+        other = replace(identity, precision=_OTHER[precision])
+        if (state := self.state(other, folder)).belongs_to(other):
+            raise ValueError(
+                f"The search precision must be that of {state} to resume it, which is {other.precision}, got auto, "
+                f"which is {precision} on this device. Pass {option}{other.precision} to resume, or {precision} to "
+                "start again."
+            )
 
     def write(self, result: EvaluationResult, with_evidence: bool = True) -> "ResultFiles":
         """Write result, evidence and report; keep the files of other evaluations.

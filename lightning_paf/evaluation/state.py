@@ -224,6 +224,11 @@ class EvaluationState:
             there = there or _read_identity(path)
         check_same(content, there or {}, str(self))
 
+    def belongs_to(self, identity: Identity) -> bool:
+        """Return whether an evaluation of this identity has been started in the folder."""
+        with self._explained():
+            return _read_identity(self.folder / _IDENTITY) == identity.content()
+
     def clear(self) -> None:
         """Remove all records."""
         with self._explained():

@@ -14,7 +14,7 @@ from lightning_paf.evaluation.files import ResultFiles
 from lightning_paf.evaluation.result import EvaluationResult
 from lightning_paf.evaluation.samples import Samples
 from lightning_paf.runs.weights_origin import WeightsOrigin
-from lightning_paf.speed.search_model import Precision
+from lightning_paf.speed.search_precision import SearchPrecision, resolved
 
 
 def evaluate(
@@ -27,7 +27,7 @@ def evaluate(
     name: str | None = None,
     seed: int = 0,
     block_size: int = 500,
-    precision: Precision = "fp32",
+    precision: SearchPrecision = "fp32",
     stop: Stop | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> EvaluationResult:
@@ -46,7 +46,8 @@ def evaluate(
         name: Beginning of the file names; by default the label of the attack.
         seed: Seed of all random numbers.
         block_size: Samples per block; an interruption loses at most one sub-attack on one block.
-        precision: Precision of the search; every success is confirmed in float32.
+        precision: Precision of the search; every success is confirmed in float32. `auto` is bf16 on hardware with such
+            instructions, otherwise fp32; the result holds the one that was used.
         stop: A stop rule such as `HalfWidth`; the order of the samples must then be random.
         progress: Called with log lines, such as `print`.
 
@@ -72,9 +73,11 @@ def evaluate(
         raise ValueError(
             f"y must be class labels of shape ({len(x)},), int64, got {len(y)} labels. Pass one per image."
         )
-    evaluation = Evaluation(model, attack, Samples.of(x.float(), y, tensor.device), seed, block_size, precision)
-    name = name or attack.label
+    samples, used = Samples.of(x.float(), y, tensor.device), resolved(precision, tensor.device)
+    evaluation, name = Evaluation(model, attack, samples, seed, block_size, used), name or attack.label
     files = None if out is None else ResultFiles.of(Path(out), name, attack)
+    if files is not None and precision == "auto":
+        files.check_precision(evaluation.identity, "precision=")
     state = None if files is None else files.state(evaluation.identity)
     result = evaluation.run(state, stop, progress)
     result = replace(result, name=name, weights=WeightsOrigin("weights in memory"))

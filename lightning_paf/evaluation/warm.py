@@ -18,7 +18,8 @@ from lightning_paf.evaluation.samples import Samples
 from lightning_paf.functional.geometry import geometry_of
 from lightning_paf.functional.predictions import misclassified
 from lightning_paf.nn.modes import frozen
-from lightning_paf.speed.search_model import Precision, SearchModel
+from lightning_paf.speed.search_model import SearchModel
+from lightning_paf.speed.search_precision import SearchPrecision, resolved
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,13 @@ class WarmCheck:
     """
 
     def __init__(
-        self, attack: Attack, *, steps: int = 20, block_size: int = 128, seed: int = 0, precision: Precision = "fp32"
+        self,
+        attack: Attack,
+        *,
+        steps: int = 20,
+        block_size: int = 128,
+        seed: int = 0,
+        precision: SearchPrecision = "fp32",
     ) -> None:
         if not all(isinstance(part, APGD) for part in attack.sub_attacks()):
             labels = ", ".join(part.label for part in attack.sub_attacks())
@@ -93,8 +100,9 @@ class WarmCheck:
             samples: Samples, which should include most of the previous check.
             stop: See `Stop`.
         """
-        found = probe(model, *samples.fetch(samples.ids[:PROBES]))
-        search, cold = self.attack.search_model(found.model, self.precision), not self.nearest
+        x, y = samples.fetch(samples.ids[:PROBES])
+        found, precision = probe(model, x, y), resolved(self.precision, x.device)
+        search, cold = self.attack.search_model(found.model, precision), not self.nearest
         attacks, order = self._attacks(found.classes, cold), np.random.default_rng(self.seed).permutation(samples.ids)
         parts: list[NDArray[np.uint8]] = []
         replayed = robust = 0

@@ -6,12 +6,14 @@ at zero or at the image `x`.
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
+from functools import cache
 from types import MappingProxyType
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
+from lightning_paf.functional.predictions import known_finite
 from lightning_paf.types import Norm
 
 Bounds = tuple[float, float] | None
@@ -189,6 +191,8 @@ def finite_gradient(gradient: Tensor) -> Tensor:
     The magnitude is that of the example, (N, ...), and infinities keep their sign. A larger magnitude would outweigh
     all other pixels, and could point out of the pixel range.
     """
+    if known_finite(gradient):
+        return gradient
     finite = gradient.nan_to_num(0.0, 0.0, 0.0)
     largest = _positive(torch.linalg.vector_norm(finite.flatten(1), torch.inf, dim=1))
     return torch.where(gradient.isinf(), torch.copysign(per_example(largest, gradient), gradient), finite)
@@ -218,6 +222,7 @@ def _positive(values: Tensor) -> Tensor:
     return values.clamp_min(torch.finfo(values.dtype).tiny)
 
 
+@cache
 def _rounded_down(radius: float, dtype: torch.dtype) -> float:
     """Round `radius` down to `dtype`."""
     rounded = torch.tensor(radius, dtype=dtype)

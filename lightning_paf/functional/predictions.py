@@ -1,5 +1,6 @@
 """Predicted classes, misclassification, and validation of labels."""
 
+import math
 from typing import Any
 
 import torch
@@ -18,6 +19,15 @@ def undefined(output: Tensor) -> Tensor:
     """
     # 0 * inf and 0 * NaN are NaN; this takes fewer operations than `isfinite` in the inner loop of attacks.
     return (0 * output.detach().unsqueeze(-1).flatten(1)).sum(1) != 0
+
+
+def known_finite(*values: Any) -> bool:
+    """Return whether all entries of tensors on the CPU are finite.
+
+    False if that is unknown: for other objects, sums that overflow, and other devices, which would have to synchronise.
+    """
+    known = all(isinstance(part, Tensor) and part.device.type == "cpu" for part in values)
+    return known and math.isfinite(sum(part.detach().sum().item() for part in values))
 
 
 def predicted(logits: Tensor) -> Tensor:

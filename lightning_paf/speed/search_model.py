@@ -12,7 +12,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, fx, nn
 
-from lightning_paf.functional.predictions import undefined
+from lightning_paf.functional.predictions import known_finite, undefined
 from lightning_paf.nn.activations import fuse_activations
 from lightning_paf.nn.equivalence import difference, generators_kept, is_hooked, summary
 from lightning_paf.nn.modes import frozen, full_precision
@@ -115,7 +115,8 @@ class SearchModel(nn.Module):
         self.passes.backward += len(gradient)
 
     def _count_not_finite(self, gradient: Tensor) -> None:
-        self._not_finite = self._not_finite + undefined(gradient).sum()
+        if not known_finite(gradient):
+            self._not_finite = self._not_finite + undefined(gradient).sum()
 
     @property
     def not_finite(self) -> int:

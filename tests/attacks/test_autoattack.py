@@ -171,6 +171,16 @@ def test_bf16_search_confirms_every_success():
     assert not torch.equal(result.x_adv, exact.x_adv)
 
 
+@pytest.mark.parametrize(("fast", "precision"), [(False, "fp32"), (True, "bf16")])
+def test_a_search_with_the_precision_of_the_device(monkeypatch, fast, precision):
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: fast)
+    net, x, y = digits(30)
+    found, expected = (
+        AutoAttack(0.55, norm="l2", search_precision=name, **CHEAP).run(net, x, y) for name in ("auto", precision)
+    )
+    assert torch.equal(found.x_adv, expected.x_adv)
+
+
 @both
 @pytest.mark.parametrize("fails", [False, True])
 def test_global_state_is_restored_even_if_the_model_fails(ensemble, fails):

@@ -8,8 +8,8 @@ import torch
 from helpers.digits_net import Recorder
 from torch import nn
 
-from lightning_paf.attacks import PGD
-from lightning_paf.functional import cross_entropy, geometry_of, kl_divergence
+from lightning_paf.attacks import PGD, base
+from lightning_paf.functional import cross_entropy, geometry, geometry_of, kl_divergence
 
 
 def network(seed=0):
@@ -27,6 +27,20 @@ def test_one_step_by_hand():
     cross_entropy(model(images), y).sum().backward()
     expected = (x + 0.01 * images.grad.sign()).clamp(0, 1)
     torch.testing.assert_close(PGD(0.01, steps=1, step_size=0.01, start="none")(model, x, y), expected)
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
+def test_the_short_path_for_finite_gradients_changes_nothing(monkeypatch, norm):
+    model, (x, y) = network(), batch()
+
+    def attacked():
+        torch.manual_seed(3)
+        return PGD(0.2, norm=norm, step_size=0.1, best=True)(model, x, y)
+
+    short = attacked()
+    for module in (base, geometry):
+        monkeypatch.setattr(module, "known_finite", lambda *values: False)
+    assert torch.equal(attacked(), short)
 
 
 def test_number_of_gradients():

@@ -97,7 +97,7 @@ POSITIVE = [
         ),
         (AutoAttack, {"version": "rand"}, "got 'rand'. Pass ReferenceAutoAttack"),
         (AutoAttack, {"version": "custom", "attacks": ["square", "square"]}, "attacks must be distinct"),
-        (AutoAttack, {"search_precision": "fp16"}, "search_precision must be fp32 or bf16"),
+        (AutoAttack, {"search_precision": "fp16"}, "search_precision must be fp32, bf16 or auto"),
     ],
 )
 def test_invalid_settings(cls, options, message):

@@ -230,6 +230,29 @@ def test_a_fresh_test_uses_no_records(tmp_path):
     assert evaluate(tmp_path, callback=callback).outcomes.tolist() == EXPECTED.tolist()
 
 
+@pytest.mark.parametrize("folder", [None, "mine"])
+def test_a_precision_by_the_device_is_recorded_and_not_changed_by_another_machine(tmp_path, monkeypatch, folder):
+    options = {"search_precision": "auto", "state_dir": folder and tmp_path / folder}
+    machine(monkeypatch, bf16=True)
+    assert evaluate(tmp_path, **options).precision == "bf16"
+    assert json.loads((tmp_path / f"{STEM}.json").read_text())["precision"] == "bf16"
+    machine(monkeypatch, bf16=False)
+    with pytest.raises(ValueError, match=r"bf16, got auto, which is fp32 on this device. Pass --autoattack.search_pre"):
+        evaluate(tmp_path, **options)
+    assert evaluate(tmp_path, **{**options, "search_precision": "bf16"}).precision == "bf16"
+
+
+def test_a_precision_by_the_device_without_such_instructions_is_fp32(tmp_path, monkeypatch):
+    machine(monkeypatch, bf16=False)
+    assert evaluate(tmp_path, search_precision="auto").precision == "fp32"
+    assert evaluate(tmp_path, search_precision="auto").precision == "fp32"
+
+
+def machine(monkeypatch, bf16: bool) -> None:
+    """Replace the processor by one with or without bf16 instructions."""
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: bf16)
+
+
 def test_a_named_state_refuses_another_evaluation(tmp_path):
     evaluate(tmp_path, state_dir=tmp_path / "mine")
     with pytest.raises(ValueError, match="seed is 1 here, 0 in the state"):

@@ -44,6 +44,17 @@ def test_another_evaluation_does_not_replace_the_files(tmp_path):
     assert re.fullmatch(r"mine_linf_0\.1-[0-9a-f]{8}\.json mine_linf_0\.1\.json", " ".join(names))
 
 
+def test_a_precision_by_the_device_is_recorded(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
+    found = lightning_paf.evaluate(model(), *data(), attack(), tmp_path, precision="auto")
+    assert found.precision == "bf16"
+    assert found.identity == lightning_paf.evaluate(model(), *data(), attack(), tmp_path, precision="bf16").identity
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
+    with pytest.raises(ValueError, match="Pass precision=bf16 to resume, or fp32 to start again"):
+        lightning_paf.evaluate(model(), *data(), attack(), tmp_path, precision="auto")
+    assert lightning_paf.evaluate(model(), *data(), attack(), precision="auto").precision == "fp32"
+
+
 def test_without_a_folder_nothing_is_written(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     x, y = data()

@@ -4,11 +4,24 @@ import torch
 from lightning_paf.attacks.base import Best
 from lightning_paf.functional import cross_entropy, margin, misclassified, predicted
 from lightning_paf.functional.geometry import finite_gradient
-from lightning_paf.functional.predictions import check_labels, undefined, undefined_first
+from lightning_paf.functional.predictions import check_labels, known_finite, undefined, undefined_first
 
 NAN, INF = torch.nan, torch.inf
 UNDEFINED = torch.tensor([[NAN, 0, 1], [NAN, NAN, NAN], [INF, 0, 1], [0, INF, 1], [-INF, 0, 1], [9, -INF, 1]])
 LARGEST = torch.finfo(torch.float32).max
+
+
+@pytest.mark.parametrize("row", UNDEFINED)
+def test_entries_that_are_not_finite_are_found_in_any_argument(row):
+    assert not known_finite(row)
+    assert not known_finite(torch.ones(3), row)
+
+
+def test_finite_entries_are_known_unless_their_sum_overflows():
+    assert known_finite(torch.tensor([LARGEST, -LARGEST, 0.0]), torch.empty(0))
+    assert not known_finite(torch.tensor([LARGEST, LARGEST]))
+    assert not known_finite(torch.ones(3, device="meta"))
+    assert not known_finite((torch.ones(3),))
 
 
 def test_rows_that_are_not_finite_have_no_class_and_are_misclassified():
