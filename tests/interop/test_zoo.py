@@ -81,6 +81,8 @@ def test_names_are_found_in_any_case_and_must_be_unique():
         zoo_entry("Standard")
     with pytest.raises(ValueError, match=r"neither a file Carmon2019 nor .* Near: cifar10/linf/Carmon2019Unlabeled"):
         zoo_entry("Carmon2019")
+    with pytest.raises(ValueError, match=r"Near: cifar10/linf/Dai2021Parameterizing, "):
+        zoo_entry("cifar10/linf/Dai")
     with pytest.raises(ValueError, match="Run `lightning-paf zoo` for all names"):
         zoo_entry("?")
 
