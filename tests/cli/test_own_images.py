@@ -96,7 +96,9 @@ def test_damaged_images_are_named_before_training_or_left_out(tmp_path, capsys):
         assert f"training set: all images must be readable, got {root}/train/cat/1.jpg (" in error
         assert f"{root}/train/owl/2.png (No such file or directory). Replace" in error
         assert "or pass --data.skip_corrupt true to leave them out." in error
-    with pytest.warns(UserWarning, match=r"test set: 1 of 12 images are damaged and left out: .*test/dog/0\.png \(empty"):
+    with pytest.warns(
+        UserWarning, match=r"test set: 1 of 12 images are damaged and left out: .*test/dog/0\.png \(empty"
+    ):
         assert status("fit", "-c", recipe, "--data.skip_corrupt", "true", "--run", tmp_path / "run") == 0
 
 
