@@ -195,8 +195,12 @@ def _facts(pictures: Pictures, index: int) -> tuple[int, int, int, int]:
 
 
 def _reason(pictures: Pictures, index: int) -> str:
+    from PIL import UnidentifiedImageError
+
     try:
         _facts(pictures, index)
+    except UnidentifiedImageError:
+        return "empty, or not in a known format"
     except Exception as error:
-        return str(error).split("\n")[0]
+        return getattr(error, "strerror", None) or str(error).split("\n")[0]
     return "changed meanwhile"

@@ -108,5 +108,6 @@ def _near(name: str) -> str:
     by_name = {
         key: entry.name for entry in zoo() for key in (entry.name.lower(), entry.name.rpartition("/")[2].lower())
     }
-    near = dict.fromkeys(by_name[key] for key in get_close_matches(name.lower(), by_name, n=4, cutoff=0.5))
+    close = [key for key in by_name if name.lower() in key] + get_close_matches(name.lower(), by_name, n=4, cutoff=0.5)
+    near = list(dict.fromkeys(by_name[key] for key in close))[:4]
     return f"Near: {', '.join(near)}." if near else "Run `lightning-paf zoo` for all names."

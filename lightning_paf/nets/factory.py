@@ -94,9 +94,10 @@ def _built(library: str, name: str, build: Callable[[], nn.Module]) -> nn.Module
         return build()
     except Exception as error:  # of a download, a file or a constructor
         reason = next(iter(str(error).splitlines()), "").rstrip(".")
+        hint = "Check the files and the network, or pass" if isinstance(error, OSError) else "Pass"
         raise ValueError(
             f"--model.net.name must be a network that {library} can build with these arguments, got {name!r} and "
-            f"{type(error).__name__}: {reason}. Pass other arguments, or another name."
+            f"{type(error).__name__}: {reason}. {hint} other arguments, or another name."
         ) from error
 
 

@@ -87,13 +87,18 @@ def test_damaged_images_are_named_before_training_or_left_out(tmp_path, capsys):
     picture = (root / "train" / "cat" / "1.jpg").read_bytes()
     (root / "train" / "cat" / "1.jpg").write_bytes(picture[: len(picture) // 2])
     (root / "test" / "dog" / "0.png").write_bytes(b"")
+    (root / "train" / "owl" / "2.png").unlink()
+    (root / "train" / "owl" / "2.png").symlink_to("nowhere.png")
     recipe = write_recipe(tmp_path, root)
     for _ in range(2):  # the second time from the index
         assert status("fit", "-c", recipe) == 1
         error = flat(capsys)
         assert f"training set: all images must be readable, got {root}/train/cat/1.jpg (" in error
+        assert f"{root}/train/owl/2.png (No such file or directory). Replace" in error
         assert "or pass --data.skip_corrupt true to leave them out." in error
-    with pytest.warns(UserWarning, match=r"test set: 1 of 12 images are damaged and left out: .*test/dog/0\.png"):
+    with pytest.warns(
+        UserWarning, match=r"test set: 1 of 12 images are damaged and left out: .*test/dog/0\.png \(empty"
+    ):
         assert status("fit", "-c", recipe, "--data.skip_corrupt", "true", "--run", tmp_path / "run") == 0
 
 

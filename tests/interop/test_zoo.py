@@ -7,6 +7,7 @@ from fractions import Fraction
 import pytest
 import torch
 from helpers.cli_runs import built
+from helpers.fakes import CONFIGS
 from torch import nn
 
 from lightning_paf import nets
@@ -48,6 +49,16 @@ def test_names_are_those_of_the_leaderboard():
     assert {kind: kinds.count(kind) for kind in kinds} == {"cifar10/linf": 59, "cifar10/l2": 17, "cifar100/linf": 31}
 
 
+def test_every_entry_of_the_leaderboard_is_listed_or_has_a_documented_reason():
+    page = (CONFIGS.parent / "docs" / "migration.md").read_text()
+    rows = page.split("| entries for CIFAR-10 in linf | reason |")[1].split("\n\n")[0].splitlines()[2:]
+    left_out = [name for row in rows for name in row.split("|")[1].replace(" ", "").split(",")]
+    listed = [entry.name.rpartition("/")[2] for entry in zoo() if entry.name.startswith("cifar10/linf/")]
+    assert len({*left_out, *listed}) == len(left_out) + len(listed) == 99
+    without = sum(len(row.split("|")[1].split(",")) for row in rows if "no weights" in row)
+    assert f"weights for {99 - without} of them, and {len(listed)} fit. These {len(left_out)} are" in page
+
+
 @pytest.mark.parametrize("entry", zoo(), ids=lambda entry: entry.name)
 def test_the_facts_of_an_entry_are_consistent(entry):
     assert 0 <= entry.autoattack < entry.clean < 100
@@ -81,6 +92,8 @@ def test_names_are_found_in_any_case_and_must_be_unique():
         zoo_entry("Standard")
     with pytest.raises(ValueError, match=r"neither a file Carmon2019 nor .* Near: cifar10/linf/Carmon2019Unlabeled"):
         zoo_entry("Carmon2019")
+    with pytest.raises(ValueError, match=r"Near: cifar10/linf/Dai2021Parameterizing, "):
+        zoo_entry("cifar10/linf/Dai")
     with pytest.raises(ValueError, match="Run `lightning-paf zoo` for all names"):
         zoo_entry("?")
 

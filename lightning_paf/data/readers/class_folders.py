@@ -21,14 +21,21 @@ def class_folders(folder: Path) -> tuple[str, ...]:
     """List the folders of the classes, sorted by name.
 
     Raises:
-        ValueError: The folder does not exist.
+        ValueError: The folder does not exist, or holds no folder, or only one of the training.
     """
     if not folder.is_dir():
         raise ValueError(
             f"data.root must hold {folder.name}/CLASS/*, got no folder {folder}. Pass --data.root FOLDER with "
             "train/CLASS/* and test/CLASS/*."
         )
-    return tuple(sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")))
+    found = sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+    least = 2 if folder.name == "train" else 1
+    if len(found) < least:
+        raise ValueError(
+            f"{folder} must hold the images of at least {least} class{'es' * (least > 1)} in folders, got "
+            f"{some(found)}. Sort them into {folder.name}/CLASS/*, or pass another --data.root."
+        )
+    return tuple(found)
 
 
 def first_shape(root: Path) -> tuple[int, int, int] | None:
@@ -54,7 +61,8 @@ class FolderPictures(Pictures):
         class_names: Names of the classes in the order of the labels; None for those of the folder.
 
     Raises:
-        ValueError: A folder of a class is missing in `train`, is not one of `class_names`, or has no image.
+        ValueError: A folder of a class is missing in `train`, is not one of `class_names`, or has no image; or there is
+            no such folder.
     """
 
     def __init__(self, root: Path, part: str, class_names: Sequence[str] | None = None) -> None:
@@ -98,19 +106,32 @@ class FolderPictures(Pictures):
     def _check_names(self, found: Sequence[str], part: str) -> None:
         check_names(found, self.class_names, str(self.folder))
         missing = [name for name in self.class_names if name not in found]
-        if part == "train" and (missing or len(found) < 2):
+        if part == "train" and missing:
             raise ValueError(
-                f"{self.folder} must have a folder for each of at least two classes, got {some(found)}"
-                f"{f' without {some(missing)}' if missing else ''}. Add the folders, or pass another --data.root."
+                f"{self.folder} must have a folder for each class, got {some(found)} without {some(missing)}. Add the "
+                "folders, or pass another --data.root."
             )
 
 
 def _image_files(root: Path, name: str) -> Iterator[tuple[str, int, int]]:
-    """Yield path in `root`, size and modification time of the image files."""
+    """Yield path in `root`, size and modification time of the image files, of each folder once."""
     start = len(str(root)) + 1
-    for parent, _, files in os.walk(root / name, followlinks=True):
+    known: set[str] = set()
+    for parent, folders, files in os.walk(root / name, followlinks=True):
+        if (real := os.path.realpath(parent)) in known:  # a link to a folder above, for example
+            folders.clear()
+            continue
+        known.add(real)
         for file in files:
             if file.lower().endswith(SUFFIXES) and not file.startswith("."):
                 path = os.path.join(parent, file)  # noqa: PTH118  # faster than `Path` for a million files
-                stat = os.stat(path)  # noqa: PTH116
+                stat = _stat(path)
                 yield path[start:], stat.st_size, stat.st_mtime_ns
+
+
+def _stat(path: str) -> os.stat_result:
+    """Return the facts of a file, or of a broken link, which is reported as a damaged image."""
+    try:
+        return os.stat(path)  # noqa: PTH116
+    except FileNotFoundError:
+        return os.lstat(path)
