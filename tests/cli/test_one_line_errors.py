@@ -16,7 +16,7 @@ CONFIGURED = [  # refused before anything is built
     ("--trainer.barebones true", "--trainer.barebones must be false"),
     ("--model.optimizer SGD --model.optimizer.lr null", "--model.optimizer.lr must be positive and finite, got None"),
     ("--trainer.precision foo", 'Parser key "trainer.precision": Expected int, Expected one of'),
-    ("--trainer.logger foo", 'Parser key "trainer.logger": Expected a dot import path string: foo'),
+    ("--trainer.logger foo", "Expected a dot import path string: foo"),
     ("--val_attack.batch_size abc", 'Parser key "batch_size": Expected int. Got value: abc'),
     ("--model.attack null", "Not a valid subclass of Attack. Got value: None"),
     ("-c BINARY", "must be a YAML file, got"),

@@ -114,7 +114,7 @@ class FolderPictures(Pictures):
 
 
 def _image_files(root: Path, name: str) -> Iterator[tuple[str, int, int]]:
-    """Yield path in `root`, size and modification time of the image files, of each folder once."""
+    """Yield path in `root`, size and time of the images, once for each folder."""
     start = len(str(root)) + 1
     known: set[str] = set()
     for parent, folders, files in os.walk(root / name, followlinks=True):
@@ -130,7 +130,7 @@ def _image_files(root: Path, name: str) -> Iterator[tuple[str, int, int]]:
 
 
 def _stat(path: str) -> os.stat_result:
-    """Return the facts of a file, or of a broken link, which is reported as a damaged image."""
+    """Return the facts of a file, or of a broken link: a damaged image."""
     try:
         return os.stat(path)  # noqa: PTH116
     except FileNotFoundError:
