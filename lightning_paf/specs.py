@@ -7,6 +7,8 @@ from typing import Literal
 TORCHVISION = "torchvision.datasets."
 DatasetName = Literal["digits", "cifar10", "cifar100", "svhn", "npz", "folder", "huggingface"] | str
 """Names of datasets; a string is the class path of a dataset of torchvision."""
+LARGEST_SIDE = 4096
+"""Pixels; a typing error beyond it would allocate the whole memory."""
 
 
 @dataclass(frozen=True)
@@ -125,8 +127,8 @@ def _own_spec(
     count, side = 3 if channels is None else channels, NOMINAL_SIZE if size is None else size
     if count < 1:
         raise ValueError(f"data.channels must be at least 1, got {count}. Pass --data.channels 1 for grey images.")
-    if side < 1:
-        raise ValueError(f"data.size must be at least 1, got {side}. Pass e.g. --data.size 224.")
+    if not 1 <= side <= LARGEST_SIDE:
+        raise ValueError(f"data.size must be from 1 to {LARGEST_SIDE} pixels, got {side}. Pass e.g. --data.size 224.")
     other = ((0.5,) * count, (0.25,) * count)
     mean, std = other if name == "npz" else _STATISTICS.get(count, other)
     return DatasetSpec(name, num_classes, side, mean, std, class_names)
