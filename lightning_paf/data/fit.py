@@ -8,6 +8,7 @@ import torch
 from numpy.typing import NDArray
 from torch.nn.functional import interpolate
 
+from lightning_paf.specs import LARGEST_SIDE
 from lightning_paf.utils.options import checked
 
 RATIO = 4 / 3
@@ -41,6 +42,8 @@ class Fit:
         if self.resize is not None:
             least = self.size or 1
             checked("resize", self.resize, self.resize >= least, f"at least data.size={least}", least, "--data")
+            rule = f"at most {LARGEST_SIDE} pixels"
+            checked("resize", self.resize, self.resize <= LARGEST_SIDE, rule, least, "--data")
         if self.random_crop is not None:
             checked("random_crop", self.random_crop, 0 < self.random_crop <= 1, "in (0, 1]", 0.08, "--data")
 

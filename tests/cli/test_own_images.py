@@ -140,6 +140,7 @@ def test_images_of_different_sizes_need_a_size(tmp_path, capsys):
         ("--model.net.in_channels 1", "model.net.in_channels must be 3, as in the data, got 1"),
         ("--data.random_crop 0.5", "data.size must be set for resize and random_crop, got None"),
         ("--data.size 32 --data.resize 20", "resize must be at least data.size=32, got 20"),
+        ("--data.size 32 --data.resize 100000", "resize must be at most 4096 pixels, got 100000"),
         ("--data.size 32 --data.random_crop 2", "random_crop must be in (0, 1], got 2.0"),
         ("--data.size 0", "data.size must be from 1 to 4096 pixels, got 0"),
         ("--data.size 100000", "data.size must be from 1 to 4096 pixels, got 100000"),
