@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torchmetrics.functional.classification import binary_auroc
 
 from lightning_paf.analysis.base import Load, Progress, Report, TrainedRun, add_folder, folder_files, table
+from lightning_paf.data.image_batches import as_floats
 from lightning_paf.data.sources import read_file
 from lightning_paf.functional.calibration import calibration, entropy, reliability
 from lightning_paf.runs.config_file import run_of
@@ -155,10 +156,10 @@ def _from_file(path: Path | None, run: TrainedRun, x: Tensor) -> dict[str, Tenso
     """Images of a file by its folder and name, with the shape of `x`; none without it."""
     if path is None:
         return {}
-    found = torch.from_numpy(read_file(path, x.shape[1]).images).permute(0, 3, 1, 2)
+    found = as_floats(torch.from_numpy(read_file(path, x.shape[1]).images))
     if found.shape[1:] != x.shape[1:]:
         raise ValueError(
             f"--ood must hold images of shape {tuple(x.shape[1:])}, got {tuple(found.shape[1:])} in {path}. "
             "Resize them, or pass another file."
         )
-    return {"/".join(path.absolute().parts[-2:]): found.to(run.device).float() / 255}
+    return {"/".join(path.absolute().parts[-2:]): found.to(run.device)}

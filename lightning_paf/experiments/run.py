@@ -17,12 +17,12 @@ import torch
 import yaml
 from numpy.typing import NDArray
 
-from lightning_paf.attacks import AutoAttack
-from lightning_paf.evaluation import Evaluation, Outcome
+from lightning_paf.attacks import Attack, AutoAttack
+from lightning_paf.evaluation import Evaluation, EvaluationResult, Outcome, Samples
 from lightning_paf.evaluation.files import ResultFiles
 from lightning_paf.experiments.experiment import Experiment, Variant, find_experiment
 from lightning_paf.experiments.metrics import correct, margin_pgd
-from lightning_paf.loading import load_run
+from lightning_paf.loading import Run, load_run
 from lightning_paf.speed.search_model import Precision
 from lightning_paf.utils.files import write_whole
 
@@ -167,17 +167,23 @@ def _evaluate(task: Task, experiment: Experiment, variant: Variant) -> dict[str,
     torch.manual_seed(task.seed)
     found: dict[str, Any] = {"clean": correct(run.model, x, y)}
     eps = eps_of(task, experiment)
-    ensemble = AutoAttack(eps, version="strong") if task.strong else AutoAttack(eps)
-    attacks = {"pgd": (margin_pgd(eps), task.examples), "autoattack": (ensemble, task.autoattack_examples)}
-    for name, (attack, examples) in attacks.items():
-        first = replace(samples, ids=samples.ids[: examples or task.examples])
-        evaluation = Evaluation(run.model, attack, first, 0, BLOCK_SIZE, task.search_precision)
-        files = ResultFiles.of(task.output, name, attack)
-        result = evaluation.run(files.state(evaluation.identity))
-        found[name] = result.robust_before("smoothed-pgd")
+    evaluated, first = (
+        replace(samples, ids=samples.ids[:count])
+        for count in (task.examples, task.autoattack_examples or task.examples)
+    )
+    found["pgd"] = _attacked(task, run, "pgd", margin_pgd(eps), evaluated).outcomes == Outcome.ROBUST
+    attack = AutoAttack(eps, version="strong") if task.strong else AutoAttack(eps)
+    result = _attacked(task, run, "autoattack", attack, first)
+    found["autoattack"] = result.robust_before("smoothed-pgd")
     if task.strong:
         found["strong"] = result.outcomes == Outcome.ROBUST
     return found | {name: metric(run, x, y) for name, metric in experiment.metrics.items()}
+
+
+def _attacked(task: Task, run: Run, name: str, attack: Attack, samples: Samples) -> EvaluationResult:
+    """Evaluate a trained variant under an attack, or resume that."""
+    evaluation = Evaluation(run.model, attack, samples, 0, BLOCK_SIZE, task.search_precision)
+    return evaluation.run(ResultFiles.of(task.output, name, attack).state(evaluation.identity))
 
 
 @contextlib.contextmanager

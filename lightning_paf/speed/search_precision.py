@@ -14,7 +14,7 @@ _AMPERE = 8
 
 
 def has_fast_bf16(device: torch.device) -> bool:
-    """Whether the device multiplies bfloat16 numbers by instructions of its own.
+    """Whether the device has instructions for products of bfloat16 numbers.
 
     These are GPUs from compute capability 8.0, and CPUs with AVX512-bf16, which include those with AMX. Elsewhere
     bfloat16 is emulated, or its speed was not measured.
