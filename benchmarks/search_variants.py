@@ -9,7 +9,6 @@ from torch import Tensor, nn
 from lightning_paf.attacks import APGD, Attack, SmoothedPGD
 from lightning_paf.attacks.base import raw_gradient
 from lightning_paf.functional.geometry import geometry_of, per_example
-from lightning_paf.speed.search_model import SearchModel
 from lightning_paf.types import Forward
 
 STARTS, STEPS, SMOOTHED_STEPS, DIVERSIFIED_STEPS, CLASSES = 3, 80, 50, 10, 10
@@ -31,25 +30,6 @@ class NoisyAPGD(APGD):
         scale = self.width * float(self.eps) * (lanes.age < SMOOTHED_STEPS).to(lanes.x)
         noise = per_example(scale, lanes.x) * torch.randn_like(lanes.x)
         super()._evaluate(lambda x: forward(x + noise), lanes, y)
-
-
-class SoftenedPGD(SmoothedPGD):
-    """PGD along gradients of a copy whose ReLUs are Softplus, then along exact ones.
-
-    Args:
-        eps: Largest perturbation.
-        net: The attacked network, an `nn.Sequential`.
-        sharpness: `beta` of Softplus; infinity is ReLU.
-    """
-
-    def __init__(self, eps: float, net: nn.Sequential, sharpness: float) -> None:
-        super().__init__(eps)
-        layers = (nn.Softplus(sharpness) if isinstance(layer, nn.ReLU) else layer for layer in net)
-        self.softened = SearchModel(nn.Sequential(*layers).eval())
-
-    def _gradient(self, forward: Forward, x: Tensor, y: Tensor, lanes: Any, *, smoothed: bool) -> tuple[Tensor, Tensor]:
-        logits, _, gradient = raw_gradient(self.softened if smoothed else forward, x, y, lanes.lead)
-        return logits, gradient
 
 
 class TransferredStarts(SmoothedPGD):
@@ -88,17 +68,21 @@ Variant = Callable[[nn.Sequential, float, Tensor], Attack]
 """Function from a network, eps and perturbations (M, C, H, W) of other images to an attack."""
 
 VARIANTS: Mapping[str, Variant] = {
-    "exact gradients": lambda net, eps, found: SmoothedPGD(eps, widths=[1e-6] * 3),
-    "width 1": lambda net, eps, found: SmoothedPGD(eps, widths=[1.0] * 3),
-    "width 2": lambda net, eps, found: SmoothedPGD(eps, widths=[2.0] * 3),
-    "width 4": lambda net, eps, found: SmoothedPGD(eps, widths=[4.0] * 3),
-    "widths 1, 2, 4 (default)": lambda net, eps, found: SmoothedPGD(eps),
-    "20 smoothed steps of 80": lambda net, eps, found: SmoothedPGD(eps, smoothed_steps=20),
-    "70 smoothed steps of 80": lambda net, eps, found: SmoothedPGD(eps, smoothed_steps=70),
+    "exact gradients": lambda net, eps, found: SmoothedPGD(eps, widths=[1e-6] * 3, softening=0),
+    "noise of 1": lambda net, eps, found: SmoothedPGD(eps, widths=[1.0] * 3, softening=0),
+    "noise of 2": lambda net, eps, found: SmoothedPGD(eps, widths=[2.0] * 3, softening=0),
+    "noise of 4": lambda net, eps, found: SmoothedPGD(eps, widths=[4.0] * 3, softening=0),
+    "noise of 1, 2, 4": lambda net, eps, found: SmoothedPGD(eps, softening=0),
+    "softness 1/8, 1/4, 1/2": lambda net, eps, found: SmoothedPGD(eps, widths=[1e-3, 2e-3, 4e-3], softening=125),
+    "noise of 1, 2, 4, softness 1/8, 1/4, 1/2 (default)": lambda net, eps, found: SmoothedPGD(eps),
+    "noise of 1, 2, 4, softness 1/4, 1/2, 1": lambda net, eps, found: SmoothedPGD(eps, softening=0.25),
+    "noise of 1/2, 1, 2, softness 1/8, 1/4, 1/2": lambda net, eps, found: SmoothedPGD(
+        eps, widths=[0.5, 1.0, 2.0], softening=0.25
+    ),
+    "default, 20 smoothed steps of 80": lambda net, eps, found: SmoothedPGD(eps, smoothed_steps=20),
+    "default, 70 smoothed steps of 80": lambda net, eps, found: SmoothedPGD(eps, smoothed_steps=70),
     "APGD-T": lambda net, eps, found: NoisyAPGD(eps, 0.0),
-    "APGD-T, width 2": lambda net, eps, found: NoisyAPGD(eps, 2.0),
-    "Softplus, beta 5": lambda net, eps, found: SoftenedPGD(eps, net, 5.0),
-    "Softplus, beta 20": lambda net, eps, found: SoftenedPGD(eps, net, 20.0),
-    "starts from other images": lambda net, eps, found: TransferredStarts(eps, found),
-    "output-diversified starts": lambda net, eps, found: DiversifiedStarts(eps),
+    "APGD-T, noise of 2": lambda net, eps, found: NoisyAPGD(eps, 2.0),
+    "default, starts from other images": lambda net, eps, found: TransferredStarts(eps, found),
+    "default, output-diversified starts": lambda net, eps, found: DiversifiedStarts(eps),
 }

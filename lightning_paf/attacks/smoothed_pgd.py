@@ -3,32 +3,35 @@
 import math
 from collections.abc import Sequence
 from fractions import Fraction
+from functools import partial
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lightning_paf.attacks.base import Attack, raw_gradient
 from lightning_paf.attacks.target import Target
 from lightning_paf.functional.geometry import finite_gradient, geometry_of, per_example
 from lightning_paf.functional.losses import hard_labels
 from lightning_paf.functional.predictions import misclassified
+from lightning_paf.speed.search_model import SearchModel
 from lightning_paf.types import Forward, Norm, PerExampleLoss, Radius
 
 
 class SmoothedPGD(Attack):
-    """PGD along gradients at points moved by Gaussian noise, then along exact ones.
+    """PGD along gradients of a smoothed network, then along exact ones.
 
     Adversarial training can leave a network flat around an image. Units that are off pass no gradient, so gradients
-    within the ball do not point to an adversarial image that exists. The gradient of the network's Gaussian smoothing
-    does. One draw in each step estimates it. Moved points can lie outside `bounds`, the results cannot.
+    within the ball do not point to an adversarial image that exists. Those of a smoothed network do: its activations
+    are softened (see `SoftenedModel`), and its images are moved by Gaussian noise, one draw in each step. Moved points
+    can lie outside `bounds`, the results cannot.
 
     A search for one image, target class and width of the noise is a lane. It starts uniformly in the ball and increases
     the difference of the logits of target and label, by steps that fall linearly from `eps / 2` to 0. The last steps
     are without noise. All lanes of an image end with its first success. Images without one, and images that are
     misclassified from the start, are returned unchanged.
 
-    Where `forward` has a method `exact` (see `SearchModel`), it confirms every success.
+    Where the attacked function has a method `exact` (see `SearchModel`), it confirms every success.
 
     Variance tuning (Wang & He 2021) also averages gradients over neighbours, within 1.5 eps, for transfer.
 
@@ -39,16 +42,18 @@ class SmoothedPGD(Attack):
         smoothed_steps: Number of first steps whose gradients are taken at moved points; less than `steps`.
         targets: Number of target classes, in the order of the clean logits, at most all others.
         widths: Size of the noise, in units of `eps`: standard deviation of a pixel in linf, expected length in l2.
+        softening: Width of the softened activations for noise of one `eps`, in root mean squares of their inputs;
+            proportional to the noise. 0 leaves the activations as they are.
         batch_size: Lanes searched at once.
         target: See `Attack`.
 
     Raises:
-        ValueError: `norm` is l1, a number is below 1, `steps` is not above `smoothed_steps`, or `widths` is empty or
-            not positive; see also `Attack`. In the call: `loss` or `forward` is given.
+        ValueError: `norm` is l1, a number is below 1, `steps` is not above `smoothed_steps`, `widths` is empty or not
+            positive, or `softening` is negative; see also `Attack`. In the call: `loss` or `forward` is given.
     """
 
     fixed_loss = True
-    settings = ("steps", "smoothed_steps", "targets", "widths", "batch_size")
+    settings = ("steps", "smoothed_steps", "targets", "widths", "softening", "batch_size")
 
     def __init__(
         self,
@@ -59,6 +64,7 @@ class SmoothedPGD(Attack):
         smoothed_steps: int = 50,
         targets: int = 9,
         widths: Sequence[float] = (1.0, 2.0, 4.0),
+        softening: float = 0.125,
         batch_size: int = 250,
         target: Target = None,
     ) -> None:
@@ -66,15 +72,21 @@ class SmoothedPGD(Attack):
         if norm == "l1":
             raise ValueError("norm of SmoothedPGD must be linf or l2, got 'l1'. Pass PGD for l1.")
         self.steps, self.smoothed_steps, self.targets = steps, smoothed_steps, targets
-        self.widths, self.batch_size = list(widths), batch_size
+        self.widths, self.softening, self.batch_size = list(widths), softening, batch_size
         self.require(smoothed_steps=1, steps=smoothed_steps + 1, targets=1, batch_size=1)
         if not self.widths or not all(0 < width < math.inf for width in self.widths):
             raise ValueError(f"widths must be positive and finite, got {self.widths}. Pass widths=[1, 2, 4].")
+        if not 0 <= softening < math.inf:
+            raise ValueError(f"softening must be at least 0 and finite, got {softening}. Pass softening=0.125.")
 
     @property
     def label(self) -> str:
         """`smoothed-pgd`."""
         return "smoothed-pgd"
+
+    def _path(self, model: nn.Module) -> Forward:
+        """A `SearchModel`, which can soften the activations."""
+        return model if self.softening == 0 or hasattr(model, "exact") else SearchModel(model, fold=self.fold)
 
     def perturb(self, forward: Forward, x: Tensor, y: Tensor, loss: PerExampleLoss) -> Tensor:
         """Return the first adversarial image of each sample, else the clean image."""
@@ -129,6 +141,8 @@ class SmoothedPGD(Attack):
     ) -> tuple[Tensor, Tensor]:
         """Logits (B, K) and gradient (B, C, H, W), at moved points if `smoothed`."""
         at = x + self._noise(x, lanes.width) if smoothed else x
+        if smoothed and self.softening > 0 and hasattr(forward, "softened"):
+            forward = partial(forward.softened, softness=self.softening * lanes.width)
         logits, _, gradient = raw_gradient(forward, at, y, lanes.lead)
         return logits, gradient
 

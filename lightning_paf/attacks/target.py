@@ -1,6 +1,6 @@
 """Target classes of targeted attacks."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
@@ -58,7 +58,7 @@ class TowardTarget:
 
     The logits (N, 2) are the largest other logit and that of the target. Any untargeted attack on the first class is
     then an attack towards the target, with the margin of the target as its loss. Rows that are not finite are no
-    success. It has a method `exact` where `forward` has one.
+    success. It has the methods `exact` and `softened` where `forward` has them.
 
     Args:
         forward: Images (N, C, H, W) to logits (N, K).
@@ -66,15 +66,20 @@ class TowardTarget:
     """
 
     exact: "TowardTarget"
+    softened: Callable[[Tensor, Tensor], Tensor]
 
     def __init__(self, forward: Forward, goal: int) -> None:
         self.forward, self.goal = forward, goal
         if hasattr(forward, "exact"):
             self.exact = TowardTarget(forward.exact, goal)
+        if hasattr(forward, "softened"):
+            self.softened = lambda x, softness: self._pair(forward.softened(x, softness))
 
     def __call__(self, x: Tensor) -> Tensor:
         """Compute logits (N, 2)."""
-        logits: Tensor = self.forward(x)
+        return self._pair(self.forward(x))
+
+    def _pair(self, logits: Tensor) -> Tensor:
         others = torch.cat((logits[:, : self.goal], logits[:, self.goal + 1 :]), dim=1).amax(1)
         both = torch.stack((others, logits[:, self.goal]), dim=1)
         return torch.where(undefined(logits)[:, None], both.new_tensor([1.0, 0.0]), both)

@@ -5,7 +5,9 @@ Attacks confirm adversarial images with the original model.
 
 import copy
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal, get_args
 from weakref import WeakKeyDictionary
 
@@ -16,6 +18,7 @@ from lightning_paf.functional.predictions import known_finite, undefined
 from lightning_paf.nn.activations import fuse_activations
 from lightning_paf.nn.equivalence import difference, generators_kept, is_hooked, summary
 from lightning_paf.nn.modes import frozen, full_precision
+from lightning_paf.nn.softened import SoftenedModel
 from lightning_paf.speed.folding import Folding
 
 Precision = Literal["fp32", "bf16"]
@@ -76,6 +79,7 @@ class SearchModel(nn.Module):
         self.precision = precision
         self.passes = Passes()
         self._folded, self._refusal = _fold(model) if fold else (None, None)
+        self._softened: nn.Module | None = None
         self._checked = False
         self._not_finite: Tensor | int = 0
 
@@ -86,17 +90,27 @@ class SearchModel(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Compute logits (N, K) in float32 by the fast path, with gradients for `x`."""
+        if not self._checked and len(x) > 0 and not self.model.training:
+            self._check(x[:_PROBES].detach())
+        return self._pass(self.model if self._folded is None or self.model.training else self._folded, x)
+
+    def softened(self, x: Tensor, softness: Tensor) -> Tensor:
+        """Compute logits (N, K) of the fast path with softened activations, see `SoftenedModel`; after `forward`."""
+        if self._softened is None:
+            try:
+                self._softened = SoftenedModel(self._folded or self.model)
+            except Exception as error:  # a network can raise anything
+                self._softened = _Unchanged(self.model)
+                log.warning("The search softens no activations: the network cannot be copied (%s).", summary(error))
+        return self._pass(partial(self._softened, softness=softness), x)
+
+    def _pass(self, net: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
         if x.requires_grad:
             x = x.view_as(x)  # receives the gradient of this pass alone
             x.register_hook(self._count_not_finite)  # type: ignore[no-untyped-call]
-        if not self._checked and len(x) > 0 and not self.model.training:
-            self._check(x[:_PROBES].detach())
         self.passes.forward += len(x)
         with torch.autocast(x.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
-            if self._folded is None or self.model.training:
-                logits: Tensor = self.model(x)
-            else:
-                logits = self._folded(x.contiguous(memory_format=torch.channels_last))
+            logits = net(x if net is self.model else x.contiguous(memory_format=torch.channels_last))
         return self._counted(logits.float())
 
     def exact(self, x: Tensor) -> Tensor:
@@ -183,6 +197,19 @@ def _halve(net: fx.GraphModule) -> None:
         net.get_submodule(target).bfloat16()
     for target, dtype in outer.items():
         net.set_submodule(target, _Single(net.get_submodule(target), dtype))
+
+
+class _Unchanged(nn.Module):
+    """A network that has no softened copy."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor, softness: Tensor) -> Tensor:
+        del softness
+        logits: Tensor = self.model(x)
+        return logits
 
 
 class _Single(nn.Module):

@@ -37,7 +37,7 @@ def test_images_without_success_or_need_are_returned_unchanged():
 
 def test_lanes_of_an_image_end_with_its_success_and_a_robust_image_costs_all_passes():
     net, x, y = plateau()
-    attack = SmoothedPGD(EPS, steps=20, smoothed_steps=15, widths=[2, 4], batch_size=1)
+    attack = SmoothedPGD(EPS, steps=20, smoothed_steps=15, widths=[2, 4], softening=0, batch_size=1)
     robust, fooled = (Recorder(net) for _ in range(2))
     attack(robust, x, 1 - y)  # misclassified from the start
     assert robust.seen == 1
@@ -46,8 +46,29 @@ def test_lanes_of_an_image_end_with_its_success_and_a_robust_image_costs_all_pas
     attack(robust, x, y)
     assert robust.seen == 1 + 2 * 20
     torch.manual_seed(0)
-    SmoothedPGD(EPS, batch_size=1)(fooled, x, y)
+    SmoothedPGD(EPS, softening=0, batch_size=1)(fooled, x, y)
     assert 1 + 50 < fooled.seen < 1 + 3 * 80
+
+
+@pytest.mark.parametrize("softening", [0, 0.25])
+def test_softening_costs_no_passes_and_a_softened_lane_has_no_success(softening):
+    net, x, y = plateau()
+    search = SearchModel(net)
+    attack = SmoothedPGD(EPS / 2, steps=20, smoothed_steps=15, widths=[2, 4], softening=softening)
+    assert torch.equal(attack(search, x, y), x)
+    assert (search.passes.forward, search.passes.backward) == (1 + 2 * 20, 2 * 20)
+
+
+def test_softened_activations_lead_off_a_plateau_that_noise_does_not_leave():
+    net, x, y = plateau()
+
+    def found(softening):
+        attack = SmoothedPGD(EPS, widths=[0.5], softening=softening)
+        alone = net(attack(net, x, y)).argmax(1) != y
+        return [bool(run_sub_attack(attack, SearchModel(net), x, y, 0)[1]), bool(alone)]
+
+    assert found(0) == [False, False]
+    assert found(2) == [True, True]
 
 
 def test_success_must_be_confirmed_by_the_exact_model():
@@ -65,6 +86,7 @@ def test_success_must_be_confirmed_by_the_exact_model():
         ({"steps": 50}, "steps must be at least 51, got 50"),
         ({"widths": []}, r"widths must be positive and finite, got \[\]"),
         ({"widths": [1.0, float("nan")]}, "widths must be positive"),
+        ({"softening": -1.0}, "softening must be at least 0 and finite, got -1.0"),
     ],
 )
 def test_settings_are_checked(options, message):
