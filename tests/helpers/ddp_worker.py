@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 from lightning.pytorch import Callback
+from torch.distributed.distributed_c10d import _set_pg_timeout  # public since torch 2.13
 
 from helpers.cli_runs import status
 from lightning_paf.attacks import PGD
@@ -67,10 +68,10 @@ class ShortTimeout(Callback):
     """Limits collective operations to 3 s during evaluations."""
 
     def on_validation_start(self, trainer, pl_module):
-        torch.distributed.set_timeout(timedelta(seconds=3))
+        _set_pg_timeout(timedelta(seconds=3))
 
     def on_validation_end(self, trainer, pl_module):
-        torch.distributed.set_timeout(timedelta(minutes=30))
+        _set_pg_timeout(timedelta(minutes=30))
 
     on_test_start, on_test_end = on_validation_start, on_validation_end
 
