@@ -1,4 +1,4 @@
-"""Variants of the search of `strong` with as many gradients as `SmoothedPGD`: 80 for each of 9 targets and 3 starts."""
+"""Variants of the search of `strong` with as many gradients as `SmoothedPGD`: 64 for each of 9 targets and 3 starts."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -11,7 +11,7 @@ from lightning_paf.attacks.base import raw_gradient
 from lightning_paf.functional.geometry import geometry_of, per_example
 from lightning_paf.types import Forward
 
-STARTS, STEPS, SMOOTHED_STEPS, DIVERSIFIED_STEPS, CLASSES = 3, 80, 50, 10, 10
+STARTS, STEPS, SMOOTHED_STEPS, DIVERSIFIED_STEPS, CLASSES = 3, 64, 40, 10, 10
 
 
 class NoisyAPGD(APGD):
@@ -79,8 +79,8 @@ VARIANTS: Mapping[str, Variant] = {
     "noise of 1/2, 1, 2, softness 1/8, 1/4, 1/2": lambda net, eps, found: SmoothedPGD(
         eps, widths=[0.5, 1.0, 2.0], softening=0.25
     ),
-    "default, 20 smoothed steps of 80": lambda net, eps, found: SmoothedPGD(eps, smoothed_steps=20),
-    "default, 70 smoothed steps of 80": lambda net, eps, found: SmoothedPGD(eps, smoothed_steps=70),
+    "default, 20 smoothed steps": lambda net, eps, found: SmoothedPGD(eps, smoothed_steps=20),
+    "default, 54 smoothed steps": lambda net, eps, found: SmoothedPGD(eps, smoothed_steps=54),
     "APGD-T": lambda net, eps, found: NoisyAPGD(eps, 0.0),
     "APGD-T, noise of 2": lambda net, eps, found: NoisyAPGD(eps, 2.0),
     "default, starts from other images": lambda net, eps, found: TransferredStarts(eps, found),

@@ -14,14 +14,14 @@ from lightning_paf.nn.swap import target_paths
 
 _LAYERS = (nn.ReLU, nn.LeakyReLU, nn.PReLU, nn.ELU, nn.SiLU, nn.GELU, nn.Softplus, nn.Tanh, nn.Sigmoid, Activation)
 _FUNCTIONS = {F.relu, F.leaky_relu, F.elu, F.silu, F.gelu, F.softplus, torch.relu, torch.tanh, torch.sigmoid}
-_SHIFTS = tuple(math.log(share / (1 - share)) for share in (1 / 8, 3 / 8, 5 / 8, 7 / 8))
+_SHIFTS = tuple(math.log(share / (1 - share)) for share in (1 / 6, 1 / 2, 5 / 6))
 
 
 class SoftenedModel(nn.Module):
     """A network whose activation functions are averaged over shifts of their inputs.
 
     Units that are off pass no gradient, or hardly any. The average over a neighbourhood does. Each activation f becomes
-    the mean of f(x + w q) over four quantiles q of the logistic distribution; over all quantiles, ReLU would become the
+    the mean of f(x + w q) over three quantiles q of the logistic distribution; over all quantiles, ReLU would become the
     Softplus w log(1 + exp(x / w)). The width w is a multiple of the root mean square of the inputs of that layer for
     one image, so that it follows the scale of the weights. At width 0 the logits are those of the network.
 
@@ -82,7 +82,7 @@ class _Function(nn.Module):
 
 
 def _graph_copy(net: fx.GraphModule) -> fx.GraphModule:
-    """A graph with the same layers, in which functions that are activations are layers, too."""
+    """A graph with the same layers, and layers in place of activation functions."""
     copied = fx.GraphModule(net, copy.deepcopy(net.graph))
     for node in copied.graph.nodes:
         if node.op == "call_function" and node.target in _FUNCTIONS and node.args[1:] == ():

@@ -95,7 +95,10 @@ class SearchModel(nn.Module):
         return self._pass(self.model if self._folded is None or self.model.training else self._folded, x)
 
     def softened(self, x: Tensor, softness: Tensor) -> Tensor:
-        """Compute logits (N, K) of the fast path with softened activations, see `SoftenedModel`; after `forward`."""
+        """Compute logits (N, K) with softened activations, see `SoftenedModel`.
+
+        `forward` must have been called before.
+        """
         if self._softened is None:
             try:
                 self._softened = SoftenedModel(self._folded or self.model)

@@ -47,7 +47,7 @@ def test_lanes_of_an_image_end_with_its_success_and_a_robust_image_costs_all_pas
     assert robust.seen == 1 + 2 * 20
     torch.manual_seed(0)
     SmoothedPGD(EPS, softening=0, batch_size=1)(fooled, x, y)
-    assert 1 + 50 < fooled.seen < 1 + 3 * 80
+    assert 1 + 40 < fooled.seen < 1 + 3 * 64
 
 
 @pytest.mark.parametrize("softening", [0, 0.25])
@@ -83,7 +83,7 @@ def test_success_must_be_confirmed_by_the_exact_model():
     ("options", "message"),
     [
         ({"norm": "l1"}, "norm of SmoothedPGD must be linf or l2, got 'l1'"),
-        ({"steps": 50}, "steps must be at least 51, got 50"),
+        ({"steps": 40}, "steps must be at least 41, got 40"),
         ({"widths": []}, r"widths must be positive and finite, got \[\]"),
         ({"widths": [1.0, float("nan")]}, "widths must be positive"),
         ({"softening": -1.0}, "softening must be at least 0 and finite, got -1.0"),
