@@ -15,7 +15,7 @@ from helpers.resume_helpers import differences, last, rows
 from helpers.training import Trained, steps
 from torch.nn.parallel import DistributedDataParallel
 
-from lightning_paf.attacks import APGD, FAB, PGD, AutoAttack, Square
+from lightning_paf.attacks import APGD, FAB, PGD, AutoAttack, SmoothedPGD, Square
 from lightning_paf.interop.onnx_model import OnnxModel, save_onnx
 from lightning_paf.nets import ODENet, ViT, ZeroSNet
 from lightning_paf.nets.ode.block import ODEBlock
@@ -23,6 +23,7 @@ from lightning_paf.nn.activations import Activation
 from lightning_paf.nn.swap import swap_activations
 from lightning_paf.nn.sync_batch_norm import share_statistics
 from lightning_paf.objectives import TRADES, AdversarialCE
+from lightning_paf.speed.search_model import SearchModel
 
 every_net = pytest.mark.parametrize("cls", SMALL, ids=lambda cls: cls.__name__)
 
@@ -94,7 +95,9 @@ def test_autoattack(cls):
     class Short(AutoAttack):
         def sub_attacks(self):
             targeted = APGD(self.eps, search_loss="dlr-targeted", steps=2, targets=2)
-            return APGD(self.eps, steps=3), targeted, FAB(self.eps, steps=2, targets=2), Square(self.eps, queries=5)
+            smoothed = SmoothedPGD(self.eps, steps=3, smoothed_steps=2, targets=1)
+            others = FAB(self.eps, steps=2, targets=2), Square(self.eps, queries=5), smoothed
+            return APGD(self.eps, steps=3), targeted, *others
 
     model, (x, _) = classifier(cls, n=2)
     for eps in (1e-4, 0.5):
@@ -103,7 +106,25 @@ def test_autoattack(cls):
         assert torch.equal(result.robust, model(result.x_adv).argmax(1) == y)
         assert (result.x_adv - x).abs().max() <= eps + 1e-6
         if eps < 0.1:
-            assert list(result.robust_after) == ["clean", "apgd-ce", "apgd-t", "fab-t", "square"]
+            assert list(result.robust_after) == ["clean", "apgd-ce", "apgd-t", "fab-t", "square", "smoothed-pgd"]
+
+
+@every_net
+def test_softened_activations_have_a_gradient_and_at_width_0_no_effect(cls):
+    model, (x, _) = classifier(cls, n=2)
+    search = SearchModel(model.eval())
+    if not is_deterministic(model, x):
+        pytest.skip("random logits")
+    exact = search(x)
+    torch.testing.assert_close(
+        search.softened(x, torch.zeros(2)), exact, rtol=1e-3, atol=1e-3 * float(exact.abs().max())
+    )
+    softened = search.softened(x.requires_grad_(), torch.full((2,), 0.5))
+    assert softened.isfinite().all()
+    assert (softened - exact).abs().max() > 1e-4 * exact.abs().max()
+    (gradient,) = torch.autograd.grad(softened.square().sum(), x)
+    assert gradient.isfinite().all()
+    assert gradient.any()
 
 
 # ------------------------------------------------------------------ two ranks
