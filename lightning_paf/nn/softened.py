@@ -21,9 +21,9 @@ class SoftenedModel(nn.Module):
     """A network whose activation functions are averaged over shifts of their inputs.
 
     Units that are off pass no gradient, or hardly any. The average over a neighbourhood does. Each activation f becomes
-    the mean of f(x + w q) over three quantiles q of the logistic distribution; over all quantiles, ReLU would become the
-    Softplus w log(1 + exp(x / w)). The width w is a multiple of the root mean square of the inputs of that layer for
-    one image, so that it follows the scale of the weights. At width 0 the logits are those of the network.
+    the mean of f(x + w q) over three quantiles q of the logistic distribution. Over all quantiles, ReLU would become
+    the Softplus w log(1 + exp(x / w)). The width w is a multiple of the root mean square of the inputs of that layer
+    for one image, so that it follows the scale of the weights. At width 0 the logits are those of the network.
 
     Activations are modules, and in a graph of `torch.fx` also the usual functions. Others are unchanged.
 
