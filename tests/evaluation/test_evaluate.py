@@ -321,7 +321,7 @@ def test_a_slow_listing_of_many_records_does_not_slow_the_evaluation_down(monkey
 def test_the_time_left_weighs_sub_attacks_by_their_budgets():
     attacks = AutoAttack(version="custom", attacks=["apgd-ce", "apgd-t", "apgd-dlr", "fab-t", "square"]).sub_attacks()
     budgets = [evaluate_file._budget(attack) for attack in (*attacks, SmoothedPGD(), FGSM())]
-    assert budgets == [100, 900, 100, 900, 5000, 3 * 80 * 9, 1]
+    assert budgets == [100, 900, 100, 900, 5000, 3 * 64 * 9, 1]
 
 
 @pytest.mark.filterwarnings("ignore:AutoAttack leaves out")
