@@ -39,7 +39,7 @@ class SmoothedPGD(Attack):
         eps: Largest perturbation, in units of pixels in [0, 1]: `8/255`, `0.031`.
         norm: `linf` or `l2`.
         steps: Gradients of every lane.
-        smoothed_steps: Number of first steps whose gradients are taken at moved points; less than `steps`.
+        smoothed_steps: Number of first steps whose gradients are those of the smoothed network; less than `steps`.
         targets: Number of target classes, in the order of the clean logits, at most all others.
         widths: Size of the noise, in units of `eps`: standard deviation of a pixel in linf, expected length in l2.
         softening: Width of the softened activations for noise of one `eps`, in root mean squares of their inputs;

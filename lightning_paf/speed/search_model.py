@@ -79,7 +79,7 @@ class SearchModel(nn.Module):
         self.precision = precision
         self.passes = Passes()
         self._folded, self._refusal = _fold(model) if fold else (None, None)
-        self._softened: nn.Module | None = None
+        self._softened: Callable[..., Tensor] | None = None
         self._checked = False
         self._not_finite: Tensor | int = 0
 
@@ -103,7 +103,7 @@ class SearchModel(nn.Module):
             try:
                 self._softened = SoftenedModel(self._folded or self.model)
             except Exception as error:  # a network can raise anything
-                self._softened = _Unchanged(self.model)
+                self._softened = lambda x, softness: self.model(x)
                 log.warning("The search softens no activations: the network cannot be copied (%s).", summary(error))
         return self._pass(partial(self._softened, softness=softness), x)
 
@@ -200,19 +200,6 @@ def _halve(net: fx.GraphModule) -> None:
         net.get_submodule(target).bfloat16()
     for target, dtype in outer.items():
         net.set_submodule(target, _Single(net.get_submodule(target), dtype))
-
-
-class _Unchanged(nn.Module):
-    """A network that has no softened copy."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, x: Tensor, softness: Tensor) -> Tensor:
-        del softness
-        logits: Tensor = self.model(x)
-        return logits
 
 
 class _Single(nn.Module):

@@ -12,8 +12,8 @@ from lightning_paf.nn.softened import SoftenedModel
 from lightning_paf.speed.search_model import SearchModel
 
 SHIFTS = torch.tensor([math.log(share / (1 - share)) for share in (1 / 6, 1 / 2, 5 / 6)])
-EVERY = [getattr(activations, name) for name in activations.__all__ if name not in ("fuse_activations",)]
-EVERY = [kind for kind in EVERY if kind not in (activations.Activation, activations.ParametricActivation)]
+BASES = {"fuse_activations", "Activation", "ParametricActivation"}
+EVERY = [getattr(activations, name) for name in activations.__all__ if name not in BASES]
 
 
 def network(activation, width=6):
