@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 
 from helpers.fakes import write_npz_dataset
@@ -86,6 +87,17 @@ def stopped_and_resumed(words: Sequence[Any], run: Path, step: int, *first: str)
         status(*words, *first, *at_step("FailsAt", step), "--run", run)
     assert status(*words, "--run", run, "--ckpt_path", "last") == 0
     return run
+
+
+def assert_resumed_run_is_the_same(words: Sequence[Any], folder: Path) -> None:
+    """Compare the weights of a resumed and an uninterrupted run, and test the latter by its configuration."""
+    assert status(*words, "--run", folder / "a") == 0
+    resumed = stopped_and_resumed(words, folder / "b", 4)
+    checkpoints = [run / "checkpoints" / "last.ckpt" for run in (folder / "a", resumed)]
+    one, other = (torch.load(path)["state_dict"] for path in checkpoints)
+    assert one.keys() == other.keys()
+    assert all(torch.equal(value, other[key]) for key, value in one.items())
+    assert status("test", "--ckpt_path", checkpoints[0]) == 0
 
 
 def built(*words: str | Path) -> PafCLI:

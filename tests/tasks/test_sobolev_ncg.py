@@ -5,7 +5,7 @@ from functools import partial
 
 import pytest
 import torch
-from helpers.cli_runs import status, stopped_and_resumed, write_experiment
+from helpers.cli_runs import assert_resumed_run_is_the_same, status, write_experiment
 from helpers.fakes import images
 from helpers.forked_ranks import Ranks
 from helpers.trainers import trainer
@@ -102,12 +102,7 @@ def test_other_objectives_and_accumulated_batches_are_refused(tmp_path):
 
 def test_a_resumed_run_is_that_of_an_uninterrupted_one(tmp_path):
     words = tuple(map(str, ("fit", "-c", write_experiment(tmp_path), *WORDS, "--trainer.max_epochs", 2)))
-    assert status(*words, "--run", tmp_path / "a") == 0
-    stopped_and_resumed(words, tmp_path / "b", 4)
-    one, other = (torch.load(tmp_path / run / "checkpoints" / "last.ckpt") for run in "ab")
-    assert one["state_dict"].keys() == other["state_dict"].keys()
-    assert all(torch.equal(value, other["state_dict"][key]) for key, value in one["state_dict"].items())
-    assert status("test", "--ckpt_path", tmp_path / "a" / "checkpoints" / "last.ckpt") == 0  # by its configuration
+    assert_resumed_run_is_the_same(words, tmp_path)
 
 
 @pytest.mark.parametrize(
