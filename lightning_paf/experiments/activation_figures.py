@@ -38,34 +38,39 @@ def accuracies(result: Mapping[str, Any]) -> "Figure":
     return figure
 
 
-def parameters(result: Mapping[str, Any], variants: Sequence[str]) -> "Figure":
-    """Draw alpha and |beta| after each epoch, with a line for each seed."""
-    with open_figure(8.5, 3.6, f"{result['method']}: learned parameters, {result['seeds']} seeds") as figure:
-        panels = figure.subplots(1, 2)
-        for axes, name in zip(panels, ("alpha", "beta"), strict=True):
-            drawn = _lines(axes, result, f"activation/{name}", variants)
+def parameters(result: Mapping[str, Any], variants: Sequence[str]) -> "Figure | None":
+    """Draw alpha and |beta| after each epoch, with a line for each seed.
+
+    None if no variant has either; a panel for those that a variant has.
+    """
+    histories = {variant: result["histories"].get(variant, ()) for variant in variants}
+    recorded = {column for seeds in histories.values() for seed in seeds for column in seed}
+    names = [name for name in ("alpha", "beta") if f"activation/{name}" in recorded]
+    if not names:
+        return None
+    title = f"{result['method']}: learned parameters, {result['seeds']} seeds"
+    with open_figure(4.25 * len(names), 3.6, title) as figure:
+        for axes, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):
+            _lines(axes, histories, f"activation/{name}")
             axes.set(xlabel="epoch", ylabel=name if name == "alpha" else "|beta|")
             axes.grid()
-            if drawn:
-                axes.legend()
-        panels[0].axhline(1, **REFERENCE)
-        panels[0].annotate("start", (0, 1), (2, 3), xycoords=("axes fraction", "data"), textcoords="offset points")
-        if np.isfinite(panels[1].dataLim.minposy):
-            panels[1].set_yscale("log")
+            axes.locator_params("x", integer=True)
+            axes.legend()
+            if name == "alpha":
+                axes.axhline(1, **REFERENCE)
+                axes.annotate("start", (0, 1), (2, 3), xycoords=("axes fraction", "data"), textcoords="offset points")
+            elif np.isfinite(axes.dataLim.minposy):
+                axes.set_yscale("log")
     return figure
 
 
-def _lines(axes: "Axes", result: Mapping[str, Any], column: str, variants: Sequence[str]) -> bool:
-    """Draw a column of the histories; return whether a variant has it."""
-    drawn = False
-    for number, variant in enumerate(variants):
-        histories = [seed[column] for seed in result["histories"].get(variant, ()) if column in seed]
-        for seed, values in enumerate(histories):
-            label = None if seed else variant
+def _lines(axes: "Axes", histories: Mapping[str, Sequence[Mapping[str, Any]]], column: str) -> None:
+    """Draw a column of the histories of each variant that has it."""
+    for number, (variant, seeds) in enumerate(histories.items()):
+        for seed, values in enumerate(history[column] for history in seeds if column in history):
             epochs = np.arange(1, len(values) + 1)
+            label = None if seed else variant
             axes.plot(epochs, np.abs(values), color=COLOURS[number], linewidth=1.2, label=label)
-            drawn = True
-    return drawn
 
 
 def over_shape(result: Mapping[str, Any], families: Mapping[str, Sequence[str]]) -> "Figure | None":
