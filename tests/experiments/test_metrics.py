@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from lightning_paf.attacks import FGSM
-from lightning_paf.experiments import shape_metrics
+from lightning_paf.experiments import find_experiment, shape_metrics
 from lightning_paf.experiments.metrics import attack_success, average_radius, empirical_lipschitz, robust_in_expectation
 from lightning_paf.nn.activations import PSiLU, PSSiLU, ReLU
 from lightning_paf.nn.activations.shape import pssilu_shape
@@ -63,3 +63,15 @@ def test_metrics_of_the_activation_are_its_parameters_and_closed_forms():
     assert measure(shape_metrics.of_shape("mean_on_negative"), PSiLU(2)) == pytest.approx(expected)
     assert math.isnan(measure(shape_metrics.alpha, ReLU())), "ReLU has no alpha"
     assert measure(shape_metrics.of_shape("max_curvature"), ReLU()) == math.inf
+
+
+def test_the_certified_fraction_is_that_of_the_radius_of_the_training():
+    """A linear network is certified up to its distance to the boundary, and misclassified images never are."""
+    net = nn.Sequential(nn.Flatten(), nn.Linear(16, 2))
+    with torch.no_grad():
+        net[1].weight.copy_(torch.tensor([[0.0], [10 / 16]]).expand(2, 16))
+        net[1].bias.copy_(torch.tensor([0.0, -5.0]))
+    for eps, certified in ((0.02, [True, True, True, False]), (0.07, [True, False, True, False])):
+        run = SimpleNamespace(model=net.eval(), module=SimpleNamespace(attack=FGSM(eps)))
+        for metric in find_experiment("certified").metrics.values():
+            assert metric(run, X, Y).tolist() == certified
