@@ -20,6 +20,12 @@ def margin_pgd(eps: float) -> Attack:
     return Restarts(PGD(eps, step_size=eps / 8, steps=20, loss=margin), 3)
 
 
+def training_radius(run: Run) -> float:
+    """Radius of the attack of the training."""
+    attack: Attack = run.module.attack
+    return attack.radius
+
+
 @torch.no_grad()
 def correct(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
     """Whether each image (N, C, H, W) is classified correctly; (N,) bools."""

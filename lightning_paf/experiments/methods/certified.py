@@ -2,9 +2,9 @@
 
 from torch import Tensor
 
-from lightning_paf.attacks import Attack
 from lightning_paf.evaluation.certificates import MethodName, certify
 from lightning_paf.experiments.experiment import Claim, Experiment, Metric, Variant
+from lightning_paf.experiments.metrics import training_radius
 from lightning_paf.experiments.options import objective
 from lightning_paf.loading import Run
 
@@ -17,8 +17,7 @@ RAMP = (
 
 def _certified(method: MethodName) -> Metric:
     def metric(run: Run, x: Tensor, y: Tensor) -> Tensor:
-        attack: Attack = run.module.attack
-        return certify(run.model, x, y, attack.radius, method=method).certified
+        return certify(run.model, x, y, training_radius(run), method=method).certified
 
     return metric
 

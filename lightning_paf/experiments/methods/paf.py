@@ -4,11 +4,11 @@ from functools import partial
 
 from torch import Tensor
 
-from lightning_paf.attacks import Attack, Square
+from lightning_paf.attacks import Square
 from lightning_paf.experiments.activation_figures import accuracies, over_shape, parameters
 from lightning_paf.experiments.claims import BestClaim, BoundClaim, GainClaim, RankClaim
 from lightning_paf.experiments.experiment import Claim, Experiment, Variant
-from lightning_paf.experiments.metrics import attack_success, average_radius, empirical_lipschitz
+from lightning_paf.experiments.metrics import attack_success, average_radius, empirical_lipschitz, training_radius
 from lightning_paf.experiments.shape_metrics import alpha, beta, of_shape
 from lightning_paf.loading import Run
 from lightning_paf.nn.activations.shape import pssilu_shape
@@ -41,23 +41,19 @@ def _fixed_alpha(name: str, alpha: float) -> Variant:
     return Variant(f"{name}-{alpha:g}", (*_activation(name), *options))
 
 
-def _eps(run: Run) -> float:
-    attack: Attack = run.module.attack
-    return attack.radius
-
-
 def _radius(run: Run, x: Tensor, y: Tensor) -> float:
     """Average radius over eps of the training, searched up to 8."""
-    return average_radius(run.model, x[:IMAGES], y[:IMAGES], min(1.0, 8 * _eps(run))) / _eps(run)
+    eps = training_radius(run)
+    return average_radius(run.model, x[:IMAGES], y[:IMAGES], min(1.0, 8 * eps)) / eps
 
 
 def _square(run: Run, x: Tensor, y: Tensor) -> float:
-    success: float = attack_success(Square(_eps(run), queries=QUERIES), SQUARE_IMAGES)(run, x, y)
+    success: float = attack_success(Square(training_radius(run), queries=QUERIES), SQUARE_IMAGES)(run, x, y)
     return success
 
 
 def _lipschitz(run: Run, x: Tensor, y: Tensor) -> float:
-    return empirical_lipschitz(run.model, x[:IMAGES], y[:IMAGES], _eps(run))
+    return empirical_lipschitz(run.model, x[:IMAGES], y[:IMAGES], training_radius(run))
 
 
 _REAL = ("--data.real_fraction", "1.0", "--data.synthetic", "null")
