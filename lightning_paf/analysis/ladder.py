@@ -1,12 +1,10 @@
 """Training images by LADDER: moves towards class boundaries (Zhou et al., 2022)."""
 
 import argparse
-import io
 from pathlib import Path
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from lightning_paf.analysis.base import Load, Progress, Report, TrainedRun, json_file, outputs_of, percent
@@ -23,6 +21,7 @@ from lightning_paf.synthesis.ladder.moves import (
     random_directions,
 )
 from lightning_paf.utils.arguments import number, positive
+from lightning_paf.utils.figures import sheet_png
 from lightning_paf.utils.files import npz_bytes
 
 CHECKPOINTS = 1
@@ -90,12 +89,14 @@ def analyze(options: argparse.Namespace, load: Load, progress: Progress) -> Repo
     eps = _lengths(options, flips_of(run.model, generator, moves), moves.z)
     made = (255 * in_parts(generator, moves.moved(eps))).round().byte()
     plain, sources = in_parts(generator, moves.z), images[moves.rows.cpu()]
+    shown = torch.linspace(0, len(made) - 1, 20).long()
+    rows = torch.stack([row.cpu()[shown].float() for row in (sources, 255 * plain, made)])
     found = _metrics(run, sources, plain, made, moves, eps)
     warning = _warning(options, accuracy, decoded) if decoded < RECOGNISED * accuracy else []
     files = {
         options.out: _archive(made, moves.labels),
         options.out.with_suffix(".json"): json_file(found),
-        options.out.with_suffix(".png"): _sheet([sources, (255 * plain).round().byte(), made]),
+        options.out.with_suffix(".png"): sheet_png((rows / 255).permute(0, 1, 3, 4, 2).numpy()),
     }
     return Report([*warning, *(f"{name}: {value:.4g}" for name, value in found.items())], files)
 
@@ -163,17 +164,3 @@ def _archive(images: Tensor, labels: Tensor) -> bytes:
     order = torch.randperm(len(images))
     image = images.cpu().permute(0, 2, 3, 1)[order].numpy()
     return npz_bytes(image=image, label=labels.cpu()[order].numpy().astype(np.int64))
-
-
-def _sheet(rows: list[Tensor]) -> bytes:
-    """PNG file with 20 images per row: original, decoded, moved and decoded."""
-    from matplotlib.image import imsave
-
-    chosen, margin = torch.linspace(0, len(rows[0]) - 1, 20).long(), ((0, 0), (1, 1), (1, 1), (0, 0))
-    tiles = [np.pad(row.cpu()[chosen].permute(0, 2, 3, 1).numpy(), margin, constant_values=255) for row in rows]
-    sheet: NDArray[np.uint8] = np.concatenate([np.concatenate(list(row), axis=1) for row in tiles])
-    zoom = max(1, 960 // sheet.shape[1])
-    sheet = sheet.repeat(zoom, axis=0).repeat(zoom, axis=1)
-    stream = io.BytesIO()
-    imsave(stream, np.ascontiguousarray(np.broadcast_to(sheet, (*sheet.shape[:2], 3))), format="png")
-    return stream.getvalue()

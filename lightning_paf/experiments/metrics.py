@@ -8,8 +8,9 @@ from lightning_paf.attacks.base import loss_and_gradient
 from lightning_paf.experiments.experiment import Metric
 from lightning_paf.functional.losses import cross_entropy, margin
 from lightning_paf.functional.predictions import misclassified
-from lightning_paf.loading import Run
+from lightning_paf.loading import Run, load_run
 from lightning_paf.nn.modes import frozen
+from lightning_paf.runs.config_file import run_of
 
 DIAGONAL = 8.0
 """Largest l2 distance of two 8x8 images, for attacks that find nothing."""
@@ -24,6 +25,13 @@ def training_radius(run: Run) -> float:
     """Radius of the attack of the training."""
     attack: Attack = run.module.attack
     return attack.radius
+
+
+def same_seed(run: Run, variant: str) -> nn.Module:
+    """Model of another variant with the same seed, a surrogate for attacks."""
+    folder = run_of(run.checkpoint).parent  # EXPERIMENT/VARIANT-SEED
+    checkpoint = folder.parent / f"{variant}-{folder.name.rpartition('-')[2]}" / "run" / "checkpoints" / "last.ckpt"
+    return load_run(checkpoint, device=str(run.device)).model
 
 
 @torch.no_grad()

@@ -6,10 +6,9 @@ from torch import Tensor
 from lightning_paf.analysis.gradient_masking import attacks
 from lightning_paf.experiments.claims import BoundClaim, GainClaim
 from lightning_paf.experiments.experiment import Claim, Experiment, Variant
-from lightning_paf.experiments.metrics import correct, robust_to
+from lightning_paf.experiments.metrics import correct, robust_to, same_seed
 from lightning_paf.experiments.options import NATURAL
-from lightning_paf.loading import Run, load_run
-from lightning_paf.runs.config_file import run_of
+from lightning_paf.loading import Run
 
 EPS = 0.15
 QUERIES = 300
@@ -19,10 +18,7 @@ _ATTACKS = attacks(EPS, queries=QUERIES)
 
 def transfer(run: Run, x: Tensor, y: Tensor) -> Tensor:
     """Mask of images robust to PGD-100 on the network trained on all images."""
-    folder = run_of(run.checkpoint).parent  # EXPERIMENT/VARIANT-SEED
-    seed = folder.name.rpartition("-")[2]
-    checkpoint = folder.parent / f"{_SURROGATE}-{seed}" / "run" / "checkpoints" / "last.ckpt"
-    surrogate = load_run(checkpoint, device=str(run.device)).model
+    surrogate = same_seed(run, _SURROGATE)
     torch.manual_seed(0)
     return correct(run.model, _ATTACKS["margin"](surrogate, x, y), y)
 

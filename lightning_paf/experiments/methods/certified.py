@@ -9,6 +9,7 @@ from lightning_paf.experiments.options import objective
 from lightning_paf.loading import Run
 
 PSSILU = ("--model.activation", "PSSiLU")
+# Without it, two of three adversarial trainings of ReLU on CIFAR-10 ended with a constant network.
 RAMP = (
     "--trainer.callbacks",
     '[{"class_path": "RadiusSchedule", "init_args": {"schedule": {"class_path": "Ramp", "init_args": {"end": 0.5}}}}]',
@@ -22,12 +23,12 @@ def _certified(method: MethodName) -> Metric:
     return metric
 
 
-TRAININGS = {"at": ()} | {name.lower(): (*objective(name), *RAMP) for name in ("IBP", "CROWNIBP", "SABR")}
+TRAININGS = {"at": ()} | {name.lower(): objective(name) for name in ("IBP", "CROWNIBP", "SABR")}
 
 EXPERIMENT = Experiment(
     title="Certified training (Gowal et al., 2018; Zhang et al., 2020; Müller et al., 2023)",
     variants=tuple(
-        Variant(f"{name}_{activation}", (*options, *words))
+        Variant(f"{name}_{activation}", (*options, *RAMP, *words))
         for name, options in TRAININGS.items()
         for activation, words in (("relu", ()), ("pssilu", PSSILU))
     ),

@@ -5,10 +5,9 @@ from torch import Tensor
 from lightning_paf.analysis.saliency import compare_saliency
 from lightning_paf.attacks import EnsembleMIFGSM
 from lightning_paf.experiments.experiment import Claim, Experiment, Variant
-from lightning_paf.experiments.metrics import correct
+from lightning_paf.experiments.metrics import correct, same_seed
 from lightning_paf.experiments.options import NATURAL, objective
-from lightning_paf.loading import Run, load_run
-from lightning_paf.runs.config_file import run_of
+from lightning_paf.loading import Run
 
 EPS = 0.2
 _SURROGATE = "surrogate"
@@ -16,11 +15,7 @@ _SURROGATE = "surrogate"
 
 def transfer(run: Run, x: Tensor, y: Tensor) -> Tensor:
     """Mask of images robust to MI-FGSM on the surrogate with the same seed."""
-    folder = run_of(run.checkpoint).parent  # EXPERIMENT/VARIANT-SEED
-    seed = folder.name.rpartition("-")[2]
-    checkpoint = folder.parent / f"{_SURROGATE}-{seed}" / "run" / "checkpoints" / "last.ckpt"
-    surrogate = load_run(checkpoint, device=str(run.device)).model
-    x_adv = EnsembleMIFGSM([surrogate], eps=EPS)(run.model, x, y)
+    x_adv = EnsembleMIFGSM([same_seed(run, _SURROGATE)], eps=EPS)(run.model, x, y)
     return correct(run.model, x_adv, y)
 
 
