@@ -89,7 +89,7 @@ def _attacked(evidence: Sequence[Evidence], threat: Threat, count: int) -> dict[
     found = {}
     for part in evidence:
         shared, attack = part.ids < count, part.metadata["attack"]
-        if radius_from_text(attack["eps"]) == threat.eps and int(shared.sum()) == count:
+        if "target" not in attack and radius_from_text(attack["eps"]) == threat.eps and int(shared.sum()) == count:
             wrong = part.adversarial[shared] != part.labels[shared]
             found[str(attack["attack"])] = exact_accuracy(count - int(wrong.sum()), count)
     return found

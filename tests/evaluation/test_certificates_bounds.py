@@ -6,7 +6,15 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_paf.evaluation.certificates import IBP, AlphaCrown, Crown, CrownIBP, interval_bounds, layer_bounds
+from lightning_paf.evaluation.certificates import (
+    IBP,
+    AlphaCrown,
+    Crown,
+    CrownIBP,
+    certify,
+    interval_bounds,
+    layer_bounds,
+)
 from lightning_paf.nets import CifarResNet, LeNet, SmallConvNet
 from lightning_paf.nn.activations import (
     ELU,
@@ -218,6 +226,92 @@ def test_layers_without_bounds_are_named():
     model = Classifier(LeNet(in_channels=3), dataset_spec("cifar10")).eval()
     with pytest.raises(UnboundedError, match="max_pool2d"):
         layer_bounds(model, torch.zeros(1, 3, 32, 32), torch.ones(1, 3, 32, 32))
+
+
+class Odd(nn.Module):
+    """A linear classifier of features that a function computes from images and a convolution."""
+
+    def __init__(self, features):
+        super().__init__()
+        self.conv, self.fc, self.relu = nn.Conv2d(1, 2, 3, padding=1), nn.Linear(128, 3), nn.ReLU(inplace=True)
+        self.features = features
+
+    def forward(self, x):
+        return self.fc(self.features(self, x).flatten(1))
+
+
+def in_place_module(net, x):
+    y = net.conv(x)
+    return net.relu(y) + y
+
+
+def in_place_function(net, x):
+    y = net.conv(x)
+    return nn.functional.relu(y, True) + y
+
+
+def in_place_on_a_view(net, x):
+    y = net.conv(x)
+    return net.relu(y.view(-1, 2, 8, 8)) + y
+
+
+def in_place_sum(net, x):
+    y = net.conv(x)
+    z = y
+    z += 1.0
+    return z + y
+
+
+@pytest.mark.parametrize(
+    ("features", "reason"),
+    [
+        (in_place_module, "relu, which changes in place a tensor that another layer reads"),
+        (in_place_function, "changes in place a tensor"),
+        (in_place_on_a_view, "changes in place a tensor"),
+        (in_place_sum, "computes other logits than the model"),
+        (lambda net, x: net.conv(net.relu(x)), "changes in place a tensor"),
+        (lambda net, x: net.conv(x + 5 * torch.randn(x.shape)), "computes other logits than the model"),
+        (lambda net, x: net.conv(x) * x.shape[0], "computes other logits than the model"),
+        (lambda net, x: net.conv((4 * x).to(torch.int32).to(torch.float32)), "the method to"),
+        (lambda net, x: net.conv(x) + net.conv(x).mean((2, 3), keepdim=True), "the function add"),
+        (lambda net, x: net.conv(x).mean((2, 3), keepdim=True) + torch.zeros(x.shape), "the function add"),
+        (lambda net, x: net.conv(x) if x.mean() > 0.5 else net.conv(-x), "Odd, which torch.fx cannot trace"),
+    ],
+)
+def test_computations_that_the_graph_does_not_show_are_refused(features, reason):
+    with pytest.raises(UnboundedError, match=reason):
+        certify(Odd(features).eval(), torch.rand(3, 1, 8, 8), torch.tensor([0, 1, 2]), 0.01)
+
+
+def test_the_module_that_cannot_be_traced_is_named():
+    inner = Odd(lambda net, x: net.conv(x) if x.mean() > 0.5 else net.conv(-x))
+    with pytest.raises(UnboundedError, match=r"Odd \(0\), which torch.fx cannot trace"):
+        certify(nn.Sequential(inner), torch.rand(1, 1, 8, 8), torch.tensor([0]), 0.01)
+
+
+def test_networks_that_change_only_their_own_tensors_in_place_have_bounds():
+    def features(net, x):
+        y = net.relu(net.conv(x))
+        y += 0.5
+        return net.relu(y.flatten(1))
+
+    model, x = Odd(features).eval(), torch.rand(3, 1, 8, 8)
+    assert certify(model, x, model(x).argmax(1), 1e-6).certified.all()
+
+
+@pytest.mark.parametrize("padding", ["same", "valid"])
+def test_named_paddings_and_slopes_of_channels_have_bounds(padding):
+    convolution = nn.Conv2d(1, 4, (3, 5), padding=padding, dilation=(2, 1))
+    model = nn.Sequential(convolution, nn.PReLU(4, init=0.3), nn.Flatten(), nn.LazyLinear(3)).eval()
+    x = torch.rand(5, 1, 8, 8)
+    two = model(x).topk(2).values
+    found = certify(model, x, model(x).argmax(1), 1e-7).margins
+    assert torch.allclose(found.float(), two[:, 0] - two[:, 1], atol=1e-4)
+
+
+def test_a_single_logit_is_refused():
+    with pytest.raises(ValueError, match="must have at least 2 logits for margins, got 1"):
+        certify(nn.Sequential(nn.Flatten(), nn.Linear(64, 1)), torch.rand(1, 1, 8, 8), torch.tensor([0]), 0.1)
 
 
 def test_radius_and_norm_are_checked():

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from lightning_paf.evaluation.certificates.methods import IBP, AlphaCrown, Crown, CrownIBP, Method
 from lightning_paf.functional.predictions import check_labels, misclassified
 from lightning_paf.nn.bounds.network import Network
-from lightning_paf.nn.bounds.propagation import margin_weights
+from lightning_paf.nn.bounds.propagation import check_logits, margin_weights
 from lightning_paf.nn.bounds.region import region_of
 from lightning_paf.nn.modes import frozen, full_precision
 from lightning_paf.types import Norm
@@ -98,6 +98,7 @@ def _margins(
 ) -> tuple[Tensor, Tensor]:
     """Lower bounds (N,) by methods in turn, and mask of the correct images."""
     logits = model(x)
+    check_logits(network, x, logits)
     correct = ~misclassified(logits, y)
     weights = margin_weights(y, logits.shape[1], logits)
     best = torch.full((len(x),), -torch.inf, dtype=torch.float64, device=x.device)

@@ -128,6 +128,11 @@ def _(module: nn.Module, dims: int) -> Curve:
     return _fixed(PSoftplus.formula, 1.0)
 
 
+@curve_of.register
+def _(module: nn.PReLU, dims: int) -> Curve:
+    return Curve(PReLU.formula, (module.weight.view(-1, *[1] * (dims - 2)),))
+
+
 @curve_of.register(Tanh)
 @curve_of.register(nn.Tanh)
 def _(module: nn.Module, dims: int) -> Curve:

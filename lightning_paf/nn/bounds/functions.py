@@ -37,9 +37,9 @@ Tensors that depend on the images are `Traced`.
 """
 
 
-def _add(x: Any, other: Any) -> Layer:
+def _add(x: Any, other: Any) -> Layer | None:
     if isinstance(x, Traced) and isinstance(other, Traced):
-        return Addition()
+        return Addition() if x.sample.shape == other.sample.shape else None
     traced, constant = (x, other) if isinstance(x, Traced) else (other, x)
     return _scale(traced, 1.0, constant)
 
@@ -60,8 +60,10 @@ def _divide(x: Any, other: Any) -> Layer | None:
     return None if isinstance(other, Traced) else _scale(x, 1 / other, 0.0)
 
 
-def _scale(x: Traced, factor: Any, bias: Any) -> Layer:
-    return Scale(*(torch.as_tensor(part).to(x.sample) for part in (factor, bias)))
+def _scale(x: Traced, factor: Any, bias: Any) -> Layer | None:
+    factor, bias = (torch.as_tensor(part).to(x.sample) for part in (factor, bias))
+    kept = torch.broadcast_shapes(factor.shape, bias.shape, x.sample.shape) == x.sample.shape
+    return Scale(factor, bias) if kept else None
 
 
 def _conv(x: Traced, weight: Tensor, bias: Tensor | None = None, *rest: Any, **more: Any) -> Layer | None:
@@ -93,6 +95,11 @@ def _reshape(function: Callable[..., Tensor]) -> Rule:
 def _mean(x: Traced, dim: Any = None, keepdim: bool = False) -> Layer | None:
     dims = {d % x.sample.dim() for d in ((dim,) if isinstance(dim, int) else dim or (0,))}
     return None if 0 in dims else average_over(partial(torch.mean, dim=tuple(dims), keepdim=keepdim), x.sample)
+
+
+def _to(x: Traced, *args: Any, **kwargs: Any) -> Layer | None:
+    """The identity; other types round."""
+    return Monotone(lambda batch: batch) if x.sample.to(*args, **kwargs).dtype == x.sample.dtype else None
 
 
 def _as_module(module: nn.Module) -> Rule:
@@ -137,7 +144,7 @@ METHODS: Mapping[str, Rule] = MappingProxyType(
         "view": _reshape(Tensor.view),
         "reshape": _reshape(torch.reshape),
         "mean": _mean,
-        "to": lambda x, *args, **kwargs: Monotone(lambda batch: batch),
+        "to": _to,
         "contiguous": lambda x: Monotone(lambda batch: batch),
     }
 )

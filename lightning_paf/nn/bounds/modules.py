@@ -32,9 +32,14 @@ def _(module: nn.Linear, sample: Tensor) -> Layer:
 
 @layer_of.register
 def _(module: nn.Conv2d, sample: Tensor) -> Layer | None:
-    if module.padding_mode != "zeros" or isinstance(module.padding, str):
+    padding = module.padding
+    if isinstance(padding, str):
+        same = padding == "same"
+        total = [same * width * (size - 1) for width, size in zip(module.dilation, module.kernel_size, strict=True)]
+        padding = None if any(sides % 2 for sides in total) else (total[0] // 2, total[1] // 2)
+    if module.padding_mode != "zeros" or padding is None:
         return None
-    return Conv(module.weight, module.bias, module.stride, module.padding, module.dilation, module.groups)
+    return Conv(module.weight, module.bias, module.stride, padding, module.dilation, module.groups)
 
 
 @layer_of.register(nn.BatchNorm2d)

@@ -1,5 +1,6 @@
 """The graph of a network as layers with bounds."""
 
+import operator
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NoReturn
@@ -13,6 +14,7 @@ from lightning_paf.nn.bounds.curve import Curve
 from lightning_paf.nn.bounds.functions import FUNCTIONS, METHODS, Traced
 from lightning_paf.nn.bounds.interval import Interval
 from lightning_paf.nn.bounds.layers.base import Layer
+from lightning_paf.nn.bounds.layers.monotone import Monotone
 from lightning_paf.nn.bounds.layers.pointwise import Pointwise
 from lightning_paf.nn.bounds.modules import layer_of
 from lightning_paf.nn.equivalence import has_global_hooks, is_hooked
@@ -81,15 +83,27 @@ class Network:
 
 
 def _trace(model: nn.Module) -> fx.Graph:
+    tracer = _Tracer()
     try:
-        return _Tracer().trace(model)
-    except (TypeError, fx.proxy.TraceError, RuntimeError, AttributeError) as error:
+        return tracer.trace(model)
+    except _UNTRACEABLE as error:
         message = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
-        raise UnboundedError(f"one that torch.fx cannot trace ({message})") from error
+        raise UnboundedError(
+            f"{tracer.failed or type(model).__name__}, which torch.fx cannot trace ({message})"
+        ) from error
+
+
+_UNTRACEABLE = (TypeError, fx.proxy.TraceError, RuntimeError, AttributeError)
 
 
 class _Tracer(fx.Tracer):
-    """Traces `forward` down to layers of PyTorch and of this package."""
+    """Traces `forward` down to layers of PyTorch and of this package.
+
+    Attributes:
+        failed: The innermost module whose `forward` could not be traced.
+    """
+
+    failed: str | None = None
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return isinstance(m, Activation | CpuSyncBatchNorm) or super().is_leaf_module(m, module_qualified_name)
@@ -97,9 +111,14 @@ class _Tracer(fx.Tracer):
     def call_module(
         self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
+        name = f"{type(m).__name__} ({self.path_of_module(m)})"
         if is_hooked(m):
-            raise UnboundedError(f"hooks of {type(m).__name__} ({self.path_of_module(m)})")
-        return super().call_module(m, forward, args, kwargs)
+            raise UnboundedError(f"hooks of {name}")
+        try:
+            return super().call_module(m, forward, args, kwargs)
+        except _UNTRACEABLE:
+            self.failed = self.failed or name
+            raise
 
     def get_fresh_qualname(self, prefix: str) -> NoReturn:
         raise TypeError("a tensor that the forward pass creates would become a constant")
@@ -109,8 +128,29 @@ class _Builder(fx.Interpreter):
     """Runs a graph on one image, and collects the layers that depend on it."""
 
     def __init__(self, module: fx.GraphModule) -> None:
-        super().__init__(module)
+        super().__init__(module, garbage_collect_values=False)
         self.steps: list[Step] = []
+
+    def run_node(self, n: fx.Node) -> Any:
+        """Refuse changes in place that other layers see; the graph does not show them."""
+        if self._in_place(n) and self._is_shared(n.all_input_nodes[0]):
+            raise UnboundedError(f"{n.target}, which changes in place a tensor that another layer reads")
+        return super().run_node(n)
+
+    def _in_place(self, node: fx.Node) -> bool:
+        if node.op == "call_module":
+            return bool(getattr(self.fetch_attr(str(node.target)), "inplace", False))
+        more = (*node.args[1:2], node.kwargs.get("inplace"))  # `F.relu(x, True)`
+        return node.target is operator.iadd or any(word is True for word in more)
+
+    def _is_shared(self, node: fx.Node) -> bool:
+        """Whether a tensor, or one that may share its memory, is read more than once."""
+        traced = self.env[node]
+        if len(node.users) > 1 or not isinstance(traced, Traced) or traced.step == 0:
+            return True
+        layer = self.steps[traced.step - 1].layer
+        moved = isinstance(layer, Monotone) and not layer.error
+        return (moved or self._in_place(node)) and self._is_shared(node.all_input_nodes[0])
 
     def placeholder(self, target: Any, args: Any, kwargs: Any) -> Any:
         return Traced(0, super().placeholder(target, args, kwargs))

@@ -5,10 +5,10 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from lightning_paf.nn.bounds.interval import Interval
+from lightning_paf.nn.bounds.interval import Interval, rounding_unit
 from lightning_paf.nn.bounds.layers.pointwise import along
 from lightning_paf.nn.bounds.lines import Lines
-from lightning_paf.nn.bounds.network import Network
+from lightning_paf.nn.bounds.network import Network, UnboundedError
 from lightning_paf.nn.bounds.region import Box, Region, dot
 
 Bounds = list[Interval]
@@ -36,8 +36,28 @@ def propagate(network: Network, region: Region, unit: float, tighten: Tighten | 
     return bounds
 
 
+def check_logits(network: Network, x: Tensor, logits: Tensor) -> None:
+    """Check that the graph computes the logits of the model, up to rounding.
+
+    A graph does not record everything, such as random numbers and the size of the batch.
+
+    Args:
+        network: The graph.
+        x: Images (N, C, H, W).
+        logits: Those of the model, (N, classes).
+
+    Raises:
+        UnboundedError: It computes others.
+    """
+    low, high = propagate(network, Box(x, x), rounding_unit(x.dtype))[network.output]
+    if bool(((logits < low) | (logits > high)).any()):
+        raise UnboundedError("one whose graph by torch.fx computes other logits than the model")
+
+
 def margin_weights(y: Tensor, classes: int, like: Tensor) -> Tensor:
     """Weights (classes - 1, N, classes) of the label's logit minus each other one."""
+    if classes < 2:
+        raise ValueError(f"A network must have at least 2 logits for margins, got {classes}. Pass such a network.")
     eye = torch.eye(classes, dtype=like.dtype, device=like.device)
     return torch.stack([eye[y] - eye[(y + shift) % classes] for shift in range(1, classes)])
 
