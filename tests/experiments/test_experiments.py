@@ -55,10 +55,11 @@ def test_the_page_is_that_of_the_results():
     assert RESULTS.with_suffix(".md").read_text() == page(RESULTS) + "\n"
 
 
-def test_the_page_of_real_images_quotes_its_result():
-    folder = RESULTS.parent / "paf"
-    lines = section(json.loads((folder / "paf.json").read_text()), folder)
-    assert "\n".join(lines[2:]) in (RESULTS.parent / "paf.md").read_text()
+@pytest.mark.parametrize("name", ["paf", "certified"])
+def test_the_pages_of_real_images_quote_their_results(name):
+    folder = RESULTS.parent / name
+    lines = section(json.loads((folder / f"{name}.json").read_text()), folder)
+    assert "\n".join(lines[2:]).strip() in (RESULTS.parent / f"{name}.md").read_text()
 
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in RESULTS.glob("*.json")))

@@ -23,19 +23,24 @@ def _certified(method: MethodName) -> Metric:
     return metric
 
 
-TRAININGS = {"at": ()} | {name.lower(): objective(name) for name in ("IBP", "CROWNIBP", "SABR")}
+TRAININGS = {
+    "at": ("adversarial training", ()),
+    "ibp": ("IBP", objective("IBP")),
+    "crownibp": ("CROWN-IBP", objective("CROWNIBP")),
+    "sabr": ("SABR", objective("SABR")),
+}
 
 EXPERIMENT = Experiment(
     title="Certified training (Gowal et al., 2018; Zhang et al., 2020; Müller et al., 2023)",
     variants=tuple(
         Variant(f"{name}_{activation}", (*options, *RAMP, *words))
-        for name, options in TRAININGS.items()
+        for name, (_, options) in TRAININGS.items()
         for activation, words in (("relu", ()), ("pssilu", PSSILU))
     ),
     claims=(
         *(
-            Claim(f"PSSiLU certifies more than ReLU after {name}", f"{name}_pssilu", f"{name}_relu", "crown")
-            for name in TRAININGS
+            Claim(f"PSSiLU certifies more than ReLU after {training}", f"{name}_pssilu", f"{name}_relu", "crown")
+            for name, (training, _) in TRAININGS.items()
         ),
         Claim("IBP certifies more than adversarial training", "ibp_relu", "at_relu", "crown", source="paper"),
         Claim("CROWN-IBP certifies more than IBP", "crownibp_relu", "ibp_relu", "crown", source="paper"),
