@@ -15,6 +15,7 @@ from lightning_paf.utils.terminal import printable
 if TYPE_CHECKING:
     from lightning_paf.runs.status import ResultFile, RunStatus
 
+_COLUMNS = "robust: best in validation; clean: in the same epoch; result: robust in test"
 _NAME_WIDTH = 24
 
 
@@ -96,25 +97,36 @@ def _print_table(found: "list[RunStatus]") -> None:
     from lightning_paf.runs.progress import duration
 
     parent = Path(os.path.commonpath([status.run for status in found]))
-    table = Table(box=None, pad_edge=False)
+    table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False)
     for title in ("run", "state", "epoch", "left", "robust", "clean", "result"):
-        table.add_column(title, no_wrap=True)
+        table.add_column(title, no_wrap=title not in ("run", "result"), overflow="fold")
+    files = {result.name for status in found for result in status.results}
+    short = len({name.partition("_")[2] for name in files}) == 1
     for status in found:
         name = printable(os.path.relpath(status.run, parent))
-        best = {b.metric: f"{100 * b.value:.1f} %" for b in status.best}
-        clean = best.pop("val/acc", "-")
+        best = [b for b in status.best if b.metric != "val/acc"]
         table.add_row(
             name if len(name) <= _NAME_WIDTH else "…" + name[1 - _NAME_WIDTH :],
             status.life,
             _epochs(status),
             "-" if status.seconds_left is None else duration(status.seconds_left),
-            "\n".join(best.values()) or "-",
-            clean,
-            "\n".join(f"{100 * result.robust[0]:.1f} %" for result in status.results) or "-",
+            "\n".join(_percent(b.value) for b in best) or "-",
+            "\n".join(_percent(b.clean) for b in best or status.best) or "-",
+            "\n".join(_named(result, short) for result in status.results) or "-",
         )
     console = Console(highlight=False, markup=False, soft_wrap=True)
-    console.print(f"Runs in {printable(parent)}\nrobust, clean: best in validation; result: robust accuracy in test")
+    console.print(f"Runs in {printable(parent)}\n{_COLUMNS}")
     console.print(table)
+
+
+def _named(result: "ResultFile", short: bool) -> str:
+    """Format as `71.7 % pgd20_linf_8-255`; `short` omits the threat model."""
+    name = result.name.partition("_")[0] if short else result.name
+    return f"{_percent(result.robust[0])} {printable(name)}"
+
+
+def _percent(accuracy: float | None) -> str:
+    return "-" if accuracy is None else f"{100 * accuracy:.1f} %"
 
 
 def _position(status: "RunStatus") -> str:

@@ -29,11 +29,12 @@ _DAMAGE = (OSError, ValueError, TypeError, LookupError, ArithmeticError, Attribu
 
 @dataclass(frozen=True)
 class Best:
-    """Best value of one metric, and its epoch, from 1."""
+    """Best value of one metric, its epoch, from 1, and the clean accuracy with it."""
 
     metric: str
     value: float
     epoch: int
+    clean: float | None
 
 
 @dataclass(frozen=True)
@@ -238,7 +239,7 @@ def _best(rows: list[dict[str, str]]) -> Iterator[Best]:
     metrics = {name for row in rows for name in row if name == "val/acc" or name.startswith("val/acc_")}
     for metric in sorted(metrics, key=lambda metric: (metric == "val/acc", metric)):
         row = max((row for row in rows if metric in row), key=lambda row: float(row[metric]))
-        yield Best(metric, float(row[metric]), _epoch(row))
+        yield Best(metric, float(row[metric]), _epoch(row), float(row["val/acc"]) if "val/acc" in row else None)
 
 
 def _activation(rows: list[dict[str, str]]) -> Iterator[tuple[str, tuple[float, float]]]:
@@ -258,11 +259,10 @@ def _age(path: Path, now: float) -> float:
 
 
 def _last_checkpoint(complete: list[Path], progress: Progress | None, now: float) -> CheckpointFile | None:
-    """Return the checkpoint named in `progress.json`, otherwise the most recent file."""
+    """Return the most recent file, with its step if `progress.json` names it."""
     last = min(complete, key=lambda path: _age(path, now), default=None)
-    named = next((path for path in complete if progress and path.name == progress.checkpoint), last)
-    step = progress.checkpoint_step if progress and named and named.name == progress.checkpoint else None
-    return CheckpointFile(named, step, _age(named, now)) if named else None
+    step = progress.checkpoint_step if progress and last and last.name == progress.checkpoint else None
+    return CheckpointFile(last, step, _age(last, now)) if last else None
 
 
 def _results(folder: Path) -> Iterator[ResultFile]:

@@ -61,8 +61,8 @@ def printed(capsys, *words) -> str:
 
 def test_a_live_run(tmp_path, capsys):
     run = make(tmp_path / "run", WORKING)
-    checkpoint(run / "checkpoints" / "last.ckpt")
     checkpoint(run / "checkpoints" / "step=100.ckpt")
+    checkpoint(run / "checkpoints" / "last.ckpt")
     out = printed(capsys, run)
     assert f"run: alive (training, process {os.getpid()} on" in out
     assert "epoch 2 of 10, step 120 of 600 (20.0 %)" in out
@@ -144,6 +144,15 @@ def test_best_accuracies_and_last_activation(tmp_path, capsys):
     out = printed(capsys, make(tmp_path, WORKING, ROWS))
     assert "robust(pgd) 30.0 % in epoch 1; clean 70.0 % in epoch 2" in out
     assert "alpha 1.1..1.6" in out
+
+
+def test_the_checkpoint_is_the_most_recent_one(tmp_path, capsys):
+    """A killed training saves after its last heartbeat."""
+    run = make(tmp_path, replace(WORKING, checkpoint="step=40.ckpt", checkpoint_step=40))
+    for age, step in ((20, 40), (10, 45)):
+        path = checkpoint(run / "checkpoints" / f"step={step}.ckpt")
+        os.utime(path, (path.stat().st_mtime - age,) * 2)
+    assert "checkpoint  step=45.ckpt: step unknown, " in printed(capsys, run)
 
 
 def test_a_truncated_checkpoint_is_reported(tmp_path, capsys):
@@ -250,8 +259,25 @@ def test_runs_in_subfolders_are_a_table_of_80_columns(tmp_path, capsys):
     assert max(map(len, lines)) <= 80
     table = {line.split()[0]: line.split() for line in lines[2:]}
     assert table["demo-2/relu"][1:3] == ["alive", "2/10"]
-    assert table["…rsarial-training/seed-1"][1:] == ["finished", "2/10", "-", "30.0", "%", "70.0", "%", "-"]
+    assert table["…rsarial-training/seed-1"][1:] == ["finished", "2/10", "-", "30.0", "%", "50.0", "%", "-"]
     assert table["x"][1:3] == ["not", "started"]
+
+
+@pytest.mark.parametrize(
+    ("attacks", "expected"),
+    [
+        (["autoattack_linf_8-255", "pgd20_linf_8-255"], "50.0 % autoattack 50.0 % pgd20"),
+        (["pgd_l2_1", "pgd_linf_8-255-01234567"], "50.0 % pgd_l2_1 50.0 % pgd_linf_8-255-01234567"),
+    ],
+)
+def test_results_in_the_table_are_named(attacks, expected, tmp_path, capsys):
+    run = make(tmp_path / "wide-resnet-34-10-trades" / "a", replace(WORKING, epoch=100, epochs=200), ROWS)
+    make(tmp_path / "x")
+    for name in attacks:
+        EvaluationResult(name, ATTACK, np.array([1, 1, 2, 3], np.uint8), 1.0).save(run / "test" / f"{name}.json")
+    _, _, header, *lines = printed(capsys, tmp_path).splitlines()
+    assert max(map(len, lines)) <= 80
+    assert "".join(line[header.index("result") :] for line in lines).replace(" ", "") == f"{expected}-".replace(" ", "")
 
 
 def test_json(tmp_path, capsys):
