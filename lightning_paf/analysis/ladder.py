@@ -39,11 +39,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     length = parser.add_mutually_exclusive_group()
     fraction, flip = number(float, above=0, most=1), "choose eps such that this fraction changes class (default: 0.3)"
-    length.add_argument("--flip", type=fraction, default=0.3, help=flip)
-    length.add_argument("--eps", type=number(float, above=0), help="fixed eps for all images")
-    series = ("START", "STEP", "MOST")
-    adaptive, until = number(float, least=0), "increase eps until the class changes"
-    length.add_argument("--adaptive", type=adaptive, nargs=3, metavar=series, help=until)
+    length.add_argument("--flip", type=fraction, default=0.3, metavar="P", help=flip)
+    length.add_argument("--eps", type=number(float, above=0), metavar="E", help="fixed eps for all images")
+    adaptive, until = number(float, least=0), "increase eps from E to at most MAX until the class changes"
+    length.add_argument("--adaptive", type=adaptive, nargs=3, metavar=("E", "STEP", "MAX"), help=until)
     boundaries = number(int, least=2)
     parser.add_argument(
         "--svm-images", type=boundaries, default=200, help="images per class for the SVMs (default: 200)"

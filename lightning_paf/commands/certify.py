@@ -13,6 +13,10 @@ if TYPE_CHECKING:
 
     from lightning_paf.analysis.randomized_smoothing import Certificates, Smoothing
 
+_METHODS = (
+    "ibp, crown-ibp, crown or alpha-crown bound the margins, each one tighter and slower than the one before; "
+    "smoothing certifies the network under Gaussian noise (default: smoothing with --sigma, otherwise crown)"
+)
 ROWS = 8
 """Radii in the table, from 0 in steps of sigma / 2."""
 
@@ -91,12 +95,7 @@ def _parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     parser = command_parser("certify", __doc__)
     add = parser.add_argument
     add("run", type=Path, metavar="RUN", help="run folder (its newest checkpoint), or a checkpoint")
-    add(
-        "--method",
-        choices=("ibp", "crown-ibp", "crown", "alpha-crown", "smoothing"),
-        help="ibp to alpha-crown bound the margins, each one tighter and slower than the one before; smoothing "
-        "certifies the network under Gaussian noise (default: smoothing with --sigma, otherwise crown)",
-    )
+    add("--method", choices=("ibp", "crown-ibp", "crown", "alpha-crown", "smoothing"), metavar="METHOD", help=_METHODS)
     add("--eps", type=number(Fraction, above=0), help="radius, e.g. 8/255; not for smoothing (default: training's)")
     add("--norm", choices=("linf", "l2"), help="norm of eps; smoothing is about l2 (default: training's)")
     add("--sigma", type=float, help="standard deviation of the noise, pixels in [0, 1]; only for smoothing")

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lightning_paf.utils.arguments import command_parser
+from lightning_paf.utils.terminal import printable
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -89,7 +90,7 @@ def _in_detail(results: "list[tuple[Path, EvaluationResult]]") -> dict[str, obje
     for name, path, result in (("A", path_a, a), ("B", path_b, b)):
         print(f"{name}: {path}" + (f", {result.weights}" if result.weights else ""))
     print(f"{comparison.samples} samples, {attack.get('norm')} eps {attack.get('eps')}, {attack.get('attack')}\n")
-    _print(comparison)
+    _print(comparison, a.class_names if a.class_names == b.class_names else ())
     return {"a": str(path_a), "b": str(path_b), "attack": dict(attack), **comparison.content()}
 
 
@@ -149,11 +150,11 @@ def _write(
                 write_whole(path, produced())
 
 
-def _print(comparison: "Comparison") -> None:
+def _print(comparison: "Comparison", names: Sequence[str]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    console = Console(highlight=False)
+    console = Console(highlight=False, markup=False)
     accuracies = Table("accuracy, 95 % interval", "A", "B")
     accuracies.add_row("clean", *map(str, comparison.clean))
     accuracies.add_row("robust", *map(str, comparison.robust))
@@ -164,7 +165,8 @@ def _print(comparison: "Comparison") -> None:
             column.justify = "right"
         for row in comparison.classes:
             fractions = (f"{100 * robust / row.total:.1f} %" for robust in row.robust)
-            classes.add_row(str(row.label), str(row.total), *fractions, f"{100 * row.difference:+.1f}")
+            name = printable(names[row.label]) if 0 <= row.label < len(names) else str(row.label)
+            classes.add_row(name, str(row.total), *fractions, f"{100 * row.difference:+.1f}")
         console.print(classes)
     difference = comparison.difference
     print(f"\nDifference of robust accuracy, A - B: {difference}")

@@ -94,9 +94,12 @@ def held_run_folder(trainer: Trainer, run: Path | None) -> Iterator[None]:
         return
     candidates = (trainer.strategy.checkpoint_io, *trainer.loggers)
     writers = [writer for writer in candidates if isinstance(writer, AtomicCheckpointIO | RunMetrics)]
-    with locked(Path(run)) as check_owner:
+    takeover = list[str]()
+    with locked(Path(run), takeover.append) as check_owner:
         for writer in writers:
             writer.check_owner = check_owner
+            if isinstance(writer, RunMetrics):
+                writer.takeover = takeover
         try:
             yield
         finally:
@@ -149,6 +152,8 @@ def enter_run_folder(trainer: Trainer, checkpoint: str | None, config: Mapping[s
         )
     for logger in trainer.loggers:
         if isinstance(logger, RunMetrics):
+            for line in logger.takeover:
+                rank_zero_info(line)
             logger.resumed_step = 0 if checkpoint is None else step_of(checkpoint)
     return checkpoint
 

@@ -21,7 +21,7 @@ _PAUSE = 0.5
 
 
 @contextlib.contextmanager
-def locked(folder: Path) -> Iterator[Callable[[], None]]:
+def locked(folder: Path, log: Callable[[str], None] = rank_zero_info) -> Iterator[Callable[[], None]]:
     """Lock a run folder, on the first rank of a job.
 
     A dead owner on this machine is replaced immediately. For an owner on another machine or in another container, this
@@ -30,6 +30,7 @@ def locked(folder: Path) -> Iterator[Callable[[], None]]:
 
     Args:
         folder: Created if missing; removed at the end if it is empty.
+        log: Function that logs the replacement of a dead owner.
 
     Yields:
         A function to call before a write; it ends this process if another one has taken over the folder.
@@ -41,7 +42,7 @@ def locked(folder: Path) -> Iterator[Callable[[], None]]:
     try:
         with explained(folder, "a run folder"):
             folder.mkdir(parents=True, exist_ok=True)
-            claim = _wait_for(folder / FILE)
+            claim = _wait_for(folder / FILE, log)
         claim.on_loss = partial(check_owner, claim.path, claim.owner)
         with claim:
             yield claim.on_loss
@@ -72,7 +73,7 @@ def check_owner(path: Path, owner: Owner) -> None:
     os._exit(1)
 
 
-def _wait_for(path: Path) -> Claim:
+def _wait_for(path: Path, log: Callable[[str], None]) -> Claim:
     """Take the lock if its owner is dead; raise an error if it is alive."""
     heartbeats, before, waiting = Heartbeats(), read_owner(path), False
     while (claim := take(path, TIMEOUT, heartbeats)) is None:
@@ -87,7 +88,7 @@ def _wait_for(path: Path) -> Claim:
         waiting = True
         time.sleep(_PAUSE)
     if before:
-        rank_zero_info(f"Taking over {path.parent} from {_described(before)}, which ended without releasing it.")
+        log(f"Taking over {path.parent} from {_described(before)}, which ended without releasing it.")
     return claim
 
 

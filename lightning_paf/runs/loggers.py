@@ -54,6 +54,8 @@ class RunMetrics(_RunLogger, CSVLogger):
 
     resumed_step: int | None = 0
     """Optimiser steps before the checkpoint; later rows are dropped. None keeps all."""
+    takeover: Sequence[str] = ()
+    """Line about the dead owner of the run folder, logged once the folder is accepted."""
     checkpoint: str | None = None
     """Origin of the evaluated weights, a column of the table of an evaluation."""
 

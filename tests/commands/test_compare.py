@@ -47,6 +47,17 @@ def test_the_terminal_and_the_json_file_show_the_comparison(runs, capsys):
     assert [row["total"] for row in content["classes"]] == [8, 8, 8]
 
 
+@pytest.mark.parametrize(
+    ("names", "shown"), [(("cat", "[red]"), ["cat", "[red]", "2"]), (("cat", "red"), ["0", "1", "2"])]
+)
+def test_classes_have_names_if_both_files_hold_the_same(names, shown, tmp_path, capsys):
+    labels = np.arange(24) % 3
+    for name, known in (("a", ("cat", "[red]")), ("b", names)):
+        write(tmp_path / f"{name}.json", [1] * 24, labels=labels, class_names=known)
+    assert status("compare", tmp_path / "a.json", tmp_path / "b.json") == 0
+    assert re.findall(r"(\S+) \W +8 ", capsys.readouterr().out) == shown
+
+
 def test_an_inconclusive_comparison_and_its_notes_are_printed(runs, tmp_path, capsys):
     other = write(tmp_path / "other.json", [1] * 20, ATTACK | {"attack": "APGD"})
     assert status("compare", runs / "first", other) == 0

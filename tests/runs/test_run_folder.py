@@ -1,5 +1,7 @@
 """The checkpoint to resume from, and the metrics of a resumed run."""
 
+import json
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,6 +16,7 @@ from lightning_paf.runs.folder import enter_run_folder, held_run_folder
 from lightning_paf.runs.lock import FILE as LOCK
 from lightning_paf.runs.loggers import RunMetrics
 from lightning_paf.runs.progress import FILE, Progress
+from lightning_paf.utils.claim import Owner
 from lightning_paf.utils.process import Process
 
 
@@ -139,6 +142,20 @@ def test_the_first_rank_locks_the_run_folder(trainer, tmp_path):
         trainer.fast_dev_run, trainer.is_global_zero = fast_dev_run, is_first
         with held_run_folder(trainer, run):
             assert [path.name for path in tmp_path.iterdir()] == files
+
+
+def test_a_takeover_is_logged_once_the_folder_is_accepted(trainer, tmp_path, caplog):
+    trainer.strategy, trainer.is_global_zero = SimpleNamespace(checkpoint_io=AtomicCheckpointIO()), True
+    write(tmp_path / "checkpoints" / "last.ckpt", step=4)
+    lock = json.dumps(asdict(replace(Owner.here(), started="0")))
+    (tmp_path / LOCK).write_text(lock)
+    with held_run_folder(trainer, tmp_path), pytest.raises(ValueError, match="already holds one"):
+        enter_run_folder(trainer, None, {})
+    assert "Taking over" not in caplog.text
+    (tmp_path / LOCK).write_text(lock)
+    with held_run_folder(trainer, tmp_path):
+        enter_run_folder(trainer, "auto", {})
+    assert f"Taking over {tmp_path} from process" in caplog.text
 
 
 def test_the_lock_is_checked_before_every_write(trainer, tmp_path, monkeypatch):

@@ -99,7 +99,7 @@ def test_eps_for_a_fraction_is_the_smallest_that_flips_it(scale):
 
 @pytest.mark.parametrize(("start", "step", "most"), [(0.5, 0, 2), (2, 0.1, 1), (-1, 0.1, 1)])
 def test_a_series_that_does_not_grow_is_refused(start, step, most):
-    with pytest.raises(ValueError, match="must be START, STEP > 0"):
+    with pytest.raises(ValueError, match="must be E, STEP > 0"):
         adaptive_eps(threshold(torch.zeros(2)), torch.zeros(2), start, step, most)
 
 

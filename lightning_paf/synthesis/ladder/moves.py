@@ -199,8 +199,7 @@ def adaptive_eps(flips: Flips, like: Tensor, start: float, step: float, most: fl
     """
     if not (0 <= start <= most and step > 0):
         raise ValueError(
-            f"--adaptive must be START, STEP > 0 and MOST >= START, got {start}, {step}, {most}. "
-            "Pass --adaptive 0.5 0.1 25."
+            f"--adaptive must be E, STEP > 0 and MAX >= E, got {start}, {step}, {most}. Pass --adaptive 0.5 0.1 25."
         )
     eps = torch.full((len(like),), start, device=like.device)
     rows, current = torch.arange(len(like), device=like.device), start
