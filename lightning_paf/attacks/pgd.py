@@ -66,6 +66,12 @@ class PGD(Attack):
                 f"than eps={radius_text(eps)}. Raise steps or step_size.",
                 stacklevel=2,
             )
+        if 0 < 2 * float(eps) < float(step_size):
+            warnings.warn(
+                f"{type(self).__name__}: steps of {radius_text(step_size)} are longer than the diameter of the ball, "
+                f"2 * {radius_text(eps)}. Lower step_size, such as to eps / 4.",
+                stacklevel=2,
+            )
 
     def describe(self) -> dict[str, Any]:
         """The threat model and the settings as plain values, for result files."""

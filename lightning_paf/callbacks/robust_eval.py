@@ -10,12 +10,12 @@ import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset
 
-from lightning_paf.attacks import Attack
+from lightning_paf.attacks import Attack, radius_text
 from lightning_paf.attacks.probe import Flags, probe
 from lightning_paf.attacks.target import check_classes
 from lightning_paf.callbacks.classifier_of import classifier_of
@@ -133,6 +133,18 @@ class RobustEval(Callback):
             raise ValueError(
                 f"Evaluations must have different names, got {len(named)} with name={self.name}. "
                 f"Pass --SLOT.name {self.name}2 for one of them."
+            )
+
+        if stage == "fit" and isinstance(trained := getattr(pl_module, "attack", None), Attack):
+            self._compare_radius(trained)
+
+    def _compare_radius(self, trained: Attack) -> None:
+        """Warn if the training has another radius, apart from 0.031 for 8/255."""
+        radius = self.attack.radius
+        if trained.norm == self.attack.norm and abs(trained.radius - radius) > 0.1 * radius:
+            rank_zero_warn(
+                f"{self.name} evaluates at {self.attack.norm} {radius_text(self.attack.eps)}, but the training attack "
+                f"has {radius_text(trained.eps)}. Pass --val_attack.attack.eps and --autoattack.attack.eps, too."
             )
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -197,3 +197,8 @@ def test_the_warning_of_few_steps_names_the_attack():
 
     with pytest.warns(UserWarning, match="^Short cannot cross the ball: 1 steps of 1/255 are shorter than eps=8/255"):
         Short(Fraction(8, 255), steps=1, step_size=Fraction(1, 255))
+
+
+def test_steps_longer_than_the_ball_are_reported():
+    with pytest.warns(UserWarning, match="^PGD: steps of 5/255 are longer than the diameter of the ball, 2 . 2/255"):
+        PGD(Fraction(2, 255), steps=3, step_size=Fraction(5, 255))

@@ -2,6 +2,7 @@
 
 import errno
 import json
+import warnings
 from dataclasses import replace
 
 import pytest
@@ -312,3 +313,13 @@ def test_a_result_written_meanwhile_is_kept(tmp_path, monkeypatch):
     evaluate(tmp_path)
     assert other.read_text() == '{"identity": "other"}'
     assert len(list(tmp_path.glob(f"{STEM}-????????.*"))) == 3
+
+
+@pytest.mark.parametrize(("factor", "warns"), [(0.99, False), (0.5, True)])
+def test_a_training_with_another_radius_is_reported(tmp_path, factor, warns):
+    module = BrightnessModule()
+    module.attack = PGD(factor * EPS, step_size=factor * EPS / 2, steps=4)
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter("always")
+        evaluation().setup(trainer(tmp_path), module, "fit")
+    assert any("evaluates at linf" in str(one.message) for one in found) == warns

@@ -159,3 +159,9 @@ def test_the_folder_of_an_older_version_is_ignored(tmp_path):
     lines = []
     evaluation().run(EvaluationState(tmp_path), progress=lines.append)
     assert ": 0 of 18 records found" in lines[0]
+
+
+def test_the_network_fingerprint_ignores_statistics_that_checkpoints_hold():
+    first, second = nn.BatchNorm2d(2), nn.BatchNorm2d(2)
+    second(torch.randn(4, 2, 3, 3))
+    assert network_fingerprint(first) == network_fingerprint(second)
