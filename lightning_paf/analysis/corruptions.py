@@ -201,5 +201,5 @@ def _baseline(path: Path) -> Mapping[str, list[float]]:
         return {name: [float(error) for error in row] for name, row in errors.items()}
     except (OSError, AttributeError, LookupError, TypeError, ValueError) as error:
         raise ValueError(
-            f"--baseline must be a corruptions.json of `analyze corruptions`, got {path} ({error!r})."
+            f"--baseline must be a file that `analyze corruptions` wrote, got {path}. Pass its corruptions.json."
         ) from error

@@ -20,6 +20,14 @@ _NO_ATTACK = re.compile(
     re.DOTALL,
 )
 """Parser error about an evaluation whose attack is missing."""
+_HINTS = {
+    r"Expected a <class 'tuple'>": "Pass a list in brackets, such as '[15, 25]'.",  # once, in the innermost class
+    r"No module named '\w+'|file \S+\.py: ": "Pass a class of FILE.py as FILE.CLASS, and set PYTHONPATH to its folder: "
+    "PYTHONPATH=. lightning-paf ...",
+    r"required: .*model\.net": "Pass a recipe, such as -c demo/digits, or each of --model.net, --model.attack and "
+    "--model.objective.",
+}
+"""Hints for errors of the parser that contain a pattern."""
 _UNKNOWN = "names no known class"
 _REMOVED = {"BIM": "PGD with start=none, step_size=1/255 and steps=10 (at eps=8/255) is the same attack."}
 """Replacements of the classes of earlier versions."""
@@ -61,8 +69,9 @@ def suggestion(message: str, plug_ins: Mapping[str, type | ModuleType]) -> str:
     Returns:
         Text to append to the message; empty for other errors.
     """
-    if "Expected a <class 'tuple'>" in message:  # once, in the innermost class
-        return "\nPass a list in brackets, such as '[15, 25]'."
+    for pattern, hint in _HINTS.items():
+        if re.search(pattern, message):
+            return f"\n{hint}"
     recipes = _recipes_of_slot(message)
     missing = re.search(r'Parser key "(\w+)": Expected an instantiatable class, but [\w.]+ is abstract', message)
     if missing and missing[1] in plug_ins:

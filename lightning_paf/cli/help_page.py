@@ -15,7 +15,7 @@ _FIT = {
         "--model.net NET": f"network; {_PART}, e.g. resnet18",
         "--model.activation ACT": f"activation; {_PART}, e.g. pssilu",
         "--model.attack ATTACK": f"training attack; {_PART}, e.g. pgd10_linf",
-        "--model.attack.eps EPS": "radius of the attack, e.g. 8/255",
+        "--model.attack.eps EPS": "radius of the training attack, e.g. 8/255",
         "--model.objective LOSS": "training loss; class, e.g. TRADES",
         "--model.optimizer CLASS": "optimizer of torch.optim, e.g. SGD, or SAM",
     },

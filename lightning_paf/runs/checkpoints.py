@@ -92,6 +92,10 @@ def check_checkpoint(name: str) -> None:
     path = Path(name)
     if not os.path.lexists(path):
         raise ValueError(f"--ckpt_path must be a checkpoint, got {name}, which does not exist. Check the path.")
+    if path.is_dir():
+        raise ValueError(
+            f"--ckpt_path must be a file, got the folder {name}. Pass {path / 'checkpoints' / 'last.ckpt'}."
+        )
     try:
         found, damage = _read(path), checksum_error(path)
     except Exception as error:  # a damaged file raises any exception

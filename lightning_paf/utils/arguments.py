@@ -29,10 +29,12 @@ def number(
         must = rule
         try:
             value = kind(text)
-            if not abs(value) < math.inf:
+            if not math.isfinite(value):
                 must = "finite"
             elif value >= least and value > above and value <= most:
                 return value
+        except OverflowError:  # a fraction beyond all floats
+            must = "finite"
         except (ValueError, ZeroDivisionError):
             pass
         raise argparse.ArgumentTypeError(f"must be {must}, got {text}")

@@ -82,6 +82,7 @@ def test_bounds_of_margins_are_printed_and_written_next_to_the_evidence_of_a_tes
         (("--method", "crown", "--sigma", "1"), "--sigma must be given for smoothing, and only for it"),
         (("--sigma", "1", "--eps", "0.1"), "--eps and --norm linf must not be given for smoothing"),
         (("--eps", "0"), "--eps: must be above 0, got 0"),
+        (("--eps", "1e400"), "--eps: must be finite, got 1e400"),
         (("--method", "magic"), "argument --method: invalid choice: 'magic'"),
         (("--figure", "a.png"), "--figure must be given with --method smoothing only"),
     ],

@@ -116,7 +116,7 @@ def test_a_run_is_analysed(checkpoint, tmp_path, capsys):
     assert status(*words, "--data.corruptions", tmp_path) == 1
     assert "labels.npy must be a file of the published corruptions" in capsys.readouterr().err
     assert status(*words, "--baseline", tmp_path / "corruptions.png") == 1
-    assert "--baseline must be a corruptions.json" in capsys.readouterr().err
+    assert "--baseline must be a file that `analyze corruptions` wrote" in capsys.readouterr().err
 
 
 def test_the_figure_has_a_row_for_each_corruption():

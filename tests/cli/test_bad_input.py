@@ -271,6 +271,7 @@ def with_other_weights(trained: Path, path: Path) -> None:
     ("make", "message"),
     [
         (lambda trained, path: None, "which does not exist"),
+        (lambda trained, path: path.mkdir(), "must be a file, got the folder"),
         (lambda trained, path: path.write_bytes(b""), "is damaged"),
         (lambda trained, path: path.write_text("weights"), "is damaged"),
         (half, "is damaged"),
@@ -295,6 +296,18 @@ def test_starting_weights_with_other_bytes_are_refused(trained, tmp_path, capsys
     words = ["-c", trained / "config.yaml", "--run", tmp_path / "run", "--model.init", tmp_path / "bad.ckpt"]
     assert status("fit", *words) == 1
     assert "bad.ckpt must be a checkpoint of `fit`, got a damaged" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("value", ["my_file.MyNet", "{folder}/my_file.py"])
+def test_a_class_in_a_file_is_explained(value, tiny, tmp_path, capsys):
+    (tmp_path / "my_file.py").write_text("class MyNet(nn.Module): a: int = 3")
+    assert status("fit", "-c", tiny, "--model.net", value.format(folder=tmp_path)) == 2
+    assert "Pass a class of FILE.py as FILE.CLASS, and set PYTHONPATH to its folder" in capsys.readouterr().err
+
+
+def test_a_command_without_options_names_recipes(capsys):
+    assert status("fit") == 2
+    assert "Pass a recipe, such as -c demo/digits" in capsys.readouterr().err
 
 
 def test_a_missing_checkpoint_without_a_configuration(capsys, tmp_path):
