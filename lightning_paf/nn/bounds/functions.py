@@ -62,8 +62,7 @@ def _divide(x: Any, other: Any) -> Layer | None:
 
 def _scale(x: Traced, factor: Any, bias: Any) -> Layer | None:
     factor, bias = (torch.as_tensor(part).to(x.sample) for part in (factor, bias))
-    kept = torch.broadcast_shapes(factor.shape, bias.shape, x.sample.shape) == x.sample.shape
-    return Scale(factor, bias) if kept else None
+    return Scale(factor, bias) if (x.sample * factor + bias).shape == x.sample.shape else None
 
 
 def _conv(x: Traced, weight: Tensor, bias: Tensor | None = None, *rest: Any, **more: Any) -> Layer | None:

@@ -32,14 +32,19 @@ def _(module: nn.Linear, sample: Tensor) -> Layer:
 
 @layer_of.register
 def _(module: nn.Conv2d, sample: Tensor) -> Layer | None:
-    padding = module.padding
-    if isinstance(padding, str):
-        same = padding == "same"
-        total = [same * width * (size - 1) for width, size in zip(module.dilation, module.kernel_size, strict=True)]
-        padding = None if any(sides % 2 for sides in total) else (total[0] // 2, total[1] // 2)
+    padding = _padding(module)
     if module.padding_mode != "zeros" or padding is None:
         return None
     return Conv(module.weight, module.bias, module.stride, padding, module.dilation, module.groups)
+
+
+def _padding(module: nn.Conv2d) -> tuple[int, ...] | None:
+    """Zeros on both sides of each dimension; None if `same` needs more on one side."""
+    if not isinstance(module.padding, str):
+        return module.padding
+    same = module.padding == "same"
+    total = [same * width * (size - 1) for width, size in zip(module.dilation, module.kernel_size, strict=True)]
+    return None if any(sides % 2 for sides in total) else tuple(sides // 2 for sides in total)
 
 
 @layer_of.register(nn.BatchNorm2d)
