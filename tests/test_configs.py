@@ -10,6 +10,7 @@ import pytest
 import torch
 import yaml
 from helpers.fakes import CONFIGS, root_without_runs
+from helpers.image_folders import write_image_folder
 from helpers.recipe_headers import commands, cost_in_header, cost_line, costs, option
 from jsonargparse import ArgumentParser
 from lightning.pytorch import callbacks as lightning_callbacks
@@ -69,7 +70,9 @@ mixtures = pytest.mark.parametrize("parts", combinations(), ids=lambda parts: "+
 def parser(tmp_path_factory):
     """The parser of the command line, without a command."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(root_without_runs(tmp_path_factory.mktemp("root")))  # recipes begin with checkpoints in `runs`
+        root = root_without_runs(tmp_path_factory.mktemp("root"))  # recipes begin with checkpoints in `runs`
+        write_image_folder(root / "data", size=(32, 32), counts={"train": 1, "test": 1})  # of the part `folder`
+        patch.chdir(root)
         yield train(["-c", "configs/demo/digits.yaml"], run=False).parser
 
 
