@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 
 import pytest
-from helpers.cli_runs import built
+from helpers.cli_runs import built, status
 from helpers.fakes import root_without_runs
 
 from lightning_paf.commands import reproduce
@@ -39,6 +39,16 @@ def test_every_variant_builds(experiment, name, tmp_path, monkeypatch):
     config = found.config if found.measurement else "experiments/digits"
     task = Task(experiment, name, 0, tmp_path, Path(f"configs/{config}.yaml"), (), 8)
     built(*_filled(_fit_words(task, found, variant), task, found)[1:])
+
+
+COMMANDS = {command for name in experiment_names() for v in find_experiment(name).variants for command in v.before}
+
+
+@pytest.mark.parametrize("command", sorted(COMMANDS), ids=" ".join)
+def test_commands_before_a_training_exist_and_read_its_checkpoint(command, capsys):
+    words = [re.sub(r"\{[\w.-]+\}", "nowhere", word) for word in command]
+    assert status(*words) == 1
+    assert "nowhere, which does not exist" in capsys.readouterr().err
 
 
 def test_a_variant_needs_only_earlier_variants():

@@ -10,7 +10,7 @@ SMALL_EPS = 0.05
 
 def _tuned(name: str, *directions: str) -> Variant:
     """Fine-tune at a tenth of the learning rate, on as many original as moved images."""
-    made = ("ladder", "--ckpt", "{natural}", "--out", "{folder}/moved.npz", "--force", "--width", "16")
+    made = ("analyze", "ladder", "--ckpt", "{natural}", "--out", "{folder}/moved.npz", "--force", "--width", "16")
     options = (
         *(*NATURAL, "--model.init", "{natural}", "--model.optimizer.lr", "0.0003"),
         *("--data.synthetic", "{folder}/moved.npz", "--data.real_fraction", "0.5"),
