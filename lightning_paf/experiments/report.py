@@ -21,7 +21,8 @@ def content(command: str, experiment: Experiment, tasks: Sequence[Task]) -> dict
     """Summarise the finished tasks of an experiment: means, intervals, conclusions."""
     values = {(task.variant, task.seed): measured(task) for task in tasks}
     seeds = sorted({task.seed for task in tasks})
-    names = list(next(iter(values.values())))
+    first = next(iter(values.values()))
+    names = list(first)
     results = [compare(claim, _sides(claim, values, seeds)) for claim in experiment.claims]
     return {
         "method": tasks[0].experiment,
@@ -30,7 +31,7 @@ def content(command: str, experiment: Experiment, tasks: Sequence[Task]) -> dict
         "note": experiment.note,
         "eps": None if experiment.measurement else eps_of(tasks[0], experiment),
         "seeds": len(seeds),
-        "examples": max(map(len, next(iter(values.values())).values())),
+        "examples": len(first["clean"]) if "clean" in first else max(map(len, first.values())),
         "machine": _machine(),
         "plain": list(experiment.plain),
         "shown": list(experiment.shown),

@@ -11,6 +11,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 from helpers.fakes import CONFIGS
 from helpers.plateau import EPS, plateau_samples, shorten
 
@@ -28,7 +29,7 @@ EXPERIMENT = Experiment(
     ),
     (Claim("Tuning helps |w|", "tuned", "natural", "pgd", -9.0), Claim("The same", "tuned", "natural", "clean", -9.0)),
     ("--model.net.width", "4", "--data.train_examples", "128", "--model.attack.steps", "1"),
-    {"constant": lambda run, x, y: 0.5},
+    {"constant": lambda run, x, y: 0.5, "pairs": lambda run, x, y: torch.ones(2 * len(y))},
     eps=0.02,  # the model is robust on some images only
 )
 
@@ -74,7 +75,7 @@ class InThisProcess:
 def test_variants_are_trained_evaluated_and_compared(done):
     found = json.loads((done.folder / "kept" / "small.json").read_text())
     assert set(found["variants"]) == {"natural", "tuned"}
-    assert set(found["variants"]["tuned"]) == {"clean", "pgd", "autoattack", "constant"}
+    assert set(found["variants"]["tuned"]) == {"clean", "pgd", "autoattack", "constant", "pairs"}
     assert [claim["conclusion"] for claim in found["claims"]] == ["reproduced", "reproduced"]
     assert "Tuning helps |w|" in done.printed
     assert "fit -c" in (done.folder / "out" / "small-smoke" / "tuned-1" / "log.txt").read_text()
@@ -275,6 +276,12 @@ def test_numbers_that_allow_no_comparison_are_refused(option, number, tmp_path, 
     with pytest.raises(ValueError, match="argument --seeds: must be at least 2, got 1"):
         reproduce.main(["small", "--seeds", "1", "--out", str(tmp_path / "out")])
     assert not (tmp_path / "out").exists()
+
+
+def test_the_number_of_images_is_not_that_of_a_metric_with_more_values(done):
+    measured = json.loads(next((done.folder / "out").rglob("measured.json")).read_text())
+    found = json.loads((done.folder / "kept" / "small.json").read_text())
+    assert found["examples"] == len(measured["clean"]) == len(measured["pairs"]) / 2
 
 
 def test_an_experiment_states_how_its_runs_are_measured(tmp_path, monkeypatch, capsys):
