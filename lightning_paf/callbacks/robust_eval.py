@@ -119,7 +119,7 @@ class RobustEval(Callback):
         self._flags: Flags = {}
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Check the kind of the model, the target, and that names are distinct."""
+        """Check the kind of the model, the target, the names and the radius."""
         self._checked = False
         if getattr(pl_module, "kind", "classifier") != "classifier":
             raise ValueError(
@@ -134,7 +134,6 @@ class RobustEval(Callback):
                 f"Evaluations must have different names, got {len(named)} with name={self.name}. "
                 f"Pass --SLOT.name {self.name}2 for one of them."
             )
-
         if stage == "fit" and isinstance(trained := getattr(pl_module, "attack", None), Attack):
             self._compare_radius(trained)
 

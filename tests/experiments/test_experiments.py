@@ -69,7 +69,7 @@ def test_the_page_is_that_of_the_results():
 def test_the_pages_of_real_images_quote_their_results(name):
     folder = RESULTS.parent / name
     lines = section(json.loads((folder / f"{name}.json").read_text()), folder)
-    assert "\n".join(lines[2:]).strip() in (RESULTS.parent / f"{name}.md").read_text()
+    assert "\n".join(lines[2:]) in (RESULTS.parent / f"{name}.md").read_text()
 
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in RESULTS.glob("*.json")))

@@ -21,6 +21,9 @@ from lightning_paf.nn.equivalence import has_global_hooks, is_hooked
 from lightning_paf.nn.modes import frozen
 from lightning_paf.nn.sync_batch_norm import CpuSyncBatchNorm
 
+_UNTRACEABLE = (TypeError, fx.proxy.TraceError, RuntimeError, AttributeError)
+"""Errors of `torch.fx` for a forward pass that it cannot trace."""
+
 
 class UnboundedError(ValueError):
     """A network contains a module or function without bounds."""
@@ -91,9 +94,6 @@ def _trace(model: nn.Module) -> fx.Graph:
         raise UnboundedError(
             f"{tracer.failed or type(model).__name__}, which torch.fx cannot trace ({message})"
         ) from error
-
-
-_UNTRACEABLE = (TypeError, fx.proxy.TraceError, RuntimeError, AttributeError)
 
 
 class _Tracer(fx.Tracer):
